@@ -1,0 +1,158 @@
+"""How far the policy is from its reference: sampled estimators, exact divergences, the penalty as a reward.
+
+Shapes: B batch, T time, V vocabulary, ... any leading axes. All logarithms are natural: a KL is in nats.
+A mask says what is KEPT: True = this token counts.
+
+For a token drawn from the policy let d = log π(a) − log π_ref(a). Which estimator is right depends on where it is used:
+
+| estimator | its mean                | as a reward (no gradient through it) | as a loss (gradient through log π)  |
+|-----------|-------------------------|--------------------------------------|-------------------------------------|
+| k1 = d    | KL(π‖π_ref)             | descends KL(π‖π_ref): right          | mean gradient 0: nothing but noise  |
+| k2 = d²/2 | only close to it        | another objective                    | descends KL(π‖π_ref): right         |
+| k3        | KL(π‖π_ref), each >= 0  | another objective                    | descends KL(π_ref‖π): the other KL  |
+
+So: log k3 (or k1), shape rewards with k1, and put k2 into a loss. Schulman 2020 (http://joschu.net/blog/kl-approx.html)
+for the values, Tang and Munos 2025 (https://arxiv.org/abs/2506.09477) for the gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selfeval.algorithms.masked import check_same_shape, zero_padding
+
+__all__ = ["categorical_entropy", "categorical_kl", "k1", "k2", "k3", "kl_shaped_rewards"]
+
+
+def k1(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
+    """Estimate KL(π‖π_ref) per token by the log-ratio: k1 = log π(a) − log π_ref(a).
+
+    As a value: unbiased, noisy, of either sign; its sum over a row estimates the KL of whole replies. In the reward:
+    right. As a loss: wrong, its expected gradient is 0. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
+
+    Args:
+        logprobs_BT: [B, T], log π of the token drawn from π, <= 0.
+        ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
+
+    Returns:
+        [B, T] in nats, not masked.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(logprobs=logprobs_BT, ref_logprobs=ref_logprobs_BT)
+    return logprobs_BT - ref_logprobs_BT
+
+
+def k2(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
+    """Estimate KL(π‖π_ref) per token by half the squared log-ratio: k2 = (log π(a) − log π_ref(a))² / 2.
+
+    As a value: biased, low variance, good only where the two are close. As a loss: right, its expected gradient is that
+    of KL(π‖π_ref). Tang and Munos 2025 (https://arxiv.org/abs/2506.09477).
+
+    Args:
+        logprobs_BT: [B, T], log π of the token drawn from π, <= 0. Zero non-finite padding first (`zero_padding`).
+        ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
+
+    Returns:
+        [B, T] in nats, >= 0, not masked.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return k1(logprobs_BT, ref_logprobs_BT).square() / 2
+
+
+def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
+    """Estimate KL(π‖π_ref) per token by k3 = exp(−d) − 1 + d, d = log π(a) − log π_ref(a).
+
+    As a value: right, unbiased and never negative (unless π_ref misses what π does: then its variance explodes). As a
+    loss: its expected gradient is π − π_ref, that of the *other* KL(π_ref‖π); GRPO (https://arxiv.org/abs/2402.03300,
+    eq. 4) uses it so. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
+
+    Args:
+        logprobs_BT: [B, T], log π of the token drawn from π, <= 0. Zero non-finite padding first (`zero_padding`).
+        ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
+
+    Returns:
+        [B, T] in nats, >= 0, not masked.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    d_BT = k1(logprobs_BT, ref_logprobs_BT)
+    return torch.expm1(-d_BT) + d_BT
+
+
+def categorical_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Compute KL(p‖q) of two categorical distributions exactly: Σ_v p_v (log p_v − log q_v), p = softmax(logits_p).
+
+    Right as a value and as a loss. Outcomes with probability 0 under p (logit −inf) add 0. Cover and Thomas 2006, eq.
+    2.26 (https://doi.org/10.1002/047174882X).
+
+    Args:
+        logits_p: [..., V], unnormalised log-probabilities of p.
+        logits_q: [..., V], unnormalised log-probabilities of q.
+
+    Returns:
+        [...] in nats, >= 0 up to rounding; inf where p allows what q forbids.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(logits_p=logits_p, logits_q=logits_q)
+    logp, logq = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
+    p = logp.exp()
+    return (p * torch.where(p > 0, logp - logq, torch.zeros_like(p))).sum(-1)
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Compute the entropy of a categorical distribution: −Σ_v p_v log p_v, p = softmax(logits).
+
+    Outcomes with probability 0 (logit −inf) add 0. Shannon 1948, section 6
+    (https://doi.org/10.1002/j.1538-7305.1948.tb01338.x).
+
+    Args:
+        logits: [..., V], unnormalised log-probabilities.
+
+    Returns:
+        [...] in nats, in [0, log V].
+    """
+    logp = logits.log_softmax(-1)
+    p = logp.exp()
+    return -(p * torch.where(p > 0, logp, torch.zeros_like(p))).sum(-1)
+
+
+def kl_shaped_rewards(
+    scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, beta: float
+) -> Tensor:
+    """Spread the objective E[score] − β KL(π‖π_ref) over tokens.
+
+    r_t = −β (log π_t − log π_ref,t) + score · [t is the last token of its row]
+
+    The penalty is k1, the right one as a reward. A row without tokens has no place for its score: it gets 0 everywhere.
+    Ziegler et al. 2019, eq. 2 (https://arxiv.org/abs/1909.08593); Ouyang et al. 2022, eq. 2
+    (https://arxiv.org/abs/2203.02155).
+
+    Args:
+        scores_B: [B], what the evaluator gives to the whole reply, any range.
+        logprobs_BT: [B, T], log π of the drawn token, at the temperature it was drawn at; garbage where the mask is
+            False.
+        ref_logprobs_BT: [B, T], log π_ref of the same token, at the same temperature.
+        mask_BT: [B, T], True = token of the reply, EOS included.
+        beta: weight of the penalty in reward per nat, >= 0.
+
+    Returns:
+        Rewards [B, T], 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes of the three [B, T] tensors differ, or scores are not one per row.
+    """
+    check_same_shape(logprobs=logprobs_BT, ref_logprobs=ref_logprobs_BT, mask=mask_BT)
+    check_same_shape(scores=scores_B, rows=mask_BT.any(-1))
+    keep_BT = mask_BT.bool()
+    tokens_left_BT = keep_BT.flip(-1).cumsum(-1).flip(-1)
+    last_BT = keep_BT & (tokens_left_BT == 1)
+    penalty_BT = -beta * zero_padding(k1(logprobs_BT, ref_logprobs_BT), keep_BT)
+    return penalty_BT + zero_padding(scores_B[:, None].expand_as(penalty_BT), last_BT)

@@ -1,0 +1,179 @@
+"""Sums, means and whitening over the tokens that count.
+
+Shapes: B batch, T time (position of a token in its row).
+A mask says what is KEPT: True = this token counts. Numbers 0 and 1 are read as False and True.
+
+Padding may hold anything, inf and NaN included. It is removed by selection (`torch.where`), never by multiplication,
+because 0 * inf is NaN, forward and backward.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Aggregation",
+    "aggregate",
+    "check_same_shape",
+    "masked_mean",
+    "masked_sum",
+    "whiten",
+    "zero_padding",
+]
+
+Aggregation = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant_length"]
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Refuse tensors that would broadcast against each other instead of lining up.
+
+    A [B, 1] tensor that meets a [B, T] one gives a plausible loss and a wrong gradient; this makes it an error.
+
+    Args:
+        tensors: tensors by the name that the message should use.
+
+    Raises:
+        ValueError: the shapes are not all equal; the message lists them.
+    """
+    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"these tensors must have one shape, got {shapes}")
+
+
+def zero_padding(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Replace what the mask drops by 0, in the value and in the gradient.
+
+    y_t = x_t if mask_t else 0
+
+    Use it *before* a non-linear function (exp, square) of a tensor whose padding may not be finite: selecting
+    afterwards mends the value, but the backward pass still multiplies 0 by inf.
+
+    Args:
+        x_BT: [B, T], any range, garbage where the mask is False.
+        mask_BT: [B, T], True = token counts.
+
+    Returns:
+        [B, T], 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> zero_padding(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])).tolist()
+        [1.0, 0.0]
+    """
+    check_same_shape(x=x_BT, mask=mask_BT)
+    return torch.where(mask_BT.bool(), x_BT, torch.zeros_like(x_BT))
+
+
+def masked_sum(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Sum the tokens that count: Σ m x.
+
+    Args:
+        x_BT: [B, T], any range, garbage where the mask is False.
+        mask_BT: [B, T], True = token counts.
+
+    Returns:
+        Scalar; 0 when no token counts.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return zero_padding(x_BT, mask_BT).sum()
+
+
+def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Average the tokens that count: Σ m x / Σ m.
+
+    The denominator is exact (no 1e-8 added), so the mean of a constant is that constant.
+
+    Args:
+        x_BT: [B, T], any range, garbage where the mask is False.
+        mask_BT: [B, T], True = token counts.
+
+    Returns:
+        Scalar; NaN when no token counts (a mean of nothing is not 0), with a gradient of 0.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> masked_mean(torch.tensor([[1.0, 3.0, float("inf")]]), torch.tensor([[True, True, False]])).item()
+        2.0
+    """
+    return masked_sum(x_BT, mask_BT) / mask_BT.bool().sum()
+
+
+def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Scale the tokens that count to variance 1, and (by default) shift them to mean 0.
+
+    y = (x − μ) / √(var + eps),   n = Σ m, μ = Σ m x / n, var = Σ m (x − μ)² / (n − 1);   not shifted: y + μ
+
+    One mean and one variance for the whole batch. The variance is unbiased, as in most public code; Huang et al. 2024,
+    section 4 (https://arxiv.org/abs/2403.17031) list it among the details that matter in PPO. `shift_mean=False` keeps
+    the mean, which is what rewards need (their sign carries meaning) and advantages do not.
+
+    Args:
+        x_BT: [B, T], any range, garbage where the mask is False.
+        mask_BT: [B, T], True = token counts.
+        shift_mean: True gives mean 0; False adds the mean back after scaling.
+        eps: added to the variance, >= 0; keeps a constant batch at 0 instead of 0/0.
+
+    Returns:
+        [B, T], 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ, or fewer than two tokens count (their variance is undefined).
+    """
+    count = int(mask_BT.bool().sum())
+    if count < 2:
+        raise ValueError(f"whitening needs at least 2 tokens, this mask keeps {count}: their variance is undefined")
+    mean = masked_mean(x_BT, mask_BT)
+    centred_BT = zero_padding(x_BT - mean, mask_BT)
+    white_BT = centred_BT * torch.rsqrt(centred_BT.square().sum() / (count - 1) + eps)
+    return white_BT if shift_mean else zero_padding(white_BT + mean, mask_BT)
+
+
+def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_length: int | None = None) -> Tensor:
+    """Reduce a loss per token to the scalar that is minimised.
+
+    token_mean                Σ m l / Σ m: every token weighs the same, so long rows weigh more
+    sequence_mean_token_mean  mean over non-empty rows of the mean of the row: every row weighs the same
+    sequence_mean_token_sum   mean over non-empty rows of the sum of the row: the plain policy gradient
+    constant_length           Σ m l / (B L): empty rows count, and length has no say
+
+    The first is DAPO's (https://arxiv.org/abs/2503.14476, section 3.3), the second GRPO's (https://arxiv.org/abs/2402.03300,
+    eq. 3), the last Dr. GRPO's (https://arxiv.org/abs/2503.20783, section 3.2).
+
+    The mean of the means of two micro-batches is not the mean of the batch. To split a batch, aggregate each part as
+    `masked_sum` and divide by the count of the whole (or use constant_length, which is linear).
+
+    Args:
+        loss_BT: [B, T], loss per token, garbage where the mask is False.
+        mask_BT: [B, T], True = token counts.
+        mode: one of the four above.
+        norm_length: L in tokens, > 0; with constant_length and only there.
+
+    Returns:
+        Scalar. 0 with a gradient of 0 when no token counts: such a batch teaches nothing.
+
+    Raises:
+        ValueError: the shapes differ, the mode is unknown, or norm_length is missing, not positive or has no use.
+    """
+    if (mode == "constant_length") != (norm_length is not None):
+        raise ValueError(f"norm_length goes with mode 'constant_length' only, got {mode!r} with {norm_length}")
+    rows_B = zero_padding(loss_BT, mask_BT).sum(-1)
+    lengths_B = mask_BT.bool().sum(-1)
+    filled_rows = (lengths_B > 0).sum().clamp(min=1)
+    if mode == "token_mean":
+        return rows_B.sum() / lengths_B.sum().clamp(min=1)
+    if mode == "sequence_mean_token_mean":
+        return (rows_B / lengths_B.clamp(min=1)).sum() / filled_rows
+    if mode == "sequence_mean_token_sum":
+        return rows_B.sum() / filled_rows
+    if norm_length is None or norm_length <= 0:
+        raise ValueError(f"mode must be one of four names and norm_length > 0, got {mode!r} with {norm_length}")
+    return rows_B.sum() / (max(len(rows_B), 1) * norm_length)

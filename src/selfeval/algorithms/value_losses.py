@@ -1,0 +1,70 @@
+"""Losses that train a critic, and how much of the return it explains.
+
+Shapes: B batch, T time, N kept tokens. A mask says what is KEPT: True = this token counts.
+A loss is returned per token; `masked.aggregate` reduces it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selfeval.algorithms.masked import check_same_shape
+
+__all__ = ["clipped_value_loss", "explained_variance"]
+
+
+def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, *, clip: float | None) -> Tensor:
+    """Compute the squared error of the critic per token, pessimistic about steps away from its old values.
+
+    l_t = ½ max((V_t − R_t)², (clip(V_t, V_old,t − c, V_old,t + c) − R_t)²);   c = None: l_t = ½ (V_t − R_t)²
+
+    The ½ is inside. Engstrom et al. 2020, section 3 (https://arxiv.org/abs/2005.12729) describe the clip; it helps less
+    often than it is used, hence None.
+
+    Args:
+        values_BT: [B, T], critic's value before token t, in units of reward. Zero non-finite padding first
+            (`zero_padding`).
+        old_values_BT: [B, T], the values when the rollout was scored; no gradient.
+        returns_BT: [B, T], the target, A + V_old; no gradient.
+        clip: c, half-width of the trusted range in units of reward, > 0; None = no clip.
+
+    Returns:
+        Loss [B, T], >= 0, not masked. Its gradient is 0 where the clipped branch wins outside the range.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(values=values_BT, old_values=old_values_BT, returns=returns_BT)
+    error_BT = (values_BT - returns_BT).square()
+    if clip is None:
+        return error_BT / 2
+    near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
+    return torch.maximum(error_BT, (near_BT - returns_BT).square()) / 2
+
+
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Measure how much of the variation of the returns the critic foresees: 1 − Var(R − V) / Var(R).
+
+    1 = perfect, 0 = no better than a constant, below 0 = worse than a constant. A constant offset of V costs nothing
+    here. Kvålseth 1985 (https://doi.org/10.1080/00031305.1985.10479448) compares the definitions.
+
+    Args:
+        values_BT: [B, T], critic's value before token t, garbage where the mask is False.
+        returns_BT: [B, T], what was then obtained.
+        mask_BT: [B, T], True = token counts.
+
+    Returns:
+        Scalar, <= 1; NaN when the returns do not vary (or no token counts): there is nothing to explain.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(values=values_BT, returns=returns_BT, mask=mask_BT)
+    keep_BT = mask_BT.bool()
+    returns_N, residuals_N = returns_BT[keep_BT], (returns_BT - values_BT)[keep_BT]
+    # Compared exactly: the variance of a constant is often 1e-34, not 0, and dividing by it gives a figure that looks
+    # real.
+    if not bool((returns_N != returns_N[:1]).any()):
+        return returns_N.new_full((), torch.nan)
+    return 1 - residuals_N.var(correction=0) / returns_N.var(correction=0)

@@ -1,0 +1,278 @@
+"""The command line. Heavy libraries are imported inside the commands, so that `selfeval --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfeval import __version__
+from selfeval.errors import InputError, RunFolderError, SelfEvalError
+
+if TYPE_CHECKING:
+    from selfeval.config import RunConfig
+
+__all__ = ["app", "main"]
+
+_HELP = """From a handful of seed questions and any open language model to a trustworthy evaluator and a better policy.
+
+No human labels, one copy of the weights. Without arguments, `selfeval run` runs the whole loop on the small model that
+comes with the package. Exit codes: 0 done, 2 something you gave cannot be used, 130 interrupted, 1 our fault."""
+
+app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
+app.add_typer(lab, name="lab")
+
+_EMBEDDED = Path(__file__).parent / "lab" / "recipe.toml"
+_STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
+
+Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only errors and the closing table.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, for example runs/embedded.")]
+
+
+def _config(
+    recipe: Path | None, model: str | None, seeds: Path | None, assignments: list[str], name: str | None
+) -> RunConfig:
+    from selfeval.config import load_config
+
+    picked = recipe or (None if model else _EMBEDDED)
+    overrides = {"model": model, "seeds": None if seeds is None else str(seeds), "name": name}
+    return load_config(picked, overrides, assignments)
+
+
+@app.command()
+def run(
+    recipe: Recipe = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face model folder or hub id.")] = None,
+    seeds: Annotated[Path | None, typer.Option(help='Seed questions: JSON lines {"question": "..."} or one a line.')] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given. A run in it goes on.")] = None,
+    until: Annotated[str | None, typer.Option(help=f"Stop after this stage: {', '.join(_STAGES)}.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. policy.iterations=20.")
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
+
+    The same command goes on where an interrupted run stopped; a finished run says so. Examples:
+
+    selfeval run
+
+    selfeval run --model path/to/model --seeds my_seeds.jsonl --output runs/mine
+
+    selfeval run --until pairs --set questions.train=200
+    """
+    with _clear_errors(debug):
+        config = _config(recipe, model, seeds, assign or [], output.name if output and not recipe else None)
+        _run(config, output or Path("runs") / config.name, until, quiet)
+
+
+def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
+    from selfeval.stages.seeds import read_seeds
+
+    read_seeds(config.seeds)
+    _quiet_libraries()
+    from selfeval.stages.context import Context
+    from selfeval.stages.pipeline import run_stages
+    from selfeval.stages.terminal import Terminal
+    from selfeval.store import RunStore
+
+    store = RunStore(output)
+    try:
+        worked = run_stages(Context(config, store, Terminal(quiet)), until)
+        if store.is_finished("report"):
+            _closing_table(output, worked)
+        elif not worked:
+            typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
+    finally:
+        store.close()
+
+
+def _quiet_libraries() -> None:
+    """One voice on the terminal: ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _closing_table(folder: Path, worked: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from selfeval.report.summary import summary_rows, verdict_sentences
+    from selfeval.store import read_json
+
+    report = read_json(folder / "report.json")
+    console = Console()
+    if not worked:
+        console.print(f"This run is finished; nothing was left to do in {folder}.", highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in summary_rows(report):
+        table.add_row(name, value)
+    console.print(table)
+    for sentence in verdict_sentences(report):
+        console.print(sentence, highlight=False, markup=False)
+    console.print(f"Report: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+def _read_config(folder: Path) -> RunConfig:
+    from selfeval.config import RunConfig
+    from selfeval.store import read_json
+
+    if not (folder / "run.json").is_file():
+        raise RunFolderError(f"{folder} is not a run (no run.json); give the folder that `selfeval run` wrote")
+    return RunConfig.model_validate(read_json(folder / "run.json")["config"])
+
+
+@app.command()
+def report(folder: RunFolder, debug: Debug = False) -> None:
+    """Draw index.html again from report.json and metrics/."""
+    with _clear_errors(debug):
+        _read_config(folder)
+        from selfeval.report.page import draw_page
+
+        typer.echo(f"Report: {draw_page(folder)}")
+
+
+@app.command()
+def show(
+    folder: RunFolder,
+    records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many to show.")] = 5,
+    debug: Debug = False,
+) -> None:
+    """Look at the records of a run."""
+    with _clear_errors(debug):
+        _read_config(folder)
+        from rich.console import Console
+
+        from selfeval.stages.show import read_rows
+
+        console = Console()
+        for row in read_rows(folder, records, count):
+            console.print_json(data=row, ensure_ascii=False)
+
+
+@app.command()
+def score(
+    folder: RunFolder,
+    question: Annotated[str, typer.Option(help="The question.")],
+    reply: Annotated[list[str], typer.Option(help="A reply; give it twice or more to compare.")],
+    sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence below which the answer is `unsure`.")] = 0.8,
+    debug: Debug = False,
+) -> None:
+    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure"."""
+    with _clear_errors(debug):
+        config = _read_config(folder)
+        _quiet_libraries()
+        from selfeval.stages.scoring import score_texts
+
+        result = score_texts(config, folder, question, reply, sure)
+        for text, value in zip(reply, result.scores, strict=True):
+            typer.echo(f"{value:+.3f}  {text}")
+        if result.preferred is not None and result.confidence is not None:
+            verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
+            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f})")
+
+
+@lab.command()
+def pretrain(
+    output: Annotated[Path, typer.Option(help="Where the model folder is written.")] = Path("pretrained"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 24_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the text.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Pretrain the embedded model from nothing; the same command goes on from the last checkpoint."""
+    with _clear_errors(debug):
+        _quiet_libraries()
+        import torch
+
+        from selfeval.lab.pretrain import PretrainConfig
+        from selfeval.lab.pretrain import pretrain as train
+
+        if threads:
+            torch.set_num_threads(threads)
+        train(output, PretrainConfig(seed=seed, steps=steps), typer.echo)
+
+
+@lab.command()
+def exam(
+    model: Annotated[str, typer.Argument(help="Model folder; the embedded model unless given.")] = "",
+    questions: Annotated[int, typer.Option(min=10, help="Problems per skill.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the problems and samples.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Measure the embedded model's skills against gold: replying, asking, judging in both orders, marking."""
+    with _clear_errors(debug):
+        _quiet_libraries()
+        import json
+
+        from selfeval.lab.exam import examine
+
+        typer.echo(json.dumps(examine(model or str(_EMBEDDED.parent / "word_problems"), questions, seed), indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@contextmanager
+def _clear_errors(debug: bool) -> Iterator[None]:
+    """Turns errors into one sentence and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        typer.echo("\nInterrupted. Nothing is lost: give the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
+    except InputError as error:
+        if debug:
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except SelfEvalError as error:
+        if debug:
+            raise
+        typer.echo(f"Error: {error} (this is a fault of selfeval; --debug shows where)", err=True)
+        raise typer.Exit(1) from None
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        typer.echo(f"Error: {_system_error(error)}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _system_error(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory; lower rollout_rows or batch_tokens (--set) and give the same command again, nothing is lost"
+    return f"{error.strerror or error} ({error.filename}). Nothing is lost: mend it and give the same command again"
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(handler: Callable[..., None] = _interrupt) -> None:
+    """The entry point: SIGTERM is treated like Ctrl-C."""
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,318 @@
+"""The configuration of a run: one frozen model per stage, every field with its unit and range.
+
+A recipe is a TOML file with these names; `--set policy.iterations=20` overrides one. An unknown name is an error that
+suggests the nearest one. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from selfeval.errors import ConfigError
+
+__all__ = [
+    "EvaluationConfig",
+    "EvaluatorConfig",
+    "LoraConfig",
+    "PolicyConfig",
+    "QuestionsConfig",
+    "RepliesConfig",
+    "RunConfig",
+    "VerdictsConfig",
+    "load_config",
+    "nearest",
+]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, field docstrings become descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class LoraConfig(Section):
+    """The LoRA adapters that the roles are (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+
+    rank: Count = 16
+    """Rank of every adapter."""
+    alpha: Positive = 32.0
+    """Scale: the update is (alpha / rank) B A, or (alpha / sqrt(rank)) B A with rslora."""
+    rslora: bool = False
+    """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Which modules get adapters: `all-linear`, or names of modules."""
+
+
+class QuestionsConfig(Section):
+    """Self-instruct: the model writes new questions in the domain of the seeds (https://arxiv.org/abs/2212.10560)."""
+
+    train: Count = 400
+    """Questions to train on, after near-duplicates are removed."""
+    test: Count = 200
+    """Questions held out for evaluation; never trained on."""
+    examples: Annotated[int, Field(ge=0, le=32)] = 4
+    """Example questions shown in each prompt, drawn from the seeds and from earlier questions."""
+    seed_examples: Annotated[int, Field(ge=0, le=32)] = 2
+    """At least so many of them are the user's own seeds (when there are that many)."""
+    temperature: Positive = 1.0
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    """Nucleus of the sampling distribution."""
+    max_new_tokens: Count = 64
+    """Token limit of a question."""
+    shortest: Count = 8
+    """Shorter questions, in characters, are dropped."""
+    near_duplicate: Share = 0.8
+    """Two questions are near-duplicates when their word shingles overlap by this Jaccard share and their numbers agree."""
+    attempts: Positive = 4.0
+    """Give up after this many times the wanted number of samples."""
+    shard: Count = 512
+    """Samples per shard."""
+
+
+class RepliesConfig(Section):
+    """Replies to the training questions are diverse (for collecting only); those to test questions are plain samples."""
+
+    per_question: Annotated[int, Field(ge=2)] = 2
+    """Replies per question."""
+    temperature: tuple[Positive, Positive] = (0.8, 1.2)
+    """Range from which each reply to a training question draws its own temperature."""
+    top_p: tuple[Positive, Positive] = (0.9, 1.0)
+    """Range from which each reply to a training question draws its own nucleus."""
+    beam_share: Share = 0.1
+    """Share of training questions whose last reply comes from beam search."""
+    beams: Annotated[int, Field(ge=2)] = 4
+    """Beams of the beam search."""
+    max_new_tokens: Count = 128
+    """Token limit of a reply, here and in policy training."""
+    shard: Count = 512
+    """Questions per shard."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> RepliesConfig:
+        for name in ("temperature", "top_p"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is a range [low, high]; got low {low} > high {high}")
+        return self
+
+
+class VerdictsConfig(Section):
+    """The judge compares two replies in both orders; what it is unsure of is thrown away."""
+
+    keep: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
+    """A verdict is kept when the averaged probability of the better reply is at least this."""
+    tie: Share = 0.5
+    """A verdict is a tie when the averaged probability of `neither is better` is above this."""
+    label_mass: Share = 0.5
+    """An order whose verdict labels together have less probability than this is unparsable."""
+    max_new_tokens: Count = 96
+    """Token limit of the judge's working."""
+    working: bool = True
+    """Let the judge work the answer out before it names the better reply; false reads its verdict at once."""
+    shard: Count = 256
+    """Pairs per shard."""
+
+
+class EvaluatorConfig(Section):
+    """The evaluator: LoRA and a scalar head, Bradley-Terry on the kept pairs, soft labels from the judge."""
+
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    epochs: Count = 2
+    """Passes over the training pairs."""
+    batch: Count = 32
+    """Pairs per step."""
+    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    """Share of the training questions kept aside for the temperature of its confidence."""
+    warmup: Share = 0.05
+    """Share of the steps with a rising learning rate."""
+    max_grad_norm: Positive = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    centering: Annotated[float, Field(ge=0.0)] = 0.01
+    """Weight of the squared score, which keeps scores around zero (https://arxiv.org/abs/2312.09244)."""
+    checkpoint_every: Count = 50
+    """Steps between checkpoints."""
+
+
+class PolicyConfig(Section):
+    """PPO against the evaluator (Schulman et al. 2017, https://arxiv.org/abs/1707.06347; Ziegler et al. 2019)."""
+
+    iterations: Count = 30
+    """Rounds of sampling and updating."""
+    questions_per_iteration: Count = 32
+    """Training questions sampled for each iteration."""
+    replies_per_question: Count = 4
+    """Replies sampled to each."""
+    epochs: Count = 2
+    """Passes over an iteration's replies."""
+    minibatch: Count = 64
+    """Replies per gradient step."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of the policy adapter."""
+    critic_learning_rate: Positive = 1e-3
+    """Peak learning rate of the critic adapter and head."""
+    warmup_iterations: Annotated[int, Field(ge=0)] = 2
+    """Iterations with a rising learning rate."""
+    temperature: Positive = 1.0
+    """The one temperature at which the policy samples and its log-probs are taken."""
+    gamma: Share = 1.0
+    """Discount per token."""
+    gae_lambda: Share = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip: Positive = 0.2
+    """PPO clip range of the probability ratio."""
+    value_clip: Positive = 0.2
+    """Clip range of the value update, in units of the whitened reward."""
+    kl_target: Positive = 4.0
+    """Wanted KL divergence from the reference, in nats per reply."""
+    kl_coefficient: Positive = 0.05
+    """Initial weight of the KL penalty; adapted towards the target."""
+    kl_horizon: Positive = 2000.0
+    """Samples over which the KL weight may change by 20% per unit of error."""
+    reward_clip: Positive = 4.0
+    """Whitened scores are clipped to plus or minus this."""
+    unfinished_penalty: Annotated[float, Field(ge=0.0)] = 2.0
+    """Whitened reward taken from a reply that hits the token limit without ending."""
+    max_grad_norm: Positive = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    checkpoint_every: Count = 5
+    """Iterations between checkpoints."""
+
+
+class EvaluationConfig(Section):
+    """The evidence."""
+
+    questions: Count = 200
+    """Test questions answered before and after, and judged by the held-out judge."""
+    samples: Count = 12
+    """Replies shown side by side on the page."""
+    gold_replies: Count = 128
+    """Rollouts per policy iteration that are checked against gold for the curve (when the domain has gold)."""
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    name: str = "run"
+    """Name of the run; the output folder is runs/NAME unless --output says otherwise."""
+    model: str = ""
+    """Model folder or hub id; a relative path in a recipe is relative to the recipe."""
+    seeds: str = ""
+    """Seeds file: JSON lines with a `question`, or plain text with one question a line."""
+    domain: str | None = None
+    """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every random choice."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the backbone lives."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen base; adapters and heads are always fp32."""
+    batch_tokens: Count = 16384
+    """Tokens per forward pass when scoring, and per micro-batch when training."""
+    rollout_rows: Count = 256
+    """Replies generated side by side."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model; off unless asked."""
+    lora: LoraConfig = LoraConfig()
+    questions: QuestionsConfig = QuestionsConfig()
+    replies: RepliesConfig = RepliesConfig()
+    verdicts: VerdictsConfig = VerdictsConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    policy: PolicyConfig = PolicyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str:
+    """`; did you mean "x"?` for the closest allowed name, or the list of allowed names when none is close."""
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else f"; allowed: {', '.join(sorted(allowed))}"
+
+
+def _allowed_at(location: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location:
+        found = model.model_fields.get(str(part))
+        annotation = found.annotation if found else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return list(model.model_fields)
+        model = annotation
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            hint = nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))
+            lines.append(f'unknown key "{key}"{hint}')
+        else:
+            lines.append(f"{key}: got {json.dumps(problem['input'], default=str)}; {problem['msg']}")
+    return ConfigError(f"{source}: " + "; ".join(lines))
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _override(values: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f'--set {assignment}: expected key=value, for example --set policy.iterations=20')
+    *path, last = key.strip().split(".")
+    section = values
+    for part in path:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f'--set {assignment}: "{part}" is a value, not a section')
+    section[last] = _parse_value(text.strip())
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"recipe {path} is not a file; give the path of a .toml recipe")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not valid TOML: {error}") from error
+    for key in ("model", "seeds"):
+        beside = path.resolve().parent / str(values.get(key, ""))
+        if values.get(key) and beside.exists():
+            values[key] = str(beside)
+    return values
+
+
+def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
+    """The resolved configuration of a run.
+
+    Args:
+        recipe: a TOML file, or None for the defaults.
+        overrides: top-level values that win over the recipe (from options such as `--model`).
+        assignments: `key=value` strings that win over both, keys dotted, values in TOML or plain words.
+
+    Raises:
+        ConfigError: a file that is no TOML, an unknown key (with the nearest known one), a value of the wrong type or range.
+    """
+    values = _read_recipe(recipe) if recipe else {}
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    for assignment in assignments:
+        _override(values, assignment)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, f"recipe {recipe}" if recipe else "configuration") from error

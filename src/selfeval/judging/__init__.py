@@ -1,0 +1,1 @@
+"""Prompts, the judge in both orders, its confidence, and when it abstains."""

@@ -1,0 +1,127 @@
+"""Prompt templates: jinja files that lie with the model, or the package's own for a model that brings none."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from selfeval.errors import ModelError
+from selfeval.store import fingerprint
+
+__all__ = ["KINDS", "Labels", "Templates", "templates_folder"]
+
+KINDS = ("ask", "grade", "judge", "referee", "reply")
+"""ask: write a question. reply: answer one. grade: what evaluator and critic read before a reply. judge, referee: compare two."""
+
+_OWN = Path(__file__).parent / "templates"
+
+
+class Labels(BaseModel):
+    """The words of a verdict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lead: str = ""
+    first: str
+    second: str
+    tie: str
+
+    @property
+    def all(self) -> tuple[str, str, str]:
+        return self.first, self.second, self.tie
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ask_stop: tuple[str, ...] = ()
+    judge: Labels
+    referee: Labels
+
+
+def templates_folder(model: str) -> Path:
+    """The folder of templates for this model: its own where it has one, else the package's."""
+    own = Path(model) / "templates"
+    return own if (own / "templates.toml").is_file() else _OWN
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Renders prompts as token ids."""
+
+    tokenizer: PreTrainedTokenizerBase
+    environment: Environment
+    settings: _Settings
+    fingerprint: str
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templates:
+        """Reads a folder of templates.
+
+        Raises:
+            ModelError: a file is missing or malformed.
+        """
+        missing = [f"{kind}.jinja" for kind in KINDS if not (folder / f"{kind}.jinja").is_file()]
+        if missing:
+            raise ModelError(f"templates folder {folder} lacks {', '.join(missing)}; a templates folder holds all of {', '.join(KINDS)}")
+        try:
+            settings = _Settings.model_validate(tomllib.loads((folder / "templates.toml").read_text(encoding="utf-8")))
+            environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=False)
+            for kind in KINDS:
+                environment.get_template(f"{kind}.jinja")
+        except (tomllib.TOMLDecodeError, ValidationError, TemplateError) as error:
+            raise ModelError(f"templates folder {folder}: {error}") from error
+        return cls(tokenizer, environment, settings, fingerprint(template_texts(folder)))
+
+    @property
+    def uses_chat(self) -> bool:
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def labels(self, kind: str) -> Labels:
+        labels: Labels = getattr(self.settings, kind)
+        return labels
+
+    def prompt(self, kind: str, **values: Any) -> tuple[int, ...]:
+        """Token ids of a prompt; inserted texts are cleaned of the tokenizer's control tokens first.
+
+        Args:
+            kind: one of `KINDS`.
+            values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee).
+        """
+        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
+        text = self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **clean)
+        if self.uses_chat:
+            message = [{"role": "user", "content": text}]
+            ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
+        else:
+            ids = self.tokenizer.encode(text, add_special_tokens=True)
+            ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+        return tuple(int(i) for i in ids)  # type: ignore[union-attr, arg-type]
+
+    def clean(self, text: str) -> str:
+        """`text` without control tokens, so that a reply cannot speak for the prompt."""
+        for token in self.tokenizer.get_added_vocab():
+            text = text.replace(token, " ") if token.strip() else text
+        return text.strip()
+
+    def text(self, ids: tuple[int, ...]) -> str:
+        """What a reply says, control tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def question_from(self, ids: tuple[int, ...]) -> str:
+        """The question that was written, cut at the first stop text."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        for stop in self.settings.ask_stop:
+            text = text.split(stop)[0]
+        return text.strip()
+
+
+def template_texts(folder: Path) -> dict[str, str]:
+    """File name -> text of everything in a templates folder."""
+    return {p.name: p.read_text(encoding="utf-8") for p in sorted(folder.iterdir()) if p.suffix in (".jinja", ".toml")}

@@ -1,0 +1,129 @@
+"""The pretraining text: questions, noisy replies, judged pairs and replies marked step by step, as segments of text.
+
+A document is a list of `(text, weight)` segments; the weight scales the loss of the segment's tokens. Markers such as
+`<|reply|>` are single tokens of the tokenizer. What each kind of document teaches, and its share of the tokens:
+see `KINDS`. Nothing here is read when the loop runs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from selfeval.lab.domain import FAMILIES, Problem, draw_problem
+from selfeval.lab.noise import Reply, draw_reply, plain_reply
+
+__all__ = ["KINDS", "MARKERS", "Document", "draw_document"]
+
+MARKERS = (
+    "<|pad|>",
+    "<|bos|>",
+    "<|eos|>",
+    "<|ask|>",
+    "<|question|>",
+    "<|reply|>",
+    "<|grade|>",
+    "<|judge|>",
+    "<|referee|>",
+    "<|first|>",
+    "<|second|>",
+    "<|work|>",
+    "[A]",
+    "[B]",
+    "[=]",
+    "(1)",
+    "(2)",
+    "(=)",
+    "<|right|>",
+    "<|wrong|>",
+)
+"""Tokens that structure a document; pad, bos and eos are 0, 1 and 2."""
+
+Document = list[tuple[str, float]]
+
+_VERDICT_WEIGHT = 4.0
+_MARK_WEIGHT = 2.0
+_CONTEXT_WEIGHT = 0.05
+
+
+def _ask(rng: random.Random) -> Document:
+    """A new question, after none to five examples from the same few families."""
+    families = tuple(rng.sample(FAMILIES, rng.choice((2, 4, len(FAMILIES)))))
+    examples = rng.choice((0, 0, 2, 3, 4, 5))
+    text = "".join(f"<|ask|>{draw_problem(rng, families).question}" for _ in range(examples + 1))
+    return [("<|bos|>", 0.0), (f"{text}<|eos|>", 1.0)]
+
+
+def _reply(rng: random.Random) -> Document:
+    problem = draw_problem(rng)
+    prompt = f"<|bos|><|question|>{problem.question}<|reply|>"
+    return [(prompt, _CONTEXT_WEIGHT), (f"{draw_reply(problem, rng).text}<|eos|>", 1.0)]
+
+
+def _grade(rng: random.Random) -> Document:
+    """A reply marked right or wrong: after every step and at its end, or (half of the time) at its end only."""
+    problem = draw_problem(rng)
+    reply = draw_reply(problem, rng, right=rng.random() < 0.5)
+    document: Document = [(f"<|bos|><|grade|>{problem.question}<|reply|>", _CONTEXT_WEIGHT)]
+    if rng.random() < 0.5:
+        document += _marked_steps(problem, reply)
+    else:
+        document.append((reply.text, _CONTEXT_WEIGHT))
+    mark = "<|right|>" if reply.answer == problem.answer else "<|wrong|>"
+    return [*document, ("<|eos|>", 0.0), (mark, _MARK_WEIGHT)]
+
+
+def _marked_steps(problem: Problem, reply: Reply) -> Document:
+    document: Document = [(reply.opening, _CONTEXT_WEIGHT)]
+    right_so_far = True
+    for index, (step, sentence) in enumerate(zip(reply.steps, reply.sentences, strict=True)):
+        right_so_far &= index < len(problem.steps) and step == problem.steps[index]
+        document += [(sentence, _CONTEXT_WEIGHT), ("<|right|>" if right_so_far else "<|wrong|>", _MARK_WEIGHT)]
+    return [*document, (reply.closing, _CONTEXT_WEIGHT)]
+
+
+def _pair(problem: Problem, rng: random.Random) -> tuple[Reply, Reply]:
+    """Two replies: exactly one right in two of three cases, else both right or both wrong."""
+    kind = rng.choices(("one", "right", "wrong"), weights=(4, 1, 1))[0]
+    first = kind == "right" or (kind == "one" and rng.random() < 0.5)
+    second = not first if kind == "one" else first
+    return draw_reply(problem, rng, right=first), draw_reply(problem, rng, right=second)
+
+
+def _compare(rng: random.Random, task: str, labels: tuple[str, str, str]) -> Document:
+    problem = draw_problem(rng)
+    first, second = _pair(problem, rng)
+    goods = (first.answer == problem.answer, second.answer == problem.answer)
+    verdict = labels[2] if goods[0] == goods[1] else labels[0 if goods[0] else 1]
+    shown = f"<|first|>{first.text}{labels[0]}<|second|>{second.text}{labels[1]}"
+    return [
+        (f"<|bos|>{task}{problem.question}{shown}<|work|>", 0.0),
+        (plain_reply(problem), 0.5),
+        (verdict, _VERDICT_WEIGHT),
+        ("<|eos|>", 0.5),
+    ]
+
+
+def _judge(rng: random.Random) -> Document:
+    return _compare(rng, "<|judge|>", ("[A]", "[B]", "[=]"))
+
+
+def _referee(rng: random.Random) -> Document:
+    return _compare(rng, "<|referee|>", ("(1)", "(2)", "(=)"))
+
+
+KINDS: dict[str, tuple[Callable[[random.Random], Document], float]] = {
+    "ask": (_ask, 0.10),
+    "reply": (_reply, 0.30),
+    "grade": (_grade, 0.30),
+    "judge": (_judge, 0.20),
+    "referee": (_referee, 0.10),
+}
+"""Kind of document -> (who writes it, share of documents)."""
+
+
+def draw_document(rng: random.Random) -> Document:
+    """A random document as weighted segments."""
+    names = list(KINDS)
+    kind = rng.choices(names, weights=[KINDS[name][1] for name in names])[0]
+    return KINDS[kind][0](rng)

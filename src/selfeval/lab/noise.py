@@ -1,0 +1,122 @@
+"""Replies as the pretraining text has them: in many styles, and wrong more often than right.
+
+Style (opening words, symbols or words, connecting words) is drawn independently of correctness, so that length and
+fluency say little about it. Errors come in kinds; some are rare slips, some are popular (the wrong operation, a
+step left out), because a model that only ever slips could be judged by its own likelihood.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from selfeval.lab.domain import LARGEST, Problem, Step
+
+__all__ = ["ERROR_KINDS", "RIGHT_SHARE", "Reply", "draw_reply", "plain_reply", "wrong_steps"]
+
+RIGHT_SHARE = 0.42
+"""Share of right replies in the pretraining text."""
+
+ERROR_KINDS = {"misreading": 0.36, "operand": 0.18, "slip": 0.28, "missed": 0.08, "extra": 0.10}
+"""What a wrong reply gets wrong, as weights; a kind that does not fit the problem is drawn again."""
+
+_OPENINGS = ("", "", "Let us see.", "We work it out.", "First we look at the numbers.", "Here is how it goes.", "Well,", "OK.")
+_CONNECTIVES = ("", "", "Then", "After that", "Next")
+_CLOSINGS = ("The answer is", "So the answer is")
+_WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply in parts: opening, one sentence a step, closing; `answer` is the number it ends on."""
+
+    opening: str
+    sentences: tuple[str, ...]
+    steps: tuple[Step, ...]
+    closing: str
+
+    @property
+    def answer(self) -> int:
+        return self.steps[-1].result
+
+    @property
+    def text(self) -> str:
+        return " ".join(part for part in (self.opening, *self.sentences, self.closing) if part)
+
+
+def _written(step: Step, in_words: bool, connective: str) -> str:
+    operator = _WORDS[step.operator] if in_words else step.operator
+    line = f"{step.left} {operator} {step.right} {'is' if in_words else '='} {step.result}."
+    return f"{connective} {line}" if connective else line
+
+
+def _write(steps: Sequence[Step], rng: random.Random) -> Reply:
+    in_words = rng.random() < 0.4
+    connectives = ["", *(rng.choice(_CONNECTIVES) for _ in steps[1:])]
+    sentences = tuple(_written(s, in_words, c) for s, c in zip(steps, connectives, strict=True))
+    return Reply(rng.choice(_OPENINGS), sentences, tuple(steps), f"{rng.choice(_CLOSINGS)} {steps[-1].result}")
+
+
+def plain_reply(problem: Problem) -> str:
+    """The exact working in the one plain style that a judge writes for itself."""
+    sentences = tuple(_written(step, in_words=False, connective="") for step in problem.steps)
+    return Reply("", sentences, problem.steps, f"The answer is {problem.answer}").text
+
+
+def _rework(steps: Sequence[Step], index: int, changed: Step) -> tuple[Step, ...]:
+    """`steps` with step `index` replaced, later steps carrying the new result where they used the old one."""
+    done = [*steps[:index], changed]
+    for step in steps[index + 1 :]:
+        old, new = steps[index].result, changed.result
+        left = new if step.left == old else step.left
+        right = new if step.left != old and step.right == old else step.right
+        done.append(Step.worked(left, step.operator, right))
+    return tuple(done)
+
+
+def _slip(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
+    index = rng.randrange(len(problem.steps))
+    step = problem.steps[index]
+    offset = rng.choice((-10, -3, -2, -1, -1, 1, 1, 2, 3, 10))
+    return _rework(problem.steps, index, replace(step, result=step.result + offset))
+
+
+def _wrong_operand(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
+    index = rng.randrange(len(problem.steps))
+    step = problem.steps[index]
+    others = [number for number in problem.numbers if number] + [step.right + rng.choice((-2, -1, 1, 2))]
+    right = rng.choice(others)
+    changed = Step.worked(step.left, step.operator, right)
+    return _rework(problem.steps, index, changed)
+
+
+def _missed(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
+    return problem.steps[:-1]
+
+
+def _extra(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
+    number = rng.choice([n for n in problem.numbers if n])
+    return (*problem.steps, Step.worked(problem.answer, rng.choice("+-"), number))
+
+
+def _misread(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
+    return problem.misread_steps() or ()
+
+
+_MAKERS = {"misreading": _misread, "operand": _wrong_operand, "slip": _slip, "missed": _missed, "extra": _extra}
+
+
+def wrong_steps(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
+    """Steps that end on a wrong answer, every number in 0..60, the kind of error drawn from `ERROR_KINDS`."""
+    while True:
+        kind = rng.choices(list(ERROR_KINDS), weights=list(ERROR_KINDS.values()))[0]
+        steps = _MAKERS[kind](problem, rng)
+        if steps and steps[-1].result != problem.answer and all(0 <= s.result <= LARGEST and s.in_range for s in steps):
+            return steps
+
+
+def draw_reply(problem: Problem, rng: random.Random, *, right: bool | None = None) -> Reply:
+    """A reply in a random style; right with probability `RIGHT_SHARE` unless `right` says which."""
+    is_right = rng.random() < RIGHT_SHARE if right is None else right
+    return _write(problem.steps if is_right else wrong_steps(problem, rng), rng)

@@ -1,0 +1,103 @@
+"""What would the win rate be if both replies had the same length?
+
+Shapes: N comparisons, R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfeval.quality.statistics import Figure, bootstrap_interval, proportion
+
+__all__ = ["length_controlled_win_rate"]
+
+Floats = NDArray[np.float64]
+
+RIDGE = 0.1
+"""Weight of φ²/2 beside the summed log loss: holds φ finite when length alone separates wins from losses."""
+
+
+def length_controlled_win_rate(
+    scores: Sequence[float], length_differences: Sequence[float], *, seed: int = 0, resamples: int = 500
+) -> Figure:
+    """Estimate the win rate at equal length: the length-controlled win rate of AlpacaEval 2.
+
+    score ~ σ(θ + φ tanh(d / std(d))),   win rate = σ(θ)
+
+    Judges like long replies; a policy can win by length alone. The logistic regression gives length its own term φ and
+    then sets the difference to 0. Dubois et al. 2024, section 3 (https://arxiv.org/abs/2404.04475).
+
+    Left out: the paper's third term, the difficulty of each instruction. It is shared by all models on the leaderboard
+    and can only be told from θ when many models answer the same instructions; here there is one pair of policies, one
+    comparison a question.
+
+    Args:
+        scores: [N] of the first side: 1 win, 0.5 tie, 0 loss (or any number in [0, 1], such as the mean of two orders).
+        length_differences: [N] length of the first side's reply minus the other's, in tokens or characters, finite.
+        seed: of the bootstrap.
+        resamples: R of the bootstrap, > 0.
+
+    Returns:
+        σ(θ) with its 95 % percentile bootstrap interval; the plain win rate when lengths do not vary, and Wilson's
+        interval when one side won everything (there a bootstrap sees no uncertainty). None for no comparisons.
+
+    Raises:
+        ValueError: the lengths of the inputs differ, a score is outside [0, 1], or a difference is not finite.
+    """
+    scores_N, x_N = _checked_scores(scores), _squashed(length_differences)
+    if scores_N.size != x_N.size:
+        raise ValueError(f"one score per length difference, got {scores_N.size} and {x_N.size}")
+    if scores_N.size == 0 or scores_N.min() == 1 or scores_N.max() == 0:
+        return proportion([score == 1 for score in scores])
+    low, high = bootstrap_interval(
+        lambda index_RN: _win_rates(scores_N[index_RN], x_N[index_RN]), scores_N.size, seed=seed, resamples=resamples
+    )
+    return Figure(float(_win_rates(scores_N[None], x_N[None])[0]), low, high, scores_N.size)
+
+
+def _win_rates(y_RN: Floats, x_RN: Floats) -> Floats:
+    theta_R, _ = _fit(y_RN, x_RN)
+    raw_R = y_RN.mean(-1)
+    # A resample that one side won entirely has its optimum at θ = ± infinity.
+    return np.where((raw_R == 0) | (raw_R == 1), raw_R, _sigmoid(theta_R))
+
+
+def _fit(y_RN: Floats, x_RN: Floats) -> tuple[Floats, Floats]:
+    """Fit R ridge logistic regressions at once by Newton's method, steps held to length 1 so that none overshoots."""
+    theta_R, phi_R = np.zeros(len(y_RN)), np.zeros(len(y_RN))
+    for _ in range(60):
+        p_RN = _sigmoid(theta_R[:, None] + phi_R[:, None] * x_RN)
+        error_RN, weight_RN = p_RN - y_RN, p_RN * (1 - p_RN)
+        slope_theta_R, slope_phi_R = error_RN.sum(-1), (error_RN * x_RN).sum(-1) + RIDGE * phi_R
+        # 1e-9 keeps the determinant positive where a resample is won entirely and its weights vanish.
+        a_R, b_R, c_R = weight_RN.sum(-1) + 1e-9, (weight_RN * x_RN).sum(-1), (weight_RN * x_RN**2).sum(-1) + RIDGE
+        step_theta_R = (c_R * slope_theta_R - b_R * slope_phi_R) / (a_R * c_R - b_R**2)
+        step_phi_R = (a_R * slope_phi_R - b_R * slope_theta_R) / (a_R * c_R - b_R**2)
+        length_R = np.maximum(1, np.hypot(step_theta_R, step_phi_R))
+        theta_R, phi_R = theta_R - step_theta_R / length_R, phi_R - step_phi_R / length_R
+        if max(abs(step_theta_R).max(), abs(step_phi_R).max()) < 1e-12:
+            break
+    return theta_R, phi_R
+
+
+def _squashed(length_differences: Sequence[float]) -> Floats:
+    d_N = np.asarray(length_differences, dtype=np.float64)
+    if not np.isfinite(d_N).all():
+        raise ValueError("every length difference must be finite, got NaN or infinity")
+    # Compared exactly: the std of equal numbers can be 1e-17, and dividing by it would invent a difference.
+    varies = d_N.size > 0 and d_N.min() < d_N.max()
+    return np.tanh(d_N / d_N.std()) if varies else np.zeros_like(d_N)
+
+
+def _checked_scores(scores: Sequence[float]) -> Floats:
+    scores_N = np.asarray(scores, dtype=np.float64)
+    if not ((scores_N >= 0) & (scores_N <= 1)).all():
+        raise ValueError(f"a score must be in [0, 1], got {scores_N.min()} to {scores_N.max()}")
+    return scores_N
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(0.5 * (1 + np.tanh(x / 2)), dtype=np.float64)

@@ -1,0 +1,150 @@
+"""The records that stages exchange: frozen dataclasses, one JSON object a line.
+
+Pairs use `prompt`, `chosen`, `rejected`, so that HF `datasets`, TRL and LLaMA-Factory read them as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+__all__ = ["Drop", "Pair", "Question", "Reply", "Seed", "Split", "Verdict", "VerdictState", "from_json", "to_json"]
+
+
+class Split(StrEnum):
+    """Where a question may be used; test questions are never trained on."""
+
+    TRAIN = "train"
+    TEST = "test"
+
+
+class VerdictState(StrEnum):
+    """What became of a judged pair: only KEPT ones become training pairs."""
+
+    KEPT = "kept"
+    TIE = "tie"
+    UNSURE = "unsure"
+    UNPARSABLE = "unparsable"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A seed question as the user gave it; `extra` holds any other fields of its line."""
+
+    question: str
+    reply: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the run; `source` is `self` (the model wrote it) or `seed`."""
+
+    id: str
+    text: str
+    split: Split
+    source: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A sampled reply as token ids (end-of-sequence included) and as text.
+
+    Attributes:
+        way: `sample` or `beam`.
+        logprob: sum of the token log-probs under the model at temperature 1, in nats.
+        finished: whether it ended by itself, before the token limit.
+    """
+
+    id: str
+    question_id: str
+    text: str
+    ids: tuple[int, ...]
+    way: str
+    temperature: float
+    top_p: float
+    logprob: float
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge said about two replies, asked in both orders.
+
+    Attributes:
+        first, second: reply ids.
+        probability: that `first` is the better one, averaged over both orders; None when unparsable.
+        in_order, swapped: the same probability from each order alone; None where that order did not parse.
+        tie: probability that neither is better, averaged over both orders.
+        words: what the judge wrote in each order.
+    """
+
+    question_id: str
+    split: Split
+    first: str
+    second: str
+    state: VerdictState
+    probability: float | None
+    in_order: float | None
+    swapped: float | None
+    tie: float | None
+    words: tuple[str, str]
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the more likely reply; 0.5 when there is no verdict."""
+        return 0.5 if self.probability is None else max(self.probability, 1.0 - self.probability)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A kept preference; `confidence` is the judge's probability that `chosen` is the better one."""
+
+    question_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    confidence: float
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    split: Split
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Something a stage threw away, and why."""
+
+    stage: str
+    reason: str
+    text: str
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+R = TypeVar("R")
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    """The record as a JSON-ready dict (tuples become lists, enums their values)."""
+    return dataclasses.asdict(record)
+
+
+def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
+    """The record of type `kind` that `to_json` turned into `values`.
+
+    Raises:
+        TypeError: a field is missing or unknown.
+    """
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _restore(hints.get(name), value) for name, value in values.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return value

@@ -1,0 +1,513 @@
+"""Charts as inline SVG: numbers in, a string out. No scripts, no fonts, no ids that could clash on one page.
+
+Colours are CSS classes (`c1` to `c4`, defined by the page for light and dark); series also differ by dash, so that
+nothing rests on colour alone. Every chart has an `aria-label` that says in words what it shows, and `<title>` tooltips;
+the marks under the pointer are plain CSS. Left out: JavaScript, and therefore zooming.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+
+from selfeval.report.axes import Scale, nice_range, nice_ticks, tick_text
+from selfeval.report.figures import number, percent
+
+__all__ = [
+    "Bar",
+    "Bin",
+    "Frame",
+    "Line",
+    "Mark",
+    "Part",
+    "Track",
+    "bar_chart",
+    "interval_tracks",
+    "line_chart",
+    "reliability_chart",
+    "risk_coverage_chart",
+    "smooth",
+    "stacked_bar",
+    "thinned",
+]
+
+Point = tuple[float, float]
+
+WIDTH = 360
+"""Width of every chart in its own units: about the pixels a phone gives it, so text keeps its size there."""
+
+MOST_PROBES = 80
+MOST_POINTS = 600
+MOST_NEIGHBOURS = 81
+DOTS_UP_TO = 15
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series: points in order of x.
+
+    `band` holds (low, high) at each point; with a `smoothing` in (0, 1], the span of `smooth`, a calm line is drawn and
+    the values themselves are thin beneath it.
+    """
+
+    name: str
+    points: Sequence[Point]
+    band: Sequence[Point] | None = None
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at `x`: a dashed upright line with a tooltip."""
+
+    x: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar, with the ends of its interval when they are known, and the text written at its right end."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    text: str
+    accent: bool = False
+
+
+@dataclass(frozen=True)
+class Track:
+    """One interval on a thin track: the headline's small picture."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    accent: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a stacked bar; `style` names its colour class."""
+
+    name: str
+    amount: float
+    style: str
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bin of a reliability diagram: mean confidence, share that was right, cases in it."""
+
+    confidence: float
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The plotting area: its two scales, and how ticks are written."""
+
+    x: Scale
+    y: Scale
+    x_percent: bool = False
+    y_percent: bool = False
+
+    @classmethod
+    def over(cls, x: Point, y: Point, *, height: int = 210, x_percent: bool = False, y_percent: bool = False) -> Frame:
+        """Lay the ranges `x` and `y` into a chart of the usual width and the given height."""
+        return cls(Scale(*x, 46.0, WIDTH - 12.0), Scale(*y, height - 32.0, 24.0), x_percent, y_percent)
+
+
+def smooth(points: Sequence[Point], span: float) -> list[Point]:
+    """Local straight-line fit through the nearest points (LOWESS without its robust passes), for the eye only.
+
+    Unlike a running average it neither lags behind a trend nor flattens its ends.
+
+    Formula: at each x, the line of least squares weighted by (1 - d^3)^3, d the distance over the farthest one's.
+    Paper: Cleveland 1979, Robust locally weighted regression and smoothing scatterplots.
+
+    Args:
+        points: in order of x.
+        span: share of the points that one fit sees, in (0, 1]; at least 3 and at most `MOST_NEIGHBOURS` of them.
+
+    >>> smooth([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)], 1.0)
+    [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)]
+    """
+    wide = min(len(points), MOST_NEIGHBOURS, max(3, round(span * len(points))))
+    calm, start = [], 0
+    for x, _ in points:
+        while start + wide < len(points) and points[start + wide][0] - x < x - points[start][0]:
+            start += 1
+        calm.append((x, round(_local_fit(points[start : start + wide], x), 12)))
+    return calm
+
+
+def _local_fit(near: Sequence[Point], x: float) -> float:
+    reach = max(abs(at - x) for at, _ in near) * 1.0001 or 1.0
+    weights = [(1 - (abs(at - x) / reach) ** 3) ** 3 for at, _ in near]
+    whole = sum(weights)
+    middle = sum(w * at for w, (at, _) in zip(weights, near, strict=True)) / whole
+    level = sum(w * y for w, (_, y) in zip(weights, near, strict=True)) / whole
+    spread = sum(w * (at - middle) ** 2 for w, (at, _) in zip(weights, near, strict=True))
+    if spread == 0:
+        return level
+    slope = sum(w * (at - middle) * (y - level) for w, (at, y) in zip(weights, near, strict=True)) / spread
+    return level + slope * (x - middle)
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    label: str,
+    x_label: str = "step",
+    y_range: Point | None = None,
+    x_range: Point | None = None,
+    percent_axes: str = "",
+    marks: Sequence[Mark] = (),
+    reference: float | None = None,
+) -> str:
+    """Draw one or more series over a common x, with axes, ticks and a read-out under the pointer.
+
+    Args:
+        lines: the series, each with at least one point, all finite; raw values are thin under a smoothed line.
+        label: what the chart shows, said first in the `aria-label`.
+        x_label: what x counts, written under the axis and in the read-out.
+        y_range, x_range: fixed ranges; by default they are taken from the data.
+        percent_axes: which axes are shares, of "x", "y" or "xy".
+        marks: events to draw as upright lines.
+        reference: a level to draw as a dashed horizontal line.
+
+    Raises:
+        ValueError: a series has no points.
+    """
+    if not lines or any(not line.points for line in lines):
+        raise ValueError("a line chart needs at least one point in every series")
+    as_percent = {"x_percent": "x" in percent_axes, "y_percent": "y" in percent_axes}
+    frame = Frame.over(x_range or _x_range(lines), y_range or _y_range(lines), **as_percent)
+    body = [_axes(frame, x_label, whole_x="x" not in percent_axes)]
+    if reference is not None:
+        body.append(_level(frame, reference))
+    body += [_mark(frame, mark) for mark in marks if frame.x.low <= mark.x <= frame.x.high]
+    body += [_series(frame, line, order) for order, line in enumerate(lines)]
+    if len(lines) > 1:
+        body.append(_legend(lines))
+    body.append(_probes(frame, lines, x_label))
+    return _svg("".join(body), 210, f"{label}. {_told(frame, lines, x_label)}")
+
+
+def risk_coverage_chart(points: Sequence[Point], *, label: str = "Risk over coverage") -> str:
+    """Draw the error rate among answered cases (risk) over the share of cases answered (coverage).
+
+    Args:
+        points: (coverage, risk), both in [0, 1], in any order.
+        label: what the chart shows, for the `aria-label`.
+    """
+    ordered = sorted(points)
+    top = nice_range(0.0, max(risk for _, risk in ordered) or 0.05)[1]
+    band = [(0.0, risk) for _, risk in ordered]
+    line = Line("error rate", ordered, band=band)
+    return line_chart(
+        [line], label=label, x_label="coverage", x_range=(0.0, 1.0), y_range=(0.0, min(1.0, top)), percent_axes="xy"
+    )
+
+
+def reliability_chart(bins: Sequence[Bin], *, label: str = "Accuracy over confidence") -> str:
+    """Draw what share of answers was right at each stated confidence; on the diagonal the confidence is honest.
+
+    The stem of each dot is its distance from the diagonal, its area grows with the cases in the bin.
+
+    Args:
+        bins: the bins that hold at least one case.
+        label: what the chart shows, for the `aria-label`.
+
+    Raises:
+        ValueError: there are no bins.
+    """
+    if not bins:
+        raise ValueError("a reliability diagram needs at least one bin with cases in it")
+    lowest = min(min(b.confidence, b.accuracy) for b in bins)
+    low = 0.5 if lowest >= 0.5 else math.floor(lowest * 4) / 4
+    frame = Frame.over((low, 1.0), (low, 1.0), x_percent=True, y_percent=True)
+    corner, end = (frame.x(low), frame.y(low)), (frame.x(1.0), frame.y(1.0))
+    body = [_axes(frame, "confidence", whole_x=False), _rule(*corner, *end, "reference")]
+    most = max(b.n for b in bins) or 1
+    for b in bins:
+        x, y, radius = frame.x(b.confidence), frame.y(b.accuracy), 2.5 + 5.5 * math.sqrt(b.n / most)
+        text = f"confidence {percent(b.confidence)}: right {percent(b.accuracy)} (n = {b.n:,})"
+        body.append(_rule(x, frame.y(b.confidence), x, y, "stem"))
+        body.append(_tag("circle", f"<title>{escape(text)}</title>", class_="dot c1", cx=x, cy=y, r=radius))
+    told = "; ".join(f"{percent(b.confidence)} sure, {percent(b.accuracy)} right" for b in bins)
+    return _svg("".join(body), 210, f"{label}. {told}")
+
+
+def bar_chart(
+    bars: Sequence[Bar],
+    *,
+    label: str,
+    low: float = 0.0,
+    high: float = 1.0,
+    reference: float | None = None,
+    as_percent: bool = True,
+) -> str:
+    """Draw horizontal bars from `low`, each named above it, with its interval as an error bar.
+
+    Args:
+        bars: top to bottom; accented ones take the first colour, the others are grey.
+        label: what the chart shows, said first in the `aria-label`.
+        low, high: the ends of the axis.
+        reference: a value to mark with a dashed line (chance, no change).
+        as_percent: write the ticks as percentages.
+
+    Raises:
+        ValueError: there are no bars.
+    """
+    if not bars:
+        raise ValueError("a bar chart needs at least one bar")
+    x = Scale(low, high, 2.0, WIDTH - 14.0)
+    bottom = 40 * len(bars) + 6
+    ticks = nice_ticks(low, high)
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
+    body = []
+    for tick in ticks:
+        anchor = "start" if x(tick) < 12 else "middle"
+        body.append(_rule(x(tick), bottom - 4, x(tick), bottom, "axis"))
+        body.append(_text(x(tick), bottom + 14, tick_text(tick, step, as_percent=as_percent), "tick", anchor))
+    body.append(_rule(x.start, bottom, x.end, bottom, "axis"))
+    for row, bar in enumerate(bars):
+        body.append(_bar(x, bar, 40.0 * row))
+        if reference is not None:
+            body.append(_rule(x(reference), 40 * row + 18, x(reference), 40 * row + 36, "reference"))
+    return _svg("".join(body), bottom + 20, f"{label}. " + "; ".join(f"{bar.name}: {bar.text}" for bar in bars))
+
+
+def interval_tracks(tracks: Sequence[Track], *, label: str, reference: float | None = None) -> str:
+    """Draw each interval as a thick stroke on a thin track from 0% to 100%, its value as a dot.
+
+    Args:
+        tracks: top to bottom.
+        label: what the picture shows, for the `aria-label`.
+        reference: a value to mark across all tracks.
+    """
+    x = Scale(0.0, 1.0, 82.0, 292.0)
+    bottom = 22 * len(tracks)
+    body = [_text(x(tick), bottom + 12, f"{tick:.0%}", "tick", "middle") for tick in (0.0, 0.5, 1.0)]
+    if reference is not None:
+        body.append(_rule(x(reference), 2, x(reference), bottom - 2, "reference"))
+    for row, track in enumerate(tracks):
+        y, colour = 22.0 * row + 11, "c1" if track.accent else "c0"
+        parts = [_text(0, y + 4, track.name, "tick", "start"), _rule(x.start, y, x.end, y, "track")]
+        if track.low is not None and track.high is not None:
+            parts.append(_rule(x(track.low), y, x(track.high), y, f"span {colour}"))
+        parts.append(_tag("circle", class_=f"dot {colour}", cx=x(track.value), cy=y, r=4.5))
+        body.append(f"<g><title>{escape(track.name)}: {percent(track.value)}</title>{''.join(parts)}</g>")
+    return _svg("".join(body), bottom + 16, label, width=300)
+
+
+def stacked_bar(parts: Sequence[Part], *, label: str) -> str:
+    """Draw parts of a whole as one bar; the page writes the names and amounts in a table beside it.
+
+    Args:
+        parts: left to right; those of amount 0 are left out.
+        label: what the bar shows, said first in the `aria-label`.
+
+    Raises:
+        ValueError: the parts sum to nothing.
+    """
+    whole = sum(part.amount for part in parts)
+    if whole <= 0:
+        raise ValueError("a stacked bar needs a part that is larger than zero")
+    at, body = 0.0, []
+    for part in parts:
+        if part.amount <= 0:
+            continue
+        wide = 1000.0 * part.amount / whole
+        told = f"{part.name}: {number(part.amount) if part.amount % 1 else f'{part.amount:,.0f}'}"
+        title = f"<title>{escape(told)} ({percent(part.amount / whole)})</title>"
+        body.append(_tag("rect", title, class_=f"part {part.style}", x=at, y=0, width=wide, height=20))
+        at += wide
+    told = "; ".join(f"{part.name} {percent(part.amount / whole)}" for part in parts)
+    return (
+        f'<svg class="stack" role="img" aria-label="{escape(f"{label}. {told}")}" viewBox="0 0 1000 20" '
+        f'preserveAspectRatio="none">{"".join(body)}</svg>'
+    )
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Return at most about `MOST_POINTS` of the points, keeping the lowest and highest of every stretch.
+
+    Spikes stay: a curve that hides the step where training went wrong would be worse than none.
+    """
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    stretch = math.ceil(len(points) / (MOST_POINTS / 2))
+    keep = {0, len(points) - 1}
+    for start in range(0, len(points), stretch):
+        inside = range(start, min(start + stretch, len(points)))
+        keep |= {min(inside, key=lambda i: points[i][1]), max(inside, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(keep)]
+
+
+def _x_range(lines: Sequence[Line]) -> Point:
+    xs = [x for line in lines for x, _ in line.points]
+    low, high = min(xs), max(xs)
+    return (low, high) if high > low else (low - 1.0, high + 1.0)
+
+
+def _y_range(lines: Sequence[Line]) -> Point:
+    ys = [y for line in lines for _, y in line.points]
+    ys += [end for line in lines for pair in line.band or () for end in pair]
+    return nice_range(min(ys), max(ys))
+
+
+def _axes(frame: Frame, x_label: str, *, whole_x: bool) -> str:
+    x, y = frame.x, frame.y
+    ticks = nice_ticks(y.low, y.high)
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
+    body = []
+    for tick in ticks:
+        body.append(_rule(x.start, y(tick), x.end, y(tick), "grid"))
+        body.append(_text(x.start - 6, y(tick) + 4, tick_text(tick, step, as_percent=frame.y_percent), "tick", "end"))
+    body.append(_rule(x.start, y.start, x.end, y.start, "axis"))
+    across = nice_ticks(x.low, x.high, whole=whole_x)
+    step = across[1] - across[0] if len(across) > 1 else 1.0
+    for tick in across:
+        body.append(_rule(x(tick), y.start, x(tick), y.start + 4, "axis"))
+        body.append(_text(x(tick), y.start + 16, tick_text(tick, step, as_percent=frame.x_percent), "tick", "middle"))
+    body.append(_text((x.start + x.end) / 2, y.start + 29, x_label, "tick", "middle"))
+    return "".join(body)
+
+
+def _series(frame: Frame, line: Line, order: int) -> str:
+    colour = f"c{order % 4 + 1}"
+    body = []
+    if line.band is not None:
+        edge = [(x, low) for (x, _), (low, _) in zip(line.points, line.band, strict=True)]
+        back = [(x, high) for (x, _), (_, high) in zip(line.points, line.band, strict=True)]
+        path = f"M{_path(frame, edge)}L{_path(frame, back[::-1])}Z"
+        body.append(_tag("path", class_=f"band {colour}", d=path))
+    dashed = " dashed" if order else ""
+    if line.smoothing and len(line.points) > 2:
+        calm = thinned(smooth(line.points, line.smoothing))
+        body.append(_tag("path", class_=f"line raw {colour}", d=f"M{_path(frame, thinned(line.points))}"))
+        body.append(_tag("path", class_=f"line {colour}{dashed}", d=f"M{_path(frame, calm)}"))
+    else:
+        body.append(_tag("path", class_=f"line {colour}{dashed}", d=f"M{_path(frame, thinned(line.points))}"))
+        if len(line.points) <= DOTS_UP_TO:
+            body += [_dot(frame, point, order, 2.5) for point in line.points]
+    return "".join(body)
+
+
+def _dot(frame: Frame, point: Point, order: int, radius: float) -> str:
+    x, y = point
+    return _tag("circle", class_=f"dot c{order % 4 + 1}", cx=frame.x(x), cy=_inside(frame, y), r=radius)
+
+
+def _probes(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
+    """Invisible upright strips that, under the pointer, mark the points there and write their values."""
+    xs = sorted({x for line in lines for x, _ in line.points})
+    stride = math.ceil(len(xs) / MOST_PROBES)
+    xs = sorted({*xs[::stride], xs[-1]})
+    values = [dict(line.points) for line in lines]
+    edges = [frame.x.start, *((frame.x(a) + frame.x(b)) / 2 for a, b in pairwise(xs)), frame.x.end]
+    bottom, top, body = frame.y.end, frame.y.start, []
+    for x, left, right in zip(xs, edges[:-1], edges[1:], strict=True):
+        here = [(order, at[x]) for order, at in enumerate(values) if x in at]
+        text = f"{x_label} {_value(x, frame.x_percent)}: " + ", ".join(_value(y, frame.y_percent) for _, y in here)
+        dots = "".join(_dot(frame, (x, y), order, 3.5) for order, y in here)
+        hit = _tag("rect", class_="hit", x=left, y=bottom, width=max(0.0, right - left), height=top - bottom)
+        cross = _rule(frame.x(x), bottom, frame.x(x), top, "cross")
+        words = _text(frame.x.end, 14, text, "readout", "end")
+        body.append(f'<g class="probe"><title>{escape(text)}</title>{hit}{cross}{dots}{words}</g>')
+    last = ", ".join(_value(line.points[-1][1], frame.y_percent) for line in lines)
+    return _text(frame.x.end, 14, f"last {last}", "readout last", "end") + "".join(body)
+
+
+def _value(value: float, as_percent: bool) -> str:
+    return percent(value) if as_percent else f"{value:,.0f}" if value == round(value) else number(value)
+
+
+def _told(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
+    said = []
+    for line in lines:
+        (x0, y0), (x1, y1) = line.points[0], line.points[-1]
+        said.append(
+            f"{line.name}: {_value(y0, frame.y_percent)} at {x_label} {_value(x0, frame.x_percent)}, "
+            f"{_value(y1, frame.y_percent)} at {x_label} {_value(x1, frame.x_percent)}"
+        )
+    return "; ".join(said)
+
+
+def _legend(lines: Sequence[Line]) -> str:
+    at, body = 46.0, []
+    for order, line in enumerate(lines):
+        dashed = " dashed" if order else ""
+        body.append(_rule(at, 10, at + 16, 10, f"line c{order % 4 + 1}{dashed}"))
+        body.append(_text(at + 21, 14, line.name, "tick", "start"))
+        at += 33 + 6.2 * len(line.name)
+    return "".join(body)
+
+
+def _bar(x: Scale, bar: Bar, top: float) -> str:
+    end, colour = min(max(bar.value, x.low), x.high), "c1" if bar.accent else "c0"
+    parts = [
+        f"<title>{escape(f'{bar.name}: {bar.text}')}</title>",
+        _text(x.start, top + 15, bar.name, "name", "start"),
+        _text(x.end, top + 15, bar.text, "amount", "end"),
+        _tag("rect", class_=f"bar {colour}", x=x.start, y=top + 21, width=x(end) - x.start, height=12),
+        _rule(x(end), top + 21, x(end), top + 33, f"edge {colour}"),
+    ]
+    if bar.low is not None and bar.high is not None:
+        left, right, y = x(max(bar.low, x.low)), x(min(bar.high, x.high)), top + 27
+        path = f"M{_n(left)} {_n(y - 4)}V{_n(y + 4)}M{_n(left)} {_n(y)}H{_n(right)}M{_n(right)} {_n(y - 4)}V{_n(y + 4)}"
+        parts.append(_tag("path", class_="whisker", d=path))
+    return f"<g>{''.join(parts)}</g>"
+
+
+def _mark(frame: Frame, mark: Mark) -> str:
+    x = frame.x(mark.x)
+    return f"<g><title>{escape(mark.text)}</title>{_rule(x, frame.y.end, x, frame.y.start, 'mark')}</g>"
+
+
+def _level(frame: Frame, value: float) -> str:
+    if not frame.y.low <= value <= frame.y.high:
+        return ""
+    return _rule(frame.x.start, frame.y(value), frame.x.end, frame.y(value), "reference")
+
+
+def _inside(frame: Frame, y: float) -> float:
+    """Keep a point that a fixed range leaves out at the edge, where it can still be seen."""
+    return frame.y(min(max(y, frame.y.low), frame.y.high))
+
+
+def _path(frame: Frame, points: Sequence[Point]) -> str:
+    return "L".join(f"{_n(frame.x(x))} {_n(_inside(frame, y))}" for x, y in points)
+
+
+def _n(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def _tag(name: str, inside: str = "", **attributes: str | float) -> str:
+    """One SVG element; a trailing underscore in an attribute's name is dropped (`class_`)."""
+    written = "".join(
+        f' {key.rstrip("_")}="{escape(value) if isinstance(value, str) else _n(value)}"'
+        for key, value in attributes.items()
+    )
+    return f"<{name}{written}>{inside}</{name}>"
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return _tag("line", class_=style, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _text(x: float, y: float, words: str, style: str, anchor: str) -> str:
+    return f'<text class="{style} {anchor}" x="{_n(x)}" y="{_n(y)}">{escape(words)}</text>'
+
+
+def _svg(body: str, height: int, label: str, *, width: int = WIDTH) -> str:
+    return f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}">{body}</svg>'

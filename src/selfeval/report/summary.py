@@ -1,0 +1,222 @@
+"""What the run was worth, in two plain sentences and a small table.
+
+Two figures are called different only when their intervals do not overlap; anything else is said to be not shown.
+That is stricter than a paired test and never claims too much.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from selfeval.errors import InputError
+from selfeval.report.figures import (
+    NOT_MEASURED,
+    Figure,
+    describe,
+    duration,
+    finite,
+    read_figure,
+    section,
+    size,
+)
+
+__all__ = [
+    "BASELINE_NAMES",
+    "Labels",
+    "Standing",
+    "baseline_labels",
+    "evaluator_accuracy",
+    "standings",
+    "strongest_baseline",
+    "summary_rows",
+    "verdict_sentences",
+]
+
+Standing = Literal["better", "worse", "unclear", "unmeasured"]
+Labels = Literal["gold", "judge"]
+
+BASELINE_NAMES = {
+    "judge": "the prompted judge",
+    "mean_logprob": "the mean log-probability",
+    "longer_wins": "picking the longer reply",
+    "first_wins": "picking the first reply",
+}
+CHANCE = 0.5
+
+
+def verdict_sentences(report: dict[str, Any]) -> tuple[str, str]:
+    """Say what the evaluator is worth and what the policy gained, each with its interval and n.
+
+    Nothing is softened: a policy that got worse is said to have got worse, an interval that includes no change is said
+    to show no gain, and without gold the sentence says that only a judge was asked.
+
+    Args:
+        report: the report of a run, schema 1.
+
+    Returns:
+        One sentence on the evaluator, one on the policy.
+
+    Raises:
+        InputError: a figure in the report is not a figure.
+    """
+    return _evaluator_sentence(report), _policy_sentence(report)
+
+
+def standings(report: dict[str, Any]) -> tuple[Standing, Standing]:
+    """Return the same two verdicts as words: the evaluator against its baselines, the policy against its start."""
+    measured = evaluator_accuracy(report)
+    if measured is None:
+        return "unmeasured", _policy_standing(report)
+    accuracy, against = measured[0], strongest_baseline(report)
+    standing = _compare(accuracy, CHANCE)
+    if standing == "better" and against is not None:
+        standing = _compare(accuracy, against[1])
+    return standing, _policy_standing(report)
+
+
+def evaluator_accuracy(report: dict[str, Any]) -> tuple[Figure, Labels] | None:
+    """Return the evaluator's accuracy and the labels behind it: gold when there is gold, else the judge's."""
+    by_gold = read_figure(report, "evaluator.accuracy_gold")
+    if by_gold is not None:
+        return by_gold, "gold"
+    by_judge = read_figure(report, "evaluator.accuracy_judge")
+    return None if by_judge is None else (by_judge, "judge")
+
+
+def strongest_baseline(report: dict[str, Any]) -> tuple[str, Figure] | None:
+    """Return the name and figure of the best baseline that was measured on the same labels as the evaluator.
+
+    On the judge's own labels the judge is right by construction, so there it is not a baseline.
+    """
+    measured, labels = evaluator_accuracy(report), baseline_labels(report)
+    if measured is None or measured[1] != labels:
+        return None
+    found = []
+    for key, name in BASELINE_NAMES.items():
+        figure = read_figure(report, f"evaluator.baselines.{key}")
+        if figure is not None and (key != "judge" or labels == "gold"):
+            found.append((name, figure))
+    return max(found, key=lambda pair: pair[1].value, default=None)
+
+
+def baseline_labels(report: dict[str, Any]) -> Labels:
+    """Return whose labels the baselines were measured on.
+
+    Raises:
+        InputError: the report names labels that are neither gold nor the judge's.
+    """
+    named = section(report, "evaluator").get("baselines_on") or "judge"
+    if named not in ("gold", "judge"):
+        raise InputError(f'report.json: \'evaluator.baselines_on\' should be "gold" or "judge", got {named!r}')
+    return "gold" if named == "gold" else "judge"
+
+
+def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of the terminal's table: what, and how much, with "not measured" where that is the truth."""
+    labels = "gold" if baseline_labels(report) == "gold" else "judge's"
+    rows = [
+        ("evaluator accuracy, gold labels", describe(read_figure(report, "evaluator.accuracy_gold"))),
+        ("evaluator accuracy, judge's labels", describe(read_figure(report, "evaluator.accuracy_judge"))),
+    ]
+    for key, name in BASELINE_NAMES.items():
+        rows.append((f"  {name}, {labels} labels", describe(read_figure(report, f"evaluator.baselines.{key}"))))
+    rows += [
+        ("win rate, after against before", describe(read_figure(report, "policy.win_rate"))),
+        ("gold before", describe(read_figure(report, "policy.gold_before"))),
+        ("gold after", describe(read_figure(report, "policy.gold_after"))),
+        ("KL to the reference, nats per reply", describe(read_figure(report, "policy.kl"), as_percent=False)),
+        ("reply length, after over before", describe(read_figure(report, "policy.length_ratio"), as_percent=False)),
+    ]
+    seconds = finite(section(report, "time").get("total"))
+    peak = finite(section(report, "memory").get("peak_bytes"))
+    rows.append(("time", NOT_MEASURED if seconds is None else duration(seconds)))
+    rows.append(("peak memory", NOT_MEASURED if peak is None else size(peak)))
+    return rows
+
+
+def _compare(figure: Figure, other: Figure | float) -> Standing:
+    if figure.above(other):
+        return "better"
+    return "worse" if figure.below(other) else "unclear"
+
+
+def _evaluator_sentence(report: dict[str, Any]) -> str:
+    measured = evaluator_accuracy(report)
+    if measured is None:
+        return "What the evaluator is worth was not measured."
+    accuracy, labels = measured
+    if labels == "gold":
+        told = describe(accuracy, of=" of held-out pairs")
+        start = f"By gold, the evaluator picks the better reply in {told}"
+    else:
+        told = describe(accuracy, of=" of the held-out pairs that the judge was sure of")
+        start = (
+            f"With no gold to check against, only agreement is known: the evaluator picks the judge's choice in {told}"
+        )
+    return f"{start}, {_against_baselines(report, accuracy)}."
+
+
+def _against_baselines(report: dict[str, Any], accuracy: Figure) -> str:
+    chance = _compare(accuracy, CHANCE)
+    if chance == "worse":
+        return "which is worse than tossing a coin"
+    if chance == "unclear":
+        return "which is not shown to be better than tossing a coin"
+    strongest = strongest_baseline(report)
+    if strongest is None:
+        return "and no baseline was measured on the same labels"
+    name, figure = strongest
+    told = f"its strongest baseline, {name}, at {describe(figure)}"
+    if accuracy.above(figure):
+        return f"above {told}"
+    if accuracy.below(figure):
+        return f"which is worse than {told}"
+    return f"which is not shown to be better than {told}: the intervals overlap"
+
+
+def _policy_standing(report: dict[str, Any]) -> Standing:
+    before, after = read_figure(report, "policy.gold_before"), read_figure(report, "policy.gold_after")
+    if before is not None and after is not None:
+        return _compare(after, before)
+    wins = read_figure(report, "policy.win_rate")
+    return "unmeasured" if wins is None else _compare(wins, CHANCE)
+
+
+def _policy_sentence(report: dict[str, Any]) -> str:
+    before, after = read_figure(report, "policy.gold_before"), read_figure(report, "policy.gold_after")
+    wins = read_figure(report, "policy.win_rate")
+    if before is not None and after is not None:
+        return f"{_gold_clause(before, after)}{_win_clause(wins, _compare(after, before))}."
+    if wins is None:
+        return "What the policy gained was not measured."
+    told = f"{describe(wins)}, a tie counting half"
+    start = "With no gold to check against, only the judge can be asked: it"
+    return {
+        "better": f"{start} prefers the new policy's replies, with a win rate of {told}.",
+        "worse": f"{start} finds that the policy got worse, with a win rate of {told}.",
+    }.get(_compare(wins, CHANCE), f"{start} shows no gain, with a win rate of {told}: the interval includes no change.")
+
+
+def _gold_clause(before: Figure, after: Figure) -> str:
+    told = f"from {describe(before)} to {describe(after)}"
+    standing = _compare(after, before)
+    if standing == "better":
+        return f"The policy got better: replies that are right by gold rose {told}"
+    if standing == "worse":
+        return f"The policy got worse: replies that are right by gold fell {told}"
+    return f"No gain is shown: replies that are right by gold went {told}, and the intervals overlap"
+
+
+def _win_clause(wins: Figure | None, by_gold: Standing) -> str:
+    if wins is None:
+        return "; the win rate was not measured"
+    by_judge = _compare(wins, CHANCE)
+    told = f"with a win rate of {describe(wins)}"
+    if by_judge == "unclear":
+        return f"; the judge sees no clear change, {told}"
+    side = "new" if by_judge == "better" else "old"
+    if by_gold == by_judge:
+        return f", and the judge prefers the {side} ones too, {told}"
+    if by_gold == "worse":
+        return f", yet the judge prefers the {side} ones, {told}: they please the judge without being right"
+    return f", yet the judge prefers the {side} ones, {told}"

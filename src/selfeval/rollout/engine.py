@@ -1,0 +1,193 @@
+"""Sampling token ids from the acting role, with the log-prob of every token as it was drawn.
+
+Rows that share a prompt share its prefix pass; rows leave the batch when they end. Everything is ids from end to end: the
+end-of-sequence token that was drawn is part of the reply. Left out for now: new rows entering a running batch.
+
+Shapes: B rows now in the batch, T tokens so far, V vocabulary, W watched tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfeval.backbone.roles import Backbone
+from selfeval.rollout.cache import roomy_cache, select_rows
+
+__all__ = ["Request", "Rollout", "generate"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply wanted: the prompt's token ids, and how to sample it (temperature 0 is greedy)."""
+
+    prompt: tuple[int, ...]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled reply.
+
+    Attributes:
+        ids: the drawn tokens, the end-of-sequence token included.
+        logprobs: of each token under the sampling temperature (temperature 1 when greedy), before any nucleus, in nats.
+        finished: an end-of-sequence token was drawn before the limit.
+        watched: log-probs at temperature 1 of the watched tokens at each step, `[T][W]`; empty when none are watched.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+    watched: tuple[tuple[float, ...], ...] = ()
+
+
+def generate(
+    backbone: Backbone,
+    requests: Sequence[Request],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    rows: int = 256,
+    watch: Sequence[int] = (),
+    advance: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """Samples one rollout per request, under the role that is acting.
+
+    Args:
+        backbone: with a role acting.
+        requests: any number; worked off in batches of similar length.
+        max_new_tokens: limit per reply.
+        seed: of all draws; the same requests in the same order give the same rollouts.
+        rows: replies side by side.
+        watch: token ids whose log-probs are kept at every step.
+        advance: called with the number of replies just finished.
+
+    Returns:
+        Rollouts in the order of the requests.
+    """
+    generator = torch.Generator(device=backbone.loaded.device).manual_seed(seed)
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
+    results: dict[int, Rollout] = {}
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
+        rollouts = _Batch(backbone, [requests[i] for i in batch], max_new_tokens, watch, generator).run()
+        results.update(zip(batch, rollouts, strict=True))
+        if advance:
+            advance(len(batch))
+    return [results[i] for i in range(len(requests))]
+
+
+class _Batch:
+    """The rows of one batch while they are being written."""
+
+    def __init__(
+        self, backbone: Backbone, requests: Sequence[Request], limit: int, watch: Sequence[int], generator: torch.Generator
+    ) -> None:
+        self.backbone, self.limit, self.generator = backbone, limit, generator
+        device = backbone.loaded.device
+        self.requests = requests
+        self.watch = torch.tensor(list(watch), dtype=torch.long, device=device)
+        self.temperature_B = torch.tensor([r.temperature for r in requests], device=device)
+        self.top_p_B = torch.tensor([r.top_p for r in requests], device=device)
+        self.cache = roomy_cache(backbone.model.config, limit)
+        self.alive = torch.arange(len(requests), device=device)
+        self.ids: list[list[int]] = [[] for _ in requests]
+        self.logprobs: list[list[float]] = [[] for _ in requests]
+        self.watched: list[list[tuple[float, ...]]] = [[] for _ in requests]
+        self.finished = [False] * len(requests)
+
+    @torch.no_grad()
+    def run(self) -> list[Rollout]:
+        logits_BV, attention_BT = self._prefill()
+        for step in range(self.limit):
+            tokens_B = self._draw(logits_BV)
+            keep = self._record(tokens_B)
+            if not keep.any() or step == self.limit - 1:
+                break
+            tokens_B, attention_BT = self._compact(keep, tokens_B, attention_BT)
+            attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(attention_BT), 1)], dim=1)
+            logits_BV = self._forward(tokens_B[:, None], attention_BT)
+        return [
+            Rollout(tuple(i), tuple(p), f, tuple(w))
+            for i, p, f, w in zip(self.ids, self.logprobs, self.finished, self.watched, strict=True)
+        ]
+
+    def _prefill(self) -> tuple[Tensor, Tensor]:
+        """Passes each distinct prompt once (left-padded), then spreads the cache over the rows that share it."""
+        distinct = list(dict.fromkeys(r.prompt for r in self.requests))
+        width = max(len(p) for p in distinct)
+        pad, device = self.backbone.loaded.pad_id, self.backbone.loaded.device
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in distinct], device=device)
+        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device)
+        logits = self._forward(ids, attention)
+        if len(distinct) == len(self.requests):
+            return logits, attention
+        index = {prompt: i for i, prompt in enumerate(distinct)}
+        rows = torch.tensor([index[r.prompt] for r in self.requests], device=device)
+        select_rows(self.cache, rows)
+        return logits[rows], attention[rows]
+
+    def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
+        """Next-token logits `[B, V]` after these tokens."""
+        arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT, "past_key_values": self.cache}
+        if self.backbone.loaded.forward_accepts("position_ids"):
+            positions = (attention_BT.cumsum(-1) - 1).clamp_min(0)
+            arguments["position_ids"] = positions[:, -ids_BT.shape[1] :]
+        if self.backbone.loaded.forward_accepts("logits_to_keep"):
+            arguments["logits_to_keep"] = 1
+        logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
+        return logits[:, -1].float()
+
+    def _draw(self, logits_BV: Tensor) -> Tensor:
+        """Draws a token per row and notes its log-prob (and those of the watched tokens)."""
+        temperature = self.temperature_B[self.alive]
+        greedy = temperature == 0
+        scaled = logits_BV / torch.where(greedy, 1.0, temperature)[:, None]
+        logprobs_BV = torch.log_softmax(scaled, dim=-1)
+        allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive])
+        uniform = torch.rand(logprobs_BV.shape, generator=self.generator, device=logits_BV.device)
+        noise = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
+        tokens_B = torch.where(greedy, logprobs_BV.argmax(-1), (allowed_BV + noise).argmax(-1))
+        self._drawn = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+        self._seen = torch.log_softmax(logits_BV, dim=-1)[:, self.watch] if len(self.watch) else None
+        return tokens_B
+
+    def _record(self, tokens_B: Tensor) -> Tensor:
+        """Appends the drawn tokens to their rows; True where the row goes on."""
+        watched = self._seen.tolist() if self._seen is not None else None
+        keep = []
+        for position, (row, token, logprob) in enumerate(
+            zip(self.alive.tolist(), tokens_B.tolist(), self._drawn.tolist(), strict=True)
+        ):
+            self.ids[row].append(token)
+            self.logprobs[row].append(logprob)
+            if watched is not None:
+                self.watched[row].append(tuple(watched[position]))
+            self.finished[row] = token in self.backbone.loaded.eos_ids
+            keep.append(not self.finished[row])
+        return torch.tensor(keep, device=tokens_B.device)
+
+    def _compact(self, keep: Tensor, tokens_B: Tensor, attention_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Drops the rows that have ended."""
+        if keep.all():
+            return tokens_B, attention_BT
+        rows = keep.nonzero()[:, 0]
+        select_rows(self.cache, rows)
+        self.alive = self.alive[rows]
+        return tokens_B[rows], attention_BT[rows]
+
+
+def _nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:
+    """Log-probs with everything outside of each row's nucleus at minus infinity (Holtzman et al. 2020)."""
+    if bool((top_p_B >= 1).all()):
+        return logprobs_BV
+    sorted_BV, index_BV = logprobs_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
+    outside_BV = (before_BV >= top_p_B[:, None]) & (top_p_B < 1)[:, None]
+    return sorted_BV.masked_fill(outside_BV, float("-inf")).gather(1, index_BV.argsort(-1))

@@ -1,0 +1,63 @@
+"""What every stage is given: configuration, run folder, backbone, templates, and a way to show progress."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.records import Question, Reply, Seed, Split
+from selfeval.stages.seeds import read_seeds
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
+
+__all__ = ["Context"]
+
+
+@dataclass
+class Context:
+    """One run in this process; the backbone is loaded when a stage first needs it."""
+
+    config: RunConfig
+    store: RunStore
+    terminal: Terminal
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        with self.terminal.waiting(f"loading {self.config.model}"):
+            backbone = Backbone.load(self.config)
+        for note in backbone.loaded.notes:
+            self.terminal.note(note)
+        return backbone
+
+    @cached_property
+    def templates(self) -> Templates:
+        return Templates.load(templates_folder(self.config.model), self.backbone.loaded.tokenizer)
+
+    @cached_property
+    def seeds(self) -> list[Seed]:
+        return read_seeds(self.config.seeds)
+
+    def questions(self, split: Split) -> list[Question]:
+        return [q for q in self.store.read("questions", Question) if q.split == split]
+
+    def replies(self) -> dict[str, Reply]:
+        return {r.id: r for r in self.store.read("replies", Reply)}
+
+    def random(self, *names: object) -> random.Random:
+        """A generator that depends on the run's seed and these names alone."""
+        return random.Random("/".join(str(part) for part in (self.config.seed, *names)))
+
+    def seed(self, *names: object) -> int:
+        """A seed that depends on the run's seed and these names alone."""
+        return self.random(*names).getrandbits(48)
+
+    def role_folder(self, role: str) -> Path:
+        return self.store.root / "roles" / role
+
+    def checkpoint_folder(self, stage: str) -> Path:
+        return self.store.root / "checkpoints" / stage

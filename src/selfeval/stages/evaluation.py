@@ -1,0 +1,320 @@
+"""evaluation: the evidence. The evaluator against its baselines on unfiltered test pairs; the policy before and after.
+
+This is the only stage that may look at gold. Nothing here is read by a training stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfeval.backbone.roles import BASE
+from selfeval.backbone.sequences import microbatches, pad_sequences, reply_hidden, token_logprobs
+from selfeval.judging.judge import Comparison, Judgement, compare
+from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
+from selfeval.quality.length_control import length_controlled_win_rate
+from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_of_means
+from selfeval.records import Question, Reply, Split, Verdict, VerdictState
+from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.stages.context import Context
+from selfeval.stages.gold import Gold, load_gold
+from selfeval.stages.policy import Sampled, ensure_evaluator
+from selfeval.store import read_json, write_json, writing
+from selfeval.training.evaluator import EVALUATOR, score_replies
+from selfeval.training.policy import POLICY
+
+__all__ = ["run"]
+
+
+@dataclass(frozen=True)
+class _TestPair:
+    """A judged test pair with what every way of choosing says: True when it prefers the better reply.
+
+    Attributes:
+        better: which reply is better by the yardstick (gold, or the sure judge): 0 or 1.
+        margin: evaluator score of reply 0 minus that of reply 1.
+    """
+
+    verdict: Verdict
+    replies: tuple[Reply, Reply]
+    better: int
+    margin: float
+
+    @property
+    def evaluator_right(self) -> bool:
+        return self.margin != 0 and (self.margin > 0) == (self.better == 0)
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
+    gold = load_gold(context.config.domain)
+    ensure_evaluator(context)
+    if POLICY not in context.backbone.roles:
+        context.backbone.load_role(POLICY, context.role_folder(POLICY))
+    questions = {q.id: q for q in context.store.read("questions", Question)}
+    with context.terminal.bar("evaluation", 4) as bar:
+        evaluator = _evaluator_figures(context, questions, gold)
+        bar.advance()
+        verdicts = _verdict_figures(context, questions, gold)
+        bar.advance()
+        policy, samples = _policy_figures(context, gold)
+        bar.advance()
+        _gold_curve(context, questions, gold)
+        bar.advance()
+    backbone = context.backbone
+    memory = {
+        "base_bytes": backbone.base_bytes,
+        "adapter_bytes": backbone.adapter_bytes,
+        "weight_copies": backbone.weight_copies(),
+    }
+    model = {
+        "name": backbone.source,
+        "model_type": backbone.model.config.model_type,
+        "parameters": backbone.parameter_count,
+        "precision": backbone.loaded.precision,
+        "domain": context.config.domain,
+    }
+    figures = {
+        "model": model, "evaluator": evaluator, "verdicts": verdicts, "policy": policy, "samples": samples, "memory": memory,
+    }  # fmt: skip
+    write_json(context.store.folder("evaluation") / "figures.json", figures)
+    return {"pairs": evaluator["accuracy_judge"]["n"], "questions": policy["win_rate"]["n"]}
+
+
+# -- the evaluator ------------------------------------------------------------------------------------------------------
+
+
+def _evaluator_figures(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> dict[str, Any]:
+    pairs = _judged_test_pairs(context, questions)
+    by_gold = _by_gold(pairs, questions, gold) if gold else []
+    by_judge = [p for p in pairs if p.verdict.state == VerdictState.KEPT]
+    yardstick = by_gold or by_judge
+    temperature = float(read_json(context.role_folder(EVALUATOR) / "evaluator.json")["temperature"])
+    confidence = [1 / (1 + math.exp(-min(abs(p.margin) / temperature, 500.0))) for p in yardstick]
+    correct = [float(p.evaluator_right) for p in yardstick]
+    return {
+        "accuracy_gold": proportion([p.evaluator_right for p in by_gold]).as_json() if gold else None,
+        "accuracy_judge": proportion([p.evaluator_right for p in by_judge]).as_json(),
+        "pairs_trained": context.store.manifest("evaluator")["counts"]["trained"],
+        "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick).items()},
+        "baselines_on": "gold" if by_gold else "judge",
+        "ece": _rounded(expected_calibration_error(confidence, correct)),
+        "brier": _rounded(brier_score(confidence, correct)),
+        "temperature": round(temperature, 6),
+        "risk_coverage": [[round(c, 6), round(r, 6)] for c, r in risk_coverage(confidence, correct)] if correct else [],
+        "calibration": [
+            {"confidence": round(c, 6), "accuracy": round(a, 6), "n": n} for c, a, n in reliability_bins(confidence, correct)
+        ],
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _judged_test_pairs(context: Context, questions: Mapping[str, Question]) -> list[_TestPair]:
+    """Every judged pair of a test question, whatever its verdict, with the evaluator's margin and the judge's choice."""
+    replies = context.replies()
+    verdicts = [v for v in context.store.read("verdicts", Verdict) if v.split == Split.TEST]
+    both = [(replies[v.first], replies[v.second]) for v in verdicts]
+    prompts = [context.templates.prompt("grade", question=questions[v.question_id].text) for v in verdicts]
+    ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
+    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens)
+    margins = [a - b for a, b in zip(scores[: len(both)], scores[len(both) :], strict=True)]
+    preferred = [0 if (v.probability or 0.5) >= 0.5 else 1 for v in verdicts]
+    return [_TestPair(*row) for row in zip(verdicts, both, preferred, margins, strict=True)]
+
+
+def _by_gold(pairs: Sequence[_TestPair], questions: Mapping[str, Question], gold: Gold) -> list[_TestPair]:
+    """The pairs with exactly one right reply, unfiltered by anything the judge said; gold says which is better."""
+    found = []
+    for pair in pairs:
+        text = questions[pair.verdict.question_id].text
+        right = [gold.is_right(text, reply.text) for reply in pair.replies]
+        if None not in right and right[0] != right[1]:
+            found.append(_TestPair(pair.verdict, pair.replies, 0 if right[0] else 1, pair.margin))
+    return found
+
+
+def _baselines(pairs: Sequence[_TestPair]) -> dict[str, Figure]:
+    """How often simple rules, and the judge itself (both orders, forced to choose), pick the better reply; ties count half."""
+    rules: dict[str, Callable[[_TestPair], float]] = {
+        "longer_wins": lambda p: len(p.replies[0].text) - len(p.replies[1].text),
+        "first_wins": lambda p: 1.0,
+        "mean_logprob": lambda p: _mean_logprob(p.replies[0]) - _mean_logprob(p.replies[1]),
+        "judge": lambda p: (0.5 if p.verdict.probability is None else p.verdict.probability) - 0.5,
+    }
+    return {name: mean_figure([_credit(rule(p), p.better) for p in pairs]) for name, rule in rules.items()}
+
+
+def _mean_logprob(reply: Reply) -> float:
+    return reply.logprob / max(1, len(reply.ids))
+
+
+def _credit(preference: float, better: int) -> float:
+    return 0.5 if preference == 0 else float((preference > 0) == (better == 0))
+
+
+# -- the verdicts -------------------------------------------------------------------------------------------------------
+
+
+def _verdict_figures(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> dict[str, Any]:
+    verdicts, replies = context.store.read("verdicts", Verdict), context.replies()
+    states = Counter(v.state.value for v in verdicts)
+    parsed = [(v.in_order, v.swapped) for v in verdicts if v.in_order is not None and v.swapped is not None]
+    kept = [v for v in verdicts if v.state == VerdictState.KEPT]
+    labels = [_label_is_right(v, replies, questions, gold) for v in kept] if gold else []
+    return {
+        "judged": len(verdicts),
+        **{state.value: states.get(state.value, 0) for state in VerdictState},
+        "kept_share": proportion([v.state == VerdictState.KEPT for v in verdicts]).as_json(),
+        "swap_consistency": proportion([(a >= 0.5) == (b >= 0.5) for a, b in parsed]).as_json(),
+        "label_accuracy_gold": proportion([x for x in labels if x is not None]).as_json() if gold else None,
+    }
+
+
+def _label_is_right(
+    verdict: Verdict, replies: Mapping[str, Reply], questions: Mapping[str, Question], gold: Gold
+) -> bool | None:
+    """Whether a kept label chose a right reply over a wrong one; None where the question has no gold."""
+    text = questions[verdict.question_id].text
+    first, second = (gold.is_right(text, replies[r].text) for r in (verdict.first, verdict.second))
+    if first is None or second is None or verdict.probability is None:
+        return None
+    return first and not second if verdict.probability >= 0.5 else second and not first
+
+
+# -- the policy ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A test question with the reply before and after, and how they compare."""
+
+    question: Question
+    before: Reply
+    after: Rollout
+    after_text: str
+    kl: float
+    judgement: Judgement
+
+
+def _policy_figures(context: Context, gold: Gold | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    answered = _answer_and_judge(context)
+    outcomes = [_outcome(a.judgement) for a in answered]
+    decided = [(o, a) for o, a in zip(outcomes, answered, strict=True) if o is not None]
+    scores = [o for o, _ in decided]
+    lengths = [float(len(a.after.ids) - len(a.before.ids)) for _, a in decided]
+    counts = Counter({1.0: "win", 0.5: "tie", 0.0: "loss"}[o] for o in scores)
+    figures = {
+        "win_rate": mean_figure(scores).as_json(),
+        "win_rate_decisive": proportion([o == 1.0 for o in scores if o != 0.5]).as_json(),
+        "length_controlled": length_controlled_win_rate(scores, lengths).as_json(),
+        **{name: counts.get(name, 0) for name in ("win", "tie", "loss")},
+        "unparsable": len(answered) - len(decided),
+        "gold_before": _gold_share(gold, [(a.question.text, a.before.text) for a in answered]),
+        "gold_after": _gold_share(gold, [(a.question.text, a.after_text) for a in answered]),
+        "kl": mean_figure([a.kl for a in answered]).as_json(),
+        "length_ratio": ratio_of_means([len(a.after.ids) for a in answered], [len(a.before.ids) for a in answered]).as_json(),
+        "watchdogs": context.store.read_metrics("watchdogs"),
+    }
+    return figures, _samples(context, answered, gold)
+
+
+def _answer_and_judge(context: Context) -> list[_Answered]:
+    config, backbone, templates = context.config, context.backbone, context.templates
+    questions = context.questions(Split.TEST)[: config.evaluation.questions]
+    replies = context.replies()
+    before = [replies[f"{q.id}-r0"] for q in questions]
+    prompts = [templates.prompt("reply", question=q.text) for q in questions]
+    with backbone.acting_as(POLICY):
+        after = generate(
+            backbone,
+            [Request(p) for p in prompts],
+            max_new_tokens=config.replies.max_new_tokens,
+            seed=context.seed("evaluation"),
+            rows=config.rollout_rows,
+        )
+    texts = [templates.text(r.ids) for r in after]
+    kls = _kl_to_base(context, prompts, after)
+    with backbone.acting_as(BASE):
+        judgements = compare(
+            backbone,
+            templates,
+            "referee",
+            [Comparison(q.text, t, b.text) for q, t, b in zip(questions, texts, before, strict=True)],
+            config.verdicts,
+            seed=context.seed("referee"),
+            rows=config.rollout_rows,
+        )
+    return [_Answered(*row) for row in zip(questions, before, after, texts, kls, judgements, strict=True)]
+
+
+def _kl_to_base(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
+    """Per reply: sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
+    backbone, kls = context.backbone, [0.0] * len(rollouts)
+    lengths = [len(p) + len(r.ids) for p, r in zip(prompts, rollouts, strict=True)]
+    with backbone.acting_as(BASE):
+        for group in microbatches(lengths, context.config.batch_tokens):
+            batch = pad_sequences(backbone, [prompts[i] for i in group], [rollouts[i].ids for i in group])
+            logprobs_BR, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+            for index, row in zip(group, logprobs_BR.sum(-1).tolist(), strict=True):
+                kls[index] = sum(rollouts[index].logprobs) - row
+    return kls
+
+
+def _outcome(judgement: Judgement) -> float | None:
+    """1 when the policy's reply won in the average of both orders, 0 when it lost, 0.5 for a tie, None when unparsable."""
+    if judgement.probability is None or judgement.in_order is None or judgement.swapped is None:
+        return None
+    agree = (judgement.in_order > 0.5) == (judgement.swapped > 0.5)
+    is_tie = (judgement.tie or 0.0) > 0.5 or not agree
+    return 0.5 if is_tie else float(judgement.probability > 0.5)
+
+
+def _gold_share(gold: Gold | None, answers: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
+    if gold is None:
+        return None
+    checked = [gold.is_right(question, reply) for question, reply in answers]
+    return proportion([c for c in checked if c is not None]).as_json()
+
+
+def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None) -> list[dict[str, Any]]:
+    """A random few replies side by side (drawn with the run's seed, not picked)."""
+    count = min(context.config.evaluation.samples, len(answered))
+    picked = context.random("samples").sample(list(answered), count)
+    prompts = [context.templates.prompt("grade", question=a.question.text) for a in picked]
+    ids = [a.before.ids for a in picked] + [a.after.ids for a in picked]
+    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens) if picked else []
+    return [
+        {
+            "question": a.question.text,
+            "before": a.before.text,
+            "after": a.after_text,
+            "gold_before": gold.is_right(a.question.text, a.before.text) if gold else None,
+            "gold_after": gold.is_right(a.question.text, a.after_text) if gold else None,
+            "evaluator_before": round(scores[i], 4),
+            "evaluator_after": round(scores[i + count], 4),
+            "verdict": {1.0: "win", 0.5: "tie", 0.0: "loss", None: "unparsable"}[_outcome(a.judgement)],
+        }
+        for i, a in enumerate(picked)
+    ]
+
+
+def _gold_curve(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> None:
+    """metrics/evaluation.jsonl: gold share of the replies that the policy sampled at each iteration."""
+    if gold is None:
+        return
+    lines: dict[int, list[bool]] = {}
+    for sample in context.store.read("policy", Sampled):
+        right = gold.is_right(questions[sample.question_id].text, sample.text)
+        if right is not None and len(lines.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
+            lines[sample.step].append(right)
+    with writing(context.store.metrics_path("evaluation")) as temporary:
+        rows = [f'{{"step": {step}, "gold": {sum(r) / len(r):.6f}, "n": {len(r)}}}\n' for step, r in sorted(lines.items()) if r]
+        temporary.write_text("".join(rows), encoding="utf-8")
+
+

@@ -1,0 +1,138 @@
+"""Runs the stages in order, skipping what is finished and setting aside what another configuration produced."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfeval.config import RunConfig
+from selfeval.errors import RunFolderError
+from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
+from selfeval.stages.context import Context
+from selfeval.stages.gold import load_gold
+from selfeval.store import fingerprint, write_json
+
+__all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the road that data takes.
+
+    Attributes:
+        run: does the work; returns counts for the manifest.
+        sections: configuration that its output depends on, besides that of the stages before it.
+        owned: further files of the run folder that it writes.
+    """
+
+    name: str
+    run: Callable[[Context], dict[str, Any]]
+    sections: tuple[str, ...]
+    owned: tuple[str, ...] = ()
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("questions", questions.run, ("model", "precision", "seed", "rollout_rows", "questions"), ("dropped/questions",)),
+    Stage("replies", replies.run, ("replies",)),
+    Stage("verdicts", verdicts.run, ("verdicts",), ("dropped/verdicts",)),
+    Stage("pairs", pairs.run, ()),
+    Stage(
+        "evaluator",
+        evaluator.run,
+        ("lora", "batch_tokens", "evaluator"),
+        ("roles/evaluator-0", "checkpoints/evaluator", "metrics/evaluator.jsonl"),
+    ),
+    Stage(
+        "policy",
+        policy.run,
+        ("policy",),
+        ("roles/policy", "checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
+    ),
+    Stage("evaluation", evaluation.run, ("domain", "evaluation"), ("metrics/evaluation.jsonl",)),
+    Stage("report", report.run, ("name",), ("report.json", "index.html")),
+)
+
+
+def _model_identity(name: str) -> Any:
+    """What tells two models apart without loading them: files and sizes of a folder, or the hub id."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model"))
+    return [[p.name, p.stat().st_size, _head_hash(p)] for p in files]
+
+
+def _head_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(1 << 20)).hexdigest()[:16]
+
+
+def stage_keys(config: RunConfig, seeds: list[Any]) -> dict[str, str]:
+    """Fingerprint of everything that each stage's output depends on, stage by stage."""
+    values = config.model_dump(mode="json")
+    texts = template_texts(templates_folder(config.model))
+    before: Any = [_model_identity(config.model), texts, [s.question for s in seeds]]
+    keys = {}
+    for stage in STAGES:
+        sections = {name: values[name] for name in stage.sections if name != "model"}
+        before = keys[stage.name] = fingerprint([before, stage.name, sections])
+    return keys
+
+
+def _prepare(context: Context, keys: dict[str, str]) -> None:
+    """Sets aside whatever another configuration produced, and says so."""
+    for stage in STAGES:
+        owned = [context.store.root / path for path in stage.owned]
+        if context.store.begin(stage.name, keys[stage.name], owned):
+            context.terminal.note(f"{stage.name}: the configuration has changed; the old result was moved to replaced/")
+
+
+def _begin_run(context: Context) -> None:
+    config = context.config
+    context.store.update_run(schema=1, status="running", name=config.name, config=config.model_dump(mode="json"))
+    lines = [s.question for s in context.seeds]
+    write_json(context.store.root / "seeds.json", lines)
+
+
+def run_stages(context: Context, until: str | None = None) -> bool:
+    """Runs every unfinished stage up to `until` (all of them by default).
+
+    Returns:
+        False when there was nothing left to do.
+
+    Raises:
+        RunFolderError: `until` is no stage.
+    """
+    names = [stage.name for stage in STAGES]
+    if until is not None and until not in names:
+        raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
+    load_gold(context.config.domain)
+    keys = stage_keys(context.config, context.seeds)
+    _begin_run(context)
+    _prepare(context, keys)
+    wanted = STAGES[: names.index(until) + 1] if until else STAGES
+    todo = [stage for stage in wanted if not context.store.is_finished(stage.name)]
+    for stage in todo:
+        _run_stage(context, stage, keys[stage.name])
+    finished = all(context.store.is_finished(name) for name in names)
+    context.store.update_run(status="finished" if finished else "partial")
+    return bool(todo)
+
+
+def _run_stage(context: Context, stage: Stage, key: str) -> None:
+    started = time.monotonic()
+    try:
+        counts = stage.run(context)
+    except BaseException:
+        context.store.record_stage(stage.name, state="interrupted", seconds=time.monotonic() - started)
+        raise
+    seconds = time.monotonic() - started
+    context.store.record_stage(stage.name, state="finished", seconds=seconds, counts=counts, peak_bytes=report.peak_bytes())
+    context.store.finish(stage.name, key, counts)
+    shown = ", ".join(f"{name} {value}" for name, value in counts.items())
+    context.terminal.note(f"{stage.name}: {seconds:.1f} s" + (f"  ({shown})" if shown else ""))

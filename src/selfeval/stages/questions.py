@@ -1,0 +1,126 @@
+"""questions: the model writes new questions in the domain of the seeds; near-duplicates and malformed ones are dropped.
+
+Test questions are the first ones accepted, so that the near-duplicate check keeps every later (training) question away
+from them: the split is by question, with no near-duplicates across it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from selfeval.backbone.roles import BASE
+from selfeval.errors import LoopError
+from selfeval.quality.dedupe import NearDuplicates, normalise
+from selfeval.records import Drop, Question, Split
+from selfeval.rollout.engine import Request, generate
+from selfeval.stages.context import Context
+
+__all__ = ["run"]
+
+
+class _Acceptance:
+    """Decides, sample by sample and in order, what becomes a question."""
+
+    def __init__(self, context: Context) -> None:
+        self.config = context.config.questions
+        self.index = NearDuplicates(self.config.near_duplicate)
+        self.accepted: list[Question] = []
+        for number, seed in enumerate(context.seeds):
+            self.index.add(f"seed-{number}", seed.question)
+
+    @property
+    def wanted(self) -> int:
+        return self.config.train + self.config.test
+
+    def consider(self, text: str, finished: bool) -> Question | Drop | None:
+        """The accepted question, the drop, or None when there are enough questions already."""
+        if len(self.accepted) >= self.wanted:
+            return None
+        if not finished:
+            return Drop("questions", "unfinished", text)
+        if len(normalise(text)) < self.config.shortest:
+            return Drop("questions", "too_short", text)
+        twin = self.index.find(text)
+        if twin is not None:
+            return Drop("questions", "near_duplicate", text, {"of": twin})
+        return self.accept(Question(f"q{len(self.accepted):06d}", text, self._split(), "self"))
+
+    def _split(self) -> Split:
+        return Split.TEST if len(self.accepted) < self.config.test else Split.TRAIN
+
+    def accept(self, question: Question) -> Question:
+        self.index.add(question.id, question.text)
+        self.accepted.append(question)
+        return question
+
+
+def _requests(context: Context, shard: int, earlier: list[Question]) -> list[Request]:
+    """One shard of prompts, each with its own examples: some seeds, the rest from questions of earlier shards."""
+    config, rng = context.config.questions, context.random("questions", shard)
+    seeds = [seed.question for seed in context.seeds]
+    pool = [q.text for q in earlier]
+    requests = []
+    for _ in range(config.shard):
+        from_pool = min(len(pool), max(0, config.examples - config.seed_examples))
+        from_seeds = min(len(seeds), config.examples - from_pool)
+        examples = rng.sample(seeds, from_seeds) + rng.sample(pool, from_pool)
+        rng.shuffle(examples)
+        requests.append(Request(context.templates.prompt("ask", examples=examples), config.temperature, config.top_p))
+    return requests
+
+
+def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
+    config = context.config
+    requests = _requests(context, shard, list(acceptance.accepted))
+    with context.backbone.acting_as(BASE):
+        rollouts = generate(
+            context.backbone,
+            requests,
+            max_new_tokens=config.questions.max_new_tokens,
+            seed=context.seed("questions", shard),
+            rows=config.rollout_rows,
+        )
+    stops = context.templates.settings.ask_stop
+    outcomes = [
+        acceptance.consider(context.templates.question_from(r.ids), r.finished or bool(stops)) for r in rollouts
+    ]
+    context.store.write_shard(
+        "questions", shard, [o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)]
+    )
+
+
+def run(context: Context) -> dict[str, int]:
+    """Writes questions until there are enough; returns counts.
+
+    Raises:
+        LoopError: far too few samples are usable.
+    """
+    store, config = context.store, context.config.questions
+    acceptance, shard = _Acceptance(context), 0
+    while store.has_shard("questions", shard):
+        for question in store.read_shard("questions", shard, Question):
+            acceptance.accept(question)
+        shard += 1
+    most = int(config.attempts * acceptance.wanted / config.shard) + 1
+    with context.terminal.bar("questions", acceptance.wanted, len(acceptance.accepted)) as bar:
+        while len(acceptance.accepted) < acceptance.wanted and shard < most:
+            before = len(acceptance.accepted)
+            _write_shard(context, shard, acceptance)
+            bar.advance(len(acceptance.accepted) - before)
+            shard += 1
+    return _counts(context, acceptance)
+
+
+def _counts(context: Context, acceptance: _Acceptance) -> dict[str, int]:
+    questions, config = acceptance.accepted, context.config.questions
+    train = sum(q.split == Split.TRAIN for q in questions)
+    drops = Counter(d.reason for d in context.store.read_dropped("questions"))
+    if train < 2 or train < config.train // 10:
+        seen = ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) or "none"
+        raise LoopError(
+            f"the model wrote only {len(questions)} usable questions of {acceptance.wanted} (dropped: {seen}). Give more "
+            "varied seeds, raise questions.attempts or questions.max_new_tokens, or lower questions.train and questions.test"
+        )
+    if len(questions) < acceptance.wanted:
+        context.terminal.note(f"questions: {len(questions)} of {acceptance.wanted} wanted; going on with these")
+    return {"train": train, "test": len(questions) - train, **{f"dropped_{k}": v for k, v in sorted(drops.items())}}

@@ -1,0 +1,91 @@
+"""replies: answers to every question. Training questions get diverse ones (each reply its own temperature and nucleus, some
+by beam search); test questions get plain samples at temperature 1, because they measure the model as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfeval.backbone.roles import BASE
+from selfeval.records import Question, Reply, Split
+from selfeval.rollout.beams import beam_search
+from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.stages.context import Context
+
+__all__ = ["run"]
+
+
+def _request(context: Context, question: Question, number: int) -> Request:
+    prompt = context.templates.prompt("reply", question=question.text)
+    if question.split == Split.TEST:
+        return Request(prompt)
+    rng, config = context.random("replies", question.id, number), context.config.replies
+    return Request(prompt, rng.uniform(*config.temperature), rng.uniform(*config.top_p))
+
+
+def _reply(context: Context, question: Question, number: int, request: Request, rollout: Rollout, way: str) -> Reply:
+    return Reply(
+        id=f"{question.id}-r{number}",
+        question_id=question.id,
+        text=context.templates.text(rollout.ids),
+        ids=rollout.ids,
+        way=way,
+        temperature=round(request.temperature, 4),
+        top_p=round(request.top_p, 4),
+        logprob=round(sum(rollout.logprobs), 4),
+        finished=rollout.finished,
+    )
+
+
+def _sampled(context: Context, shard: int, asked: Sequence[tuple[Question, int]]) -> list[Reply]:
+    requests = [_request(context, question, number) for question, number in asked]
+    rollouts = generate(
+        context.backbone,
+        requests,
+        max_new_tokens=context.config.replies.max_new_tokens,
+        seed=context.seed("replies", shard),
+        rows=context.config.rollout_rows,
+    )
+    return [_reply(context, q, n, request, r, "sample") for (q, n), request, r in zip(asked, requests, rollouts, strict=True)]
+
+
+def _beamed(context: Context, asked: Sequence[tuple[Question, int]]) -> list[Reply]:
+    config = context.config.replies
+    requests = [Request(context.templates.prompt("reply", question=q.text)) for q, _ in asked]
+    prompts = [r.prompt for r in requests]
+    rollouts = beam_search(context.backbone, prompts, beams=config.beams, max_new_tokens=config.max_new_tokens)
+    return [_reply(context, q, n, request, r, "beam") for (q, n), request, r in zip(asked, requests, rollouts, strict=True)]
+
+
+def _write_shard(context: Context, shard: int, questions: Sequence[Question]) -> None:
+    config = context.config.replies
+    last = config.per_question - 1
+    beamed = [
+        (q, last) for q in questions
+        if q.split == Split.TRAIN and context.random("beam", q.id).random() < config.beam_share
+    ]  # fmt: skip
+    taken = {q.id for q, _ in beamed}
+    sampled = [(q, n) for q in questions for n in range(config.per_question) if not (n == last and q.id in taken)]
+    with context.backbone.acting_as(BASE):
+        replies = _sampled(context, shard, sampled)
+        if beamed:
+            replies += _beamed(context, beamed)
+    context.store.write_shard("replies", shard, sorted(replies, key=lambda r: r.id))
+
+
+def run(context: Context) -> dict[str, int]:
+    """Writes the replies to all questions; returns counts."""
+    questions, size = context.store.read("questions", Question), context.config.replies.shard
+    shards = [questions[i : i + size] for i in range(0, len(questions), size)]
+    finished = [i for i in range(len(shards)) if context.store.has_shard("replies", i)]
+    with context.terminal.bar("replies", len(questions), sum(len(shards[i]) for i in finished)) as bar:
+        for index, shard in enumerate(shards):
+            if index not in finished:
+                _write_shard(context, index, shard)
+                bar.advance(len(shard))
+    replies = context.store.read("replies", Reply)
+    return {
+        "replies": len(replies),
+        "beam": sum(r.way == "beam" for r in replies),
+        "unfinished": sum(not r.finished for r in replies),
+    }

@@ -1,0 +1,91 @@
+"""report: puts the figures, counts, times and the resolved configuration into report.json, and draws the page."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections import Counter
+from importlib.metadata import version
+from typing import Any
+
+from selfeval.records import Pair, Question, Reply, Split
+from selfeval.report.page import draw_page
+from selfeval.stages.context import Context
+from selfeval.store import read_json, write_json
+
+__all__ = ["SCHEMA", "build_report", "run"]
+
+SCHEMA = 1
+_DROPPING = ("questions", "verdicts")
+_EXAMPLES_PER_REASON = 2
+_LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy")
+
+
+def _dropped(context: Context) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    examples: list[dict[str, str]] = []
+    for stage in _DROPPING:
+        drops = context.store.read_dropped(stage)
+        result[stage] = dict(sorted(Counter(d.reason for d in drops).items()))
+        shown: Counter[str] = Counter()
+        for drop in drops:
+            shown[drop.reason] += 1
+            if shown[drop.reason] <= _EXAMPLES_PER_REASON:
+                examples.append({"stage": stage, "reason": drop.reason, "text": drop.text})
+    return {**result, "examples": examples}
+
+
+def _data(context: Context) -> dict[str, int]:
+    questions, pairs = context.store.read("questions", Question), context.store.read("pairs", Pair)
+    return {
+        "seeds": len(context.seeds),
+        "questions": sum(q.split == Split.TRAIN for q in questions),
+        "questions_test": sum(q.split == Split.TEST for q in questions),
+        "replies": len(context.store.read("replies", Reply)),
+        "pairs_train": sum(p.split == Split.TRAIN for p in pairs),
+        "pairs_held_out": sum(p.split == Split.TEST for p in pairs),
+    }
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def build_report(context: Context) -> dict[str, Any]:
+    """The contents of report.json, schema 1."""
+    figures = read_json(context.store.folder("evaluation") / "figures.json")
+    stages = context.store.run.get("stages", {})
+    seconds = {name: row.get("seconds", 0.0) for name, row in stages.items() if name != "report"}
+    config = context.config.model_dump(mode="json")
+    peak = max([peak_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())])
+    return {
+        "schema": SCHEMA,
+        "name": context.config.name,
+        "seed": context.config.seed,
+        "model": figures["model"],
+        "data": _data(context),
+        "evaluator": figures["evaluator"],
+        "verdicts": figures["verdicts"],
+        "policy": figures["policy"],
+        "dropped": _dropped(context),
+        "samples": figures["samples"],
+        "time": {**seconds, "total": round(sum(seconds.values()), 2)},
+        "memory": {**figures["memory"], "peak_bytes": peak},
+        "versions": {
+            "selfeval": version("self-evaluator"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in _LIBRARIES},
+        },
+        "config": config,
+    }
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Writes report.json and index.html."""
+    write_json(context.store.root / "report.json", build_report(context))
+    draw_page(context.store.root)
+    return {}

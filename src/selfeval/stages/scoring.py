@@ -1,0 +1,54 @@
+"""Scores replies that a user gives with the evaluator of a finished run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig
+from selfeval.errors import InputError, RunFolderError
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.store import read_json
+from selfeval.training.evaluator import EVALUATOR, score_replies
+
+__all__ = ["Scored", "score_texts"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next."""
+
+    scores: tuple[float, ...]
+    preferred: int | None
+    confidence: float | None
+    unsure: bool
+
+
+def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequence[str], sure: float) -> Scored:
+    """Scores texts under the run's evaluator; confidence is sigmoid(margin / temperature).
+
+    Raises:
+        RunFolderError: the run has no evaluator yet.
+        InputError: a reply or the question is empty.
+    """
+    role = folder / "roles" / EVALUATOR
+    if not (role / "evaluator.json").is_file():
+        raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
+    if not question.strip() or any(not r.strip() for r in replies):
+        raise InputError("the question and every reply need some text")
+    backbone = Backbone.load(config)
+    backbone.load_role(EVALUATOR, role)
+    templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer)
+    end = backbone.loaded.eos_ids[:1]
+    ids = [(*templates.tokenizer.encode(templates.clean(r), add_special_tokens=False), *end) for r in replies]
+    prompt = templates.prompt("grade", question=question)
+    scores = score_replies(backbone, EVALUATOR, [prompt] * len(ids), ids, config.batch_tokens)
+    if len(scores) < 2:
+        return Scored(tuple(scores), None, None, unsure=False)
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    temperature = float(read_json(role / "evaluator.json")["temperature"])
+    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature))
+    return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure)

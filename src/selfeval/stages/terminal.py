@@ -1,0 +1,109 @@
+"""What the user sees while the loop runs: progress bars on a terminal, plain lines elsewhere, nothing when quiet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+__all__ = ["Bar", "Terminal"]
+
+_PLAIN_SECONDS = 10.0
+"""Seconds between plain progress lines when standard error is not a terminal."""
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+
+
+class Bar:
+    """Progress of one stage; `advance` counts, `say` shows a few live figures behind the bar."""
+
+    def __init__(self, terminal: Terminal, name: str, total: int, done: int) -> None:
+        self._terminal, self.name, self.total, self.done = terminal, name, total, done
+        self._started, self._first, self._told = time.monotonic(), done, time.monotonic()
+        self._figures = ""
+        self._progress: Progress | None = None
+        if terminal.is_live:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description:<10}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                _Rate(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}", style="dim"),
+                console=terminal.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(name, total=total, completed=done, figures="")
+            self._progress.start()
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        if self._progress:
+            self._progress.update(self._task, completed=self.done, total=max(self.total, self.done))
+        elif not self._terminal.quiet and time.monotonic() - self._told > _PLAIN_SECONDS:
+            self._told = time.monotonic()
+            self._terminal.console.print(self._plain_line(), highlight=False)
+
+    def say(self, figures: str) -> None:
+        self._figures = figures
+        if self._progress:
+            self._progress.update(self._task, figures=figures)
+
+    def _plain_line(self) -> str:
+        seconds = time.monotonic() - self._started
+        rate = (self.done - self._first) / max(seconds, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("nan")
+        return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s, {max(left, 0):.0f} s left {self._figures}".rstrip()
+
+    def close(self) -> None:
+        if self._progress:
+            self._progress.stop()
+
+
+class Terminal:
+    """Where progress goes.
+
+    Args:
+        quiet: show nothing but errors and the closing table.
+        console: of rich; standard error unless given, so that standard output stays clean.
+    """
+
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self.quiet = quiet
+        self.console = console or Console(stderr=True)
+
+    @property
+    def is_live(self) -> bool:
+        return self.console.is_terminal and not self.quiet
+
+    @contextmanager
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A progress bar for a stage of `total` units, of which `done` are finished already."""
+        bar = Bar(self, name, total, done)
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A spinner (or a line) while something without a length goes on."""
+        if self.is_live:
+            with self.console.status(what):
+                yield
+        else:
+            self.note(what)
+            yield
+
+    def note(self, text: str) -> None:
+        """One line for the user."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, markup=False)

@@ -1,0 +1,79 @@
+"""verdicts: the judge compares two replies to each question, in both orders, and abstains where it is not sure.
+
+Pairs of test questions are judged too, for evaluation only: nothing trains on them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from selfeval.backbone.roles import BASE
+from selfeval.judging.judge import Comparison, Judgement, compare, state_of
+from selfeval.quality.dedupe import normalise
+from selfeval.records import Drop, Question, Reply, Verdict, VerdictState
+from selfeval.stages.context import Context
+
+__all__ = ["run"]
+
+
+def _pairs(context: Context, questions: Sequence[Question]) -> list[tuple[Question, Reply, Reply] | Drop]:
+    """Two replies per question, drawn at random among those that differ; a drop where all are the same."""
+    by_question: dict[str, list[Reply]] = defaultdict(list)
+    for reply in context.replies().values():
+        by_question[reply.question_id].append(reply)
+    pairs: list[tuple[Question, Reply, Reply] | Drop] = []
+    for question in questions:
+        replies = list(by_question[question.id])
+        context.random("pair", question.id).shuffle(replies)
+        first = replies[0]
+        other = next((r for r in replies[1:] if normalise(r.text) != normalise(first.text)), None)
+        same = Drop("verdicts", "identical_replies", question.text, {"reply": first.text})
+        pairs.append(same if other is None else (question, first, other))
+    return pairs
+
+
+def _verdict(context: Context, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
+    state = state_of(judgement, context.config.verdicts)
+    figures = (judgement.probability, judgement.in_order, judgement.swapped, judgement.tie)
+    rounded = [None if f is None else round(f, 6) for f in figures]
+    return Verdict(question.id, question.split, first.id, second.id, state, *rounded, judgement.words)
+
+
+def _drop(question: Question, verdict: Verdict) -> Drop:
+    detail = {"probability": verdict.probability, "tie": verdict.tie, "judge": list(verdict.words)}
+    return Drop("verdicts", verdict.state.value, question.text, detail)
+
+
+def _write_shard(context: Context, shard: int, pairs: Sequence[tuple[Question, Reply, Reply] | Drop]) -> None:
+    config = context.config
+    judged = [p for p in pairs if not isinstance(p, Drop)]
+    drops = [p for p in pairs if isinstance(p, Drop)]
+    with context.backbone.acting_as(BASE):
+        judgements = compare(
+            context.backbone,
+            context.templates,
+            "judge",
+            [Comparison(q.text, a.text, b.text) for q, a, b in judged],
+            config.verdicts,
+            seed=context.seed("verdicts", shard),
+            rows=config.rollout_rows,
+        )
+    verdicts = [_verdict(context, q, a, b, j) for (q, a, b), j in zip(judged, judgements, strict=True)]
+    unkept = [_drop(q, v) for (q, _, _), v in zip(judged, verdicts, strict=True) if v.state != VerdictState.KEPT]
+    context.store.write_shard("verdicts", shard, verdicts, [*drops, *unkept])
+
+
+def run(context: Context) -> dict[str, int]:
+    """Judges one pair per question; returns how many ended in each state."""
+    questions, size = context.store.read("questions", Question), context.config.verdicts.shard
+    pairs = _pairs(context, questions)
+    shards = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    done = [i for i in range(len(shards)) if context.store.has_shard("verdicts", i)]
+    with context.terminal.bar("verdicts", len(pairs), sum(len(shards[i]) for i in done)) as bar:
+        for index, shard in enumerate(shards):
+            if index not in done:
+                _write_shard(context, index, shard)
+                bar.advance(len(shard))
+    states = Counter(v.state.value for v in context.store.read("verdicts", Verdict))
+    return {"judged": sum(states.values()), **{state.value: states.get(state.value, 0) for state in VerdictState}}

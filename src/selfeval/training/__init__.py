@@ -1,0 +1,1 @@
+"""The loops that train roles: they only compose algorithms, backbone and rollouts."""

@@ -1,0 +1,83 @@
+"""Checkpoints that resume bit for bit: role weights, heads, optimizer states, and the numbers a loop carries along.
+
+Tensors go to safetensors and numbers to JSON; nothing is pickled. A checkpoint is a folder that appears whole or not at
+all; the one before it is removed only then.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from selfeval.backbone.roles import Backbone
+from selfeval.store import read_json, write_json, writing
+
+__all__ = ["Checkpoints", "role_optimizer"]
+
+
+def role_optimizer(parameters: Mapping[str, nn.Parameter], learning_rate: float) -> AdamW:
+    """AdamW without decay over a role's weights."""
+    return AdamW(list(parameters.values()), lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+
+
+class Checkpoints:
+    """The checkpoints of one stage: folders `step-N` of which the newest counts.
+
+    Args:
+        folder: where they lie.
+        backbone: holds the roles.
+        roles: which roles are saved.
+        optimizers: by role.
+    """
+
+    def __init__(self, folder: Path, backbone: Backbone, roles: Sequence[str], optimizers: Mapping[str, AdamW]) -> None:
+        self.folder, self.backbone, self.roles, self.optimizers = folder, backbone, roles, optimizers
+
+    def _steps(self) -> list[tuple[int, Path]]:
+        return sorted((int(p.name.removeprefix("step-")), p) for p in self.folder.glob("step-*") if p.is_dir())
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Writes a checkpoint for `step`, then removes older ones."""
+        tensors = {f"role/{r}/{n}": p.detach().cpu().contiguous() for r in self.roles for n, p in self.backbone.parameters(r).items()}
+        for role, optimizer in self.optimizers.items():
+            tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
+        with writing(self.folder / f"step-{step:06d}") as temporary:
+            temporary.mkdir(parents=True)
+            save_file(tensors, temporary / "state.safetensors")
+            write_json(temporary / "state.json", {"step": step, **state})
+        for older, path in self._steps():
+            if older < step:
+                shutil.rmtree(path)
+
+    def _optimizer_tensors(self, role: str, optimizer: AdamW) -> list[tuple[str, Tensor]]:
+        found = []
+        for name, parameter in self.backbone.parameters(role).items():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                found.append((f"{name}/{key}", torch.as_tensor(value).detach().cpu().contiguous()))
+        return found
+
+    def restore(self) -> dict[str, Any] | None:
+        """Puts the newest checkpoint back into roles and optimizers and returns its numbers, or None if there is none."""
+        steps = self._steps()
+        if not steps:
+            return None
+        path = steps[-1][1]
+        tensors = load_file(path / "state.safetensors")
+        with torch.no_grad():
+            for role in self.roles:
+                for name, parameter in self.backbone.parameters(role).items():
+                    parameter.copy_(tensors[f"role/{role}/{name}"])
+        for role, optimizer in self.optimizers.items():
+            for name, parameter in self.backbone.parameters(role).items():
+                prefix = f"optimizer/{role}/{name}/"
+                state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                if state:
+                    optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+        return dict(read_json(path / "state.json"))

@@ -1,0 +1,137 @@
+"""Trains the evaluator: a LoRA adapter and a scalar head, Bradley-Terry on pairs with the judge's probability as soft label.
+
+The score of a reply is the head on its last token, read after the `grade` prompt; it is one number per reply, so that
+the order in which two replies are compared cannot matter.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfeval.algorithms.preference_losses import bradley_terry_loss
+from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import final_scores, microbatches, pad_sequences
+from selfeval.config import EvaluatorConfig
+from selfeval.errors import LoopError
+from selfeval.training.checkpoint import Checkpoints, role_optimizer
+
+__all__ = ["EVALUATOR", "Preference", "score_replies", "train_evaluator"]
+
+EVALUATOR = "evaluator-0"
+"""Name of the (first) evaluator's role."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A pair as token ids; `label` is the probability that `chosen` is the better reply."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    label: float
+
+
+@torch.no_grad()
+def score_replies(
+    backbone: Backbone,
+    role: str,
+    prompts: Sequence[Sequence[int]],
+    replies: Sequence[Sequence[int]],
+    batch_tokens: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Scores of replies under an evaluator role, in the order given."""
+    scores = [0.0] * len(prompts)
+    with backbone.acting_as(role):
+        for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
+            batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
+            for index, value in zip(group, final_scores(backbone, role, batch).tolist(), strict=True):
+                scores[index] = value
+            if advance:
+                advance(len(group))
+    return scores
+
+
+def _learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    rising = max(1, round(steps * warmup))
+    return min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising)))
+
+
+def _pair_losses(backbone: Backbone, pairs: Sequence[Preference], config: EvaluatorConfig) -> tuple[Tensor, Tensor]:
+    """Summed loss of the pairs, and their score differences `[N]`."""
+    prompts = [p.prompt for p in pairs] * 2
+    batch = pad_sequences(backbone, prompts, [p.chosen for p in pairs] + [p.rejected for p in pairs])
+    scores = final_scores(backbone, EVALUATOR, batch)
+    chosen_N, rejected_N = scores[: len(pairs)], scores[len(pairs) :]
+    label_N = torch.tensor([p.label for p in pairs], device=scores.device)
+    losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N)
+    return (losses_N + config.centering * (chosen_N.square() + rejected_N.square()) / 2).sum(), chosen_N - rejected_N
+
+
+def _step(backbone: Backbone, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int) -> dict[str, float]:
+    """Gradients of one batch, in as many micro-batches as its tokens need."""
+    total, right = 0.0, 0
+    lengths = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in pairs]
+    with backbone.acting_as(EVALUATOR):
+        for group in microbatches(lengths, batch_tokens):
+            loss, margins = _pair_losses(backbone, [pairs[i] for i in group], config)
+            (loss / len(pairs)).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+            right += int((margins > 0).sum())
+    return {"loss": total / len(pairs), "accuracy": right / len(pairs)}
+
+
+def train_evaluator(
+    backbone: Backbone,
+    pairs: Sequence[Preference],
+    config: EvaluatorConfig,
+    checkpoints: Callable[[Mapping[str, Any]], Checkpoints],
+    *,
+    seed: int,
+    batch_tokens: int,
+    log: Callable[[dict[str, float]], None],
+    resumed: Callable[[int], None],
+) -> None:
+    """Trains the role `evaluator-0`, which exists and is at its start, from its last checkpoint if there is one.
+
+    Args:
+        pairs: training pairs.
+        checkpoints: makes the checkpoint keeper for these optimizers.
+        log: called with step, loss, accuracy and learning rate after every step.
+        resumed: called with the step of the checkpoint that training goes on from (0 at a fresh start).
+
+    Raises:
+        LoopError: the loss became NaN or infinite.
+    """
+    parameters = backbone.parameters(EVALUATOR)
+    optimizer = role_optimizer(parameters, config.learning_rate)
+    keeper = checkpoints({EVALUATOR: optimizer})
+    state = keeper.restore()
+    step = int(state["step"]) if state else 0
+    resumed(step)
+    per_epoch = math.ceil(len(pairs) / config.batch)
+    steps = per_epoch * config.epochs
+    while step < steps:
+        order = list(range(len(pairs)))
+        random.Random(f"{seed}/evaluator/{step // per_epoch}").shuffle(order)
+        start = (step % per_epoch) * config.batch
+        rate = config.learning_rate * _learning_rate_factor(step, steps, config.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        values = _step(backbone, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
+        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+            raise LoopError(f"evaluator training diverged at step {step + 1} (loss {values['loss']}); lower evaluator.learning_rate")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        log({"step": step, **values, "grad_norm": norm, "learning_rate": rate})
+        if step % config.checkpoint_every == 0 and step < steps:
+            keeper.save(step, {})

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from golden_numbers import golden
+from torch import Tensor
+
+from selfeval.algorithms.masked import (
+    Aggregation,
+    aggregate,
+    check_same_shape,
+    masked_mean,
+    masked_sum,
+    whiten,
+    zero_padding,
+)
+
+GARBAGE = [1e30, -1e30, math.inf, -math.inf, math.nan]
+WHITEN = ["basic", "f32", "no_mask", "garbage_in_padding", "constant", "two_tokens"]
+PPO = ["ppo_clip", "ppo_f32", "ppo_const_length", "ppo_empty_row", "ppo_on_policy"]
+MODES: dict[Aggregation, str] = {
+    "token_mean": "token_mean",
+    "sequence_mean_token_mean": "seq_mean_token_mean",
+    "sequence_mean_token_sum": "seq_mean_token_sum",
+    "constant_length": "const_length",
+}
+
+
+def f64(numbers: object) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def close(actual: Tensor, expected: object) -> None:
+    torch.testing.assert_close(actual, f64(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", WHITEN)
+def test_mean_and_whitening_match_golden(name: str) -> None:
+    entry = golden("3_whiten")[name]
+    x_BT, mask_BT, expected = f64(entry["inputs"]["x"]), f64(entry["inputs"]["mask"]).bool(), entry["expected"]
+    close(masked_mean(x_BT, mask_BT), expected["mean"])
+    close(masked_sum(x_BT, mask_BT), expected["mean"] * expected["n"])
+    close(whiten(x_BT, mask_BT, eps=entry["params"]["eps"]), expected["whiten"])
+    close(whiten(x_BT, mask_BT, shift_mean=False), expected["whiten_keep_mean"])
+    for row, mean in enumerate(expected["row_mean"]):
+        close(masked_mean(x_BT[row], mask_BT[row]), mean)
+
+
+def test_whitening_in_float32_matches_golden() -> None:
+    entry = golden("3_whiten")["f32"]
+    white_BT = whiten(torch.tensor(entry["inputs"]["x"]), torch.tensor(entry["inputs"]["mask"]))
+    torch.testing.assert_close(white_BT, torch.tensor(entry["expected"]["whiten"]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", PPO)
+def test_aggregate_matches_golden(name: str, mode: Aggregation) -> None:
+    entry = golden("4_ppo")[name]
+    loss_BT, mask_BT = f64(entry["expected"]["per_token_loss"]), f64(entry["inputs"]["mask"])
+    length = entry["params"]["norm_length"] if mode == "constant_length" else None
+    close(aggregate(loss_BT, mask_BT, mode, norm_length=length), entry["expected"]["loss"][MODES[mode]])
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_padding_leaks_neither_into_values_nor_into_gradients(garbage: float) -> None:
+    mask_BT = torch.tensor([[True, True, False], [True, False, False]])
+    clean_BT = f64([[1.0, 2.0, 0.0], [6.0, 0.0, 0.0]])
+    dirty_BT = torch.where(mask_BT, clean_BT, garbage).requires_grad_()
+    # Kept: 1, 2, 6. Token mean 9/3; row means 1.5 and 6; row sums 3 and 6; constant length 9 / (2 * 4).
+    expected: dict[Aggregation, float] = {
+        "token_mean": 3.0,
+        "sequence_mean_token_mean": 3.75,
+        "sequence_mean_token_sum": 4.5,
+        "constant_length": 1.125,
+    }
+    gradients = {
+        "token_mean": [[1 / 3, 1 / 3, 0], [1 / 3, 0, 0]],
+        "sequence_mean_token_mean": [[1 / 4, 1 / 4, 0], [1 / 2, 0, 0]],
+        "sequence_mean_token_sum": [[1 / 2, 1 / 2, 0], [1 / 2, 0, 0]],
+        "constant_length": [[1 / 8, 1 / 8, 0], [1 / 8, 0, 0]],
+    }
+    for mode, value in expected.items():
+        loss = aggregate(dirty_BT, mask_BT, mode, norm_length=4 if mode == "constant_length" else None)
+        close(loss, value)
+        close(torch.autograd.grad(loss, dirty_BT)[0], gradients[mode])
+    for reduced in (masked_mean(dirty_BT, mask_BT), masked_sum(dirty_BT, mask_BT)):
+        assert torch.autograd.grad(reduced, dirty_BT)[0][~mask_BT].eq(0).all()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_of_dirty_padding_has_the_gradient_of_clean_padding(garbage: float, shift_mean: bool) -> None:
+    mask_BT = torch.tensor([[True, False, True], [False, True, True]])
+    clean_BT = f64([[1.0, 0.0, 2.0], [0.0, -3.0, 6.0]]).requires_grad_()
+    dirty_BT = torch.where(mask_BT, clean_BT.detach(), garbage).requires_grad_()
+    results = [whiten(x_BT, mask_BT, shift_mean=shift_mean) for x_BT in (clean_BT, dirty_BT)]
+    torch.testing.assert_close(results[1], results[0])
+    gradients = [
+        torch.autograd.grad((r.pow(3)).sum(), x)[0] for r, x in zip(results, (clean_BT, dirty_BT), strict=True)
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert gradients[0].abs().sum() > 0
+
+
+def test_zero_padding_before_exp_keeps_the_gradient_finite() -> None:
+    mask_T = torch.tensor([True, False])
+    x_T = f64([0.0, 1e30]).requires_grad_()
+    (gradient_T,) = torch.autograd.grad(masked_sum(zero_padding(x_T, mask_T).exp(), mask_T), x_T)
+    close(gradient_T, [1.0, 0.0])
+
+
+def test_nothing_kept() -> None:
+    x_BT, none_BT = f64([[1.0, math.nan]]).requires_grad_(), torch.zeros(1, 2, dtype=torch.bool)
+    assert masked_mean(x_BT, none_BT).isnan()
+    assert masked_sum(x_BT, none_BT) == 0
+    for mode in MODES:
+        loss = aggregate(x_BT, none_BT, mode, norm_length=4 if mode == "constant_length" else None)
+        assert loss == 0
+        close(torch.autograd.grad(loss, x_BT)[0], [[0.0, 0.0]])
+
+
+def test_whitening_one_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 tokens, this mask keeps 1"):
+        whiten(f64([[1.0, 2.0]]), torch.tensor([[True, False]]))
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"x \[2, 3\], mask \[2, 1\]"):
+        masked_mean(torch.zeros(2, 3), torch.ones(2, 1))
+    with pytest.raises(ValueError, match=r"a \[1\], b \[2\]"):
+        check_same_shape(a=torch.zeros(1), b=torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("mode", "length"),
+    [("constant_length", None), ("constant_length", 0), ("token_mean", 4), ("mean", None), ("mean", 4)],
+)
+def test_wrong_modes_are_refused(mode: str, length: int | None) -> None:
+    with pytest.raises(ValueError, match="norm_length"):
+        aggregate(torch.ones(1, 2), torch.ones(1, 2), mode, norm_length=length)  # type: ignore[arg-type]

@@ -1,0 +1,231 @@
+"""A report and metrics as a real run writes them, for the tests of the page; figures are plausible and fixed."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+Figure = dict[str, Any]
+
+
+def fig(value: float, ci_low: float, ci_high: float, n: int) -> Figure:
+    return {"value": value, "ci_low": ci_low, "ci_high": ci_high, "n": n}
+
+
+def sample_report() -> dict[str, Any]:
+    """A good run on word problems with gold: the evaluator beats its baselines and the policy improves."""
+    return {
+        "schema": 1,
+        "name": "shop",
+        "seed": 0,
+        "model": {"name": "lab-812k", "model_type": "llama", "parameters": 812000, "domain": "word-problems"},
+        "evaluator": _evaluator(),
+        "verdicts": {
+            "judged": 3000,
+            "kept": 2700,
+            "tie": 120,
+            "unsure": 150,
+            "unparsable": 30,
+            "kept_share": fig(0.9, 0.889, 0.91, 3000),
+            "swap_consistency": fig(0.944, 0.935, 0.952, 3000),
+            "label_accuracy_gold": fig(0.962, 0.954, 0.969, 2700),
+        },
+        "policy": _policy(),
+        "data": {
+            "seeds": 12,
+            "questions": 4000,
+            "questions_test": 1800,
+            "replies": 16000,
+            "pairs_train": 2700,
+            "pairs_held_out": 300,
+        },
+        "dropped": _dropped(),
+        "samples": samples(),
+        "time": {
+            "questions": 12.3,
+            "replies": 31.0,
+            "verdicts": 22.4,
+            "pairs": 0.4,
+            "evaluator": 38.1,
+            "policy": 104.6,
+            "evaluation": 21.8,
+            "report": 0.4,
+            "total": 231.0,
+        },
+        "memory": {"base_bytes": 3300000, "adapter_bytes": 900000, "peak_bytes": 900000000, "weight_copies": 1},
+        "versions": {
+            "selfeval": "0.1.0",
+            "torch": "2.8.0",
+            "transformers": "4.57.1",
+            "peft": "0.17.1",
+            "python": "3.11.2",
+        },
+        "config": {
+            "output": "runs/shop",
+            "seed": 0,
+            "questions": {"count": 4000, "temperature": 1.0, "dedupe": {"threshold": 0.9, "method": "minhash"}},
+            "replies": {"per_question": 4, "temperatures": [0.7, 1.0], "max_new_tokens": 48},
+            "evaluator": {"members": 1, "rank": 8, "learning_rate": 0.001, "epochs": 2},
+            "policy": {
+                "algorithm": "ppo",
+                "steps": 60,
+                "kl_target": 4.0,
+                "clip": 0.2,
+                "reward_clip": None,
+                "whiten": True,
+            },
+        },
+    }
+
+
+def _evaluator() -> dict[str, Any]:
+    levels = (0.52, 0.57, 0.62, 0.67, 0.72, 0.77, 0.82, 0.87, 0.92, 0.975)
+    right = (0.5, 0.61, 0.6, 0.7, 0.74, 0.75, 0.84, 0.88, 0.93, 0.986)
+    cases = (14, 18, 20, 21, 28, 36, 52, 80, 160, 671)
+    return {
+        "accuracy_gold": fig(0.931, 0.915, 0.945, 1100),
+        "accuracy_judge": fig(0.971, 0.945, 0.985, 300),
+        "pairs_trained": 2700,
+        "baselines": {
+            "longer_wins": fig(0.552, 0.522, 0.581, 1100),
+            "first_wins": fig(0.497, 0.468, 0.527, 1100),
+            "mean_logprob": fig(0.781, 0.756, 0.804, 1100),
+            "judge": fig(0.894, 0.874, 0.911, 1100),
+        },
+        "baselines_on": "gold",
+        "ece": 0.0143,
+        "brier": 0.0581,
+        "temperature": 1.31,
+        "risk_coverage": [[k / 20, 0.069 * (k / 20) ** 2.4 + 0.001] for k in range(1, 21)],
+        "calibration": [{"confidence": c, "accuracy": a, "n": n} for c, a, n in zip(levels, right, cases, strict=True)],
+    }
+
+
+def _policy() -> dict[str, Any]:
+    return {
+        "win_rate": fig(0.767, 0.739, 0.793, 520),
+        "win_rate_decisive": fig(0.938, 0.906, 0.959, 320),
+        "length_controlled": fig(0.752, 0.722, 0.78, 520),
+        "win": 300,
+        "tie": 200,
+        "loss": 20,
+        "unparsable": 3,
+        "gold_before": fig(0.412, 0.389, 0.435, 1800),
+        "gold_after": fig(0.687, 0.665, 0.708, 1800),
+        "kl": fig(3.42, 3.31, 3.53, 1800),
+        "length_ratio": fig(1.04, 1.03, 1.05, 1800),
+        "watchdogs": [
+            {
+                "step": 42,
+                "name": "length_drift",
+                "message": "Replies grew by 12% in ten steps while the score did not.",
+                "action": "warn",
+            }
+        ],
+    }
+
+
+def _dropped() -> dict[str, Any]:
+    return {
+        "questions": {"duplicate": 120, "too_long": 3, "no_question_mark": 41},
+        "replies": {"no_end": 210, "empty": 4},
+        "verdicts": {"tie": 120, "unsure": 150, "unparsable": 30},
+        "examples": [
+            {
+                "stage": "questions",
+                "reason": "duplicate",
+                "text": "Mia has 4 pens and buys 7 more. How many pens has she?",
+            },
+            {"stage": "questions", "reason": "too_long", "text": "Tom has 3 apples and 4 apples and " * 8},
+            {"stage": "replies", "reason": "no_end", "text": "4 + 7 = 11, 11 + 11 = 22, 22 + 22 = 44, 44 +"},
+            {"stage": "verdicts", "reason": "unparsable", "text": "Both of the of the better is"},
+        ],
+    }
+
+
+def samples() -> list[dict[str, Any]]:
+    texts = (
+        ("Mia has 14 pens. She gives 5 to Leo and buys 3 more. How many pens has she now?",
+         "14 - 5 = 9. 9 + 3 = 11. The answer is 11.", "14 - 5 = 9. 9 + 3 = 12. The answer is 12."),
+        ("A box holds 6 eggs. How many eggs are in 7 boxes?",
+         "6 x 7 = 42. The answer is 42.", "6 x 7 = 42. The answer is 42."),
+        ("Ben had 30 marbles and lost a third of them. How many are left?",
+         "30 - 3 = 27. The answer is 27.", "30 / 3 = 10. 30 - 10 = 20. The answer is 20."),
+        ("Ana reads 12 pages a day. How many pages does she read in a week?",
+         "12 x 7 = 84. The answer is 84.", "12 x 5 = 60. The answer is 60."),
+        ("Sam buys 3 pens at 4 coins each and pays with 20 coins. How much change does he get?",
+         "3 + 4 = 7. 20 - 7 = 13. The answer is 13.", "3 x 4 = 12. 20 - 12 = 8. The answer is 8."),
+        ("Lea shares 24 nuts among 4 friends. How many does each get?",
+         "24 - 4 = 20. The answer is 20.", "24 / 4 = 6. The answer is 6."),
+        ("Tim runs 5 km on each of 9 days. How far is that?",
+         "5 x 9 = 45. The answer is 45.", "5 x 9 = 45. The answer is 45."),
+    )  # fmt: skip
+    judged = (
+        (False, True, -1.23, 2.14, "win"),
+        (True, True, 2.31, 2.4, "tie"),
+        (False, True, -2.02, 1.76, "win"),
+        (True, False, 1.92, -0.4, "loss"),
+        (False, True, -1.7, 2.2, "win"),
+        (False, True, -2.4, 2.3, "win"),
+        (None, None, None, 2.1, "tie"),
+    )
+    keys = (
+        *("question", "before", "after"),
+        *("gold_before", "gold_after", "evaluator_before", "evaluator_after", "verdict"),
+    )
+    return [dict(zip(keys, (*words, *marks), strict=True)) for words, marks in zip(texts, judged, strict=True)]
+
+
+def sample_metrics() -> dict[str, list[dict[str, Any]]]:
+    """Sixty PPO iterations with the noise such curves have, from a fixed seed."""
+    noise = random.Random(7)
+    policy = []
+    for step in range(1, 61):
+        risen = 1 - math.exp(-step / 18)
+        score = -0.8 + 2.7 * risen + noise.gauss(0, 0.16)
+        kl = 3.5 * risen + abs(noise.gauss(0, 0.12))
+        policy.append(
+            {
+                "step": step,
+                "reward": score - 0.08 * kl,
+                "score": score,
+                "kl": kl,
+                "kl_coefficient": 0.08 + 0.03 * risen,
+                "length": 21 + 1.2 * risen + noise.gauss(0, 0.5),
+                "entropy": 1.1 - 0.55 * risen + noise.gauss(0, 0.03),
+                "policy_loss": noise.gauss(-0.012, 0.006),
+                "value_loss": 0.9 * math.exp(-step / 9) + 0.12 + abs(noise.gauss(0, 0.03)),
+                "clip_fraction": 0.08 + noise.gauss(0, 0.015),
+                "approximate_kl": 0.008 + abs(noise.gauss(0, 0.002)),
+                "explained_variance": 0.75 * risen - 0.1 + noise.gauss(0, 0.04),
+                "grad_norm": 0.8 + abs(noise.gauss(0, 0.2)),
+                "seconds": 1.7 + abs(noise.gauss(0, 0.08)),
+            }
+        )
+    gold = [
+        {"step": step, "gold": 0.41 + 0.27 * (1 - math.exp(-step / 18)) + noise.gauss(0, 0.012), "n": 256}
+        for step in range(5, 61, 5)
+    ]
+    evaluator = [
+        {
+            "step": step,
+            "loss": 0.12 + 0.57 * math.exp(-step / 70) + noise.gauss(0, 0.015),
+            "accuracy": 0.96 - 0.4 * math.exp(-step / 60) + noise.gauss(0, 0.015),
+            "held_out_accuracy": 0.95 - 0.4 * math.exp(-step / 60) if step % 50 == 0 else None,
+        }
+        for step in range(10, 341, 10)
+    ]
+    return {"policy": policy, "evaluation": gold, "evaluator": evaluator}
+
+
+def write_run(folder: Path, report: dict[str, Any] | None = None, metrics: dict[str, Any] | None = None) -> Path:
+    """Write a run folder as the report stage leaves it, and return it."""
+    (folder / "metrics").mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(sample_report() if report is None else report), encoding="utf-8")
+    for stage, rows in (sample_metrics() if metrics is None else metrics).items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics" / f"{stage}.jsonl").write_text(text, encoding="utf-8")
+    return folder

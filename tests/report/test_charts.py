@@ -1,0 +1,157 @@
+"""Charts, by the coordinates of points worked out by hand from the frame: x in [46, 348], y in [178, 24]."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from selfeval.report.charts import (
+    Bar,
+    Bin,
+    Line,
+    Mark,
+    Part,
+    Track,
+    bar_chart,
+    interval_tracks,
+    line_chart,
+    reliability_chart,
+    risk_coverage_chart,
+    smooth,
+    stacked_bar,
+    thinned,
+)
+
+
+def by_class(svg: str, name: str) -> list[ET.Element]:
+    return [element for element in ET.fromstring(svg).iter() if name in element.get("class", "").split()]
+
+
+def numbers(element: ET.Element, *names: str) -> list[float]:
+    return [float(element.attrib[name]) for name in names]
+
+
+def test_line_puts_known_points_where_they_belong() -> None:
+    svg = line_chart([Line("kl", [(0, 0.0), (5, 1.0), (10, 4.0)])], label="KL", y_range=(0.0, 4.0))
+    path = by_class(svg, "line")[0].attrib["d"]
+    # x: 46 + 302 * 5/10 = 197; y: 178 - 154 * 1/4 = 139.5
+    assert path == "M46 178L197 139.5L348 24"
+
+
+def test_line_chart_reads_out_every_point() -> None:
+    svg = line_chart([Line("kl", [(1, 0.5), (2, 0.75)])], label="KL")
+    titles = [element.text for element in ET.fromstring(svg).iter("title")]
+    assert titles == ["step 1: 0.500", "step 2: 0.750"]
+    assert ET.fromstring(svg).attrib["aria-label"] == "KL. kl: 0.500 at step 1, 0.750 at step 2"
+
+
+def test_read_out_strips_cover_the_plot_without_gaps() -> None:
+    svg = line_chart([Line("kl", [(x, float(x)) for x in range(500)])], label="KL")
+    edges = [numbers(hit, "x", "width") for hit in by_class(svg, "hit")]
+    assert 40 <= len(edges) <= 81
+    assert edges[0][0] == 46
+    for (x, width), (after, _) in zip(edges, edges[1:], strict=False):
+        assert x + width == pytest.approx(after, abs=0.02)
+    assert sum(edges[-1]) == pytest.approx(348, abs=0.02)
+
+
+def test_raw_values_stay_visible_under_the_smoothed_line() -> None:
+    svg = line_chart([Line("r", [(0, 0.0), (1, 2.0), (2, 0.0), (3, 2.0)], smoothing=1.0)], label="r", y_range=(0, 2))
+    assert by_class(svg, "raw")[0].attrib["d"] == "M46 178L146.67 24L247.33 178L348 24"
+    assert len(by_class(svg, "line")) == 2
+
+
+def test_smooth_matches_a_weighted_fit_done_by_hand() -> None:
+    # At x = 1 the points lie 1, 0, 1 away, so the weights are e, 1, e with e = (1 - (1 / 1.0001)^3)^3 < 1e-10:
+    # the fit passes through the middle point. At x = 0 the reach is 2, the weights are 1, (7/8)^3, e: through the
+    # first two points.
+    points = [(0.0, 0.0), (1.0, 6.0), (2.0, 0.0)]
+    assert smooth(points, 1.0)[1][1] == pytest.approx(6.0, abs=1e-6)
+    assert smooth(points, 1.0)[0][1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_smooth_does_not_lag_behind_a_trend() -> None:
+    line = [(float(x), 3.0 - 0.5 * x) for x in range(50)]
+    assert [y for _, y in smooth(line, 0.3)] == pytest.approx([y for _, y in line])
+
+
+def test_thinning_keeps_the_spike_and_the_ends() -> None:
+    points = [(float(x), 0.0) for x in range(10_000)]
+    points[4321] = (4321.0, 9.0)
+    kept = thinned(points)
+    assert len(kept) <= 602
+    assert points[4321] in kept
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+
+
+def test_band_follows_its_ends() -> None:
+    line = Line("gold", [(0, 0.5), (1, 0.5)], band=[(0.25, 0.75), (0.0, 1.0)])
+    svg = line_chart([line], label="gold", y_range=(0.0, 1.0))
+    # 178 - 154 * 0.25 = 139.5, 178 - 154 * 0.75 = 62.5
+    assert by_class(svg, "band")[0].attrib["d"] == "M46 139.5L348 178L348 24L46 62.5Z"
+
+
+def test_watchdog_stands_at_its_step() -> None:
+    line = Line("kl", [(0, 0.0), (10, 1.0)])
+    svg = line_chart([line], label="KL", marks=[Mark(5, "drift & more"), Mark(99, "outside")])
+    marks = by_class(svg, "mark")
+    assert [numbers(mark, "x1", "x2") for mark in marks] == [[197, 197]]
+    assert "drift &amp; more" in svg
+    assert "outside" not in svg
+
+
+def test_an_empty_series_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one point"):
+        line_chart([Line("kl", [])], label="KL")
+
+
+def test_bar_and_the_ends_of_its_interval() -> None:
+    svg = bar_chart([Bar("judge", 0.5, 0.25, 0.75, "50%")], label="accuracy", reference=0.5)
+    # x runs from 2 to 346: 2 + 344 * 0.25 = 88, 2 + 344 * 0.5 = 174, 2 + 344 * 0.75 = 260
+    assert numbers(by_class(svg, "bar")[0], "x", "width") == [2, 172]
+    assert by_class(svg, "whisker")[0].attrib["d"] == "M88 23V31M88 27H260M260 23V31"
+    assert numbers(by_class(svg, "reference")[0], "x1", "x2") == [174, 174]
+    assert ET.fromstring(svg).attrib["aria-label"] == "accuracy. judge: 50%"
+
+
+def test_bar_without_interval_has_no_whisker() -> None:
+    assert by_class(bar_chart([Bar("judge", 0.5, None, None, "50%")], label="accuracy"), "whisker") == []
+
+
+def test_track_spans_its_interval() -> None:
+    svg = interval_tracks([Track("after", 0.5, 0.4, 0.6)], label="gold")
+    # x runs from 82 to 292: 82 + 210 * 0.4 = 166, 82 + 210 * 0.6 = 208
+    assert numbers(by_class(svg, "span")[0], "x1", "x2") == [166, 208]
+    assert numbers(by_class(svg, "dot")[0], "cx") == [187]
+
+
+def test_risk_coverage_runs_over_the_whole_range() -> None:
+    svg = risk_coverage_chart([(1.0, 0.1), (0.5, 0.05)])
+    # sorted by coverage; the top is 0.1: (0.5 -> 197, 0.05 -> 101), (1 -> 348, 0.1 -> 24)
+    assert by_class(svg, "line")[0].attrib["d"] == "M197 101L348 24"
+    assert "coverage 50.0%: 5.0%" in svg
+
+
+def test_reliability_dot_and_stem() -> None:
+    svg = reliability_chart([Bin(0.75, 0.5, 25), Bin(1.0, 1.0, 100)])
+    # from 0.5 to 1: confidence 0.75 -> 197; accuracy 0.5 -> 178; the diagonal at 0.75 -> 101
+    stem, dots = by_class(svg, "stem")[0], by_class(svg, "dot")
+    assert numbers(stem, "x1", "y1", "x2", "y2") == [197, 101, 197, 178]
+    assert numbers(dots[0], "cx", "cy", "r") == [197, 178, 5.25]  # 2.5 + 5.5 * sqrt(25 / 100)
+    assert numbers(dots[1], "r") == [8]
+    assert dots[0][0].text == "confidence 75.0%: right 50.0% (n = 25)"
+
+
+def test_stacked_bar_shares_its_width() -> None:
+    svg = stacked_bar([Part("kept", 3, "p1"), Part("tie", 0, "p3"), Part("unsure", 1, "p2")], label="verdicts")
+    assert [numbers(part, "x", "width") for part in by_class(svg, "part")] == [[0, 750], [750, 250]]
+    assert "kept: 3 (75.0%)" in svg
+    with pytest.raises(ValueError, match="larger than zero"):
+        stacked_bar([Part("kept", 0, "p1")], label="verdicts")
+
+
+def test_names_are_escaped() -> None:
+    svg = bar_chart([Bar("<b>&", 0.5, 0.4, 0.6, '"quoted"')], label='<i>"')
+    assert ET.fromstring(svg).attrib["aria-label"] == '<i>". <b>&: "quoted"'
+    assert "<b>" not in svg

@@ -1,0 +1,262 @@
+"""The page itself: escaping, honesty about absences, atomic writing, and how a browser takes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_report import fig, sample_metrics, sample_report, write_run
+
+from selfeval.errors import InputError
+from selfeval.report import page as page_module
+from selfeval.report.page import draw_page, render
+
+ATTACK = "<script>alert(1)</script>"
+QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
+OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage")
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the words of the page without its style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words += f" {data}"
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def words(html: str) -> str:
+    return re.sub(r"\s+", " ", Elements(html).words)
+
+
+def test_the_page_carries_the_figures_of_the_report() -> None:
+    said = words(render(sample_report(), sample_metrics()))
+    for expected in ("93.1%", "41.2% → 68.7%", "76.7%", "▲ better", "3 min 51 s", "858 MiB", "word-problems"):
+        assert expected in said
+    assert "length drift Replies grew by 12% in ten steps while the score did not. warn" in said
+    assert "policy.kl_target" not in said  # keys stand in the table of their part
+    assert "kl_target 4.0" in said
+    assert "was not measured" not in said
+
+
+def test_every_tag_is_closed_and_every_chart_is_named() -> None:
+    elements = Elements(render(sample_report(), sample_metrics()))
+    assert elements.open == []
+    charts = elements.of("svg")
+    assert len(charts) >= 20
+    assert all(chart["role"] == "img" and len(chart["aria-label"]) > 10 for chart in charts)
+    assert len(elements.of("h1")) == 1
+    assert all("scope" in cell for cell in elements.of("th"))
+
+
+@pytest.mark.parametrize("place", ["question", "before", "after", "verdict"])
+def test_replies_are_text_and_never_markup(place: str) -> None:
+    report = sample_report()
+    report["samples"][0][place] = ATTACK
+    html = render(report, {})
+    assert ATTACK not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert Elements(html).of("script") == []
+
+
+def test_every_other_string_of_the_report_is_escaped_too() -> None:
+    def poisoned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {(f"{key}{ATTACK}" if at_will(key) else key): poisoned(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [poisoned(inner) for inner in value]
+        return f'{ATTACK}" onload="x' if isinstance(value, str) and value not in ("gold", "judge") else value
+
+    def at_will(key: str) -> bool:
+        return key in ("duplicate", "kl_target", "questions_test", "torch", "verdicts_extra")
+
+    rows = [{"step": 1, ATTACK: 0.5}]
+    elements = Elements(render(poisoned(sample_report()), {"policy": rows}))
+    assert elements.of("script") == []
+    assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
+
+
+def test_no_network_can_be_reached() -> None:
+    elements = Elements(render(sample_report(), sample_metrics()))
+    policy = [meta["content"] for meta in elements.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    links = [a[name] for _, a in elements.tags for name in ("src", "href", "action", "data", "srcset") if name in a]
+    assert links
+    assert all(link.startswith("#") or link == "data:," for link in links)
+    assert "url(" not in render(sample_report(), {})
+    assert "@import" not in render(sample_report(), {})
+
+
+def test_what_was_not_measured_is_said_and_not_invented() -> None:
+    html = render({"schema": 1, "name": "bare"}, {})
+    said = words(html)
+    assert "What the evaluator is worth was not measured." in said
+    assert "No policy metrics were logged in this run." in said
+    assert "Watchdogs were not recorded in this run." in said
+    assert said.count("This was not measured in this run.") == 15  # 9 curves, 2 of the evaluator, 4 pictures
+    assert re.findall(r"\d[\d,.]*%", said.replace("of 80% is right 80%", "")) == []
+
+
+def test_without_gold_the_page_says_so() -> None:
+    report = sample_report()
+    report["policy"]["gold_before"] = report["policy"]["gold_after"] = report["evaluator"]["accuracy_gold"] = None
+    report["evaluator"]["baselines_on"] = "judge"
+    report["samples"] = [{**sample, "gold_before": None, "gold_after": None} for sample in report["samples"]]
+    metrics = sample_metrics()
+    del metrics["evaluation"]
+    said = words(render(report, metrics))
+    assert "no gold was measured both before and after" in said
+    assert "Evaluator agrees with judge" in said
+    assert "▲ better, by judge" in said
+    assert "✓ right" not in said
+    assert "gold's word" not in said
+    assert said.count("no gold") >= 14
+
+
+def test_one_absent_metric_leaves_the_others() -> None:
+    metrics = sample_metrics()
+    for row in metrics["policy"]:
+        del row["entropy"]
+    html = render(sample_report(), metrics)
+    entropy = html[html.index("<h3>Entropy</h3>") :].partition("</figure>")[0]
+    assert "This was not measured in this run." in entropy
+    assert html.count("This was not measured in this run.") == 1
+
+
+def test_values_that_are_not_finite_are_counted_not_drawn() -> None:
+    metrics = sample_metrics()
+    metrics["policy"][10]["value_loss"] = float("nan")
+    metrics["policy"][11]["value_loss"] = float("inf")
+    html = render(sample_report(), metrics)
+    assert "2 values were not finite and cannot be drawn." in html
+    assert "nan" not in re.findall(r'd="([^"]*)"', html[html.index("<h3>Value loss</h3>") :])[0]
+
+
+def test_a_metric_that_the_page_does_not_know_is_drawn_too() -> None:
+    html = render(sample_report(), {"policy": [{"step": 1, "group_spread": 0.5}, {"step": 2, "group_spread": 0.75}]})
+    assert "<h3>Group spread</h3>" in html
+    assert "group_spread: 0.500 at step 1, 0.750 at step 2" in html
+
+
+def test_worse_is_marked_worse() -> None:
+    report = sample_report()
+    report["policy"]["gold_after"] = fig(0.2, 0.18, 0.22, 1800)
+    assert "▼ worse" in words(render(report, {}))
+
+
+def test_draw_page_reads_the_folder_alone(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = draw_page(run)
+    assert path == run / "index.html"
+    assert path.read_text(encoding="utf-8") == render(sample_report(), sample_metrics())
+    assert sorted(entry.name for entry in run.iterdir()) == ["index.html", "metrics", "report.json"]
+
+
+def test_a_failed_write_leaves_the_old_page_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "index.html").write_text("old page", encoding="utf-8")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(page_module.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        draw_page(run)
+    assert (run / "index.html").read_text(encoding="utf-8") == "old page"
+    assert sorted(entry.name for entry in run.iterdir()) == ["index.html", "metrics", "report.json"]
+
+
+def test_the_page_is_replaced_at_once_from_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run")
+    seen: list[tuple[Path, str]] = []
+    replace = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        seen.append((Path(source), Path(source).read_text(encoding="utf-8")))
+        assert not (run / "index.html").exists()
+        replace(source, target)
+
+    monkeypatch.setattr(page_module.os, "replace", watched)
+    draw_page(run)
+    assert [source.parent for source, _ in seen] == [run]
+    assert seen[0][1].rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist: finish the run first"),
+        ("{", "is not JSON"),
+        ("[]", "should hold one JSON object, got list"),
+        ('{"schema": 2}', "has schema 2, this version draws schema 1"),
+        ("{}", "has schema None"),
+        ('{"schema": 1, "samples": {}}', "'samples' should be a list of objects"),
+        ('{"schema": 1, "evaluator": {"risk_coverage": [0.5]}}', "'evaluator.risk_coverage' should be a list of pairs"),
+    ],
+)
+def test_a_broken_report_is_the_users_to_mend(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "report.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(message)):
+        draw_page(tmp_path)
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_metrics_line_cut_short_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", metrics={"policy": [{"step": 1, "kl": 0.5}, {"step": 2, "kl": 0.75}]})
+    metrics = run / "metrics" / "policy.jsonl"
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "k')
+    assert "KL: 0.500 at step 1, 0.750 at step 2" in draw_page(run).read_text(encoding="utf-8")
+    with metrics.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"step": 4}) + "\n")
+    with pytest.raises(InputError, match=r"policy\.jsonl, line 3, is not JSON"):
+        draw_page(run)
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path: Path) -> None:
+    report = sample_report()
+    report["samples"][0]["after"] = "half \ud83d done"
+    assert "half ? done" in draw_page(write_run(tmp_path / "run", report)).read_text(encoding="utf-8")
+
+
+def test_a_browser_takes_the_page_without_a_complaint(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: the page is not opened in a browser here")
+    report = sample_report()
+    report["samples"][0]["after"] = ATTACK
+    path = draw_page(write_run(tmp_path / "run", report))
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [chromium, *QUIET, *OFFLINE, profile, "--enable-logging=stderr", "--v=0", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    dom = Elements(done.stdout)
+    assert dom.of("script") == []
+    assert len(dom.of("svg")) == len(Elements(path.read_text(encoding="utf-8")).of("svg"))
+    assert "93.1%" in dom.words
+    assert "</footer>" in done.stdout
