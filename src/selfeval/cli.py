@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -38,9 +39,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only er
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, for example runs/embedded.")]
 
 
-def _config(
-    recipe: Path | None, model: str | None, seeds: Path | None, assignments: list[str], name: str | None
-) -> RunConfig:
+def _config(recipe: Path | None, model: str | None, seeds: Path | None, assignments: list[str], name: str | None) -> RunConfig:
     from selfeval.config import load_config
 
     picked = recipe or (None if model else _EMBEDDED)
@@ -77,17 +76,21 @@ def run(
 
 
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
+    from selfeval.config import nearest
     from selfeval.stages.seeds import read_seeds
 
+    if until is not None and until not in _STAGES:
+        raise InputError(f'there is no stage "{until}"{nearest(until, _STAGES)}')
     read_seeds(config.seeds)
-    _quiet_libraries()
-    from selfeval.stages.context import Context
-    from selfeval.stages.pipeline import run_stages
-    from selfeval.stages.terminal import Terminal
     from selfeval.store import RunStore
 
     store = RunStore(output)
     try:
+        _quiet_libraries()
+        from selfeval.stages.context import Context
+        from selfeval.stages.pipeline import run_stages
+        from selfeval.stages.terminal import Terminal
+
         worked = run_stages(Context(config, store, Terminal(quiet)), until)
         if store.is_finished("report"):
             _closing_table(output, worked)
@@ -133,7 +136,11 @@ def _read_config(folder: Path) -> RunConfig:
 
     if not (folder / "run.json").is_file():
         raise RunFolderError(f"{folder} is not a run (no run.json); give the folder that `selfeval run` wrote")
-    return RunConfig.model_validate(read_json(folder / "run.json")["config"])
+    try:
+        return RunConfig.model_validate(read_json(folder / "run.json")["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{folder / 'run.json'} does not hold the configuration of this version ({reason})") from error
 
 
 @app.command()
@@ -238,25 +245,21 @@ def _clear_errors(debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if debug:
-            raise
-        typer.echo("\nInterrupted. Nothing is lost: give the same command again to go on.", err=True)
-        raise typer.Exit(130) from None
+        _stop(130, "\nInterrupted. Nothing is lost: give the same command again to go on.", debug)
     except InputError as error:
-        if debug:
-            raise
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+        _stop(2, f"Error: {error}", debug)
     except SelfEvalError as error:
-        if debug:
-            raise
-        typer.echo(f"Error: {error} (this is a fault of selfeval; --debug shows where)", err=True)
-        raise typer.Exit(1) from None
+        _stop(1, f"Error: {error} (this is a fault of selfeval; --debug shows where)", debug)
     except (OSError, MemoryError) as error:
-        if debug:
-            raise
-        typer.echo(f"Error: {_system_error(error)}", err=True)
-        raise typer.Exit(2) from None
+        _stop(2, f"Error: {_system_error(error)}", debug)
+
+
+def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
+    """Ends the command with one sentence, after the traceback if that was asked for; the exit code is the same."""
+    if debug:
+        traceback.print_exc()
+    typer.echo(sentence, err=True)
+    raise typer.Exit(code) from None
 
 
 def _system_error(error: OSError | MemoryError) -> str:

@@ -179,7 +179,7 @@ class PolicyConfig(Section):
     """Wanted KL divergence from the reference, in nats per reply."""
     kl_coefficient: Positive = 0.05
     """Initial weight of the KL penalty; adapted towards the target."""
-    kl_horizon: Positive = 2000.0
+    kl_horizon: Count = 2000
     """Samples over which the KL weight may change by 20% per unit of error."""
     reward_clip: Positive = 4.0
     """Whitened scores are clipped to plus or minus this."""
@@ -273,7 +273,7 @@ def _parse_value(text: str) -> Any:
 def _override(values: dict[str, Any], assignment: str) -> None:
     key, separator, text = assignment.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f'--set {assignment}: expected key=value, for example --set policy.iterations=20')
+        raise ConfigError(f"--set {assignment}: expected key=value, for example --set policy.iterations=20")
     *path, last = key.strip().split(".")
     section = values
     for part in path:

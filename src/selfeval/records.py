@@ -139,7 +139,7 @@ def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
         TypeError: a field is missing or unknown.
     """
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _restore(hints.get(name), value) for name, value in values.items()})
+    return kind(**{name: _restore(hints.get(name), value) for name, value in dict(values).items()})
 
 
 def _restore(hint: Any, value: Any) -> Any:

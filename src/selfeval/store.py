@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,17 +50,25 @@ def writing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             _remove(path)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         _remove(temporary)
-        raise _storage_error(path, error) from error
-    except BaseException:
-        _remove(temporary)
-        raise
+        cause = _as_os_error(error)
+        if cause is None:
+            raise
+        raise _storage_error(path, cause) from error
+
+
+def _as_os_error(error: BaseException) -> OSError | None:
+    """The system's error behind `error`; safetensors wraps those of its own writes in a text that ends in `(os error N)`."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, Exception) else None
+    return OSError(int(found.group(1)), os.strerror(int(found.group(1)))) if found else None
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
     reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EACCES: "permission denied"}
-    reason = reasons.get(error.errno or 0, str(error))
+    reason = reasons.get(getattr(error, "errno", None) or 0, str(error))
     return StorageError(f"cannot write {path}: {reason}. Nothing is lost: free some space and give the same command again")
 
 
@@ -123,7 +132,8 @@ class RunStore:
             raise _storage_error(root, error) from error
 
     def _is_run(self) -> bool:
-        return (self.root / "run.json").is_file() or all(p.name == ".lock" for p in self.root.iterdir())
+        begun = (".lock", ".run.json.part")
+        return (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir())
 
     def close(self) -> None:
         """Lets another process in."""
@@ -169,10 +179,14 @@ class RunStore:
             owned: further files and folders of the run that belong to this stage.
         """
         marker = self.folder(stage) / "key.json"
-        stale = marker.exists() and read_json(marker)["key"] != key
+        changed = marker.exists() and read_json(marker)["key"] != key
+        produced = any(path.exists() for path in owned) or any(p != marker for p in self.folder(stage).glob("*"))
+        stale = changed and produced
         if stale:
-            self._set_aside([self.folder(stage), *owned])
-        if stale or not marker.exists():
+            # The folder with the marker goes last: a kill before that leaves the old key, and the next run goes on from here.
+            self._set_aside([*owned, self.folder(stage)])
+            self.update_run(stages={name: row for name, row in self.run.get("stages", {}).items() if name != stage})
+        if changed or not marker.exists():
             write_json(marker, {"key": key})
         return stale
 
@@ -203,9 +217,15 @@ class RunStore:
         return self.folder(stage) / f"shard-{index:05d}.jsonl"
 
     def write_shard(self, stage: str, index: int, records: Iterable[Any], drops: Iterable[Drop] = ()) -> None:
-        """Writes one shard of records and, before it, what this shard dropped."""
-        self._write_lines(self.root / "dropped" / stage / f"shard-{index:05d}.jsonl", drops)
+        """Writes one shard of records and, before it, what this shard dropped (no file when that is nothing)."""
+        dropped = list(drops)
+        if dropped:
+            self._write_lines(self.root / "dropped" / stage / f"shard-{index:05d}.jsonl", dropped)
         self._write_lines(self._shard(stage, index), records)
+
+    def write_records(self, name: str, records: Iterable[Any]) -> None:
+        """Writes a file of records at the top of the run folder."""
+        self._write_lines(self.root / name, records)
 
     def _write_lines(self, path: Path, records: Iterable[Any]) -> None:
         lines = [json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records]
@@ -225,11 +245,12 @@ class RunStore:
 
     def _read_lines(self, path: Path, kind: type[R]) -> list[R]:
         records = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # text would split at U+2028 too
             try:
                 records.append(from_json(kind, json.loads(line)))
-            except (json.JSONDecodeError, TypeError, ValueError) as error:
-                raise RunFolderError(f"{path}, line {number} is damaged ({error}); remove this file to redo the shard") from error
+            except (TypeError, ValueError) as error:
+                remedy = "remove this file to redo the shard"
+                raise RunFolderError(f"{path}, line {number} is damaged ({error}); {remedy}") from error
         return records
 
     # -- metrics ----------------------------------------------------------------------------------------------------
@@ -256,5 +277,8 @@ class RunStore:
     def read_metrics(self, stage: str) -> list[dict[str, Any]]:
         """The lines of a stage's metrics; a last line that was cut by a kill is left out."""
         path = self.metrics_path(stage)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        try:
+            return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        except ValueError as error:
+            raise RunFolderError(f"{path} is damaged ({error}); remove it and run again to redo the stage") from error

@@ -13,9 +13,7 @@ from selfeval.algorithms.masked import check_same_shape
 __all__ = ["bradley_terry_loss", "preference_accuracy"]
 
 
-def bradley_terry_loss(
-    chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *, margin: float | Tensor = 0.0
-) -> Tensor:
+def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *, margin: float | Tensor = 0.0) -> Tensor:
     """Compute the cross-entropy of the Bradley-Terry model per pair, with soft labels.
 
     Δ = r_chosen − r_rejected − margin,   l = −[y log σ(Δ) + (1 − y) log σ(−Δ)]

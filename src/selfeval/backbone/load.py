@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class LoadedModel:
 
     @property
     def hidden_size(self) -> int:
-        return int(self.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator, union-attr, index]
+        config: Any = self.model.config
+        return int(config.get_text_config().hidden_size)
 
     @property
     def context_length(self) -> int | None:
@@ -89,9 +91,17 @@ def _check_causal(config: Any, name: str) -> None:
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []
     names_other_head = architectures and not any("CausalLM" in a or "LMHead" in a or "Conditional" in a for a in architectures)
-    if not (is_native or is_remote) or (names_other_head and not is_remote):
+    is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))  # some of these have a decoder-only twin in transformers
+    if is_seq2seq or not (is_native or is_remote) or (names_other_head and not is_remote):
         kind = ", ".join(architectures) or config.model_type
         raise ModelError(f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)")
+
+
+def _check_complete(missing: Collection[str], name: str) -> None:
+    """Refuses weights that transformers had to make up: it only warns, and fills the gaps with random numbers."""
+    if missing:
+        some = ", ".join(sorted(missing)[:3]) + (" and others" if len(missing) > 3 else "")
+        raise ModelError(f"cannot load model {name}: its files lack {len(missing)} weights ({some}); download or save it again")
 
 
 def load_model(name: str, *, device: str = "auto", precision: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
@@ -109,7 +119,10 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=_DTYPES[picked], trust_remote_code=trust_remote_code)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, dtype=_DTYPES[picked], trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+        _check_complete(report["missing_keys"], name)
     except ModelError:
         raise
     except Exception as error:  # the hub client and safetensors raise many kinds; the user needs one sentence
@@ -126,16 +139,21 @@ def _described(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.dev
     if not eos:
         notes.append("this model has no end-of-sequence token; replies end only at the token limit")
     pad = tokenizer.pad_token_id
-    if pad is None:
+    if pad is None or pad >= model.get_input_embeddings().weight.shape[0]:
+        problem = "this tokenizer has no padding token" if pad is None else f"this model has no padding token {pad}"
         pad = eos[0] if eos else 0
-        notes.append(f"this tokenizer has no padding token; token {pad} fills batches instead (it is masked everywhere)")
+        notes.append(f"{problem}; token {pad} fills batches instead (it is masked everywhere)")
     return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes)
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     generation = getattr(model, "generation_config", None)
     found: list[int] = []
-    for value in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None), getattr(model.config, "eos_token_id", None)):
+    for value in (
+        tokenizer.eos_token_id,
+        getattr(generation, "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+    ):
         found += [] if value is None else value if isinstance(value, list) else [value]
     size = model.get_input_embeddings().weight.shape[0]
     return tuple(dict.fromkeys(int(i) for i in found if 0 <= int(i) < size))

@@ -6,8 +6,9 @@ there is no lingering role, and a pass outside such a block is an error.
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ class Backbone:
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
         self._tuners: list[BaseTunerLayer] = []
+        self._logit_scale = _logit_scale(loaded.model.config)
         self._base_storages = _storages(loaded.model)
+        self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters()}
         self._base_fingerprint = _weights_fingerprint(loaded.model)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
 
@@ -80,7 +83,9 @@ class Backbone:
 
     # -- roles ------------------------------------------------------------------------------------------------------
 
-    def add_role(self, role: str, *, seed: int = 0, copy_of: str | None = None, head: bool = False, trainable: bool = True) -> None:
+    def add_role(
+        self, role: str, *, seed: int = 0, copy_of: str | None = None, head: bool = False, trainable: bool = True
+    ) -> None:
         """Adds a role: a LoRA adapter that starts as the bare base, or as a copy of another role (its head too).
 
         Args:
@@ -120,8 +125,9 @@ class Backbone:
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             if self._peft is None:
-                self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)  # type: ignore[arg-type, assignment]
+                self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)  # type: ignore[arg-type]
             else:
                 self._peft.add_adapter(role, peft_config)
         self._tuners = [module for module in self.loaded.model.modules() if isinstance(module, BaseTunerLayer)]
@@ -140,7 +146,7 @@ class Backbone:
         """The role's own weights by name: adapter, and head when it has one."""
         named = {n: p for n, p in self.loaded.model.named_parameters() if f".{role}." in n and "lora_" in n}
         head = self.heads.get(role)
-        return named if head is None else {**named, "head.weight": head.weight, "head.bias": head.bias}
+        return named if head is None else {**named, **{f"head.{name}": p for name, p in head.named_parameters()}}
 
     def freeze(self, role: str) -> None:
         """No more gradients for this role."""
@@ -185,9 +191,9 @@ class Backbone:
         return self.loaded.model.base_model(**arguments, use_cache=False).last_hidden_state  # type: ignore[operator, no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits, fp32, of hidden states `[..., D]`."""
+        """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""
         head: Any = self.loaded.model.get_output_embeddings()  # type: ignore[operator]
-        logits: Tensor = head(hidden).float()
+        logits: Tensor = head(hidden).float() * self._logit_scale
         cap = getattr(self.loaded.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -206,7 +212,11 @@ class Backbone:
         config = self._peft.peft_config[role]
         config.base_model_name_or_path = self.source
         prefix = "base_model.model."
-        tensors = {prefix + n.replace(f".{role}.", "."): p.detach().cpu().contiguous() for n, p in self.parameters(role).items() if "lora_" in n}
+        tensors = {
+            prefix + n.replace(f".{role}.", "."): p.detach().cpu().contiguous()
+            for n, p in self.parameters(role).items()
+            if "lora_" in n
+        }
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         if role in self.heads:
@@ -221,7 +231,9 @@ class Backbone:
         """
         origin = read_json(folder / "role.json")
         if origin["base_fingerprint"] != self._base_fingerprint:
-            raise RunFolderError(f"the role in {folder} was trained on {origin['base']}, not on {self.source}; load it on its own base")
+            raise RunFolderError(
+                f"the role in {folder} was trained on {origin['base']}, not on {self.source}; load it on its own base"
+            )
         has_head = (folder / "head.safetensors").is_file()
         self.add_role(role, head=has_head, trainable=trainable)
         saved = load_file(folder / "adapter_model.safetensors")
@@ -249,19 +261,44 @@ class Backbone:
         return sum(p.numel() for n, p in self.loaded.model.named_parameters() if "lora_" not in n)
 
     def weight_copies(self) -> int:
-        """How many full copies of the base weights the model holds now, counted by storage: must be 1."""
-        now = _storages(self.loaded.model, skip="lora_")
-        return round(sum(now.values()) / self.base_bytes) if now.keys() >= self._base_storages.keys() else 0
+        """How many full copies of the base weights this process holds now: must be 1.
+
+        Counted over every live parameter that has the shape of a base weight, in any model and any precision, by distinct
+        storage; adapters and heads are not weights.
+        """
+        gc.collect()  # what only waits for the collector is not held
+        own = {id(p) for role in self.roles for p in self.parameters(role).values()}
+        # type() and not isinstance(): lazy modules among the objects warn or import when they are asked for their class.
+        live = [o for o in gc.get_objects() if issubclass(type(o), nn.Parameter) and id(o) not in own]
+        return round(_elements(p for p in live if tuple(p.shape) in self._base_shapes) / self.parameter_count)
 
 
-def _storages(model: nn.Module, skip: str | None = None) -> dict[int, int]:
+def _elements(parameters: Iterable[nn.Parameter]) -> int:
+    """Numbers that these parameters hold, those of a shared storage once."""
+    found = {
+        (p.untyped_storage().data_ptr(), int(p.storage_offset())): p.numel() for p in parameters if p.device.type != "meta"
+    }
+    return sum(found.values())
+
+
+def _logit_scale(config: Any) -> float:
+    """What some families multiply the output layer's result by; it is not part of any module."""
+    kind = str(config.model_type)
+    if kind.startswith("granite"):
+        return 1.0 / float(config.logits_scaling)
+    factors = {
+        "cohere": "logit_scale",
+        "cohere2": "logit_scale",
+        "falcon_h1": "lm_head_multiplier",
+        "hyperclovax": "logits_scaling",
+    }
+    return float(getattr(config, factors[kind])) if kind in factors else 1.0
+
+
+def _storages(model: nn.Module) -> dict[int, int]:
     """Address -> bytes of each distinct storage that the model's parameters use."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if skip is None or skip not in name:
-            storage = parameter.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
+    storages = [parameter.untyped_storage() for parameter in model.parameters()]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def _weights_fingerprint(model: Any) -> str:

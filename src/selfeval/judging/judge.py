@@ -1,23 +1,27 @@
 """The judge: a language model prompted to compare two replies, in both orders, and to abstain.
 
 A verdict is read where the judge names the better reply: the probabilities of the three labels (first, second, neither)
-at that token, not the sampled word alone. Averaging both orders removes the position bias (Zheng et al. 2023,
+there, not the sampled word alone. Averaging both orders removes the position bias (Zheng et al. 2023,
 https://arxiv.org/abs/2306.05685, section 3.4). What does not parse has no probability; it is never a default.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
+from selfeval.errors import ModelError
 from selfeval.judging.templates import Labels, Templates
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 
-__all__ = ["Comparison", "Judgement", "Reading", "combine", "compare", "label_tokens", "state_of"]
+__all__ = ["Comparison", "Judgement", "Reading", "VerdictTokens", "combine", "compare", "state_of", "verdict_tokens"]
+
+Prompt = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -60,30 +64,55 @@ class Judgement:
     words: tuple[str, str]
 
 
-def label_tokens(templates: Templates, labels: Labels) -> tuple[int, int, int]:
-    """The token that tells each label from the others, after the lead."""
-    encoded = [templates.tokenizer.encode(labels.lead + label, add_special_tokens=False) for label in labels.all]
-    shared = 0
-    while all(len(e) > shared + 1 for e in encoded) and len({e[shared] for e in encoded}) == 1:
-        shared += 1
-    first, second, tie = (int(e[shared]) for e in encoded)
-    return first, second, tie
+@dataclass(frozen=True)
+class VerdictTokens:
+    """How a tokenizer writes the three verdicts. Many write a label as several tokens: " 1" as " " and "1".
+
+    Attributes:
+        lead: tokens of the lead, and of whatever all labels begin with.
+        paths: of each label (first, second, neither), the tokens that follow, up to the first that no other label shares.
+    """
+
+    lead: tuple[int, ...]
+    paths: tuple[Prompt, Prompt, Prompt]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every token of the paths."""
+        return tuple(sorted({token for path in self.paths for token in path}))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest path."""
+        return max(len(path) for path in self.paths)
+
+    @property
+    def forks(self) -> tuple[Prompt, ...]:
+        """The beginnings of paths after which probabilities are read; the empty one comes first."""
+        return tuple(dict.fromkeys(path[:k] for k in range(self.longest) for path in self.paths if k < len(path)))
 
 
-def _position(rollout: Rollout, templates: Templates, labels: Labels, tokens: Sequence[int]) -> int | None:
-    """Index of the token that names the verdict: a label right after the lead."""
-    for index, token in enumerate(rollout.ids):
-        if token in tokens:
-            before = str(templates.tokenizer.decode(list(rollout.ids[:index]))).rstrip()
-            if before.endswith(labels.lead.strip()):
-                return index
-    return None
+def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
+    """How this tokenizer writes the three verdicts: a shared beginning, then the tokens in which they differ.
+
+    Raises:
+        ModelError: one label is the beginning of another, so that they cannot be told apart.
+    """
+    encoded = [tuple(templates.tokenizer.encode(labels.lead + label, add_special_tokens=False)) for label in labels.all]
+    shared = _common(encoded)
+    rests = [e[shared:] for e in encoded]
+    lengths = [1 + max(_common([rest, other]) for other in rests[:i] + rests[i + 1 :]) for i, rest in enumerate(rests)]
+    if any(length > len(rest) for length, rest in zip(lengths, rests, strict=True)):
+        shown = ", ".join(f'"{label}"' for label in labels.all)
+        raise ModelError(f"this tokenizer cannot tell the verdict labels {shown} apart; give others in templates.toml")
+    first, second, tie = (rest[:length] for rest, length in zip(rests, lengths, strict=True))
+    return VerdictTokens(encoded[0][:shared], (first, second, tie))
 
 
-def _probabilities(logprobs: Sequence[float], label_mass: float) -> tuple[float, float, float] | None:
-    first, second, tie = (math.exp(p) for p in logprobs)
-    total = first + second + tie
-    return (first, second, tie) if total >= label_mass and total > 0 else None
+def _common(sequences: Sequence[Prompt]) -> int:
+    """How many first tokens the sequences share."""
+    columns = zip(*sequences, strict=False)
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))
 
 
 def compare(
@@ -93,7 +122,6 @@ def compare(
     comparisons: Sequence[Comparison],
     config: VerdictsConfig,
     *,
-    seed: int,
     rows: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[Judgement]:
@@ -101,59 +129,91 @@ def compare(
 
     Args:
         kind: the prompt: `judge`, or `referee` for evaluation.
-        seed: unused by greedy decoding, kept for the engine.
+        rows: comparisons side by side.
+        advance: called with the number of orders just judged.
     """
     prompts = [templates.prompt(kind, question=c.question, first=c.first, second=c.second) for c in comparisons]
     prompts += [templates.prompt(kind, question=c.question, first=c.second, second=c.first) for c in comparisons]
-    readings = _read(backbone, templates, templates.labels(kind), prompts, config, seed, rows, advance)
+    readings = _Reader(backbone, templates, templates.labels(kind), config, rows).read(prompts, advance)
     half = len(comparisons)
     return [combine(a, b) for a, b in zip(readings[:half], readings[half:], strict=True)]
 
 
-def _read(
-    backbone: Backbone,
-    templates: Templates,
-    labels: Labels,
-    prompts: Sequence[tuple[int, ...]],
-    config: VerdictsConfig,
-    seed: int,
-    rows: int,
-    advance: Callable[[int], None] | None,
-) -> list[Reading]:
-    tokens = label_tokens(templates, labels)
-    working = [Rollout((), (), False)] * len(prompts)
-    if config.working:
-        requests = [Request(p, temperature=0.0) for p in prompts]
-        working = generate(backbone, requests, max_new_tokens=config.max_new_tokens, seed=seed, rows=rows, watch=tokens, advance=advance)
-    positions = [_position(w, templates, labels, tokens) for w in working]
-    silent = [i for i, position in enumerate(positions) if position is None]
-    asked = _ask_for_verdict(backbone, templates, labels, tokens, [(prompts[i], working[i]) for i in silent], seed, rows)
-    readings = []
-    for index, (rollout, position) in enumerate(zip(working, positions, strict=True)):
-        logprobs = asked.get(silent.index(index)) if position is None else rollout.watched[position]
-        words = str(templates.tokenizer.decode(list(rollout.ids)))
-        readings.append(Reading(None if logprobs is None else _probabilities(logprobs, config.label_mass), words))
-    return readings
+class _Reader:
+    """Lets the judge work and reads its verdicts."""
+
+    def __init__(self, backbone: Backbone, templates: Templates, labels: Labels, config: VerdictsConfig, rows: int) -> None:
+        self.backbone, self.templates, self.labels, self.config, self.rows = backbone, templates, labels, config, rows
+        self.tokens = verdict_tokens(templates, labels)
+
+    def read(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> list[Reading]:
+        """One reading per prompt; a prompt that does not fit the model's context is unparsable, and its words say so."""
+        working = self._work(prompts, advance)
+        positions = {prompt: self._position(rollout) for prompt, rollout in working.items()}
+        logprobs = self._label_logprobs(working, positions)
+        return [self._reading(prompt, working.get(prompt), logprobs.get(prompt)) for prompt in prompts]
+
+    def _room(self, prompt: Prompt) -> int:
+        context = self.backbone.loaded.context_length
+        return sys.maxsize if context is None else context - len(prompt)
+
+    def _work(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
+        distinct = [p for p in dict.fromkeys(prompts) if self._room(p) > len(self.tokens.lead) + self.tokens.longest]
+        if not self.config.working or not distinct:
+            return dict.fromkeys(distinct, Rollout((), (), False))
+        requests = [Request(prompt, temperature=0.0) for prompt in distinct]
+        limit, watch = self.config.max_new_tokens, self.tokens.all
+        rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, rows=self.rows, watch=watch, advance=advance)
+        return dict(zip(distinct, rollouts, strict=True))
+
+    def _position(self, rollout: Rollout) -> int | None:
+        """Index of the token that names the verdict: a label right after the lead."""
+        lead = str(self.templates.tokenizer.decode(list(self.tokens.lead))).strip()
+        names = {path[0] for path in self.tokens.paths}
+        for index, token in enumerate(rollout.ids):
+            if token in names and str(self.templates.tokenizer.decode(list(rollout.ids[:index]))).rstrip().endswith(lead):
+                return index
+        return None
+
+    def _before_label(self, prompt: Prompt, said: Rollout, position: int | None) -> Prompt | None:
+        """The judge's words up to its label; where it gave none, all of them and the lead; None without a lead to ask with."""
+        if position is not None:
+            return (*prompt, *said.ids[:position])
+        if self.config.working and not self.labels.lead:
+            return None
+        ends, lead = set(self.backbone.loaded.eos_ids), self.tokens.lead
+        words = tuple(i for i in said.ids if i not in ends)[: self._room(prompt) - len(lead) - self.tokens.longest]
+        return (*prompt, *words, *lead)
+
+    def _label_logprobs(
+        self, working: dict[Prompt, Rollout], positions: dict[Prompt, int | None]
+    ) -> dict[Prompt, tuple[float, ...]]:
+        """Log-probs of the three labels where each verdict stands, summed along their paths."""
+        before = {prompt: self._before_label(prompt, said, positions[prompt]) for prompt, said in working.items()}
+        seen: dict[tuple[Prompt, Prompt], tuple[float, ...]] = {}
+        seen |= {(p, ()): working[p].watched[index] for p, index in positions.items() if index is not None}
+        cases = [(p, f) for p, text in before.items() if text is not None for f in self.tokens.forks if (p, f) not in seen]
+        requests = [Request((*(before[prompt] or ()), *fork), temperature=0.0) for prompt, fork in cases]
+        watch = self.tokens.all
+        rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.rows, watch=watch)
+        seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
+
+        def total(prompt: Prompt, path: Prompt) -> float:
+            return math.fsum(seen[prompt, path[:k]][watch.index(token)] for k, token in enumerate(path))
+
+        return {p: tuple(total(p, path) for path in self.tokens.paths) for p, text in before.items() if text is not None}
+
+    def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
+        if rollout is None:
+            return Reading(None, f"(not asked: the prompt of {len(prompt)} tokens does not fit the model's context)")
+        words = str(self.templates.tokenizer.decode(list(rollout.ids)))
+        return Reading(None if logprobs is None else _probabilities(logprobs, self.config.label_mass), words)
 
 
-def _ask_for_verdict(
-    backbone: Backbone,
-    templates: Templates,
-    labels: Labels,
-    tokens: Sequence[int],
-    cases: Sequence[tuple[tuple[int, ...], Rollout]],
-    seed: int,
-    rows: int,
-) -> dict[int, tuple[float, ...]]:
-    """Appends the lead to what the judge wrote and reads the label probabilities that follow; none without a lead."""
-    if not labels.lead or not cases:
-        return {}
-    eos = set(backbone.loaded.eos_ids)
-    encoded = templates.tokenizer.encode(labels.lead + labels.first, add_special_tokens=False)
-    lead = tuple(encoded[: encoded.index(tokens[0])])
-    requests = [Request((*prompt, *(i for i in said.ids if i not in eos), *lead), temperature=0.0) for prompt, said in cases]
-    rollouts = generate(backbone, requests, max_new_tokens=1, seed=seed, rows=rows, watch=tokens)
-    return {i: rollout.watched[0] for i, rollout in enumerate(rollouts)}
+def _probabilities(logprobs: Sequence[float], label_mass: float) -> tuple[float, float, float] | None:
+    first, second, tie = (math.exp(p) for p in logprobs)
+    total = first + second + tie
+    return (first, second, tie) if total >= label_mass and total > 0 else None
 
 
 def combine(in_order: Reading, swapped: Reading) -> Judgement:

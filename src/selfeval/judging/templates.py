@@ -17,7 +17,7 @@ from selfeval.store import fingerprint
 __all__ = ["KINDS", "Labels", "Templates", "templates_folder"]
 
 KINDS = ("ask", "grade", "judge", "referee", "reply")
-"""ask: write a question. reply: answer one. grade: what evaluator and critic read before a reply. judge, referee: compare two."""
+"""ask: write a question. reply: answer one. grade: what evaluator and critic read first. judge, referee: compare two."""
 
 _OWN = Path(__file__).parent / "templates"
 
@@ -69,7 +69,9 @@ class Templates:
         """
         missing = [f"{kind}.jinja" for kind in KINDS if not (folder / f"{kind}.jinja").is_file()]
         if missing:
-            raise ModelError(f"templates folder {folder} lacks {', '.join(missing)}; a templates folder holds all of {', '.join(KINDS)}")
+            raise ModelError(
+                f"templates folder {folder} lacks {', '.join(missing)}; a templates folder holds all of {', '.join(KINDS)}"
+            )
         try:
             settings = _Settings.model_validate(tomllib.loads((folder / "templates.toml").read_text(encoding="utf-8")))
             environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=False)
@@ -102,7 +104,7 @@ class Templates:
         else:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
-        return tuple(int(i) for i in ids)  # type: ignore[union-attr, arg-type]
+        return tuple(int(i) for i in ids)  # type: ignore[arg-type]
 
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
@@ -114,12 +116,23 @@ class Templates:
         """What a reply says, control tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
+    @property
+    def ask_stop_ids(self) -> tuple[int, ...]:
+        """The stop texts that are one token: a question that reaches one is finished."""
+        encoded = [self.tokenizer.encode(stop, add_special_tokens=False) for stop in self.settings.ask_stop]
+        return tuple(int(ids[0]) for ids in encoded if len(ids) == 1)
+
     def question_from(self, ids: tuple[int, ...]) -> str:
-        """The question that was written, cut at the first stop text."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        """The question that was written: its first line or whatever stands before the first stop text."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
         for stop in self.settings.ask_stop:
             text = text.split(stop)[0]
-        return text.strip()
+        return self.clean(text)
+
+    def has_stop(self, ids: tuple[int, ...]) -> bool:
+        """Whether a stop text was reached (it need not be a token of its own)."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+        return any(stop in text for stop in self.settings.ask_stop)
 
 
 def template_texts(folder: Path) -> dict[str, str]:

@@ -61,25 +61,29 @@ def _reply(rng: random.Random) -> Document:
 
 
 def _grade(rng: random.Random) -> Document:
-    """A reply marked right or wrong: after every step and at its end, or (half of the time) at its end only."""
+    """A reply marked right or wrong: always at its end, and after all, some or none of its steps."""
     problem = draw_problem(rng)
     reply = draw_reply(problem, rng, right=rng.random() < 0.5)
-    document: Document = [(f"<|bos|><|grade|>{problem.question}<|reply|>", _CONTEXT_WEIGHT)]
-    if rng.random() < 0.5:
-        document += _marked_steps(problem, reply)
-    else:
-        document.append((reply.text, _CONTEXT_WEIGHT))
     mark = "<|right|>" if reply.answer == problem.answer else "<|wrong|>"
-    return [*document, ("<|eos|>", 0.0), (mark, _MARK_WEIGHT)]
+    return [
+        (f"<|bos|><|grade|>{problem.question}<|reply|>", _CONTEXT_WEIGHT),
+        (reply.opening, _CONTEXT_WEIGHT),
+        *_marked_steps(problem, reply, rng, marked_share=rng.choice((0.0, 0.0, 0.5, 1.0))),
+        (reply.closing, _CONTEXT_WEIGHT),
+        ("<|eos|>", 0.0),
+        (mark, _MARK_WEIGHT),
+    ]
 
 
-def _marked_steps(problem: Problem, reply: Reply) -> Document:
-    document: Document = [(reply.opening, _CONTEXT_WEIGHT)]
+def _marked_steps(problem: Problem, reply: Reply, rng: random.Random, marked_share: float) -> Document:
+    document: Document = []
     right_so_far = True
     for index, (step, sentence) in enumerate(zip(reply.steps, reply.sentences, strict=True)):
         right_so_far &= index < len(problem.steps) and step == problem.steps[index]
-        document += [(sentence, _CONTEXT_WEIGHT), ("<|right|>" if right_so_far else "<|wrong|>", _MARK_WEIGHT)]
-    return [*document, (reply.closing, _CONTEXT_WEIGHT)]
+        document.append((sentence, _CONTEXT_WEIGHT))
+        if rng.random() < marked_share:
+            document.append(("<|right|>" if right_so_far else "<|wrong|>", _MARK_WEIGHT))
+    return document
 
 
 def _pair(problem: Problem, rng: random.Random) -> tuple[Reply, Reply]:
@@ -114,8 +118,8 @@ def _referee(rng: random.Random) -> Document:
 
 KINDS: dict[str, tuple[Callable[[random.Random], Document], float]] = {
     "ask": (_ask, 0.10),
-    "reply": (_reply, 0.30),
-    "grade": (_grade, 0.30),
+    "reply": (_reply, 0.28),
+    "grade": (_grade, 0.32),
     "judge": (_judge, 0.20),
     "referee": (_referee, 0.10),
 }

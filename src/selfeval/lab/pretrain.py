@@ -39,7 +39,7 @@ class PretrainConfig:
     warmup: int = 200
     weight_decay: float = 0.05
     hidden_size: int = 128
-    layers: int = 4
+    layers: int = 5
     heads: int = 4
     kv_heads: int = 2
     intermediate_size: int = 344
@@ -172,8 +172,10 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        for stateful, saved in zip([*optimizers, *schedulers], state["optimizers"], strict=True):
-            stateful.load_state_dict(saved)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
         step, seconds = int(state["step"]), float(state["seconds"])
         report(f"going on from step {step}")
     started, total, tokens = time.monotonic() - seconds, 0.0, 0
@@ -196,8 +198,14 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
             report(json.dumps(line))
             total = 0.0
         if step % config.checkpoint_every == 0 or step == config.steps:
-            states = [s.state_dict() for s in [*optimizers, *schedulers]]
-            _save(checkpoint, model=model.state_dict(), optimizers=states, step=step, seconds=time.monotonic() - started)
+            _save(
+                checkpoint,
+                model=model.state_dict(),
+                optimizers=[o.state_dict() for o in optimizers],
+                schedulers=[s.state_dict() for s in schedulers],
+                step=step,
+                seconds=time.monotonic() - started,
+            )
             model.save_pretrained(output)
             tokenizer.save_pretrained(output)
             (output / "pretrain.json").write_text(json.dumps({**asdict(config), "done": step}, indent=1))

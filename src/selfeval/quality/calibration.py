@@ -108,9 +108,7 @@ def brier_score(confidence: Sequence[float], correct: Sequence[float]) -> float 
     return float(np.square(confidence_N - correct_N).mean()) if confidence_N.size else None
 
 
-def risk_coverage(
-    confidence: Sequence[float], correct: Sequence[float], *, points: int = 20
-) -> list[tuple[float, float]]:
+def risk_coverage(confidence: Sequence[float], correct: Sequence[float], *, points: int = 20) -> list[tuple[float, float]]:
     """Trace what abstention buys: the error rate among the most confident share of the cases, for growing shares.
 
     At coverage c the ⌈c N⌉ most confident cases are answered (ties by position), risk = their error rate. Geifman and

@@ -130,9 +130,7 @@ def mean_figure(values: Sequence[float], *, seed: int = 0, resamples: int = 2000
     values_N = _finite(values, "values")
     if values_N.size == 0:
         return Figure(None, None, None, 0)
-    low, high = bootstrap_interval(
-        lambda index_RN: values_N[index_RN].mean(-1), values_N.size, seed=seed, resamples=resamples
-    )
+    low, high = bootstrap_interval(lambda index_RN: values_N[index_RN].mean(-1), values_N.size, seed=seed, resamples=resamples)
     return Figure(float(values_N.mean()), low, high, values_N.size)
 
 

@@ -495,8 +495,7 @@ def _n(value: float) -> str:
 def _tag(name: str, inside: str = "", **attributes: str | float) -> str:
     """One SVG element; a trailing underscore in an attribute's name is dropped (`class_`)."""
     written = "".join(
-        f' {key.rstrip("_")}="{escape(value) if isinstance(value, str) else _n(value)}"'
-        for key, value in attributes.items()
+        f' {key.rstrip("_")}="{escape(value) if isinstance(value, str) else _n(value)}"' for key, value in attributes.items()
     )
     return f"<{name}{written}>{inside}</{name}>"
 

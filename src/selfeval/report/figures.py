@@ -12,8 +12,8 @@ from typing import Any
 from selfeval.errors import InputError
 
 __all__ = [
-    "Figure",
     "NOT_MEASURED",
+    "Figure",
     "cells",
     "count",
     "describe",

@@ -150,9 +150,7 @@ def _evaluator_sentence(report: dict[str, Any]) -> str:
         start = f"By gold, the evaluator picks the better reply in {told}"
     else:
         told = describe(accuracy, of=" of the held-out pairs that the judge was sure of")
-        start = (
-            f"With no gold to check against, only agreement is known: the evaluator picks the judge's choice in {told}"
-        )
+        start = f"With no gold to check against, only agreement is known: the evaluator picks the judge's choice in {told}"
     return f"{start}, {_against_baselines(report, accuracy)}."
 
 

@@ -58,9 +58,7 @@ def _until_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(ids[: end + 1])
 
 
-def _with_logprobs(
-    backbone: Backbone, prompts: Sequence[tuple[int, ...]], replies: Sequence[tuple[int, ...]]
-) -> list[Rollout]:
+def _with_logprobs(backbone: Backbone, prompts: Sequence[tuple[int, ...]], replies: Sequence[tuple[int, ...]]) -> list[Rollout]:
     rollouts: dict[int, Rollout] = {}
     for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], 16384):
         batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])

@@ -26,7 +26,8 @@ class RoomyLayer(DynamicLayer):
             self.keys = self._empty(key_states)
             self.values = self._empty(value_states)
         end = self.length + key_states.shape[-2]
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -41,7 +42,8 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.is_initialized:
-            assert self.keys is not None and self.values is not None
+            assert self.keys is not None
+            assert self.values is not None
             self.keys, self.values = self.keys[indices], self.values[indices]
 
 
@@ -55,5 +57,3 @@ def roomy_cache(config: Any, room: int) -> DynamicCache:
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Keeps (or repeats) these batch rows of the cache, in this order."""
     cache.batch_select_indices(rows)
-
-

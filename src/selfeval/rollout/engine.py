@@ -8,6 +8,7 @@ Shapes: B rows now in the batch, T tokens so far, V vocabulary, W watched tokens
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from selfeval.backbone.roles import Backbone
+from selfeval.errors import LoopError
 from selfeval.rollout.cache import roomy_cache, select_rows
 
 __all__ = ["Request", "Rollout", "generate"]
@@ -54,6 +56,7 @@ def generate(
     max_new_tokens: int,
     seed: int,
     rows: int = 256,
+    stop: Sequence[int] = (),
     watch: Sequence[int] = (),
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -65,37 +68,61 @@ def generate(
         max_new_tokens: limit per reply.
         seed: of all draws; the same requests in the same order give the same rollouts.
         rows: replies side by side.
+        stop: token ids that end a reply like the end-of-sequence token does.
         watch: token ids whose log-probs are kept at every step.
         advance: called with the number of replies just finished.
 
     Returns:
-        Rollouts in the order of the requests.
+        Rollouts in the order of the requests; where the model's context is shorter than prompt and limit together, rows
+        stop at its end.
+
+    Raises:
+        LoopError: a prompt alone fills the model's context.
     """
+    _check_room(backbone, requests)
     generator = torch.Generator(device=backbone.loaded.device).manual_seed(seed)
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
     results: dict[int, Rollout] = {}
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        rollouts = _Batch(backbone, [requests[i] for i in batch], max_new_tokens, watch, generator).run()
+        rollouts = _Batch(backbone, [requests[i] for i in batch], max_new_tokens, stop, watch, generator).run()
         results.update(zip(batch, rollouts, strict=True))
         if advance:
             advance(len(batch))
     return [results[i] for i in range(len(requests))]
 
 
+def _check_room(backbone: Backbone, requests: Sequence[Request]) -> None:
+    context, longest = backbone.loaded.context_length, max((len(r.prompt) for r in requests), default=0)
+    if context is not None and longest >= context:
+        raise LoopError(
+            f"a prompt of {longest} tokens leaves no room in this model's context of {context}; use shorter questions or "
+            "templates, fewer examples (questions.examples), or a model with a longer context"
+        )
+
+
 class _Batch:
     """The rows of one batch while they are being written."""
 
     def __init__(
-        self, backbone: Backbone, requests: Sequence[Request], limit: int, watch: Sequence[int], generator: torch.Generator
+        self,
+        backbone: Backbone,
+        requests: Sequence[Request],
+        limit: int,
+        stop: Sequence[int],
+        watch: Sequence[int],
+        generator: torch.Generator,
     ) -> None:
-        self.backbone, self.limit, self.generator = backbone, limit, generator
+        context = backbone.loaded.context_length or sys.maxsize
+        self.limit = min(limit, context - max(len(r.prompt) for r in requests))
+        self.backbone, self.generator = backbone, generator
         device = backbone.loaded.device
         self.requests = requests
+        self.ends = {*backbone.loaded.eos_ids, *stop}
         self.watch = torch.tensor(list(watch), dtype=torch.long, device=device)
         self.temperature_B = torch.tensor([r.temperature for r in requests], device=device)
         self.top_p_B = torch.tensor([r.top_p for r in requests], device=device)
-        self.cache = roomy_cache(backbone.model.config, limit)
+        self.cache = roomy_cache(backbone.model.config, self.limit)
         self.alive = torch.arange(len(requests), device=device)
         self.ids: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
@@ -169,7 +196,7 @@ class _Batch:
             self.logprobs[row].append(logprob)
             if watched is not None:
                 self.watched[row].append(tuple(watched[position]))
-            self.finished[row] = token in self.backbone.loaded.eos_ids
+            self.finished[row] = token in self.ends
             keep.append(not self.finished[row])
         return torch.tensor(keep, device=tokens_B.device)
 

@@ -32,6 +32,8 @@ class Context:
             backbone = Backbone.load(self.config)
         for note in backbone.loaded.notes:
             self.terminal.note(note)
+        device, precision = str(backbone.loaded.device), backbone.loaded.precision
+        self.store.update_run(device={"device": device, "precision": precision, "notes": backbone.loaded.notes})
         return backbone
 
     @cached_property

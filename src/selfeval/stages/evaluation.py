@@ -247,7 +247,6 @@ def _answer_and_judge(context: Context) -> list[_Answered]:
             "referee",
             [Comparison(q.text, t, b.text) for q, t, b in zip(questions, texts, before, strict=True)],
             config.verdicts,
-            seed=context.seed("referee"),
             rows=config.rollout_rows,
         )
     return [_Answered(*row) for row in zip(questions, before, after, texts, kls, judgements, strict=True)]
@@ -316,5 +315,3 @@ def _gold_curve(context: Context, questions: Mapping[str, Question], gold: Gold 
     with writing(context.store.metrics_path("evaluation")) as temporary:
         rows = [f'{{"step": {step}, "gold": {sum(r) / len(r):.6f}, "n": {len(r)}}}\n' for step, r in sorted(lines.items()) if r]
         temporary.write_text("".join(rows), encoding="utf-8")
-
-

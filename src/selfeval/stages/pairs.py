@@ -30,7 +30,16 @@ def run(context: Context) -> dict[str, int]:
         chosen, rejected = (first, second) if verdict.probability >= 0.5 else (second, first)
         text = questions[verdict.question_id].text
         pairs.append(
-            Pair(verdict.question_id, text, chosen.text, rejected.text, verdict.confidence, chosen.ids, rejected.ids, verdict.split)
+            Pair(
+                verdict.question_id,
+                text,
+                chosen.text,
+                rejected.text,
+                verdict.confidence,
+                chosen.ids,
+                rejected.ids,
+                verdict.split,
+            )
         )
     train = sum(p.split == Split.TRAIN for p in pairs)
     if train < FEWEST:
@@ -43,7 +52,7 @@ def _too_few(train: int, verdicts: list[Verdict]) -> str:
     states = Counter(v.state.value for v in verdicts)
     seen = ", ".join(f"{state.value} {states.get(state.value, 0)}" for state in VerdictState)
     return (
-        f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. Look at the judge's words "
-        "with `selfeval show DIR dropped`; then try a stronger model, judge templates of its own, verdicts.working = true, or a "
-        "lower verdicts.keep or verdicts.label_mass"
+        f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. Look at the judge's "
+        "words with `selfeval show DIR dropped`; then try a stronger model, judge templates of its own, verdicts.working = "
+        "true, or a lower verdicts.keep or verdicts.label_mass"
     )

@@ -15,7 +15,7 @@ from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.gold import load_gold
-from selfeval.store import fingerprint, write_json
+from selfeval.store import fingerprint
 
 __all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
 
@@ -94,9 +94,15 @@ def _prepare(context: Context, keys: dict[str, str]) -> None:
 
 def _begin_run(context: Context) -> None:
     config = context.config
-    context.store.update_run(schema=1, status="running", name=config.name, config=config.model_dump(mode="json"))
-    lines = [s.question for s in context.seeds]
-    write_json(context.store.root / "seeds.json", lines)
+    context.store.update_run(
+        schema=1,
+        status="running",
+        name=config.name,
+        seed=config.seed,
+        config=config.model_dump(mode="json"),
+        versions=report.versions(),
+    )
+    context.store.write_records("seeds.jsonl", context.seeds)
 
 
 def run_stages(context: Context, until: str | None = None) -> bool:

@@ -79,11 +79,10 @@ def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
             max_new_tokens=config.questions.max_new_tokens,
             seed=context.seed("questions", shard),
             rows=config.rollout_rows,
+            stop=context.templates.ask_stop_ids,
         )
-    stops = context.templates.settings.ask_stop
-    outcomes = [
-        acceptance.consider(context.templates.question_from(r.ids), r.finished or bool(stops)) for r in rollouts
-    ]
+    templates = context.templates
+    outcomes = [acceptance.consider(templates.question_from(r.ids), r.finished or templates.has_stop(r.ids)) for r in rollouts]
     context.store.write_shard(
         "questions", shard, [o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)]
     )

@@ -8,12 +8,13 @@ from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
+from selfeval import __version__
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
 from selfeval.stages.context import Context
 from selfeval.store import read_json, write_json
 
-__all__ = ["SCHEMA", "build_report", "run"]
+__all__ = ["SCHEMA", "build_report", "peak_bytes", "run", "versions"]
 
 SCHEMA = 1
 _DROPPING = ("questions", "verdicts")
@@ -47,6 +48,12 @@ def _data(context: Context) -> dict[str, int]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python, and of the libraries that the figures depend on."""
+    libraries = {name: version(name) for name in _LIBRARIES}
+    return {"selfeval": __version__, "python": platform.python_version(), **libraries}
+
+
 def peak_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
     import resource
@@ -75,11 +82,7 @@ def build_report(context: Context) -> dict[str, Any]:
         "samples": figures["samples"],
         "time": {**seconds, "total": round(sum(seconds.values()), 2)},
         "memory": {**figures["memory"], "peak_bytes": peak},
-        "versions": {
-            "selfeval": version("self-evaluator"),
-            "python": platform.python_version(),
-            **{name: version(name) for name in _LIBRARIES},
-        },
+        "versions": versions(),
         "config": config,
     }
 

@@ -24,12 +24,13 @@ def read_seeds(path: str) -> list[Seed]:
         raise SeedsError(f"no seeds were given; use --seeds with a file of questions, one a line (text or {_EXAMPLE})")
     file = Path(path)
     if not file.is_file():
-        raise SeedsError(f"seeds file {path} does not exist; give a file of questions, one a line (text or {_EXAMPLE})")
+        problem = "is not a file" if file.exists() else "does not exist"
+        raise SeedsError(f"seeds file {path} {problem}; give a file of questions, one a line (text or {_EXAMPLE})")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SeedsError(f"seeds file {path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     is_json = file.suffix in (".jsonl", ".json") or bool(lines and lines[0][1].startswith("{"))
     seeds = [_json_seed(path, number, line) if is_json else Seed(line) for number, line in lines]
     if not seeds:
@@ -45,6 +46,8 @@ def _json_seed(path: str, number: int, line: str) -> Seed:
         raise SeedsError(f"{path}, line {number}: not JSON ({error.msg}); got {shown}; write {_EXAMPLE}, one a line") from error
     if not isinstance(values, dict) or not isinstance(values.get("question"), str) or not values["question"].strip():
         raise SeedsError(f'{path}, line {number}: no text under "question"; got {shown}; write {_EXAMPLE}')
+    if any("\ud800" <= character <= "\udfff" for character in values["question"]):
+        raise SeedsError(f"{path}, line {number}: half a surrogate pair in the question; got {shown}; write whole characters")
     reply = values.get("reply")
     if reply is not None and not isinstance(reply, str):
         raise SeedsError(f'{path}, line {number}: "reply" must be text; got {json.dumps(reply)}')

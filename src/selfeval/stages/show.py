@@ -25,9 +25,16 @@ def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     pattern = "*/shard-*.jsonl" if kind == "dropped" else "shard-*.jsonl"
     rows: list[dict[str, Any]] = []
     for path in sorted((folder / kind).glob(pattern)):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
             if len(rows) < count:
-                rows.append(json.loads(line))
+                rows.append(_row(path, number, line))
     if not rows:
         raise RunFolderError(f"{folder} has no {kind} (yet); run `selfeval run` further")
     return rows
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{path}, line {number} is damaged ({error}); remove this file and run again") from error

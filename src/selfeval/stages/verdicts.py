@@ -35,9 +35,22 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[tuple[Questi
 
 def _verdict(context: Context, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
     state = state_of(judgement, context.config.verdicts)
-    figures = (judgement.probability, judgement.in_order, judgement.swapped, judgement.tie)
-    rounded = [None if f is None else round(f, 6) for f in figures]
-    return Verdict(question.id, question.split, first.id, second.id, state, *rounded, judgement.words)
+    return Verdict(
+        question_id=question.id,
+        split=question.split,
+        first=first.id,
+        second=second.id,
+        state=state,
+        probability=_rounded(judgement.probability),
+        in_order=_rounded(judgement.in_order),
+        swapped=_rounded(judgement.swapped),
+        tie=_rounded(judgement.tie),
+        words=judgement.words,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def _drop(question: Question, verdict: Verdict) -> Drop:
@@ -56,7 +69,6 @@ def _write_shard(context: Context, shard: int, pairs: Sequence[tuple[Question, R
             "judge",
             [Comparison(q.text, a.text, b.text) for q, a, b in judged],
             config.verdicts,
-            seed=context.seed("verdicts", shard),
             rows=config.rollout_rows,
         )
     verdicts = [_verdict(context, q, a, b, j) for (q, a, b), j in zip(judged, judgements, strict=True)]

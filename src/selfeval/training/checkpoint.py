@@ -45,7 +45,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Writes a checkpoint for `step`, then removes older ones."""
-        tensors = {f"role/{r}/{n}": p.detach().cpu().contiguous() for r in self.roles for n, p in self.backbone.parameters(r).items()}
+        tensors = {
+            f"role/{r}/{n}": p.detach().cpu().contiguous() for r in self.roles for n, p in self.backbone.parameters(r).items()
+        }
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
         with writing(self.folder / f"step-{step:06d}") as temporary:

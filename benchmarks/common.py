@@ -1,0 +1,43 @@
+"""What the benchmarks share: the machine's description, running the real command, and writing results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Cores, memory and versions: what a reader needs to compare."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages / 2**30, 1),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+
+
+def selfeval(*arguments: str) -> float:
+    """Runs the real command in a process of its own and returns its wall time in seconds."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "selfeval", *arguments], check=True)
+    return time.monotonic() - started
+
+
+def write(name: str, command: str, figures: dict[str, Any]) -> Path:
+    """Writes results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"command": command, "machine": machine(), **figures}, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
+    return path

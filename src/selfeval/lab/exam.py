@@ -1,0 +1,109 @@
+"""The embedded model's exam: each skill that the loop builds on, measured against gold on fresh problems."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from selfeval.backbone.load import load_model
+from selfeval.backbone.roles import BASE, Backbone
+from selfeval.config import LoraConfig, VerdictsConfig
+from selfeval.judging.judge import Comparison, compare
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.lab.domain import Problem, draw_problem
+from selfeval.lab.noise import draw_reply
+from selfeval.lab.oracle import WordProblems
+from selfeval.quality.statistics import proportion
+from selfeval.rollout.engine import Request, generate
+
+__all__ = ["examine"]
+
+_REPLY_TOKENS = 64
+
+
+class _Exam:
+    def __init__(self, model: str, questions: int, seed: int) -> None:
+        self.backbone = Backbone(load_model(model, device="cpu"), LoraConfig(), model)
+        self.templates = Templates.load(templates_folder(model), self.backbone.loaded.tokenizer)
+        self.rng = random.Random(f"exam/{seed}")
+        self.problems = [draw_problem(self.rng) for _ in range(questions)]
+        self.seed = seed
+        self.gold = WordProblems()
+
+    def replies(self, temperature: float) -> dict[str, Any]:
+        """Share of right replies."""
+        requests = [Request(self.templates.prompt("reply", question=p.question), temperature) for p in self.problems]
+        rollouts = generate(self.backbone, requests, max_new_tokens=_REPLY_TOKENS, seed=self.seed)
+        texts = [self.templates.text(r.ids) for r in rollouts]
+        right = [bool(self.gold.is_right(p.question, t)) for p, t in zip(self.problems, texts, strict=True)]
+        return proportion([r and o.finished for r, o in zip(right, rollouts, strict=True)]).as_json()
+
+    def questions(self, examples: int) -> dict[str, Any]:
+        """Share of written questions that are well posed."""
+        count = len(self.problems)
+        shown = [[p.question for p in self.rng.sample(self.problems, min(examples, count))] for _ in range(count)]
+        requests = [Request(self.templates.prompt("ask", examples=e)) for e in shown]
+        stop = self.templates.ask_stop_ids
+        rollouts = generate(self.backbone, requests, max_new_tokens=_REPLY_TOKENS, seed=self.seed, stop=stop)
+        written = [self.templates.question_from(r.ids) for r in rollouts]
+        return proportion([self.gold.answer(text) is not None for text in written]).as_json()
+
+    def judge(self, kind: str) -> dict[str, Any]:
+        """Right verdicts on pairs with exactly one right reply, in each order; ties found where both replies are alike."""
+        pairs = [self._pair(problem, one_right=True) for problem in self.problems]
+        judged = compare(self.backbone, self.templates, kind, [c for c, _ in pairs], VerdictsConfig(), rows=256)
+        alike = [self._pair(problem, one_right=False) for problem in self.problems]
+        ties = compare(self.backbone, self.templates, kind, [c for c, _ in alike], VerdictsConfig(), rows=256)
+        return {
+            "right_first_shown_first": proportion(
+                [_agrees(j.in_order, f) for j, (_, f) in zip(judged, pairs, strict=True)]
+            ).as_json(),
+            "right_first_shown_second": proportion(
+                [_agrees(j.swapped, f) for j, (_, f) in zip(judged, pairs, strict=True)]
+            ).as_json(),
+            "tie_found": proportion([(j.tie or 0.0) > 0.5 for j in ties]).as_json(),
+            "tie_claimed_wrongly": proportion([(j.tie or 0.0) > 0.5 for j in judged]).as_json(),
+        }
+
+    def _pair(self, problem: Problem, *, one_right: bool) -> tuple[Comparison, bool]:
+        first = self.rng.random() < 0.5
+        second = first if not one_right else not first
+        replies = [draw_reply(problem, self.rng, right=right).text for right in (first, second)]
+        return Comparison(problem.question, *replies), first
+
+    @torch.no_grad()
+    def marks(self) -> dict[str, Any]:
+        """Share of right marks at the end of a reply whose steps carry no marks."""
+        outcomes = []
+        right_id, wrong_id = (self.backbone.loaded.tokenizer.convert_tokens_to_ids(m) for m in ("<|right|>", "<|wrong|>"))
+        for problem in self.problems:
+            is_right = self.rng.random() < 0.5
+            text = draw_reply(problem, self.rng, right=is_right).text
+            reply = self.backbone.loaded.tokenizer.encode(text + "<|eos|>", add_special_tokens=False)
+            ids = torch.tensor([[*self.templates.prompt("grade", question=problem.question), *reply]])
+            logits = self.backbone.logits(self.backbone.hidden(ids, torch.ones_like(ids)))[0, -1]
+            outcomes.append(bool(logits[right_id] > logits[wrong_id]) == is_right)
+        return proportion(outcomes).as_json()
+
+
+def _agrees(probability: float | None, first_is_right: bool) -> bool:
+    return probability is not None and (probability > 0.5) == first_is_right
+
+
+def examine(model: str, questions: int, seed: int) -> dict[str, Any]:
+    """All skills of the model in a folder, each a figure with its interval and n."""
+    exam = _Exam(model, questions, seed)
+    tasks: Sequence[tuple[str, Callable[[], dict[str, Any]]]] = (
+        ("replies_right_sampled", lambda: exam.replies(1.0)),
+        ("replies_right_greedy", lambda: exam.replies(0.0)),
+        ("questions_well_posed_free", lambda: exam.questions(0)),
+        ("questions_well_posed_with_examples", lambda: exam.questions(4)),
+        ("judge", lambda: exam.judge("judge")),
+        ("referee", lambda: exam.judge("referee")),
+        ("final_marks_right", exam.marks),
+    )
+    with exam.backbone.acting_as(BASE):
+        return {name: task() for name, task in tasks}

@@ -1,0 +1,224 @@
+"""The whole loop with the real command, on the embedded model at toy size."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toy import copy_lab, environment, selfeval, start, toy_arguments
+
+STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
+
+
+def _evidence(folder: Path) -> dict[str, Any]:
+    """report.json without what a clock or another process's memory decides."""
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    del report["time"], report["memory"]["peak_bytes"]
+    return report
+
+
+def _times(folder: Path) -> dict[str, int]:
+    """When each stage's manifest was written."""
+    return {stage: (folder / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
+
+
+def _without_seconds(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_lab(tmp_path_factory.mktemp("loop") / "lab")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    """An undisturbed run; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("loop") / "run"
+    found = selfeval(*toy_arguments(recipe, folder))
+    assert found.returncode == 0, found.stderr
+    assert f"Report: {folder / 'index.html'}" in found.stdout
+    return folder
+
+
+def test_a_run_leaves_everything_that_the_design_promises(finished: Path) -> None:
+    run = json.loads((finished / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert {name: row["state"] for name, row in run["stages"].items()} == dict.fromkeys(STAGES, "finished")
+    for role in ("evaluator-0", "policy"):
+        assert (finished / "roles" / role / "adapter_model.safetensors").is_file()
+    assert (finished / "index.html").stat().st_size > 10_000
+    assert not list(finished.rglob("*.part"))
+
+
+def test_the_report_has_the_agreed_figures(finished: Path) -> None:
+    report = _evidence(finished)
+    assert report["schema"] == 1
+    figures = {
+        "evaluator": ("accuracy_gold", "accuracy_judge"),
+        "policy": ("win_rate", "length_controlled", "gold_before", "gold_after", "kl", "length_ratio"),
+    }
+    for section, names in figures.items():
+        for name in names:
+            assert {"value", "ci_low", "ci_high", "n"} <= set(report[section][name]), f"{section}.{name}"
+    assert set(report["evaluator"]["baselines"]) == {"longer_wins", "first_wins", "mean_logprob", "judge"}
+    verdicts = report["verdicts"]
+    assert verdicts["judged"] == sum(verdicts[state] for state in ("kept", "tie", "unsure", "unparsable"))
+    assert report["policy"]["gold_after"]["n"] <= 16
+    assert report["memory"]["weight_copies"] == 1
+
+
+def test_test_questions_are_never_trained_on(finished: Path) -> None:
+    def rows(name: str) -> list[dict[str, Any]]:
+        lines = [line for path in sorted((finished / name).glob("shard-*")) for line in path.read_bytes().splitlines()]
+        return [json.loads(line) for line in lines]
+
+    split = {row["id"]: row["split"] for row in rows("questions")}
+    assert sorted(split.values()) == ["test"] * 16 + ["train"] * 48
+    pairs = rows("pairs")
+    assert all(split[row["question_id"]] == row["split"] for row in pairs)
+    trained = json.loads((finished / "evaluator" / "manifest.json").read_text())["counts"]
+    assert trained["trained"] + trained["held_out"] == sum(row["split"] == "train" for row in pairs)
+    assert {split[row["question_id"]] for row in rows("policy")} == {"train"}
+
+
+def test_the_same_command_again_says_that_it_is_finished(finished: Path, recipe: Path) -> None:
+    before = _times(finished)
+    found = selfeval(*toy_arguments(recipe, finished))
+    assert found.returncode == 0
+    assert f"This run is finished; nothing was left to do in {finished}." in found.stdout
+    assert _times(finished) == before
+
+
+def test_two_runs_are_equal(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    found = selfeval(*toy_arguments(recipe, tmp_path / "run"))
+    assert found.returncode == 0, found.stderr
+    assert _evidence(tmp_path / "run") == _evidence(finished)
+    assert _without_seconds(tmp_path / "run" / "metrics" / "policy.jsonl") == _without_seconds(
+        finished / "metrics" / "policy.jsonl"
+    )
+
+
+def _kill_when(arguments: list[str], folder: Path, milestone: str, delay: float) -> None:
+    """Starts the run and kills it, without warning, `delay` seconds after `milestone` has appeared in its folder."""
+    process = start(arguments)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(folder.glob(milestone)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(delay)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL, "killed while it ran"
+
+
+def test_a_run_killed_three_times_ends_where_an_undisturbed_one_does(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "run", random.Random(7)
+    arguments = toy_arguments(recipe, folder)
+    for milestone in ("questions/shard-*", "metrics/evaluator.jsonl", "metrics/policy.jsonl"):
+        _kill_when(arguments, folder, milestone, rng.uniform(0.0, 0.5))
+    found = selfeval(*arguments)
+    assert found.returncode == 0, found.stderr
+    assert _evidence(folder) == _evidence(finished)
+    for name in ("evaluator", "policy", "evaluation"):
+        path = f"metrics/{name}.jsonl"
+        assert _without_seconds(folder / path) == _without_seconds(finished / path)
+    for role in ("evaluator-0", "policy"):
+        path = f"roles/{role}/adapter_model.safetensors"
+        assert (folder / path).read_bytes() == (finished / path).read_bytes()
+
+
+def test_a_changed_policy_redoes_the_policy_and_what_follows(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".lock"))
+    before = _times(folder)
+    found = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2"))
+    assert found.returncode == 0, found.stderr
+    after = _times(folder)
+    assert [stage for stage in STAGES if after[stage] != before[stage]] == ["policy", "evaluation", "report"]
+    said = [line.split(":")[0] for line in found.stderr.splitlines() if "the configuration has changed" in line]
+    assert said == ["policy", "evaluation", "report"]
+    assert len((folder / "metrics" / "policy.jsonl").read_text().splitlines()) == 2
+    kept = [path.relative_to(folder / "replaced") for path in (folder / "replaced").rglob("report.json")]
+    assert [str(path) for path in kept] == ["3/report.json"]
+    assert (folder / "replaced" / "1" / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == (
+        finished / "roles" / "policy" / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_a_second_process_is_refused_while_one_runs(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = toy_arguments(recipe, folder, "--set", "policy.iterations=4000", "--set", "policy.kl_target=1000")
+    first = start(arguments)
+    try:
+        deadline = time.monotonic() + 200
+        while not (folder / "run.json").exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        second = selfeval(*arguments)
+        assert second.returncode == 2
+        assert second.stderr.splitlines()[-1].startswith(f"Error: another process works in {folder}; wait for it")
+        assert first.poll() is None, "the first one goes on"
+        looked = selfeval("show", str(folder), "questions")
+        assert looked.returncode in (0, 2)
+        assert "another process" not in looked.stderr
+    finally:
+        first.kill()
+        first.communicate()
+
+
+STAGE_BY_STAGE = """
+import sys
+from pathlib import Path
+from selfeval.cli import main
+
+stages, arguments = sys.argv[1].split(), sys.argv[2:]
+folder = Path(arguments[arguments.index("--output") + 1])
+for stage in stages:
+    sys.argv = ["selfeval", *arguments, "--quiet", "--until", stage]
+    try:
+        main()
+    except SystemExit as end:
+        written = [name for name in stages if (folder / name / "manifest.json").exists()]
+        status = "finished" if '"status": "finished"' in (folder / "run.json").read_text() else "partial"
+        print("AFTER", end.code, status, *written)
+"""
+
+
+def test_until_works_stage_by_stage(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    """Every stage with a command and a model of its own (in one child process, because importing is what takes long)."""
+    command = [sys.executable, "-c", STAGE_BY_STAGE, " ".join(STAGES), *toy_arguments(recipe, tmp_path / "run")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+    assert found.returncode == 0, found.stderr
+    after = [line.split()[1:] for line in found.stdout.splitlines() if line.startswith("AFTER ")]
+    expected = [["0", "partial", *STAGES[:number]] for number in range(1, len(STAGES))]
+    assert after == [*expected, ["0", "finished", *STAGES]]
+    assert _evidence(tmp_path / "run") == _evidence(finished)
+
+
+def test_show_score_and_report_work_on_a_finished_run(finished: Path, tmp_path: Path) -> None:
+    shown = selfeval("show", str(finished), "pairs", "-n", "2")
+    assert shown.returncode == 0
+    assert shown.stdout.count('"chosen"') == 2
+    question = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
+    scored = selfeval("score", str(finished), "--question", question, "--reply", "The answer is 5", "--reply", "Well, 6")
+    assert scored.returncode == 0, scored.stderr
+    lines = scored.stdout.splitlines()
+    assert [line.split("  ", 1)[1] for line in lines[:2]] == ["The answer is 5", "Well, 6"]
+    assert lines[2].startswith("preferred: ")
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".lock"))
+    (folder / "index.html").unlink()
+    drawn = selfeval("report", str(folder))
+    assert drawn.stdout == f"Report: {folder / 'index.html'}\n"
+    assert (folder / "index.html").read_bytes() == (finished / "index.html").read_bytes()

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+from tokenizers import decoders as token_decoders
+from transformers import PreTrainedTokenizerFast
+
+import tiny_models
+from selfeval.backbone.roles import BASE, Backbone
+from selfeval.config import VerdictsConfig
+from selfeval.errors import ModelError
+from selfeval.judging import judge
+from selfeval.judging.judge import Comparison, Judgement, Reading, combine, compare, state_of, verdict_tokens
+from selfeval.judging.templates import Labels, Templates, templates_folder
+from selfeval.records import VerdictState
+from selfeval.rollout.engine import Request, Rollout
+
+DUELS = [Comparison("What is 2 + 3?", "five", "four"), Comparison("And 1 + 1?", "two", "eleven")]
+
+
+def templates(tokenizer: Any = None) -> Templates:
+    return Templates.load(templates_folder("no such model"), tokenizer or tiny_models.words_tokenizer())
+
+
+def labels(lead: str = "Verdict:", first: str = " A", second: str = " B", tie: str = " tie") -> Labels:
+    return Labels(lead=lead, first=first, second=second, tie=tie)
+
+
+def config(**changes: Any) -> VerdictsConfig:
+    return VerdictsConfig(**changes)
+
+
+# -- which tokens tell the labels apart ---------------------------------------------------------------------------------
+
+
+def character_tokenizer(*pieces: str) -> PreTrainedTokenizerFast:
+    """Greedy longest pieces, else characters."""
+    characters = sorted({*string.ascii_letters, *string.digits, *" :.[]="})
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *characters, *pieces])}
+    merges: list[tuple[str, str]] = []
+    for piece in pieces:  # a piece is put together from the left
+        for end in range(2, len(piece) + 1):
+            vocabulary.setdefault(piece[:end], len(vocabulary))
+            merges.append((piece[: end - 1], piece[end - 1]))
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.decoder = token_decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+
+
+def spelled(tokenizer: Any, paths: Sequence[Sequence[int]]) -> list[list[str]]:
+    return [tokenizer.convert_ids_to_tokens(list(path)) for path in paths]
+
+
+def test_labels_of_one_token_each() -> None:
+    tokenizer = tiny_models.words_tokenizer()
+    found = verdict_tokens(templates(tokenizer), labels())
+    assert spelled(tokenizer, found.paths) == [["ĠA"], ["ĠB"], ["Ġtie"]]
+    assert spelled(tokenizer, [found.lead]) == [["Verdict", ":"]]
+    assert found.forks == ((),)
+
+
+def test_labels_that_begin_alike_are_read_where_they_differ() -> None:
+    tokenizer = character_tokenizer()
+    found = verdict_tokens(templates(tokenizer), labels(lead="", first="[A]", second="[B]", tie="[=]"))
+    assert spelled(tokenizer, [found.lead, *found.paths]) == [["["], ["A"], ["B"], ["="]]
+
+
+def test_labels_that_part_at_different_tokens() -> None:
+    # As Llama's and Qwen's tokenizers do it: a digit never goes with the space before it, a word does.
+    tokenizer = character_tokenizer(" neither")
+    found = verdict_tokens(templates(tokenizer), labels(lead="r:", first=" 1", second=" 2", tie=" neither"))
+    assert spelled(tokenizer, [found.lead, *found.paths]) == [["r", ":"], [" ", "1"], [" ", "2"], [" neither"]]
+    assert spelled(tokenizer, found.forks) == [[], [" "]]
+    assert spelled(tokenizer, [found.all])[0] == sorted([" ", "1", "2", " neither"], key=lambda t: tokenizer.get_vocab()[t])
+
+
+def test_every_package_label_can_be_told_apart_by_several_tokenizers() -> None:
+    for tokenizer in (tiny_models.words_tokenizer(), character_tokenizer(), character_tokenizer(" neither", " tie", " A")):
+        own = templates(tokenizer)
+        for kind in ("judge", "referee"):
+            paths = verdict_tokens(own, own.labels(kind)).paths
+            assert len(set(paths)) == 3
+
+
+@pytest.mark.parametrize("same", [(" A", " A", " tie"), (" A", " At", " B")])
+def test_labels_that_cannot_be_told_apart_are_refused(same: tuple[str, str, str]) -> None:
+    with pytest.raises(ModelError, match="cannot tell the verdict labels"):
+        verdict_tokens(templates(character_tokenizer()), labels("", *same))
+
+
+# -- reading verdicts ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Script:
+    """Stands in for the engine: says these words, and gives labels these probabilities after a text."""
+
+    tokenizer: Any
+    words: Callable[[str], str]
+    chances: Callable[[str], dict[str, float]]
+
+    def __call__(self, backbone: Any, requests: Sequence[Request], **options: Any) -> list[Rollout]:
+        self.asked = getattr(self, "asked", 0) + len(requests)
+        assert all(r.temperature == 0.0 for r in requests)
+        return [self._rollout(r, options["max_new_tokens"], options["watch"]) for r in requests]
+
+    def _rollout(self, request: Request, limit: int, watch: Sequence[int]) -> Rollout:
+        prompt = self.tokenizer.decode(list(request.prompt))
+        said = [*self.tokenizer.encode(self.words(prompt), add_special_tokens=False), tiny_models.EOS]
+        ids = said if limit > 1 else [2]
+        watched = [self._chances(prompt + self.tokenizer.decode(ids[:i]), watch) for i in range(len(ids))]
+        return Rollout(tuple(ids), (0.0,) * len(ids), True, tuple(watched))
+
+    def _chances(self, text: str, watch: Sequence[int]) -> tuple[float, ...]:
+        chances = {self.tokenizer.convert_tokens_to_ids(t): p for t, p in self.chances(text).items()}
+        return tuple(math.log(chances.get(token, 1e-12)) for token in watch)
+
+
+def judged(
+    monkeypatch: pytest.MonkeyPatch,
+    words: Callable[[str], str],
+    chances: Callable[[str], dict[str, float]],
+    settings: VerdictsConfig | None = None,
+    *,
+    kind: str = "judge",
+    own: Templates | None = None,
+    duels: Sequence[Comparison] = DUELS[:1],
+) -> tuple[list[Judgement], Script]:
+    own = own or templates()
+    script = Script(own.tokenizer, words, chances)
+    monkeypatch.setattr(judge, "generate", script)
+    backbone = tiny_models.backbone("llama", 400, max_position_embeddings=4096)
+    return compare(backbone, own, kind, duels, settings or config(), rows=8), script
+
+
+def asks_in_order(prompt: str) -> bool:
+    return prompt.index("five") < prompt.index("four")
+
+
+def test_the_verdict_is_read_where_the_judge_gives_it_and_orders_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def words(prompt: str) -> str:
+        return "2 + 3 is five. A and B differ. Verdict: A" if asks_in_order(prompt) else "Verdict: B"
+
+    def chances(text: str) -> dict[str, float]:
+        if not text.endswith("Verdict:"):  # "A and B" is not a verdict
+            return {"ĠA": 0.01, "ĠB": 0.98, "Ġtie": 0.01}
+        return {"ĠA": 0.7, "ĠB": 0.1, "Ġtie": 0.1} if asks_in_order(text) else {"ĠA": 0.05, "ĠB": 0.6, "Ġtie": 0.15}
+
+    (found,), script = judged(monkeypatch, words, chances)
+    # In order: (0.7 + 0.05) / 0.9. Swapped, the judge's second is our first: (0.6 + 0.075) / 0.8.
+    assert found.in_order == pytest.approx(0.75 / 0.9)
+    assert found.swapped == pytest.approx(0.675 / 0.8)
+    assert found.probability == pytest.approx((0.75 / 0.9 + 0.675 / 0.8) / 2)
+    assert found.tie == pytest.approx((0.1 / 0.9 + 0.15 / 0.8) / 2)
+    assert found.words == ("2 + 3 is five. A and B differ. Verdict: A<eos>", "Verdict: B<eos>")
+    assert script.asked == 2  # nothing had to be asked a second time
+
+
+def test_a_judge_that_forgot_its_verdict_is_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chances(text: str) -> dict[str, float]:
+        assert "<eos>" not in text  # the end that it wrote is taken back
+        return {"ĠA": 0.8, "ĠB": 0.1, "Ġtie": 0.1} if text.endswith("I cannot say.Verdict:") else {}
+
+    (found,), script = judged(monkeypatch, lambda prompt: "I cannot say.", lambda text: chances(text.removesuffix("<eos>")))
+    assert found.in_order == pytest.approx(0.85)
+    assert found.swapped == pytest.approx(0.15)
+    assert found.probability == pytest.approx(0.5)  # it says A whatever A is: pure position bias
+    assert script.asked == 4
+
+
+def test_without_working_the_verdict_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chances(text: str) -> dict[str, float]:
+        assert text.endswith('"Verdict: tie".Verdict:')
+        return {"ĠA": 0.2, "ĠB": 0.6, "Ġtie": 0.2}
+
+    (found,), script = judged(monkeypatch, lambda prompt: "never said", chances, config(working=False))
+    assert (found.in_order, found.swapped) == (pytest.approx(0.3), pytest.approx(0.7))
+    assert found.words == ("", "")
+    assert script.asked == 2
+
+
+def test_probabilities_multiply_along_labels_of_several_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = templates(character_tokenizer(" neither"))
+
+    def chances(text: str) -> dict[str, float]:
+        return {"1": 0.75, "2": 0.25} if text.endswith("response: ") else {" ": 0.4, " neither": 0.2, "1": 1e-9, "2": 1e-9}
+
+    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: (2, 3) if v["first"] == "five" else (3, 2))
+    monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("response:", " 1", " 2", " neither"))
+    (found,), script = judged(monkeypatch, lambda prompt: "", chances, config(working=False), kind="referee", own=own)
+    # P(1) = 0.4 * 0.75, P(2) = 0.4 * 0.25, P(neither) = 0.2; first better = (0.3 + 0.1) / 0.6.
+    assert found.in_order == pytest.approx(0.4 / 0.6)
+    assert found.swapped == pytest.approx(1 - 0.4 / 0.6)
+    assert found.tie == pytest.approx(0.2 / 0.6)
+    assert script.asked == 4  # both orders, both forks
+
+
+def test_a_label_of_several_tokens_that_was_written_is_followed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = templates(character_tokenizer(" neither"))
+    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: (2, 3) if v["first"] == "five" else (3, 2))
+    monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("response:", " 1", " 2", " neither"))
+
+    def chances(text: str) -> dict[str, float]:
+        return {"1": 0.1, "2": 0.8} if text.endswith("there. response: ") else {" ": 0.5, " neither": 0.5}
+
+    (found,), script = judged(
+        monkeypatch, lambda prompt: "there. response: 2 then 1", chances, config(), kind="referee", own=own
+    )
+    assert found.in_order == pytest.approx((0.05 + 0.25) / 0.95)
+    assert script.asked == 4
+
+
+def test_no_verdict_and_no_lead_to_ask_with_is_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = templates()
+    monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("", " A", " B", " tie"))
+    sure = {"ĠA": 0.9, "ĠB": 0.05, "Ġtie": 0.05}
+    found, script = judged(monkeypatch, lambda prompt: "no idea", lambda text: sure, own=own, duels=DUELS)
+    assert [state_of(j, config()) for j in found] == [VerdictState.UNPARSABLE] * 2
+    assert [j.probability for j in found] == [None, None]
+    assert script.asked == 4
+    (found_at_once,), _ = judged(monkeypatch, lambda prompt: "", lambda text: sure, config(working=False), own=own)
+    assert found_at_once.in_order == pytest.approx(0.925)  # but without working, it is read at once
+
+
+def test_a_verdict_of_little_mass_is_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:
+    faint = {"ĠA": 0.3, "ĠB": 0.05, "Ġtie": 0.05}
+    (found,), _ = judged(monkeypatch, lambda prompt: "Verdict: A", lambda text: faint, config(label_mass=0.5))
+    assert (found.probability, found.in_order, found.tie) == (None, None, None)
+    assert state_of(found, config()) == VerdictState.UNPARSABLE
+    (found,), _ = judged(monkeypatch, lambda prompt: "Verdict: A", lambda text: faint, config(label_mass=0.39))
+    assert found.in_order == pytest.approx(0.325 / 0.4)
+
+
+def test_one_unparsable_order_makes_the_verdict_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chances(text: str) -> dict[str, float]:
+        return {"ĠA": 0.9, "ĠB": 0.05, "Ġtie": 0.05} if asks_in_order(text) else {"ĠA": 0.01}
+
+    (found,), _ = judged(monkeypatch, lambda prompt: "Verdict: A", chances)
+    assert (found.probability, found.swapped) == (None, None)
+    assert found.in_order == pytest.approx(0.925)
+
+
+def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> None:
+    backbone: Backbone = tiny_models.backbone("llama", 400)
+    own = templates()
+    with backbone.acting_as(BASE):
+        found = compare(backbone, own, "judge", DUELS, config(working=False, label_mass=0.0), rows=8)
+        for judgement, duel in zip(found, DUELS, strict=True):
+            better = []
+            for first, second in ((duel.first, duel.second), (duel.second, duel.first)):
+                prompt = own.prompt("judge", question=duel.question, first=first, second=second)
+                lead = own.tokenizer.encode("Verdict:", add_special_tokens=False)
+                chances = tiny_models.full_logprobs(backbone.model, (*prompt, *lead))[-1].exp()
+                a, b, tie = (chances[own.tokenizer.convert_tokens_to_ids(t)].item() for t in ("ĠA", "ĠB", "Ġtie"))
+                better.append((a + tie / 2) / (a + b + tie))
+            assert (judgement.in_order, judgement.swapped) == (
+                pytest.approx(better[0], abs=1e-4),
+                pytest.approx(1 - better[1], abs=1e-4),
+            )
+            assert judgement.probability == pytest.approx((better[0] + 1 - better[1]) / 2, abs=1e-4)
+            assert abs(better[0] - 0.5) > 1e-3
+
+
+# -- putting readings together ------------------------------------------------------------------------------------------
+
+
+def test_combine_by_hand() -> None:
+    found = combine(Reading((0.6, 0.2, 0.2), "x"), Reading((0.1, 0.9, 0.0), "y"))
+    assert found == Judgement(pytest.approx(0.8), pytest.approx(0.7), pytest.approx(0.9), pytest.approx(0.1), ("x", "y"))
+    assert combine(Reading(None, "x"), Reading((0.1, 0.9, 0.0), "y")) == Judgement(
+        None, None, pytest.approx(0.9), None, ("x", "y")
+    )
+
+
+@pytest.mark.parametrize(
+    ("probability", "tie", "state"),
+    [
+        (0.80, 0.10, VerdictState.KEPT),
+        (0.20, 0.10, VerdictState.KEPT),
+        (0.79, 0.10, VerdictState.UNSURE),
+        (0.21, 0.10, VerdictState.UNSURE),
+        (0.95, 0.51, VerdictState.TIE),
+        (0.95, 0.50, VerdictState.KEPT),
+        (None, None, VerdictState.UNPARSABLE),
+    ],
+)
+def test_states(probability: float | None, tie: float | None, state: VerdictState) -> None:
+    judgement = Judgement(probability, probability, probability, tie, ("", ""))
+    assert state_of(judgement, config(keep=0.8, tie=0.5)) == state
+
+
+def test_a_prompt_that_does_not_fit_the_context_is_unparsable_and_says_so() -> None:
+    backbone = tiny_models.backbone("llama", 400, max_position_embeddings=64)
+    with backbone.acting_as(BASE):
+        found = compare(backbone, templates(), "judge", DUELS, config(), rows=8)
+    assert all(j.probability is None and "does not fit" in j.words[0] for j in found)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from selfeval.lab import pretrain as module
+from selfeval.lab.corpus import MARKERS
+from selfeval.lab.pretrain import PretrainConfig, pretrain
+from selfeval.lab.vocabulary import train_tokenizer
+
+TINY = PretrainConfig(
+    steps=20,
+    rows=2,
+    length=96,
+    hidden_size=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    intermediate_size=48,
+    warmup=4,
+    checkpoint_every=8,
+)
+
+
+_tokenizer = functools.cache(train_tokenizer)
+"""The same every time, so that it is trained once."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, so that sums are added in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(module, "train_tokenizer", _tokenizer)
+    yield
+    torch.set_num_threads(threads)
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def _pretrain_until_killed(folder: Path, config: PretrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains and dies in the middle of `step`, before its batch is used."""
+    batch = module._batch
+
+    def dying(tokenizer: Any, config: PretrainConfig, at: int) -> Any:
+        if at == step:
+            raise _Killed
+        return batch(tokenizer, config, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_batch", dying)
+        with pytest.raises(_Killed):
+            pretrain(folder, config, lambda line: None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    config = replace(TINY, optimizer=optimizer)
+    pretrain(tmp_path / "whole", config, lambda line: None)
+    for step in (11, 18):
+        _pretrain_until_killed(tmp_path / "killed", config, step, monkeypatch)
+    said: list[str] = []
+    pretrain(tmp_path / "killed", config, said.append)
+    assert said[0] == "going on from step 16"
+    whole, killed = _weights(tmp_path / "whole"), _weights(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, killed[name]), name
+
+
+def test_the_seed_decides_and_training_moves_the_weights(tmp_path: Path) -> None:
+    for name, changes in {"a": {}, "seed": {"seed": 1}, "longer": {"steps": 4}}.items():
+        config = replace(TINY, steps=2)
+        pretrain(tmp_path / name, replace(config, **changes), lambda line: None)
+    first = _weights(tmp_path / "a")
+    for name in ("seed", "longer"):
+        other = _weights(tmp_path / name)
+        assert any(not torch.equal(tensor, other[key]) for key, tensor in first.items() if key in other), name
+
+
+def test_the_result_is_an_ordinary_model_folder(tmp_path: Path) -> None:
+    pretrain(tmp_path, replace(TINY, steps=2), lambda line: None)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert model.config.architectures == ["LlamaForCausalLM"]
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.encode("".join(MARKERS), add_special_tokens=False) == list(range(len(MARKERS)))
+    assert json.loads((tmp_path / "pretrain.json").read_text())["done"] == 2
+
+
+def test_documents_are_whole_and_positions_restart_in_each() -> None:
+    tokenizer = _tokenizer(TINY.seed)
+    batch = module._batch(tokenizer, TINY, 3)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for ids, positions, weights in zip(batch["ids"], batch["positions"], batch["weights"], strict=True):
+        starts = (ids == bos).nonzero().flatten().tolist()
+        assert starts[0] == 0
+        assert (positions[starts] == 0).all()
+        assert (weights[starts] == 0).all(), "the first token has nothing to be predicted from"
+        for start, end in zip(starts, [*starts[1:], None], strict=True):
+            document = ids[start:end]
+            assert (document == eos).sum() >= 1
+            used = (document != tokenizer.pad_token_id).sum()
+            assert positions[start : start + used].tolist() == list(range(used))
+        assert (weights[ids == tokenizer.pad_token_id] == 0).all()
+
+
+def test_the_loss_falls() -> None:
+    """The loss of a fixed batch after 30 steps on it is lower; a gradient that went nowhere would leave it."""
+    tokenizer = _tokenizer(TINY.seed)
+    model = module._model(TINY, tokenizer)
+    optimizers = module._optimizers(model, TINY)
+    batch = module._batch(tokenizer, TINY, 0)
+    losses = []
+    for _ in range(30):
+        loss = module._loss(model, batch)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig
+
+import tiny_models
+from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.sequences import pad_sequences, reply_hidden, token_logprobs
+from selfeval.config import LoraConfig
+from selfeval.errors import LoopError, RoleError
+from selfeval.rollout.engine import Request, Rollout, generate
+
+STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
+PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12), (5, 9, 2, 14)]
+LIMIT = 12
+SHARED_SHAPE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "pad_token_id", "bos_token_id", "eos_token_id", "initializer_range",
+)  # fmt: skip
+
+
+def sample(backbone: Backbone, requests: list[Request], *, role: str = BASE, seed: int = 0, **options: Any) -> list[Rollout]:
+    with backbone.acting_as(role):
+        return generate(backbone, requests, max_new_tokens=options.pop("limit", LIMIT), seed=seed, **options)
+
+
+def trained(family: str, vocabulary: int = 40, **changes: Any) -> Backbone:
+    backbone = tiny_models.backbone(family, vocabulary, **changes)
+    backbone.add_role("policy")
+    tiny_models.scramble(backbone, "policy", size=0.1)
+    return backbone
+
+
+def p_value(statistic: float, freedom: int) -> float:
+    """Upper tail of the chi-square distribution."""
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2).double()))
+
+
+# -- greedy -------------------------------------------------------------------------------------------------------------
+
+
+def theirs(backbone: Backbone, prompt: tuple[int, ...], limit: int) -> tuple[int, ...]:
+    """Transformers' greedy search on one prompt alone."""
+    out = backbone.model.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=limit,
+        pad_token_id=backbone.loaded.pad_id,
+        eos_token_id=list(backbone.loaded.eos_ids) or None,
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.mark.parametrize("role", [BASE, "policy"])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_greedy_equals_transformers_token_for_token(family: str, role: str) -> None:
+    # Three "ends", so that rows end at different steps and leave the batch.
+    backbone = trained(family, eos=(1, 3, 20, 21, 22, 23, 24, 25))
+    rollouts = sample(backbone, [Request(p, temperature=0.0) for p in PROMPTS], role=role, limit=24)
+    with backbone.acting_as(role):
+        expected = [theirs(backbone, p, 24) for p in PROMPTS]
+    assert [r.ids for r in rollouts] == expected
+    assert len({len(r.ids) for r in rollouts}) > 1
+
+
+def test_greedy_equals_transformers_on_a_trained_model() -> None:
+    if not STORIES.is_dir():
+        pytest.skip("the small story model is not on this machine")
+    backbone = Backbone(load_model(str(STORIES), device="cpu", precision="fp32"), LoraConfig(), "stories260K")
+    tokenizer = backbone.loaded.tokenizer
+    texts = ("Once upon a time", "Lily and Ben went to", "The", "One day, a big dog saw a red ball and")
+    prompts = [(1, *tokenizer.encode(t, add_special_tokens=False)) for t in texts]
+    rollouts = sample(backbone, [Request(p, temperature=0.0) for p in prompts], limit=48)
+    with backbone.acting_as(BASE):
+        expected = [theirs(backbone, p, 48) for p in prompts]
+    assert [r.ids for r in rollouts] == expected
+    assert "little" in tokenizer.decode(list(rollouts[0].ids))  # it did tell a story
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_rows_that_share_a_prompt_equal_rows_of_their_own(family: str) -> None:
+    backbone = trained(family, eos=(1, 20, 21, 22))
+    alone = [sample(backbone, [Request(p, temperature=0.0)])[0] for p in PROMPTS]
+    shared = sample(backbone, [Request(p, temperature=0.0) for p in [*PROMPTS, *PROMPTS[::-1], PROMPTS[0]]])
+    for found, expected in zip(shared, [*alone, *alone[::-1], alone[0]], strict=True):
+        assert (found.ids, found.finished) == (expected.ids, expected.finished)
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
+def test_batches_of_any_size_give_the_same_greedy_replies() -> None:
+    backbone = trained("llama", eos=(1, 20, 21, 22))
+    requests = [Request(p, temperature=0.0) for p in PROMPTS * 2]
+    finished: list[int] = []
+    small = sample(backbone, requests, rows=3, advance=finished.append)
+    assert [r.ids for r in small] == [r.ids for r in sample(backbone, requests)]
+    assert finished == [3, 3, 3, 1]
+
+
+# -- log-probs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_captured_logprobs_are_those_that_training_recomputes(family: str, temperature: float) -> None:
+    backbone = trained(family, eos=(1, 3, 20, 21))
+    prompts = [p for p in PROMPTS for _ in range(6)]
+    rollouts = sample(backbone, [Request(p, temperature) for p in prompts], role="policy", seed=3)
+    with torch.no_grad(), backbone.acting_as("policy"):
+        batch = pad_sequences(backbone, prompts, [r.ids for r in rollouts])
+        now, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR, temperature=temperature)
+    then = torch.tensor([p for r in rollouts for p in r.logprobs])
+    torch.testing.assert_close(then, now[batch.mask_BR], rtol=0, atol=1e-4)
+    assert len({len(r.ids) for r in rollouts}) > 1
+
+
+def test_a_nucleus_does_not_change_the_logprobs_that_are_noted() -> None:
+    backbone = trained("llama", eos=())
+    (rollout,) = sample(backbone, [Request((5, 9), 0.8, top_p=0.5)], seed=1)
+    ids = (5, 9, *rollout.ids)
+    with backbone.acting_as(BASE):
+        full = tiny_models.full_logprobs(backbone.model, ids, 0.8)
+    assert rollout.logprobs == pytest.approx([full[1 + i, t].item() for i, t in enumerate(rollout.ids)], abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_watched_logprobs_equal_a_full_pass_at_temperature_1(temperature: float) -> None:
+    backbone = trained("qwen3", eos=(1, 20))
+    watch = (3, 17, 1)
+    for rollout, prompt in zip(
+        sample(backbone, [Request(p, temperature) for p in PROMPTS], watch=watch, seed=5), PROMPTS, strict=True
+    ):
+        with backbone.acting_as(BASE):
+            full = tiny_models.full_logprobs(backbone.model, (*prompt, *rollout.ids))
+        assert len(rollout.watched) == len(rollout.ids)
+        for step, row in enumerate(rollout.watched):
+            assert row == pytest.approx(full[len(prompt) - 1 + step, list(watch)].tolist(), abs=1e-4)
+    assert sample(backbone, [Request((5,))])[0].watched == ()
+
+
+# -- sampling -----------------------------------------------------------------------------------------------------------
+
+
+def draws(backbone: Backbone, request: Request, count: int, seed: int = 0) -> torch.Tensor:
+    """How often each pair of first and second token was drawn, `[V, V]`."""
+    size = backbone.model.config.vocab_size
+    rollouts = sample(backbone, [request] * count, limit=2, seed=seed, rows=4096)
+    pairs = torch.tensor([r.ids[0] * size + r.ids[1] for r in rollouts])
+    return torch.bincount(pairs, minlength=size * size).view(size, size).double()
+
+
+def exact(backbone: Backbone, prompt: tuple[int, ...], temperature: float) -> torch.Tensor:
+    """Probability of each pair of first and second token, `[V, V]`, from plain passes."""
+    size = backbone.model.config.vocab_size
+    with backbone.acting_as(BASE):
+        first = tiny_models.full_logprobs(backbone.model, prompt, temperature)[-1]
+        second = torch.stack([tiny_models.full_logprobs(backbone.model, (*prompt, t), temperature)[-1] for t in range(size)])
+    return (first[:, None] + second).exp().double()
+
+
+def chi_square_p(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """Pearson's test; cells that are expected fewer than 5 times are put together."""
+    expected = probabilities * counts.sum() / probabilities.sum()
+    big = expected >= 5
+    observed = torch.cat([counts[big], counts[~big].sum()[None]])
+    wanted = torch.cat([expected[big], expected[~big].sum()[None]]).clamp_min(1e-9)
+    return p_value(float(((observed - wanted) ** 2 / wanted).sum()), len(wanted) - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
+def test_sampling_has_the_exact_distribution(temperature: float) -> None:
+    backbone = tiny_models.backbone("llama", 8, eos=())
+    counts = draws(backbone, Request((5, 2, 3), temperature), 8000)
+    assert chi_square_p(counts, exact(backbone, (5, 2, 3), temperature)) > 1e-4
+    # The same draws would not pass for another temperature, nor for another prompt.
+    assert chi_square_p(counts, exact(backbone, (5, 2, 3), temperature * 1.15)) < 1e-6
+    assert chi_square_p(counts, exact(backbone, (5, 2, 4), temperature)) < 1e-6
+
+
+def test_rows_with_different_temperatures_share_a_batch() -> None:
+    backbone = tiny_models.backbone("llama", 8, eos=())
+    requests = [Request((5, 2, 3), 0.7), Request((5, 2, 3), 1.4), Request((5, 2, 3), 0.0)] * 4000
+    first = torch.tensor([r.ids[0] for r in sample(backbone, requests, limit=1, rows=12000)])
+    for offset, temperature in enumerate((0.7, 1.4)):
+        counts = torch.bincount(first[offset::3], minlength=8).double()
+        assert chi_square_p(counts, exact(backbone, (5, 2, 3), temperature).sum(1)) > 1e-4
+        assert chi_square_p(counts, exact(backbone, (5, 2, 3), 1.0).sum(1)) < 1e-6
+    assert first[2::3].unique().tolist() == [int(exact(backbone, (5, 2, 3), 1.0).sum(1).argmax())]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.9])
+def test_a_nucleus_is_never_left_and_is_filled_in_proportion(top_p: float) -> None:
+    backbone = tiny_models.backbone("llama", 12, eos=())
+    with backbone.acting_as(BASE):
+        probabilities = tiny_models.full_logprobs(backbone.model, (5, 2, 3))[-1].exp().double()
+    nucleus: list[int] = []  # the likeliest tokens, until their sum reaches top_p
+    for token in probabilities.argsort(descending=True).tolist():
+        nucleus.append(token)
+        if probabilities[nucleus].sum() >= top_p:
+            break
+    assert 1 < len(nucleus) < 12 or top_p == 0.3
+    # A wide row beside it: each row has its own nucleus.
+    rollouts = sample(backbone, [Request((5, 2, 3), 1.0, top_p), Request((5, 2, 3))] * 6000, limit=1, rows=12000)
+    counts = torch.bincount(torch.tensor([r.ids[0] for r in rollouts[::2]]), minlength=12).double()
+    assert set(counts.nonzero()[:, 0].tolist()) == set(nucleus)
+    inside = torch.zeros(12, dtype=torch.float64)
+    inside[nucleus] = probabilities[nucleus]
+    assert len(nucleus) == 1 or chi_square_p(counts[nucleus], inside[nucleus]) > 1e-4
+    wide = torch.bincount(torch.tensor([r.ids[0] for r in rollouts[1::2]]), minlength=12).double()
+    assert chi_square_p(wide, probabilities) > 1e-4
+
+
+def test_the_same_seed_gives_the_same_rollouts() -> None:
+    backbone = trained("llama")
+    requests = [Request(p) for p in PROMPTS * 3]
+    first = sample(backbone, requests, seed=11)
+    assert sample(backbone, requests, seed=11) == first
+    assert sample(backbone, requests, seed=12) != first
+    torch.manual_seed(99)  # the global generator has no say
+    assert sample(backbone, requests, seed=11) == first
+
+
+# -- ends ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_is_part_of_the_reply_and_flagged() -> None:
+    backbone = trained("llama", eos=(1, 20, 21, 22))
+    rollouts = sample(backbone, [Request(p) for p in PROMPTS * 20], seed=2, limit=10)
+    ended = [r for r in rollouts if r.finished]
+    assert 0 < len(ended) < len(rollouts)
+    for rollout in rollouts:
+        ends = [i for i, token in enumerate(rollout.ids) if token in (1, 20, 21, 22)]
+        assert ends == ([len(rollout.ids) - 1] if rollout.finished else [])
+        assert rollout.finished or len(rollout.ids) == 10
+        assert len(rollout.logprobs) == len(rollout.ids)
+
+
+def test_stop_ids_end_rows_too() -> None:
+    backbone = trained("llama", eos=())
+    (free,) = sample(backbone, [Request((5, 9), 0.0)])
+    stop = free.ids[4]
+    cut = free.ids[: free.ids.index(stop) + 1]
+    (stopped,) = sample(backbone, [Request((5, 9), 0.0)], stop=[stop])
+    assert (stopped.ids, stopped.finished) == (cut, True)
+    assert (len(free.ids), free.finished) == (LIMIT, False)
+
+
+def test_a_limit_of_one_token_and_no_requests() -> None:
+    backbone = trained("gpt2")
+    assert [len(r.ids) for r in sample(backbone, [Request((5, 9)), Request((4,))], limit=1)] == [1, 1]
+    assert sample(backbone, []) == []
+
+
+def test_sampling_outside_of_a_role_is_refused() -> None:
+    with pytest.raises(RoleError):
+        generate(trained("llama"), [Request((5,))], max_new_tokens=1, seed=0)
+
+
+# -- limits of the model ------------------------------------------------------------------------------------------------
+
+
+def test_greedy_equals_transformers_with_a_sliding_window() -> None:
+    # Prompts shorter and longer than the window side by side; rows leave the batch before and after it is full.
+    config = {k: v for k, v in tiny_models.tiny_config("llama", 40).to_dict().items() if k in SHARED_SHAPE}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MistralConfig(**config, sliding_window=4)).eval()
+    loaded = LoadedModel(model, tiny_models.words_tokenizer(), torch.device("cpu"), "fp32", (1, 3, 20, 21, 22), 0)
+    backbone = Backbone(loaded, LoraConfig(), "tiny-mistral")
+    rollouts = sample(backbone, [Request(p, temperature=0.0) for p in PROMPTS], limit=16)
+    with backbone.acting_as(BASE):
+        assert [r.ids for r in rollouts] == [theirs(backbone, p, 16) for p in PROMPTS]
+    assert len({len(r.ids) for r in rollouts}) > 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_context_of_the_model_is_not_left(family: str) -> None:
+    size = {"n_positions": 8} if family == "gpt2" else {"max_position_embeddings": 8}
+    backbone = trained(family, eos=(), **size)
+    (rollout,) = sample(backbone, [Request((5, 9, 2, 4, 4))], limit=50)
+    assert (len(rollout.ids), rollout.finished) == (3, False)
+    with pytest.raises(LoopError, match="context of 8"):
+        sample(backbone, [Request((5,) * 8)])

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfeval.errors import SeedsError
+from selfeval.records import Seed
+from selfeval.stages.seeds import read_seeds
+
+
+def _file(folder: Path, content: bytes, name: str = "seeds.jsonl") -> str:
+    path = folder / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def _refusal(path: str) -> str:
+    with pytest.raises(SeedsError) as caught:
+        read_seeds(path)
+    return str(caught.value)
+
+
+def test_json_lines_keep_reply_and_other_fields(tmp_path: Path) -> None:
+    content = b'{"question": " How many? ", "reply": "Two.", "level": 3}\n\n{"question": "Why?"}\n'
+    assert read_seeds(_file(tmp_path, content)) == [Seed("How many?", "Two.", {"level": 3}), Seed("Why?")]
+
+
+def test_plain_text_is_one_question_a_line(tmp_path: Path) -> None:
+    assert read_seeds(_file(tmp_path, b"How many?\n\n  Why? \r\n", "seeds.txt")) == [Seed("How many?"), Seed("Why?")]
+
+
+def test_json_lines_are_known_by_their_first_line_too(tmp_path: Path) -> None:
+    assert read_seeds(_file(tmp_path, b'\xef\xbb\xbf{"question": "Why?"}\n', "seeds.txt")) == [Seed("Why?")]
+
+
+def test_a_line_separator_inside_a_question_does_not_end_its_line(tmp_path: Path) -> None:
+    content = '{"question": "One\u2028two?"}\n{"question": "Three\u0085four?"}\n'.encode()
+    assert [seed.question for seed in read_seeds(_file(tmp_path, content))] == ["One\u2028two?", "Three\u0085four?"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "has no questions"),
+        (b"  \n\n", "has no questions"),
+        (b'{"question": "Why?"}\n{"question": ', 'line 2: not JSON (Expecting value); got {"question":; write'),
+        (b'\n\n{"text": "Why?"}\n', 'line 3: no text under "question"; got {"text": "Why?"}'),
+        (b'{"question": 3}\n', 'line 1: no text under "question"; got {"question": 3}'),
+        (b'{"question": "  "}\n', 'line 1: no text under "question"'),
+        (b'["Why?"]\n', 'line 1: no text under "question"; got ["Why?"]'),
+        (b'{"question": "Why?", "reply": 4}\n', 'line 1: "reply" must be text; got 4'),
+        (b'{"question": "\\ud800?"}\n', "line 1: half a surrogate pair in the question"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+    ],
+)
+def test_what_cannot_be_read_names_file_line_and_what_stood_there(tmp_path: Path, content: bytes, said: str) -> None:
+    path = _file(tmp_path, content)
+    message = _refusal(path)
+    assert path in message
+    assert said in message
+
+
+def test_a_long_line_is_cut_in_the_message(tmp_path: Path) -> None:
+    message = _refusal(_file(tmp_path, b"{" + b"x" * 5000))
+    assert "xxx..." in message
+    assert len(message) < 300 + len(str(tmp_path))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    assert "no seeds were given; use --seeds" in _refusal("")
+    assert "does not exist" in _refusal(str(tmp_path / "none.jsonl"))
+    assert "is not a file" in _refusal(str(tmp_path))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from selfeval.stages import terminal as module
+from selfeval.stages.terminal import Terminal
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    clock = _Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def _console(*, live: bool) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=live, width=120), text
+
+
+def test_plain_lines_come_at_most_every_ten_seconds(clock: _Clock) -> None:
+    console, text = _console(live=False)
+    with Terminal(console=console).bar("replies", 100, done=20) as bar:
+        clock.now += 9
+        bar.advance(18)
+        assert text.getvalue() == ""
+        clock.now += 3
+        bar.say("loss 0.5")
+        bar.advance(6)
+        bar.advance(6)
+    # 24 of the 80 that were left, in 12 s: 2 a second, and 56 more need 28 s; what an earlier try did does not count
+    assert text.getvalue() == "replies: 44/100, 2.0/s, 28 s left loss 0.5\n"
+
+
+def test_quiet_shows_nothing(clock: _Clock) -> None:
+    for live in (False, True):
+        console, text = _console(live=live)
+        terminal = Terminal(quiet=True, console=console)
+        with terminal.waiting("loading"), terminal.bar("replies", 10) as bar:
+            clock.now += 60
+            bar.advance(5)
+            bar.say("loss")
+            terminal.note("a note")
+        assert text.getvalue() == ""
+
+
+def test_notes_are_shown_as_they_are(clock: _Clock) -> None:
+    console, text = _console(live=False)
+    terminal = Terminal(console=console)
+    terminal.note("kept [bold]3[/bold] of 5 [/x]")
+    with terminal.waiting("loading m"):
+        pass
+    assert text.getvalue() == "kept [bold]3[/bold] of 5 [/x]\nloading m\n"
+
+
+def test_a_live_bar_shows_count_and_figures_and_stops_on_an_error() -> None:
+    console, text = _console(live=True)
+
+    def work() -> None:
+        with Terminal(console=console).bar("policy", 4, done=1) as bar:
+            bar.say("kl 0.25")
+            bar.advance(2)
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        work()
+    assert "policy" in text.getvalue()
+    assert "kl 0.25" in text.getvalue()
+    assert "3/4" in text.getvalue()
+    assert text.getvalue().endswith("\x1b[2K"), "the bar is wiped when the stage ends"
+    Terminal(console=console).note("after")
+    assert "after" in text.getvalue()
+
+
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().note("a note")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "a note\n")

@@ -1,0 +1,191 @@
+"""The house: imports point one way, public names are named, and training cannot reach the oracle."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import selfeval
+from toy import copy_lab, environment, toy_arguments
+
+SRC = Path(selfeval.__file__).parent
+MODULES = sorted(SRC.rglob("*.py"))
+
+LEVELS = (
+    ("cli", "__main__"),
+    ("stages",),
+    ("training", "report", "serve"),
+    ("judging", "quality", "rollout", "scale"),
+    ("backbone",),
+    ("algorithms", "store"),
+    ("config", "records", "errors"),
+)
+"""From the top of the house to the bottom; a room may import those below it, and its neighbours where that makes no circle."""
+
+LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
+LAB_READERS = {("cli", "lab"), ("lab", "lab")}
+"""Who may import the lab: the command line's own lab commands (and the entry point, which is no import)."""
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _room(module: str) -> str:
+    """`selfeval.backbone.roles` -> `backbone`; the package itself -> ``."""
+    return [*module.split("."), ""][1]
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, str | None]]:
+    """(module, name or None) of everything that a file imports from the package, lazily too, except for type checkers."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "selfeval")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if (node.module or "").split(".")[0] == "selfeval":
+                yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def _imported_modules(path: Path) -> Iterator[str]:
+    known = {_name(module) for module in MODULES}
+    for module, name in _imports(path):
+        yield f"{module}.{name}" if f"{module}.{name}" in known else module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_imports_point_one_way(path: Path) -> None:
+    room = _room(_name(path))
+    assert room in LEVEL or room in ("", "lab"), f"{room} has no place in the house; see LEVELS"
+    for module in _imported_modules(path):
+        other = _room(module)
+        if other == "lab":
+            assert (room, other) in LAB_READERS, f"{_name(path)} imports {module}: only the lab's own commands may"
+        elif room not in ("lab", "") and other:
+            assert LEVEL[room] <= LEVEL[other], f"{_name(path)} imports {module}, which stands above it"
+    if room == "":
+        assert not list(_imported_modules(path))
+
+
+def test_rooms_do_not_import_each_other_in_a_circle() -> None:
+    edges = {(_room(_name(path)), _room(module)) for path in MODULES for module in _imported_modules(path)}
+    reached = {(a, b) for a, b in edges if a != b and a and b}
+    while more := {(a, d) for a, b in reached for c, d in reached if b == c} - reached:
+        reached |= more
+    assert [pair for pair in reached if pair[0] == pair[1]] == []
+
+
+def test_the_lab_is_imported_lazily_by_the_command_line() -> None:
+    for path in (SRC / "cli.py",):
+        top = [node for node in _tree(path).body if isinstance(node, ast.ImportFrom) and "lab" in (node.module or "")]
+        assert top == []
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
+
+
+def _all(path: Path) -> list[str] | None:
+    for node in _tree(path).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == "__all__" and isinstance(node, (ast.Assign, ast.AnnAssign)):
+            found: list[str] = ast.literal_eval(node.value) if node.value else []
+            return found
+    return None
+
+
+def _constants_first(name: str) -> tuple[int, str]:
+    """The order that the linter keeps __all__ in: CONSTANTS, Classes, functions."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
+def _is_bare_package(path: Path) -> bool:
+    """An `__init__.py` that is only a docstring."""
+    return path.name == "__init__.py" and len(_tree(path).body) == 1
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if not _is_bare_package(path)], ids=_name)
+def test_public_names_are_sorted_and_defined_here(path: Path) -> None:
+    names = _all(path)
+    assert names is not None, "a module says what is public in __all__"
+    assert names == sorted(set(names), key=_constants_first)
+    imported = {name for _, name in _imports(path)} if path.name == "__init__.py" else set()
+    assert set(names) <= _defined(_tree(path)) | imported
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_only_public_names_are_imported_from_elsewhere(path: Path) -> None:
+    by_name = {_name(module): module for module in MODULES}
+    for module, name in _imports(path):
+        if name is None or f"{module}.{name}" in by_name:
+            continue
+        assert name in (_all(by_name[module]) or []), f"{module}.{name} is not in __all__"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(_tree(path))
+
+
+TRAINING = (
+    *(f"selfeval.stages.{stage}" for stage in ("questions", "replies", "verdicts", "pairs", "evaluator", "policy")),
+    *(_name(path) for path in MODULES if _room(_name(path)) in ("training", "judging", "rollout", "backbone", "algorithms")),
+)
+
+
+def _run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+
+
+def test_the_training_stages_load_nothing_of_the_lab() -> None:
+    found = _run(f"import {', '.join(TRAINING)}, sys\nprint([name for name in sys.modules if name.startswith('selfeval.lab')])")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "[]\n"
+
+
+WITH_A_DEAD_ORACLE = """
+import sys
+from selfeval.lab.oracle import WordProblems
+
+def never(self, question, reply=None):
+    raise RuntimeError("the oracle was asked")
+
+WordProblems.is_right = never
+WordProblems.answer = never
+from selfeval.cli import main
+sys.argv[0] = "selfeval"
+main()
+"""
+
+
+def test_training_finishes_without_the_oracle_and_evaluation_does_not(tmp_path: Path) -> None:
+    """The proof at run time: an oracle that cannot be asked stops evaluation, and nothing before it."""
+    recipe, output = copy_lab(tmp_path / "lab"), tmp_path / "run"
+    trained = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy"))
+    assert trained.returncode == 0, trained.stderr
+    assert (output / "policy" / "manifest.json").is_file()
+    evaluated = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output))
+    assert evaluated.returncode != 0
+    assert "the oracle was asked" in evaluated.stderr
+    assert not (output / "evaluation" / "manifest.json").exists()

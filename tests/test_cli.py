@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selfeval import __version__
+from toy import copy_lab, environment, selfeval, start, toy_arguments
+
+HEAVY = {"torch", "transformers", "peft", "numpy", "tokenizers", "safetensors", "jinja2"}
+
+
+def _imported(code: str) -> set[str]:
+    """Top-level modules that are loaded after `code`."""
+    report = f"{code}\nimport sys; print('LOADED', *sorted({{name.split('.')[0] for name in sys.modules}}))"
+    found = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True, env=environment())
+    return set(found.stdout.splitlines()[-1].split()[1:])
+
+
+def _refused(*arguments: str, code: int = 2) -> str:
+    """The one sentence with which a command is refused."""
+    found = selfeval(*arguments)
+    assert found.returncode == code, found.stderr
+    assert found.stdout == ""
+    assert "Traceback" not in found.stderr
+    lines = [line for line in found.stderr.splitlines() if line and not line.startswith("loading ")]
+    assert len(lines) == 1, found.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> str:
+    path = tmp_path / "seeds.txt"
+    path.write_text("How many?\nWhy?\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_lab(tmp_path_factory.mktemp("cli") / "lab")
+
+
+# -- help, version, imports ---------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    assert _imported("import selfeval") & HEAVY == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], []], ids=" ".join)
+def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['selfeval', *{arguments!r}]\n"
+        "from selfeval.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass"
+    )
+    assert _imported(code) & HEAVY == set()
+
+
+def test_help_shows_the_commands_and_the_exit_codes() -> None:
+    found = selfeval("--help")
+    assert found.returncode == 0
+    for word in ("run", "show", "score", "report", "lab", "130 interrupted"):
+        assert word in found.stdout
+    assert found.stderr == ""
+    assert selfeval("--version").stdout == f"{__version__}\n"
+
+
+def test_until_lists_the_stages_of_the_pipeline() -> None:
+    from selfeval.cli import _STAGES
+    from selfeval.stages.pipeline import STAGES
+
+    assert tuple(stage.name for stage in STAGES) == _STAGES
+
+
+# -- what the user gave -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "has no questions; write at least one"),
+        (
+            '{"question": "Why?"}\n{"question" "How?"}\n',
+            'line 2: not JSON (Expecting \':\' delimiter); got {"question" "How?"};',
+        ),
+        ('{"query": "Why?"}\n', 'line 1: no text under "question"; got {"query": "Why?"}; write {"question": "..."}'),
+    ],
+)
+def test_seeds_that_cannot_be_read(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "seeds.jsonl"
+    path.write_text(content)
+    sentence = _refused("run", "--model", "./none", "--seeds", str(path), "--output", str(tmp_path / "run"))
+    assert said in sentence
+    assert str(path) in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_seeds_and_seeds_that_are_not_there(tmp_path: Path) -> None:
+    assert "no seeds were given; use --seeds" in _refused("run", "--model", "./none", "--output", str(tmp_path / "run"))
+    none = str(tmp_path / "none.jsonl")
+    assert f"seeds file {none} does not exist" in _refused("run", "--model", "./none", "--seeds", none)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, seeds: str) -> None:
+    none = str(tmp_path / "none")
+    sentence = _refused("run", "--model", none, "--seeds", seeds, "--output", str(tmp_path / "run"))
+    assert f"model folder {none} does not exist; give a Hugging Face model folder or a hub id" in sentence
+
+
+def test_no_model(tmp_path: Path, seeds: str) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("")
+    sentence = _refused("run", str(recipe), "--seeds", seeds, "--output", str(tmp_path / "run"))
+    assert "no model was given; use --model" in sentence
+
+
+def test_a_folder_without_a_model_in_it(tmp_path: Path, seeds: str) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments = ("run", "--model", str(tmp_path / "empty"), "--seeds", seeds, "--output", str(tmp_path / "run"))
+    assert "has no config.json, so it is not a model folder" in _refused(*arguments)
+
+
+def test_a_model_that_cannot_write(tmp_path: Path, seeds: str) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
+    sentence = _refused("run", "--model", str(tmp_path / "bert"), "--seeds", seeds, "--output", str(tmp_path / "run"))
+    assert "is a BertForMaskedLM, not a causal language model; give one that writes text" in sentence
+
+
+def test_a_run_refused_for_its_model_goes_on_with_the_right_one(tmp_path: Path, recipe: Path) -> None:
+    output = tmp_path / "run"
+    assert "does not exist" in _refused(*toy_arguments(recipe, output, "--model", str(tmp_path / "none")))
+    found = selfeval(*toy_arguments(recipe, output, "--until", "questions"))
+    assert found.returncode == 0, found.stderr
+    assert "replaced" not in found.stderr, "nothing had been made with the wrong model"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("policy.iteration=3", 'unknown key "policy.iteration"; did you mean "iterations"?'),
+        ("evaluater.epochs=3", 'unknown key "evaluater"; did you mean "evaluator"?'),
+        ("policy.iterations=many", 'policy.iterations: got "many"; Input should be a valid integer'),
+        ("policy.clip=-1", "policy.clip: got -1; Input should be greater than 0"),
+        ("policy.iterations", "--set policy.iterations: expected key=value, for example --set policy.iterations=20"),
+    ],
+)
+def test_settings_that_cannot_be_used(tmp_path: Path, setting: str, said: str) -> None:
+    assert said in _refused("run", "--output", str(tmp_path / "run"), "--set", setting)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_does_not_exist(tmp_path: Path) -> None:
+    sentence = _refused("run", "--output", str(tmp_path / "run"), "--until", "verdict")
+    assert 'there is no stage "verdict"; did you mean "verdicts"?' in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    assert "exists and is not a run" in _refused("run", "--output", str(tmp_path / "mine"))
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert "is a file; give a folder" in _refused("run", "--output", str(tmp_path / "mine" / "thesis.txt"))
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    none = str(tmp_path / "none.toml")
+    assert f"recipe {none} is not a file; give the path of a .toml recipe" in _refused("run", none)
+
+
+@pytest.mark.parametrize("command", ["show", "report", "score"])
+def test_a_folder_that_is_not_a_run(tmp_path: Path, command: str) -> None:
+    more = ["--question", "Why?", "--reply", "So."] if command == "score" else []
+    assert "is not a run (no run.json)" in _refused(command, str(tmp_path), *more)
+    (tmp_path / "run.json").write_text('{"config": {"colour": "red"}}')
+    assert "does not hold the configuration of this version" in _refused(command, str(tmp_path), *more)
+    (tmp_path / "run.json").write_text('{"config": ')
+    assert "run.json is damaged" in _refused(command, str(tmp_path), *more)
+
+
+def test_show_of_a_run_that_has_nothing_yet(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    assert "has no pairs (yet); run `selfeval run` further" in _refused("show", str(tmp_path))
+    assert 'no records "pear"; did you mean "pairs"?' in _refused("show", str(tmp_path), "pear")
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> None:
+    found = selfeval("run", str(tmp_path / "none.toml"), "--debug")
+    assert found.returncode == 2
+    assert "Traceback (most recent call last)" in found.stderr
+    assert "selfeval.errors.ConfigError" in found.stderr
+    assert found.stderr.splitlines()[-1].startswith("Error: recipe ")
+
+
+# -- interrupted, and a disk that fills ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_that_nothing_is_lost(tmp_path: Path, recipe: Path, sent: signal.Signals) -> None:
+    output = tmp_path / "run"
+    process = start(toy_arguments(recipe, output, "--set", "policy.iterations=4000", "--set", "policy.kl_target=1000"))
+    try:
+        metrics, waited = output / "metrics" / "policy.jsonl", time.monotonic() + 200
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < waited:
+            time.sleep(0.02)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "Interrupted. Nothing is lost: give the same command again to go on."
+    run = json.loads((output / "run.json").read_text())
+    assert run["stages"]["policy"]["state"] == "interrupted"
+    assert run["stages"]["pairs"]["state"] == "finished"
+
+
+def _limit_file_size(limit: int) -> Callable[[], None]:
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return limited
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_finishes_later(tmp_path: Path, recipe: Path) -> None:
+    arguments = toy_arguments(recipe, tmp_path / "run")
+    # No file may grow beyond 8 KB: the first shards fit, the adapters of the evaluator's checkpoint cannot.
+    found = selfeval(*arguments, preexec_fn=_limit_file_size(8_000))
+    assert found.returncode == 2, found.stderr
+    assert "Traceback" not in found.stderr
+    assert re.search(
+        r"^Error: cannot write .*Nothing is lost: free some space and give the same command again$", found.stderr, re.M
+    )
+    assert list((tmp_path / "run").rglob("*.part")) == []
+    again = selfeval(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
+# -- a terminal ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_live_terminal_gets_bars_and_a_pipe_gets_clean_output(tmp_path: Path, recipe: Path) -> None:
+    pty = pytest.importorskip("pty")
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "selfeval", *toy_arguments(recipe, tmp_path / "run", "--until", "replies")]
+    process = subprocess.Popen(command, env=environment() | {"TERM": "xterm"}, stdout=subprocess.PIPE, stderr=child, text=True)
+    os.close(child)
+    shown = b""
+    while process.poll() is None or select.select([parent], [], [], 0)[0]:
+        if select.select([parent], [], [], 0.1)[0]:
+            try:
+                shown += os.read(parent, 65536)
+            except OSError:  # the other end is closed
+                break
+    out, _ = process.communicate()
+    os.close(parent)
+    assert process.returncode == 0
+    assert out == ""
+    assert b"/128" not in shown, "replies are counted in questions"
+    assert b"64/64" in shown

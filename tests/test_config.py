@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfeval.config import RunConfig, load_config, nearest
+from selfeval.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = [*sorted((ROOT / "recipes").rglob("*.toml")), ROOT / "src" / "selfeval" / "lab" / "recipe.toml"]
+
+
+def _recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _refusal(*assignments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {}, assignments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads(recipe: Path) -> None:
+    config = load_config(recipe, {})
+    assert config.name
+    assert not config.seeds or Path(config.seeds).is_file()
+
+
+def test_the_embedded_recipe_points_at_the_files_beside_it() -> None:
+    config = load_config(RECIPES[-1], {})
+    assert (Path(config.model) / "config.json").is_file()
+    assert Path(config.model).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "named", "suggested"),
+    [
+        ("modell=x", '"modell"', '"model"'),
+        ("polcy.iterations=3", '"polcy"', '"policy"'),
+        ("policy.iteration=3", '"policy.iteration"', '"iterations"'),
+        ("lora.rnk=3", '"lora.rnk"', '"rank"'),
+    ],
+)
+def test_an_unknown_key_suggests_the_nearest_one(assignment: str, named: str, suggested: str) -> None:
+    message = _refusal(assignment)
+    assert f"unknown key {named}; did you mean {suggested}?" in message
+
+
+def test_an_unknown_key_in_a_recipe_names_the_recipe(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, "[questions]\ntrian = 3\n")
+    with pytest.raises(ConfigError, match=r'unknown key "questions\.trian"; did you mean "train"') as caught:
+        load_config(path, {})
+    assert str(path) in str(caught.value)
+
+
+def test_a_key_that_is_like_no_other_lists_what_is_allowed() -> None:
+    message = _refusal("lora.zzzzzz=3")
+    assert "allowed: alpha, rank, rslora, targets" in message
+    assert nearest("zzzz", ["b", "a"]) == "; allowed: a, b"
+    assert nearest("verdict", ["pairs", "verdicts"]) == '; did you mean "verdicts"?'
+
+
+@pytest.mark.parametrize(
+    ("assignment", "got"),
+    [
+        ("policy.iterations=many", '"many"'),
+        ("policy.iterations=2.5", "2.5"),
+        ("policy.learning_rate=[1]", "[1]"),
+        ("seed=-1", "-1"),
+        ("device=tpu", '"tpu"'),
+        ("policy.iterations=0", "0"),
+        ("policy.learning_rate=0", "0"),
+        ("policy.learning_rate=inf", "Infinity"),
+        ("verdicts.keep=0.4", "0.4"),
+        ("verdicts.keep=1.01", "1.01"),
+        ("replies.per_question=1", "1"),
+        ("questions.top_p=0", "0"),
+        ("evaluator.held_out=0.5", "0.5"),
+    ],
+)
+def test_a_wrong_type_or_range_says_the_key_and_what_was_got(assignment: str, got: str) -> None:
+    message = _refusal(assignment)
+    assert f"{assignment.split('=')[0]}: got {got}; " in message
+
+
+def test_a_range_the_wrong_way_round_is_refused() -> None:
+    assert "temperature is a range [low, high]; got low 1.2 > high 0.8" in _refusal("replies.temperature=[1.2, 0.8]")
+    assert load_config(None, {}, ["replies.temperature=[0.9, 0.9]"]).replies.temperature == (0.9, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "path", "value"),
+    [
+        (["policy.iterations=20"], "policy.iterations", 20),
+        (["policy.iterations = 20"], "policy.iterations", 20),
+        (["policy.iterations=1", "policy.iterations=2"], "policy.iterations", 2),
+        (["policy.learning_rate=1e-4"], "policy.learning_rate", 1e-4),
+        (["verdicts.working=false"], "verdicts.working", False),
+        (["model=some/model"], "model", "some/model"),
+        (["model='some/model'"], "model", "some/model"),
+        (["model=a=b"], "model", "a=b"),
+        (["replies.top_p=[0.5, 0.75]"], "replies.top_p", (0.5, 0.75)),
+        (['lora.targets=["q_proj", "v_proj"]'], "lora.targets", ("q_proj", "v_proj")),
+        (["lora.targets=all-linear"], "lora.targets", "all-linear"),
+    ],
+)
+def test_set_takes_toml_values_and_plain_words(assignments: Sequence[str], path: str, value: Any) -> None:
+    found: Any = load_config(None, {}, assignments)
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("assignment", ["policy.iterations", "=3", "  =3", ""])
+def test_set_without_key_and_value_shows_an_example(assignment: str) -> None:
+    assert "expected key=value, for example --set policy.iterations=20" in _refusal(assignment)
+
+
+def test_set_below_a_value_is_refused() -> None:
+    assert '"seed" is a value, not a section' in _refusal("seed=1", "seed.more=2")
+
+
+def test_set_wins_over_options_and_options_over_the_recipe(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, 'name = "recipe"\nseed = 3\n[policy]\niterations = 7\nclip = 0.3\n')
+    config = load_config(path, {"name": "option", "seeds": None}, ["policy.iterations=9"])
+    assert (config.name, config.seed, config.policy.iterations, config.policy.clip) == ("option", 3, 9, 0.3)
+    assert load_config(path, {"name": "option"}, ["name=set"]).name == "set"
+
+
+def test_paths_in_a_recipe_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "recipes"
+    (folder / "model").mkdir(parents=True)
+    (folder / "seeds.txt").write_text("How?\n")
+    path = _recipe(folder, 'model = "model"\nseeds = "seeds.txt"\n')
+    monkeypatch.chdir(tmp_path)
+    config = load_config(path.relative_to(tmp_path), {})
+    assert (config.model, config.seeds) == (str(folder / "model"), str(folder / "seeds.txt"))
+    hub = load_config(_recipe(folder, 'model = "org/name"\n'), {})
+    assert hub.model == "org/name"
+
+
+@pytest.mark.parametrize("text", [b"a = ", b"[policy\n", b"\xff\xfe", b"x = 1\nx = 2\n"])
+def test_a_recipe_that_is_no_toml_is_refused(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_config(path, {})
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match=r"is not a file; give the path of a \.toml recipe"):
+            load_config(path, {})
+
+
+def test_every_field_is_explained_and_the_config_survives_json() -> None:
+    config = load_config(None, {}, ["replies.temperature=[0.5, 1]", 'lora.targets=["q_proj"]'])
+    assert RunConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    sections: list[Any] = [
+        RunConfig,
+        *(f.annotation for f in RunConfig.model_fields.values() if hasattr(f.annotation, "model_fields")),
+    ]
+    silent = [f"{s.__name__}.{name}" for s in sections for name, field in s.model_fields.items() if not field.description]
+    assert [name for name in silent if not name.startswith("RunConfig.")] == []

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from selfeval.records import Drop, Pair, Question, Reply, Seed, Split, Verdict, VerdictState, from_json, to_json
+
+VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.5, 0.0, 0.125, ("one", "two\n\u2028"))
+RECORDS: list[Any] = [
+    Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
+    Seed("How many?", "Two.", {}),
+    Question("q1", "How «many»?", Split.TRAIN, "self"),
+    Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
+    VERDICT,
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, 0.5, None, ("", "")),
+    Pair("q1", "How many?", "2", "3", 0.75, (5, 2), (6, 2), Split.TRAIN),
+    Drop("questions", "near_duplicate", "How many?", {"of": "seed-0"}),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_record_survives_a_line_of_json(record: Any) -> None:
+    line = json.dumps(to_json(record))
+    restored = from_json(type(record), json.loads(line))
+    assert restored == record
+    for name, value in vars(record).items():
+        assert type(getattr(restored, name)) is type(value), name
+
+
+def test_every_record_type_is_tested_here() -> None:
+    import selfeval.records
+
+    public = {vars(selfeval.records)[name] for name in selfeval.records.__all__}
+    assert {kind for kind in public if hasattr(kind, "__dataclass_fields__")} == {type(record) for record in RECORDS}
+
+
+def test_pairs_have_the_names_that_other_tools_read() -> None:
+    names = to_json(RECORDS[-2])
+    assert {"prompt", "chosen", "rejected"} <= set(names)
+    assert names["split"] == "train"
+    assert type(json.loads(json.dumps(names))["split"]) is str
+
+
+def test_missing_unknown_and_wrong_values_are_refused() -> None:
+    good = to_json(RECORDS[2])
+    for values in ({k: v for k, v in good.items() if k != "split"}, {**good, "colour": "red"}):
+        with pytest.raises(TypeError):
+            from_json(Question, values)
+    with pytest.raises(ValueError, match="sideways"):
+        from_json(Question, {**good, "split": "sideways"})
+
+
+def test_confidence_is_that_of_the_likelier_reply() -> None:
+    assert VERDICT.confidence == 0.75
+    assert from_json(Verdict, {**to_json(VERDICT), "probability": 0.9}).confidence == 0.9
+    assert from_json(Verdict, {**to_json(VERDICT), "probability": None}).confidence == 0.5

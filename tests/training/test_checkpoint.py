@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+import tiny_models
+from selfeval.backbone.roles import Backbone
+from selfeval.errors import StorageError
+from selfeval.training import checkpoint
+from selfeval.training.checkpoint import Checkpoints, role_optimizer
+
+ROLES = ("policy", "critic")
+Training = tuple[Backbone, dict[str, AdamW], Checkpoints]
+
+
+def training(folder: Path, seed: int = 0) -> Training:
+    backbone = tiny_models.backbone()
+    backbone.add_role("policy", seed=seed)
+    backbone.add_role("critic", seed=seed + 1, head=True)
+    optimizers = {role: role_optimizer(backbone.parameters(role), 0.01) for role in ROLES}
+    return backbone, optimizers, Checkpoints(folder, backbone, ROLES, optimizers)
+
+
+def steps(made: Training, first: int, last: int) -> None:
+    """Steps first..last; what a step does depends on its number alone."""
+    backbone, optimizers, _ = made
+    for step in range(first, last + 1):
+        ids = torch.randint(2, 40, (3, 5), generator=torch.Generator().manual_seed(step))
+        for role in ROLES:
+            with backbone.acting_as(role):
+                hidden = backbone.hidden(ids, torch.ones_like(ids))
+                loss = (
+                    backbone.score(role, hidden).sub(step).square().mean()
+                    if role == "critic"
+                    else backbone.logits(hidden)[..., 3].mean()
+                )
+            loss.backward()
+            optimizers[role].step()
+            optimizers[role].zero_grad(set_to_none=True)
+
+
+def everything(made: Training) -> dict[str, Tensor]:
+    backbone, optimizers, _ = made
+    found = {}
+    for role in ROLES:
+        for name, parameter in backbone.parameters(role).items():
+            found[f"{role}/{name}"] = parameter.detach().clone()
+            for key, value in optimizers[role].state[parameter].items():
+                found[f"{role}/{name}/{key}"] = torch.as_tensor(value).clone()
+    return found
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(v.dtype == other[k].dtype and torch.equal(v, other[k]) for k, v in one.items())
+
+
+def test_training_that_was_resumed_equals_training_that_was_not_bit_for_bit(tmp_path: Path) -> None:
+    through = training(tmp_path / "a")
+    steps(through, 1, 6)
+    half = training(tmp_path / "b")
+    steps(half, 1, 3)
+    at_three = everything(half)
+    half[2].save(3, {"coefficient": 0.1, "nested": {"mean": 1e-17}})
+    steps(half, 4, 5)  # lost: the process is killed here
+    resumed = training(tmp_path / "b", seed=50)
+    assert resumed[2].restore() == {"step": 3, "coefficient": 0.1, "nested": {"mean": 1e-17}}
+    assert same(everything(resumed), at_three)
+    steps(resumed, 4, 6)
+    assert same(everything(resumed), everything(through))
+    assert not same(everything(through), at_three)
+
+
+def test_optimizer_state_matters_to_that(tmp_path: Path) -> None:
+    through = training(tmp_path / "a")
+    steps(through, 1, 3)
+    through[2].save(3, {})
+    without = training(tmp_path / "a")
+    Checkpoints(tmp_path / "a", without[0], ROLES, {}).restore()  # weights, but no moments
+    for each in (through, without):
+        steps(each, 4, 4)
+    assert not same(everything(through), everything(without))
+
+
+def test_nothing_to_restore() -> None:
+    assert training(Path("no such folder"))[2].restore() is None
+
+
+def test_only_the_newest_checkpoint_is_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
+    made = training(tmp_path)
+    for step in (5, 10, 15):
+        steps(made, step, step)
+        made[2].save(step, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000015"]
+    assert sorted(p.name for p in (tmp_path / "step-000015").iterdir()) == ["state.json", "state.safetensors"]
+
+
+def test_a_checkpoint_before_the_first_step_has_no_moments_yet(tmp_path: Path) -> None:
+    made = training(tmp_path)
+    made[2].save(0, {})
+    fresh = training(tmp_path, seed=9)
+    assert fresh[2].restore() == {"step": 0}
+    assert same(everything(fresh), everything(made))
+
+
+@pytest.mark.parametrize("part", ["save_file", "write_json"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
+def test_an_interrupted_write_leaves_the_former_checkpoint(
+    tmp_path: Path, part: str, error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = training(tmp_path)
+    steps(made, 1, 2)
+    made[2].save(2, {"mark": "former"})
+    before = everything(made)
+    steps(made, 3, 4)
+
+    def write(value: Any, path: Path, **_: Any) -> None:
+        Path(path if isinstance(path, Path) else value).write_text("half of i")
+        raise error
+
+    monkeypatch.setattr(checkpoint, part, write)
+    expected = StorageError if isinstance(error, OSError) else error
+    with pytest.raises(expected):
+        made[2].save(4, {"mark": "newer"})
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
+    fresh = training(tmp_path, seed=9)
+    assert fresh[2].restore() == {"step": 2, "mark": "former"}
+    assert same(everything(fresh), before)
+
+
+def test_an_older_checkpoint_that_was_not_yet_removed_does_not_count(tmp_path: Path) -> None:
+    made = training(tmp_path)
+    steps(made, 1, 1)
+    made[2].save(1, {})
+    (tmp_path / "step-000001").rename(tmp_path / "aside")
+    steps(made, 2, 2)
+    made[2].save(2, {})
+    (tmp_path / "aside").rename(tmp_path / "step-000001")
+    fresh = training(tmp_path, seed=9)
+    assert fresh[2].restore() == {"step": 2}
+    assert same(everything(fresh), everything(made))

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from selfeval.backbone.roles import Backbone
+from selfeval.config import EvaluatorConfig
+from selfeval.errors import LoopError
+from selfeval.training import evaluator
+from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
+
+LIKED, DISLIKED = 10, 11
+CONFIG = EvaluatorConfig(learning_rate=1e-2, epochs=2, batch=16)
+
+
+def pairs(count: int, seed: int, label: float = 0.95) -> list[Preference]:
+    """Replies of random words; the better one of a pair has LIKED somewhere, the other DISLIKED."""
+    rng = random.Random(seed)
+
+    def words(count: int) -> list[int]:
+        return [rng.randrange(12, 40) for _ in range(count)]
+
+    def reply(token: int) -> tuple[int, ...]:
+        ids = words(rng.randrange(2, 6))
+        ids[rng.randrange(len(ids))] = token
+        return (*ids, tiny_models.EOS)
+
+    return [Preference(tuple(words(rng.randrange(1, 4))), reply(LIKED), reply(DISLIKED), label) for _ in range(count)]
+
+
+def fresh() -> Backbone:
+    backbone = tiny_models.backbone()
+    backbone.add_role(EVALUATOR, head=True)
+    return backbone
+
+
+def train(
+    backbone: Backbone, data: list[Preference], folder: Path, config: EvaluatorConfig = CONFIG, **options: Any
+) -> list[dict[str, float]]:
+    lines: list[dict[str, float]] = []
+
+    def checkpoints(optimizers: Mapping[str, Any]) -> Checkpoints:
+        return Checkpoints(folder, backbone, [EVALUATOR], optimizers)
+
+    defaults: dict[str, Any] = {"seed": 0, "batch_tokens": 4096, "log": lines.append, "resumed": lambda step: None}
+    train_evaluator(backbone, data, config, checkpoints, **{**defaults, **options})
+    return lines
+
+
+def accuracy(backbone: Backbone, data: list[Preference]) -> float:
+    prompts = [p.prompt for p in data]
+    chosen = score_replies(backbone, EVALUATOR, prompts, [p.chosen for p in data], 200)
+    rejected = score_replies(backbone, EVALUATOR, prompts, [p.rejected for p in data], 200)
+    return sum(a > b for a, b in zip(chosen, rejected, strict=True)) / len(data)
+
+
+def test_it_learns_what_it_never_saw_the_replies_of(tmp_path: Path) -> None:
+    backbone, held_out = fresh(), pairs(100, seed=2)
+    assert accuracy(backbone, held_out) == 0.0  # the head is zero: no reply is better than another
+    lines = train(backbone, pairs(320, seed=1), tmp_path)
+    assert accuracy(backbone, held_out) > 0.9
+    assert lines[0]["loss"] == pytest.approx(math.log(2))
+    assert lines[-1]["loss"] < 0.45
+    assert [line["step"] for line in lines] == list(range(1, 41))
+
+
+def test_labels_below_a_half_turn_the_preference_around(tmp_path: Path) -> None:
+    backbone = fresh()
+    train(backbone, pairs(320, seed=1, label=0.05), tmp_path)
+    assert accuracy(backbone, pairs(100, seed=2)) < 0.1
+
+
+def test_micro_batches_do_not_change_the_gradient() -> None:
+    backbone, data = fresh(), pairs(12, seed=3)
+    tiny_models.scramble(backbone, EVALUATOR)
+    gradients = []
+    for budget in (1, 60, 100_000):  # one pair at a time, a few, all at once
+        values = evaluator._step(backbone, data, CONFIG, budget)
+        parameters = backbone.parameters(EVALUATOR)
+        gradients.append((values, {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}))
+        for parameter in parameters.values():
+            parameter.grad = None
+    values, whole = gradients[-1]
+    assert max(g.abs().max().item() for g in whole.values()) > 1e-2
+    assert len(whole) == len(backbone.parameters(EVALUATOR))
+    for found, parts in gradients[:-1]:
+        assert found == pytest.approx(values, abs=1e-5)
+        for name, gradient in parts.items():
+            torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-6)
+
+
+def test_the_loss_is_bradley_terry_with_soft_labels_and_centering() -> None:
+    backbone, data = fresh(), pairs(5, seed=4, label=0.8)
+    tiny_models.scramble(backbone, EVALUATOR)
+    scores = [
+        [score_replies(backbone, EVALUATOR, [p.prompt], [reply], 1)[0] for reply in (p.chosen, p.rejected)] for p in data
+    ]  # fmt: skip
+    expected = 0.0
+    for a, b in scores:
+        bradley_terry = -0.8 * math.log(1 / (1 + math.exp(b - a))) - 0.2 * math.log(1 / (1 + math.exp(a - b)))
+        expected += (bradley_terry + 0.5 * (a * a + b * b) / 2) / 5
+    found = evaluator._step(backbone, data, EvaluatorConfig(centering=0.5), 4096)
+    assert found["loss"] == pytest.approx(expected, abs=1e-5)
+    assert found["accuracy"] == sum(a > b for a, b in scores) / 5
+
+
+def test_scores_come_in_the_order_given_whatever_the_batches() -> None:
+    backbone, data = fresh(), pairs(9, seed=5)
+    tiny_models.scramble(backbone, EVALUATOR)
+    prompts, replies = [p.prompt for p in data], [p.chosen for p in data]
+    alone = [score_replies(backbone, EVALUATOR, [p], [r], 1)[0] for p, r in zip(prompts, replies, strict=True)]
+    done: list[int] = []
+    assert score_replies(backbone, EVALUATOR, prompts, replies, 20, done.append) == pytest.approx(alone, abs=1e-5)
+    assert sum(done) == 9
+    assert len(done) > 1
+    assert backbone.acting is None
+
+
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    data, config = pairs(64, seed=1), EvaluatorConfig(learning_rate=1e-2, epochs=2, batch=16, checkpoint_every=3)
+    through = fresh()
+    expected = train(through, data, tmp_path / "a", config)
+    seen: list[dict[str, float]] = []
+
+    def stop_after_five(values: dict[str, float]) -> None:
+        seen.append(values)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), data, tmp_path / "b", config, log=stop_after_five)
+    resumed, steps = fresh(), []
+    rest = train(resumed, data, tmp_path / "b", config, resumed=steps.append)
+    assert steps == [3]
+    assert [*seen[:3], *rest] == expected
+    for one, other in zip(through.parameters(EVALUATOR).values(), resumed.parameters(EVALUATOR).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
+    backbone = fresh()
+    with torch.no_grad():
+        backbone.heads[EVALUATOR].bias.fill_(float("nan"))
+    before = {n: p.detach().clone() for n, p in backbone.parameters(EVALUATOR).items()}
+    with pytest.raises(LoopError, match=r"diverged at step 1 .*evaluator\.learning_rate"):
+        train(backbone, pairs(16, seed=1), tmp_path)
+    for name, parameter in backbone.parameters(EVALUATOR).items():
+        assert torch.equal(torch.nan_to_num(parameter), torch.nan_to_num(before[name])), name

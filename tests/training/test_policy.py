@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny_models
+from selfeval.backbone.roles import BASE, Backbone
+from selfeval.config import EvaluatorConfig, PolicyConfig
+from selfeval.errors import LoopError
+from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.training import policy
+from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.evaluator import EVALUATOR, Preference, train_evaluator
+from selfeval.training.policy import CRITIC, POLICY, REFERENCE, Prompt, train_policy
+from selfeval.training.watchdogs import Alarm
+
+LIKED, DISLIKED, LIMIT = 10, 11, 6
+PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i in range(6)]
+CONFIG = PolicyConfig(
+    iterations=8, questions_per_iteration=6, replies_per_question=8, minibatch=24, learning_rate=1e-2,
+    critic_learning_rate=1e-2, warmup_iterations=0, unfinished_penalty=0.0, kl_target=6.0, checkpoint_every=3,
+)  # fmt: skip
+
+
+def four_roles() -> Backbone:
+    backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
+    backbone.add_role(EVALUATOR, seed=1, head=True)
+    tiny_models.scramble(backbone, EVALUATOR, size=0.05)
+    backbone.add_role(POLICY, seed=2)
+    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # so that the reference is not the bare base
+    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    return backbone
+
+
+def train(
+    backbone: Backbone, folder: Path, config: PolicyConfig = CONFIG, **options: Any
+) -> tuple[list[dict[str, float]], list[Alarm]]:
+    lines: list[dict[str, float]] = []
+    alarms: list[Alarm] = []
+
+    def checkpoints(optimizers: Mapping[str, Any]) -> Checkpoints:
+        return Checkpoints(folder, backbone, [POLICY, CRITIC], optimizers)
+
+    def log(values: dict[str, float], seen: Sequence[Alarm]) -> None:
+        lines.append({k: v for k, v in values.items() if k != "seconds"})
+        alarms.extend(seen)
+
+    defaults: dict[str, Any] = {
+        "seed": 0, "limit": LIMIT, "rows": 64, "batch_tokens": 300,
+        "keep": lambda *_: None, "log": log, "resumed": lambda step: None,
+    }  # fmt: skip
+    train_policy(backbone, PROMPTS, config, checkpoints, **{**defaults, **options})
+    return lines, alarms
+
+
+def share_liked(backbone: Backbone, role: str) -> float:
+    with backbone.acting_as(role):
+        rollouts = generate(backbone, [Request(p.reply) for p in PROMPTS] * 50, max_new_tokens=LIMIT, seed=77)
+    return sum(LIKED in r.ids for r in rollouts) / len(rollouts)
+
+
+def teach_evaluator(backbone: Backbone, folder: Path) -> None:
+    """The evaluator learns, on random replies, that LIKED is better than DISLIKED, wherever it stands."""
+    rng = random.Random(5)
+
+    def reply(token: int, length: int) -> tuple[int, ...]:
+        ids = [rng.randrange(2, 40) for _ in range(length)]
+        ids[rng.randrange(length)] = token
+        return tuple(i for i in ids if i != LIKED + DISLIKED - token)
+
+    pairs = [
+        Preference(rng.choice(PROMPTS).grade, reply(LIKED, LIMIT), reply(rng.randrange(11, 40), LIMIT), 0.95)
+        for _ in range(480)
+    ]
+    config = EvaluatorConfig(learning_rate=1e-2, epochs=2, batch=16)
+    keeper = {"seed": 0, "batch_tokens": 4096, "log": lambda line: None, "resumed": lambda step: None}
+    train_evaluator(backbone, pairs, config, lambda o: Checkpoints(folder, backbone, [EVALUATOR], o), **keeper)  # type: ignore[arg-type]
+    backbone.freeze(EVALUATOR)
+
+
+# -- the whole loop -----------------------------------------------------------------------------------------------------
+
+
+def test_it_raises_what_the_trained_evaluator_likes_and_touches_nothing_else(tmp_path: Path) -> None:
+    backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
+    backbone.add_role(EVALUATOR, seed=1, head=True)
+    teach_evaluator(backbone, tmp_path / "evaluator")
+    backbone.add_role(POLICY, seed=2)
+    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)
+    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    frozen = [*backbone.parameters(REFERENCE).values(), *backbone.parameters(EVALUATOR).values()]
+    frozen += [p for n, p in backbone.model.named_parameters() if "lora_" not in n]
+    before = [p.detach().clone() for p in frozen]
+    start = share_liked(backbone, POLICY)
+    lines, alarms = train(backbone, tmp_path / "policy", CONFIG.model_copy(update={"iterations": 15}))
+    assert start < 0.35
+    assert share_liked(backbone, POLICY) > start + 0.3
+    assert share_liked(backbone, REFERENCE) == start
+    assert all(torch.equal(a, b) for a, b in zip(frozen, before, strict=True))
+    assert all(line["first_ratio"] < 1e-4 for line in lines)
+    assert abs(lines[0]["kl"]) < 1e-4  # the policy is still its reference
+    assert all(torch.isfinite(torch.tensor(line["kl"])) for line in lines)
+    assert 0.1 < lines[-1]["kl"] < 30
+    assert lines[-1]["score"] > lines[0]["score"] + 0.5
+    assert not [a for a in alarms if a.name in ("not_finite", "ratio_not_one", "negative_kl")]
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_the_first_ratio_is_one_in_every_family_and_at_any_temperature(family: str, tmp_path: Path) -> None:
+    backbone = tiny_models.backbone(family, eos=(1, 33, 34))
+    backbone.add_role(EVALUATOR, seed=1, head=True)
+    tiny_models.scramble(backbone, EVALUATOR, size=0.05)
+    backbone.add_role(POLICY)
+    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    lines, _ = train(backbone, tmp_path, CONFIG.model_copy(update={"iterations": 3, "temperature": 0.7}))
+    assert [line["first_ratio"] < 1e-4 for line in lines] == [True] * 3
+    assert lines[-1]["approximate_kl"] > 1e-5  # the policy did move
+
+
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    through, config = four_roles(), CONFIG.model_copy(update={"iterations": 5})
+    expected, _ = train(through, tmp_path / "a", config)
+    seen: list[int] = []
+
+    def killed(iteration: int, *_: Any) -> None:
+        seen.append(iteration)
+        if iteration == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(four_roles(), tmp_path / "b", config, keep=killed)
+    resumed, steps = four_roles(), []
+    rest, _ = train(resumed, tmp_path / "b", config, resumed=steps.append)
+    assert steps == [3]
+    assert rest == expected[3:]
+    for role in (POLICY, CRITIC, REFERENCE):
+        for one, other in zip(through.parameters(role).values(), resumed.parameters(role).values(), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path) -> None:
+    backbone = four_roles()
+    with torch.no_grad():
+        backbone.heads[EVALUATOR].bias.fill_(float("nan"))
+    with pytest.raises(LoopError, match=r"stopped at iteration 1: .*score.* is NaN"):
+        train(backbone, tmp_path)
+    assert not list(tmp_path.iterdir())  # nothing broken was saved
+
+
+def test_a_scoring_that_disagrees_with_sampling_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warmer(backbone: Backbone, requests: Sequence[Request], **options: Any) -> list[Rollout]:
+        return generate(backbone, [Request(r.prompt, 1.3) for r in requests], **options)
+
+    monkeypatch.setattr(policy, "generate", warmer)
+    _, alarms = train(four_roles(), tmp_path, CONFIG.model_copy(update={"iterations": 1}))
+    assert "ratio_not_one" in {a.name for a in alarms}
+
+
+def test_every_reply_is_kept_with_its_question_and_score(tmp_path: Path) -> None:
+    kept: list[tuple[int, Sequence[Prompt], Sequence[Rollout], Sequence[float]]] = []
+    backbone = four_roles()
+    train(backbone, tmp_path, CONFIG.model_copy(update={"iterations": 2}), keep=lambda *row: kept.append(row))
+    assert [row[0] for row in kept] == [1, 2]
+    for _, asked, rollouts, scores in kept:
+        assert Counter(p.question_id for p in asked) == {p.question_id: 8 for p in PROMPTS}
+        expected = policy.score_replies(backbone, EVALUATOR, [p.grade for p in asked], [r.ids for r in rollouts], 64)
+        assert list(scores) == pytest.approx(expected, abs=1e-5)
+
+
+# -- its parts ----------------------------------------------------------------------------------------------------------
+
+
+def experience(
+    backbone: Backbone, config: PolicyConfig = CONFIG, tokens: int = 300
+) -> tuple[policy.Experience, list[Rollout], Any]:
+    with backbone.acting_as(POLICY):
+        rollouts = generate(backbone, [Request(p.reply) for p in PROMPTS], max_new_tokens=LIMIT, seed=4)
+    found, whitening = policy._experience(backbone, PROMPTS, rollouts, None, 0.3, config, tokens)
+    return found, rollouts, whitening
+
+
+@torch.no_grad()
+def values_of(backbone: Backbone, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+    """The critic before each reply token: one sequence, one plain pass."""
+    with backbone.acting_as(CRITIC):
+        states = backbone.model.base_model(input_ids=torch.tensor([[*prompt, *reply]])).last_hidden_state[0]
+    head = backbone.heads[CRITIC]
+    return (states @ head.weight[0] + head.bias)[len(prompt) - 1 : -1]
+
+
+def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
+    backbone = four_roles()
+    tiny_models.scramble(backbone, POLICY, seed=9, size=0.06)  # away from the reference
+    tiny_models.scramble(backbone, CRITIC, seed=10)
+    config = CONFIG.model_copy(update={"unfinished_penalty": 1.5, "reward_clip": 0.8, "gamma": 0.9, "gae_lambda": 0.7})
+    found, rollouts, _ = experience(backbone, config)
+    assert {r.finished for r in rollouts} == {True, False}
+    scores = found.scores_B.tolist()
+    mean = sum(scores) / len(scores)
+    deviation = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
+    all_advantages: list[float] = []
+    all_returns: list[float] = []
+    for row, (prompt, rollout) in enumerate(zip(PROMPTS, rollouts, strict=True)):
+        with backbone.acting_as(REFERENCE):
+            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply, *rollout.ids))
+        reference = [full[len(prompt.reply) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
+        values = [(v - mean) / deviation for v in values_of(backbone, prompt.grade, rollout.ids).tolist()]
+        rewards = [-0.3 * (p - q) for p, q in zip(rollout.logprobs, reference, strict=True)]
+        rewards[-1] += max(-0.8, min(0.8, (scores[row] - mean) / deviation)) - (0.0 if rollout.finished else 1.5)
+        advantage, advantages = 0.0, []
+        for t in reversed(range(len(rewards))):
+            following = values[t + 1] if t + 1 < len(values) else 0.0
+            advantage = rewards[t] + 0.9 * following - values[t] + 0.9 * 0.7 * advantage
+            advantages.insert(0, advantage)
+        all_advantages += advantages
+        all_returns += [a + v for a, v in zip(advantages, values, strict=True)]
+        assert found.ref_logprobs[row, : len(rollout.ids)].tolist() == pytest.approx(reference, abs=1e-4)
+    mask = found.mask
+    assert found.returns[mask].tolist() == pytest.approx(all_returns, abs=1e-3)
+    raw = torch.tensor(all_advantages, dtype=torch.float64)
+    whitened = (raw - raw.mean()) / raw.std(correction=0)
+    # Whichever of the two usual corrections is used: 1 token in some 30 makes 2% of a difference.
+    torch.testing.assert_close(found.advantages[mask].double(), whitened, rtol=0.03, atol=0.01)
+    assert bool((found.returns[~mask] == 0).all())
+
+
+def test_micro_batches_change_neither_experience_nor_gradients() -> None:
+    backbone = four_roles()
+    tiny_models.scramble(backbone, CRITIC, seed=10)
+    whole, _, whitening = experience(backbone, tokens=100_000)
+    parts, _, _ = experience(backbone, tokens=12)
+    for name in ("scores_B", "logprobs", "ref_logprobs", "values", "advantages", "returns"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=2e-5)
+    tiny_models.scramble(backbone, POLICY, seed=11, size=0.055)  # so that ratios differ from one and some are clipped
+    results = []
+    for budget in (100_000, 20, 1):
+        figures = policy._update_policy(backbone, whole, CONFIG, budget)
+        figures |= policy._update_critic(backbone, whole, whitening, CONFIG, budget)
+        gradients = {}
+        for role in (POLICY, CRITIC):
+            for name, parameter in backbone.parameters(role).items():
+                assert parameter.grad is not None
+                gradients[name] = parameter.grad.clone()
+                parameter.grad = None
+        results.append((figures, gradients))
+    (figures, gradients), *others = results
+    assert figures["clip_fraction"] > 0
+    for other_figures, other_gradients in others:
+        assert other_figures == pytest.approx(figures, abs=1e-5, rel=1e-5)
+        for name, gradient in other_gradients.items():
+            scale = max(1.0, gradients[name].abs().max().item())
+            torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=1e-6 * scale)
+
+
+def test_the_first_policy_gradient_is_that_of_the_plain_objective() -> None:
+    # At ratio one the clipped loss has the gradient of -A log pi: plain passes, one reply at a time.
+    backbone = four_roles()
+    found, rollouts, _ = experience(backbone)
+    policy._update_policy(backbone, found, CONFIG, 300)
+    parameters = backbone.parameters(POLICY)
+    tokens = sum(len(r.ids) for r in rollouts)
+    loss = torch.zeros(())
+    with backbone.acting_as(POLICY):
+        for row, (prompt, rollout) in enumerate(zip(PROMPTS, rollouts, strict=True)):
+            logits = backbone.model(input_ids=torch.tensor([[*prompt.reply, *rollout.ids]])).logits[
+                0, len(prompt.reply) - 1 : -1
+            ]
+            logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
+            loss = loss - (logprobs * found.advantages[row, : len(rollout.ids)]).sum() / tokens
+        expected = torch.autograd.grad(loss, list(parameters.values()))
+    for parameter, gradient in zip(parameters.values(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_whitening_by_hand() -> None:
+    whitening = policy._Whitening.of(torch.tensor([1.0, 3.0, 5.0, 7.0]))
+    assert (whitening.mean, whitening.deviation) == (4.0, pytest.approx(5**0.5))
+    config = CONFIG.model_copy(update={"reward_clip": 1.0, "unfinished_penalty": 2.0})
+    reward = whitening.reward(torch.tensor([4.0, 40.0, -40.0, 5.0]), torch.tensor([True, True, False, False]), config)
+    assert reward.tolist() == pytest.approx([0.0, 1.0, -3.0, 5**-0.5 - 2.0])
+    assert policy._Whitening.of(torch.tensor([2.0, 2.0])).deviation == 1e-4
+
+
+def test_prompts_come_round_equally_often_in_an_order_that_the_seed_decides() -> None:
+    config = CONFIG.model_copy(update={"questions_per_iteration": 4})
+    order = [p.question_id for i in range(1, 7) for p in policy._next_prompts(PROMPTS, config, 0, i)]
+    for start in range(0, 24, 6):
+        assert sorted(order[start : start + 6]) == sorted(p.question_id for p in PROMPTS)
+    assert order[:6] != order[6:12]
+    assert order != [p.question_id for i in range(1, 7) for p in policy._next_prompts(PROMPTS, config, 1, i)]
+
+
+def test_the_learning_rate_rises_then_falls() -> None:
+    config = CONFIG.model_copy(update={"iterations": 10, "warmup_iterations": 2})
+    factors = [policy._learning_rate_factor(i, config) for i in range(1, 11)]
+    assert factors == pytest.approx([1 / 3, 2 / 3, 0.82, 0.73, 0.64, 0.55, 0.46, 0.37, 0.28, 0.19])
+
+
+def test_the_base_is_never_the_policy() -> None:
+    backbone = four_roles()
+    found, rollouts, _ = experience(backbone)
+    with backbone.acting_as(BASE):
+        full = tiny_models.full_logprobs(backbone.model, (*PROMPTS[0].reply, *rollouts[0].ids))
+    bare = [full[2 + t, token].item() for t, token in enumerate(rollouts[0].ids)]
+    captured = found.logprobs[0, : len(bare)].tolist()
+    assert captured != pytest.approx(bare, abs=1e-2)
+    assert captured == pytest.approx(
+        found.ref_logprobs[0, : len(bare)].tolist(), abs=1e-4
+    )  # the reference is the trained start

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from selfeval.config import PolicyConfig
+from selfeval.training.watchdogs import check_iteration
+
+CONFIG = PolicyConfig(kl_target=4.0)
+FIRST = {
+    "step": 1.0,
+    "kl": 0.0,
+    "first_ratio": 1e-6,
+    "length": 40.0,
+    "entropy": 1.0,
+    "policy_loss": 0.1,
+    "explained_variance": 0.3,
+}
+
+
+def alarms(**changes: float) -> dict[str, str]:
+    """Name -> action of what a later iteration with these figures sets off."""
+    found = check_iteration({**FIRST, "step": 7.0, **changes}, FIRST, CONFIG)
+    assert all(alarm.step == 7 for alarm in found)
+    assert all(alarm.message for alarm in found)
+    return {alarm.name: alarm.action for alarm in found}
+
+
+def test_a_healthy_iteration_sets_off_nothing() -> None:
+    assert alarms() == {}
+    # Just inside every limit.
+    assert alarms(first_ratio=0.02, kl=20.0, length=80.0, entropy=0.02) == {}
+    assert alarms(kl=-0.5, length=20.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("figures", "name", "action"),
+    [
+        ({"policy_loss": math.nan}, "not_finite", "stop"),
+        ({"kl": math.inf}, "not_finite", "stop"),
+        ({"first_ratio": 0.021}, "ratio_not_one", "warn"),
+        ({"kl": -0.51}, "negative_kl", "warn"),
+        ({"kl": 20.1}, "kl_runaway", "warn"),
+        ({"length": 81.0}, "length_drift", "warn"),
+        ({"length": 19.0}, "length_drift", "warn"),
+        ({"entropy": 0.019}, "entropy_collapse", "warn"),
+    ],
+)
+def test_each_watchdog_names_its_cause(figures: dict[str, float], name: str, action: str) -> None:
+    assert alarms(**figures)[name] == action
+
+
+def test_the_message_names_the_figures_that_broke() -> None:
+    (alarm,) = check_iteration({**FIRST, "policy_loss": math.nan, "entropy": math.nan}, FIRST, CONFIG)
+    assert "entropy, policy_loss" in alarm.message
+    assert alarm.as_json() == {"step": 1, "name": "not_finite", "message": alarm.message, "action": "stop"}
+
+
+def test_an_explained_variance_that_does_not_exist_is_no_alarm() -> None:
+    assert alarms(explained_variance=math.nan) == {}  # all returns were the same: there was nothing to explain
+
+
+def test_several_alarms_can_go_off_at_once() -> None:
+    assert set(alarms(kl=-2.0, length=200.0, first_ratio=0.5)) == {"negative_kl", "length_drift", "ratio_not_one"}
