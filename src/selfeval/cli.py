@@ -43,7 +43,8 @@ def _config(recipe: Path | None, model: str | None, seeds: Path | None, assignme
     from selfeval.config import load_config
 
     picked = recipe or (None if model else _EMBEDDED)
-    overrides = {"model": model, "seeds": None if seeds is None else str(seeds), "name": name}
+    found = str(Path(model).resolve()) if model and Path(model).is_dir() else model
+    overrides = {"model": found, "seeds": None if seeds is None else str(seeds.resolve()), "name": name}
     return load_config(picked, overrides, assignments)
 
 
@@ -252,6 +253,10 @@ def _clear_errors(debug: bool) -> Iterator[None]:
         _stop(1, f"Error: {error} (this is a fault of selfeval; --debug shows where)", debug)
     except (OSError, MemoryError) as error:
         _stop(2, f"Error: {_system_error(error)}", debug)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; its name tells it without importing torch
+            raise
+        _stop(2, f"Error: {_system_error(MemoryError())}", debug)
 
 
 def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
@@ -264,7 +269,10 @@ def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
 
 def _system_error(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
-        return "out of memory; lower rollout_rows or batch_tokens (--set) and give the same command again, nothing is lost"
+        return (
+            "out of memory; finished work is kept. Free some memory and give the same command again, or lower batch_tokens "
+            "(training and scoring) or rollout_rows (sampling) with --set: what depends on them is then done again"
+        )
     return f"{error.strerror or error} ({error.filename}). Nothing is lost: mend it and give the same command again"
 
 

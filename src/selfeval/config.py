@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -67,13 +68,13 @@ class QuestionsConfig(Section):
     """At least so many of them are the user's own seeds (when there are that many)."""
     temperature: Positive = 1.0
     """Sampling temperature."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    top_p: Nucleus = 0.98
     """Nucleus of the sampling distribution."""
     max_new_tokens: Count = 64
     """Token limit of a question."""
     shortest: Count = 8
     """Shorter questions, in characters, are dropped."""
-    near_duplicate: Share = 0.8
+    near_duplicate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """Two questions are near-duplicates when their word shingles overlap by this Jaccard share and their numbers agree."""
     attempts: Positive = 4.0
     """Give up after this many times the wanted number of samples."""
@@ -88,7 +89,7 @@ class RepliesConfig(Section):
     """Replies per question."""
     temperature: tuple[Positive, Positive] = (0.8, 1.2)
     """Range from which each reply to a training question draws its own temperature."""
-    top_p: tuple[Positive, Positive] = (0.9, 1.0)
+    top_p: tuple[Nucleus, Nucleus] = (0.9, 1.0)
     """Range from which each reply to a training question draws its own nucleus."""
     beam_share: Share = 0.1
     """Share of training questions whose last reply comes from beam search."""
@@ -134,7 +135,7 @@ class EvaluatorConfig(Section):
     """Passes over the training pairs."""
     batch: Count = 32
     """Pairs per step."""
-    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     """Share of the training questions kept aside for the temperature of its confidence."""
     warmup: Share = 0.05
     """Share of the steps with a rising learning rate."""
@@ -171,7 +172,7 @@ class PolicyConfig(Section):
     """Discount per token."""
     gae_lambda: Share = 0.95
     """Lambda of generalised advantage estimation."""
-    clip: Positive = 0.2
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """PPO clip range of the probability ratio."""
     value_clip: Positive = 0.2
     """Clip range of the value update, in units of the whitened reward."""
@@ -180,7 +181,7 @@ class PolicyConfig(Section):
     kl_coefficient: Positive = 0.05
     """Initial weight of the KL penalty; adapted towards the target."""
     kl_horizon: Count = 2000
-    """Samples over which the KL weight may change by 20% per unit of error."""
+    """Samples over which the KL weight changes by 20% at most (Ziegler et al. 2019)."""
     reward_clip: Positive = 4.0
     """Whitened scores are clipped to plus or minus this."""
     unfinished_penalty: Annotated[float, Field(ge=0.0)] = 2.0
@@ -264,6 +265,8 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
 
 
 def _parse_value(text: str) -> Any:
+    if text in ("", "none"):
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

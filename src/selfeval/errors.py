@@ -6,8 +6,8 @@ SelfEvalError
 │   ├── SeedsError          the seeds file
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
-│   └── StorageError        the disk is full or not writable
-├── LoopError               the loop cannot go on (for example: no pair survived judging); exit code 2
+│   ├── StorageError        the disk is full or not writable
+│   └── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
 └── RoleError               our own misuse of roles on the backbone; exit code 1
 
 A message says what was got, what is allowed, and what to do.

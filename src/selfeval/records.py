@@ -56,7 +56,7 @@ class Reply:
 
     Attributes:
         way: `sample` or `beam`.
-        logprob: sum of the token log-probs under the model at temperature 1, in nats.
+        logprob: sum of the token log-probs at the temperature it was sampled at (1 for beams), in nats.
         finished: whether it ended by itself, before the token limit.
     """
 

@@ -165,7 +165,9 @@ class RunStore:
         return self.root / stage
 
     def is_finished(self, stage: str) -> bool:
-        return (self.folder(stage) / "manifest.json").is_file()
+        """Whether the manifest exists and every shard that it names is still there."""
+        path = self.folder(stage) / "manifest.json"
+        return path.is_file() and all((self.folder(stage) / name).is_file() for name in read_json(path)["shards"])
 
     def manifest(self, stage: str) -> dict[str, Any]:
         return dict(read_json(self.folder(stage) / "manifest.json"))

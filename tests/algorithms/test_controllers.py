@@ -3,8 +3,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from golden_numbers import golden
 
+from golden_numbers import golden
 from selfeval.algorithms.controllers import adaptive_kl_coefficient
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from golden_numbers import golden
 from torch import Tensor
 
+from golden_numbers import golden
 from selfeval.algorithms.kl import categorical_entropy, categorical_kl, k1, k2, k3, kl_shaped_rewards
 from selfeval.algorithms.masked import masked_mean
 
@@ -87,9 +87,7 @@ def test_forbidden_outcomes_add_nothing() -> None:
 
 def test_kl_shaped_rewards_match_golden() -> None:
     entry = golden("1_returns_gae")["kl_shaped_rewards"]
-    scores_B, logprobs_BT, ref_BT, mask_BT = (
-        f64(entry["inputs"][key]) for key in ("scores", "logp", "ref_logp", "mask")
-    )
+    scores_B, logprobs_BT, ref_BT, mask_BT = (f64(entry["inputs"][key]) for key in ("scores", "logp", "ref_logp", "mask"))
     rewards_BT = kl_shaped_rewards(scores_B, logprobs_BT, ref_BT, mask_BT, beta=entry["params"]["beta"])
     close(rewards_BT, entry["expected"]["token_rewards"])
 

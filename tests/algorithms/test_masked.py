@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from golden_numbers import golden
 from torch import Tensor
 
+from golden_numbers import golden
 from selfeval.algorithms.masked import (
     Aggregation,
     aggregate,
@@ -97,9 +97,7 @@ def test_whitening_of_dirty_padding_has_the_gradient_of_clean_padding(garbage: f
     dirty_BT = torch.where(mask_BT, clean_BT.detach(), garbage).requires_grad_()
     results = [whiten(x_BT, mask_BT, shift_mean=shift_mean) for x_BT in (clean_BT, dirty_BT)]
     torch.testing.assert_close(results[1], results[0])
-    gradients = [
-        torch.autograd.grad((r.pow(3)).sum(), x)[0] for r, x in zip(results, (clean_BT, dirty_BT), strict=True)
-    ]
+    gradients = [torch.autograd.grad((r.pow(3)).sum(), x)[0] for r, x in zip(results, (clean_BT, dirty_BT), strict=True)]
     torch.testing.assert_close(gradients[1], gradients[0])
     assert gradients[0].abs().sum() > 0
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from golden_numbers import golden
 from torch import Tensor
 
+from golden_numbers import golden
 from selfeval.algorithms.masked import aggregate, zero_padding
 from selfeval.algorithms.policy_losses import approximate_kl, clip_fraction, ppo_clip_loss
 

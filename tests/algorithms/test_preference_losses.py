@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from golden_numbers import golden
 from torch import Tensor
 
+from golden_numbers import golden
 from selfeval.algorithms.preference_losses import bradley_terry_loss, preference_accuracy
 
 NAMES = ["bradley_terry", "bradley_terry_f32", "bradley_terry_saturated"]

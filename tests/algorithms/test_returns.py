@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from golden_numbers import golden
 from torch import Tensor
 
+from golden_numbers import golden
 from selfeval.algorithms.masked import whiten
 from selfeval.algorithms.returns import discounted_returns, gae
 
@@ -41,9 +41,7 @@ def close(actual: Tensor, expected: object) -> None:
 def test_gae_matches_golden(name: str) -> None:
     entry = golden("1_returns_gae")[name]
     rewards_BT, values_BT, mask_BT = (f64(entry["inputs"][key]) for key in ("rewards", "values", "mask"))
-    advantages_BT = gae(
-        rewards_BT, values_BT, mask_BT.bool(), gamma=entry["params"]["gamma"], lam=entry["params"]["lam"]
-    )
+    advantages_BT = gae(rewards_BT, values_BT, mask_BT.bool(), gamma=entry["params"]["gamma"], lam=entry["params"]["lam"])
     close(advantages_BT, entry["expected"]["advantages"])
     close(torch.where(mask_BT.bool(), advantages_BT + values_BT, 0), entry["expected"]["returns"])
     close(whiten(advantages_BT, mask_BT), entry["expected"]["advantages_whitened"])

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from golden_numbers import golden
 from torch import Tensor
 
+from golden_numbers import golden
 from selfeval.algorithms.masked import aggregate, zero_padding
 from selfeval.algorithms.value_losses import clipped_value_loss, explained_variance
 
@@ -22,9 +22,7 @@ def close(actual: Tensor, expected: object) -> None:
 @pytest.mark.parametrize("name", ["value_clip", "value_noclip", "value_f32"])
 def test_loss_and_gradient_match_golden(name: str) -> None:
     entry = golden("4_ppo")[name]
-    values_BT, old_BT, returns_BT, mask_BT = (
-        f64(entry["inputs"][key]) for key in ("values", "old_values", "returns", "mask")
-    )
+    values_BT, old_BT, returns_BT, mask_BT = (f64(entry["inputs"][key]) for key in ("values", "old_values", "returns", "mask"))
     clip = entry["params"]["cliprange_value"]
     loss_BT = clipped_value_loss(values_BT.requires_grad_(), old_BT, returns_BT, clip=clip)
     close(loss_BT, entry["expected"]["per_token_loss"])
@@ -51,9 +49,7 @@ def test_explained_variance(garbage: float) -> None:
     values_BT = f64([[1.0, 1.0, -garbage], [5.0, 5.0, -garbage]])  # residuals −1, 1, −1, 1: variance 1
     close(explained_variance(values_BT, returns_BT, mask_BT), 1 - 1 / 5)
     close(explained_variance(returns_BT, returns_BT, mask_BT), 1.0)
-    close(
-        explained_variance(zero_padding(returns_BT, mask_BT) + 7, returns_BT, mask_BT), 1.0
-    )  # an offset costs nothing
+    close(explained_variance(zero_padding(returns_BT, mask_BT) + 7, returns_BT, mask_BT), 1.0)  # an offset costs nothing
     close(explained_variance(torch.zeros_like(returns_BT), returns_BT, mask_BT), 0.0)
     close(explained_variance(-returns_BT, returns_BT, mask_BT), -3.0)  # residual 2R: 1 − 4
 

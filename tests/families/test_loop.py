@@ -63,8 +63,9 @@ def model_folder(family: str, folder: Path) -> Path:
         copied = Path(shutil.copytree(STORIES, folder, copy_function=shutil.copyfile))
         return with_templates(copied)
     tokenizer = tiny_models.words_tokenizer()
-    width = {"n_embd": WIDTHS[family]} if family == "gpt2" else {"hidden_size": WIDTHS[family]}
-    return tiny_models.save_model(tiny_models.model(family, len(tokenizer), **width), tokenizer, folder)
+    width = WIDTHS[family]
+    sizes = {"n_embd": width} if family == "gpt2" else {"hidden_size": width, "intermediate_size": 2 * width + 4}
+    return tiny_models.save_model(tiny_models.model(family, len(tokenizer), **sizes), tokenizer, folder)
 
 
 def with_templates(folder: Path) -> Path:

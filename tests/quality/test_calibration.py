@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from golden_numbers import golden
 
+from golden_numbers import golden
 from selfeval.quality.calibration import (
     TEMPERATURE_RANGE,
     aurc,
@@ -100,9 +100,7 @@ def test_temperature_is_the_best_of_a_fine_grid() -> None:
     logits = rng.normal(0, 3, size=80)
     labels = (rng.random(80) < 1 / (1 + np.exp(-logits / 2))).astype(float)
     losses = {t: np.sum(np.logaddexp(0, logits / t) - labels * logits / t) for t in np.geomspace(0.2, 20, 2000)}
-    assert fit_temperature(logits.tolist(), labels.tolist()) == pytest.approx(
-        min(losses, key=losses.__getitem__), rel=3e-3
-    )
+    assert fit_temperature(logits.tolist(), labels.tolist()) == pytest.approx(min(losses, key=losses.__getitem__), rel=3e-3)
 
 
 def test_temperature_stays_in_its_range() -> None:

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from golden_numbers import golden
 
+from golden_numbers import golden
 from selfeval.quality import statistics
 from selfeval.quality.statistics import (
     Figure,

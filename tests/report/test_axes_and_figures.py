@@ -76,7 +76,7 @@ def test_a_figure_without_interval_says_so() -> None:
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(InputError, match="'policy' should be an object, got list"):
         section({"policy": []}, "policy")
-    with pytest.raises(InputError, match="'policy.kl' should have value"):
+    with pytest.raises(InputError, match=r"'policy\.kl' should have value"):
         read_figure({"policy": {"kl": {"mean": 3}}}, "policy.kl")
 
 

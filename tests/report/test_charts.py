@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -51,7 +52,7 @@ def test_read_out_strips_cover_the_plot_without_gaps() -> None:
     edges = [numbers(hit, "x", "width") for hit in by_class(svg, "hit")]
     assert 40 <= len(edges) <= 81
     assert edges[0][0] == 46
-    for (x, width), (after, _) in zip(edges, edges[1:], strict=False):
+    for (x, width), (after, _) in itertools.pairwise(edges):
         assert x + width == pytest.approx(after, abs=0.02)
     assert sum(edges[-1]) == pytest.approx(348, abs=0.02)
 

@@ -107,8 +107,12 @@ def test_a_checkpoint_before_the_first_step_has_no_moments_yet(tmp_path: Path) -
     assert same(everything(fresh), everything(made))
 
 
+def _no_space() -> OSError:
+    return OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize("part", ["save_file", "write_json"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, _no_space])
 def test_an_interrupted_write_leaves_the_former_checkpoint(
     tmp_path: Path, part: str, error: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,10 +124,10 @@ def test_an_interrupted_write_leaves_the_former_checkpoint(
 
     def write(value: Any, path: Path, **_: Any) -> None:
         Path(path if isinstance(path, Path) else value).write_text("half of i")
-        raise error
+        raise error()
 
     monkeypatch.setattr(checkpoint, part, write)
-    expected = StorageError if isinstance(error, OSError) else error
+    expected = StorageError if error is _no_space else error
     with pytest.raises(expected):
         made[2].save(4, {"mark": "newer"})
     monkeypatch.undo()

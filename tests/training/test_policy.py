@@ -210,6 +210,7 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     deviation = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
     all_advantages: list[float] = []
     all_returns: list[float] = []
+    all_rewards: list[float] = []
     for row, (prompt, rollout) in enumerate(zip(PROMPTS, rollouts, strict=True)):
         with backbone.acting_as(REFERENCE):
             full = tiny_models.full_logprobs(backbone.model, (*prompt.reply, *rollout.ids))
@@ -225,6 +226,8 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
         all_advantages += advantages
         all_returns += [a + v for a, v in zip(advantages, values, strict=True)]
         assert found.ref_logprobs[row, : len(rollout.ids)].tolist() == pytest.approx(reference, abs=1e-4)
+        assert found.rewards[row, : len(rollout.ids)].tolist() == pytest.approx(rewards, abs=1e-4)
+        all_rewards.append(sum(rewards))
     mask = found.mask
     assert found.returns[mask].tolist() == pytest.approx(all_returns, abs=1e-3)
     raw = torch.tensor(all_advantages, dtype=torch.float64)
@@ -232,6 +235,7 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     # Whichever of the two usual corrections is used: 1 token in some 30 makes 2% of a difference.
     torch.testing.assert_close(found.advantages[mask].double(), whitened, rtol=0.03, atol=0.01)
     assert bool((found.returns[~mask] == 0).all())
+    assert policy._measure(found, 0.3)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
 
 
 def test_micro_batches_change_neither_experience_nor_gradients() -> None:
@@ -239,8 +243,9 @@ def test_micro_batches_change_neither_experience_nor_gradients() -> None:
     tiny_models.scramble(backbone, CRITIC, seed=10)
     whole, _, whitening = experience(backbone, tokens=100_000)
     parts, _, _ = experience(backbone, tokens=12)
-    for name in ("scores_B", "logprobs", "ref_logprobs", "values", "advantages", "returns"):
-        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=0, atol=2e-5)
+    torch.testing.assert_close(parts.scores_B, whole.scores_B, rtol=0, atol=2e-5)
+    for name in ("logprobs", "ref_logprobs", "values", "advantages", "returns", "rewards"):  # garbage where the mask is False
+        torch.testing.assert_close(getattr(parts, name)[parts.mask], getattr(whole, name)[whole.mask], rtol=0, atol=2e-5)
     tiny_models.scramble(backbone, POLICY, seed=11, size=0.055)  # so that ratios differ from one and some are clipped
     results = []
     for budget in (100_000, 20, 1):

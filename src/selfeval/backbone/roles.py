@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.config import LoraConfig, RunConfig
-from selfeval.errors import RoleError, RunFolderError
+from selfeval.errors import ModelError, RoleError, RunFolderError
 from selfeval.store import fingerprint, read_json, write_json
 
 __all__ = ["BASE", "Backbone"]
@@ -54,6 +54,21 @@ class Backbone:
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters()}
         self._base_fingerprint = _weights_fingerprint(loaded.model)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
+        self._check_logits()
+
+    @torch.no_grad()
+    def _check_logits(self) -> None:
+        """One short pass: `logits(hidden)` must be what the model itself says, or every log-prob would be silently wrong."""
+        ids = torch.tensor([[0, 1, 2, 3]], device=self.loaded.device)
+        mask = torch.ones_like(ids)
+        with self.acting_as(BASE):
+            expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+            found = self.logits(self.hidden(ids, mask))
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+            kind = self.model.config.model_type
+            raise ModelError(
+                f"{self.source}: models of type {kind} make their logits in a way this version does not know; use another model"
+            )
 
     @classmethod
     def load(cls, config: RunConfig) -> Backbone:
@@ -61,7 +76,8 @@ class Backbone:
         loaded = load_model(
             config.model, device=config.device, precision=config.precision, trust_remote_code=config.trust_remote_code
         )
-        return cls(loaded, config.lora, Path(config.model).name)
+        source = Path(config.model).name if Path(config.model).is_dir() else config.model
+        return cls(loaded, config.lora, source)
 
     @property
     def model(self) -> Any:
@@ -86,12 +102,12 @@ class Backbone:
     def add_role(
         self, role: str, *, seed: int = 0, copy_of: str | None = None, head: bool = False, trainable: bool = True
     ) -> None:
-        """Adds a role: a LoRA adapter that starts as the bare base, or as a copy of another role (its head too).
+        """Adds a role: a LoRA adapter that starts as the bare base, or as a copy of another role.
 
         Args:
             role: its name.
             seed: of the adapter's random half (A); the other half (B) is zero.
-            copy_of: role whose adapter and head are copied.
+            copy_of: role whose adapter is copied, and its head where both have one.
             head: give it a scalar head, fp32, zero at the start.
             trainable: whether its weights get gradients.
 
@@ -118,7 +134,7 @@ class Backbone:
         peft_config = PeftLoraConfig(
             task_type="CAUSAL_LM",
             r=self.lora.rank,
-            lora_alpha=self.lora.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             lora_dropout=0.0,
             target_modules=self.lora.targets if isinstance(self.lora.targets, str) else list(self.lora.targets),
@@ -127,7 +143,7 @@ class Backbone:
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             if self._peft is None:
-                self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)  # type: ignore[arg-type]
+                self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)
             else:
                 self._peft.add_adapter(role, peft_config)
         self._tuners = [module for module in self.loaded.model.modules() if isinstance(module, BaseTunerLayer)]
@@ -302,9 +318,9 @@ def _storages(model: nn.Module) -> dict[int, int]:
 
 
 def _weights_fingerprint(model: Any) -> str:
-    """Tells bases apart: names, shapes, and the exact sums of a few rows of each weight."""
+    """Tells bases apart, whatever precision they are loaded in: names, shapes, and sums of a few elements rounded to bf16."""
     rows = []
     for name, parameter in sorted(model.named_parameters()):
-        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)].double().sum().item()
+        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)].bfloat16().double().sum().item()
         rows.append([name, list(parameter.shape), f"{sample:.10e}"])
     return fingerprint(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
@@ -74,7 +75,8 @@ class Templates:
             )
         try:
             settings = _Settings.model_validate(tomllib.loads((folder / "templates.toml").read_text(encoding="utf-8")))
-            environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=False)
+            loader = FileSystemLoader(folder)  # a model's own templates are somebody's files: they may not run code
+            environment = ImmutableSandboxedEnvironment(loader=loader, undefined=StrictUndefined, autoescape=False)
             for kind in KINDS:
                 environment.get_template(f"{kind}.jinja")
         except (tomllib.TOMLDecodeError, ValidationError, TemplateError) as error:
@@ -104,13 +106,18 @@ class Templates:
         else:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
-        return tuple(int(i) for i in ids)  # type: ignore[arg-type]
+        return tuple(int(i) for i in ids)
 
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
         for token in self.tokenizer.get_added_vocab():
             text = text.replace(token, " ") if token.strip() else text
         return text.strip()
+
+    def reply_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a reply that a person typed, as a model would have written it (after a space in plain-text prompts)."""
+        typed = self.clean(text) if self.uses_chat else " " + self.clean(text)
+        return tuple(int(i) for i in self.tokenizer.encode(typed, add_special_tokens=False))
 
     def text(self, ids: tuple[int, ...]) -> str:
         """What a reply says, control tokens left out."""

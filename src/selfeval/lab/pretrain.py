@@ -1,4 +1,4 @@
-"""Pretrains the embedded model from nothing: tokenizer, random weights, AdamW (or Muon) on generated text.
+"""Pretrains the embedded model from nothing: tokenizer, random weights, AdamW on generated text.
 
 Every step draws its own documents from `(seed, step)`, so a run that is killed goes on from its last checkpoint and ends
 where it would have ended. Checkpoints lie in the output folder until the run is done; the model folder is written last.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable
@@ -16,13 +15,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfeval.lab.corpus import Document, draw_document
 from selfeval.lab.vocabulary import train_tokenizer
+from selfeval.store import write_json, writing
 
 __all__ = ["PretrainConfig", "pretrain"]
+
+_REPORT_EVERY = 100
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,6 @@ class PretrainConfig:
     rows: int = 8
     length: int = 192
     learning_rate: float = 2e-3
-    optimizer: str = "adamw"
-    muon_learning_rate: float = 0.02
     warmup: int = 200
     weight_decay: float = 0.05
     hidden_size: int = 128
@@ -119,27 +121,19 @@ def _model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaF
     )
 
 
-def _optimizers(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+def _optimizer(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.AdamW:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    if config.optimizer == "muon":
-        muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
-        return [muon, torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _schedule(config: PretrainConfig) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < config.warmup:
-            return (step + 1) / config.warmup
-        progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    return factor
+def _learning_rate(config: PretrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to 2% at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def _loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
@@ -149,63 +143,66 @@ def _loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def _save(path: Path, **state: object) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, progress: dict[str, float]) -> None:
+    """Weights and optimizer state as safetensors, progress in its metadata; nothing is pickled."""
+    tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        tensors.update({f"{key}/{name}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()})
+    with writing(path) as temporary:
+        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+
+
+def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> dict[str, float]:
+    """Puts a checkpoint back and returns its progress."""
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"model/{name}"))
+            optimizer.state[parameter] = {key: file.get_tensor(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+        progress: dict[str, float] = json.loads(file.metadata()["progress"])
+    return progress
+
+
+def _step(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, batch: dict[str, Tensor], learning_rate: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    loss = _loss(model, batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
 
 
 def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None] = print) -> None:
     """Trains the model and writes an ordinary Hugging Face folder (config, safetensors, tokenizer) to `output`.
 
     Args:
-        output: the folder; `checkpoint.pt` and `pretrain.jsonl` lie in it while the run goes on.
+        output: the folder; `checkpoint.safetensors` and `pretrain.jsonl` lie in it as well.
         config: sizes, steps and rates.
         report: called with a line of progress every 100 steps.
     """
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(config.seed)
     model = _model(config, tokenizer)
-    optimizers = _optimizers(model, config)
-    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, _schedule(config)) for o in optimizers]
-    checkpoint, step, seconds = output / "checkpoint.pt", 0, 0.0
+    optimizer = _optimizer(model, config)
+    checkpoint, step, seconds = output / "checkpoint.safetensors", 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        step, seconds = int(state["step"]), float(state["seconds"])
+        progress = _restore(checkpoint, model, optimizer)
+        step, seconds = int(progress["step"]), progress["seconds"]
         report(f"going on from step {step}")
-    started, total, tokens = time.monotonic() - seconds, 0.0, 0
+    started, losses = time.monotonic() - seconds, []
     while step < config.steps:
-        batch = _batch(tokenizer, config, step)
-        loss = _loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
+        losses.append(_step(model, optimizer, _batch(tokenizer, config, step), _learning_rate(config, step)))
         step += 1
-        total += loss.item()
-        tokens += batch["ids"].numel()
-        if step % 100 == 0:
-            line = {"step": step, "loss": round(total / 100, 4), "seconds": round(time.monotonic() - started)}
-            with (output / "pretrain.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            report(json.dumps(line))
-            total = 0.0
+        elapsed = time.monotonic() - started
+        if step % _REPORT_EVERY == 0:
+            line = json.dumps({"step": step, "loss": round(sum(losses) / len(losses), 4), "seconds": round(elapsed)})
+            with (output / "pretrain.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            report(f"{line}, {elapsed / step * (config.steps - step) / 60:.0f} minutes left")
+            losses = []
         if step % config.checkpoint_every == 0 or step == config.steps:
-            _save(
-                checkpoint,
-                model=model.state_dict(),
-                optimizers=[o.state_dict() for o in optimizers],
-                schedulers=[s.state_dict() for s in schedulers],
-                step=step,
-                seconds=time.monotonic() - started,
-            )
+            _save(checkpoint, model, optimizer, {"step": step, "seconds": elapsed})
             model.save_pretrained(output)
             tokenizer.save_pretrained(output)
-            (output / "pretrain.json").write_text(json.dumps({**asdict(config), "done": step}, indent=1))
+            write_json(output / "pretrain.json", {**asdict(config), "steps_done": step, "seconds": round(elapsed)})

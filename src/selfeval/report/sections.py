@@ -95,7 +95,6 @@ ACCURACIES = (
 CALIBRATION = (
     ("ece", "Expected calibration error"),
     ("brier", "Brier score"),
-    ("temperature", "Temperature of the scores"),
 )
 MEMORY = (
     ("base_bytes", "Base weights"),
@@ -317,9 +316,9 @@ def _gold_curve(rows: Rows, marks: Sequence[Mark]) -> View:
 def _evaluator(report: dict[str, Any], rows: Rows) -> View:
     evaluator = section(report, "evaluator")
     table = [(name, *cells(read_figure(report, f"evaluator.{key}"))) for key, name in ACCURACIES]
-    for key, name in CALIBRATION:
-        value = finite(evaluator.get(key))
-        table.append((name, NOT_MEASURED if value is None else number(value), "", ""))
+    table += [(name, *cells(read_figure(report, f"evaluator.{key}"), as_percent=False)) for key, name in CALIBRATION]
+    temperature = finite(evaluator.get("temperature"))
+    table.append(("Temperature of the scores", NOT_MEASURED if temperature is None else number(temperature), "", ""))
     table.append(("Pairs trained on", count(evaluator.get("pairs_trained")), "", ""))
     return {
         "rows": table,
@@ -331,8 +330,8 @@ def _evaluator(report: dict[str, Any], rows: Rows) -> View:
             _curve(
                 rows,
                 "Evaluator accuracy while training",
-                "On the batch, and on held-out pairs.",
-                (("accuracy", "batch"), ("held_out_accuracy", "held out")),
+                "On each batch of training pairs, before its update.",
+                (("accuracy", "batch"),),
                 shares="y",
             ),
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import GenerationConfig
 
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import microbatches, pad_sequences, reply_hidden, token_logprobs
@@ -15,7 +16,13 @@ __all__ = ["beam_search"]
 
 @torch.no_grad()
 def beam_search(
-    backbone: Backbone, prompts: Sequence[tuple[int, ...]], *, beams: int, max_new_tokens: int, rows: int = 64
+    backbone: Backbone,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    beams: int,
+    max_new_tokens: int,
+    rows: int = 256,
+    batch_tokens: int = 16384,
 ) -> list[Rollout]:
     """The most likely reply found by beam search (transformers' `generate`) to each prompt, under the acting role.
 
@@ -23,17 +30,20 @@ def beam_search(
         prompts: token ids.
         beams: width of the search.
         max_new_tokens: limit per reply.
-        rows: prompts side by side.
+        rows: beams side by side.
+        batch_tokens: tokens per pass when log-probs are taken.
 
     Returns:
         Rollouts in the order of the prompts, with log-probs at temperature 1.
     """
     results: dict[int, Rollout] = {}
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    for start in range(0, len(order), rows):
-        group = order[start : start + rows]
+    prompts_at_once = max(1, rows // beams)
+    for start in range(0, len(order), prompts_at_once):
+        group = order[start : start + prompts_at_once]
         replies = _generate(backbone, [prompts[i] for i in group], beams, max_new_tokens)
-        results.update(zip(group, _with_logprobs(backbone, [prompts[i] for i in group], replies), strict=True))
+        found = _with_logprobs(backbone, [prompts[i] for i in group], replies, batch_tokens)
+        results.update(zip(group, found, strict=True))
     return [results[i] for i in range(len(prompts))]
 
 
@@ -44,11 +54,13 @@ def _generate(backbone: Backbone, prompts: Sequence[tuple[int, ...]], beams: int
     out = backbone.model.generate(
         input_ids=ids,
         attention_mask=attention,
-        num_beams=beams,
-        do_sample=False,
-        max_new_tokens=limit,
-        pad_token_id=loaded.pad_id,
-        eos_token_id=list(loaded.eos_ids) or None,
+        generation_config=GenerationConfig(  # of its own: a model's defaults (repetition penalty, ...) are not ours
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=limit,
+            pad_token_id=loaded.pad_id,
+            eos_token_id=list(loaded.eos_ids) or None,
+        ),
     )
     return [_until_end(row, loaded.eos_ids) for row in out[:, width:].tolist()]
 
@@ -58,9 +70,11 @@ def _until_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(ids[: end + 1])
 
 
-def _with_logprobs(backbone: Backbone, prompts: Sequence[tuple[int, ...]], replies: Sequence[tuple[int, ...]]) -> list[Rollout]:
+def _with_logprobs(
+    backbone: Backbone, prompts: Sequence[tuple[int, ...]], replies: Sequence[tuple[int, ...]], batch_tokens: int
+) -> list[Rollout]:
     rollouts: dict[int, Rollout] = {}
-    for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], 16384):
+    for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
         batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
         logprobs_BR, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
         for index, row in zip(group, logprobs_BR.tolist(), strict=True):

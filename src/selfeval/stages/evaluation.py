@@ -11,12 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from selfeval.backbone.roles import BASE
 from selfeval.backbone.sequences import microbatches, pad_sequences, reply_hidden, token_logprobs
+from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement, compare
 from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
 from selfeval.quality.length_control import length_controlled_win_rate
-from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_of_means
+from selfeval.quality.statistics import Figure, bootstrap_interval, mean_figure, proportion, ratio_of_means
 from selfeval.records import Question, Reply, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages.context import Context
@@ -27,6 +31,8 @@ from selfeval.training.evaluator import EVALUATOR, score_replies
 from selfeval.training.policy import POLICY
 
 __all__ = ["run"]
+
+_CALIBRATION_RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,8 @@ def run(context: Context) -> dict[str, Any]:
         _gold_curve(context, questions, gold)
         bar.advance()
     backbone = context.backbone
-    memory = {
-        "base_bytes": backbone.base_bytes,
-        "adapter_bytes": backbone.adapter_bytes,
-        "weight_copies": backbone.weight_copies(),
-    }
+    trained = context.store.manifest("policy")["counts"]
+    memory = {"base_bytes": backbone.base_bytes, **{key: trained[key] for key in ("adapter_bytes", "weight_copies")}}
     model = {
         "name": backbone.source,
         "model_type": backbone.model.config.model_type,
@@ -101,8 +104,8 @@ def _evaluator_figures(context: Context, questions: Mapping[str, Question], gold
         "pairs_trained": context.store.manifest("evaluator")["counts"]["trained"],
         "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick).items()},
         "baselines_on": "gold" if by_gold else "judge",
-        "ece": _rounded(expected_calibration_error(confidence, correct)),
-        "brier": _rounded(brier_score(confidence, correct)),
+        "ece": _resampled(expected_calibration_error, confidence, correct),
+        "brier": _resampled(brier_score, confidence, correct),
         "temperature": round(temperature, 6),
         "risk_coverage": [[round(c, 6), round(r, 6)] for c, r in risk_coverage(confidence, correct)] if correct else [],
         "calibration": [
@@ -111,8 +114,18 @@ def _evaluator_figures(context: Context, questions: Mapping[str, Question], gold
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _resampled(
+    measure: Callable[[Sequence[float], Sequence[float]], float | None], confidence: list[float], correct: list[float]
+) -> dict[str, Any]:
+    """A calibration measure with its bootstrap interval."""
+    value, count = measure(confidence, correct), len(correct)
+    rows = np.array([confidence, correct])
+
+    def statistic(index_RN: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        return np.array([measure(*rows[:, index].tolist()) for index in index_RN], dtype=np.float64)
+
+    low, high = bootstrap_interval(statistic, count, resamples=_CALIBRATION_RESAMPLES) if count else (None, None)
+    return Figure(value, low, high, count).as_json()
 
 
 def _judged_test_pairs(context: Context, questions: Mapping[str, Question]) -> list[_TestPair]:
@@ -124,7 +137,7 @@ def _judged_test_pairs(context: Context, questions: Mapping[str, Question]) -> l
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
     scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens)
     margins = [a - b for a, b in zip(scores[: len(both)], scores[len(both) :], strict=True)]
-    preferred = [0 if (v.probability or 0.5) >= 0.5 else 1 for v in verdicts]
+    preferred = [1 if v.probability is not None and v.probability < 0.5 else 0 for v in verdicts]
     return [_TestPair(*row) for row in zip(verdicts, both, preferred, margins, strict=True)]
 
 
@@ -204,7 +217,7 @@ class _Answered:
 
 def _policy_figures(context: Context, gold: Gold | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     answered = _answer_and_judge(context)
-    outcomes = [_outcome(a.judgement) for a in answered]
+    outcomes = [_outcome(a.judgement, context.config.verdicts) for a in answered]
     decided = [(o, a) for o, a in zip(outcomes, answered, strict=True) if o is not None]
     scores = [o for o, _ in decided]
     lengths = [float(len(a.after.ids) - len(a.before.ids)) for _, a in decided]
@@ -265,13 +278,17 @@ def _kl_to_base(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: 
     return kls
 
 
-def _outcome(judgement: Judgement) -> float | None:
-    """1 when the policy's reply won in the average of both orders, 0 when it lost, 0.5 for a tie, None when unparsable."""
-    if judgement.probability is None or judgement.in_order is None or judgement.swapped is None:
+def _outcome(judgement: Judgement, config: VerdictsConfig) -> float | None:
+    """1 when the policy's reply won in the average of both orders, 0 when it lost, None when unparsable.
+
+    0.5, a tie: the judge named one, the orders disagree, or they balance exactly.
+    """
+    if judgement.probability is None or judgement.in_order is None or judgement.swapped is None or judgement.tie is None:
         return None
-    agree = (judgement.in_order > 0.5) == (judgement.swapped > 0.5)
-    is_tie = (judgement.tie or 0.0) > 0.5 or not agree
-    return 0.5 if is_tie else float(judgement.probability > 0.5)
+    orders = {(p > 0.5) - (p < 0.5) for p in (judgement.in_order, judgement.swapped)}
+    if judgement.tie > config.tie or len(orders) > 1 or orders == {0}:
+        return 0.5
+    return float(judgement.probability > 0.5)
 
 
 def _gold_share(gold: Gold | None, answers: Sequence[tuple[str, str]]) -> dict[str, Any] | None:
@@ -297,7 +314,9 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
             "gold_after": gold.is_right(a.question.text, a.after_text) if gold else None,
             "evaluator_before": round(scores[i], 4),
             "evaluator_after": round(scores[i + count], 4),
-            "verdict": {1.0: "win", 0.5: "tie", 0.0: "loss", None: "unparsable"}[_outcome(a.judgement)],
+            "verdict": {1.0: "win", 0.5: "tie", 0.0: "loss", None: "unparsable"}[
+                _outcome(a.judgement, context.config.verdicts)
+            ],
         }
         for i, a in enumerate(picked)
     ]

@@ -16,6 +16,8 @@ from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, tr
 
 __all__ = ["margins", "preferences", "run"]
 
+_FEWEST_FOR_TEMPERATURE = 10
+
 
 def preferences(context: Context, pairs: Sequence[Pair]) -> list[Preference]:
     """Pairs as token ids, the prompt being the one under which the evaluator reads replies."""
@@ -51,7 +53,7 @@ def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
 
 def _temperature(context: Context, held_out: Sequence[Preference]) -> float:
     """Temperature of the confidence sigmoid(margin / T); 1 where the held-out pairs are too few to tell."""
-    if len(held_out) < 20:
+    if len(held_out) < _FEWEST_FOR_TEMPERATURE:
         return 1.0
     return fit_temperature(margins(context, held_out), [p.label for p in held_out])
 

@@ -64,12 +64,15 @@ def _model_identity(name: str) -> Any:
     if not folder.is_dir():
         return name
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model"))
-    return [[p.name, p.stat().st_size, _head_hash(p)] for p in files]
+    return [[p.name, p.stat().st_size, _ends_hash(p)] for p in files]
 
 
-def _head_hash(path: Path) -> str:
+def _ends_hash(path: Path) -> str:
+    """Hash of the first and the last MiB."""
     with path.open("rb") as file:
-        return hashlib.sha256(file.read(1 << 20)).hexdigest()[:16]
+        head = file.read(1 << 20)
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        return hashlib.sha256(head + file.read()).hexdigest()[:16]
 
 
 def stage_keys(config: RunConfig, seeds: list[Any]) -> dict[str, str]:
@@ -123,8 +126,12 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     _prepare(context, keys)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
     todo = [stage for stage in wanted if not context.store.is_finished(stage.name)]
-    for stage in todo:
-        _run_stage(context, stage, keys[stage.name])
+    try:
+        for stage in todo:
+            _run_stage(context, stage, keys[stage.name])
+    except BaseException:
+        context.store.update_run(status="interrupted")
+        raise
     finished = all(context.store.is_finished(name) for name in names)
     context.store.update_run(status="finished" if finished else "partial")
     return bool(todo)

@@ -101,4 +101,9 @@ def run(context: Context) -> dict[str, Any]:
     backbone.freeze(POLICY)
     with writing(context.role_folder(POLICY)) as folder:
         backbone.save_role(POLICY, folder)
-    return {"iterations": config.policy.iterations, "watchdogs": len(store.read_metrics("watchdogs"))}
+    return {
+        "iterations": config.policy.iterations,
+        "watchdogs": len(store.read_metrics("watchdogs")),
+        "adapter_bytes": backbone.adapter_bytes,
+        "weight_copies": backbone.weight_copies(),
+    }

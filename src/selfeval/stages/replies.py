@@ -53,7 +53,14 @@ def _beamed(context: Context, asked: Sequence[tuple[Question, int]]) -> list[Rep
     config = context.config.replies
     requests = [Request(context.templates.prompt("reply", question=q.text)) for q, _ in asked]
     prompts = [r.prompt for r in requests]
-    rollouts = beam_search(context.backbone, prompts, beams=config.beams, max_new_tokens=config.max_new_tokens)
+    rollouts = beam_search(
+        context.backbone,
+        prompts,
+        beams=config.beams,
+        max_new_tokens=config.max_new_tokens,
+        rows=context.config.rollout_rows,
+        batch_tokens=context.config.batch_tokens,
+    )
     return [_reply(context, q, n, request, r, "beam") for (q, n), request, r in zip(asked, requests, rollouts, strict=True)]
 
 

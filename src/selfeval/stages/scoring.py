@@ -43,7 +43,7 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
     backbone.load_role(EVALUATOR, role)
     templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]
-    ids = [(*templates.tokenizer.encode(templates.clean(r), add_special_tokens=False), *end) for r in replies]
+    ids = [(*templates.reply_ids(text), *end) for text in replies]
     prompt = templates.prompt("grade", question=question)
     scores = score_replies(backbone, EVALUATOR, [prompt] * len(ids), ids, config.batch_tokens)
     if len(scores) < 2:

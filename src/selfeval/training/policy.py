@@ -55,6 +55,7 @@ class Experience:
         policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
         scores_B: raw evaluator scores.
         logprobs, ref_logprobs, values, advantages, returns: per reply token.
+        rewards: what the policy is trained on: KL penalty at every token, whitened score at the last.
     """
 
     policy_batch: Sequences
@@ -65,6 +66,7 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    rewards: Tensor
 
     @property
     def mask(self) -> Tensor:
@@ -72,15 +74,21 @@ class Experience:
 
     def rows(self, index: Tensor) -> Experience:
         """The experience of some of the replies."""
-        picked = {
-            name: getattr(self, name)[index]
-            for name in ("scores_B", "logprobs", "ref_logprobs", "values", "advantages", "returns")
-        }
+        per_reply = ("scores_B", "logprobs", "ref_logprobs", "values", "advantages", "returns", "rewards")
+        picked = {name: getattr(self, name)[index] for name in per_reply}
         return Experience(_rows(self.policy_batch, index), _rows(self.critic_batch, index), **picked)
 
 
 def _rows(batch: Sequences, index: Tensor) -> Sequences:
-    return Sequences(*(getattr(batch, f)[index] for f in ("ids_BT", "attention_BT", "prompt_lengths_B", "reply_BR", "mask_BR")))
+    """Some of the rows, trimmed to the longest of them; reply positions keep their columns."""
+    width = int(batch.attention_BT[index].sum(-1).max())
+    return Sequences(
+        batch.ids_BT[index, :width],
+        batch.attention_BT[index, :width],
+        batch.prompt_lengths_B[index],
+        batch.reply_BR[index],
+        batch.mask_BR[index],
+    )
 
 
 def _collect(
@@ -154,7 +162,9 @@ def _experience(
     rewards = kl_shaped_rewards(whitening.reward(scores_B, finished_B, config), captured, ref, mask, beta=kl_coefficient)
     raw = gae(rewards, values, mask, gamma=config.gamma, lam=config.gae_lambda)
     returns = torch.where(mask, raw + values, 0.0)
-    return Experience(policy_batch, critic_batch, scores_B, captured, ref, values, whiten(raw, mask), returns), whitening
+    return Experience(
+        policy_batch, critic_batch, scores_B, captured, ref, values, whiten(raw, mask), returns, rewards
+    ), whitening
 
 
 def _update_policy(backbone: Backbone, part: Experience, config: PolicyConfig, batch_tokens: int) -> dict[str, float]:
@@ -255,13 +265,12 @@ class _Loop:
         return norms[POLICY]
 
 
-def _measure(experience: Experience, kl_coefficient: float, whitening: _Whitening) -> dict[str, float]:
+def _measure(experience: Experience, kl_coefficient: float) -> dict[str, float]:
     mask = experience.mask
     kl_B = torch.where(mask, k1(experience.logprobs, experience.ref_logprobs), 0.0).sum(-1)
-    score = float(experience.scores_B.mean())
     return {
-        "score": score,
-        "reward": (score - whitening.mean) / whitening.deviation - kl_coefficient * float(kl_B.mean()),
+        "score": float(experience.scores_B.mean()),
+        "reward": float(experience.rewards.sum(-1).mean()),
         "kl": float(kl_B.mean()),
         "kl_coefficient": kl_coefficient,
         "length": float(mask.sum(-1).float().mean()),
@@ -313,7 +322,7 @@ def train_policy(
         experience, loop.whitening = _experience(
             backbone, asked, rollouts, loop.whitening, loop.kl_coefficient, config, batch_tokens
         )
-        values = {"step": float(iteration), **_measure(experience, loop.kl_coefficient, loop.whitening)}
+        values = {"step": float(iteration), **_measure(experience, loop.kl_coefficient)}
         values |= loop.update(experience, iteration)
         loop.first = loop.first or values
         keep(iteration, asked, rollouts, experience.scores_B.tolist())
