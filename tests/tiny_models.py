@@ -78,11 +78,18 @@ def model(family: str, vocabulary: int = 40, *, seed: int = 0, **changes: Any) -
 
 
 def backbone(
-    family: str = "llama", vocabulary: int = 40, *, seed: int = 0, rank: int = 4, eos: Sequence[int] = (EOS,), **changes: Any
+    family: str = "llama",
+    vocabulary: int = 40,
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    eos: Sequence[int] = (EOS,),
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
 ) -> Backbone:
     """A backbone on a random model; its tokenizer is `words_tokenizer()`."""
     made = model(family, vocabulary, seed=seed, **changes)
-    made.requires_grad_(False)
+    made.to(dtype).requires_grad_(False)
     loaded = LoadedModel(made, words_tokenizer(), torch.device("cpu"), "fp32", tuple(eos), PAD)
     return Backbone(loaded, LoraConfig(rank=rank, alpha=2.0 * rank), f"tiny-{family}-{seed}")
 

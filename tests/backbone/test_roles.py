@@ -15,7 +15,7 @@ from torch import Tensor
 import tiny_models
 from selfeval.backbone.roles import BASE, Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
-from selfeval.errors import RoleError, RunFolderError
+from selfeval.errors import ModelError, RoleError, RunFolderError
 
 FOUR = ("policy", "reference", "evaluator-0", "critic")
 IDS = torch.tensor([[5, 9, 2, 17, 30], [7, 7, 3, 21, 4]])
@@ -193,9 +193,7 @@ def test_adapters_start_from_their_seed_and_leave_the_global_generator_alone() -
 
 
 def test_adapters_and_heads_are_fp32_on_a_bf16_base() -> None:
-    made = tiny_models.backbone()
-    made.model.to(torch.bfloat16)
-    backbone = Backbone(made.loaded, made.lora, "tiny")
+    backbone = tiny_models.backbone(dtype=torch.bfloat16)
     backbone.add_role("evaluator-0", head=True)
     assert {p.dtype for p in backbone.parameters("evaluator-0").values()} == {torch.float32}
     with backbone.acting_as("evaluator-0"):
@@ -275,3 +273,9 @@ def test_a_role_of_another_base_is_refused_naming_both(tmp_path: Path) -> None:
 def test_saving_a_role_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RoleError, match='no role "policy"'):
         tiny_models.backbone().save_role("policy", tmp_path)
+
+
+def test_a_family_whose_logits_are_made_in_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfeval.backbone.roles._logit_scale", lambda config: 0.5)
+    with pytest.raises(ModelError, match="models of type llama make their logits"):
+        tiny_models.backbone()

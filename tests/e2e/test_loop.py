@@ -109,25 +109,29 @@ def test_two_runs_are_equal(finished: Path, recipe: Path, tmp_path: Path) -> Non
     )
 
 
-def _kill_when(arguments: list[str], folder: Path, milestone: str, delay: float) -> None:
-    """Starts the run and kills it, without warning, `delay` seconds after `milestone` has appeared in its folder."""
+def _kill_in(stage: str, arguments: list[str], folder: Path, milestone: str, delay: float) -> None:
+    """Starts the run and kills it in the middle of `stage`, `delay` seconds after `milestone` has appeared in its folder."""
     process = start(arguments)
     try:
         deadline = time.monotonic() + 200
         while not list(folder.glob(milestone)) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.002)
         time.sleep(delay)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL, "killed while it ran"
+    assert list(folder.glob(milestone)), "what the next try goes on from"
+    assert not (folder / stage / "manifest.json").exists(), f"{stage} was over too early for this test to mean anything"
 
 
 def test_a_run_killed_three_times_ends_where_an_undisturbed_one_does(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    """Once between two shards, and in both trainings after a checkpoint, so that every kind of resuming is used."""
     folder, rng = tmp_path / "run", random.Random(7)
     arguments = toy_arguments(recipe, folder)
-    for milestone in ("questions/shard-*", "metrics/evaluator.jsonl", "metrics/policy.jsonl"):
-        _kill_when(arguments, folder, milestone, rng.uniform(0.0, 0.5))
+    _kill_in("replies", arguments, folder, "replies/shard-*", 0.0)
+    for stage in ("evaluator", "policy"):
+        _kill_in(stage, arguments, folder, f"checkpoints/{stage}/step-*", rng.uniform(0.0, 0.1))
     found = selfeval(*arguments)
     assert found.returncode == 0, found.stderr
     assert _evidence(folder) == _evidence(finished)
