@@ -32,13 +32,8 @@ check: $(VENV)/.installed-dev ## Lint, check the format and the types.
 docs: $(VENV)/.installed-dev ## Check that every link, command, setting and module named in the docs exists.
 	@$(BIN)/python -m pytest tests/docs
 
-bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results.
-	@for file in benchmarks/[a-z]*.py; do \
-		if [ -f "$$file" ]; then \
-			echo "== $$file"; \
-			$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)"; \
-		fi; \
-	done
+bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results, their figures into the README.
+	@for name in exam loop repeat figures; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean: ## Remove the virtual environment and caches; runs and results stay.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

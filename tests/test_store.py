@@ -285,3 +285,18 @@ def test_files_are_utf8_and_readable(store: RunStore) -> None:
     text = (store.folder("questions") / "shard-00000.jsonl").read_text(encoding="utf-8")
     assert "Où?" in text
     assert json.loads(text)["split"] == "train"
+
+
+def test_a_shard_that_was_changed_after_its_stage_finished_is_named(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run")
+    store.begin("questions", "k")
+    store.write_shard("questions", 0, [Question("q0", "How many?", Split.TRAIN, "self")])
+    store.finish("questions", "k", {})
+    store.check_shards("questions")
+    shard = store.shards("questions")[0]
+    shard.write_text(shard.read_text(encoding="utf-8") * 2, encoding="utf-8")
+    with pytest.raises(RunFolderError, match="hash differs"):
+        store.check_shards("questions")
+    shard.unlink()
+    assert not store.is_finished("questions")
+    store.close()

@@ -169,6 +169,19 @@ class RunStore:
         path = self.folder(stage) / "manifest.json"
         return path.is_file() and all((self.folder(stage) / name).is_file() for name in read_json(path)["shards"])
 
+    def check_shards(self, stage: str) -> None:
+        """Compares a finished stage's shards with the hashes in its manifest.
+
+        Raises:
+            RunFolderError: a shard is not what was written; the message names it.
+        """
+        for name, written in self.manifest(stage)["shards"].items():
+            path = self.folder(stage) / name
+            if hashlib.sha256(path.read_bytes()).hexdigest() != written:
+                raise RunFolderError(
+                    f"{path} is not what was written there (its hash differs); remove this file to redo the shard"
+                )
+
     def manifest(self, stage: str) -> dict[str, Any]:
         return dict(read_json(self.folder(stage) / "manifest.json"))
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.errors import ModelError
 from selfeval.store import fingerprint
 
-__all__ = ["KINDS", "Labels", "Templates", "templates_folder"]
+__all__ = ["KINDS", "Labels", "Templates", "template_texts", "templates_folder"]
 
 KINDS = ("ask", "grade", "judge", "referee", "reply")
 """ask: write a question. reply: answer one. grade: what evaluator and critic read first. judge, referee: compare two."""

@@ -93,6 +93,8 @@ def _prepare(context: Context, keys: dict[str, str]) -> None:
         owned = [context.store.root / path for path in stage.owned]
         if context.store.begin(stage.name, keys[stage.name], owned):
             context.terminal.note(f"{stage.name}: the configuration has changed; the old result was moved to replaced/")
+        if context.store.is_finished(stage.name):
+            context.store.check_shards(stage.name)
 
 
 def _begin_run(context: Context) -> None:
