@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfeval.lab.corpus import Document, draw_document
+from selfeval.lab.corpus import FINISHING, FOUNDATION, Document, Mix, draw_document
 from selfeval.lab.vocabulary import train_tokenizer
 from selfeval.store import write_json, writing
 
@@ -35,9 +35,11 @@ class PretrainConfig:
 
     seed: int = 0
     steps: int = 24_000
+    finishing_steps: int = 9_000
     rows: int = 8
     length: int = 192
     learning_rate: float = 2e-3
+    finishing_learning_rate: float = 1.2e-3
     warmup: int = 200
     weight_decay: float = 0.05
     hidden_size: int = 128
@@ -59,7 +61,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[lis
 
 
 def _packed_rows(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, length: int
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, length: int, mix: Mix
 ) -> list[list[tuple[list[int], list[float]]]]:
     """`rows` lists of whole documents, each list at most `length` tokens long; what does not fit waits for the next row."""
     waiting: list[tuple[list[int], list[float]]] = []
@@ -69,7 +71,7 @@ def _packed_rows(
         room, misses = length, 0
         while misses < 4:
             fitting = next((d for d in waiting if len(d[0]) <= room), None)
-            document = fitting or _encode(tokenizer, draw_document(rng))
+            document = fitting or _encode(tokenizer, draw_document(rng, mix))
             if fitting:
                 waiting.remove(fitting)
             if len(document[0]) <= room:
@@ -86,10 +88,11 @@ def _packed_rows(
 def _batch(tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, step: int) -> dict[str, Tensor]:
     """Token ids, positions (restarting at each document), and loss weights, `[rows, length]`."""
     rng = random.Random(f"{config.seed}/{step}")
+    mix = FOUNDATION if step < config.steps else FINISHING
     shape = (config.rows, config.length)
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     weights = torch.zeros(shape)
-    for r, row in enumerate(_packed_rows(tokenizer, rng, config.rows, config.length)):
+    for r, row in enumerate(_packed_rows(tokenizer, rng, config.rows, config.length, mix)):
         start = 0
         for tokens, token_weights in row:
             end = start + len(tokens)
@@ -129,11 +132,14 @@ def _optimizer(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.A
 
 
 def _learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to 2% at the last step."""
+    """In each of the two phases a linear warm-up, then a cosine down to 2% at its last step."""
+    peak, length = config.learning_rate, config.steps
+    if step >= config.steps:
+        step, peak, length = step - config.steps, config.finishing_learning_rate, config.finishing_steps
     if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        return peak * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, length - config.warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def _loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
@@ -191,7 +197,8 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
         step, seconds = int(progress["step"]), progress["seconds"]
         report(f"going on from step {step}")
     started, losses = time.monotonic() - seconds, []
-    while step < config.steps:
+    last = config.steps + config.finishing_steps
+    while step < last:
         losses.append(_step(model, optimizer, _batch(tokenizer, config, step), _learning_rate(config, step)))
         step += 1
         elapsed = time.monotonic() - started
@@ -199,9 +206,9 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
             line = json.dumps({"step": step, "loss": round(sum(losses) / len(losses), 4), "seconds": round(elapsed)})
             with (output / "pretrain.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            report(f"{line}, {elapsed / step * (config.steps - step) / 60:.0f} minutes left")
+            report(f"{line}, {elapsed / step * (last - step) / 60:.0f} minutes left")
             losses = []
-        if step % config.checkpoint_every == 0 or step == config.steps:
+        if step % config.checkpoint_every == 0 or step == last:
             _save(checkpoint, model, optimizer, {"step": step, "seconds": elapsed})
             model.save_pretrained(output)
             tokenizer.save_pretrained(output)
