@@ -164,6 +164,53 @@ def test_the_training_stages_load_nothing_of_the_lab() -> None:
     assert found.stdout == "[]\n"
 
 
+GOLD_READERS = {"selfeval.stages.evaluation", "selfeval.stages.pipeline"}
+"""Who may import the gold domains: evaluation asks them, and the pipeline says early when one is not installed."""
+
+
+def test_only_evaluation_and_the_pipeline_import_gold() -> None:
+    readers = {_name(path) for path in MODULES if "selfeval.stages.gold" in _imported_modules(path)}
+    assert readers == GOLD_READERS
+
+
+def test_the_pipeline_only_checks_that_a_domain_is_installed() -> None:
+    imported = {name for module, name in _imports(SRC / "stages" / "pipeline.py") if module == "selfeval.stages.gold"}
+    assert imported == {"check_domain"}
+
+
+def _reaches_for_plugins(path: Path) -> set[str]:
+    """What a file uses that could find or import code by a name that only turns up at run time."""
+    found: set[str] = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {
+                alias.name for alias in node.names if alias.name.split(".")[0] in ("importlib", "pkg_resources", "pkgutil")
+            }
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+            "importlib",
+            "pkg_resources",
+            "pkgutil",
+        ):
+            found.add(node.module or "")
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            found |= {name} & {"entry_points", "import_module", "__import__"}
+    return found
+
+
+BLIND = [path for path in MODULES if _name(path) in TRAINING or _room(_name(path)) == "quality"]
+
+
+@pytest.mark.parametrize("path", BLIND, ids=_name)
+def test_nothing_that_trains_looks_for_installed_domains(path: Path) -> None:
+    assert _reaches_for_plugins(path) == set()
+
+
+def test_the_search_for_plugins_finds_the_one_that_there_is() -> None:
+    assert "entry_points" in _reaches_for_plugins(SRC / "stages" / "gold.py")
+    assert {_name(path) for path in BLIND} > {"selfeval.stages.policy", "selfeval.judging.judge", "selfeval.quality.dedupe"}
+
+
 WITH_A_DEAD_ORACLE = """
 import sys
 from selfeval.lab.oracle import WordProblems

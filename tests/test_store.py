@@ -136,7 +136,7 @@ def test_a_stage_is_finished_only_when_its_manifest_is_there(store: RunStore) ->
     assert store.is_finished("questions")
     manifest = store.manifest("questions")
     assert manifest["counts"] == {"train": 3}
-    assert list(manifest["shards"]) == ["shard-00000.jsonl"]
+    assert list(manifest["files"]) == ["questions/shard-00000.jsonl"]
     assert store.begin("questions", "key") is False
     assert store.is_finished("questions")
 
@@ -292,11 +292,11 @@ def test_a_shard_that_was_changed_after_its_stage_finished_is_named(tmp_path: Pa
     store.begin("questions", "k")
     store.write_shard("questions", 0, [Question("q0", "How many?", Split.TRAIN, "self")])
     store.finish("questions", "k", {})
-    store.check_shards("questions")
+    store.check_files("questions")
     shard = store.shards("questions")[0]
     shard.write_text(shard.read_text(encoding="utf-8") * 2, encoding="utf-8")
     with pytest.raises(RunFolderError, match="hash differs"):
-        store.check_shards("questions")
+        store.check_files("questions")
     shard.unlink()
     assert not store.is_finished("questions")
     store.close()

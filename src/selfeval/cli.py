@@ -115,6 +115,7 @@ def _closing_table(folder: Path, worked: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from selfeval.report.page import draw_page
     from selfeval.report.summary import summary_rows, verdict_sentences
     from selfeval.store import read_json
 
@@ -128,7 +129,10 @@ def _closing_table(folder: Path, worked: bool) -> None:
     console.print(table)
     for sentence in verdict_sentences(report):
         console.print(sentence, highlight=False, markup=False)
-    console.print(f"Report: {folder / 'index.html'}", highlight=False, soft_wrap=True)
+    page = folder / "index.html"
+    if not page.exists():
+        draw_page(folder)
+    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 
 def _read_config(folder: Path) -> RunConfig:
@@ -254,7 +258,8 @@ def _clear_errors(debug: bool) -> Iterator[None]:
     except (OSError, MemoryError) as error:
         _stop(2, f"Error: {_system_error(error)}", debug)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; its name tells it without importing torch
+        # torch's own error on a GPU, a plain one from its CPU allocator; their names tell them without importing torch
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
         _stop(2, f"Error: {_system_error(MemoryError())}", debug)
 

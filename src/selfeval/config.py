@@ -118,8 +118,8 @@ class VerdictsConfig(Section):
     """A verdict is a tie when the averaged probability of `neither is better` is above this."""
     label_mass: Share = 0.5
     """An order whose verdict labels together have less probability than this is unparsable."""
-    max_new_tokens: Count = 96
-    """Token limit of the judge's working."""
+    max_new_tokens: Count = 256
+    """Token limit of the judge's working; working that is cut there gives no verdict."""
     working: bool = True
     """Let the judge work the answer out before it names the better reply; false reads its verdict at once."""
     shard: Count = 256
@@ -210,6 +210,8 @@ class RunConfig(Section):
     """Name of the run; the output folder is runs/NAME unless --output says otherwise."""
     model: str = ""
     """Model folder or hub id; a relative path in a recipe is relative to the recipe."""
+    templates: str = ""
+    """Folder of prompt templates; by default the model's own `templates/`, else the package's."""
     seeds: str = ""
     """Seeds file: JSON lines with a `question`, or plain text with one question a line."""
     domain: str | None = None
@@ -293,7 +295,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not valid TOML: {error}") from error
-    for key in ("model", "seeds"):
+    for key in ("model", "seeds", "templates"):
         beside = path.resolve().parent / str(values.get(key, ""))
         if values.get(key) and beside.exists():
             values[key] = str(beside)

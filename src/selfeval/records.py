@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-__all__ = ["Drop", "Pair", "Question", "Reply", "Seed", "Split", "Verdict", "VerdictState", "from_json", "to_json"]
+__all__ = ["Drop", "Pair", "Question", "Reply", "Seed", "Split", "Verdict", "VerdictState", "Working", "from_json", "to_json"]
 
 
 class Split(StrEnum):
@@ -69,6 +69,14 @@ class Reply:
     top_p: float
     logprob: float
     finished: bool
+
+
+@dataclass(frozen=True)
+class Working:
+    """The model's own greedy reply to a question: what evaluator and critic may read before they score another reply."""
+
+    question_id: str
+    text: str
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in `path`.
 
@@ -165,47 +170,73 @@ class RunStore:
         return self.root / stage
 
     def is_finished(self, stage: str) -> bool:
-        """Whether the manifest exists and every shard that it names is still there."""
+        """Whether the manifest exists, and every file that it names is still there."""
         path = self.folder(stage) / "manifest.json"
-        return path.is_file() and all((self.folder(stage) / name).is_file() for name in read_json(path)["shards"])
+        return path.is_file() and all((self.root / name).is_file() for name in read_json(path)["files"])
 
-    def check_shards(self, stage: str) -> None:
-        """Compares a finished stage's shards with the hashes in its manifest.
+    def check_files(self, stage: str) -> None:
+        """Compares what a finished stage wrote with the hashes in its manifest.
 
         Raises:
-            RunFolderError: a shard is not what was written; the message names it.
+            RunFolderError: a file is not what was written; the message names it.
         """
-        for name, written in self.manifest(stage)["shards"].items():
-            path = self.folder(stage) / name
-            if hashlib.sha256(path.read_bytes()).hexdigest() != written:
+        for name, written in self.manifest(stage)["files"].items():
+            if _sha256(self.root / name) != written:
+                path = self.root / name
                 raise RunFolderError(
-                    f"{path} is not what was written there (its hash differs); remove this file to redo the shard"
+                    f"{path} is not what was written there (its hash differs); remove it, and it is made again"
                 )
+
+    def content(self, stage: str) -> str:
+        """Fingerprint of what a finished stage wrote and of what it was made from."""
+        manifest = self.manifest(stage)
+        return fingerprint([manifest["inputs"], manifest["files"]])
 
     def manifest(self, stage: str) -> dict[str, Any]:
         return dict(read_json(self.folder(stage) / "manifest.json"))
+
+    def made_from(self, stage: str) -> str | None:
+        """Fingerprint of what the stage's work so far was made from; None before it began."""
+        marker = self.folder(stage) / "key.json"
+        return read_json(marker).get("inputs") if marker.exists() else None
+
+    def note_inputs(self, stage: str, inputs: str) -> None:
+        """Writes down, before a stage begins to work, what it works from."""
+        marker = self.folder(stage) / "key.json"
+        write_json(marker, {**read_json(marker), "inputs": inputs})
 
     def begin(self, stage: str, key: str, owned: Sequence[Path] = ()) -> bool:
         """Prepares a stage for work under `key`; True when finished or half-done work of another key was set aside.
 
         Args:
             stage: its name.
-            key: fingerprint of everything that its output depends on.
+            key: fingerprint of the configuration that its output depends on.
             owned: further files and folders of the run that belong to this stage.
         """
         marker = self.folder(stage) / "key.json"
-        changed = marker.exists() and read_json(marker)["key"] != key
+        changed = not marker.exists() or read_json(marker)["key"] != key
         produced = any(path.exists() for path in owned) or any(p != marker for p in self.folder(stage).glob("*"))
-        stale = changed and produced
-        if stale:
-            # The folder with the marker goes last: a kill before that leaves the old key, and the next run goes on from here.
-            self._set_aside([*owned, self.folder(stage)])
-            self.update_run(stages={name: row for name, row in self.run.get("stages", {}).items() if name != stage})
-        if changed or not marker.exists():
+        if changed and produced:
+            self.set_aside(stage, owned)
+        if changed:
             write_json(marker, {"key": key})
-        return stale
+        return changed and produced
 
-    def _set_aside(self, paths: Iterable[Path]) -> None:
+    def set_aside(self, stage: str, owned: Sequence[Path] = ()) -> None:
+        """Moves everything of a stage to `replaced/`; its key is kept, so that the stage begins anew."""
+        marker = self.folder(stage) / "key.json"
+        key = read_json(marker)["key"] if marker.exists() else None
+        # The folder with the marker goes last: a kill before that leaves the old key, and the next run goes on from here.
+        self._move([*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)])
+        self.update_run(stages={name: row for name, row in self.run.get("stages", {}).items() if name != stage})
+        if key is not None:
+            write_json(marker, {"key": key})
+
+    def reopen(self, stage: str) -> None:
+        """Forgets that a stage was finished; what is still there is kept."""
+        (self.folder(stage) / "manifest.json").unlink(missing_ok=True)
+
+    def _move(self, paths: Iterable[Path]) -> None:
         number = 1
         while (self.root / "replaced" / str(number)).exists():
             number += 1
@@ -215,10 +246,19 @@ class RunStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
 
-    def finish(self, stage: str, key: str, counts: Mapping[str, Any]) -> None:
-        """Writes the manifest: from now on the stage is finished."""
-        shards = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in self.shards(stage)}
-        write_json(self.folder(stage) / "manifest.json", {"stage": stage, "key": key, "counts": counts, "shards": shards})
+    def finish(self, stage: str, key: str, counts: Mapping[str, Any], outputs: Sequence[Path] = (), inputs: str = "") -> None:
+        """Writes the manifest: from now on the stage is finished.
+
+        Args:
+            key: its key.
+            counts: what it did, for the user and for later stages.
+            outputs: files and folders, besides the shards, that later stages need.
+            inputs: fingerprint of what the stage was made from (`content` of the stage before).
+        """
+        found = [*self.shards(stage), *(f for path in outputs for f in (path.rglob("*") if path.is_dir() else [path]))]
+        files = {str(f.relative_to(self.root)): _sha256(f) for f in sorted(found) if f.is_file()}
+        manifest = {"stage": stage, "key": key, "inputs": inputs, "counts": counts, "files": files}
+        write_json(self.folder(stage) / "manifest.json", manifest)
 
     # -- records ----------------------------------------------------------------------------------------------------
 

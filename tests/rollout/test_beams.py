@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import tiny_models
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.roles import BASE, Backbone
+from selfeval.errors import LoopError
 from selfeval.rollout.beams import beam_search
 
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
@@ -51,3 +52,61 @@ def test_a_wider_beam_finds_a_likelier_reply_than_greedy() -> None:
     assert all(a >= b - 1e-4 for a, b in zip(found, sums, strict=True))
     assert any(a > b + 1e-2 for a, b in zip(found, sums, strict=True))
     assert [r.finished for r in wide] == [False] * len(PROMPTS)
+
+
+def test_a_models_own_generation_defaults_change_nothing() -> None:
+    found = []
+    for own in ({}, {"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1, "length_penalty": 3.0}):
+        backbone = tiny_models.backbone("llama")
+        backbone.model.generation_config.update(**own)
+        with backbone.acting_as(BASE):
+            found.append(beam_search(backbone, PROMPTS, beams=4, max_new_tokens=10))
+        assert {name: getattr(backbone.model.generation_config, name) for name in own} == own  # they are still the model's
+        if own:  # and they would have changed something
+            replies = [_beams_of_transformers(backbone, prompt) for prompt in PROMPTS]
+            assert replies != [list(rollout.ids) for rollout in found[0]]
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
+def _beams_of_transformers(backbone: Backbone, prompt: tuple[int, ...], limit: int = 10) -> list[int]:
+    """One prompt alone, with whatever the model's own defaults say."""
+    ids, attention = torch.tensor([prompt]), torch.ones(1, len(prompt), dtype=torch.long)
+    options = {"num_beams": 4, "do_sample": False, "max_new_tokens": limit, "pad_token_id": 0}
+    with backbone.acting_as(BASE):
+        found: list[int] = backbone.model.generate(input_ids=ids, attention_mask=attention, **options)[
+            0, len(prompt) :
+        ].tolist()
+    return found
+
+
+CONTEXT = 16
+
+
+@pytest.mark.parametrize("length", range(10, 16))
+def test_a_prompt_near_the_end_of_the_context_gets_what_fits(length: int) -> None:
+    backbone = tiny_models.backbone("gpt2", eos=(), n_positions=CONTEXT)
+    prompt = tuple(range(2, 2 + length))
+    with backbone.acting_as(BASE):
+        (rollout,) = beam_search(backbone, [prompt], beams=4, max_new_tokens=10)
+        full = tiny_models.full_logprobs(backbone.model, (*prompt, *rollout.ids))
+    assert len(rollout.ids) == min(10, CONTEXT - length)
+    assert not rollout.finished
+    assert list(rollout.ids) == _beams_of_transformers(backbone, prompt, min(10, CONTEXT - length))
+    expected = [full[length - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
+    assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_long_and_short_prompts_side_by_side_stay_inside_the_context() -> None:
+    backbone = tiny_models.backbone("gpt2", n_positions=CONTEXT)
+    prompts = [tuple(range(2, 2 + length)) for length in (15, 1, 14, 8, 12)]
+    with backbone.acting_as(BASE):
+        rollouts = beam_search(backbone, prompts, beams=4, max_new_tokens=10, rows=64)
+    for prompt, rollout in zip(prompts, rollouts, strict=True):
+        assert 1 <= len(rollout.ids) <= min(10, CONTEXT - len(prompt))
+
+
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    backbone = tiny_models.backbone("gpt2", n_positions=CONTEXT)
+    with backbone.acting_as(BASE), pytest.raises(LoopError, match=r"a prompt of 16 tokens leaves no room .* context of 16"):
+        beam_search(backbone, [(5, 9), tuple(range(2, 18))], beams=4, max_new_tokens=10)

@@ -51,7 +51,7 @@ class Backbone:
         self._tuners: list[BaseTunerLayer] = []
         self._logit_scale = _logit_scale(loaded.model.config)
         self._base_storages = _storages(loaded.model)
-        self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters()}
+        self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = _weights_fingerprint(loaded.model)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
         self._check_logits()
@@ -276,25 +276,24 @@ class Backbone:
     def parameter_count(self) -> int:
         return sum(p.numel() for n, p in self.loaded.model.named_parameters() if "lora_" not in n)
 
-    def weight_copies(self) -> int:
-        """How many full copies of the base weights this process holds now: must be 1.
+    def weight_copies(self) -> float:
+        """How many copies of the base weights this process holds now, to two decimals: must be 1.
 
-        Counted over every live parameter that has the shape of a base weight, in any model and any precision, by distinct
-        storage; adapters and heads are not weights.
+        Counted over every live matrix (parameter or plain tensor) that has the shape of a base weight, in any model and
+        any precision, by distinct storage; adapters and heads are not weights.
         """
         gc.collect()  # what only waits for the collector is not held
         own = {id(p) for role in self.roles for p in self.parameters(role).values()}
         # type() and not isinstance(): lazy modules among the objects warn or import when they are asked for their class.
-        live = [o for o in gc.get_objects() if issubclass(type(o), nn.Parameter) and id(o) not in own]
-        return round(_elements(p for p in live if tuple(p.shape) in self._base_shapes) / self.parameter_count)
+        live = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and id(o) not in own]
+        weights = [p for p in self.loaded.model.parameters() if tuple(p.shape) in self._base_shapes and id(p) not in own]
+        return round(_elements(t for t in live if tuple(t.shape) in self._base_shapes) / _elements(weights), 2)
 
 
-def _elements(parameters: Iterable[nn.Parameter]) -> int:
-    """Numbers that these parameters hold, those of a shared storage once."""
-    found = {
-        (p.untyped_storage().data_ptr(), int(p.storage_offset())): p.numel() for p in parameters if p.device.type != "meta"
-    }
-    return sum(found.values())
+def _elements(tensors: Iterable[Tensor]) -> int:
+    """Numbers that these tensors hold, those of a shared storage once."""
+    real = [t for t in tensors if t.device.type != "meta" and t.is_floating_point()]
+    return sum({(t.untyped_storage().data_ptr(), int(t.storage_offset())): t.numel() for t in real}.values())
 
 
 def _logit_scale(config: Any) -> float:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from selfeval.backbone.roles import Backbone
+from selfeval.errors import LoopError
 
-__all__ = ["Sequences", "final_scores", "microbatches", "pad_sequences", "reply_hidden", "token_logprobs"]
+__all__ = ["Sequences", "final_scores", "microbatches", "pad_sequences", "reply_hidden", "reply_logprobs", "token_logprobs"]
 
 _CHUNK_ELEMENTS = 1 << 23
 """Logits held at once when the log-probs of many tokens are taken (32 MiB in fp32)."""
@@ -40,9 +41,23 @@ class Sequences:
 
 
 def pad_sequences(backbone: Backbone, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Sequences:
-    """Batches prompts and replies; every reply has at least one token."""
+    """Batches prompts and replies.
+
+    Args:
+        backbone: where they will be passed through.
+        prompts: B lists of token ids.
+        replies: B lists of token ids, each of at least one token.
+
+    Raises:
+        LoopError: a prompt with its reply is longer than the model's context.
+    """
     pad, device = backbone.loaded.pad_id, backbone.loaded.device
-    width = max(len(p) + len(r) for p, r in zip(prompts, replies, strict=True))
+    width, context = max(len(p) + len(r) for p, r in zip(prompts, replies, strict=True)), backbone.loaded.context_length
+    if context is not None and width > context:
+        raise LoopError(
+            f"a prompt and its reply have {width} tokens, more than this model's context of {context}; lower "
+            "replies.max_new_tokens or use shorter templates"
+        )
     longest = max(len(r) for r in replies)
     rows = [[*p, *r] for p, r in zip(prompts, replies, strict=True)]
     return Sequences(
@@ -103,6 +118,19 @@ def token_logprobs(
     entropy_BR = torch.zeros_like(logprobs_BR)
     logprobs_BR = logprobs_BR.masked_scatter(mask_BR, torch.cat([p[0] for p in parts]))
     return logprobs_BR, entropy_BR.masked_scatter(mask_BR, torch.cat([p[1] for p in parts]))
+
+
+@torch.no_grad()
+def reply_logprobs(
+    backbone: Backbone, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], *, batch_tokens: int
+) -> list[tuple[float, ...]]:
+    """Log-probs at temperature 1 of every reply token under the acting role, in nats, in the order given."""
+    found: dict[int, tuple[float, ...]] = {}
+    for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
+        batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
+        logprobs_BR, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+        found.update({i: tuple(row[: len(replies[i])]) for i, row in zip(group, logprobs_BR.tolist(), strict=True)})
+    return [found[i] for i in range(len(replies))]
 
 
 def microbatches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

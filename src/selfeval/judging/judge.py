@@ -176,10 +176,13 @@ class _Reader:
         return None
 
     def _before_label(self, prompt: Prompt, said: Rollout, position: int | None) -> Prompt | None:
-        """The judge's words up to its label; where it gave none, all of them and the lead; None without a lead to ask with."""
+        """The judge's words up to its label; where it ended without one, all of them and the lead.
+
+        None without a lead to ask with, and when the working was cut off: half a thought has no verdict.
+        """
         if position is not None:
             return (*prompt, *said.ids[:position])
-        if self.config.working and not self.labels.lead:
+        if self.config.working and not (self.labels.lead and said.finished):
             return None
         ends, lead = set(self.backbone.loaded.eos_ids), self.tokens.lead
         words = tuple(i for i in said.ids if i not in ends)[: self._room(prompt) - len(lead) - self.tokens.longest]

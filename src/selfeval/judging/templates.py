@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from selfeval.errors import ModelError
-from selfeval.store import fingerprint
 
 __all__ = ["KINDS", "Labels", "Templates", "template_texts", "templates_folder"]
 
@@ -42,12 +41,23 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ask_stop: tuple[str, ...] = ()
+    grade_working: bool = False
     judge: Labels
     referee: Labels
 
 
-def templates_folder(model: str) -> Path:
-    """The folder of templates for this model: its own where it has one, else the package's."""
+def templates_folder(model: str, chosen: str = "") -> Path:
+    """The folder of templates: the one that was chosen, else the model's own where it has one, else the package's.
+
+    Raises:
+        ModelError: the chosen folder is no folder of templates.
+    """
+    if chosen:
+        if not (Path(chosen) / "templates.toml").is_file():
+            raise ModelError(
+                f"templates folder {chosen} has no templates.toml; give a folder with it and {', '.join(KINDS)} (.jinja)"
+            )
+        return Path(chosen)
     own = Path(model) / "templates"
     return own if (own / "templates.toml").is_file() else _OWN
 
@@ -59,7 +69,6 @@ class Templates:
     tokenizer: PreTrainedTokenizerBase
     environment: Environment
     settings: _Settings
-    fingerprint: str
 
     @classmethod
     def load(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templates:
@@ -81,7 +90,7 @@ class Templates:
                 environment.get_template(f"{kind}.jinja")
         except (tomllib.TOMLDecodeError, ValidationError, TemplateError) as error:
             raise ModelError(f"templates folder {folder}: {error}") from error
-        return cls(tokenizer, environment, settings, fingerprint(template_texts(folder)))
+        return cls(tokenizer, environment, settings)
 
     @property
     def uses_chat(self) -> bool:
@@ -96,7 +105,7 @@ class Templates:
 
         Args:
             kind: one of `KINDS`.
-            values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee).
+            values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee), `working` (grade).
         """
         clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
         text = self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **clean)
@@ -122,6 +131,11 @@ class Templates:
     def text(self, ids: tuple[int, ...]) -> str:
         """What a reply says, control tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    @property
+    def grades_with_working(self) -> bool:
+        """Whether evaluator and critic read the model's own greedy reply before the reply that they score."""
+        return self.settings.grade_working
 
     @property
     def ask_stop_ids(self) -> tuple[int, ...]:

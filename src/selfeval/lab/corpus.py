@@ -2,19 +2,18 @@
 
 A document is a list of `(text, weight)` segments; the weight scales the loss of the segment's tokens. Markers such as
 `<|reply|>` are single tokens of the tokenizer. What each kind of document teaches, and its share of the tokens:
-see `FOUNDATION` and `FINISHING`. Nothing here is read when the loop runs.
+see `KINDS`. Nothing here is read when the loop runs.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from selfeval.lab.domain import FAMILIES, Problem, draw_problem
 from selfeval.lab.noise import Reply, draw_reply, plain_reply
 
-__all__ = ["FINISHING", "FOUNDATION", "KINDS", "MARKERS", "Document", "Mix", "draw_document"]
+__all__ = ["KINDS", "MARKERS", "Document", "draw_document"]
 
 MARKERS = (
     "<|pad|>",
@@ -43,7 +42,7 @@ MARKERS = (
 Document = list[tuple[str, float]]
 
 _VERDICT_WEIGHT = 4.0
-_MARKS = ("<|right|>", "<|wrong|>")
+_MARK_WEIGHT = 2.0
 _CONTEXT_WEIGHT = 0.05
 
 
@@ -72,7 +71,7 @@ def _grade(rng: random.Random) -> Document:
         *_marked_steps(problem, reply, rng, marked_share=rng.choice((0.0, 0.0, 0.5, 1.0))),
         (reply.closing, _CONTEXT_WEIGHT),
         ("<|eos|>", 0.0),
-        (mark, 1.0),
+        (mark, _MARK_WEIGHT),
     ]
 
 
@@ -83,7 +82,7 @@ def _marked_steps(problem: Problem, reply: Reply, rng: random.Random, marked_sha
         right_so_far &= index < len(problem.steps) and step == problem.steps[index]
         document.append((sentence, _CONTEXT_WEIGHT))
         if rng.random() < marked_share:
-            document.append(("<|right|>" if right_so_far else "<|wrong|>", 1.0))
+            document.append(("<|right|>" if right_so_far else "<|wrong|>", _MARK_WEIGHT))
     return document
 
 
@@ -117,35 +116,18 @@ def _referee(rng: random.Random) -> Document:
     return _compare(rng, "<|referee|>", ("(1)", "(2)", "(=)"))
 
 
-_WRITERS: dict[str, Callable[[random.Random], Document]] = {
-    "ask": _ask,
-    "reply": _reply,
-    "grade": _grade,
-    "judge": _judge,
-    "referee": _referee,
+KINDS: dict[str, tuple[Callable[[random.Random], Document], float]] = {
+    "ask": (_ask, 0.10),
+    "reply": (_reply, 0.28),
+    "grade": (_grade, 0.32),
+    "judge": (_judge, 0.20),
+    "referee": (_referee, 0.10),
 }
-
-KINDS = tuple(_WRITERS)
-"""What a document can be: a question, a reply, a marked reply, a judged pair (under either of two prompts)."""
+"""Kind of document -> (who writes it, share of documents)."""
 
 
-@dataclass(frozen=True)
-class Mix:
-    """How often each kind of document is drawn, and how much more a mark weighs in the loss than a written token."""
-
-    shares: Mapping[str, float]
-    mark_weight: float
-
-
-FOUNDATION = Mix({"ask": 0.10, "reply": 0.28, "grade": 0.32, "judge": 0.20, "referee": 0.10}, mark_weight=2.0)
-"""Everything at once: with it the model learns to write and to judge."""
-
-FINISHING = Mix({"ask": 0.12, "reply": 0.20, "grade": 0.48, "judge": 0.13, "referee": 0.07}, mark_weight=12.0)
-"""More marks, and heavier ones: one or two tokens a document are otherwise drowned by the hundred that are written."""
-
-
-def draw_document(rng: random.Random, mix: Mix = FOUNDATION) -> Document:
+def draw_document(rng: random.Random) -> Document:
     """A random document as weighted segments."""
-    kind = rng.choices(list(mix.shares), weights=list(mix.shares.values()))[0]
-    document = _WRITERS[kind](rng)
-    return [(text, mix.mark_weight if text in _MARKS else weight) for text, weight in document]
+    names = list(KINDS)
+    kind = rng.choices(names, weights=[KINDS[name][1] for name in names])[0]
+    return KINDS[kind][0](rng)

@@ -83,7 +83,10 @@ class _Exam:
             is_right = self.rng.random() < 0.5
             text = draw_reply(problem, self.rng, right=is_right).text
             reply = self.backbone.loaded.tokenizer.encode(text + "<|eos|>", add_special_tokens=False)
-            ids = torch.tensor([[*self.templates.prompt("grade", question=problem.question), *reply]])
+            prompt = self.backbone.loaded.tokenizer.encode(
+                f"<|bos|><|grade|>{problem.question}<|reply|>", add_special_tokens=False
+            )
+            ids = torch.tensor([[*prompt, *reply]])
             logits = self.backbone.logits(self.backbone.hidden(ids, torch.ones_like(ids)))[0, -1]
             outcomes.append(bool(logits[right_id] > logits[wrong_id]) == is_right)
         return proportion(outcomes).as_json()

@@ -1,7 +1,7 @@
 """Pretrains the embedded model from nothing: tokenizer, random weights, AdamW on generated text.
 
 Every step draws its own documents from `(seed, step)`, so a run that is killed goes on from its last checkpoint and ends
-where it would have ended. Checkpoints lie in the output folder until the run is done; the model folder is written last.
+where it would have ended. The checkpoint lies in the output folder; the model's own files are written last.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,13 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from selfeval.lab.corpus import FINISHING, FOUNDATION, Document, Mix, draw_document
+from selfeval.errors import InputError
+from selfeval.lab.corpus import Document, draw_document
 from selfeval.lab.vocabulary import train_tokenizer
 from selfeval.store import write_json, writing
 
 __all__ = ["PretrainConfig", "pretrain"]
 
 _REPORT_EVERY = 100
+_TEMPLATES = Path(__file__).parent / "word_problems" / "templates"
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,9 @@ class PretrainConfig:
 
     seed: int = 0
     steps: int = 24_000
-    finishing_steps: int = 9_000
     rows: int = 8
     length: int = 192
     learning_rate: float = 2e-3
-    finishing_learning_rate: float = 1.2e-3
     warmup: int = 200
     weight_decay: float = 0.05
     hidden_size: int = 128
@@ -61,7 +63,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[lis
 
 
 def _packed_rows(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, length: int, mix: Mix
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, length: int
 ) -> list[list[tuple[list[int], list[float]]]]:
     """`rows` lists of whole documents, each list at most `length` tokens long; what does not fit waits for the next row."""
     waiting: list[tuple[list[int], list[float]]] = []
@@ -71,7 +73,7 @@ def _packed_rows(
         room, misses = length, 0
         while misses < 4:
             fitting = next((d for d in waiting if len(d[0]) <= room), None)
-            document = fitting or _encode(tokenizer, draw_document(rng, mix))
+            document = fitting or _encode(tokenizer, draw_document(rng))
             if fitting:
                 waiting.remove(fitting)
             if len(document[0]) <= room:
@@ -88,11 +90,10 @@ def _packed_rows(
 def _batch(tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, step: int) -> dict[str, Tensor]:
     """Token ids, positions (restarting at each document), and loss weights, `[rows, length]`."""
     rng = random.Random(f"{config.seed}/{step}")
-    mix = FOUNDATION if step < config.steps else FINISHING
     shape = (config.rows, config.length)
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     weights = torch.zeros(shape)
-    for r, row in enumerate(_packed_rows(tokenizer, rng, config.rows, config.length, mix)):
+    for r, row in enumerate(_packed_rows(tokenizer, rng, config.rows, config.length)):
         start = 0
         for tokens, token_weights in row:
             end = start + len(tokens)
@@ -132,14 +133,11 @@ def _optimizer(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.A
 
 
 def _learning_rate(config: PretrainConfig, step: int) -> float:
-    """In each of the two phases a linear warm-up, then a cosine down to 2% at its last step."""
-    peak, length = config.learning_rate, config.steps
-    if step >= config.steps:
-        step, peak, length = step - config.steps, config.finishing_learning_rate, config.finishing_steps
+    """Linear warm-up, then a cosine down to 2% at the last step."""
     if step < config.warmup:
-        return peak * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, length - config.warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def _loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
@@ -149,7 +147,7 @@ def _loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, progress: dict[str, float]) -> None:
+def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, progress: dict[str, Any]) -> None:
     """Weights and optimizer state as safetensors, progress in its metadata; nothing is pickled."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -158,13 +156,22 @@ def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, pro
         save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
 
 
-def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW) -> dict[str, float]:
-    """Puts a checkpoint back and returns its progress."""
+def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, config: PretrainConfig) -> dict[str, Any]:
+    """Puts a checkpoint back and returns its progress.
+
+    Raises:
+        InputError: it belongs to another configuration.
+    """
+    with safe_open(path, framework="pt") as file:
+        begun = json.loads(file.metadata()["progress"])["config"]
+    if begun != asdict(config):
+        other = ", ".join(f"{k} {begun.get(k)} there, {v} now" for k, v in asdict(config).items() if begun.get(k) != v)
+        raise InputError(f"{path.parent} holds a pretraining with other settings ({other}); give another --output")
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"model/{name}"))
             optimizer.state[parameter] = {key: file.get_tensor(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        progress: dict[str, float] = json.loads(file.metadata()["progress"])
+        progress: dict[str, Any] = json.loads(file.metadata()["progress"])
     return progress
 
 
@@ -193,23 +200,28 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
     optimizer = _optimizer(model, config)
     checkpoint, step, seconds = output / "checkpoint.safetensors", 0, 0.0
     if checkpoint.exists():
-        progress = _restore(checkpoint, model, optimizer)
-        step, seconds = int(progress["step"]), progress["seconds"]
+        progress = _restore(checkpoint, model, optimizer, config)
+        step, seconds = int(progress["step"]), float(progress["seconds"])
         report(f"going on from step {step}")
     started, losses = time.monotonic() - seconds, []
-    last = config.steps + config.finishing_steps
-    while step < last:
+    while step < config.steps:
         losses.append(_step(model, optimizer, _batch(tokenizer, config, step), _learning_rate(config, step)))
         step += 1
-        elapsed = time.monotonic() - started
+        seconds = time.monotonic() - started
         if step % _REPORT_EVERY == 0:
-            line = json.dumps({"step": step, "loss": round(sum(losses) / len(losses), 4), "seconds": round(elapsed)})
+            line = json.dumps({"step": step, "loss": round(sum(losses) / len(losses), 4), "seconds": round(seconds)})
             with (output / "pretrain.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-            report(f"{line}, {elapsed / step * (last - step) / 60:.0f} minutes left")
+            report(f"{line}, {seconds / step * (config.steps - step) / 60:.0f} minutes left")
             losses = []
-        if step % config.checkpoint_every == 0 or step == last:
-            _save(checkpoint, model, optimizer, {"step": step, "seconds": elapsed})
-            model.save_pretrained(output)
-            tokenizer.save_pretrained(output)
-            write_json(output / "pretrain.json", {**asdict(config), "steps_done": step, "seconds": round(elapsed)})
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            _save(checkpoint, model, optimizer, {"step": step, "seconds": seconds, "config": asdict(config)})
+    _export(output, model, tokenizer, {**asdict(config), "steps_done": step, "seconds": round(seconds)})
+
+
+def _export(output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]) -> None:
+    """Writes the model folder: weights, tokenizer, the prompt templates that belong to it, and how it was made."""
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    shutil.copytree(_TEMPLATES, output / "templates", dirs_exist_ok=True)
+    write_json(output / "pretrain.json", facts)

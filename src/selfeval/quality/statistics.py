@@ -114,7 +114,7 @@ def mean_figure(values: Sequence[float], *, seed: int = 0, resamples: int = 2000
     """Average values of any distribution, with a 95 % percentile bootstrap interval.
 
     Efron 1979 (https://doi.org/10.1214/aos/1176344552). With few or equal values the interval is too narrow (one value:
-    no width at all); for yes/no outcomes use `proportion`, which has not that fault.
+    no width at all); values that are all 0 or all 1 get Wilson's interval instead. For yes/no outcomes use `proportion`.
 
     Args:
         values: [N], finite.
@@ -130,8 +130,11 @@ def mean_figure(values: Sequence[float], *, seed: int = 0, resamples: int = 2000
     values_N = _finite(values, "values")
     if values_N.size == 0:
         return Figure(None, None, None, 0)
+    mean = float(values_N.mean())
+    if mean in (0.0, 1.0) and bool((values_N == mean).all()):
+        return Figure(mean, *wilson_interval(round(mean * values_N.size), values_N.size), values_N.size)
     low, high = bootstrap_interval(lambda index_RN: values_N[index_RN].mean(-1), values_N.size, seed=seed, resamples=resamples)
-    return Figure(float(values_N.mean()), low, high, values_N.size)
+    return Figure(mean, low, high, values_N.size)
 
 
 def ratio_of_means(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import microbatches, pad_sequences, reply_hidden, token_logprobs
-from selfeval.rollout.engine import Rollout
+from selfeval.backbone.sequences import reply_logprobs
+from selfeval.rollout.engine import Rollout, check_room
 
 __all__ = ["beam_search"]
 
@@ -36,6 +39,7 @@ def beam_search(
     Returns:
         Rollouts in the order of the prompts, with log-probs at temperature 1.
     """
+    check_room(backbone, prompts)
     results: dict[int, Rollout] = {}
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     prompts_at_once = max(1, rows // beams)
@@ -49,20 +53,29 @@ def beam_search(
 
 def _generate(backbone: Backbone, prompts: Sequence[tuple[int, ...]], beams: int, limit: int) -> list[tuple[int, ...]]:
     loaded, width = backbone.loaded, max(len(p) for p in prompts)
+    room = (loaded.context_length or sys.maxsize) - width
     ids = torch.tensor([[loaded.pad_id] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
     attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=loaded.device)
-    out = backbone.model.generate(
-        input_ids=ids,
-        attention_mask=attention,
-        generation_config=GenerationConfig(  # of its own: a model's defaults (repetition penalty, ...) are not ours
-            num_beams=beams,
-            do_sample=False,
-            max_new_tokens=limit,
-            pad_token_id=loaded.pad_id,
-            eos_token_id=list(loaded.eos_ids) or None,
-        ),
+    settings = GenerationConfig(
+        num_beams=beams,
+        do_sample=False,
+        max_new_tokens=min(limit, room),
+        pad_token_id=loaded.pad_id,
+        eos_token_id=list(loaded.eos_ids) or None,
     )
+    with _own_settings(backbone.model):
+        out = backbone.model.generate(input_ids=ids, attention_mask=attention, generation_config=settings)
     return [_until_end(row, loaded.eos_ids) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Hides the model's generation defaults: transformers fills what is unset from them (a repetition penalty, say)."""
+    defaults, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = defaults
 
 
 def _until_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
@@ -73,12 +86,5 @@ def _until_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
 def _with_logprobs(
     backbone: Backbone, prompts: Sequence[tuple[int, ...]], replies: Sequence[tuple[int, ...]], batch_tokens: int
 ) -> list[Rollout]:
-    rollouts: dict[int, Rollout] = {}
-    for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
-        batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
-        logprobs_BR, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
-        for index, row in zip(group, logprobs_BR.tolist(), strict=True):
-            ids = replies[index]
-            finished = ids[-1] in backbone.loaded.eos_ids
-            rollouts[index] = Rollout(ids, tuple(row[: len(ids)]), finished)
-    return [rollouts[i] for i in range(len(replies))]
+    logprobs = reply_logprobs(backbone, prompts, replies, batch_tokens=batch_tokens)
+    return [Rollout(ids, p, ids[-1] in backbone.loaded.eos_ids) for ids, p in zip(replies, logprobs, strict=True)]

@@ -20,7 +20,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 from selfeval.rollout.cache import roomy_cache, select_rows
 
-__all__ = ["Request", "Rollout", "generate"]
+__all__ = ["Request", "Rollout", "check_room", "generate"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def generate(
     Raises:
         LoopError: a prompt alone fills the model's context.
     """
-    _check_room(backbone, requests)
+    check_room(backbone, [r.prompt for r in requests])
     generator = torch.Generator(device=backbone.loaded.device).manual_seed(seed)
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
     results: dict[int, Rollout] = {}
@@ -92,8 +92,13 @@ def generate(
     return [results[i] for i in range(len(requests))]
 
 
-def _check_room(backbone: Backbone, requests: Sequence[Request]) -> None:
-    context, longest = backbone.loaded.context_length, max((len(r.prompt) for r in requests), default=0)
+def check_room(backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
+    """Refuses prompts that fill the model's context.
+
+    Raises:
+        LoopError: one of them does.
+    """
+    context, longest = backbone.loaded.context_length, max((len(p) for p in prompts), default=0)
     if context is not None and longest >= context:
         raise LoopError(
             f"a prompt of {longest} tokens leaves no room in this model's context of {context}; use shorter questions or "

@@ -10,7 +10,7 @@ from pathlib import Path
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Question, Reply, Seed, Split
+from selfeval.records import Question, Reply, Seed, Split, Working
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
@@ -38,7 +38,7 @@ class Context:
 
     @cached_property
     def templates(self) -> Templates:
-        return Templates.load(templates_folder(self.config.model), self.backbone.loaded.tokenizer)
+        return Templates.load(templates_folder(self.config.model, self.config.templates), self.backbone.loaded.tokenizer)
 
     @cached_property
     def seeds(self) -> list[Seed]:
@@ -46,6 +46,15 @@ class Context:
 
     def questions(self, split: Split) -> list[Question]:
         return [q for q in self.store.read("questions", Question) if q.split == split]
+
+    @cached_property
+    def _workings(self) -> dict[str, str]:
+        return {w.question_id: w.text for w in self.store.read("workings", Working)}
+
+    def grade_prompt(self, question_id: str, question: str) -> tuple[int, ...]:
+        """What evaluator and critic read before a reply; with the model's own working where the template shows it."""
+        working = self._workings[question_id] if self.templates.grades_with_working else ""
+        return self.templates.prompt("grade", question=question, working=working)
 
     def replies(self) -> dict[str, Reply]:
         return {r.id: r for r in self.store.read("replies", Reply)}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from selfeval.backbone.roles import BASE
-from selfeval.backbone.sequences import microbatches, pad_sequences, reply_hidden, token_logprobs
+from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement, compare
 from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
@@ -33,6 +33,8 @@ from selfeval.training.policy import POLICY
 __all__ = ["run"]
 
 _CALIBRATION_RESAMPLES = 500
+
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -61,37 +63,53 @@ def run(context: Context) -> dict[str, Any]:
     if POLICY not in context.backbone.roles:
         context.backbone.load_role(POLICY, context.role_folder(POLICY))
     questions = {q.id: q for q in context.store.read("questions", Question)}
-    with context.terminal.bar("evaluation", 4) as bar:
-        evaluator = _evaluator_figures(context, questions, gold)
-        bar.advance()
-        verdicts = _verdict_figures(context, questions, gold)
-        bar.advance()
-        policy, samples = _policy_figures(context, gold)
-        bar.advance()
-        _gold_curve(context, questions, gold)
-        bar.advance()
+    with context.terminal.bar("evaluation", _passes(context)) as bar:
+        evaluator = _evaluator_figures(context, questions, gold, bar.advance)
+        policy, samples = _policy_figures(context, gold, bar.advance)
+    figures = {
+        "model": _model(context),
+        "evaluator": evaluator,
+        "verdicts": _verdict_figures(context, questions, gold),
+        "policy": policy,
+        "samples": samples,
+        "memory": _memory(context),
+    }
+    _gold_curve(context, questions, gold)
+    write_json(context.store.folder("evaluation") / "figures.json", figures)
+    return {"pairs": evaluator["accuracy_judge"]["n"], "questions": policy["win_rate"]["n"]}
+
+
+def _passes(context: Context) -> int:
+    """Units of the progress bar: two scores a test pair; a reply and two comparisons an evaluated question."""
+    pairs = sum(v.split == Split.TEST for v in context.store.read("verdicts", Verdict))
+    asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
+    return 2 * pairs + 3 * asked
+
+
+def _model(context: Context) -> dict[str, Any]:
     backbone = context.backbone
-    trained = context.store.manifest("policy")["counts"]
-    memory = {"base_bytes": backbone.base_bytes, **{key: trained[key] for key in ("adapter_bytes", "weight_copies")}}
-    model = {
+    return {
         "name": backbone.source,
         "model_type": backbone.model.config.model_type,
         "parameters": backbone.parameter_count,
         "precision": backbone.loaded.precision,
         "domain": context.config.domain,
     }
-    figures = {
-        "model": model, "evaluator": evaluator, "verdicts": verdicts, "policy": policy, "samples": samples, "memory": memory,
-    }  # fmt: skip
-    write_json(context.store.folder("evaluation") / "figures.json", figures)
-    return {"pairs": evaluator["accuracy_judge"]["n"], "questions": policy["win_rate"]["n"]}
+
+
+def _memory(context: Context) -> dict[str, Any]:
+    """Bytes of the base, and of all adapters and heads at the end of policy training (as counted there)."""
+    trained = context.store.manifest("policy")["counts"]
+    return {"base_bytes": context.backbone.base_bytes, **{key: trained[key] for key in ("adapter_bytes", "weight_copies")}}
 
 
 # -- the evaluator ------------------------------------------------------------------------------------------------------
 
 
-def _evaluator_figures(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> dict[str, Any]:
-    pairs = _judged_test_pairs(context, questions)
+def _evaluator_figures(
+    context: Context, questions: Mapping[str, Question], gold: Gold | None, advance: Advance
+) -> dict[str, Any]:
+    pairs = _judged_test_pairs(context, questions, advance)
     by_gold = _by_gold(pairs, questions, gold) if gold else []
     by_judge = [p for p in pairs if p.verdict.state == VerdictState.KEPT]
     yardstick = by_gold or by_judge
@@ -117,7 +135,11 @@ def _evaluator_figures(context: Context, questions: Mapping[str, Question], gold
 def _resampled(
     measure: Callable[[Sequence[float], Sequence[float]], float | None], confidence: list[float], correct: list[float]
 ) -> dict[str, Any]:
-    """A calibration measure with its bootstrap interval."""
+    """A calibration measure with its basic bootstrap interval (Davison and Hinkley 1997, section 5.2).
+
+    Resampling adds noise to every bin, which such measures count as miscalibration: the percentile interval would lie too
+    high, and is reflected at the measured value instead.
+    """
     value, count = measure(confidence, correct), len(correct)
     rows = np.array([confidence, correct])
 
@@ -125,17 +147,19 @@ def _resampled(
         return np.array([measure(*rows[:, index].tolist()) for index in index_RN], dtype=np.float64)
 
     low, high = bootstrap_interval(statistic, count, resamples=_CALIBRATION_RESAMPLES) if count else (None, None)
-    return Figure(value, low, high, count).as_json()
+    if value is None or low is None or high is None:
+        return Figure(value, None, None, count).as_json()
+    return Figure(value, max(0.0, min(value, 2 * value - high)), min(1.0, max(value, 2 * value - low)), count).as_json()
 
 
-def _judged_test_pairs(context: Context, questions: Mapping[str, Question]) -> list[_TestPair]:
+def _judged_test_pairs(context: Context, questions: Mapping[str, Question], advance: Advance | None = None) -> list[_TestPair]:
     """Every judged pair of a test question, whatever its verdict, with the evaluator's margin and the judge's choice."""
     replies = context.replies()
     verdicts = [v for v in context.store.read("verdicts", Verdict) if v.split == Split.TEST]
     both = [(replies[v.first], replies[v.second]) for v in verdicts]
-    prompts = [context.templates.prompt("grade", question=questions[v.question_id].text) for v in verdicts]
+    prompts = [context.grade_prompt(v.question_id, questions[v.question_id].text) for v in verdicts]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
-    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens)
+    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens, advance)
     margins = [a - b for a, b in zip(scores[: len(both)], scores[len(both) :], strict=True)]
     preferred = [1 if v.probability is not None and v.probability < 0.5 else 0 for v in verdicts]
     return [_TestPair(*row) for row in zip(verdicts, both, preferred, margins, strict=True)]
@@ -215,8 +239,8 @@ class _Answered:
     judgement: Judgement
 
 
-def _policy_figures(context: Context, gold: Gold | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    answered = _answer_and_judge(context)
+def _policy_figures(context: Context, gold: Gold | None, advance: Advance) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    answered = _answer_and_judge(context, advance)
     outcomes = [_outcome(a.judgement, context.config.verdicts) for a in answered]
     decided = [(o, a) for o, a in zip(outcomes, answered, strict=True) if o is not None]
     scores = [o for o, _ in decided]
@@ -237,7 +261,7 @@ def _policy_figures(context: Context, gold: Gold | None) -> tuple[dict[str, Any]
     return figures, _samples(context, answered, gold)
 
 
-def _answer_and_judge(context: Context) -> list[_Answered]:
+def _answer_and_judge(context: Context, advance: Advance | None = None) -> list[_Answered]:
     config, backbone, templates = context.config, context.backbone, context.templates
     questions = context.questions(Split.TEST)[: config.evaluation.questions]
     replies = context.replies()
@@ -250,6 +274,7 @@ def _answer_and_judge(context: Context) -> list[_Answered]:
             max_new_tokens=config.replies.max_new_tokens,
             seed=context.seed("evaluation"),
             rows=config.rollout_rows,
+            advance=advance,
         )
     texts = [templates.text(r.ids) for r in after]
     kls = _kl_to_base(context, prompts, after)
@@ -261,21 +286,17 @@ def _answer_and_judge(context: Context) -> list[_Answered]:
             [Comparison(q.text, t, b.text) for q, t, b in zip(questions, texts, before, strict=True)],
             config.verdicts,
             rows=config.rollout_rows,
+            advance=advance,
         )
     return [_Answered(*row) for row in zip(questions, before, after, texts, kls, judgements, strict=True)]
 
 
 def _kl_to_base(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
     """Per reply: sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
-    backbone, kls = context.backbone, [0.0] * len(rollouts)
-    lengths = [len(p) + len(r.ids) for p, r in zip(prompts, rollouts, strict=True)]
-    with backbone.acting_as(BASE):
-        for group in microbatches(lengths, context.config.batch_tokens):
-            batch = pad_sequences(backbone, [prompts[i] for i in group], [rollouts[i].ids for i in group])
-            logprobs_BR, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
-            for index, row in zip(group, logprobs_BR.sum(-1).tolist(), strict=True):
-                kls[index] = sum(rollouts[index].logprobs) - row
-    return kls
+    ids = [r.ids for r in rollouts]
+    with context.backbone.acting_as(BASE):
+        base = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.batch_tokens)
+    return [sum(r.logprobs) - sum(b) for r, b in zip(rollouts, base, strict=True)]
 
 
 def _outcome(judgement: Judgement, config: VerdictsConfig) -> float | None:
@@ -302,7 +323,7 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     """A random few replies side by side (drawn with the run's seed, not picked)."""
     count = min(context.config.evaluation.samples, len(answered))
     picked = context.random("samples").sample(list(answered), count)
-    prompts = [context.templates.prompt("grade", question=a.question.text) for a in picked]
+    prompts = [context.grade_prompt(a.question.id, a.question.text) for a in picked]
     ids = [a.before.ids for a in picked] + [a.after.ids for a in picked]
     scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens) if picked else []
     return [

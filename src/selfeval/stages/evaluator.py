@@ -22,8 +22,7 @@ _FEWEST_FOR_TEMPERATURE = 10
 def preferences(context: Context, pairs: Sequence[Pair]) -> list[Preference]:
     """Pairs as token ids, the prompt being the one under which the evaluator reads replies."""
     return [
-        Preference(context.templates.prompt("grade", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
-        for p in pairs
+        Preference(context.grade_prompt(p.question_id, p.prompt), p.chosen_ids, p.rejected_ids, p.confidence) for p in pairs
     ]
 
 
@@ -44,8 +43,8 @@ def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
     """Training pairs, and those held out (by question) for the temperature; test questions are in neither."""
     share, seed = context.config.evaluator.held_out, context.config.seed
     pairs = [p for p in context.store.read("pairs", Pair) if p.split == Split.TRAIN]
-    held = [p for p in pairs if _is_held_out(p.question_id, share, seed)] or pairs[:1]
-    kept = [p for p in pairs if p not in held]
+    aside = {p.question_id for p in pairs if _is_held_out(p.question_id, share, seed)} or {pairs[0].question_id}
+    held, kept = ([p for p in pairs if (p.question_id in aside) == wanted] for wanted in (True, False))
     if not kept:
         raise LoopError(f"only {len(pairs)} training pairs: none is left to train on; write more questions (questions.train)")
     return preferences(context, kept), preferences(context, held)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, cast
 
 from selfeval.config import nearest
 from selfeval.errors import ConfigError
 
-__all__ = ["Gold", "load_gold"]
+__all__ = ["Gold", "check_domain", "load_gold"]
 
 _GROUP = "selfeval.domains"
 
@@ -23,6 +23,23 @@ class Gold(Protocol):
         ...
 
 
+def _installed(domain: str) -> EntryPoint:
+    found = {point.name: point for point in entry_points(group=_GROUP)}
+    if domain not in found:
+        raise ConfigError(f'domain "{domain}" is not installed{nearest(domain, list(found))}')
+    return found[domain]
+
+
+def check_domain(domain: str | None) -> None:
+    """Says early that a domain is not installed, without loading its oracle.
+
+    Raises:
+        ConfigError: no such domain is installed.
+    """
+    if domain is not None:
+        _installed(domain)
+
+
 def load_gold(domain: str | None) -> Gold | None:
     """The gold oracle of a domain, None without a domain.
 
@@ -31,7 +48,4 @@ def load_gold(domain: str | None) -> Gold | None:
     """
     if domain is None:
         return None
-    found = {point.name: point for point in entry_points(group=_GROUP)}
-    if domain not in found:
-        raise ConfigError(f'domain "{domain}" is not installed{nearest(domain, list(found))}')
-    return cast(Gold, found[domain].load()())
+    return cast(Gold, _installed(domain).load()())

@@ -14,7 +14,7 @@ from selfeval.errors import RunFolderError
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
 from selfeval.stages.context import Context
-from selfeval.stages.gold import load_gold
+from selfeval.stages.gold import check_domain
 from selfeval.store import fingerprint
 
 __all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
@@ -27,34 +27,59 @@ class Stage:
     Attributes:
         run: does the work; returns counts for the manifest.
         sections: configuration that its output depends on, besides that of the stages before it.
+        outputs: files and folders, besides its shards, that it has to have written when it is finished.
         owned: further files of the run folder that it writes.
+        trains: it trains a role: when a file of it is lost, it begins anew instead of filling the gap.
     """
 
     name: str
     run: Callable[[Context], dict[str, Any]]
     sections: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
     owned: tuple[str, ...] = ()
+    trains: bool = False
+
+    def output_paths(self, root: Path) -> list[Path]:
+        return [root / path for path in self.outputs]
+
+    def owned_paths(self, root: Path) -> list[Path]:
+        return [root / path for path in (*self.outputs, *self.owned)]
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("questions", questions.run, ("model", "precision", "seed", "rollout_rows", "questions"), ("dropped/questions",)),
-    Stage("replies", replies.run, ("replies",)),
-    Stage("verdicts", verdicts.run, ("verdicts",), ("dropped/verdicts",)),
+    Stage(
+        "questions",
+        questions.run,
+        ("precision", "seed", "rollout_rows", "questions"),
+        owned=("dropped/questions",),
+    ),
+    Stage("replies", replies.run, ("replies",), outputs=("workings",)),
+    Stage("verdicts", verdicts.run, ("verdicts",), owned=("dropped/verdicts",)),
     Stage("pairs", pairs.run, ()),
     Stage(
         "evaluator",
         evaluator.run,
         ("lora", "batch_tokens", "evaluator"),
-        ("roles/evaluator-0", "checkpoints/evaluator", "metrics/evaluator.jsonl"),
+        outputs=("roles/evaluator-0",),
+        owned=("checkpoints/evaluator", "metrics/evaluator.jsonl"),
+        trains=True,
     ),
     Stage(
         "policy",
         policy.run,
         ("policy",),
-        ("roles/policy", "checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
+        outputs=("roles/policy",),
+        owned=("checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
+        trains=True,
     ),
-    Stage("evaluation", evaluation.run, ("domain", "evaluation"), ("metrics/evaluation.jsonl",)),
-    Stage("report", report.run, ("name",), ("report.json", "index.html")),
+    Stage(
+        "evaluation",
+        evaluation.run,
+        ("domain", "evaluation"),
+        outputs=("evaluation/figures.json",),
+        owned=("metrics/evaluation.jsonl",),
+    ),
+    Stage("report", report.run, ("name",), outputs=("report.json",), owned=("index.html",)),
 )
 
 
@@ -78,23 +103,22 @@ def _ends_hash(path: Path) -> str:
 def stage_keys(config: RunConfig, seeds: list[Any]) -> dict[str, str]:
     """Fingerprint of everything that each stage's output depends on, stage by stage."""
     values = config.model_dump(mode="json")
-    texts = template_texts(templates_folder(config.model))
+    texts = template_texts(templates_folder(config.model, config.templates))
     before: Any = [_model_identity(config.model), texts, [s.question for s in seeds]]
     keys = {}
     for stage in STAGES:
-        sections = {name: values[name] for name in stage.sections if name != "model"}
+        sections = {name: values[name] for name in stage.sections}
         before = keys[stage.name] = fingerprint([before, stage.name, sections])
     return keys
 
 
 def _prepare(context: Context, keys: dict[str, str]) -> None:
-    """Sets aside whatever another configuration produced, and says so."""
+    """Sets aside whatever another configuration produced, and says so; checks what is finished."""
     for stage in STAGES:
-        owned = [context.store.root / path for path in stage.owned]
-        if context.store.begin(stage.name, keys[stage.name], owned):
+        if context.store.begin(stage.name, keys[stage.name], stage.owned_paths(context.store.root)):
             context.terminal.note(f"{stage.name}: the configuration has changed; the old result was moved to replaced/")
         if context.store.is_finished(stage.name):
-            context.store.check_shards(stage.name)
+            context.store.check_files(stage.name)
 
 
 def _begin_run(context: Context) -> None:
@@ -122,32 +146,56 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     names = [stage.name for stage in STAGES]
     if until is not None and until not in names:
         raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
-    load_gold(context.config.domain)
+    check_domain(context.config.domain)
     keys = stage_keys(context.config, context.seeds)
     _begin_run(context)
     _prepare(context, keys)
     wanted = STAGES[: names.index(until) + 1] if until else STAGES
-    todo = [stage for stage in wanted if not context.store.is_finished(stage.name)]
     try:
-        for stage in todo:
-            _run_stage(context, stage, keys[stage.name])
+        worked = [_bring_up_to_date(context, stage, keys[stage.name]) for stage in wanted]
     except BaseException:
         context.store.update_run(status="interrupted")
         raise
     finished = all(context.store.is_finished(name) for name in names)
     context.store.update_run(status="finished" if finished else "partial")
-    return bool(todo)
+    return any(worked)
 
 
-def _run_stage(context: Context, stage: Stage, key: str) -> None:
-    started = time.monotonic()
+def _inputs(context: Context, stage: Stage) -> str:
+    """Fingerprint of what the stage before wrote, and so of all before it."""
+    index = STAGES.index(stage)
+    return context.store.content(STAGES[index - 1].name) if index else ""
+
+
+def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
+    """Runs a stage unless it is finished and made from what is there now; True when it ran."""
+    store, inputs = context.store, _inputs(context, stage)
+    owned, was_finished = stage.owned_paths(store.root), (store.folder(stage.name) / "manifest.json").is_file()
+    if store.made_from(stage.name) not in (None, inputs):
+        context.terminal.note(f"{stage.name}: what it was made from has changed; the old result was moved to replaced/")
+        store.set_aside(stage.name, owned)
+    elif store.is_finished(stage.name):
+        return False
+    elif was_finished and stage.trains:
+        context.terminal.note(f"{stage.name}: a file of it is missing, so it is trained anew; the rest was moved to replaced/")
+        store.set_aside(stage.name, owned)
+    elif was_finished:
+        context.terminal.note(f"{stage.name}: a file of it is missing; it is made again")
+        store.reopen(stage.name)
+    store.note_inputs(stage.name, inputs)
+    _run_stage(context, stage, key, inputs)
+    return True
+
+
+def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
+    store, started = context.store, time.monotonic()
     try:
         counts = stage.run(context)
     except BaseException:
-        context.store.record_stage(stage.name, state="interrupted", seconds=time.monotonic() - started)
+        store.record_stage(stage.name, state="interrupted", seconds=time.monotonic() - started)
         raise
     seconds = time.monotonic() - started
-    context.store.record_stage(stage.name, state="finished", seconds=seconds, counts=counts, peak_bytes=report.peak_bytes())
-    context.store.finish(stage.name, key, counts)
+    store.record_stage(stage.name, state="finished", seconds=seconds, counts=counts, peak_bytes=report.peak_bytes())
+    store.finish(stage.name, key, counts, stage.output_paths(store.root), inputs)
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
     context.terminal.note(f"{stage.name}: {seconds:.1f} s" + (f"  ({shown})" if shown else ""))

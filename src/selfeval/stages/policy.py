@@ -47,7 +47,7 @@ def _add_roles(context: Context) -> None:
 def _prompts(context: Context) -> list[Prompt]:
     templates = context.templates
     return [
-        Prompt(q.id, templates.prompt("reply", question=q.text), templates.prompt("grade", question=q.text))
+        Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
         for q in context.questions(Split.TRAIN)
     ]
 

@@ -1,7 +1,7 @@
 """questions: the model writes new questions in the domain of the seeds; near-duplicates and malformed ones are dropped.
 
-Test questions are the first ones accepted, so that the near-duplicate check keeps every later (training) question away
-from them: the split is by question, with no near-duplicates across it.
+Every accepted question is put into the training or the test split at random (by the run's seed). The near-duplicate check
+covers both, so that no question has a twin across the split, and a prompt's examples are seeds and training questions only.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class _Acceptance:
     """Decides, sample by sample and in order, what becomes a question."""
 
     def __init__(self, context: Context) -> None:
-        self.config = context.config.questions
+        self._context, self.config = context, context.config.questions
         self.index = NearDuplicates(self.config.near_duplicate)
         self.accepted: list[Question] = []
+        self._counts: Counter[Split] = Counter()
         for number, seed in enumerate(context.seeds):
             self.index.add(f"seed-{number}", seed.question)
 
@@ -46,19 +47,26 @@ class _Acceptance:
         return self.accept(Question(f"q{len(self.accepted):06d}", text, self._split(), "self"))
 
     def _split(self) -> Split:
-        return Split.TEST if len(self.accepted) < self.config.test else Split.TRAIN
+        """Train or test at random, in the wanted proportion, until one of them is full."""
+        if self._counts[Split.TEST] >= self.config.test:
+            return Split.TRAIN
+        if self._counts[Split.TRAIN] >= self.config.train:
+            return Split.TEST
+        draw = self._context.random("split", len(self.accepted)).random()
+        return Split.TEST if draw < self.config.test / self.wanted else Split.TRAIN
 
     def accept(self, question: Question) -> Question:
         self.index.add(question.id, question.text)
         self.accepted.append(question)
+        self._counts[question.split] += 1
         return question
 
 
 def _requests(context: Context, shard: int, earlier: list[Question]) -> list[Request]:
-    """One shard of prompts, each with its own examples: some seeds, the rest from questions of earlier shards."""
+    """One shard of prompts, each with its own examples: some seeds, the rest training questions of earlier shards."""
     config, rng = context.config.questions, context.random("questions", shard)
     seeds = [seed.question for seed in context.seeds]
-    pool = [q.text for q in earlier]
+    pool = [q.text for q in earlier if q.split == Split.TRAIN]
     requests = []
     for _ in range(config.shard):
         from_pool = min(len(pool), max(0, config.examples - config.seed_examples))

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfeval.backbone.roles import BASE
-from selfeval.records import Question, Reply, Split
+from selfeval.records import Question, Reply, Split, Working
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages.context import Context
@@ -64,6 +64,18 @@ def _beamed(context: Context, asked: Sequence[tuple[Question, int]]) -> list[Rep
     return [_reply(context, q, n, request, r, "beam") for (q, n), request, r in zip(asked, requests, rollouts, strict=True)]
 
 
+def _workings(context: Context, questions: Sequence[Question]) -> list[Working]:
+    """The model's own greedy reply to each question."""
+    rollouts = generate(
+        context.backbone,
+        [Request(context.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
+        max_new_tokens=context.config.replies.max_new_tokens,
+        seed=0,
+        rows=context.config.rollout_rows,
+    )
+    return [Working(q.id, context.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
+
+
 def _write_shard(context: Context, shard: int, questions: Sequence[Question]) -> None:
     config = context.config.replies
     last = config.per_question - 1
@@ -77,6 +89,8 @@ def _write_shard(context: Context, shard: int, questions: Sequence[Question]) ->
         replies = _sampled(context, shard, sampled)
         if beamed:
             replies += _beamed(context, beamed)
+        if context.templates.grades_with_working:
+            context.store.write_shard("workings", shard, _workings(context, questions))
     context.store.write_shard("replies", shard, sorted(replies, key=lambda r: r.id))
 
 
@@ -84,7 +98,8 @@ def run(context: Context) -> dict[str, int]:
     """Writes the replies to all questions; returns counts."""
     questions, size = context.store.read("questions", Question), context.config.replies.shard
     shards = [questions[i : i + size] for i in range(0, len(questions), size)]
-    finished = [i for i in range(len(shards)) if context.store.has_shard("replies", i)]
+    needed = ("replies", "workings") if context.templates.grades_with_working else ("replies",)
+    finished = [i for i in range(len(shards)) if all(context.store.has_shard(kind, i) for kind in needed)]
     with context.terminal.bar("replies", len(questions), sum(len(shards[i]) for i in finished)) as bar:
         for index, shard in enumerate(shards):
             if index not in finished:

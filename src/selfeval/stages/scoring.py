@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfeval.backbone.roles import Backbone
+from selfeval.backbone.roles import BASE, Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, RunFolderError
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.rollout.engine import Request, generate
 from selfeval.store import read_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
 
@@ -41,10 +42,10 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
         raise InputError("the question and every reply need some text")
     backbone = Backbone.load(config)
     backbone.load_role(EVALUATOR, role)
-    templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer)
+    templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]
     ids = [(*templates.reply_ids(text), *end) for text in replies]
-    prompt = templates.prompt("grade", question=question)
+    prompt = templates.prompt("grade", question=question, working=_working(backbone, templates, config, question))
     scores = score_replies(backbone, EVALUATOR, [prompt] * len(ids), ids, config.batch_tokens)
     if len(scores) < 2:
         return Scored(tuple(scores), None, None, unsure=False)
@@ -52,3 +53,13 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
     temperature = float(read_json(role / "evaluator.json")["temperature"])
     confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature))
     return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure)
+
+
+def _working(backbone: Backbone, templates: Templates, config: RunConfig, question: str) -> str:
+    """The model's own greedy reply, where the grade template shows it."""
+    if not templates.grades_with_working:
+        return ""
+    request = Request(templates.prompt("reply", question=question), temperature=0.0)
+    with backbone.acting_as(BASE):
+        rollouts = generate(backbone, [request], max_new_tokens=config.replies.max_new_tokens, seed=0)
+    return templates.text(rollouts[0].ids)

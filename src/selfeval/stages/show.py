@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ KINDS = ("questions", "replies", "verdicts", "pairs", "dropped")
 
 
 def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
-    """The first `count` records of a kind; dropped ones from every stage that dropped any.
+    """The first `count` records of a kind; of the dropped ones, the first `count` of every stage and reason.
 
     Raises:
         RunFolderError: no such kind, or none written yet.
@@ -24,10 +25,14 @@ def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
         raise RunFolderError(f'there are no records "{kind}"{nearest(kind, KINDS)}')
     pattern = "*/shard-*.jsonl" if kind == "dropped" else "shard-*.jsonl"
     rows: list[dict[str, Any]] = []
+    shown: Counter[Any] = Counter()
     for path in sorted((folder / kind).glob(pattern)):
         for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            if len(rows) < count:
-                rows.append(_row(path, number, line))
+            row = _row(path, number, line)
+            group = (row.get("stage"), row.get("reason"))
+            shown[group] += 1
+            if shown[group] <= count:
+                rows.append(row)
     if not rows:
         raise RunFolderError(f"{folder} has no {kind} (yet); run `selfeval run` further")
     return rows

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfeval.config import RunConfig, load_config
+from selfeval.errors import ConfigError, RunFolderError
+from selfeval.judging.templates import templates_folder
+from selfeval.records import Seed
+from selfeval.stages import gold, pipeline
+from selfeval.stages.context import Context
+from selfeval.stages.gold import load_gold
+from selfeval.stages.pipeline import run_stages
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore, write_json
+
+STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
+SHARDS = 2
+FILES = {
+    "evaluator": ("roles/evaluator-0/adapter_model.safetensors", "roles/evaluator-0/evaluator.json"),
+    "policy": ("roles/policy/adapter_model.safetensors",),
+    "evaluation": ("evaluation/figures.json",),
+    "report": ("report.json",),
+}
+"""What stages leave besides shards; the others leave shards only."""
+
+
+class World:
+    """A run folder and stages that only write files; `ran` says which of them were run.
+
+    Attributes:
+        text: of a stage's shards and files.
+        fails: stages that raise in the middle of their work.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.ran: list[str] = []
+        self.text: dict[str, str] = dict.fromkeys(STAGES, "as ever")
+        self.fails: dict[str, BaseException] = {}
+        self.redone: list[str] = []
+        if not folder.exists():
+            model = folder / "model"
+            model.mkdir(parents=True)
+            (model / "config.json").write_text('{"model_type": "none"}')
+            shutil.copytree(templates_folder("no such model"), model / "templates")
+            (folder / "seeds.txt").write_text("What is 1 + 1?\nWhat is 2 + 2?\n")
+        stages = tuple(dataclasses.replace(stage, run=self._stage(stage.name)) for stage in pipeline.STAGES)
+        monkeypatch.setattr(pipeline, "STAGES", stages)
+
+    def _stage(self, name: str) -> Any:
+        def run(context: Context) -> dict[str, Any]:
+            self.ran.append(name)
+            for shard in range(0 if name in FILES else SHARDS):
+                if not context.store.has_shard(name, shard):
+                    self.redone.append(f"{name} {shard}")
+                    context.store.write_shard(name, shard, [Seed(f"{name} {shard} {self.text[name]}")])
+                if name in self.fails:
+                    raise self.fails[name]
+            if name in self.fails:
+                raise self.fails[name]
+            for path in FILES.get(name, ()):
+                write_json(context.store.root / path, f"{path} {self.text[name]}")
+            return {"shards": SHARDS}
+
+        return run
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "run"
+
+    def run(self, *assignments: str, until: str | None = None) -> list[str]:
+        """One `selfeval run` with these settings; the stages that it ran."""
+        self.ran.clear()
+        self.redone.clear()
+        given = {"model": str(self.folder / "model"), "seeds": str(self.folder / "seeds.txt")}
+        store = RunStore(self.run_folder)
+        try:
+            run_stages(Context(load_config(None, given, assignments), store, Terminal(quiet=True)), until)
+        finally:
+            store.close()
+        return list(self.ran)
+
+    def keys(self) -> dict[str, str]:
+        return {stage: json.loads((self.run_folder / stage / "key.json").read_text())["key"] for stage in STAGES}
+
+    def info(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.run_folder / "run.json").read_text())
+        return found
+
+    def states(self) -> dict[str, str]:
+        return {name: row["state"] for name, row in self.info()["stages"].items()}
+
+    def files(self) -> dict[str, bytes]:
+        """Everything that stages wrote, by path, but for what was set aside."""
+        paths = [p for p in self.run_folder.rglob("*") if p.is_file() and "replaced" not in p.parts]
+        return {str(p.relative_to(self.run_folder)): p.read_bytes() for p in paths if p.name not in ("run.json", ".lock")}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path / "world", monkeypatch)
+
+
+def from_(stage: str) -> list[str]:
+    return list(STAGES[STAGES.index(stage) :])
+
+
+# -- what depends on what -----------------------------------------------------------------------------------------------
+
+DEPENDING = [
+    ("questions.temperature=0.9", "questions"),
+    ("seed=1", "questions"),
+    ("rollout_rows=8", "questions"),
+    ('precision="fp32"', "questions"),
+    ("replies.beams=5", "replies"),
+    ("replies.max_new_tokens=7", "replies"),
+    ("verdicts.keep=0.7", "verdicts"),
+    ("verdicts.working=false", "verdicts"),
+    ("evaluator.epochs=3", "evaluator"),
+    ("lora.rank=8", "evaluator"),
+    ("batch_tokens=100", "evaluator"),
+    ("policy.clip=0.1", "policy"),
+    ("evaluation.questions=7", "evaluation"),
+    ('domain="word-problems"', "evaluation"),
+    ('name="another"', "report"),
+]
+
+
+@pytest.mark.parametrize(("setting", "first"), DEPENDING)
+def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(world: World, setting: str, first: str) -> None:
+    assert world.run() == list(STAGES)
+    keys = world.keys()
+    assert world.run(setting) == from_(first)
+    changed = world.keys()
+    assert [stage for stage in STAGES if changed[stage] != keys[stage]] == from_(first)
+    assert world.run(setting) == []
+
+
+@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true"])
+def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
+    world.run()
+    assert world.run(setting) == []
+
+
+def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
+    named = {section for stage in pipeline.STAGES for section in stage.sections}
+    by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
+    assert named | by_content | {"device", "trust_remote_code"} == set(RunConfig.model_fields)
+    assert not by_content & named
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("seeds.txt", "What is 1 + 1?\nWhat is 3 + 3?\n"),
+        ("model/templates/judge.jinja", "Which of {{ first }} and {{ second }} answers {{ question }}?"),
+        ("model/templates/ask.jinja", "Ask."),
+        ("model/config.json", '{"model_type": "other"}'),
+    ],
+)
+def test_changed_seeds_templates_or_model_redo_everything(world: World, path: str, text: str) -> None:
+    world.run()
+    keys = world.keys()
+    (world.folder / path).write_text(text)
+    assert world.run() == list(STAGES)
+    assert all(world.keys()[stage] != keys[stage] for stage in STAGES)
+
+
+def test_the_same_seeds_and_model_elsewhere_redo_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    world.folder.rename(tmp_path / "moved")
+    assert World(tmp_path / "moved", monkeypatch).run() == []
+
+
+def test_what_another_configuration_produced_is_kept_aside(world: World) -> None:
+    world.run()
+    role = (world.run_folder / FILES["policy"][0]).read_bytes()
+    world.text["policy"] = "changed"
+    world.run("policy.clip=0.1")
+    assert (world.run_folder / FILES["policy"][0]).read_bytes() != role
+    kept = list((world.run_folder / "replaced").rglob("adapter_model.safetensors"))
+    assert [path.read_bytes() for path in kept] == [role]
+
+
+# -- what runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_stages_run_in_the_order_of_the_road(world: World) -> None:
+    assert tuple(stage.name for stage in pipeline.STAGES) == STAGES
+    assert world.run() == list(STAGES)
+    assert world.info()["status"] == "finished"
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+def test_a_finished_stage_is_skipped_and_an_unfinished_one_run(world: World) -> None:
+    assert world.run(until="verdicts") == ["questions", "replies", "verdicts"]
+    assert world.info()["status"] == "partial"
+    assert world.run(until="verdicts") == []
+    assert world.run() == ["pairs", "evaluator", "policy", "evaluation", "report"]
+    assert world.run() == []
+    (world.run_folder / "pairs" / "manifest.json").unlink()  # as a kill before the last write leaves it
+    assert world.run()[0] == "pairs"
+    assert world.redone == []  # its shards were all there
+
+
+def test_an_unknown_last_stage_is_refused_before_anything_is_done(world: World) -> None:
+    with pytest.raises(RunFolderError, match='no stage "policies"'):
+        world.run(until="policies")
+    assert world.ran == []
+    assert not (world.run_folder / "run.json").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_exception_leaves_an_interrupted_run_that_goes_on(world: World, error: BaseException) -> None:
+    world.fails["verdicts"] = error
+    with pytest.raises(type(error)):
+        world.run()
+    assert world.ran == ["questions", "replies", "verdicts"]
+    assert world.info()["status"] == "interrupted"
+    assert world.states() == {"questions": "finished", "replies": "finished", "verdicts": "interrupted"}
+    manifests = [stage for stage in STAGES if (world.run_folder / stage / "manifest.json").exists()]
+    assert manifests == ["questions", "replies"]
+    del world.fails["verdicts"]
+    assert world.run() == from_("verdicts")
+    assert world.redone == ["verdicts 1", "pairs 0", "pairs 1"]  # the shard before the exception was kept
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+# -- what is lost -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["questions", "replies", "verdicts", "pairs"])
+def test_a_lost_shard_is_redone_and_nothing_else_where_it_comes_out_the_same(world: World, stage: str) -> None:
+    world.run()
+    before = world.files()
+    (world.run_folder / stage / "shard-00001.jsonl").unlink()
+    assert world.run() == [stage]
+    assert world.redone == [f"{stage} 1"]
+    assert world.files() == before
+    assert world.info()["status"] == "finished"
+    assert world.run() == []
+
+
+@pytest.mark.parametrize("stage", ["questions", "replies", "verdicts", "pairs"])
+def test_a_lost_shard_that_comes_out_otherwise_redoes_what_was_made_from_it(world: World, stage: str) -> None:
+    world.run()
+    (world.run_folder / stage / "shard-00001.jsonl").unlink()
+    world.text[stage] = "another text"
+    assert world.run() == from_(stage)
+    expected = {f"{later} {shard}" for later in from_(stage) if later not in FILES for shard in range(SHARDS)}
+    assert set(world.redone) == expected - {f"{stage} 0"}
+    assert world.run() == []
+
+
+def test_a_half_done_stage_begins_anew_when_what_it_is_made_from_has_changed(world: World) -> None:
+    world.fails["replies"] = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError):
+        world.run()
+    assert (world.run_folder / "replies" / "shard-00000.jsonl").exists()
+    (world.run_folder / "questions" / "shard-00000.jsonl").unlink()
+    world.fails.clear()
+    world.text["questions"], world.text["replies"] = "another text", "made from another text"
+    world.run()
+    assert world.redone[:3] == ["questions 0", "replies 0", "replies 1"]
+    assert "as ever" not in (world.run_folder / "replies" / "shard-00000.jsonl").read_text()
+
+
+@pytest.mark.parametrize("path", [(stage, path) for stage, paths in FILES.items() for path in paths], ids=lambda p: p[1])
+def test_a_lost_file_makes_its_stage_run_again(world: World, path: tuple[str, str]) -> None:
+    stage, name = path
+    world.run()
+    before = world.files()
+    (world.run_folder / name).unlink()
+    assert world.run() == [stage]
+    assert world.files() == before
+    assert world.run() == []
+
+
+@pytest.mark.parametrize("stage", ["evaluator", "policy"])
+def test_a_lost_role_folder_makes_its_stage_run_again(world: World, stage: str) -> None:
+    world.run()
+    shutil.rmtree((world.run_folder / FILES[stage][0]).parent)
+    assert world.run() == [stage]
+    world.text[stage] = "trained otherwise"
+    shutil.rmtree((world.run_folder / FILES[stage][0]).parent)
+    assert world.run() == from_(stage)
+
+
+@pytest.mark.parametrize("name", ["replies/shard-00001.jsonl", FILES["policy"][0], "evaluation/figures.json"])
+def test_a_file_that_somebody_changed_is_named_and_nothing_runs(world: World, name: str) -> None:
+    world.run()
+    with (world.run_folder / name).open("a") as file:
+        file.write(" ")
+    with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is not what was written there"):
+        world.run()
+    assert world.ran == []
+
+
+# -- the oracle ---------------------------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """A gold domain that cannot even be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("the oracle was made")
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An installed domain `oracle`; the list tells when it was loaded."""
+    loaded: list[str] = []
+
+    def load(point: EntryPoint) -> type[Oracle]:
+        loaded.append(point.name)
+        return Oracle
+
+    monkeypatch.setattr(EntryPoint, "load", load)
+    point = EntryPoint("oracle", "somewhere:Oracle", "selfeval.domains")
+    monkeypatch.setattr(gold, "entry_points", lambda group: [point] if group == "selfeval.domains" else [])
+    return loaded
+
+
+def test_the_oracle_is_not_even_loaded_before_evaluation(world: World, oracle: list[str]) -> None:
+    assert world.run('domain="oracle"', until="policy") == list(STAGES[:6])
+    assert oracle == []
+    with pytest.raises(RuntimeError, match="the oracle was made"):
+        load_gold("oracle")
+
+
+def test_the_real_evaluation_is_the_first_to_load_the_oracle(
+    world: World, oracle: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = next(stage for stage in pipeline.STAGES if stage.name == "evaluation")
+    real = dataclasses.replace(real, run=pipeline.evaluation.run)
+    monkeypatch.setattr(pipeline, "STAGES", tuple(real if s.name == "evaluation" else s for s in pipeline.STAGES))
+    with pytest.raises(RuntimeError, match="the oracle was made"):
+        world.run('domain="oracle"')
+    assert world.ran == list(STAGES[:6])
+    assert oracle == ["oracle"]
+    assert world.states()["evaluation"] == "interrupted"
+
+
+def test_a_domain_that_is_not_installed_is_refused_at_once(world: World, oracle: list[str]) -> None:
+    with pytest.raises(ConfigError, match='domain "oracles" is not installed; did you mean "oracle"'):
+        world.run('domain="oracles"')
+    assert world.ran == []
+    assert oracle == []

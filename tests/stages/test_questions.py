@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_models
+from selfeval.backbone.roles import BASE
+from selfeval.config import RunConfig
+from selfeval.errors import LoopError
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.records import Drop, Question, Split
+from selfeval.rollout.engine import Request, Rollout
+from selfeval.stages import questions
+from selfeval.stages.context import Context
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
+
+SEEDS = [
+    f"Seed {word} asks how many marbles {word} has after a long and windy day outside?" for word in ("one", "two", "three")
+]
+SIZES = {"train": 24, "test": 12, "examples": 5, "seed_examples": 2, "shard": 10, "attempts": 8.0}
+NAMES = ("Ben", "Mia", "Tom", "Ann", "Sam", "Eve")
+THINGS = ("apples", "pens", "eggs", "cards", "books", "shells", "coins", "stamps")
+
+Writer = Callable[[int, Sequence[Request]], list[tuple[str, bool]]]
+"""What the model writes: from the shard's seed and prompts, a text and whether it came to its end, for each prompt."""
+
+
+def fresh(rng: random.Random) -> str:
+    """One of some million questions."""
+    a, b, c = (rng.choice(NAMES) for _ in range(3))
+    thing, other = rng.choice(THINGS), rng.choice(THINGS)
+    return (
+        f"{a} gives {rng.randrange(2, 99)} {thing} to {b} and {c} who already had {other} at home so who has more in the end?"
+    )
+
+
+def twin(text: str) -> str:
+    """The same question with another last word: of 19 shingles 18 are shared, 18 / 20 = 0.9 of all."""
+    return text.removesuffix("end?") + "evening?"
+
+
+def mixed(seed: int, requests: Sequence[Request]) -> list[tuple[str, bool]]:
+    """New questions, twins of them and of a seed, short and unfinished ones: everything that can happen."""
+    rng, written, made = random.Random(seed), [fresh(random.Random(0))], []
+    for _ in requests:
+        kind = rng.random()
+        text = rng.choice(written) if kind < 0.3 else fresh(rng)
+        text = twin(text) if kind < 0.15 else SEEDS[0].upper() if kind > 0.97 else "Why 1?" if kind > 0.92 else text
+        made.append((text, not 0.85 < kind < 0.92))
+        written.append(text)
+    return made
+
+
+def context(folder: Path, monkeypatch: pytest.MonkeyPatch, write: Writer = mixed, *, seed: int = 0, **changes: Any) -> Context:
+    """A run whose model is scripted; everything else is real."""
+    (folder / "seeds.txt").write_text("\n".join(SEEDS))
+    config = RunConfig(seeds=str(folder / "seeds.txt"), seed=seed, questions={**SIZES, **changes})
+    run = Context(config, RunStore(folder / "run"), Terminal(quiet=True))
+    backbone = tiny_models.backbone("llama", 384)
+    vars(run)["backbone"] = backbone
+    vars(run)["templates"] = templates = Templates.load(templates_folder("no such model"), backbone.loaded.tokenizer)
+
+    def generate(backbone: Any, requests: Sequence[Request], *, seed: int, **options: Any) -> list[Rollout]:
+        assert backbone.acting == BASE
+        assert all(r.temperature == config.questions.temperature for r in requests)
+        stop = tuple(templates.tokenizer.encode("\n", add_special_tokens=False))
+        made = [(templates.tokenizer.encode(" " + text), ended) for text, ended in write(seed, requests)]
+        return [Rollout((*ids, *(stop if ended else ())), (), ended) for ids, ended in made]
+
+    monkeypatch.setattr(questions, "generate", generate)
+    return run
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The examples of every prompt that is made from now on."""
+    prompts: list[list[str]] = []
+    plain = Templates.prompt
+
+    def prompt(self: Templates, kind: str, **values: Any) -> tuple[int, ...]:
+        assert kind == "ask"
+        prompts.append(list(values["examples"]))
+        return plain(self, kind, **values)
+
+    monkeypatch.setattr(Templates, "prompt", prompt)
+    return prompts
+
+
+def of(run: Context, split: Split) -> list[str]:
+    return [q.text for q in run.store.read("questions", Question) if q.split == split]
+
+
+def drops(run: Context) -> list[tuple[str, str]]:
+    return [(d.reason, d.text) for d in run.store.read_dropped("questions")]
+
+
+def overlap(a: str, b: str) -> float:
+    """Jaccard overlap of word 3-grams, the plain way; 0 where the numbers differ."""
+    first, second = (re.findall(r"\w+", text.lower()) for text in (a, b))
+    if sorted(filter(str.isdigit, first)) != sorted(filter(str.isdigit, second)):
+        return 0.0
+    grams = [{tuple(w[i : i + 3]) for i in range(len(w) - 2)} for w in (first, second)]
+    return len(grams[0] & grams[1]) / max(1, len(grams[0] | grams[1]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_question_has_a_near_duplicate_in_the_run_or_across_the_split(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = context(tmp_path, monkeypatch, seed=seed)
+    questions.run(run)
+    train, test = of(run, Split.TRAIN), of(run, Split.TEST)
+    assert not set(train) & set(test)
+    assert max(overlap(a, b) for a in train for b in test) < 0.8
+    assert max(overlap(a, b) for a, b in itertools.combinations([*train, *test, *SEEDS], 2)) < 0.8
+    twins = [text for reason, text in drops(run) if reason == "near_duplicate"]
+    assert max(overlap(a, b) for a in twins for b in [*train, *test]) > 0.8  # so there was something to find
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_examples_of_a_prompt_are_seeds_and_training_questions_never_test_questions(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prompts = context(tmp_path, monkeypatch, seed=seed), asked(monkeypatch)
+    questions.run(run)
+    shown = {text for examples in prompts for text in examples}
+    assert shown & set(of(run, Split.TEST)) == set()
+    assert shown <= {*SEEDS, *of(run, Split.TRAIN)}
+    assert shown & set(of(run, Split.TRAIN))  # self-instruct does go on from its own questions
+    assert len(prompts) >= 40
+    for examples in prompts:
+        assert len(set(examples)) == len(examples)
+        assert sum(text in SEEDS for text in examples) >= 2
+    assert {len(examples) for examples in prompts[:10]} == {3}  # the first shard has the three seeds only
+    assert {len(examples) for examples in prompts[10:]} == {5}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_quotas_are_filled_exactly(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = context(tmp_path, monkeypatch, seed=seed)
+    counts = questions.run(run)
+    assert (counts["train"], counts["test"]) == (24, 12)
+    assert (len(of(run, Split.TRAIN)), len(of(run, Split.TEST))) == (24, 12)
+    ids = [q.id for q in run.store.read("questions", Question)]
+    assert len(set(ids)) == 36
+    assert {q.source for q in run.store.read("questions", Question)} == {"self"}
+
+
+def _numbered() -> Writer:
+    """New questions whatever the seed."""
+    rng = random.Random(5)
+    return lambda seed, requests: [(fresh(rng), True) for _ in requests]
+
+
+def test_the_seed_decides_the_split_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = []
+    for number, seed in enumerate((0, 1, 0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run = context(folder, monkeypatch, _numbered(), seed=seed)
+        questions.run(run)
+        splits.append([q.split for q in run.store.read("questions", Question)])
+    assert splits[0] == splits[2]
+    assert splits[0] != splits[1]
+    for split in splits:
+        # One in three is for testing. Of the first 18 of 36 questions, drawn at random, some 6 are; that 0 or all 12 are,
+        # has a probability of C(18, 12) / C(36, 12), one in 67,000.
+        assert 0 < split[:18].count(Split.TEST) < 12
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_stage_that_was_stopped_ends_with_the_same_questions(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("through", "stopped"):
+        (tmp_path / name).mkdir()
+    through = context(tmp_path / "through", monkeypatch)
+    counts = questions.run(through)
+    shards = through.store.shards("questions")
+    assert len(shards) >= 5
+    shards_asked: list[int] = []
+
+    def counting(seed: int, requests: Sequence[Request]) -> list[tuple[str, bool]]:
+        shards_asked.append(seed)
+        return mixed(seed, requests)
+
+    stopped = context(tmp_path / "stopped", monkeypatch, counting)
+    for path in shards[:kept]:
+        for folder in ("questions", "dropped/questions"):
+            source = through.store.root / folder / path.name
+            if source.exists():
+                (stopped.store.root / folder).mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, stopped.store.root / folder / path.name)
+    assert questions.run(stopped) == counts
+    assert len(shards_asked) == len(shards) - kept
+    assert stopped.store.read("questions", Question) == through.store.read("questions", Question)
+    assert stopped.store.read_dropped("questions") == through.store.read_dropped("questions")
+
+
+# -- drops --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_drop_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(5)
+    first, second, third = fresh(rng), fresh(rng), fresh(rng)
+
+    def write(seed: int, requests: Sequence[Request]) -> list[tuple[str, bool]]:
+        return [
+            (first, True),
+            (twin(first), True),  # near an accepted one
+            (first.upper(), True),  # equal but for case
+            (SEEDS[1].replace("outside", "out"), True),  # near a seed: of 13 shingles 12 are shared, 12 / 14 of all
+            ("Why me?", True),  # 7 characters, without its mark 6
+            ("", True),
+            ("What is the su", False),  # cut at the token limit
+            (second, True),
+            (third, True),
+            (fresh(rng), True),  # one more than is wanted: neither a question nor a drop
+        ]
+
+    run = context(tmp_path, monkeypatch, write, train=2, test=1, shortest=8)
+    counts = questions.run(run)
+    assert sorted([*of(run, Split.TRAIN), *of(run, Split.TEST)]) == sorted([first, second, third])
+    assert run.store.read_dropped("questions") == [
+        Drop("questions", "near_duplicate", twin(first), {"of": "q000000"}),
+        Drop("questions", "near_duplicate", first.upper(), {"of": "q000000"}),
+        Drop("questions", "near_duplicate", SEEDS[1].replace("outside", "out"), {"of": "seed-1"}),
+        Drop("questions", "too_short", "Why me?"),
+        Drop("questions", "too_short", ""),
+        Drop("questions", "unfinished", "What is the su"),
+    ]
+    assert counts == {"train": 2, "test": 1, "dropped_near_duplicate": 3, "dropped_too_short": 2, "dropped_unfinished": 1}
+
+
+def test_a_question_that_reached_a_stop_text_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(5)
+    texts = [f"{fresh(rng)}\nQuestion: And" for _ in range(10)]  # went on after it, up to the token limit
+    run = context(tmp_path, monkeypatch, lambda seed, requests: [(text, False) for text in texts], train=6, test=4)
+    questions.run(run)
+    assert {q.text for q in run.store.read("questions", Question)} == {text.split("\n")[0] for text in texts}
+    assert drops(run) == []
+
+
+def test_a_model_that_says_the_same_again_and_again_is_given_up_with_the_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [("Why 1?", True), *[(SEEDS[0], True)] * 8, ("cut", False)]
+    calls: list[int] = []
+
+    def write(seed: int, requests: Sequence[Request]) -> list[tuple[str, bool]]:
+        calls.append(seed)
+        return texts
+
+    run = context(tmp_path, monkeypatch, write, attempts=1.0)
+    with pytest.raises(LoopError, match=r"only 0 usable questions of 36 \(dropped: near_duplicate 32, .*more varied seeds"):
+        questions.run(run)
+    # 36 wanted, 1 attempt each, 10 a shard: 4 shards, 8 near-duplicates in each.
+    assert len(calls) == 4
+    assert len(set(calls)) == 4  # every shard with draws of its own
