@@ -58,9 +58,9 @@ def table() -> str:
     machine = loop["machine"]
     lines = [
         f"Median of {len(runs)} seeds on {machine['cores']} CPU cores without a GPU ({machine['memory_gib']:.0f} GiB), "
-        f"by `{loop['command']}`. Intervals are 95%, the widest over the seeds; n is that of seed {runs[0]['seed']}.",
+        f"by `{loop['command']}`. The last interval spans the 95% intervals of all seeds; n is that of seed {runs[0]['seed']}.",
         "",
-        "| | median | over seeds | interval | n |",
+        "| | median | over seeds | intervals | n |",
         "|---|---|---|---|---|",
         *(_row(label, runs, name, percent=True) for label, name in _ROWS),
         *(_row(label, runs, name, percent=False) for label, name in _PLAIN),

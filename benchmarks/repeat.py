@@ -2,7 +2,7 @@
 
 Everything in report.json is compared but what is measured of the process itself: `time` and `memory.peak_bytes`.
 
-python benchmarks/repeat.py [--folder runs/bench-repeat]
+python benchmarks/repeat.py [--folder runs/bench-repeat] [--first runs/bench-loop/seed-0]
 """
 
 from __future__ import annotations
@@ -46,11 +46,15 @@ def killed_run(output: Path, seconds: float, kills: int, seed: int) -> list[dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-repeat"))
+    parser.add_argument("--first", type=Path, help="a finished run of the same command, instead of a new one")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which the run is killed")
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     first, second, third = (options.folder / name for name in ("first", "second", "killed"))
-    seconds = selfeval("run", "--output", str(first), "--quiet")
+    if options.first:
+        first, seconds = options.first, float(json.loads((options.first / "report.json").read_text())["time"]["total"])
+    else:
+        seconds = selfeval("run", "--output", str(first), "--quiet")
     selfeval("run", "--output", str(second), "--quiet")
     struck = killed_run(third, seconds, 3, options.seed)
     same = {"twice": _same(first, second), "killed_three_times": _same(first, third)}
