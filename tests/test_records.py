@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from selfeval.records import Drop, Pair, Question, Reply, Seed, Split, Verdict, VerdictState, from_json, to_json
+from selfeval.records import Drop, Pair, Question, Reply, Seed, Split, Verdict, VerdictState, Working, from_json, to_json
 
 VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.5, 0.0, 0.125, ("one", "two\n\u2028"))
 RECORDS: list[Any] = [
@@ -14,6 +14,7 @@ RECORDS: list[Any] = [
     Question("q1", "How «many»?", Split.TRAIN, "self"),
     Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
     VERDICT,
+    Working("q1", "6 * 7 = 42. The answer is 42"),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, 0.5, None, ("", "")),
     Pair("q1", "How many?", "2", "3", 0.75, (5, 2), (6, 2), Split.TRAIN),
     Drop("questions", "near_duplicate", "How many?", {"of": "seed-0"}),
