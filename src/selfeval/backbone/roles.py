@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,17 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from selfeval.backbone.adapters import BASE, Acting, AdapterStack
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ModelError, RoleError, RunFolderError
 from selfeval.store import fingerprint, read_json, write_json
 
 __all__ = ["BASE", "Backbone"]
-
-BASE = "base"
-"""Name of the bare base as a role: no adapter, no gradient."""
 
 
 class Backbone:
@@ -45,10 +43,9 @@ class Backbone:
         self.lora = lora
         self.source = source
         self.heads: dict[str, nn.Linear] = {}
-        self._acting: list[str] = []
+        self._stack = AdapterStack()
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
-        self._tuners: list[BaseTunerLayer] = []
         self._logit_scale = _logit_scale(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
@@ -90,11 +87,11 @@ class Backbone:
 
     @property
     def acting(self) -> str | None:
-        """The role of the innermost `acting_as` block, None outside of any."""
-        return self._acting[-1] if self._acting else None
+        """The role (`a+b` where rows of several act) of the innermost `acting_as` block, None outside of any."""
+        return self._stack.acting.name if self._stack.acting else None
 
     def _refuse_without_role(self, module: nn.Module, arguments: Any) -> None:
-        if not self._acting:
+        if self._stack.acting is None:
             raise RoleError("a pass through the backbone outside of `with backbone.acting_as(role)`; say whose pass it is")
 
     # -- roles ------------------------------------------------------------------------------------------------------
@@ -128,7 +125,7 @@ class Backbone:
             nn.init.zeros_(self.heads[role].bias)
         if copy_of is not None:
             self._copy(copy_of, role)
-        self._select(self.acting or BASE)
+        self._mark_trainable()
 
     def _inject(self, role: str) -> None:
         peft_config = PeftLoraConfig(
@@ -146,7 +143,7 @@ class Backbone:
                 self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)
             else:
                 self._peft.add_adapter(role, peft_config)
-        self._tuners = [module for module in self.loaded.model.modules() if isinstance(module, BaseTunerLayer)]
+        self._stack.attach(self.loaded.model)
 
     def _copy(self, source: str, target: str) -> None:
         with torch.no_grad():
@@ -167,39 +164,57 @@ class Backbone:
     def freeze(self, role: str) -> None:
         """No more gradients for this role."""
         self._trainable[role] = False
-        self._select(self.acting or BASE)
+        self._mark_trainable()
 
     @contextmanager
-    def acting_as(self, role: str) -> Iterator[None]:
+    def acting_as(self, role: str | Sequence[str]) -> Iterator[None]:
         """Passes inside the block use this role's adapter; blocks nest, and an exception restores the outer role.
+
+        Args:
+            role: one role for all rows, or the role of each row of the passes inside. Rows of several roles share one
+                pass and get what passes of their own would give them.
 
         Raises:
             RoleError: there is no such role.
         """
-        if role != BASE and role not in self._trainable:
-            raise RoleError(f'there is no role "{role}"; roles: {", ".join([BASE, *self.roles])}')
-        self._acting.append(role)
-        self._select(role)
-        try:
+        acting = Acting.of(role)
+        for name in acting.roles:
+            if name != BASE and name not in self._trainable:
+                raise RoleError(f'there is no role "{name}"; roles: {", ".join([BASE, *self.roles])}')
+        with self._stack.block(acting):
             yield
-        finally:
-            self._acting.pop()
-            self._select(self.acting or BASE)
 
-    def _select(self, role: str) -> None:
-        for tuner in self._tuners:
-            tuner.set_adapter([] if role == BASE else [role], inference_mode=True)
-            for name, trainable in self._trainable.items():
-                if trainable:
-                    tuner.set_requires_grad(name, True)
-        for name, head in self.heads.items():
-            head.requires_grad_(self._trainable[name])
+    def _mark_trainable(self) -> None:
+        """Who gets gradients, once and for all: injecting an adapter marks others as PEFT likes it, switching does not."""
+        for role, trainable in self._trainable.items():
+            for parameter in self.parameters(role).values():
+                parameter.requires_grad_(trainable)
+
+    def checkpoint_activations(self, wanted: bool = True) -> None:
+        """Gradient checkpointing: each decoder layer keeps its input alone and runs again in the backward, under its role.
+
+        Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Dropout stays off, as everywhere in the frozen base.
+
+        Raises:
+            ModelError: this family has no layers that can be run again.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if wanted and not layers:
+            raise ModelError(f"{self.source}: models of type {self.model.config.model_type} cannot checkpoint activations")
+        if wanted:
+            again = {"use_reentrant": False, "context_fn": self._stack.checkpoint_contexts}
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=again)
+        else:
+            self.model.activation_checkpointing_disable()
+        self.model.disable_input_require_grads()  # transformers asks for gradients of the embeddings, which nobody needs here
+        for layer in layers:
+            layer.training = wanted  # the flag of the layer alone: its children, dropout among them, stay in eval mode
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
     def hidden(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Last hidden states `[B, T, D]` of right-padded sequences under the acting role."""
-        if not self._acting:
+        if self._stack.acting is None:
             raise RoleError("a pass through the backbone outside of `with backbone.acting_as(role)`; say whose pass it is")
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}
         if self.loaded.forward_accepts("position_ids"):

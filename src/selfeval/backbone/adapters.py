@@ -1,0 +1,132 @@
+"""How a role's LoRA adapter enters a pass: each adapted layer adds what the acting role's adapter makes of its input.
+
+PEFT injects, stores and names the adapters; which of them acts is decided here, by looking at one stack, and not by
+switching flags in every layer. So a switch costs nothing, never touches `requires_grad`, one pass may carry rows of several
+roles, and a layer that is run again by gradient checkpointing runs under the role that it had the first time.
+
+Shapes: B rows in the pass, T tokens, I inputs and O outputs of a layer, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from selfeval.errors import RoleError
+
+__all__ = ["BASE", "Acting", "AdapterStack"]
+
+BASE = "base"
+"""Name of the bare base as a role: no adapter, no gradient."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring rows of one role: `start <= row < stop`."""
+
+    role: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Acting:
+    """Whose pass it is: one role for any number of rows, or the role of each row."""
+
+    name: str
+    runs: tuple[Run, ...] = ()
+
+    @classmethod
+    def of(cls, role: str | Sequence[str]) -> Acting:
+        if isinstance(role, str):
+            return cls(role)
+        runs, start = [], 0
+        for name, group in groupby(role):
+            stop = start + len(list(group))
+            runs.append(Run(name, start, stop))
+            start = stop
+        return cls("+".join(dict.fromkeys(role)), tuple(runs))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run.role for run in self.runs)) if self.runs else (self.name,)
+
+
+class AdapterStack:
+    """The blocks that are open now, innermost last, and the layers that ask it whose adapter to add."""
+
+    def __init__(self) -> None:
+        self._stack: list[Acting] = []
+        self._hooked: set[nn.Module] = set()
+
+    @property
+    def acting(self) -> Acting | None:
+        return self._stack[-1] if self._stack else None
+
+    @contextmanager
+    def block(self, acting: Acting) -> Iterator[None]:
+        """Passes inside are this one's; nests, and an exception restores the outer one."""
+        self._stack.append(acting)
+        try:
+            yield
+        finally:
+            self._stack.pop()
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What surrounds a checkpointed layer the first time and when its backward runs it again: the same role."""
+        acting = self.acting
+        return nullcontext(), nullcontext() if acting is None else self.block(acting)
+
+    def attach(self, model: nn.Module) -> None:
+        """Lets the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
+
+        Raises:
+            RoleError: an adapter sits on an embedding, which this version cannot train.
+        """
+        for name, module in model.named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            if module.lora_embedding_A:
+                raise RoleError(f"lora.targets puts an adapter on the embedding {name}; choose linear layers, e.g. all-linear")
+            module.set_adapter([], inference_mode=True)
+            if module not in self._hooked:
+                self._hooked.add(module)
+                module.register_forward_hook(self._add_adapters)
+
+    def _add_adapters(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        acting = self.acting
+        if acting is None or acting.name == BASE:
+            return output
+        if not acting.runs:
+            return _adapted(layer, acting.name, inputs[0], output)
+        per_row = _per_row(inputs[0], acting.runs[-1].stop)
+        spans = [(run.role, slice(run.start * per_row, run.stop * per_row)) for run in acting.runs]
+        return torch.cat([_adapted(layer, role, inputs[0][span], output[span]) for role, span in spans])
+
+
+def _per_row(x: Tensor, rows: int) -> int:
+    """Entries of the first dimension that belong to one row: 1 of `[B, T, I]`, T of `[B T, I]`."""
+    per_row, rest = divmod(x.shape[0], rows)
+    if rest or (x.ndim > 2 and per_row != 1):
+        raise RoleError(f"the roles of {rows} rows were named, but this pass has {x.shape[0]}; name the role of every row")
+    return per_row
+
+
+def _adapted(layer: Any, role: str, x: Tensor, output: Tensor) -> Tensor:
+    """`output + scaling * B A x`, the product in the adapter's own precision (fp32)."""
+    if role not in layer.lora_A:
+        return output
+    down, up, scaling = layer.lora_A[role].weight, layer.lora_B[role].weight, layer.scaling[role]
+    x = x.to(device=down.device, dtype=down.dtype)
+    inner = torch.nn.functional.linear(x, down)
+    if output.dtype == up.dtype and output.device == up.device:
+        flat = torch.addmm(output.reshape(-1, output.shape[-1]), inner.reshape(-1, inner.shape[-1]), up.T, alpha=scaling)
+        return flat.view(output.shape)
+    return output + (torch.nn.functional.linear(inner, up) * scaling).to(device=output.device, dtype=output.dtype)

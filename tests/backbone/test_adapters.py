@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny_models
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
+from selfeval.config import LoraConfig
+from selfeval.errors import RoleError
+
+ROLES = ("policy", "reference", "evaluator-0", "evaluator-1", "critic")
+
+
+def all_roles(family: str = "llama") -> Backbone:
+    backbone = tiny_models.backbone(family)
+    for number, role in enumerate(ROLES):
+        backbone.add_role(role, seed=number, head=role.startswith(("evaluator", "critic")), trainable=role != "reference")
+        tiny_models.scramble(backbone, role, seed=number)
+    return backbone
+
+
+def rows(count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    ids = torch.randint(3, 40, (count, 6), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    return ids, mask
+
+
+def real(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden[mask.bool()]
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_rows_of_several_roles_get_what_passes_of_their_own_give(family: str) -> None:
+    backbone = all_roles(family)
+    names = ["policy", "policy", BASE, "critic", "evaluator-0", "evaluator-1", "reference", "policy"]
+    ids, mask = rows(len(names))
+    with torch.no_grad():
+        with backbone.acting_as(names):
+            together = backbone.hidden(ids, mask)
+        for row, name in enumerate(names):
+            with backbone.acting_as(name):
+                alone = backbone.hidden(ids[row : row + 1], mask[row : row + 1])
+            torch.testing.assert_close(
+                real(together[row : row + 1], mask[row : row + 1]), real(alone, mask[row : row + 1]), rtol=0, atol=1e-5
+            )
+        with backbone.acting_as(BASE):
+            assert (backbone.hidden(ids, mask)[0] - together[0]).abs().max() > 1e-3  # so that the comparison can fail
+
+
+def test_gradients_of_a_shared_pass_are_those_of_separate_passes() -> None:
+    backbone = all_roles()
+    names = ["policy"] * 3 + ["critic"] * 2 + ["reference"]
+    ids, mask = rows(len(names))
+    weights = torch.randn(backbone.loaded.hidden_size, generator=torch.Generator().manual_seed(0))
+    with backbone.acting_as(names):
+        ((backbone.hidden(ids, mask) @ weights) * mask).square().mean().backward()
+    shared = {(r, n): p.grad for r in ROLES for n, p in backbone.parameters(r).items()}
+    backbone.model.zero_grad()
+    for name in ("policy", "critic"):
+        at = [i for i, n in enumerate(names) if n == name]
+        with backbone.acting_as(name):
+            ((backbone.hidden(ids[at], mask[at]) @ weights) * mask[at]).square().sum().div(mask.numel()).backward()
+    for role in ROLES:
+        for name, parameter in backbone.parameters(role).items():
+            theirs = shared[role, name]
+            if parameter.grad is None:
+                assert theirs is None, name
+            else:
+                torch.testing.assert_close(theirs, parameter.grad, rtol=1e-5, atol=1e-5)
+    assert all(p.grad is None for p in backbone.parameters("reference").values())
+
+
+def test_a_pass_with_other_rows_than_were_named_is_refused() -> None:
+    backbone = all_roles()
+    ids, mask = rows(3)
+    with (
+        backbone.acting_as(["policy", "critic"]),
+        pytest.raises(RoleError, match="roles of 2 rows were named, but this pass has 3"),
+    ):
+        backbone.hidden(ids, mask)
+    ids, mask = rows(4)
+    with backbone.acting_as(["policy", "critic"]), pytest.raises(RoleError, match="2 rows were named"):
+        backbone.hidden(ids, mask)
+    with pytest.raises(RoleError, match='no role "jury"'), backbone.acting_as(["policy", "jury"]):
+        pass
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_checkpointed_layers_run_again_under_the_role_that_they_had(family: str) -> None:
+    """Both losses go backward together, outside of any block: a lingering or a missing role would change the gradients."""
+
+    def gradients(checkpointed: bool) -> dict[str, Tensor]:
+        backbone = all_roles(family)
+        backbone.checkpoint_activations(checkpointed)
+        ids, mask = rows(4)
+        losses = []
+        for role in ("policy", "critic"):
+            with backbone.acting_as(role):
+                losses.append((backbone.hidden(ids, mask) * mask[..., None]).square().sum())
+        with backbone.acting_as(["policy", "critic", BASE, "evaluator-0"]):
+            losses.append((backbone.hidden(ids, mask) * mask[..., None]).square().sum())
+        torch.stack(losses).sum().backward()
+        return {f"{r}/{n}": p.grad for r in ROLES for n, p in backbone.parameters(r).items() if p.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys()
+    assert any(name.startswith("evaluator-0") for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_keeps_fewer_activations_and_can_be_switched_off() -> None:
+    backbone = all_roles()
+    ids, mask = rows(8)
+
+    def kept() -> int:
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), backbone.acting_as("policy"):
+            backbone.hidden(ids, mask)
+        return sum(sizes)
+
+    without = kept()
+    backbone.checkpoint_activations()
+    assert kept() < without / 2
+    backbone.checkpoint_activations(False)
+    assert kept() == without
+
+
+def test_dropout_stays_off_under_checkpointing() -> None:
+    backbone = tiny_models.backbone("gpt2")  # its configuration has dropout at 0.1
+    backbone.add_role("policy")
+    backbone.checkpoint_activations()
+    ids, mask = rows(4)
+    with backbone.acting_as("policy"):
+        first, second = backbone.hidden(ids, mask), backbone.hidden(ids, mask)
+    assert torch.equal(first, second)
+
+
+def test_members_of_an_ensemble_cost_an_adapter_each() -> None:
+    backbone = tiny_models.backbone()
+    base = backbone.base_bytes
+    backbone.add_role("evaluator-0", head=True)
+    one = backbone.adapter_bytes
+    for member in (1, 2, 3):
+        backbone.add_role(f"evaluator-{member}", seed=member, head=True)
+    assert backbone.adapter_bytes == 4 * one
+    assert backbone.base_bytes == base
+
+
+def test_an_adapter_on_an_embedding_is_refused() -> None:
+    backbone = tiny_models.backbone()
+    backbone.lora = LoraConfig(targets=("embed_tokens",))
+    with pytest.raises(RoleError, match="embedding"):
+        backbone.add_role("policy")
