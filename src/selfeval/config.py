@@ -220,8 +220,8 @@ class RunConfig(Section):
     """Seed of every random choice."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the backbone lives."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the frozen base; adapters and heads are always fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
+    """Precision of the frozen base, by device and free memory unless given; adapters and heads are always fp32."""
     batch_tokens: Count = 16384
     """Tokens per forward pass when scoring, and per micro-batch when training."""
     rollout_rows: Count = 256

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import tiny_models
-from selfeval.backbone.load import load_model, pick_device, pick_precision
+from selfeval.backbone.load import load_model, pick_device
 from selfeval.errors import ModelError
 
 
@@ -193,11 +193,6 @@ def test_devices_and_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
     with pytest.raises(ModelError, match="device = auto or cpu"):
         pick_device("cuda")
-    assert pick_precision("auto", torch.device("cpu")) == "fp32"
-    assert pick_precision("bf16", torch.device("cpu")) == "bf16"
-    for supported, expected in ((True, "bf16"), (False, "fp16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
-        assert pick_precision("auto", torch.device("cuda")) == expected
 
 
 def test_precision_is_that_of_the_weights(folder: Path) -> None:

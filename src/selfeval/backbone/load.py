@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import cached_file
 
+from selfeval.backbone.precision import OverflowGuard, load_arguments, pick_precision, settle_quantised
 from selfeval.errors import ModelError
 
-__all__ = ["LoadedModel", "load_model", "pick_device", "pick_precision"]
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = ["LoadedModel", "load_model", "pick_device", "weight_files"]
 
 
 @dataclass
@@ -29,6 +31,7 @@ class LoadedModel:
         eos_ids: tokens that end a reply; empty when the model has none.
         pad_id: fills batches; always masked, so that any valid id will do.
         notes: sentences about what was picked or missing, for the user.
+        files: the safetensors files that the weights came from; empty for a model made in memory.
     """
 
     model: nn.Module
@@ -38,6 +41,7 @@ class LoadedModel:
     eos_ids: tuple[int, ...]
     pad_id: int
     notes: list[str] = field(default_factory=list)
+    files: tuple[Path, ...] = ()
 
     @property
     def hidden_size(self) -> int:
@@ -62,13 +66,25 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def pick_precision(wanted: str, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU that has it, fp16 on an older GPU, fp32 on a CPU."""
-    if wanted != "auto":
-        return wanted
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+def weight_files(name: str) -> tuple[Path, ...]:
+    """The safetensors files of a model folder or hub id, in order; empty where it has none."""
+    single = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if single is not None:
+        return (Path(single),)
+    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        return ()
+    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+    return tuple(Path(str(cached_file(name, shard))) for shard in sorted(set(shards)))
+
+
+def _count_weights(files: Sequence[Path]) -> int | None:
+    """Numbers in these files, read from their headers alone; None without files."""
+    total = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total or None
 
 
 def _check_folder(name: str) -> None:
@@ -114,13 +130,18 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     target = pick_device(device)
-    picked = pick_precision(precision, target)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        files = weight_files(name)
+        picked, why = pick_precision(precision, target, _count_weights(files))
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=_DTYPES[picked], trust_remote_code=trust_remote_code, output_loading_info=True
+            name,
+            **load_arguments(picked, target),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
         )
         _check_complete(report["missing_keys"], name)
     except ModelError:
@@ -129,8 +150,17 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {name}: {reason}") from error
     model.requires_grad_(False)
-    model.eval().to(target)
-    return _described(model, tokenizer, target, picked)
+    model.eval()
+    if getattr(model, "is_quantized", False):
+        settle_quantised(model)
+    else:
+        model.to(target)
+    if picked == "fp16":
+        OverflowGuard(model)
+    loaded = _described(model, tokenizer, target, picked)
+    loaded.files = files
+    loaded.notes += [why] if why else []
+    return loaded
 
 
 def _described(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str) -> LoadedModel:

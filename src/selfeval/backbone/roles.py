@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,6 +28,9 @@ from selfeval.errors import ModelError, RoleError, RunFolderError
 from selfeval.store import fingerprint, read_json, write_json
 
 __all__ = ["BASE", "Backbone"]
+
+_PACKED = (torch.int8, torch.uint8)
+"""What quantised weights are stored as."""
 
 
 class Backbone:
@@ -49,7 +53,7 @@ class Backbone:
         self._logit_scale = _logit_scale(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
-        self._base_fingerprint = _weights_fingerprint(loaded.model)
+        self._base_fingerprint = _files_fingerprint(loaded.files) if loaded.files else _weights_fingerprint(loaded.model)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
         self._check_logits()
 
@@ -307,7 +311,7 @@ class Backbone:
 
 def _elements(tensors: Iterable[Tensor]) -> int:
     """Numbers that these tensors hold, those of a shared storage once."""
-    real = [t for t in tensors if t.device.type != "meta" and t.is_floating_point()]
+    real = [t for t in tensors if t.device.type != "meta" and (t.is_floating_point() or t.dtype in _PACKED)]
     return sum({(t.untyped_storage().data_ptr(), int(t.storage_offset())): t.numel() for t in real}.values())
 
 
@@ -331,10 +335,28 @@ def _storages(model: nn.Module) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
+def _sampled_sum(sample: Tensor) -> str:
+    """A sum that is the same whatever floating-point format the numbers were stored in."""
+    return f"{sample.bfloat16().double().sum().item():.10e}"
+
+
+def _files_fingerprint(files: Sequence[Path]) -> str:
+    """Tells bases apart by their files, whatever precision they are then loaded in: names, shapes, and sums of a few rows."""
+    rows = []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                shape = part.get_shape()
+                picked = [part[i : i + 1].reshape(-1) for i in range(0, shape[0], max(1, shape[0] // 4))] if shape else []
+                rows.append([name, shape, _sampled_sum(torch.cat(picked) if picked else file.get_tensor(name))])
+    return fingerprint(sorted(rows))
+
+
 def _weights_fingerprint(model: Any) -> str:
-    """Tells bases apart, whatever precision they are loaded in: names, shapes, and sums of a few elements rounded to bf16."""
+    """The same for a model made in memory: names, shapes, and sums of a few numbers."""
     rows = []
     for name, parameter in sorted(model.named_parameters()):
-        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)].bfloat16().double().sum().item()
-        rows.append([name, list(parameter.shape), f"{sample:.10e}"])
+        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)]
+        rows.append([name, list(parameter.shape), _sampled_sum(sample)])
     return fingerprint(rows)

@@ -1,0 +1,161 @@
+"""The precision of the frozen base: which there are, which one fits, and what goes wrong in half precision.
+
+Adapters, heads, optimizer states and log-prob sums are fp32 whatever the base is. `int8` is LLM.int8() (Dettmers et al. 2022,
+https://arxiv.org/abs/2208.07339) and `nf4` is 4-bit NormalFloat with double quantisation (QLoRA, Dettmers et al. 2023,
+https://arxiv.org/abs/2305.14314), both from bitsandbytes: the decoder's linear layers are quantised; embeddings, norms and the
+output layer stay in 16 bits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from selfeval.errors import LoopError, ModelError
+
+__all__ = ["PRECISIONS", "OverflowGuard", "Precision", "free_bytes", "load_arguments", "pick_precision", "settle_quantised"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One way to hold the base.
+
+    Attributes:
+        bytes_per_weight: of a quantised or plain linear layer's weight, its scales included.
+        quantised: whether linear layers are packed by bitsandbytes.
+    """
+
+    name: str
+    bytes_per_weight: float
+    quantised: bool = False
+
+
+PRECISIONS = {
+    p.name: p
+    for p in (
+        Precision("fp32", 4.0),
+        Precision("bf16", 2.0),
+        Precision("fp16", 2.0),
+        Precision("int8", 1.0, quantised=True),
+        Precision("nf4", 0.52, quantised=True),
+    )
+}
+"""All precisions, by name."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ROOM = 1.25
+"""A base fits when so many times its bytes are free: activations, adapters and the cache need room as well."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a new process could have now: of the card, or of this machine's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _sixteen_bits(device: torch.device) -> str:
+    return "fp16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
+
+
+def _preferred(device: torch.device) -> Sequence[str]:
+    """Best first; quantised ones last, for they are slower."""
+    return (*(["fp32"] if device.type != "cuda" else []), _sixteen_bits(device), "int8", "nf4")
+
+
+def pick_precision(wanted: str, device: torch.device, weights: int | None, free: int | None = None) -> tuple[str, str | None]:
+    """The precision to load with, and a sentence about why when it was picked.
+
+    Args:
+        wanted: a precision, or `auto`: the first of fp32 (not on a GPU), bf16 (fp16 on an old GPU), int8, nf4 that fits.
+        device: where the base will be.
+        weights: numbers that the base holds; None where that is not known before it is loaded.
+        free: bytes that are free there; read from the device unless given.
+    """
+    if wanted != "auto":
+        return wanted, None
+    preferred = _preferred(device)
+    if weights is None:
+        return preferred[0], None
+    room = free_bytes(device) if free is None else free
+    usable = [n for n in preferred if not PRECISIONS[n].quantised or _has_bitsandbytes()]
+    fitting = next((n for n in usable if weights * PRECISIONS[n].bytes_per_weight * _ROOM <= room), usable[-1])
+    if fitting == preferred[0]:
+        return fitting, None
+    sizes = ", ".join(f"{n} {weights * PRECISIONS[n].bytes_per_weight / 2**30:.1f}" for n in preferred)
+    return fitting, f"precision {fitting} was picked: {room / 2**30:.1f} GiB are free on {device}, the base takes (GiB) {sizes}"
+
+
+def _has_bitsandbytes() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs for this precision.
+
+    Raises:
+        ModelError: a quantised one without bitsandbytes.
+    """
+    if not PRECISIONS[precision].quantised:
+        return {"dtype": _DTYPES[precision]}
+    if not _has_bitsandbytes():
+        raise ModelError(f"precision = {precision} needs bitsandbytes: pip install 'self-evaluator[quantised]', or use bf16")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it would download
+    dtype = _DTYPES[_sixteen_bits(device)]
+    quantisation = BitsAndBytesConfig(
+        load_in_8bit=precision == "int8",
+        load_in_4bit=precision == "nf4",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"dtype": dtype, "quantization_config": quantisation, "device_map": {"": device}}
+
+
+def settle_quantised(model: Any) -> None:
+    """Keeps 4-bit weights as they were loaded.
+
+    On some CPUs bitsandbytes would pack them anew at the first pass without gradients: into a layout that needs sizes divisible
+    by 32 and that a later pass with gradients would have to undo.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+class OverflowGuard:
+    """Stops a pass whose hidden states left the range of fp16, and names the layer where it happened.
+
+    Each decoder layer's result is looked at without waiting for it; only the end of the pass waits, once.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._finite: dict[str, Tensor] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.register_forward_hook(self._watch(name))
+        model.base_model.register_forward_hook(self._check)
+
+    def _watch(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            self._finite[name] = states.detach().isfinite().all()
+
+        return hook
+
+    def _check(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if bool(output.last_hidden_state.detach().isfinite().all()):
+            return
+        where = next((name for name, finite in self._finite.items() if not finite), "the final norm")
+        raise LoopError(
+            f"numbers overflowed fp16 (largest 65504) in {where}; this base needs a wider range: use precision = bf16 or fp32"
+        )
