@@ -140,6 +140,46 @@ def test_the_loss_of_one_role_has_no_gradient_on_any_other(family: str) -> None:
             parameter.grad = None
 
 
+# -- snapshots ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_the_snapshot_of_a_policy_that_is_still_the_base_is_the_base_and_costs_nothing(family: str, tmp_path: Path) -> None:
+    backbone = tiny_models.backbone(family)
+    backbone.add_role("policy", seed=1)
+    before = backbone.adapter_bytes
+    backbone.add_snapshot("reference", of="policy")
+    assert backbone.adapter_bytes == before
+    assert backbone.roles == ("policy", "reference")
+    start = logits(backbone, "policy")
+    train_a_little(backbone, "policy")
+    assert torch.equal(logits(backbone, "reference"), start)
+    assert torch.equal(logits(backbone, "reference"), logits(backbone, BASE))
+    assert (logits(backbone, "policy") - start).abs().max() > 1e-3
+    backbone.add_role("second", copy_of="reference")
+    assert torch.equal(logits(backbone, "second"), start)
+    with pytest.raises(RoleError, match="no adapter of a role"):
+        backbone.save_role("reference", tmp_path)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_the_snapshot_of_a_fine_tuned_policy_is_not_the_base(family: str) -> None:
+    """Here "adapter off" would be wrong: the policy starts from an adapter that says something."""
+    backbone = tiny_models.backbone(family)
+    backbone.add_role("policy", seed=1)
+    train_a_little(backbone, "policy")
+    start = logits(backbone, "policy")
+    backbone.add_snapshot("reference", of="policy")
+    train_a_little(backbone, "policy")
+    close(logits(backbone, "reference"), start)
+    assert (logits(backbone, "reference") - logits(backbone, BASE)).abs().max() > 1e-3
+    assert not any(p.requires_grad for p in backbone.parameters("reference").values())
+    with pytest.raises(RoleError, match="exists already"):
+        backbone.add_snapshot("reference", of="policy")
+    with pytest.raises(RoleError, match="does not exist"):
+        backbone.add_snapshot("other", of="nobody")
+
+
 # -- what each role computes --------------------------------------------------------------------------------------------
 
 

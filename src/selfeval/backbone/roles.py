@@ -115,8 +115,7 @@ class Backbone:
         Raises:
             RoleError: the role exists, or `copy_of` does not.
         """
-        if role in self._trainable or role == BASE:
-            raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.roles])}')
+        self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.roles)}')
         with torch.random.fork_rng(devices=[]):
@@ -130,6 +129,25 @@ class Backbone:
         if copy_of is not None:
             self._copy(copy_of, role)
         self._mark_trainable()
+
+    def add_snapshot(self, role: str, of: str) -> None:
+        """Adds a frozen role that stays what another is now: what a policy is held close to while it learns.
+
+        A policy that has not moved from the bare base yet needs no second adapter: its snapshot is the base with all
+        adapters off. Any other policy (one that starts from a fine-tuned adapter) gets a frozen copy.
+
+        Raises:
+            RoleError: the role exists, or `of` does not.
+        """
+        if of in self._trainable and all(not p.any() for n, p in self.parameters(of).items() if ".lora_B." in n):
+            self._refuse_taken(role)
+            self._trainable[role] = False
+        else:
+            self.add_role(role, copy_of=of, trainable=False)
+
+    def _refuse_taken(self, role: str) -> None:
+        if role in self._trainable or role == BASE:
+            raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.roles])}')
 
     def _inject(self, role: str) -> None:
         peft_config = PeftLoraConfig(
@@ -150,9 +168,10 @@ class Backbone:
         self._stack.attach(self.loaded.model)
 
     def _copy(self, source: str, target: str) -> None:
+        theirs = self._adapter(source)
         with torch.no_grad():
-            for theirs, ours in zip(self._adapter(source), self._adapter(target), strict=True):
-                ours.copy_(theirs)
+            for adapter, ours in zip(theirs, self._adapter(target) if theirs else [], strict=True):
+                ours.copy_(adapter)
             if source in self.heads and target in self.heads:
                 self.heads[target].load_state_dict(self.heads[source].state_dict())
 
@@ -241,8 +260,8 @@ class Backbone:
 
     def save_role(self, role: str, folder: Path) -> None:
         """Writes the role in PEFT's layout, with `head.safetensors` when it has a head, and the base it belongs to."""
-        if self._peft is None or role not in self._trainable:
-            raise RoleError(f'there is no role "{role}" to save')
+        if self._peft is None or role not in self._peft.peft_config:
+            raise RoleError(f'there is no adapter of a role "{role}" to save')
         folder.mkdir(parents=True, exist_ok=True)
         config = self._peft.peft_config[role]
         config.base_model_name_or_path = self.source

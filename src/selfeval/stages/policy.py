@@ -40,7 +40,7 @@ def _add_roles(context: Context) -> None:
     backbone = context.backbone
     ensure_evaluator(context)
     backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31)
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.add_snapshot(REFERENCE, of=POLICY)
     backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
 
 
