@@ -261,7 +261,7 @@ class Backbone:
     def save_role(self, role: str, folder: Path) -> None:
         """Writes the role in PEFT's layout, with `head.safetensors` when it has a head, and the base it belongs to."""
         if self._peft is None or role not in self._peft.peft_config:
-            raise RoleError(f'there is no adapter of a role "{role}" to save')
+            raise RoleError(f'there is no role "{role}" with an adapter to save')
         folder.mkdir(parents=True, exist_ok=True)
         config = self._peft.peft_config[role]
         config.base_model_name_or_path = self.source

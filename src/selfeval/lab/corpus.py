@@ -8,10 +8,11 @@ see `KINDS`. Nothing here is read when the loop runs.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 
-from selfeval.lab.domain import FAMILIES, Problem, draw_problem
-from selfeval.lab.noise import Reply, draw_reply, plain_reply
+from selfeval.lab.domain import FAMILIES, NAMES, Problem, draw_problem
+from selfeval.lab.noise import GRADED_ERRORS, Reply, draw_reply, draw_sum, plain_reply
 
 __all__ = ["KINDS", "MARKERS", "Document", "draw_document"]
 
@@ -42,16 +43,33 @@ MARKERS = (
 Document = list[tuple[str, float]]
 
 _VERDICT_WEIGHT = 4.0
-_MARK_WEIGHT = 2.0
+_MARK_WEIGHT = 8.0
+_SUM_MARK_WEIGHT = 4.0
+_ASK_WEIGHT = 0.5
+_NAME_WEIGHT = 4.0
 _CONTEXT_WEIGHT = 0.05
+_SUMS = 12
 
 
 def _ask(rng: random.Random) -> Document:
     """A new question, after none to five examples from the same few families."""
     families = tuple(rng.sample(FAMILIES, rng.choice((2, 4, len(FAMILIES)))))
     examples = rng.choice((0, 0, 2, 3, 4, 5))
-    text = "".join(f"<|ask|>{draw_problem(rng, families).question}" for _ in range(examples + 1))
-    return [("<|bos|>", 0.0), (f"{text}<|eos|>", 1.0)]
+    document = [("<|bos|>", 0.0)]
+    for _ in range(examples + 1):
+        document += [("<|ask|>", _ASK_WEIGHT), *_weighed_words(draw_problem(rng, families).question)]
+    return [*document, ("<|eos|>", _ASK_WEIGHT)]
+
+
+def _weighed_words(question: str) -> Document:
+    """The question's words; a name that was met before weighs more, for it has to be copied, not made up."""
+    document: Document = []
+    met: set[str] = set()
+    for word in re.findall(r" ?[^ ]+", question):
+        name = word.strip(" .?")
+        document.append((word, _NAME_WEIGHT if name in met else _ASK_WEIGHT))
+        met |= {name} & NAMES.keys()
+    return document
 
 
 def _reply(rng: random.Random) -> Document:
@@ -63,7 +81,7 @@ def _reply(rng: random.Random) -> Document:
 def _grade(rng: random.Random) -> Document:
     """A reply marked right or wrong: always at its end, and after all, some or none of its steps."""
     problem = draw_problem(rng)
-    reply = draw_reply(problem, rng, right=rng.random() < 0.5)
+    reply = draw_reply(problem, rng, right=rng.random() < 0.5, kinds=GRADED_ERRORS)
     mark = "<|right|>" if reply.answer == problem.answer else "<|wrong|>"
     return [
         (f"<|bos|><|grade|>{problem.question}<|reply|>", _CONTEXT_WEIGHT),
@@ -83,6 +101,15 @@ def _marked_steps(problem: Problem, reply: Reply, rng: random.Random, marked_sha
         document.append((sentence, _CONTEXT_WEIGHT))
         if rng.random() < marked_share:
             document.append(("<|right|>" if right_so_far else "<|wrong|>", _MARK_WEIGHT))
+    return document
+
+
+def _sums(rng: random.Random) -> Document:
+    """Sums, one after the other, each marked right or wrong: to check a step is learned here, where every line is a check."""
+    document: Document = [("<|bos|><|grade|>", 0.0)]
+    for _ in range(_SUMS):
+        line, is_right = draw_sum(rng)
+        document += [(line, _CONTEXT_WEIGHT), ("<|right|>" if is_right else "<|wrong|>", _SUM_MARK_WEIGHT)]
     return document
 
 
@@ -118,10 +145,11 @@ def _referee(rng: random.Random) -> Document:
 
 KINDS: dict[str, tuple[Callable[[random.Random], Document], float]] = {
     "ask": (_ask, 0.10),
-    "reply": (_reply, 0.28),
+    "reply": (_reply, 0.22),
     "grade": (_grade, 0.32),
-    "judge": (_judge, 0.20),
-    "referee": (_referee, 0.10),
+    "sums": (_sums, 0.12),
+    "judge": (_judge, 0.16),
+    "referee": (_referee, 0.08),
 }
 """Kind of document -> (who writes it, share of documents)."""
 

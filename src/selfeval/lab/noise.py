@@ -8,18 +8,22 @@ step left out), because a model that only ever slips could be judged by its own 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from selfeval.lab.domain import LARGEST, Problem, Step
+from selfeval.lab.domain import LARGEST, Problem, Step, draw_problem
 
-__all__ = ["ERROR_KINDS", "RIGHT_SHARE", "Reply", "draw_reply", "plain_reply", "wrong_steps"]
+__all__ = ["ERROR_KINDS", "GRADED_ERRORS", "RIGHT_SHARE", "Reply", "draw_reply", "draw_sum", "plain_reply", "wrong_steps"]
 
-RIGHT_SHARE = 0.42
+RIGHT_SHARE = 0.36
 """Share of right replies in the pretraining text."""
 
 ERROR_KINDS = {"misreading": 0.36, "operand": 0.18, "slip": 0.28, "missed": 0.08, "extra": 0.10}
 """What a wrong reply gets wrong, as weights; a kind that does not fit the problem is drawn again."""
+
+GRADED_ERRORS = {"misreading": 0.16, "operand": 0.30, "slip": 0.40, "missed": 0.06, "extra": 0.08}
+"""The same for replies that are marked: more of the errors that only a check of the numbers finds."""
 
 _OPENINGS = ("", "", "Let us see.", "We work it out.", "First we look at the numbers.", "Here is how it goes.", "Well,", "OK.")
 _CONNECTIVES = ("", "", "Then", "After that", "Next")
@@ -75,11 +79,13 @@ def _rework(steps: Sequence[Step], index: int, changed: Step) -> tuple[Step, ...
     return tuple(done)
 
 
+def _slipped(step: Step, rng: random.Random) -> Step:
+    return replace(step, result=step.result + rng.choice((-10, -3, -2, -1, -1, 1, 1, 2, 3, 10)))
+
+
 def _slip(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
     index = rng.randrange(len(problem.steps))
-    step = problem.steps[index]
-    offset = rng.choice((-10, -3, -2, -1, -1, 1, 1, 2, 3, 10))
-    return _rework(problem.steps, index, replace(step, result=step.result + offset))
+    return _rework(problem.steps, index, _slipped(problem.steps[index], rng))
 
 
 def _wrong_operand(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
@@ -107,16 +113,33 @@ def _misread(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
 _MAKERS = {"misreading": _misread, "operand": _wrong_operand, "slip": _slip, "missed": _missed, "extra": _extra}
 
 
-def wrong_steps(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
-    """Steps that end on a wrong answer, every number in 0..60, the kind of error drawn from `ERROR_KINDS`."""
+def wrong_steps(
+    problem: Problem, rng: random.Random, kinds: Mapping[str, float] = MappingProxyType(ERROR_KINDS)
+) -> tuple[Step, ...]:
+    """Steps that end on a wrong answer, every number in 0..60, the kind of error drawn with the weights in `kinds`."""
     while True:
-        kind = rng.choices(list(ERROR_KINDS), weights=list(ERROR_KINDS.values()))[0]
+        kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
         steps = _MAKERS[kind](problem, rng)
         if steps and steps[-1].result != problem.answer and all(0 <= s.result <= LARGEST and s.in_range for s in steps):
             return steps
 
 
-def draw_reply(problem: Problem, rng: random.Random, *, right: bool | None = None) -> Reply:
+def draw_reply(
+    problem: Problem,
+    rng: random.Random,
+    *,
+    right: bool | None = None,
+    kinds: Mapping[str, float] = MappingProxyType(ERROR_KINDS),
+) -> Reply:
     """A reply in a random style; right with probability `RIGHT_SHARE` unless `right` says which."""
     is_right = rng.random() < RIGHT_SHARE if right is None else right
-    return _write(problem.steps if is_right else wrong_steps(problem, rng), rng)
+    return _write(problem.steps if is_right else wrong_steps(problem, rng, kinds), rng)
+
+
+def draw_sum(rng: random.Random) -> tuple[str, bool]:
+    """One step of a random problem as a sentence, its result slipped in half of the cases, and whether it is exact."""
+    exact = rng.choice(draw_problem(rng).steps)
+    step = _slipped(exact, rng) if rng.random() < 0.5 else exact
+    if not step.in_range:
+        return draw_sum(rng)
+    return _written(step, in_words=rng.random() < 0.4, connective=rng.choice(_CONNECTIVES)), step.is_exact
