@@ -1,0 +1,290 @@
+"""What four roles on one base cost: memory beside other people's PPO, RLOO and GRPO, and time beside one plain pass.
+
+python benchmarks/roles.py                  everything; the peers are installed into build/peers, each into its own environment
+python benchmarks/roles.py --without-peers  our own figures only
+
+Every variant runs in a fresh process, on the same random Llama of 100 million parameters, the same prompts, batch, reply
+length, rank and precision (fp32). Peak memory is the process's high-water mark less what it held before a model was loaded.
+Non-activation bytes are weights, adapters, their gradients and optimizer states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import write
+
+HERE = Path(__file__).parent
+PEERS = HERE.parent / "build" / "peers"
+SHAPE = {"prompts": 16, "prompt_tokens": 32, "reply_tokens": 32, "rank": 16, "epochs": 2}
+TRL = {
+    "trl-ppo": ("trl==1.12.0", ["ppo"]),
+    "trl-ppo-lora-critic": ("trl==1.12.0", ["ppo", "--lora-critic"]),
+    "trl-rloo": ("trl==1.16.0", ["rloo"]),
+    "trl-grpo": ("trl==1.16.0", ["grpo"]),
+}
+
+
+def make_model(folder: Path) -> Path:
+    """A random Llama of 100 million parameters, with the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    import selfeval
+
+    shape = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=20_000, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(Path(selfeval.__file__).parent / "lab" / "word_problems").save_pretrained(folder)
+    return folder
+
+
+def prompts() -> list[list[int]]:
+    return [[3 + (i * 7 + j) % 500 for j in range(SHAPE["prompt_tokens"])] for i in range(SHAPE["prompts"])]
+
+
+def _status(name: str) -> int:
+    """A field of this process's status, in bytes: VmRSS now, VmHWM at its highest."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _backbone(folder: str) -> Any:
+    from selfeval.backbone.load import load_model
+    from selfeval.backbone.roles import Backbone
+    from selfeval.config import LoraConfig
+
+    return Backbone(load_model(folder, device="cpu", precision="fp32"), LoraConfig(rank=SHAPE["rank"]), "random-100m")
+
+
+def _ours_ppo(folder: str) -> dict[str, Any]:
+    from selfeval.config import PolicyConfig
+    from selfeval.training.checkpoint import Checkpoints
+    from selfeval.training.evaluator import EVALUATOR
+    from selfeval.training.policy import CRITIC, POLICY, REFERENCE, Prompt, train_policy
+
+    backbone = _backbone(folder)
+    backbone.add_role(EVALUATOR, head=True, trainable=False)
+    backbone.add_role(POLICY)
+    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.add_role(CRITIC, head=True)
+    count = SHAPE["prompts"]
+    config = PolicyConfig(
+        iterations=1, questions_per_iteration=count, replies_per_question=1, epochs=SHAPE["epochs"], minibatch=count
+    )
+    held = {"gradients": 0}
+
+    def checkpoints(optimizers: Any) -> Checkpoints:
+        for role, optimizer in optimizers.items():
+
+            def note(stepped: Any, *_: Any, role: str = role) -> None:
+                held[role] = sum(t.nbytes for state in stepped.state.values() for t in state.values())
+                held["gradients"] = max(held["gradients"], _gradients(backbone.model))
+
+            optimizer.register_step_post_hook(note)
+        return Checkpoints(Path(tempfile.mkdtemp()), backbone, [POLICY, CRITIC], optimizers)
+
+    train_policy(
+        backbone,
+        [Prompt(str(i), tuple(p), tuple(p)) for i, p in enumerate(prompts())],
+        config,
+        checkpoints,
+        seed=0,
+        limit=SHAPE["reply_tokens"],
+        rows=count,
+        batch_tokens=1 << 20,
+        keep=lambda *_: None,
+        log=lambda *_: None,
+        resumed=lambda _: None,
+    )
+    states = sum(held.values())
+    return {
+        "base_bytes": backbone.base_bytes,
+        "adapter_bytes": backbone.adapter_bytes,
+        "optimizer_and_gradient_bytes": states,
+        "non_activation_bytes": backbone.base_bytes + backbone.adapter_bytes + states,
+        "weight_copies": backbone.weight_copies(),
+    }
+
+
+def _gradients(model: Any) -> int:
+    return sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+def _batch() -> Any:
+    import torch
+
+    width = SHAPE["prompt_tokens"] + SHAPE["reply_tokens"]
+    return torch.randint(3, 500, (SHAPE["prompts"], width), generator=torch.Generator().manual_seed(0))
+
+
+def _ours_sft(folder: str) -> dict[str, Any]:
+    """LoRA-SFT through our own chunked log-probs, two steps."""
+    import torch
+
+    from selfeval.backbone.sequences import pad_sequences, reply_hidden, token_logprobs
+
+    backbone = _backbone(folder)
+    backbone.add_role("policy")
+    optimizer = torch.optim.AdamW(backbone.parameters("policy").values(), lr=1e-4)
+    batch = pad_sequences(backbone, [row[:1].tolist() for row in _batch()], [row[1:].tolist() for row in _batch()])
+    for _ in range(2):
+        with backbone.acting_as("policy"):
+            values, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+            (-values.sum() / batch.mask_BR.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"base_bytes": backbone.base_bytes}
+
+
+def _plain_sft(folder: str) -> dict[str, Any]:
+    """LoRA-SFT as transformers and PEFT do it by themselves, two steps."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    size = sum(p.nbytes for p in base.parameters())
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=SHAPE["rank"], target_modules="all-linear"))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    for _ in range(2):
+        model(input_ids=_batch(), labels=_batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"base_bytes": size}
+
+
+def _mixed_time(folder: str) -> dict[str, Any]:
+    """Median seconds of a pass with rows of four roles, of four passes, and of one bare pass over the same rows."""
+    import torch
+
+    backbone = _backbone(folder)
+    roles = ("policy", "reference", "evaluator-0", "critic")
+    for number, role in enumerate(roles):
+        backbone.add_role(role, seed=number)
+        for name, parameter in backbone.parameters(role).items():
+            if ".lora_B." in name:
+                parameter.data.normal_(std=0.01)
+    ids = _batch().repeat(2, 1)
+    mask, rows = torch.ones_like(ids), len(ids) // 4
+
+    def mixed() -> None:
+        with backbone.acting_as([r for r in roles for _ in range(rows)]):
+            backbone.hidden(ids, mask)
+
+    def apart() -> None:
+        for number, role in enumerate(roles):
+            with backbone.acting_as(role):
+                backbone.hidden(ids[number * rows : (number + 1) * rows], mask[:rows])
+
+    def plain() -> None:
+        with backbone.acting_as("base"):
+            backbone.hidden(ids, mask)
+
+    variants = {"mixed": mixed, "apart": apart, "plain": plain}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    with torch.no_grad():
+        for turn in range(8):
+            for name, run in variants.items():
+                started = time.perf_counter()
+                run()
+                if turn:
+                    seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "rows": len(ids),
+        "tokens": ids.numel(),
+        "seconds": {n: round(v, 3) for n, v in medians.items()},
+        "mixed_over_plain": round(statistics.median(a / b for a, b in zip(seconds["mixed"], seconds["plain"], strict=True)), 3),
+        "apart_over_plain": round(statistics.median(a / b for a, b in zip(seconds["apart"], seconds["plain"], strict=True)), 3),
+    }
+
+
+VARIANTS = {"ours-ppo": _ours_ppo, "ours-sft": _ours_sft, "plain-sft": _plain_sft, "mixed-time": _mixed_time}
+
+
+def measure(variant: str, folder: str) -> None:
+    """One variant in this process, as a JSON line."""
+    import peft  # noqa: F401 - so that imports are not counted
+    import torch
+    import transformers  # noqa: F401
+
+    import selfeval.training.policy  # noqa: F401
+
+    idle = _status("VmRSS")
+    torch.manual_seed(0)
+    started = time.monotonic()
+    found = VARIANTS[variant](folder)
+    print(json.dumps({**found, "peak_bytes": _status("VmHWM") - idle, "seconds": round(time.monotonic() - started, 1)}))
+
+
+def _peer_python(requirement: str) -> Path:
+    """The interpreter of an environment that holds this peer; made when it is not there."""
+    home = PEERS / requirement.replace("==", "-")
+    python = home / "bin" / "python"
+    if not (home / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        constraints = str(HERE.parent / "constraints.txt")
+        subprocess.run([str(python), "-m", "pip", "install", "-q", requirement, "peft", "-c", constraints], check=True)
+        (home / "ready").touch()
+    return python
+
+
+def _run(command: list[str]) -> dict[str, Any]:
+    """The JSON on the last line that a process prints, or the last line of its error."""
+    environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "FOLDER"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        measure(*asked.measure)
+        return
+    with tempfile.TemporaryDirectory() as home:
+        folder = str(make_model(Path(home) / "model"))
+        found = {}
+        for variant in VARIANTS:
+            found[variant] = _run([sys.executable, __file__, "--measure", variant, folder])
+            print(variant, found[variant], flush=True)
+        for name, (requirement, arguments) in {} if asked.without_peers else TRL.items():
+            script = [str(HERE / "peers" / "trl_memory.py"), folder, json.dumps({**SHAPE, "ids": prompts()}), *arguments]
+            found[name] = _run([str(_peer_python(requirement)), *script]) | {"version": requirement}
+            print(name, found[name], flush=True)
+    write("roles", "python benchmarks/roles.py", {"shape": SHAPE, "variants": found, "ratios": _ratios(found)})
+
+
+def _ratios(found: dict[str, Any]) -> dict[str, float]:
+    ratios = {
+        f"non_activation_over_base/{name}": value["non_activation_bytes"] / found["ours-ppo"]["base_bytes"]
+        for name, value in found.items()
+        if "non_activation_bytes" in value
+    }
+    peak = found["ours-ppo"]["peak_bytes"]
+    ratios |= {
+        f"ppo_peak_over/{n}": peak / v["peak_bytes"] for n, v in found.items() if "peak_bytes" in v and n != "mixed-time"
+    }
+    return {name: round(value, 3) for name, value in ratios.items()} | {
+        "mixed_over_plain": found["mixed-time"]["mixed_over_plain"]
+    }
+
+
+if __name__ == "__main__":
+    main()
