@@ -20,6 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from selfeval.backbone.families.adapters import adapter_targets
+from selfeval.backbone.families.logits import logit_cap, logit_scale
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ModelError, RoleError, RunFolderError
@@ -49,7 +51,8 @@ class Backbone:
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
         self._tuners: list[BaseTunerLayer] = []
-        self._logit_scale = _logit_scale(loaded.model.config)
+        self._logit_scale = logit_scale(loaded.model.config)
+        self._logit_cap = logit_cap(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = _weights_fingerprint(loaded.model)
@@ -137,7 +140,7 @@ class Backbone:
             lora_alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             lora_dropout=0.0,
-            target_modules=self.lora.targets if isinstance(self.lora.targets, str) else list(self.lora.targets),
+            **adapter_targets(self.loaded.model, self.lora.targets),
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
@@ -209,8 +212,8 @@ class Backbone:
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""
         head: Any = self.loaded.model.get_output_embeddings()  # type: ignore[operator]
-        logits: Tensor = head(hidden).float() * self._logit_scale
-        cap = getattr(self.loaded.model.config, "final_logit_softcapping", None)
+        logits: Tensor = head(hidden.to(head.weight.dtype)).float() * self._logit_scale
+        cap = self._logit_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def score(self, role: str, hidden: Tensor) -> Tensor:
@@ -294,20 +297,6 @@ def _elements(tensors: Iterable[Tensor]) -> int:
     """Numbers that these tensors hold, those of a shared storage once."""
     real = [t for t in tensors if t.device.type != "meta" and t.is_floating_point()]
     return sum({(t.untyped_storage().data_ptr(), int(t.storage_offset())): t.numel() for t in real}.values())
-
-
-def _logit_scale(config: Any) -> float:
-    """What some families multiply the output layer's result by; it is not part of any module."""
-    kind = str(config.model_type)
-    if kind.startswith("granite"):
-        return 1.0 / float(config.logits_scaling)
-    factors = {
-        "cohere": "logit_scale",
-        "cohere2": "logit_scale",
-        "falcon_h1": "lm_head_multiplier",
-        "hyperclovax": "logits_scaling",
-    }
-    return float(getattr(config, factors[kind])) if kind in factors else 1.0
 
 
 def _storages(model: nn.Module) -> dict[int, int]:
