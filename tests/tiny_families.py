@@ -29,6 +29,7 @@ _MLA = {
     "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 16,
     "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
 }  # fmt: skip
+_QWEN_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 _VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
@@ -41,7 +42,7 @@ _FUSED_MLP = (*_ATTENTION, "gate_up_proj", "down_proj")
 _NEOX = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 _MLA_TARGETS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
-_EXPERTS = "routed experts and their router are fused parameters and stay as they are"
+_EXPERTS = "experts and their router stay as they are"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class Family:
         examples: published models of it.
         sizes: of the random model, on top of the common ones.
         targets: names of the modules that get adapters, with how many there are in the two layers.
+        asked: value of `lora.targets`.
         window: tokens that the layers with a sliding window see; None without one.
         note: what a user should know.
+        nested: sizes of the parts of a model with several.
     """
 
     title: str
@@ -63,6 +66,7 @@ class Family:
     examples: str
     sizes: Mapping[str, Any]
     targets: Mapping[str, int]
+    asked: str | tuple[str, ...] = "all-linear"
     window: int | None = None
     note: str = ""
     nested: Mapping[str, Any] = field(default_factory=dict)
@@ -78,8 +82,13 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family("Qwen 3", "qwen3", "Qwen3-0.6B to 32B", {**_LLAMA, **_HEADS}, _both(_DENSE)),
     "qwen3_moe": Family(
         "Qwen 3 MoE", "qwen3_moe", "Qwen3-30B-A3B",
-        {**_LLAMA, **_HEADS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        {**_LLAMA, **_HEADS, **_QWEN_MOE},
         _both(_ATTENTION), note=_EXPERTS,
+    ),
+    "qwen3_moe_experts": Family(
+        "Qwen 3 MoE, experts named", "qwen3_moe", "as above", {**_LLAMA, **_HEADS, **_QWEN_MOE},
+        {**_both(_ATTENTION), "experts": 4}, asked=(*_ATTENTION, "gate_proj", "up_proj", "down_proj"),
+        note="`lora.targets` names attention, `gate_proj`, `up_proj`, `down_proj`",
     ),
     "glm4": Family("GLM-4", "glm4", "GLM-4-9B-0414, GLM-4-32B-0414", {**_LLAMA, **_HEADS}, _both(_FUSED_MLP)),
     "glm": Family("GLM-4 (June 2024)", "glm", "glm-4-9b-chat-hf", {**_LLAMA, **_HEADS}, _both(_FUSED_MLP)),
@@ -90,6 +99,11 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Family(
         "Mixtral", "mixtral", "Mixtral-8x7B", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
         _both(_ATTENTION), note=_EXPERTS,
+    ),
+    "mixtral_experts": Family(
+        "Mixtral, experts named", "mixtral", "as above", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {**_both(_ATTENTION), "experts": 4}, asked=(*_ATTENTION, "w1", "w2", "w3"),
+        note="`lora.targets` names attention, `w1`, `w2`, `w3`",
     ),
     "gemma2": Family(
         "Gemma 2", "gemma2", "gemma-2-2b to 27b",
@@ -153,7 +167,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family("OLMo 2", "olmo2", "OLMo-2-1B to 32B", _LLAMA, _both(_DENSE)),
     "deepseek_v2": Family(
         "DeepSeek V2", "deepseek_v2", "DeepSeek-V2-Lite", {**_LLAMA, **_MLA}, _both(_MLA_TARGETS),
-        note=f"{_EXPERTS}, and so do shared experts and the first dense layers (PEFT gives their names to the fused ones)",
+        note=f"{_EXPERTS}, and so do shared experts and the first dense layers",
     ),
     "deepseek_v3": Family(
         "DeepSeek V3", "deepseek_v3", "DeepSeek-V3, DeepSeek-R1, Moonlight", {**_LLAMA, **_MLA}, _both(_MLA_TARGETS),
@@ -174,6 +188,11 @@ FAMILIES: dict[str, Family] = {
             "embedding_multiplier": 2.0,
         },
         _both(_DENSE), note="logits are divided by `logits_scaling`",
+    ),
+    "granitemoe": Family(
+        "Granite MoE", "granitemoe", "granite-3.1-1b-a400m, 3b-a800m",
+        {**_LLAMA, "logits_scaling": 0.25, "num_local_experts": 4, "num_experts_per_tok": 2}, _both(_ATTENTION),
+        note=f"logits as Granite; {_EXPERTS}",
     ),
     "cohere": Family(
         "Cohere", "cohere", "c4ai-command-r-v01, aya-23-8B", {**_LLAMA, "logit_scale": 0.25}, _both(_DENSE),

@@ -63,13 +63,14 @@ def backbone(
     rank: int = 4,
     eos: Sequence[int] = (EOS,),
     dtype: torch.dtype = torch.float32,
+    targets: str | tuple[str, ...] = "all-linear",
     **changes: Any,
 ) -> Backbone:
     """A backbone on a random model; its tokenizer is `words_tokenizer()`."""
     made = model(family, vocabulary, seed=seed, **changes)
     made.to(dtype).requires_grad_(False)
     loaded = LoadedModel(made, words_tokenizer(), torch.device("cpu"), "fp32", tuple(eos), PAD)
-    return Backbone(loaded, LoraConfig(rank=rank, alpha=2.0 * rank), f"tiny-{family}-{seed}")
+    return Backbone(loaded, LoraConfig(rank=rank, alpha=2.0 * rank, targets=targets), f"tiny-{family}-{seed}")
 
 
 def words_tokenizer(special: Sequence[str] = ("<pad>", "<eos>"), vocabulary: int = 384) -> PreTrainedTokenizerFast:

@@ -145,13 +145,16 @@ class Backbone:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*_pattern keys did not match.*")  # fused experts keep the plain rank
             try:
                 if self._peft is None:
                     self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)
                 else:
                     self._peft.add_adapter(role, peft_config)
             except ValueError as error:  # no such module, or one that cannot have an adapter
-                raise ModelError(f"{self.source} cannot have adapters on lora.targets = {self.lora.targets}: {error}") from error
+                raise ModelError(
+                    f"{self.source} cannot have adapters on lora.targets = {self.lora.targets}: {error}"
+                ) from error
         self._tuners = [module for module in self.loaded.model.modules() if isinstance(module, BaseTunerLayer)]
 
     def _copy(self, source: str, target: str) -> None:

@@ -1,8 +1,9 @@
 """Which modules get LoRA adapters when all linear layers are asked for, family by family.
 
 PEFT's `all-linear` is right for most. It is not where
-- experts are one fused parameter: PEFT would wrap the whole stack of them, which builds a full-size update of it in every pass and
-  makes each role an adapter of experts x rank, and it would move the router's choices; experts and routers stay as they are;
+- experts are one fused parameter: PEFT would wrap the whole stack of them, which builds a full-size update of it in every pass
+  and makes each role an adapter of experts x rank, and it would move the router's choices; experts and routers stay as they are
+  unless they are asked for by name;
 - a state-space mixer reads a projection's weight instead of calling the projection: an adapter there would never be used;
 - the model has towers for pictures or sound, which no text passes through.
 """
