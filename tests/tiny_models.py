@@ -10,18 +10,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Glm4Config,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig
+from tiny_families import EOS, PAD, family_config
 
 __all__ = [
     "EOS",
@@ -37,7 +31,7 @@ __all__ = [
 ]
 
 FAMILIES = ("llama", "qwen3", "gpt2", "glm4")
-PAD, EOS = 0, 1
+"""Those that the tests of every room run on; test_conformance.py has all of them (tiny_families)."""
 
 _TEXT = [
     "Question: what is two plus three? Answer: five.",
@@ -49,24 +43,8 @@ _TEXT = [
 
 
 def tiny_config(family: str, vocabulary: int, **changes: Any) -> Any:
-    """A config of two small layers with peaked random weights (flat ones would hide mistakes)."""
-    common = {
-        "vocab_size": vocabulary,
-        "pad_token_id": PAD,
-        "eos_token_id": EOS,
-        "bos_token_id": None,
-        "initializer_range": 0.25,
-    }
-    shape = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 8, "max_position_embeddings": 512,
-    }  # fmt: skip
-    if family == "gpt2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
-        dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        return GPT2Config(**{**common, **sizes, **dropouts, **changes})
-    kinds = {"llama": LlamaConfig, "qwen3": Qwen3Config, "glm4": Glm4Config}
-    return kinds[family](**{**common, **shape, **changes})
+    """A config of two small layers with peaked random weights (see tiny_families)."""
+    return family_config(family, vocabulary, **changes)
 
 
 def model(family: str, vocabulary: int = 40, *, seed: int = 0, **changes: Any) -> Any:
@@ -85,13 +63,14 @@ def backbone(
     rank: int = 4,
     eos: Sequence[int] = (EOS,),
     dtype: torch.dtype = torch.float32,
+    targets: str | tuple[str, ...] = "all-linear",
     **changes: Any,
 ) -> Backbone:
     """A backbone on a random model; its tokenizer is `words_tokenizer()`."""
     made = model(family, vocabulary, seed=seed, **changes)
     made.to(dtype).requires_grad_(False)
     loaded = LoadedModel(made, words_tokenizer(), torch.device("cpu"), "fp32", tuple(eos), PAD)
-    return Backbone(loaded, LoraConfig(rank=rank, alpha=2.0 * rank), f"tiny-{family}-{seed}")
+    return Backbone(loaded, LoraConfig(rank=rank, alpha=2.0 * rank, targets=targets), f"tiny-{family}-{seed}")
 
 
 def words_tokenizer(special: Sequence[str] = ("<pad>", "<eos>"), vocabulary: int = 384) -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig
-from selfeval.errors import RoleError
+from selfeval.errors import ModelError, RoleError
 
 ROLES = ("policy", "reference", "evaluator-0", "evaluator-1", "critic")
 
@@ -159,5 +159,5 @@ def test_members_of_an_ensemble_cost_an_adapter_each() -> None:
 def test_an_adapter_on_an_embedding_is_refused() -> None:
     backbone = tiny_models.backbone()
     backbone.lora = LoraConfig(targets=("embed_tokens",))
-    with pytest.raises(RoleError, match="embedding"):
+    with pytest.raises(ModelError, match="embedding"):
         backbone.add_role("policy")

@@ -46,6 +46,21 @@ def test_rows_are_dropped_repeated_and_reordered() -> None:
         assert torch.equal(values, torch.cat([keys[rows] + 1, more], dim=2))
 
 
+def test_rows_of_running_states_move_with_those_of_keys_and_values() -> None:
+    cache = roomy_cache(tiny_models.tiny_config("falcon_h1", 40), room=2)  # attention and Mamba in every layer
+    conv, recurrent, keys = torch.randn(3, 6, 4), torch.randn(3, 5, 2), states(3, rows=3)
+    for layer in range(2):
+        cache.update_conv_state(conv, layer)
+        cache.update_recurrent_state(recurrent, layer)
+        cache.update(keys, keys, layer)
+    rows = torch.tensor([2, 0, 0, 2])
+    select_rows(cache, rows)
+    for layer in cache.layers:
+        assert torch.equal(layer.conv_states[0], conv[rows])
+        assert torch.equal(layer.recurrent_states[0], recurrent[rows])
+        assert torch.equal(layer.keys, keys[rows])
+
+
 def test_layers_that_do_not_keep_everything_stay_as_they_were() -> None:
     config = MistralConfig(num_hidden_layers=2, sliding_window=3)
     assert not any(isinstance(layer, RoomyLayer) for layer in roomy_cache(config, 4).layers)

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
-from selfeval.errors import RoleError
+from selfeval.errors import ModelError, RoleError
 
 __all__ = ["BASE", "Acting", "AdapterStack"]
 
@@ -88,13 +89,14 @@ class AdapterStack:
         """Lets the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
 
         Raises:
-            RoleError: an adapter sits on an embedding, which this version cannot train.
+            ModelError: an adapter sits on an embedding or on a stack of experts, which this version cannot train.
         """
         for name, module in model.named_modules():
             if not isinstance(module, LoraLayer):
                 continue
-            if module.lora_embedding_A:
-                raise RoleError(f"lora.targets puts an adapter on the embedding {name}; choose linear layers, e.g. all-linear")
+            if module.lora_embedding_A or isinstance(module, ParamWrapper):
+                kind = "stack of experts" if isinstance(module, ParamWrapper) else "embedding"
+                raise ModelError(f"lora.targets puts an adapter on the {kind} {name}; choose linear layers, e.g. all-linear")
             module.set_adapter([], inference_mode=True)
             if module not in self._hooked:
                 self._hooked.add(module)

@@ -50,7 +50,7 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
-        config: Any = self.model.config
+        config: Any = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
         return next((int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(config, key, None))), None)
 
     def forward_accepts(self, argument: str) -> bool:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack
+from selfeval.backbone.families.adapters import adapter_targets
+from selfeval.backbone.families.logits import logit_cap, logit_scale
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ModelError, RoleError, RunFolderError
@@ -50,7 +52,8 @@ class Backbone:
         self._stack = AdapterStack()
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
-        self._logit_scale = _logit_scale(loaded.model.config)
+        self._logit_scale = logit_scale(loaded.model.config)
+        self._logit_cap = logit_cap(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = _files_fingerprint(loaded.files) if loaded.files else _weights_fingerprint(loaded.model)
@@ -156,15 +159,21 @@ class Backbone:
             lora_alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             lora_dropout=0.0,
-            target_modules=self.lora.targets if isinstance(self.lora.targets, str) else list(self.lora.targets),
+            **adapter_targets(self.loaded.model, self.lora.targets),
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            if self._peft is None:
-                self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)
-            else:
-                self._peft.add_adapter(role, peft_config)
+            warnings.filterwarnings("ignore", message=".*_pattern keys did not match.*")  # fused experts keep the plain rank
+            try:
+                if self._peft is None:
+                    self._peft = get_peft_model(self.loaded.model, peft_config, adapter_name=role)
+                else:
+                    self._peft.add_adapter(role, peft_config)
+            except ValueError as error:  # no such module, or one that cannot have an adapter
+                raise ModelError(
+                    f"{self.source} cannot have adapters on lora.targets = {self.lora.targets}: {error}"
+                ) from error
         self._stack.attach(self.loaded.model)
 
     def _copy(self, source: str, target: str) -> None:
@@ -247,8 +256,8 @@ class Backbone:
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""
         head: Any = self.loaded.model.get_output_embeddings()  # type: ignore[operator]
-        logits: Tensor = head(hidden).float() * self._logit_scale
-        cap = getattr(self.loaded.model.config, "final_logit_softcapping", None)
+        logits: Tensor = head(hidden.to(head.weight.dtype)).float() * self._logit_scale
+        cap = self._logit_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def score(self, role: str, hidden: Tensor) -> Tensor:
@@ -332,20 +341,6 @@ def _elements(tensors: Iterable[Tensor]) -> int:
     """Numbers that these tensors hold, those of a shared storage once."""
     real = [t for t in tensors if t.device.type != "meta" and (t.is_floating_point() or t.dtype in _PACKED)]
     return sum({(t.untyped_storage().data_ptr(), int(t.storage_offset())): t.numel() for t in real}.values())
-
-
-def _logit_scale(config: Any) -> float:
-    """What some families multiply the output layer's result by; it is not part of any module."""
-    kind = str(config.model_type)
-    if kind.startswith("granite"):
-        return 1.0 / float(config.logits_scaling)
-    factors = {
-        "cohere": "logit_scale",
-        "cohere2": "logit_scale",
-        "falcon_h1": "lm_head_multiplier",
-        "hyperclovax": "logits_scaling",
-    }
-    return float(getattr(config, factors[kind])) if kind in factors else 1.0
 
 
 def _storages(model: nn.Module) -> dict[int, int]:

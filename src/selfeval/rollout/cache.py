@@ -40,11 +40,11 @@ class RoomyLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.is_initialized:
             assert self.keys is not None
             assert self.values is not None
-            self.keys, self.values = self.keys[indices], self.values[indices]
+            self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
 
 
 def roomy_cache(config: Any, room: int) -> DynamicCache:
@@ -56,4 +56,5 @@ def roomy_cache(config: Any, room: int) -> DynamicCache:
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Keeps (or repeats) these batch rows of the cache, in this order."""
-    cache.batch_select_indices(rows)
+    # Not `batch_select_indices`: layers with running states (Mamba) lack it, or have it for their keys and values alone.
+    cache.reorder_cache(rows)

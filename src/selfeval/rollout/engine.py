@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfeval.backbone.families.states import check_state, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 from selfeval.rollout.cache import roomy_cache, select_rows
@@ -78,7 +79,9 @@ def generate(
 
     Raises:
         LoopError: a prompt alone fills the model's context.
+        ModelError: the model keeps its state in a way that rows cannot leave.
     """
+    check_state(backbone.loaded)
     check_room(backbone, [r.prompt for r in requests])
     generator = torch.Generator(device=backbone.loaded.device).manual_seed(seed)
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
@@ -167,11 +170,12 @@ class _Batch:
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Next-token logits `[B, V]` after these tokens."""
-        arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT, "past_key_values": self.cache}
-        if self.backbone.loaded.forward_accepts("position_ids"):
+        loaded = self.backbone.loaded
+        arguments: dict[str, Any] = {"input_ids": ids_BT, **state_arguments(loaded, self.cache, attention_BT, ids_BT.shape[1])}
+        if loaded.forward_accepts("position_ids"):
             positions = (attention_BT.cumsum(-1) - 1).clamp_min(0)
             arguments["position_ids"] = positions[:, -ids_BT.shape[1] :]
-        if self.backbone.loaded.forward_accepts("logits_to_keep"):
+        if loaded.forward_accepts("logits_to_keep"):
             arguments["logits_to_keep"] = 1
         logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
         return logits[:, -1].float()
