@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.output_head import OutputHead
 from selfeval.config import LoraConfig, RunConfig
-from selfeval.errors import ModelError, RoleError, RunFolderError
+from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
 from selfeval.store import fingerprint, read_json, write_json
 
 __all__ = ["BASE", "Backbone"]
@@ -49,7 +50,6 @@ class Backbone:
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
         self._tuners: list[BaseTunerLayer] = []
-        self._logit_scale = _logit_scale(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = _weights_fingerprint(loaded.model)
@@ -83,6 +83,11 @@ class Backbone:
     def model(self) -> Any:
         """The Hugging Face model (adapters injected once there are roles)."""
         return self.loaded.model
+
+    @property
+    def output_head(self) -> OutputHead:
+        """The frozen output layer with its family's scale and cap."""
+        return OutputHead.of(self.loaded.model)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -147,6 +152,8 @@ class Backbone:
             else:
                 self._peft.add_adapter(role, peft_config)
         self._tuners = [module for module in self.loaded.model.modules() if isinstance(module, BaseTunerLayer)]
+        if isinstance(self.output_head.module, BaseTunerLayer):
+            raise ConfigError("lora.targets names the output layer, which stays frozen; take it out of lora.targets")
 
     def _copy(self, source: str, target: str) -> None:
         with torch.no_grad():
@@ -208,10 +215,7 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""
-        head: Any = self.loaded.model.get_output_embeddings()  # type: ignore[operator]
-        logits: Tensor = head(hidden).float() * self._logit_scale
-        cap = getattr(self.loaded.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return self.output_head.logits(hidden)
 
     def score(self, role: str, hidden: Tensor) -> Tensor:
         """The role's scalar head on hidden states `[..., D]` -> `[...]`, computed in fp32."""
@@ -294,20 +298,6 @@ def _elements(tensors: Iterable[Tensor]) -> int:
     """Numbers that these tensors hold, those of a shared storage once."""
     real = [t for t in tensors if t.device.type != "meta" and t.is_floating_point()]
     return sum({(t.untyped_storage().data_ptr(), int(t.storage_offset())): t.numel() for t in real}.values())
-
-
-def _logit_scale(config: Any) -> float:
-    """What some families multiply the output layer's result by; it is not part of any module."""
-    kind = str(config.model_type)
-    if kind.startswith("granite"):
-        return 1.0 / float(config.logits_scaling)
-    factors = {
-        "cohere": "logit_scale",
-        "cohere2": "logit_scale",
-        "falcon_h1": "lm_head_multiplier",
-        "hyperclovax": "logits_scaling",
-    }
-    return float(getattr(config, factors[kind])) if kind in factors else 1.0
 
 
 def _storages(model: nn.Module) -> dict[int, int]:
