@@ -316,6 +316,6 @@ def test_saving_a_role_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_family_whose_logits_are_made_in_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfeval.backbone.roles.logit_scale", lambda config: 0.5)
+    monkeypatch.setattr("selfeval.backbone.output_head.logit_scale", lambda config: 0.5)
     with pytest.raises(ModelError, match="models of type llama make their logits"):
         tiny_models.backbone()

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 import tiny_models
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import BASE, Backbone
-from selfeval.backbone.sequences import pad_sequences, reply_hidden, token_logprobs
+from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.errors import LoopError, RoleError
 from selfeval.rollout.engine import Request, Rollout, generate
@@ -113,7 +114,8 @@ def test_captured_logprobs_are_those_that_training_recomputes(family: str, tempe
     rollouts = sample(backbone, [Request(p, temperature) for p in prompts], role="policy", seed=3)
     with torch.no_grad(), backbone.acting_as("policy"):
         batch = pad_sequences(backbone, prompts, [r.ids for r in rollouts])
-        now, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR, temperature=temperature)
+        hidden = reply_hidden(backbone, batch)
+        now = token_logprobs(backbone, hidden, batch.reply_BR, batch.mask_BR, temperature=temperature).logprobs
     then = torch.tensor([p for r in rollouts for p in r.logprobs])
     torch.testing.assert_close(then, now[batch.mask_BR], rtol=0, atol=1e-4)
     assert len({len(r.ids) for r in rollouts}) > 1

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack
 from selfeval.backbone.families.adapters import adapter_targets
-from selfeval.backbone.families.logits import logit_cap, logit_scale
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.output_head import OutputHead
 from selfeval.config import LoraConfig, RunConfig
-from selfeval.errors import ModelError, RoleError, RunFolderError
+from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
 from selfeval.store import fingerprint, read_json, write_json
 
 __all__ = ["BASE", "Backbone"]
@@ -52,8 +53,6 @@ class Backbone:
         self._stack = AdapterStack()
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
-        self._logit_scale = logit_scale(loaded.model.config)
-        self._logit_cap = logit_cap(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = _files_fingerprint(loaded.files) if loaded.files else _weights_fingerprint(loaded.model)
@@ -87,6 +86,11 @@ class Backbone:
     def model(self) -> Any:
         """The Hugging Face model (adapters injected once there are roles)."""
         return self.loaded.model
+
+    @property
+    def output_head(self) -> OutputHead:
+        """The frozen output layer with its family's scale and cap."""
+        return OutputHead.of(self.loaded.model)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -174,6 +178,8 @@ class Backbone:
                 raise ModelError(
                     f"{self.source} cannot have adapters on lora.targets = {self.lora.targets}: {error}"
                 ) from error
+        if isinstance(self.output_head.module, BaseTunerLayer):
+            raise ConfigError("lora.targets names the output layer, which stays frozen; take it out of lora.targets")
         self._stack.attach(self.loaded.model)
 
     def _copy(self, source: str, target: str) -> None:
@@ -255,10 +261,7 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""
-        head: Any = self.loaded.model.get_output_embeddings()  # type: ignore[operator]
-        logits: Tensor = head(hidden.to(head.weight.dtype)).float() * self._logit_scale
-        cap = self._logit_cap
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return self.output_head.logits(hidden)
 
     def score(self, role: str, hidden: Tensor) -> Tensor:
         """The role's scalar head on hidden states `[..., D]` -> `[...]`, computed in fp32."""

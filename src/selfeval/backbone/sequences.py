@@ -1,6 +1,6 @@
 """Prompts and replies as padded batches, and what the backbone says about their reply tokens.
 
-Shapes: B sequences, T tokens of prompt and reply, R reply tokens, N tokens in a row, D hidden, V vocabulary.
+Shapes: B sequences, T tokens of prompt and reply, R reply tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 
-__all__ = ["Sequences", "final_scores", "microbatches", "pad_sequences", "reply_hidden", "reply_logprobs", "token_logprobs"]
-
-_CHUNK_ELEMENTS = 1 << 23
-"""Logits held at once when the log-probs of many tokens are taken (32 MiB in fp32)."""
+__all__ = ["Sequences", "final_scores", "microbatches", "pad_sequences", "reply_hidden", "reply_logprobs"]
 
 
 @dataclass(frozen=True)
@@ -84,42 +81,6 @@ def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
     return backbone.score(role, hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
 
 
-def _chunk_logprobs(backbone: Backbone, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logprobs_NV = torch.log_softmax(backbone.logits(hidden_ND) / temperature, dim=-1)
-    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
-
-
-def token_logprobs(
-    backbone: Backbone, hidden_BRD: Tensor, targets_BR: Tensor, mask_BR: Tensor, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of the reply tokens and entropies of their distributions, without holding all logits at once.
-
-    Args:
-        backbone: whose output layer is used (frozen).
-        hidden_BRD: states that predict each token.
-        targets_BR: the tokens.
-        mask_BR: True at the tokens that count; the others cost nothing and give 0.
-        temperature: of the distribution whose log-probs are taken.
-
-    Returns:
-        logprobs_BR, entropy_BR in nats.
-    """
-    hidden_ND, targets_N = hidden_BRD[mask_BR], targets_BR[mask_BR]
-    vocabulary = backbone.model.get_output_embeddings().weight.shape[0]
-    size = max(1, _CHUNK_ELEMENTS // vocabulary)
-    parts = []
-    for h, t in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
-        if len(hidden_ND) > size and h.requires_grad:
-            parts.append(checkpoint(_chunk_logprobs, backbone, h, t, temperature, use_reentrant=False))
-        else:
-            parts.append(_chunk_logprobs(backbone, h, t, temperature))
-    logprobs_BR = hidden_BRD.new_zeros(mask_BR.shape, dtype=torch.float32)
-    entropy_BR = torch.zeros_like(logprobs_BR)
-    logprobs_BR = logprobs_BR.masked_scatter(mask_BR, torch.cat([p[0] for p in parts]))
-    return logprobs_BR, entropy_BR.masked_scatter(mask_BR, torch.cat([p[1] for p in parts]))
-
-
 @torch.no_grad()
 def reply_logprobs(
     backbone: Backbone, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], *, batch_tokens: int
@@ -128,7 +89,7 @@ def reply_logprobs(
     found: dict[int, tuple[float, ...]] = {}
     for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
         batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
-        logprobs_BR, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+        logprobs_BR = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR).logprobs
         found.update({i: tuple(row[: len(replies[i])]) for i, row in zip(group, logprobs_BR.tolist(), strict=True)})
     return [found[i] for i in range(len(replies))]
 

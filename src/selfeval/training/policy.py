@@ -24,8 +24,9 @@ from selfeval.algorithms.masked import masked_mean, masked_sum, whiten
 from selfeval.algorithms.policy_losses import approximate_kl, clip_fraction, ppo_clip_loss
 from selfeval.algorithms.returns import gae
 from selfeval.algorithms.value_losses import clipped_value_loss, explained_variance
+from selfeval.backbone.logprobs import TokenLogprobs, token_logprobs
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import Sequences, microbatches, pad_sequences, reply_hidden, token_logprobs
+from selfeval.backbone.sequences import Sequences, microbatches, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError
 from selfeval.rollout.engine import Request, Rollout, generate
@@ -110,8 +111,9 @@ def _over_microbatches(batch: Sequences, batch_tokens: int, compute: Callable[[S
     return result
 
 
-def _logprobs(backbone: Backbone, batch: Sequences, temperature: float) -> tuple[Tensor, Tensor]:
-    return token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR, temperature=temperature)
+def _logprobs(backbone: Backbone, batch: Sequences, temperature: float, *, entropy: bool = False) -> TokenLogprobs:
+    hidden_BRD = reply_hidden(backbone, batch)
+    return token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature, entropy=entropy)
 
 
 def _values(backbone: Backbone, batch: Sequences) -> Tensor:
@@ -155,7 +157,7 @@ def _experience(
     captured = torch.zeros(mask.shape, device=device)
     captured[mask] = torch.tensor([p for r in rollouts for p in r.logprobs], device=device)
     with backbone.acting_as(REFERENCE):
-        ref = _over_microbatches(policy_batch, batch_tokens, lambda b: _logprobs(backbone, b, config.temperature)[0])
+        ref = _over_microbatches(policy_batch, batch_tokens, lambda b: _logprobs(backbone, b, config.temperature).logprobs)
     with backbone.acting_as(CRITIC):
         values = _over_microbatches(critic_batch, batch_tokens, lambda b: _values(backbone, b))
     values = (values - whitening.mean) / whitening.deviation
@@ -174,7 +176,8 @@ def _update_policy(backbone: Backbone, part: Experience, config: PolicyConfig, b
     with backbone.acting_as(POLICY):
         for group in microbatches(part.policy_batch.attention_BT.sum(-1).tolist(), batch_tokens):
             rows = part.rows(torch.tensor(group, device=part.mask.device))
-            logprobs, entropy = _logprobs(backbone, rows.policy_batch, config.temperature)
+            logprobs, entropy, _ = _logprobs(backbone, rows.policy_batch, config.temperature, entropy=True)
+            assert entropy is not None
             loss = ppo_clip_loss(logprobs, rows.logprobs, rows.advantages, clip_low=config.clip, clip_high=config.clip)
             summed = masked_sum(loss, rows.mask)
             (summed / tokens).backward()

@@ -1,0 +1,98 @@
+"""The frozen output layer: hidden states to logits, whole or a slice of the vocabulary at a time, and gradients back.
+
+Shapes: N tokens, D hidden, V vocabulary, S a slice of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfeval.backbone.families.logits import logit_cap, logit_scale
+
+__all__ = ["OutputHead"]
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """A model's output layer with what its family does to the result: y = scale * module(h), then cap * tanh(y / cap).
+
+    Attributes:
+        module: the layer; its weights are frozen.
+        vocabulary: its outputs.
+        scale: factor of the family, 1 for most.
+        cap: bound of the soft cap (Gemma 2), None for most.
+    """
+
+    module: nn.Module
+    vocabulary: int
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> OutputHead:
+        """The output layer of a Hugging Face model."""
+        module = model.get_output_embeddings()
+        vocabulary = getattr(module, "out_features", None) or model.config.get_text_config().vocab_size
+        return cls(module, int(vocabulary), logit_scale(model.config), logit_cap(model.config))
+
+    @property
+    def can_be_sliced(self) -> bool:
+        """Whether `weight` may be read: a plain layer, here, in full; not a quantised, offloaded or hooked one."""
+        if type(self.module) is not nn.Linear or hasattr(self.module, "_hf_hook"):
+            return False
+        hooked = self.module._forward_hooks or self.module._forward_pre_hooks
+        return not hooked and self.module.weight.is_floating_point() and self.module.weight.device.type != "meta"
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits, fp32, of hidden states `[..., D]` -> `[..., V]`."""
+        logits: Tensor = self.module(self._as_taken(hidden)).float() * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def _as_taken(self, hidden: Tensor) -> Tensor:
+        """Hidden states in the layer's precision: some families end in fp32 on a half-precision layer."""
+        weight = getattr(self.module, "weight", None)
+        return hidden.to(weight.dtype) if isinstance(weight, Tensor) and weight.is_floating_point() else hidden
+
+    def finish_(self, raw: Tensor) -> Tensor:
+        """The family's scale and cap on what the layer gave, in fp32 and in place where `raw` is fp32."""
+        logits = raw.float()
+        logits = logits if self.scale == 1.0 else logits.mul_(self.scale)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """What the cap multiplies gradients by, from the capped logits: 1 - (y / cap)^2; None without a cap."""
+        return None if self.cap is None else logits.div(self.cap).square_().neg_().add_(1.0)
+
+    def part(self, hidden_ND: Tensor, columns: slice, *, pull: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The layer's raw outputs for some columns `[N, S]`, and the map from gradients of these to those of the hidden states.
+
+        Args:
+            hidden_ND: hidden states.
+            columns: of the vocabulary; all of it unless the head can be sliced.
+            pull: whether the map will be called.
+        """
+        if self.can_be_sliced:
+            weight, bias = self.module.weight[columns], self.module.bias  # type: ignore[index]
+            raw = nn.functional.linear(self._as_taken(hidden_ND), weight, None if bias is None else bias[columns])  # type: ignore[index]
+            return raw, lambda gradient_NS: gradient_NS.to(weight.dtype) @ weight
+        with torch.set_grad_enabled(pull):
+            leaf = hidden_ND.detach().requires_grad_(pull)
+            through = self.module(self._as_taken(leaf))
+
+        def pulled(gradient_NS: Tensor) -> Tensor:
+            return torch.autograd.grad(through, leaf, gradient_NS.to(through), retain_graph=True)[0]
+
+        return through.detach().to(hidden_ND.device, copy=True), pulled
+
+    def rows(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
+        """The weights of one token per row, `[N, D]`: the gradient of its raw logit."""
+        if self.can_be_sliced:
+            return self.module.weight[tokens_N]  # type: ignore[index, no-any-return]
+        raw, pull = self.part(hidden_ND, slice(0, self.vocabulary), pull=True)
+        return pull(torch.zeros_like(raw).scatter_(1, tokens_N[:, None], 1.0))
+
