@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from selfeval.backbone.families.table import FAMILIES, family_tokenizer
 from selfeval.errors import ModelError
 
 __all__ = ["LoadedModel", "load_model", "pick_device", "pick_precision"]
@@ -87,7 +88,7 @@ def _check_folder(name: str) -> None:
 
 
 def _check_causal(config: Any, name: str) -> None:
-    is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.model_type in FAMILIES
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []
     names_other_head = architectures and not any("CausalLM" in a or "LMHead" in a or "Conditional" in a for a in architectures)
@@ -118,7 +119,7 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
             name, dtype=_DTYPES[picked], trust_remote_code=trust_remote_code, output_loading_info=True
         )
@@ -153,6 +154,7 @@ def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         tokenizer.eos_token_id,
         getattr(generation, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
+        list(getattr(tokenizer, "stop_ids", ())),
     ):
         found += [] if value is None else value if isinstance(value, list) else [value]
     size = model.get_input_embeddings().weight.shape[0]

@@ -1,8 +1,8 @@
 """ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B from the folders they were published in, without the code in those folders.
 
-All three call themselves `model_type: chatglm`. The first is a model of its own (`chatglm_v1`). The second and third compute what
-transformers' GLM computes, so that they become a `GlmForCausalLM`: weights renamed, the packed projection cut in three. Saved again,
-they are ordinary GLM folders.
+All three call themselves `model_type: chatglm`. The first is a model of its own (`chatglm_v1`). The other two compute what
+transformers' GLM computes, so that they become a `GlmForCausalLM`: weights renamed, the packed projection cut in three. Saved
+again, they are ordinary GLM folders.
 """
 
 from __future__ import annotations
@@ -14,13 +14,30 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig, GlmForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig, GlmForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
+from selfeval.backbone.families.chatglm_tokenizer import (
+    ChatGLM1Tokenizer,
+    ChatGLM2Tokenizer,
+    ChatGLM3Tokenizer,
+    ChatGLMTokenizer,
+)
 from selfeval.backbone.families.chatglm_v1 import ChatGLMConfig, ChatGLMForCausalLM
 from selfeval.errors import ModelError
 
-__all__ = ["ChatGLM2Config", "ChatGLM2ForCausalLM", "PublishedConfig", "generation", "glm_fields", "glm_weights", "register"]
+__all__ = [
+    "ChatGLM2Config",
+    "ChatGLM2ForCausalLM",
+    "PublishedConfig",
+    "generation",
+    "glm_fields",
+    "glm_weights",
+    "load_tokenizer",
+]
+
+_TOKENIZERS: dict[int, type[ChatGLMTokenizer]] = {1: ChatGLM1Tokenizer, 2: ChatGLM2Tokenizer, 3: ChatGLM3Tokenizer}
 
 _FIRST_REVISION = 150528
 """Vocabulary of ChatGLM-6B as it was in March 2023, with 20,000 image tokens in front."""
@@ -97,11 +114,9 @@ class ChatGLM2ForCausalLM(GlmForCausalLM):
         return GlmForCausalLM.from_pretrained(None, *args, config=plain, state_dict=weights, **kwargs)
 
 
-def register() -> None:
-    """Tells transformers' Auto classes of this family."""
-    AutoConfig.register("chatglm", PublishedConfig, exist_ok=True)
-    AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
-    AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForCausalLM, exist_ok=True)
+AutoConfig.register("chatglm", PublishedConfig)
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM)
+AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForCausalLM)
 
 
 # -- which one it is ------------------------------------------------------------------------------------------------------
@@ -110,8 +125,8 @@ def register() -> None:
 def generation(name: str, config: dict[str, Any]) -> int:
     """1, 2 or 3: which ChatGLM a folder holds.
 
-    2 and 3 have the same config fields and the same tokenizer file. What differs is the published tokenizer code (only that of 3
-    knows roles), which is read here and never run, and the names that the config and the folder have.
+    2 and 3 have the same config fields and the same tokenizer file. What differs is the published tokenizer code (only that of
+    3 knows roles), which is read here and never run, and the names that the config and the folder have.
 
     Raises:
         ModelError: nothing tells 2 from 3.
@@ -137,7 +152,7 @@ def _check_switches(fields: dict[str, Any], wanted: dict[str, tuple[Any, ...]], 
         if found not in allowed:
             raise ModelError(
                 f"{name} has {switch} = {json.dumps(found)} in its config.json; of ChatGLM only {switch} = "
-                f"{json.dumps(allowed[0])} can be used: give the original checkpoint, not quantised and without a prefix encoder"
+                f"{json.dumps(allowed[0])} can be used: give the original checkpoint, not quantised, no prefix encoder"
             )
 
 
@@ -145,9 +160,25 @@ def _refuse_pickles(name: str) -> None:
     folder = Path(name)
     if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{name} holds its weights as pickles (pytorch_model*.bin), which can run code and are never opened; convert them to "
-            "safetensors once, as docs/concepts/chatglm.md shows"
+            f"{name} holds its weights as pickles (pytorch_model*.bin), which can run code and are never opened; convert them "
+            "to safetensors once, as docs/concepts/chatglm.md shows"
         )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id, from its SentencePiece file alone; code and chat templates in it are ignored.
+
+    Raises:
+        ModelError: the file is not there.
+    """
+    declared = get_tokenizer_config(name).get("tokenizer_class")
+    kinds = {kind.__name__: kind for kind in _TOKENIZERS.values()}
+    kind = kinds.get(declared) or _TOKENIZERS[generation(name, PreTrainedConfig.get_config_dict(name)[0])]
+    wanted = kind.vocab_files_names["vocab_file"]
+    file = cached_file(name, wanted, _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        raise ModelError(f"{name} lacks {wanted}, ChatGLM's SentencePiece file; add it as it was published")
+    return kind(str(file), name_or_path=name)
 
 
 # -- generations 2 and 3 as GLM -------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ directions; from `<sop>` on the sequence is causal. Every token has two position
     first   0, 1, 2, ... in the context, then for ever that of the mask token
     second  0 in the context, then 1, 2, 3, ...  (`<sop>` is 1)
 
-Both follow from the ids and the 2-D attention mask alone, whatever the padding. While decoding only new ids come in, so the cache
-remembers per row where the answer began (`AnswerStart`). A sequence without `<sop>` is plain causal, first positions counting.
+Both follow from the ids and the 2-D attention mask alone, whatever the padding. While decoding only new ids come in, so the
+cache remembers per row where the answer began (`AnswerStart`). A sequence without `<sop>` is plain causal, first positions
+counting.
 
 Left out: the prefix encoder (p-tuning), 1-D positions and the revision of March 2023; they are refused when the config is read.
 
@@ -73,8 +74,8 @@ class ChatGLMConfig(PreTrainedConfig):
 class AnswerStart(DynamicLayer):
     """What a cache remembers of its rows: at which token the answer began, and the first position of all its tokens.
 
-    It lies behind the cache's real layers as one more "token" of two numbers `[B, 1, 1, 2]`, so that whoever selects, repeats or
-    reorders the rows of the cache does so here too. Both numbers count real tokens, not columns: padding cannot move them.
+    It lies behind the cache's real layers as one more "token" of two numbers `[B, 1, 1, 2]`, so that whoever selects, repeats
+    or reorders the rows of the cache does so here too. Both numbers count real tokens, not columns: padding cannot move them.
     """
 
     def __init__(self, start_B2: Tensor) -> None:
@@ -318,8 +319,14 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 cache.layers.append(AnswerStart(start_B2))
             return start_B2
         if known is None:
-            raise ValueError("this cache was not filled by ChatGLM: it does not say where answers begin; start with an empty one")
-        if ids_BT.shape[1] > 1 and bool((known.start_B2[:, 0] == _NEVER).any()) and bool((ids_BT == self.config.bos_token_id).any()):
+            raise ValueError(
+                "this cache was not filled by ChatGLM: it does not say where answers begin; start with an empty one"
+            )
+        if (
+            ids_BT.shape[1] > 1
+            and bool((known.start_B2[:, 0] == _NEVER).any())
+            and bool((ids_BT == self.config.bos_token_id).any())
+        ):
             raise ValueError("a context sees itself in both directions, so that it must come in one pass with its <sop>")
         return known.start_B2
 
@@ -334,6 +341,11 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         self.transformer = ChatGLMModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it, from safetensors alone: the hub has this model as pickles, and none is opened."""
+        return super().from_pretrained(*args, **{"use_safetensors": True, **kwargs})
 
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.word_embeddings
