@@ -91,12 +91,16 @@ def tiny_pieces(generation: int, file: Path) -> Path:
     return sentencepiece_file(pieces, 259 + len(pieces), file, first_byte=3, controls={0: "<unk>", 1: "<s>", 2: "</s>"})
 
 
-def model_folder(generation: int, folder: Path) -> Path:
+def model_folder(generation: int, folder: Path, *, room: int | None = None) -> Path:
     """The golden weights of a generation with a tiny tokenizer file: like a published folder, code included."""
     source, _ = golden(f"chatglm{generation}")
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(source / name, folder / name)
+    if room is not None:  # a tiny tokenizer needs a token a letter, and positions are no weights
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["max_sequence_length" if generation == 1 else "seq_length"] = room
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tiny_pieces(generation, folder / ("ice_text.model" if generation == 1 else "tokenizer.model"))
     settings = {
         "tokenizer_class": "ChatGLMTokenizer",
