@@ -348,7 +348,8 @@ def test_shards(published: tuple[int, Path]) -> None:
 def test_saved_again_it_loads_again(published: tuple[int, Path], tmp_path: Path) -> None:
     number, folder = published
     loaded = load_model(str(folder), device="cpu")
-    loaded.model.save_pretrained(tmp_path / "saved")
+    model: Any = loaded.model
+    model.save_pretrained(tmp_path / "saved")
     loaded.tokenizer.save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == ("chatglm" if number == 1 else "glm")
@@ -392,6 +393,23 @@ def test_pickles_are_refused(published: tuple[int, Path]) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model-00001-of-00001.bin")
     refused(folder, "pickles", "docs/concepts/chatglm.md")
+
+
+def test_the_conversion_that_the_docs_show(published: tuple[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    number, folder = published
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    for i, inside in enumerate((names[::2], names[1::2]), start=1):
+        torch.save({n: weights[n] for n in inside}, folder / f"pytorch_model-0000{i}-of-00002.bin")
+    page = (Path(__file__).parents[3] / "docs" / "concepts" / "chatglm.md").read_text(encoding="utf-8")
+    snippet = page.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    exec(snippet, {})
+    golden = numbers(f"chatglm{number}")
+    with torch.no_grad():
+        found = load_model(str(folder), device="cpu").model(input_ids=golden["single.input_ids"]).logits
+    close(found, golden["single.logits"])
 
 
 def test_a_lost_weight_is_noticed(published: tuple[int, Path]) -> None:

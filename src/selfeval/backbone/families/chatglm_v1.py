@@ -85,7 +85,8 @@ class AnswerStart(DynamicLayer):
     @property
     def start_B2(self) -> Tensor:
         assert self.keys is not None
-        return self.keys[:, 0, 0]
+        start_B2: Tensor = self.keys[:, 0, 0]
+        return start_B2
 
     @classmethod
     def of(cls, cache: Any) -> AnswerStart | None:
@@ -149,7 +150,8 @@ def layout(start_B2: Tensor, attention_BS: Tensor, new: int) -> tuple[Tensor, Te
 def inverse_frequencies(size: int, device: torch.device | None = None) -> Tensor:
     """`10000^(-2j / size)` for j = 0 .. size/2 - 1, rounded to fp16 as the published model has them, in fp32."""
     exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
-    return (1.0 / 10000**exponents).half().float()
+    frequencies: Tensor = 1.0 / 10000**exponents
+    return frequencies.half().float()
 
 
 def _rotary(positions_B2T: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -259,7 +261,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.word_embeddings = value
 
     def forward(
@@ -350,7 +352,7 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.transformer.word_embeddings = value
 
     def get_output_embeddings(self) -> nn.Module:
