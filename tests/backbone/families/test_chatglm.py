@@ -68,6 +68,13 @@ def backbone(name: str, eos: tuple[int, ...] = (), pad: int = 3) -> Backbone:
 # -- numbers --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_tensor_of_the_files_has_its_place(name: str) -> None:
+    folder, _ = chatglm.golden(name)
+    _, report = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, output_loading_info=True)
+    assert {kind: found for kind, found in report.items() if found} == {}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", FOLDERS)
 def test_logits_and_hidden_states(name: str) -> None:

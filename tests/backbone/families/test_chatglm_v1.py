@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +57,6 @@ def test_positions_and_mask_follow_from_ids_and_mask(case: str) -> None:
     expected = ~numbers[f"{case}.attention_mask"]  # there True means hidden
     assert torch.equal(allowed.transpose(1, 2)[real], expected.transpose(1, 2)[real])
     assert torch.equal(positions.transpose(1, 2)[real], numbers[f"{case}.position_ids"].transpose(1, 2)[real])
-    assert bool(allowed.any(-1).all())  # no row is empty, a softmax over nothing is NaN
 
 
 def test_positions_of_the_published_example() -> None:
@@ -65,6 +65,13 @@ def test_positions_of_the_published_example() -> None:
     ids = torch.tensor([case["encode"][0]["ids"]])
     positions, _ = layout(answer_start(ids, torch.ones_like(ids), ChatGLMConfig()), torch.ones_like(ids), 4)
     assert positions[0].tolist() == case["position_ids_for_你好"]
+
+
+def test_which_mask_token_and_which_beginning_count() -> None:
+    """[gMASK] before [MASK] whatever their order, the first of each, and the first <sop>; what the answer holds does not."""
+    rows = [[10, MASK, 11, GMASK, SOP, 12], [GMASK, 10, MASK, SOP, GMASK, SOP], [PAD, MASK, 10, MASK, SOP, GMASK]]
+    attention = torch.tensor([[1] * 6, [1] * 6, [0] + [1] * 5])
+    assert answer_start(torch.tensor(rows), attention, config()).tolist() == [[4, 3], [3, 0], [3, 0]]
 
 
 @torch.no_grad()
@@ -110,6 +117,18 @@ def test_without_an_answer_it_is_plain_causal() -> None:
     assert torch.allclose(out.logits, whole[:, 2:5], atol=5e-5)
     out = load()(input_ids=ids[:, 5:], past_key_values=out.past_key_values)
     assert torch.allclose(out.logits, whole[:, 5:], atol=5e-5)
+
+
+@torch.no_grad()
+def test_no_row_of_the_mask_is_empty() -> None:
+    """A padded token before everything else may see nothing but itself, and a softmax over nothing is NaN, layer after layer."""
+    ids = torch.tensor([[PAD, PAD, 10, 11], [10, 11, 12, 13], [PAD, PAD, GMASK, SOP]])
+    attention = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
+    _, allowed = layout(answer_start(ids, attention, config()), attention, 4)
+    assert bool(allowed.any(-1).all())
+    logits = load()(input_ids=ids, attention_mask=attention).logits
+    assert bool(torch.isfinite(logits).all())
+    assert torch.allclose(logits[0, 2:], load()(input_ids=ids[:1, 2:]).logits[0], atol=5e-5)
 
 
 @torch.no_grad()
@@ -171,6 +190,13 @@ def test_what_it_refuses() -> None:
     foreign.update(torch.zeros(1, 4, 2, 16), torch.zeros(1, 4, 2, 16), 0)
     with pytest.raises(ValueError, match="not filled by ChatGLM"):
         load()(input_ids=ids[:, :1], past_key_values=foreign)
+
+
+def test_pickles_are_not_opened_by_the_model_itself(tmp_path: Path) -> None:
+    """Of a hub id it is only known in the end which files there are."""
+    torch.save(ChatGLMForCausalLM(config()).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        ChatGLMForCausalLM.from_pretrained(str(tmp_path), config=config())
 
 
 def test_the_loss_of_labels() -> None:

@@ -114,9 +114,9 @@ class ChatGLM2ForCausalLM(GlmForCausalLM):
         return GlmForCausalLM.from_pretrained(None, *args, config=plain, state_dict=weights, **kwargs)
 
 
-AutoConfig.register("chatglm", PublishedConfig)
-AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM)
-AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForCausalLM)
+AutoConfig.register("chatglm", PublishedConfig, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForCausalLM, exist_ok=True)
+AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForCausalLM, exist_ok=True)
 
 
 # -- which one it is ------------------------------------------------------------------------------------------------------

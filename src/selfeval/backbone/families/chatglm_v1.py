@@ -85,7 +85,7 @@ class AnswerStart(DynamicLayer):
     @property
     def start_B2(self) -> Tensor:
         assert self.keys is not None
-        start_B2: Tensor = self.keys[:, 0, 0]
+        start_B2: Tensor = self.keys[:, 0, -1]
         return start_B2
 
     @classmethod
@@ -171,7 +171,8 @@ def _turn(states_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns both halves of every head, each by its own positions (pairs j and j + R/2 of a half)."""
     halves = states_BNTH.unflatten(-1, (2, -1))
     one, two = halves.chunk(2, dim=-1)
-    return (halves * cos + torch.cat([-two, one], dim=-1) * sin).flatten(-2)
+    turned: Tensor = halves * cos + torch.cat([-two, one], dim=-1) * sin
+    return turned.flatten(-2)
 
 
 class ChatGLMAttention(nn.Module):
