@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import chatglm
 import tiny_models
 from selfeval.config import RunConfig
 from selfeval.judging.templates import templates_folder
@@ -27,6 +28,7 @@ from selfeval.store import RunStore
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
 SEEDS = ["How many apples are left?", "What is two plus three?", "Who has seven pears?", "Which reply is better?"]
 TRAIN, TEST = 12, 6
+CHATGLM = ("chatglm1", "chatglm2", "chatglm3")
 # Hidden sizes of their own: models of other tests in this process must not be mistaken for copies of these.
 WIDTHS = {"llama": 40, "qwen3": 48, "glm4": 56, "gpt2": 72}
 
@@ -62,6 +64,8 @@ def model_folder(family: str, folder: Path) -> Path:
             pytest.skip("the small story model is not on this machine")
         copied = Path(shutil.copytree(STORIES, folder, copy_function=shutil.copyfile))
         return with_templates(copied)
+    if family.startswith("chatglm"):
+        return chatglm.model_folder(int(family[-1]), folder, room=1024)
     tokenizer = tiny_models.words_tokenizer()
     width = WIDTHS[family]
     sizes = {"n_embd": width} if family == "gpt2" else {"hidden_size": width, "intermediate_size": 2 * width + 4}
@@ -91,7 +95,7 @@ def figures(value: Any) -> list[dict[str, Any]]:
     return ([value] if "value" in value else []) + [f for item in value.values() for f in figures(item)]
 
 
-@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, "stories260K"])
+@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *CHATGLM, "stories260K"])
 def test_the_whole_loop_runs(family: str, tmp_path: Path) -> None:
     seeds = tmp_path / "seeds.txt"
     seeds.write_text("\n".join(SEEDS), encoding="utf-8")
@@ -134,4 +138,5 @@ def test_the_whole_loop_runs(family: str, tmp_path: Path) -> None:
 
 
 def settings_type(family: str) -> str:
-    return "llama" if family == "stories260K" else family
+    """What the model is to transformers in the end."""
+    return {"stories260K": "llama", "chatglm1": "chatglm", "chatglm2": "glm", "chatglm3": "glm"}.get(family, family)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file
 
+from selfeval.backbone.families.table import FAMILIES, family_tokenizer
 from selfeval.backbone.precision import OverflowGuard, load_arguments, pick_precision, settle_quantised
 from selfeval.errors import ModelError
 
@@ -103,7 +104,7 @@ def _check_folder(name: str) -> None:
 
 
 def _check_causal(config: Any, name: str) -> None:
-    is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.model_type in FAMILIES
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []
     names_other_head = architectures and not any("CausalLM" in a or "LMHead" in a or "Conditional" in a for a in architectures)
@@ -133,7 +134,7 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
         picked, why = pick_precision(precision, target, _count_weights(files))
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -183,6 +184,7 @@ def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         tokenizer.eos_token_id,
         getattr(generation, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
+        list(getattr(tokenizer, "stop_ids", ())),
     ):
         found += [] if value is None else value if isinstance(value, list) else [value]
     size = model.get_input_embeddings().weight.shape[0]

@@ -1,1 +1,1 @@
-"""What differs between model families: how logits are made, which modules get adapters, which cache generation uses."""
+"""What differs between model families (logits, adapters, caches), and those that transformers does not know by itself."""
