@@ -13,10 +13,13 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import is_flash_attn_2_available
 
+from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
+from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 
-__all__ = ["LoadedModel", "load_model", "pick_device", "pick_precision"]
+__all__ = ["LoadedModel", "load_model", "pick_attention", "pick_device", "pick_precision"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,6 +32,7 @@ class LoadedModel:
         eos_ids: tokens that end a reply; empty when the model has none.
         pad_id: fills batches; always masked, so that any valid id will do.
         notes: sentences about what was picked or missing, for the user.
+        stretch: how the context was made longer than the trained one, None where it was not.
     """
 
     model: nn.Module
@@ -38,6 +42,7 @@ class LoadedModel:
     eos_ids: tuple[int, ...]
     pad_id: int
     notes: list[str] = field(default_factory=list)
+    stretch: Stretch | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -46,6 +51,8 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
+        if self.stretch:
+            return self.stretch.reach
         config: Any = self.model.config
         return next((int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(config, key, None))), None)
 
@@ -69,6 +76,29 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def pick_attention(wanted: str, device: torch.device, precision: str) -> str | None:
+    """What transformers is told about attention: None leaves it to the family's own default.
+
+    Raises:
+        ModelError: flash attention where it cannot run.
+    """
+    if wanted == "flash_attention_2":
+        problem = (
+            "runs on a CUDA device only"
+            if device.type != "cuda"
+            else "takes bf16 or fp16 only"
+            if precision == "fp32"
+            else None
+            if is_flash_attn_2_available()
+            else "needs the package flash-attn (2.3.3 or later), which is not installed"
+        )
+        if problem:
+            raise ModelError(
+                f"context.attention = flash_attention_2 {problem} (device {device.type}, {precision}); use sdpa or auto"
+            )
+    return None if wanted == "auto" else wanted
 
 
 def _check_folder(name: str) -> None:
@@ -104,23 +134,38 @@ def _check_complete(missing: Collection[str], name: str) -> None:
         raise ModelError(f"cannot load model {name}: its files lack {len(missing)} weights ({some}); download or save it again")
 
 
-def load_model(name: str, *, device: str = "auto", precision: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    context: ContextConfig | None = None,
+) -> LoadedModel:
     """Loads a model folder or hub id, frozen and in eval mode.
 
     Raises:
-        ModelError: not found, not a causal language model, or damaged files.
+        ModelError: not found, not a causal language model, damaged files, or a context that it cannot be given.
     """
     if not name:
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     target = pick_device(device)
     picked = pick_precision(precision, target)
+    context = context or ContextConfig()
+    attention = pick_attention(context.attention, target, picked)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
+        stretch = stretch_positions(config, context, name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=_DTYPES[picked], trust_remote_code=trust_remote_code, output_loading_info=True
+            name,
+            config=config,
+            dtype=_DTYPES[picked],
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
         _check_complete(report["missing_keys"], name)
     except ModelError:
@@ -130,7 +175,13 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
         raise ModelError(f"cannot load model {name}: {reason}") from error
     model.requires_grad_(False)
     model.eval().to(target)
-    return _described(model, tokenizer, target, picked)
+    loaded = _described(model, tokenizer, target, picked)
+    if stretch:
+        note = check_stretch(model, stretch, name)
+        loaded.stretch = stretch
+        loaded.notes.append(f"context of {stretch.reach} tokens, trained on {stretch.trained} (RoPE scaling {stretch})")
+        loaded.notes += [note] if note else []
+    return loaded
 
 
 def _described(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str) -> LoadedModel:

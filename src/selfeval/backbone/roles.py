@@ -52,7 +52,7 @@ class Backbone:
         self._logit_scale = _logit_scale(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
-        self._base_fingerprint = _weights_fingerprint(loaded.model)
+        self._base_fingerprint = _base_fingerprint(loaded)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
         self._check_logits()
 
@@ -74,7 +74,11 @@ class Backbone:
     def load(cls, config: RunConfig) -> Backbone:
         """Loads the model that the configuration names."""
         loaded = load_model(
-            config.model, device=config.device, precision=config.precision, trust_remote_code=config.trust_remote_code
+            config.model,
+            device=config.device,
+            precision=config.precision,
+            trust_remote_code=config.trust_remote_code,
+            context=config.context,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
         return cls(loaded, config.lora, source)
@@ -83,6 +87,11 @@ class Backbone:
     def model(self) -> Any:
         """The Hugging Face model (adapters injected once there are roles)."""
         return self.loaded.model
+
+    @property
+    def base_name(self) -> str:
+        """The base in messages and role files: what it is called, and how its context was stretched."""
+        return f"{self.source} ({self.loaded.stretch})" if self.loaded.stretch else self.source
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -237,7 +246,7 @@ class Backbone:
         config.save_pretrained(str(folder))
         if role in self.heads:
             save_file({k: v.cpu() for k, v in self.heads[role].state_dict().items()}, folder / "head.safetensors")
-        write_json(folder / "role.json", {"base": self.source, "base_fingerprint": self._base_fingerprint})
+        write_json(folder / "role.json", {"base": self.base_name, "base_fingerprint": self._base_fingerprint})
 
     def load_role(self, role: str, folder: Path, *, trainable: bool = False) -> None:
         """Adds the role that `save_role` wrote.
@@ -248,7 +257,7 @@ class Backbone:
         origin = read_json(folder / "role.json")
         if origin["base_fingerprint"] != self._base_fingerprint:
             raise RunFolderError(
-                f"the role in {folder} was trained on {origin['base']}, not on {self.source}; load it on its own base"
+                f"the role in {folder} was trained on {origin['base']}, not on {self.base_name}; load it on its own base"
             )
         has_head = (folder / "head.safetensors").is_file()
         self.add_role(role, head=has_head, trainable=trainable)
@@ -316,10 +325,13 @@ def _storages(model: nn.Module) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-def _weights_fingerprint(model: Any) -> str:
-    """Tells bases apart, whatever precision they are loaded in: names, shapes, and sums of a few elements rounded to bf16."""
-    rows = []
-    for name, parameter in sorted(model.named_parameters()):
+def _base_fingerprint(loaded: LoadedModel) -> str:
+    """Tells bases apart, whatever precision they are loaded in: names, shapes, and sums of a few elements rounded to bf16.
+
+    A stretched context is another base: the same weights give other numbers on it.
+    """
+    rows: list[Any] = [["rope", str(loaded.stretch)]] if loaded.stretch else []
+    for name, parameter in sorted(loaded.model.named_parameters()):
         sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)].bfloat16().double().sum().item()
         rows.append([name, list(parameter.shape), f"{sample:.10e}"])
     return fingerprint(rows)
