@@ -48,8 +48,7 @@ class ContextConfig(Section):
     """How far and how the model attends: longer text than it was trained on, by scaling its rotary positions (RoPE)."""
 
     rope_scaling: Literal["none", "linear", "dynamic", "yarn"] = "none"
-    """`linear` is position interpolation (https://arxiv.org/abs/2306.15595), `dynamic` NTK and `yarn` are those of
-    https://arxiv.org/abs/2309.00071; `none` leaves the model as its own config says."""
+    """Position interpolation, dynamic NTK or YaRN (docs/concepts/long-context.md); `none`: as the model's config says."""
     rope_factor: Annotated[float, Field(ge=1.0)] = 1.0
     """Context as a multiple of the trained one; 1 changes nothing."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"

@@ -3,7 +3,7 @@
 RoPE turns the pair i of a head of size d by the angle m theta_i at position m, with theta_i = base^(-2i/d). A model trained on
 L tokens has seen no angle beyond L theta_i. With s the factor by which the context grows:
 
-    linear    theta_i / s                              Chen et al. 2023, https://arxiv.org/abs/2306.15595, eq. 4
+    linear    theta_i / s                              Chen et al. 2023, https://arxiv.org/abs/2306.15595, section 2.3
     dynamic   base^(-2i/d) with base s'^(d/(d-2)),     NTK-aware with s' = max(1, tokens / L) of each pass;
               times the trained base                   Peng et al. 2023, https://arxiv.org/abs/2309.00071, sections 3.1 and 3.3
     yarn      between theta_i / s and theta_i by how   Peng et al. 2023, sections 3.2 and 3.4; queries and keys are also
@@ -113,8 +113,8 @@ def _parameters(text: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _scaling(stretch: Stretch) -> dict[str, Any]:
     """The parameters that transformers wants for this method."""
     if stretch.method == "dynamic":
-        # Transformers scales by factor * tokens / L - (factor - 1): 57 at 8 times the trained length with factor 8. Its factor 1
-        # is the tokens / L of the paper, which reads long text better (benchmarks/long_context.py measures both).
+        # Transformers scales by factor * tokens / L - (factor - 1): 57 at 8 times the trained length with factor 8. Its
+        # factor 1 is the tokens / L of the paper, which reads long text better (benchmarks/long_context.py measures both).
         return {"rope_type": "dynamic", "factor": 1.0}
     if stretch.method == "yarn":
         return {"rope_type": "yarn", "factor": stretch.factor, "original_max_position_embeddings": stretch.trained}

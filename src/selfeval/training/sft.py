@@ -105,7 +105,9 @@ def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
     context = backbone.loaded.context_length
     lengths = [len(row) for row in rows]
     if not lengths or min(lengths) < 2:
-        raise LoopError(f"{len(lengths)} rows of text, the shortest of {min(lengths, default=0)} tokens; give rows of at least 2")
+        raise LoopError(
+            f"{len(lengths)} rows of text, the shortest of {min(lengths, default=0)} tokens; give rows of at least 2"
+        )
     if context is not None and max(lengths) > context:
         raise LoopError(
             f"a row of text has {max(lengths)} tokens, more than this model's context of {context}; pack shorter rows, or "
