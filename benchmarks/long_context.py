@@ -16,7 +16,7 @@ import lzma
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from selfeval.backbone.load import load_model
 from selfeval.backbone.roles import BASE, Backbone
 from selfeval.config import ContextConfig, LoraConfig, TuningConfig
 from selfeval.quality.statistics import mean_figure
+from selfeval.store import read_json, write_json
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.sft import pack, text_logprobs, tune_on_text
 
@@ -90,10 +91,10 @@ def measure(backbone: Backbone, role: str, windows: Rows, trained: int, multiple
 
 
 def tuned(backbone: Backbone, rows: Rows, config: TuningConfig) -> dict[str, float]:
-    """Tunes an adapter; how long it took, and the loss of its first and last ten steps."""
+    """Tunes an adapter; its processor time, and the loss of its first and last ten steps."""
     backbone.add_role(ROLE)
     lines: list[dict[str, float]] = []
-    started = time.monotonic()
+    started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         tune_on_text(
             backbone,
@@ -119,6 +120,33 @@ def against_trained_length(arm: dict[str, Any], reference: Sequence[float]) -> N
         values["last_minus_trained"] = mean_figure([a - b for a, b in pairs]).as_json()
 
 
+def examined(method: str, model: Path, rows: Rows, windows: Rows, trained: int, config: TuningConfig) -> dict[str, Any]:
+    """Everything that is measured of one method: its arms, how its tuning went, and the processor time of it all."""
+    started = time.process_time()
+    backbone = loaded(model, method, LONGEST)
+    arms = {method: measure(backbone, BASE, windows, trained, MULTIPLES)}
+    if method == "dynamic":
+        backbone.model.config.rope_parameters["factor"] = float(LONGEST)
+        arms["dynamic, transformers' own factor"] = measure(backbone, BASE, windows, trained, MULTIPLES)
+        backbone.model.config.rope_parameters["factor"] = 1.0
+    if method in ("linear", "yarn"):
+        arms[f"{method}, factor as needed"] = {}
+        for multiple in MULTIPLES[1:-1]:
+            arms[f"{method}, factor as needed"] |= measure(loaded(model, method, multiple), BASE, windows, trained, (multiple,))
+    tuning = tuned(backbone, rows, config)
+    arms[f"{method}, tuned"] = measure(backbone, ROLE, windows, trained, MULTIPLES)
+    return {"arms": arms, "tuning": tuning, "cpu_seconds": round(time.process_time() - started, 1)}
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, from the file when it was made before."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, make())
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
 def main() -> None:
     shared = Path(__file__).resolve().parents[1].parent / "shared"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,41 +155,34 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=12, help="windows of 8 times the trained length to measure on")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--keep", type=Path, help="folder for what is finished, so that a stopped benchmark goes on")
+    parser.add_argument("--only", choices=METHODS, help="measure this method into --keep and stop there")
     options = parser.parse_args()
-    started = time.monotonic()
+    if options.only and not options.keep:
+        parser.error("--only needs --keep")
 
     backbone = loaded(options.model, "none", 1)
     trained = backbone.loaded.context_length
     assert trained is not None
     documents = read_documents(options.text, backbone.loaded.tokenizer)
-    split = (
-        len(documents) * 6 // 10
-    )  # the learning rate was chosen on stories before and right behind it; the last are measured
+    split = len(documents) * 6 // 10  # the learning rate was chosen on stories near this one; the last are measured
     rows = tuning_rows(documents[:split], trained, options.steps)
     windows = pack(documents[split:], trained * LONGEST)[-options.windows :]
     config = TuningConfig(steps=options.steps, learning_rate=options.learning_rate, checkpoint_every=options.steps)
 
-    arms: dict[str, dict[str, Any]] = {}
-    tuning: dict[str, dict[str, float]] = {}
-    for method in METHODS:
-        backbone = loaded(options.model, method, LONGEST)
-        arms[method] = measure(backbone, BASE, windows, trained, MULTIPLES)
-        print(method, {k: v["last"]["value"] for k, v in arms[method].items()}, flush=True)
-        if method == "dynamic":
-            backbone.model.config.rope_parameters["factor"] = float(LONGEST)
-            arms["dynamic, transformers' own factor"] = measure(backbone, BASE, windows, trained, MULTIPLES)
-            backbone.model.config.rope_parameters["factor"] = 1.0
-        tuning[method] = tuned(backbone, rows, config)
-        arms[f"{method}, tuned"] = measure(backbone, ROLE, windows, trained, MULTIPLES)
-        print(method, "tuned", {k: v["last"]["value"] for k, v in arms[f"{method}, tuned"].items()}, tuning[method], flush=True)
-    for method in ("linear", "yarn"):
-        matched = {}
-        for multiple in MULTIPLES[1:-1]:
-            matched |= measure(loaded(options.model, method, multiple), BASE, windows, trained, (multiple,))
-        arms[f"{method}, factor as needed"] = matched
-    reference = arms["none"]["1"]["last_nats"]
+    parts: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for method in (options.only,) if options.only else METHODS:
+            path = (options.keep or Path(temporary)) / f"{method}.json"
+            parts[method] = kept(path, lambda: examined(method, options.model, rows, windows, trained, config))  # noqa: B023
+            for name, arm in parts[method]["arms"].items():
+                print(name, {k: v["last"]["value"] for k, v in arm.items()}, flush=True)
+    if options.only:
+        return
+    arms = {name: arm for part in parts.values() for name, arm in part["arms"].items()}
+    reference = list(arms["none"]["1"]["last_nats"])
     for arm in arms.values():
-        against_trained_length(arm, list(reference))
+        against_trained_length(arm, reference)
     figures = {
         "model": options.model.name,
         "text": options.text.name,
@@ -170,10 +191,13 @@ def main() -> None:
         "windows": len(windows),
         "last_tokens": TAIL,
         "threads": torch.get_num_threads(),
-        "tuning": {**config.model_dump(exclude={"checkpoint_every"}), "tokens": sum(map(len, rows)), "methods": tuning},
+        "tuning": {
+            **config.model_dump(exclude={"checkpoint_every"}),
+            "tokens": sum(map(len, rows)),
+            "methods": {method: part["tuning"] for method, part in parts.items()},
+        },
         "arms": arms,
-        "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(time.process_time(), 1),
+        "cpu_seconds": round(sum(part["cpu_seconds"] for part in parts.values()), 1),
     }
     write("long_context", f"python benchmarks/long_context.py --model {options.model.name} --text {options.text.name}", figures)
 
