@@ -108,7 +108,7 @@ def tuned(backbone: Backbone, rows: Rows, config: TuningConfig) -> dict[str, flo
         )
     ends = {name: sum(line["loss"] for line in part) / 10 for name, part in (("first", lines[:10]), ("last", lines[-10:]))}
     return {
-        "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(time.process_time() - started, 1),
         **{f"loss_{name}": round(value, 4) for name, value in ends.items()},
     }
 
