@@ -1,4 +1,4 @@
-"""Writes the figures of the README and of the model card from results/*.json, so that none is typed by hand.
+"""Writes the figures of README, model card and docs from results/*.json, so that none is typed by hand.
 
 python benchmarks/figures.py [--check]
 """
@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from selfeval.report.charts import Line, line_chart
+
 _ROOT = Path(__file__).resolve().parents[1]
 _README = _ROOT / "README.md"
 _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
+_LONG = _ROOT / "docs" / "concepts" / "long-context.md"
+_PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
     ("evaluator picks the right one of two replies (gold, unfiltered held-out pairs)", "evaluator_gold"),
@@ -99,20 +104,94 @@ def skills_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+_METHODS = ("none", "linear", "dynamic", "yarn")
+_MULTIPLES = ("1", "2", "4", "8")
+
+
+def _perplexity(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.2f} ({figure['ci_low']:.2f} to {figure['ci_high']:.2f})"
+
+
+def long_context_table() -> str:
+    """The tables of docs/concepts/long-context.md, from results/long_context.json."""
+    found = _load("long_context")
+    trained, n, tuning = found["trained_length"], found["windows"], found["tuning"]
+    head = " | ".join(f"{m}x ({trained * int(m):,})" for m in _MULTIPLES)
+    lines = [
+        f"By `{found['command']}`: {n} windows of {trained * found['factor']:,} tokens, factor {found['factor']} where nothing "
+        f"else is said, {found['cpu_seconds'] / 60:.0f} minutes of one core. Perplexity, with the 95% interval over windows "
+        "(bootstrap). "
+        f"Tuned: {tuning['steps']} steps, {tuning['tokens']:,} tokens.",
+        "",
+    ]
+    for part, title in (("last", f"the last {found['last_tokens']} tokens, the same at every length"), ("all", "all tokens")):
+        lines += [f"| {title} | {head} |", "|---|" + "---|" * len(_MULTIPLES)]
+        for name, arm in found["arms"].items():
+            cells = [_perplexity(arm[m][part]) if m in arm else "" for m in _MULTIPLES]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [f"| tuned, nats per token above `none` at {trained} tokens | {head} |", "|---|" + "---|" * len(_MULTIPLES)]
+    for method in _METHODS:
+        cells = []
+        for multiple in _MULTIPLES:
+            figure = found["arms"][f"{method}, tuned"][multiple]["last_minus_trained"]
+            cells.append(f"{figure['value']:+.3f} ({figure['ci_low']:+.3f} to {figure['ci_high']:+.3f})")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+_PLOT_STYLE = """
+svg { font: 11px system-ui, sans-serif; --ink: #1d2126; --soft: #59626c; --grid: #d9d9d4; --c0: #98a1aa; --c1: #0b63a5;
+  --c2: #c4560a; --c3: #0b7a5c; --c4: #93468a; }
+@media (prefers-color-scheme: dark) { svg { --ink: #e7e8e6; --soft: #a0a8b0; --grid: #33383d; --c0: #7c8790; --c1: #68b5f2;
+  --c2: #f39a55; --c3: #4cc7a1; --c4: #d79bd0; } }
+text { fill: var(--soft); } .title { font-size: 13px; fill: var(--ink); } .start { text-anchor: start; }
+.middle { text-anchor: middle; } .end { text-anchor: end; } line, path { fill: none; } .grid { stroke: var(--grid); }
+.axis { stroke: var(--c0); } .line { stroke-width: 2; } .dashed { stroke-dasharray: 6 4; } .probe, .readout { display: none; }
+line.c1, path.c1 { stroke: var(--c1); } line.c2, path.c2 { stroke: var(--c2); } line.c3, path.c3 { stroke: var(--c3); }
+line.c4, path.c4 { stroke: var(--c4); } .dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); } .dot.c3 { fill: var(--c3); }
+.dot.c4 { fill: var(--c4); }
+"""
+
+
+def long_context_plot() -> str:
+    """The plot of docs/concepts/long-context.md: loss of the last tokens over context, before and after tuning."""
+    found = _load("long_context")
+    panels = []
+    for place, (ending, title) in enumerate(
+        (("", "scaled at load"), (", tuned", f"after {found['tuning']['steps']} adapter steps"))
+    ):
+        lines = [
+            Line(m, [(float(k), math.log(v["last"]["value"])) for k, v in found["arms"][m + ending].items()]) for m in _METHODS
+        ]
+        chart = line_chart(lines, label=f"Loss in nats per token, {title}", x_label="times the trained length")
+        panels.append(f'<text class="title" x="{380 * place + 46}" y="16">Loss, nats per token: {title}</text>')
+        panels.append(chart.replace("<svg ", f'<svg x="{380 * place}" y="24" width="360" height="210" ', 1))
+    body = "\n".join(panels)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 750 240" width="750" height="240">'
+    return f"{head}\n<style>{_PLOT_STYLE}</style>\n{body}\n</svg>\n"
+
+
 def _refresh(path: Path, block: str, check: bool) -> None:
     old = path.read_text(encoding="utf-8")
-    new = _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old)
-    if check and new != old:
+    _write(path, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
+
+
+def _write(path: Path, new: str, check: bool) -> None:
+    if check and (not path.is_file() or new != path.read_text(encoding="utf-8")):
         sys.exit(f"the figures in {path.name} are not those of benchmarks/results; run python benchmarks/figures.py")
-    path.write_text(new, encoding="utf-8")
+    if not check:
+        path.write_text(new, encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when README or model card are not up to date")
+    parser.add_argument("--check", action="store_true", help="fail when a page is not up to date")
     options = parser.parse_args()
     _refresh(_README, table(), options.check)
     _refresh(_CARD, skills_table(), options.check)
+    _refresh(_LONG, long_context_table(), options.check)
+    _write(_PLOT, long_context_plot(), options.check)
 
 
 if __name__ == "__main__":

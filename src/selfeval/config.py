@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfeval.errors import ConfigError
 
 __all__ = [
+    "ContextConfig",
     "EvaluationConfig",
     "EvaluatorConfig",
     "LoraConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "QuestionsConfig",
     "RepliesConfig",
     "RunConfig",
+    "TuningConfig",
     "VerdictsConfig",
     "load_config",
     "nearest",
@@ -40,6 +42,45 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, field docstrings become descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ContextConfig(Section):
+    """How far and how the model attends: longer text than it was trained on, by scaling its rotary positions (RoPE)."""
+
+    rope_scaling: Literal["none", "linear", "dynamic", "yarn"] = "none"
+    """Position interpolation, dynamic NTK or YaRN (docs/concepts/long-context.md); `none`: as the model's config says."""
+    rope_factor: Annotated[float, Field(ge=1.0)] = 1.0
+    """Context as a multiple of the trained one; 1 changes nothing."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How attention is computed; `auto` leaves it to transformers (sdpa where the family has it)."""
+
+    @field_validator("rope_scaling", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return "none" if value is None else value  # `--set context.rope_scaling=none`
+
+    @model_validator(mode="after")
+    def _factor_has_a_method(self) -> ContextConfig:
+        if self.rope_scaling == "none" and self.rope_factor != 1.0:
+            raise ValueError(f"rope_factor {self.rope_factor:g} needs a rope_scaling: linear, dynamic or yarn")
+        return self
+
+
+class TuningConfig(Section):
+    """Next-token tuning of a role on plain text (`selfeval.training.sft`)."""
+
+    steps: Count = 100
+    """Gradient steps."""
+    batch: Count = 1
+    """Rows of text per step."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: Share = 0.05
+    """Share of the steps with a rising learning rate; it falls to zero from there."""
+    max_grad_norm: Positive = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    checkpoint_every: Count = 50
+    """Steps between checkpoints."""
 
 
 class LoraConfig(Section):
@@ -228,6 +269,7 @@ class RunConfig(Section):
     """Replies generated side by side."""
     trust_remote_code: bool = False
     """Run code that comes with the model; off unless asked."""
+    context: ContextConfig = ContextConfig()
     lora: LoraConfig = LoraConfig()
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()

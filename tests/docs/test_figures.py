@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md")
+LONG = ROOT / "docs" / "concepts" / "long-context.md"
+PAGES = (ROOT / "README.md", ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md", LONG)
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=("README", "model card"))
+@pytest.mark.parametrize("page", PAGES, ids=("README", "model card", "long context"))
 def test_there_is_one_place_for_the_figures(page: Path) -> None:
     """Without it nothing would be written, and nothing compared."""
     assert len(re.findall(r"<!-- figures -->\n.*?<!-- /figures -->", page.read_text(encoding="utf-8"), re.DOTALL)) == 1
 
 
-def test_readme_and_model_card_show_exactly_the_measured_figures() -> None:
+def test_pages_show_exactly_the_measured_figures() -> None:
     if not (RESULTS / "loop.json").is_file():
         pytest.skip("benchmarks/results/loop.json does not exist yet; python benchmarks/loop.py measures it")
     before = [page.read_bytes() for page in PAGES]

@@ -118,6 +118,7 @@ DEPENDING = [
     ("questions.temperature=0.9", "questions"),
     ("seed=1", "questions"),
     ("rollout_rows=8", "questions"),
+    ('context={rope_scaling="yarn", rope_factor=2}', "questions"),
     ('precision="fp32"', "questions"),
     ("replies.beams=5", "replies"),
     ("replies.max_new_tokens=7", "replies"),

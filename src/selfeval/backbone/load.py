@@ -15,13 +15,15 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_flash_attn_2_available
 
 from selfeval.backbone.families.table import FAMILIES, family_tokenizer
 from selfeval.backbone.precision import OverflowGuard, load_arguments, pick_precision, settle_quantised
+from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
+from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 
-__all__ = ["LoadedModel", "load_model", "pick_device", "weight_files"]
+__all__ = ["LoadedModel", "load_model", "pick_attention", "pick_device", "weight_files"]
 
 
 @dataclass
@@ -43,6 +45,7 @@ class LoadedModel:
     pad_id: int
     notes: list[str] = field(default_factory=list)
     files: tuple[Path, ...] = ()
+    stretch: Stretch | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -51,6 +54,8 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
+        if self.stretch:
+            return self.stretch.reach
         config: Any = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
         return next((int(n) for key in ("max_position_embeddings", "n_positions") if (n := getattr(config, key, None))), None)
 
@@ -88,6 +93,29 @@ def _count_weights(files: Sequence[Path]) -> int | None:
     return total or None
 
 
+def pick_attention(wanted: str, device: torch.device, precision: str) -> str | None:
+    """What transformers is told about attention: None leaves it to the family's own default.
+
+    Raises:
+        ModelError: flash attention where it cannot run.
+    """
+    if wanted == "flash_attention_2":
+        problem = (
+            "runs on a CUDA device only"
+            if device.type != "cuda"
+            else "takes bf16 or fp16 only"
+            if precision == "fp32"
+            else None
+            if is_flash_attn_2_available()
+            else "needs the package flash-attn (2.3.3 or later), which is not installed"
+        )
+        if problem:
+            raise ModelError(
+                f"context.attention = flash_attention_2 {problem} (device {device.type}, {precision}); use sdpa or auto"
+            )
+    return None if wanted == "auto" else wanted
+
+
 def _check_folder(name: str) -> None:
     path = Path(name)
     looks_like_path = name.startswith((".", "/", "~")) or path.exists() or name.count("/") > 1
@@ -121,24 +149,35 @@ def _check_complete(missing: Collection[str], name: str) -> None:
         raise ModelError(f"cannot load model {name}: its files lack {len(missing)} weights ({some}); download or save it again")
 
 
-def load_model(name: str, *, device: str = "auto", precision: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    context: ContextConfig | None = None,
+) -> LoadedModel:
     """Loads a model folder or hub id, frozen and in eval mode.
 
     Raises:
-        ModelError: not found, not a causal language model, or damaged files.
+        ModelError: not found, not a causal language model, damaged files, or a context that it cannot be given.
     """
     if not name:
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     target = pick_device(device)
+    context = context or ContextConfig()
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
+        stretch = stretch_positions(config, context, name)
         tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
         picked, why = pick_precision(precision, target, _count_weights(files))
         model, report = AutoModelForCausalLM.from_pretrained(
             name,
+            config=config,
+            attn_implementation=pick_attention(context.attention, target, picked),
             **load_arguments(picked, target),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -161,6 +200,11 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
     loaded = _described(model, tokenizer, target, picked)
     loaded.files = files
     loaded.notes += [why] if why else []
+    if stretch:
+        note = check_stretch(model, stretch, name)
+        loaded.stretch = stretch
+        loaded.notes.append(f"context of {stretch.reach} tokens, trained on {stretch.trained} (RoPE scaling {stretch})")
+        loaded.notes += [note] if note else []
     return loaded
 
 

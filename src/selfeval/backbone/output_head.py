@@ -95,4 +95,3 @@ class OutputHead:
             return self.module.weight[tokens_N]  # type: ignore[index, no-any-return]
         raw, pull = self.part(hidden_ND, slice(0, self.vocabulary), pull=True)
         return pull(torch.zeros_like(raw).scatter_(1, tokens_N[:, None], 1.0))
-

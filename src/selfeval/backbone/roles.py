@@ -17,18 +17,18 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack
 from selfeval.backbone.families.adapters import adapter_targets
+from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.output_head import OutputHead
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
-from selfeval.store import fingerprint, read_json, write_json
+from selfeval.store import read_json, write_json
 
 __all__ = ["BASE", "Backbone"]
 
@@ -55,7 +55,7 @@ class Backbone:
         self._peft: PeftModel | None = None
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
-        self._base_fingerprint = _files_fingerprint(loaded.files) if loaded.files else _weights_fingerprint(loaded.model)
+        self._base_fingerprint = base_fingerprint(loaded)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
         self._check_logits()
 
@@ -77,7 +77,11 @@ class Backbone:
     def load(cls, config: RunConfig) -> Backbone:
         """Loads the model that the configuration names."""
         loaded = load_model(
-            config.model, device=config.device, precision=config.precision, trust_remote_code=config.trust_remote_code
+            config.model,
+            device=config.device,
+            precision=config.precision,
+            trust_remote_code=config.trust_remote_code,
+            context=config.context,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
         return cls(loaded, config.lora, source)
@@ -91,6 +95,11 @@ class Backbone:
     def output_head(self) -> OutputHead:
         """The frozen output layer with its family's scale and cap."""
         return OutputHead.of(self.loaded.model)
+
+    @property
+    def base_name(self) -> str:
+        """The base in messages and role files: what it is called, and how its context was stretched."""
+        return f"{self.source} ({self.loaded.stretch})" if self.loaded.stretch else self.source
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -287,7 +296,7 @@ class Backbone:
         config.save_pretrained(str(folder))
         if role in self.heads:
             save_file({k: v.cpu() for k, v in self.heads[role].state_dict().items()}, folder / "head.safetensors")
-        write_json(folder / "role.json", {"base": self.source, "base_fingerprint": self._base_fingerprint})
+        write_json(folder / "role.json", {"base": self.base_name, "base_fingerprint": self._base_fingerprint})
 
     def load_role(self, role: str, folder: Path, *, trainable: bool = False) -> None:
         """Adds the role that `save_role` wrote.
@@ -298,7 +307,7 @@ class Backbone:
         origin = read_json(folder / "role.json")
         if origin["base_fingerprint"] != self._base_fingerprint:
             raise RunFolderError(
-                f"the role in {folder} was trained on {origin['base']}, not on {self.source}; load it on its own base"
+                f"the role in {folder} was trained on {origin['base']}, not on {self.base_name}; load it on its own base"
             )
         has_head = (folder / "head.safetensors").is_file()
         self.add_role(role, head=has_head, trainable=trainable)
@@ -350,30 +359,3 @@ def _storages(model: nn.Module) -> dict[int, int]:
     """Address -> bytes of each distinct storage that the model's parameters use."""
     storages = [parameter.untyped_storage() for parameter in model.parameters()]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
-
-
-def _sampled_sum(sample: Tensor) -> str:
-    """A sum that is the same whatever floating-point format the numbers were stored in."""
-    return f"{sample.bfloat16().double().sum().item():.10e}"
-
-
-def _files_fingerprint(files: Sequence[Path]) -> str:
-    """Tells bases apart by their files, whatever precision they are then loaded in: names, shapes, and sums of a few rows."""
-    rows = []
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                shape = part.get_shape()
-                picked = [part[i : i + 1].reshape(-1) for i in range(0, shape[0], max(1, shape[0] // 4))] if shape else []
-                rows.append([name, shape, _sampled_sum(torch.cat(picked) if picked else file.get_tensor(name))])
-    return fingerprint(sorted(rows))
-
-
-def _weights_fingerprint(model: Any) -> str:
-    """The same for a model made in memory: names, shapes, and sums of a few numbers."""
-    rows = []
-    for name, parameter in sorted(model.named_parameters()):
-        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)]
-        rows.append([name, list(parameter.shape), _sampled_sum(sample)])
-    return fingerprint(rows)

@@ -50,7 +50,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "questions",
         questions.run,
-        ("precision", "seed", "rollout_rows", "questions"),
+        ("precision", "context", "seed", "rollout_rows", "questions"),
         owned=("dropped/questions",),
     ),
     Stage("replies", replies.run, ("replies",), outputs=("workings",)),

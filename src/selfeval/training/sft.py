@@ -1,0 +1,144 @@
+"""Tunes a role on plain text: next-token loss over rows of packed documents.
+
+It is what makes a stretched context usable: after RoPE scaling a few steps on long rows restore what the new angles cost
+(Chen et al. 2023, https://arxiv.org/abs/2306.15595; Peng et al. 2023, https://arxiv.org/abs/2309.00071). Rows are packed
+without masks between documents, as language models are usually pretrained. Left out: losses on a part of a row (prompts and
+replies); those belong to the evaluator and the policy.
+
+Shapes: B rows, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import Sequences, microbatches, pad_sequences, reply_hidden, reply_logprobs, token_logprobs
+from selfeval.config import TuningConfig
+from selfeval.errors import LoopError
+from selfeval.training.checkpoint import Checkpoints, role_optimizer
+
+__all__ = ["pack", "text_logprobs", "tune_on_text"]
+
+
+def pack(documents: Sequence[Sequence[int]], length: int) -> list[tuple[int, ...]]:
+    """Documents one after the other, cut into rows of `length` tokens; what is left at the end is not used.
+
+    Example:
+        >>> pack([[1, 5, 6], [1, 7], [1, 8, 9]], 3)
+        [(1, 5, 6), (1, 7, 1)]
+    """
+    stream = [token for document in documents for token in document]
+    return [tuple(stream[i : i + length]) for i in range(0, len(stream) - length + 1, length)]
+
+
+def text_logprobs(backbone: Backbone, rows: Sequence[Sequence[int]], batch_tokens: int) -> list[tuple[float, ...]]:
+    """Log-prob in nats, under the acting role, of every token of every row but the first, which nothing predicts.
+
+    Raises:
+        LoopError: a row is of one token, or longer than the model's context.
+    """
+    _check_rows(backbone, rows)
+    return reply_logprobs(backbone, [row[:1] for row in rows], [row[1:] for row in rows], batch_tokens=batch_tokens)
+
+
+def tune_on_text(
+    backbone: Backbone,
+    role: str,
+    rows: Sequence[Sequence[int]],
+    config: TuningConfig,
+    checkpoints: Callable[[Mapping[str, Any]], Checkpoints],
+    *,
+    seed: int,
+    batch_tokens: int,
+    log: Callable[[dict[str, float]], None],
+    resumed: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Trains an adapter, which exists and is at its start, from its last checkpoint if there is one.
+
+    The loss of a step is the mean over all predicted tokens of its rows, whatever the micro-batches. Rows are shuffled anew
+    for every pass over them.
+
+    Args:
+        role: whose adapter is trained.
+        rows: token ids, of any lengths within the model's context.
+        checkpoints: makes the checkpoint keeper for these optimizers.
+        seed: of the order of the rows.
+        batch_tokens: tokens per micro-batch.
+        log: called with step, loss (nats per token), tokens, gradient norm and learning rate after every step.
+        resumed: called with the step of the checkpoint that training goes on from (0 at a fresh start).
+
+    Raises:
+        LoopError: there are no rows, one is of one token or longer than the model's context, or the loss is not finite.
+    """
+    _check_rows(backbone, rows)
+    parameters = backbone.parameters(role)
+    optimizer = role_optimizer(parameters, config.learning_rate)
+    keeper = checkpoints({role: optimizer})
+    state = keeper.restore()
+    step = int(state["step"]) if state else 0
+    resumed(step)
+    while step < config.steps:
+        rate = config.learning_rate * _learning_rate_factor(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = [rows[i] for i in _drawn(len(rows), step, config.batch, f"{seed}/{role}")]
+        loss = _step(backbone, role, batch, batch_tokens)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise LoopError(f"tuning of {role} diverged at step {step + 1} (loss {loss}); lower its learning_rate")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        tokens = sum(len(row) - 1 for row in batch)
+        log({"step": step, "loss": loss, "tokens": tokens, "grad_norm": norm, "learning_rate": rate})
+        if step % config.checkpoint_every == 0 or step == config.steps:
+            keeper.save(step, {})
+
+
+def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
+    context = backbone.loaded.context_length
+    lengths = [len(row) for row in rows]
+    if not lengths or min(lengths) < 2:
+        raise LoopError(
+            f"{len(lengths)} rows of text, the shortest of {min(lengths, default=0)} tokens; give rows of at least 2"
+        )
+    if context is not None and max(lengths) > context:
+        raise LoopError(
+            f"a row of text has {max(lengths)} tokens, more than this model's context of {context}; pack shorter rows, or "
+            "load the model with context.rope_scaling and a context.rope_factor"
+        )
+
+
+def _drawn(count: int, step: int, batch: int, seed: str) -> list[int]:
+    """Indices of the rows of a step: pass after pass over all rows, each in an order of its own."""
+    found = []
+    for position in range(step * batch, (step + 1) * batch):
+        order = list(range(count))
+        random.Random(f"{seed}/{position // count}").shuffle(order)
+        found.append(order[position % count])
+    return found
+
+
+def _learning_rate_factor(step: int, config: TuningConfig) -> float:
+    rising = max(1, round(config.steps * config.warmup))
+    return min((step + 1) / rising, (config.steps - step) / max(1, config.steps - rising))
+
+
+def _step(backbone: Backbone, role: str, rows: Sequence[Sequence[int]], batch_tokens: int) -> float:
+    """Gradients of one batch, in as many micro-batches as its tokens need, and its mean loss."""
+    tokens, total = sum(len(row) - 1 for row in rows), 0.0
+    with backbone.acting_as(role):
+        for group in microbatches([len(row) for row in rows], batch_tokens):
+            chosen = [rows[i] for i in group]
+            batch: Sequences = pad_sequences(backbone, [row[:1] for row in chosen], [row[1:] for row in chosen])
+            logprobs_BT, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+            loss = -logprobs_BT.sum()
+            (loss / tokens).backward()
+            total += loss.item()
+    return total / tokens

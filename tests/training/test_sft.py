@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from selfeval.backbone.roles import BASE, Backbone
+from selfeval.config import TuningConfig
+from selfeval.errors import LoopError
+from selfeval.training import sft
+from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.sft import pack, text_logprobs, tune_on_text
+
+ROLE = "reader"
+CONFIG = TuningConfig(steps=40, batch=4, learning_rate=1e-2, checkpoint_every=3)
+Rows = list[tuple[int, ...]]
+
+
+def counting(count: int, seed: int) -> Rows:
+    """Rows that count upwards from a random word, and start again at the end of the words."""
+    rng = random.Random(seed)
+    return [tuple(2 + (start + i) % 38 for i in range(rng.randrange(8, 20))) for start in rng.choices(range(38), k=count)]
+
+
+def fresh(**changes: Any) -> Backbone:
+    backbone = tiny_models.backbone(**changes)
+    backbone.add_role(ROLE)
+    return backbone
+
+
+def tune(backbone: Backbone, rows: Rows, folder: Path, config: TuningConfig = CONFIG, **options: Any) -> list[dict[str, float]]:
+    lines: list[dict[str, float]] = []
+
+    def checkpoints(optimizers: Mapping[str, Any]) -> Checkpoints:
+        return Checkpoints(folder, backbone, [ROLE], optimizers)
+
+    defaults: dict[str, Any] = {"seed": 0, "batch_tokens": 4096, "log": lines.append}
+    tune_on_text(backbone, ROLE, rows, config, checkpoints, **{**defaults, **options})
+    return lines
+
+
+def loss(backbone: Backbone, role: str, rows: Rows) -> float:
+    with backbone.acting_as(role):
+        found = [x for row in text_logprobs(backbone, rows, 64) for x in row]
+    return -sum(found) / len(found)
+
+
+def test_documents_are_packed_one_after_the_other() -> None:
+    assert pack([[1, 2, 3], [4], [5, 6]], 2) == [(1, 2), (3, 4), (5, 6)]
+    assert pack([[1, 2, 3]], 2) == [(1, 2)]
+    assert pack([[1]], 2) == pack([], 2) == []
+
+
+def test_it_learns_text_that_it_did_not_read(tmp_path: Path) -> None:
+    backbone, held_out = fresh(), counting(30, seed=2)
+    before = loss(backbone, ROLE, held_out)
+    assert before == pytest.approx(loss(backbone, BASE, held_out), abs=1e-6)  # an adapter starts as the bare base
+    lines = tune(backbone, counting(60, seed=1), tmp_path)
+    assert loss(backbone, ROLE, held_out) < before / 2
+    assert loss(backbone, BASE, held_out) == pytest.approx(before, abs=1e-6)
+    assert [line["step"] for line in lines] == list(range(1, 41))
+
+
+def test_the_loss_is_the_mean_over_all_predicted_tokens() -> None:
+    backbone, rows = fresh(), counting(3, seed=3)
+    tiny_models.scramble(backbone, ROLE)
+    with backbone.acting_as(ROLE):
+        chosen = [
+            tiny_models.full_logprobs(backbone.model, row)[i, row[i + 1]].item() for row in rows for i in range(len(row) - 1)
+        ]
+        found = text_logprobs(backbone, rows, 64)
+    assert len({len(row) for row in rows}) > 1
+    assert [len(row) for row in found] == [len(row) - 1 for row in rows]
+    assert [x for row in found for x in row] == pytest.approx(chosen, abs=1e-5)
+    assert sft._step(backbone, ROLE, rows, 4096) == pytest.approx(-sum(chosen) / len(chosen), abs=1e-5)
+
+
+def test_micro_batches_do_not_change_the_gradient(one_thread: None) -> None:
+    backbone, rows = fresh(), counting(6, seed=4)
+    tiny_models.scramble(backbone, ROLE)
+    gradients = []
+    for budget in (1, 40, 4096):
+        value = sft._step(backbone, ROLE, rows, budget)
+        parameters = backbone.parameters(ROLE)
+        gradients.append((value, {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}))
+        for parameter in parameters.values():
+            parameter.grad = None
+    value, whole = gradients[-1]
+    assert max(g.abs().max().item() for g in whole.values()) > 1e-2
+    for found, parts in gradients[:-1]:
+        assert found == pytest.approx(value, abs=1e-5)
+        for name, gradient in parts.items():
+            torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-5)
+
+
+def test_every_pass_reads_every_row_once_in_an_order_of_its_own() -> None:
+    draws = [index for step in range(6) for index in sft._drawn(8, step, 4, "seed")]
+    passes = [draws[i : i + 8] for i in (0, 8, 16)]
+    assert [sorted(p) for p in passes] == [list(range(8))] * 3
+    assert passes[0] != passes[1] != passes[2]
+    assert draws != [index for step in range(6) for index in sft._drawn(8, step, 4, "another")]
+
+
+def test_the_learning_rate_rises_and_falls_to_zero(tmp_path: Path) -> None:
+    config = TuningConfig(steps=10, warmup=0.2, learning_rate=1e-2)
+    rates = [line["learning_rate"] for line in tune(fresh(), counting(10, seed=1), tmp_path, config)]
+    expected = [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    assert rates == pytest.approx([1e-2 * factor for factor in expected])
+
+
+def test_a_killed_tuning_goes_on_bit_for_bit(tmp_path: Path, one_thread: None) -> None:
+    rows, config = counting(10, seed=1), CONFIG.model_copy(update={"steps": 8})
+    through = fresh()
+    expected = tune(through, rows, tmp_path / "a", config)
+    seen: list[dict[str, float]] = []
+
+    def stop_after_five(values: dict[str, float]) -> None:
+        seen.append(values)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(fresh(), rows, tmp_path / "b", config, log=stop_after_five)
+    resumed, steps = fresh(), []
+    rest = tune(resumed, rows, tmp_path / "b", config, resumed=steps.append)
+    assert steps == [3]
+    assert [*seen[:3], *rest] == expected
+    for one, other in zip(through.parameters(ROLE).values(), resumed.parameters(ROLE).values(), strict=True):
+        assert torch.equal(one, other)
+    finished, steps = fresh(), []
+    assert tune(finished, rows, tmp_path / "b", config, resumed=steps.append) == []  # nothing is left to do
+    assert steps == [8]
+    assert torch.equal(*(next(iter(b.parameters(ROLE).values())) for b in (finished, through)))
+
+
+def test_rows_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    backbone = fresh(max_position_embeddings=16)
+    long = [tuple(range(2, 19))]
+    with pytest.raises(LoopError, match=r"17 tokens, more than this model's context of 16.*context\.rope_scaling"):
+        tune(backbone, long, tmp_path)
+    with backbone.acting_as(ROLE), pytest.raises(LoopError, match="17 tokens"):
+        text_logprobs(backbone, long, 64)
+    for rows in ([], [(3,)]):
+        with pytest.raises(LoopError, match="at least 2"):
+            tune(backbone, rows, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
+    backbone = fresh()
+    with torch.no_grad():
+        next(iter(backbone.parameters(ROLE).values())).fill_(math.nan)
+    before = [p.clone() for p in backbone.parameters(ROLE).values()]
+    with pytest.raises(LoopError, match="reader diverged at step 1"):
+        tune(backbone, counting(4, seed=1), tmp_path)
+    for old, new in zip(before, backbone.parameters(ROLE).values(), strict=True):
+        torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)
+    assert not list(tmp_path.glob("step-*"))
