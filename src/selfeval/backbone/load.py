@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import tempfile
+import weakref
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +17,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from selfeval.backbone.placement import DISK, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
+from selfeval.config import PlacementConfig
 from selfeval.errors import ModelError
 
 __all__ = ["LoadedModel", "load_model", "pick_device", "pick_precision"]
@@ -26,9 +31,11 @@ class LoadedModel:
     """A frozen model with what generation needs to know about it.
 
     Attributes:
+        device: where batches are made and heads lie.
         eos_ids: tokens that end a reply; empty when the model has none.
         pad_id: fills batches; always masked, so that any valid id will do.
         notes: sentences about what was picked or missing, for the user.
+        placement: which device holds what; None when it was not planned.
     """
 
     model: nn.Module
@@ -38,6 +45,7 @@ class LoadedModel:
     eos_ids: tuple[int, ...]
     pad_id: int
     notes: list[str] = field(default_factory=list)
+    placement: DeviceMap | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -104,11 +112,18 @@ def _check_complete(missing: Collection[str], name: str) -> None:
         raise ModelError(f"cannot load model {name}: its files lack {len(missing)} weights ({some}); download or save it again")
 
 
-def load_model(name: str, *, device: str = "auto", precision: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
-    """Loads a model folder or hub id, frozen and in eval mode.
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+    placement: PlacementConfig | None = None,
+) -> LoadedModel:
+    """Loads a model folder or hub id, frozen and in eval mode, onto the devices that have room for it.
 
     Raises:
-        ModelError: not found, not a causal language model, or damaged files.
+        ModelError: not found, not a causal language model, damaged files, or too large for every device.
     """
     if not name:
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
@@ -119,8 +134,9 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            name, dtype=_DTYPES[picked], trust_remote_code=trust_remote_code, output_loading_info=True
+        plan = _plan(config, device, target, picked, placement or PlacementConfig(), trust_remote_code)
+        model, report = _from_files(
+            name, plan, placement or PlacementConfig(), dtype=_DTYPES[picked], trust_remote_code=trust_remote_code
         )
         _check_complete(report["missing_keys"], name)
     except ModelError:
@@ -129,12 +145,47 @@ def load_model(name: str, *, device: str = "auto", precision: str = "auto", trus
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {name}: {reason}") from error
     model.requires_grad_(False)
-    model.eval().to(target)
-    return _described(model, tokenizer, target, picked)
+    target = target if plan is None else torch.device(plan.main)
+    if plan is None or plan.is_whole:
+        model.to(target)
+    return _described(model.eval(), tokenizer, target, picked, plan)
 
 
-def _described(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str) -> LoadedModel:
-    notes = []
+def _plan(
+    config: Any, wanted: str, target: torch.device, precision: str, placement: PlacementConfig, trust_remote_code: bool
+) -> DeviceMap | None:
+    if placement.mode == "single":
+        return None
+    memory = usable_memory(free_memory(target), placement)
+    plan = plan_placement(meta_model(config, trust_remote_code=trust_remote_code), memory, precision)
+    if wanted == "cuda" and plan.main == "cpu":
+        raise ModelError("device = cuda, but no card has room for even one layer of this model; free memory or use device = auto")
+    return plan
+
+
+def _from_files(name: str, plan: DeviceMap | None, placement: PlacementConfig, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' report; weights on disk stay in the model's files where these can be read as they are."""
+    folder = None
+    if plan is not None and not plan.is_whole:
+        options["device_map"] = plan.for_transformers()
+    if plan is not None and DISK in plan.devices:
+        folder = tempfile.mkdtemp(prefix="selfeval-weights-", dir=placement.folder or None)
+        options["offload_folder"] = folder
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder)
+        raise
+    if folder is not None:
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return model, report
+
+
+def _described(
+    model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str, plan: DeviceMap | None
+) -> LoadedModel:
+    notes = [] if plan is None or plan.is_whole else [plan.sentence()]
     eos = _eos_ids(model, tokenizer)
     if not eos:
         notes.append("this model has no end-of-sequence token; replies end only at the token limit")
@@ -143,7 +194,7 @@ def _described(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.dev
         problem = "this tokenizer has no padding token" if pad is None else f"this model has no padding token {pad}"
         pad = eos[0] if eos else 0
         notes.append(f"{problem}; token {pad} fills batches instead (it is masked everywhere)")
-    return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes)
+    return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes, plan)
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

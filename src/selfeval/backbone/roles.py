@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.streaming import held_weights, read_weight, recompute_streamed, stand_in_weights, weight_bytes
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ModelError, RoleError, RunFolderError
 from selfeval.store import fingerprint, read_json, write_json
@@ -50,10 +51,12 @@ class Backbone:
         self._peft: PeftModel | None = None
         self._tuners: list[BaseTunerLayer] = []
         self._logit_scale = _logit_scale(loaded.model.config)
-        self._base_storages = _storages(loaded.model)
+        self._base_bytes = weight_bytes(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = _weights_fingerprint(loaded.model)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
+        if loaded.placement is not None:
+            recompute_streamed(loaded.model, loaded.placement.streamed, self._same_role_again)
         self._check_logits()
 
     @torch.no_grad()
@@ -74,7 +77,11 @@ class Backbone:
     def load(cls, config: RunConfig) -> Backbone:
         """Loads the model that the configuration names."""
         loaded = load_model(
-            config.model, device=config.device, precision=config.precision, trust_remote_code=config.trust_remote_code
+            config.model,
+            device=config.device,
+            precision=config.precision,
+            trust_remote_code=config.trust_remote_code,
+            placement=config.placement,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
         return cls(loaded, config.lora, source)
@@ -118,7 +125,7 @@ class Backbone:
             raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.roles])}')
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.roles)}')
-        with torch.random.fork_rng(devices=[]):
+        with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._inject(role)
         self._trainable[role] = trainable
@@ -185,6 +192,15 @@ class Backbone:
         finally:
             self._acting.pop()
             self._select(self.acting or BASE)
+
+    def _same_role_again(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts of a layer's forward and of its second computation in the backward: the same role acts in both."""
+        return nullcontext(), self._still_acting(self.acting)
+
+    @contextmanager
+    def _still_acting(self, role: str | None) -> Iterator[None]:
+        with nullcontext() if role in (None, self.acting) else self.acting_as(str(role)):
+            yield
 
     def _select(self, role: str) -> None:
         for tuner in self._tuners:
@@ -264,8 +280,8 @@ class Backbone:
 
     @property
     def base_bytes(self) -> int:
-        """Bytes of the base weights."""
-        return sum(self._base_storages.values())
+        """Bytes of the base weights, wherever they lie."""
+        return self._base_bytes
 
     @property
     def adapter_bytes(self) -> int:
@@ -277,7 +293,7 @@ class Backbone:
         return sum(p.numel() for n, p in self.loaded.model.named_parameters() if "lora_" not in n)
 
     def weight_copies(self) -> float:
-        """How many copies of the base weights this process holds now, to two decimals: must be 1.
+        """How many copies of the base weights this process holds now, to two decimals: must be 1 (what is on disk is not held).
 
         Counted over every live matrix (parameter or plain tensor) that has the shape of a base weight, in any model and
         any precision, by distinct storage; adapters and heads are not weights.
@@ -286,7 +302,7 @@ class Backbone:
         own = {id(p) for role in self.roles for p in self.parameters(role).values()}
         # type() and not isinstance(): lazy modules among the objects warn or import when they are asked for their class.
         live = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and id(o) not in own]
-        weights = [p for p in self.loaded.model.parameters() if tuple(p.shape) in self._base_shapes and id(p) not in own]
+        weights = [p for p in held_weights(self.loaded.model) if tuple(p.shape) in self._base_shapes and id(p) not in own]
         return round(_elements(t for t in live if tuple(t.shape) in self._base_shapes) / _elements(weights), 2)
 
 
@@ -310,16 +326,10 @@ def _logit_scale(config: Any) -> float:
     return float(getattr(config, factors[kind])) if kind in factors else 1.0
 
 
-def _storages(model: nn.Module) -> dict[int, int]:
-    """Address -> bytes of each distinct storage that the model's parameters use."""
-    storages = [parameter.untyped_storage() for parameter in model.parameters()]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
-
-
 def _weights_fingerprint(model: Any) -> str:
     """Tells bases apart, whatever precision they are loaded in: names, shapes, and sums of a few elements rounded to bf16."""
     rows = []
     for name, parameter in sorted(model.named_parameters()):
-        sample = parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)].bfloat16().double().sum().item()
+        sample = read_weight(model, parameter).detach().reshape(-1)[:: max(1, parameter.numel() // 64)].bfloat16().double().sum().item()
         rows.append([name, list(parameter.shape), f"{sample:.10e}"])
     return fingerprint(rows)

@@ -44,7 +44,8 @@ class RoomyLayer(DynamicLayer):
         if self.is_initialized:
             assert self.keys is not None
             assert self.values is not None
-            self.keys, self.values = self.keys[indices], self.values[indices]
+            rows = indices.to(self.keys.device)  # each layer's cache lies where the layer is computed
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 def roomy_cache(config: Any, room: int) -> DynamicCache:
@@ -56,4 +57,5 @@ def roomy_cache(config: Any, room: int) -> DynamicCache:
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Keeps (or repeats) these batch rows of the cache, in this order."""
-    cache.batch_select_indices(rows)
+    for layer in cache.layers:
+        layer.batch_select_indices(rows if layer.keys is None else rows.to(layer.keys.device))
