@@ -159,7 +159,9 @@ def _plan(
     memory = usable_memory(free_memory(target), placement)
     plan = plan_placement(meta_model(config, trust_remote_code=trust_remote_code), memory, precision)
     if wanted == "cuda" and plan.main == "cpu":
-        raise ModelError("device = cuda, but no card has room for even one layer of this model; free memory or use device = auto")
+        raise ModelError(
+            "device = cuda, but no card has room for even one layer of this model; free memory or use device = auto"
+        )
     return plan
 
 
@@ -169,6 +171,8 @@ def _from_files(name: str, plan: DeviceMap | None, placement: PlacementConfig, *
     if plan is not None and not plan.is_whole:
         options["device_map"] = plan.for_transformers()
     if plan is not None and DISK in plan.devices:
+        if placement.folder:
+            Path(placement.folder).mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix="selfeval-weights-", dir=placement.folder or None)
         options["offload_folder"] = folder
     try:

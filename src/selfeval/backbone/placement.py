@@ -77,9 +77,13 @@ class DeviceMap:
 
     def sentence(self) -> str:
         """The plan for the user."""
-        parts = ", ".join(f"{span} on {device}" for span, device in self.spans())
-        text = f"layers {parts}; the rest on {self.main}"
-        return f"{text}; {len(self.streamed)} layers are brought to {self.main} for every pass" if self.streamed else text
+        parts = [f"{'layers' if '-' in span else 'layer'} {span} on {device}" for span, device in self.spans()]
+        text = f"{', '.join(parts)}; embeddings, output layer and heads on {self.main}"
+        return f"{text}; {self._streaming()}" if self.streamed else text
+
+    def _streaming(self) -> str:
+        count = len(self.streamed)
+        return f"{count} {'layer is' if count == 1 else 'layers are'} brought to {self.main} for each pass, which is slow"
 
     def as_json(self) -> dict[str, Any]:
         """The plan for run.json."""
@@ -164,7 +168,10 @@ class _Parts:
 
 
 def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) -> DeviceMap:
-    """Places a model: on one device if it fits, else over the devices in the order given.
+    """Places a model: on the roomiest card that holds all of it, else over the devices in the order given.
+
+    The first device that holds everything but the layers, and a layer, is the main one; those before it are left out. The
+    CPU is the main one where no card can be: beside a card, it only keeps what the card computes.
 
     Args:
         model: on the meta device, or any other.
@@ -175,22 +182,16 @@ def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) 
         ModelError: it does not fit.
     """
     parts = _parts(model, precision)
-    main = _whole_on(parts, memory)
-    if main is not None:
-        return _device_map(parts, main, [main] * len(parts.layers))
+    cards = [device for device, size in memory.items() if device.startswith("cuda:") and size >= parts.total]
+    if cards:
+        roomiest = max(cards, key=lambda card: memory[card])
+        return _device_map(parts, roomiest, [roomiest] * len(parts.layers))
     for main in memory:
-        if main != DISK and parts.layers and memory[main] >= parts.fixed_bytes + parts.largest:
+        if main != DISK and memory[main] >= parts.fixed_bytes + parts.largest:
             devices = _spread(parts, memory, main)
             if devices is not None:
                 return _device_map(parts, main, devices)
     raise ModelError(_too_small(parts, memory))
-
-
-def _whole_on(parts: _Parts, memory: Mapping[str, int]) -> str | None:
-    """The card with the most room that holds everything, or the CPU, or none."""
-    fitting = [device for device, size in memory.items() if size >= parts.total and device != DISK]
-    cards = [device for device in fitting if device != "cpu"]
-    return max(cards, key=lambda d: memory[d]) if cards else next(iter(fitting), None)
 
 
 def _spread(parts: _Parts, memory: Mapping[str, int], main: str) -> list[str] | None:

@@ -330,6 +330,14 @@ def _weights_fingerprint(model: Any) -> str:
     """Tells bases apart, whatever precision they are loaded in: names, shapes, and sums of a few elements rounded to bf16."""
     rows = []
     for name, parameter in sorted(model.named_parameters()):
-        sample = read_weight(model, parameter).detach().reshape(-1)[:: max(1, parameter.numel() // 64)].bfloat16().double().sum().item()
+        sample = (
+            read_weight(model, parameter)
+            .detach()
+            .reshape(-1)[:: max(1, parameter.numel() // 64)]
+            .bfloat16()
+            .double()
+            .sum()
+            .item()
+        )
         rows.append([name, list(parameter.shape), f"{sample:.10e}"])
     return fingerprint(rows)

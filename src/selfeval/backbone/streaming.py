@@ -114,6 +114,8 @@ def held_weights(model: nn.Module) -> list[Tensor]:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters, wherever they lie; those of a shared storage once."""
-    there = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters() if p.device.type != "meta"}
+    there = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters() if p.device.type != "meta"
+    }
     absent = sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type == "meta")
     return sum(there.values()) + absent
