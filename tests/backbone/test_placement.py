@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import check_device_map
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ByteSize
 from torch import nn
 from transformers import LlamaConfig
 
@@ -30,10 +31,14 @@ def seven_billion() -> nn.Module:
     return meta_model(LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000))
 
 
+def sizes(**devices: float) -> dict[str, ByteSize]:
+    """Bytes by device, of sizes in GiB: `cuda0`, `cuda1`, `cpu`, `disk`."""
+    return {name.replace("cuda", "cuda:"): ByteSize(int(size * GIB)) for name, size in devices.items()}
+
+
 def plan(precision: str = "bf16", **memory: float) -> DeviceMap:
-    """The plan for devices named `cuda0`, `cuda1`, `cpu`, `disk`, with sizes in GiB."""
-    sizes = {name.replace("cuda", "cuda:"): int(size * GIB) for name, size in memory.items()}
-    return plan_placement(seven_billion(), sizes, precision)
+    """The plan of the 7B model for these sizes in GiB."""
+    return plan_placement(seven_billion(), sizes(**memory), precision)
 
 
 # -- plans for cards that are not here ------------------------------------------------------------------------------------
@@ -138,7 +143,7 @@ def test_no_plan_overfills_a_device_or_goes_back(cards: list[int], ram: int, dis
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_every_weight_has_a_device_and_tied_ones_have_the_same(family: str, tied: bool) -> None:
-    model = meta_model(tiny_models.tiny_config(family, 384, tie_word_embeddings=tied))
+    model: Any = meta_model(tiny_models.tiny_config(family, 384, tie_word_embeddings=tied))
     bytes_ = sum(p.numel() * 4 for p in model.parameters()) + sum(b.numel() * b.element_size() for b in model.buffers())
     found = plan_placement(model, {"cpu": bytes_ - 1, DISK: GIB}, "fp32")
     assert found.devices == ("disk", "disk")  # the room of the second layer is kept for the one that a pass brings in
@@ -159,10 +164,10 @@ def test_cards_are_numbers_for_transformers() -> None:
 def test_the_reserve_and_the_limits_of_the_user() -> None:
     free = {"cuda:0": 10 * GIB, "cpu": 100 * GIB, DISK: 1 << 62}
     assert usable_memory(free, PlacementConfig(reserve=0.2)) == {"cuda:0": 8 * GIB, "cpu": 80 * GIB, DISK: 1 << 62}
-    limited = PlacementConfig(reserve=0.0, max_memory={"cpu": 5 * GIB, "cuda:0": 11 * GIB, "disk": 0})
+    limited = PlacementConfig(reserve=0.0, max_memory=sizes(cpu=5, cuda0=11, disk=0))
     assert usable_memory(free, limited) == {"cuda:0": 10 * GIB, "cpu": 5 * GIB, DISK: 0}
     with pytest.raises(ModelError, match=r"names cuda:3; the devices here are cuda:0, cpu, disk"):
-        usable_memory(free, PlacementConfig(max_memory={"cuda:3": GIB}))
+        usable_memory(free, PlacementConfig(max_memory=sizes(cuda3=1)))
 
 
 def test_limits_come_from_the_command_line() -> None:

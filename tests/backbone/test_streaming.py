@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import OffloadedWeightsLoader
+from pydantic import ByteSize
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -44,7 +45,7 @@ def limits(model: Path, resident: int) -> PlacementConfig:
     none = plan_placement(meta_model(whole.config), {"cpu": plan.bytes["cpu"] - 1, DISK: 1 << 40}, "fp32")
     layer = none.bytes[DISK] // none.devices.count(DISK)
     fixed = plan.bytes["cpu"] - layer * len(plan.layers)
-    return PlacementConfig(max_memory={"cpu": fixed + (resident + 1) * layer})
+    return PlacementConfig(max_memory={"cpu": ByteSize(fixed + (resident + 1) * layer)})
 
 
 def load(model: Path, placement: PlacementConfig | None = None, **options: Any) -> LoadedModel:
@@ -72,6 +73,17 @@ def loss(backbone: Backbone, role: str = "policy") -> Tensor:
     hidden = backbone.hidden(IDS, ONES)
     scores = backbone.score(role, hidden).sum() if role in backbone.heads else 0.0
     return scores - torch.log_softmax(backbone.logits(hidden), -1)[..., 3].sum()
+
+
+def gradients(backbone: Backbone, role: str) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in backbone.parameters(role).items() if p.grad is not None}
+    assert found.keys() == backbone.parameters(role).keys()
+    return found
+
+
+def close_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float = 1e-5) -> None:
+    for name, gradient in found.items():
+        close(gradient, expected[name], relative * float(expected[name].abs().max()) + 0.1 * relative)
 
 
 def absent(backbone: Backbone) -> set[str]:
@@ -115,11 +127,9 @@ def test_adapters_are_real_and_learn_the_same(family: str, resident: int, tmp_pa
             optimizer.zero_grad()
             with each.acting_as("policy"):
                 loss(each).backward()
-        expected = {name: p.grad for name, p in whole.parameters("policy").items()}
-        for name, parameter in placed.parameters("policy").items():
-            assert parameter.grad is not None
-            close(parameter.grad, expected[name], 1e-5 * float(expected[name].abs().max()) + 1e-6)
-        assert sum(float(p.grad.abs().sum()) > 0 for p in placed.parameters("policy").values()) > len(expected) / 2
+        found = gradients(placed, "policy")
+        close_gradients(found, gradients(whole, "policy"))
+        assert sum(float(g.abs().sum()) > 0 for g in found.values()) > len(found) / 2  # B learns at once, A from then on
         for optimizer in optimizers:
             optimizer.step()
     for name, parameter in placed.parameters("policy").items():
@@ -137,10 +147,8 @@ def test_a_backward_after_the_block_computes_again_under_the_role_of_the_forward
         with each.acting_as("policy"):  # neither this role nor none may take part in the second computation
             value.backward()
             assert each.acting == "policy"
-        grads.append({name: p.grad for name, p in each.parameters("other").items()})
-    for name, grad in grads[1].items():
-        assert grad is not None
-        close(grad, grads[0][name], 1e-5 * float(grads[0][name].abs().max()) + 1e-6)
+        grads.append(gradients(each, "other"))
+    close_gradients(grads[1], grads[0])
     assert all(p.grad is None for p in placed.parameters("policy").values())
 
 
@@ -304,7 +312,8 @@ def test_a_card_and_the_cpu_train_like_the_cpu_alone(tmp_path: Path) -> None:
         pytest.skip("there is no CUDA device here")
     model = folder(tmp_path, "llama", hidden_size=80, intermediate_size=120)  # shapes of their own, for the count of copies
     room = limits(model, 1).max_memory["cpu"]
-    placement = PlacementConfig(max_memory={"cuda:0": room, **{f"cuda:{i}": 0 for i in range(1, torch.cuda.device_count())}})
+    others = {f"cuda:{i}": ByteSize(0) for i in range(1, torch.cuda.device_count())}
+    placement = PlacementConfig(max_memory={"cuda:0": room, **others})
     placed = Backbone(
         load_model(str(model), device="cuda", precision="fp32", placement=placement), LoraConfig(rank=4, alpha=8.0), "tiny"
     )
@@ -326,8 +335,6 @@ def test_a_card_and_the_cpu_train_like_the_cpu_alone(tmp_path: Path) -> None:
             rollouts.append(
                 generate(each, [Request((5, 9, 2), temperature=0.0), Request((7,), temperature=0.0)], max_new_tokens=6, seed=0)
             )
-        grads.append({name: p.grad for name, p in each.parameters("policy").items()})
-    for name, grad in grads[1].items():
-        assert grad is not None
-        close(grad.cpu(), grads[0][name], 1e-3 * float(grads[0][name].abs().max()) + 1e-4)
+        grads.append({name: gradient.cpu() for name, gradient in gradients(each, "policy").items()})
+    close_gradients(grads[1], grads[0], 1e-3)
     assert [r.ids for r in rollouts[1]] == [r.ids for r in rollouts[0]]

@@ -102,7 +102,8 @@ def read_weight(model: nn.Module, parameter: Tensor) -> Tensor:
 
 def held_weights(model: nn.Module) -> list[Tensor]:
     """The base's tensors in memory: parameters that are there, and those that wait in RAM; what is on disk is not held."""
-    kept, held = _kept(model), []
+    kept = _kept(model)
+    held: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.device.type != "meta":
             held.append(parameter)
