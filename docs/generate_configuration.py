@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from selfeval.config import RunConfig
@@ -34,7 +34,7 @@ table stand at the top of the recipe and have no section. An unknown name is an 
 Which stages are redone after a change is told in [the first-run guide](guides/first-run.md#changing-a-value).
 """
 
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", ByteSize: "size"}
 _SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
 
 
@@ -47,6 +47,8 @@ def _type_of(annotation: Any) -> str:
         return "one of " + ", ".join(f"`{a}`" for a in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type_of(a) for a in arguments if a is not type(None))
+    if origin is dict:
+        return f"table of {_type_of(arguments[1])}s by {_type_of(arguments[0])}"
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return f"list of {_type_of(arguments[0])}s"
@@ -74,7 +76,7 @@ def _range_of(field: FieldInfo) -> str:
 
 def _default_of(field: FieldInfo) -> str:
     value = field.default
-    if value is None:
+    if value is None or value == {}:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

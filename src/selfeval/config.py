@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfeval.errors import ConfigError
 
@@ -22,6 +22,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluatorConfig",
     "LoraConfig",
+    "PlacementConfig",
     "PolicyConfig",
     "QuestionsConfig",
     "RepliesConfig",
@@ -36,6 +37,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+DeviceName = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 
 
 class Section(BaseModel):
@@ -94,6 +96,19 @@ class LoraConfig(Section):
     """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
     targets: str | tuple[str, ...] = "all-linear"
     """Which modules get adapters: `all-linear`, or names of modules."""
+
+
+class PlacementConfig(Section):
+    """Which devices hold the frozen base, from their free memory (see concepts/placement.md)."""
+
+    mode: Literal["auto", "single"] = "auto"
+    """`auto` spreads a model that fits on no single device over cards, cpu and disk; `single` puts it on one device."""
+    max_memory: dict[DeviceName, ByteSize] = {}
+    """Most bytes of weights on a device, by its name: `cuda:0`, `cpu`, `disk`; for example "10GiB"."""
+    reserve: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Share of each device's free memory that weights leave to activations, caches, adapters and optimizers."""
+    folder: str = ""
+    """Where weights are written that cannot be read from the model's own files; a temporary folder unless given."""
 
 
 class QuestionsConfig(Section):
@@ -270,6 +285,7 @@ class RunConfig(Section):
     trust_remote_code: bool = False
     """Run code that comes with the model; off unless asked."""
     context: ContextConfig = ContextConfig()
+    placement: PlacementConfig = PlacementConfig()
     lora: LoraConfig = LoraConfig()
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()

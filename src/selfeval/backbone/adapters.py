@@ -89,18 +89,27 @@ class AdapterStack:
         """Lets the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
 
         Raises:
-            ModelError: an adapter sits on an embedding or on a stack of experts, which this version cannot train.
+            ModelError: an adapter sits on an embedding, which this version cannot train.
         """
         for name, module in model.named_modules():
             if not isinstance(module, LoraLayer):
                 continue
-            if module.lora_embedding_A or isinstance(module, ParamWrapper):
-                kind = "stack of experts" if isinstance(module, ParamWrapper) else "embedding"
-                raise ModelError(f"lora.targets puts an adapter on the {kind} {name}; choose linear layers, e.g. all-linear")
+            if module.lora_embedding_A:
+                raise ModelError(f"lora.targets puts an adapter on the embedding {name}; choose linear layers, e.g. all-linear")
             module.set_adapter([], inference_mode=True)
             if module not in self._hooked:
                 self._hooked.add(module)
-                module.register_forward_hook(self._add_adapters)
+                if isinstance(module, ParamWrapper):
+                    module.register_forward_pre_hook(self._adapt_parameter)
+                else:
+                    module.register_forward_hook(self._add_adapters)
+
+    def _adapt_parameter(self, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        """Fused experts are no linear layer to add to: PEFT changes their parameter for the pass, for one role at a time."""
+        acting = self.acting
+        if acting is not None and acting.runs:
+            raise RoleError("rows of several roles cannot share a pass where experts have adapters; give each role a pass")
+        layer._active_adapter = [acting.name] if acting is not None and acting.name in layer.lora_A else []
 
     def _add_adapters(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         acting = self.acting

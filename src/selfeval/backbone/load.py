@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import shutil
+import tempfile
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +21,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import cached_file, is_flash_attn_2_available
 
 from selfeval.backbone.families.table import FAMILIES, family_tokenizer
-from selfeval.backbone.precision import OverflowGuard, load_arguments, pick_precision, settle_quantised
+from selfeval.backbone.placement import DISK, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
+from selfeval.backbone.precision import PRECISIONS, OverflowGuard, load_arguments, pick_precision, settle_quantised
 from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
-from selfeval.config import ContextConfig
+from selfeval.config import ContextConfig, PlacementConfig
 from selfeval.errors import ModelError
 
 __all__ = ["LoadedModel", "load_model", "pick_attention", "pick_device", "weight_files"]
@@ -31,10 +35,12 @@ class LoadedModel:
     """A frozen model with what generation needs to know about it.
 
     Attributes:
+        device: where batches are made and heads lie.
         eos_ids: tokens that end a reply; empty when the model has none.
         pad_id: fills batches; always masked, so that any valid id will do.
         notes: sentences about what was picked or missing, for the user.
         files: the safetensors files that the weights came from; empty for a model made in memory.
+        placement: which device holds what; None when it was not planned.
     """
 
     model: nn.Module
@@ -46,6 +52,7 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
     files: tuple[Path, ...] = ()
     stretch: Stretch | None = None
+    placement: DeviceMap | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -156,17 +163,19 @@ def load_model(
     precision: str = "auto",
     trust_remote_code: bool = False,
     context: ContextConfig | None = None,
+    placement: PlacementConfig | None = None,
 ) -> LoadedModel:
-    """Loads a model folder or hub id, frozen and in eval mode.
+    """Loads a model folder or hub id, frozen and in eval mode, onto the devices that have room for it.
 
     Raises:
-        ModelError: not found, not a causal language model, damaged files, or a context that it cannot be given.
+        ModelError: not found, not a causal language model, damaged files, a context that it cannot be given, or too large for
+            every device.
     """
     if not name:
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     target = pick_device(device)
-    context = context or ContextConfig()
+    context, placement = context or ContextConfig(), placement or PlacementConfig()
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
@@ -174,14 +183,16 @@ def load_model(
         tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
         picked, why = pick_precision(precision, target, _count_weights(files))
-        model, report = AutoModelForCausalLM.from_pretrained(
+        plan = _plan(config, device, target, picked, placement, trust_remote_code)
+        model, report = _from_files(
             name,
+            plan,
+            placement,
             config=config,
             attn_implementation=pick_attention(context.attention, target, picked),
             **load_arguments(picked, target),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            output_loading_info=True,
         )
         _check_complete(report["missing_keys"], name)
     except ModelError:
@@ -189,27 +200,73 @@ def load_model(
     except Exception as error:  # the hub client and safetensors raise many kinds; the user needs one sentence
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {name}: {reason}") from error
-    model.requires_grad_(False)
-    model.eval()
-    if getattr(model, "is_quantized", False):
-        settle_quantised(model)
-    else:
-        model.to(target)
-    if picked == "fp16":
-        OverflowGuard(model)
-    loaded = _described(model, tokenizer, target, picked)
-    loaded.files = files
+    target = target if plan is None else torch.device(plan.main)
+    _settle(model, target, picked, whole=plan is None or plan.is_whole)
+    loaded = _described(model, tokenizer, target, picked, plan)
+    loaded.files, loaded.stretch = files, stretch
     loaded.notes += [why] if why else []
     if stretch:
         note = check_stretch(model, stretch, name)
-        loaded.stretch = stretch
         loaded.notes.append(f"context of {stretch.reach} tokens, trained on {stretch.trained} (RoPE scaling {stretch})")
         loaded.notes += [note] if note else []
     return loaded
 
 
-def _described(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str) -> LoadedModel:
-    notes = []
+def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) -> None:
+    """Frozen, in eval mode, where it belongs, and watched where numbers can overflow."""
+    model.requires_grad_(False)
+    model.eval()
+    if PRECISIONS[precision].quantised:
+        settle_quantised(model)
+    elif whole:
+        model.to(device)
+    if precision == "fp16":
+        OverflowGuard(model)
+
+
+def _plan(
+    config: Any, wanted: str, target: torch.device, precision: str, placement: PlacementConfig, trust_remote_code: bool
+) -> DeviceMap | None:
+    if placement.mode == "single":
+        return None
+    memory = usable_memory(free_memory(target), placement)
+    plan = plan_placement(meta_model(config, trust_remote_code=trust_remote_code), memory, precision)
+    if wanted == "cuda" and plan.main == "cpu":
+        raise ModelError(
+            "device = cuda, but no card has room for even one layer of this model; free memory or use device = auto"
+        )
+    return plan
+
+
+def _from_files(name: str, plan: DeviceMap | None, placement: PlacementConfig, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' report; weights on disk stay in the model's files where these can be read as they are."""
+    folder = None
+    if plan is not None and not plan.is_whole:
+        if "quantization_config" in options and not all(device.startswith("cuda") for device in plan.devices):
+            raise ModelError(
+                f"a quantised {name} does not fit on cards alone ({plan.sentence()}); use precision = bf16, which can be spread"
+            )
+        options["device_map"] = plan.for_transformers()
+    if plan is not None and DISK in plan.devices:
+        if placement.folder:
+            Path(placement.folder).mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix="selfeval-weights-", dir=placement.folder or None)
+        options["offload_folder"] = folder
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    except BaseException:
+        if folder is not None:
+            shutil.rmtree(folder)
+        raise
+    if folder is not None:
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    return model, report
+
+
+def _described(
+    model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str, plan: DeviceMap | None
+) -> LoadedModel:
+    notes = [] if plan is None or plan.is_whole else [plan.sentence()]
     eos = _eos_ids(model, tokenizer)
     if not eos:
         notes.append("this model has no end-of-sequence token; replies end only at the token limit")
@@ -218,7 +275,7 @@ def _described(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.dev
         problem = "this tokenizer has no padding token" if pad is None else f"this model has no padding token {pad}"
         pad = eos[0] if eos else 0
         notes.append(f"{problem}; token {pad} fills batches instead (it is masked everywhere)")
-    return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes)
+    return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes, placement=plan)
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.output_head import OutputHead
+from selfeval.backbone.streaming import held_weights, recompute_streamed, stand_in_weights, weight_bytes
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
 from selfeval.store import read_json, write_json
@@ -53,10 +54,12 @@ class Backbone:
         self._stack = AdapterStack()
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
-        self._base_storages = _storages(loaded.model)
+        self._base_bytes = weight_bytes(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = base_fingerprint(loaded)
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
+        if loaded.placement is not None:
+            recompute_streamed(loaded.model, loaded.placement.streamed, self._stack.checkpoint_contexts)
         self._check_logits()
 
     @torch.no_grad()
@@ -82,6 +85,7 @@ class Backbone:
             precision=config.precision,
             trust_remote_code=config.trust_remote_code,
             context=config.context,
+            placement=config.placement,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
         return cls(loaded, config.lora, source)
@@ -134,7 +138,7 @@ class Backbone:
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.roles)}')
-        with torch.random.fork_rng(devices=[]):
+        with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._inject(role)
         self._trainable[role] = trainable
@@ -323,8 +327,8 @@ class Backbone:
 
     @property
     def base_bytes(self) -> int:
-        """Bytes of the base weights."""
-        return sum(self._base_storages.values())
+        """Bytes of the base weights, wherever they lie."""
+        return self._base_bytes
 
     @property
     def adapter_bytes(self) -> int:
@@ -336,7 +340,7 @@ class Backbone:
         return sum(p.numel() for n, p in self.loaded.model.named_parameters() if "lora_" not in n)
 
     def weight_copies(self) -> float:
-        """How many copies of the base weights this process holds now, to two decimals: must be 1.
+        """How many copies of the base weights this process holds now, to two decimals: must be 1 (what is on disk is not held).
 
         Counted over every live matrix (parameter or plain tensor) that has the shape of a base weight, in any model and
         any precision, by distinct storage; adapters and heads are not weights.
@@ -345,7 +349,7 @@ class Backbone:
         own = {id(p) for role in self.roles for p in self.parameters(role).values()}
         # type() and not isinstance(): lazy modules among the objects warn or import when they are asked for their class.
         live = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and id(o) not in own]
-        weights = [p for p in self.loaded.model.parameters() if tuple(p.shape) in self._base_shapes and id(p) not in own]
+        weights = [p for p in held_weights(self.loaded.model) if tuple(p.shape) in self._base_shapes and id(p) not in own]
         return round(_elements(t for t in live if tuple(t.shape) in self._base_shapes) / _elements(weights), 2)
 
 
@@ -353,9 +357,3 @@ def _elements(tensors: Iterable[Tensor]) -> int:
     """Numbers that these tensors hold, those of a shared storage once."""
     real = [t for t in tensors if t.device.type != "meta" and (t.is_floating_point() or t.dtype in _PACKED)]
     return sum({(t.untyped_storage().data_ptr(), int(t.storage_offset())): t.numel() for t in real}.values())
-
-
-def _storages(model: nn.Module) -> dict[int, int]:
-    """Address -> bytes of each distinct storage that the model's parameters use."""
-    storages = [parameter.untyped_storage() for parameter in model.parameters()]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}

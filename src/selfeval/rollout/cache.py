@@ -44,7 +44,8 @@ class RoomyLayer(DynamicLayer):
         if self.is_initialized:
             assert self.keys is not None
             assert self.values is not None
-            self.keys, self.values = self.keys[beam_idx], self.values[beam_idx]
+            rows = beam_idx.to(self.keys.device)  # each layer's cache lies where the layer is computed
+            self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 def roomy_cache(config: Any, room: int) -> DynamicCache:

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
@@ -32,8 +33,9 @@ class Context:
             backbone = Backbone.load(self.config)
         for note in backbone.loaded.notes:
             self.terminal.note(note)
-        device, precision = str(backbone.loaded.device), backbone.loaded.precision
-        self.store.update_run(device={"device": device, "precision": precision, "notes": backbone.loaded.notes})
+        loaded, plan = backbone.loaded, backbone.loaded.placement
+        device: dict[str, Any] = {"device": str(loaded.device), "precision": loaded.precision, "notes": loaded.notes}
+        self.store.update_run(device=device if plan is None else {**device, "placement": plan.as_json()})
         return backbone
 
     @cached_property

@@ -1,0 +1,293 @@
+"""Which device holds which part of the model: a plan made from free memory before anything is loaded.
+
+Decoder layers stay whole and in order. Everything else (embeddings, final norm, output layer) lies with the batches and
+the roles' heads on the *main* device, so that hidden states come back there once per pass and logits never travel. What
+does not fit on devices that compute is *streamed*: it lies in RAM or in the model's files, and is brought to the main
+device for the moment that a pass needs it (see `streaming`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from selfeval.config import PlacementConfig
+from selfeval.errors import ModelError
+
+__all__ = ["DISK", "DeviceMap", "free_memory", "meta_model", "plan_placement", "usable_memory"]
+
+DISK = "disk"
+"""The last device: the model's own files."""
+
+_ENDLESS = 1 << 62
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.5}
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class DeviceMap:
+    """Where each part of a model lies.
+
+    Attributes:
+        main: device of batches, embeddings, final norm, output layer and heads; streamed layers are computed there.
+        fixed: names of the modules (and loose parameters) besides the decoder layers.
+        layers: names of the decoder layers, in order.
+        devices: the device of each layer.
+        bytes: weight bytes per device.
+    """
+
+    main: str
+    fixed: tuple[str, ...]
+    layers: tuple[str, ...]
+    devices: tuple[str, ...]
+    bytes: Mapping[str, int]
+
+    @property
+    def is_whole(self) -> bool:
+        """Everything lies on the main device."""
+        return all(device == self.main for device in self.devices)
+
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """Layers that lie where nothing is computed: on disk, or in RAM beside cards."""
+        kept = ("cpu", DISK) if self.main != "cpu" else (DISK,)
+        return tuple(name for name, device in zip(self.layers, self.devices, strict=True) if device in kept)
+
+    def for_transformers(self) -> dict[str, int | str]:
+        """The `device_map` of `from_pretrained`: cards by number, since it takes the lowest number as its main device."""
+        pairs = [*((name, self.main) for name in self.fixed), *zip(self.layers, self.devices, strict=True)]
+        return {name: int(device.removeprefix("cuda:")) if device.startswith("cuda:") else device for name, device in pairs}
+
+    def spans(self) -> list[tuple[str, str]]:
+        """Runs of layers and their device, in order: `[("0-11", "cuda:0"), ("12-27", "cpu")]`."""
+        found = []
+        for device, run in groupby(enumerate(self.devices), key=lambda pair: pair[1]):
+            numbers = [number for number, _ in run]
+            found.append((f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]), device))
+        return found
+
+    def sentence(self) -> str:
+        """The plan for the user."""
+        parts = [f"{'layers' if '-' in span else 'layer'} {span} on {device}" for span, device in self.spans()]
+        text = f"{', '.join(parts)}; embeddings, output layer and heads on {self.main}"
+        return f"{text}; {self._streaming()}" if self.streamed else text
+
+    def _streaming(self) -> str:
+        count = len(self.streamed)
+        return f"{count} {'layer is' if count == 1 else 'layers are'} brought to {self.main} for each pass, which is slow"
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan for run.json."""
+        return {"main": self.main, "layers": [list(pair) for pair in self.spans()], "bytes": dict(self.bytes)}
+
+
+# -- memory -------------------------------------------------------------------------------------------------------------
+
+
+def free_memory(device: torch.device) -> dict[str, int]:
+    """Free bytes of every device that a model on `device` may use, in the order of their use: cards, cpu, disk.
+
+    A card without a number means all cards; with a number, that one.
+    """
+    cards: Iterable[int] = ()
+    if device.type == "cuda":
+        cards = range(torch.cuda.device_count()) if device.index is None else (device.index,)
+    return {**{f"cuda:{card}": _free_on_card(card) for card in cards}, "cpu": _free_ram(), DISK: _ENDLESS}
+
+
+def _free_on_card(card: int) -> int:
+    free: int = torch.cuda.mem_get_info(card)[0]
+    return free + torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)  # what torch holds and does not use
+
+
+def _free_ram() -> int:
+    """RAM that can be had without swapping, within the limit of the container this process runs in."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
+    return free if limit is None or used is None else max(0, min(free, limit - used + _file_cache()))
+
+
+def _number(path: Path) -> int | None:
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdigit() else None
+
+
+def _file_cache() -> int:
+    """Page cache that the container would give up."""
+    path = _CGROUP / "memory.stat"
+    found = re.search(r"^inactive_file (\d+)$", path.read_text(), re.MULTILINE) if path.is_file() else None
+    return int(found[1]) if found else 0
+
+
+def usable_memory(free: Mapping[str, int], config: PlacementConfig) -> dict[str, int]:
+    """Bytes for weights: free memory less the reserve, and at most `max_memory`.
+
+    Raises:
+        ModelError: `max_memory` names a device that is not here.
+    """
+    unknown = sorted(set(config.max_memory) - set(free))
+    if unknown:
+        raise ModelError(f"placement.max_memory names {', '.join(unknown)}; the devices here are {', '.join(free)}")
+    kept = {device: size if device == DISK else int(size * (1 - config.reserve)) for device, size in free.items()}
+    return {device: min(size, int(config.max_memory.get(device, size))) for device, size in kept.items()}
+
+
+# -- the plan -----------------------------------------------------------------------------------------------------------
+
+
+def meta_model(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
+    """The model of a config without its weights."""
+    with torch.device("meta"):
+        made: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return made
+
+
+@dataclass(frozen=True)
+class _Parts:
+    fixed: tuple[str, ...]
+    fixed_bytes: int
+    layers: tuple[str, ...]
+    layer_bytes: tuple[int, ...]
+
+    @property
+    def largest(self) -> int:
+        return max(self.layer_bytes, default=0)
+
+    @property
+    def total(self) -> int:
+        return self.fixed_bytes + sum(self.layer_bytes)
+
+
+def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) -> DeviceMap:
+    """Places a model: on the roomiest card that holds all of it, else over the devices in the order given.
+
+    The first device that holds everything but the layers, and a layer, is the main one; those before it are left out. The
+    CPU is the main one where no card can be: beside a card, it only keeps what the card computes.
+
+    Args:
+        model: on the meta device, or any other.
+        memory: usable bytes by device (`cuda:N`, `cpu`, `disk`), in the order of their use.
+        precision: of the weights: fp32, bf16, fp16, int8 or nf4 (the last two for the layers' matrices, others 2 bytes).
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    parts = _parts(model, precision)
+    cards = [device for device, size in memory.items() if device.startswith("cuda:") and size >= parts.total]
+    if cards:
+        roomiest = max(cards, key=lambda card: memory[card])
+        return _device_map(parts, roomiest, [roomiest] * len(parts.layers))
+    for main in memory:
+        if main != DISK and memory[main] >= parts.fixed_bytes + parts.largest:
+            devices = _spread(parts, memory, main)
+            if devices is not None:
+                return _device_map(parts, main, devices)
+    raise ModelError(_too_small(parts, memory))
+
+
+def _spread(parts: _Parts, memory: Mapping[str, int], main: str) -> list[str] | None:
+    """The device of each layer, from `main` onwards; room for one layer stays free on it when others are streamed."""
+    order = list(memory)[list(memory).index(main) :]
+    room = {**memory, main: memory[main] - parts.fixed_bytes}
+    computing = [device for device in order if device == main or device.startswith("cuda:")]
+    found = _fill(parts.layer_bytes, [(device, room[device]) for device in computing])
+    if found is not None:
+        return found
+    room[main] -= parts.largest
+    return _fill(parts.layer_bytes, [(device, room[device]) for device in order])
+
+
+def _fill(sizes: Sequence[int], room: Sequence[tuple[str, int]]) -> list[str] | None:
+    """Layers in order onto devices in order; a device that is too small for the next layer is left behind."""
+    found, devices = [], iter(room)
+    device, left = next(devices)
+    for size in sizes:
+        while size > left:
+            following = next(devices, None)
+            if following is None:
+                return None
+            device, left = following
+        found.append(device)
+        left -= size
+    return found
+
+
+def _device_map(parts: _Parts, main: str, devices: Sequence[str]) -> DeviceMap:
+    used = {main: parts.fixed_bytes}
+    for device, size in zip(devices, parts.layer_bytes, strict=True):
+        used[device] = used.get(device, 0) + size
+    return DeviceMap(main, parts.fixed, parts.layers, tuple(devices), used)
+
+
+def _too_small(parts: _Parts, memory: Mapping[str, int]) -> str:
+    here = ", ".join(f"{device} {_size(size)}" for device, size in memory.items() if size < _ENDLESS)
+    least, most = parts.fixed_bytes + parts.largest, max((s for d, s in memory.items() if d != DISK), default=0)
+    if most < least:
+        what = "embeddings, output layer and the largest layer" if parts.layers else "the model, which has no list of layers"
+        need = f"one device must hold {_size(least)} ({what}), {_size(least - most)} more than the roomiest has"
+    else:
+        need = f"all devices together lack {_size(parts.total + parts.largest - sum(memory.values()))}"
+    return (
+        f"this model of {_size(parts.total)} does not fit: {need}; usable: {here}. Free memory, raise placement.max_memory, "
+        "lower placement.reserve, or use a smaller model or precision"
+    )
+
+
+def _size(count: int) -> str:
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if abs(count) >= 1 << power:
+            return f"{count / (1 << power):.1f} {unit}"
+    return f"{count} bytes"
+
+
+# -- parts of a model ---------------------------------------------------------------------------------------------------
+
+
+def _parts(model: nn.Module, precision: str) -> _Parts:
+    path = _layers_path(model)
+    if path is None:
+        names = tuple(_children(model, ""))
+        return _Parts(names, _bytes(model.named_parameters(), model.named_buffers(), precision), (), ())
+    layers = dict(model.get_submodule(path).named_children())
+    sizes = [_bytes(layer.named_parameters(), layer.named_buffers(), precision) for layer in layers.values()]
+    inside = f"{path}."
+    fixed = _bytes(
+        ((n, p) for n, p in model.named_parameters() if not n.startswith(inside)),
+        ((n, b) for n, b in model.named_buffers() if not n.startswith(inside)),
+        "bf16" if precision in ("int8", "nf4") else precision,  # embeddings, norms and output layer are not quantised
+    )
+    return _Parts(tuple(_beside(model, path)), fixed, tuple(inside + name for name in layers), tuple(sizes))
+
+
+def _layers_path(model: nn.Module) -> str | None:
+    """Name of the list of decoder layers: the list of modules with the most weights."""
+    lists = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    return max(lists, key=lambda name: lists[name]) if lists else None
+
+
+def _beside(model: nn.Module, path: str) -> Iterator[str]:
+    """Names of everything that is not on the way to `path`."""
+    steps = path.split(".")
+    for depth, step in enumerate(steps):
+        parent = ".".join(steps[:depth])
+        yield from (name for name in _children(model.get_submodule(parent), parent) if name != ".".join([*steps[:depth], step]))
+
+
+def _children(module: nn.Module, name: str) -> Iterator[str]:
+    prefix = f"{name}." if name else ""
+    loose = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    yield from (prefix + child for child, _ in [*module.named_children(), *loose])
+
+
+def _bytes(parameters: Iterable[tuple[str, Tensor]], buffers: Iterable[tuple[str, Tensor]], precision: str) -> int:
+    total = sum(p.numel() * (_BYTES[precision] if p.ndim > 1 else max(2.0, _BYTES[precision])) for _, p in parameters)
+    return int(total) + sum(b.numel() * b.element_size() for _, b in buffers)

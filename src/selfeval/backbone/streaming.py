@@ -1,0 +1,113 @@
+"""Base weights that are only there while a pass needs them (streamed from RAM or from the model's files).
+
+accelerate's hooks bring a module's weights in before its forward and drop them after it; in between, its parameters are on
+the meta device and hold nothing. Three things follow from that, and are solved here:
+
+- An adapter is made beside its base weight, and a weight on meta would take it along: `stand_in_weights`.
+- Autograd keeps every weight of the forward until the backward, so that the whole model would pile up in training. A
+  streamed layer is therefore computed again in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174), and the
+  weights of one layer are held at a time: `recompute_streamed`.
+- Whoever wants to read or count the base's weights has to ask where they lie: `held_weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import OffloadedWeightsLoader
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from transformers.cache_utils import Cache
+
+__all__ = ["held_weights", "recompute_streamed", "stand_in_weights", "weight_bytes"]
+
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+
+def _streamed_modules(model: nn.Module) -> Iterator[tuple[nn.Module, AlignDevicesHook]]:
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            if isinstance(each, AlignDevicesHook) and each.offload:
+                yield module, each
+
+
+@contextmanager
+def stand_in_weights(model: nn.Module) -> Iterator[None]:
+    """Inside the block, streamed weights are one number seen in their shape (no memory), on the device that computes them.
+
+    So that adapters made in the block are real, and lie where their layer is computed.
+    """
+    absent = []
+    for module, hook in _streamed_modules(model):
+        for name, parameter in module.named_parameters(recurse=False):
+            absent.append((module, name, parameter))
+            number = torch.zeros((), dtype=parameter.dtype, device=hook.execution_device)
+            module._parameters[name] = nn.Parameter(number.expand(parameter.shape), requires_grad=False)
+    try:
+        yield
+    finally:
+        for module, name, parameter in absent:
+            module._parameters[name] = parameter
+
+
+def recompute_streamed(model: nn.Module, layers: tuple[str, ...], contexts: Contexts) -> None:
+    """Makes each of these layers keep only its input for the backward, which computes it again.
+
+    Args:
+        layers: names of the streamed layers.
+        contexts: called in the forward; gives the context of the forward and that of the computing again.
+    """
+    for name in layers:
+        layer = model.get_submodule(name)
+        layer.forward = _recomputed(layer.forward, contexts)
+
+
+def _recomputed(forward: Callable[..., Any], contexts: Contexts) -> Callable[..., Any]:
+    def run(*arguments: Any, **options: Any) -> Any:
+        has_cache = any(isinstance(value, Cache) for value in (*arguments, *options.values()))
+        if not torch.is_grad_enabled() or has_cache:  # a cache is written to: computing twice would write twice
+            return forward(*arguments, **options)
+        # An early stop would leave the module in which it happens before it drops its weights.
+        with set_checkpoint_early_stop(False):
+            return checkpoint(
+                forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **options
+            )
+
+    return run
+
+
+def _kept(model: nn.Module) -> dict[int, tuple[OffloadedWeightsLoader, str]]:
+    """Where each absent weight lies, by the identity of its parameter."""
+    found = {}
+    for module, hook in _streamed_modules(model):
+        for name, parameter in module.named_parameters(recurse=False):
+            mapping = hook.weights_map
+            found[id(parameter)] = (mapping.dataset, mapping.prefix + name)
+    return found
+
+
+def held_weights(model: nn.Module) -> list[Tensor]:
+    """The base's tensors in memory: parameters that are there, and those that wait in RAM; what is on disk is not held."""
+    kept = _kept(model)
+    held: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.device.type != "meta":
+            held.append(parameter)
+        elif id(parameter) in kept and kept[id(parameter)][1] in kept[id(parameter)][0].state_dict:
+            loader, name = kept[id(parameter)]
+            held.append(loader.state_dict[name])
+    return held
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters, wherever they lie; those of a shared storage once."""
+    there = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters() if p.device.type != "meta"
+    }
+    absent = sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type == "meta")
+    return sum(there.values()) + absent
