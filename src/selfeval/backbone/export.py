@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from selfeval.backbone.merging import classifier_class, merged_classifier, merged_language_model
+from selfeval.backbone.merging import classifier_class, is_quantised, merged_classifier, merged_language_model
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
 from selfeval.errors import ExportError, RoleError
@@ -81,7 +81,8 @@ def write_merged(
         layout = "language model"
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
     agreement = Agreement("scores" if layout == "classifier" else "logits", difference, largest, precision)
-    _check(agreement, is_exact=precision == str(backbone.model.dtype).removeprefix("torch.") == "float32")
+    is_fp32 = precision == str(backbone.model.dtype).removeprefix("torch.") == "float32"
+    _check(agreement, is_exact=is_fp32 and not is_quantised(backbone.model))
     return layout, agreement
 
 
@@ -140,7 +141,9 @@ def _check_adapter(backbone: Backbone, role: str, folder: Path) -> None:
     """Every weight of the role is in the files, and nothing but the head beside them."""
     saved = load_file(folder / "adapter_model.safetensors")
     wanted = {
-        "base_model.model." + name.replace(f".{role}.", "."): p for name, p in backbone.parameters(role).items() if "lora_" in name
+        "base_model.model." + name.replace(f".{role}.", "."): p
+        for name, p in backbone.parameters(role).items()
+        if "lora_" in name
     }
     if role in backbone.heads:
         wanted |= {f"head.{name}": p for name, p in backbone.heads[role].named_parameters()}

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTokenizerBase
 
@@ -24,10 +23,12 @@ from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import ExportError, RoleError
 
-__all__ = ["classifier_class", "merged_classifier", "merged_language_model", "padding_tokenizer"]
+__all__ = ["classifier_class", "is_quantised", "merged_classifier", "merged_language_model", "padding_tokenizer"]
 
 _QUANTISED = ("Params4bit", "Int8Params")
 """Weight classes of bitsandbytes: codes, not numbers."""
+
+_DECODED_ROWS = 1024
 
 
 def merged_language_model(backbone: Backbone, role: str, dtype: torch.dtype | None = None) -> Any:
@@ -94,6 +95,11 @@ def classifier_class(config: Any) -> Any:
     return kinds[type(config)] if type(config) in kinds else None
 
 
+def is_quantised(model: nn.Module) -> bool:
+    """Whether some weights are 8-bit or 4-bit codes: its passes then round more than a merged copy's do."""
+    return any(type(p).__name__ in _QUANTISED for p in model.parameters())
+
+
 def padding_tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer that pads on the right with a token that ends nothing and stands in no text.
 
@@ -155,11 +161,23 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
         raise ExportError(_no_classifier(live.config)) from error
     stored = weight.dtype
     if type(weight).__name__ in _QUANTISED:
-        weight, stored = dequantize_module_weight(base), live.dtype
+        weight, stored = _decoded(base, live.dtype), live.dtype
     if leaf == "weight" and isinstance(module, BaseTunerLayer) and role in module.lora_A:
         weight = weight.float() + module.get_delta_weight(role).float()
     wanted = (dtype or stored) if weight.is_floating_point() else weight.dtype
     return weight.detach().to("cpu", wanted, copy=True).contiguous()
+
+
+def _decoded(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The matrix that a layer with coded weights multiplies by, read off by passing the identity through it.
+
+    How codes are laid out depends on the device and on whether a pass was made; reading them wrongly gives plausible numbers.
+    """
+    bare: Any = copy.copy(layer)  # the same weight, and no bias in the sum
+    bare._parameters = {**layer._parameters, "bias": None}
+    weight = layer.get_parameter("weight")
+    ones = torch.eye(int(bare.in_features), dtype=dtype, device=weight.device)
+    return torch.cat([bare(rows) for rows in ones.split(_DECODED_ROWS)]).T
 
 
 def _set_head(merged: Any, head: nn.Linear) -> None:

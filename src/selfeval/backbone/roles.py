@@ -295,7 +295,8 @@ class Backbone:
         origin = read_json(folder / "role.json")
         if origin["base_fingerprint"] != self._base_fingerprint:
             raise RunFolderError(
-                f"the role in {folder} was trained on {origin['base']}, not on {self.source}; load it on its own base"
+                f"the role in {folder} was trained on {origin['base']} (weights {origin['base_fingerprint']}), not on {self.source} "
+                f"(weights {self._base_fingerprint}); load it on its own base"
             )
         has_head = (folder / "head.safetensors").is_file()
         self.add_role(role, head=has_head, trainable=trainable)
