@@ -1,8 +1,8 @@
 """Writes a role as a folder that other tools load, and reads it back to see that it computes what the role computes.
 
 Merged, a role without a head is an ordinary language model and one with a head a sequence classifier. Not merged, it is a PEFT
-adapter folder; an adapter with a head is in PEFT's layout for sequence classification where the family has such a class, so that
-`AutoPeftModelForSequenceClassification` finds the head, and has the head as a file of its own in any case.
+adapter folder; with a head it is in PEFT's layout for sequence classification where the family has such a class, so that
+`AutoPeftModelForSequenceClassification` finds the head, and the head is a file of its own in any case.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from selfeval.backbone.merging import classifier_class, is_quantised, merged_classifier, merged_language_model
 from selfeval.backbone.roles import Backbone
@@ -31,7 +31,7 @@ Layout = Literal["language model", "classifier", "adapter", "classifier adapter"
 _SHARD = "5GB"
 _PROBE_LENGTHS = (12, 8, 5, 3)
 _EXACT, _ROUNDED = 1e-4, 0.1
-"""Allowed difference between what was written and the role, as a share of the largest score or logit (of 1 if it is smaller)."""
+"""Allowed difference between what was written and the role, as a share of the largest score or logit (but at least 1)."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,6 @@ def _check(agreement: Agreement, *, is_exact: bool) -> None:
     if not agreement.difference <= allowed:  # NaN is not
         remedy = "" if is_exact else "; --precision fp32 keeps what rounding took"
         raise ExportError(
-            f"the merged model does not say what the role says: {agreement.compared} differ by up to {agreement.difference:.3g}, "
-            f"allowed {allowed:.3g}{remedy}. Nothing was exported"
+            f"the merged model does not say what the role says: {agreement.compared} differ by up to "
+            f"{agreement.difference:.3g}, allowed {allowed:.3g}{remedy}. Nothing was exported"
         )

@@ -3,9 +3,9 @@
 W' = W + s B A for every adapted matrix, summed in fp32 and only then stored in the wanted precision. The copy is built from the
 live base and shares no tensor with it, so that a merge can never change what the other roles stand on.
 
-What other tools get wrong here, and what stands against it: a scalar head that is lost or set anew (every weight of the classifier
-is taken from the role or refused); a head read at the wrong token because padding and end of sequence are one id (the classifier
-gets a padding token that ends nothing); tied embeddings that a merge unties or changes (retied; untied only where the role itself
+What goes wrong elsewhere, and what stands against it: a scalar head that is lost or set anew (every weight of the classifier is
+taken from the role or refused); a head read at the wrong token, because padding and end of sequence are one id (the classifier
+gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied, unless the role itself
 adapts the output layer).
 """
 
@@ -64,7 +64,7 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
     Args:
         backbone: is not changed.
         role: a role with a head.
-        pad_id: a token that never ends a sequence (`padding_tokenizer`); where the base has no row for it, rows of zeros are added.
+        pad_id: a token that never ends a sequence (`padding_tokenizer`); where the base has no row for it, it gets one.
         dtype: of all floating-point weights, the head's too; None keeps each in the base's own.
 
     Raises:
@@ -92,7 +92,7 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
 def classifier_class(config: Any) -> Any:
     """The family's `...ForSequenceClassification`, or None where transformers has none."""
     kinds: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    return kinds[type(config)] if type(config) in kinds else None
+    return kinds.get(type(config), None)
 
 
 def is_quantised(model: nn.Module) -> bool:
@@ -103,8 +103,8 @@ def is_quantised(model: nn.Module) -> bool:
 def padding_tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer that pads on the right with a token that ends nothing and stands in no text.
 
-    Its own padding token, unless that is also an end-of-sequence or another control token (then a classifier would take the real
-    last token for padding and read its score one token too early); else one it holds for padding; else a new one, `<|pad|>`.
+    Its own padding token, unless that is also an end-of-sequence or another control token (a classifier would then take the
+    real last token for padding, and read its score too early); else one that it holds for padding; else a new one, `<|pad|>`.
     """
     tokenizer: Any = copy.deepcopy(loaded.tokenizer)
     others = (tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id)
@@ -113,14 +113,15 @@ def padding_tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
         held = [t for t, i in tokenizer.get_added_vocab().items() if "pad" in t.lower() and i not in taken]
         tokenizer.add_special_tokens({"pad_token": held[0] if held else "<|pad|>"})
     tokenizer.padding_side = "right"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # tools pass on whatever a tokenizer returns
     padded: PreTrainedTokenizerBase = tokenizer
     return padded
 
 
 def _no_classifier(config: Any) -> str:
     return (
-        f"transformers has no sequence classifier that fits models of type {config.model_type}, so this evaluator cannot be merged "
-        "into one; export it without --merge: adapter and head as files"
+        f"transformers has no sequence classifier that fits models of type {config.model_type}, so this evaluator cannot be "
+        "merged into one; export it without --merge: adapter and head as files"
     )
 
 

@@ -1,9 +1,9 @@
 """The evaluator's prompt as a chat template, so that tools which only know [user, assistant] build it right.
 
-A classifier is usually fed with `tokenizer.apply_chat_template([{user}, {assistant}])`. Under a model's own chat template that is
-not what the evaluator was trained on: the `grade` template is missing, and often something stands behind the end token, so that
-the head is read at the wrong place. The template made here renders exactly the evaluator's token ids; it is tried on samples, and
-where a tokenizer cannot reproduce them there is none.
+A classifier is usually fed with `tokenizer.apply_chat_template([{user}, {assistant}])`. Under a model's own chat template that
+is not what the evaluator was trained on: the `grade` template is missing, and often something stands behind the end token, so
+that the head is read at the wrong place. The template made here gives exactly the evaluator's token ids; it is tried on
+samples, and where a tokenizer cannot reproduce them there is none.
 """
 
 from __future__ import annotations
