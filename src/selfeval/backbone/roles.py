@@ -274,6 +274,7 @@ class Backbone:
         folder.mkdir(parents=True, exist_ok=True)
         config = self._peft.peft_config[role]
         config.base_model_name_or_path = self.source
+        config.fan_in_fan_out = any(getattr(m, "fan_in_fan_out", False) for m in self.model.modules())  # PEFT notes it once
         prefix = "base_model.model."
         tensors = {
             prefix + n.replace(f".{role}.", "."): p.detach().cpu().contiguous()

@@ -61,7 +61,7 @@ def _dialogue_ids(tokenizer: Any, sample: Sample) -> tuple[int, ...] | None:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
     try:
         return tuple(tokenizer.apply_chat_template(messages, working=working, tokenize=True, return_dict=False))
-    except TemplateError:  # the grade template uses what chat templates cannot do (another file, for example)
+    except (TemplateError, TypeError):  # the grade template needs what chat templates do not have: a filter, another file
         return None
 
 
