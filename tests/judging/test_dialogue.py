@@ -91,7 +91,8 @@ def test_the_own_chat_template_would_not_have_been_the_evaluators() -> None:
 
 def test_line_ends_and_indents_of_a_grade_template_are_kept(tmp_path: Path) -> None:
     """Chat templates trim blocks and ours do not."""
-    text = "{% if chat %}\n  Chat\n{% else %}\n  Plain\n  {% for i in [1, 2] %}\n  {{ i }}\n  {% endfor %}\n{% endif %}\n{{ question }}\n->"
+    loop = "{% for i in [1, 2] %}\n  {{ i }}\n  {% endfor %}"
+    text = "{% if chat %}\n  Chat\n{% else %}\n  Plain\n  " + loop + "\n{% endif %}\n{{ question }}\n->"
     tokenizer = tiny_models.words_tokenizer()
     ours = templates(tokenizer, with_grade(tmp_path / "templates", text))
     assert dialogue_tokenizer(ours, tokenizer, (1,), SAMPLES) is not None

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from selfeval import __version__
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
-from selfeval.backbone.merging import padding_tokenizer
+from selfeval.backbone.merging import classifier_class, padding_tokenizer
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import ExportError, RunFolderError
@@ -137,10 +137,10 @@ def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _write_tokenizer(backbone: Backbone, role: str, templates: Templates, part: Path) -> tuple[Any, bool]:
-    """The tokenizer; for a role that scores, with a padding token that ends nothing and the evaluator's chat template."""
+    """The tokenizer; for a classifier, with a padding token that ends nothing and the evaluator's chat template."""
     tokenizer: Any = backbone.loaded.tokenizer
     dialogue = None
-    if role in backbone.heads:
+    if role in backbone.heads and classifier_class(backbone.model.config) is not None:
         tokenizer = padding_tokenizer(backbone.loaded)
         dialogue = dialogue_tokenizer(templates, tokenizer, backbone.loaded.eos_ids[:1], _MESSAGES)
         tokenizer = dialogue or tokenizer
