@@ -5,7 +5,6 @@ The folder appears whole or not at all, and only after what was written was load
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -195,5 +194,5 @@ def _card(facts: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("selfeval.stages", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["python"] = repr
     return environment.get_template("card.md.jinja").render(facts)
