@@ -79,7 +79,7 @@ def _template(templates: Templates, end: Sequence[str], begin: str) -> str:
     if chat:
         parts += [
             "{%- set messages = [{'role': 'user', 'content': graded}] -%}{%- set add_generation_prompt = true -%}",
-            templates.tokenizer.get_chat_template().removesuffix("\n"),  # type: ignore[attr-defined]
+            templates.tokenizer.get_chat_template().removesuffix("\n"),
             "{{ reply }}",
         ]
     else:
