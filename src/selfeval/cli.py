@@ -201,6 +201,52 @@ def score(
             typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f})")
 
 
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option(metavar="OUT", help="The new folder; it may exist if it is empty.")],
+    role: Annotated[str, typer.Option(help="A trained role of the run: policy, or evaluator.")],
+    merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
+    precision: Annotated[str, typer.Option(help="Of merged weights: base (as in the run), fp32, bf16 or fp16.")] = "base",
+    model: Annotated[str | None, typer.Option(help="The base, where it lies elsewhere than when the run was made.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a trained role as a folder that transformers, PEFT, TRL and reward-bench load.
+
+    Without --merge: a PEFT adapter folder for the run's base, with the scalar head of an evaluator in it.
+
+    With --merge: the policy as an ordinary language model, an evaluator as a sequence classifier with one label. The result is
+    loaded again and compared with the role before it appears. It takes memory for two copies of the base and no GPU.
+
+    The tokenizer, the prompts (templates/) and a README with a snippet that works come along. Examples:
+
+    selfeval export runs/mine --role policy --merge --to exported/policy
+
+    selfeval export runs/mine --role evaluator --merge --precision fp32 --to exported/evaluator
+    """
+    with _clear_errors(debug):
+        config = _read_config(folder)
+        if model is not None:
+            config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
+        _quiet_libraries()
+        from selfeval.config import nearest
+        from selfeval.stages.export import PRECISIONS, export_role
+        from selfeval.stages.terminal import Terminal
+
+        if precision not in PRECISIONS:
+            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(PRECISIONS))}')
+        if precision != "base" and not merge:
+            raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
+        done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))
+        typer.echo(f"{done.role} as {done.layout}: {done.folder}")
+        if done.agreement is not None:
+            seen = done.agreement
+            typer.echo(
+                f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})"
+            )
+
+
 @lab.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Where the model folder is written.")] = Path("pretrained"),

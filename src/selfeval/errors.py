@@ -7,7 +7,8 @@ SelfEvalError
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
 │   ├── StorageError        the disk is full or not writable
-│   └── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
+│   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
+│   └── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
 └── RoleError               our own misuse of roles on the backbone; exit code 1
 
 A message says what was got, what is allowed, and what to do.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigError",
+    "ExportError",
     "InputError",
     "LoopError",
     "ModelError",
@@ -58,6 +60,10 @@ class StorageError(InputError):
 
 class LoopError(InputError):
     """The loop cannot go on with what its own stages produced."""
+
+
+class ExportError(InputError):
+    """A role cannot be exported as it was asked for."""
 
 
 class RoleError(SelfEvalError):

@@ -290,6 +290,7 @@ class Backbone:
         folder.mkdir(parents=True, exist_ok=True)
         config = self._peft.peft_config[role]
         config.base_model_name_or_path = self.source
+        config.fan_in_fan_out = any(getattr(m, "fan_in_fan_out", False) for m in self.model.modules())  # PEFT notes it once
         prefix = "base_model.model."
         tensors = {
             prefix + n.replace(f".{role}.", "."): p.detach().cpu().contiguous()
@@ -306,13 +307,15 @@ class Backbone:
         """Adds the role that `save_role` wrote.
 
         Raises:
-            RunFolderError: files are missing or the role was trained on another base.
+            RunFolderError: files are missing, or the role was trained on another base or with other `[lora]` values.
         """
         origin = read_json(folder / "role.json")
         if origin["base_fingerprint"] != self._base_fingerprint:
             raise RunFolderError(
-                f"the role in {folder} was trained on {origin['base']}, not on {self.base_name}; load it on its own base"
+                f"the role in {folder} was trained on {origin['base']} (weights {origin['base_fingerprint']}), not on "
+                f"{self.base_name} (weights {self._base_fingerprint}); load it on its own base"
             )
+        self._check_lora(folder)
         has_head = (folder / "head.safetensors").is_file()
         self.add_role(role, head=has_head, trainable=trainable)
         saved = load_file(folder / "adapter_model.safetensors")
@@ -322,6 +325,14 @@ class Backbone:
                     parameter.copy_(saved["base_model.model." + name.replace(f".{role}.", ".")])
         if has_head:
             self.heads[role].load_state_dict(load_file(folder / "head.safetensors"))
+
+    def _check_lora(self, folder: Path) -> None:
+        """Another scale would fit the weights and give other scores."""
+        saved = read_json(folder / "adapter_config.json")
+        found = {"rank": saved["r"], "alpha": saved["lora_alpha"], "rslora": saved["use_rslora"]}
+        wanted = self.lora.model_dump(include=set(found))
+        if found != wanted:
+            raise RunFolderError(f"the role in {folder} was trained with lora {found}, not with {wanted}; set its own values")
 
     # -- memory -----------------------------------------------------------------------------------------------------
 

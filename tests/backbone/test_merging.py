@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    CohereConfig,
+    MistralConfig,
+)
+
+import tiny_models
+from selfeval.backbone.load import LoadedModel
+from selfeval.backbone.merging import is_quantised, merged_classifier, merged_language_model, padding_tokenizer
+from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import final_scores, pad_sequences
+from selfeval.config import LoraConfig
+from selfeval.errors import ExportError, RoleError
+
+FAMILIES = (*tiny_models.FAMILIES, "mistral")
+VOCABULARY = 40
+IDS = torch.tensor([[5, 9, 2, 17, 30, 11, 3]])
+PROMPTS, REPLIES = [(5, 9), (4,), (6, 7, 8)], [(2, 17, 30, 1), (8, 1), (9, 3, 12, 21, 2, 1)]
+NEW_PAD = VOCABULARY
+"""An id that the tiny models have no row for."""
+
+
+def from_config(config: Any, **lora: Any) -> Backbone:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    loaded = LoadedModel(made, tiny_models.words_tokenizer(), torch.device("cpu"), "fp32", (1,), 0)
+    return with_roles(Backbone(loaded, LoraConfig(rank=4, alpha=8.0, **lora), f"tiny-{config.model_type}"))
+
+
+def with_roles(backbone: Backbone) -> Backbone:
+    """A policy and an evaluator that look trained."""
+    backbone.add_role("policy", seed=1)
+    backbone.add_role("evaluator-0", seed=2, head=True)
+    tiny_models.scramble(backbone, "policy")
+    tiny_models.scramble(backbone, "evaluator-0", seed=8)
+    return backbone
+
+
+def backbone_of(family: str, **changes: Any) -> Backbone:
+    if family == "mistral":
+        sizes = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        return from_config(MistralConfig(vocab_size=VOCABULARY, hidden_size=32, initializer_range=0.25, **sizes, **changes))
+    return with_roles(tiny_models.backbone(family, VOCABULARY, **changes))
+
+
+@torch.no_grad()
+def logits(backbone: Backbone, role: str) -> Tensor:
+    with backbone.acting_as(role):
+        return backbone.model(input_ids=IDS).logits
+
+
+@torch.no_grad()
+def scores(backbone: Backbone) -> Tensor:
+    with backbone.acting_as("evaluator-0"):
+        return final_scores(backbone, "evaluator-0", pad_sequences(backbone, PROMPTS, REPLIES))
+
+
+@torch.no_grad()
+def classifier_scores(folder: Path, side: str = "right") -> Tensor:
+    """What a stranger gets: the Auto class, a padded batch, and the constant from the config."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    pad = model.config.pad_token_id
+    rows = [[*p, *r] for p, r in zip(PROMPTS, REPLIES, strict=True)]
+    width = max(len(row) for row in rows)
+    fills = [[pad] * (width - len(row)) for row in rows]
+    ids = torch.tensor([row + fill if side == "right" else fill + row for row, fill in zip(rows, fills, strict=True)])
+    return model(input_ids=ids, attention_mask=(ids != pad).long()).logits[:, 0] + model.config.score_bias
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+# -- language models ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_policy_says_what_the_role_says(family: str, tied: bool, tmp_path: Path) -> None:
+    backbone = backbone_of(family, tie_word_embeddings=tied)
+    expected = logits(backbone, "policy")
+    assert (expected - logits(backbone, "base")).abs().max() > 0.1  # so that a forgotten adapter would show
+    merged_language_model(backbone, "policy").save_pretrained(tmp_path)
+    alone, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    close(alone(input_ids=IDS).logits.detach(), expected)
+    is_tied = alone.get_output_embeddings().weight.data_ptr() == alone.get_input_embeddings().weight.data_ptr()
+    assert is_tied == alone.config.tie_word_embeddings == tied
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) == (not tied)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_merge_is_the_sum_in_fp32_rounded_once(rslora: bool) -> None:
+    backbone = tiny_models.backbone("llama", VOCABULARY, dtype=torch.bfloat16)
+    backbone.lora = LoraConfig(rank=4, alpha=8.0, rslora=rslora)
+    with_roles(backbone)
+    own = {name: p.double() for name, p in backbone.parameters("policy").items()}
+    name = "model.layers.1.mlp.down_proj"
+    base = backbone.model.get_submodule(name).base_layer.weight
+    scale = 8.0 / 4**0.5 if rslora else 8.0 / 4
+    update = scale * own[f"{name}.lora_B.policy.weight"] @ own[f"{name}.lora_A.policy.weight"]
+    exact = base.double() + update
+    close(merged_language_model(backbone, "policy", torch.float32).get_parameter(f"{name}.weight"), exact.float(), 1e-6)
+    rounded = merged_language_model(backbone, "policy").get_parameter(f"{name}.weight")
+    assert rounded.dtype == torch.bfloat16
+    # One rounding of the exact sum; adding a rounded update to rounded weights would round twice.
+    assert ((rounded.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning")  # peft: merging would break the tie
+def test_a_role_that_adapts_a_tied_output_layer_is_untied_and_says_the_same(tmp_path: Path) -> None:
+    config = tiny_models.tiny_config("llama", VOCABULARY, tie_word_embeddings=True)
+    backbone = from_config(config, targets=("q_proj", "lm_head"))
+    expected = logits(backbone, "policy")
+    merged_language_model(backbone, "policy").save_pretrained(tmp_path)
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path)
+    close(alone(input_ids=IDS).logits.detach(), expected)
+    assert not alone.config.tie_word_embeddings
+    assert backbone.model.config.tie_word_embeddings
+
+
+def test_merging_leaves_the_live_base_alone_and_shares_nothing_with_it() -> None:
+    backbone = backbone_of("llama", tie_word_embeddings=True)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    said = {role: logits(backbone, role) for role in ("base", "policy", "evaluator-0")}
+    config = backbone.model.config.to_dict()
+    for merged in (merged_language_model(backbone, "policy"), merged_classifier(backbone, "evaluator-0", NEW_PAD)):
+        live = {t.untyped_storage().data_ptr() for t in backbone.model.state_dict().values()}
+        assert not live & {p.untyped_storage().data_ptr() for p in merged.parameters()}
+        for parameter in merged.parameters():
+            parameter.data.zero_()
+    after = backbone.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(torch.equal(logits(backbone, role), expected) for role, expected in said.items())
+    assert backbone.model.config.to_dict() == config
+
+
+def test_merging_a_role_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(RoleError, match='no role "polcy" to merge; roles: policy, evaluator-0'):
+        merged_language_model(backbone_of("llama"), "polcy")
+
+
+# -- classifiers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_evaluator_scores_a_padded_batch_as_the_role_does(family: str, tmp_path: Path) -> None:
+    backbone = backbone_of(family)
+    expected = scores(backbone)
+    assert expected.abs().min() > 1e-2
+    assert backbone.heads["evaluator-0"].bias.abs().item() > 1e-2  # so that a forgotten bias would show
+    merged_classifier(backbone, "evaluator-0", NEW_PAD).save_pretrained(tmp_path)
+    close(classifier_scores(tmp_path), expected)
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
+    assert (config.num_labels, config.pad_token_id, config.vocab_size) == (1, NEW_PAD, NEW_PAD + 1)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt2"])  # whose learned positions do not shift
+def test_padding_on_the_left_gives_the_same_scores(family: str, tmp_path: Path) -> None:
+    backbone = backbone_of(family)
+    merged_classifier(backbone, "evaluator-0", NEW_PAD).save_pretrained(tmp_path)
+    close(classifier_scores(tmp_path, "left"), scores(backbone))
+
+
+def test_padding_with_the_end_token_reads_the_score_at_the_wrong_place(tmp_path: Path) -> None:
+    """The public bug, so that the padding token of the exported tokenizer is known to matter."""
+    backbone = backbone_of("gpt2")
+    merged_classifier(backbone, "evaluator-0", pad_id=tiny_models.EOS).save_pretrained(tmp_path)
+    assert (classifier_scores(tmp_path) - scores(backbone)).abs().min() > 1e-2
+
+
+def test_a_padding_token_with_a_row_of_its_own_adds_none(tmp_path: Path) -> None:
+    backbone = backbone_of("llama")
+    merged_classifier(backbone, "evaluator-0", pad_id=0).save_pretrained(tmp_path)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.vocab_size == VOCABULARY
+    close(classifier_scores(tmp_path), scores(backbone))
+
+
+def test_a_role_without_a_head_is_no_classifier() -> None:
+    with pytest.raises(RoleError, match='"policy" has no head'):
+        merged_classifier(backbone_of("llama"), "policy", NEW_PAD)
+
+
+def test_a_family_without_a_classifier_is_named(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    backbone = from_config(CohereConfig(vocab_size=VOCABULARY, eos_token_id=1, bos_token_id=2, initializer_range=0.25, **sizes))
+    with pytest.raises(ExportError, match=r"no sequence classifier that fits models of type cohere.*without --merge"):
+        merged_classifier(backbone, "evaluator-0", NEW_PAD)
+    expected = logits(backbone, "policy")
+    merged_language_model(backbone, "policy").save_pretrained(tmp_path)
+    close(AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=IDS).logits.detach(), expected)
+
+
+# -- padding tokens -----------------------------------------------------------------------------------------------------
+
+
+def padded(eos: tuple[int, ...] = (1,), **tokens: Any) -> Any:
+    tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", "<|held_pad|>", "<s>"))
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    loaded = LoadedModel(tiny_models.model("llama"), tokenizer, torch.device("cpu"), "fp32", eos, 0)
+    found = padding_tokenizer(loaded)
+    assert found is not tokenizer
+    return found
+
+
+def test_a_padding_token_of_its_own_is_kept() -> None:
+    found = padded(pad_token="<pad>")
+    assert (found.pad_token, found.padding_side) == ("<pad>", "right")
+    assert set(found(["a b", "a"], padding=True)) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("tokens", [{"pad_token": "<eos>"}, {"pad_token": None}, {"pad_token": "<s>", "bos_token": "<s>"}])
+def test_a_padding_token_that_means_something_else_is_replaced(tokens: dict[str, Any]) -> None:
+    found = padded(**tokens)
+    assert "pad" in found.pad_token
+    assert found.pad_token_id not in (found.eos_token_id, found.bos_token_id)
+
+
+def test_a_padding_token_that_ends_replies_is_replaced_by_a_new_one() -> None:
+    """Of Qwen and GLM: the padding token is one of several that end a reply."""
+    found = padded(eos=(1, 0, 2), pad_token="<pad>")
+    assert found.pad_token == "<|pad|>"
+    assert found.pad_token_id == len(found) - 1 > 3
+
+
+# -- quantised bases ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes on a CPU
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantised_base_is_decoded_as_it_computes(bits: int, tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").functional
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8}
+    folder = tiny_models.save_model(tiny_models.model("llama", VOCABULARY, **sizes), tiny_models.words_tokenizer(), tmp_path)
+    kind = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if bits == 4 else {"load_in_8bit": True}
+    quantised = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**kind), device_map="cpu")
+    quantised.requires_grad_(False).eval()
+    weight = quantised.model.layers[0].mlp.up_proj.weight
+    if bits == 4:  # before any pass: then the codes are laid out anew
+        reference = functional.dequantize_4bit(weight.data.clone(), weight.quant_state).float()
+    else:
+        reference = weight.data.float() * weight.SCB[:, None] / 127
+    loaded = LoadedModel(quantised, tiny_models.words_tokenizer(), torch.device("cpu"), "fp32", (1,), 0)
+    backbone = Backbone(loaded, LoraConfig(rank=4, alpha=8.0), "tiny")
+    backbone.add_role("policy", seed=1)  # B = 0: the merged weights are the base's
+    assert is_quantised(backbone.model)
+    before = logits(backbone, "policy")
+    merged = merged_language_model(backbone, "policy")
+    found = merged.get_parameter("model.layers.0.mlp.up_proj.weight")
+    close(found.float(), reference, 0.01 * reference.abs().max().item())  # of a computation in half precision
+    assert not is_quantised(merged)
+    assert not hasattr(merged.config, "quantization_config")
+    assert torch.equal(logits(backbone, "policy"), before)

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, CohereConfig
+
+import tiny_models
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig
+from selfeval.errors import ExportError, RunFolderError, StorageError
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.rollout.engine import Request, generate
+from selfeval.stages import export
+from selfeval.stages.export import export_role, find_role
+from selfeval.stages.terminal import Terminal
+from selfeval.store import read_json, write_json
+from selfeval.training.evaluator import EVALUATOR, score_replies
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
+
+QUESTION, REPLY, WORKING = "How many apples are left?", "Five apples are left.", "Four."
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+class Run:
+    """A run folder with two roles that look trained, and what they say."""
+
+    def __init__(self, root: Path, made: Any = None, *, chat: bool = False, grade: str = "", precision: str = "fp32") -> None:
+        self.folder, self.model = root / "run", root / "model"
+        tokenizer = tiny_models.words_tokenizer()
+        tokenizer.chat_template = CHAT if chat else None
+        tiny_models.save_model(made or tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
+        if grade:
+            self._own_templates(grade)
+        lora = {"rank": 4, "alpha": 8.0}
+        values = {
+            "model": str(self.model),
+            "lora": lora,
+            "replies": {"max_new_tokens": 8},
+            "name": "tiny",
+            "precision": precision,
+        }
+        self.config = RunConfig.model_validate(values)
+        self.backbone = Backbone.load(self.config)
+        self.templates = Templates.load(templates_folder(str(self.model)), self.backbone.loaded.tokenizer)
+        for role in ("policy", EVALUATOR):
+            self.backbone.add_role(role, seed=1, head=role == EVALUATOR)
+            tiny_models.scramble(self.backbone, role, seed=len(role))
+            self.backbone.save_role(role, self.folder / "roles" / role)
+        write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5})
+        write_json(
+            self.folder / "run.json", {"config": self.config.model_dump(mode="json"), "device": {"precision": precision}}
+        )
+
+    def _own_templates(self, grade: str) -> None:
+        (self.model / "templates").mkdir()
+        for path in templates_folder("none").iterdir():
+            text = grade if path.name == "grade.jinja" else path.read_text(encoding="utf-8")
+            (self.model / "templates" / path.name).write_text(
+                text.replace("working = false", "working = true"), encoding="utf-8"
+            )
+
+    def export(self, role: str, target: Path, *, merge: bool = False, precision: str = "base", config: Any = None) -> Any:
+        given = {"merge": merge, "precision": precision, "terminal": Terminal(quiet=True)}
+        return export_role(config or self.config, self.folder, role, target, **given)
+
+    def score(self) -> float:
+        prompt = self.templates.prompt("grade", question=QUESTION, working=WORKING)
+        reply = (*self.templates.reply_ids(REPLY), tiny_models.EOS)
+        return score_replies(self.backbone, EVALUATOR, [prompt], [reply], 4096)[0]
+
+    def greedy(self) -> str:
+        request = Request(self.templates.prompt("reply", question=QUESTION), temperature=0.0)
+        with self.backbone.acting_as("policy"):
+            ids = generate(self.backbone, [request], max_new_tokens=8, seed=0)[0].ids
+        return str(self.backbone.loaded.tokenizer.decode(list(ids)))
+
+
+def snippet_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the code of the folder's README prints, run inside of it."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    code = blocks[0].replace("QUESTION", QUESTION).replace("REPLY", REPLY).replace("THE BASE'S OWN " + REPLY, WORKING)
+    printed: list[Any] = []
+    monkeypatch.chdir(folder)
+    exec(compile(code, "README.md", "exec"), {"print": printed.append})
+    assert len(printed) == 1
+    found = printed[0]
+    return found.item() if isinstance(found, torch.Tensor) else found[0] if isinstance(found, list) else found
+
+
+GRADES = {
+    "default": "",
+    "working": "Model: {{ working }}\nQuestion: {{ question }}\nAnswer:",
+    "own code": '{% include "reply.jinja" %}',  # what no chat template can do
+}
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+@pytest.mark.parametrize("grade", GRADES)
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_the_readme_of_an_evaluator_scores_as_the_run_does(
+    chat: bool, grade: str, merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, chat=chat, grade=GRADES[grade])
+    done = run.export("evaluator", tmp_path / "out", merge=merge)
+    assert (done.role, done.dialogue) == (EVALUATOR, grade != "own code")
+    assert done.layout == ("classifier" if merge else "classifier adapter")
+    assert abs(run.score()) > 1e-2
+    assert snippet_says(done.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-4)
+    assert "sigmoid((s1 - s2) / 0.5)" in (done.folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_the_readme_of_a_policy_writes_as_the_run_does(
+    chat: bool, merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, chat=chat)
+    done = run.export("policy", tmp_path / "out", merge=merge)
+    assert done.layout == ("language model" if merge else "adapter")
+    assert snippet_says(done.folder, monkeypatch) == run.greedy()
+    assert AutoTokenizer.from_pretrained(done.folder).chat_template == (CHAT if chat else None)
+
+
+def cohere() -> Any:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return AutoModelForCausalLM.from_config(
+        CohereConfig(vocab_size=384, pad_token_id=0, eos_token_id=1, bos_token_id=2, initializer_range=0.25, **sizes)
+    )
+
+
+def test_an_evaluator_of_a_family_without_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, cohere())
+    with pytest.raises(ExportError, match="models of type cohere"):
+        run.export("evaluator", tmp_path / "merged", merge=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
+    done = run.export("evaluator", tmp_path / "out")
+    assert done.layout == "adapter and head"
+    # An export for selfeval itself keeps the tokenizer's own template.
+    assert snippet_says(done.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("case", "pad"), [("end is padding", "<pad>"), ("padding ends too", "<|pad|>")])
+def test_a_base_without_a_padding_token_of_its_own_scores_a_padded_batch(case: str, pad: str, tmp_path: Path) -> None:
+    rows = len(tiny_models.words_tokenizer())  # not one to spare
+    run = Run(tmp_path, tiny_models.model("gpt2", rows))
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    if case == "end is padding":
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.save_pretrained(run.model)
+    else:
+        write_json(run.model / "generation_config.json", {"eos_token_id": [1, 0], "pad_token_id": 0})
+    done = run.export("evaluator", tmp_path / "out", merge=True)
+    stranger: Any = AutoTokenizer.from_pretrained(done.folder)
+    model = AutoModelForSequenceClassification.from_pretrained(done.folder)
+    assert stranger.pad_token == pad
+    assert model.config.pad_token_id == stranger.pad_token_id
+    assert model.config.vocab_size == rows + (pad == "<|pad|>")
+    replies = [REPLY, "Two.", "It is not known how many apples are left, step by step."]
+    asked = [[{"role": "user", "content": QUESTION}, {"role": "assistant", "content": reply}] for reply in replies]
+    texts = [stranger.apply_chat_template(messages, tokenize=False) for messages in asked]
+    batch = stranger(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    found = model(**batch).logits[:, 0] + model.config.score_bias
+    prompt = run.templates.prompt("grade", question=QUESTION, working="")
+    ids = [(*run.templates.reply_ids(reply), tiny_models.EOS) for reply in replies]
+    expected = score_replies(run.backbone, EVALUATOR, [prompt] * 3, ids, 4096)
+    torch.testing.assert_close(found.detach(), torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+def test_the_prompts_and_the_facts_come_along(tmp_path: Path) -> None:
+    run = Run(tmp_path, grade=GRADES["working"])
+    done = run.export("evaluator", tmp_path / "out", merge=True)
+    assert (done.folder / "templates" / "grade.jinja").read_text(encoding="utf-8") == GRADES["working"]
+    facts = read_json(done.folder / "export.json")
+    assert facts["role"] == EVALUATOR
+    assert facts["base"] == str(run.model)
+    assert facts["fingerprint"] == read_json(run.folder / "roles" / EVALUATOR / "role.json")["base_fingerprint"]
+    assert facts["agreement"]["difference"] == done.agreement.difference <= 1e-4
+    assert facts["temperature"] == 0.5
+    assert facts["bias"] == pytest.approx(run.backbone.heads[EVALUATOR].bias.item(), abs=1e-6)
+
+
+def test_the_precision_is_the_runs_unless_another_is_asked_for(tmp_path: Path) -> None:
+    run = Run(tmp_path, precision="bf16")
+    config = run.config.model_copy(update={"precision": "auto"})  # which was bf16 on the run's GPU
+    for precision, dtype in (("base", torch.bfloat16), ("fp32", torch.float32)):
+        done = run.export("policy", tmp_path / precision, merge=True, precision=precision, config=config)
+        assert {t.dtype for t in load_file(done.folder / "model.safetensors").values()} == {dtype}
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------------
+
+
+def test_roles_are_found_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no trained role yet"):
+        find_role(tmp_path, "policy")
+    for role in ("policy", "evaluator-0"):
+        write_json(tmp_path / "roles" / role / "role.json", {})
+    assert find_role(tmp_path, "policy") == "policy"
+    assert find_role(tmp_path, "evaluator") == find_role(tmp_path, "evaluator-0") == "evaluator-0"
+    for wrong in ("evaluater", "critic", "evaluator-1", ""):
+        with pytest.raises(ExportError, match=f'has no role "{wrong}"; its roles: evaluator-0, policy'):
+            find_role(tmp_path, wrong)
+    write_json(tmp_path / "roles" / "evaluator-1" / "role.json", {})
+    with pytest.raises(ExportError, match='2 roles called "evaluator": evaluator-0, evaluator-1; give one'):
+        find_role(tmp_path, "evaluator")
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    full, file, empty = tmp_path / "full", tmp_path / "file", tmp_path / "empty"
+    for folder in (full, empty):
+        folder.mkdir()
+    (full / "thesis.txt").write_text("mine")
+    file.write_text("mine too")
+    for target, reason in ((full, "is not empty"), (file, "is a file"), (run.folder, "is not empty")):
+        with pytest.raises(ExportError, match=reason):
+            run.export("policy", target)
+    assert (full / "thesis.txt").read_text() == "mine"
+    assert file.read_text() == "mine too"
+    assert (run.export("policy", empty).folder / "adapter_config.json").is_file()
+
+
+def test_a_role_of_another_base_is_refused_naming_both(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    other = tiny_models.save_model(tiny_models.model("llama", 384, seed=3), tiny_models.words_tokenizer(), tmp_path / "other")
+    for merge in (True, False):
+        with pytest.raises(RunFolderError, match=r"was trained on model \(weights \w+\), not on other \(weights \w+\)"):
+            run.export("policy", tmp_path / "out", merge=merge, config=run.config.model_copy(update={"model": str(other)}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()], ids=["full", "stopped"]
+)
+def test_nothing_stands_under_the_name_when_writing_fails(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(export, "write_json", fail)  # of the last files: the weights are written by then
+    with pytest.raises((StorageError, KeyboardInterrupt)) as found:
+        run.export("evaluator", tmp_path / "out", merge=True)
+    assert isinstance(error, KeyboardInterrupt) or "the disk is full" in str(found.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
