@@ -52,9 +52,12 @@ class Backbone:
         self._logit_scale = _logit_scale(loaded.model.config)
         self._base_storages = _storages(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
-        self._base_fingerprint = _weights_fingerprint(loaded.model)
+        self._base_fingerprint = self._fingerprint()
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
         self._check_logits()
+
+    def _fingerprint(self) -> str:
+        return _weights_fingerprint(self.loaded.model)
 
     @torch.no_grad()
     def _check_logits(self) -> None:
