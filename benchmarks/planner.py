@@ -39,6 +39,9 @@ class Case:
     precision: str = "fp32"
 
 
+_FEW = {
+    "policy.questions_per_iteration": 4, "policy.replies_per_question": 2, "policy.minibatch": 4, "policy.iterations": 1,
+}  # fmt: skip
 _SMALL = {"policy.questions_per_iteration": 8, "policy.replies_per_question": 4, "policy.minibatch": 16}
 CASES = {
     "embedded": Case(None, {"batch_tokens": 4096, "rollout_rows": 256, **_SMALL}, 60, 90, 128),
@@ -50,12 +53,12 @@ CASES = {
     "llama-100m": Case(
         {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
          "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
-        {"batch_tokens": 2048, "rollout_rows": 32, **_SMALL}, 60, 90, 64,
+        {"batch_tokens": 512, "rollout_rows": 32, **_FEW}, 60, 90, 32,
     ),
     "llama-100m-bf16": Case(
         {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
          "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
-        {"batch_tokens": 2048, "rollout_rows": 32, **_SMALL}, 60, 90, 64, precision="bf16",
+        {"batch_tokens": 512, "rollout_rows": 32, **_FEW}, 60, 90, 32, precision="bf16",
     ),
     "qwen2.5-7b": Case(
         {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
@@ -194,7 +197,10 @@ def measure(case: Case, model: str) -> dict[str, Any]:
             log=lambda *_: None,
             resumed=lambda _: None,
         )
-    return {"measured": meter.peaks, "base_bytes": backbone.base_bytes, "adapter_bytes": backbone.adapter_bytes}
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "system_seconds": usage.ru_stime, "measured": meter.peaks, "base_bytes": backbone.base_bytes, "adapter_bytes": backbone.adapter_bytes}
 
 
 # -- all cases ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -32,20 +32,19 @@ class Footprint(TorchDispatchMode):
     """Counts, by kind, the bytes of all storages that live inside the block, and keeps the moment when they were most.
 
     New tensors are `activations`, those whose last dimension is the vocabulary `logits`. Fake tensors have no values:
-    a mask picks everything, and a `bool()` of a tensor gives `truth`.
+    a mask picks everything.
 
     Args:
         known: tensors that are there already, by kind.
         vocabulary: entries of the output layer.
-        truth: what a data-dependent `bool()` gives.
 
     Attributes:
         peak: bytes by kind when their sum was largest.
     """
 
-    def __init__(self, known: Mapping[str, Iterable[Tensor]], vocabulary: int, *, truth: bool = True) -> None:
+    def __init__(self, known: Mapping[str, Iterable[Tensor]], vocabulary: int) -> None:
         super().__init__()
-        self.vocabulary, self.truth = vocabulary, truth
+        self.vocabulary = vocabulary
         self.peak: Counter[str] = Counter()
         self._now: Counter[str] = Counter()
         self._live: dict[int, tuple[str, int]] = {}
@@ -55,7 +54,7 @@ class Footprint(TorchDispatchMode):
                 self._see(tensor, kind)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = self._without_values(func, args)
+        out = self._without_values(func, args) if any(isinstance(a, FakeTensor) for a in args) else None
         if out is None:
             out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
@@ -65,8 +64,6 @@ class Footprint(TorchDispatchMode):
 
     def _without_values(self, func: Any, args: Any) -> Any:
         """The result of the operations that would have to look at values, None for all others."""
-        if func is _ATEN._local_scalar_dense.default:
-            return self.truth if args[0].dtype == torch.bool else int(self.truth)
         if func is _ATEN.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         if func is _ATEN.index.Tensor and _is_mask(args[1]):
@@ -166,9 +163,9 @@ class ShapeBackbone(Backbone):
         found = {id(t): t for t in [*self.model.parameters(), *self.model.buffers()]}
         return [tensor for key, tensor in found.items() if key not in own]
 
-    def footprint(self, *, truth: bool = True) -> Footprint:
+    def footprint(self) -> Footprint:
         """A counter that knows the weights and the gradients that are there."""
         adapters = self.adapters()
         gradients = [p.grad for p in adapters if p.grad is not None]
         known = {"base": self.base(), "adapters": adapters, "gradients": gradients}
-        return Footprint(known, self.vocabulary, truth=truth)
+        return Footprint(known, self.vocabulary)

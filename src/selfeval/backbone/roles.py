@@ -10,6 +10,7 @@ import gc
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.config import LoraConfig, RunConfig
@@ -80,7 +83,10 @@ class Backbone:
             config.model, device=config.device, precision=config.precision, trust_remote_code=config.trust_remote_code
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
-        return cls(loaded, config.lora, source)
+        backbone = cls(loaded, config.lora, source)
+        if config.checkpointing:
+            backbone.recompute_layers()
+        return backbone
 
     @property
     def model(self) -> Any:
@@ -197,6 +203,19 @@ class Backbone:
                     tuner.set_requires_grad(name, True)
         for name, head in self.heads.items():
             head.requires_grad_(self._trainable[name])
+
+    def recompute_layers(self) -> None:
+        """Makes passes with gradients keep only what enters each layer, and compute the layer again in the backward pass.
+
+        Gradients are the same (Chen et al. 2016, https://arxiv.org/abs/1604.06174); dropout stays off, as everywhere.
+        """
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise ModelError(f"{self.source}: this kind of model cannot recompute its layers; set checkpointing = false")
+        for layer in layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            layer.training = True  # of the layer alone, which asks for it; its parts stay in eval mode
 
     # -- passes -----------------------------------------------------------------------------------------------------
 

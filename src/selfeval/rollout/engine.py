@@ -20,7 +20,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 from selfeval.rollout.cache import roomy_cache, select_rows
 
-__all__ = ["Request", "Rollout", "check_room", "draw", "generate"]
+__all__ = ["Request", "Rollout", "check_room", "generate"]
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,15 @@ class _Batch:
 
     def _draw(self, logits_BV: Tensor) -> Tensor:
         """Draws a token per row and notes its log-prob (and those of the watched tokens)."""
-        temperature_B, top_p_B = self.temperature_B[self.alive], self.top_p_B[self.alive]
-        tokens_B, self._drawn = draw(logits_BV, temperature_B, top_p_B, self.generator)
+        temperature = self.temperature_B[self.alive]
+        greedy = temperature == 0
+        scaled = logits_BV / torch.where(greedy, 1.0, temperature)[:, None]
+        logprobs_BV = torch.log_softmax(scaled, dim=-1)
+        allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive])
+        uniform = torch.rand(logprobs_BV.shape, generator=self.generator, device=logits_BV.device)
+        noise = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
+        tokens_B = torch.where(greedy, logprobs_BV.argmax(-1), (allowed_BV + noise).argmax(-1))
+        self._drawn = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
         self._seen = torch.log_softmax(logits_BV, dim=-1)[:, self.watch] if len(self.watch) else None
         return tokens_B
 
@@ -206,27 +213,6 @@ class _Batch:
         select_rows(self.cache, rows)
         self.alive = self.alive[rows]
         return tokens_B[rows], attention_BT[rows]
-
-
-def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws a token per row (Gumbel-max; the likeliest where the temperature is 0).
-
-    Args:
-        logits_BV: fp32.
-        temperature_B, top_p_B: how each row samples.
-        generator: of the noise, on the device of the logits.
-
-    Returns:
-        tokens_B, and their log-probs under the sampling temperature before any nucleus, in nats.
-    """
-    greedy_B = temperature_B == 0
-    scaled_BV = logits_BV / torch.where(greedy_B, 1.0, temperature_B)[:, None]
-    logprobs_BV = torch.log_softmax(scaled_BV, dim=-1)
-    allowed_BV = _nucleus(logprobs_BV, top_p_B)
-    uniform_BV = torch.rand(logprobs_BV.shape, generator=generator, device=logits_BV.device)
-    noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-12, 1 - 1e-7)))
-    tokens_B = torch.where(greedy_B, logprobs_BV.argmax(-1), (allowed_BV + noise_BV).argmax(-1))
-    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
 
 
 def _nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.footprint import Footprint, ShapeBackbone
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden, token_logprobs
 from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
-from selfeval.rollout.engine import draw
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import CRITIC, POLICY, REFERENCE
 
@@ -66,7 +65,7 @@ def _experience(shape: Shape, grade_prompt: int) -> list[Any]:
 
 def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus: bool, role: str) -> Counter[str]:
     """Bytes by kind at the fullest moment of sampling `shape` from `prompts` distinct prompts, up to the last token."""
-    meter = backbone.footprint(truth=not nucleus)
+    meter = backbone.footprint()
     with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
         cache = roomy_cache(backbone.model.config, shape.reply)
         cache.layers = [_MeteredLayer(meter, shape.reply) if isinstance(layer, RoomyLayer) else layer for layer in cache.layers]
@@ -75,12 +74,12 @@ def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus
             rows = torch.zeros(shape.rows, dtype=torch.int64)
             select_rows(cache, rows)
             logits = logits[rows]
-        _sample(logits)
+        _sample(logits, nucleus)
         for layer in cache.layers:
             if isinstance(layer, RoomyLayer):
                 layer.length = shape.length - 1
         del logits
-        _sample(_next_logits(backbone, cache, shape.rows, 1, shape.length))
+        _sample(_next_logits(backbone, cache, shape.rows, 1, shape.length), nucleus)
         select_rows(cache, torch.zeros(shape.rows - 1, dtype=torch.int64))
     return meter.peak
 
@@ -95,9 +94,21 @@ def _next_logits(backbone: ShapeBackbone, cache: Any, rows: int, new: int, seen:
     return backbone.model(**arguments, past_key_values=cache, use_cache=True).logits[:, -1].float()  # type: ignore[no-any-return]
 
 
-def _sample(logits: Tensor) -> None:
-    ones = torch.ones(len(logits))
-    draw(logits, ones, ones, torch.Generator())
+def _sample(logits_BV: Tensor, nucleus: bool) -> None:
+    """Holds what the engine holds while it draws a token per row; a test compares the two."""
+    scaled_BV = logits_BV / torch.ones(len(logits_BV), 1)
+    logprobs_BV = torch.log_softmax(scaled_BV, dim=-1)
+    allowed_BV = _within_nucleus(logprobs_BV) if nucleus else logprobs_BV
+    uniform_BV = torch.rand(logprobs_BV.shape)
+    noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-12, 1 - 1e-7)))
+    torch.where(torch.ones(len(logits_BV), dtype=torch.bool), logprobs_BV.argmax(-1), (allowed_BV + noise_BV).argmax(-1))
+
+
+def _within_nucleus(logprobs_BV: Tensor) -> Tensor:
+    sorted_BV, index_BV = logprobs_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
+    outside_BV = (before_BV >= 1) & torch.ones(len(before_BV), 1, dtype=torch.bool)
+    return sorted_BV.masked_fill(outside_BV, float("-inf")).gather(1, index_BV.argsort(-1))
 
 
 class _MeteredLayer(RoomyLayer):
@@ -199,7 +210,7 @@ def optimizer_bytes(backbone: ShapeBackbone, roles: Sequence[str]) -> int:
 
 def _policy_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
     batch = _sequences(shape)
-    logprobs, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+    logprobs = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)[0]
     before = torch.zeros_like(logprobs)
     return masked_sum(ppo_clip_loss(logprobs, before, before, clip_low=0.2, clip_high=0.2), batch.mask_BR)
 
