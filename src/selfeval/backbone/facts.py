@@ -105,9 +105,9 @@ def model_facts(model: str) -> ModelFacts:
         if not path.is_file():
             raise ModelError(f"{model} has no config.json, so it is not a model folder; give the folder that holds config.json")
     if model and path.is_file():
-        return read_facts(model, _read_json(path))
+        return read_facts(path.parent.name if path.name == "config.json" else path.name, _read_json(path))
     known = known_models()
-    found = {key.lower(): key for name in known for key in (name,)} | {name.split("/")[1].lower(): name for name in known}
+    found = {name.lower(): name for name in known} | {name.split("/")[1].lower(): name for name in known}
     name = found.get(model.lower())
     if name is None:
         close = difflib.get_close_matches(model.lower(), found, n=1, cutoff=0.6)

@@ -23,10 +23,13 @@ from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import CRITIC, POLICY, REFERENCE
 
-__all__ = ["POLICY_ROLES", "Shape", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
+__all__ = ["LEARNING", "POLICY_ROLES", "Shape", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
 
 POLICY_ROLES = {EVALUATOR: True, POLICY: False, REFERENCE: False, CRITIC: True}
 """The roles that policy training has in memory; True where there is a head."""
+
+LEARNING = (POLICY, CRITIC)
+"""Those of them that learn."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +171,9 @@ def update_peak(
     def kept() -> list[Any]:
         return [_experience(Shape(n, shape.prompt, shape.reply), grade_prompt) for n in (replies, minibatch, shape.rows)]
 
-    pair = (POLICY, CRITIC)
     peaks = [
-        _backward_peak(backbone, POLICY, pair, lambda: _policy_loss(backbone, shape), kept),
-        _backward_peak(backbone, CRITIC, pair, lambda: _critic_loss(backbone, graded), kept),
+        _backward_peak(backbone, POLICY, LEARNING, lambda: _policy_loss(backbone, shape), kept),
+        _backward_peak(backbone, CRITIC, LEARNING, lambda: _critic_loss(backbone, graded), kept),
     ]
     if evaluator_rows > shape.rows:  # else the critic, which reads the same, has more
         compared = Shape(evaluator_rows, grade_prompt, shape.reply)
