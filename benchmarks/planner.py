@@ -2,7 +2,7 @@
 
 python benchmarks/planner.py
 
-Every case loads a model and runs two iterations of policy training: sampling, scoring, updating. The peak of each phase is
+Every case loads a model and runs policy training: sampling, scoring, updating. The peak of each phase is
 the largest resident memory of the process during it (VmHWM, set back before the phase), less what the process held before
 the model was loaded, with the same libraries imported and used once. On a GPU it is torch's largest allocated memory.
 """
@@ -10,6 +10,8 @@ the model was loaded, with the same libraries imported and used once. On a GPU i
 from __future__ import annotations
 
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -118,7 +120,9 @@ def _warm_up() -> None:
     import torch
 
     weight = torch.randn(64, 64, requires_grad=True)
-    torch.nn.functional.scaled_dot_product_attention(*(torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3))).sum().backward()
+    torch.nn.functional.scaled_dot_product_attention(
+        *(torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3))
+    ).sum().backward()
     torch.log_softmax(torch.randn(64, 64) @ weight, dim=-1).sum().backward()
     torch.optim.AdamW([weight]).step()
 
@@ -197,24 +201,93 @@ def measure(case: Case, model: str) -> dict[str, Any]:
             log=lambda *_: None,
             resumed=lambda _: None,
         )
-    import resource
-
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"cpu_seconds": usage.ru_utime + usage.ru_stime, "system_seconds": usage.ru_stime, "measured": meter.peaks, "base_bytes": backbone.base_bytes, "adapter_bytes": backbone.adapter_bytes}
+    return {
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "system_seconds": usage.ru_stime,
+        "measured": meter.peaks,
+        "base_bytes": backbone.base_bytes,
+        "adapter_bytes": backbone.adapter_bytes,
+    }
 
 
 # -- all cases ----------------------------------------------------------------------------------------------------------
 
 
-def _in_own_process(*arguments: str) -> dict[str, Any]:
-    output = subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
-    result: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return result
+def planned(case: Case, model: Path) -> dict[str, int]:
+    """What the planner says of the same work, in bytes by phase."""
+    from selfeval.backbone.facts import model_facts
+    from selfeval.backbone.footprint import ShapeBackbone
+    from selfeval.backbone.plan import DTYPES, weigh
+    from selfeval.training import phases
+
+    facts, config = model_facts(str(model)), _config(case, str(model))
+    backbone = ShapeBackbone(facts.config, DTYPES[case.precision], config.lora, phases.POLICY_ROLES)
+    policy = config.policy
+    replies = policy.questions_per_iteration * policy.replies_per_question
+    rows = max(1, config.batch_tokens // (max(case.reply_prompt, case.grade_prompt) + case.reply))
+
+    def shape(count: int) -> phases.Shape:
+        return phases.Shape(count, case.reply_prompt, case.reply)
+
+    of_iteration = {"grade_prompt": case.grade_prompt, "replies": replies}
+    sampling = phases.rollout_peak(
+        backbone, shape(replies), prompts=policy.questions_per_iteration, nucleus=False, role=phases.LEARNING[0]
+    )
+    later = phases.optimizer_bytes(backbone, phases.LEARNING) if policy.iterations > 1 else 0
+    scoring = phases.score_peak(backbone, shape(min(rows, replies)), **of_iteration)
+    updating = phases.update_peak(
+        backbone, shape(min(rows, policy.minibatch)), minibatch=policy.minibatch, evaluator_rows=0, **of_iteration
+    )
+    return {
+        "load": weigh(facts, case.precision).bytes,
+        "rollout": sampling.total() + later,
+        "score": scoring.total() + later,
+        "update": updating.total(),
+    }
+
+
+def _in_own_process(environment: dict[str, str], *arguments: str) -> Any:
+    command = [sys.executable, __file__, *arguments]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def compare(name: str, folder: Path) -> dict[str, Any]:
+    """Planned and measured MiB by phase; measured with the allocator as it is, and giving back at once what is freed."""
+    model = folder / name if CASES[name].shape else EMBEDDED
+    if CASES[name].shape:
+        _in_own_process({}, "save", name, str(model))
+    plan = _in_own_process({}, "plan", name, str(model))
+    found: dict[str, Any] = {"planned_mib": {phase: round(size / 2**20, 1) for phase, size in plan.items()}}
+    for label, environment in (("returning", {"MALLOC_MMAP_THRESHOLD_": "131072"}), ("as_is", {})):
+        result = _in_own_process(environment, "measure", name, str(model))
+        peaks = {phase: max(values) for phase, values in result["measured"].items()}
+        found[label] = {
+            "measured_mib": {phase: round(size / 2**20, 1) for phase, size in peaks.items()},
+            "error": {phase: round(plan[phase] / size - 1, 3) for phase, size in peaks.items()},
+            "cpu_seconds": round(result["cpu_seconds"], 1),
+        }
+    return found
+
+
+def main() -> None:
+    import torch
+
+    names = [name for name, case in CASES.items() if case.device == "cpu" or torch.cuda.is_available()]
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {name: compare(name, Path(folder)) for name in names}
+    skipped = [f"{name}: no GPU here" for name in CASES if name not in names]
+    write("planner", "python benchmarks/planner.py", {"cases": cases, "skipped": skipped})
 
 
 if __name__ == "__main__":
-    case = CASES[sys.argv[2]]
-    if sys.argv[1] == "save":
-        _save_model(case, Path(sys.argv[3]))
+    if len(sys.argv) == 1:
+        main()
     else:
-        print(json.dumps(measure(case, sys.argv[3])))
+        case, folder = CASES[sys.argv[2]], Path(sys.argv[3])
+        if sys.argv[1] == "save":
+            _save_model(case, folder)
+            print("{}")
+        else:
+            print(json.dumps(planned(case, folder) if sys.argv[1] == "plan" else measure(case, str(folder))))

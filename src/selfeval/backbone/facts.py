@@ -57,7 +57,9 @@ class ModelFacts:
     def period(self) -> int | None:
         """After how many layers their kinds repeat: 1 where all are alike, None where the config does not say so plainly."""
         kinds = getattr(self.text, "layer_types", None) or [""] * self.layers
-        lists = [k for k, v in self.text.to_dict().items() if isinstance(v, list) and len(v) == self.layers and k != "layer_types"]
+        lists = [
+            k for k, v in self.text.to_dict().items() if isinstance(v, list) and len(v) == self.layers and k != "layer_types"
+        ]
         if lists or self.text is not self.config:
             return None
         return next(n for n in range(1, self.layers + 1) if all(a == b for a, b in zip(kinds, kinds[n:], strict=False)))

@@ -16,7 +16,9 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     """Prints GiB per phase and kind, the chosen settings, and what was or has to be changed."""
     console = console or Console()
     limit = "no limit known" if plan.budget is None else f"{plan.budget / 2**30:.2f} GiB to take"
-    table = Table(title=f"{plan.model}, {plan.parameters / 1e9:.3g}B, {plan.precision} on {plan.device}; {limit}", title_justify="left")
+    table = Table(
+        title=f"{plan.model}, {plan.parameters / 1e9:.3g}B, {plan.precision} on {plan.device}; {limit}", title_justify="left"
+    )
     table.add_column("GiB")
     for phase in PHASES:
         table.add_column(phase, justify="right")
@@ -27,8 +29,8 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(table)
     shown = plan.settings
     console.print(
-        f"micro-batches of {shown['micro_batch_rows']} rows (batch_tokens {shown['batch_tokens']}), {shown['rollout_rows']} replies "
-        f"side by side, layers {'recomputed' if shown['checkpointing'] else 'kept'}.",
+        f"micro-batches of {shown['micro_batch_rows']} rows (batch_tokens {shown['batch_tokens']}), "
+        f"{shown['rollout_rows']} replies side by side, layers {'recomputed' if shown['checkpointing'] else 'kept'}.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     console.print("It fits." if plan.fits else "It does not fit.", style="bold")

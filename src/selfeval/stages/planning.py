@@ -128,7 +128,9 @@ class _Measured:
     def _peak(self, trial: Callable[[ShapeBackbone], Counter[str]]) -> Counter[str]:
         """A trial's peak at full depth, on the weights as they lie in memory."""
         found = [trial(backbone) for backbone in self.backbones]
-        peak = found[0] if len(found) == 1 else at_depth(found[0], found[1], (self.depths[0], self.depths[1]), self.facts.layers)
+        peak = (
+            found[0] if len(found) == 1 else at_depth(found[0], found[1], (self.depths[0], self.depths[1]), self.facts.layers)
+        )
         peak["base"] = self.weights.bytes
         peak["activations"] += self.weights.unpacked
         return peak
@@ -221,9 +223,7 @@ def make_plan(config: RunConfig, facts: ModelFacts, budget: int | None, *, work:
         "checkpointing": checkpointing,
         "micro_batch_rows": max(1, learning),
     }
-    plan = Plan(
-        facts.name, measured.weights.parameters, precision, device, budget, phases, settings, vars(work), fits, ()
-    )
+    plan = Plan(facts.name, measured.weights.parameters, precision, device, budget, phases, settings, vars(work), fits, ())
     changes = _adapted(config, plan) if fits else _refused(config, facts, plan)
     return Plan(**{**vars(plan), "changes": tuple(changes)})
 
@@ -248,8 +248,8 @@ def _refused(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
     budget = plan.budget or 0
     phase = max(plan.phases, key=plan.total)
     said = [
-        f"does not fit: {phase} takes {_gib(plan.total(phase))} with one row at a time and layers recomputed, of which the base "
-        f"is {_gib(plan.phases['load']['base'])}; there are {_gib(budget)}"
+        f"does not fit: {phase} takes {_gib(plan.total(phase))} with one row at a time and layers recomputed, "
+        f"of which the base is {_gib(plan.phases['load']['base'])}; there are {_gib(budget)}"
     ]
     smaller = [(p, saved) for p in _precisions(config) if (saved := plan.phases["load"]["base"] - weigh(facts, p).bytes) > 0]
     for precision, saved in smaller:
@@ -258,7 +258,9 @@ def _refused(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
         said.append(f"precision={precision} takes about {_gib(left)}, {verdict}")
     beside = plan.peak - plan.phases["load"]["base"]
     if beside > 0 and plan.phases["load"]["base"] < budget:
-        lengths = f"replies.max_new_tokens={config.replies.max_new_tokens}, verdicts.max_new_tokens={config.verdicts.max_new_tokens}"
+        lengths = (
+            f"replies.max_new_tokens={config.replies.max_new_tokens}, verdicts.max_new_tokens={config.verdicts.max_new_tokens}"
+        )
         said.append(f"shorter texts lower the {_gib(beside)} beside the base ({lengths} now)")
     if plan.device == "cuda":
         free = free_bytes("cpu") or 0
