@@ -59,7 +59,7 @@ def test_an_unknown_model_names_the_known_ones() -> None:
         model_facts("Qwen/Qwen3-8")
 
 
-@pytest.mark.parametrize("values", [{}, {"model_type": "bert"}, {"model_type": "marian", "is_encoder_decoder": True}])
+@pytest.mark.parametrize("values", [{}, {"model_type": "vit"}, {"model_type": "marian", "is_encoder_decoder": True}])
 def test_a_config_of_something_else_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ModelError, match="is no causal language model that transformers knows"):
         read_facts("x", values)

@@ -60,15 +60,16 @@ def test_a_deep_model_is_planned_from_shallow_ones() -> None:
 
 
 def test_the_more_memory_the_larger_the_settings(free: Plan) -> None:
-    plans = [_plan(round(free.peak * share)) for share in (0.5, 0.8, 1.0)]
+    plans = [_plan(round(free.peak * share), checkpointing=True) for share in (0.4, 0.7, 1.0)]
     for name in ("micro_batch_rows", "rollout_rows"):
         values = [plan.settings[name] for plan in plans]
         assert values == sorted(values)
         assert values[-1] == free.settings[name]
-    assert plans[0].settings["micro_batch_rows"] < 16
+    assert plans[0].settings["rollout_rows"] < 32
     assert all(plan.peak <= (plan.budget or 0) for plan in plans if plan.fits)
+    assert plans[1].fits
     assert plans[-1].changes == ()
-    assert "--set batch_tokens=" in plans[0].changes[0]
+    assert "--set " in plans[0].changes[0]
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change(free: Plan) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from selfeval.algorithms.masked import masked_sum
 from selfeval.algorithms.policy_losses import ppo_clip_loss
-from selfeval.algorithms.preference_losses import bradley_terry_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.footprint import Footprint, ShapeBackbone
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden, token_logprobs
@@ -226,4 +225,4 @@ def _critic_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
 
 def _evaluator_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
     chosen, rejected = final_scores(backbone, EVALUATOR, _sequences(shape)).chunk(2)
-    return bradley_terry_loss(chosen, rejected, torch.zeros_like(chosen)).sum()
+    return torch.nn.functional.softplus(rejected - chosen).sum()  # the loss itself looks at values; it holds as little
