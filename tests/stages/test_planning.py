@@ -53,7 +53,7 @@ def test_a_deep_model_is_planned_from_shallow_ones() -> None:
     assert whole.depths == (2, 3)
     shallow = {"rollout": whole.rollout(8), **whole.learning(4)}
     whole = planning._Measured(_facts(7), _config(), "fp32", WORK, False)
-    whole.depths = (7,)  # type: ignore[assignment]
+    whole.depths = (7,)
     deep = {"rollout": whole.rollout(8), **whole.learning(4)}
     for phase, peak in deep.items():
         assert shallow[phase].total() == pytest.approx(peak.total(), rel=0.01), phase

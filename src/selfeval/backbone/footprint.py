@@ -43,7 +43,7 @@ class Footprint(TorchDispatchMode):
     """
 
     def __init__(self, known: Mapping[str, Iterable[Tensor]], vocabulary: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.peak: Counter[str] = Counter()
         self._now: Counter[str] = Counter()
@@ -167,5 +167,5 @@ class ShapeBackbone(Backbone):
         """A counter that knows the weights and the gradients that are there."""
         adapters = self.adapters()
         gradients = [p.grad for p in adapters if p.grad is not None]
-        known = {"base": self.base(), "adapters": adapters, "gradients": gradients}
+        known: dict[str, Iterable[Tensor]] = {"base": self.base(), "adapters": adapters, "gradients": gradients}
         return Footprint(known, self.vocabulary)

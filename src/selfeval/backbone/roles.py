@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +206,13 @@ class Backbone:
     def recompute_layers(self) -> None:
         """Makes passes with gradients keep only what enters each layer, and compute the layer again in the backward pass.
 
-        Gradients are the same (Chen et al. 2016, https://arxiv.org/abs/1604.06174); dropout stays off, as everywhere.
+        Gradients are the same (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
         """
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
             raise ModelError(f"{self.source}: this kind of model cannot recompute its layers; set checkpointing = false")
         for layer in layers:
-            layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-            layer.training = True  # of the layer alone, which asks for it; its parts stay in eval mode
+            layer.forward = _recomputing(layer.forward)
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
@@ -310,6 +307,20 @@ class Backbone:
         live = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and id(o) not in own]
         weights = [p for p in self.loaded.model.parameters() if tuple(p.shape) in self._base_shapes and id(p) not in own]
         return round(_elements(t for t in live if tuple(t.shape) in self._base_shapes) / _elements(weights), 2)
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, computed again in the backward pass; passes without gradients, which may bring a cache, are as before.
+
+    Transformers' own switch would also put the layer in training mode, and take the cache of every pass away.
+    """
+
+    def passed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return passed
 
 
 def _elements(tensors: Iterable[Tensor]) -> int:

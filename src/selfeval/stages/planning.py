@@ -108,7 +108,7 @@ class _Measured:
         self.checkpointing = checkpointing
         period = facts.period
         whole = period is None or 3 * period >= facts.layers
-        self.depths = (facts.layers,) if whole else (2 * (period or 1), 3 * (period or 1))
+        self.depths: tuple[int, ...] = (facts.layers,) if whole else (2 * (period or 1), 3 * (period or 1))
         self.rollout, self.learning = cache(self._rollout), cache(self._learning)
 
     @cached_property

@@ -192,7 +192,7 @@ def _backward_peak(
     meter = backbone.footprint()
     with backbone.fake, meter, backbone.acting_as(role):
         held = kept()
-        loss().backward()  # type: ignore[no-untyped-call]
+        loss().backward()
         del held
     for parameter in parameters:
         parameter.grad = None
