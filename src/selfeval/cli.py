@@ -151,6 +151,53 @@ def _read_config(folder: Path) -> RunConfig:
 
 
 @app.command()
+def plan(
+    recipe: Recipe = None,
+    model: Annotated[str | None, typer.Option(help="Model folder, or the hub id of a common model; nothing is loaded.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="The config.json of any other model.")] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(help="Memory that may be taken, e.g. 6GiB; what is free on the device unless given.")
+    ] = None,
+    assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run takes in memory, by phase and kind, and with which settings it fits; nothing is loaded.
+
+    Exit code 2 when it cannot fit. Examples:
+
+    selfeval plan
+
+    selfeval plan --model Qwen/Qwen2.5-7B-Instruct --memory-budget 24GiB --set device=cuda
+    """
+    with _clear_errors(debug):
+        _plan(recipe, model, config_file, memory_budget, assign or [], as_json)
+
+
+def _plan(
+    recipe: Path | None, model: str | None, config_file: Path | None, budget: str | None, assign: list[str], as_json: bool
+) -> None:
+    config = _config(recipe, model or (str(config_file) if config_file else None), None, assign, None)
+    _quiet_libraries()
+    from selfeval.backbone.facts import model_facts
+    from selfeval.backbone.plan import parse_bytes
+    from selfeval.stages.planning import free_bytes, make_plan, planned_device
+
+    limit = parse_bytes(budget) if budget else free_bytes(planned_device(config))
+    made = make_plan(config, model_facts(str(config_file or config.model)), limit)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(made.as_json(), indent=2))
+    else:
+        from selfeval.stages.plan_table import print_plan
+
+        print_plan(made)
+    if not made.fits:
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(folder: RunFolder, debug: Debug = False) -> None:
     """Draw index.html again from report.json and metrics/."""
     with _clear_errors(debug):

@@ -280,6 +280,8 @@ class RunConfig(Section):
     """Precision of the frozen base, by device and free memory unless given; adapters and heads are always fp32."""
     batch_tokens: Count = 16384
     """Tokens per forward pass when scoring, and per micro-batch when training."""
+    checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping what it needs: far less memory, about a third more time."""
     rollout_rows: Count = 256
     """Replies generated side by side."""
     trust_remote_code: bool = False

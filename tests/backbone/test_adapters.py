@@ -95,7 +95,8 @@ def test_checkpointed_layers_run_again_under_the_role_that_they_had(family: str)
 
     def gradients(checkpointed: bool) -> dict[str, Tensor]:
         backbone = all_roles(family)
-        backbone.checkpoint_activations(checkpointed)
+        if checkpointed:
+            backbone.recompute_layers()
         ids, mask = rows(4)
         losses = []
         for role in ("policy", "critic"):
@@ -113,7 +114,7 @@ def test_checkpointed_layers_run_again_under_the_role_that_they_had(family: str)
         torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_checkpointing_keeps_fewer_activations_and_can_be_switched_off() -> None:
+def test_checkpointing_keeps_fewer_activations() -> None:
     backbone = all_roles()
     ids, mask = rows(8)
 
@@ -129,16 +130,14 @@ def test_checkpointing_keeps_fewer_activations_and_can_be_switched_off() -> None
         return sum(sizes)
 
     without = kept()
-    backbone.checkpoint_activations()
+    backbone.recompute_layers()
     assert kept() < without / 2
-    backbone.checkpoint_activations(False)
-    assert kept() == without
 
 
 def test_dropout_stays_off_under_checkpointing() -> None:
     backbone = tiny_models.backbone("gpt2")  # its configuration has dropout at 0.1
     backbone.add_role("policy")
-    backbone.checkpoint_activations()
+    backbone.recompute_layers()
     ids, mask = rows(4)
     with backbone.acting_as("policy"):
         first, second = backbone.hidden(ids, mask), backbone.hidden(ids, mask)

@@ -319,3 +319,22 @@ def test_a_family_whose_logits_are_made_in_an_unknown_way_is_refused(monkeypatch
     monkeypatch.setattr("selfeval.backbone.output_head.logit_scale", lambda config: 0.5)
     with pytest.raises(ModelError, match="models of type llama make their logits"):
         tiny_models.backbone()
+
+
+def test_recomputed_layers_give_the_same_gradients_and_keep_the_cache() -> None:
+    from selfeval.rollout.engine import Request, generate
+
+    kept, recomputed = tiny_models.backbone(), tiny_models.backbone()
+    recomputed.recompute_layers()
+    ids = torch.tensor([[5, 9, 2, 7], [3, 4, 8, 6]])
+    found = []
+    for made in (kept, recomputed):
+        made.add_role("policy")
+        tiny_models.scramble(made, "policy")
+        with made.acting_as("policy"):
+            made.hidden(ids, torch.ones_like(ids)).square().sum().backward()
+            replies = generate(made, [Request((5, 9, 2), temperature=0.0)], max_new_tokens=6, seed=0)
+        found.append(([p.grad for p in made.parameters("policy").values()], replies[0].ids))
+    for ours, theirs in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert found[0][1] == found[1][1]

@@ -26,7 +26,8 @@ from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.output_head import OutputHead
-from selfeval.backbone.streaming import held_weights, recompute_streamed, stand_in_weights, weight_bytes
+from selfeval.backbone.recompute import recompute
+from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
 from selfeval.store import read_json, write_json
@@ -56,11 +57,14 @@ class Backbone:
         self._peft: PeftModel | None = None
         self._base_bytes = weight_bytes(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
-        self._base_fingerprint = base_fingerprint(loaded)
+        self._base_fingerprint = self._fingerprint()
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
         if loaded.placement is not None:
-            recompute_streamed(loaded.model, loaded.placement.streamed, self._stack.checkpoint_contexts)
+            recompute(loaded.model, loaded.placement.streamed, self._stack.checkpoint_contexts)
         self._check_logits()
+
+    def _fingerprint(self) -> str:
+        return base_fingerprint(self.loaded)
 
     @torch.no_grad()
     def _check_logits(self) -> None:
@@ -88,7 +92,10 @@ class Backbone:
             placement=config.placement,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
-        return cls(loaded, config.lora, source)
+        backbone = cls(loaded, config.lora, source)
+        if config.checkpointing:
+            backbone.recompute_layers()
+        return backbone
 
     @property
     def model(self) -> Any:
@@ -241,25 +248,19 @@ class Backbone:
             for parameter in self.parameters(role).values():
                 parameter.requires_grad_(trainable)
 
-    def checkpoint_activations(self, wanted: bool = True) -> None:
-        """Gradient checkpointing: each decoder layer keeps its input alone and runs again in the backward, under its role.
+    def recompute_layers(self) -> None:
+        """Makes passes with gradients keep only what enters each layer, and compute the layer again in the backward pass.
 
-        Chen et al. 2016 (https://arxiv.org/abs/1604.06174). Dropout stays off, as everywhere in the frozen base.
+        Gradients are the same, and so is the role (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
 
         Raises:
             ModelError: this family has no layers that can be run again.
         """
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
-        if wanted and not layers:
-            raise ModelError(f"{self.source}: models of type {self.model.config.model_type} cannot checkpoint activations")
-        if wanted:
-            again = {"use_reentrant": False, "context_fn": self._stack.checkpoint_contexts}
-            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=again)
-        else:
-            self.model.activation_checkpointing_disable()
-        self.model.disable_input_require_grads()  # transformers asks for gradients of the embeddings, which nobody needs here
-        for layer in layers:
-            layer.training = wanted  # the flag of the layer alone: its children, dropout among them, stay in eval mode
+        layers = [name for name, module in self.model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise ModelError(f"{self.source}: this kind of model cannot recompute its layers; set checkpointing = false")
+        streamed = self.loaded.placement.streamed if self.loaded.placement else ()
+        recompute(self.model, [name for name in layers if name not in streamed], self._stack.checkpoint_contexts)
 
     # -- passes -----------------------------------------------------------------------------------------------------
 

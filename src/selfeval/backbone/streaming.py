@@ -6,26 +6,21 @@ the meta device and hold nothing. Three things follow from that, and are solved 
 - An adapter is made beside its base weight, and a weight on meta would take it along: `stand_in_weights`.
 - Autograd keeps every weight of the forward until the backward, so that the whole model would pile up in training. A
   streamed layer is therefore computed again in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174), and the
-  weights of one layer are held at a time: `recompute_streamed`.
+  weights of one layer are held at a time: `recompute.py`.
 - Whoever wants to read or count the base's weights has to ask where they lie: `held_weights`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import OffloadedWeightsLoader
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
-from transformers.cache_utils import Cache
 
-__all__ = ["held_weights", "recompute_streamed", "stand_in_weights", "weight_bytes"]
-
-Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+__all__ = ["held_weights", "stand_in_weights", "weight_bytes"]
 
 
 def _streamed_modules(model: nn.Module) -> Iterator[tuple[nn.Module, AlignDevicesHook]]:
@@ -53,32 +48,6 @@ def stand_in_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, parameter in absent:
             module._parameters[name] = parameter
-
-
-def recompute_streamed(model: nn.Module, layers: tuple[str, ...], contexts: Contexts) -> None:
-    """Makes each of these layers keep only its input for the backward, which computes it again.
-
-    Args:
-        layers: names of the streamed layers.
-        contexts: called in the forward; gives the context of the forward and that of the computing again.
-    """
-    for name in layers:
-        layer = model.get_submodule(name)
-        layer.forward = _recomputed(layer.forward, contexts)
-
-
-def _recomputed(forward: Callable[..., Any], contexts: Contexts) -> Callable[..., Any]:
-    def run(*arguments: Any, **options: Any) -> Any:
-        has_cache = any(isinstance(value, Cache) for value in (*arguments, *options.values()))
-        if not torch.is_grad_enabled() or has_cache:  # a cache is written to: computing twice would write twice
-            return forward(*arguments, **options)
-        # An early stop would leave the module in which it happens before it drops its weights.
-        with set_checkpoint_early_stop(False):
-            return checkpoint(
-                forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **options
-            )
-
-    return run
 
 
 def _kept(model: nn.Module) -> dict[int, tuple[OffloadedWeightsLoader, str]]:

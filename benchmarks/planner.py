@@ -1,0 +1,293 @@
+"""The planner's figures against the memory that the loop really takes, each model in a process of its own.
+
+python benchmarks/planner.py
+
+Every case loads a model and runs policy training: sampling, scoring, updating. The peak of each phase is
+the largest resident memory of the process during it (VmHWM, set back before the phase), less what the process held before
+the model was loaded, with the same libraries imported and used once. On a GPU it is torch's largest allocated memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import write
+
+import selfeval as package
+
+EMBEDDED = Path(package.__file__).parent / "lab" / "word_problems"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and a workload: `--set` values, and the tokens of the longest prompts and replies."""
+
+    shape: dict[str, int] | None
+    settings: dict[str, Any]
+    reply_prompt: int
+    grade_prompt: int
+    reply: int
+    device: str = "cpu"
+    precision: str = "fp32"
+
+
+_FEW = {
+    "policy.questions_per_iteration": 4, "policy.replies_per_question": 2, "policy.minibatch": 4, "policy.iterations": 1,
+}  # fmt: skip
+_SMALL = {"policy.questions_per_iteration": 8, "policy.replies_per_question": 4, "policy.minibatch": 16}
+CASES = {
+    "embedded": Case(None, {"batch_tokens": 4096, "rollout_rows": 256, **_SMALL}, 60, 90, 128),
+    "tiny": Case(
+        {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2048},
+        {"batch_tokens": 4096, "rollout_rows": 256, **_SMALL}, 60, 90, 128,
+    ),
+    "llama-100m": Case(
+        {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
+         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
+        {"batch_tokens": 512, "rollout_rows": 32, **_FEW}, 60, 90, 32,
+    ),
+    "llama-100m-bf16": Case(
+        {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
+         "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
+        {"batch_tokens": 512, "rollout_rows": 32, **_FEW}, 60, 90, 32, precision="bf16",
+    ),
+    "qwen2.5-7b": Case(
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+         "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 152064},
+        {"batch_tokens": 4096, "rollout_rows": 64, "policy.minibatch": 32}, 100, 200, 128, device="cuda", precision="bf16",
+    ),
+}  # fmt: skip
+
+
+# -- in the process of one case -----------------------------------------------------------------------------------------
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+class _Meter:
+    """Peak bytes of blocks, above what there was at the start."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.peaks: dict[str, list[int]] = {}
+        self._before = 0 if device == "cuda" else _status("VmRSS")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._reset()
+        yield
+        self.peaks.setdefault(name, []).append(self._peak() - self._before)
+
+    def _reset(self) -> None:
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def _peak(self) -> int:
+        if self.device == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated()
+        return _status("VmHWM")
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self.phase(name):
+                return function(*args, **kwargs)
+
+        return measured
+
+
+def _warm_up() -> None:
+    """Uses what the libraries set up once: thread pools, autograd, sampling."""
+    import torch
+
+    weight = torch.randn(64, 64, requires_grad=True)
+    torch.nn.functional.scaled_dot_product_attention(
+        *(torch.randn(1, 2, 8, 16, requires_grad=True) for _ in range(3))
+    ).sum().backward()
+    torch.log_softmax(torch.randn(64, 64) @ weight, dim=-1).sum().backward()
+    torch.optim.AdamW([weight]).step()
+
+
+def _save_model(case: Case, folder: Path) -> Path:
+    """A random Llama of the case's shape as an ordinary folder, with the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    assert case.shape is not None
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[case.precision]
+    with torch.device(case.device):
+        torch.set_default_dtype(dtype)
+        model = LlamaForCausalLM(LlamaConfig(**case.shape, max_position_embeddings=2048, tie_word_embeddings=False))
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(folder)
+    return folder
+
+
+def _prompts(case: Case, count: int, vocabulary: int) -> list[Any]:
+    """Random prompts, a few tokens shorter than the longest or as long."""
+    import random
+
+    from selfeval.training.policy import Prompt
+
+    source = random.Random(0)
+
+    def ids(longest: int) -> tuple[int, ...]:
+        return tuple(source.randrange(3, min(vocabulary, 600)) for _ in range(longest - source.randrange(4)))
+
+    return [Prompt(f"q{i}", ids(case.reply_prompt), ids(case.grade_prompt)) for i in range(count)]
+
+
+def _config(case: Case, model: str) -> Any:
+    from selfeval.config import load_config
+
+    settings = {"policy.iterations": 2, "policy.kl_target": 1000, "replies.max_new_tokens": case.reply, **case.settings}
+    overrides = {"model": model, "device": case.device, "precision": case.precision}
+    return load_config(None, overrides, [f"{key}={value}" for key, value in settings.items()])
+
+
+def measure(case: Case, model: str) -> dict[str, Any]:
+    """Peaks by phase, and what torch says was allocated, in bytes."""
+    import selfeval.training.policy as policy
+    from selfeval.backbone.roles import Backbone
+    from selfeval.stages.policy import CRITIC, EVALUATOR, POLICY, REFERENCE
+    from selfeval.training.checkpoint import Checkpoints
+
+    config = _config(case, model)
+    Backbone.load(_config(CASES["embedded"], str(EMBEDDED)))  # imports what is imported late
+    _warm_up()
+    meter = _Meter(case.device)
+    with meter.phase("load"):
+        backbone = Backbone.load(config)
+    backbone.loaded.eos_ids = ()  # every reply is as long as planned for
+    backbone.add_role(EVALUATOR, head=True)
+    backbone.freeze(EVALUATOR)
+    backbone.add_role(POLICY)
+    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    policy._collect = meter.around("rollout", policy._collect)
+    policy._experience = meter.around("score", policy._experience)
+    policy._Loop.update = meter.around("update", policy._Loop.update)  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        policy.train_policy(
+            backbone,
+            _prompts(case, config.policy.questions_per_iteration, backbone.model.config.vocab_size),
+            config.policy,
+            lambda optimizers: Checkpoints(Path(folder), backbone, [POLICY, CRITIC], optimizers),
+            seed=0,
+            limit=case.reply,
+            rows=config.rollout_rows,
+            batch_tokens=config.batch_tokens,
+            keep=lambda *_: None,
+            log=lambda *_: None,
+            resumed=lambda _: None,
+        )
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "system_seconds": usage.ru_stime,
+        "measured": meter.peaks,
+        "base_bytes": backbone.base_bytes,
+        "adapter_bytes": backbone.adapter_bytes,
+    }
+
+
+# -- all cases ----------------------------------------------------------------------------------------------------------
+
+
+def planned(case: Case, model: Path) -> dict[str, int]:
+    """What the planner says of the same work, in bytes by phase."""
+    from selfeval.backbone.facts import model_facts
+    from selfeval.backbone.footprint import ShapeBackbone
+    from selfeval.backbone.plan import DTYPES, weigh
+    from selfeval.training import phases
+
+    facts, config = model_facts(str(model)), _config(case, str(model))
+    backbone = ShapeBackbone(facts.config, DTYPES[case.precision], config.lora, phases.POLICY_ROLES)
+    policy = config.policy
+    replies = policy.questions_per_iteration * policy.replies_per_question
+    rows = max(1, config.batch_tokens // (max(case.reply_prompt, case.grade_prompt) + case.reply))
+
+    def shape(count: int) -> phases.Shape:
+        return phases.Shape(count, case.reply_prompt, case.reply)
+
+    of_iteration = {"grade_prompt": case.grade_prompt, "replies": replies}
+    sampling = phases.rollout_peak(
+        backbone, shape(replies), prompts=policy.questions_per_iteration, nucleus=False, role=phases.LEARNING[0]
+    )
+    later = phases.optimizer_bytes(backbone, phases.LEARNING) if policy.iterations > 1 else 0
+    scoring = phases.score_peak(backbone, shape(min(rows, replies)), **of_iteration)
+    updating = phases.update_peak(
+        backbone, shape(min(rows, policy.minibatch)), minibatch=policy.minibatch, evaluator_rows=0, **of_iteration
+    )
+    return {
+        "load": weigh(facts, case.precision).bytes,
+        "rollout": sampling.total() + later,
+        "score": scoring.total() + later,
+        "update": updating.total(),
+    }
+
+
+def _in_own_process(environment: dict[str, str], *arguments: str) -> Any:
+    command = [sys.executable, __file__, *arguments]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def compare(name: str, folder: Path) -> dict[str, Any]:
+    """Planned and measured MiB by phase; measured with the allocator as it is, and giving back at once what is freed."""
+    model = folder / name if CASES[name].shape else EMBEDDED
+    if CASES[name].shape:
+        _in_own_process({}, "save", name, str(model))
+    plan = _in_own_process({}, "plan", name, str(model))
+    found: dict[str, Any] = {"planned_mib": {phase: round(size / 2**20, 1) for phase, size in plan.items()}}
+    for label, environment in (("returning", {"MALLOC_MMAP_THRESHOLD_": "131072"}), ("as_is", {})):
+        result = _in_own_process(environment, "measure", name, str(model))
+        peaks = {phase: max(values) for phase, values in result["measured"].items()}
+        found[label] = {
+            "measured_mib": {phase: round(size / 2**20, 1) for phase, size in peaks.items()},
+            "error": {phase: round(plan[phase] / size - 1, 3) for phase, size in peaks.items()},
+            "cpu_seconds": round(result["cpu_seconds"], 1),
+        }
+    return found
+
+
+def main() -> None:
+    import torch
+
+    names = [name for name, case in CASES.items() if case.device == "cpu" or torch.cuda.is_available()]
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {name: compare(name, Path(folder)) for name in names}
+    skipped = [f"{name}: no GPU here" for name in CASES if name not in names]
+    write("planner", "python benchmarks/planner.py", {"cases": cases, "skipped": skipped})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        case, folder = CASES[sys.argv[2]], Path(sys.argv[3])
+        if sys.argv[1] == "save":
+            _save_model(case, folder)
+            print("{}")
+        else:
+            print(json.dumps(planned(case, folder) if sys.argv[1] == "plan" else measure(case, str(folder))))

@@ -1,0 +1,121 @@
+"""Facts of models from their config.json alone: nothing is downloaded, no weight is read.
+
+The files in `model_facts/` hold the public config fields of common models that decide how large things are, and where they
+come from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from selfeval.errors import ModelError
+
+__all__ = ["ModelFacts", "known_models", "model_facts", "read_facts"]
+
+_SHIPPED = Path(__file__).parent / "model_facts"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's name and its config of transformers."""
+
+    name: str
+    config: Any
+
+    @property
+    def text(self) -> Any:
+        """The config of its language part."""
+        return self.config.get_text_config()
+
+    @property
+    def layers(self) -> int:
+        return int(self.text.num_hidden_layers)
+
+    @property
+    def context(self) -> int | None:
+        found = next((n for key in ("max_position_embeddings", "n_positions") if (n := getattr(self.text, key, None))), None)
+        return None if found is None else int(found)
+
+    def with_layers(self, count: int) -> Any:
+        """A copy of the config with the first `count` layers."""
+        values = self.config.to_dict()
+        for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+            if key in values:
+                values[key] = count
+        if isinstance(values.get("layer_types"), list):
+            values["layer_types"] = values["layer_types"][:count]
+        return type(self.config).from_dict(values)
+
+    @property
+    def period(self) -> int | None:
+        """After how many layers their kinds repeat: 1 where all are alike, None where the config does not say so plainly."""
+        kinds = getattr(self.text, "layer_types", None) or [""] * self.layers
+        lists = [
+            k for k, v in self.text.to_dict().items() if isinstance(v, list) and len(v) == self.layers and k != "layer_types"
+        ]
+        if lists or self.text is not self.config:
+            return None
+        return next(n for n in range(1, self.layers + 1) if all(a == b for a, b in zip(kinds, kinds[n:], strict=False)))
+
+
+def known_models() -> dict[str, Path]:
+    """Hub ids whose facts come with the package."""
+    return {path.stem.replace("--", "/"): path for path in sorted(_SHIPPED.glob("*.json"))}
+
+
+def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
+    """Facts from the content of a config.json.
+
+    Raises:
+        ModelError: it is no causal language model that transformers knows.
+    """
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or values.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{name}: model_type {json.dumps(kind)} is no causal language model that transformers knows; give the config.json "
+            "of one that writes text"
+        )
+    return ModelFacts(name, AutoConfig.for_model(**values))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a config.json: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} is no config.json: it holds a {type(values).__name__}, not an object")
+    return values
+
+
+def model_facts(model: str) -> ModelFacts:
+    """The facts of a model folder, a config.json, or a hub id that is known here (its last part will do).
+
+    Raises:
+        ModelError: none of these.
+    """
+    path = Path(model)
+    if model and path.is_dir():
+        path = path / "config.json"
+        if not path.is_file():
+            raise ModelError(f"{model} has no config.json, so it is not a model folder; give the folder that holds config.json")
+    if model and path.is_file():
+        return read_facts(path.parent.name if path.name == "config.json" else path.name, _read_json(path))
+    known = known_models()
+    found = {name.lower(): name for name in known} | {name.split("/")[1].lower(): name for name in known}
+    name = found.get(model.lower())
+    if name is None:
+        close = difflib.get_close_matches(model.lower(), found, n=1, cutoff=0.6)
+        hint = f' Did you mean "{found[close[0]]}"?' if close else ""
+        raise ModelError(
+            f'the size of model "{model}" is not known here and it is no folder on this disk.{hint} Give a model folder, or '
+            f"--config with its config.json, or one of: {', '.join(known)}"
+        )
+    return read_facts(name, _read_json(known[name])["config"])

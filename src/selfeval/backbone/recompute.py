@@ -1,0 +1,47 @@
+"""Layers that are computed again in the backward pass, so that only what enters them is kept (gradient checkpointing).
+
+Chen et al. 2016, https://arxiv.org/abs/1604.06174. Transformers' own switch would also put the layers in training mode, and
+take the cache of every pass away, that of sampling among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from transformers.cache_utils import Cache
+
+__all__ = ["recompute"]
+
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+
+def recompute(model: nn.Module, layers: Iterable[str], contexts: Contexts) -> None:
+    """Makes each of these layers keep only its input for the backward, which computes it again.
+
+    Args:
+        model: whose layers they are.
+        layers: their names.
+        contexts: called in the forward; gives the context of the forward and that of the computing again.
+    """
+    for name in layers:
+        layer = model.get_submodule(name)
+        layer.forward = _recomputed(layer.forward, contexts)
+
+
+def _recomputed(forward: Callable[..., Any], contexts: Contexts) -> Callable[..., Any]:
+    def run(*arguments: Any, **options: Any) -> Any:
+        has_cache = any(isinstance(value, Cache) for value in (*arguments, *options.values()))
+        if not torch.is_grad_enabled() or has_cache:  # a cache is written to: computing twice would write twice
+            return forward(*arguments, **options)
+        # An early stop would leave a streamed module in which it happens before the module drops its weights.
+        with set_checkpoint_early_stop(False):
+            return checkpoint(
+                forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **options
+            )
+
+    return run

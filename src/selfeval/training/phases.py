@@ -1,0 +1,228 @@
+"""What each phase of the loop holds in memory: its own passes, run on shapes.
+
+Shapes: B rows, P prompt tokens, R reply tokens, T = P + R.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfeval.algorithms.masked import masked_sum
+from selfeval.algorithms.policy_losses import ppo_clip_loss
+from selfeval.algorithms.value_losses import clipped_value_loss
+from selfeval.backbone.footprint import Footprint, ShapeBackbone
+from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden, token_logprobs
+from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
+from selfeval.training.evaluator import EVALUATOR
+from selfeval.training.policy import CRITIC, POLICY, REFERENCE
+
+__all__ = ["LEARNING", "POLICY_ROLES", "Shape", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
+
+POLICY_ROLES = {EVALUATOR: True, POLICY: False, REFERENCE: False, CRITIC: True}
+"""The roles that policy training has in memory; True where there is a head."""
+
+LEARNING = (POLICY, CRITIC)
+"""Those of them that learn."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Replies side by side: `rows` of them, each a prompt and a reply of so many tokens."""
+
+    rows: int
+    prompt: int
+    reply: int
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.reply
+
+
+def _sequences(shape: Shape) -> Sequences:
+    whole, replies = (shape.rows, shape.length), (shape.rows, shape.reply)
+    return Sequences(
+        torch.zeros(whole, dtype=torch.int64),
+        torch.ones(whole, dtype=torch.int64),
+        torch.zeros(shape.rows, dtype=torch.int64),
+        torch.zeros(replies, dtype=torch.int64),
+        torch.ones(replies, dtype=torch.bool),
+    )
+
+
+_PER_REPLY_TOKEN = 6
+"""Values that an experience keeps for every reply token: log-probs, reference's, values, advantages, returns, rewards."""
+
+
+def _experience(shape: Shape, grade_prompt: int) -> list[Any]:
+    """The tensors of an experience: replies after both prompts, and the numbers of each token."""
+    numbers = [torch.zeros(shape.rows, shape.reply) for _ in range(_PER_REPLY_TOKEN)]
+    return [_sequences(shape), _sequences(Shape(shape.rows, grade_prompt, shape.reply)), *numbers]
+
+
+def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus: bool, role: str) -> Counter[str]:
+    """Bytes by kind at the fullest moment of sampling `shape` from `prompts` distinct prompts, up to the last token."""
+    meter = backbone.footprint()
+    with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
+        cache = roomy_cache(backbone.model.config, shape.reply)
+        cache.layers = [_MeteredLayer(meter, shape.reply) if isinstance(layer, RoomyLayer) else layer for layer in cache.layers]
+        logits = _next_logits(backbone, cache, prompts, shape.prompt, shape.prompt)
+        if prompts < shape.rows:
+            rows = torch.zeros(shape.rows, dtype=torch.int64)
+            select_rows(cache, rows)
+            logits = logits[rows]
+        _sample(logits, nucleus)
+        for layer in cache.layers:
+            if isinstance(layer, RoomyLayer):
+                layer.length = shape.length - 1
+        del logits
+        _sample(_next_logits(backbone, cache, shape.rows, 1, shape.length), nucleus)
+        select_rows(cache, torch.zeros(shape.rows - 1, dtype=torch.int64))
+    return meter.peak
+
+
+def _next_logits(backbone: ShapeBackbone, cache: Any, rows: int, new: int, seen: int) -> Tensor:
+    attention = torch.ones(rows, seen, dtype=torch.int64)
+    arguments: dict[str, Any] = {"input_ids": torch.zeros(rows, new, dtype=torch.int64), "attention_mask": attention}
+    if backbone.loaded.forward_accepts("position_ids"):
+        arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp_min(0)[:, -new:]
+    if backbone.loaded.forward_accepts("logits_to_keep"):
+        arguments["logits_to_keep"] = 1
+    return backbone.model(**arguments, past_key_values=cache, use_cache=True).logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+def _sample(logits_BV: Tensor, nucleus: bool) -> None:
+    """Holds what the engine holds while it draws a token per row; a test compares the two."""
+    scaled_BV = logits_BV / torch.ones(len(logits_BV), 1)
+    logprobs_BV = torch.log_softmax(scaled_BV, dim=-1)
+    allowed_BV = _within_nucleus(logprobs_BV) if nucleus else logprobs_BV
+    uniform_BV = torch.rand(logprobs_BV.shape)
+    noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-12, 1 - 1e-7)))
+    torch.where(torch.ones(len(logits_BV), dtype=torch.bool), logprobs_BV.argmax(-1), (allowed_BV + noise_BV).argmax(-1))
+
+
+def _within_nucleus(logprobs_BV: Tensor) -> Tensor:
+    sorted_BV, index_BV = logprobs_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
+    outside_BV = (before_BV >= 1) & torch.ones(len(before_BV), 1, dtype=torch.bool)
+    return sorted_BV.masked_fill(outside_BV, float("-inf")).gather(1, index_BV.argsort(-1))
+
+
+class _MeteredLayer(RoomyLayer):
+    """The engine's cache layer, its tensors counted as what they are."""
+
+    def __init__(self, meter: Footprint, room: int) -> None:
+        super().__init__(room)
+        self.meter = meter
+
+    def _empty(self, states: Tensor) -> Tensor:
+        made = super()._empty(states)
+        self.meter.label([made], "kv_cache")
+        return made
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.meter.label([t for t in (self.keys, self.values) if t is not None], "kv_cache")
+
+
+def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, replies: int) -> Counter[str]:
+    """Bytes by kind at the fullest moment of scoring: reference log-probs, evaluator scores or values, no gradients.
+
+    Args:
+        shape: of a micro-batch.
+        grade_prompt: tokens of the prompt under which evaluator and critic read.
+        replies: of the whole iteration.
+    """
+    graded = Shape(shape.rows, grade_prompt, shape.reply)
+    meter = backbone.footprint()
+    with torch.no_grad(), backbone.fake, meter:
+        kept = _experience(Shape(replies, shape.prompt, shape.reply), grade_prompt)
+        with backbone.acting_as(REFERENCE):
+            batch = _sequences(shape)
+            token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+        with backbone.acting_as(EVALUATOR):
+            final_scores(backbone, EVALUATOR, _sequences(graded))
+        with backbone.acting_as(CRITIC):
+            backbone.score(CRITIC, reply_hidden(backbone, _sequences(graded)))
+        del kept
+    return meter.peak
+
+
+def update_peak(
+    backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, minibatch: int, replies: int, evaluator_rows: int
+) -> Counter[str]:
+    """Bytes by kind at the fullest moment of learning, the gradients of the micro-batches before being there.
+
+    Args:
+        shape: of a micro-batch.
+        grade_prompt: tokens of the prompt under which evaluator and critic read.
+        minibatch: replies of a gradient step.
+        replies: of the whole iteration.
+        evaluator_rows: replies side by side while the evaluator is trained.
+    """
+    graded = Shape(shape.rows, grade_prompt, shape.reply)
+
+    def kept() -> list[Any]:
+        return [_experience(Shape(n, shape.prompt, shape.reply), grade_prompt) for n in (replies, minibatch, shape.rows)]
+
+    peaks = [
+        _backward_peak(backbone, POLICY, LEARNING, lambda: _policy_loss(backbone, shape), kept),
+        _backward_peak(backbone, CRITIC, LEARNING, lambda: _critic_loss(backbone, graded), kept),
+    ]
+    if evaluator_rows > shape.rows:  # else the critic, which reads the same, has more
+        compared = Shape(evaluator_rows, grade_prompt, shape.reply)
+        alone = _backward_peak(backbone, EVALUATOR, (EVALUATOR,), lambda: _evaluator_loss(backbone, compared), list)
+        alone["adapters"], alone["optimizer"] = _bytes(backbone, EVALUATOR), optimizer_bytes(backbone, (EVALUATOR,))
+        peaks.append(alone)
+    return max(peaks, key=lambda peak: peak.total())
+
+
+def _backward_peak(
+    backbone: ShapeBackbone, role: str, learning: Sequence[str], loss: Callable[[], Tensor], kept: Callable[[], list[Any]]
+) -> Counter[str]:
+    parameters = [p for name in learning for p in backbone.parameters(name).values()]
+    with backbone.fake:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    meter = backbone.footprint()
+    with backbone.fake, meter, backbone.acting_as(role):
+        held = kept()
+        loss().backward()
+        del held
+    for parameter in parameters:
+        parameter.grad = None
+    meter.peak["optimizer"] = optimizer_bytes(backbone, learning)
+    return meter.peak
+
+
+def _bytes(backbone: ShapeBackbone, role: str) -> int:
+    return sum(p.numel() * p.element_size() for p in backbone.parameters(role).values())
+
+
+def optimizer_bytes(backbone: ShapeBackbone, roles: Sequence[str]) -> int:
+    """AdamW's state: two moments of every weight, and a step counter of every tensor (fp32)."""
+    return sum(2 * _bytes(backbone, role) + 4 * len(backbone.parameters(role)) for role in roles)
+
+
+def _policy_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
+    batch = _sequences(shape)
+    logprobs = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)[0]
+    before = torch.zeros_like(logprobs)
+    return masked_sum(ppo_clip_loss(logprobs, before, before, clip_low=0.2, clip_high=0.2), batch.mask_BR)
+
+
+def _critic_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
+    batch = _sequences(shape)
+    values = backbone.score(CRITIC, reply_hidden(backbone, batch))
+    before = torch.zeros_like(values)
+    return masked_sum(clipped_value_loss(values, before, before, clip=0.2), batch.mask_BR)
+
+
+def _evaluator_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
+    chosen, rejected = final_scores(backbone, EVALUATOR, _sequences(shape)).chunk(2)
+    return torch.nn.functional.softplus(rejected - chosen).sum()  # the loss itself looks at values; it holds as little

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import Gemma3TextConfig
+
+import tiny_models
+from selfeval.backbone.footprint import Footprint, ShapeBackbone
+from selfeval.backbone.sequences import pad_sequences, reply_hidden, token_logprobs
+from selfeval.config import LoraConfig
+
+LORA = LoraConfig(rank=4, alpha=8.0)
+PROMPTS, REPLIES = [(5, 9, 2, 7, 6), (7, 8, 9)], [(3, 4, 5, 6), (9, 9, 8)]
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def shapes(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> ShapeBackbone:
+    return ShapeBackbone(tiny_models.tiny_config(family, 40, **changes), dtype, LORA, {"policy": False, "evaluator-0": True})
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_weights_are_counted_exactly(family: str) -> None:
+    real = tiny_models.backbone(family, rank=4)
+    own_base = real.base_bytes + _bytes(real.model.buffers())
+    real.add_role("policy")
+    real.add_role("evaluator-0", head=True)
+    found = shapes(family).footprint().peak
+    assert found == {"base": own_base, "adapters": real.adapter_bytes}
+
+
+def test_tied_weights_count_once_and_adapters_are_fp32() -> None:
+    tied, untied = (shapes("llama", torch.bfloat16, tie_word_embeddings=tie).footprint().peak for tie in (True, False))
+    assert untied["base"] - tied["base"] == 40 * 32 * 2
+    assert untied["adapters"] == shapes("llama").footprint().peak["adapters"]
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_a_pass_on_shapes_holds_what_a_real_one_holds(family: str) -> None:
+    """The same lines with real and with fake weights: forward, log-probs and backward."""
+
+    def peak(backbone: Any, meter: Footprint, batch: Any) -> int:
+        with meter, backbone.acting_as("policy"):
+            hidden = reply_hidden(backbone, batch)
+            token_logprobs(backbone, hidden, batch.reply_BR, batch.mask_BR)[0].sum().backward()
+        return meter.peak.total()
+
+    real, fake = tiny_models.backbone(family, rank=4), shapes(family)
+    real.add_role("policy")
+    real.add_role("evaluator-0", head=True)
+    own = [p for role in real.roles for p in real.parameters(role).values()]
+    base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
+    batch = pad_sequences(real, PROMPTS, REPLIES)
+    measured = peak(real, Footprint({"base": base, "adapters": own}, 40), batch)
+    with fake.fake:
+        imagined = pad_sequences(fake, PROMPTS, REPLIES)
+        planned = peak(fake, fake.footprint(), imagined)
+    # A mask picks all 8 places of the fake batch and 7 of the real one.
+    assert planned == pytest.approx(measured, rel=0.02)
+
+
+def test_a_model_with_sliding_layers_has_a_footprint() -> None:
+    config = Gemma3TextConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    fake = ShapeBackbone(config, torch.float32, LORA, {"policy": False})
+    meter = fake.footprint()
+    with fake.fake, meter, fake.acting_as("policy"), torch.no_grad():
+        fake.hidden(torch.zeros(2, 12, dtype=torch.int64), torch.ones(2, 12, dtype=torch.int64))
+    assert meter.peak["activations"] > 2 * 12 * 32 * 4
