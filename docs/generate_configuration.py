@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from selfeval.config import RunConfig
@@ -34,7 +34,7 @@ table stand at the top of the recipe and have no section. An unknown name is an 
 Which stages are redone after a change is told in [the first-run guide](guides/first-run.md#changing-a-value).
 """
 
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", ByteSize: "bytes, or a number with a unit"}
 _SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
 
 

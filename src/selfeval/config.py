@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from selfeval.errors import ConfigError
 
@@ -34,6 +34,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
+Size = Annotated[ByteSize, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -226,6 +227,8 @@ class RunConfig(Section):
     """Tokens per forward pass when scoring, and per micro-batch when training."""
     rollout_rows: Count = 256
     """Replies generated side by side."""
+    memory_budget: Size | None = None
+    """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
     trust_remote_code: bool = False
     """Run code that comes with the model; off unless asked."""
     lora: LoraConfig = LoraConfig()

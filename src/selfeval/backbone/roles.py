@@ -20,7 +20,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.budget import MemoryBudget
+from selfeval.backbone.load import LoadedModel, load_model, pick_device
+from selfeval.backbone.meters import cap_gpus, meter_for
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ModelError, RoleError, RunFolderError
 from selfeval.store import fingerprint, read_json, write_json
@@ -38,10 +40,12 @@ class Backbone:
         loaded: the model.
         lora: rank, scale and targets of every adapter.
         source: what the model is called in messages and in role files.
+        memory_budget: bytes that this process should not pass; on a GPU, `cap_gpus` enforces them.
     """
 
-    def __init__(self, loaded: LoadedModel, lora: LoraConfig, source: str) -> None:
+    def __init__(self, loaded: LoadedModel, lora: LoraConfig, source: str, memory_budget: int | None = None) -> None:
         self.loaded = loaded
+        self.budget = MemoryBudget(meter_for((p.device for p in loaded.model.parameters()), memory_budget))
         self.lora = lora
         self.source = source
         self.heads: dict[str, nn.Linear] = {}
@@ -73,11 +77,13 @@ class Backbone:
     @classmethod
     def load(cls, config: RunConfig) -> Backbone:
         """Loads the model that the configuration names."""
+        if config.memory_budget is not None and pick_device(config.device).type == "cuda":
+            cap_gpus(config.memory_budget)
         loaded = load_model(
             config.model, device=config.device, precision=config.precision, trust_remote_code=config.trust_remote_code
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
-        return cls(loaded, config.lora, source)
+        return cls(loaded, config.lora, source, config.memory_budget)
 
     @property
     def model(self) -> Any:

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
@@ -30,11 +31,17 @@ class Context:
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
             backbone = Backbone.load(self.config)
+        backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
         device, precision = str(backbone.loaded.device), backbone.loaded.precision
         self.store.update_run(device={"device": device, "precision": precision, "notes": backbone.loaded.notes})
         return backbone
+
+    def take_memory_events(self) -> list[dict[str, Any]]:
+        """What happened to the limits of the backbone's passes since the last call; nothing while it is not loaded."""
+        backbone: Backbone | None = self.__dict__.get("backbone")
+        return [event.as_json() for event in backbone.budget.take_events()] if backbone else []
 
     @cached_property
     def templates(self) -> Templates:
