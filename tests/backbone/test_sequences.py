@@ -11,7 +11,7 @@ import tiny_models
 from selfeval.backbone import sequences
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import BASE, Backbone
-from selfeval.backbone.sequences import final_scores, microbatches, pad_sequences, reply_hidden, token_logprobs
+from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, token_logprobs
 from selfeval.config import LoraConfig
 
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
@@ -157,16 +157,3 @@ def test_pad_sequences_lays_out_prompt_reply_padding() -> None:
     assert batch.prompt_lengths_B.tolist() == [2, 1]
     assert batch.reply_BR.tolist() == [[8, 0, 0], [9, 10, 11]]
     assert batch.mask_BR.tolist() == [[True, False, False], [True, True, True]]
-
-
-@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
-@settings(max_examples=200, deadline=None)
-def test_microbatches_cover_every_index_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = list(microbatches(lengths, budget))
-    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
-
-
-def test_microbatches_group_similar_lengths() -> None:
-    assert list(microbatches([9, 1, 8, 2], 20)) == [[1, 3], [2, 0]]  # 2*2, then 3*8 > 20
