@@ -16,13 +16,13 @@ __all__ = ["no_memory"]
 
 @contextmanager
 def no_memory(
-    backbone: Backbone, *, tokens: int = 10**9, rows: int = 10**9, cached: int = 10**9, backward: bool = False
+    backbone: Backbone, *, tokens: int = 10**9, rows: int = 10**9, written: int = 0, backward: bool = False
 ) -> Iterator[list[tuple[int, int]]]:
     """Passes of more than `tokens` tokens (padding counted) or `rows` rows run out of memory in their last layer.
 
-    With `cached`, so do passes that read more than so many tokens behind what they are given: a batch that grew too large
-    while it was written. With `backward`, the pass goes through, and its backward fails in its first layer, when the
-    gradients of the layers above are there.
+    With `written`, only where the cache holds more than so many tokens of each row: a batch that grew too large while it was
+    written. With `backward`, the pass goes through, and its backward fails in its first layer, when the gradients of the
+    layers above are there.
 
     Yields:
         Rows and tokens of each pass that failed.
@@ -38,8 +38,7 @@ def no_memory(
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         batch, length = int(hidden.shape[0]), int(hidden.shape[1])
         cache = options.get("past_key_values")
-        behind = 0 if cache is None else int(cache.get_seq_length())
-        if batch <= rows and batch * length <= tokens and behind <= cached:
+        if (batch <= rows and batch * length <= tokens) or (written and cache.get_seq_length() <= written):
             return
         if not backward:
             fail((batch, length))

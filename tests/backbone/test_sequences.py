@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 import tiny_models
+from scarce import no_memory
 from selfeval.backbone import sequences
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import BASE, Backbone
-from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, token_logprobs
+from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs, token_logprobs
 from selfeval.config import LoraConfig
 
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
@@ -157,3 +156,17 @@ def test_pad_sequences_lays_out_prompt_reply_padding() -> None:
     assert batch.prompt_lengths_B.tolist() == [2, 1]
     assert batch.reply_BR.tolist() == [[8, 0, 0], [9, 10, 11]]
     assert batch.mask_BR.tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_reply_logprobs_are_the_same_when_memory_is_short() -> None:
+    backbone = tiny_models.backbone()
+    prompts, replies = PROMPTS * 4, REPLIES * 4
+    with backbone.acting_as(BASE):
+        expected = reply_logprobs(backbone, prompts, replies, batch_tokens=4096)
+        with no_memory(backbone, tokens=30) as failed:
+            found = reply_logprobs(backbone, prompts, replies, batch_tokens=4096)
+    assert len(failed) == 2
+    assert [len(row) for row in found] == [len(reply) for reply in replies]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert {(e.phase.value, e.kind.value) for e in backbone.budget.take_events()} == {("score", "out_of_memory")}
