@@ -174,8 +174,8 @@ def run(budget: MemoryBudget, count: int, memory: int, limit: int = 8) -> list[i
 def test_the_limit_doubles_after_sixteen_groups_until_it_is_the_callers_again() -> None:
     budget = MemoryBudget(ToldMeter())
     assert run(budget, 8, memory=2) == [2] * 4
-    found = run(budget, 12 * 2 + 16 * 4 + 3 * 8, memory=1000)  # 12 more make 16
-    assert found == [2] * 12 + [4] * 16 + [8] * 3
+    found = run(budget, 13 * 2 + 16 * 4 + 3 * 8, memory=1000)  # 13 more make 16: a last group is small for another reason
+    assert found == [2] * 13 + [4] * 16 + [8] * 3
     expected = [("out_of_memory", 8, 4, 1), ("out_of_memory", 4, 2, 1), ("grown", 2, 4, 1), ("grown", 4, 8, 1)]
     assert limits(budget) == expected
     assert run(budget, 64, memory=1000, limit=64) == [64]  # nothing is left of it
@@ -183,9 +183,9 @@ def test_the_limit_doubles_after_sixteen_groups_until_it_is_the_callers_again() 
 
 def test_growing_back_too_early_makes_it_more_patient() -> None:
     budget = MemoryBudget(ToldMeter())
-    found = run(budget, 4 * (16 + 32 + 63), memory=4)
-    assert found == [4] * (16 + 32 + 63)
-    # 8 failed at the start, after 16 groups, and after 32 more; in the 63 after that nothing was tried.
+    found = run(budget, 4 * (16 + 32 + 64), memory=4)
+    assert found == [4] * (16 + 32 + 64)
+    # 8 failed at the start, after 16 groups, and after 32 more; in the 64 after that nothing was tried.
     assert limits(budget) == [("out_of_memory", 8, 4, 3), ("grown", 4, 8, 2)]
 
 

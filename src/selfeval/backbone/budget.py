@@ -83,10 +83,10 @@ class _Gauge:
     Attributes:
         cap: units at once; None where nothing but the caller's limit holds.
         patience: groups that must go well before the cap doubles.
-        well: groups that went well since the cap last changed.
+        well: groups that went well since the cap last changed, and would have been larger without it.
         grew: the cap has doubled since it last shrank.
         refused: how often in a row the budget did not let it double.
-        units, used: size of the largest group so far and the bytes that it took.
+        units, used: size of a large group (the last that was not small beside it) and the bytes that it took.
     """
 
     phase: Phase
@@ -107,7 +107,7 @@ class _Gauge:
         return self.used * units // self.units if self.units else 0
 
     def note_use(self, units: int, used: int) -> None:
-        if units >= self.units:
+        if 2 * units >= self.units:  # in a small one, what does not grow with the group would be taken for what does
             self.units, self.used = units, max(0, used)
 
 
@@ -154,8 +154,10 @@ class MemoryBudget:
         self._begin(gauge, limit, len(sizes), max(sizes, default=0))
         while start < len(order):
             group = _next_group(order, sizes, start, gauge.within(limit))
-            results = self._attempt(gauge, group, len(group) * sizes[group[-1]], limit, work)
+            units, more = len(group) * sizes[group[-1]], start + len(group) < len(order)
+            results = self._attempt(gauge, group, units, work)
             if results:
+                self._went_well(gauge, len(group), units, limit, more)
                 start += len(group)
                 yield group, results[0]
 
@@ -175,7 +177,7 @@ class MemoryBudget:
             over = self.meter.limit is not None and self.meter.limit - self.meter.used() <= free
             self._shrink(gauge, EventKind.OVER_BUDGET if over else EventKind.LITTLE_FREE, planned, fitting)
 
-    def _attempt(self, gauge: _Gauge, group: list[int], units: int, limit: int, work: Callable[[list[int]], R]) -> list[R]:
+    def _attempt(self, gauge: _Gauge, group: list[int], units: int, work: Callable[[list[int]], R]) -> list[R]:
         """The result in a list, or an empty one when there was no memory for it."""
         before = self.meter.used()
         self.meter.restart()
@@ -187,24 +189,24 @@ class MemoryBudget:
             if len(group) == 1:
                 raise self._too_big(gauge.phase, units) from error
         else:
-            self._went_well(gauge, len(group), units, limit, before)
+            gauge.note_use(units, self.meter.peak() - before)
             return [result]
         # Out of the except block, so that what the failed pass held is no longer held by the error's traceback.
         self.meter.release()
         self._shrink_after_failure(gauge, EventKind.OUT_OF_MEMORY, units)
         return []
 
-    def _went_well(self, gauge: _Gauge, items: int, units: int, limit: int, before: int) -> None:
+    def _went_well(self, gauge: _Gauge, items: int, units: int, limit: int, more: bool) -> None:
+        """Looks whether the budget was kept, and lets the limit grow; `more` items were left out of this group."""
         peak, budget = self.meter.peak(), self.meter.limit
-        gauge.note_use(units, peak - before)
         if budget is not None and peak > budget:
             if items == 1:
                 raise self._too_big(gauge.phase, units, peak)
             self.meter.release()
             self._shrink_after_failure(gauge, EventKind.OVER_BUDGET, units)
             return
-        gauge.well += 1
-        if gauge.cap is not None and gauge.well >= gauge.patience:
+        gauge.well += more
+        if more and gauge.cap is not None and gauge.well >= gauge.patience:
             self._grow(gauge, gauge.cap, limit)
 
     def _grow(self, gauge: _Gauge, cap: int, limit: int) -> None:
