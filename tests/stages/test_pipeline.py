@@ -143,7 +143,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true"])
+@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true", "memory_budget=2GiB"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []
