@@ -119,7 +119,9 @@ def test_every_way_of_running_out_of_memory_is_known(error: Exception) -> None:
     assert limits(budget) == [("out_of_memory", 4, 2, 1)]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("can't allocate memory")]
+)
 def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
     def work(group: list[int]) -> None:
         raise error

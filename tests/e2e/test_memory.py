@@ -12,7 +12,9 @@ import pytest
 
 from toy import copy_lab, environment, selfeval, toy_arguments
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="address space and resident memory are read as Linux tells them")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="address space and resident memory are read as Linux tells them"
+)
 
 MIB = 2**20
 LARGE = (

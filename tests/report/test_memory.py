@@ -25,7 +25,10 @@ EVENTS = [
 ]
 ROWS = [
     ("memory, replies: rollout", "256 → 128 rows at once; out of memory once"),
-    ("memory, policy: update", "16384 → 4096 tokens at once; out of memory 2 times, over the memory budget once, grown back 3 times"),
+    (
+        "memory, policy: update",
+        "16384 → 4096 tokens at once; out of memory 2 times, over the memory budget once, grown back 3 times",
+    ),
     ("memory, policy: score", "16384 → 2048 tokens at once; less memory free than before once"),
 ]
 

@@ -228,8 +228,8 @@ def test_the_same_seed_gives_the_same_rollouts() -> None:
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_what_is_sampled_does_not_depend_on_the_rows_beside_it(family: str) -> None:
-    # A long prompt among short ones: other rows, other padding. (Sums in another order differ in their last bits, and once
-    # in about a million draws that is enough for another token; there are 1000 here.)
+    # A long prompt among short ones: other rows, other padding. (Sums in another order differ in their last bits, and rarely
+    # that is enough for another token: not here.)
     backbone = trained(family, eos=(1, 20, 21, 22))
     ways = [(0.8, 1.0), (1.3, 0.7), (0.0, 1.0), (1.0, 1.0)]
     requests = [Request(p, *ways[i % 4]) for i, p in enumerate(PROMPTS * 20)]
