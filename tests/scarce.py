@@ -38,7 +38,9 @@ def no_memory(
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         batch, length = int(hidden.shape[0]), int(hidden.shape[1])
         cache = options.get("past_key_values")
-        if (batch <= rows and batch * length <= tokens) or (written and cache is not None and cache.get_seq_length() <= written):
+        if (batch <= rows and batch * length <= tokens) or (
+            written and cache is not None and cache.get_seq_length() <= written
+        ):
             return
         if not backward:
             fail((batch, length))
