@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from common import write
 
+from selfeval.backbone.budget import Phase
 from selfeval.backbone.load import load_model
 from selfeval.backbone.precision import PRECISIONS
 from selfeval.backbone.roles import BASE, Backbone
-from selfeval.backbone.sequences import microbatches, pad_sequences, reply_hidden
+from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab.domain import draw_problem
@@ -43,14 +44,16 @@ def _documents(templates: Templates, eos: int) -> list[tuple[tuple[int, ...], tu
 @torch.no_grad()
 def _distributions(backbone: Backbone, documents: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-distributions before every reply token, and the tokens, in a fixed order."""
-    rows, targets = [], []
+
+    def of_group(group: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = pad_sequences(backbone, [documents[i][0] for i in group], [documents[i][1] for i in group])
+        logits = backbone.logits(reply_hidden(backbone, batch)[batch.mask_BR])
+        return torch.log_softmax(logits, -1), batch.reply_BR[batch.mask_BR]
+
     with backbone.acting_as(BASE):
-        for group in microbatches([len(p) + len(r) for p, r in documents], BATCH_TOKENS):
-            batch = pad_sequences(backbone, [documents[i][0] for i in group], [documents[i][1] for i in group])
-            logits = backbone.logits(reply_hidden(backbone, batch)[batch.mask_BR])
-            rows.append(torch.log_softmax(logits, -1))
-            targets.append(batch.reply_BR[batch.mask_BR])
-    return torch.cat(rows), torch.cat(targets)
+        sizes = [len(p) + len(r) for p, r in documents]
+        found = [rows for _, rows in backbone.budget.in_groups(Phase.SCORE, sizes, BATCH_TOKENS, of_group)]
+    return torch.cat([rows for rows, _ in found]), torch.cat([targets for _, targets in found])
 
 
 def _pairs(templates: Templates, eos: int) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:

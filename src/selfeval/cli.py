@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from selfeval import __version__
-from selfeval.errors import InputError, RunFolderError, SelfEvalError
+from selfeval.errors import InputError, RunFolderError, SelfEvalError, is_out_of_memory
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
@@ -40,12 +40,20 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only er
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, for example runs/embedded.")]
 
 
-def _config(recipe: Path | None, model: str | None, seeds: Path | None, assignments: list[str], name: str | None) -> RunConfig:
+def _config(
+    recipe: Path | None,
+    model: str | None,
+    seeds: Path | None,
+    assignments: list[str],
+    name: str | None,
+    memory_budget: str | None,
+) -> RunConfig:
     from selfeval.config import load_config
 
     picked = recipe or (None if model else _EMBEDDED)
     found = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    overrides = {"model": found, "seeds": None if seeds is None else str(seeds.resolve()), "name": name}
+    given_seeds = None if seeds is None else str(seeds.resolve())
+    overrides = {"model": found, "seeds": given_seeds, "name": name, "memory_budget": memory_budget}
     return load_config(picked, overrides, assignments)
 
 
@@ -58,6 +66,9 @@ def run(
     until: Annotated[str | None, typer.Option(help=f"Stop after this stage: {', '.join(_STAGES)}.")] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. policy.iterations=20.")
+    ] = None,
+    memory_budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory that this process may take, e.g. 2GiB; changes no result.")
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -73,7 +84,8 @@ def run(
     selfeval run --until pairs --set questions.train=200
     """
     with _clear_errors(debug):
-        config = _config(recipe, model, seeds, assign or [], output.name if output and not recipe else None)
+        named = output.name if output and not recipe else None
+        config = _config(recipe, model, seeds, assign or [], named, memory_budget)
         _run(config, output or Path("runs") / config.name, until, quiet)
 
 
@@ -353,8 +365,7 @@ def _clear_errors(debug: bool) -> Iterator[None]:
     except (OSError, MemoryError) as error:
         _stop(2, f"Error: {_system_error(error)}", debug)
     except RuntimeError as error:
-        # torch's own error on a GPU, a plain one from its CPU allocator; their names tell them without importing torch
-        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         _stop(2, f"Error: {_system_error(MemoryError())}", debug)
 
@@ -370,8 +381,8 @@ def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
 def _system_error(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         return (
-            "out of memory; finished work is kept. Free some memory and give the same command again, or lower batch_tokens "
-            "(training and scoring) or rollout_rows (sampling) with --set: what depends on them is then done again"
+            "out of memory where no smaller part helps (loading the model, or an optimizer step); finished work is kept. Free "
+            "some memory and give the same command again, or use a smaller model, a lower precision or a lower lora.rank"
         )
     return f"{error.strerror or error} ({error.filename}). Nothing is lost: mend it and give the same command again"
 

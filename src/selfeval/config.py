@@ -38,6 +38,7 @@ Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 DeviceName = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
+Size = Annotated[ByteSize, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -284,6 +285,8 @@ class RunConfig(Section):
     """Recompute each layer in the backward pass instead of keeping what it needs: far less memory, about a third more time."""
     rollout_rows: Count = 256
     """Replies generated side by side."""
+    memory_budget: Size | None = None
+    """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
     trust_remote_code: bool = False
     """Run code that comes with the model; off unless asked."""
     context: ContextConfig = ContextConfig()

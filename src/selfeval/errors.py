@@ -7,6 +7,7 @@ SelfEvalError
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
 │   ├── StorageError        the disk is full or not writable
+│   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
 │   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
 │   └── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
 └── RoleError               our own misuse of roles on the backbone; exit code 1
@@ -21,12 +22,14 @@ __all__ = [
     "ExportError",
     "InputError",
     "LoopError",
+    "MemoryLimitError",
     "ModelError",
     "RoleError",
     "RunFolderError",
     "SeedsError",
     "SelfEvalError",
     "StorageError",
+    "is_out_of_memory",
 ]
 
 
@@ -58,6 +61,10 @@ class StorageError(InputError):
     """The disk is full or cannot be written."""
 
 
+class MemoryLimitError(InputError):
+    """The smallest piece of work does not fit in the memory that there is."""
+
+
 class LoopError(InputError):
     """The loop cannot go on with what its own stages produced."""
 
@@ -68,3 +75,17 @@ class ExportError(InputError):
 
 class RoleError(SelfEvalError):
     """A role was used in a way that could measure or train the wrong weights."""
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+"""What torch's CPU allocator, CUDA, C++ and cuBLAS write into a plain RuntimeError when there is no memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory: Python's MemoryError, torch's own error on a GPU, or one of those it takes from below.
+
+    Names and texts tell them, so that torch need not be imported.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

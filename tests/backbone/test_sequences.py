@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny_models
-from selfeval.backbone.sequences import final_scores, microbatches, pad_sequences
+from scarce import no_memory
+from selfeval.backbone.roles import BASE
+from selfeval.backbone.sequences import final_scores, pad_sequences, reply_logprobs
 
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
 REPLIES = [(17, 30, 1), (8, 8, 8, 8, 21, 4, 1), (6,), (13, 1)]
@@ -43,14 +43,15 @@ def test_pad_sequences_lays_out_prompt_reply_padding() -> None:
     assert batch.mask_BR.tolist() == [[True, False, False], [True, True, True]]
 
 
-@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
-@settings(max_examples=200, deadline=None)
-def test_microbatches_cover_every_index_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = list(microbatches(lengths, budget))
-    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
-
-
-def test_microbatches_group_similar_lengths() -> None:
-    assert list(microbatches([9, 1, 8, 2], 20)) == [[1, 3], [2, 0]]  # 2*2, then 3*8 > 20
+def test_reply_logprobs_are_the_same_when_memory_is_short() -> None:
+    backbone = tiny_models.backbone()
+    prompts, replies = PROMPTS * 4, REPLIES * 4
+    with backbone.acting_as(BASE):
+        expected = reply_logprobs(backbone, prompts, replies, batch_tokens=4096)
+        with no_memory(backbone, tokens=30) as failed:
+            found = reply_logprobs(backbone, prompts, replies, batch_tokens=4096)
+    assert len(failed) == 2
+    assert [len(row) for row in found] == [len(reply) for reply in replies]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert {(e.phase.value, e.kind.value) for e in backbone.budget.take_events()} == {("score", "out_of_memory")}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tiny_models
+from scarce import no_memory
 from selfeval.backbone.roles import BASE, Backbone
 from selfeval.errors import LoopError
 from selfeval.rollout.beams import beam_search
@@ -31,6 +32,21 @@ def test_beam_search_returns_what_transformers_finds_for_each_prompt_alone(famil
             full = tiny_models.full_logprobs(backbone.model, (*prompt, *out))
             expected = [full[len(prompt) - 1 + i, token].item() for i, token in enumerate(out)]
             assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_out_of_memory_changes_no_reply() -> None:
+    backbone = tiny_models.backbone("llama", eos=(1, 20, 21, 22, 23))
+    prompts = PROMPTS * 3
+    with backbone.acting_as(BASE):
+        expected = beam_search(backbone, prompts, beams=4, max_new_tokens=10)
+        with no_memory(backbone, rows=12) as failed:
+            found = beam_search(backbone, prompts, beams=4, max_new_tokens=10)
+    assert failed
+    assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-6)
+    first, *_ = backbone.budget.take_events()
+    assert (first.phase.value, first.kind.value, first.before, first.after) == ("beams", "out_of_memory", 48, 24)
 
 
 def test_a_wider_beam_finds_a_likelier_reply_than_greedy() -> None:

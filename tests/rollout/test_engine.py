@@ -8,12 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import tiny_models
+from scarce import no_memory
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import BASE, Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
-from selfeval.errors import LoopError, RoleError
+from selfeval.errors import LoopError, MemoryLimitError, RoleError
 from selfeval.rollout.engine import Request, Rollout, generate
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
@@ -225,6 +226,47 @@ def test_the_same_seed_gives_the_same_rollouts() -> None:
     assert sample(backbone, requests, seed=12) != first
     torch.manual_seed(99)  # the global generator has no say
     assert sample(backbone, requests, seed=11) == first
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_what_is_sampled_does_not_depend_on_the_rows_beside_it(family: str) -> None:
+    # A long prompt among short ones: other rows, other padding. (Sums in another order differ in their last bits, and rarely
+    # that is enough for another token: not here.)
+    backbone = trained(family, eos=(1, 20, 21, 22))
+    ways = [(0.8, 1.0), (1.3, 0.7), (0.0, 1.0), (1.0, 1.0)]
+    requests = [Request(p, *ways[i % 4]) for i, p in enumerate(PROMPTS * 20)]
+    whole = sample(backbone, requests, seed=5, rows=64)
+    for rows in (4, 200):
+        found = sample(backbone, requests, seed=5, rows=rows)
+        assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in whole], rows
+        for one, other in zip(found, whole, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    alike = {r.ids for r in sample(backbone, [Request(PROMPTS[0], 1.3)] * 30, seed=5)}
+    assert len(alike) > 20  # the replies to one prompt are draws of their own
+
+
+@pytest.mark.parametrize("scarcity", [{"rows": 9}, {"tokens": 20}, {"rows": 9, "written": 12}], ids=lambda s: "-".join(s))
+def test_out_of_memory_changes_no_token(scarcity: dict[str, int]) -> None:
+    requests = [Request(p, 1.0 + 0.1 * (i % 3)) for i, p in enumerate(PROMPTS * 8)]
+    expected = sample(trained("llama", eos=(1, 20)), requests, seed=5, watch=(3, 17))
+    backbone = trained("llama", eos=(1, 20))
+    finished: list[int] = []
+    with no_memory(backbone, **scarcity) as failed:
+        found = sample(backbone, requests, seed=5, watch=(3, 17), advance=finished.append)
+    assert failed
+    assert (failed[0][1] > 1) == ("tokens" in scarcity)  # at the prompts; the others in the middle of the replies
+    assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        assert len(one.watched) == len(other.watched)
+    assert sum(finished) == len(requests)
+    assert {(e.phase.value, e.kind.value) for e in backbone.budget.take_events()} == {("rollout", "out_of_memory")}
+
+
+def test_a_reply_for_which_there_is_no_memory_is_an_error() -> None:
+    backbone = trained("llama", eos=())
+    with no_memory(backbone, rows=0), pytest.raises(MemoryLimitError, match=r"sampling one reply alone does not fit"):
+        sample(backbone, [Request(p) for p in PROMPTS])
 
 
 # -- ends ---------------------------------------------------------------------------------------------------------------

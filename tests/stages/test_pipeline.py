@@ -144,7 +144,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true"])
+@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true", "memory_budget=2GiB"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []
@@ -153,7 +153,7 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
-    assert named | by_content | {"device", "trust_remote_code"} == set(RunConfig.model_fields)
+    assert named | by_content | {"device", "trust_remote_code", "memory_budget"} == set(RunConfig.model_fields)
     assert not by_content & named
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import tiny_models
+from scarce import no_memory
 from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig
-from selfeval.errors import LoopError
+from selfeval.errors import LoopError, MemoryLimitError
 from selfeval.training import evaluator
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
@@ -95,6 +97,64 @@ def test_micro_batches_do_not_change_the_gradient() -> None:
         assert found == pytest.approx(values, abs=1e-5)
         for name, gradient in parts.items():
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-6)
+
+
+def step_gradients(data: list[Preference], **scarcity: Any) -> tuple[dict[str, float], dict[str, Tensor], list[Any], Backbone]:
+    """Metrics and gradients of one step over all the pairs, the passes that failed in it, and the backbone."""
+    backbone = fresh()
+    tiny_models.scramble(backbone, EVALUATOR)
+    with no_memory(backbone, **scarcity) as failed:
+        values = evaluator._step(backbone, data, CONFIG, 100_000)
+    gradients = {n: p.grad for n, p in backbone.parameters(EVALUATOR).items() if p.grad is not None}
+    return values, gradients, failed, backbone
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_out_of_memory_does_not_change_the_gradient(backward: bool, one_thread: None) -> None:
+    data = pairs(12, seed=3)
+    values, whole, nothing, _ = step_gradients(data)
+    found, parts, failed, backbone = step_gradients(data, tokens=60, backward=backward)
+    assert nothing == []
+    assert failed[0][0] == 24
+    assert len(failed) >= 2
+    assert found == pytest.approx(values, abs=1e-5)
+    assert parts.keys() == whole.keys() == backbone.parameters(EVALUATOR).keys()
+    for name, gradient in parts.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-6)
+    events = backbone.budget.take_events()
+    assert {(e.phase.value, e.kind.value) for e in events} == {("update", "out_of_memory")}
+    assert sum(e.times for e in events) == len(failed)
+    assert not backbone.acting
+
+
+def test_training_goes_on_through_a_lack_of_memory_and_says_the_same(tmp_path: Path) -> None:
+    data = pairs(96, seed=1)
+    expected = train(fresh(), data, tmp_path / "a")
+    backbone = fresh()
+    with no_memory(backbone, tokens=80) as failed:
+        found = train(backbone, data, tmp_path / "b")
+    assert failed
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_scores_are_the_same_when_memory_is_short() -> None:
+    backbone, data = fresh(), pairs(40, seed=5)
+    tiny_models.scramble(backbone, EVALUATOR, size=0.05)
+    prompts, replies = [p.prompt for p in data], [p.chosen for p in data]
+    expected = score_replies(backbone, EVALUATOR, prompts, replies, 100_000)
+    done: list[int] = []
+    with no_memory(backbone, tokens=70) as failed:
+        found = score_replies(backbone, EVALUATOR, prompts, replies, 100_000, done.append)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert len(failed) >= 2
+    assert sum(done) == 40  # what was tried twice is counted once
+
+
+def test_a_pair_that_does_not_fit_alone_is_an_error_that_names_its_size() -> None:
+    with pytest.raises(MemoryLimitError, match=r"one sequence or pair \(\d+ tokens\) alone does not fit"):
+        step_gradients(pairs(12, seed=3), tokens=10)
 
 
 def test_the_loss_is_bradley_terry_with_soft_labels_and_centering() -> None:

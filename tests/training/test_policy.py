@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import tiny_models
+from scarce import no_memory
+from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.roles import BASE, Backbone
 from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
@@ -264,6 +266,52 @@ def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None)
         for name, gradient in other_gradients.items():
             scale = max(1.0, gradients[name].abs().max().item())
             torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=1e-6 * scale)
+
+
+def both_updates(backward: bool, **scarcity: Any) -> tuple[dict[str, float], dict[str, Tensor], list[Any], Backbone]:
+    """Metrics and gradients of one minibatch for policy and critic, the passes that failed, and the backbone."""
+    backbone = four_roles()
+    tiny_models.scramble(backbone, CRITIC, seed=10)
+    part, _, whitening = experience(backbone, tokens=100_000)
+    tiny_models.scramble(backbone, POLICY, seed=11, size=0.055)
+    with no_memory(backbone, backward=backward, **scarcity) as failed:
+        figures = policy._update_policy(backbone, part, CONFIG, 100_000)
+        backbone.budget = MemoryBudget()  # the critic too begins with everything
+        figures |= policy._update_critic(backbone, part, whitening, CONFIG, 100_000)
+    named = {**backbone.parameters(POLICY), **backbone.parameters(CRITIC)}
+    return figures, {n: p.grad for n, p in named.items() if p.grad is not None}, failed, backbone
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_out_of_memory_changes_neither_gradient(backward: bool, one_thread: None) -> None:
+    figures, gradients, nothing, _ = both_updates(backward)
+    found, parts, failed, backbone = both_updates(backward, tokens=20)
+    assert nothing == []
+    assert len(failed) >= 4  # twice or more for the policy, and for the critic
+    assert found == pytest.approx(figures, abs=1e-5, rel=1e-5)
+    assert parts.keys() == gradients.keys() == {*backbone.parameters(POLICY), *backbone.parameters(CRITIC)}
+    for name, gradient in parts.items():
+        scale = max(1.0, gradients[name].abs().max().item())
+        torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=1e-6 * scale)
+
+
+def test_an_iteration_with_too_little_memory_samples_and_learns_the_same(tmp_path: Path) -> None:
+    config, kept = CONFIG.model_copy(update={"iterations": 2, "replies_per_question": 4}), []
+
+    def keep(iteration: int, asked: Sequence[Prompt], rollouts: Sequence[Rollout], scores: Sequence[float]) -> None:
+        kept.append(([p.question_id for p in asked], [r.ids for r in rollouts], list(scores)))
+
+    expected, _ = train(four_roles(), tmp_path / "a", config, keep=keep, batch_tokens=4096)
+    backbone = four_roles()
+    with no_memory(backbone, tokens=90, rows=10) as failed:
+        lines, _ = train(backbone, tmp_path / "b", config, keep=keep, batch_tokens=4096)
+    whole, short = kept[0], kept[2]
+    assert short[:2] == whole[:2]  # the same prompt groups, and token for token the same replies
+    assert short[2] == pytest.approx(whole[2], abs=1e-5)
+    for one, other in zip(lines, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-3, rel=1e-3)
+    assert {e.phase.value for e in backbone.budget.take_events()} == {"rollout", "score", "update"}
+    assert failed
 
 
 def test_the_first_policy_gradient_is_that_of_the_plain_objective() -> None:

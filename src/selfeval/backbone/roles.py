@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack
+from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
-from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.load import LoadedModel, load_model, pick_device
+from selfeval.backbone.meters import cap_gpus, meter_for
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
@@ -45,10 +47,12 @@ class Backbone:
         loaded: the model.
         lora: rank, scale and targets of every adapter.
         source: what the model is called in messages and in role files.
+        memory_budget: bytes that this process should not pass; on a GPU, `cap_gpus` enforces them.
     """
 
-    def __init__(self, loaded: LoadedModel, lora: LoraConfig, source: str) -> None:
+    def __init__(self, loaded: LoadedModel, lora: LoraConfig, source: str, memory_budget: int | None = None) -> None:
         self.loaded = loaded
+        self.budget = MemoryBudget(meter_for((p.device for p in loaded.model.parameters()), memory_budget))
         self.lora = lora
         self.source = source
         self.heads: dict[str, nn.Linear] = {}
@@ -83,6 +87,8 @@ class Backbone:
     @classmethod
     def load(cls, config: RunConfig) -> Backbone:
         """Loads the model that the configuration names."""
+        if config.memory_budget is not None and pick_device(config.device).type == "cuda":
+            cap_gpus(config.memory_budget)
         loaded = load_model(
             config.model,
             device=config.device,
@@ -92,7 +98,7 @@ class Backbone:
             placement=config.placement,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
-        backbone = cls(loaded, config.lora, source)
+        backbone = cls(loaded, config.lora, source, config.memory_budget)
         if config.checkpointing:
             backbone.recompute_layers()
         return backbone

@@ -5,17 +5,18 @@ Shapes: B sequences, T tokens of prompt and reply, R reply tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 
-__all__ = ["Sequences", "final_scores", "microbatches", "pad_sequences", "reply_hidden", "reply_logprobs"]
+__all__ = ["Sequences", "final_scores", "pad_sequences", "reply_hidden", "reply_logprobs"]
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,15 @@ def reply_logprobs(
     backbone: Backbone, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], *, batch_tokens: int
 ) -> list[tuple[float, ...]]:
     """Log-probs at temperature 1 of every reply token under the acting role, in nats, in the order given."""
-    found: dict[int, tuple[float, ...]] = {}
-    for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
+
+    def logprobs(group: list[int]) -> list[list[float]]:
         batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
-        logprobs_BR = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR).logprobs
-        found.update({i: tuple(row[: len(replies[i])]) for i, row in zip(group, logprobs_BR.tolist(), strict=True)})
+        found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+        rows: list[list[float]] = found.logprobs.tolist()
+        return rows
+
+    found: dict[int, tuple[float, ...]] = {}
+    sizes = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
+    for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, logprobs):
+        found.update({i: tuple(row[: len(replies[i])]) for i, row in zip(group, rows, strict=True)})
     return [found[i] for i in range(len(replies))]
-
-
-def microbatches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in groups of similar length, each at most `batch_tokens` tokens when padded (one sequence at least)."""
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if group and (len(group) + 1) * lengths[index] > batch_tokens:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group

@@ -40,6 +40,7 @@ from selfeval.report.figures import (
     section,
     size,
 )
+from selfeval.report.memory import memory_rows
 from selfeval.report.summary import (
     BASELINE_NAMES,
     baseline_labels,
@@ -454,7 +455,7 @@ def _cost(report: dict[str, Any]) -> View:
         "total": NOT_MEASURED if total is None else duration(total),
         "picture": Markup(stacked_bar(parts, label="Time by stage") if whole > 0 else ""),
         "stages": [(p.name, p.style, duration(p.amount), percent(p.amount / whole) if whole else "") for p in parts],
-        "memory": [*rows, ("Copies of the base weights", count(memory.get("weight_copies")))],
+        "memory": [*rows, ("Copies of the base weights", count(memory.get("weight_copies"))), *memory_rows(report)],
     }
 
 

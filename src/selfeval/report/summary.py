@@ -19,6 +19,7 @@ from selfeval.report.figures import (
     section,
     size,
 )
+from selfeval.report.memory import memory_rows
 
 __all__ = [
     "BASELINE_NAMES",
@@ -131,7 +132,7 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     peak = finite(section(report, "memory").get("peak_bytes"))
     rows.append(("time", NOT_MEASURED if seconds is None else duration(seconds)))
     rows.append(("peak memory", NOT_MEASURED if peak is None else size(peak)))
-    return rows
+    return rows + memory_rows(report)
 
 
 def _compare(figure: Figure, other: Figure | float) -> Standing:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.rollout.engine import Rollout, check_room
@@ -40,15 +41,15 @@ def beam_search(
         Rollouts in the order of the prompts, with log-probs at temperature 1.
     """
     check_room(backbone, prompts)
-    results: dict[int, Rollout] = {}
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    prompts_at_once = max(1, rows // beams)
-    for start in range(0, len(order), prompts_at_once):
-        group = order[start : start + prompts_at_once]
-        replies = _generate(backbone, [prompts[i] for i in group], beams, max_new_tokens)
-        found = _with_logprobs(backbone, [prompts[i] for i in group], replies, batch_tokens)
-        results.update(zip(group, found, strict=True))
-    return [results[i] for i in range(len(prompts))]
+
+    def of_group(group: list[int]) -> list[tuple[int, ...]]:
+        return _generate(backbone, [prompts[order[i]] for i in group], beams, max_new_tokens)
+
+    replies: dict[int, tuple[int, ...]] = {}
+    for group, found in backbone.budget.in_groups(Phase.BEAMS, [beams] * len(order), rows, of_group):
+        replies.update({order[i]: reply for i, reply in zip(group, found, strict=True)})
+    return _with_logprobs(backbone, prompts, [replies[i] for i in range(len(prompts))], batch_tokens)
 
 
 def _generate(backbone: Backbone, prompts: Sequence[tuple[int, ...]], beams: int, limit: int) -> list[tuple[int, ...]]:

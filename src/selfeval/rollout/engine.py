@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfeval.backbone.budget import Phase
 from selfeval.backbone.families.states import check_state, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 from selfeval.rollout.cache import roomy_cache, select_rows
+from selfeval.rollout.draws import pick, row_draws
 
 __all__ = ["Request", "Rollout", "check_room", "generate"]
 
@@ -67,31 +69,35 @@ def generate(
         backbone: with a role acting.
         requests: any number; worked off in batches of similar length.
         max_new_tokens: limit per reply.
-        seed: of all draws; the same requests in the same order give the same rollouts.
-        rows: replies side by side.
+        seed: of all draws; the same requests in the same order give the same rollouts. Each request has draws of its own,
+            so that they do not depend on `rows`, nor on which replies are sampled side by side.
+        rows: replies side by side; halved where there is no memory for so many.
         stop: token ids that end a reply like the end-of-sequence token does.
         watch: token ids whose log-probs are kept at every step.
         advance: called with the number of replies just finished.
 
     Returns:
-        Rollouts in the order of the requests; where the model's context is shorter than prompt and limit together, rows
-        stop at its end.
+        Rollouts in the order of the requests; where the model's context is shorter than prompt and limit together, a row
+        stops at its end.
 
     Raises:
         LoopError: a prompt alone fills the model's context.
         ModelError: the model keeps its state in a way that rows cannot leave.
+        MemoryLimitError: there is no memory for one row alone.
     """
     check_state(backbone.loaded)
     check_room(backbone, [r.prompt for r in requests])
-    generator = torch.Generator(device=backbone.loaded.device).manual_seed(seed)
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
+
+    def of_group(group: list[int]) -> list[Rollout]:
+        numbers = [order[i] for i in group]
+        return _Batch(backbone, [requests[i] for i in numbers], numbers, max_new_tokens, stop, watch, seed).run()
+
     results: dict[int, Rollout] = {}
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
-        rollouts = _Batch(backbone, [requests[i] for i in batch], max_new_tokens, stop, watch, generator).run()
-        results.update(zip(batch, rollouts, strict=True))
+    for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, [1] * len(order), rows, of_group):
+        results.update({order[i]: rollout for i, rollout in zip(group, rollouts, strict=True)})
         if advance:
-            advance(len(batch))
+            advance(len(group))
     return [results[i] for i in range(len(requests))]
 
 
@@ -116,21 +122,23 @@ class _Batch:
         self,
         backbone: Backbone,
         requests: Sequence[Request],
+        numbers: Sequence[int],
         limit: int,
         stop: Sequence[int],
         watch: Sequence[int],
-        generator: torch.Generator,
+        seed: int,
     ) -> None:
         context = backbone.loaded.context_length or sys.maxsize
-        self.limit = min(limit, context - max(len(r.prompt) for r in requests))
-        self.backbone, self.generator = backbone, generator
+        self.limits = [min(limit, context - len(r.prompt)) for r in requests]
+        self.backbone = backbone
         device = backbone.loaded.device
         self.requests = requests
         self.ends = {*backbone.loaded.eos_ids, *stop}
         self.watch = torch.tensor(list(watch), dtype=torch.long, device=device)
         self.temperature_B = torch.tensor([r.temperature for r in requests], device=device)
         self.top_p_B = torch.tensor([r.top_p for r in requests], device=device)
-        self.cache = roomy_cache(backbone.model.config, self.limit)
+        self.draws_BT = row_draws(seed, numbers, max(self.limits)).to(device) if self.temperature_B.any() else None
+        self.cache = roomy_cache(backbone.model.config, max(self.limits))
         self.alive = torch.arange(len(requests), device=device)
         self.ids: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
@@ -140,10 +148,10 @@ class _Batch:
     @torch.no_grad()
     def run(self) -> list[Rollout]:
         logits_BV, attention_BT = self._prefill()
-        for step in range(self.limit):
-            tokens_B = self._draw(logits_BV)
+        for step in range(max(self.limits)):
+            tokens_B = self._draw(logits_BV, step)
             keep = self._record(tokens_B)
-            if not keep.any() or step == self.limit - 1:
+            if not keep.any():
                 break
             tokens_B, attention_BT = self._compact(keep, tokens_B, attention_BT)
             attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(attention_BT), 1)], dim=1)
@@ -180,16 +188,16 @@ class _Batch:
         logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
         return logits[:, -1].float()
 
-    def _draw(self, logits_BV: Tensor) -> Tensor:
+    def _draw(self, logits_BV: Tensor, step: int) -> Tensor:
         """Draws a token per row and notes its log-prob (and those of the watched tokens)."""
         temperature = self.temperature_B[self.alive]
         greedy = temperature == 0
         scaled = logits_BV / torch.where(greedy, 1.0, temperature)[:, None]
         logprobs_BV = torch.log_softmax(scaled, dim=-1)
-        allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive])
-        uniform = torch.rand(logprobs_BV.shape, generator=self.generator, device=logits_BV.device)
-        noise = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
-        tokens_B = torch.where(greedy, logprobs_BV.argmax(-1), (allowed_BV + noise).argmax(-1))
+        tokens_B = logprobs_BV.argmax(-1)
+        if self.draws_BT is not None:
+            allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive])
+            tokens_B = torch.where(greedy, tokens_B, pick(allowed_BV, self.draws_BT[self.alive, step]))
         self._drawn = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
         self._seen = torch.log_softmax(logits_BV, dim=-1)[:, self.watch] if len(self.watch) else None
         return tokens_B
@@ -206,7 +214,7 @@ class _Batch:
             if watched is not None:
                 self.watched[row].append(tuple(watched[position]))
             self.finished[row] = token in self.ends
-            keep.append(not self.finished[row])
+            keep.append(not self.finished[row] and len(self.ids[row]) < self.limits[row])
         return torch.tensor(keep, device=tokens_B.device)
 
     def _compact(self, keep: Tensor, tokens_B: Tensor, attention_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,12 +31,18 @@ class Context:
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
             backbone = Backbone.load(self.config)
+        backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
         loaded, plan = backbone.loaded, backbone.loaded.placement
         device: dict[str, Any] = {"device": str(loaded.device), "precision": loaded.precision, "notes": loaded.notes}
         self.store.update_run(device=device if plan is None else {**device, "placement": plan.as_json()})
         return backbone
+
+    def take_memory_events(self) -> list[dict[str, Any]]:
+        """What happened to the limits of the backbone's passes since the last call; nothing while it is not loaded."""
+        backbone: Backbone | None = self.__dict__.get("backbone")
+        return [event.as_json() for event in backbone.budget.take_events()] if backbone else []
 
     @cached_property
     def templates(self) -> Templates:

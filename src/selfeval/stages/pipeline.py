@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.judging.templates import template_texts, templates_folder
@@ -192,10 +193,25 @@ def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
     try:
         counts = stage.run(context)
     except BaseException:
-        store.record_stage(stage.name, state="interrupted", seconds=time.monotonic() - started)
+        store.record_stage(
+            stage.name, state="interrupted", seconds=time.monotonic() - started, memory_events=_memory_events(context, stage)
+        )
         raise
     seconds = time.monotonic() - started
-    store.record_stage(stage.name, state="finished", seconds=seconds, counts=counts, peak_bytes=report.peak_bytes())
+    store.record_stage(
+        stage.name,
+        state="finished",
+        seconds=seconds,
+        counts=counts,
+        peak_bytes=peak_resident_bytes(),
+        memory_events=_memory_events(context, stage),
+    )
     store.finish(stage.name, key, counts, stage.output_paths(store.root), inputs)
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
     context.terminal.note(f"{stage.name}: {seconds:.1f} s" + (f"  ({shown})" if shown else ""))
+
+
+def _memory_events(context: Context, stage: Stage) -> list[dict[str, Any]]:
+    """Those of this stage, with those of earlier, interrupted tries."""
+    earlier: list[dict[str, Any]] = context.store.run.get("stages", {}).get(stage.name, {}).get("memory_events", [])
+    return [*earlier, *context.take_memory_events()]

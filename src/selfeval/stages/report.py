@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
-import sys
 from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
 from selfeval import __version__
+from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
 from selfeval.stages.context import Context
 from selfeval.store import read_json, write_json
 
-__all__ = ["SCHEMA", "build_report", "peak_bytes", "run", "versions"]
+__all__ = ["SCHEMA", "build_report", "run", "versions"]
 
 SCHEMA = 1
 _DROPPING = ("questions", "verdicts")
@@ -54,21 +54,14 @@ def versions() -> dict[str, str]:
     return {"selfeval": __version__, "python": platform.python_version(), **libraries}
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def build_report(context: Context) -> dict[str, Any]:
     """The contents of report.json, schema 1."""
     figures = read_json(context.store.folder("evaluation") / "figures.json")
     stages = context.store.run.get("stages", {})
     seconds = {name: row.get("seconds", 0.0) for name, row in stages.items() if name != "report"}
     config = context.config.model_dump(mode="json")
-    peak = max([peak_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())])
+    peak = max([peak_resident_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())])
+    events = [{"stage": name, **event} for name, row in stages.items() for event in row.get("memory_events", [])]
     return {
         "schema": SCHEMA,
         "name": context.config.name,
@@ -81,7 +74,7 @@ def build_report(context: Context) -> dict[str, Any]:
         "dropped": _dropped(context),
         "samples": figures["samples"],
         "time": {**seconds, "total": round(sum(seconds.values()), 2)},
-        "memory": {**figures["memory"], "peak_bytes": peak},
+        "memory": {**figures["memory"], "peak_bytes": peak, "events": events},
         "versions": versions(),
         "config": config,
     }

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from selfeval.algorithms.preference_losses import bradley_terry_loss
+from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import final_scores, microbatches, pad_sequences
+from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
 from selfeval.errors import LoopError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
+from selfeval.training.gradients import add_gradients
 
 __all__ = ["EVALUATOR", "Preference", "score_replies", "train_evaluator"]
 
@@ -48,11 +50,17 @@ def score_replies(
     advance: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Scores of replies under an evaluator role, in the order given."""
+
+    def of_group(group: list[int]) -> list[float]:
+        batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
+        found: list[float] = final_scores(backbone, role, batch).tolist()
+        return found
+
     scores = [0.0] * len(prompts)
+    sizes = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with backbone.acting_as(role):
-        for group in microbatches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
-            batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
-            for index, value in zip(group, final_scores(backbone, role, batch).tolist(), strict=True):
+        for group, found in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, of_group):
+            for index, value in zip(group, found, strict=True):
                 scores[index] = value
             if advance:
                 advance(len(group))
@@ -77,14 +85,20 @@ def _pair_losses(backbone: Backbone, pairs: Sequence[Preference], config: Evalua
 
 def _step(backbone: Backbone, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int) -> dict[str, float]:
     """Gradients of one batch, in as many micro-batches as its tokens need."""
+    parameters = list(backbone.parameters(EVALUATOR).values())
+
+    def of_group(group: list[int]) -> tuple[float, int]:
+        loss, margins = _pair_losses(backbone, [pairs[i] for i in group], config)
+        found = loss.item(), int((margins > 0).sum())
+        add_gradients(loss / len(pairs), parameters)
+        return found
+
     total, right = 0.0, 0
-    lengths = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in pairs]
+    sizes = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in pairs]
     with backbone.acting_as(EVALUATOR):
-        for group in microbatches(lengths, batch_tokens):
-            loss, margins = _pair_losses(backbone, [pairs[i] for i in group], config)
-            (loss / len(pairs)).backward()
-            total += loss.item()
-            right += int((margins > 0).sum())
+        for _, (loss, correct) in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group):
+            total += loss
+            right += correct
     return {"loss": total / len(pairs), "accuracy": right / len(pairs)}
 
 

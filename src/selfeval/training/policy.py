@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +25,16 @@ from selfeval.algorithms.masked import masked_mean, masked_sum, whiten
 from selfeval.algorithms.policy_losses import approximate_kl, clip_fraction, ppo_clip_loss
 from selfeval.algorithms.returns import gae
 from selfeval.algorithms.value_losses import clipped_value_loss, explained_variance
+from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import TokenLogprobs, token_logprobs
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import Sequences, microbatches, pad_sequences, reply_hidden
+from selfeval.backbone.sequences import Sequences, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.evaluator import EVALUATOR, score_replies
+from selfeval.training.gradients import add_gradients
 from selfeval.training.watchdogs import Alarm, check_iteration
 
 __all__ = ["CRITIC", "POLICY", "REFERENCE", "Experience", "Prompt", "train_policy"]
@@ -102,12 +105,18 @@ def _collect(
 
 
 @torch.no_grad()
-def _over_microbatches(batch: Sequences, batch_tokens: int, compute: Callable[[Sequences], Tensor]) -> Tensor:
+def _over_microbatches(
+    backbone: Backbone, batch: Sequences, batch_tokens: int, compute: Callable[[Sequences], Tensor]
+) -> Tensor:
     """`compute` on micro-batches of rows, put together as `[B, R]`."""
     result = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
-    for group in microbatches(batch.attention_BT.sum(-1).tolist(), batch_tokens):
+
+    def fill(group: list[int]) -> None:
         index = torch.tensor(group, device=result.device)
         result[index] = compute(_rows(batch, index))
+
+    for _ in backbone.budget.in_groups(Phase.SCORE, batch.attention_BT.sum(-1).tolist(), batch_tokens, fill):
+        pass
     return result
 
 
@@ -157,9 +166,11 @@ def _experience(
     captured = torch.zeros(mask.shape, device=device)
     captured[mask] = torch.tensor([p for r in rollouts for p in r.logprobs], device=device)
     with backbone.acting_as(REFERENCE):
-        ref = _over_microbatches(policy_batch, batch_tokens, lambda b: _logprobs(backbone, b, config.temperature).logprobs)
+        ref = _over_microbatches(
+            backbone, policy_batch, batch_tokens, lambda b: _logprobs(backbone, b, config.temperature).logprobs
+        )
     with backbone.acting_as(CRITIC):
-        values = _over_microbatches(critic_batch, batch_tokens, lambda b: _values(backbone, b))
+        values = _over_microbatches(backbone, critic_batch, batch_tokens, lambda b: _values(backbone, b))
     values = (values - whitening.mean) / whitening.deviation
     rewards = kl_shaped_rewards(whitening.reward(scores_B, finished_B, config), captured, ref, mask, beta=kl_coefficient)
     raw = gae(rewards, values, mask, gamma=config.gamma, lam=config.gae_lambda)
@@ -171,41 +182,59 @@ def _experience(
 
 def _update_policy(backbone: Backbone, part: Experience, config: PolicyConfig, batch_tokens: int) -> dict[str, float]:
     """Gradients of the clipped loss for one minibatch; token mean over the whole minibatch whatever the micro-batches."""
-    tokens = int(part.mask.sum())
-    sums: dict[str, float] = {"policy_loss": 0.0, "entropy": 0.0, "clip_fraction": 0.0, "approximate_kl": 0.0, "ratio_gap": 0.0}
+    tokens, parameters = int(part.mask.sum()), list(backbone.parameters(POLICY).values())
+
+    def of_group(group: list[int]) -> dict[str, float]:
+        rows = part.rows(torch.tensor(group, device=part.mask.device))
+        logprobs, entropy, _ = _logprobs(backbone, rows.policy_batch, config.temperature, entropy=True)
+        assert entropy is not None
+        loss = ppo_clip_loss(logprobs, rows.logprobs, rows.advantages, clip_low=config.clip, clip_high=config.clip)
+        summed = masked_sum(loss, rows.mask)
+        found = _policy_sums(rows, logprobs.detach(), entropy.detach(), config)
+        found["policy_loss"] = summed.item()
+        add_gradients(summed / tokens, parameters)
+        return found
+
+    sums: dict[str, float] = defaultdict(float)
     with backbone.acting_as(POLICY):
-        for group in microbatches(part.policy_batch.attention_BT.sum(-1).tolist(), batch_tokens):
-            rows = part.rows(torch.tensor(group, device=part.mask.device))
-            logprobs, entropy, _ = _logprobs(backbone, rows.policy_batch, config.temperature, entropy=True)
-            assert entropy is not None
-            loss = ppo_clip_loss(logprobs, rows.logprobs, rows.advantages, clip_low=config.clip, clip_high=config.clip)
-            summed = masked_sum(loss, rows.mask)
-            (summed / tokens).backward()
-            with torch.no_grad():
-                count, now = int(rows.mask.sum()), logprobs.detach()
-                ratio_gap = masked_sum((now - rows.logprobs).exp().sub(1).abs(), rows.mask)
-                clipped = clip_fraction(
-                    now, rows.logprobs, rows.advantages, rows.mask, clip_low=config.clip, clip_high=config.clip
-                )
-                sums["policy_loss"] += summed.item() / tokens
-                sums["entropy"] += float(masked_sum(entropy, rows.mask)) / tokens
-                sums["clip_fraction"] += float(clipped) * count / tokens
-                sums["approximate_kl"] += float(approximate_kl(now, rows.logprobs, rows.mask)) * count / tokens
-                sums["ratio_gap"] += float(ratio_gap) / tokens
-    return sums
+        sizes = part.policy_batch.attention_BT.sum(-1).tolist()
+        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group):
+            for name, value in found.items():
+                sums[name] += value / tokens
+    return dict(sums)
+
+
+@torch.no_grad()
+def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, config: PolicyConfig) -> dict[str, float]:
+    """What is logged of one micro-batch, summed over its tokens."""
+    count = int(rows.mask.sum())
+    clipped = clip_fraction(logprobs, rows.logprobs, rows.advantages, rows.mask, clip_low=config.clip, clip_high=config.clip)
+    return {
+        "entropy": float(masked_sum(entropy, rows.mask)),
+        "clip_fraction": float(clipped) * count,
+        "approximate_kl": float(approximate_kl(logprobs, rows.logprobs, rows.mask)) * count,
+        "ratio_gap": float(masked_sum((logprobs - rows.logprobs).exp().sub(1).abs(), rows.mask)),
+    }
 
 
 def _update_critic(
     backbone: Backbone, part: Experience, whitening: _Whitening, config: PolicyConfig, batch_tokens: int
 ) -> dict[str, float]:
-    tokens, total = int(part.mask.sum()), 0.0
+    tokens, parameters = int(part.mask.sum()), list(backbone.parameters(CRITIC).values())
+
+    def of_group(group: list[int]) -> float:
+        rows = part.rows(torch.tensor(group, device=part.mask.device))
+        values = (_values(backbone, rows.critic_batch) - whitening.mean) / whitening.deviation
+        loss = masked_sum(clipped_value_loss(values, rows.values, rows.returns, clip=config.value_clip), rows.mask)
+        found = loss.item()
+        add_gradients(loss / tokens, parameters)
+        return found
+
+    total = 0.0
     with backbone.acting_as(CRITIC):
-        for group in microbatches(part.critic_batch.attention_BT.sum(-1).tolist(), batch_tokens):
-            rows = part.rows(torch.tensor(group, device=part.mask.device))
-            values = (_values(backbone, rows.critic_batch) - whitening.mean) / whitening.deviation
-            loss = masked_sum(clipped_value_loss(values, rows.values, rows.returns, clip=config.value_clip), rows.mask)
-            (loss / tokens).backward()
-            total += loss.item() / tokens
+        sizes = part.critic_batch.attention_BT.sum(-1).tolist()
+        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group):
+            total += found / tokens
     return {"value_loss": total}
 
 

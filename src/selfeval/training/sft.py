@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
+from selfeval.backbone.budget import Phase
+from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import Sequences, microbatches, pad_sequences, reply_hidden, reply_logprobs, token_logprobs
+from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import TuningConfig
 from selfeval.errors import LoopError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
+from selfeval.training.gradients import add_gradients
 
 __all__ = ["pack", "text_logprobs", "tune_on_text"]
 
@@ -132,13 +135,18 @@ def _learning_rate_factor(step: int, config: TuningConfig) -> float:
 
 def _step(backbone: Backbone, role: str, rows: Sequence[Sequence[int]], batch_tokens: int) -> float:
     """Gradients of one batch, in as many micro-batches as its tokens need, and its mean loss."""
-    tokens, total = sum(len(row) - 1 for row in rows), 0.0
+    tokens, parameters = sum(len(row) - 1 for row in rows), list(backbone.parameters(role).values())
+
+    def of_group(group: list[int]) -> float:
+        chosen = [rows[i] for i in group]
+        batch = pad_sequences(backbone, [row[:1] for row in chosen], [row[1:] for row in chosen])
+        found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+        loss = -found.logprobs.sum()
+        value = loss.item()
+        add_gradients(loss / tokens, parameters)
+        return value
+
     with backbone.acting_as(role):
-        for group in microbatches([len(row) for row in rows], batch_tokens):
-            chosen = [rows[i] for i in group]
-            batch: Sequences = pad_sequences(backbone, [row[:1] for row in chosen], [row[1:] for row in chosen])
-            logprobs_BT, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
-            loss = -logprobs_BT.sum()
-            (loss / tokens).backward()
-            total += loss.item()
-    return total / tokens
+        sizes = [len(row) for row in rows]
+        groups = backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group)
+        return sum(value for _, value in groups) / tokens

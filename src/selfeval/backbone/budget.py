@@ -1,0 +1,276 @@
+"""How much goes through the backbone at once, and what happens when that is too much.
+
+Out of memory is an event, not the end: the group that failed (a micro-batch, or the replies that are sampled side by side) is
+made again in halves, later groups begin smaller, and after a while they grow back. What is computed does not depend on it: a
+logical batch is a sum over its groups, and every reply has draws of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from selfeval.backbone.meters import CpuMeter, Meter
+from selfeval.errors import MemoryLimitError, is_out_of_memory
+
+__all__ = ["EventKind", "MemoryBudget", "MemoryEvent", "Phase"]
+
+R = TypeVar("R")
+
+_PATIENCE, _MOST_PATIENCE = 16, 1024
+"""Groups that must go well before the limit doubles again; doubled each time that growing back was too early."""
+_FIRST_SHARE = 16
+"""Under a budget that the system does not enforce, a phase begins with this part of its limit, to see what that needs."""
+
+
+class Phase(StrEnum):
+    """What the groups are; each kind needs its own amount of memory, and so has a limit of its own."""
+
+    ROLLOUT = "rollout"
+    BEAMS = "beams"
+    SCORE = "score"
+    UPDATE = "update"
+
+    @property
+    def unit(self) -> str:
+        """What its limit counts."""
+        return "rows" if self in (Phase.ROLLOUT, Phase.BEAMS) else "tokens"
+
+
+class EventKind(StrEnum):
+    """Why a limit changed."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    OVER_BUDGET = "over_budget"
+    LITTLE_FREE = "little_free"
+    GROWN = "grown"
+
+
+@dataclass(frozen=True)
+class MemoryEvent:
+    """A limit that changed, and why.
+
+    Attributes:
+        before, after: the limit, in the phase's unit.
+        free_bytes: what was free at the last of the `times` that this happened, once what had failed was given back.
+    """
+
+    phase: Phase
+    kind: EventKind
+    before: int
+    after: int
+    free_bytes: int
+    times: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "phase": self.phase.value,
+            "kind": self.kind.value,
+            "unit": self.phase.unit,
+            "from": self.before,
+            "to": self.after,
+            "free_bytes": self.free_bytes,
+            "times": self.times,
+        }
+
+
+@dataclass
+class _Gauge:
+    """What is known of one phase.
+
+    Attributes:
+        cap: units at once; None where nothing but the caller's limit holds.
+        patience: groups that must go well before the cap doubles.
+        well: groups that went well since the cap last changed, and would have been larger without it.
+        grew: the cap has doubled since it last shrank.
+        refused: how often in a row the budget did not let it double.
+        units, used: size of a large group (the last that was not small beside it) and the bytes that it took.
+    """
+
+    phase: Phase
+    cap: int | None = None
+    patience: int = _PATIENCE
+    well: int = 0
+    grew: bool = False
+    refused: int = 0
+    units: int = 0
+    used: int = 0
+    begun: bool = False
+
+    def within(self, limit: int) -> int:
+        return limit if self.cap is None else min(self.cap, limit)
+
+    def need(self, units: int) -> int:
+        """Bytes that so many units are expected to take; 0 before anything was measured."""
+        return self.used * units // self.units if self.units else 0
+
+    def note_use(self, units: int, used: int) -> None:
+        if 2 * units >= self.units:  # in a small one, what does not grow with the group would be taken for what does
+            self.units, self.used = units, max(0, used)
+
+
+class MemoryBudget:
+    """Runs work in groups that fit the memory; one per backbone.
+
+    Args:
+        meter: of the memory that the backbone's passes take from; this process's resident memory unless given.
+        tell: called with a sentence when a limit shrinks for a new reason.
+    """
+
+    def __init__(self, meter: Meter | None = None, tell: Callable[[str], None] | None = None) -> None:
+        self.meter: Meter = meter or CpuMeter()
+        self.tell = tell
+        self._gauges = {phase: _Gauge(phase) for phase in Phase}
+        self._events: dict[tuple[Phase, EventKind, int, int], MemoryEvent] = {}
+
+    def take_events(self) -> list[MemoryEvent]:
+        """What happened since the last call, in order of first occurrence."""
+        events = list(self._events.values())
+        self._events.clear()
+        return events
+
+    def in_groups(
+        self, phase: Phase, sizes: Sequence[int], limit: int, work: Callable[[list[int]], R]
+    ) -> Iterator[tuple[list[int], R]]:
+        """Calls `work` on groups of similar size, and on halves of a group for which there was no memory.
+
+        Args:
+            phase: what is done; free memory is read anew when it begins.
+            sizes: of each item, in the phase's unit: tokens when padded, or 1 for a row.
+            limit: most units in a group, padding counted (one item at least).
+            work: is given the indices of a group. It must change nothing before it is sure to succeed: it may fail in the
+                middle, and is called again with fewer.
+
+        Yields:
+            Each group and its result; the groups cover every index once.
+
+        Raises:
+            MemoryLimitError: one item alone does not fit.
+        """
+        gauge, start = self._gauges[phase], 0
+        order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
+        self._begin(gauge, limit, len(sizes), max(sizes, default=0))
+        while start < len(order):
+            group = _next_group(order, sizes, start, gauge.within(limit))
+            units, more = len(group) * sizes[group[-1]], start + len(group) < len(order)
+            results = self._attempt(gauge, group, units, work)
+            if results:
+                self._went_well(gauge, len(group), units, limit, more)
+                start += len(group)
+                yield group, results[0]
+
+    def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
+        """Reads what is free, and starts smaller where it is less than this phase needed before."""
+        if self.meter.limit is not None and not gauge.begun:
+            gauge.cap, gauge.patience = max(largest, limit // _FIRST_SHARE), 1
+        gauge.begun = True
+        planned = min(gauge.within(limit), items * largest)
+        free = self.meter.free() if gauge.need(planned) else 0
+        if gauge.need(planned) <= free:
+            return
+        fitting = planned
+        while fitting // 2 >= largest and gauge.need(fitting) > free:
+            fitting //= 2
+        if fitting < planned:
+            over = self.meter.limit is not None and self.meter.limit - self.meter.used() <= free
+            self._shrink(gauge, EventKind.OVER_BUDGET if over else EventKind.LITTLE_FREE, planned, fitting)
+
+    def _attempt(self, gauge: _Gauge, group: list[int], units: int, work: Callable[[list[int]], R]) -> list[R]:
+        """The result in a list, or an empty one when there was no memory for it."""
+        before = self.meter.used()
+        self.meter.restart()
+        try:
+            result = work(group)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(group) == 1:
+                raise self._too_big(gauge.phase, units) from error
+        else:
+            gauge.note_use(units, self.meter.peak() - before)
+            return [result]
+        # Out of the except block, so that what the failed pass held is no longer held by the error's traceback.
+        self.meter.release()
+        self._shrink_after_failure(gauge, EventKind.OUT_OF_MEMORY, units)
+        return []
+
+    def _went_well(self, gauge: _Gauge, items: int, units: int, limit: int, more: bool) -> None:
+        """Looks whether the budget was kept, and lets the limit grow; `more` items were left out of this group."""
+        peak, budget = self.meter.peak(), self.meter.limit
+        if budget is not None and peak > budget:
+            if items == 1:
+                raise self._too_big(gauge.phase, units, peak)
+            self.meter.release()
+            self._shrink_after_failure(gauge, EventKind.OVER_BUDGET, units)
+            return
+        gauge.well += more
+        if more and gauge.cap is not None and gauge.well >= gauge.patience:
+            self._grow(gauge, gauge.cap, limit)
+
+    def _grow(self, gauge: _Gauge, cap: int, limit: int) -> None:
+        """Doubles the limit, unless it is known that there is no room."""
+        gauge.well, wider = 0, min(2 * cap, limit)
+        if gauge.need(wider) > self.meter.free():
+            gauge.refused += 1
+            if gauge.refused == 2 and self.meter.limit is not None:  # the first time, what is loaded once was counted in
+                self._record(gauge.phase, EventKind.OVER_BUDGET, wider, cap)
+            return
+        gauge.cap, gauge.grew, gauge.refused = wider if wider < limit else None, True, 0
+        if gauge.patience >= _PATIENCE and wider > cap:
+            self._record(gauge.phase, EventKind.GROWN, cap, wider)
+
+    def _shrink_after_failure(self, gauge: _Gauge, kind: EventKind, units: int) -> None:
+        gauge.patience = max(_PATIENCE, min(2 * gauge.patience, _MOST_PATIENCE) if gauge.grew else gauge.patience)
+        self._shrink(gauge, kind, units, units // 2)
+
+    def _shrink(self, gauge: _Gauge, kind: EventKind, before: int, after: int) -> None:
+        gauge.cap, gauge.well, gauge.grew, gauge.refused = after, 0, False, 0
+        self._record(gauge.phase, kind, before, after)
+
+    def _record(self, phase: Phase, kind: EventKind, before: int, after: int) -> None:
+        key, free = (phase, kind, before, after), self.meter.free()
+        seen = self._events.get(key)
+        self._events[key] = (
+            MemoryEvent(*key, free) if seen is None else replace(seen, free_bytes=free, times=seen.times + 1)
+        )  # fmt: skip
+        if seen is None and self.tell is not None and kind is not EventKind.GROWN:
+            self.tell(f"{phase.value}: {_REASONS[kind]}; going on with {after} {phase.unit} at once instead of {before}")
+
+    def _too_big(self, phase: Phase, units: int, peak: int | None = None) -> MemoryLimitError:
+        what, advice = _SMALLEST[phase]
+        if peak is None:
+            shown = f"there is no memory for it (in use {_mib(self.meter.used())}, free {_mib(self.meter.free())})"
+        else:
+            shown = f"this process then uses {_mib(peak)}, and memory_budget is {_mib(self.meter.limit or 0)}"
+        return MemoryLimitError(
+            f"{what.format(units=units)} alone does not fit: {shown}. Free some memory, raise --memory-budget if you gave one, "
+            f"{advice}, or use a smaller model"
+        )
+
+
+_REASONS = {
+    EventKind.OUT_OF_MEMORY: "out of memory",
+    EventKind.OVER_BUDGET: "the memory budget is too small for more",
+    EventKind.LITTLE_FREE: "less memory is free than before",
+}
+
+_SMALLEST = {
+    Phase.ROLLOUT: ("sampling one reply", "lower max_new_tokens or shorten the prompts"),
+    Phase.BEAMS: ("beam search for one reply", "lower replies.beams or replies.max_new_tokens"),
+    Phase.SCORE: ("scoring one sequence of {units} tokens", "lower replies.max_new_tokens"),
+    Phase.UPDATE: ("a micro-batch of one sequence or pair ({units} tokens)", "lower replies.max_new_tokens or lora.rank"),
+}
+
+
+def _next_group(order: Sequence[int], sizes: Sequence[int], start: int, limit: int) -> list[int]:
+    """The longest run of `order` from `start` that is within the limit when all are padded to the last (one at least)."""
+    end = start + 1
+    while end < len(order) and (end + 1 - start) * sizes[order[end]] <= limit:
+        end += 1
+    return list(order[start:end])
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,173 @@
+"""How much memory this process uses, how much it once used, and how much is free: resident memory, or that of the GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import torch
+
+__all__ = ["CpuMeter", "CudaMeter", "Meter", "cap_gpus", "meter_for", "peak_resident_bytes"]
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Meter(Protocol):
+    """Reads the memory that passes through the model take from.
+
+    Attributes:
+        limit: bytes that the process should not pass, where nothing else holds it to them; None without such a limit.
+    """
+
+    limit: int | None
+
+    def used(self) -> int:
+        """Bytes in use now."""
+
+    def free(self) -> int:
+        """Bytes that this process could still take, read anew: other people's jobs take memory too."""
+
+    def restart(self) -> None:
+        """Begins to watch for a peak."""
+
+    def peak(self) -> int:
+        """Most bytes in use since `restart`."""
+
+    def release(self) -> None:
+        """Gives back what is only kept for later."""
+
+
+class CpuMeter:
+    """Resident memory of this process.
+
+    Args:
+        limit: bytes beyond which the process counts as out of memory. The system does not enforce it.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+
+    def used(self) -> int:
+        return int(psutil.Process().memory_info().rss)
+
+    def free(self) -> int:
+        available = int(psutil.virtual_memory().available)
+        return available if self.limit is None else min(available, self.limit - self.used())
+
+    def restart(self) -> None:
+        _highest.restart()
+
+    def peak(self) -> int:
+        return max(_highest.since_restart(), self.used())
+
+    def release(self) -> None:
+        gc.collect()
+        _trim_heap()
+
+
+class CudaMeter:
+    """Memory of the GPUs that the backbone lies on; the fullest one counts.
+
+    A budget is enforced by torch's allocator (`cap_gpus`), so that passing it is an error like any other lack of memory.
+
+    Args:
+        devices: the GPUs.
+        budget: bytes per GPU that `cap_gpus` was given.
+    """
+
+    limit: int | None = None
+
+    def __init__(self, devices: Sequence[torch.device], budget: int | None = None) -> None:
+        self.devices, self.budget = tuple(devices), budget
+
+    def used(self) -> int:
+        return max(torch.cuda.memory_allocated(d) for d in self.devices)
+
+    def free(self) -> int:
+        return min(self._free(d) for d in self.devices)
+
+    def _free(self, device: torch.device) -> int:
+        reserved = torch.cuda.memory_reserved(device)
+        unreserved = torch.cuda.mem_get_info(device)[0]
+        if self.budget is not None:
+            unreserved = min(unreserved, self.budget - reserved)
+        return unreserved + reserved - torch.cuda.memory_allocated(device)
+
+    def restart(self) -> None:
+        for device in self.devices:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def peak(self) -> int:
+        return max(torch.cuda.max_memory_allocated(d) for d in self.devices)
+
+    def release(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def meter_for(devices: Iterable[torch.device], budget: int | None = None) -> Meter:
+    """The meter of these devices: that of the GPUs among them, else that of this process's resident memory."""
+    gpus = sorted({d for d in devices if d.type == "cuda"}, key=str)
+    return CudaMeter(gpus, budget) if gpus else CpuMeter(budget)
+
+
+def cap_gpus(budget: int) -> None:
+    """Lets torch take `budget` bytes at most on every visible GPU; what CUDA itself takes (a few 100 MiB) is not counted."""
+    for index in range(torch.cuda.device_count()):
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), index)
+
+
+class _HighestResident:
+    """The system's mark of this process's highest resident memory, which Linux lets a process set back."""
+
+    def __init__(self) -> None:
+        self._before = 0
+        self._can_restart = _CLEAR_REFS.exists()
+
+    def since_restart(self) -> int:
+        """Bytes; 0 where the mark cannot be set back."""
+        return self._mark() if self._can_restart else 0
+
+    def restart(self) -> None:
+        if not self._can_restart:
+            return
+        self._before = max(self._before, self._mark())
+        try:
+            _CLEAR_REFS.write_text("5")
+        except OSError:
+            self._can_restart = False
+
+    def overall(self) -> int:
+        """Bytes; the highest of all, whatever was set back."""
+        return max(self._before, self._mark())
+
+    def _mark(self) -> int:
+        if _STATUS.exists():
+            found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+            if found:
+                return int(found[0]) * 1024
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+_highest = _HighestResident()
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return _highest.overall()
+
+
+def _trim_heap() -> None:
+    """Asks the C library to give freed memory back to the system, where it can (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

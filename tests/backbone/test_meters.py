@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import resource
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from selfeval.backbone.meters import CpuMeter, CudaMeter, cap_gpus, meter_for, peak_resident_bytes
+
+MIB = 2**20
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process set its highest memory back")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+
+@linux
+def test_the_peak_is_that_since_the_restart_and_what_was_freed_counts() -> None:
+    meter = CpuMeter()
+    meter.restart()
+    before = meter.used()
+    np.ones(150 * MIB, dtype=np.uint8)
+    peak = meter.peak()
+    assert 145 * MIB < peak - before < 200 * MIB
+    assert meter.used() < peak - 100 * MIB
+    meter.restart()
+    assert meter.peak() < peak - 100 * MIB
+    assert peak_resident_bytes() >= peak  # what the report says is not set back with it
+
+
+@linux
+def test_the_systems_own_figure_agrees() -> None:
+    system = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak_resident_bytes() >= system
+
+
+def test_free_memory_is_what_the_machine_has_or_what_the_budget_leaves() -> None:
+    free = CpuMeter().free()
+    assert free > MIB
+    used = CpuMeter().used()
+    assert CpuMeter(limit=used + 3 * MIB).free() < min(free, 20 * MIB)
+    assert CpuMeter(limit=1).free() < 0
+
+
+def test_where_the_backbone_lies_picks_the_meter() -> None:
+    found = meter_for([torch.device("cpu"), torch.device("cpu")], 5 * MIB)
+    assert isinstance(found, CpuMeter)
+    assert found.limit == 5 * MIB
+    gpus = meter_for([torch.device("cuda:1"), torch.device("cpu"), torch.device("cuda:0"), torch.device("cuda:1")], 5 * MIB)
+    assert isinstance(gpus, CudaMeter)
+    assert [str(d) for d in gpus.devices] == ["cuda:0", "cuda:1"]
+    assert (gpus.limit, gpus.budget) == (None, 5 * MIB)  # torch enforces it there
+
+
+@gpu
+def test_a_gpu_is_measured_and_its_budget_is_a_true_out_of_memory() -> None:
+    device = torch.device("cuda:0")
+    meter = CudaMeter([device], budget=512 * MIB)
+    cap_gpus(512 * MIB)
+    try:
+        meter.release()
+        meter.restart()
+        before, free = meter.used(), meter.free()
+        assert free <= 512 * MIB
+        held = torch.empty(100 * MIB, dtype=torch.uint8, device=device)
+        assert meter.used() - before == 100 * MIB
+        del held
+        assert (meter.used(), meter.peak() - before) == (before, 100 * MIB)
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(600 * MIB, dtype=torch.uint8, device=device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
