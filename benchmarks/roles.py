@@ -132,7 +132,8 @@ def _ours_sft(folder: str) -> dict[str, Any]:
     """LoRA-SFT through our own chunked log-probs, two steps."""
     import torch
 
-    from selfeval.backbone.sequences import pad_sequences, reply_hidden, token_logprobs
+    from selfeval.backbone.logprobs import token_logprobs
+    from selfeval.backbone.sequences import pad_sequences, reply_hidden
 
     backbone = _backbone(folder)
     backbone.add_role("policy")

@@ -8,7 +8,8 @@ from transformers import Gemma3TextConfig
 
 import tiny_models
 from selfeval.backbone.footprint import Footprint, ShapeBackbone
-from selfeval.backbone.sequences import pad_sequences, reply_hidden, token_logprobs
+from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 
 LORA = LoraConfig(rank=4, alpha=8.0)

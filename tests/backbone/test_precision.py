@@ -10,9 +10,10 @@ from torch import Tensor
 
 import tiny_models
 from selfeval.backbone.load import load_model
+from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.precision import PRECISIONS, OverflowGuard, load_arguments, pick_precision
 from selfeval.backbone.roles import BASE, Backbone
-from selfeval.backbone.sequences import pad_sequences, reply_hidden, token_logprobs
+from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.errors import LoopError, ModelError, RunFolderError
 from selfeval.rollout.engine import Request, generate

@@ -17,8 +17,10 @@ from selfeval.algorithms.masked import masked_sum
 from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.footprint import Footprint, ShapeBackbone
-from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden, token_logprobs
+from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
 from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
+from selfeval.rollout.draws import pick
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import CRITIC, POLICY, REFERENCE
 
@@ -101,9 +103,7 @@ def _sample(logits_BV: Tensor, nucleus: bool) -> None:
     scaled_BV = logits_BV / torch.ones(len(logits_BV), 1)
     logprobs_BV = torch.log_softmax(scaled_BV, dim=-1)
     allowed_BV = _within_nucleus(logprobs_BV) if nucleus else logprobs_BV
-    uniform_BV = torch.rand(logprobs_BV.shape)
-    noise_BV = -torch.log(-torch.log(uniform_BV.clamp(1e-12, 1 - 1e-7)))
-    torch.where(torch.ones(len(logits_BV), dtype=torch.bool), logprobs_BV.argmax(-1), (allowed_BV + noise_BV).argmax(-1))
+    pick(allowed_BV, torch.rand(len(allowed_BV), dtype=torch.float64))
 
 
 def _within_nucleus(logprobs_BV: Tensor) -> Tensor:
@@ -125,8 +125,8 @@ class _MeteredLayer(RoomyLayer):
         self.meter.label([made], "kv_cache")
         return made
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
         self.meter.label([t for t in (self.keys, self.values) if t is not None], "kv_cache")
 
 

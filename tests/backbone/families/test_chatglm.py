@@ -19,8 +19,9 @@ import chatglm
 import tiny_models
 from selfeval.backbone.families.chatglm import generation
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import BASE, Backbone
-from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs, token_logprobs
+from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import LoraConfig
 from selfeval.errors import ModelError
 from selfeval.rollout.beams import beam_search
