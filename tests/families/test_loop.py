@@ -1,4 +1,4 @@
-"""The whole loop, stage by stage, on a tiny model of every family: it must come out at the end with nothing left out.
+"""The whole loop, stage by stage, on tiny models of several kinds: it must come out at the end with nothing left out.
 
 Random weights cannot judge or write questions, so that every filter is opened; what is tested is that each family's model,
 tokenizer and adapters go the whole way, on one copy of the weights.
@@ -30,7 +30,7 @@ SEEDS = ["How many apples are left?", "What is two plus three?", "Who has seven 
 TRAIN, TEST = 12, 6
 CHATGLM = ("chatglm1", "chatglm2", "chatglm3")
 # Hidden sizes of their own: models of other tests in this process must not be mistaken for copies of these.
-WIDTHS = {"llama": 40, "qwen3": 48, "glm4": 56, "gpt2": 72}
+WIDTHS = {"llama": 40, "qwen3": 48, "glm4": 56, "gpt2": 72, "mixtral": 88, "mamba": 104}
 
 
 def config(model: Path, seeds: Path) -> RunConfig:
@@ -68,7 +68,9 @@ def model_folder(family: str, folder: Path) -> Path:
         return chatglm.model_folder(int(family[-1]), folder, room=1024)
     tokenizer = tiny_models.words_tokenizer()
     width = WIDTHS[family]
-    sizes = {"n_embd": width} if family == "gpt2" else {"hidden_size": width, "intermediate_size": 2 * width + 4}
+    sizes = {"n_embd" if family == "gpt2" else "hidden_size": width}
+    if family not in ("gpt2", "mamba"):  # these derive it
+        sizes["intermediate_size"] = 2 * width + 4
     return tiny_models.save_model(tiny_models.model(family, len(tokenizer), **sizes), tokenizer, folder)
 
 
@@ -95,7 +97,7 @@ def figures(value: Any) -> list[dict[str, Any]]:
     return ([value] if "value" in value else []) + [f for item in value.values() for f in figures(item)]
 
 
-@pytest.mark.parametrize("family", [*tiny_models.FAMILIES, *CHATGLM, "stories260K"])
+@pytest.mark.parametrize("family", [*WIDTHS, *CHATGLM, "stories260K"])
 def test_the_whole_loop_runs(family: str, tmp_path: Path) -> None:
     seeds = tmp_path / "seeds.txt"
     seeds.write_text("\n".join(SEEDS), encoding="utf-8")

@@ -72,4 +72,5 @@ def _text_prefix(model: Any) -> str | None:
     if model.config.get_text_config() is model.config:
         return None
     decoder: nn.Module = model.get_decoder()
-    return next(name for name, module in model.named_modules() if module is decoder)
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+    return names[decoder]
