@@ -21,6 +21,7 @@ from selfeval.backbone.families.chatglm_tokenizer import (
     ChatGLMTokenizer,
 )
 from selfeval.errors import ModelError
+from selfeval.judging.templates import Templates, templates_folder
 
 PIECES_23 = {
     30910: "▁", 36474: "▁你", 54591: "好", 39701: "你好", 1266: "▁What", 5011: "What", 323: "▁is", 30943: "2", 31011: "+",
@@ -125,7 +126,8 @@ def test_control_tokens(generation: int, request: pytest.FixtureRequest) -> None
     golden = chatglm.tokenizer_cases("23")[f"v{generation}"]
     special = {text: i for text, i in golden["special"].items() if i > 2}
     assert {text: tokenizer.convert_tokens_to_ids(text) for text in special} == special
-    assert {text: tokenizer.get_added_vocab()[text] for text in special} == special
+    added = {text: i for text, i in tokenizer.get_added_vocab().items() if i > 2}
+    assert added == {text: i for text, i in special.items() if text not in ("sop", "eop")}
     assert len(tokenizer) == tokenizer.vocab_size == golden["vocab_size"]
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert tokenizer.stop_ids == ((64795, 64797) if generation == 3 else ())
@@ -137,6 +139,16 @@ def test_plain_texts(generation: int, request: pytest.FixtureRequest) -> None:
     for case in chatglm.tokenizer_cases("23")[f"v{generation}"]["encode_plain"]:
         assert tokenizer.encode(case["text"]) == case["ids"]
         assert tokenizer.encode(case["text"], add_special_tokens=False) == case["ids"][2:]
+
+
+@pytest.mark.parametrize("name", ["one", "two", "three"])
+def test_cleaning_a_text_leaves_its_words(name: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = request.getfixturevalue(name)
+    templates = Templates.load(templates_folder("no such model"), tokenizer)
+    assert templates.clean("philosophy, sop [gMASK]and</s> <|n|>") == (
+        "philosophy, sop  and</s> <|n|>" if name == "one" else "philosophy, sop  and  <|n|>"
+    )
+    assert templates.uses_chat
 
 
 def test_prompts_of_2(two: ChatGLMTokenizer) -> None:

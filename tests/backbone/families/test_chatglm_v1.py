@@ -121,7 +121,7 @@ def test_without_an_answer_it_is_plain_causal() -> None:
 
 @torch.no_grad()
 def test_no_row_of_the_mask_is_empty() -> None:
-    """A padded token before everything else may see nothing but itself; a softmax over nothing is NaN, layer after layer."""
+    """A padded token before everything else may see nothing but itself, and a softmax over nothing is NaN."""
     ids = torch.tensor([[PAD, PAD, 10, 11], [10, 11, 12, 13], [PAD, PAD, GMASK, SOP]])
     attention = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
     _, allowed = layout(answer_start(ids, attention, config()), attention, 4)
