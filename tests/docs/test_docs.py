@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import shlex
+import typing
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from selfeval.cli import _STAGES, app
 from selfeval.config import RunConfig
@@ -101,9 +103,22 @@ def _options(command: Any) -> dict[str, Any]:
     return {name: parameter for parameter in command.params for name in parameter.opts if name.startswith("-")}
 
 
+def _keys(allowed: Any, key: str) -> list[str]:
+    """The key, if a table with keys of this type may have it."""
+    try:
+        return [TypeAdapter(allowed).validate_python(key)]
+    except ValidationError:
+        return []
+
+
 def _check_setting(assignment: str) -> str | None:
     model: Any = RunConfig
     for part in assignment.split("=")[0].split("."):
+        if typing.get_origin(model) is dict:  # a table whose keys are the user's, within what its type allows
+            allowed, model = typing.get_args(model)
+            if part not in _keys(allowed, part):
+                return f"--set {assignment}: no such key"
+            continue
         fields = getattr(model, "model_fields", {})
         if part not in fields:
             return f"--set {assignment}: no such key"
