@@ -252,7 +252,7 @@ def test_gradients_of_confident_tokens_survive_a_16_bit_head(wrapped: bool, dtyp
     _, _, targets, mask = inputs()
     sure = linear.weight[targets].float() * 4.0  # points at its target
     hidden = sure.to(dtype).requires_grad_()
-    other = (sure * 0.9).to(dtype)
+    other = (sure * 0.5).to(dtype)
     found = present(
         token_logprobs(backbone, hidden, targets, mask, entropy=True, other_BRD=other, gradient=MEASURES, chunk_bytes=3000)
     )
