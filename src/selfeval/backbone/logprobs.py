@@ -202,10 +202,11 @@ def _bytes_per_logit(job: _Job, dtype: torch.dtype) -> int:
 class _Sums:
     """Sums over the vocabulary for the tokens of one chunk, with e_v = exp(z_v - max) and z = y / T:
 
-    `plain` sum e_v x_v and `pulled` sum e_v x_v s_v W_v, x = 1 (named logprobs), z - max (entropy), z - z_other (kl)
+    `plain` sum e_v x_v and `pulled` sum e_v x_v s_v W_v, x = 1 (named logprobs), z - max (entropy), z - z_other - centre (kl)
 
     The target is left out of every sum and joined at the end. For a token that the model is sure of, the sum over the others is
     small, and `W_target - sum_v p_v W_v` would be a difference of nearly equal numbers, lost in the rounding of a 16-bit head.
+    The centre, near z - z_other of the target, keeps the KL's terms small for the same reason; any value gives the same result.
     """
 
     def __init__(self, job: _Job, hidden_CD: Tensor, other_CD: Tensor | None, targets_C: Tensor) -> None:
@@ -214,13 +215,20 @@ class _Sums:
         zero = hidden_CD.new_zeros(len(hidden_CD), 1, dtype=torch.float32)
         self.max_C1, self.other_max_C1 = zero + _LOWEST, zero + _LOWEST
         self.other_mass_C1, self.target_z_C1, self.target_other_C1 = zero, zero, zero
-        self.target_slope_C1 = zero + 1.0
+        self.target_slope_C1, self.centre_C1 = zero + 1.0, zero
         self.plain: dict[Measure, Tensor] = {measure: zero.clone() for measure in job.asked}
         self.pulled: dict[Measure, Tensor] = {}
         if job.differentiated:
             self.target_weights_CD = job.head.rows(hidden_CD, targets_C).float()
             self.pulled["logprobs"] = torch.zeros_like(self.target_weights_CD)
             self.pulled |= {measure: torch.zeros_like(self.target_weights_CD) for measure in job.differentiated}
+        if "kl" in self.pulled:
+            self.centre_C1 = self._near_target(hidden_CD) - self._near_target(other_CD)
+
+    def _near_target(self, hidden_CD: Tensor | None) -> Tensor:
+        assert hidden_CD is not None
+        raw_C1 = (hidden_CD.float() * self.target_weights_CD).sum(-1, keepdim=True)  # without the bias: near is enough
+        return self.head.finish_(raw_C1).div_(self.job.temperature)
 
     def add(self, columns: slice) -> None:
         """One slice of the vocabulary."""
@@ -256,7 +264,7 @@ class _Sums:
         return local_C1.clamp(0, columns.stop - columns.start - 1), here_C1
 
     def _apart(self, z_CS: Tensor, columns: slice) -> Tensor:
-        """z - z_other, after the other's own sum was taken."""
+        """z - z_other - centre, after the other's own sum was taken."""
         assert self.other_CD is not None
         other_CS, _ = self._logits(self.other_CD, columns, pull=False)
         other_CS.div_(self.job.temperature)
@@ -266,7 +274,7 @@ class _Sums:
         mass_C1 = (other_CS - highest_C1).exp_().sum(-1, keepdim=True)
         self.other_mass_C1 = self.other_mass_C1 * (self.other_max_C1 - highest_C1).exp_() + mass_C1
         self.other_max_C1 = highest_C1
-        return other_CS.neg_().add_(z_CS)
+        return other_CS.neg_().add_(z_CS).sub_(self.centre_C1)
 
     def _raise_maximum(self, z_CS: Tensor) -> None:
         """Brings all sums to the maximum that includes these logits; entropy's x moves with it."""
@@ -286,7 +294,7 @@ class _Sums:
         total_C1 = self.plain["logprobs"] + target_e_C1
         at_target: dict[Measure, Tensor] = {
             "entropy": target_z_C1,
-            "kl": self.target_z_C1 - self.target_other_C1,
+            "kl": self.target_z_C1 - self.target_other_C1 - self.centre_C1,
         }
         mean: dict[Measure, Tensor] = {
             m: (self.plain[m] + target_e_C1 * x_C1) / total_C1 for m, x_C1 in at_target.items() if m in self.plain
@@ -310,7 +318,7 @@ class _Sums:
         if measure == "entropy":
             return total_C1.log() - mean["entropy"]
         other_total_C1 = self.other_max_C1 + self.other_mass_C1.log()
-        return mean["kl"] - (self.max_C1 + total_C1.log()) + other_total_C1
+        return mean["kl"] + self.centre_C1 - (self.max_C1 + total_C1.log()) + other_total_C1
 
 
 def _dot(one_CS: Tensor, other_CS: Tensor) -> Tensor:
