@@ -245,24 +245,32 @@ def test_sums_are_fp32_on_a_16_bit_head(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["linear", "called"])
 def test_gradients_of_confident_tokens_survive_a_16_bit_head(wrapped: bool, dtype: torch.dtype) -> None:
-    """A token of probability 0.999 has a small gradient; it must be right to the precision of the head, not lost in it."""
+    """A token of probability 0.999 has a small gradient; not less exact than by autograd on that head."""
     backbone = head(dtype=dtype, wrapped=wrapped)
     linear = backbone.output_head.module.inner if wrapped else backbone.output_head.module  # type: ignore[union-attr]
     assert isinstance(linear, nn.Linear)
     _, _, targets, mask = inputs()
     sure = linear.weight[targets].float() * 4.0  # points at its target
     hidden = sure.to(dtype).requires_grad_()
-    other = (sure * 0.9).to(dtype)
+    other = (sure * 0.5).to(dtype)
     found = present(
         token_logprobs(backbone, hidden, targets, mask, entropy=True, other_BRD=other, gradient=MEASURES, chunk_bytes=3000)
     )
-    expected = plain(backbone, hidden, other, targets, mask, 1.0)
-    assert 0.9 < expected[0][mask].exp().median() < 0.99999
-    for ours, theirs in zip(found, expected, strict=True):
-        (gradient,) = torch.autograd.grad(ours.sum(), hidden, retain_graph=True)
-        (should_be,) = torch.autograd.grad(theirs.sum(), hidden, retain_graph=True)
-        errors = (gradient - should_be).float().norm(dim=-1)[mask] / should_be.float().norm(dim=-1)[mask]
-        assert errors.median() < (0.05 if dtype == torch.bfloat16 else 0.01)
+    exact = plain(backbone, hidden, other, targets, mask, 1.0)
+    assert 0.9 < exact[0][mask].exp().median() < 0.99999
+    logp, logq = (torch.log_softmax(backbone.output_head.logits(states), -1) for states in (hidden, other))
+    same_head = [
+        logp.gather(-1, targets[..., None])[..., 0],
+        -(logp.exp() * logp).sum(-1),
+        (logp.exp() * (logp - logq)).sum(-1),
+    ]
+
+    def error(values: Tensor, should_be: Tensor) -> float:
+        gradient, right = (torch.autograd.grad(v[mask].sum(), hidden, retain_graph=True)[0][mask] for v in (values, should_be))
+        return ((gradient - right).float().norm(dim=-1) / right.float().norm(dim=-1)).median().item()
+
+    for ours, theirs, should_be in zip(found, same_head, exact, strict=True):
+        assert error(ours, should_be) < 1.2 * error(theirs, should_be) + 1e-3
 
 
 # -- through a real backbone --------------------------------------------------------------------------------------------
@@ -394,20 +402,27 @@ def peak_bytes(run: object) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("wrapped", [False, True], ids=["linear", "called"])
-@pytest.mark.parametrize("cap", [None, 3.0], ids=["", "cap"])
-@pytest.mark.parametrize("gradient", [("logprobs",), MEASURES, ()], ids=["logprobs", "all", "none"])
+@pytest.mark.parametrize(
+    ("gradient", "cap", "wrapped"),
+    [
+        (MEASURES, 3.0, False),
+        (MEASURES, 3.0, True),
+        (("logprobs",), None, False),
+        (("logprobs",), None, True),
+        ((), None, False),
+    ],
+)
 def test_memory_stays_within_the_budget(
     gradient: tuple[Measure, ...], cap: float | None, wrapped: bool, dtype: torch.dtype
 ) -> None:
-    """All logits would be 32 MB in fp32 (1024 tokens, vocabulary 8000); the budget is 2 MiB, whatever is asked."""
-    budget = 2 << 20
+    """All logits would be 12.8 MB in fp32 (400 tokens, vocabulary 8000); the budget is 1 MiB, whatever is asked."""
+    budget = 1 << 20
     backbone = head(8000, 32, bias=True, cap=cap, wrapped=wrapped, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(4, 256, 32, generator=generator).to(dtype).requires_grad_(bool(gradient))
-    other = torch.randn(4, 256, 32, generator=generator).to(dtype)
-    targets = torch.randint(8000, (4, 256), generator=generator)
-    mask = torch.ones(4, 256, dtype=torch.bool)
+    hidden = torch.randn(4, 100, 32, generator=generator).to(dtype).requires_grad_(bool(gradient))
+    other = torch.randn(4, 100, 32, generator=generator).to(dtype)
+    targets = torch.randint(8000, (4, 100), generator=generator)
+    mask = torch.ones(4, 100, dtype=torch.bool)
 
     def run() -> None:
         found = present(

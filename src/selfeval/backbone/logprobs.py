@@ -38,6 +38,8 @@ __all__ = ["HasOutputHead", "Measure", "TokenLogprobs", "token_logprobs"]
 
 Measure = Literal["logprobs", "entropy", "kl"]
 
+_ONLY_LOGPROBS: tuple[Measure, ...] = ("logprobs",)
+
 _MIB = 1 << 20
 _ROWS = 512
 _LOWEST = -1e30
@@ -74,7 +76,7 @@ def token_logprobs(
     temperature: float = 1.0,
     entropy: bool = False,
     other_BRD: Tensor | None = None,
-    gradient: Collection[Measure] = ("logprobs",),
+    gradient: Collection[Measure] = _ONLY_LOGPROBS,
     chunk_bytes: int | None = None,
 ) -> TokenLogprobs:
     """Log-probs of tokens and, where asked, the entropies of their distributions and the KL to another role's.
@@ -110,7 +112,7 @@ def token_logprobs(
     budget = chunk_bytes or (16 if hidden_BRD.device.type == "cpu" else 64) * _MIB
     job = _Job(backbone.output_head, rows_N, targets_N, temperature, asked, differentiated, budget)
     other_MD = None if other_BRD is None else other_BRD.detach().flatten(0, -2)
-    found = _Differentiated.apply(hidden_BRD.flatten(0, -2), other_MD, job)
+    found = _Differentiated.apply(hidden_BRD.flatten(0, -2), other_MD, job)  # type: ignore[no-untyped-call]
 
     def padded(measure: Measure) -> Tensor | None:
         if measure not in asked:
@@ -161,7 +163,7 @@ class _Differentiated(torch.autograd.Function):
         return tuple(values)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, None, None]:
         rows_N, *gradients = ctx.saved_tensors
         total_ND: Tensor | None = None

@@ -92,6 +92,6 @@ class OutputHead:
     def rows(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         """The weights of one token per row, `[N, D]`: the gradient of its raw logit."""
         if self.can_be_sliced:
-            return self.module.weight[tokens_N]  # type: ignore[index, no-any-return]
+            return self.module.weight[tokens_N]  # type: ignore[index]
         raw, pull = self.part(hidden_ND, slice(0, self.vocabulary), pull=True)
         return pull(torch.zeros_like(raw).scatter_(1, tokens_N[:, None], 1.0))
