@@ -168,7 +168,7 @@ def plan(
     model: Annotated[str | None, typer.Option(help="Model folder, or the hub id of a common model; nothing is loaded.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="The config.json of any other model.")] = None,
     memory_budget: Annotated[
-        str | None, typer.Option(help="Memory that may be taken, e.g. 6GiB; what is free on the device unless given.")
+        str | None, typer.Option(metavar="SIZE", help="Memory that may be taken, e.g. 6GiB; what is free unless given.")
     ] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -189,13 +189,12 @@ def plan(
 def _plan(
     recipe: Path | None, model: str | None, config_file: Path | None, budget: str | None, assign: list[str], as_json: bool
 ) -> None:
-    config = _config(recipe, model or (str(config_file) if config_file else None), None, assign, None)
+    config = _config(recipe, model or (str(config_file) if config_file else None), None, assign, None, budget)
     _quiet_libraries()
     from selfeval.backbone.facts import model_facts
-    from selfeval.backbone.plan import parse_bytes
-    from selfeval.stages.planning import free_bytes, make_plan, planned_device
+    from selfeval.stages.planning import free_on, make_plan, planned_device
 
-    limit = parse_bytes(budget) if budget else free_bytes(planned_device(config))
+    limit = config.memory_budget or free_on(planned_device(config))
     made = make_plan(config, model_facts(str(config_file or config.model)), limit)
     if as_json:
         import json

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfeval.backbone.plan import at_depth, largest_fitting, parse_bytes
-from selfeval.errors import InputError
+from selfeval.backbone.plan import at_depth, largest_fitting
 
 
 def test_depth_adds_the_same_for_every_layer() -> None:
@@ -22,17 +21,3 @@ def test_the_largest_that_fits(budget: int) -> None:
 
 def test_no_budget_is_no_limit() -> None:
     assert largest_fitting(lambda n: n, 64, None) == 64
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("6GiB", 6 << 30), ("6 gib", 6 << 30), ("1.5G", 1_500_000_000), ("500MB", 500_000_000), ("1024", 1024), ("8Ki", 8192)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "six", "-1GiB", "0", "6 apples", "6 I"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(InputError, match="write for example 6GiB"):
-        parse_bytes(text)

@@ -73,12 +73,12 @@ def test_auto_takes_the_best_that_fits_and_says_so(
 def test_an_old_gpu_gets_fp16_and_a_wish_is_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert pick_precision("auto", CUDA, 1000, 1000 * GIB)[0] == "fp16"
-    assert pick_precision("auto", CUDA, None)[0] == "fp16"
+    assert pick_precision("auto", CUDA, None, 0)[0] == "fp16"
     assert pick_precision("int8", CPU, 1000, 0) == ("int8", None)
 
 
 def test_the_pick_is_told_to_the_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfeval.backbone.precision.free_bytes", lambda device: 500_000)
+    monkeypatch.setattr("selfeval.backbone.load.free_memory", lambda device: {"cpu": 500_000, "disk": 1 << 40})
     loaded = load_model(str(folder), device="cpu")
     assert loaded.precision == "bf16"
     assert any("precision bf16 was picked" in note for note in loaded.notes)

@@ -138,6 +138,8 @@ def _adapted(layer: Any, role: str, x: Tensor, output: Tensor) -> Tensor:
     x = x.to(device=down.device, dtype=down.dtype)
     inner = torch.nn.functional.linear(x, down)
     if output.dtype == up.dtype and output.device == up.device:
-        flat = torch.addmm(output.reshape(-1, output.shape[-1]), inner.reshape(-1, inner.shape[-1]), up.T, alpha=scaling)
+        rows, deltas = output.reshape(-1, output.shape[-1]), inner.reshape(-1, inner.shape[-1])
+        flat: Tensor = torch.addmm(rows, deltas, up.T, alpha=scaling)
         return flat.view(output.shape)
-    return output + (torch.nn.functional.linear(inner, up) * scaling).to(device=output.device, dtype=output.dtype)
+    delta: Tensor = torch.nn.functional.linear(inner, up) * scaling
+    return output + delta.to(device=output.device, dtype=output.dtype)

@@ -91,6 +91,11 @@ def weight_files(name: str) -> tuple[Path, ...]:
     return tuple(Path(str(cached_file(name, shard))) for shard in sorted(set(shards)))
 
 
+def _room(device: torch.device) -> int:
+    """Free bytes on all devices of the kind that computes."""
+    return sum(size for name, size in free_memory(device).items() if name.startswith(device.type))
+
+
 def _count_weights(files: Sequence[Path]) -> int | None:
     """Numbers in these files, read from their headers alone; None without files."""
     total = 0
@@ -182,7 +187,7 @@ def load_model(
         stretch = stretch_positions(config, context, name)
         tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
-        picked, why = pick_precision(precision, target, _count_weights(files))
+        picked, why = pick_precision(precision, target, _count_weights(files), _room(target))
         plan = _plan(config, device, target, picked, placement, trust_remote_code)
         model, report = _from_files(
             name,

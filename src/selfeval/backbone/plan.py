@@ -5,7 +5,6 @@ A peak is `base + adapters + gradients + optimizer + KV cache + activations + lo
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from selfeval.backbone.facts import ModelFacts
-from selfeval.errors import InputError
 
-__all__ = ["DTYPES", "KINDS", "PHASES", "Plan", "Weights", "at_depth", "largest_fitting", "parse_bytes", "weigh"]
+__all__ = ["DTYPES", "KINDS", "PHASES", "Plan", "Weights", "at_depth", "largest_fitting", "weigh"]
 
 PHASES = ("load", "rollout", "score", "update")
 KINDS = ("base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits")
@@ -100,19 +98,6 @@ def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int | No
         else:
             low = guess + 1
     return low
-
-
-def parse_bytes(text: str) -> int:
-    """`6GiB`, `500 MB`, `1073741824` -> bytes.
-
-    Raises:
-        InputError: something else.
-    """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?I?)B?\s*", text.upper())
-    size = float(match.group(1)) * _UNITS[match.group(2)] if match and match.group(2) in _UNITS else 0
-    if size < 1:
-        raise InputError(f"memory budget {text!r} is no size; write for example 6GiB, 500MB or a number of bytes")
-    return int(size)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
@@ -22,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.errors import LoopError, ModelError
 
-__all__ = ["PRECISIONS", "OverflowGuard", "Precision", "free_bytes", "load_arguments", "pick_precision", "settle_quantised"]
+__all__ = ["PRECISIONS", "OverflowGuard", "Precision", "load_arguments", "pick_precision", "settle_quantised"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,6 @@ _ROOM = 1.25
 """A base fits when so many times its bytes are free: activations, adapters and the cache need room as well."""
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that a new process could have now: of the card, or of this machine's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
 def _sixteen_bits(device: torch.device) -> str:
     return "fp16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
 
@@ -72,27 +64,26 @@ def _preferred(device: torch.device) -> Sequence[str]:
     return (*(["fp32"] if device.type != "cuda" else []), _sixteen_bits(device), "int8", "nf4")
 
 
-def pick_precision(wanted: str, device: torch.device, weights: int | None, free: int | None = None) -> tuple[str, str | None]:
+def pick_precision(wanted: str, device: torch.device, weights: int | None, free: int) -> tuple[str, str | None]:
     """The precision to load with, and a sentence about why when it was picked.
 
     Args:
         wanted: a precision, or `auto`: the first of fp32 (not on a GPU), bf16 (fp16 on an old GPU), int8, nf4 that fits.
         device: where the base will be.
         weights: numbers that the base holds; None where that is not known before it is loaded.
-        free: bytes that are free there; read from the device unless given.
+        free: bytes that are free there.
     """
     if wanted != "auto":
         return wanted, None
     preferred = _preferred(device)
     if weights is None:
         return preferred[0], None
-    room = free_bytes(device) if free is None else free
     usable = [n for n in preferred if not PRECISIONS[n].quantised or _has_bitsandbytes()]
-    fitting = next((n for n in usable if weights * PRECISIONS[n].bytes_per_weight * _ROOM <= room), usable[-1])
+    fitting = next((n for n in usable if weights * PRECISIONS[n].bytes_per_weight * _ROOM <= free), usable[-1])
     if fitting == preferred[0]:
         return fitting, None
     sizes = ", ".join(f"{n} {weights * PRECISIONS[n].bytes_per_weight / 2**30:.1f}" for n in preferred)
-    return fitting, f"precision {fitting} was picked: {room / 2**30:.1f} GiB are free on {device}, the base takes (GiB) {sizes}"
+    return fitting, f"precision {fitting} was picked: {free / 2**30:.1f} GiB are free on {device}, the base takes (GiB) {sizes}"
 
 
 def _has_bitsandbytes() -> bool:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, get_args
 
-import psutil
 import torch
 
 from selfeval.backbone.facts import ModelFacts
 from selfeval.backbone.footprint import ShapeBackbone
+from selfeval.backbone.placement import free_memory
 from selfeval.backbone.plan import DTYPES, Plan, Weights, at_depth, largest_fitting, weigh
 from selfeval.backbone.roles import BASE
 from selfeval.config import RunConfig
@@ -28,7 +28,7 @@ from selfeval.training.phases import (
 )
 from selfeval.training.policy import POLICY
 
-__all__ = ["Workload", "free_bytes", "make_plan", "planned_device", "planned_precision", "workload"]
+__all__ = ["Workload", "free_on", "make_plan", "planned_device", "planned_precision", "workload"]
 
 _CHARACTERS_PER_TOKEN = 3
 _CHAT_TOKENS = 16
@@ -89,11 +89,11 @@ def planned_precision(config: RunConfig, device: str) -> str:
     return "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
 
 
-def free_bytes(device: str) -> int | None:
+def free_on(device: str) -> int | None:
     """Free memory of the device now; None for a card that is not here."""
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
-    return int(psutil.virtual_memory().available)
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    return free_memory(torch.device(device))["cuda:0" if device == "cuda" else "cpu"]
 
 
 class _Measured:
@@ -263,7 +263,7 @@ def _refused(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
         )
         said.append(f"shorter texts lower the {_gib(beside)} beside the base ({lengths} now)")
     if plan.device == "cuda":
-        free = free_bytes("cpu") or 0
+        free = free_on("cpu") or 0
         said.append(f"device=cpu has {_gib(free)} of free memory")
     said.append(f"or take {_gib(plan.peak)} of memory, or a smaller model")
     return said
