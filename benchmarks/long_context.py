@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from common import write
 
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import load_model
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.config import ContextConfig, LoraConfig, TuningConfig
 from selfeval.quality.statistics import mean_figure
 from selfeval.store import read_json, write_json

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from common import write
 
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.load import load_model
 from selfeval.backbone.precision import PRECISIONS
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder

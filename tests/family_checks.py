@@ -18,8 +18,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 import tiny_models
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.logprobs import token_logprobs
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs
 from selfeval.rollout.engine import Request, generate
 from tiny_families import FAMILIES, WINDOW

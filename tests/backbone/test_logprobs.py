@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 
 import tiny_models
 from selfeval.backbone import logprobs as module
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.logprobs import Measure, TokenLogprobs, token_logprobs
 from selfeval.backbone.output_head import OutputHead
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError

@@ -121,17 +121,6 @@ def test_a_merge_is_the_sum_in_fp32_rounded_once(rslora: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning")  # peft: merging would break the tie
-def test_a_role_that_adapts_a_tied_output_layer_is_untied_and_says_the_same(tmp_path: Path) -> None:
-    config = tiny_models.tiny_config("llama", VOCABULARY, tie_word_embeddings=True)
-    backbone = from_config(config, targets=("q_proj", "lm_head"))
-    expected = logits(backbone, "policy")
-    merged_language_model(backbone, "policy").save_pretrained(tmp_path)
-    alone = AutoModelForCausalLM.from_pretrained(tmp_path)
-    close(alone(input_ids=IDS).logits.detach(), expected)
-    assert not alone.config.tie_word_embeddings
-    assert backbone.model.config.tie_word_embeddings
-
-
 def test_merging_leaves_the_live_base_alone_and_shares_nothing_with_it() -> None:
     backbone = backbone_of("llama", tie_word_embeddings=True)
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,11 @@ import torch
 from torch import Tensor
 
 import tiny_models
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import load_model
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.precision import PRECISIONS, OverflowGuard, load_arguments, pick_precision
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.errors import LoopError, ModelError, RunFolderError
@@ -85,8 +85,7 @@ def test_the_pick_is_told_to_the_user(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_quantised_without_bitsandbytes_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else real(name, *a))
+    monkeypatch.setattr("selfeval.backbone.precision.is_bitsandbytes_available", lambda: False)
     with pytest.raises(ModelError, match=r"self-evaluator\[quantised\]"):
         load_arguments("nf4", CPU)
     assert pick_precision("auto", CPU, 10**10, 1)[0] == "bf16"
@@ -107,7 +106,7 @@ def test_adapters_heads_and_logprobs_are_fp32_on_every_base(folder: Path, precis
     losses = []
     for _ in range(3):
         with made.acting_as("policy"):
-            values, _ = token_logprobs(made, reply_hidden(made, batch), batch.reply_BR, batch.mask_BR)
+            values = token_logprobs(made, reply_hidden(made, batch), batch.reply_BR, batch.mask_BR).logprobs
             assert values.dtype == torch.float32
             losses.append(-values.sum())
             losses[-1].backward()
@@ -133,7 +132,7 @@ def test_every_base_can_roll_out_and_its_logprobs_are_those_of_training(folder: 
         rollouts = generate(made, [Request(p) for p in prompts], max_new_tokens=8, seed=0)
         batch = pad_sequences(made, prompts, [r.ids for r in rollouts])
         with torch.no_grad():
-            values, _ = token_logprobs(made, reply_hidden(made, batch), batch.reply_BR, batch.mask_BR)
+            values = token_logprobs(made, reply_hidden(made, batch), batch.reply_BR, batch.mask_BR).logprobs
     sampled = torch.tensor([p for r in rollouts for p in r.logprobs])
     torch.testing.assert_close(values[batch.mask_BR], sampled, rtol=0, atol=1e-4 if precision == "fp32" else 0.15)
 

@@ -13,7 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 
 import tiny_models
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.errors import ModelError, RoleError, RunFolderError
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import tiny_models
 from scarce import no_memory
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import final_scores, pad_sequences, reply_logprobs
 
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]

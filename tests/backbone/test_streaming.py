@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import tiny_models
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.placement import DISK, meta_model, plan_placement
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import ModelError, RoleError

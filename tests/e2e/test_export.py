@@ -16,7 +16,8 @@ from jinja2 import Template
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate

@@ -12,7 +12,7 @@ import torch
 
 import family_checks
 import tiny_models
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.errors import ModelError
 from selfeval.rollout.engine import Request, generate
 from tiny_families import FAMILIES, REFUSED, WINDOW

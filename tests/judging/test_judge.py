@@ -12,7 +12,8 @@ from tokenizers import decoders as token_decoders
 from transformers import PreTrainedTokenizerFast
 
 import tiny_models
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
 from selfeval.errors import ModelError
 from selfeval.judging import judge

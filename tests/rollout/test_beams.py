@@ -5,7 +5,8 @@ import torch
 
 import tiny_models
 from scarce import no_memory
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 from selfeval.rollout.beams import beam_search
 

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 import tiny_models
 from scarce import no_memory
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.logprobs import token_logprobs
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.errors import LoopError, MemoryLimitError, RoleError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tiny_models
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig, VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement
 from selfeval.judging.templates import Templates, templates_folder

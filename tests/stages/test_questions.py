@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tiny_models
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
 from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder

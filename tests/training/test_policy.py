@@ -12,8 +12,9 @@ from torch import Tensor
 
 import tiny_models
 from scarce import no_memory
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.budget import MemoryBudget
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
 from selfeval.rollout.engine import Request, Rollout, generate

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import tiny_models
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
 from selfeval.config import TuningConfig
 from selfeval.errors import LoopError
 from selfeval.training import sft

@@ -8,8 +8,6 @@ output layer stay in 16 bits.
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import is_bitsandbytes_available
 
 from selfeval.errors import LoopError, ModelError
 
@@ -78,16 +77,12 @@ def pick_precision(wanted: str, device: torch.device, weights: int | None, free:
     preferred = _preferred(device)
     if weights is None:
         return preferred[0], None
-    usable = [n for n in preferred if not PRECISIONS[n].quantised or _has_bitsandbytes()]
+    usable = [n for n in preferred if not PRECISIONS[n].quantised or is_bitsandbytes_available()]
     fitting = next((n for n in usable if weights * PRECISIONS[n].bytes_per_weight * _ROOM <= free), usable[-1])
     if fitting == preferred[0]:
         return fitting, None
     sizes = ", ".join(f"{n} {weights * PRECISIONS[n].bytes_per_weight / 2**30:.1f}" for n in preferred)
     return fitting, f"precision {fitting} was picked: {free / 2**30:.1f} GiB are free on {device}, the base takes (GiB) {sizes}"
-
-
-def _has_bitsandbytes() -> bool:
-    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
@@ -98,9 +93,8 @@ def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
     """
     if not PRECISIONS[precision].quantised:
         return {"dtype": _DTYPES[precision]}
-    if not _has_bitsandbytes():
+    if not is_bitsandbytes_available():
         raise ModelError(f"precision = {precision} needs bitsandbytes: pip install 'self-evaluator[quantised]', or use bf16")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it would download
     dtype = _DTYPES[_sixteen_bits(device)]
     quantisation = BitsAndBytesConfig(
         load_in_8bit=precision == "int8",

@@ -34,7 +34,7 @@ from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
 from selfeval.store import read_json, write_json
 
-__all__ = ["BASE", "Backbone"]
+__all__ = ["Backbone"]
 
 _PACKED = (torch.int8, torch.uint8)
 """What quantised weights are stored as."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import load_model
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig, VerdictsConfig
 from selfeval.judging.judge import Comparison, compare
 from selfeval.judging.templates import Templates, templates_folder

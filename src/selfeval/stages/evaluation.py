@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement, compare

@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 import torch
 
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.facts import ModelFacts
 from selfeval.backbone.footprint import ShapeBackbone
 from selfeval.backbone.placement import free_memory
 from selfeval.backbone.plan import DTYPES, Plan, Weights, at_depth, largest_fitting, weigh
-from selfeval.backbone.roles import BASE
 from selfeval.config import RunConfig
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.training.phases import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.errors import LoopError
 from selfeval.quality.dedupe import NearDuplicates, normalise
 from selfeval.records import Drop, Question, Split

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.records import Question, Reply, Split, Working
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate

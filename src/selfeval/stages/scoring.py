@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfeval.backbone.roles import BASE, Backbone
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, RunFolderError
 from selfeval.judging.templates import Templates, templates_folder

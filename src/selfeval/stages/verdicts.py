@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from selfeval.backbone.roles import BASE
+from selfeval.backbone.adapters import BASE
 from selfeval.judging.judge import Comparison, Judgement, compare, state_of
 from selfeval.quality.dedupe import normalise
 from selfeval.records import Drop, Question, Reply, Verdict, VerdictState

@@ -5,8 +5,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import tiny_models
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.families.logits import logit_cap, logit_scale
-from selfeval.backbone.roles import BASE
 
 LLAMA = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
