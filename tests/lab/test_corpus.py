@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import selfeval.lab.corpus as corpus
 from selfeval.lab.corpus import KINDS, MARKERS, Document, draw_document
-from selfeval.lab.domain import LARGEST, read_problem
+from selfeval.lab.domain import LARGEST, NAMES, Step, read_problem
 from selfeval.lab.oracle import WordProblems
 
 MODEL = Path(corpus.__file__).parent / "word_problems"
@@ -77,6 +77,37 @@ def test_marks_agree_with_gold_at_the_end_and_with_the_exact_steps_before_it() -
     assert seen["inner"] > 500
 
 
+def test_every_sum_is_marked_as_it_is() -> None:
+    line = re.compile(r"(\d+) (\+|-|\*|/|plus|minus|times|divided by) (\d+) (?:=|is) (\d+)\.<\|(right|wrong)\|>")
+    symbol = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}
+    seen: Counter[str] = Counter()
+    for document in _documents("sums", 300):
+        found = line.findall(_text(document))
+        assert len(found) == _text(document).count("<|right|>") + _text(document).count("<|wrong|>") == 12
+        for left, operator, right, result, mark in found:
+            exact = Step.worked(int(left), symbol.get(operator, operator), int(right)).result
+            assert mark == ("right" if exact == int(result) else "wrong")
+            seen[mark] += 1
+    assert 0.45 < seen["right"] / seen.total() < 0.58  # slips that leave 0..60 are drawn again
+
+
+def test_a_name_that_is_met_again_weighs_more() -> None:
+    again = first = 0
+    for document in _documents("ask", 200):
+        met: set[str] = set()
+        for text, weight in document:
+            word = text.strip(" .?")
+            if text == "<|ask|>":
+                met = set()
+            elif word in NAMES:
+                again, first = again + (word in met), first + (word not in met)
+                assert (weight > 1.0) == (word in met), _text(document)
+                met.add(word)
+            else:
+                assert weight < 1.0
+    assert min(again, first) > 100
+
+
 def test_questions_that_are_taught_are_well_posed() -> None:
     for document in _documents("ask", 500):
         questions = _text(document).removeprefix("<|bos|>").removesuffix("<|eos|>").split("<|ask|>")[1:]
@@ -99,9 +130,10 @@ def test_kinds_come_in_their_shares() -> None:
     rng, seen = random.Random(0), Counter[str]()
     names = {"<|ask|>": "ask", "<|question|>": "reply", "<|grade|>": "grade", "<|judge|>": "judge", "<|referee|>": "referee"}
     for _ in range(4000):
-        found = re.match(r"<\|bos\|>(<\|\w+\|>)", _text(draw_document(rng)))
+        text = _text(draw_document(rng))
+        found = re.match(r"<\|bos\|>(<\|\w+\|>)", text)
         assert found
-        seen[names[found.group(1)]] += 1
+        seen["sums" if names[found.group(1)] == "grade" and "<|reply|>" not in text else names[found.group(1)]] += 1
     for kind, (_, share) in KINDS.items():
         assert seen[kind] / 4000 == pytest.approx(share, abs=0.03)
 
@@ -115,7 +147,7 @@ def test_every_marker_and_every_number_is_one_token_of_the_shipped_tokenizer() -
         assert len(tokenizer.encode(f" {value}", add_special_tokens=False)) == 1, value
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "grade"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("grade", "sums")])
 def test_segments_are_tokenised_as_the_whole_is(kind: str) -> None:
     """Training encodes segment by segment and the loop encodes whole prompts: they must see the same tokens."""
     tokenizer = _tokenizer()
