@@ -30,14 +30,26 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            backbone = Backbone.load(self.config)
+            backbone = Backbone.load(self._with_the_precision_that_it_began_with())
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
         loaded, plan = backbone.loaded, backbone.loaded.placement
-        device: dict[str, Any] = {"device": str(loaded.device), "precision": loaded.precision, "notes": loaded.notes}
+        device: dict[str, Any] = {
+            "device": str(loaded.device),
+            "asked": self.config.precision,
+            "precision": loaded.precision,
+            "notes": loaded.notes,
+        }
         self.store.update_run(device=device if plan is None else {**device, "placement": plan.as_json()})
         return backbone
+
+    def _with_the_precision_that_it_began_with(self) -> RunConfig:
+        """A run that goes on keeps the precision that was picked for it, whatever memory is free now."""
+        begun = self.store.run.get("device", {})
+        if self.config.precision == "auto" == begun.get("asked"):
+            return self.config.model_copy(update={"precision": begun["precision"]})
+        return self.config
 
     def take_memory_events(self) -> list[dict[str, Any]]:
         """What happened to the limits of the backbone's passes since the last call; nothing while it is not loaded."""

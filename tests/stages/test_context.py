@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tiny_models
+from selfeval.config import RunConfig
+from selfeval.stages.context import Context
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
+
+
+def loaded_precision(folder: Path, model: Path, precision: str = "auto") -> str:
+    store = RunStore(folder)
+    try:
+        context = Context(RunConfig(model=str(model), device="cpu", precision=precision), store, Terminal(quiet=True))  # type: ignore[arg-type]
+        return context.backbone.loaded.precision
+    finally:
+        store.close()
+
+
+def test_a_run_keeps_the_precision_that_was_picked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a run that goes on while others use the memory would mix the replies of two bases, and no key would show it."""
+    model = tiny_models.save_model(tiny_models.model("llama", 384), tiny_models.words_tokenizer(), tmp_path / "model")
+    assert loaded_precision(tmp_path / "run", model) == "fp32"
+    monkeypatch.setattr("selfeval.backbone.load._room", lambda device: 150_000)
+    assert loaded_precision(tmp_path / "other", model) == "bf16"
+    assert loaded_precision(tmp_path / "run", model) == "fp32"
+    assert loaded_precision(tmp_path / "run", model, "bf16") == "bf16"
+    assert loaded_precision(tmp_path / "run", model) == "bf16"  # a new choice: the old one was asked for, not picked
