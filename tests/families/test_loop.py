@@ -30,7 +30,7 @@ SEEDS = ["How many apples are left?", "What is two plus three?", "Who has seven 
 TRAIN, TEST = 12, 6
 CHATGLM = ("chatglm1", "chatglm2", "chatglm3")
 # Hidden sizes of their own: models of other tests in this process must not be mistaken for copies of these.
-WIDTHS = {"llama": 40, "qwen3": 48, "glm4": 56, "gpt2": 72, "mixtral": 88, "mamba": 104}
+WIDTHS = {"llama": 40, "qwen3": 120, "glm4": 56, "gpt2": 72, "mixtral": 88, "mamba": 104}
 
 
 def config(model: Path, seeds: Path) -> RunConfig:
