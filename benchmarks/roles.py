@@ -141,8 +141,8 @@ def _ours_sft(folder: str) -> dict[str, Any]:
     batch = pad_sequences(backbone, [row[:1].tolist() for row in _batch()], [row[1:].tolist() for row in _batch()])
     for _ in range(2):
         with backbone.acting_as("policy"):
-            values, _ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
-            (-values.sum() / batch.mask_BR.sum()).backward()
+            found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+            (-found.logprobs.sum() / batch.mask_BR.sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
     return {"base_bytes": backbone.base_bytes}

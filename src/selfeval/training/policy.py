@@ -280,21 +280,22 @@ class _Loop:
                     torch.tensor(order[start : start + self.config.minibatch], device=experience.mask.device)
                 )
                 values = _update_policy(self.backbone, part, self.config, self.batch_tokens)
+                values["grad_norm"] = self._apply(POLICY, factor)  # before the critic's, so that one role's gradients are held
                 values |= _update_critic(self.backbone, part, self.whitening, self.config, self.batch_tokens)
-                values["grad_norm"] = self._apply(factor)
+                self._apply(CRITIC, factor)
                 rows.append(values)
         means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name != "ratio_gap"}
         return {**means, "first_ratio": rows[0]["ratio_gap"], "learning_rate": self.config.learning_rate * factor}
 
-    def _apply(self, factor: float) -> float:
-        norms = {}
-        for role, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self.rates[role] * factor
-            norms[role] = float(torch.nn.utils.clip_grad_norm_(self.parameters[role].values(), self.config.max_grad_norm))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return norms[POLICY]
+    def _apply(self, role: str, factor: float) -> float:
+        """One optimizer step of a role; returns the norm of its gradient."""
+        optimizer = self.optimizers[role]
+        for group in optimizer.param_groups:
+            group["lr"] = self.rates[role] * factor
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters[role].values(), self.config.max_grad_norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
 
 
 def _measure(experience: Experience, kl_coefficient: float) -> dict[str, float]:
