@@ -22,7 +22,7 @@ run: $(VENV)/.installed ## Install what is needed and run the whole loop on the 
 	@$(BIN)/selfeval run
 
 test: $(VENV)/.installed-dev ## Run all tests (some of them: make test TESTS=tests/test_store.py).
-	@$(BIN)/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 check: $(VENV)/.installed-dev ## Lint, check the format and the types.
 	@$(BIN)/ruff check .

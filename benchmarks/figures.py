@@ -20,6 +20,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _README = _ROOT / "README.md"
 _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 _LONG = _ROOT / "docs" / "concepts" / "long-context.md"
+_COST = _ROOT / "docs" / "concepts" / "cost.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -172,6 +173,106 @@ def long_context_plot() -> str:
     return f"{head}\n<style>{_PLOT_STYLE}</style>\n{body}\n</svg>\n"
 
 
+_VARIANTS = {
+    "ours-ppo": "this package, PPO: policy, reference, evaluator, critic",
+    "ours-sft": "this package, supervised LoRA",
+    "plain-sft": "transformers and PEFT, supervised LoRA",
+    "trl-ppo": "TRL 1.12, PPO, as its documentation has it (critic trained in full)",
+    "trl-ppo-lora-critic": "TRL 1.12, PPO, LoRA critic",
+    "trl-rloo": "TRL 1.16, RLOO with a reward model",
+    "trl-grpo": "TRL 1.16, GRPO with a reward model",
+}
+
+
+def _mib(found: dict[str, Any], name: str) -> str:
+    return f"{found[name] / 2**20:,.0f}" if name in found else ""
+
+
+def cost_tables() -> str:
+    """The tables of docs/concepts/cost.md, from results/roles.json, logprobs.json, precision.json and planner.json."""
+    return "\n".join([*_roles_lines(), "", *_logprobs_lines(), "", *_precision_lines(), "", *_planner_lines()]) + "\n"
+
+
+def _roles_lines() -> list[str]:
+    found = _load("roles")
+    shape, base = found["shape"], found["variants"]["ours-ppo"]["base_bytes"]
+    lines = [
+        f"By `{found['command']}`: a random Llama of 100 million parameters ({base / 2**20:,.0f} MiB, fp32), {shape['prompts']} "
+        f"prompts of {shape['prompt_tokens']} tokens, replies of {shape['reply_tokens']}, rank {shape['rank']}, "
+        f"{shape['epochs']} epochs, every variant in a process of its own. MiB; held: weights, adapters, gradients, optimizer.",
+        "",
+        "| | held | held / base | peak |",
+        "|---|---|---|---|",
+    ]
+    for name, label in _VARIANTS.items():
+        variant = found["variants"].get(name, {})
+        held = variant.get("non_activation_bytes")
+        ratio = f"{held / base:.2f}" if held else ""
+        lines.append(f"| {label} | {_mib(variant, 'non_activation_bytes')} | {ratio} | {_mib(variant, 'peak_bytes')} |")
+    mixed = found["variants"]["mixed-time"]
+    return [
+        *lines,
+        "",
+        f"One pass with rows of four roles takes {mixed['mixed_over_plain']:.2f} of the time of a bare pass over the same "
+        f"{mixed['tokens']:,} tokens; four passes one after the other take {mixed['apart_over_plain']:.2f} ({found['machine']['cores']} core).",
+    ]
+
+
+def _logprobs_lines() -> list[str]:
+    found = _load("logprobs")
+    lines = [
+        f"By `{found['command']}`, vocabulary {found['vocabulary']:,}, {found['on']}.",
+        "",
+        "| log-probs | tokens | width | asked for | extra peak, MiB | time / plain |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["memory"]:
+        lines.append(
+            f"| {row['version']} | {row['tokens']:,} | {row['width']:,} | {_asked(row)} | {row['extra_peak_mib']:.0f} | |"
+        )
+    for row in found["time"]:
+        lines.append(f"| {row['dtype']} | {row['tokens']:,} | {row['width']:,} | {_asked(row)} | | {row['ratio']:.2f} |")
+    return lines
+
+
+def _asked(row: dict[str, Any]) -> str:
+    return "log-probs" if row["asked"] == "logprobs" else "log-probs, entropy and KL, with gradients"
+
+
+def _precision_lines() -> list[str]:
+    found = _load("precision")
+    lines = [
+        f"By `{found['command']}`, the embedded model and the evaluator of one run, trained on an fp32 base and loaded on others; "
+        f"{found['tokens']:,} reply tokens, {found['pairs']} pairs.",
+        "",
+        "| base | bytes / fp32 | loss gap | KL from fp32, nats a token | evaluator right | verdicts changed |",
+        "|---|---|---|---|---|---|",
+    ]
+    whole = found["precisions"]["fp32"]["base_bytes"]
+    for name, row in found["precisions"].items():
+        right = row["evaluator_accuracy"]
+        interval = f"{100 * right['value']:.1f}% ({100 * right['ci_low']:.1f}% to {100 * right['ci_high']:.1f}%)"
+        lines.append(
+            f"| {name} | {row['base_bytes'] / whole:.2f} | {100 * row['loss_gap']:+.2f}% | {row['kl_from_fp32']:.5f} "
+            f"| {interval} | {100 * row['verdicts_changed']:.1f}% |"
+        )
+    return lines
+
+
+def _planner_lines() -> list[str]:
+    found = _load("planner")
+    lines = [
+        f"By `{found['command']}`: planned peak over measured peak, less one; measured on a CPU, above a warmed process.",
+        "",
+        "| model | allocator | load | rollout | score | update |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in found["cases"]:
+        errors = " | ".join(f"{100 * case['error'][phase]:+.0f}%" for phase in ("load", "rollout", "score", "update"))
+        lines.append(f"| {case['name']} | {case['allocator']} | {errors} |")
+    return lines
+
+
 def _refresh(path: Path, block: str, check: bool) -> None:
     old = path.read_text(encoding="utf-8")
     _write(path, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
@@ -192,6 +293,7 @@ def main() -> None:
     _refresh(_CARD, skills_table(), options.check)
     _refresh(_LONG, long_context_table(), options.check)
     _write(_PLOT, long_context_plot(), options.check)
+    _refresh(_COST, cost_tables(), options.check)
 
 
 if __name__ == "__main__":
