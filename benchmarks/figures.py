@@ -214,7 +214,8 @@ def _roles_lines() -> list[str]:
         *lines,
         "",
         f"One pass with rows of four roles takes {mixed['mixed_over_plain']:.2f} of the time of a bare pass over the same "
-        f"{mixed['tokens']:,} tokens; four passes one after the other take {mixed['apart_over_plain']:.2f} ({found['machine']['cores']} core).",
+        f"{mixed['tokens']:,} tokens; four passes one after the other take {mixed['apart_over_plain']:.2f} "
+        f"({found['machine']['cores']} core).",
     ]
 
 
@@ -242,8 +243,8 @@ def _asked(row: dict[str, Any]) -> str:
 def _precision_lines() -> list[str]:
     found = _load("precision")
     lines = [
-        f"By `{found['command']}`, the embedded model and the evaluator of one run, trained on an fp32 base and loaded on others; "
-        f"{found['tokens']:,} reply tokens, {found['pairs']} pairs.",
+        f"By `{found['command']}`, the embedded model and the evaluator of one run, trained on an fp32 base and loaded on "
+        f"others; {found['tokens']:,} reply tokens, {found['pairs']} pairs.",
         "",
         "| base | bytes / fp32 | loss gap | KL from fp32, nats a token | evaluator right | verdicts changed |",
         "|---|---|---|---|---|---|",
@@ -262,14 +263,17 @@ def _precision_lines() -> list[str]:
 def _planner_lines() -> list[str]:
     found = _load("planner")
     lines = [
-        f"By `{found['command']}`: planned peak over measured peak, less one; measured on a CPU, above a warmed process.",
+        f"By `{found['command']}`: planned peak over measured peak, less one, and the measured peak; on a CPU, above a warmed "
+        "process.",
         "",
-        "| model | allocator | load | rollout | score | update |",
-        "|---|---|---|---|---|---|",
+        "| model | allocator | load | rollout | score | update | CPU seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for case in found["cases"]:
-        errors = " | ".join(f"{100 * case['error'][phase]:+.0f}%" for phase in ("load", "rollout", "score", "update"))
-        lines.append(f"| {case['name']} | {case['allocator']} | {errors} |")
+    for name, case in found["cases"].items():
+        for label, words in (("as_is", "as the loop sets it"), ("returning", "gives back at once")):
+            part = case[label]
+            cells = [f"{100 * part['error'][p]:+.0f}% of {part['measured_mib'][p]:.0f} MiB" for p in part["error"]]
+            lines.append(f"| {name} | {words} | {' | '.join(cells)} | {part['cpu_seconds']:.0f} |")
     return lines
 
 

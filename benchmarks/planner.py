@@ -182,7 +182,7 @@ def measure(case: Case, model: str) -> dict[str, Any]:
     backbone.add_role(EVALUATOR, head=True)
     backbone.freeze(EVALUATOR)
     backbone.add_role(POLICY)
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.add_snapshot(REFERENCE, of=POLICY)
     backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
     policy._collect = meter.around("rollout", policy._collect)
     policy._experience = meter.around("score", policy._experience)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import resource
+import subprocess
 import sys
 
 import numpy as np
@@ -70,3 +71,26 @@ def test_a_gpu_is_measured_and_its_budget_is_a_true_out_of_memory() -> None:
             torch.empty(600 * MIB, dtype=torch.uint8, device=device)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, 0)
+
+
+_CHURN = """
+import sys, torch
+from selfeval.backbone.meters import return_freed_memory, CpuMeter
+return_freed_memory(int(sys.argv[1]))
+for _ in range(3):  # blocks of many sizes, freed in another order: what a heap keeps
+    held = [torch.ones(20_000 + 7_000 * i) for i in range(200)]
+    kept = held[::20]
+    del held
+print(CpuMeter().used() - sum(t.nbytes for t in kept))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")
+def test_a_large_base_gives_back_what_it_freed() -> None:
+    used = [
+        int(
+            subprocess.run([sys.executable, "-c", _CHURN, size], capture_output=True, text=True, check=True, timeout=120).stdout
+        )
+        for size in ("1000", str(1 << 30))
+    ]
+    assert used[1] < used[0] - 20 * MIB

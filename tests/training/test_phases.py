@@ -27,6 +27,7 @@ def _real() -> Any:
     real = tiny_models.backbone("llama", rank=4, eos=())
     for role, head in POLICY_ROLES.items():
         real.add_role(role, head=head, trainable=role in LEARNING)
+    real.add_snapshot("reference", of="policy")
     return real
 
 

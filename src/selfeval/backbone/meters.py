@@ -13,8 +13,11 @@ from typing import Protocol
 import psutil
 import torch
 
-__all__ = ["CpuMeter", "CudaMeter", "Meter", "cap_gpus", "meter_for", "peak_resident_bytes"]
+__all__ = ["CpuMeter", "CudaMeter", "Meter", "cap_gpus", "meter_for", "peak_resident_bytes", "return_freed_memory"]
 
+_M_MMAP_THRESHOLD, _MAPPED_BLOCK = -3, 1 << 17
+_LARGE_BASE = 1 << 26
+"""Bytes of a base from which freed memory is given back at once."""
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -165,6 +168,17 @@ _highest = _HighestResident()
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
     return _highest.overall()
+
+
+def return_freed_memory(base_bytes: int) -> None:
+    """Makes the C library (glibc) give large blocks back to the system as soon as they are freed, on behalf of a large base.
+
+    Left alone, it raises the size from which blocks are given back up to 32 MiB, and keeps what training freed: half as much
+    again as was alive, for a base of 400 MB. Asking the system for every block costs time, which small models feel most.
+    """
+    if base_bytes >= _LARGE_BASE:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK)
 
 
 def _trim_heap() -> None:

@@ -26,7 +26,7 @@ from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
-from selfeval.backbone.meters import cap_gpus, meter_for
+from selfeval.backbone.meters import cap_gpus, meter_for, return_freed_memory
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
@@ -99,6 +99,8 @@ class Backbone:
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
         backbone = cls(loaded, config.lora, source, config.memory_budget)
+        if loaded.device.type == "cpu":
+            return_freed_memory(backbone.base_bytes)
         if config.checkpointing:
             backbone.recompute_layers()
         return backbone

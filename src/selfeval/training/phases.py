@@ -16,18 +16,20 @@ from torch import Tensor
 from selfeval.algorithms.masked import masked_sum
 from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.footprint import Footprint, ShapeBackbone
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
 from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
 from selfeval.rollout.draws import pick
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.policy import CRITIC, POLICY, REFERENCE
+from selfeval.training.gradients import add_gradients
+from selfeval.training.policy import CRITIC, POLICY
 
 __all__ = ["LEARNING", "POLICY_ROLES", "Shape", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
 
-POLICY_ROLES = {EVALUATOR: True, POLICY: False, REFERENCE: False, CRITIC: True}
-"""The roles that policy training has in memory; True where there is a head."""
+POLICY_ROLES = {EVALUATOR: True, POLICY: False, CRITIC: True}
+"""The adapters that policy training has in memory (the reference is the bare base); True where there is a head."""
 
 LEARNING = (POLICY, CRITIC)
 """Those of them that learn."""
@@ -142,7 +144,7 @@ def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, repl
     meter = backbone.footprint()
     with torch.no_grad(), backbone.fake, meter:
         kept = _experience(Shape(replies, shape.prompt, shape.reply), grade_prompt)
-        with backbone.acting_as(REFERENCE):
+        with backbone.acting_as(BASE):  # the reference of a policy that starts there
             batch = _sequences(shape)
             token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
         with backbone.acting_as(EVALUATOR):
@@ -185,14 +187,14 @@ def update_peak(
 def _backward_peak(
     backbone: ShapeBackbone, role: str, learning: Sequence[str], loss: Callable[[], Tensor], kept: Callable[[], list[Any]]
 ) -> Counter[str]:
-    parameters = [p for name in learning for p in backbone.parameters(name).values()]
+    parameters = list(backbone.parameters(role).values())  # those of the others are gone before its own are made
     with backbone.fake:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
     meter = backbone.footprint()
     with backbone.fake, meter, backbone.acting_as(role):
         held = kept()
-        loss().backward()
+        add_gradients(loss(), parameters)
         del held
     for parameter in parameters:
         parameter.grad = None
