@@ -71,6 +71,7 @@ def test_auto_takes_the_best_that_fits_and_says_so(
 
 
 def test_an_old_gpu_gets_fp16_and_a_wish_is_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert pick_precision("auto", CUDA, 1000, 1000 * GIB)[0] == "fp16"
     assert pick_precision("auto", CUDA, None, 0)[0] == "fp16"

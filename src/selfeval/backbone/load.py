@@ -169,8 +169,18 @@ def load_model(
     trust_remote_code: bool = False,
     context: ContextConfig | None = None,
     placement: PlacementConfig | None = None,
+    room: int | None = None,
 ) -> LoadedModel:
     """Loads a model folder or hub id, frozen and in eval mode, onto the devices that have room for it.
+
+    Args:
+        name: folder or hub id.
+        device: auto, cpu or cuda.
+        precision: of the base; auto picks one that fits.
+        trust_remote_code: run code that comes with the model.
+        context: how far and how it attends.
+        placement: which devices may hold it.
+        room: bytes that the process may take, if that is less than what is free.
 
     Raises:
         ModelError: not found, not a causal language model, damaged files, a context that it cannot be given, or too large for
@@ -187,7 +197,7 @@ def load_model(
         stretch = stretch_positions(config, context, name)
         tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
-        picked, why = pick_precision(precision, target, _count_weights(files), _room(target))
+        picked, why = pick_precision(precision, target, _count_weights(files), min(_room(target), room or _room(target)))
         plan = _plan(config, device, target, picked, placement, trust_remote_code)
         model, report = _from_files(
             name,

@@ -55,7 +55,8 @@ _ROOM = 1.25
 
 
 def _sixteen_bits(device: torch.device) -> str:
-    return "fp16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
+    old = device.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported()
+    return "fp16" if old else "bf16"
 
 
 def _preferred(device: torch.device) -> Sequence[str]:

@@ -96,6 +96,7 @@ class Backbone:
             trust_remote_code=config.trust_remote_code,
             context=config.context,
             placement=config.placement,
+            room=config.memory_budget,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
         backbone = cls(loaded, config.lora, source, config.memory_budget)
