@@ -12,7 +12,7 @@ from selfeval.backbone.facts import ModelFacts, model_facts
 from selfeval.backbone.plan import KINDS, PHASES, Plan
 from selfeval.cli import app
 from selfeval.config import RunConfig
-from selfeval.stages.planning import Workload, make_plan, workload
+from selfeval.stages.planning import Workload, make_plan, planned_precision, workload
 
 WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, working=8)
 

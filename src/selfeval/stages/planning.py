@@ -238,7 +238,9 @@ def _adapted(config: RunConfig, plan: Plan) -> list[str]:
         return []
     given = " ".join(f"--set {name}={str(value).lower()}" for name, value in changed.items())
     wanted = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in changed)
-    return [f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given}"]
+    return [
+        f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given} to a new run (one under way would be done again; --memory-budget is not)"
+    ]
 
 
 def _refused(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
