@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tiny_models
+from selfeval.errors import RoleError
 from selfeval.training.gradients import add_gradients
 
 

@@ -239,7 +239,7 @@ def _adapted(config: RunConfig, plan: Plan) -> list[str]:
     given = " ".join(f"--set {name}={str(value).lower()}" for name, value in changed.items())
     wanted = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in changed)
     return [
-        f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given} to a new run (one under way would be done again; --memory-budget is not)"
+        f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given}; a run under way goes on as it is with --memory-budget"
     ]
 
 
