@@ -238,9 +238,7 @@ def _adapted(config: RunConfig, plan: Plan) -> list[str]:
         return []
     given = " ".join(f"--set {name}={str(value).lower()}" for name, value in changed.items())
     wanted = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in changed)
-    return [
-        f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given}; a run under way goes on as it is with --memory-budget"
-    ]
+    return [f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given} (a run under way: --memory-budget instead)"]
 
 
 def _refused(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
