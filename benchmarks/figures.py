@@ -198,8 +198,8 @@ def _roles_lines() -> list[str]:
     shape, base = found["shape"], found["variants"]["ours-ppo"]["base_bytes"]
     lines = [
         f"By `{found['command']}`: a random Llama of 100 million parameters ({base / 2**20:,.0f} MiB, fp32), "
-        f"{shape['prompts']} prompts of {shape['prompt_tokens']} tokens, replies of {shape['reply_tokens']}, rank {shape['rank']}, "
-        f"{shape['epochs']} epochs, every variant in its own process. MiB; held: weights, adapters, gradients, optimizer.",
+        f"{shape['prompts']} prompts of {shape['prompt_tokens']} tokens, replies of {shape['reply_tokens']}, "
+        f"rank {shape['rank']}, {shape['epochs']} epochs. MiB; held: weights, adapters, gradients, optimizer.",
         "",
         "| | held | held / base | peak |",
         "|---|---|---|---|",

@@ -68,7 +68,10 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. policy.iterations=20.")
     ] = None,
     memory_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory that this process may take, e.g. 2GiB; changes no result.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory that this process may take, e.g. 2GiB. Only an automatic precision depends on it."
+        ),
     ] = None,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -7,8 +7,11 @@ from torch import Tensor
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LoraConfig
 from selfeval.errors import ModelError, RoleError
+from selfeval.rollout.beams import beam_search
+from selfeval.rollout.engine import Request, generate
 
 ROLES = ("policy", "reference", "evaluator-0", "evaluator-1", "critic")
 
@@ -160,3 +163,16 @@ def test_an_adapter_on_an_embedding_is_refused() -> None:
     backbone.lora = LoraConfig(targets=("embed_tokens",))
     with pytest.raises(ModelError, match="embedding"):
         backbone.add_role("policy")
+
+
+def test_work_that_sorts_its_rows_refuses_a_role_for_each_row() -> None:
+    """Roles are bound to rows by their place, and these put rows of similar length together."""
+    backbone = all_roles()
+    prompts, replies = [(5, 6), (5, 6)], [(7, 8, 9), (7,)]
+    with backbone.acting_as(["policy", "reference"]):
+        with pytest.raises(RoleError, match="order of its own"):
+            reply_logprobs(backbone, prompts, replies, batch_tokens=100)
+        with pytest.raises(RoleError, match="order of its own"):
+            generate(backbone, [Request(p) for p in prompts], max_new_tokens=2, seed=0)
+        with pytest.raises(RoleError, match="order of its own"):
+            beam_search(backbone, prompts, beams=2, max_new_tokens=2, rows=4, batch_tokens=100)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ByteSize
 from torch import Tensor
 
 import tiny_models
@@ -14,7 +15,7 @@ from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.precision import PRECISIONS, OverflowGuard, load_arguments, pick_precision
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
-from selfeval.config import LoraConfig
+from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import LoopError, ModelError, RunFolderError
 from selfeval.rollout.engine import Request, generate
 
@@ -71,6 +72,7 @@ def test_auto_takes_the_best_that_fits_and_says_so(
 
 
 def test_an_old_gpu_gets_fp16_and_a_wish_is_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert pick_precision("auto", CUDA, 1000, 1000 * GIB)[0] == "fp16"
     assert pick_precision("auto", CUDA, None, 0)[0] == "fp16"
@@ -78,7 +80,7 @@ def test_an_old_gpu_gets_fp16_and_a_wish_is_a_wish(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_pick_is_told_to_the_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfeval.backbone.load.free_memory", lambda device: {"cpu": 500_000, "disk": 1 << 40})
+    monkeypatch.setattr("selfeval.backbone.load._sum", lambda memory, device: 500_000)
     loaded = load_model(str(folder), device="cpu")
     assert loaded.precision == "bf16"
     assert any("precision bf16 was picked" in note for note in loaded.notes)
@@ -203,3 +205,20 @@ def test_the_guard_sees_nothing_where_nothing_is_wrong() -> None:
     OverflowGuard(made.model)
     with made.acting_as(BASE):
         made.hidden(IDS, ONES)
+
+
+# -- where a quantised base may lie -------------------------------------------------------------------------------------
+
+
+def test_a_quantised_base_that_fits_nowhere_as_a_whole_is_spread_in_16_bits_if_nobody_asked_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfeval.backbone.load._sum", lambda memory, device: 1)
+    small = PlacementConfig(max_memory={"cpu": ByteSize(420_000)}, reserve=0.0)
+    loaded = load_model(str(folder), device="cpu", placement=small)
+    assert loaded.precision == "bf16"
+    assert any("only plain weights can be spread" in note for note in loaded.notes)
+    assert loaded.placement is not None
+    assert not loaded.placement.is_whole
+    with pytest.raises(ModelError, match="precision = bf16, which can be spread"):
+        load_model(str(folder), device="cpu", precision="int8", placement=small)

@@ -339,3 +339,15 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_the_cache() -> None:
     for ours, theirs in zip(found[0][0], found[1][0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize(("saved", "asked"), [("all-linear", ("q_proj",)), (("q_proj",), "all-linear")])
+def test_a_role_on_other_layers_is_refused(saved: Any, asked: Any, tmp_path: Path) -> None:
+    """Fewer would be left out in silence, more would be missing."""
+    first, second = tiny_models.backbone(), tiny_models.backbone()
+    first.lora = first.lora.model_copy(update={"targets": saved})
+    second.lora = second.lora.model_copy(update={"targets": asked})
+    first.add_role("policy")
+    first.save_role("policy", tmp_path)
+    with pytest.raises(RunFolderError, match="other layers"):
+        second.load_role("policy", tmp_path)

@@ -24,7 +24,7 @@ def test_a_run_keeps_the_precision_that_was_picked_for_it(tmp_path: Path, monkey
     """Otherwise a run that goes on while others use the memory would mix the replies of two bases, and no key would show it."""
     model = tiny_models.save_model(tiny_models.model("llama", 384), tiny_models.words_tokenizer(), tmp_path / "model")
     assert loaded_precision(tmp_path / "run", model) == "fp32"
-    monkeypatch.setattr("selfeval.backbone.load._room", lambda device: 150_000)
+    monkeypatch.setattr("selfeval.backbone.load._sum", lambda memory, device: 150_000)
     assert loaded_precision(tmp_path / "other", model) == "bf16"
     assert loaded_precision(tmp_path / "run", model) == "fp32"
     assert loaded_precision(tmp_path / "run", model, "bf16") == "bf16"

@@ -12,7 +12,7 @@ from selfeval.backbone.facts import ModelFacts, model_facts
 from selfeval.backbone.plan import KINDS, PHASES, Plan
 from selfeval.cli import app
 from selfeval.config import RunConfig
-from selfeval.stages.planning import Workload, make_plan, workload
+from selfeval.stages.planning import Workload, make_plan, planned_precision, workload
 
 WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, working=8)
 
@@ -136,3 +136,12 @@ def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["plan", "--model", "org/nothing", "--set", "device=cpu"])
     assert wrong.exit_code == 2
     assert "not known here" in wrong.stderr
+
+
+def test_an_automatic_precision_is_planned_as_it_is_loaded() -> None:
+    facts = model_facts("Qwen2.5-7B-Instruct")
+    config = RunConfig(device="cpu")
+    found = {budget: planned_precision(config, "cpu", facts, budget << 30) for budget in (64, 24, 12, 6)}
+    assert found == {64: "fp32", 24: "bf16", 12: "int8", 6: "nf4"}
+    assert planned_precision(config, "cpu", facts, None) == "fp32"
+    assert planned_precision(RunConfig(precision="bf16"), "cpu", facts, 1) == "bf16"

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tiny_models
+from selfeval.errors import RoleError
 from selfeval.training.gradients import add_gradients
 
 
@@ -79,3 +81,15 @@ def test_the_first_gradient_is_a_tensor_of_its_own() -> None:
     assert bias.grad is not None
     assert shift.grad is not None
     assert bias.grad.tolist() == shift.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_loss_of_another_role_is_refused() -> None:
+    """No parameter takes part: the step would be none at all, and nothing would say so."""
+    backbone = tiny_models.backbone()
+    backbone.add_role("policy")
+    backbone.add_role("critic")
+    ids = torch.tensor([[5, 6, 7]])
+    with backbone.acting_as("critic"):
+        loss = backbone.hidden(ids, torch.ones_like(ids)).sum()
+    with pytest.raises(RoleError, match="another role"):
+        add_gradients(loss, backbone.parameters("policy").values())

@@ -93,8 +93,13 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
 
     Raises:
         RoleError: there is no such role.
-        ExportError: the files do not hold the role's weights.
+        ExportError: the files do not hold the role's weights, or the base's positions are scaled, which PEFT would not know.
     """
+    if backbone.loaded.stretch:
+        raise ExportError(
+            f"the role was trained on positions scaled by {backbone.loaded.stretch}, and an adapter alone would be read on "
+            "plain ones; use --merge, whose config.json holds the scaling"
+        )
     backbone.save_role(role, folder)
     config = {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": base}
     layout: Layout = "adapter"

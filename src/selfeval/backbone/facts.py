@@ -15,6 +15,7 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from selfeval.backbone.families.table import FAMILIES
 from selfeval.errors import ModelError
 
 __all__ = ["ModelFacts", "known_models", "model_facts", "read_facts"]
@@ -77,7 +78,11 @@ def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
         ModelError: it is no causal language model that transformers knows.
     """
     kind = values.get("model_type")
-    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or values.get("is_encoder_decoder"):
+    if (
+        not isinstance(kind, str)
+        or kind not in {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILIES}
+        or values.get("is_encoder_decoder")
+    ):
         raise ModelError(
             f"{name}: model_type {json.dumps(kind)} is no causal language model that transformers knows; give the config.json "
             "of one that writes text"

@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ from transformers.utils import cached_file, is_flash_attn_2_available
 
 from selfeval.backbone.families.table import FAMILIES, family_tokenizer
 from selfeval.backbone.placement import DISK, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
-from selfeval.backbone.precision import PRECISIONS, OverflowGuard, load_arguments, pick_precision, settle_quantised
+from selfeval.backbone.precision import (
+    PRECISIONS,
+    OverflowGuard,
+    load_arguments,
+    pick_precision,
+    settle_quantised,
+    sixteen_bits,
+)
 from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
 from selfeval.config import ContextConfig, PlacementConfig
 from selfeval.errors import ModelError
@@ -91,9 +98,15 @@ def weight_files(name: str) -> tuple[Path, ...]:
     return tuple(Path(str(cached_file(name, shard))) for shard in sorted(set(shards)))
 
 
-def _room(device: torch.device) -> int:
-    """Free bytes on all devices of the kind that computes."""
-    return sum(size for name, size in free_memory(device).items() if name.startswith(device.type))
+def _memory(device: torch.device, room: int | None) -> dict[str, int]:
+    """Free bytes of every device that may hold the base, none above `room` but the disk."""
+    free = free_memory(device)
+    return {name: size if room is None or name == DISK else min(size, room) for name, size in free.items()}
+
+
+def _sum(memory: Mapping[str, int], device: torch.device) -> int:
+    """Bytes on all devices of the kind that computes."""
+    return sum(size for name, size in memory.items() if name.startswith(device.type))
 
 
 def _count_weights(files: Sequence[Path]) -> int | None:
@@ -169,8 +182,18 @@ def load_model(
     trust_remote_code: bool = False,
     context: ContextConfig | None = None,
     placement: PlacementConfig | None = None,
+    room: int | None = None,
 ) -> LoadedModel:
     """Loads a model folder or hub id, frozen and in eval mode, onto the devices that have room for it.
+
+    Args:
+        name: folder or hub id.
+        device: auto, cpu or cuda.
+        precision: of the base; auto picks one that fits.
+        trust_remote_code: run code that comes with the model.
+        context: how far and how it attends.
+        placement: which devices may hold it.
+        room: bytes that may be taken on each device, if that is less than what is free there.
 
     Raises:
         ModelError: not found, not a causal language model, damaged files, a context that it cannot be given, or too large for
@@ -187,8 +210,14 @@ def load_model(
         stretch = stretch_positions(config, context, name)
         tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
-        picked, why = pick_precision(precision, target, _count_weights(files), _room(target))
-        plan = _plan(config, device, target, picked, placement, trust_remote_code)
+        memory = _memory(target, room)
+        picked, why = pick_precision(precision, target, _count_weights(files), _sum(memory, target))
+        layout = _Wanted(config, device, placement, trust_remote_code, memory)
+        plan = layout.plan(picked)
+        if not _can_hold(picked, plan):
+            picked, why = _spread_instead(name, precision, picked, target)
+            plan = layout.plan(picked)
+        target = target if plan is None else torch.device(plan.main)
         model, report = _from_files(
             name,
             plan,
@@ -205,7 +234,6 @@ def load_model(
     except Exception as error:  # the hub client and safetensors raise many kinds; the user needs one sentence
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {name}: {reason}") from error
-    target = target if plan is None else torch.device(plan.main)
     _settle(model, target, picked, whole=plan is None or plan.is_whole)
     loaded = _described(model, tokenizer, target, picked, plan)
     loaded.files, loaded.stretch = files, stretch
@@ -229,28 +257,53 @@ def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) ->
         OverflowGuard(model)
 
 
-def _plan(
-    config: Any, wanted: str, target: torch.device, precision: str, placement: PlacementConfig, trust_remote_code: bool
-) -> DeviceMap | None:
-    if placement.mode == "single":
-        return None
-    memory = usable_memory(free_memory(target), placement)
-    plan = plan_placement(meta_model(config, trust_remote_code=trust_remote_code), memory, precision)
-    if wanted == "cuda" and plan.main == "cpu":
+@dataclass(frozen=True)
+class _Wanted:
+    """What decides where a base goes, but for its precision."""
+
+    config: Any
+    device: str
+    placement: PlacementConfig
+    trust_remote_code: bool
+    memory: Mapping[str, int]
+
+    def plan(self, precision: str) -> DeviceMap | None:
+        if self.placement.mode == "single":
+            return None
+        usable = usable_memory(self.memory, self.placement)
+        plan = plan_placement(meta_model(self.config, trust_remote_code=self.trust_remote_code), usable, precision)
+        if self.device == "cuda" and plan.main == "cpu":
+            raise ModelError(
+                "device = cuda, but no card has room for even one layer of this model; free memory or use device = auto"
+            )
+        return plan
+
+
+def _can_hold(precision: str, plan: DeviceMap | None) -> bool:
+    """Quantised weights stay where they are made: whole on a device, or on cards alone."""
+    if plan is None or plan.is_whole or not PRECISIONS[precision].quantised:
+        return True
+    return all(device.startswith("cuda") for device in plan.devices)
+
+
+def _spread_instead(name: str, wanted: str, precision: str, device: torch.device) -> tuple[str, str]:
+    """A precision that can be spread over RAM and disk, where it was for us to choose.
+
+    Raises:
+        ModelError: the user chose the quantised one.
+    """
+    if wanted != "auto":
         raise ModelError(
-            "device = cuda, but no card has room for even one layer of this model; free memory or use device = auto"
+            f"{name} in {precision} fits on no device as a whole; use precision = bf16, which can be spread over several"
         )
-    return plan
+    other = sixteen_bits(device)
+    return other, f"precision {other} was picked: not even {precision} fits on one device, and only plain weights can be spread"
 
 
 def _from_files(name: str, plan: DeviceMap | None, placement: PlacementConfig, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model and transformers' report; weights on disk stay in the model's files where these can be read as they are."""
     folder = None
     if plan is not None and not plan.is_whole:
-        if "quantization_config" in options and not all(device.startswith("cuda") for device in plan.devices):
-            raise ModelError(
-                f"a quantised {name} does not fit on cards alone ({plan.sentence()}); use precision = bf16, which can be spread"
-            )
         options["device_map"] = plan.for_transformers()
     if plan is not None and DISK in plan.devices:
         if placement.folder:

@@ -5,8 +5,7 @@ live base and shares no tensor with it, so that a merge can never change what th
 
 What goes wrong elsewhere, and what stands against it: a scalar head that is lost or set anew (every weight of the classifier is
 taken from the role or refused); a head read at the wrong token, because padding and end of sequence are one id (the classifier
-gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied, unless the role itself
-adapts the output layer).
+gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied: no role adapts them).
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import copy
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTokenizerBase
@@ -47,8 +47,6 @@ def merged_language_model(backbone: Backbone, role: str, dtype: torch.dtype | No
     """
     live: Any = backbone.model
     config = _plain_config(live)
-    if isinstance(live.get_output_embeddings(), BaseTunerLayer):
-        config.tie_word_embeddings = False  # the role changes the output layer and not the input embedding
     merged = _empty(type(live), config)
     _fill(merged, backbone, role, dtype, skip=())
     return merged
@@ -156,10 +154,14 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     path, _, leaf = name.rpartition(".")
     try:
         module = live.get_submodule(path)
+        if isinstance(module, ParamWrapper):
+            raise ExportError(f"the role adapts fused experts ({path}), which cannot be merged yet; export it without --merge")
         base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         weight: Tensor = getattr(base, leaf)
     except AttributeError as error:  # only a classifier can be laid out in another way than its base
         raise ExportError(_no_classifier(live.config)) from error
+    if weight.device.type == "meta":
+        raise ExportError(f"{path} is not in memory; load the base on one device (placement.mode = single) to merge a role")
     stored = weight.dtype
     if type(weight).__name__ in _QUANTISED:
         weight, stored = _decoded(base, live.dtype), live.dtype

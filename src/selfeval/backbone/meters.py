@@ -13,6 +13,8 @@ from typing import Protocol
 import psutil
 import torch
 
+from selfeval.backbone.placement import free_memory
+
 __all__ = ["CpuMeter", "CudaMeter", "Meter", "cap_gpus", "meter_for", "peak_resident_bytes", "return_freed_memory"]
 
 _M_MMAP_THRESHOLD, _MAPPED_BLOCK = -3, 1 << 17
@@ -60,7 +62,7 @@ class CpuMeter:
         return int(psutil.Process().memory_info().rss)
 
     def free(self) -> int:
-        available = int(psutil.virtual_memory().available)
+        available = free_memory(torch.device("cpu"))["cpu"]
         return available if self.limit is None else min(available, self.limit - self.used())
 
     def restart(self) -> None:

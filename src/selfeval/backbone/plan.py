@@ -23,9 +23,6 @@ KINDS = ("base", "adapters", "gradients", "optimizer", "kv_cache", "activations"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
 """Precision -> what hidden states are computed in."""
 
-_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -46,8 +43,9 @@ def weigh(facts: ModelFacts, precision: str) -> Weights:
     """Counts a model's weights on the meta device.
 
     int8 and nf4 hold the decoder's linear layers (not embeddings, not the output layer) as bitsandbytes does: int8 with one
-    fp32 scale a row (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339); nf4 with half a byte a weight and one fp32 scale
-    per 64 of them (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). The rest is bf16.
+    fp32 scale a row (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339); nf4 with half a byte a weight, one byte of scale
+    per 64 of them and one fp32 scale per 256 of those (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). The rest is
+    bf16.
     """
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(facts.config, dtype=DTYPES[precision])
@@ -65,7 +63,7 @@ def _packed_bytes(rows: int, columns: int, precision: str) -> int:
     if precision == "int8":
         return rows * columns + 4 * rows
     blocks = -(-rows * columns // 64)
-    return -(-rows * columns // 2) + 4 * blocks
+    return -(-rows * columns // 2) + blocks + 4 * -(-blocks // 256)
 
 
 def at_depth(small: Mapping[str, int], large: Mapping[str, int], depths: tuple[int, int], depth: int) -> Counter[str]:

@@ -20,7 +20,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from selfeval.errors import LoopError, ModelError
 
-__all__ = ["PRECISIONS", "OverflowGuard", "Precision", "load_arguments", "pick_precision", "settle_quantised"]
+__all__ = ["PRECISIONS", "OverflowGuard", "Precision", "load_arguments", "pick_precision", "settle_quantised", "sixteen_bits"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ _ROOM = 1.25
 """A base fits when so many times its bytes are free: activations, adapters and the cache need room as well."""
 
 
-def _sixteen_bits(device: torch.device) -> str:
-    return "fp16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bf16"
+def sixteen_bits(device: torch.device) -> str:
+    """The plain half precision of a device: bf16, or fp16 on a card that is too old for it."""
+    old = device.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported()
+    return "fp16" if old else "bf16"
 
 
 def _preferred(device: torch.device) -> Sequence[str]:
     """Best first; quantised ones last, for they are slower."""
-    return (*(["fp32"] if device.type != "cuda" else []), _sixteen_bits(device), "int8", "nf4")
+    return (*(["fp32"] if device.type != "cuda" else []), sixteen_bits(device), "int8", "nf4")
 
 
 def pick_precision(wanted: str, device: torch.device, weights: int | None, free: int) -> tuple[str, str | None]:
@@ -95,7 +97,7 @@ def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
         return {"dtype": _DTYPES[precision]}
     if not is_bitsandbytes_available():
         raise ModelError(f"precision = {precision} needs bitsandbytes: pip install 'self-evaluator[quantised]', or use bf16")
-    dtype = _DTYPES[_sixteen_bits(device)]
+    dtype = _DTYPES[sixteen_bits(device)]
     quantisation = BitsAndBytesConfig(
         load_in_8bit=precision == "int8",
         load_in_4bit=precision == "nf4",

@@ -96,6 +96,7 @@ class Backbone:
             trust_remote_code=config.trust_remote_code,
             context=config.context,
             placement=config.placement,
+            room=config.memory_budget,
         )
         source = Path(config.model).name if Path(config.model).is_dir() else config.model
         backbone = cls(loaded, config.lora, source, config.memory_budget)
@@ -270,6 +271,15 @@ class Backbone:
         streamed = self.loaded.placement.streamed if self.loaded.placement else ()
         recompute(self.model, [name for name in layers if name not in streamed], self._stack.checkpoint_contexts)
 
+    def refuse_mixed_rows(self, work: str) -> None:
+        """For work that puts its rows in an order of its own.
+
+        Raises:
+            RoleError: the acting block names a role for each row.
+        """
+        if self._stack.acting is not None and self._stack.acting.runs:
+            raise RoleError(f"{work} puts its rows in an order of its own; let one role act at a time")
+
     # -- passes -----------------------------------------------------------------------------------------------------
 
     def hidden(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
@@ -328,10 +338,18 @@ class Backbone:
         has_head = (folder / "head.safetensors").is_file()
         self.add_role(role, head=has_head, trainable=trainable)
         saved = load_file(folder / "adapter_model.safetensors")
+        own = {
+            "base_model.model." + name.replace(f".{role}.", "."): parameter
+            for name, parameter in self.parameters(role).items()
+            if "lora_" in name
+        }
+        if own.keys() != {name for name in saved if "lora_" in name}:
+            raise RunFolderError(
+                f"the role in {folder} adapts other layers than lora.targets = {self.lora.targets} does; set its own targets"
+            )
         with torch.no_grad():
-            for name, parameter in self.parameters(role).items():
-                if "lora_" in name:
-                    parameter.copy_(saved["base_model.model." + name.replace(f".{role}.", ".")])
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
         if has_head:
             self.heads[role].load_state_dict(load_file(folder / "head.safetensors"))
 

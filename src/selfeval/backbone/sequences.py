@@ -94,6 +94,7 @@ def reply_logprobs(
         rows: list[list[float]] = found.logprobs.tolist()
         return rows
 
+    backbone.refuse_mixed_rows("scoring in groups of similar length")
     found: dict[int, tuple[float, ...]] = {}
     sizes = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
     for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, logprobs):

@@ -40,6 +40,7 @@ def beam_search(
     Returns:
         Rollouts in the order of the prompts, with log-probs at temperature 1.
     """
+    backbone.refuse_mixed_rows("beam search")
     check_room(backbone, prompts)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
 

@@ -86,6 +86,7 @@ def generate(
         MemoryLimitError: there is no memory for one row alone.
     """
     check_state(backbone.loaded)
+    backbone.refuse_mixed_rows("sampling")
     check_room(backbone, [r.prompt for r in requests])
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
 

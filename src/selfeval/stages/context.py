@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,20 @@ from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 
-__all__ = ["Context"]
+__all__ = ["Context", "as_begun"]
+
+
+def as_begun(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
+    """The configuration with the precision that was picked for this run and model, whatever memory is free now.
+
+    Args:
+        config: what is asked for.
+        run: the content of run.json.
+    """
+    device = run.get("device") or {}
+    if config.precision == "auto" == device.get("asked") and config.model == device.get("model"):
+        return config.model_copy(update={"precision": device["precision"]})
+    return config
 
 
 @dataclass
@@ -30,26 +44,20 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            backbone = Backbone.load(self._with_the_precision_that_it_began_with())
+            backbone = Backbone.load(as_begun(self.config, self.store.run))
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
         loaded, plan = backbone.loaded, backbone.loaded.placement
         device: dict[str, Any] = {
             "device": str(loaded.device),
+            "model": self.config.model,
             "asked": self.config.precision,
             "precision": loaded.precision,
             "notes": loaded.notes,
         }
         self.store.update_run(device=device if plan is None else {**device, "placement": plan.as_json()})
         return backbone
-
-    def _with_the_precision_that_it_began_with(self) -> RunConfig:
-        """A run that goes on keeps the precision that was picked for it, whatever memory is free now."""
-        begun = self.store.run.get("device", {})
-        if self.config.precision == "auto" == begun.get("asked"):
-            return self.config.model_copy(update={"precision": begun["precision"]})
-        return self.config
 
     def take_memory_events(self) -> list[dict[str, Any]]:
         """What happened to the limits of the backbone's passes since the last call; nothing while it is not loaded."""

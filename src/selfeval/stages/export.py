@@ -19,10 +19,11 @@ from selfeval import __version__
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
 from selfeval.backbone.merging import classifier_class, padding_tokenizer
 from selfeval.backbone.roles import Backbone
-from selfeval.config import RunConfig
+from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.dialogue import dialogue_tokenizer
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.stages.context import as_begun
 from selfeval.stages.terminal import Terminal
 from selfeval.store import read_json, write_json, writing
 
@@ -129,10 +130,10 @@ def _free(target: Path) -> Path:
 
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
-    """The configuration with the precision that `auto` was in the run, whatever device it had, and on the CPU."""
-    device = read_json(folder / "run.json").get("device") or {}
-    precision = device.get("precision", config.precision) if config.precision == "auto" else config.precision
-    return config.model_copy(update={"device": "cpu", "precision": precision})
+    """The configuration with the precision that the run had, whole on the CPU whatever devices it had."""
+    begun = as_begun(config, read_json(folder / "run.json"))
+    context = config.context.model_copy(update={"attention": "auto"})
+    return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
 
 def _write_tokenizer(backbone: Backbone, role: str, templates: Templates, part: Path) -> tuple[Any, bool]:

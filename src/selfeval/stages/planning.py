@@ -15,6 +15,7 @@ from selfeval.backbone.facts import ModelFacts
 from selfeval.backbone.footprint import ShapeBackbone
 from selfeval.backbone.placement import free_memory
 from selfeval.backbone.plan import DTYPES, Plan, Weights, at_depth, largest_fitting, weigh
+from selfeval.backbone.precision import pick_precision
 from selfeval.config import RunConfig
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.training.phases import (
@@ -80,13 +81,10 @@ def planned_device(config: RunConfig) -> str:
     return config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def planned_precision(config: RunConfig, device: str) -> str:
-    """What `auto` will be on that device (bf16 for a card that is not here)."""
-    if config.precision != "auto":
-        return config.precision
-    if device == "cpu":
-        return "fp32"
-    return "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+def planned_precision(config: RunConfig, device: str, facts: ModelFacts, budget: int | None) -> str:
+    """What loading will pick for a base of that size, on that device, with so much memory."""
+    weights = None if budget is None else weigh(facts, "bf16").parameters
+    return pick_precision(config.precision, torch.device(device), weights, budget or 0)[0]
 
 
 def free_on(device: str) -> int | None:
@@ -204,7 +202,7 @@ def make_plan(config: RunConfig, facts: ModelFacts, budget: int | None, *, work:
         and sentences about what would have to change.
     """
     device = planned_device(config)
-    precision = planned_precision(config, device)
+    precision = planned_precision(config, device, facts, budget)
     work = work or workload(config, facts.context)
     measured = _Measured(facts, config, precision, work, config.checkpointing)
     wanted = max(1, config.batch_tokens // work.longest)
@@ -240,7 +238,7 @@ def _adapted(config: RunConfig, plan: Plan) -> list[str]:
         return []
     given = " ".join(f"--set {name}={str(value).lower()}" for name, value in changed.items())
     wanted = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in changed)
-    return [f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given}"]
+    return [f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given} (a run under way: --memory-budget instead)"]
 
 
 def _refused(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:

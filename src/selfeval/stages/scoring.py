@@ -13,6 +13,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import InputError, RunFolderError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
+from selfeval.stages.context import as_begun
 from selfeval.store import read_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
 
@@ -41,7 +42,7 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
         raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
     if not question.strip() or any(not r.strip() for r in replies):
         raise InputError("the question and every reply need some text")
-    backbone = Backbone.load(config)
+    backbone = Backbone.load(as_begun(config, read_json(folder / "run.json")))
     backbone.load_role(EVALUATOR, role)
     templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]

@@ -17,6 +17,7 @@ from selfeval.algorithms.masked import masked_sum
 from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.families.states import state_arguments
 from selfeval.backbone.footprint import Footprint, ShapeBackbone
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
@@ -92,12 +93,13 @@ def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus
 
 def _next_logits(backbone: ShapeBackbone, cache: Any, rows: int, new: int, seen: int) -> Tensor:
     attention = torch.ones(rows, seen, dtype=torch.int64)
-    arguments: dict[str, Any] = {"input_ids": torch.zeros(rows, new, dtype=torch.int64), "attention_mask": attention}
+    arguments: dict[str, Any] = {"input_ids": torch.zeros(rows, new, dtype=torch.int64)}
+    arguments |= state_arguments(backbone.loaded, cache, attention, new)
     if backbone.loaded.forward_accepts("position_ids"):
         arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp_min(0)[:, -new:]
     if backbone.loaded.forward_accepts("logits_to_keep"):
         arguments["logits_to_keep"] = 1
-    return backbone.model(**arguments, past_key_values=cache, use_cache=True).logits[:, -1].float()  # type: ignore[no-any-return]
+    return backbone.model(**arguments, use_cache=True).logits[:, -1].float()  # type: ignore[no-any-return]
 
 
 def _sample(logits_BV: Tensor, nucleus: bool) -> None:
