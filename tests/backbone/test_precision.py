@@ -211,10 +211,12 @@ def test_the_guard_sees_nothing_where_nothing_is_wrong() -> None:
 
 
 def test_a_quantised_base_that_fits_nowhere_as_a_whole_is_spread_in_16_bits_if_nobody_asked_for_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = tiny_models.model("llama", 384, hidden_size=96, intermediate_size=136, num_hidden_layers=8)
+    folder = tiny_models.save_model(made, tiny_models.words_tokenizer(), tmp_path / "deep")
     monkeypatch.setattr("selfeval.backbone.load._sum", lambda memory, device: 1)
-    small = PlacementConfig(max_memory={"cpu": ByteSize(420_000)}, reserve=0.0)
+    small = PlacementConfig(max_memory={"cpu": ByteSize(300_000)}, reserve=0.0)
     loaded = load_model(str(folder), device="cpu", placement=small)
     assert loaded.precision == "bf16"
     assert any("only plain weights can be spread" in note for note in loaded.notes)

@@ -59,7 +59,11 @@ class Run:
             self.backbone.save_role(role, self.folder / "roles" / role)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5})
         write_json(
-            self.folder / "run.json", {"config": self.config.model_dump(mode="json"), "device": {"precision": precision}}
+            self.folder / "run.json",
+            {
+                "config": self.config.model_dump(mode="json"),
+                "device": {"model": self.config.model, "asked": "auto", "precision": precision},
+            },
         )
 
     def _own_templates(self, grade: str) -> None:
