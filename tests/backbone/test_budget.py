@@ -240,9 +240,11 @@ def test_the_real_process_stays_within_its_budget() -> None:
         return sum(int(part[-1]) for part in held)
 
     meter = CpuMeter()
+    meter.release()  # what other tests freed and the allocator kept would hide what is taken here
     peaks = []
     for group, _ in MemoryBudget(meter).in_groups(Phase.SCORE, sizes, 64, work):
         peaks.append((len(group), meter.peak()))
+    meter.release()
     free = meter.used()
     assert max(peaks)[0] == 64
     assert max(peaks)[1] > free + 200 * MIB

@@ -179,6 +179,8 @@ class MemoryBudget:
 
     def _attempt(self, gauge: _Gauge, group: list[int], units: int, work: Callable[[list[int]], R]) -> list[R]:
         """The result in a list, or an empty one when there was no memory for it."""
+        if self.meter.limit is not None:
+            self.meter.release()  # what the allocator kept would hide what the group takes
         before = self.meter.used()
         self.meter.restart()
         try:
