@@ -211,12 +211,8 @@ def load_model(
         tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
         memory = _memory(target, room)
-        picked, why = pick_precision(precision, target, _count_weights(files), _sum(memory, target))
-        layout = _Wanted(config, device, placement, trust_remote_code, memory)
-        plan = layout.plan(picked)
-        if not _can_hold(picked, plan):
-            picked, why = _spread_instead(name, precision, picked, target)
-            plan = layout.plan(picked)
+        wanted = _Wanted(name, config, device, precision, placement, trust_remote_code, memory)
+        picked, why, plan = _pick(wanted, target, _count_weights(files))
         target = target if plan is None else torch.device(plan.main)
         model, report = _from_files(
             name,
@@ -237,12 +233,17 @@ def load_model(
     _settle(model, target, picked, whole=plan is None or plan.is_whole)
     loaded = _described(model, tokenizer, target, picked, plan)
     loaded.files, loaded.stretch = files, stretch
-    loaded.notes += [why] if why else []
-    if stretch:
-        note = check_stretch(model, stretch, name)
-        loaded.notes.append(f"context of {stretch.reach} tokens, trained on {stretch.trained} (RoPE scaling {stretch})")
-        loaded.notes += [note] if note else []
+    loaded.notes += ([why] if why else []) + (_stretch_notes(model, stretch, name) if stretch else [])
     return loaded
+
+
+def _stretch_notes(model: Any, stretch: Stretch, name: str) -> list[str]:
+    """Checks that the model follows the stretch, and says what it is."""
+    note = check_stretch(model, stretch, name)
+    return [
+        f"context of {stretch.reach} tokens, trained on {stretch.trained} (RoPE scaling {stretch})",
+        *([note] if note else []),
+    ]
 
 
 def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) -> None:
@@ -259,10 +260,12 @@ def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) ->
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What decides where a base goes, but for its precision."""
+    """What decides in which precision a base is loaded, and where it goes."""
 
+    name: str
     config: Any
     device: str
+    precision: str
     placement: PlacementConfig
     trust_remote_code: bool
     memory: Mapping[str, int]
@@ -277,6 +280,16 @@ class _Wanted:
                 "device = cuda, but no card has room for even one layer of this model; free memory or use device = auto"
             )
         return plan
+
+
+def _pick(wanted: _Wanted, target: torch.device, weights: int | None) -> tuple[str, str | None, DeviceMap | None]:
+    """The precision, a sentence about why when it was picked, and which device holds what."""
+    picked, why = pick_precision(wanted.precision, target, weights, _sum(wanted.memory, target))
+    plan = wanted.plan(picked)
+    if _can_hold(picked, plan):
+        return picked, why, plan
+    picked, why = _spread_instead(wanted.name, wanted.precision, picked, target)
+    return picked, why, wanted.plan(picked)
 
 
 def _can_hold(precision: str, plan: DeviceMap | None) -> bool:
