@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEEDS := pyproject.toml constraints.txt
 TESTS ?=
+# Tests run side by side, one process a core, four at most: each holds a torch of its own.
+WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
 .PHONY: help run test check docs bench clean
 
