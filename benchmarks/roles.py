@@ -71,7 +71,9 @@ def _ours_ppo(folder: str) -> dict[str, Any]:
     from selfeval.config import PolicyConfig
     from selfeval.training.checkpoint import Checkpoints
     from selfeval.training.evaluator import EVALUATOR
-    from selfeval.training.policy import CRITIC, POLICY, REFERENCE, Prompt, train_policy
+    from selfeval.training.policy import train_policy
+    from selfeval.training.scoring import EvaluatorScorer
+    from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Setting
 
     backbone = _backbone(folder)
     backbone.add_role(EVALUATOR, head=True, trainable=False)
@@ -84,7 +86,7 @@ def _ours_ppo(folder: str) -> dict[str, Any]:
     )
     held = {"gradients": 0}
 
-    def checkpoints(optimizers: Any) -> Checkpoints:
+    def checkpoints(roles: Any, optimizers: Any) -> Checkpoints:
         for role, optimizer in optimizers.items():
 
             def note(stepped: Any, *_: Any, role: str = role) -> None:
@@ -92,20 +94,25 @@ def _ours_ppo(folder: str) -> dict[str, Any]:
                 held["gradients"] = max(held["gradients"], _gradients(backbone.model))
 
             optimizer.register_step_post_hook(note)
-        return Checkpoints(Path(tempfile.mkdtemp()), backbone, [POLICY, CRITIC], optimizers)
+        return Checkpoints(Path(tempfile.mkdtemp()), backbone, roles, optimizers)
 
-    train_policy(
+    setting = Setting(
         backbone,
-        [Prompt(str(i), tuple(p), tuple(p)) for i, p in enumerate(prompts())],
         config,
-        checkpoints,
+        EvaluatorScorer(backbone, 1 << 20),
         seed=0,
         limit=SHAPE["reply_tokens"],
         rows=count,
         batch_tokens=1 << 20,
+    )
+    train_policy(
+        setting,
+        [Prompt(str(i), tuple(p), tuple(p)) for i, p in enumerate(prompts())],
+        checkpoints,
         keep=lambda *_: None,
         log=lambda *_: None,
         resumed=lambda _: None,
+        rolled_back=lambda *_: None,
     )
     states = sum(held.values())
     return {

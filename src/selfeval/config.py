@@ -205,8 +205,10 @@ class EvaluatorConfig(Section):
 
 
 class PolicyConfig(Section):
-    """PPO against the evaluator (Schulman et al. 2017, https://arxiv.org/abs/1707.06347; Ziegler et al. 2019)."""
+    """Policy learning against the evaluator; which algorithm is `learner`, the rest is common to them."""
 
+    learner: Literal["ppo"] = "ppo"
+    """The algorithm; docs/algorithms has a page on each."""
     iterations: Count = 30
     """Rounds of sampling and updating."""
     questions_per_iteration: Count = 32
@@ -231,20 +233,36 @@ class PolicyConfig(Section):
     """Lambda of generalised advantage estimation."""
     clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """PPO clip range of the probability ratio."""
-    value_clip: Positive = 0.2
-    """Clip range of the value update, in units of the whitened reward."""
+    clip_high: Annotated[float, Field(ge=0.0)] = 0.0
+    """Upper half-width of the clip range where it differs from `clip` (0.28 in DAPO); 0: the same."""
+    value_clip: Annotated[float, Field(ge=0.0)] = 0.2
+    """Clip range of the value update, in units of the whitened reward; 0: none."""
+    whiten_advantages: bool = True
+    """Shift and scale advantages to mean 0 and variance 1 over the tokens of an iteration."""
+    advantage_clip: Annotated[float, Field(ge=0.0)] = 0.0
+    """Advantages are clipped to plus or minus this; 0: not at all."""
     kl_target: Positive = 4.0
     """Wanted KL divergence from the reference, in nats per reply."""
     kl_coefficient: Positive = 0.05
-    """Initial weight of the KL penalty; adapted towards the target."""
+    """Initial weight of the KL penalty."""
+    kl_control: Literal["adaptive", "fixed"] = "adaptive"
+    """How the weight of the KL penalty is moved towards the target: in proportion to the gap, or not at all."""
     kl_horizon: Count = 2000
     """Samples over which the KL weight changes by 20% at most (Ziegler et al. 2019)."""
-    reward_clip: Positive = 4.0
-    """Whitened scores are clipped to plus or minus this."""
+    whiten_rewards: bool = True
+    """Scores in units of the first iteration's: mean 0, deviation 1."""
+    reward_clip: Annotated[float, Field(ge=0.0)] = 4.0
+    """Whitened scores are clipped to plus or minus this; 0: not at all."""
     unfinished_penalty: Annotated[float, Field(ge=0.0)] = 2.0
     """Whitened reward taken from a reply that hits the token limit without ending."""
-    max_grad_norm: Positive = 1.0
-    """Gradient norm above which gradients are scaled down."""
+    length_guard: Annotated[float, Field(ge=0.0)] = 0.0
+    """Replies longer than this many times the mean at the start lose reward in proportion to the excess; 0: none do."""
+    entropy_floor: Share = 0.0
+    """Below this share of the entropy at the start, a bonus for entropy is added; 0: never."""
+    reference_ema: Share = 0.0
+    """Share of the way to the policy that the reference goes after each iteration; 0: it stays what it was."""
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Gradient norm above which gradients are scaled down; 0: never."""
     checkpoint_every: Count = 5
     """Iterations between checkpoints."""
 

@@ -10,7 +10,8 @@ SelfEvalError
 │   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
 │   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
 │   └── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
-└── RoleError               our own misuse of roles on the backbone; exit code 1
+├── RoleError               our own misuse of roles on the backbone; exit code 1
+└── NotFiniteError          a number of training is NaN or infinite; the policy loop rolls back, elsewhere exit code 1
 
 A message says what was got, what is allowed, and what to do.
 """
@@ -24,6 +25,7 @@ __all__ = [
     "LoopError",
     "MemoryLimitError",
     "ModelError",
+    "NotFiniteError",
     "RoleError",
     "RunFolderError",
     "SeedsError",
@@ -75,6 +77,10 @@ class ExportError(InputError):
 
 class RoleError(SelfEvalError):
     """A role was used in a way that could measure or train the wrong weights."""
+
+
+class NotFiniteError(SelfEvalError):
+    """A tensor of training holds NaN or infinity; the message names it."""
 
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")

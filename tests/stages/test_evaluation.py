@@ -23,7 +23,7 @@ from selfeval.stages.policy import Sampled
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.policy import POLICY
+from selfeval.training.setting import POLICY
 
 KEPT, TIE, UNSURE, UNPARSABLE = VerdictState.KEPT, VerdictState.TIE, VerdictState.UNSURE, VerdictState.UNPARSABLE
 

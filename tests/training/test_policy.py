@@ -12,16 +12,23 @@ from torch import Tensor
 
 import tiny_models
 from scarce import no_memory
+from selfeval.algorithms.masked import token_weights
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
 from selfeval.rollout.engine import Request, Rollout, generate
-from selfeval.training import policy
+from selfeval.training import experience as experiences
+from selfeval.training import policy, steps
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.evaluator import EVALUATOR, Preference, train_evaluator
-from selfeval.training.policy import CRITIC, POLICY, REFERENCE, Prompt, train_policy
+from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
+from selfeval.training.experience import Experience, RewardScale, measure, observe
+from selfeval.training.learners.policy_gradient import clipped_loss
+from selfeval.training.learners.ppo import PPO
+from selfeval.training.policy import train_policy
+from selfeval.training.scoring import EvaluatorScorer
+from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
 LIKED, DISLIKED, LIMIT = 10, 11, 6
@@ -43,24 +50,28 @@ def four_roles() -> Backbone:
     return backbone
 
 
+def setting_of(backbone: Backbone, config: PolicyConfig = CONFIG, batch_tokens: int = 300) -> Setting:
+    scorer = EvaluatorScorer(backbone, batch_tokens)
+    return Setting(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens)
+
+
 def train(
-    backbone: Backbone, folder: Path, config: PolicyConfig = CONFIG, **options: Any
+    backbone: Backbone, folder: Path, config: PolicyConfig = CONFIG, *, batch_tokens: int = 300, **options: Any
 ) -> tuple[list[dict[str, float]], list[Alarm]]:
     lines: list[dict[str, float]] = []
     alarms: list[Alarm] = []
 
-    def checkpoints(optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(folder, backbone, [POLICY, CRITIC], optimizers)
+    def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
+        return Checkpoints(folder, backbone, roles, optimizers)
 
     def log(values: dict[str, float], seen: Sequence[Alarm]) -> None:
         lines.append({k: v for k, v in values.items() if k != "seconds"})
         alarms.extend(seen)
 
     defaults: dict[str, Any] = {
-        "seed": 0, "limit": LIMIT, "rows": 64, "batch_tokens": 300,
-        "keep": lambda *_: None, "log": log, "resumed": lambda step: None,
+        "keep": lambda *_: None, "log": log, "resumed": lambda step: None, "rolled_back": lambda step, alarms: None,
     }  # fmt: skip
-    train_policy(backbone, PROMPTS, config, checkpoints, **{**defaults, **options})
+    train_policy(setting_of(backbone, config, batch_tokens), PROMPTS, checkpoints, **{**defaults, **options})
     return lines, alarms
 
 
@@ -155,29 +166,32 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
     backbone = four_roles()
     with torch.no_grad():
         backbone.heads[EVALUATOR].bias.fill_(float("nan"))
-    with pytest.raises(LoopError, match=r"stopped at iteration 1: .*score.* is NaN"):
-        train(backbone, tmp_path)
-    assert not list(tmp_path.iterdir())  # nothing broken was saved
+    back: list[int] = []
+    with pytest.raises(LoopError, match=r"stopped at iteration 1: .*score.* is NaN .*after going back 3 times"):
+        train(backbone, tmp_path, rolled_back=lambda step, alarms: back.append(step))
+    assert back == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]  # nothing broken was saved
 
 
 def test_a_scoring_that_disagrees_with_sampling_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def warmer(backbone: Backbone, requests: Sequence[Request], **options: Any) -> list[Rollout]:
         return generate(backbone, [Request(r.prompt, 1.3) for r in requests], **options)
 
-    monkeypatch.setattr(policy, "generate", warmer)
+    monkeypatch.setattr(experiences, "generate", warmer)
     _, alarms = train(four_roles(), tmp_path, CONFIG.model_copy(update={"iterations": 1}))
     assert "ratio_not_one" in {a.name for a in alarms}
 
 
 def test_every_reply_is_kept_with_its_question_and_score(tmp_path: Path) -> None:
-    kept: list[tuple[int, Sequence[Prompt], Sequence[Rollout], Sequence[float]]] = []
+    kept: list[tuple[int, Samples, Scores]] = []
     backbone = four_roles()
     train(backbone, tmp_path, CONFIG.model_copy(update={"iterations": 2}), keep=lambda *row: kept.append(row))
     assert [row[0] for row in kept] == [1, 2]
-    for _, asked, rollouts, scores in kept:
-        assert Counter(p.question_id for p in asked) == {p.question_id: 8 for p in PROMPTS}
-        expected = policy.score_replies(backbone, EVALUATOR, [p.grade for p in asked], [r.ids for r in rollouts], 64)
-        assert list(scores) == pytest.approx(expected, abs=1e-5)
+    for _, samples, scores in kept:
+        assert Counter(p.question_id for p in samples.asked) == {p.question_id: 8 for p in PROMPTS}
+        prompts, replies = [p.grade for p in samples.asked], [r.ids for r in samples.rollouts]
+        expected = score_replies(backbone, EVALUATOR, prompts, replies, 64)
+        assert scores.whole_B.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 # -- its parts ----------------------------------------------------------------------------------------------------------
@@ -185,11 +199,23 @@ def test_every_reply_is_kept_with_its_question_and_score(tmp_path: Path) -> None
 
 def experience(
     backbone: Backbone, config: PolicyConfig = CONFIG, tokens: int = 300
-) -> tuple[policy.Experience, list[Rollout], Any]:
+) -> tuple[Experience, list[Rollout], RewardScale]:
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p.reply) for p in PROMPTS], max_new_tokens=LIMIT, seed=4)
-    found, whitening = policy._experience(backbone, PROMPTS, rollouts, None, 0.3, config, tokens)
-    return found, rollouts, whitening
+    setting, samples = setting_of(backbone, config, tokens), Samples(PROMPTS, rollouts)
+    scores = setting.scorer(samples)
+    scale = RewardScale.of(scores.whole_B, samples, whiten=True)
+    observed = observe(setting, samples, scores, scale, 0.3)
+    return PPO(setting).advantages(observed, scale), rollouts, scale
+
+
+def policy_figures(backbone: Backbone, part: Experience, tokens: int) -> dict[str, float]:
+    setting = setting_of(backbone, CONFIG, tokens)
+    return steps.policy_gradients(setting, part, token_weights(part.mask, "token_mean"), clipped_loss(setting))
+
+
+def critic_figures(backbone: Backbone, part: Experience, scale: RewardScale, tokens: int) -> dict[str, float]:
+    return steps.critic_gradients(setting_of(backbone, CONFIG, tokens), part, scale)
 
 
 @torch.no_grad()
@@ -237,7 +263,7 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     whitened = (raw - raw.mean()) / raw.std(correction=1)  # unbiased, as `whiten` promises
     torch.testing.assert_close(found.advantages[mask].double(), whitened, rtol=1e-5, atol=1e-5)
     assert bool((found.returns[~mask] == 0).all())
-    assert policy._measure(found, 0.3)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
+    assert measure(found, 0.3)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
 
 
 def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None) -> None:
@@ -251,8 +277,8 @@ def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None)
     tiny_models.scramble(backbone, POLICY, seed=11, size=0.055)  # so that ratios differ from one and some are clipped
     results = []
     for budget in (100_000, 20, 1):
-        figures = policy._update_policy(backbone, whole, CONFIG, budget)
-        figures |= policy._update_critic(backbone, whole, whitening, CONFIG, budget)
+        figures = policy_figures(backbone, whole, budget)
+        figures |= critic_figures(backbone, whole, whitening, budget)
         gradients = {}
         for role in (POLICY, CRITIC):
             for name, parameter in backbone.parameters(role).items():
@@ -276,9 +302,9 @@ def both_updates(backward: bool, **scarcity: Any) -> tuple[dict[str, float], dic
     part, _, whitening = experience(backbone, tokens=100_000)
     tiny_models.scramble(backbone, POLICY, seed=11, size=0.055)
     with no_memory(backbone, backward=backward, **scarcity) as failed:
-        figures = policy._update_policy(backbone, part, CONFIG, 100_000)
+        figures = policy_figures(backbone, part, 100_000)
         backbone.budget = MemoryBudget()  # the critic too begins with everything
-        figures |= policy._update_critic(backbone, part, whitening, CONFIG, 100_000)
+        figures |= critic_figures(backbone, part, whitening, 100_000)
     named = {**backbone.parameters(POLICY), **backbone.parameters(CRITIC)}
     return figures, {n: p.grad for n, p in named.items() if p.grad is not None}, failed, backbone
 
@@ -299,8 +325,8 @@ def test_out_of_memory_changes_neither_gradient(backward: bool, one_thread: None
 def test_an_iteration_with_too_little_memory_samples_and_learns_the_same(tmp_path: Path) -> None:
     config, kept = CONFIG.model_copy(update={"iterations": 2, "replies_per_question": 4}), []
 
-    def keep(iteration: int, asked: Sequence[Prompt], rollouts: Sequence[Rollout], scores: Sequence[float]) -> None:
-        kept.append(([p.question_id for p in asked], [r.ids for r in rollouts], list(scores)))
+    def keep(iteration: int, samples: Samples, scores: Scores) -> None:
+        kept.append(([p.question_id for p in samples.asked], [r.ids for r in samples.rollouts], scores.whole_B.tolist()))
 
     expected, _ = train(four_roles(), tmp_path / "a", config, keep=keep, batch_tokens=4096)
     backbone = four_roles()
@@ -319,7 +345,7 @@ def test_the_first_policy_gradient_is_that_of_the_plain_objective() -> None:
     # At ratio one the clipped loss has the gradient of -A log pi: plain passes, one reply at a time.
     backbone = four_roles()
     found, rollouts, _ = experience(backbone)
-    policy._update_policy(backbone, found, CONFIG, 300)
+    policy_figures(backbone, found, 300)
     parameters = backbone.parameters(POLICY)
     tokens = sum(len(r.ids) for r in rollouts)
     loss = torch.zeros(())
@@ -337,12 +363,18 @@ def test_the_first_policy_gradient_is_that_of_the_plain_objective() -> None:
 
 
 def test_whitening_by_hand() -> None:
-    whitening = policy._Whitening.of(torch.tensor([1.0, 3.0, 5.0, 7.0]))
-    assert (whitening.mean, whitening.deviation) == (4.0, pytest.approx(5**0.5))
+    samples = Samples(PROMPTS[:4], [Rollout((5,) * n, (0.0,) * n, True) for n in (1, 2, 3, 6)])
+    scale = RewardScale.of(torch.tensor([1.0, 3.0, 5.0, 7.0]), samples, whiten=True)
+    assert (scale.mean, scale.deviation, scale.length) == (4.0, pytest.approx(5**0.5), 3.0)
     config = CONFIG.model_copy(update={"reward_clip": 1.0, "unfinished_penalty": 2.0})
-    reward = whitening.reward(torch.tensor([4.0, 40.0, -40.0, 5.0]), torch.tensor([True, True, False, False]), config)
+    scores, finished = torch.tensor([4.0, 40.0, -40.0, 5.0]), torch.tensor([True, True, False, False])
+    reward = scale.reward(scores, finished, torch.tensor([3, 3, 3, 3]), config)
     assert reward.tolist() == pytest.approx([0.0, 1.0, -3.0, 5**-0.5 - 2.0])
-    assert policy._Whitening.of(torch.tensor([2.0, 2.0])).deviation == 1e-4
+    guarded = config.model_copy(update={"length_guard": 2.0, "reward_clip": 0.0})  # free up to 6 tokens, then 1 for 6 more
+    longer = scale.reward(scores, torch.tensor([True] * 4), torch.tensor([6, 9, 12, 3]), guarded)
+    assert longer.tolist() == pytest.approx([0.0, 36 / 5**0.5 - 0.5, -44 / 5**0.5 - 1.0, 5**-0.5])
+    assert RewardScale.of(torch.tensor([2.0, 2.0]), samples, whiten=True).deviation == 1e-4
+    assert RewardScale.of(torch.tensor([2.0, 8.0]), samples, whiten=False).units(torch.tensor(7.0)) == 7.0
 
 
 def test_prompts_come_round_equally_often_in_an_order_that_the_seed_decides() -> None:
@@ -356,7 +388,7 @@ def test_prompts_come_round_equally_often_in_an_order_that_the_seed_decides() ->
 
 def test_the_learning_rate_rises_then_falls() -> None:
     config = CONFIG.model_copy(update={"iterations": 10, "warmup_iterations": 2})
-    factors = [policy._learning_rate_factor(i, config) for i in range(1, 11)]
+    factors = [steps.learning_rate_factor(i, config) for i in range(1, 11)]
     assert factors == pytest.approx([1 / 3, 2 / 3, 0.82, 0.73, 0.64, 0.55, 0.46, 0.37, 0.28, 0.19])
 
 

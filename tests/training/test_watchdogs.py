@@ -37,8 +37,8 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
 @pytest.mark.parametrize(
     ("figures", "name", "action"),
     [
-        ({"policy_loss": math.nan}, "not_finite", "stop"),
-        ({"kl": math.inf}, "not_finite", "stop"),
+        ({"policy_loss": math.nan}, "not_finite", "roll_back"),
+        ({"kl": math.inf}, "not_finite", "roll_back"),
         ({"first_ratio": 0.021}, "ratio_not_one", "warn"),
         ({"kl": -0.51}, "negative_kl", "warn"),
         ({"kl": 20.1}, "kl_runaway", "warn"),
@@ -54,7 +54,7 @@ def test_each_watchdog_names_its_cause(figures: dict[str, float], name: str, act
 def test_the_message_names_the_figures_that_broke() -> None:
     (alarm,) = check_iteration({**FIRST, "policy_loss": math.nan, "entropy": math.nan}, FIRST, CONFIG)
     assert "entropy, policy_loss" in alarm.message
-    assert alarm.as_json() == {"step": 1, "name": "not_finite", "message": alarm.message, "action": "stop"}
+    assert alarm.as_json() == {"step": 1, "name": "not_finite", "message": alarm.message, "action": "roll_back"}
 
 
 def test_an_explained_variance_that_does_not_exist_is_no_alarm() -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "check_same_shape",
     "masked_mean",
     "masked_sum",
+    "token_weights",
     "whiten",
     "zero_padding",
 ]
@@ -177,3 +178,38 @@ def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_lengt
     if norm_length is None or norm_length <= 0:
         raise ValueError(f"mode must be one of four names and norm_length > 0, got {mode!r} with {norm_length}")
     return rows_B.sum() / (max(len(rows_B), 1) * norm_length)
+
+
+def token_weights(mask_BT: Tensor, mode: Aggregation) -> Tensor:
+    """Weigh every token as `aggregate` does, so that a batch can be summed up in parts.
+
+    aggregate(l, m, mode) = Σ w l,   w = token_weights(m, mode)
+
+    The weights are those of the whole batch; the parts of a split batch take their rows of them.
+
+    Args:
+        mask_BT: [B, T], True = token counts.
+        mode: a mode of `aggregate` other than constant_length.
+
+    Returns:
+        Weights [B, T], >= 0, fp32, 0 where the mask is False.
+
+    Raises:
+        ValueError: the mode is constant_length or unknown.
+
+    Example:
+        >>> token_weights(torch.tensor([[True, True], [True, False]]), "sequence_mean_token_mean").tolist()
+        [[0.25, 0.25], [0.5, 0.0]]
+    """
+    keep_BT = mask_BT.bool()
+    lengths_B = keep_BT.sum(-1)
+    filled_rows = (lengths_B > 0).sum().clamp(min=1)
+    if mode == "token_mean":
+        weight_B = torch.ones_like(lengths_B) / lengths_B.sum().clamp(min=1)
+    elif mode == "sequence_mean_token_mean":
+        weight_B = 1 / (lengths_B.clamp(min=1) * filled_rows)
+    elif mode == "sequence_mean_token_sum":
+        weight_B = torch.ones_like(lengths_B) / filled_rows
+    else:
+        raise ValueError(f"mode must be token_mean, sequence_mean_token_mean or sequence_mean_token_sum, got {mode!r}")
+    return torch.where(keep_BT, weight_B[:, None], 0.0)

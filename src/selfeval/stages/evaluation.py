@@ -28,7 +28,7 @@ from selfeval.stages.gold import Gold, load_gold
 from selfeval.stages.policy import Sampled, ensure_evaluator
 from selfeval.store import read_json, write_json, writing
 from selfeval.training.evaluator import EVALUATOR, score_replies
-from selfeval.training.policy import POLICY
+from selfeval.training.setting import POLICY
 
 __all__ = ["run"]
 

@@ -27,7 +27,7 @@ from selfeval.training.phases import (
     score_peak,
     update_peak,
 )
-from selfeval.training.policy import POLICY
+from selfeval.training.setting import POLICY
 
 __all__ = ["Workload", "free_on", "make_plan", "planned_device", "planned_precision", "workload"]
 

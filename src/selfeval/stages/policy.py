@@ -1,4 +1,4 @@
-"""policy: PPO against the evaluator. The replies sampled on the way are kept, so that evaluation can look at them later."""
+"""policy: learns against the evaluator. The replies sampled on the way are kept, so that evaluation can look at them later."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfeval.records import Split
-from selfeval.rollout.engine import Rollout
 from selfeval.stages.context import Context
 from selfeval.store import writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.policy import CRITIC, POLICY, REFERENCE, Prompt, train_policy
+from selfeval.training.policy import train_policy
+from selfeval.training.scoring import EvaluatorScorer
+from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
-__all__ = ["Sampled", "ensure_evaluator", "run"]
+__all__ = ["Sampled", "add_roles", "ensure_evaluator", "prompts_of", "run", "setting_of"]
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,38 @@ def ensure_evaluator(context: Context) -> None:
         context.backbone.load_role(EVALUATOR, context.role_folder(EVALUATOR))
 
 
-def _add_roles(context: Context) -> None:
+def add_roles(context: Context) -> None:
+    """Policy and reference; a learner adds what else it needs."""
     backbone = context.backbone
     ensure_evaluator(context)
     backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    if context.config.policy.reference_ema:
+        backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # it moves: weights of its own
+    else:
+        backbone.add_snapshot(REFERENCE, of=POLICY)
 
 
-def _prompts(context: Context) -> list[Prompt]:
+def prompts_of(context: Context) -> list[Prompt]:
+    """The training questions as token ids."""
     templates = context.templates
     return [
         Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
         for q in context.questions(Split.TRAIN)
     ]
+
+
+def setting_of(context: Context) -> Setting:
+    """What the learner is given."""
+    config = context.config
+    return Setting(
+        context.backbone,
+        config.policy,
+        EvaluatorScorer(context.backbone, config.batch_tokens),
+        seed=config.seed,
+        limit=config.replies.max_new_tokens,
+        rows=config.rollout_rows,
+        batch_tokens=config.batch_tokens,
+    )
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -59,16 +78,16 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 def run(context: Context) -> dict[str, Any]:
     """Trains and saves the role `policy`; returns counts and what the watchdogs saw."""
     config, store, backbone = context.config, context.store, context.backbone
-    _add_roles(context)
+    add_roles(context)
 
-    def checkpoints(optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(context.checkpoint_folder("policy"), backbone, [POLICY, CRITIC], optimizers)
+    def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
+        return Checkpoints(context.checkpoint_folder("policy"), backbone, roles, optimizers)
 
-    def keep(iteration: int, asked: Sequence[Prompt], rollouts: Sequence[Rollout], scores: Sequence[float]) -> None:
-        texts = [context.templates.text(r.ids) for r in rollouts]
-        rows = zip(asked, texts, scores, rollouts, strict=True)
-        samples = [Sampled(iteration, p.question_id, t, round(s, 4), r.finished) for p, t, s, r in rows]
-        store.write_shard("policy", iteration, samples)
+    def keep(iteration: int, samples: Samples, scores: Scores) -> None:
+        texts = [context.templates.text(r.ids) for r in samples.rollouts]
+        rows = zip(samples.asked, texts, scores.whole_B.tolist(), samples.rollouts, strict=True)
+        sampled = [Sampled(iteration, p.question_id, t, round(s, 4), r.finished) for p, t, s, r in rows]
+        store.write_shard("policy", iteration, sampled)
 
     with context.terminal.bar("policy", config.policy.iterations) as bar:
 
@@ -83,20 +102,16 @@ def run(context: Context) -> dict[str, Any]:
         def resumed(iteration: int) -> None:
             for name in ("policy", "watchdogs"):
                 store.keep_metrics(name, iteration)
-            bar.advance(iteration)
+            bar.advance(iteration - bar.done)
+
+        def rolled_back(iteration: int, alarms: Sequence[Alarm]) -> None:
+            resumed(iteration)
+            for alarm in alarms:
+                store.add_metrics("watchdogs", alarm.as_json())
+            context.terminal.note(f"policy: back to iteration {iteration}, with half the learning rate")
 
         train_policy(
-            backbone,
-            _prompts(context),
-            config.policy,
-            checkpoints,
-            seed=config.seed,
-            limit=config.replies.max_new_tokens,
-            rows=config.rollout_rows,
-            batch_tokens=config.batch_tokens,
-            keep=keep,
-            log=log,
-            resumed=resumed,
+            setting_of(context), prompts_of(context), checkpoints, keep=keep, log=log, resumed=resumed, rolled_back=rolled_back
         )
     backbone.freeze(POLICY)
     with writing(context.role_folder(POLICY)) as folder:

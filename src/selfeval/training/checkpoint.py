@@ -72,6 +72,8 @@ class Checkpoints:
             return None
         path = steps[-1][1]
         tensors = load_file(path / "state.safetensors")
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()  # going back before the first step leaves none
         with torch.no_grad():
             for role in self.roles:
                 for name, parameter in self.backbone.parameters(role).items():

@@ -25,7 +25,7 @@ from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
 from selfeval.rollout.draws import pick
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.gradients import add_gradients
-from selfeval.training.policy import CRITIC, POLICY
+from selfeval.training.setting import CRITIC, POLICY
 
 __all__ = ["LEARNING", "POLICY_ROLES", "Shape", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
 

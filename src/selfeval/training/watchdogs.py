@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from selfeval.config import PolicyConfig
+from selfeval.errors import NotFiniteError
 
-__all__ = ["Alarm", "check_iteration"]
+__all__ = ["Alarm", "check_iteration", "not_finite", "refuse_broken"]
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a watchdog saw; `action` is `warn` or `stop`."""
+    """What a watchdog saw; `action` is `warn`, `roll_back` (to the last good checkpoint) or `stop`."""
 
     step: int
     name: str
@@ -25,6 +26,22 @@ class Alarm:
         return asdict(self)
 
 
+def refuse_broken(values: Mapping[str, float]) -> None:
+    """Refuses numbers that broke.
+
+    Raises:
+        NotFiniteError: some are NaN or infinite; `explained_variance` may be, where returns do not vary.
+    """
+    broken = sorted(name for name, value in values.items() if name != "explained_variance" and not math.isfinite(value))
+    if broken:
+        raise NotFiniteError(", ".join(broken))
+
+
+def not_finite(step: int, what: str) -> Alarm:
+    """The alarm about numbers that broke."""
+    return Alarm(step, "not_finite", f"{what} is NaN or infinite; lower the learning rates", "roll_back")
+
+
 def check_iteration(values: Mapping[str, float], first: Mapping[str, float], config: PolicyConfig) -> list[Alarm]:
     """The warnings that one iteration's metrics give.
 
@@ -33,11 +50,11 @@ def check_iteration(values: Mapping[str, float], first: Mapping[str, float], con
         first: metrics of the first one.
         config: the targets.
     """
-    step = int(values["step"])
-    found = []
-    broken = sorted(name for name, value in values.items() if name != "explained_variance" and not math.isfinite(value))
-    if broken:
-        found.append(Alarm(step, "not_finite", f"{', '.join(broken)} is NaN or infinite; lower the learning rates", "stop"))
+    step, found = int(values["step"]), []
+    try:
+        refuse_broken(values)
+    except NotFiniteError as error:
+        found.append(not_finite(step, str(error)))
     kl, gap = values["kl"], values["first_ratio"]
     if gap > 0.02:
         message = (

@@ -1,0 +1,146 @@
+"""One policy training on the evaluator of a finished run, by the stage's own code, and what gold says before and after.
+
+The benchmarks of policy learning share it: a run of `benchmarks/loop.py` gives questions, replies and the evaluator, so that
+they need not be made again for every setting. Each training is a process of its own, with one thread:
+
+python benchmarks/learning.py --run runs/bench-loop/seed-0 --seed 3 --set learning_rate=5e-4 --to out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+TEST_QUESTIONS = 500
+
+
+def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Trains a policy in this process; returns settings, metrics of each iteration, gold before and after, seconds, peak."""
+    from selfeval.backbone.meters import peak_resident_bytes
+    from selfeval.config import RunConfig, load_config
+    from selfeval.stages.context import Context
+    from selfeval.stages.gold import load_gold
+    from selfeval.stages.policy import add_roles, prompts_of, setting_of
+    from selfeval.stages.terminal import Terminal
+    from selfeval.store import RunStore, read_json
+    from selfeval.training.checkpoint import Checkpoints
+    from selfeval.training.policy import train_policy
+
+    saved = read_json(run / "run.json")["config"]
+    assignments = [f"seed={seed}", *(f"policy.{setting}" for setting in settings)]
+    known = {name: value for name, value in saved.items() if name in RunConfig.model_fields and name != "policy"}
+    recipe = load_config(Path("recipes/embedded.toml"), {}, assignments)
+    config = RunConfig.model_validate({**known, "seed": seed, "policy": recipe.policy})
+    context = Context(config, RunStore(run), Terminal(quiet=True))
+    gold = load_gold(config.domain)
+    assert gold is not None
+    questions = {q.id: q.text for q in context.questions("train")}  # type: ignore[arg-type]
+    lines: list[dict[str, Any]] = []
+    alarms: list[dict[str, Any]] = []
+
+    def keep(iteration: int, samples: Any, scores: Any) -> None:
+        texts = [context.templates.text(r.ids) for r in samples.rollouts]
+        right = [gold.is_right(questions[p.question_id], t) for p, t in zip(samples.asked, texts, strict=True)]
+        lines.append({"gold": sum(bool(x) for x in right) / len(right)})
+
+    def log(values: dict[str, float], seen: Any) -> None:
+        lines[-1] |= values
+        alarms.extend(alarm.as_json() for alarm in seen)
+
+    add_roles(context)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        train_policy(
+            setting_of(context),
+            prompts_of(context),
+            lambda roles, optimizers: Checkpoints(Path(folder), context.backbone, roles, optimizers),
+            keep=keep,
+            log=log,
+            resumed=lambda _: None,
+            rolled_back=lambda *_: None,
+        )
+    seconds = time.monotonic() - started
+    before, after = (gold_share(context, gold, start) for start in (True, False))
+    return {
+        "run": run.name,
+        "seed": seed,
+        "settings": list(settings),
+        "seconds": round(seconds, 1),
+        "peak_bytes": peak_resident_bytes(),
+        "gold_before": before,
+        "gold_after": after,
+        "samples": sum(1 for _ in lines) * config.policy.questions_per_iteration * config.policy.replies_per_question,
+        "alarms": alarms,
+        "iterations": lines,
+    }
+
+
+def gold_share(context: Any, gold: Any, start: bool) -> dict[str, Any]:
+    """Share of right replies to test questions at the policy's temperature: of its start, or of what it became."""
+    from selfeval.backbone.adapters import BASE
+    from selfeval.quality.statistics import proportion
+    from selfeval.records import Split
+    from selfeval.rollout.engine import Request, generate
+    from selfeval.training.setting import POLICY
+
+    asked = context.questions(Split.TEST)[:TEST_QUESTIONS]
+    requests = [Request(context.templates.prompt("reply", question=q.text)) for q in asked]
+    limit, rows = context.config.replies.max_new_tokens, context.config.rollout_rows
+    with context.backbone.acting_as(BASE if start else POLICY):
+        replies = generate(context.backbone, requests, max_new_tokens=limit, seed=12345, rows=rows)
+    right = [gold.is_right(q.text, context.templates.text(r.ids)) for q, r in zip(asked, replies, strict=True)]
+    return proportion([bool(x) for x in right]).as_json()
+
+
+def train_all(jobs: Sequence[dict[str, Any]], folder: Path, workers: int = 2) -> list[dict[str, Any]]:
+    """Runs many trainings, each in a process of its own; those whose result is there already are not run again.
+
+    Args:
+        jobs: each `{"name", "run", "seed", "settings"}`; the name is that of the file with its result.
+        workers: trainings side by side.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def one(job: dict[str, Any]) -> dict[str, Any]:
+        path = folder / f"{job['name']}.json"
+        if not path.is_file():
+            command = [sys.executable, __file__, "--run", job["run"], "--seed", str(job["seed"]), "--to", str(path)]
+            for setting in job["settings"]:
+                command += ["--set", setting]
+            done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if done.returncode:
+                failure = {**job, "failed": done.stderr.strip().splitlines()[-1:]}
+                path.write_text(json.dumps(failure), encoding="utf-8")
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        after = result.get("gold_after", {}).get("value")
+        print(f"{job['name']}: {'failed: ' + str(result['failed']) if after is None else f'gold {after:.3f}'}", flush=True)
+        return result
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(one, jobs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="a finished run folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], help="a value of [policy], such as learning_rate=5e-4")
+    parser.add_argument("--to", type=Path, required=True, help="the file that the result goes to")
+    options = parser.parse_args()
+    result = train(options.run, options.seed, options.set)
+    partial = options.to.with_suffix(".partial")
+    partial.write_text(json.dumps(result), encoding="utf-8")
+    partial.replace(options.to)
+
+
+if __name__ == "__main__":
+    main()
