@@ -1,0 +1,414 @@
+"""Markov decision processes small enough to be solved exactly: the oracles that learners are measured against.
+
+Shapes: S states, A actions, P prefixes, V vocabulary, N sequences, B batch, T time. Rewards carry the precision: use
+float64. All logarithms are natural.
+
+Two kinds. A `FiniteMDP` is a table of transitions with a discount below 1, solved by iteration. A `TokenMDP` is what a
+language model walks through: a state is the prefix of tokens so far, an action is the next token, nothing is random but
+the policy, and every sequence ends, so that one sweep from the longest prefixes to the empty one is exact, with a
+discount of 1.
+
+The Bellman equations, with V the value of a state and Q that of an action in a state, and s' the next state:
+
+    of a policy π          V(s) = Σ_a π(a|s) Q(s, a)                          Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
+    of the best policy     V(s) = max_a Q(s, a)                               Q likewise
+    KL-regularised ("soft")
+      of a policy π        V(s) = Σ_a π(a|s) (Q(s, a) − β log π(a|s)/π_ref(a|s))
+      of the best policy   V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a) / β),      π*(a|s) = π_ref(a|s) exp((Q(s, a) − V(s)) / β)
+
+The soft ones belong to the objective of RLHF, the return less β times KL(π‖π_ref). Bellman 1957; Geist et al. 2019,
+section 3 (https://arxiv.org/abs/1901.11275) for regularised ones; Rafailov et al. 2024, section 3
+(https://arxiv.org/abs/2404.12358) for the token MDP.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from selfeval.algorithms.kl import categorical_kl
+from selfeval.algorithms.masked import check_same_shape
+
+__all__ = [
+    "TokenMDP",
+    "TokenSolution",
+    "evaluate_token_policy",
+    "expected_return",
+    "prefix_rows",
+    "reach_probabilities",
+    "regularised_return",
+    "sequence_kl",
+    "solve_soft_token_mdp",
+    "solve_token_mdp",
+    "token_mdp",
+    "token_rewards",
+]
+
+
+@dataclass(frozen=True)
+class TokenMDP:
+    """Hold a token MDP: all prefixes over a vocabulary up to a horizon, and what each next token pays.
+
+    A sequence ends with its `horizon`-th token, or before with `eos`. Rows of every [P, V] table follow `prefixes`: by
+    length, then lexicographic. The token that ends a sequence is a token like the others: the reward of a whole sequence
+    is paid at its last token.
+
+    Args:
+        vocabulary: V, number of tokens, >= 2 with an `eos`, >= 1 without.
+        horizon: number of tokens of the longest sequences, >= 1.
+        rewards_PV: [P, V], reward for drawing token v after prefix p.
+        eos: the token that ends a sequence, in [0, V); None = only the horizon does.
+
+    Raises:
+        ValueError: a number is outside its range, or the rewards do not have one row per prefix and one column per token.
+    """
+
+    vocabulary: int
+    horizon: int
+    rewards_PV: Tensor
+    eos: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_token_sizes(self.vocabulary, self.horizon, self.eos)
+        wanted = (_prefix_count(self.vocabulary, self.horizon, self.eos), self.vocabulary)
+        if tuple(self.rewards_PV.shape) != wanted:
+            raise ValueError(f"rewards must be [prefixes, vocabulary] = {list(wanted)}, got {list(self.rewards_PV.shape)}")
+
+    @property
+    def continuing(self) -> list[int]:
+        """Tokens that do not end a sequence by themselves, ascending."""
+        return [token for token in range(self.vocabulary) if token != self.eos]
+
+    @property
+    def prefixes(self) -> list[tuple[int, ...]]:
+        """States where a token is drawn: the empty prefix first."""
+        lengths = range(self.horizon)
+        return [prefix for length in lengths for prefix in itertools.product(self.continuing, repeat=length)]
+
+    @property
+    def terminal_PV(self) -> Tensor:
+        """[P, V], True = this token ends the sequence. Its True places, row by row, are `terminal_sequences`."""
+        terminal_PV = torch.zeros_like(self.rewards_PV, dtype=torch.bool)
+        terminal_PV[_levels(self)[-1]] = True
+        if self.eos is not None:
+            terminal_PV[:, self.eos] = True
+        return terminal_PV
+
+    @property
+    def terminal_sequences(self) -> list[tuple[int, ...]]:
+        """All whole sequences, by length, then lexicographic."""
+        prefixes = self.prefixes
+        return [(*prefixes[row], token) for row, token in self.terminal_PV.nonzero().tolist()]
+
+
+class TokenSolution(NamedTuple):
+    """Values and policy of a token MDP. `values_P[0]` belongs to the empty prefix: the return of whole sequences."""
+
+    values_P: Tensor
+    q_PV: Tensor
+    logprobs_PV: Tensor
+
+
+def token_mdp(
+    vocabulary: int, horizon: int, terminal_rewards_N: Tensor, *, eos: int | None = None, dense_PV: Tensor | None = None
+) -> TokenMDP:
+    """Build a token MDP from a reward per whole sequence, and optionally one per token.
+
+    R(p, v) = dense(p, v) + [p v is whole] · terminal(p v)
+
+    Args:
+        vocabulary: V, number of tokens.
+        horizon: number of tokens of the longest sequences, >= 1.
+        terminal_rewards_N: [N], reward of each whole sequence, in the order of `TokenMDP.terminal_sequences`.
+        eos: the token that ends a sequence, in [0, V); None = only the horizon does.
+        dense_PV: [P, V], reward of each token, in the order of `TokenMDP.prefixes`; None = rewards only at the end.
+
+    Returns:
+        The MDP.
+
+    Raises:
+        ValueError: a number is outside its range, or a tensor has another size.
+
+    Example:
+        >>> mdp = token_mdp(2, 2, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        >>> mdp.prefixes, mdp.terminal_sequences
+        ([(), (0,), (1,)], [(0, 0), (0, 1), (1, 0), (1, 1)])
+        >>> mdp.rewards_PV.tolist()
+        [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]]
+    """
+    _check_token_sizes(vocabulary, horizon, eos)
+    empty_PV = terminal_rewards_N.new_zeros(_prefix_count(vocabulary, horizon, eos), vocabulary)
+    terminal_PV = TokenMDP(vocabulary, horizon, empty_PV, eos).terminal_PV
+    if terminal_rewards_N.shape != (int(terminal_PV.sum()),):
+        raise ValueError(f"there are {int(terminal_PV.sum())} whole sequences, got rewards {list(terminal_rewards_N.shape)}")
+    rewards_PV = empty_PV.masked_scatter(terminal_PV, terminal_rewards_N)
+    if dense_PV is not None:
+        check_same_shape(dense=dense_PV, prefixes_by_vocabulary=rewards_PV)
+        rewards_PV = rewards_PV + dense_PV
+    return TokenMDP(vocabulary, horizon, rewards_PV, eos)
+
+
+def prefix_rows(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
+    """Find the row of the prefix before each token: which state token t was drawn in.
+
+    Args:
+        mdp: the token MDP.
+        tokens_BT: [B, T] int, drawn tokens from the start of a sequence, T <= horizon; anything after the end.
+
+    Returns:
+        [B, T] int, row of tokens[:t] in `TokenMDP.prefixes`; −1 where the sequence had already ended.
+
+    Raises:
+        ValueError: T is above the horizon, or a token before the end is outside the vocabulary.
+
+    Example:
+        >>> prefix_rows(token_mdp(2, 2, torch.zeros(4)), torch.tensor([[0, 1], [1, 1]])).tolist()
+        [[0, 1], [0, 2]]
+    """
+    if tokens_BT.shape[-1] > mdp.horizon:
+        raise ValueError(f"sequences end after {mdp.horizon} tokens, got {tokens_BT.shape[-1]}")
+    ended_BT = torch.zeros_like(tokens_BT) if mdp.eos is None else (tokens_BT == mdp.eos).cumsum(-1)
+    alive_BT = functional.pad(ended_BT, (1, 0))[:, :-1] == 0
+    if not bool(((tokens_BT >= 0) & (tokens_BT < mdp.vocabulary))[alive_BT].all()):
+        raise ValueError(f"a token is in [0, {mdp.vocabulary}), got {tokens_BT[alive_BT].unique().tolist()}")
+    # A prefix is a number whose digits are the ranks of its tokens among the continuing ones.
+    ranks_BT = tokens_BT if mdp.eos is None else tokens_BT - (tokens_BT > mdp.eos).to(tokens_BT.dtype)
+    levels, digits = _levels(mdp), len(mdp.continuing)
+    number_B, rows = torch.zeros_like(tokens_BT[:, 0]), []
+    for t in range(tokens_BT.shape[-1]):
+        rows.append(levels[t].start + number_B)
+        number_B = number_B * digits + ranks_BT[:, t]
+    return torch.where(alive_BT, torch.stack(rows, -1), -1)
+
+
+def token_rewards(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
+    """Look up what each drawn token pays. The sum of a row is the return of its sequence.
+
+    Args:
+        mdp: the token MDP.
+        tokens_BT: [B, T] int, drawn tokens from the start of a sequence, T <= horizon; anything after the end.
+
+    Returns:
+        [B, T], reward of each token; 0 where the sequence had already ended.
+
+    Raises:
+        ValueError: T is above the horizon, or a token before the end is outside the vocabulary.
+    """
+    rows_BT = prefix_rows(mdp, tokens_BT)
+    alive_BT = rows_BT >= 0
+    paid_BT = mdp.rewards_PV[rows_BT.clamp(min=0), torch.where(alive_BT, tokens_BT, 0)]
+    return torch.where(alive_BT, paid_BT, torch.zeros_like(paid_BT))
+
+
+def solve_token_mdp(mdp: TokenMDP) -> TokenSolution:
+    """Find the best return and a policy that reaches it, by one backward sweep.
+
+    V(p) = max_v Q(p, v),   Q(p, v) = R(p, v) + V(pv)   (V = 0 after the end)
+
+    Bellman 1957, chapter III.
+
+    Args:
+        mdp: the token MDP.
+
+    Returns:
+        Optimal values, Q, and the deterministic policy (log-probs 0 and −inf; the lowest token among equals).
+    """
+    values_P, q_PV = _sweep(mdp, lambda q, _: q.amax(-1))
+    best_PV = functional.one_hot(q_PV.argmax(-1), mdp.vocabulary)
+    return TokenSolution(values_P, q_PV, best_PV.to(q_PV.dtype).log())
+
+
+def solve_soft_token_mdp(mdp: TokenMDP, ref_logprobs_PV: Tensor, *, beta: float) -> TokenSolution:
+    """Find the optimum of E[return] − β KL(π‖π_ref) over whole sequences, by one backward sweep.
+
+    V(p) = β log Σ_v π_ref(v|p) exp(Q(p, v) / β),   Q(p, v) = R(p, v) + V(pv),   π*(v|p) = π_ref(v|p) exp((Q − V) / β)
+
+    V of the empty prefix is the optimal regularised return, and V / β is log Z of the tilted distribution
+    π*(y) = π_ref(y) exp(R(y) / β) / Z. Rafailov et al. 2023, eq. 4 and 5 (https://arxiv.org/abs/2305.18290); per token:
+    Rafailov et al. 2024, eq. 7 and 8 (https://arxiv.org/abs/2404.12358).
+
+    Args:
+        mdp: the token MDP.
+        ref_logprobs_PV: [P, V], log π_ref, normalised over tokens; −inf forbids a token.
+        beta: β, weight of the KL in reward per nat, > 0.
+
+    Returns:
+        Optimal regularised values, Q, and the optimal policy.
+
+    Raises:
+        ValueError: the shapes differ, a row is not normalised, or beta is not positive.
+    """
+    _check_beta(beta)
+    ref_PV = _checked_logprobs(mdp, ref_logprobs_PV)
+    values_P, q_PV = _sweep(mdp, lambda q, level: beta * torch.logsumexp(ref_PV[level] + q / beta, -1))
+    return TokenSolution(values_P, q_PV, ref_PV + (q_PV - values_P[:, None]) / beta)
+
+
+def evaluate_token_policy(mdp: TokenMDP, logprobs_PV: Tensor) -> TokenSolution:
+    """Compute the return of a policy from every prefix on, by one backward sweep.
+
+    V(p) = Σ_v π(v|p) Q(p, v),   Q(p, v) = R(p, v) + V(pv)
+
+    Differentiable: the gradient of `values_P[0]` with respect to the log-probs is the exact policy gradient (through a
+    softmax: reach(p) π(v|p) (Q(p, v) − V(p)) at the logits). Sutton and Barto 2018, eq. 4.4 and 13.5
+    (http://incompleteideas.net/book/the-book-2nd.html).
+
+    Args:
+        mdp: the token MDP.
+        logprobs_PV: [P, V], log π, normalised over tokens; −inf for a token that is never drawn.
+
+    Returns:
+        Values, Q, and the policy as it was given.
+
+    Raises:
+        ValueError: the shapes differ, or a row is not normalised.
+    """
+    policy_PV = _checked_logprobs(mdp, logprobs_PV)
+    probabilities_PV = policy_PV.exp()
+    values_P, q_PV = _sweep(mdp, lambda q, level: (probabilities_PV[level] * q).sum(-1))
+    return TokenSolution(values_P, q_PV, policy_PV)
+
+
+def expected_return(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
+    """Compute E[R], the mean return of whole sequences drawn from a policy, exactly.
+
+    E[R] = Σ_y π(y) R(y) = V(empty prefix)
+
+    Args:
+        mdp: the token MDP.
+        logprobs_PV: [P, V], log π, normalised over tokens.
+
+    Returns:
+        Scalar, in units of reward; differentiable.
+
+    Raises:
+        ValueError: the shapes differ, or a row is not normalised.
+    """
+    return evaluate_token_policy(mdp, logprobs_PV).values_P[0]
+
+
+def reach_probabilities(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
+    """Compute the probability that a sequence drawn from a policy passes through each prefix.
+
+    reach(empty) = 1,   reach(pv) = reach(p) π(v|p)
+
+    Args:
+        mdp: the token MDP.
+        logprobs_PV: [P, V], log π, normalised over tokens.
+
+    Returns:
+        [P] in [0, 1]; sums to the mean length of a sequence in tokens. Differentiable.
+
+    Raises:
+        ValueError: the shapes differ, or a row is not normalised.
+    """
+    probabilities_PV = _checked_logprobs(mdp, logprobs_PV).exp()[:, mdp.continuing]
+    reached = [probabilities_PV.new_ones(1)]
+    for level in _levels(mdp)[:-1]:
+        reached.append((reached[-1][:, None] * probabilities_PV[level]).flatten())
+    return torch.cat(reached)
+
+
+def sequence_kl(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tensor) -> Tensor:
+    """Compute KL(π‖π_ref) over whole sequences exactly, by the chain rule.
+
+    KL = Σ_y π(y) log π(y)/π_ref(y) = Σ_p reach(p) KL(π(·|p)‖π_ref(·|p))
+
+    Cover and Thomas 2006, eq. 2.67 (https://doi.org/10.1002/047174882X).
+
+    Args:
+        mdp: the token MDP.
+        logprobs_PV: [P, V], log π, normalised over tokens.
+        ref_logprobs_PV: [P, V], log π_ref, normalised over tokens.
+
+    Returns:
+        Scalar in nats per sequence, >= 0; inf where π reaches what π_ref forbids. Differentiable.
+
+    Raises:
+        ValueError: the shapes differ, or a row is not normalised.
+    """
+    policy_PV, ref_PV = _checked_logprobs(mdp, logprobs_PV), _checked_logprobs(mdp, ref_logprobs_PV)
+    reach_P = reach_probabilities(mdp, policy_PV)
+    kl_P = categorical_kl(policy_PV, ref_PV)
+    # What is never reached adds nothing, even if its KL is infinite.
+    return (reach_P * torch.where(reach_P > 0, kl_P, torch.zeros_like(kl_P))).sum()
+
+
+def regularised_return(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tensor, *, beta: float) -> Tensor:
+    """Compute the objective of RLHF for a policy, exactly: E[R] − β KL(π‖π_ref) over whole sequences.
+
+    Its largest value is `solve_soft_token_mdp(...).values_P[0]`. Ziegler et al. 2019, eq. 2
+    (https://arxiv.org/abs/1909.08593).
+
+    Args:
+        mdp: the token MDP.
+        logprobs_PV: [P, V], log π, normalised over tokens.
+        ref_logprobs_PV: [P, V], log π_ref, normalised over tokens.
+        beta: β, weight of the KL in reward per nat, >= 0; 0 = the plain return, whatever the KL.
+
+    Returns:
+        Scalar, in units of reward; differentiable.
+
+    Raises:
+        ValueError: the shapes differ, a row is not normalised, or beta is negative.
+    """
+    if not beta >= 0:
+        raise ValueError(f"beta must be >= 0, got {beta}")
+    reward = expected_return(mdp, logprobs_PV)
+    return reward - beta * sequence_kl(mdp, logprobs_PV, ref_logprobs_PV) if beta else reward
+
+
+def _sweep(mdp: TokenMDP, backup: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    """V and Q from the longest prefixes to the empty one; `backup` turns the Q of the rows of a level into their V."""
+    values: list[Tensor] = []
+    qs: list[Tensor] = []
+    columns = torch.tensor(mdp.continuing, device=mdp.rewards_PV.device)
+    for level in reversed(_levels(mdp)):
+        q = mdp.rewards_PV[level]
+        if values:
+            q = q.index_add(1, columns, values[0].view(len(q), -1))
+        qs.insert(0, q)
+        values.insert(0, backup(q, level))
+    return torch.cat(values), torch.cat(qs)
+
+
+def _levels(mdp: TokenMDP) -> list[slice]:
+    """Rows of the prefixes of each length. The children of a level are the next level, in the same order."""
+    counts = [len(mdp.continuing) ** length for length in range(mdp.horizon)]
+    ends = list(itertools.accumulate(counts))
+    return [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
+
+
+def _prefix_count(vocabulary: int, horizon: int, eos: int | None) -> int:
+    continuing = vocabulary if eos is None else vocabulary - 1
+    return sum(continuing**length for length in range(horizon))
+
+
+def _check_token_sizes(vocabulary: int, horizon: int, eos: int | None) -> None:
+    if vocabulary < 1 or horizon < 1:
+        raise ValueError(f"vocabulary and horizon must be at least 1, got {vocabulary} and {horizon}")
+    if eos is not None and not (0 <= eos < vocabulary and vocabulary >= 2):
+        raise ValueError(f"eos must be a token in [0, {vocabulary}) beside at least one other token, got {eos}")
+
+
+def _checked_logprobs(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
+    check_same_shape(logprobs=logprobs_PV, rewards=mdp.rewards_PV)
+    mass_P = logprobs_PV.detach().logsumexp(-1)
+    # Wide enough for log-probs in half precision, and far below what logits taken for log-probs would give.
+    if not bool((mass_P.abs() < 1e-2).all()):
+        worst = mass_P[mass_P.abs().argmax()].exp().item()
+        raise ValueError(
+            f"each row must be log-probs that sum to 1, got a row that sums to {worst:.6g}: take log_softmax first"
+        )
+    return logprobs_PV.to(mdp.rewards_PV.dtype)
+
+
+def _check_beta(beta: float) -> None:
+    if not beta > 0:
+        raise ValueError(f"beta must be > 0, got {beta}: without a KL penalty, solve the plain MDP")
