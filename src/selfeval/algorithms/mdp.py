@@ -36,19 +36,296 @@ from selfeval.algorithms.kl import categorical_kl
 from selfeval.algorithms.masked import check_same_shape
 
 __all__ = [
+    "FiniteMDP",
+    "Solution",
     "TokenMDP",
     "TokenSolution",
+    "bellman_q",
+    "evaluate_policy",
+    "evaluate_soft_policy",
     "evaluate_token_policy",
     "expected_return",
+    "occupancy",
+    "policy_gradient",
+    "policy_iteration",
     "prefix_rows",
     "reach_probabilities",
     "regularised_return",
     "sequence_kl",
+    "soft_policy_iteration",
+    "soft_value_iteration",
     "solve_soft_token_mdp",
     "solve_token_mdp",
     "token_mdp",
     "token_rewards",
+    "value_iteration",
 ]
+
+
+@dataclass(frozen=True)
+class FiniteMDP:
+    """Hold a finite MDP: its transitions, rewards, discount and the distribution of its first state.
+
+    An absorbing state is one whose actions all lead back to it, with reward 0.
+
+    Args:
+        transitions_SAS: [S, A, S], P(s'|s, a); each row over s' sums to 1.
+        rewards_SA: [S, A], expected reward of action a in state s.
+        start_S: [S], probability that s is the first state.
+        gamma: discount per step, in [0, 1).
+
+    Raises:
+        ValueError: a shape does not fit, a row is not a distribution, or gamma is outside [0, 1).
+    """
+
+    transitions_SAS: Tensor
+    rewards_SA: Tensor
+    start_S: Tensor
+    gamma: float
+
+    def __post_init__(self) -> None:
+        check_same_shape(transitions=self.transitions_SAS[..., 0], rewards=self.rewards_SA)
+        check_same_shape(start=self.start_S, states=self.rewards_SA[:, 0], next_states=self.transitions_SAS[0, 0])
+        _check_distributions("transitions", self.transitions_SAS)
+        _check_distributions("start", self.start_S)
+        if not 0 <= self.gamma < 1:
+            raise ValueError(f"gamma must be in [0, 1), got {self.gamma}: without a discount the values may not be finite")
+
+
+class Solution(NamedTuple):
+    """Values, action values and the policy that belongs to them (probabilities)."""
+
+    values_S: Tensor
+    q_SA: Tensor
+    policy_SA: Tensor
+
+
+def bellman_q(mdp: FiniteMDP, values_S: Tensor) -> Tensor:
+    """Look one step ahead: Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s'). Sutton and Barto 2018, eq. 4.6.
+
+    http://incompleteideas.net/book/the-book-2nd.html
+
+    Args:
+        mdp: the MDP.
+        values_S: [S], value of each next state, in units of reward.
+
+    Returns:
+        [S, A], in units of reward.
+    """
+    return mdp.rewards_SA + mdp.gamma * mdp.transitions_SAS @ values_S
+
+
+def evaluate_policy(mdp: FiniteMDP, policy_SA: Tensor) -> Solution:
+    """Compute the values of a policy as the solution of a linear system.
+
+    (I − γ P_π) V = R_π,   P_π(s, s') = Σ_a π(a|s) P(s'|s, a),   R_π(s) = Σ_a π(a|s) R(s, a)
+
+    The expected return from the start is `mdp.start_S @ values_S`, the advantages are `q_SA − values_S[:, None]`.
+    Puterman 1994, theorem 6.1.1 (https://doi.org/10.1002/9780470316887).
+
+    Args:
+        mdp: the MDP.
+        policy_SA: [S, A], π(a|s).
+
+    Returns:
+        Values, Q, and the policy as it was given.
+
+    Raises:
+        ValueError: the shapes differ, or a row is not a distribution.
+    """
+    _check_policy(mdp, policy_SA)
+    values_S = _solve_values(mdp, policy_SA, (policy_SA * mdp.rewards_SA).sum(-1))
+    return Solution(values_S, bellman_q(mdp, values_S), policy_SA)
+
+
+def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tensor, *, beta: float) -> Solution:
+    """Compute the KL-regularised values of a policy as the solution of a linear system.
+
+    (I − γ P_π) V = R_π − β KL(π(·|s)‖π_ref(·|s)),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
+
+    V(s) is E Σ_t γ^t (r_t − β log π(a_t|s_t)/π_ref(a_t|s_t)) from s on. Q does not pay for its own first action. Geist et
+    al. 2019, section 3.1 (https://arxiv.org/abs/1901.11275).
+
+    Args:
+        mdp: the MDP.
+        policy_SA: [S, A], π(a|s).
+        ref_policy_SA: [S, A], π_ref(a|s); positive wherever the policy is.
+        beta: β, weight of the KL in reward per nat, > 0.
+
+    Returns:
+        Regularised values, Q, and the policy as it was given.
+
+    Raises:
+        ValueError: the shapes differ, a row is not a distribution, the policy does what the reference never does (its
+            values are −inf), or beta is not positive.
+    """
+    _check_beta(beta)
+    _check_policy(mdp, policy_SA)
+    _check_policy(mdp, ref_policy_SA)
+    kl_S = categorical_kl(policy_SA.log(), ref_policy_SA.log())
+    if not bool(kl_S.isfinite().all()):
+        raise ValueError(
+            f"the policy does what the reference never does in states {(~kl_S.isfinite()).nonzero()[:, 0].tolist()}"
+        )
+    values_S = _solve_values(mdp, policy_SA, (policy_SA * mdp.rewards_SA).sum(-1) - beta * kl_S)
+    return Solution(values_S, bellman_q(mdp, values_S), policy_SA)
+
+
+def value_iteration(mdp: FiniteMDP, *, tolerance: float = 1e-10) -> Solution:
+    """Find the optimal values by applying the Bellman optimality equation until it holds.
+
+    V ← max_a Q(s, a),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
+
+    The update is a contraction: after a step that changes V by at most Δ in any state, V is within γ Δ / (1 − γ) of V*.
+    It stops when that is below the tolerance. (A stop on the *span* of the step, as in some public code, fixes the policy
+    but leaves V off by a constant.) Puterman 1994, theorem 6.3.1 (https://doi.org/10.1002/9780470316887).
+
+    Args:
+        mdp: the MDP.
+        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+
+    Returns:
+        Optimal values within the tolerance, Q, and the greedy policy (the lowest action among equals).
+
+    Raises:
+        ValueError: the tolerance is below what the precision of the rewards can resolve.
+    """
+    values_S = _iterate(mdp, lambda q_SA: q_SA.amax(-1), tolerance)
+    q_SA = bellman_q(mdp, values_S)
+    return Solution(values_S, q_SA, _greedy(q_SA))
+
+
+def policy_iteration(mdp: FiniteMDP, *, tolerance: float = 1e-10) -> Solution:
+    """Find the optimal values by evaluating a policy exactly and making it greedy, in turn.
+
+    π ← argmax_a Q^π(s, a)
+
+    An action is changed only where that gains more than (1 − γ) times the tolerance: ties that rounding breaks one way or
+    the other would go round in a circle. When no state gains more, V^π is within the tolerance of V*, because V* − V^π <=
+    max_s (max_a Q^π − V^π) / (1 − γ). Howard 1960; Puterman 1994, section 6.4 (https://doi.org/10.1002/9780470316887).
+
+    Args:
+        mdp: the MDP.
+        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+
+    Returns:
+        Values and Q of the policy that was found, and that policy (deterministic).
+
+    Raises:
+        ValueError: the tolerance is below what the precision of the rewards can resolve.
+    """
+    _check_tolerance(mdp, tolerance)
+    solution = evaluate_policy(mdp, _greedy(mdp.rewards_SA))
+    while bool((gains_S := solution.q_SA.amax(-1) - solution.values_S).max() > (1 - mdp.gamma) * tolerance):
+        changed_S1 = (gains_S > (1 - mdp.gamma) * tolerance)[:, None]
+        solution = evaluate_policy(mdp, torch.where(changed_S1, _greedy(solution.q_SA), solution.policy_SA))
+    return solution
+
+
+def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float = 1e-10) -> Solution:
+    """Find the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by applying its Bellman equation until it holds.
+
+    V ← β log Σ_a π_ref(a|s) exp(Q(s, a) / β),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
+
+    A contraction like `value_iteration`, with the same bound on the error. β → 0 gives the plain optimum, β → ∞ the values
+    of the reference. Geist et al. 2019, section 3 (https://arxiv.org/abs/1901.11275); with a uniform reference, soft
+    Q-iteration: Haarnoja et al. 2017, theorem 3 (https://arxiv.org/abs/1702.08165).
+
+    Args:
+        mdp: the MDP.
+        ref_policy_SA: [S, A], π_ref(a|s); 0 forbids an action.
+        beta: β, weight of the KL in reward per nat, > 0.
+        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+
+    Returns:
+        Optimal regularised values within the tolerance, Q, and the policy π_ref exp((Q − V) / β).
+
+    Raises:
+        ValueError: the shapes differ, a row is not a distribution, beta is not positive, or the tolerance is below what
+            the precision of the rewards can resolve.
+    """
+    _check_beta(beta)
+    _check_policy(mdp, ref_policy_SA)
+    log_ref_SA = ref_policy_SA.log()
+    values_S = _iterate(mdp, lambda q_SA: beta * torch.logsumexp(log_ref_SA + q_SA / beta, -1), tolerance)
+    q_SA = bellman_q(mdp, values_S)
+    return Solution(values_S, q_SA, torch.softmax(log_ref_SA + q_SA / beta, -1))
+
+
+def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float = 1e-10) -> Solution:
+    """Find the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by evaluating a policy exactly and improving it, in turn.
+
+    π ← π_ref(a|s) exp(Q^π(s, a) / β) / Σ_b π_ref(b|s) exp(Q^π(s, b) / β)
+
+    This is Newton's method on the soft Bellman equation: few rounds. It stops after a round whose backup gained less than
+    (1 − γ) times the tolerance in every state, which bounds the error by the tolerance. Haarnoja et al. 2018, theorem 1
+    (https://arxiv.org/abs/1801.01290); Geist et al. 2019, section 4 (https://arxiv.org/abs/1901.11275).
+
+    Args:
+        mdp: the MDP.
+        ref_policy_SA: [S, A], π_ref(a|s); 0 forbids an action.
+        beta: β, weight of the KL in reward per nat, > 0.
+        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+
+    Returns:
+        Regularised values and Q of the policy that was found, and that policy.
+
+    Raises:
+        ValueError: the shapes differ, a row is not a distribution, beta is not positive, or the tolerance is below what
+            the precision of the rewards can resolve.
+    """
+    _check_tolerance(mdp, tolerance)
+    log_ref_SA = ref_policy_SA.log()
+    solution = evaluate_soft_policy(mdp, ref_policy_SA, ref_policy_SA, beta=beta)
+    while True:
+        scores_SA = log_ref_SA + solution.q_SA / beta
+        gain = (beta * scores_SA.logsumexp(-1) - solution.values_S).max()
+        solution = evaluate_soft_policy(mdp, scores_SA.softmax(-1), ref_policy_SA, beta=beta)
+        if bool(gain <= (1 - mdp.gamma) * tolerance):
+            return solution
+
+
+def occupancy(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
+    """Compute how often a policy is in each state, discounted and not normalised.
+
+    d(s) = Σ_t γ^t P(s_t = s),   (I − γ P_πᵀ) d = start
+
+    Puterman 1994, section 6.9 (https://doi.org/10.1002/9780470316887).
+
+    Args:
+        mdp: the MDP.
+        policy_SA: [S, A], π(a|s).
+
+    Returns:
+        [S], >= 0; sums to 1 / (1 − γ).
+
+    Raises:
+        ValueError: the shapes differ, or a row is not a distribution.
+    """
+    _check_policy(mdp, policy_SA)
+    visits_S: Tensor = torch.linalg.solve(_flow(mdp, policy_SA).mT, mdp.start_S)
+    return visits_S
+
+
+def policy_gradient(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
+    """Compute the gradient of the expected return with respect to the logits of a tabular softmax policy, exactly.
+
+    J = Σ_s start(s) V(s),   ∂J/∂z(s, a) = d(s) π(a|s) (Q(s, a) − V(s))
+
+    Sutton et al. 2000, theorem 1 (https://papers.nips.cc/paper/1713), with the derivative of a softmax put in.
+
+    Args:
+        mdp: the MDP.
+        policy_SA: [S, A], π(a|s) = softmax of the logits.
+
+    Returns:
+        [S, A], in units of reward; each row sums to 0.
+
+    Raises:
+        ValueError: the shapes differ, or a row is not a distribution.
+    """
+    values_S, q_SA, _ = evaluate_policy(mdp, policy_SA)
+    return occupancy(mdp, policy_SA)[:, None] * policy_SA * (q_SA - values_S[:, None])
 
 
 @dataclass(frozen=True)
@@ -412,3 +689,48 @@ def _checked_logprobs(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
 def _check_beta(beta: float) -> None:
     if not beta > 0:
         raise ValueError(f"beta must be > 0, got {beta}: without a KL penalty, solve the plain MDP")
+
+
+def _iterate(mdp: FiniteMDP, backup: Callable[[Tensor], Tensor], tolerance: float) -> Tensor:
+    """The fixed point of a γ-contraction, within the tolerance in the sup norm."""
+    _check_tolerance(mdp, tolerance)
+    values_S = torch.zeros_like(mdp.rewards_SA[:, 0])
+    while True:
+        before_S, values_S = values_S, backup(bellman_q(mdp, values_S))
+        if bool(mdp.gamma * (values_S - before_S).abs().max() <= (1 - mdp.gamma) * tolerance):
+            return values_S
+
+
+def _check_tolerance(mdp: FiniteMDP, tolerance: float) -> None:
+    """Below this, rounding alone keeps the values moving and the iteration would never end."""
+    scale = mdp.rewards_SA.abs().max().item() / (1 - mdp.gamma)
+    least = 32 * torch.finfo(mdp.rewards_SA.dtype).eps * scale / (1 - mdp.gamma)
+    if not tolerance >= least:
+        raise ValueError(f"values up to {scale:.3g} are resolved to {least:.1g} at best here, got tolerance {tolerance}")
+
+
+def _greedy(q_SA: Tensor) -> Tensor:
+    return functional.one_hot(q_SA.argmax(-1), q_SA.shape[-1]).to(q_SA.dtype)
+
+
+def _flow(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
+    """I − γ P_π."""
+    moves_SS = torch.einsum("sa,san->sn", policy_SA, mdp.transitions_SAS)
+    return torch.eye(len(moves_SS), dtype=moves_SS.dtype, device=moves_SS.device) - mdp.gamma * moves_SS
+
+
+def _solve_values(mdp: FiniteMDP, policy_SA: Tensor, rewards_S: Tensor) -> Tensor:
+    solved_S: Tensor = torch.linalg.solve(_flow(mdp, policy_SA), rewards_S)
+    return solved_S
+
+
+def _check_policy(mdp: FiniteMDP, policy_SA: Tensor) -> None:
+    check_same_shape(policy=policy_SA, rewards=mdp.rewards_SA)
+    _check_distributions("policy", policy_SA)
+
+
+def _check_distributions(name: str, probabilities: Tensor) -> None:
+    """The last axis holds distributions."""
+    error = (probabilities.sum(-1) - 1).abs().max().item()
+    if not (error < 1e-5 and bool((probabilities >= 0).all())):
+        raise ValueError(f"{name} must be probabilities that sum to 1, got sums off by up to {error:.3g}")
