@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import tiny_models
+from policies import CONFIG, DISLIKED, LIKED, LIMIT, PROMPTS, four_roles, setting_of, train
 from scarce import no_memory
 from selfeval.algorithms.masked import aggregation_weights
 from selfeval.backbone.adapters import BASE
@@ -25,53 +26,7 @@ from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
 from selfeval.training.experience import Experience, RewardScale, measure, observe
 from selfeval.training.learners.ppo import PPO
-from selfeval.training.policy import train_policy
-from selfeval.training.scoring import EvaluatorScorer
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Samples, Scores, Setting
-from selfeval.training.watchdogs import Alarm
-
-LIKED, DISLIKED, LIMIT = 10, 11, 6
-PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i in range(6)]
-CONFIG = PolicyConfig(
-    iterations=8, questions_per_iteration=6, replies_per_question=8, minibatch=24, learning_rate=1e-2,
-    critic_learning_rate=1e-2, warmup_iterations=0, unfinished_penalty=0.0, kl_target=6.0, checkpoint_every=3,
-)  # fmt: skip
-
-
-def four_roles() -> Backbone:
-    backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
-    backbone.add_role(EVALUATOR, seed=1, head=True)
-    tiny_models.scramble(backbone, EVALUATOR, size=0.05)
-    backbone.add_role(POLICY, seed=2)
-    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # so that the reference is not the bare base
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
-    return backbone
-
-
-def setting_of(backbone: Backbone, config: PolicyConfig = CONFIG, batch_tokens: int = 300) -> Setting:
-    scorer = EvaluatorScorer(backbone, batch_tokens)
-    return Setting(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens)
-
-
-def train(
-    backbone: Backbone, folder: Path, config: PolicyConfig = CONFIG, *, batch_tokens: int = 300, **options: Any
-) -> tuple[list[dict[str, float]], list[Alarm]]:
-    lines: list[dict[str, float]] = []
-    alarms: list[Alarm] = []
-
-    def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(folder, backbone, roles, optimizers)
-
-    def log(values: dict[str, float], seen: Sequence[Alarm]) -> None:
-        lines.append({k: v for k, v in values.items() if k != "seconds"})
-        alarms.extend(seen)
-
-    defaults: dict[str, Any] = {
-        "keep": lambda *_: None, "log": log, "resumed": lambda step: None, "rolled_back": lambda step, alarms: None,
-    }  # fmt: skip
-    train_policy(setting_of(backbone, config, batch_tokens), PROMPTS, checkpoints, **{**defaults, **options})
-    return lines, alarms
+from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Samples, Scores
 
 
 def share_liked(backbone: Backbone, role: str) -> float:
