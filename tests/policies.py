@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import train_policy
 from selfeval.training.scoring import EvaluatorScorer
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Setting
+from selfeval.training.setting import CRITIC, POLICY, REFERENCE, JudgeReading, Prompt, Setting
 from selfeval.training.watchdogs import Alarm
 
 __all__ = ["CONFIG", "DISLIKED", "LIKED", "LIMIT", "PROMPTS", "four_roles", "setting_of", "train"]
@@ -37,13 +37,21 @@ def four_roles() -> Backbone:
     return backbone
 
 
-def setting_of(backbone: Backbone, config: PolicyConfig = CONFIG, batch_tokens: int = 300) -> Setting:
+def setting_of(
+    backbone: Backbone, config: PolicyConfig = CONFIG, batch_tokens: int = 300, judge: Callable[[], JudgeReading] | None = None
+) -> Setting:
     scorer = EvaluatorScorer(backbone, batch_tokens)
-    return Setting(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens)
+    return Setting(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, judge=judge)
 
 
 def train(
-    backbone: Backbone, folder: Path, config: PolicyConfig = CONFIG, *, batch_tokens: int = 300, **options: Any
+    backbone: Backbone,
+    folder: Path,
+    config: PolicyConfig = CONFIG,
+    *,
+    batch_tokens: int = 300,
+    judge: Callable[[], JudgeReading] | None = None,
+    **options: Any,
 ) -> tuple[list[dict[str, float]], list[Alarm]]:
     lines: list[dict[str, float]] = []
     alarms: list[Alarm] = []
@@ -58,5 +66,5 @@ def train(
     defaults: dict[str, Any] = {
         "keep": lambda *_: None, "log": log, "resumed": lambda step: None, "rolled_back": lambda step, alarms: None,
     }  # fmt: skip
-    train_policy(setting_of(backbone, config, batch_tokens), PROMPTS, checkpoints, **{**defaults, **options})
+    train_policy(setting_of(backbone, config, batch_tokens, judge), PROMPTS, checkpoints, **{**defaults, **options})
     return lines, alarms

@@ -265,6 +265,12 @@ class PolicyConfig(Section):
     """Below this share of the entropy at the start, a bonus for entropy is added; 0: never."""
     reference_ema: Share = 0.0
     """Share of the way to the policy that the reference goes after each iteration; 0: it stays what it was."""
+    watchdogs: Literal["act", "warn"] = "act"
+    """Whether watchdogs roll back, finish or stop the training, or only tell; broken numbers (NaN) are never only told."""
+    judge_every: Annotated[int, Field(ge=0)] = 0
+    """Iterations between looks of the held-out judge, which ends a training that exploits the evaluator; 0: it never looks."""
+    judge_questions: Count = 64
+    """Training questions kept aside for its looks."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Gradient norm above which gradients are scaled down; 0: never."""
     checkpoint_every: Count = 5
