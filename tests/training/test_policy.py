@@ -126,7 +126,7 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
     with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after going back 3 times"):
         train(backbone, tmp_path, rolled_back=lambda step, alarms: back.append(step))
     assert back == [0, 0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]  # nothing broken was saved
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000.3"]  # the start, and nothing broken
 
 
 def break_once(name: str, monkeypatch: pytest.MonkeyPatch, backbone: Backbone, iteration: int) -> None:

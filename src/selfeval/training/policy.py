@@ -58,10 +58,11 @@ def train_policy(
     keeper = checkpoints(loop.roles, loop.learner.optimizers.by_role)
     best = keeper.beside("best")
     iteration = loop.restore(keeper)
+    if iteration is None:
+        iteration = 0
+        keeper.save(0, loop.state())  # there must be something to go back to
     resumed(iteration)
     while iteration < setting.config.iterations:
-        if iteration % setting.config.checkpoint_every == 0:
-            keeper.save(iteration, loop.state())  # the start too: there must be something to go back to
         iteration += 1
         started = time.monotonic()
         asked = _next_prompts(prompts, setting.config, setting.seed, iteration)
@@ -72,12 +73,16 @@ def train_policy(
             raise _stopped(alarms)
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
+            keeper.save(iteration, loop.state())
             rolled_back(iteration, alarms)
-        elif loop.judged_best(iteration):
-            best.save(iteration, loop.state())
+            continue
         if any(a.action == "finish" for a in alarms):
-            rolled_back(loop.restore(best), alarms)
+            rolled_back(loop.go_back(best), alarms)
             return
+        if loop.judged_best(iteration):
+            best.save(iteration, loop.state())
+        if iteration % setting.config.checkpoint_every == 0 and iteration < setting.config.iterations:
+            keeper.save(iteration, loop.state())
 
 
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
@@ -170,17 +175,23 @@ class _Loop:
             "learner": self.learner.state(),
         }
 
-    def restore(self, keeper: Checkpoints) -> int:
-        """Goes back to the newest checkpoint; returns its iteration, 0 where there is none."""
+    def restore(self, keeper: Checkpoints) -> int | None:
+        """Takes everything from the newest checkpoint and returns its iteration; None where there is none."""
         state = keeper.restore()
         if state is None:
-            return 0
+            return None
         self.kl_coefficient = float(state["kl_coefficient"])
         self.scale = RewardScale(**state["scale"]) if state["scale"] else None
         self.first, self.looks = dict(state["first"]), list(state["looks"])
         self._slow_down(int(state["rolled_back"]))
         self.learner.load(state["learner"])
         return int(state["step"])
+
+    def go_back(self, keeper: Checkpoints) -> int:
+        """Takes everything from a checkpoint that must be there; returns its iteration."""
+        iteration = self.restore(keeper)
+        assert iteration is not None
+        return iteration
 
     def roll_back(self, keeper: Checkpoints, alarms: Sequence[Alarm]) -> int:
         """Goes back to the newest checkpoint, to learn half as fast from there; returns its iteration.
@@ -191,7 +202,7 @@ class _Loop:
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
             raise _stopped(alarms, f" (after going back {_MOST_ROLL_BACKS} times, to half the learning rate each time)")
-        iteration = self.restore(keeper)
+        iteration = self.go_back(keeper)
         self._slow_down(times)
         return iteration
 
