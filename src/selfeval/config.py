@@ -315,6 +315,8 @@ class RunConfig(Section):
     """Replies generated side by side."""
     memory_budget: Size | None = None
     """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where curves go besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
     trust_remote_code: bool = False
     """Run code that comes with the model; off unless asked."""
     context: ContextConfig = ContextConfig()

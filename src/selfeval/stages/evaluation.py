@@ -5,6 +5,7 @@ This is the only stage that may look at gold. Nothing here is read by a training
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -352,6 +353,8 @@ def _gold_curve(context: Context, questions: Mapping[str, Question], gold: Gold 
         right = gold.is_right(questions[sample.question_id].text, sample.text)
         if right is not None and len(lines.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
             lines[sample.step].append(right)
+    rows = [{"step": step, "gold": round(sum(r) / len(r), 6), "n": len(r)} for step, r in sorted(lines.items()) if r]
     with writing(context.store.metrics_path("evaluation")) as temporary:
-        rows = [f'{{"step": {step}, "gold": {sum(r) / len(r):.6f}, "n": {len(r)}}}\n' for step, r in sorted(lines.items()) if r]
-        temporary.write_text("".join(rows), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for row in rows:
+        context.trackers.log("evaluation", row)

@@ -70,7 +70,7 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("evaluator", steps) as bar:
 
         def log(values: dict[str, float]) -> None:
-            store.add_metrics("evaluator", {**values, "step": int(values["step"])})
+            context.log("evaluator", {**values, "step": int(values["step"])})
             bar.say(f"loss {values['loss']:.3f} accuracy {values['accuracy']:.2f}")
             bar.advance()
 

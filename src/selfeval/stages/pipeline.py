@@ -16,6 +16,7 @@ from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.gold import check_domain
+from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
 
 __all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
@@ -148,6 +149,7 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     if until is not None and until not in names:
         raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
     check_domain(context.config.domain)
+    check_installed(context.config.trackers)
     keys = stage_keys(context.config, context.seeds)
     _begin_run(context)
     _prepare(context, keys)
@@ -157,6 +159,8 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     except BaseException:
         context.store.update_run(status="interrupted")
         raise
+    finally:
+        context.trackers.close()
     finished = all(context.store.is_finished(name) for name in names)
     context.store.update_run(status="finished" if finished else "partial")
     return any(worked)

@@ -119,7 +119,7 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("policy", config.policy.iterations) as bar:
 
         def log(values: dict[str, float], alarms: Sequence[Alarm]) -> None:
-            store.add_metrics("policy", {**_finite(values), "step": int(values["step"])})
+            context.log("policy", {**_finite(values), "step": int(values["step"])})
             for alarm in alarms:
                 store.add_metrics("watchdogs", alarm.as_json())
                 context.terminal.note(f"policy, iteration {alarm.step}: {alarm.name}: {alarm.message}")
