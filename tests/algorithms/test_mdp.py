@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import math
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from golden_numbers import golden
-from selfeval.algorithms import mdp as module
 from selfeval.algorithms.mdp import (
     FiniteMDP,
     TokenMDP,
@@ -63,11 +61,6 @@ def token(name: str) -> tuple[TokenMDP, dict[str, Any], dict[str, Any]]:
 def one_state(rewards_A: list[float], gamma: float) -> FiniteMDP:
     """Every action pays and leads back: the values have a closed form."""
     return FiniteMDP(f64([[[1.0]] * len(rewards_A)]), f64([rewards_A]), f64([1.0]), gamma)
-
-
-def test_the_examples_of_the_docstrings_are_true() -> None:
-    outcome = doctest.testmod(module)
-    assert (outcome.failed, outcome.attempted > 0) == (0, True)
 
 
 # -- finite -------------------------------------------------------------------------------------------------------------
