@@ -357,8 +357,8 @@ def test_the_gold_share_counts_only_questions_with_gold() -> None:
     assert evaluation._gold_share(Gold(), [("What is love?", "5")]) == {"value": None, "ci_low": None, "ci_high": None, "n": 0}
 
 
-def sampled(step: int, question: str, text: str) -> Sampled:
-    return Sampled(step, question, text, 0.0, True)
+def sampled(step: int, question: str, text: str, score: float = 0.0) -> Sampled:
+    return Sampled(step, question, text, score, True)
 
 
 def _curve(run: Context) -> list[dict[str, Any]]:
@@ -373,18 +373,52 @@ def test_the_gold_curve_has_a_share_per_iteration_of_the_questions_with_gold(tmp
     # Of six only the first four with gold are checked: right, wrong, right, wrong.
     many = ["love", "q1", "q1", "q1", "q1", "q1", "q1"]
     run.store.write_shard("policy", 10, [sampled(10, q, t) for q, t in zip(many, "1171777", strict=True)])
-    evaluation._gold_curve(run, QUESTIONS, Gold())
+    evaluation._gold_curve(run, evaluation._checked_samples(run, QUESTIONS, Gold()))
+    # All scores are the same, so that they promise what the first iteration gave: 1 of 3, with half a case added to each side.
+    promised = pytest.approx(1.5 / 4, abs=1e-6)
     assert _curve(run) == [
-        {"step": 1, "gold": pytest.approx(1 / 3, abs=1e-6), "n": 3},
-        {"step": 2, "gold": 1.0, "n": 2},
-        {"step": 10, "gold": 0.5, "n": 4},
+        {"step": 1, "gold": pytest.approx(1 / 3, abs=1e-6), "expected": promised, "n": 3},
+        {"step": 2, "gold": 1.0, "expected": promised, "n": 2},
+        {"step": 10, "gold": 0.5, "expected": promised, "n": 4},
     ]
+
+
+def test_what_the_evaluator_promises_beyond_gold_is_measured_over_the_distance(tmp_path: Path) -> None:
+    run = context(tmp_path, evaluation={"gold_replies": 100})
+    kls = [0.0, 0.25, 1.0, 2.25, 4.0, 6.25, 9.0, 12.25]
+    for step, kl in enumerate(kls, start=1):
+        run.store.add_metrics("policy", {"step": step, "kl": kl})
+        # At first a score of 1 is right four times of five and one of -1 once of five; then all scores rise and gold does not.
+        ones = 10 if step == 1 else 20
+        scores = [1.0] * ones + [-1.0] * (20 - ones)
+        right = [i % 5 != 0 for i in range(10)] + [i % 5 == 0 for i in range(10)]
+        rows = zip(scores, right, strict=True)
+        run.store.write_shard("policy", step, [sampled(step, "q1", "1" if good else "9", score) for score, good in rows])
+    checked = evaluation._checked_samples(run, QUESTIONS, Gold())
+    found = evaluation._overoptimisation(run, checked)
+    assert found is not None
+    assert found["start"] == [pytest.approx(0.5, abs=1e-6), 0.5]
+    assert [point[0] for point in found["points"]] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5])  # none at the start
+    assert all(point[1] == pytest.approx(0.8, abs=0.01) and point[2] == 0.5 for point in found["points"])
+    assert found["gap"]["value"] == pytest.approx(0.3, abs=0.01)
+    assert found["gap"]["n"] == 40  # the last two of eight iterations
+    assert found["fit"]["gold"] == {"alpha": 0.0, "beta": 0.0, "rmse": 0.0}
+    assert found["fit"]["evaluator"]["alpha"] > 0.1
+
+
+def test_too_few_iterations_give_no_fit(tmp_path: Path) -> None:
+    run = context(tmp_path)
+    for step in (1, 2, 3):
+        run.store.add_metrics("policy", {"step": step, "kl": float(step)})
+        run.store.write_shard("policy", step, [sampled(step, "q1", "1")])
+    assert evaluation._overoptimisation(run, evaluation._checked_samples(run, QUESTIONS, Gold())) is None
+    assert evaluation._overoptimisation(run, {}) is None
 
 
 def test_without_gold_there_is_no_curve(tmp_path: Path) -> None:
     run = context(tmp_path)
     run.store.write_shard("policy", 1, [sampled(1, "q1", "1")])
-    evaluation._gold_curve(run, QUESTIONS, None)
+    evaluation._gold_curve(run, {})
     assert not run.store.metrics_path("evaluation").exists()
 
 

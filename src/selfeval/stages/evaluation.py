@@ -9,7 +9,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement, compare
 from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
 from selfeval.quality.length_control import length_controlled_win_rate
+from selfeval.quality.overoptimisation import fit_reinforcement, logistic_fit
 from selfeval.quality.statistics import (
     Figure,
     bootstrap_interval,
@@ -41,6 +43,8 @@ from selfeval.training.setting import POLICY
 __all__ = ["run"]
 
 _CALIBRATION_RESAMPLES = 500
+_FEWEST_POINTS = 4
+"""Iterations that a curve with two coefficients needs."""
 
 Advance = Callable[[int], None]
 
@@ -76,6 +80,9 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("evaluation", _passes(context)) as bar:
         evaluator = _evaluator_figures(context, questions, gold, bar.advance)
         policy, samples = _policy_figures(context, gold, bar.advance)
+    checked = _checked_samples(context, questions, gold) if gold else {}
+    _gold_curve(context, checked)
+    policy["overoptimisation"] = _overoptimisation(context, checked)
     figures = {
         "model": _model(context),
         "evaluator": evaluator,
@@ -84,7 +91,6 @@ def run(context: Context) -> dict[str, Any]:
         "samples": samples,
         "memory": _memory(context),
     }
-    _gold_curve(context, questions, gold)
     write_json(context.store.folder("evaluation") / "figures.json", figures)
     return {"pairs": evaluator["accuracy_judge"]["n"], "questions": policy["win_rate"]["n"]}
 
@@ -362,17 +368,66 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     ]
 
 
-def _gold_curve(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> None:
-    """metrics/evaluation.jsonl: gold share of the replies that the policy sampled at each iteration."""
-    if gold is None:
+Checked = dict[int, list[tuple[float, bool]]]
+"""By policy iteration, of each reply: the chance of being right that its score made expect, and whether gold finds it right."""
+
+
+def _gold_curve(context: Context, checked: Checked) -> None:
+    """metrics/evaluation.jsonl: share of each iteration's replies that gold finds right, and that the evaluator made expect."""
+    rows = [
+        {"step": step, "gold": round(fmean(r for _, r in replies), 6), "expected": round(fmean(e for e, _ in replies), 6)}
+        | {"n": len(replies)}
+        for step, replies in sorted(checked.items())
+    ]
+    if not rows:
         return
-    lines: dict[int, list[bool]] = {}
-    for sample in context.store.read("policy", Sampled):
-        right = gold.is_right(questions[sample.question_id].text, sample.text)
-        if right is not None and len(lines.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
-            lines[sample.step].append(right)
-    rows = [{"step": step, "gold": round(sum(r) / len(r), 6), "n": len(r)} for step, r in sorted(lines.items()) if r]
     with writing(context.store.metrics_path("evaluation")) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for row in rows:
         context.trackers.log("evaluation", row)
+
+
+def _checked_samples(context: Context, questions: Mapping[str, Question], gold: Gold) -> Checked:
+    """The first replies of each iteration whose question has gold.
+
+    Score is turned into chance by what the first iteration shows, where the policy has not yet learnt to please the evaluator.
+    """
+    scored: dict[int, list[tuple[float, bool]]] = {}
+    for sample in context.store.read("policy", Sampled):
+        right = gold.is_right(questions[sample.question_id].text, sample.text)
+        if right is not None and len(scored.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
+            scored[sample.step].append((sample.score, right))
+    scored = {step: replies for step, replies in scored.items() if replies}
+    if not scored:
+        return {}
+    first = scored[min(scored)]
+    a, b = logistic_fit([score for score, _ in first], [right for _, right in first])
+    return {step: [(_sigmoid(a * s + b), right) for s, right in replies] for step, replies in scored.items()}
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-max(-500.0, min(x, 500.0))))
+
+
+def _overoptimisation(context: Context, checked: Checked) -> dict[str, Any] | None:
+    """What evaluator and gold gained over the square root of the KL, with the curve of Gao et al. 2022 through each.
+
+    `gap` is what the evaluator promised beyond gold in the last quarter of the iterations.
+    """
+    kls = {int(row["step"]): row["kl"] for row in context.store.read_metrics("policy")}
+    shares = {step: (fmean(e for e, _ in replies), fmean(r for _, r in replies)) for step, replies in sorted(checked.items())}
+    points = [(math.sqrt(kls[step]), *share) for step, share in shares.items() if (kls.get(step) or 0.0) > 0.0]
+    if len({d for d, _, _ in points}) < _FEWEST_POINTS:
+        return None
+    (start_expected, start_gold), distances = shares[min(shares)], [d for d, _, _ in points]
+    fits = {
+        "evaluator": fit_reinforcement(distances, [e - start_expected for _, e, _ in points]),
+        "gold": fit_reinforcement(distances, [g - start_gold for _, _, g in points]),
+    }
+    last = sorted(checked)[-max(1, len(checked) // 4) :]
+    return {
+        "points": [[round(x, 6) for x in point] for point in points],
+        "start": [round(start_expected, 6), round(start_gold, 6)],
+        "fit": {name: {k: round(v, 6) for k, v in asdict(fit).items()} for name, fit in fits.items()},
+        "gap": mean_figure([e - r for step in last for e, r in checked[step]]).as_json(),
+    }
