@@ -2,6 +2,6 @@
 
 Each module is one family (masked reductions, returns, KL, policy, value and preference losses, ensembles, controllers, the
 trust-region step, Q-learning, exact MDPs). A function has its formula, its paper and its shapes in the docstring, and never
-sees a configuration, a model, a logger or a device. Nothing is imported here, so that `import selfeval` costs no torch; write `from selfeval.algorithms.returns
-import gae`.
+sees a configuration, a model, a logger or a device. Nothing is imported here, so that `import selfeval` costs no torch;
+write `from selfeval.algorithms.returns import gae`.
 """
