@@ -14,15 +14,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from selfeval.errors import ModelError, RoleError
 
-__all__ = ["BASE", "Acting", "AdapterStack"]
+__all__ = ["BASE", "Acting", "AdapterStack", "remove_adapters"]
 
 BASE = "base"
 """Name of the bare base as a role: no adapter, no gradient."""
@@ -65,7 +67,7 @@ class AdapterStack:
 
     def __init__(self) -> None:
         self._stack: list[Acting] = []
-        self._hooked: set[nn.Module] = set()
+        self._hooked: WeakSet[nn.Module] = WeakSet()
 
     @property
     def acting(self) -> Acting | None:
@@ -120,6 +122,18 @@ class AdapterStack:
         per_row = _per_row(inputs[0], acting.runs[-1].stop)
         spans = [(run.role, slice(run.start * per_row, run.stop * per_row)) for run in acting.runs]
         return torch.cat([_adapted(layer, role, inputs[0][span], output[span]) for role, span in spans])
+
+
+def remove_adapters(model: nn.Module, role: str) -> None:
+    """Takes the adapters of a role out; a layer that is left with none is the base's own module again."""
+    for name, layer in reversed(list(model.named_modules())):  # inner ones first: those on fused experts are nested
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        layer.set_adapter([], inference_mode=True)  # else PEFT picks another one to act, and marks its weights
+        layer.delete_adapter(role)
+        if not layer._all_available_adapter_names():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
 
 
 def _per_row(x: Tensor, rows: int) -> int:

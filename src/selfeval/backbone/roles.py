@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from selfeval.backbone.adapters import BASE, Acting, AdapterStack
+from selfeval.backbone.adapters import BASE, Acting, AdapterStack, remove_adapters
 from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
@@ -150,13 +150,18 @@ class Backbone:
 
         Raises:
             RoleError: the role exists, or `copy_of` does not.
+            ModelError, ConfigError: `lora.targets` cannot have adapters; the backbone is then what it was before.
         """
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.roles)}')
         with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._inject(role)
+            try:
+                self._inject(role)
+            except BaseException:
+                self._withdraw(role)
+                raise
         self._trainable[role] = trainable
         if head:
             self.heads[role] = nn.Linear(self.loaded.hidden_size, 1, device=self.loaded.device, dtype=torch.float32)
@@ -210,6 +215,18 @@ class Backbone:
         if isinstance(self.output_head.module, BaseTunerLayer):
             raise ConfigError("lora.targets names the output layer, which stays frozen; take it out of lora.targets")
         self._stack.attach(self.loaded.model)
+
+    def _withdraw(self, role: str) -> None:
+        """Leaves nothing of a role, not even of one that was injected in part."""
+        remove_adapters(self.loaded.model, role)
+        self._trainable.pop(role, None)
+        self.heads.pop(role, None)
+        if self._peft is not None:
+            self._peft.peft_config.pop(role, None)
+        if self._peft is None or not self._peft.peft_config:
+            self._peft = None
+            vars(self.loaded.model).pop("peft_config", None)  # PEFT would take the next first role for a second one
+        self._mark_trainable()
 
     def _copy(self, source: str, target: str) -> None:
         theirs = self._adapter(source)
@@ -344,6 +361,7 @@ class Backbone:
             if "lora_" in name
         }
         if own.keys() != {name for name in saved if "lora_" in name}:
+            self._withdraw(role)
             raise RunFolderError(
                 f"the role in {folder} adapts other layers than lora.targets = {self.lora.targets} does; set its own targets"
             )
