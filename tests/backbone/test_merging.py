@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import tiny_models
-from selfeval.backbone.load import LoadedModel
+from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.merging import is_quantised, merged_classifier, merged_language_model, padding_tokenizer
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
@@ -255,3 +255,33 @@ def test_a_quantised_base_is_decoded_as_it_computes(bits: int, tmp_path: Path) -
     assert not is_quantised(merged)
     assert not hasattr(merged.config, "quantization_config")
     assert torch.equal(logits(backbone, "policy"), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes on a CPU
+@pytest.mark.parametrize(("precision", "step"), [("int8", 0.5 / 127), ("nf4", 0.16)])
+def test_a_quantised_gpt2_is_merged_in_the_layout_of_its_own_layers(precision: str, step: float, tmp_path: Path) -> None:
+    """Its layers hold [inputs, outputs], the coded ones [outputs, inputs]; a square one would be turned in silence.
+
+    `step` is half the widest gap between two codes, as a share of the largest weight that shares a scale: 1/127 in int8, and
+    0.3 in nf4 (between -1 and -0.70; with its own scales rounded to 8 bits, a little more).
+    """
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    plain = tiny_models.model("gpt2", 384, n_embd=64, n_head=8)
+    folder = tiny_models.save_model(plain, tiny_models.words_tokenizer(), tmp_path / "model")
+    loaded = load_model(str(folder), device="cpu", precision=precision)
+    backbone = with_roles(Backbone(loaded, LoraConfig(rank=4, alpha=8.0), "tiny-gpt2"))
+    merged = merged_language_model(backbone, "policy", torch.float32)
+    own = backbone.parameters("policy")
+    for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        path = f"transformer.h.1.{layer}"
+        update = 2.0 * own[f"{path}.lora_B.policy.weight"].detach() @ own[f"{path}.lora_A.policy.weight"].detach()
+        weight = plain.get_parameter(f"{path}.weight")
+        tolerance = (step + 2**-8) * weight.abs().max().item()  # and the rounding of the pass that decodes, in bf16
+        close(merged.get_parameter(f"{path}.weight"), weight.detach() + update.T, tolerance)
+    merged.save_pretrained(tmp_path / "policy")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")(input_ids=IDS).logits.detach()
+    away = (logits(backbone, "base") - logits(backbone, "policy")).abs().mean()
+    assert (alone - logits(backbone, "policy").float()).abs().mean() < away / 10
+    expected = scores(backbone)
+    merged_classifier(backbone, "evaluator-0", 384, torch.float32).save_pretrained(tmp_path / "evaluator")
+    close(classifier_scores(tmp_path / "evaluator"), expected, 0.05 * expected.abs().max().item())

@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
@@ -143,9 +144,22 @@ def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None,
     if role not in backbone.roles:
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles)}')
     names = [name for name in merged.state_dict() if name not in skip]
-    weights = {name: _merged_weight(backbone.model, name, role, dtype) for name in names}
+    weights = {name: _laid_out(_merged_weight(backbone.model, name, role, dtype), merged, name, backbone) for name in names}
     merged.load_state_dict(weights, strict=False, assign=True)
     merged.tie_weights()
+
+
+def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Tensor:
+    """The weight as its class holds it: GPT-2's layers keep `[I, O]`, and bitsandbytes turned them when it coded them.
+
+    Told by the kinds of layer and not by the shape, which a square weight has either way.
+    """
+    path, _, leaf = name.rpartition(".")
+    if leaf != "weight" or not isinstance(merged.get_submodule(path), Conv1D):
+        return weight
+    live = backbone.model.get_submodule(path)
+    base = live.get_base_layer() if isinstance(live, BaseTunerLayer) else live
+    return weight.T.contiguous() if is_quantised(base) else weight
 
 
 @torch.no_grad()
