@@ -9,6 +9,7 @@ SelfEvalError
 │   ├── StorageError        the disk is full or not writable
 │   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
 │   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
+│   │   └── GradientError   a gradient is NaN or infinite
 │   └── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
 └── RoleError               our own misuse of roles on the backbone; exit code 1
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "ExportError",
+    "GradientError",
     "InputError",
     "LoopError",
     "MemoryLimitError",
@@ -67,6 +69,10 @@ class MemoryLimitError(InputError):
 
 class LoopError(InputError):
     """The loop cannot go on with what its own stages produced."""
+
+
+class GradientError(LoopError):
+    """A gradient is NaN or infinite, so that no step can be taken."""
 
 
 class ExportError(InputError):

@@ -9,8 +9,8 @@ Shapes: B rows in the pass, T tokens, I inputs and O outputs of a layer, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -62,6 +62,19 @@ class Acting:
         return tuple(dict.fromkeys(run.role for run in self.runs)) if self.runs else (self.name,)
 
 
+class _Block(AbstractContextManager[None]):
+    """Can be entered again, as a backward pass that is made again does."""
+
+    def __init__(self, stack: list[Acting], acting: Acting) -> None:
+        self._stack, self._acting = stack, acting
+
+    def __enter__(self) -> None:
+        self._stack.append(self._acting)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.pop()
+
+
 class AdapterStack:
     """The blocks that are open now, innermost last, and the layers that ask it whose adapter to add."""
 
@@ -73,19 +86,14 @@ class AdapterStack:
     def acting(self) -> Acting | None:
         return self._stack[-1] if self._stack else None
 
-    @contextmanager
-    def block(self, acting: Acting) -> Iterator[None]:
+    def block(self, acting: Acting) -> AbstractContextManager[None]:
         """Passes inside are this one's; nests, and an exception restores the outer one."""
-        self._stack.append(acting)
-        try:
-            yield
-        finally:
-            self._stack.pop()
+        return _Block(self._stack, acting)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """What surrounds a checkpointed layer the first time and when its backward runs it again: the same role."""
         acting = self.acting
-        return nullcontext(), nullcontext() if acting is None else self.block(acting)
+        return nullcontext(), nullcontext() if acting is None else _Block(self._stack, acting)
 
     def attach(self, model: nn.Module) -> None:
         """Lets the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
