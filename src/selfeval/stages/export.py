@@ -170,6 +170,7 @@ def _describe(
         "layout": exported.layout,
         "base": config.model,
         "fingerprint": origin["base_fingerprint"],
+        "positions": str(backbone.loaded.stretch) if backbone.loaded.stretch else None,
         "agreement": exported.agreement and asdict(exported.agreement),
         "temperature": temperature,
         "bias": None if head is None else round(float(head.bias.detach()), 6),
@@ -186,6 +187,7 @@ def _describe(
         "end": list(backbone.loaded.eos_ids[:1]),
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
         "lora": config.lora.model_dump(mode="json"),
+        "context": config.context.model_dump(mode="json", include={"rope_scaling", "rope_factor"}),
         "max_new_tokens": config.replies.max_new_tokens,
     }
     (part / "README.md").write_text(_card(shown), encoding="utf-8")
