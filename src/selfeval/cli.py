@@ -307,6 +307,8 @@ def export(
             typer.echo(
                 f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})"
             )
+        if done.own_tokenizer:
+            typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
 
 
 @lab.command()

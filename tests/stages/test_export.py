@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, CohereConfig
 
+import chatglm
 import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import ContextConfig, RunConfig
@@ -23,6 +26,7 @@ from selfeval.stages.export import export_role, find_role
 from selfeval.stages.terminal import Terminal
 from selfeval.store import read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
+from toy import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
@@ -319,3 +323,51 @@ def test_other_readmes_of_a_stretched_base(layout: str, tmp_path: Path, monkeypa
     done = run.export("evaluator", tmp_path / "out")
     assert done.layout == ("adapter and head" if layout == "head alone" else "classifier adapter")
     assert snippet_says(done.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-5)
+
+
+# -- ChatGLM, whose tokenizer transformers does not have ----------------------------------------------------------------
+
+LOADS = """
+import sys
+from transformers import AutoTokenizer
+try:
+    AutoTokenizer.from_pretrained(sys.argv[1])
+except Exception as error:
+    print("stopped")
+else:
+    print("loaded")
+assert "selfeval" not in sys.modules
+"""
+
+
+def elsewhere(code: str, folder: Path) -> str:
+    """What code prints in a process of its own, inside of a folder."""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment())
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@pytest.mark.parametrize(("generation", "merge"), [(1, True), (2, False), (3, True)])
+def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, merge: bool, tmp_path: Path) -> None:
+    folder = chatglm.model_folder(generation, tmp_path / f"chatglm{generation}", room=1024)
+    values = {"model": str(folder), "lora": {"rank": 4}, "replies": {"max_new_tokens": 8}, "precision": "fp32", "name": "glm"}
+    config = RunConfig.model_validate(values)
+    backbone = Backbone.load(config)
+    backbone.add_role("policy", seed=1)
+    tiny_models.scramble(backbone, "policy")
+    backbone.save_role("policy", tmp_path / "run" / "roles" / "policy")
+    write_json(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
+    done = export_role(
+        config, tmp_path / "run", "policy", tmp_path / "out", merge=merge, precision="base", terminal=Terminal(quiet=True)
+    )
+    assert done.own_tokenizer
+    assert elsewhere(LOADS, done.folder) == "stopped\n"  # it does not guess
+    text = (done.folder / "README.md").read_text(encoding="utf-8")
+    assert "AutoTokenizer.from_pretrained" not in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    templates = Templates.load(templates_folder(str(folder)), backbone.loaded.tokenizer)
+    with backbone.acting_as("policy"):
+        request = Request(templates.prompt("reply", question="QUESTION"), temperature=0.0)
+        ids = generate(backbone, [request], max_new_tokens=8, seed=0)[0].ids
+    assert elsewhere(code, done.folder) == str(backbone.loaded.tokenizer.decode(list(ids))) + "\n"

@@ -52,6 +52,7 @@ class Exported:
         role: its full name.
         agreement: how closely the merged folder agrees with the role; None for an adapter, whose weights are the role's own.
         dialogue: the tokenizer's chat template is the evaluator's prompt.
+        own_tokenizer: it is one that transformers does not have; `AutoTokenizer` cannot load it, `family_tokenizer` does.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Exported:
     layout: Layout
     agreement: Agreement | None
     dialogue: bool
+    own_tokenizer: bool
 
 
 def find_role(folder: Path, wanted: str) -> str:
@@ -113,7 +115,8 @@ def export_role(
             layout, agreement = write_merged(backbone, name, part, tokenizer, PRECISIONS[precision])
         else:
             layout = write_adapter(backbone, name, part, config.model)
-        exported = Exported(target, name, layout, agreement, dialogue)
+        own = type(tokenizer).__module__.startswith("selfeval.")
+        exported = Exported(target, name, layout, agreement, dialogue, own)
         _describe(exported, config, backbone, templates, tokenizer, folder / "roles" / name, part)
     return exported
 
@@ -176,6 +179,7 @@ def _describe(
         "bias": None if head is None else round(float(head.bias.detach()), 6),
         "pad": None if head is None else tokenizer.pad_token,
         "dialogue": exported.dialogue,
+        "own_tokenizer": exported.own_tokenizer,
         "working": templates.grades_with_working,
         "version": __version__,
     }
