@@ -293,11 +293,11 @@ def export(
             config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
-        from selfeval.stages.export import PRECISIONS, export_role
+        from selfeval.stages.export import MERGED_PRECISIONS, export_role
         from selfeval.stages.terminal import Terminal
 
-        if precision not in PRECISIONS:
-            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(PRECISIONS))}')
+        if precision not in MERGED_PRECISIONS:
+            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(MERGED_PRECISIONS))}')
         if precision != "base" and not merge:
             raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
         done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from selfeval import __version__
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
 from selfeval.backbone.merging import classifier_class, padding_tokenizer
+from selfeval.backbone.precision import DTYPES
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
@@ -27,14 +28,9 @@ from selfeval.stages.context import as_begun
 from selfeval.stages.terminal import Terminal
 from selfeval.store import read_json, write_json, writing
 
-__all__ = ["PRECISIONS", "Exported", "export_role", "find_role"]
+__all__ = ["MERGED_PRECISIONS", "Exported", "export_role", "find_role"]
 
-PRECISIONS: Mapping[str, torch.dtype | None] = {
-    "base": None,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+MERGED_PRECISIONS: Mapping[str, torch.dtype | None] = {"base": None, **DTYPES}
 """Of merged weights; `base` keeps each in the precision in which the run held it."""
 
 _MESSAGES = (
@@ -92,7 +88,7 @@ def export_role(
         role: see `find_role`.
         target: the new folder; it may exist if it is empty.
         merge: a whole model instead of an adapter.
-        precision: one of `PRECISIONS`, of merged weights.
+        precision: one of `MERGED_PRECISIONS`, of merged weights.
         terminal: shows what is waited for.
 
     Raises:
@@ -112,7 +108,7 @@ def export_role(
         tokenizer, dialogue = _write_tokenizer(backbone, name, templates, part)
         agreement: Agreement | None = None
         if merge:
-            layout, agreement = write_merged(backbone, name, part, tokenizer, PRECISIONS[precision])
+            layout, agreement = write_merged(backbone, name, part, tokenizer, MERGED_PRECISIONS[precision])
         else:
             layout = write_adapter(backbone, name, part, config.model)
         own = type(tokenizer).__module__.startswith("selfeval.")
