@@ -293,11 +293,11 @@ def export(
             config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
-        from selfeval.stages.export import PRECISIONS, export_role
+        from selfeval.stages.export import MERGED_PRECISIONS, export_role
         from selfeval.stages.terminal import Terminal
 
-        if precision not in PRECISIONS:
-            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(PRECISIONS))}')
+        if precision not in MERGED_PRECISIONS:
+            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(MERGED_PRECISIONS))}')
         if precision != "base" and not merge:
             raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
         done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))
@@ -307,6 +307,8 @@ def export(
             typer.echo(
                 f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})"
             )
+        if done.own_tokenizer:
+            typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
 
 
 @lab.command()

@@ -24,7 +24,14 @@ from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import ExportError, RoleError
 
-__all__ = ["classifier_class", "is_quantised", "merged_classifier", "merged_language_model", "padding_tokenizer"]
+__all__ = [
+    "classifier_class",
+    "is_quantised",
+    "merged_classifier",
+    "merged_language_model",
+    "padding_tokenizer",
+    "plain_config",
+]
 
 _QUANTISED = ("Params4bit", "Int8Params")
 """Weight classes of bitsandbytes: codes, not numbers."""
@@ -47,7 +54,7 @@ def merged_language_model(backbone: Backbone, role: str, dtype: torch.dtype | No
         RoleError: there is no such role.
     """
     live: Any = backbone.model
-    config = _plain_config(live)
+    config = plain_config(live)
     merged = _empty(type(live), config)
     _fill(merged, backbone, role, dtype, skip=())
     return merged
@@ -73,7 +80,7 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
     live: Any = backbone.model
     if role not in backbone.heads:
         raise RoleError(f'role "{role}" has no head, so it cannot become a classifier')
-    config = _plain_config(live)
+    config = plain_config(live)
     config.num_labels, config.id2label, config.label2id = 1, {0: "score"}, {"score": 0}
     kind = classifier_class(config)
     if kind is None:
@@ -124,7 +131,7 @@ def _no_classifier(config: Any) -> str:
     )
 
 
-def _plain_config(live: Any) -> Any:
+def plain_config(live: Any) -> Any:
     """The base's config, without the traces of how it was loaded."""
     config = copy.deepcopy(live.config)
     if hasattr(config, "quantization_config"):
@@ -206,13 +213,13 @@ def _expert_update(module: Any, leaf: str, role: str) -> Tensor | None:
         return None
     down, up = module.lora_A[role].weight.float(), module.lora_B[role].weight.float()
     if module.get_param().ndim == 2:
-        plain: Tensor = module.scaling[role] * up @ down
-        return plain
+        flat: Tensor = module.scaling[role] * up @ down
+        return flat
     down_ErI = down.reshape(module.num_experts, -1, down.shape[-1])
     up_OrE = up.reshape(up.shape[0], -1, module.num_experts)
     order = "ore,eri->eoi" if module._did_swap_in_out_features else "ore,eri->eio"
-    summed: Tensor = module.scaling[role] * torch.einsum(order, up_OrE, down_ErI)
-    return summed
+    update: Tensor = module.scaling[role] * torch.einsum(order, up_OrE, down_ErI)
+    return update
 
 
 def _decoded(layer: nn.Module, dtype: torch.dtype) -> Tensor:

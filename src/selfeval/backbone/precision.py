@@ -20,7 +20,16 @@ from transformers.utils import is_bitsandbytes_available
 
 from selfeval.errors import LoopError, ModelError
 
-__all__ = ["PRECISIONS", "OverflowGuard", "Precision", "load_arguments", "pick_precision", "settle_quantised", "sixteen_bits"]
+__all__ = [
+    "DTYPES",
+    "PRECISIONS",
+    "OverflowGuard",
+    "Precision",
+    "load_arguments",
+    "pick_precision",
+    "settle_quantised",
+    "sixteen_bits",
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ PRECISIONS = {
 }
 """All precisions, by name."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of the plain precisions, in which weights are numbers."""
 _ROOM = 1.25
 """A base fits when so many times its bytes are free: activations, adapters and the cache need room as well."""
 
@@ -94,10 +104,10 @@ def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
         ModelError: a quantised one without bitsandbytes.
     """
     if not PRECISIONS[precision].quantised:
-        return {"dtype": _DTYPES[precision]}
+        return {"dtype": DTYPES[precision]}
     if not is_bitsandbytes_available():
         raise ModelError(f"precision = {precision} needs bitsandbytes: pip install 'self-evaluator[quantised]', or use bf16")
-    dtype = _DTYPES[sixteen_bits(device)]
+    dtype = DTYPES[sixteen_bits(device)]
     quantisation = BitsAndBytesConfig(
         load_in_8bit=precision == "int8",
         load_in_4bit=precision == "nf4",
