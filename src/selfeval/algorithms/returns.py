@@ -89,7 +89,7 @@ def td_lambda_returns(
 
     G_t = r_t + γ_t [(1 − λ) V_{t'} + λ G_{t'}],   γ_t = γ (1 − done_t)
 
-    Behind the last token both V and G are the bootstrap value. G − V is `gae`. Sutton and Barto 2018, eq. 12.20
+    Behind the last token both V and G are the bootstrap value. G − V is `gae`. Sutton and Barto 2018, section 12.8
     (http://incompleteideas.net/book/the-book-2nd.html).
 
     Args:
