@@ -29,7 +29,7 @@ Act = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Space:
-    """What an agent sees and does: `observations` numbers in; out, one of `actions` choices or `actions` numbers up to ±`bound`."""
+    """What an agent sees and does: so many numbers in; one of so many choices out, or so many numbers up to ±`bound`."""
 
     observations: int
     actions: int
@@ -69,7 +69,9 @@ class Gymnasium:
         observed, action = self._copies.single_observation_space, self._copies.single_action_space
         discrete = hasattr(action, "n")
         self.count = count
-        self.space = Space(observed.shape[0], int(action.n) if discrete else action.shape[0], None if discrete else action.high[0])
+        self.space = Space(
+            observed.shape[0], int(action.n) if discrete else action.shape[0], None if discrete else action.high[0]
+        )
 
     def reset(self) -> Tensor:
         """Starts every copy, from the seed."""

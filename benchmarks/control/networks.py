@@ -6,6 +6,7 @@ from them is in `selfeval.algorithms`. Shapes: ... any, A action (numbers, or ch
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +23,7 @@ HIDDEN = (64, 64)
 def mlp(inputs: int, outputs: int, *, activation: type[nn.Module] = nn.Tanh, last_gain: float = 1.0) -> nn.Sequential:
     """Two hidden layers; orthogonal weights, which Andrychowicz et al. 2021 and every public PPO use."""
     sizes, layers = (inputs, *HIDDEN), []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in itertools.pairwise(sizes):
         layers += [_orthogonal(nn.Linear(before, after), math.sqrt(2)), activation()]
     return nn.Sequential(*layers, _orthogonal(nn.Linear(sizes[-1], outputs), last_gain))
 
@@ -48,7 +49,9 @@ class Distribution(Protocol):
         """KL(old‖self) in nats."""
         ...
 
-    def detach(self) -> Distribution: ...
+    def frozen(self) -> Distribution:
+        """The same distribution as it is now, whatever becomes of the parameters behind it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Categorical:
     def kl_from(self, old: Categorical) -> Tensor:
         return categorical_kl(old.logits, self.logits)
 
-    def detach(self) -> Categorical:
-        return Categorical(self.logits.detach())
+    def frozen(self) -> Categorical:
+        return Categorical(self.logits.detach().clone())
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,9 @@ class Gaussian:
         spread = ((2 * old.log_std).exp() + (old.mean - self.mean).square()) / (2 * variance)
         return (self.log_std - old.log_std + spread - 0.5).sum(-1)
 
-    def detach(self) -> Gaussian:
-        return Gaussian(self.mean.detach(), self.log_std.detach())
+    def frozen(self) -> Gaussian:
+        # Cloned: the spread is a parameter, and without a copy the old spread would move with the new one.
+        return Gaussian(self.mean.detach().clone(), self.log_std.detach().clone())
 
 
 class Policy(nn.Module):

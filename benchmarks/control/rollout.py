@@ -47,9 +47,7 @@ def rollouts(environments: Environments, policy: Policy, steps: int) -> Iterator
             with torch.no_grad():
                 actions = policy(observations_EO).sample()
             step = environments.step(actions)
-            columns.append(
-                (observations_EO, actions, step.rewards_E, step.terminated_E, step.truncated_E, step.successors_EO)
-            )
+            columns.append((observations_EO, actions, step.rewards_E, step.terminated_E, step.truncated_E, step.successors_EO))
             observations_EO = step.observations_EO
         yield Rollout(*(torch.stack(column, dim=1) for column in zip(*columns, strict=True)))
 

@@ -1,10 +1,10 @@
 """The outside check: the pure functions that train language models learn Gymnasium's classic-control tasks.
 
-python benchmarks/control/run.py                                         everything that results/control.json lacks
+python benchmarks/control/run.py                                         everything; writes results/control.json
 python benchmarks/control/run.py --task Pendulum-v1 --learner sac --seeds 2
 
-Every run of a task, a learner and a seed is kept as soon as it ends, so that a killed command goes on where it was; a run whose
-settings have changed is done anew. One core is enough. Gymnasium alone is installed, into build/gymnasium.
+Every run of a task, a learner and a seed is kept in runs/bench-control as soon as it ends, so that a killed command goes on
+where it was; a run whose settings have changed is done anew. One core is enough. Gymnasium is installed, into build/gymnasium.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -26,12 +27,14 @@ import ppo
 import sac
 import trpo
 from environments import Act, Environments, Gymnasium, evaluate, install
-from selfeval.quality.statistics import mean_figure
+from selfeval.store import writing
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import RESULTS, write  # noqa: E402
+from common import write
 
 EPISODES = 100
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""The 97.5% quantile of Student's t for so many seeds."""
 Train = Callable[[Any, Environments], Act]
 LEARNERS: dict[str, Train] = {"ppo": ppo.train, "trpo": trpo.train, "dqn": dqn.train, "sac": sac.train}
 
@@ -97,31 +100,49 @@ def measure(task: str, learner: str, seed: int) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
         "episodes": len(returns),
-        "return": round(math.fsum(returns) / len(returns), 2),
+        "return": round(statistics.fmean(returns), 2),
         "least": round(min(returns), 2),
     }
 
 
+def kept(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """A finished run, if it had these settings."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    run: dict[str, Any] | None = found["run"] if found.get("settings") == settings else None
+    return run
+
+
+def run_or_kept(task: str, learner: str, seed: int, folder: Path) -> dict[str, Any]:
+    """One run, measured unless it was before."""
+    path, settings = folder / f"{task}-{learner}-{seed}.json", asdict(SETTINGS[task][learner])
+    run = kept(path, settings)
+    if run is None:
+        print(f"{task} {learner}, seed {seed} ...", flush=True)
+        run = measure(task, learner, seed)
+        print(f"  return {run['return']:.1f} after {run['steps']:,} steps, {run['cpu_seconds']:.0f} CPU seconds", flush=True)
+        with writing(path) as part:
+            part.write_text(json.dumps({"settings": settings, "run": run}), encoding="utf-8")
+    return run
+
+
+def figure(values: list[float]) -> dict[str, Any]:
+    """The mean over seeds with Student's 95% interval: a bootstrap's would be too narrow for a handful."""
+    mean, n = statistics.fmean(values), len(values)
+    half = STUDENT[n] * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+    low, high = (None, None) if half is None else (round(mean - half, 2), round(mean + half, 2))
+    return {"value": round(mean, 2), "ci_low": low, "ci_high": high, "n": n}
+
+
 def row(task: str, learner: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """All seeds of one learner on one task: the mean with its interval over seeds, and what others published."""
-    found = mean_figure([run["return"] for run in runs])
+    found = figure([run["return"] for run in runs])
     published = {name: {"return": value, "steps": steps} for name, (value, steps) in PUBLISHED[task][learner].items()}
     return {
         "settings": asdict(SETTINGS[task][learner]),
-        "return": {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high, "n": found.n},
+        "return": found,
         "published": published,
-        "reached": {name: found.value >= figure["return"] for name, figure in published.items()},
+        "reached": {name: found["value"] >= theirs["return"] for name, theirs in published.items()},
         "runs": runs,
-    }
-
-
-def kept() -> dict[str, Any]:
-    """What results/control.json holds, without what was measured under other settings."""
-    path = RESULTS / "control.json"
-    tasks = json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.is_file() else {}
-    return {
-        task: {name: old for name, old in rows.items() if old["settings"] == asdict(SETTINGS[task][name])}
-        for task, rows in tasks.items()
     }
 
 
@@ -129,10 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=SETTINGS)
     parser.add_argument("--learner", choices=LEARNERS)
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11), help="how many")
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench-control"), help="where finished runs are kept")
     options = parser.parse_args()
     install()
     torch.set_num_threads(1)
+    options.folder.mkdir(parents=True, exist_ok=True)
     asked = [
         (task, learner)
         for task, learners in SETTINGS.items()
@@ -141,17 +164,17 @@ def main() -> None:
     ]
     if not asked:
         parser.error(f"{options.learner} does not learn {options.task}; it has {', '.join(SETTINGS[options.task])}")
-    for number in range(options.seeds):
+    for seed in range(options.seeds):  # all learners with the first seed come first: an early look at every one
         for task, learner in asked:
-            tasks = kept()
-            runs = tasks.get(task, {}).get(learner, {"runs": []})["runs"]
-            if number in (run["seed"] for run in runs):
-                continue
-            print(f"{task} {learner}, seed {number} of {options.seeds} ...", flush=True)
-            runs = sorted([*runs, measure(task, learner, number)], key=lambda run: run["seed"])
-            tasks.setdefault(task, {})[learner] = row(task, learner, runs)
-            write("control", "python benchmarks/control/run.py", {"episodes": EPISODES, "tasks": tasks})
-            print({name: value for name, value in runs[-1].items() if name != "episodes"}, flush=True)
+            run_or_kept(task, learner, seed, options.folder)
+    if options.task or options.learner:
+        print("results/control.json is written by the command without --task and --learner")
+        return
+    tasks: dict[str, dict[str, Any]] = {task: {} for task in SETTINGS}
+    for task, learner in asked:
+        runs = [run_or_kept(task, learner, seed, options.folder) for seed in range(options.seeds)]
+        tasks[task][learner] = row(task, learner, runs)
+    write("control", "python benchmarks/control/run.py", {"episodes": EPISODES, "tasks": tasks})
 
 
 if __name__ == "__main__":

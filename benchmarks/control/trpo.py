@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from environments import Act, Environments
 from networks import Critic, Policy
 from rollout import Batch, learn_from, rollouts
 from selfeval.algorithms.masked import whiten
+from selfeval.algorithms.policy_losses import importance_ratio
 from selfeval.algorithms.trust_region import (
     LineSearch,
     backtracking_line_search,
@@ -57,14 +58,13 @@ def train(settings: TRPO, environments: Environments) -> Act:
 
 
 def improve(policy: Policy, batch: Batch, settings: TRPO) -> LineSearch:
-    """Moves the policy, and says how far: the largest tried step with a KL within the bound and a surrogate that is no worse."""
+    """Moves the policy by the longest tried step with a KL within the bound and a surrogate that is no worse."""
     parameters = list(policy.parameters())
-    with torch.no_grad():
-        old = policy(batch.observations)
+    old = policy(batch.observations).frozen()
     advantages_N = whiten(batch.advantages_N, torch.ones_like(batch.advantages_N, dtype=torch.bool))
 
     def surrogate() -> Tensor:
-        ratio_N = (policy(batch.observations).logprobs(batch.actions) - batch.old_logprobs_N).exp()
+        ratio_N = importance_ratio(policy(batch.observations).logprobs(batch.actions), batch.old_logprobs_N)
         return (ratio_N * advantages_N).mean()
 
     def kl() -> Tensor:
