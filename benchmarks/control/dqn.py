@@ -16,7 +16,7 @@ from selfeval.algorithms.q_learning import double_dqn_target, huber_loss, td_err
 
 @dataclass(frozen=True)
 class DQN:
-    """Settings. Exploration falls linearly from 1 to `least_exploration` over `exploration_steps`."""
+    """Settings. Exploration falls linearly from 1 to `least_exploration` over `exploration_steps`, the learning rate to 0."""
 
     steps: int  # of all environments together
     environments: int
@@ -46,6 +46,7 @@ def train(settings: DQN, environments: Environments) -> Act:
         replay.add(observations_EO, actions_E, step)
         observations_EO = step.observations_EO
         if replay.count >= settings.first_steps and replay.count % every == 0:
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - replay.count / settings.steps)
             for _ in range(settings.updates):
                 optimizer.zero_grad()
                 loss(replay.draw(settings.batch), q, target, settings.gamma).backward()

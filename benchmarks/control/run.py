@@ -62,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {
         "sac": sac.SAC(10_000, 1, batch=128),
         "ppo": ppo.PPO(100_000, 4, 1024, epochs=10, minibatch=64, gamma=0.9, lam=0.95, learning_rate=1e-3),
+        "trpo": trpo.TRPO(100_000, 8, 256, gamma=0.9, lam=0.95, critic_epochs=15),
     },
 }
 """Those of rl-baselines3-zoo where nothing is said; where they differ, docs/algorithms/control-check.md says so."""

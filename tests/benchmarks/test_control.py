@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "benchmarks" / "control"))
-
 import dqn
 import ppo
 import run
 import sac
 import trpo
-from environments import HOME, Gymnasium, Space, Step, evaluate
+from environments import HOME, Gymnasium, Space, Step, evaluate, installed
 from networks import Categorical, Critic, Gaussian, Policy
 from replay import Replay
 from rollout import Rollout, learn_from, rollouts
@@ -115,10 +111,9 @@ def test_the_value_after_the_last_step_counts_when_the_episode_goes_on() -> None
     policy, critic = Policy(CHOICES), Critic(CHOICES)
     torch.nn.init.zeros_(critic.body[-1].weight)
     torch.nn.init.constant_(critic.body[-1].bias, 5.0)
-    no_11, seen_110 = torch.tensor([[False]]), torch.zeros(1, 1, 2)
-    batch = learn_from(
-        Rollout(seen_110, torch.zeros(1, 1).long(), torch.ones(1, 1), no_11, no_11, seen_110), policy, critic, gamma=0.5, lam=1.0
-    )
+    no_11, seen_112, chosen_11 = torch.tensor([[False]]), torch.zeros(1, 1, 2), torch.tensor([[0]])
+    rollout = Rollout(seen_112, chosen_11, torch.ones(1, 1), no_11, no_11, seen_112)
+    batch = learn_from(rollout, policy, critic, gamma=0.5, lam=1.0)
     torch.testing.assert_close(batch.advantages_N, torch.tensor([-1.5]))
 
 
@@ -148,7 +143,9 @@ def test_distributions_agree_with_those_of_torch() -> None:
     torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
     torch.testing.assert_close(ours.kl_from(old), torch.distributions.kl_divergence(theirs_old, theirs).sum(-1))
     chosen = Categorical(mean).sample()
-    torch.testing.assert_close(Categorical(mean).logprobs(chosen), torch.distributions.Categorical(logits=mean).log_prob(chosen))
+    torch.testing.assert_close(
+        Categorical(mean).logprobs(chosen), torch.distributions.Categorical(logits=mean).log_prob(chosen)
+    )
 
 
 def test_choices_are_drawn_as_often_as_they_should() -> None:
@@ -172,12 +169,10 @@ def test_the_squashed_density_is_that_of_the_transformed_normal() -> None:
 # -- Gymnasium itself ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (HOME / "ready").exists(), reason="Gymnasium is not in build/gymnasium; benchmarks/control/run.py puts it")
+@pytest.mark.skipif(not (HOME / "ready").exists(), reason="no Gymnasium in build/gymnasium: benchmarks/control/run.py puts it")
 def test_copies_do_what_a_single_environment_does() -> None:
     """Pendulum is cut after 200 steps: both sides of the cut are seen, and the copy that starts anew is another episode."""
     copies = Gymnasium("Pendulum-v1", 2, seed=3)
-    from environments import installed
-
     alone = installed().make("Pendulum-v1")
     seen, _ = alone.reset(seed=4)  # copy number 1 gets the seed after the first's
     torch.testing.assert_close(copies.reset()[1], torch.from_numpy(seen))
