@@ -28,6 +28,7 @@ class DQN:
     exploration_steps: int
     least_exploration: float
     target_every: int  # steps of all environments
+    width: int = 64  # of the two hidden layers
     first_steps: int = 1000  # before the first update
     buffer: int = 100_000
     gradient_norm: float = 10.0
@@ -35,7 +36,8 @@ class DQN:
 
 def train(settings: DQN, environments: Environments) -> Act:
     """Trains action values; returns the policy that takes the largest."""
-    q = mlp(environments.space.observations, environments.space.actions, activation=nn.ReLU)
+    space = environments.space
+    q = mlp(space.observations, space.actions, width=settings.width, activation=nn.ReLU)
     target = copy.deepcopy(q).requires_grad_(False)
     optimizer = torch.optim.Adam(q.parameters(), lr=settings.learning_rate, fused=True)
     replay, observations_EO = Replay(settings.buffer), environments.reset()

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from environments import Space
 from selfeval.algorithms.kl import categorical_entropy, categorical_kl
 
-HIDDEN = (64, 64)
 
-
-def mlp(inputs: int, outputs: int, *, activation: type[nn.Module] = nn.Tanh, last_gain: float = 1.0) -> nn.Sequential:
+def mlp(
+    inputs: int, outputs: int, *, width: int = 64, activation: type[nn.Module] = nn.Tanh, last_gain: float = 1.0
+) -> nn.Sequential:
     """Two hidden layers; orthogonal weights, which Andrychowicz et al. 2021 and every public PPO use."""
-    sizes, layers = (inputs, *HIDDEN), []
+    sizes, layers = (inputs, width, width), []
     for before, after in itertools.pairwise(sizes):
         layers += [_orthogonal(nn.Linear(before, after), math.sqrt(2)), activation()]
     return nn.Sequential(*layers, _orthogonal(nn.Linear(sizes[-1], outputs), last_gain))
