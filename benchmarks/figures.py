@@ -282,11 +282,11 @@ def control_table() -> str:
     """The table of docs/algorithms/control-check.md, from results/control.json."""
     found = _load("control")
     lines = [
-        f"By `{found['command']}`: mean return of the greedy policy over {found['episodes']} fresh episodes a seed, with "
+        f"By `{found['command']}`: mean return of the greedy policy, with "
         f"Student's 95% interval over seeds; {_control_minutes(found):.0f} minutes of one core in all.",
         "",
-        "| task | learner | steps | return | worst and best seed | published: steps, return | reached |",
-        "|---|---|---|---|---|---|---|",
+        "| task | learner | steps | episodes judged | return | worst and best seed | published: steps, return | reached |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task, learners in found["tasks"].items():
         for learner, row in learners.items():
@@ -297,7 +297,8 @@ def control_table() -> str:
             )
             reached = "; ".join(_reached(name, theirs["return"], ours) for name, theirs in row["published"].items())
             lines.append(
-                f"| {task} | {learner.upper()} | {row['settings']['steps']:,} | {interval} "
+                f"| {task} | {learner.upper()} | {row['settings']['steps']:,} "
+                f"| {row['runs'][0]['episodes']:,} a seed | {interval} "
                 f"| {min(returns):.1f}, {max(returns):.1f} | {published} | {reached} |"
             )
     return "\n".join(lines) + "\n"

@@ -32,7 +32,8 @@ from selfeval.store import writing
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import write
 
-EPISODES = 100
+EPISODES = {"CartPole-v1": 100, "Acrobot-v1": 100, "Pendulum-v1": 1000}
+"""Where the start decides most of a return, as it does with a pendulum, there must be many."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """The 97.5% quantile of Student's t for so many seeds."""
 Train = Callable[[Any, Environments], Act]
@@ -70,11 +71,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
             exploration_steps=12_000,
             least_exploration=0.1,
             target_every=1_000,
+            width=128,
         ),
     },
     "Pendulum-v1": {
         "sac": sac.SAC(10_000, 1, batch=128),
-        "ppo": ppo.PPO(100_000, 4, 1024, epochs=10, minibatch=64, gamma=0.9, lam=0.95, learning_rate=1e-3),
+        "ppo": ppo.PPO(100_000, 4, 1024, epochs=10, minibatch=64, gamma=0.9, lam=0.95, learning_rate=1e-3, anneal=True),
         "trpo": trpo.TRPO(100_000, 8, 256, gamma=0.9, lam=0.95, critic_epochs=15),
     },
 }
@@ -107,7 +109,7 @@ def measure(task: str, learner: str, seed: int) -> dict[str, Any]:
     started, cpu = time.monotonic(), time.process_time()
     act = LEARNERS[learner](settings, Gymnasium(task, settings.environments, seed))
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
-    returns = evaluate(act, Gymnasium(task, EPISODES, 1_000_000 + seed))
+    returns = evaluate(act, Gymnasium(task, EPISODES[task], 1_000_000 + seed))
     return {
         "seed": seed,
         "steps": settings.steps,
@@ -119,17 +121,19 @@ def measure(task: str, learner: str, seed: int) -> dict[str, Any]:
     }
 
 
-def kept(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """A finished run, if it had these settings."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    run: dict[str, Any] | None = found["run"] if found.get("settings") == settings else None
-    return run
+def kept(path: Path, settings: dict[str, Any], episodes: int) -> dict[str, Any] | None:
+    """A finished run, if it had these settings and was judged on so many episodes."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    run: dict[str, Any] = found["run"]
+    return run if found["settings"] == settings and run["episodes"] == episodes else None
 
 
 def run_or_kept(task: str, learner: str, seed: int, folder: Path) -> dict[str, Any]:
     """One run, measured unless it was before."""
     path, settings = folder / f"{task}-{learner}-{seed}.json", asdict(SETTINGS[task][learner])
-    run = kept(path, settings)
+    run = kept(path, settings, EPISODES[task])
     if run is None:
         print(f"{task} {learner}, seed {seed} ...", flush=True)
         run = measure(task, learner, seed)
@@ -188,7 +192,7 @@ def main() -> None:
     for task, learner in asked:
         runs = [run_or_kept(task, learner, seed, options.folder) for seed in range(options.seeds)]
         tasks[task][learner] = row(task, learner, runs)
-    write("control", "python benchmarks/control/run.py", {"episodes": EPISODES, "tasks": tasks})
+    write("control", "python benchmarks/control/run.py", {"tasks": tasks})
 
 
 if __name__ == "__main__":

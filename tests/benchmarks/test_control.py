@@ -194,12 +194,14 @@ def test_the_interval_is_students() -> None:
     assert run.figure([7.0])["ci_low"] is None
 
 
-def test_a_finished_run_is_kept_until_its_settings_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_kept_until_its_settings_or_its_episodes_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured = []
 
     def measure(task: str, learner: str, seed: int) -> dict[str, float]:
         measured.append(seed)
-        return {"seed": seed, "return": 1.0, "steps": 1, "cpu_seconds": 0.0}
+        return {"seed": seed, "return": 1.0, "steps": 1, "cpu_seconds": 0.0, "episodes": run.EPISODES[task]}
 
     monkeypatch.setattr(run, "measure", measure)
     for _ in range(2):
@@ -208,6 +210,9 @@ def test_a_finished_run_is_kept_until_its_settings_change(tmp_path: Path, monkey
     monkeypatch.setitem(run.SETTINGS["CartPole-v1"], "ppo", PPO)
     run.run_or_kept("CartPole-v1", "ppo", 4, tmp_path)
     assert measured == [4, 4]
+    monkeypatch.setitem(run.EPISODES, "CartPole-v1", 7)
+    run.run_or_kept("CartPole-v1", "ppo", 4, tmp_path)
+    assert measured == [4, 4, 4]
 
 
 def test_every_learner_has_a_published_figure_beside_it() -> None:
