@@ -194,9 +194,7 @@ def test_the_interval_is_students() -> None:
     assert run.figure([7.0])["ci_low"] is None
 
 
-def test_a_finished_run_is_kept_until_its_settings_or_its_episodes_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_is_kept_until_what_it_was_asked_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
 
     def measure(task: str, learner: str, seed: int) -> dict[str, float]:
