@@ -301,7 +301,13 @@ def control_table() -> str:
                 f"| {row['runs'][0]['episodes']:,} a seed | {interval} "
                 f"| {min(returns):.1f}, {max(returns):.1f} | {published} | {reached} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_not_measured(found)]) + "\n"
+
+
+def _not_measured(found: dict[str, Any]) -> list[str]:
+    """A sentence on the seeds that are missing, if any are."""
+    missing = [f"{name} ({count} {'seed' if count == 1 else 'seeds'})" for name, count in found["missing_seeds"].items()]
+    return ["", f"Not measured yet: {', '.join(missing)}."] if missing else []
 
 
 def _control_minutes(found: dict[str, Any]) -> float:

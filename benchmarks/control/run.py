@@ -121,26 +121,26 @@ def measure(task: str, learner: str, seed: int) -> dict[str, Any]:
     }
 
 
-def kept(path: Path, settings: dict[str, Any], episodes: int) -> dict[str, Any] | None:
-    """A finished run, if it had these settings and was judged on so many episodes."""
+def kept(task: str, learner: str, seed: int, folder: Path) -> dict[str, Any] | None:
+    """A finished run, if it had the settings of today and was judged on as many episodes."""
+    path = folder / f"{task}-{learner}-{seed}.json"
     if not path.is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
     run: dict[str, Any] = found["run"]
-    return run if found["settings"] == settings and run["episodes"] == episodes else None
+    same = found["settings"] == asdict(SETTINGS[task][learner]) and run["episodes"] == EPISODES[task]
+    return run if same else None
 
 
-def run_or_kept(task: str, learner: str, seed: int, folder: Path) -> dict[str, Any]:
-    """One run, measured unless it was before."""
-    path, settings = folder / f"{task}-{learner}-{seed}.json", asdict(SETTINGS[task][learner])
-    run = kept(path, settings, EPISODES[task])
-    if run is None:
-        print(f"{task} {learner}, seed {seed} ...", flush=True)
-        run = measure(task, learner, seed)
-        print(f"  return {run['return']:.1f} after {run['steps']:,} steps, {run['cpu_seconds']:.0f} CPU seconds", flush=True)
-        with writing(path) as part:
-            part.write_text(json.dumps({"settings": settings, "run": run}), encoding="utf-8")
-    return run
+def run_once(task: str, learner: str, seed: int, folder: Path) -> None:
+    """Measures and keeps one run, unless it is there."""
+    if kept(task, learner, seed, folder):
+        return
+    print(f"{task} {learner}, seed {seed} ...", flush=True)
+    run = measure(task, learner, seed)
+    print(f"  return {run['return']:.1f} after {run['steps']:,} steps, {run['cpu_seconds']:.0f} CPU seconds", flush=True)
+    with writing(folder / f"{task}-{learner}-{seed}.json") as part:
+        part.write_text(json.dumps({"settings": asdict(SETTINGS[task][learner]), "run": run}), encoding="utf-8")
 
 
 def figure(values: list[float]) -> dict[str, Any]:
@@ -164,11 +164,25 @@ def row(task: str, learner: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def collected(asked: list[tuple[str, str]], seeds: int, folder: Path) -> dict[str, Any]:
+    """The rows of all finished runs, and how many seeds of which row are missing."""
+    tasks: dict[str, dict[str, Any]] = {task: {} for task, _ in asked}
+    missing = {}
+    for task, learner in asked:
+        runs = [run for seed in range(seeds) if (run := kept(task, learner, seed, folder))]
+        if runs:
+            tasks[task][learner] = row(task, learner, runs)
+        if len(runs) < seeds:
+            missing[f"{task} {learner}"] = seeds - len(runs)
+    return {"tasks": tasks, "missing_seeds": missing}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=SETTINGS)
     parser.add_argument("--learner", choices=LEARNERS)
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, 11), help="how many")
+    parser.add_argument("--finished", action="store_true", help="run nothing; write results/control.json from finished runs")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-control"), help="where finished runs are kept")
     options = parser.parse_args()
     install()
@@ -182,17 +196,14 @@ def main() -> None:
     ]
     if not asked:
         parser.error(f"{options.learner} does not learn {options.task}; it has {', '.join(SETTINGS[options.task])}")
-    for seed in range(options.seeds):  # all learners with the first seed come first: an early look at every one
-        for task, learner in asked:
-            run_or_kept(task, learner, seed, options.folder)
+    if not options.finished:
+        for seed in range(options.seeds):  # all learners with the first seed come first: an early look at every one
+            for task, learner in asked:
+                run_once(task, learner, seed, options.folder)
     if options.task or options.learner:
         print("results/control.json is written by the command without --task and --learner")
         return
-    tasks: dict[str, dict[str, Any]] = {task: {} for task in SETTINGS}
-    for task, learner in asked:
-        runs = [run_or_kept(task, learner, seed, options.folder) for seed in range(options.seeds)]
-        tasks[task][learner] = row(task, learner, runs)
-    write("control", "python benchmarks/control/run.py", {"tasks": tasks})
+    write("control", "python benchmarks/control/run.py", collected(asked, options.seeds, options.folder))
 
 
 if __name__ == "__main__":

@@ -202,15 +202,17 @@ def test_a_finished_run_is_kept_until_what_it_was_asked_changes(tmp_path: Path, 
         return {"seed": seed, "return": 1.0, "steps": 1, "cpu_seconds": 0.0, "episodes": run.EPISODES[task]}
 
     monkeypatch.setattr(run, "measure", measure)
+    asked = ("CartPole-v1", "ppo", 4, tmp_path)
     for _ in range(2):
-        assert run.run_or_kept("CartPole-v1", "ppo", 4, tmp_path)["seed"] == 4
+        run.run_once(*asked)
     assert measured == [4]
+    assert run.kept(*asked) == {"seed": 4, "return": 1.0, "steps": 1, "cpu_seconds": 0.0, "episodes": 100}
     monkeypatch.setitem(run.SETTINGS["CartPole-v1"], "ppo", PPO)
-    run.run_or_kept("CartPole-v1", "ppo", 4, tmp_path)
+    assert run.kept(*asked) is None
+    run.run_once(*asked)
     assert measured == [4, 4]
     monkeypatch.setitem(run.EPISODES, "CartPole-v1", 7)
-    run.run_or_kept("CartPole-v1", "ppo", 4, tmp_path)
-    assert measured == [4, 4, 4]
+    assert run.kept(*asked) is None
 
 
 def test_every_learner_has_a_published_figure_beside_it() -> None:
