@@ -35,6 +35,9 @@ class ToldMeter:
     def peak(self) -> int:
         return self.highest
 
+    def between_phases(self) -> None:
+        """Nothing is kept."""
+
     def release(self) -> None:
         self.released += 1
 

@@ -28,8 +28,8 @@ PUBLISHED = {
 def test_shipped_facts_give_the_published_size(name: str) -> None:
     facts = model_facts(name)
     weights = weigh(facts, "bf16")
-    assert weights.parameters == PUBLISHED[name]
-    assert weights.bytes == pytest.approx(2 * PUBLISHED[name], rel=1e-3)  # buffers on top
+    assert weights.numbers == PUBLISHED[name]
+    assert weights.total == pytest.approx(2 * PUBLISHED[name], rel=1e-3)  # buffers on top
 
 
 def test_every_shipped_file_says_where_its_facts_come_from() -> None:
@@ -42,7 +42,7 @@ def test_quantised_weights_leave_embeddings_and_output_layer_alone() -> None:
     embeddings = 2 * 152_064 * 3584  # untied
     layers = 7_615_616_512 - embeddings
     for precision, per_weight in (("int8", 1.0), ("nf4", 0.5 + 1 / 64 + 4 / (64 * 256))):
-        assert weigh(facts, precision).bytes == pytest.approx(2 * embeddings + per_weight * layers, rel=1e-3)
+        assert weigh(facts, precision).total == pytest.approx(2 * embeddings + per_weight * layers, rel=1e-3)
     assert weigh(facts, "nf4").unpacked == 2 * 3584 * 18_944
     assert weigh(facts, "bf16").unpacked == 0
 
