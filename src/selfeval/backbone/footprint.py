@@ -27,7 +27,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig
 from selfeval.errors import ModelError
 
-__all__ = ["Footprint", "Peaks", "ShapeBackbone", "fullest"]
+__all__ = ["Footprint", "Peaks", "ShapeBackbone", "computes", "fullest"]
 
 _ATEN = torch.ops.aten
 
@@ -49,9 +49,9 @@ def fullest(found: Iterable[Peaks]) -> Peaks:
 class Footprint(TorchDispatchMode):
     """Counts, by device and kind, the bytes of all storages that live inside the block, and keeps each device's fullest moment.
 
-    New tensors are `activations`, those whose last dimension is the vocabulary `logits`. A tensor is where the first known
-    tensor is that it was made of, else on the main device. Fake tensors have no values: a mask picks everything, and a yes or
-    no is no.
+    New tensors are `activations`, those whose last dimension is the vocabulary `logits`. A tensor is where the first tensor is
+    that it was made of (streamed weights come to it), else on the main device. Fake tensors have no values: a mask picks
+    everything, and a yes or no is no.
 
     Args:
         known: tensors that are there already, by kind, on the main device; `know` names those of other devices.
@@ -84,7 +84,8 @@ class Footprint(TorchDispatchMode):
             self._see(tensor, kind, device)
 
     def device_of(self, tensor: Tensor) -> str:
-        return self._live.get(tensor.untyped_storage()._cdata, ("", self.main, 0))[1]
+        """The device of a known tensor, `""` of any other."""
+        return self._live.get(tensor.untyped_storage()._cdata, ("", "", 0))[1]
 
     @contextmanager
     def on(self, device: str) -> Iterator[None]:
@@ -106,8 +107,8 @@ class Footprint(TorchDispatchMode):
         return out
 
     def _made_on(self, args: Any) -> str:
-        keys = (leaf.untyped_storage()._cdata for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-        return next((self._live[key][1] for key in keys if key in self._live), self.main)
+        devices = (self.device_of(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+        return next((device for device in devices if computes(device, self.main)), self.main)
 
     def _without_values(self, func: Any, args: Any) -> Any:
         """The result of the operations that would have to look at values, None for all others."""
@@ -150,12 +151,17 @@ class Footprint(TorchDispatchMode):
             self._now[device][kind] += size
 
 
+def computes(device: str, main: str) -> bool:
+    """Whether anything is computed there; on disk, and in RAM beside cards, weights only wait."""
+    return device == main or device.startswith("cuda:")
+
+
 class _Moved(torch.autograd.Function):
     """A copy on another device, whose gradient is copied back."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, meter: Footprint, device: str) -> Tensor:
-        ctx.meter, ctx.source = meter, meter.device_of(tensor)
+        ctx.meter, ctx.source = meter, meter.device_of(tensor) or meter.main
         with meter.on(device):
             return tensor.clone()
 
@@ -241,7 +247,7 @@ class ShapeBackbone(Backbone):
 
     def _move_inputs(self, part: nn.Module, device: str) -> None:
         def moved(value: Any) -> Any:
-            if self.meter is None or not isinstance(value, Tensor) or self.meter.device_of(value) == device:
+            if self.meter is None or not isinstance(value, Tensor) or (self.meter.device_of(value) or self.main) == device:
                 return value
             return _Moved.apply(value, self.meter, device)  # type: ignore[no-untyped-call]
 
@@ -257,9 +263,9 @@ class ShapeBackbone(Backbone):
         return next((device for layer, device in layers if name.startswith(f"{layer}.")), self.main)
 
     def computes(self, name: str) -> str:
-        """The device that computes with a weight, where its adapters are too: its layer's, or the main one if that is streamed."""
+        """The device that computes with a weight and holds its adapters: its layer's, or the main one if that is streamed."""
         kept = self.keeps(name)
-        return kept if kept.startswith("cuda:") else self.main
+        return kept if computes(kept, self.main) else self.main
 
     @property
     def vocabulary(self) -> int:

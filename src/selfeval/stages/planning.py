@@ -15,7 +15,7 @@ import torch
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.facts import ModelFacts
-from selfeval.backbone.footprint import Peaks, ShapeBackbone, fullest
+from selfeval.backbone.footprint import Peaks, ShapeBackbone, computes, fullest
 from selfeval.backbone.load import Wanted, memory_within, pick_attention, place_base
 from selfeval.backbone.meters import kept_by_allocator, kernel_bytes, resident_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, meta_model, plan_placement
@@ -144,8 +144,8 @@ def _runtime_bytes() -> int:
     """What this process takes once it has imported what a run imports, and used once what sets itself up when it is used."""
     importlib.import_module("selfeval.stages.pipeline")
     weight = torch.zeros(64, 64, requires_grad=True)
-    states = (torch.zeros(1, 2, 8, 16, requires_grad=True) for _ in range(3))
-    torch.nn.functional.scaled_dot_product_attention(*states).sum().backward()
+    query, key, value = (torch.zeros(1, 2, 8, 16, requires_grad=True) for _ in range(3))
+    torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
     torch.log_softmax(torch.zeros(64, 64) @ weight, dim=-1).sum().backward()
     torch.optim.AdamW([weight]).step()
     return resident_bytes()
@@ -236,9 +236,8 @@ class _Measured:
         found: Peaks = {}
         for device, size in self.placement.bytes.items():
             peak = at_depth(first.get(device, {}), [one.get(device, {}) for one in deeper], steps)
-            computes = device == self.placement.main or device.startswith("cuda:")
             peak["base"] = size + (brought if device == self.placement.main else 0)
-            peak["activations"] += self.sizes.unpacked if computes else 0
+            peak["activations"] += self.sizes.unpacked if computes(device, self.placement.main) else 0
             found[device] = self._with_process(device, peak)
         return found
 
