@@ -68,7 +68,7 @@ def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
     placed = replace(whole, devices=tuple(devices), bytes=dict.fromkeys(devices, 0))
     found = []
     for at_once in (False, True):
-        measured = planning._Measured(facts, _config(), "fp32", placed, WORK, False, 0)
+        measured = planning.Measured(facts, _config(), "fp32", placed, WORK, False, 0)
         measured.whole = at_once
         found.append({"rollout": measured.rollout(8), **measured.learning(4)})
         assert len(measured.backbones) == (1 if at_once else 1 + len(set(devices)))
@@ -263,7 +263,7 @@ def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
 
 
 def test_an_automatic_precision_is_planned_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_Measured", _OnlyWeights)
+    monkeypatch.setattr(planning, "Measured", _OnlyWeights)
     facts = model_facts("Qwen2.5-7B-Instruct")
 
     def picked(machine: Machine, **changes: Any) -> str:
@@ -279,7 +279,7 @@ def test_an_automatic_precision_is_planned_as_it_is_loaded(monkeypatch: pytest.M
     assert picked(_cards(cuda0=3, cpu=64)) == "bf16"
 
 
-class _OnlyWeights(planning._Measured):
+class _OnlyWeights(planning.Measured):
     """Without passes."""
 
     def _rollout(self, rows: int) -> Peaks:

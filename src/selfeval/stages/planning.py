@@ -36,7 +36,7 @@ from selfeval.training.phases import (
 )
 from selfeval.training.policy import POLICY
 
-__all__ = ["Machine", "Workload", "make_plan", "workload"]
+__all__ = ["Machine", "Measured", "Workload", "make_plan", "workload"]
 
 _CHARACTERS_PER_TOKEN = 3
 _CHAT_TOKENS = 16
@@ -171,7 +171,7 @@ def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str,
 # -- measuring on shapes --------------------------------------------------------------------------------------------------
 
 
-class _Measured:
+class Measured:
     """Peaks of the phases of one model, by running them on shapes of some of its depths.
 
     Layers that lie together form a span. A model with two layers (or periods of layers) in each span is run, and one more for
@@ -268,30 +268,37 @@ class _Measured:
         """What there is before the first pass."""
         return {d: self._with_process(d, Counter(base=size)) for d, size in self.placement.bytes.items()}
 
-    def _rollout(self, rows: int) -> Peaks:
-        """Sampling `rows` side by side: policy iterations, and the judge's working, whichever is more."""
+    def of_policy(self, rows: int) -> Peaks:
+        """Sampling `rows` side by side in policy training."""
         policy, work = self.config.policy, self.work
         in_iteration = min(rows, policy.questions_per_iteration * policy.replies_per_question)
         prompts = min(in_iteration, policy.questions_per_iteration)
 
-        def of_policy(backbone: ShapeBackbone) -> Peaks:
+        def trial(backbone: ShapeBackbone) -> Peaks:
             shape = Shape(in_iteration, work.reply_prompt, work.reply)
             peaks = rollout_peak(backbone, shape, prompts=prompts, nucleus=False, role=POLICY)
             add_optimizer(peaks, backbone, LEARNING)
             return peaks
 
-        def alone(shape: Shape, nucleus: bool) -> Callable[[ShapeBackbone], Peaks]:
-            def trial(backbone: ShapeBackbone) -> Peaks:
-                peaks = rollout_peak(backbone, shape, prompts=shape.rows, nucleus=nucleus, role=BASE)
-                for peak in peaks.values():
-                    peak["adapters"] = 0
-                return peaks
+        return self._peak(trial, self._matrix)
 
-            return trial
+    def _of_base(self, shape: Shape, *, nucleus: bool) -> Peaks:
+        """Sampling from the bare base, each reply to a prompt of its own."""
 
-        judging = alone(Shape(rows, work.judge_prompt, work.working), False)
-        replying = alone(Shape(rows, work.reply_prompt, work.reply), True)
-        return fullest(self._peak(trial, self._matrix) for trial in (of_policy, judging, replying))
+        def trial(backbone: ShapeBackbone) -> Peaks:
+            peaks = rollout_peak(backbone, shape, prompts=shape.rows, nucleus=nucleus, role=BASE)
+            for peak in peaks.values():
+                peak["adapters"] = 0
+            return peaks
+
+        return self._peak(trial, self._matrix)
+
+    def _rollout(self, rows: int) -> Peaks:
+        """Sampling `rows` side by side: in policy training, the judge's working, replies to collect; whichever is most."""
+        work = self.work
+        judging = self._of_base(Shape(rows, work.judge_prompt, work.working), nucleus=False)
+        replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), nucleus=True)
+        return fullest([self.of_policy(rows), judging, replying])
 
     def _learning(self, rows: int) -> dict[str, Peaks]:
         """Scoring and updating with micro-batches of `rows` of the longest sequences."""
@@ -341,15 +348,15 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, *, work: W
     precision, placement, said = _place(config, facts, machine)
     work = work or workload(config, facts.context)
 
-    def measured_with(checkpointing: bool) -> _Measured:
-        return _Measured(facts, config, precision, placement, work, checkpointing, machine.runtime)
+    def measured_with(checkpointing: bool) -> Measured:
+        return Measured(facts, config, precision, placement, work, checkpointing, machine.runtime)
 
     def missing(peaks: Peaks) -> int:
         """Bytes that the tightest device lacks; negative where all have room."""
         budgets = {device: machine.budget(device) for device in peaks}
         return max((peaks[d].total() - b for d, b in budgets.items() if b is not None), default=-1)
 
-    def most_rows(measured: _Measured, wanted: int) -> int:
+    def most_rows(measured: Measured, wanted: int) -> int:
         return largest_fitting(lambda n: max(missing(p) for p in measured.learning(n).values()), wanted, 0)
 
     measured, checkpointing = measured_with(config.checkpointing), config.checkpointing
