@@ -18,7 +18,7 @@ from selfeval.backbone.facts import ModelFacts
 from selfeval.backbone.footprint import Peaks, ShapeBackbone, computes, fullest
 from selfeval.backbone.load import Wanted, memory_within, pick_attention, place_base
 from selfeval.backbone.meters import kept_by_allocator, kernel_bytes, resident_bytes
-from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, meta_model, plan_placement
+from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
 from selfeval.backbone.plan import DTYPES, PHASES, DevicePlan, Plan, at_depth, largest_fitting, weigh
 from selfeval.backbone.precision import PRECISIONS
 from selfeval.backbone.sizes import weight_sizes
@@ -157,6 +157,7 @@ def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str,
     target = torch.device(machine.kind)
     wanted = Wanted(facts.name, model, config.device, config.precision, config.placement, memory)
     said: list[str] = []
+    usable_memory(memory, config.placement)  # a limit for a device that is not there is no matter of size
     try:
         picked, why, placement = place_base(wanted, target)
     except ModelError as error:
@@ -432,7 +433,7 @@ def _elsewhere(config: RunConfig, machine: Machine, device: DevicePlan) -> list[
     """The reserve that would leave more of this device to what is not weights, where weights can go to another."""
     others = list(machine.memory)[list(machine.memory).index(device.device) + 1 :]
     beside = device.peak - device.phases["load"]["base"]
-    free = min(machine.weights[device.device], device.budget or ENDLESS)
+    free = max(1, machine.weights[device.device])
     reserve = math.ceil(20 * beside / free) / 20
     if not others or config.placement.mode == "single" or not config.placement.reserve < reserve < 1:
         return []
