@@ -264,17 +264,17 @@ def _precision_lines() -> list[str]:
 def _planner_lines() -> list[str]:
     found = _load("planner")
     lines = [
-        f"By `{found['command']}`: planned peak over measured peak, less one, and the measured peak; on a CPU, above a warmed "
-        "process.",
+        f"By `{found['command']}`: planned peak over measured peak, less one, and the measured peak. On a CPU, of the whole "
+        "process, and of what it holds above a warmed process without a model.",
         "",
-        "| model | allocator | load | rollout | score | update | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| model | | load | rollout | score | update |",
+        "|---|---|---|---|---|---|",
     ]
     for name, case in found["cases"].items():
-        for label, words in (("as_is", "as the loop sets it"), ("returning", "gives back at once")):
+        for label, words in (("process", "whole process"), ("beside_runtime", "beside the runtime")):
             part = case[label]
             cells = [f"{100 * part['error'][p]:+.0f}% of {part['measured_mib'][p]:.0f} MiB" for p in part["error"]]
-            lines.append(f"| {name} | {words} | {' | '.join(cells)} | {part['cpu_seconds']:.0f} |")
+            lines.append(f"| {name} | {words} | {' | '.join(cells)} |")
     return lines
 
 

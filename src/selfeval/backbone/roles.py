@@ -27,7 +27,7 @@ from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
 from selfeval.backbone.loss_scale import LossScale, Origin, mark
-from selfeval.backbone.meters import cap_gpus, meter_for, return_freed_memory
+from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for, return_freed_memory
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
@@ -93,6 +93,7 @@ class Backbone:
     @classmethod
     def load(cls, config: RunConfig) -> Backbone:
         """Loads the model that the configuration names."""
+        keep_few_kernels()
         if config.memory_budget is not None and pick_device(config.device).type == "cuda":
             cap_gpus(config.memory_budget)
         loaded = load_model(
