@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tiny_models
 from scarce import no_memory
-from selfeval.algorithms.masked import token_weights
+from selfeval.algorithms.masked import aggregation_weights
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.roles import Backbone
@@ -24,7 +24,6 @@ from selfeval.training import policy, steps
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
 from selfeval.training.experience import Experience, RewardScale, measure, observe
-from selfeval.training.learners.policy_gradient import clipped_loss
 from selfeval.training.learners.ppo import PPO
 from selfeval.training.policy import train_policy
 from selfeval.training.scoring import EvaluatorScorer
@@ -211,7 +210,7 @@ def experience(
 
 def policy_figures(backbone: Backbone, part: Experience, tokens: int) -> dict[str, float]:
     setting = setting_of(backbone, CONFIG, tokens)
-    return steps.policy_gradients(setting, part, token_weights(part.mask, "token_mean"), clipped_loss(setting))
+    return steps.policy_gradients(setting, part, aggregation_weights(part.mask, "token_mean"), PPO(setting).loss)
 
 
 def critic_figures(backbone: Backbone, part: Experience, scale: RewardScale, tokens: int) -> dict[str, float]:
@@ -263,7 +262,7 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     whitened = (raw - raw.mean()) / raw.std(correction=1)  # unbiased, as `whiten` promises
     torch.testing.assert_close(found.advantages[mask].double(), whitened, rtol=1e-5, atol=1e-5)
     assert bool((found.returns[~mask] == 0).all())
-    assert measure(found, 0.3)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
+    assert measure(found)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
 
 
 def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfeval.records import Split
+from selfeval.records import Pair, Split
 from selfeval.stages.context import Context
 from selfeval.store import writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.evaluator import EVALUATOR
+from selfeval.training.evaluator import EVALUATOR, Preference
 from selfeval.training.policy import train_policy
 from selfeval.training.scoring import EvaluatorScorer
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
@@ -68,7 +68,18 @@ def setting_of(context: Context) -> Setting:
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
         batch_tokens=config.batch_tokens,
+        pairs=_kept_pairs(context) if config.policy.pairs == "kept" else (),
     )
+
+
+def _kept_pairs(context: Context) -> list[Preference]:
+    """The training pairs, their prompts as the policy reads them."""
+    templates = context.templates
+    return [
+        Preference(templates.prompt("reply", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
+        for p in context.store.read("pairs", Pair)
+        if p.split == Split.TRAIN
+    ]
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

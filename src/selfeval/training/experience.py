@@ -50,6 +50,7 @@ class Experience:
         rewards: what the policy is trained on: KL penalty at every token, score in units of the start at the last.
         values, returns: what the critic foresees and what it is to learn; 0 for learners without one.
         advantages: what the policy's gradient is weighted with; 0 until the learner has said.
+        kl_coefficient: weight of the KL penalty in the rewards.
     """
 
     policy_batch: Sequences
@@ -62,6 +63,7 @@ class Experience:
     values: Tensor
     returns: Tensor
     advantages: Tensor
+    kl_coefficient: float
 
     @property
     def mask(self) -> Tensor:
@@ -71,7 +73,8 @@ class Experience:
         """The experience of some of the replies."""
         per_reply = ("groups_B", "scores_B", "logprobs", "ref_logprobs", "rewards", "values", "returns", "advantages")
         picked = {name: getattr(self, name)[index] for name in per_reply}
-        return Experience(rows_of(self.policy_batch, index), rows_of(self.critic_batch, index), **picked)
+        batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
+        return Experience(*batches, **picked, kl_coefficient=self.kl_coefficient)
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,7 @@ def observe(setting: Setting, samples: Samples, scores: Scores, scale: RewardSca
         values=nothing,
         returns=nothing,
         advantages=nothing,
+        kl_coefficient=kl_coefficient,
     )
 
 
@@ -217,7 +221,7 @@ def with_values(setting: Setting, experience: Experience, scale: RewardScale) ->
     return replace(experience, values=scale.units(raw))
 
 
-def measure(experience: Experience, kl_coefficient: float) -> dict[str, float]:
+def measure(experience: Experience) -> dict[str, float]:
     """What is logged of an iteration before its update."""
     mask = experience.mask
     kl_B = zero_padding(k1(experience.logprobs, experience.ref_logprobs), mask).sum(-1)
@@ -225,7 +229,7 @@ def measure(experience: Experience, kl_coefficient: float) -> dict[str, float]:
         "score": float(experience.scores_B.mean()),
         "reward": float(experience.rewards.sum(-1).mean()),
         "kl": float(kl_B.mean()),
-        "kl_coefficient": kl_coefficient,
+        "kl_coefficient": experience.kl_coefficient,
         "length": float(mask.sum(-1).float().mean()),
     }
     if bool(experience.returns.any()):

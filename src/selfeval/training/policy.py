@@ -102,7 +102,7 @@ class _Loop:
         self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
         experience = observe(self.setting, samples, scores, self.scale, self.kl_coefficient)
         experience = learner.advantages(experience, self.scale)
-        values = {"step": float(iteration), **measure(experience, self.kl_coefficient)}
+        values = {"step": float(iteration), **measure(experience)}
         try:
             refuse_broken(values)
             values |= learner.update(experience, self.scale, iteration)

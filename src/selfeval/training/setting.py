@@ -12,6 +12,7 @@ from torch import Tensor
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Rollout
+from selfeval.training.evaluator import Preference
 
 __all__ = ["CRITIC", "POLICY", "REFERENCE", "Prompt", "Samples", "Scorer", "Scores", "Setting"]
 
@@ -78,6 +79,7 @@ class Setting:
         limit: token limit of a reply.
         rows: replies side by side while sampling.
         batch_tokens: tokens of a micro-batch.
+        pairs: labelled pairs, their prompts as the policy reads them; for learners that learn from those.
     """
 
     backbone: Backbone
@@ -87,6 +89,7 @@ class Setting:
     limit: int
     rows: int
     batch_tokens: int
+    pairs: Sequence[Preference] = ()
 
     def sampling_seed(self, iteration: int) -> int:
         """Of the draws of one iteration's replies."""
