@@ -271,6 +271,11 @@ class Backbone:
         streamed = self.loaded.placement.streamed if self.loaded.placement else ()
         recompute(self.model, [name for name in layers if name not in streamed], self._stack.checkpoint_contexts)
 
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether one pass may carry rows of several roles: not where fused experts have adapters."""
+        return self._stack.mixes_rows
+
     def refuse_mixed_rows(self, work: str) -> None:
         """For work that puts its rows in an order of its own.
 
