@@ -175,11 +175,15 @@ class Backbone:
         Raises:
             RoleError: the role exists, or `of` does not.
         """
-        if of in self._trainable and all(not p.any() for n, p in self.parameters(of).items() if ".lora_B." in n):
+        if of in self._trainable and self.is_bare(of):
             self._refuse_taken(role)
             self._trainable[role] = False
         else:
             self.add_role(role, copy_of=of, trainable=False)
+
+    def is_bare(self, role: str) -> bool:
+        """Whether the role's adapter changes nothing yet: a pass under it is one of the bare base."""
+        return all(not p.any() for n, p in self.parameters(role).items() if ".lora_B." in n)
 
     def _refuse_taken(self, role: str) -> None:
         if role in self._trainable or role == BASE:

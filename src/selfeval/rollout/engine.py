@@ -156,7 +156,7 @@ class _Pass:
             arguments["logits_to_keep"] = 1
         with self._acting(len(ids_BT)):
             logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
-        return logits[:, -1].float().unflatten(0, (count, len(ids_BT)))
+        return logits[:, -1].float().view(count, len(ids_BT), -1)
 
     def _acting(self, rows: int) -> AbstractContextManager[None]:
         if self.own and len(self.roles) == 1:

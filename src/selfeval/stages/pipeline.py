@@ -17,6 +17,7 @@ from selfeval.stages import evaluation, evaluator, pairs, policy, questions, rep
 from selfeval.stages.context import Context
 from selfeval.stages.gold import check_domain
 from selfeval.store import fingerprint
+from selfeval.training.learners.action_values import TWINS
 
 __all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
 
@@ -69,7 +70,7 @@ STAGES: tuple[Stage, ...] = (
         "policy",
         policy.run,
         ("policy",),
-        outputs=("roles/policy",),
+        outputs=("roles/policy", *(f"roles/{role}" for role in TWINS)),
         owned=("checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
         trains=True,
     ),

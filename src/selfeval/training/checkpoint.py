@@ -21,6 +21,9 @@ from selfeval.store import read_json, write_json, writing
 
 __all__ = ["Checkpoints", "role_optimizer"]
 
+_TENSOR = "in state.safetensors"
+"""Key of the note that stands for a tensor in state.json."""
+
 
 def role_optimizer(parameters: Mapping[str, nn.Parameter], learning_rate: float) -> AdamW:
     """AdamW without decay over a role's weights."""
@@ -44,16 +47,22 @@ class Checkpoints:
         return sorted((int(p.name.removeprefix("step-")), p) for p in self.folder.glob("step-*") if p.is_dir())
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Writes a checkpoint for `step`, then removes older ones."""
+        """Writes a checkpoint for `step`, then removes older ones.
+
+        Args:
+            step: its number.
+            state: what else the loop carries: JSON values, and tensors anywhere among them.
+        """
         tensors = {
             f"role/{r}/{n}": p.detach().cpu().contiguous() for r in self.roles for n, p in self.backbone.parameters(r).items()
         }
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
+        numbers = _without_tensors(state, "state", tensors)
         with writing(self.folder / f"step-{step:06d}") as temporary:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "state.safetensors")
-            write_json(temporary / "state.json", {"step": step, **state})
+            write_json(temporary / "state.json", {"step": step, **numbers})
         for older, path in self._steps():
             if older < step:
                 shutil.rmtree(path)
@@ -66,7 +75,7 @@ class Checkpoints:
         return found
 
     def restore(self) -> dict[str, Any] | None:
-        """Puts the newest checkpoint back into roles and optimizers and returns its numbers, or None if there is none."""
+        """Puts the newest checkpoint back into roles and optimizers and returns its state, or None if there is none."""
         steps = self._steps()
         if not steps:
             return None
@@ -84,4 +93,22 @@ class Checkpoints:
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 if state:
                     optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-        return dict(read_json(path / "state.json"))
+        return dict(_with_tensors(read_json(path / "state.json"), tensors))
+
+
+def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The value with a note in the place of each tensor, which goes to `tensors` under its place in the tree."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        return {key: _without_tensors(part, f"{name}/{key}", tensors) for key, part in value.items()}
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _with_tensors(part, tensors) for key, part in value.items()}
+    return value

@@ -18,9 +18,11 @@ from torch.optim import AdamW
 from selfeval.algorithms.controllers import adaptive_kl_coefficient
 from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.experience import RewardScale, measure, observe
 from selfeval.training.learners import make_learner
+from selfeval.training.learners.value_learner import ValueLearner
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm, check_iteration, not_finite, refuse_broken
 
@@ -38,7 +40,7 @@ def train_policy(
     log: Callable[[dict[str, float], Sequence[Alarm]], None],
     resumed: Callable[[int], None],
     rolled_back: Callable[[int, Sequence[Alarm]], None],
-) -> None:
+) -> Guide | None:
     """Trains the role `policy`, which exists and is at its start, from the last checkpoint if there is one.
 
     Args:
@@ -49,6 +51,9 @@ def train_policy(
         log: called with its metrics and what the watchdogs saw.
         resumed: called with the iteration of the checkpoint that training goes on from (0 at a fresh start).
         rolled_back: called with the iteration that a watchdog went back to, and what it saw.
+
+    Returns:
+        What bends the policy's sampling from now on, where the learner left its weights alone; None where they learned.
 
     Raises:
         LoopError: a watchdog stopped the training.
@@ -71,6 +76,7 @@ def train_policy(
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
             rolled_back(iteration, alarms)
+    return loop.learner.guide if isinstance(loop.learner, ValueLearner) else None
 
 
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
@@ -100,7 +106,8 @@ class _Loop:
         samples = learner.collect(prompts, iteration)
         scores = self.setting.scorer(samples)
         self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
-        experience = observe(self.setting, samples, scores, self.scale, self.kl_coefficient)
+        penalty = 0.0 if isinstance(learner, ValueLearner) else self.kl_coefficient  # values are held by their temperature
+        experience = observe(self.setting, samples, scores, self.scale, penalty)
         experience = learner.advantages(experience, self.scale)
         values = {"step": float(iteration), **measure(experience)}
         try:

@@ -1,0 +1,173 @@
+"""Q functions that are roles: adapters on the one base, with a scalar head, and no output layer of their own.
+
+With pi_ref the reference, pi_q what the role says of the next token through the frozen output layer, and b its head:
+
+    Q(s, a) = b(s) + log pi_q(a|s) - log pi_ref(a|s)
+
+Any Q can be written so, with pi_q = pi_ref exp(Q - b) and b(s) = log sum_a pi_ref(a|s) exp Q(s, a), its soft value at
+temperature 1 (the identity of Rafailov et al. 2024, section 4, https://arxiv.org/abs/2404.12358). At the start the role says
+what the reference says, and its head is 0: Q is 0. The value of a token that was drawn is a log-prob and costs no logits; where
+a sum over the vocabulary is needed, it is made a few positions at a time, without gradient.
+
+Shapes: B replies, R reply tokens, N tokens that count, C of them at a time, K roles, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from selfeval.algorithms.masked import masked_sum, zero_padding
+from selfeval.algorithms.q_learning import huber_loss, kl_soft_value
+from selfeval.algorithms.returns import gae
+from selfeval.backbone.budget import Phase
+from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import reply_hidden
+from selfeval.training.gradients import add_gradients
+from selfeval.training.replay import Replayed
+from selfeval.training.setting import POLICY, REFERENCE, Setting
+
+__all__ = ["TARGETS", "TWINS", "add_twins", "follow", "lower_values", "q_gradients", "q_targets", "soft_values", "token_values"]
+
+TWINS, TARGETS = ("q-0", "q-1"), ("q-0-target", "q-1-target")
+
+_CHUNK_BYTES, _HELD = 64 << 20, 8
+"""Memory of a chunk of positions, and how many times the vocabulary it holds in fp32."""
+
+
+def add_twins(setting: Setting) -> None:
+    """Adds two Q roles that start at 0, and a frozen copy of each that will follow it.
+
+    They say what the policy says, which is the reference. Where that is the bare base they differ in the random half of their
+    adapters; in any case each goes through the replies in an order of its own.
+    """
+    backbone = setting.backbone
+    start = None if backbone.is_bare(POLICY) else POLICY
+    for number, (role, target) in enumerate(zip(TWINS, TARGETS, strict=True)):
+        backbone.add_role(role, seed=(setting.seed + number) % 2**31, copy_of=start, head=True)
+        backbone.add_role(target, copy_of=role, head=True, trainable=False)
+
+
+@torch.no_grad()
+def follow(backbone: Backbone, share: float) -> None:
+    """Moves each target by a share of what parts it from its Q role: Polyak averaging of the weights.
+
+    Lillicrap et al. 2016, algorithm 1, https://arxiv.org/abs/1509.02971.
+    """
+    for role, target in zip(TWINS, TARGETS, strict=True):
+        for ours, theirs in zip(backbone.parameters(target).values(), backbone.parameters(role).values(), strict=True):
+            ours.lerp_(theirs, share)
+
+
+def token_values(setting: Setting, role: str, pool: Replayed) -> Tensor:
+    """Q of the drawn tokens by `role`, which must be acting; `[B, R]`, differentiable, anything where the mask is False."""
+    backbone, batch = setting.backbone, pool.policy_batch
+    hidden_BRD = reply_hidden(backbone, batch)
+    temperature = setting.config.temperature
+    logprobs_BR = token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature).logprobs
+    return backbone.score(role, hidden_BRD) + logprobs_BR - pool.ref_logprobs
+
+
+def lower_values(setting: Setting, pool: Replayed) -> Tensor:
+    """Q of the drawn tokens by the target roles, the lower of the two; `[B, R]`, no gradient."""
+
+    def of(role: str) -> Tensor:
+        with setting.backbone.acting_as(role):
+            return _in_parts(setting, pool, 1, lambda part: token_values(setting, role, part)[None])[0]
+
+    return torch.minimum(*(of(role) for role in TARGETS))
+
+
+def soft_values(setting: Setting, pool: Replayed, beta: float) -> tuple[Tensor, Tensor]:
+    """Value of each state, and Q of the drawn token, by the target roles: the lower of the two for every token.
+
+    V(s) = beta log sum_a pi_ref(a|s) exp(min_k Q_k(s, a) / beta)
+
+    Returns:
+        V and Q, each `[B, R]`, no gradient, 0 where the mask is False.
+    """
+    found = _in_parts(setting, pool, 2, lambda part: _soft_values(setting, part, beta))
+    return found[0], found[1]
+
+
+def _soft_values(setting: Setting, part: Replayed, beta: float) -> Tensor:
+    backbone, temperature = setting.backbone, setting.config.temperature
+    batch, mask, hidden = part.policy_batch, part.mask, {}
+    for role in (REFERENCE, *TARGETS):
+        with backbone.acting_as(role):
+            hidden[role] = reply_hidden(backbone, batch)[mask]
+    values_2N = torch.zeros(2, int(mask.sum()), device=mask.device)
+    size = max(1, _CHUNK_BYTES // (4 * _HELD * backbone.output_head.vocabulary))
+    for start in range(0, values_2N.shape[1], size):
+        chunk = slice(start, start + size)
+        ref_CV, *roles_CV = (torch.log_softmax(backbone.logits(h[chunk]) / temperature, -1) for h in hidden.values())
+        heads_C1 = (backbone.score(role, hidden[role][chunk])[:, None] for role in TARGETS)
+        lower_CV = torch.minimum(*(b + logprobs - ref_CV for b, logprobs in zip(heads_C1, roles_CV, strict=True)))
+        values_2N[0, chunk] = kl_soft_value(lower_CV, ref_CV, beta=beta)
+        values_2N[1, chunk] = lower_CV.gather(1, batch.reply_BR[mask][chunk, None])[:, 0]
+    found = torch.zeros(2, *mask.shape, device=mask.device)
+    found[:, mask] = values_2N
+    return found
+
+
+@torch.no_grad()
+def _in_parts(setting: Setting, pool: Replayed, count: int, compute: Callable[[Replayed], Tensor]) -> Tensor:
+    """`compute` on micro-batches of replies, put together as `[count, B, R]`."""
+    result = torch.zeros(count, *pool.mask.shape, device=pool.mask.device)
+
+    def fill(group: list[int]) -> None:
+        index = torch.tensor(group, device=result.device)
+        result[:, index] = compute(pool.rows(index))
+
+    sizes = pool.policy_batch.attention_BT.sum(-1).tolist()
+    for _ in setting.backbone.budget.in_groups(Phase.SCORE, sizes, setting.batch_tokens, fill):
+        pass
+    return result
+
+
+def q_targets(rewards_BR: Tensor, taken_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """Compute what Q is to learn: the one-step target and, with weight lambda, what later steps showed it to have missed.
+
+    y_t = r_t + gamma V_{t+1} + gamma lambda (y_{t+1} - Q_{t+1}),   nothing after the last token
+
+    The general operator of Munos et al. 2016, eq. 3 (https://arxiv.org/abs/1606.02647), with all traces at lambda: Q(lambda)
+    of Harutyunyan et al. 2016 (https://arxiv.org/abs/1602.04951). lambda = 0 is `td_target`. Where Q and V are exact every
+    correction is 0, whoever drew the tokens: the fixed point is that of lambda = 0. With Q = V = 0 and lambda = 1 it is the
+    return.
+
+    Args:
+        rewards_BR: reward of each token, without a KL penalty.
+        taken_BR: Q of the drawn tokens, no gradient.
+        values_BR: V of the state before each token, no gradient.
+        mask_BR: True at real tokens.
+        gamma: discount per token, in [0, 1].
+        lam: lambda in [0, 1].
+
+    Returns:
+        y `[B, R]` in units of reward, 0 where the mask is False.
+    """
+    # y - Q is a sum of errors r + gamma V' - Q, discounted as in GAE, whose errors are r + gamma V' - V.
+    return zero_padding(taken_BR + gae(rewards_BR + values_BR - taken_BR, values_BR, mask_BR, gamma=gamma, lam=lam), mask_BR)
+
+
+def q_gradients(setting: Setting, role: str, part: Replayed) -> dict[str, float]:
+    """Adds the gradient of a minibatch's Huber loss to the weights of one Q role; means over its tokens."""
+    backbone, parameters = setting.backbone, list(setting.backbone.parameters(role).values())
+    tokens = int(part.mask.sum())
+
+    def of_group(group: list[int]) -> tuple[float, float]:
+        rows = part.rows(torch.tensor(group, device=part.mask.device))
+        values = token_values(setting, role, rows)
+        loss = masked_sum(huber_loss(rows.targets - values), rows.mask)
+        found = loss.item(), float(masked_sum(values.detach(), rows.mask))
+        add_gradients(loss / tokens, parameters)
+        return found
+
+    sizes = part.policy_batch.attention_BT.sum(-1).tolist()
+    with backbone.acting_as(role):
+        groups = [found for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, setting.batch_tokens, of_group)]
+    loss, values = (sum(column) / tokens for column in zip(*groups, strict=True))
+    return {"q_loss": loss, "q": values}

@@ -1,0 +1,122 @@
+"""What the value learners share: Q roles that guide decoding, a replay of past replies, and an automatic temperature.
+
+The policy's weights are never touched. It samples pi_ref exp(mean_k Q_k / beta), normalised, of which the head b(s) cancels
+(`rollout/guide.py`); beta moves until the KL divergence of the guided replies from the reference is `kl_target` nats per reply,
+by gradient ascent on the dual, as the temperature of SAC does: Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from selfeval.algorithms.controllers import dual_kl_coefficient
+from selfeval.algorithms.kl import k1
+from selfeval.algorithms.masked import masked_mean, masked_sum
+from selfeval.rollout.guide import Guide
+from selfeval.training.experience import Experience, RewardScale, collect
+from selfeval.training.learners.action_values import TARGETS, TWINS, add_twins, follow, q_gradients
+from selfeval.training.replay import Replay, Replayed
+from selfeval.training.setting import Prompt, Samples, Setting
+from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
+
+__all__ = ["ValueLearner"]
+
+_FIRST_TEMPERATURE = 1.0
+"""Of the guide, in whitened reward per nat: where the Q functions stand is not known yet, so it starts high and falls."""
+_TEMPERATURE_RATE = 0.4
+"""Change of log beta when the KL is off by its whole target."""
+
+
+class ValueLearner(ABC):
+    """Learns Q functions from remembered replies; a subclass says what they are to learn.
+
+    Args:
+        setting: what the loop was given; its reward has no KL penalty.
+        others: peak learning rate of further roles that learn.
+    """
+
+    def __init__(self, setting: Setting, others: Mapping[str, float] | None = None) -> None:
+        add_twins(setting)
+        config = setting.config
+        self.setting = setting
+        rates = {**dict.fromkeys(TWINS, config.critic_learning_rate), **(others or {})}
+        self.roles: tuple[str, ...] = (*rates, *TARGETS)
+        self.optimizers = Optimizers(setting.backbone, rates, config)
+        self.replay = Replay(config.replay)
+        self.automatic = config.kl_control != "fixed"
+        self.beta = _FIRST_TEMPERATURE if self.automatic else config.kl_coefficient
+
+    @property
+    def guide(self) -> Guide:
+        """What bends the policy's replies now."""
+        return Guide(TWINS, self.beta)
+
+    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+        return collect(self.setting, prompts, iteration, self.guide)
+
+    def guided(self, experience: Experience) -> Experience:
+        """The replies that were sampled with the guide."""
+        return experience
+
+    def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
+        return experience
+
+    @abstractmethod
+    def with_targets(self, pool: Replayed, scale: RewardScale) -> Replayed:
+        """The replies with the value of each token by the target roles, and what the Q functions are to learn."""
+
+    def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
+        self.replay.add(experience)
+        rows = [self._step(parts, scale, iteration) for parts in self._minibatches(len(experience.scores_B), scale, iteration)]
+        return {**mean_of(rows), **self._follow_kl(self.guided(experience), iteration)}
+
+    def _minibatches(self, count: int, scale: RewardScale, iteration: int) -> Iterator[tuple[Replayed, ...]]:
+        """For each step a minibatch per Q role; `count` replies are drawn, and their targets made anew, in each epoch."""
+        config = self.setting.config
+        for epoch in range(config.epochs):
+            rng = random.Random(f"{self.setting.seed}/replay/{iteration}/{epoch}")
+            pool = self.with_targets(self.replay.sample(self.setting.backbone, count, rng), scale)
+            orders = [rng.sample(range(len(pool.mask)), len(pool.mask)) for _ in TWINS]
+            for start in range(0, len(pool.mask), config.minibatch):
+                picked = [torch.tensor(order[start : start + config.minibatch]) for order in orders]
+                yield tuple(pool.rows(index.to(pool.mask.device)) for index in picked)
+
+    def _step(self, parts: tuple[Replayed, ...], scale: RewardScale, iteration: int) -> dict[str, float]:
+        found = [
+            {**q_gradients(self.setting, role, part), "grad_norm": self.optimizers.step(role, iteration)}
+            for role, part in zip(TWINS, parts, strict=True)
+        ]
+        follow(self.setting.backbone, self.setting.config.target_share)
+        return {**mean_of(found), **self.step_others(parts[0], scale, iteration)}
+
+    def step_others(self, part: Replayed, scale: RewardScale, iteration: int) -> dict[str, float]:
+        """A step of the further roles on a minibatch."""
+        return {}
+
+    def _follow_kl(self, guided: Experience, iteration: int) -> dict[str, float]:
+        """Metrics of the guided replies; moves the temperature."""
+        config = self.setting.config
+        kl = float(masked_sum(k1(guided.logprobs, guided.ref_logprobs), guided.mask)) / len(guided.scores_B)
+        found = {
+            "kl": kl,
+            "kl_coefficient": self.beta,
+            "entropy": -float(masked_mean(guided.logprobs, guided.mask)),
+            "first_ratio": 0.0,
+            "learning_rate": config.critic_learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config),
+        }
+        if self.automatic:
+            rate = _TEMPERATURE_RATE / config.kl_target
+            self.beta = dual_kl_coefficient(self.beta, kl, target=config.kl_target, learning_rate=rate)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return {"beta": self.beta, "replay": self.replay.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.beta = float(state["beta"])
+        self.replay.load(state["replay"])
