@@ -32,13 +32,13 @@ def sample(backbone: Backbone, requests: Sequence[Request], guide: Guide | None,
 
 
 def plain_logprobs(backbone: Backbone, ids: Sequence[int], guide: Guide, temperature: float) -> Tensor:
-    """`[T, V]` from the definition: a plain pass for each role, one sequence; then policy * exp(mean of log-ratios / beta)."""
+    """`[T, V]` from the definition: a plain pass for each role, one sequence; then policy * exp(strength * mean of log-ratios)."""
     found = []
     for role in ("policy", *guide.roles):
         with backbone.acting_as(role):
             found.append(tiny_models.full_logprobs(backbone.model, ids, temperature).double())
     policy, *values = found
-    weights = policy.exp() * torch.stack([(v - policy) / guide.beta for v in values]).mean(0).exp()
+    weights = policy.exp() * torch.stack([guide.strength * (v - policy) for v in values]).mean(0).exp()
     return (weights / weights.sum(-1, keepdim=True)).log()
 
 
@@ -50,7 +50,7 @@ def test_roles_that_say_what_the_policy_says_change_nothing(family: str) -> None
     for role in ("policy", "q-0", "q-1"):
         tiny_models.scramble(backbone, role, size=0.1)  # the same weights
     requests = [Request(p, (1.0, 0.0, 0.7)[i % 3]) for i, p in enumerate(PROMPTS * 6)]
-    found, expected = sample(backbone, requests, Guide(("q-0", "q-1"), 0.3)), sample(backbone, requests, None)
+    found, expected = sample(backbone, requests, Guide(("q-0", "q-1"), 3.0)), sample(backbone, requests, None)
     assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in expected]
     for one, other in zip(found, expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -60,7 +60,7 @@ def test_roles_that_say_what_the_policy_says_change_nothing(family: str) -> None
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_guided_logprobs_equal_plain_passes_of_every_role(family: str, mixes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # Rows leave at different steps: a cache that kept another row would give other log-probs from there on.
-    backbone, guide = guided_backbone(family), Guide(("q-0", "q-1"), 0.6)
+    backbone, guide = guided_backbone(family), Guide(("q-0", "q-1"), 1.6)
     monkeypatch.setattr(backbone._stack, "mixes_rows", mixes)
     requests = [Request(p, (1.0, 0.7)[i % 2]) for i, p in enumerate(PROMPTS * 6)]
     found = sample(backbone, requests, guide)
@@ -74,7 +74,7 @@ def test_guided_logprobs_equal_plain_passes_of_every_role(family: str, mixes: bo
 
 
 def test_greedy_takes_the_likeliest_token_of_the_guided_distribution() -> None:
-    backbone, guide = guided_backbone(), Guide(("q-0", "q-1"), 0.2)
+    backbone, guide = guided_backbone(), Guide(("q-0", "q-1"), 5.0)
     for prompt in PROMPTS:
         (rollout,) = sample(backbone, [Request(prompt, 0.0)], guide)
         ids = list(prompt)
@@ -85,7 +85,7 @@ def test_greedy_takes_the_likeliest_token_of_the_guided_distribution() -> None:
 
 
 def test_sampling_has_the_guided_distribution() -> None:
-    backbone, guide = guided_backbone(vocabulary=40), Guide(("q-0",), 0.5)
+    backbone, guide = guided_backbone(vocabulary=40), Guide(("q-0",), 2.0)
     rollouts = sample(backbone, [Request((5, 9, 2))] * 6000, guide, limit=1, rows=24000)
     counts = torch.bincount(torch.tensor([r.ids[0] for r in rollouts]), minlength=40).double()
     probabilities = plain_logprobs(backbone, (5, 9, 2), guide, 1.0)[-1].exp()
@@ -100,7 +100,7 @@ def test_sampling_has_the_guided_distribution() -> None:
 
 
 def test_too_little_memory_and_other_rows_beside_change_no_token() -> None:
-    requests, guide = [Request(p, 1.0 + 0.1 * (i % 3)) for i, p in enumerate(PROMPTS * 8)], Guide(("q-0", "q-1"), 0.6)
+    requests, guide = [Request(p, 1.0 + 0.1 * (i % 3)) for i, p in enumerate(PROMPTS * 8)], Guide(("q-0", "q-1"), 1.6)
     expected = sample(guided_backbone(), requests, guide)
     backbone = guided_backbone()
     with no_memory(backbone, rows=27, written=8) as failed:
@@ -121,7 +121,7 @@ def test_rows_count_every_role_that_is_read() -> None:
 
 
 def test_watched_tokens_are_those_of_the_guided_distribution() -> None:
-    backbone, guide = guided_backbone(), Guide(("q-0", "q-1"), 0.6)
+    backbone, guide = guided_backbone(), Guide(("q-0", "q-1"), 1.6)
     with backbone.acting_as("policy"):
         (rollout,) = generate(backbone, [Request((5, 9), 0.7)], max_new_tokens=4, seed=1, watch=(3, 17), guide=guide)
     full = plain_logprobs(backbone, (5, 9, *rollout.ids), guide, 1.0)

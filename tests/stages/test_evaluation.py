@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny_models
 from selfeval.backbone.adapters import BASE
@@ -63,7 +64,7 @@ def pair(
     first: str, second: str, *, question: str = "q1", better: int = 0, margin: float = 1.0, said: Verdict | None = None
 ) -> _TestPair:
     replies = (reply(f"{question}-r0", first), reply(f"{question}-r1", second))
-    return _TestPair(said or verdict(question), replies, better, margin)
+    return _TestPair(said or verdict(question), replies, better, margin, 0.0)
 
 
 def judgement(in_order: float | None, swapped: float | None, tie: float | None = 0.0) -> Judgement:
@@ -155,18 +156,21 @@ def test_the_judged_test_pairs_are_all_of_the_test_split_with_their_margins(
     run.store.write_shard("verdicts", 0, verdicts)
     prompts: list[Sequence[int]] = []
 
-    def scores(backbone: Any, role: str, asked: Sequence[Any], ids: Sequence[Any], *_: Any) -> list[float]:
-        assert role == EVALUATOR
-        prompts.extend(asked)
-        return [float(len(i)) for i in ids]
+    class Two:
+        """Two evaluators: one says how long a reply is, the other twice that."""
 
-    monkeypatch.setattr(evaluation, "score_replies", scores)
+        def each(self, asked: Sequence[Any], ids: Sequence[Any], advance: Any) -> torch.Tensor:
+            prompts.extend(asked)
+            return torch.tensor([[float(len(i)) for i in ids], [2.0 * len(i) for i in ids]])
+
+    monkeypatch.setattr(evaluation, "scorer_of", lambda _: Two())
     monkeypatch.setattr(Context, "grade_prompt", lambda self, question_id, question: (question_id, question), raising=False)
     _give(run, "backbone", None)
     found = evaluation._judged_test_pairs(run, QUESTIONS)
     assert [p.verdict.question_id for p in found] == ["q0", "q1", "q2", "q3"]
-    # Of question i, reply 0 has 2i + 1 tokens and reply 1 has 2i + 4: every margin is -3.
-    assert [p.margin for p in found] == [-3.0] * 4
+    # Of question i, reply 0 has 2i + 1 tokens and reply 1 has 2i + 4: the margins are -3 and -6.
+    assert [p.margin for p in found] == [-4.5] * 4
+    assert [p.apart for p in found] == [1.5] * 4
     assert [p.better for p in found] == [0, 1, 0, 1]  # the judge's choice: 0.9, 0.2, none (the first), 0.0
     assert prompts == [(f"q{i}", f"What is {i}?") for i in (0, 1, 2, 3)] * 2  # what the evaluator was trained to read
 
@@ -184,7 +188,7 @@ def _four_pairs() -> list[_TestPair]:
         first: tuple[str, int, float], second: tuple[str, int, float], better: int, probability: float | None
     ) -> _TestPair:
         a, b = (reply(f"q1-r{n}", t, [7] * count, logprob) for n, (t, count, logprob) in enumerate((first, second)))
-        return _TestPair(verdict("q1", probability, UNSURE), (a, b), better, 1.0)
+        return _TestPair(verdict("q1", probability, UNSURE), (a, b), better, 1.0, 0.0)
 
     return [
         made(("aaaa", 6, -3.0), ("bb", 1, -1.0), better=0, probability=None),
@@ -210,7 +214,7 @@ def test_the_baselines_by_hand() -> None:
 
 def test_a_baseline_does_not_see_which_reply_is_better() -> None:
     # The same four pairs with the replies' roles exchanged: every right choice is wrong, and halves stay halves.
-    turned = [_TestPair(p.verdict, p.replies, 1 - p.better, p.margin) for p in _four_pairs()]
+    turned = [_TestPair(p.verdict, p.replies, 1 - p.better, p.margin, 0.0) for p in _four_pairs()]
     assert {name: figure.value for name, figure in evaluation._baselines(turned).items()} == {
         "longer_wins": 0.375, "first_wins": 0.5, "mean_logprob": 0.375, "judge": 0.25,
     }  # fmt: skip
@@ -224,7 +228,7 @@ def _evaluator_figures(folder: Path, monkeypatch: pytest.MonkeyPatch, pairs: lis
     run = context(folder)
     run.store.folder("evaluator").mkdir()
     write_json(run.store.folder("evaluator") / "manifest.json", {"counts": {"trained": 77}, "files": {}})
-    write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 2.0})
+    write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 2.0, "mean": 0.0, "deviation": 1.0})
     monkeypatch.setattr(evaluation, "_judged_test_pairs", lambda *_: pairs)
     return evaluation._evaluator_figures(run, QUESTIONS, gold, lambda count: None)
 
@@ -393,6 +397,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
     run = context(tmp_path, evaluation={"questions": 3, "samples": 2}, batch_tokens=64)
     backbone = tiny_models.backbone("llama", 384)
     backbone.add_role(EVALUATOR, head=True)
+    write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
     backbone.add_role(POLICY)
     _give(run, "backbone", backbone)
     _give(run, "templates", Templates.load(templates_folder("no such model"), backbone.loaded.tokenizer))

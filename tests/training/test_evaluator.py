@@ -85,7 +85,7 @@ def test_micro_batches_do_not_change_the_gradient() -> None:
     tiny_models.scramble(backbone, EVALUATOR)
     gradients = []
     for budget in (1, 60, 100_000):  # one pair at a time, a few, all at once
-        values = evaluator._step(backbone, data, CONFIG, budget)
+        values = evaluator._step(backbone, EVALUATOR, data, CONFIG, budget)
         parameters = backbone.parameters(EVALUATOR)
         gradients.append((values, {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}))
         for parameter in parameters.values():
@@ -104,7 +104,7 @@ def step_gradients(data: list[Preference], **scarcity: Any) -> tuple[dict[str, f
     backbone = fresh()
     tiny_models.scramble(backbone, EVALUATOR)
     with no_memory(backbone, **scarcity) as failed:
-        values = evaluator._step(backbone, data, CONFIG, 100_000)
+        values = evaluator._step(backbone, EVALUATOR, data, CONFIG, 100_000)
     gradients = {n: p.grad for n, p in backbone.parameters(EVALUATOR).items() if p.grad is not None}
     return values, gradients, failed, backbone
 
@@ -167,7 +167,7 @@ def test_the_loss_is_bradley_terry_with_soft_labels_and_centering() -> None:
     for a, b in scores:
         bradley_terry = -0.8 * math.log(1 / (1 + math.exp(b - a))) - 0.2 * math.log(1 / (1 + math.exp(a - b)))
         expected += (bradley_terry + 0.5 * (a * a + b * b) / 2) / 5
-    found = evaluator._step(backbone, data, EvaluatorConfig(centering=0.5), 4096)
+    found = evaluator._step(backbone, EVALUATOR, data, EvaluatorConfig(centering=0.5), 4096)
     assert found["loss"] == pytest.approx(expected, abs=1e-5)
     assert found["accuracy"] == sum(a > b for a, b in scores) / 5
 

@@ -5,10 +5,11 @@ This is the only stage that may look at gold. Nothing here is read by a training
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,22 @@ from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement, compare
 from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
 from selfeval.quality.length_control import length_controlled_win_rate
-from selfeval.quality.statistics import Figure, bootstrap_interval, mean_figure, proportion, ratio_of_means
+from selfeval.quality.statistics import (
+    Figure,
+    bootstrap_interval,
+    mean_figure,
+    proportion,
+    ratio_of_means,
+    spearman_figure,
+)
 from selfeval.records import Question, Reply, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
+from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
-from selfeval.stages.policy import Sampled, answer, ensure_evaluator, ensure_policy
-from selfeval.store import read_json, write_json, writing
-from selfeval.training.evaluator import EVALUATOR, score_replies
+from selfeval.stages.policy import Sampled, answer, ensure_policy
+from selfeval.store import write_json, writing
 
 __all__ = ["run"]
 
@@ -44,12 +52,14 @@ class _TestPair:
     Attributes:
         better: which reply is better by the yardstick (gold, or the sure judge): 0 or 1.
         margin: evaluator score of reply 0 minus that of reply 1.
+        apart: deviation of the margin over the members of an ensemble, 0 for one evaluator.
     """
 
     verdict: Verdict
     replies: tuple[Reply, Reply]
     better: int
     margin: float
+    apart: float
 
     @property
     def evaluator_right(self) -> bool:
@@ -59,7 +69,7 @@ class _TestPair:
 def run(context: Context) -> dict[str, Any]:
     """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
     gold = load_gold(context.config.domain)
-    ensure_evaluator(context)
+    ensure_evaluators(context)
     guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
@@ -112,7 +122,7 @@ def _evaluator_figures(
     by_gold = _by_gold(pairs, questions, gold) if gold else []
     by_judge = [p for p in pairs if p.verdict.state == VerdictState.KEPT]
     yardstick = by_gold or by_judge
-    temperature = float(read_json(context.role_folder(EVALUATOR) / "evaluator.json")["temperature"])
+    temperature = temperature_of(context.store.root / "roles")
     confidence = [1 / (1 + math.exp(-min(abs(p.margin) / temperature, 500.0))) for p in yardstick]
     correct = [float(p.evaluator_right) for p in yardstick]
     return {
@@ -124,11 +134,19 @@ def _evaluator_figures(
         "ece": _resampled(expected_calibration_error, confidence, correct),
         "brier": _resampled(brier_score, confidence, correct),
         "temperature": round(temperature, 6),
+        "members": context.config.evaluator.members,
+        "disagreement": _disagreement(yardstick) if context.config.evaluator.members > 1 else None,
         "risk_coverage": [[round(c, 6), round(r, 6)] for c, r in risk_coverage(confidence, correct)] if correct else [],
         "calibration": [
             {"confidence": round(c, 6), "accuracy": round(a, 6), "n": n} for c, a, n in reliability_bins(confidence, correct)
         ],
     }
+
+
+def _disagreement(pairs: Sequence[_TestPair]) -> dict[str, Any]:
+    """Rank correlation of how far the members are apart with being wrong: whether an ensemble knows what it does not know."""
+    apart, wrong = [p.apart for p in pairs], [float(not p.evaluator_right) for p in pairs]
+    return {"error_correlation": spearman_figure(apart, wrong).as_json()}
 
 
 def _resampled(
@@ -158,10 +176,11 @@ def _judged_test_pairs(context: Context, questions: Mapping[str, Question], adva
     both = [(replies[v.first], replies[v.second]) for v in verdicts]
     prompts = [context.grade_prompt(v.question_id, questions[v.question_id].text) for v in verdicts]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
-    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens, advance)
-    margins = [a - b for a, b in zip(scores[: len(both)], scores[len(both) :], strict=True)]
+    scores_KB = scorer_of(context).each(prompts * 2, ids, advance)
+    margins_KN = scores_KB[:, : len(both)] - scores_KB[:, len(both) :]
+    margins, apart = margins_KN.mean(0).tolist(), margins_KN.std(0, correction=0).tolist()
     preferred = [1 if v.probability is not None and v.probability < 0.5 else 0 for v in verdicts]
-    return [_TestPair(*row) for row in zip(verdicts, both, preferred, margins, strict=True)]
+    return [_TestPair(*row) for row in zip(verdicts, both, preferred, margins, apart, strict=True)]
 
 
 def _by_gold(pairs: Sequence[_TestPair], questions: Mapping[str, Question], gold: Gold) -> list[_TestPair]:
@@ -171,7 +190,7 @@ def _by_gold(pairs: Sequence[_TestPair], questions: Mapping[str, Question], gold
         text = questions[pair.verdict.question_id].text
         right = [gold.is_right(text, reply.text) for reply in pair.replies]
         if None not in right and right[0] != right[1]:
-            found.append(_TestPair(pair.verdict, pair.replies, 0 if right[0] else 1, pair.margin))
+            found.append(replace(pair, better=0 if right[0] else 1))
     return found
 
 
@@ -318,7 +337,7 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     picked = context.random("samples").sample(list(answered), count)
     prompts = [context.grade_prompt(a.question.id, a.question.text) for a in picked]
     ids = [a.before.ids for a in picked] + [a.after.ids for a in picked]
-    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens) if picked else []
+    scores = scorer_of(context).of(prompts * 2, ids).whole_B.tolist() if picked else []
     return [
         {
             "question": a.question.text,
@@ -345,6 +364,8 @@ def _gold_curve(context: Context, questions: Mapping[str, Question], gold: Gold 
         right = gold.is_right(questions[sample.question_id].text, sample.text)
         if right is not None and len(lines.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
             lines[sample.step].append(right)
+    rows = [{"step": step, "gold": round(sum(r) / len(r), 6), "n": len(r)} for step, r in sorted(lines.items()) if r]
     with writing(context.store.metrics_path("evaluation")) as temporary:
-        rows = [f'{{"step": {step}, "gold": {sum(r) / len(r):.6f}, "n": {len(r)}}}\n' for step, r in sorted(lines.items()) if r]
-        temporary.write_text("".join(rows), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for row in rows:
+        context.trackers.log("evaluation", row)

@@ -11,11 +11,12 @@ from selfeval.records import Pair, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
+from selfeval.stages.evaluators import ensure_evaluators, scorer_of
 from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.evaluator import EVALUATOR, Preference
+from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
-from selfeval.training.scoring import EvaluatorScorer
+from selfeval.training.probe import HeldOutJudge
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
@@ -24,7 +25,6 @@ __all__ = [
     "Sampled",
     "add_roles",
     "answer",
-    "ensure_evaluator",
     "ensure_policy",
     "prompts_of",
     "run",
@@ -47,16 +47,10 @@ class Sampled:
     finished: bool
 
 
-def ensure_evaluator(context: Context) -> None:
-    """Loads the trained evaluator into the backbone unless it is there already."""
-    if EVALUATOR not in context.backbone.roles:
-        context.backbone.load_role(EVALUATOR, context.role_folder(EVALUATOR))
-
-
 def add_roles(context: Context) -> None:
     """Policy and reference; a learner adds what else it needs."""
     backbone = context.backbone
-    ensure_evaluator(context)
+    ensure_evaluators(context)
     backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31)
     if context.config.policy.reference_ema:
         backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # it moves: weights of its own
@@ -110,12 +104,26 @@ def answer(
 
 
 def prompts_of(context: Context) -> list[Prompt]:
-    """The training questions as token ids."""
+    """The training questions as token ids, less those kept aside for the held-out judge."""
     templates = context.templates
     return [
         Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
-        for q in context.questions(Split.TRAIN)
+        for q in context.questions(Split.TRAIN)[_kept_aside(context) :]
     ]
+
+
+def _kept_aside(context: Context) -> int:
+    config = context.config.policy
+    return min(config.judge_questions, len(context.questions(Split.TRAIN)) // 4) if config.judge_every else 0
+
+
+def _judge_of(context: Context) -> HeldOutJudge | None:
+    config, aside = context.config, context.questions(Split.TRAIN)[: _kept_aside(context)]
+    if not aside:
+        return None
+    texts, limit = [q.text for q in aside], config.replies.max_new_tokens
+    seed, rows = context.seed("held-out judge"), config.rollout_rows
+    return HeldOutJudge(context.backbone, context.templates, config.verdicts, texts, limit, rows, seed)
 
 
 def setting_of(context: Context) -> Setting:
@@ -124,12 +132,13 @@ def setting_of(context: Context) -> Setting:
     return Setting(
         context.backbone,
         config.policy,
-        EvaluatorScorer(context.backbone, config.batch_tokens),
+        scorer_of(context, config.policy.pessimism),
         seed=config.seed,
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
         batch_tokens=config.batch_tokens,
         pairs=_kept_pairs(context) if config.policy.pairs == "kept" else (),
+        judge=_judge_of(context),
     )
 
 
@@ -164,7 +173,7 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("policy", config.policy.iterations) as bar:
 
         def log(values: dict[str, float], alarms: Sequence[Alarm]) -> None:
-            store.add_metrics("policy", {**_finite(values), "step": int(values["step"])})
+            context.log("policy", {**_finite(values), "step": int(values["step"])})
             for alarm in alarms:
                 store.add_metrics("watchdogs", alarm.as_json())
                 context.terminal.note(f"policy, iteration {alarm.step}: {alarm.name}: {alarm.message}")

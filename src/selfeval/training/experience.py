@@ -7,6 +7,7 @@ Shapes: B replies, R reply tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -234,8 +235,17 @@ def measure(experience: Experience) -> dict[str, float]:
         "kl": float(kl_B.mean()),
         "kl_coefficient": experience.kl_coefficient,
         "length": float(mask.sum(-1).float().mean()),
+        "repeated": _repeated(experience),
     }
     if bool(experience.returns.any()):
         found["value"] = float(masked_mean(experience.values, mask))
         found["explained_variance"] = float(explained_variance(experience.values, experience.returns, mask))
     return found
+
+
+def _repeated(experience: Experience) -> float:
+    """Share of the iteration's questions that the most common reply answers."""
+    rows = zip(experience.policy_batch.reply_BR.tolist(), experience.mask.sum(-1).tolist(), strict=True)
+    answered = {(tuple(ids[:length]), group) for (ids, length), group in zip(rows, experience.groups_B.tolist(), strict=True)}
+    questions = len({group for _, group in answered})
+    return max(Counter(reply for reply, _ in answered).values()) / questions

@@ -20,7 +20,8 @@ from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.experience import RewardScale, measure, observe
+from selfeval.training.diagnosis import broken_layer
+from selfeval.training.experience import Experience, RewardScale, measure, observe, rows_of
 from selfeval.training.learners import make_learner
 from selfeval.training.learners.value_learner import ValueLearner
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
@@ -60,11 +61,13 @@ def train_policy(
     """
     loop = _Loop(setting)
     keeper = checkpoints(loop.roles, loop.learner.optimizers.by_role)
+    best = keeper.beside("best")
     iteration = loop.restore(keeper)
+    if iteration is None:
+        iteration = 0
+        keeper.save(0, loop.state())  # there must be something to go back to
     resumed(iteration)
     while iteration < setting.config.iterations:
-        if iteration % setting.config.checkpoint_every == 0:
-            keeper.save(iteration, loop.state())  # the start too: there must be something to go back to
         iteration += 1
         started = time.monotonic()
         asked = _next_prompts(prompts, setting.config, setting.seed, iteration)
@@ -75,7 +78,16 @@ def train_policy(
             raise _stopped(alarms)
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
+            keeper.save(iteration, loop.state())
             rolled_back(iteration, alarms)
+            continue
+        if any(a.action == "finish" for a in alarms):
+            rolled_back(loop.go_back(best), alarms)
+            break
+        if loop.judged_best(iteration):
+            best.save(iteration, loop.state())
+        if iteration % setting.config.checkpoint_every == 0 and iteration < setting.config.iterations:
+            keeper.save(iteration, loop.state())
     return loop.learner.guide if isinstance(loop.learner, ValueLearner) else None
 
 
@@ -94,6 +106,7 @@ class _Loop:
         self.scale: RewardScale | None = None
         self.first: dict[str, float] = {}
         self.rolled_back = 0
+        self.looks: list[dict[str, float]] = []
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -114,12 +127,40 @@ class _Loop:
             refuse_broken(values)
             values |= learner.update(experience, self.scale, iteration)
         except NotFiniteError as error:
-            return samples, scores, values, [not_finite(iteration, str(error))]
+            return samples, scores, values, [not_finite(iteration, f"{error}{self._where(experience)}")]
         self.first = self.first or values
+        values |= self._look(iteration, values["score"])
         alarms = check_iteration(values, self.first, config)
         if all(a.action == "warn" for a in alarms):
             self._follow(values["kl"], len(samples.asked))
         return samples, scores, values, alarms
+
+    def _where(self, experience: Experience) -> str:
+        """Which layer broke, where it is one: a few rows go through once more, under each role."""
+        few = rows_of(experience.policy_batch, torch.arange(min(4, len(experience.scores_B)), device=experience.mask.device))
+        layer = broken_layer(self.setting.backbone, self.setting.backbone.roles, few)
+        return f" (first in {layer})" if layer else ""
+
+    def _look(self, iteration: int, score: float) -> dict[str, float]:
+        """What the held-out judge says, when it is its turn, beside what it said when it liked the policy best."""
+        every = self.setting.config.judge_every
+        if self.setting.judge is None or not every or iteration % every:
+            return {}
+        reading = self.setting.judge()
+        now = {"step": float(iteration), "win_rate": reading.win_rate, "score": score}
+        best = max([*self.looks, now], key=lambda look: look["win_rate"])
+        self.looks.append(now)
+        return {
+            "judge_win_rate": reading.win_rate,
+            "judge_error": reading.error,
+            "judge_drop": best["win_rate"] - reading.win_rate,
+            "score_gain": score - best["score"],
+        }
+
+    def judged_best(self, iteration: int) -> bool:
+        """Whether the held-out judge has just liked the policy better than ever before."""
+        best = max(self.looks, key=lambda look: look["win_rate"], default={"step": 0.0})
+        return best["step"] == iteration
 
     def _follow(self, kl: float, samples: int) -> None:
         """Moves the KL coefficient, and the reference where it follows the policy."""
@@ -137,20 +178,27 @@ class _Loop:
             "scale": self.scale.as_json() if self.scale else None,
             "first": self.first,
             "rolled_back": self.rolled_back,
+            "looks": self.looks,
             "learner": self.learner.state(),
         }
 
-    def restore(self, keeper: Checkpoints) -> int:
-        """Goes back to the newest checkpoint; returns its iteration, 0 where there is none."""
+    def restore(self, keeper: Checkpoints) -> int | None:
+        """Takes everything from the newest checkpoint and returns its iteration; None where there is none."""
         state = keeper.restore()
         if state is None:
-            return 0
+            return None
         self.kl_coefficient = float(state["kl_coefficient"])
         self.scale = RewardScale(**state["scale"]) if state["scale"] else None
-        self.first = dict(state["first"])
+        self.first, self.looks = dict(state["first"]), list(state["looks"])
         self._slow_down(int(state["rolled_back"]))
         self.learner.load(state["learner"])
         return int(state["step"])
+
+    def go_back(self, keeper: Checkpoints) -> int:
+        """Takes everything from a checkpoint that must be there; returns its iteration."""
+        iteration = self.restore(keeper)
+        assert iteration is not None
+        return iteration
 
     def roll_back(self, keeper: Checkpoints, alarms: Sequence[Alarm]) -> int:
         """Goes back to the newest checkpoint, to learn half as fast from there; returns its iteration.
@@ -161,7 +209,7 @@ class _Loop:
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
             raise _stopped(alarms, f" (after going back {_MOST_ROLL_BACKS} times, to half the learning rate each time)")
-        iteration = self.restore(keeper)
+        iteration = self.go_back(keeper)
         self._slow_down(times)
         return iteration
 

@@ -2,10 +2,10 @@
 
 With pi_ref the reference, pi_q what the role says of the next token through the frozen output layer, and b its head:
 
-    Q(s, a) = b(s) + log pi_q(a|s) - log pi_ref(a|s)
+    Q(s, a) = b(s) + c (log pi_q(a|s) - log pi_ref(a|s)),   c = 0.25
 
-Any Q can be written so, with pi_q = pi_ref exp(Q - b) and b(s) = log sum_a pi_ref(a|s) exp Q(s, a), its soft value at
-temperature 1 (the identity of Rafailov et al. 2024, section 4, https://arxiv.org/abs/2404.12358). At the start the role says
+Any Q can be written so, with pi_q = pi_ref exp((Q - b) / c) and b(s) = c log sum_a pi_ref(a|s) exp(Q(s, a) / c), its soft value
+at temperature c (the identity of Rafailov et al. 2024, section 4, https://arxiv.org/abs/2404.12358). At the start the role says
 what the reference says, and its head is 0: Q is 0. The value of a token that was drawn is a log-prob and costs no logits; where
 a sum over the vocabulary is needed, it is made a few positions at a time, without gradient.
 
@@ -30,9 +30,23 @@ from selfeval.training.gradients import add_gradients
 from selfeval.training.replay import Replayed
 from selfeval.training.setting import POLICY, REFERENCE, Setting
 
-__all__ = ["TARGETS", "TWINS", "add_twins", "follow", "lower_values", "q_gradients", "q_targets", "soft_values", "token_values"]
+__all__ = [
+    "TARGETS",
+    "TWINS",
+    "UNIT",
+    "add_twins",
+    "follow",
+    "lower_values",
+    "q_gradients",
+    "q_targets",
+    "soft_values",
+    "token_values",
+]
 
 TWINS, TARGETS = ("q-0", "q-1"), ("q-0-target", "q-1-target")
+
+UNIT = 0.25
+"""c: whitened reward per nat by which a Q role leads away from the reference."""
 
 _CHUNK_BYTES, _HELD = 64 << 20, 8
 """Memory of a chunk of positions, and how many times the vocabulary it holds in fp32."""
@@ -68,7 +82,7 @@ def token_values(setting: Setting, role: str, pool: Replayed) -> Tensor:
     hidden_BRD = reply_hidden(backbone, batch)
     temperature = setting.config.temperature
     logprobs_BR = token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature).logprobs
-    return backbone.score(role, hidden_BRD) + logprobs_BR - pool.ref_logprobs
+    return backbone.score(role, hidden_BRD) + UNIT * (logprobs_BR - pool.ref_logprobs)
 
 
 def lower_values(setting: Setting, pool: Replayed) -> Tensor:
@@ -105,7 +119,7 @@ def _soft_values(setting: Setting, part: Replayed, beta: float) -> Tensor:
         chunk = slice(start, start + size)
         ref_CV, *roles_CV = (torch.log_softmax(backbone.logits(h[chunk]) / temperature, -1) for h in hidden.values())
         heads_C1 = (backbone.score(role, hidden[role][chunk])[:, None] for role in TARGETS)
-        lower_CV = torch.minimum(*(b + logprobs - ref_CV for b, logprobs in zip(heads_C1, roles_CV, strict=True)))
+        lower_CV = torch.minimum(*(b + UNIT * (logprobs - ref_CV) for b, logprobs in zip(heads_C1, roles_CV, strict=True)))
         values_2N[0, chunk] = kl_soft_value(lower_CV, ref_CV, beta=beta)
         values_2N[1, chunk] = lower_CV.gather(1, batch.reply_BR[mask][chunk, None])[:, 0]
     found = torch.zeros(2, *mask.shape, device=mask.device)

@@ -19,17 +19,15 @@ from selfeval.algorithms.kl import k1
 from selfeval.algorithms.masked import masked_mean, masked_sum
 from selfeval.rollout.guide import Guide
 from selfeval.training.experience import Experience, RewardScale, collect
-from selfeval.training.learners.action_values import TARGETS, TWINS, add_twins, follow, q_gradients
+from selfeval.training.learners.action_values import TARGETS, TWINS, UNIT, add_twins, follow, q_gradients
 from selfeval.training.replay import Replay, Replayed
 from selfeval.training.setting import Prompt, Samples, Setting
 from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
 
 __all__ = ["ValueLearner"]
 
-_FIRST_TEMPERATURE = 1.0
-"""Of the guide, in whitened reward per nat: where the Q functions stand is not known yet, so it starts high and falls."""
-_TEMPERATURE_RATE = 0.4
-"""Change of log beta when the KL is off by its whole target."""
+_TEMPERATURE_RATE = 0.05
+"""Change of log beta in an iteration whose KL is off by the whole target."""
 
 
 class ValueLearner(ABC):
@@ -44,17 +42,17 @@ class ValueLearner(ABC):
         add_twins(setting)
         config = setting.config
         self.setting = setting
-        rates = {**dict.fromkeys(TWINS, config.critic_learning_rate), **(others or {})}
+        rates = {**dict.fromkeys(TWINS, config.learning_rate), **(others or {})}
         self.roles: tuple[str, ...] = (*rates, *TARGETS)
         self.optimizers = Optimizers(setting.backbone, rates, config)
         self.replay = Replay(config.replay)
         self.automatic = config.kl_control != "fixed"
-        self.beta = _FIRST_TEMPERATURE if self.automatic else config.kl_coefficient
+        self.beta = UNIT if self.automatic else config.kl_coefficient
 
     @property
     def guide(self) -> Guide:
         """What bends the policy's replies now."""
-        return Guide(TWINS, self.beta)
+        return Guide(TWINS, UNIT / self.beta)
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
         return collect(self.setting, prompts, iteration, self.guide)
@@ -107,7 +105,7 @@ class ValueLearner(ABC):
             "kl_coefficient": self.beta,
             "entropy": -float(masked_mean(guided.logprobs, guided.mask)),
             "first_ratio": 0.0,
-            "learning_rate": config.critic_learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config),
+            "learning_rate": config.learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config),
         }
         if self.automatic:
             rate = _TEMPERATURE_RATE / config.kl_target
