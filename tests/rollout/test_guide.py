@@ -32,7 +32,7 @@ def sample(backbone: Backbone, requests: Sequence[Request], guide: Guide | None,
 
 
 def plain_logprobs(backbone: Backbone, ids: Sequence[int], guide: Guide, temperature: float) -> Tensor:
-    """`[T, V]` from the definition: a plain pass for each role, one sequence; then policy * exp(strength * mean of log-ratios)."""
+    """`[T, V]` from the definition, policy * exp(strength * mean of log-ratios): a plain pass of one sequence for each role."""
     found = []
     for role in ("policy", *guide.roles):
         with backbone.acting_as(role):

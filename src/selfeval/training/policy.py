@@ -88,7 +88,7 @@ def train_policy(
             best.save(iteration, loop.state())
         if iteration % setting.config.checkpoint_every == 0 and iteration < setting.config.iterations:
             keeper.save(iteration, loop.state())
-    return loop.learner.guide if isinstance(loop.learner, ValueLearner) else None
+    return loop.guide
 
 
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
@@ -113,13 +113,18 @@ class _Loop:
         """The roles whose weights a checkpoint holds."""
         return (*self.learner.roles, REFERENCE) if self.setting.config.reference_ema else self.learner.roles
 
+    @property
+    def guide(self) -> Guide | None:
+        """What bends the policy's sampling now; None where its own weights learn."""
+        return self.learner.guide if isinstance(self.learner, ValueLearner) else None
+
     def iterate(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
         """One iteration; its metrics, and what the watchdogs say to them."""
         config, learner = self.setting.config, self.learner
         samples = learner.collect(prompts, iteration)
         scores = self.setting.scorer(samples)
         self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
-        penalty = 0.0 if isinstance(learner, ValueLearner) else self.kl_coefficient  # values are held by their temperature
+        penalty = 0.0 if self.guide else self.kl_coefficient  # values are held by their own temperature
         experience = observe(self.setting, samples, scores, self.scale, penalty)
         experience = learner.advantages(experience, self.scale)
         values = {"step": float(iteration), **measure(experience)}
@@ -146,7 +151,7 @@ class _Loop:
         every = self.setting.config.judge_every
         if self.setting.judge is None or not every or iteration % every:
             return {}
-        reading = self.setting.judge()
+        reading = self.setting.judge(self.guide)
         now = {"step": float(iteration), "win_rate": reading.win_rate, "score": score}
         best = max([*self.looks, now], key=lambda look: look["win_rate"])
         self.looks.append(now)
