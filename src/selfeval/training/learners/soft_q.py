@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from selfeval.training.experience import RewardScale
 from selfeval.training.learners.action_values import q_targets, soft_values
 from selfeval.training.learners.value_learner import ValueLearner
 from selfeval.training.replay import Replayed
@@ -21,7 +20,7 @@ __all__ = ["SoftQ"]
 class SoftQ(ValueLearner):
     """Twin soft Q functions with an automatic temperature."""
 
-    def with_targets(self, pool: Replayed, scale: RewardScale) -> Replayed:
+    def with_targets(self, pool: Replayed) -> Replayed:
         config = self.setting.config
         values, taken = soft_values(self.setting, pool, self.beta)
         targets = q_targets(pool.rewards, taken, values, pool.mask, gamma=config.gamma, lam=config.gae_lambda)

@@ -65,34 +65,34 @@ class ValueLearner(ABC):
         return experience
 
     @abstractmethod
-    def with_targets(self, pool: Replayed, scale: RewardScale) -> Replayed:
+    def with_targets(self, pool: Replayed) -> Replayed:
         """The replies with the value of each token by the target roles, and what the Q functions are to learn."""
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         self.replay.add(experience)
-        rows = [self._step(parts, scale, iteration) for parts in self._minibatches(len(experience.scores_B), scale, iteration)]
+        rows = [self._step(parts, iteration) for parts in self._minibatches(len(experience.scores_B), iteration)]
         return {**mean_of(rows), **self._follow_kl(self.guided(experience), iteration)}
 
-    def _minibatches(self, count: int, scale: RewardScale, iteration: int) -> Iterator[tuple[Replayed, ...]]:
+    def _minibatches(self, count: int, iteration: int) -> Iterator[tuple[Replayed, ...]]:
         """For each step a minibatch per Q role; `count` replies are drawn, and their targets made anew, in each epoch."""
         config = self.setting.config
         for epoch in range(config.epochs):
             rng = random.Random(f"{self.setting.seed}/replay/{iteration}/{epoch}")
-            pool = self.with_targets(self.replay.sample(self.setting.backbone, count, rng), scale)
+            pool = self.with_targets(self.replay.sample(self.setting.backbone, count, rng))
             orders = [rng.sample(range(len(pool.mask)), len(pool.mask)) for _ in TWINS]
             for start in range(0, len(pool.mask), config.minibatch):
                 picked = [torch.tensor(order[start : start + config.minibatch]) for order in orders]
                 yield tuple(pool.rows(index.to(pool.mask.device)) for index in picked)
 
-    def _step(self, parts: tuple[Replayed, ...], scale: RewardScale, iteration: int) -> dict[str, float]:
+    def _step(self, parts: tuple[Replayed, ...], iteration: int) -> dict[str, float]:
         found = [
             {**q_gradients(self.setting, role, part), "grad_norm": self.optimizers.step(role, iteration)}
             for role, part in zip(TWINS, parts, strict=True)
         ]
         follow(self.setting.backbone, self.setting.config.target_share)
-        return {**mean_of(found), **self.step_others(parts[0], scale, iteration)}
+        return {**mean_of(found), **self.step_others(parts[0], iteration)}
 
-    def step_others(self, part: Replayed, scale: RewardScale, iteration: int) -> dict[str, float]:
+    def step_others(self, part: Replayed, iteration: int) -> dict[str, float]:
         """A step of the further roles on a minibatch."""
         return {}
 
