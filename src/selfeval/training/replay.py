@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,17 +30,20 @@ class Replayed:
     Attributes:
         policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
         rewards: without a KL penalty.
-        ref_logprobs: of the tokens under the reference.
+        logprobs: of the tokens when they were drawn; `ref_logprobs`: under the reference.
         taken: value of each token, by the target roles; 0 until the learner has said.
         targets: what the value functions are to say of each token; 0 until the learner has said.
+        weights: of each token's loss; 1 until the learner has said.
     """
 
     policy_batch: Sequences
     critic_batch: Sequences
     rewards: Tensor
+    logprobs: Tensor
     ref_logprobs: Tensor
     taken: Tensor
     targets: Tensor
+    weights: Tensor
 
     @property
     def mask(self) -> Tensor:
@@ -48,17 +51,19 @@ class Replayed:
 
     def rows(self, index: Tensor) -> Replayed:
         """Some of the replies."""
-        picked = (part[index] for part in (self.rewards, self.ref_logprobs, self.taken, self.targets))
-        return Replayed(rows_of(self.policy_batch, index), rows_of(self.critic_batch, index), *picked)
+        per_token = (self.rewards, self.logprobs, self.ref_logprobs, self.taken, self.targets, self.weights)
+        batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
+        return Replayed(*batches, *(part[index] for part in per_token))
 
 
 class _Row(NamedTuple):
-    """One reply on the CPU: token ids of prompt, grade prompt and reply; rewards and reference log-probs of its tokens."""
+    """One reply on the CPU: token ids of prompt, grade prompt and reply; then what `Replayed` has of its tokens."""
 
     prompt: Tensor
     grade: Tensor
     reply: Tensor
     rewards: Tensor
+    logprobs: Tensor
     ref_logprobs: Tensor
 
 
@@ -85,6 +90,7 @@ class Replay:
                 critic.ids_BT[row, : critic.prompt_lengths_B[row]],
                 policy.reply_BR[row, kept],
                 experience.rewards[row, kept],
+                experience.logprobs[row, kept],
                 experience.ref_logprobs[row, kept],
             )
             self.rows.append(_Row(*(part.cpu().clone() for part in parts)))
@@ -94,12 +100,22 @@ class Replay:
         rows = rng.sample(self.rows, min(count, len(self.rows)))
         replies = [row.reply.tolist() for row in rows]
         batch = pad_sequences(backbone, [row.prompt.tolist() for row in rows], replies)
-        nothing = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
-        rewards, ref = nothing.clone(), nothing.clone()
-        rewards[batch.mask_BR] = torch.cat([row.rewards for row in rows]).to(nothing.device)
-        ref[batch.mask_BR] = torch.cat([row.ref_logprobs for row in rows]).to(nothing.device)
         critic_batch = pad_sequences(backbone, [row.grade.tolist() for row in rows], replies)
-        return Replayed(batch, critic_batch, rewards, ref, taken=nothing, targets=nothing)
+        nothing = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
+
+        def spread(per_row: Sequence[Tensor]) -> Tensor:
+            return nothing.masked_scatter(batch.mask_BR, torch.cat(list(per_row)).to(nothing))
+
+        return Replayed(
+            batch,
+            critic_batch,
+            rewards=spread([row.rewards for row in rows]),
+            logprobs=spread([row.logprobs for row in rows]),
+            ref_logprobs=spread([row.ref_logprobs for row in rows]),
+            taken=nothing,
+            targets=nothing,
+            weights=torch.ones_like(nothing),
+        )
 
     def state(self) -> dict[str, Tensor]:
         """All that is remembered, in flat tensors."""

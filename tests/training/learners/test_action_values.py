@@ -192,18 +192,19 @@ def test_q_targets_equal_a_slow_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     rewards, taken, values = (torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(3))
     mask = torch.arange(7) < torch.tensor([7, 5, 1, 3, 6])[:, None]
-    found = q_targets(rewards, taken, values, mask, gamma=0.9, lam=0.6)
+    traces = torch.rand(5, 7, generator=generator, dtype=torch.float64)
+    found = q_targets(rewards, taken, values, traces, mask, gamma=0.9)
     for row in range(5):
         following, expected = None, []
         for t in reversed([t for t in range(7) if mask[row, t]]):
             y = rewards[row, t]
             if following is not None:
-                y = y + 0.9 * values[row, t + 1] + 0.9 * 0.6 * (following - taken[row, t + 1])
+                y = y + 0.9 * (values[row, t + 1] + traces[row, t + 1] * (following - taken[row, t + 1]))
             following = y
             expected.insert(0, y)
         torch.testing.assert_close(found[row, mask[row]], torch.stack(expected))
     assert not found[~mask].any()
-    assert not q_targets(rewards, taken, values.where(mask, torch.nan), mask, gamma=0.9, lam=0.6).isnan().any()
+    assert not q_targets(rewards, taken, values.where(mask, torch.nan), traces, mask, gamma=0.9).isnan().any()
 
 
 def test_q_targets_without_traces_are_the_one_step_ones_and_exact_values_are_their_own() -> None:
@@ -211,11 +212,13 @@ def test_q_targets_without_traces_are_the_one_step_ones_and_exact_values_are_the
     rewards, taken, values = (torch.randn(2, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     mask, last = torch.ones(2, 4, dtype=torch.bool), torch.tensor([False, False, False, True]).expand(2, 4)
     one_step = td_target(rewards, last, values.roll(-1, 1), gamma=0.9)
-    torch.testing.assert_close(q_targets(rewards, taken, values, mask, gamma=0.9, lam=0.0), one_step)
-    # Q = r + gamma V' is the fixed point for every lambda.
-    for lam in (0.5, 1.0):
-        torch.testing.assert_close(q_targets(rewards, one_step, values, mask, gamma=0.9, lam=lam), one_step)
+    torch.testing.assert_close(q_targets(rewards, taken, values, 0.0 * taken, mask, gamma=0.9), one_step)
+    # Q = r + gamma V' is the fixed point for all traces.
+    for trace in (0.5, 1.0):
+        torch.testing.assert_close(
+            q_targets(rewards, one_step, values, trace * torch.ones_like(taken), mask, gamma=0.9), one_step
+        )
     nothing = torch.zeros_like(rewards)
     torch.testing.assert_close(
-        q_targets(rewards, nothing, nothing, mask, gamma=1.0, lam=1.0), rewards.flip(-1).cumsum(-1).flip(-1)
+        q_targets(rewards, nothing, nothing, 1.0 + nothing, mask, gamma=1.0), rewards.flip(-1).cumsum(-1).flip(-1)
     )

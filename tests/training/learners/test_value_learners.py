@@ -25,7 +25,7 @@ from selfeval.training.policy import train_policy
 from selfeval.training.replay import Replayed
 from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Samples, Scores, Setting
 
-VALUES = CONFIG.model_copy(update={"learner": "soft_q", "iterations": 10, "epochs": 3, "kl_target": 1.5, "replay": 200})
+VALUES = CONFIG.model_copy(update={"learner": "soft_q", "iterations": 12, "epochs": 3, "replay": 200})
 BOTH = pytest.mark.parametrize("name", ["ilql", "soft_q"])
 
 
@@ -76,7 +76,7 @@ def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy
     start = share_liked(backbone, None)
     guide, lines = train(backbone, tmp_path, VALUES.model_copy(update={"learner": name}))
     assert start < 0.35
-    assert share_liked(backbone, guide) > start + 0.3
+    assert share_liked(backbone, guide) > start + 0.2  # 0.03 is the standard error of a share
     assert share_liked(backbone, None) == start
     assert all(torch.equal(p, untouched[n]) for n, p in weights(backbone, (POLICY, REFERENCE)).items())
     assert all(torch.equal(p, base[n]) for n, p in backbone.model.named_parameters() if "lora_" not in n)
@@ -175,7 +175,8 @@ def test_ilql_explores_with_the_reference_in_every_second_reply() -> None:
     apart_B = ((experience.logprobs - experience.ref_logprobs) * experience.mask).abs().sum(-1)
     assert apart_B[::2].max() < 1e-3
     assert apart_B[1::2].min() > 0.05
-    assert samples.rollouts[0].ids != samples.rollouts[1].ids  # draws of their own
+    pairs = zip(samples.rollouts[::2], samples.rollouts[1::2], strict=True)
+    assert sum(a.ids == b.ids for a, b in pairs) < 4  # draws of their own
 
 
 def test_what_soft_q_is_to_learn() -> None:
@@ -187,7 +188,11 @@ def test_what_soft_q_is_to_learn() -> None:
     learner.replay.add(experience)
     pool = learner.with_targets(_drawn(learner))
     values, taken = soft_values(learner.setting, pool, learner.beta)
-    _check_targets(pool, values, taken)
+    logprobs = pool.ref_logprobs + (taken - values) / learner.beta  # of the guided policy
+    ratios = torch.minimum(torch.ones(()), (logprobs - pool.logprobs).exp())
+    assert pool.weights[pool.mask].tolist() == pytest.approx(ratios[pool.mask].tolist(), abs=1e-5)
+    assert ratios[pool.mask].min() < 0.9
+    _check_targets(pool, values, taken, 0.7 * ratios)
 
 
 def test_what_ilql_is_to_learn() -> None:
@@ -208,20 +213,21 @@ def test_what_ilql_is_to_learn() -> None:
         head = backbone.heads[CRITIC]
         raw = (states @ head.weight[0] + head.bias)[length - int(kept.sum()) - 1 : -1]
         values[row, kept] = raw
-    _check_targets(pool, values, pool.taken)
+    assert bool((pool.weights == 1).all())
+    _check_targets(pool, values, pool.taken, torch.full_like(values, 0.7))
 
 
 def _drawn(learner: ValueLearner) -> Replayed:
     return learner.replay.sample(learner.setting.backbone, 10, random.Random(0))
 
 
-def _check_targets(pool: Replayed, values: Tensor, taken: Tensor) -> None:
+def _check_targets(pool: Replayed, values: Tensor, taken: Tensor, traces: Tensor) -> None:
     for row, kept in enumerate(pool.mask):
-        v, q, r = values[row, kept].tolist(), taken[row, kept].tolist(), pool.rewards[row, kept].tolist()
+        v, q, r, c = (x[row, kept].tolist() for x in (values, taken, pool.rewards, traces))
         y = 0.0
         expected: list[float] = []
         for t in reversed(range(len(r))):
-            y = r[t] + (0.9 * v[t + 1] + 0.9 * 0.7 * (y - q[t + 1]) if t + 1 < len(r) else 0.0)
+            y = r[t] + (0.9 * (v[t + 1] + c[t + 1] * (y - q[t + 1])) if t + 1 < len(r) else 0.0)
             expected.insert(0, y)
         assert pool.targets[row, kept].tolist() == pytest.approx(expected, abs=2e-3)
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from selfeval.algorithms.masked import masked_sum, zero_padding
 from selfeval.algorithms.q_learning import huber_loss, kl_soft_value
-from selfeval.algorithms.returns import gae
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
@@ -142,40 +141,46 @@ def _in_parts(setting: Setting, pool: Replayed, count: int, compute: Callable[[R
     return result
 
 
-def q_targets(rewards_BR: Tensor, taken_BR: Tensor, values_BR: Tensor, mask_BR: Tensor, *, gamma: float, lam: float) -> Tensor:
-    """Compute what Q is to learn: the one-step target and, with weight lambda, what later steps showed it to have missed.
+def q_targets(
+    rewards_BR: Tensor, taken_BR: Tensor, values_BR: Tensor, traces_BR: Tensor, mask_BR: Tensor, *, gamma: float
+) -> Tensor:
+    """Compute what Q is to learn: the one-step target, and what later steps showed it to have missed.
 
-    y_t = r_t + gamma V_{t+1} + gamma lambda (y_{t+1} - Q_{t+1}),   nothing after the last token
+    y_t = r_t + gamma (V_{t+1} + c_{t+1} (y_{t+1} - Q_{t+1})),   nothing after the last token
 
-    The general operator of Munos et al. 2016, eq. 3 (https://arxiv.org/abs/1606.02647), with all traces at lambda: Q(lambda)
-    of Harutyunyan et al. 2016 (https://arxiv.org/abs/1602.04951). lambda = 0 is `td_target`. Where Q and V are exact every
-    correction is 0, whoever drew the tokens: the fixed point is that of lambda = 0. With Q = V = 0 and lambda = 1 it is the
-    return.
+    The general operator of Munos et al. 2016, eq. 3 (https://arxiv.org/abs/1606.02647), with traces c: 0 gives `td_target`,
+    lambda gives Q(lambda), lambda min(1, pi / mu) gives their Retrace. Where Q and V are exact every correction is 0, whoever
+    drew the tokens, so that the fixed point does not depend on c. With Q = V = 0 and c = 1 it is the return.
 
     Args:
         rewards_BR: reward of each token, without a KL penalty.
         taken_BR: Q of the drawn tokens, no gradient.
         values_BR: V of the state before each token, no gradient.
-        mask_BR: True at real tokens.
+        traces_BR: c of each token, in [0, 1].
+        mask_BR: True at the tokens of a reply, which has no gaps.
         gamma: discount per token, in [0, 1].
-        lam: lambda in [0, 1].
 
     Returns:
         y `[B, R]` in units of reward, 0 where the mask is False.
     """
-    # y - Q is a sum of errors r + gamma V' - Q, discounted as in GAE, whose errors are r + gamma V' - V.
-    return zero_padding(taken_BR + gae(rewards_BR + values_BR - taken_BR, values_BR, mask_BR, gamma=gamma, lam=lam), mask_BR)
+    rewards_BR, taken_BR, values_BR = (zero_padding(x_BR, mask_BR) for x_BR in (rewards_BR, taken_BR, values_BR))
+    following_B, columns = torch.zeros_like(rewards_BR[:, 0]), []
+    for t in reversed(range(rewards_BR.shape[1])):
+        y_B = torch.where(mask_BR[:, t], rewards_BR[:, t] + gamma * following_B, 0.0)
+        following_B = values_BR[:, t] + traces_BR[:, t] * (y_B - taken_BR[:, t])
+        columns.append(y_B)
+    return torch.stack(columns[::-1], -1)
 
 
 def q_gradients(setting: Setting, role: str, part: Replayed) -> dict[str, float]:
-    """Adds the gradient of a minibatch's Huber loss to the weights of one Q role; means over its tokens."""
+    """Adds the gradient of a minibatch's weighted Huber loss to the weights of one Q role; means over its tokens."""
     backbone, parameters = setting.backbone, list(setting.backbone.parameters(role).values())
     tokens = int(part.mask.sum())
 
     def of_group(group: list[int]) -> tuple[float, float]:
         rows = part.rows(torch.tensor(group, device=part.mask.device))
         values = token_values(setting, role, rows)
-        loss = masked_sum(huber_loss(rows.targets - values), rows.mask)
+        loss = masked_sum(rows.weights * huber_loss(rows.targets - values), rows.mask)
         found = loss.item(), float(masked_sum(values.detach(), rows.mask))
         add_gradients(loss / tokens, parameters)
         return found

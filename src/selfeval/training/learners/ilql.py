@@ -57,7 +57,8 @@ class ILQL(ValueLearner):
         config, backbone, taken = self.setting.config, self.setting.backbone, lower_values(self.setting, pool)
         with backbone.acting_as(CRITIC):
             values = over_microbatches(self.setting, pool.critic_batch, self._values)
-        targets = q_targets(pool.rewards, taken, values, pool.mask, gamma=config.gamma, lam=config.gae_lambda)
+        traces = torch.full_like(taken, config.gae_lambda)
+        targets = q_targets(pool.rewards, taken, values, traces, pool.mask, gamma=config.gamma)
         return replace(pool, taken=taken, targets=targets)
 
     def _values(self, batch: Sequences) -> Tensor:
