@@ -19,7 +19,9 @@ from selfeval.training.learners.action_values import (
     TARGETS,
     TWINS,
     add_twins,
+    drawn_values,
     follow,
+    lag,
     lower_values,
     q_gradients,
     q_targets,
@@ -75,7 +77,8 @@ def test_values_start_at_zero_and_their_targets_with_them() -> None:
         pool = pool_of(setting, PROMPTS, [(5 + n, 9, 2) for n in range(6)])
         for role in (*TWINS, *TARGETS):
             with torch.no_grad(), backbone.acting_as(role):
-                assert token_values(setting, role, pool).abs().max() < 1e-5
+                b, rest = token_values(setting, role, pool)
+            assert (b.abs() + rest.abs()).max() < 1e-5
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -129,22 +132,29 @@ def test_micro_batches_change_neither_values_nor_gradients() -> None:
     assert all(p.grad is None for role in ("q-1", *TARGETS, POLICY) for p in setting.backbone.parameters(role).values())
 
 
-def test_the_first_gradient_is_that_of_the_squared_error() -> None:
-    # Errors below 1, where Huber's loss is half the square: d/dw of mean 1/2 (y - Q)^2 over tokens, by plain autograd.
+def test_the_gradient_is_that_of_the_weighted_errors_and_log_ratios_learn_from_centred_ones() -> None:
+    # Errors below 1, where Huber's loss is half the square. By hand: the gradient of b is -w (y - Q), that of the log-ratios
+    # -w (1 - pi_ref) (y - Q - behind), each times 1 / tokens.
     setting, pool = twins()
     backbone = setting.backbone
-    pool = replace(pool, targets=lower_values(setting, pool) + 0.1)
-    with backbone.acting_as("q-0"):
-        q_BR = token_values(setting, "q-0", pool)
-        pool = replace(pool, targets=q_BR.detach() + torch.linspace(-0.9, 0.9, q_BR.numel()).view(q_BR.shape))
-    q_gradients(setting, "q-0", pool)
+    values = drawn_values(setting, "q-0", pool)
+    errors = torch.linspace(-0.4, 0.8, values.numel()).view(values.shape)
+    weights = torch.linspace(1, 0.2, values.numel()).view(values.shape)
+    pool = replace(pool, targets=values + errors, weights=weights)
+    behind = lag(setting, "q-0", pool)
+    mask = pool.mask
+    assert behind == pytest.approx(float((weights * errors)[mask].sum() / weights[mask].sum()), abs=1e-5)
+    q_gradients(setting, "q-0", pool, behind=behind)
     named = backbone.parameters("q-0")
     with backbone.acting_as("q-0"):
-        error_N = (pool.targets - token_values(setting, "q-0", pool))[pool.mask]
-        expected = torch.autograd.grad(error_N.square().sum() / 2 / len(error_N), list(named.values()))
+        b_BR, r_BR = token_values(setting, "q-0", pool)
+        linear = -(weights * (errors * b_BR + (1 - pool.ref_logprobs.exp()) * (errors - behind) * r_BR))[mask].sum() / int(
+            mask.sum()
+        )
+        expected = torch.autograd.grad(linear, list(named.values()))
     for parameter, gradient in zip(named.values(), expected, strict=True):
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
 
 
 def test_a_q_role_can_say_any_values() -> None:
@@ -169,8 +179,7 @@ def test_a_q_role_can_say_any_values() -> None:
         optimizer.step()
         optimizer.zero_grad()
     for pool, targets in zip(pools, wanted, strict=True):
-        with torch.no_grad(), backbone.acting_as("q-0"):
-            torch.testing.assert_close(token_values(setting, "q-0", pool), targets, rtol=0, atol=0.01)
+        torch.testing.assert_close(drawn_values(setting, "q-0", pool), targets, rtol=0, atol=0.01)
 
 
 def test_targets_go_a_share_of_the_way_and_only_they() -> None:

@@ -34,7 +34,9 @@ __all__ = [
     "TWINS",
     "UNIT",
     "add_twins",
+    "drawn_values",
     "follow",
+    "lag",
     "lower_values",
     "q_gradients",
     "q_targets",
@@ -75,23 +77,28 @@ def follow(backbone: Backbone, share: float) -> None:
             ours.lerp_(theirs, share)
 
 
-def token_values(setting: Setting, role: str, pool: Replayed) -> Tensor:
-    """Q of the drawn tokens by `role`, which must be acting; `[B, R]`, differentiable, anything where the mask is False."""
+def token_values(setting: Setting, role: str, pool: Replayed) -> tuple[Tensor, Tensor]:
+    """The two parts of Q of the drawn tokens by `role`, which must be acting: b, and the rest.
+
+    Returns:
+        Each `[B, R]`, differentiable, anything where the mask is False.
+    """
     backbone, batch = setting.backbone, pool.policy_batch
     hidden_BRD = reply_hidden(backbone, batch)
     temperature = setting.config.temperature
     logprobs_BR = token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature).logprobs
-    return backbone.score(role, hidden_BRD) + UNIT * (logprobs_BR - pool.ref_logprobs)
+    return backbone.score(role, hidden_BRD), UNIT * (logprobs_BR - pool.ref_logprobs)
+
+
+def drawn_values(setting: Setting, role: str, pool: Replayed) -> Tensor:
+    """Q of the drawn tokens by one role; `[B, R]`, no gradient."""
+    with setting.backbone.acting_as(role):
+        return _in_parts(setting, pool, 1, lambda part: torch.stack(token_values(setting, role, part)).sum(0)[None])[0]
 
 
 def lower_values(setting: Setting, pool: Replayed) -> Tensor:
     """Q of the drawn tokens by the target roles, the lower of the two; `[B, R]`, no gradient."""
-
-    def of(role: str) -> Tensor:
-        with setting.backbone.acting_as(role):
-            return _in_parts(setting, pool, 1, lambda part: token_values(setting, role, part)[None])[0]
-
-    return torch.minimum(*(of(role) for role in TARGETS))
+    return torch.minimum(*(drawn_values(setting, role, pool) for role in TARGETS))
 
 
 def soft_values(setting: Setting, pool: Replayed, beta: float) -> tuple[Tensor, Tensor]:
@@ -172,17 +179,32 @@ def q_targets(
     return torch.stack(columns[::-1], -1)
 
 
-def q_gradients(setting: Setting, role: str, part: Replayed) -> dict[str, float]:
-    """Adds the gradient of a minibatch's weighted Huber loss to the weights of one Q role; means over its tokens."""
+def q_gradients(setting: Setting, role: str, part: Replayed, *, behind: float = 0.0) -> dict[str, float]:
+    """Adds the gradient of a minibatch's weighted Huber loss to the weights of one Q role; means over its tokens.
+
+    loss = mean of w (Huber(y - b - [r]) + (1 - pi_ref) Huber(y - behind - [b] - r)),   Q = b + r, [] without gradient
+
+    The log-ratios r learn where there is a choice: what a state is worth is for b to say. Otherwise r would say that a state is
+    bad by the only token that can follow, and hand its probability to tokens that no reply ever had. They learn from errors
+    less their mean, as advantages are centred for a policy gradient: while all values lag behind rising rewards, r would
+    imitate whatever is drawn. Neither moves the optimum, where all errors are 0.
+
+    Args:
+        role: it is made to act.
+        part: the minibatch.
+        behind: mean of y - Q by this role over the replies that the minibatch is of.
+    """
     backbone, parameters = setting.backbone, list(setting.backbone.parameters(role).values())
     tokens = int(part.mask.sum())
 
     def of_group(group: list[int]) -> tuple[float, float]:
         rows = part.rows(torch.tensor(group, device=part.mask.device))
-        values = token_values(setting, role, rows)
-        loss = masked_sum(rows.weights * huber_loss(rows.targets - values), rows.mask)
-        found = loss.item(), float(masked_sum(values.detach(), rows.mask))
-        add_gradients(loss / tokens, parameters)
+        b_BR, r_BR = token_values(setting, role, rows)
+        of_b_BR = huber_loss(rows.targets - b_BR - r_BR.detach())
+        of_r_BR = huber_loss(rows.targets - behind - b_BR.detach() - r_BR)
+        found = masked_sum(rows.weights * of_b_BR, rows.mask).item(), masked_sum(b_BR + r_BR, rows.mask).item()
+        choice_BR = 1 - rows.ref_logprobs.exp()
+        add_gradients(masked_sum(rows.weights * (of_b_BR + choice_BR * of_r_BR), rows.mask) / tokens, parameters)
         return found
 
     sizes = part.policy_batch.attention_BT.sum(-1).tolist()
@@ -190,3 +212,9 @@ def q_gradients(setting: Setting, role: str, part: Replayed) -> dict[str, float]
         groups = [found for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, setting.batch_tokens, of_group)]
     loss, values = (sum(column) / tokens for column in zip(*groups, strict=True))
     return {"q_loss": loss, "q": values}
+
+
+def lag(setting: Setting, role: str, pool: Replayed) -> float:
+    """How far the values of one Q role lie below their targets: weighted mean of y - Q over the tokens."""
+    errors_BR = pool.weights * (pool.targets - drawn_values(setting, role, pool))
+    return float(masked_sum(errors_BR, pool.mask) / masked_sum(pool.weights, pool.mask).clamp_min(1e-6))

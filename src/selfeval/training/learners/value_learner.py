@@ -19,7 +19,7 @@ from selfeval.algorithms.kl import k1
 from selfeval.algorithms.masked import masked_mean, masked_sum
 from selfeval.rollout.guide import Guide
 from selfeval.training.experience import Experience, RewardScale, collect
-from selfeval.training.learners.action_values import TARGETS, TWINS, UNIT, add_twins, follow, q_gradients
+from selfeval.training.learners.action_values import TARGETS, TWINS, UNIT, add_twins, follow, lag, q_gradients
 from selfeval.training.replay import Replay, Replayed
 from selfeval.training.setting import Prompt, Samples, Setting
 from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
@@ -73,24 +73,28 @@ class ValueLearner(ABC):
         rows = [self._step(parts, iteration) for parts in self._minibatches(len(experience.scores_B), iteration)]
         return {**mean_of(rows), **self._follow_kl(self.guided(experience), iteration)}
 
-    def _minibatches(self, count: int, iteration: int) -> Iterator[tuple[Replayed, ...]]:
-        """For each step a minibatch per Q role; `count` replies are drawn, and their targets made anew, in each epoch."""
+    def _minibatches(self, count: int, iteration: int) -> Iterator[dict[str, tuple[Replayed, float]]]:
+        """For each step a minibatch per Q role and that role's lag.
+
+        In each epoch `count` replies are drawn, and their targets made anew.
+        """
         config = self.setting.config
         for epoch in range(config.epochs):
             rng = random.Random(f"{self.setting.seed}/replay/{iteration}/{epoch}")
             pool = self.with_targets(self.replay.sample(self.setting.backbone, count, rng))
-            orders = [rng.sample(range(len(pool.mask)), len(pool.mask)) for _ in TWINS]
+            orders = {role: torch.tensor(rng.sample(range(len(pool.mask)), len(pool.mask))) for role in TWINS}
+            lags = {role: lag(self.setting, role, pool) for role in TWINS}
             for start in range(0, len(pool.mask), config.minibatch):
-                picked = [torch.tensor(order[start : start + config.minibatch]) for order in orders]
-                yield tuple(pool.rows(index.to(pool.mask.device)) for index in picked)
+                picked = {role: order[start : start + config.minibatch].to(pool.mask.device) for role, order in orders.items()}
+                yield {role: (pool.rows(index), lags[role]) for role, index in picked.items()}
 
-    def _step(self, parts: tuple[Replayed, ...], iteration: int) -> dict[str, float]:
-        found = [
-            {**q_gradients(self.setting, role, part), "grad_norm": self.optimizers.step(role, iteration)}
-            for role, part in zip(TWINS, parts, strict=True)
-        ]
+    def _step(self, parts: dict[str, tuple[Replayed, float]], iteration: int) -> dict[str, float]:
+        found = []
+        for role, (part, behind) in parts.items():
+            values = q_gradients(self.setting, role, part, behind=behind)
+            found.append({**values, "q_lag": behind, "grad_norm": self.optimizers.step(role, iteration)})
         follow(self.setting.backbone, self.setting.config.target_share)
-        return {**mean_of(found), **self.step_others(parts[0], iteration)}
+        return {**mean_of(found), **self.step_others(parts[TWINS[0]][0], iteration)}
 
     def step_others(self, part: Replayed, iteration: int) -> dict[str, float]:
         """A step of the further roles on a minibatch."""
