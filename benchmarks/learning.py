@@ -26,6 +26,7 @@ TEST_QUESTIONS = 500
 
 def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     """Trains a policy in this process; returns settings, metrics of each iteration, gold before and after, seconds, peak."""
+    from selfeval.backbone.adapters import BASE
     from selfeval.backbone.meters import peak_resident_bytes
     from selfeval.config import RunConfig, load_config
     from selfeval.stages.context import Context
@@ -35,6 +36,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     from selfeval.store import RunStore, read_json
     from selfeval.training.checkpoint import Checkpoints
     from selfeval.training.policy import train_policy
+    from selfeval.training.setting import POLICY
 
     saved = read_json(run / "run.json")["config"]
     assignments = [f"seed={seed}", *(f"policy.{setting}" for setting in settings)]
@@ -62,7 +64,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     add_roles(context)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        train_policy(
+        guide = train_policy(
             setting_of(context),
             prompts_of(context),
             lambda roles, optimizers: Checkpoints(Path(folder), context.backbone, roles, optimizers),
@@ -72,7 +74,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
             rolled_back=lambda *_: None,
         )
     seconds = time.monotonic() - started
-    before, after = (gold_share(context, gold, start) for start in (True, False))
+    before, after = gold_share(context, gold, BASE), gold_share(context, gold, POLICY, guide)
     shutil.rmtree(view)
     return {
         "run": run.name,
@@ -97,19 +99,15 @@ def _view(run: Path) -> Path:
     return folder
 
 
-def gold_share(context: Any, gold: Any, start: bool) -> dict[str, Any]:
+def gold_share(context: Any, gold: Any, role: str, guide: Any = None) -> dict[str, Any]:
     """Share of right replies to test questions at the policy's temperature: of its start, or of what it became."""
-    from selfeval.backbone.adapters import BASE
     from selfeval.quality.statistics import proportion
     from selfeval.records import Split
-    from selfeval.rollout.engine import Request, generate
-    from selfeval.training.setting import POLICY
+    from selfeval.stages.policy import answer
 
     asked = context.questions(Split.TEST)[:TEST_QUESTIONS]
-    requests = [Request(context.templates.prompt("reply", question=q.text)) for q in asked]
-    limit, rows = context.config.replies.max_new_tokens, context.config.rollout_rows
-    with context.backbone.acting_as(BASE if start else POLICY):
-        replies = generate(context.backbone, requests, max_new_tokens=limit, seed=12345, rows=rows)
+    prompts = [context.templates.prompt("reply", question=q.text) for q in asked]
+    replies = answer(context, prompts, guide, seed=12345, role=role)
     right = [gold.is_right(q.text, context.templates.text(r.ids)) for q, r in zip(asked, replies, strict=True)]
     return proportion([bool(x) for x in right]).as_json()
 

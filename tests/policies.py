@@ -9,6 +9,7 @@ from typing import Any
 import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
+from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import train_policy
@@ -38,7 +39,10 @@ def four_roles() -> Backbone:
 
 
 def setting_of(
-    backbone: Backbone, config: PolicyConfig = CONFIG, batch_tokens: int = 300, judge: Callable[[], JudgeReading] | None = None
+    backbone: Backbone,
+    config: PolicyConfig = CONFIG,
+    batch_tokens: int = 300,
+    judge: Callable[[Guide | None], JudgeReading] | None = None,
 ) -> Setting:
     scorer = EvaluatorScorer(backbone, batch_tokens)
     return Setting(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, judge=judge)
@@ -50,7 +54,7 @@ def train(
     config: PolicyConfig = CONFIG,
     *,
     batch_tokens: int = 300,
-    judge: Callable[[], JudgeReading] | None = None,
+    judge: Callable[[Guide | None], JudgeReading] | None = None,
     **options: Any,
 ) -> tuple[list[dict[str, float]], list[Alarm]]:
     lines: list[dict[str, float]] = []

@@ -209,7 +209,7 @@ class EvaluatorConfig(Section):
 class PolicyConfig(Section):
     """Policy learning against the evaluator; which algorithm is `learner`, the rest is common to them."""
 
-    learner: Literal["ppo", "grpo", "rloo", "reinforce_pp", "remax", "dpo", "raft"] = "ppo"
+    learner: Literal["ppo", "grpo", "rloo", "reinforce_pp", "remax", "dpo", "raft", "ilql", "soft_q"] = "ppo"
     """The algorithm; docs/algorithms/learners.md tells them apart."""
     pairs: Literal["sampled", "kept"] = "sampled"
     """What dpo learns from: pairs of the replies just sampled, or the pairs that the judge labelled."""
@@ -247,6 +247,12 @@ class PolicyConfig(Section):
     """Shift and scale advantages to mean 0 and variance 1 over the tokens of an iteration."""
     advantage_clip: Annotated[float, Field(ge=0.0)] = 0.0
     """Advantages are clipped to plus or minus this; 0: not at all."""
+    replay: Count = 2048
+    """Newest replies that value learners draw from."""
+    target_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Share of the way to the value functions that their targets go after each step."""
+    expectile: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.8
+    """Expectile of its tokens' values that ilql takes for the value of a state: 0.5 is their mean, near 1 the best."""
     kl_target: Positive = 4.0
     """Wanted KL divergence from the reference, in nats per reply."""
     kl_coefficient: Positive = 0.05

@@ -18,6 +18,7 @@ from selfeval.quality.calibration import expected_calibration_error
 from selfeval.records import Question, Reply, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import evaluation
+from selfeval.stages import policy as policies
 from selfeval.stages.context import Context
 from selfeval.stages.evaluation import _TestPair
 from selfeval.stages.policy import Sampled
@@ -464,7 +465,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
     def kl(run: Any, prompts: Sequence[Any], rollouts: Sequence[Rollout]) -> list[float]:
         return [0.25] * len(rollouts)
 
-    monkeypatch.setattr(evaluation, "generate", policy)
+    monkeypatch.setattr(policies, "generate", policy)
     monkeypatch.setattr(evaluation, "compare", judge)
     monkeypatch.setattr(evaluation, "_kl_to_base", kl)
     return run, seen
@@ -477,7 +478,7 @@ def _spell(run: Context, text: str) -> list[int]:
 
 def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answering: tuple[Context, dict[str, Any]]) -> None:
     run, seen = answering
-    found = evaluation._answer_and_judge(run)
+    found = evaluation._answer_and_judge(run, None)
     asked = [QUESTIONS[f"q{i}"] for i in range(3)]  # test questions only, and as many as were configured
     assert [a.question for a in found] == asked
     assert seen["asked"] == [run.templates.prompt("reply", question=q.text) for q in asked]
@@ -489,7 +490,7 @@ def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answer
 
 def test_a_preference_for_the_policys_reply_is_a_win(answering: tuple[Context, dict[str, Any]]) -> None:
     run, _ = answering
-    figures, samples = evaluation._policy_figures(run, Gold(), lambda count: None)
+    figures, samples = evaluation._policy_figures(run, None, Gold(), lambda count: None)
     # Judgements in the policy's favour, torn between the orders, and unparsable: a win, a tie, and one that is not counted.
     assert {n: figures[n] for n in ("win", "tie", "loss", "unparsable")} == {"win": 1, "tie": 1, "loss": 0, "unparsable": 1}
     assert (figures["win_rate"]["value"], figures["win_rate"]["n"]) == (0.75, 2)  # (1 + 1/2) / 2
@@ -513,7 +514,7 @@ def test_gold_before_and_after_are_not_exchanged(answering: tuple[Context, dict[
         def is_right(self, question: str, reply: str) -> bool | None:
             return reply in ("after 0", "after 1", "before 2 0")
 
-    figures, _ = evaluation._policy_figures(run, Likes(), lambda count: None)
+    figures, _ = evaluation._policy_figures(run, None, Likes(), lambda count: None)
     assert figures["gold_after"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     assert figures["gold_before"]["value"] == pytest.approx(1 / 3, abs=1e-6)
 

@@ -20,6 +20,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
 from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.guide import Guide
 from selfeval.training import experience as experiences
 from selfeval.training import steps
 from selfeval.training.checkpoint import Checkpoints
@@ -188,7 +189,8 @@ def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best
     backbone, kept, back = four_roles(), [], []
     readings = iter([JudgeReading(0.6, 0.02), JudgeReading(0.7, 0.02), JudgeReading(0.4, 0.02)])
 
-    def judge() -> JudgeReading:
+    def judge(guide: Guide | None) -> JudgeReading:
+        assert guide is None  # the policy itself learns
         kept.append({n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()})
         return next(readings)
 

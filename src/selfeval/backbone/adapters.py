@@ -81,6 +81,8 @@ class AdapterStack:
     def __init__(self) -> None:
         self._stack: list[Acting] = []
         self._hooked: WeakSet[nn.Module] = WeakSet()
+        self.mixes_rows = True
+        """False once an adapter sits on fused experts."""
 
     @property
     def acting(self) -> Acting | None:
@@ -110,6 +112,7 @@ class AdapterStack:
             if module not in self._hooked:
                 self._hooked.add(module)
                 if isinstance(module, ParamWrapper):
+                    self.mixes_rows = False
                     module.register_forward_pre_hook(self._adapt_parameter)
                 else:
                     module.register_forward_hook(self._add_adapters)

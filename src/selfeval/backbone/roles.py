@@ -187,11 +187,15 @@ class Backbone:
         Raises:
             RoleError: the role exists, or `of` does not.
         """
-        if of in self._trainable and all(not p.any() for n, p in self.parameters(of).items() if ".lora_B." in n):
+        if of in self._trainable and self.is_bare(of):
             self._refuse_taken(role)
             self._trainable[role] = False
         else:
             self.add_role(role, copy_of=of, trainable=False)
+
+    def is_bare(self, role: str) -> bool:
+        """Whether the role's adapter changes nothing yet: a pass under it is one of the bare base."""
+        return all(not p.any() for n, p in self.parameters(role).items() if ".lora_B." in n)
 
     def _refuse_taken(self, role: str) -> None:
         if role in self._trainable or role == BASE:
@@ -295,6 +299,11 @@ class Backbone:
             raise ModelError(f"{self.source}: this kind of model cannot recompute its layers; set checkpointing = false")
         streamed = self.loaded.placement.streamed if self.loaded.placement else ()
         recompute(self.model, [name for name in layers if name not in streamed], self._stack.checkpoint_contexts)
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether one pass may carry rows of several roles: not where fused experts have adapters."""
+        return self._stack.mixes_rows
 
     def refuse_mixed_rows(self, work: str) -> None:
         """For work that puts its rows in an order of its own.

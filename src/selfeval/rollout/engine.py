@@ -3,13 +3,17 @@
 Rows that share a prompt share its prefix pass; rows leave the batch when they end. Everything is ids from end to end: the
 end-of-sequence token that was drawn is part of the reply. Left out for now: new rows entering a running batch.
 
-Shapes: B rows now in the batch, T tokens so far, V vocabulary, W watched tokens.
+With a guide, value functions say with the acting role what is drawn: roles that read the same tokens in the same pass, as rows
+of their own with keys and values of their own (a pass for each role where a family cannot mix rows of several).
+
+Shapes: B rows now in the batch, T tokens so far, V vocabulary, W watched tokens, N roles that are read (the acting one first).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +23,10 @@ from torch import Tensor
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.families.states import check_state, state_arguments
 from selfeval.backbone.roles import Backbone
-from selfeval.errors import LoopError
+from selfeval.errors import LoopError, RoleError
 from selfeval.rollout.cache import roomy_cache, select_rows
 from selfeval.rollout.draws import pick, row_draws
+from selfeval.rollout.guide import Guide
 
 __all__ = ["Request", "Rollout", "check_room", "generate"]
 
@@ -41,7 +46,8 @@ class Rollout:
 
     Attributes:
         ids: the drawn tokens, the end-of-sequence token included.
-        logprobs: of each token under the sampling temperature (temperature 1 when greedy), before any nucleus, in nats.
+        logprobs: of each token under the sampling temperature (temperature 1 when greedy), before any nucleus, in nats; of
+            the guided distribution where there was a guide.
         finished: an end-of-sequence token was drawn before the limit.
         watched: log-probs at temperature 1 of the watched tokens at each step, `[T][W]`; empty when none are watched.
     """
@@ -61,6 +67,7 @@ def generate(
     rows: int = 256,
     stop: Sequence[int] = (),
     watch: Sequence[int] = (),
+    guide: Guide | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Samples one rollout per request, under the role that is acting.
@@ -71,9 +78,11 @@ def generate(
         max_new_tokens: limit per reply.
         seed: of all draws; the same requests in the same order give the same rollouts. Each request has draws of its own,
             so that they do not depend on `rows`, nor on which replies are sampled side by side.
-        rows: replies side by side; halved where there is no memory for so many.
+        rows: replies side by side (a guided one counts once for each role that is read); halved where there is no memory for
+            so many.
         stop: token ids that end a reply like the end-of-sequence token does.
         watch: token ids whose log-probs are kept at every step.
+        guide: value functions that bend the distribution of every reply.
         advance: called with the number of replies just finished.
 
     Returns:
@@ -84,6 +93,7 @@ def generate(
         LoopError: a prompt alone fills the model's context.
         ModelError: the model keeps its state in a way that rows cannot leave.
         MemoryLimitError: there is no memory for one row alone.
+        RoleError: no role is acting, or the guide names one that does not exist.
     """
     check_state(backbone.loaded)
     backbone.refuse_mixed_rows("sampling")
@@ -92,10 +102,11 @@ def generate(
 
     def of_group(group: list[int]) -> list[Rollout]:
         numbers = [order[i] for i in group]
-        return _Batch(backbone, [requests[i] for i in numbers], numbers, max_new_tokens, stop, watch, seed).run()
+        return _Batch(backbone, [requests[i] for i in numbers], numbers, max_new_tokens, stop, watch, seed, guide).run()
 
     results: dict[int, Rollout] = {}
-    for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, [1] * len(order), rows, of_group):
+    sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
+    for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, rows, of_group):
         results.update({order[i]: rollout for i, rollout in zip(group, rollouts, strict=True)})
         if advance:
             advance(len(group))
@@ -116,6 +127,50 @@ def check_room(backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
         )
 
 
+class _Pass:
+    """Some of the roles that are read, in one pass: the rows of the first, then those of the next, with their cache.
+
+    Args:
+        backbone: with the acting role acting.
+        guides: roles that act in its place in rows of their own.
+        own: whether the acting role has rows too.
+        room: tokens that the cache will have to hold beside the prompt's.
+    """
+
+    def __init__(self, backbone: Backbone, guides: Sequence[str], own: bool, room: int) -> None:
+        if backbone.acting is None:
+            raise RoleError("sampling outside of `with backbone.acting_as(role)`; say whose replies they are")
+        self.backbone, self.own = backbone, own
+        self.roles = (*((backbone.acting,) if own else ()), *guides)
+        self.cache = roomy_cache(backbone.model.config, room)
+
+    def logits(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
+        """Next-token logits `[roles, B, V]` after these tokens."""
+        loaded, count = self.backbone.loaded, len(self.roles)
+        ids, attention = ids_BT.repeat(count, 1), attention_BT.repeat(count, 1)
+        arguments: dict[str, Any] = {"input_ids": ids, **state_arguments(loaded, self.cache, attention, ids.shape[1])}
+        if loaded.forward_accepts("position_ids"):
+            positions = (attention.cumsum(-1) - 1).clamp_min(0)
+            arguments["position_ids"] = positions[:, -ids.shape[1] :]
+        if loaded.forward_accepts("logits_to_keep"):
+            # An index, not a count: a view of the last position has gaps, and for it a product in bf16 on a CPU would copy the
+            # output layer once for every row.
+            arguments["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        with self._acting(len(ids_BT)):
+            logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
+        return logits[:, -1].float().view(count, len(ids_BT), -1)
+
+    def _acting(self, rows: int) -> AbstractContextManager[None]:
+        if self.own and len(self.roles) == 1:
+            return nullcontext()
+        return self.backbone.acting_as([role for role in self.roles for _ in range(rows)] if self.roles[1:] else self.roles[0])
+
+    def select(self, rows: Tensor, of: int) -> None:
+        """Keeps (or repeats) these rows of the `of` that there are of each role."""
+        starts = of * torch.arange(len(self.roles), device=rows.device)
+        select_rows(self.cache, (starts[:, None] + rows).flatten())
+
+
 class _Batch:
     """The rows of one batch while they are being written."""
 
@@ -128,6 +183,7 @@ class _Batch:
         stop: Sequence[int],
         watch: Sequence[int],
         seed: int,
+        guide: Guide | None,
     ) -> None:
         context = backbone.loaded.context_length or sys.maxsize
         self.limits = [min(limit, context - len(r.prompt)) for r in requests]
@@ -139,7 +195,8 @@ class _Batch:
         self.temperature_B = torch.tensor([r.temperature for r in requests], device=device)
         self.top_p_B = torch.tensor([r.top_p for r in requests], device=device)
         self.draws_BT = row_draws(seed, numbers, max(self.limits)).to(device) if self.temperature_B.any() else None
-        self.cache = roomy_cache(backbone.model.config, max(self.limits))
+        self.guide = guide
+        self.passes = _passes(backbone, guide.roles if guide else (), max(self.limits))
         self.alive = torch.arange(len(requests), device=device)
         self.ids: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
@@ -148,15 +205,15 @@ class _Batch:
 
     @torch.no_grad()
     def run(self) -> list[Rollout]:
-        logits_BV, attention_BT = self._prefill()
+        logits_NBV, attention_BT = self._prefill()
         for step in range(max(self.limits)):
-            tokens_B = self._draw(logits_BV, step)
+            tokens_B = self._draw(logits_NBV, step)
             keep = self._record(tokens_B)
             if not keep.any():
                 break
             tokens_B, attention_BT = self._compact(keep, tokens_B, attention_BT)
             attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(attention_BT), 1)], dim=1)
-            logits_BV = self._forward(tokens_B[:, None], attention_BT)
+            logits_NBV = self._forward(tokens_B[:, None], attention_BT)
         return [
             Rollout(tuple(i), tuple(p), f, tuple(w))
             for i, p, f, w in zip(self.ids, self.logprobs, self.finished, self.watched, strict=True)
@@ -174,35 +231,35 @@ class _Batch:
             return logits, attention
         index = {prompt: i for i, prompt in enumerate(distinct)}
         rows = torch.tensor([index[r.prompt] for r in self.requests], device=device)
-        select_rows(self.cache, rows)
-        return logits[rows], attention[rows]
+        self._select(rows, len(distinct))
+        return logits[:, rows], attention[rows]
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Next-token logits `[B, V]` after these tokens."""
-        loaded = self.backbone.loaded
-        arguments: dict[str, Any] = {"input_ids": ids_BT, **state_arguments(loaded, self.cache, attention_BT, ids_BT.shape[1])}
-        if loaded.forward_accepts("position_ids"):
-            positions = (attention_BT.cumsum(-1) - 1).clamp_min(0)
-            arguments["position_ids"] = positions[:, -ids_BT.shape[1] :]
-        if loaded.forward_accepts("logits_to_keep"):
-            # An index, not a count: a view of the last position has gaps, and for it a product in bf16 on a CPU would copy the
-            # output layer once for every row.
-            arguments["logits_to_keep"] = torch.tensor([ids_BT.shape[1] - 1], device=ids_BT.device)
-        logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
-        return logits[:, -1].float()
+        """Next-token logits `[N, B, V]` after these tokens."""
+        found = [part.logits(ids_BT, attention_BT) for part in self.passes]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _draw(self, logits_BV: Tensor, step: int) -> Tensor:
+    def _select(self, rows: Tensor, of: int) -> None:
+        for part in self.passes:
+            part.select(rows, of)
+
+    def _logprobs(self, logits_NBV: Tensor) -> Tensor:
+        """The distribution that these logits give, `[B, V]`."""
+        logprobs_NBV = torch.log_softmax(logits_NBV, dim=-1)
+        return logprobs_NBV[0] if self.guide is None else self.guide.logprobs(logprobs_NBV[0], logprobs_NBV[1:])
+
+    def _draw(self, logits_NBV: Tensor, step: int) -> Tensor:
         """Draws a token per row and notes its log-prob (and those of the watched tokens)."""
         temperature = self.temperature_B[self.alive]
         greedy = temperature == 0
-        scaled = logits_BV / torch.where(greedy, 1.0, temperature)[:, None]
-        logprobs_BV = torch.log_softmax(scaled, dim=-1)
+        scaled_NBV = logits_NBV / torch.where(greedy, 1.0, temperature)[:, None]
+        logprobs_BV = self._logprobs(scaled_NBV)
         tokens_B = logprobs_BV.argmax(-1)
         if self.draws_BT is not None:
             allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive])
             tokens_B = torch.where(greedy, tokens_B, pick(allowed_BV, self.draws_BT[self.alive, step]))
         self._drawn = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
-        self._seen = torch.log_softmax(logits_BV, dim=-1)[:, self.watch] if len(self.watch) else None
+        self._seen = self._logprobs(logits_NBV)[:, self.watch] if len(self.watch) else None
         return tokens_B
 
     def _record(self, tokens_B: Tensor) -> Tensor:
@@ -225,9 +282,16 @@ class _Batch:
         if keep.all():
             return tokens_B, attention_BT
         rows = keep.nonzero()[:, 0]
-        select_rows(self.cache, rows)
+        self._select(rows, len(keep))
         self.alive = self.alive[rows]
         return tokens_B[rows], attention_BT[rows]
+
+
+def _passes(backbone: Backbone, guides: Sequence[str], room: int) -> list[_Pass]:
+    """The passes that read the acting role and these: one, or one for each where rows of several cannot share it."""
+    if backbone.mixes_rows:
+        return [_Pass(backbone, guides, True, room)]
+    return [_Pass(backbone, (), True, room), *(_Pass(backbone, (role,), False, room) for role in guides)]
 
 
 def _nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:

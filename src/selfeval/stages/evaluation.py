@@ -32,13 +32,13 @@ from selfeval.quality.statistics import (
     spearman_figure,
 )
 from selfeval.records import Question, Reply, Split, Verdict, VerdictState
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import Rollout
+from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
-from selfeval.stages.policy import Sampled
+from selfeval.stages.policy import Sampled, answer, ensure_policy
 from selfeval.store import write_json, writing
-from selfeval.training.setting import POLICY
 
 __all__ = ["run"]
 
@@ -74,12 +74,11 @@ def run(context: Context) -> dict[str, Any]:
     """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
     gold = load_gold(context.config.domain)
     ensure_evaluators(context)
-    if POLICY not in context.backbone.roles:
-        context.backbone.load_role(POLICY, context.role_folder(POLICY))
+    guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
         evaluator = _evaluator_figures(context, questions, gold, bar.advance)
-        policy, samples = _policy_figures(context, gold, bar.advance)
+        policy, samples = _policy_figures(context, guide, gold, bar.advance)
     checked = _checked_samples(context, questions, gold) if gold else {}
     _gold_curve(context, checked)
     policy["overoptimisation"] = _overoptimisation(context, checked)
@@ -276,8 +275,10 @@ class _Answered:
     judgement: Judgement
 
 
-def _policy_figures(context: Context, gold: Gold | None, advance: Advance) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    answered = _answer_and_judge(context, advance)
+def _policy_figures(
+    context: Context, guide: Guide | None, gold: Gold | None, advance: Advance
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    answered = _answer_and_judge(context, guide, advance)
     outcomes = [_outcome(a.judgement, context.config.verdicts) for a in answered]
     decided = [(o, a) for o, a in zip(outcomes, answered, strict=True) if o is not None]
     scores = [o for o, _ in decided]
@@ -298,21 +299,13 @@ def _policy_figures(context: Context, gold: Gold | None, advance: Advance) -> tu
     return figures, _samples(context, answered, gold)
 
 
-def _answer_and_judge(context: Context, advance: Advance | None = None) -> list[_Answered]:
+def _answer_and_judge(context: Context, guide: Guide | None, advance: Advance | None = None) -> list[_Answered]:
     config, backbone, templates = context.config, context.backbone, context.templates
     questions = context.questions(Split.TEST)[: config.evaluation.questions]
     replies = context.replies()
     before = [replies[f"{q.id}-r0"] for q in questions]
     prompts = [templates.prompt("reply", question=q.text) for q in questions]
-    with backbone.acting_as(POLICY):
-        after = generate(
-            backbone,
-            [Request(p) for p in prompts],
-            max_new_tokens=config.replies.max_new_tokens,
-            seed=context.seed("evaluation"),
-            rows=config.rollout_rows,
-            advance=advance,
-        )
+    after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
     texts = [templates.text(r.ids) for r in after]
     kls = _kl_to_base(context, prompts, after)
     with backbone.acting_as(BASE):

@@ -25,6 +25,7 @@ from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.dialogue import dialogue_tokenizer
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.stages.context import as_begun
+from selfeval.stages.policy import GUIDE
 from selfeval.stages.terminal import Terminal
 from selfeval.store import read_json, write_json, writing
 
@@ -97,6 +98,7 @@ def export_role(
         StorageError: the disk is full or cannot be written; nothing stands at the target then.
     """
     name = find_role(folder, role)
+    _refuse_guided(folder / "roles" / name)
     target = _free(target)
     with terminal.waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder))
@@ -115,6 +117,16 @@ def export_role(
         exported = Exported(target, name, layout, agreement, dialogue, own)
         _describe(exported, config, backbone, templates, tokenizer, folder / "roles" / name, part)
     return exported
+
+
+def _refuse_guided(role_folder: Path) -> None:
+    """A policy that a value learner left alone has no weights to give away: it would be exported as it was at its start."""
+    if (role_folder / GUIDE).is_file():
+        guides = ", ".join(read_json(role_folder / GUIDE)["roles"])
+        raise ExportError(
+            f"the policy of this run has its first weights; {guides} guide it while it samples, and no folder of weights says "
+            "what they say together. Train it with a learner that changes weights (policy.learner), or export one of the guides"
+        )
 
 
 def _free(target: Path) -> Path:

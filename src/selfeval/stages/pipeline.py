@@ -19,6 +19,7 @@ from selfeval.stages.evaluators import member_roles
 from selfeval.stages.gold import check_domain
 from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
+from selfeval.training.learners.action_values import TWINS
 
 __all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
 
@@ -74,7 +75,7 @@ STAGES: tuple[Stage, ...] = (
         "policy",
         policy.run,
         ("policy",),
-        outputs=("roles/policy",),
+        outputs=("roles/policy", *(f"roles/{role}" for role in TWINS)),
         owned=("checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
         trains=True,
     ),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from selfeval.records import Pair, Split
+from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, scorer_of
-from selfeval.store import writing
+from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
@@ -18,7 +20,20 @@ from selfeval.training.probe import HeldOutJudge
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
-__all__ = ["Sampled", "add_roles", "prompts_of", "run", "setting_of"]
+__all__ = [
+    "GUIDE",
+    "Sampled",
+    "add_roles",
+    "answer",
+    "ensure_policy",
+    "prompts_of",
+    "run",
+    "save_policy",
+    "setting_of",
+]
+
+GUIDE = "guide.json"
+"""In the policy's folder: what bends its sampling, where a value learner left its weights alone."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,51 @@ def add_roles(context: Context) -> None:
         backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # it moves: weights of its own
     else:
         backbone.add_snapshot(REFERENCE, of=POLICY)
+
+
+def save_policy(context: Context, guide: Guide | None) -> None:
+    """Writes the role `policy`, after the roles that guide it and with a note of them where there are any."""
+    guides = guide.roles if guide else ()
+    for role in (*guides, POLICY):
+        context.backbone.freeze(role)
+        with writing(context.role_folder(role)) as folder:
+            context.backbone.save_role(role, folder)
+            if guide and role == POLICY:
+                write_json(folder / GUIDE, guide.as_json())
+
+
+def ensure_policy(context: Context) -> Guide | None:
+    """Loads the trained policy, and what guides it, into the backbone unless they are there already; returns the guide."""
+    noted = context.role_folder(POLICY) / GUIDE
+    guide = Guide.from_json(read_json(noted)) if noted.is_file() else None
+    for role in (POLICY, *(guide.roles if guide else ())):
+        if role not in context.backbone.roles:
+            context.backbone.load_role(role, context.role_folder(role))
+    return guide
+
+
+def answer(
+    context: Context,
+    prompts: Sequence[tuple[int, ...]],
+    guide: Guide | None,
+    *,
+    seed: int,
+    role: str = POLICY,
+    advance: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """The trained policy's replies, plain samples at temperature 1; guided where its learner left its weights alone.
+
+    Args:
+        prompts: `reply` prompts as token ids.
+        guide: what `ensure_policy` (or the training) gave.
+        seed: of the draws.
+        role: who answers; the bare base is what the policy was at its start.
+        advance: called with the number of replies just finished.
+    """
+    config, requests = context.config, [Request(prompt) for prompt in prompts]
+    limit, rows = config.replies.max_new_tokens, config.rollout_rows
+    with context.backbone.acting_as(role):
+        return generate(context.backbone, requests, max_new_tokens=limit, seed=seed, rows=rows, guide=guide, advance=advance)
 
 
 def prompts_of(context: Context) -> list[Prompt]:
@@ -97,7 +157,7 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Trains and saves the role `policy`; returns counts and what the watchdogs saw."""
+    """Trains and saves the role `policy` (or what guides it); returns counts and what the watchdogs saw."""
     config, store, backbone = context.config, context.store, context.backbone
     add_roles(context)
 
@@ -131,12 +191,10 @@ def run(context: Context) -> dict[str, Any]:
                 store.add_metrics("watchdogs", alarm.as_json())
             context.terminal.note(f"policy: back to iteration {iteration}, with half the learning rate")
 
-        train_policy(
+        guide = train_policy(
             setting_of(context), prompts_of(context), checkpoints, keep=keep, log=log, resumed=resumed, rolled_back=rolled_back
         )
-    backbone.freeze(POLICY)
-    with writing(context.role_folder(POLICY)) as folder:
-        backbone.save_role(POLICY, folder)
+    save_policy(context, guide)
     return {
         "iterations": config.policy.iterations,
         "watchdogs": len(store.read_metrics("watchdogs")),

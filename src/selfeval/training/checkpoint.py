@@ -21,6 +21,9 @@ from selfeval.store import read_json, write_json, writing
 
 __all__ = ["Checkpoints", "role_optimizer"]
 
+_TENSOR = "in state.safetensors"
+"""Key of the note that stands for a tensor in state.json."""
+
 
 def role_optimizer(parameters: Mapping[str, nn.Parameter], learning_rate: float) -> AdamW:
     """AdamW without decay over a role's weights."""
@@ -56,6 +59,10 @@ class Checkpoints:
         """Writes a checkpoint for `step`, then removes the others.
 
         One of the same step (the loop went back to it) stays until the new one is there, so that there always is one.
+
+        Args:
+            step: its number.
+            state: what else the loop carries: JSON values, and tensors anywhere among them.
         """
         others = self._saved()
         before = [times for number, times, _ in others if number == step]
@@ -64,11 +71,12 @@ class Checkpoints:
         }
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
+        numbers = _without_tensors(state, "state", tensors)
         name = f"step-{step:06d}.{max(before) + 1}" if before else f"step-{step:06d}"
         with writing(self.folder / name) as temporary:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "state.safetensors")
-            write_json(temporary / "state.json", {"step": step, **state})
+            write_json(temporary / "state.json", {"step": step, **numbers})
         for _, _, path in others:
             shutil.rmtree(path)
 
@@ -80,7 +88,7 @@ class Checkpoints:
         return found
 
     def restore(self) -> dict[str, Any] | None:
-        """Puts the newest checkpoint back into roles and optimizers and returns its numbers, or None if there is none."""
+        """Puts the newest checkpoint back into roles and optimizers and returns its state, or None if there is none."""
         saved = self._saved()
         if not saved:
             return None
@@ -99,4 +107,22 @@ class Checkpoints:
                 state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 if state:
                     optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-        return dict(read_json(path / "state.json"))
+        return dict(_with_tensors(read_json(path / "state.json"), tensors))
+
+
+def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """The value with a note in the place of each tensor, which goes to `tensors` under its place in the tree."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return {_TENSOR: name}
+    if isinstance(value, Mapping):
+        return {key: _without_tensors(part, f"{name}/{key}", tensors) for key, part in value.items()}
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _with_tensors(part, tensors) for key, part in value.items()}
+    return value

@@ -22,7 +22,8 @@ from selfeval.backbone.logprobs import Measure, TokenLogprobs, token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.guide import Guide
 from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "policy_logprobs",
     "reference_logprobs",
     "rows_of",
+    "sample",
     "with_values",
 ]
 
@@ -129,20 +131,21 @@ def rows_of(batch: Sequences, index: Tensor) -> Sequences:
     )
 
 
-def collect(setting: Setting, prompts: Sequence[Prompt], iteration: int) -> Samples:
-    """Samples the policy's replies to an iteration's questions: one temperature, no top-k, no top-p."""
-    config = setting.config
-    asked = [p for p in prompts for _ in range(config.replies_per_question)]
-    requests = [Request(p.reply, temperature=config.temperature) for p in asked]
+def collect(setting: Setting, prompts: Sequence[Prompt], iteration: int, guide: Guide | None = None) -> Samples:
+    """Samples the policy's replies to an iteration's questions.
+
+    Args:
+        guide: value functions that bend what the policy samples.
+    """
+    asked = [p for p in prompts for _ in range(setting.config.replies_per_question)]
+    return Samples(asked, sample(setting, asked, setting.sampling_seed(iteration), guide))
+
+
+def sample(setting: Setting, asked: Sequence[Prompt], seed: int, guide: Guide | None = None) -> list[Rollout]:
+    """Samples a reply of the policy to each prompt: one temperature, no top-k, no top-p."""
+    requests = [Request(p.reply, temperature=setting.config.temperature) for p in asked]
     with setting.backbone.acting_as(POLICY):
-        rollouts = generate(
-            setting.backbone,
-            requests,
-            max_new_tokens=setting.limit,
-            seed=setting.sampling_seed(iteration),
-            rows=setting.rows,
-        )
-    return Samples(asked, rollouts)
+        return generate(setting.backbone, requests, max_new_tokens=setting.limit, seed=seed, rows=setting.rows, guide=guide)
 
 
 @torch.no_grad()

@@ -16,10 +16,12 @@ from torch.optim import AdamW
 
 from selfeval.algorithms.controllers import adaptive_kl_coefficient
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.diagnosis import broken_layer
 from selfeval.training.experience import Experience, RewardScale, measure, observe, rows_of
 from selfeval.training.learners import make_learner
+from selfeval.training.learners.value_learner import ValueLearner
 from selfeval.training.schedules import draw
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm, check_iteration, not_finite, refuse_broken
@@ -38,7 +40,7 @@ def train_policy(
     log: Callable[[dict[str, float], Sequence[Alarm]], None],
     resumed: Callable[[int], None],
     rolled_back: Callable[[int, Sequence[Alarm]], None],
-) -> None:
+) -> Guide | None:
     """Trains the role `policy`, which exists and is at its start, from the last checkpoint if there is one.
 
     Args:
@@ -49,6 +51,9 @@ def train_policy(
         log: called with its metrics and what the watchdogs saw.
         resumed: called with the iteration of the checkpoint that training goes on from (0 at a fresh start).
         rolled_back: called with the iteration that a watchdog went back to, and what it saw.
+
+    Returns:
+        What bends the policy's sampling from now on, where the learner left its weights alone; None where they learned.
 
     Raises:
         LoopError: a watchdog stopped the training.
@@ -78,11 +83,12 @@ def train_policy(
             continue
         if any(a.action == "finish" for a in alarms):
             rolled_back(loop.go_back(best), alarms)
-            return
+            break
         if loop.judged_best(iteration):
             best.save(iteration, loop.state())
         if iteration % setting.config.checkpoint_every == 0 and iteration < setting.config.iterations:
             keeper.save(iteration, loop.state())
+    return loop.guide
 
 
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
@@ -107,13 +113,19 @@ class _Loop:
         """The roles whose weights a checkpoint holds."""
         return (*self.learner.roles, REFERENCE) if self.setting.config.reference_ema else self.learner.roles
 
+    @property
+    def guide(self) -> Guide | None:
+        """What bends the policy's sampling now; None where its own weights learn."""
+        return self.learner.guide if isinstance(self.learner, ValueLearner) else None
+
     def iterate(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
         """One iteration; its metrics, and what the watchdogs say to them."""
         config, learner = self.setting.config, self.learner
         samples = learner.collect(prompts, iteration)
         scores = self.setting.scorer(samples)
         self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
-        experience = observe(self.setting, samples, scores, self.scale, self.kl_coefficient)
+        penalty = 0.0 if self.guide else self.kl_coefficient  # values are held by their own temperature
+        experience = observe(self.setting, samples, scores, self.scale, penalty)
         experience = learner.advantages(experience, self.scale)
         values = {"step": float(iteration), **measure(experience)}
         try:
@@ -139,7 +151,7 @@ class _Loop:
         every = self.setting.config.judge_every
         if self.setting.judge is None or not every or iteration % every:
             return {}
-        reading = self.setting.judge()
+        reading = self.setting.judge(self.guide)
         now = {"step": float(iteration), "win_rate": reading.win_rate, "score": score}
         best = max([*self.looks, now], key=lambda look: look["win_rate"])
         self.looks.append(now)

@@ -18,6 +18,7 @@ from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Comparison, compare
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.guide import Guide
 from selfeval.training.setting import POLICY, JudgeReading
 
 __all__ = ["HeldOutJudge"]
@@ -42,9 +43,9 @@ class HeldOutJudge:
     rows: int
     seed: int
 
-    def __call__(self) -> JudgeReading:
-        """One reading of the policy as it is now."""
-        pairs = zip(self.questions, self._replies(POLICY), self._start, strict=True)
+    def __call__(self, guide: Guide | None) -> JudgeReading:
+        """One reading of the policy as it is now, and samples now."""
+        pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [Comparison(question, ours, theirs) for question, ours, theirs in pairs]
         with self.backbone.acting_as(BASE):
             judged = compare(self.backbone, self.templates, "referee", comparisons, self.config, rows=self.rows)
@@ -55,8 +56,8 @@ class HeldOutJudge:
     def _start(self) -> list[str]:
         return self._replies(BASE)
 
-    def _replies(self, role: str) -> list[str]:
+    def _replies(self, role: str, guide: Guide | None = None) -> list[str]:
         requests = [Request(self.templates.prompt("reply", question=q)) for q in self.questions]
         with self.backbone.acting_as(role):
-            rollouts = generate(self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, rows=self.rows)
+            rollouts = generate(self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, rows=self.rows, guide=guide)
         return [self.templates.text(r.ids) for r in rollouts]

@@ -12,6 +12,7 @@ from torch import Tensor
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Rollout
+from selfeval.rollout.guide import Guide
 from selfeval.training.evaluator import Preference
 
 __all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "Prompt", "Samples", "Scorer", "Scores", "Setting"]
@@ -93,7 +94,8 @@ class Setting:
         rows: replies side by side while sampling.
         batch_tokens: tokens of a micro-batch.
         pairs: labelled pairs, their prompts as the policy reads them; for learners that learn from those.
-        judge: says now and then what a judge outside of the training thinks of the policy; None where none is asked.
+        judge: says now and then what a judge outside of the training thinks of the policy, which samples with a guide where
+            there is one; None where none is asked.
     """
 
     backbone: Backbone
@@ -104,7 +106,7 @@ class Setting:
     rows: int
     batch_tokens: int
     pairs: Sequence[Preference] = ()
-    judge: Callable[[], JudgeReading] | None = None
+    judge: Callable[[Guide | None], JudgeReading] | None = None
 
     def sampling_seed(self, iteration: int) -> int:
         """Of the draws of one iteration's replies."""

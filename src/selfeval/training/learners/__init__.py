@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 from selfeval.training.learners.dpo import DPO
 from selfeval.training.learners.grpo import grpo
+from selfeval.training.learners.ilql import ILQL
 from selfeval.training.learners.learner import Learner
 from selfeval.training.learners.ppo import PPO
 from selfeval.training.learners.raft import RAFT
 from selfeval.training.learners.reinforce_pp import reinforce_pp
 from selfeval.training.learners.remax import ReMax
 from selfeval.training.learners.rloo import rloo
+from selfeval.training.learners.soft_q import SoftQ
 from selfeval.training.setting import Setting
 
 __all__ = ["LEARNERS", "make_learner"]
@@ -24,6 +26,8 @@ LEARNERS: dict[str, Callable[[Setting], Learner]] = {
     "remax": ReMax,
     "dpo": DPO,
     "raft": RAFT,
+    "ilql": ILQL,
+    "soft_q": SoftQ,
 }
 
 

@@ -43,7 +43,7 @@ class Learner(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """The numbers that it carries from iteration to iteration, as JSON values."""
+        """What it carries from iteration to iteration: JSON values, and tensors anywhere among them."""
         ...
 
     def load(self, state: Mapping[str, Any]) -> None:

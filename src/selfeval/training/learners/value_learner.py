@@ -1,0 +1,124 @@
+"""What the value learners share: Q roles that guide decoding, a replay of past replies, and an automatic temperature.
+
+The policy's weights are never touched. It samples pi_ref exp(mean_k Q_k / beta), normalised, of which the head b(s) cancels
+(`rollout/guide.py`); beta moves until the KL divergence of the guided replies from the reference is `kl_target` nats per reply,
+by gradient ascent on the dual, as the temperature of SAC does: Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from selfeval.algorithms.controllers import dual_kl_coefficient
+from selfeval.algorithms.kl import k1
+from selfeval.algorithms.masked import masked_mean, masked_sum
+from selfeval.rollout.guide import Guide
+from selfeval.training.experience import Experience, RewardScale, collect
+from selfeval.training.learners.action_values import TARGETS, TWINS, UNIT, add_twins, follow, lag, q_gradients
+from selfeval.training.replay import Replay, Replayed
+from selfeval.training.setting import Prompt, Samples, Setting
+from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
+
+__all__ = ["ValueLearner"]
+
+_TEMPERATURE_RATE = 0.05
+"""Change of log beta in an iteration whose KL is off by the whole target."""
+
+
+class ValueLearner(ABC):
+    """Learns Q functions from remembered replies; a subclass says what they are to learn.
+
+    Args:
+        setting: what the loop was given; its reward has no KL penalty.
+        others: peak learning rate of further roles that learn.
+    """
+
+    def __init__(self, setting: Setting, others: Mapping[str, float] | None = None) -> None:
+        add_twins(setting)
+        config = setting.config
+        self.setting = setting
+        rates = {**dict.fromkeys(TWINS, config.learning_rate), **(others or {})}
+        self.roles: tuple[str, ...] = (*rates, *TARGETS)
+        self.optimizers = Optimizers(setting.backbone, rates, config)
+        self.replay = Replay(config.replay)
+        self.automatic = config.kl_control != "fixed"
+        self.beta = UNIT if self.automatic else config.kl_coefficient
+
+    @property
+    def guide(self) -> Guide:
+        """What bends the policy's replies now."""
+        return Guide(TWINS, UNIT / self.beta)
+
+    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+        return collect(self.setting, prompts, iteration, self.guide)
+
+    def guided(self, experience: Experience) -> Experience:
+        """The replies that were sampled with the guide."""
+        return experience
+
+    def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
+        return experience
+
+    @abstractmethod
+    def with_targets(self, pool: Replayed) -> Replayed:
+        """The replies with the value of each token by the target roles, and what the Q functions are to learn."""
+
+    def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
+        self.replay.add(experience)
+        rows = [self._step(parts, iteration) for parts in self._minibatches(len(experience.scores_B), iteration)]
+        return {**mean_of(rows), **self._follow_kl(self.guided(experience), iteration)}
+
+    def _minibatches(self, count: int, iteration: int) -> Iterator[dict[str, tuple[Replayed, float]]]:
+        """For each step a minibatch per Q role and that role's lag.
+
+        In each epoch `count` replies are drawn, and their targets made anew.
+        """
+        config = self.setting.config
+        for epoch in range(config.epochs):
+            rng = random.Random(f"{self.setting.seed}/replay/{iteration}/{epoch}")
+            pool = self.with_targets(self.replay.sample(self.setting.backbone, count, rng))
+            orders = {role: torch.tensor(rng.sample(range(len(pool.mask)), len(pool.mask))) for role in TWINS}
+            lags = {role: lag(self.setting, role, pool) for role in TWINS}
+            for start in range(0, len(pool.mask), config.minibatch):
+                picked = {role: order[start : start + config.minibatch].to(pool.mask.device) for role, order in orders.items()}
+                yield {role: (pool.rows(index), lags[role]) for role, index in picked.items()}
+
+    def _step(self, parts: dict[str, tuple[Replayed, float]], iteration: int) -> dict[str, float]:
+        found = []
+        for role, (part, behind) in parts.items():
+            values = q_gradients(self.setting, role, part, behind=behind)
+            found.append({**values, "q_lag": behind, "grad_norm": self.optimizers.step(role, iteration)})
+        follow(self.setting.backbone, self.setting.config.target_share)
+        return {**mean_of(found), **self.step_others(parts[TWINS[0]][0], iteration)}
+
+    def step_others(self, part: Replayed, iteration: int) -> dict[str, float]:
+        """A step of the further roles on a minibatch."""
+        return {}
+
+    def _follow_kl(self, guided: Experience, iteration: int) -> dict[str, float]:
+        """Metrics of the guided replies; moves the temperature."""
+        config = self.setting.config
+        kl = float(masked_sum(k1(guided.logprobs, guided.ref_logprobs), guided.mask)) / len(guided.scores_B)
+        found = {
+            "kl": kl,
+            "kl_coefficient": self.beta,
+            "entropy": -float(masked_mean(guided.logprobs, guided.mask)),
+            "first_ratio": 0.0,
+            "learning_rate": config.learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config),
+        }
+        if self.automatic:
+            rate = _TEMPERATURE_RATE / config.kl_target
+            self.beta = dual_kl_coefficient(self.beta, kl, target=config.kl_target, learning_rate=rate)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return {"beta": self.beta, "replay": self.replay.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.beta = float(state["beta"])
+        self.replay.load(state["replay"])

@@ -1,0 +1,133 @@
+"""What value learners learn from: the replies of past iterations with their rewards, drawn again and again.
+
+Lin 1992, https://doi.org/10.1007/BF00992699; Mnih et al. 2015, methods, https://doi.org/10.1038/nature14236.
+
+Shapes: B replies, R reply tokens, N replies remembered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import Sequences, pad_sequences
+from selfeval.training.experience import Experience, rows_of
+
+__all__ = ["Replay", "Replayed"]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Remembered replies as a batch; all but the batches `[B, R]`.
+
+    Attributes:
+        policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
+        rewards: without a KL penalty.
+        logprobs: of the tokens when they were drawn; `ref_logprobs`: under the reference.
+        taken: value of each token, by the target roles; 0 until the learner has said.
+        targets: what the value functions are to say of each token; 0 until the learner has said.
+        weights: of each token's loss; 1 until the learner has said.
+    """
+
+    policy_batch: Sequences
+    critic_batch: Sequences
+    rewards: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    taken: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        return self.policy_batch.mask_BR
+
+    def rows(self, index: Tensor) -> Replayed:
+        """Some of the replies."""
+        per_token = (self.rewards, self.logprobs, self.ref_logprobs, self.taken, self.targets, self.weights)
+        batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
+        return Replayed(*batches, *(part[index] for part in per_token))
+
+
+class _Row(NamedTuple):
+    """One reply on the CPU: token ids of prompt, grade prompt and reply; then what `Replayed` has of its tokens."""
+
+    prompt: Tensor
+    grade: Tensor
+    reply: Tensor
+    rewards: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+
+
+class Replay:
+    """The newest replies, up to a number.
+
+    Args:
+        capacity: replies remembered; the oldest leave first.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.rows: deque[_Row] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, experience: Experience) -> None:
+        """Remembers an iteration's replies."""
+        policy, critic, mask = experience.policy_batch, experience.critic_batch, experience.mask
+        for row in range(len(mask)):
+            kept = mask[row]
+            parts = (
+                policy.ids_BT[row, : policy.prompt_lengths_B[row]],
+                critic.ids_BT[row, : critic.prompt_lengths_B[row]],
+                policy.reply_BR[row, kept],
+                experience.rewards[row, kept],
+                experience.logprobs[row, kept],
+                experience.ref_logprobs[row, kept],
+            )
+            self.rows.append(_Row(*(part.cpu().clone() for part in parts)))
+
+    def sample(self, backbone: Backbone, count: int, rng: random.Random) -> Replayed:
+        """Draws `count` different replies, all where there are not so many, each as likely as any other."""
+        rows = rng.sample(self.rows, min(count, len(self.rows)))
+        replies = [row.reply.tolist() for row in rows]
+        batch = pad_sequences(backbone, [row.prompt.tolist() for row in rows], replies)
+        critic_batch = pad_sequences(backbone, [row.grade.tolist() for row in rows], replies)
+        nothing = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
+
+        def spread(per_row: Sequence[Tensor]) -> Tensor:
+            return nothing.masked_scatter(batch.mask_BR, torch.cat(list(per_row)).to(nothing))
+
+        return Replayed(
+            batch,
+            critic_batch,
+            rewards=spread([row.rewards for row in rows]),
+            logprobs=spread([row.logprobs for row in rows]),
+            ref_logprobs=spread([row.ref_logprobs for row in rows]),
+            taken=nothing,
+            targets=nothing,
+            weights=torch.ones_like(nothing),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is remembered, in flat tensors."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(_Row._fields)
+        empty = {name: torch.zeros(0, dtype=torch.int64 if i < 3 else torch.float32) for i, name in enumerate(_Row._fields)}
+        flat = {name: torch.cat([empty[name], *parts]) for name, parts in zip(_Row._fields, columns, strict=True)}
+        lengths = [[len(part) for part in row] for row in self.rows]
+        return {**flat, "lengths": torch.tensor(lengths, dtype=torch.int64).view(-1, len(_Row._fields))}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Remembers what `state` gave, and nothing else."""
+        lengths = state["lengths"].tolist()
+        columns = [state[name].split([row[i] for row in lengths]) for i, name in enumerate(_Row._fields)]
+        self.rows.clear()
+        self.rows.extend(_Row(*(part.clone() for part in row)) for row in zip(*columns, strict=True))

@@ -1,0 +1,124 @@
+"""The stage policy with a learner that leaves the policy's weights alone: what it writes, and who samples with it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from selfeval.config import RunConfig
+from selfeval.errors import ExportError
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.records import Question, Reply, Split
+from selfeval.stages import evaluation
+from selfeval.stages.context import Context
+from selfeval.stages.export import export_role
+from selfeval.stages.policy import add_roles, answer, ensure_policy, run
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore, write_json
+from selfeval.training.evaluator import EVALUATOR
+from selfeval.training.setting import POLICY
+
+SETTINGS: Mapping[str, Any] = {
+    "policy": {
+        "learner": "soft_q", "iterations": 3, "questions_per_iteration": 4, "replies_per_question": 2, "epochs": 1,
+        "warmup_iterations": 0, "learning_rate": 0.03, "minibatch": 8,
+    },
+    "replies": {"max_new_tokens": 8},
+    "evaluation": {"questions": 4},
+}  # fmt: skip
+
+
+def context(folder: Path, config: Mapping[str, Any] = SETTINGS) -> Context:
+    """A run whose evaluator is trained, on a tiny model; its prompts and questions are there."""
+    made = Context(RunConfig(**config), RunStore(folder), Terminal(quiet=True))
+    backbone = tiny_models.backbone("llama", 384)
+    made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
+    if not (folder / "roles").is_dir():
+        backbone.add_role(EVALUATOR, head=True)
+        tiny_models.scramble(backbone, EVALUATOR, size=0.1)
+        backbone.save_role(EVALUATOR, made.role_folder(EVALUATOR))
+        write_json(made.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
+        splits = [Split.TRAIN] * 8 + [Split.TEST] * 4
+        made.store.update_run(schema=1)
+        made.store.write_shard("questions", 0, [Question(f"q{i}", f"What is {i}?", s, "self") for i, s in enumerate(splits)])
+        before = [Reply(f"q{i}-r0", f"q{i}", "7", (7, 1), "sample", 1.0, 1.0, -1.0, True) for i in range(12)]
+        made.store.write_shard("replies", 0, before)
+    return made
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def again(made: Context) -> Context:
+    """The same run as another process finds it: a copy of its files, and a fresh backbone."""
+    copy = Path(tempfile.mkdtemp(dir=made.store.root.parent)) / "run"
+    shutil.copytree(made.store.root, copy, ignore=shutil.ignore_patterns(".lock"))
+    return context(copy)
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    made = context(tmp_path_factory.mktemp("guided") / "run")
+    run(made)
+    return made
+
+
+def prompts(made: Context) -> list[tuple[int, ...]]:
+    return [made.templates.prompt("reply", question=q.text) for q in made.questions(Split.TEST)] * 5
+
+
+def test_the_saved_policy_is_byte_for_byte_that_of_the_start(guided: Context, tmp_path: Path) -> None:
+    start = again(guided)
+    add_roles(start)
+    start.backbone.save_role(POLICY, tmp_path / POLICY)
+    expected, found = hashes(tmp_path / POLICY), hashes(guided.role_folder(POLICY))
+    assert found.keys() - expected.keys() == {"guide.json"}
+    assert {name: found[name] for name in expected} == expected
+    for role in ("q-0", "q-1"):
+        assert {"adapter_model.safetensors", "head.safetensors", "role.json"} <= hashes(guided.role_folder(role)).keys()
+
+
+def test_another_process_samples_with_the_same_guide(guided: Context) -> None:
+    other = again(guided)
+    guide = ensure_policy(other)
+    assert guide is not None
+    assert guide.roles == ("q-0", "q-1")
+    assert guide == ensure_policy(guided)
+    for role in guide.roles:
+        for one, its in zip(other.backbone.parameters(role).values(), guided.backbone.parameters(role).values(), strict=True):
+            assert torch.equal(one, its)
+    found = answer(other, prompts(other), guide, seed=3)
+    assert found == answer(guided, prompts(guided), guide, seed=3)
+    assert sum(a.ids != b.ids for a, b in zip(found, answer(other, prompts(other), None, seed=3), strict=True)) > 5
+
+
+def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = again(guided)
+    monkeypatch.setattr(evaluation, "compare", lambda *arguments, **options: [None] * 4)
+    found = evaluation._answer_and_judge(other, ensure_policy(other))
+    expected = answer(other, prompts(other)[:4], ensure_policy(other), seed=other.seed("evaluation"))
+    assert [a.after for a in found] == expected
+    assert [a.after for a in found] != answer(other, prompts(other)[:4], None, seed=other.seed("evaluation"))
+
+
+def test_a_policy_whose_weights_learned_has_no_guide(tmp_path: Path) -> None:
+    made = context(tmp_path / "run", {**SETTINGS, "policy": {**SETTINGS["policy"], "learner": "rloo"}})
+    run(made)
+    assert ensure_policy(made) is None
+    assert not any("q-" in role for role in made.backbone.roles)
+
+
+def test_a_guided_policy_is_not_exported_as_if_it_had_learned(guided: Context, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"merge": False, "precision": "base", "terminal": Terminal(quiet=True)}
+    with pytest.raises(ExportError, match="q-0, q-1 guide it while it samples"):
+        export_role(guided.config, guided.store.root, POLICY, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
