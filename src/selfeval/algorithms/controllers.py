@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["adaptive_kl_coefficient"]
+__all__ = [
+    "AdamState",
+    "adam_update",
+    "adaptive_kl_coefficient",
+    "direct_temperature",
+    "dual_kl_coefficient",
+    "dual_temperature",
+]
 
 
 def adaptive_kl_coefficient(
@@ -41,3 +50,143 @@ def adaptive_kl_coefficient(
         raise ValueError(f"the measured KL must be finite, got {kl}: look for NaN in the log-probs")
     error = max(-error_clip, min(kl / target - 1, error_clip))
     return coefficient * (1 + error * samples / horizon)
+
+
+def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learning_rate: float) -> float:
+    """Move the weight of the KL penalty as the Lagrange multiplier of the constraint KL <= target.
+
+    log β ← log β + lr (KL − target)
+
+    Gradient ascent on the dual, in log β so that β stays positive. Unlike `adaptive_kl_coefficient` its step grows with the
+    distance from the target, in nats and without a clip. Abdolmaleki et al. 2018, section 4.2
+    (https://arxiv.org/abs/1806.06920).
+
+    Args:
+        coefficient: β now, in reward per nat, > 0.
+        kl: KL(π‖π_ref) that was just measured, in nats.
+        target: the KL to hold, in nats, > 0.
+        learning_rate: change of log β per nat of excess, > 0.
+
+    Returns:
+        The new coefficient, > 0.
+
+    Raises:
+        ValueError: coefficient, target or learning_rate is not positive, or the KL is not finite.
+
+    Example:
+        >>> round(dual_kl_coefficient(0.1, 8.0, target=6.0, learning_rate=0.05), 6)
+        0.110517
+    """
+    if coefficient <= 0 or target <= 0:
+        raise ValueError(f"coefficient and target must be positive, got {coefficient} and {target}")
+    return math.exp(math.log(coefficient) + _step(kl - target, learning_rate))
+
+
+def dual_temperature(
+    temperature: float, entropy: float, *, target: float, learning_rate: float, parameter: Literal["log", "exp"] = "log"
+) -> float:
+    """Move the temperature of soft Q-learning or SAC so that the entropy approaches its target.
+
+    log:  log α ← log α − lr (H − H̄)            gradient of log α · (H − H̄)
+    exp:  log α ← log α − lr α (H − H̄)          gradient of α · (H − H̄) with α = exp(log α)
+
+    Too little entropy raises α. "exp" is the paper's objective; its steps shrink with α, so that a small temperature hardly
+    moves. Public code has both. Against a reference pass −KL as the entropy and −(target KL) as the target. Haarnoja et al.
+    2018, eq. 18 (https://arxiv.org/abs/1812.05905).
+
+    Args:
+        temperature: α now, in reward per nat, > 0.
+        entropy: H that was just measured, in nats.
+        target: H̄, the entropy to hold, in nats.
+        learning_rate: change of log α per nat, > 0.
+        parameter: "log" or "exp".
+
+    Returns:
+        The new temperature, > 0.
+
+    Raises:
+        ValueError: temperature or learning_rate is not positive, the entropy is not finite, or the name is unknown.
+    """
+    if temperature <= 0 or parameter not in ("log", "exp"):
+        raise ValueError(f"temperature must be > 0 and parameter 'log' or 'exp', got {temperature} and {parameter!r}")
+    scale = temperature if parameter == "exp" else 1.0
+    return math.exp(math.log(temperature) + _step(scale * (target - entropy), learning_rate))
+
+
+def direct_temperature(temperature: float, entropy: float, *, target: float, learning_rate: float) -> float:
+    """Move the temperature itself instead of its logarithm: α ← max(0, α − lr (H − H̄)).
+
+    The plain projected dual step. It can reach 0, and come back. Boyd and Vandenberghe 2004, section 5.4.2
+    (https://web.stanford.edu/~boyd/cvxbook/) for the dual; Haarnoja et al. 2018, eq. 17 (https://arxiv.org/abs/1812.05905).
+
+    Args:
+        temperature: α now, in reward per nat, >= 0.
+        entropy: H that was just measured, in nats.
+        target: H̄, the entropy to hold, in nats.
+        learning_rate: change of α per nat, > 0.
+
+    Returns:
+        The new temperature, >= 0.
+
+    Raises:
+        ValueError: temperature is negative, learning_rate is not positive, or the entropy is not finite.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must be >= 0, got {temperature}")
+    return max(0.0, temperature + _step(target - entropy, learning_rate))
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """What Adam remembers of one number: moving means of the gradient and of its square, and the updates so far."""
+
+    mean: float = 0.0
+    square: float = 0.0
+    updates: int = 0
+
+
+def adam_update(
+    parameter: float,
+    gradient: float,
+    state: AdamState,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> tuple[float, AdamState]:
+    """Take one step of Adam on one number, such as log α with the gradient H − H̄ (or α (H − H̄) for "exp").
+
+    m ← β1 m + (1 − β1) g,   v ← β2 v + (1 − β2) g²,   x ← x − lr m̂ / (√v̂ + eps),   m̂ = m / (1 − β1ᵗ), v̂ = v / (1 − β2ᵗ)
+
+    Its steps have about the size lr whatever the gradient. Kingma and Ba 2015, algorithm 1
+    (https://arxiv.org/abs/1412.6980).
+
+    Args:
+        parameter: x now.
+        gradient: of what is minimised, with respect to x.
+        state: from the update before; `AdamState()` at the start.
+        learning_rate: lr in units of x, > 0.
+        betas: decay of the two means, each in [0, 1).
+        eps: added to the root, > 0.
+
+    Returns:
+        The new parameter and the new state.
+
+    Raises:
+        ValueError: learning_rate is not positive, or the gradient is not finite.
+    """
+    _step(gradient, learning_rate)  # refuses what would poison the state
+    updates = state.updates + 1
+    mean = betas[0] * state.mean + (1 - betas[0]) * gradient
+    square = betas[1] * state.square + (1 - betas[1]) * gradient**2
+    step = mean / (1 - betas[0] ** updates) / (math.sqrt(square / (1 - betas[1] ** updates)) + eps)
+    return parameter - learning_rate * step, AdamState(mean, square, updates)
+
+
+def _step(amount: float, learning_rate: float) -> float:
+    """The step, once its parts are known to be sound."""
+    if learning_rate <= 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    if not math.isfinite(amount):
+        raise ValueError(f"what was measured must be finite, got a difference of {amount}: look for NaN in the log-probs")
+    return learning_rate * amount
