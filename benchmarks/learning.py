@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,8 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     known = {name: value for name, value in saved.items() if name in RunConfig.model_fields and name != "policy"}
     recipe = load_config(Path("recipes/embedded.toml"), {}, assignments)
     config = RunConfig.model_validate({**known, "seed": seed, "policy": recipe.policy})
-    context = Context(config, RunStore(run), Terminal(quiet=True))
+    view = _view(run)
+    context = Context(config, RunStore(view), Terminal(quiet=True))
     gold = load_gold(config.domain)
     assert gold is not None
     questions = {q.id: q.text for q in context.questions("train")}  # type: ignore[arg-type]
@@ -70,6 +72,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
         )
     seconds = time.monotonic() - started
     before, after = (gold_share(context, gold, start) for start in (True, False))
+    shutil.rmtree(view)
     return {
         "run": run.name,
         "seed": seed,
@@ -82,6 +85,15 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
         "alarms": alarms,
         "iterations": lines,
     }
+
+
+def _view(run: Path) -> Path:
+    """A folder with the run's data, so that trainings side by side do not wait for its lock."""
+    folder = Path(tempfile.mkdtemp())
+    for name in ("questions", "workings", "pairs", "roles"):
+        (folder / name).symlink_to((run / name).resolve())
+    shutil.copy(run / "run.json", folder)
+    return folder
 
 
 def gold_share(context: Any, gold: Any, start: bool) -> dict[str, Any]:

@@ -207,8 +207,10 @@ class EvaluatorConfig(Section):
 class PolicyConfig(Section):
     """Policy learning against the evaluator; which algorithm is `learner`, the rest is common to them."""
 
-    learner: Literal["ppo"] = "ppo"
-    """The algorithm; docs/algorithms has a page on each."""
+    learner: Literal["ppo", "grpo", "rloo", "reinforce_pp", "remax", "dpo", "raft"] = "ppo"
+    """The algorithm; docs/algorithms/learners.md tells them apart."""
+    pairs: Literal["sampled", "kept"] = "sampled"
+    """What dpo learns from: pairs of the replies just sampled, or the pairs that the judge labelled."""
     iterations: Count = 30
     """Rounds of sampling and updating."""
     questions_per_iteration: Count = 32
@@ -235,6 +237,8 @@ class PolicyConfig(Section):
     """PPO clip range of the probability ratio."""
     clip_high: Annotated[float, Field(ge=0.0)] = 0.0
     """Upper half-width of the clip range where it differs from `clip` (0.28 in DAPO); 0: the same."""
+    dual_clip: Annotated[float, Field(ge=0.0)] = 0.0
+    """Bound of the loss of a bad token that became likelier, in units of the ratio (3 is usual); 0: none."""
     value_clip: Annotated[float, Field(ge=0.0)] = 0.2
     """Clip range of the value update, in units of the whitened reward; 0: none."""
     whiten_advantages: bool = True
@@ -261,6 +265,12 @@ class PolicyConfig(Section):
     """Below this share of the entropy at the start, a bonus for entropy is added; 0: never."""
     reference_ema: Share = 0.0
     """Share of the way to the policy that the reference goes after each iteration; 0: it stays what it was."""
+    watchdogs: Literal["act", "warn"] = "act"
+    """Whether watchdogs roll back, finish or stop the training, or only tell; broken numbers (NaN) are never only told."""
+    judge_every: Annotated[int, Field(ge=0)] = 0
+    """Iterations between looks of the held-out judge, which ends a training that exploits the evaluator; 0: it never looks."""
+    judge_questions: Count = 64
+    """Training questions kept aside for its looks."""
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Gradient norm above which gradients are scaled down; 0: never."""
     checkpoint_every: Count = 5

@@ -132,9 +132,16 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "length"),
-    [("constant_length", None), ("constant_length", 0), ("token_mean", 4), ("mean", None), ("mean", 4)],
+    ("mode", "length", "sentence"),
+    [
+        ("constant_length", None, "norm_length goes with"),
+        ("constant_length", 0, "norm_length must be > 0 tokens, got 0"),
+        ("sequence_mean_token_sum_norm", None, "norm_length goes with"),
+        ("token_mean", 4, "norm_length goes with"),
+        ("mean", None, "mode must be one of token_mean, .*, got 'mean'"),
+        ("mean", 4, "mode must be one of"),
+    ],
 )
-def test_wrong_modes_are_refused(mode: str, length: int | None) -> None:
-    with pytest.raises(ValueError, match="norm_length"):
+def test_wrong_modes_are_refused(mode: str, length: int | None, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
         aggregate(torch.ones(1, 2), torch.ones(1, 2), mode, norm_length=length)  # type: ignore[arg-type]

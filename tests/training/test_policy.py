@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import tiny_models
+from policies import CONFIG, DISLIKED, LIKED, LIMIT, PROMPTS, four_roles, setting_of, train
 from scarce import no_memory
-from selfeval.algorithms.masked import token_weights
+from selfeval.algorithms.masked import aggregation_weights
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.roles import Backbone
@@ -24,55 +25,9 @@ from selfeval.training import policy, steps
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
 from selfeval.training.experience import Experience, RewardScale, measure, observe
-from selfeval.training.learners.policy_gradient import clipped_loss
+from selfeval.training.learners import policy_gradient
 from selfeval.training.learners.ppo import PPO
-from selfeval.training.policy import train_policy
-from selfeval.training.scoring import EvaluatorScorer
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Samples, Scores, Setting
-from selfeval.training.watchdogs import Alarm
-
-LIKED, DISLIKED, LIMIT = 10, 11, 6
-PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i in range(6)]
-CONFIG = PolicyConfig(
-    iterations=8, questions_per_iteration=6, replies_per_question=8, minibatch=24, learning_rate=1e-2,
-    critic_learning_rate=1e-2, warmup_iterations=0, unfinished_penalty=0.0, kl_target=6.0, checkpoint_every=3,
-)  # fmt: skip
-
-
-def four_roles() -> Backbone:
-    backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
-    backbone.add_role(EVALUATOR, seed=1, head=True)
-    tiny_models.scramble(backbone, EVALUATOR, size=0.05)
-    backbone.add_role(POLICY, seed=2)
-    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # so that the reference is not the bare base
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
-    return backbone
-
-
-def setting_of(backbone: Backbone, config: PolicyConfig = CONFIG, batch_tokens: int = 300) -> Setting:
-    scorer = EvaluatorScorer(backbone, batch_tokens)
-    return Setting(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens)
-
-
-def train(
-    backbone: Backbone, folder: Path, config: PolicyConfig = CONFIG, *, batch_tokens: int = 300, **options: Any
-) -> tuple[list[dict[str, float]], list[Alarm]]:
-    lines: list[dict[str, float]] = []
-    alarms: list[Alarm] = []
-
-    def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(folder, backbone, roles, optimizers)
-
-    def log(values: dict[str, float], seen: Sequence[Alarm]) -> None:
-        lines.append({k: v for k, v in values.items() if k != "seconds"})
-        alarms.extend(seen)
-
-    defaults: dict[str, Any] = {
-        "keep": lambda *_: None, "log": log, "resumed": lambda step: None, "rolled_back": lambda step, alarms: None,
-    }  # fmt: skip
-    train_policy(setting_of(backbone, config, batch_tokens), PROMPTS, checkpoints, **{**defaults, **options})
-    return lines, alarms
+from selfeval.training.setting import CRITIC, POLICY, REFERENCE, JudgeReading, Samples, Scores, Setting
 
 
 def share_liked(backbone: Backbone, role: str) -> float:
@@ -167,10 +122,83 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
     with torch.no_grad():
         backbone.heads[EVALUATOR].bias.fill_(float("nan"))
     back: list[int] = []
-    with pytest.raises(LoopError, match=r"stopped at iteration 1: .*score.* is NaN .*after going back 3 times"):
+    where = r"reward, score, value \(first in head.bias of evaluator-0\) is NaN"
+    with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after going back 3 times"):
         train(backbone, tmp_path, rolled_back=lambda step, alarms: back.append(step))
     assert back == [0, 0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000"]  # nothing broken was saved
+
+
+def break_once(name: str, monkeypatch: pytest.MonkeyPatch, backbone: Backbone, iteration: int) -> None:
+    """In this iteration, and only the first time that it comes, the policy's weights of that name become NaN in an update."""
+    broken: list[int] = []
+    original = steps.policy_gradients
+
+    def breaking(setting: Setting, *arguments: Any, **options: Any) -> dict[str, float]:
+        found = original(setting, *arguments, **options)
+        broken.append(1)
+        if len(broken) == iteration * 4 - 3:  # four minibatches an iteration
+            gradient = setting.backbone.parameters(POLICY)[name].grad
+            assert gradient is not None
+            gradient[0, 0] = float("nan")
+        return found
+
+    monkeypatch.setattr(policy_gradient, "policy_gradients", breaking)
+
+
+def test_a_broken_gradient_is_named_and_never_stepped_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, back = four_roles(), []
+    name = next(n for n in backbone.parameters(POLICY) if "layers.1" in n and "down_proj.lora_B" in n)
+    break_once(name, monkeypatch, backbone, iteration=4)
+    config = CONFIG.model_copy(update={"iterations": 5, "epochs": 2})
+    lines, alarms = train(backbone, tmp_path, config, rolled_back=lambda step, alarms: back.append((step, alarms[0].message)))
+    assert back == [(3, f"the gradient of policy, first in {name} is NaN or infinite; lower the learning rates")]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5]
+    assert [a.action for a in alarms] == ["roll_back"]
+    assert lines[-1]["learning_rate"] == pytest.approx(CONFIG.learning_rate * 0.5 * steps.learning_rate_factor(5, config))
+    assert all(bool(torch.isfinite(p).all()) for p in backbone.parameters(POLICY).values())
+
+
+def test_going_back_is_the_same_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(n for n in four_roles().parameters(POLICY) if "lora_B" in n)
+    config = CONFIG.model_copy(update={"iterations": 6, "epochs": 2})
+    through = four_roles()
+    with monkeypatch.context() as patch:
+        break_once(name, patch, through, iteration=5)
+        train(through, tmp_path / "a", config)
+    seen: list[int] = []
+
+    def killed(iteration: int, *_: Any) -> None:
+        seen.append(iteration)
+        if seen.count(5) == 2:  # after it went back
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        break_once(name, patch, through, iteration=5)
+        with pytest.raises(KeyboardInterrupt):
+            train(four_roles(), tmp_path / "b", config, keep=killed)
+    resumed = four_roles()
+    train(resumed, tmp_path / "b", config)
+    for one, other in zip(through.parameters(POLICY).values(), resumed.parameters(POLICY).values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best(tmp_path: Path) -> None:
+    backbone, kept, back = four_roles(), [], []
+    readings = iter([JudgeReading(0.6, 0.02), JudgeReading(0.7, 0.02), JudgeReading(0.4, 0.02)])
+
+    def judge() -> JudgeReading:
+        kept.append({n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()})
+        return next(readings)
+
+    config = CONFIG.model_copy(update={"iterations": 8, "judge_every": 2})
+    lines, alarms = train(backbone, tmp_path, config, judge=judge, rolled_back=lambda step, alarms: back.append(step))
+    assert [(a.step, a.name, a.action) for a in alarms if a.name == "judge_disagrees"] == [(6, "judge_disagrees", "finish")]
+    assert back == [4]
+    assert lines[-1]["judge_drop"] == pytest.approx(0.3)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for name, parameter in backbone.parameters(POLICY).items():
+        assert torch.equal(parameter, kept[1][name])
 
 
 def test_a_scoring_that_disagrees_with_sampling_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +239,7 @@ def experience(
 
 def policy_figures(backbone: Backbone, part: Experience, tokens: int) -> dict[str, float]:
     setting = setting_of(backbone, CONFIG, tokens)
-    return steps.policy_gradients(setting, part, token_weights(part.mask, "token_mean"), clipped_loss(setting))
+    return steps.policy_gradients(setting, part, aggregation_weights(part.mask, "token_mean"), PPO(setting).loss)
 
 
 def critic_figures(backbone: Backbone, part: Experience, scale: RewardScale, tokens: int) -> dict[str, float]:
@@ -263,7 +291,7 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     whitened = (raw - raw.mean()) / raw.std(correction=1)  # unbiased, as `whiten` promises
     torch.testing.assert_close(found.advantages[mask].double(), whitened, rtol=1e-5, atol=1e-5)
     assert bool((found.returns[~mask] == 0).all())
-    assert measure(found, 0.3)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
+    assert measure(found)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
 
 
 def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None) -> None:

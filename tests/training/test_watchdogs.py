@@ -16,7 +16,9 @@ FIRST = {
     "entropy": 1.0,
     "policy_loss": 0.1,
     "explained_variance": 0.3,
+    "repeated": 0.05,
 }
+JUDGED = {"judge_win_rate": 0.5, "judge_error": 0.05, "judge_drop": 0.2, "score_gain": 0.5}
 
 
 def alarms(**changes: float) -> dict[str, str]:
@@ -31,7 +33,9 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
     assert alarms() == {}
     # Just inside every limit.
     assert alarms(first_ratio=0.02, kl=20.0, length=80.0, entropy=0.02) == {}
-    assert alarms(kl=-0.5, length=20.0) == {}
+    assert alarms(kl=-0.5, length=20.0, repeated=0.5) == {}
+    assert alarms(**{**JUDGED, "judge_drop": 0.1}) == {}  # no more than noise
+    assert alarms(**{**JUDGED, "score_gain": -0.1}) == {}  # both went down: nothing is exploited
 
 
 @pytest.mark.parametrize(
@@ -41,10 +45,16 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
         ({"kl": math.inf}, "not_finite", "roll_back"),
         ({"first_ratio": 0.021}, "ratio_not_one", "warn"),
         ({"kl": -0.51}, "negative_kl", "warn"),
+        ({"first_ratio": 0.51}, "ratio_not_one", "stop"),
+        ({"kl": -5.1}, "negative_kl", "stop"),
         ({"kl": 20.1}, "kl_runaway", "warn"),
+        ({"kl": 40.1}, "kl_runaway", "roll_back"),
         ({"length": 81.0}, "length_drift", "warn"),
         ({"length": 19.0}, "length_drift", "warn"),
-        ({"entropy": 0.019}, "entropy_collapse", "warn"),
+        ({"length": 161.0}, "length_drift", "roll_back"),
+        ({"entropy": 0.019}, "entropy_collapse", "roll_back"),
+        ({"repeated": 0.51}, "repeated_reply", "roll_back"),
+        (JUDGED, "judge_disagrees", "finish"),
     ],
 )
 def test_each_watchdog_names_its_cause(figures: dict[str, float], name: str, action: str) -> None:
@@ -63,3 +73,16 @@ def test_an_explained_variance_that_does_not_exist_is_no_alarm() -> None:
 
 def test_several_alarms_can_go_off_at_once() -> None:
     assert set(alarms(kl=-2.0, length=200.0, first_ratio=0.5)) == {"negative_kl", "length_drift", "ratio_not_one"}
+
+
+def test_where_watchdogs_only_tell_broken_numbers_still_go_back() -> None:
+    config = CONFIG.model_copy(update={"watchdogs": "warn"})
+    told = check_iteration({**FIRST, "kl": 50.0, "entropy": 0.0, "repeated": 1.0}, FIRST, config)
+    assert {(a.name, a.action) for a in told} == {(n, "warn") for n in ("kl_runaway", "entropy_collapse", "repeated_reply")}
+    (broken,) = check_iteration({**FIRST, "kl": math.nan}, FIRST, config)
+    assert broken.action == "roll_back"
+
+
+def test_equal_replies_to_a_handful_of_questions_are_no_alarm() -> None:
+    few = CONFIG.model_copy(update={"questions_per_iteration": 7})
+    assert check_iteration({**FIRST, "repeated": 1.0}, FIRST, few) == []

@@ -58,7 +58,7 @@ def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learnin
     log β ← log β + lr (KL − target)
 
     Gradient ascent on the dual, in log β so that β stays positive. Unlike `adaptive_kl_coefficient` its step grows with the
-    distance from the target, in nats and without a clip. Abdolmaleki et al. 2018, section 4.2
+    distance from the target, in nats and without a clip. Abdolmaleki et al. 2018
     (https://arxiv.org/abs/1806.06920).
 
     Args:
@@ -116,8 +116,8 @@ def dual_temperature(
 def direct_temperature(temperature: float, entropy: float, *, target: float, learning_rate: float) -> float:
     """Move the temperature itself instead of its logarithm: α ← max(0, α − lr (H − H̄)).
 
-    The plain projected dual step. It can reach 0, and come back. Boyd and Vandenberghe 2004, section 5.4.2
-    (https://web.stanford.edu/~boyd/cvxbook/) for the dual; Haarnoja et al. 2018, eq. 17 (https://arxiv.org/abs/1812.05905).
+    The plain projected dual step. It can reach 0, and come back. Haarnoja et al. 2018, eq. 17
+    (https://arxiv.org/abs/1812.05905).
 
     Args:
         temperature: α now, in reward per nat, >= 0.

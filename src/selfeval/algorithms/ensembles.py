@@ -12,7 +12,7 @@ __all__ = ["disagreement", "ensemble_mean", "uncertainty_weighted", "worst_case"
 
 
 def ensemble_mean(scores_KN: Tensor) -> Tensor:
-    """Average the members: (1/K) Σ_k r_k. Coste et al. 2023, eq. 2 (https://arxiv.org/abs/2310.02743).
+    """Average the members: (1/K) Σ_k r_k. Coste et al. 2023, mean optimisation (https://arxiv.org/abs/2310.02743).
 
     Args:
         scores_KN: [K, N], score of each reply by each member.
@@ -33,7 +33,7 @@ def ensemble_mean(scores_KN: Tensor) -> Tensor:
 
 
 def worst_case(scores_KN: Tensor) -> Tensor:
-    """Take the lowest member: min_k r_k (WCO). Coste et al. 2023, eq. 3 (https://arxiv.org/abs/2310.02743).
+    """Take the lowest member: min_k r_k (WCO). Coste et al. 2023, worst-case optimisation (https://arxiv.org/abs/2310.02743).
 
     A reply must please every member. Nothing to tune; one bad member spoils it.
 
@@ -54,7 +54,7 @@ def uncertainty_weighted(scores_KN: Tensor, *, weight: float) -> Tensor:
     """Take the mean less a penalty for disagreement: mean − λ (1/K) Σ_k (r_k − mean)² (UWO).
 
     The variance is that of the population (1/K), as in the paper; its public code uses 1/K in one place and 1/(K − 1) in
-    another. Coste et al. 2023, eq. 4 (https://arxiv.org/abs/2310.02743).
+    another. Coste et al. 2023, uncertainty-weighted optimisation (https://arxiv.org/abs/2310.02743).
 
     Args:
         scores_KN: [K, N], score of each reply by each member.

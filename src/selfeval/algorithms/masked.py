@@ -9,7 +9,7 @@ because 0 * inf is NaN, forward and backward.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,15 +17,26 @@ from torch import Tensor
 __all__ = [
     "Aggregation",
     "aggregate",
+    "aggregation_weights",
+    "broadcast_to_tokens",
     "check_same_shape",
     "masked_mean",
     "masked_sum",
-    "token_weights",
     "whiten",
     "zero_padding",
 ]
 
-Aggregation = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant_length"]
+Aggregation = Literal[
+    "token_mean",
+    "token_sum",
+    "sequence_mean_token_mean",
+    "sequence_mean_token_mean_all_rows",
+    "sequence_mean_token_sum",
+    "sequence_mean_token_sum_norm",
+    "constant_length",
+]
+
+_WITH_NORM_LENGTH = ("sequence_mean_token_sum_norm", "constant_length")
 
 
 def check_same_shape(**tensors: Tensor) -> None:
@@ -70,6 +81,27 @@ def zero_padding(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return torch.where(mask_BT.bool(), x_BT, torch.zeros_like(x_BT))
 
 
+def broadcast_to_tokens(x_B: Tensor, mask_BT: Tensor) -> Tensor:
+    """Give every token of a row what belongs to the whole row, as its advantage: y_t = x if mask_t else 0.
+
+    Args:
+        x_B: [B], one number per row, any range.
+        mask_BT: [B, T], True = token counts.
+
+    Returns:
+        [B, T], 0 where the mask is False. The gradient of a row is the sum over its tokens.
+
+    Raises:
+        ValueError: x is not one number per row.
+
+    Example:
+        >>> broadcast_to_tokens(torch.tensor([3.0]), torch.tensor([[True, True, False]])).tolist()
+        [[3.0, 3.0, 0.0]]
+    """
+    check_same_shape(x=x_B, rows=mask_BT.any(-1))
+    return zero_padding(x_B[:, None].expand(mask_BT.shape), mask_BT)
+
+
 def masked_sum(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Sum the tokens that count: Σ m x.
 
@@ -108,19 +140,22 @@ def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return masked_sum(x_BT, mask_BT) / mask_BT.bool().sum()
 
 
-def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+def whiten(
+    x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, correction: Literal[0, 1] = 1, eps: float = 1e-8
+) -> Tensor:
     """Scale the tokens that count to variance 1, and (by default) shift them to mean 0.
 
-    y = (x − μ) / √(var + eps),   n = Σ m, μ = Σ m x / n, var = Σ m (x − μ)² / (n − 1);   not shifted: y + μ
+    y = (x − μ) / √(var + eps),   n = Σ m, μ = Σ m x / n, var = Σ m (x − μ)² / (n − correction);   not shifted: y + μ
 
-    One mean and one variance for the whole batch. The variance is unbiased, as in most public code; Huang et al. 2024,
-    section 4 (https://arxiv.org/abs/2403.17031) list it among the details that matter in PPO. `shift_mean=False` keeps
-    the mean, which is what rewards need (their sign carries meaning) and advantages do not.
+    One mean and one variance for the whole batch. The variance is unbiased by default, as in most public code; Huang et
+    al. 2024, section 4 (https://arxiv.org/abs/2403.17031) list it among the details that matter in PPO.
+    `shift_mean=False` keeps the mean, which is what rewards need (their sign carries meaning) and advantages do not.
 
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
         shift_mean: True gives mean 0; False adds the mean back after scaling.
+        correction: 1 divides by n − 1 (unbiased), 0 by n (the population variance).
         eps: added to the variance, >= 0; keeps a constant batch at 0 instead of 0/0.
 
     Returns:
@@ -134,29 +169,32 @@ def whiten(x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, eps: float
         raise ValueError(f"whitening needs at least 2 tokens, this mask keeps {count}: their variance is undefined")
     mean = masked_mean(x_BT, mask_BT)
     centred_BT = zero_padding(x_BT - mean, mask_BT)
-    white_BT = centred_BT * torch.rsqrt(centred_BT.square().sum() / (count - 1) + eps)
+    white_BT = centred_BT * torch.rsqrt(centred_BT.square().sum() / (count - correction) + eps)
     return white_BT if shift_mean else zero_padding(white_BT + mean, mask_BT)
 
 
 def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_length: int | None = None) -> Tensor:
     """Reduce a loss per token to the scalar that is minimised.
 
-    token_mean                Σ m l / Σ m: every token weighs the same, so long rows weigh more
-    sequence_mean_token_mean  mean over non-empty rows of the mean of the row: every row weighs the same
-    sequence_mean_token_sum   mean over non-empty rows of the sum of the row: the plain policy gradient
-    constant_length           Σ m l / (B L): empty rows count, and length has no say
+    token_mean                         Σ m l / Σ m: every token weighs the same, so long rows weigh more
+    token_sum                          Σ m l: to be divided by what the caller knows
+    sequence_mean_token_mean           mean over non-empty rows of the mean of the row: every row weighs the same
+    sequence_mean_token_mean_all_rows  the same, but an empty row counts as a row with loss 0
+    sequence_mean_token_sum            mean over non-empty rows of the sum of the row: the plain policy gradient
+    sequence_mean_token_sum_norm       the former / L
+    constant_length                    Σ m l / (B L): empty rows count, and length has no say
 
-    The first is DAPO's (https://arxiv.org/abs/2503.14476, section 3.3), the second GRPO's (https://arxiv.org/abs/2402.03300,
-    eq. 3), the last Dr. GRPO's (https://arxiv.org/abs/2503.20783, section 3.2).
+    The first is DAPO's (https://arxiv.org/abs/2503.14476, section 3.3), sequence_mean_token_mean GRPO's
+    (https://arxiv.org/abs/2402.03300, eq. 3), the last Dr. GRPO's (https://arxiv.org/abs/2503.20783, section 3.2).
 
-    The mean of the means of two micro-batches is not the mean of the batch. To split a batch, aggregate each part as
-    `masked_sum` and divide by the count of the whole (or use constant_length, which is linear).
+    The mean of the means of two micro-batches is not the mean of the batch. To split a batch, take the weights of the
+    whole from `aggregation_weights` and add up Σ w l of the parts.
 
     Args:
         loss_BT: [B, T], loss per token, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
-        mode: one of the four above.
-        norm_length: L in tokens, > 0; with constant_length and only there.
+        mode: one of the seven above.
+        norm_length: L in tokens, > 0; with the two modes that divide by L, and only there.
 
     Returns:
         Scalar. 0 with a gradient of 0 when no token counts: such a batch teaches nothing.
@@ -164,52 +202,54 @@ def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_lengt
     Raises:
         ValueError: the shapes differ, the mode is unknown, or norm_length is missing, not positive or has no use.
     """
-    if (mode == "constant_length") != (norm_length is not None):
-        raise ValueError(f"norm_length goes with mode 'constant_length' only, got {mode!r} with {norm_length}")
-    rows_B = zero_padding(loss_BT, mask_BT).sum(-1)
-    lengths_B = mask_BT.bool().sum(-1)
-    filled_rows = (lengths_B > 0).sum().clamp(min=1)
-    if mode == "token_mean":
-        return rows_B.sum() / lengths_B.sum().clamp(min=1)
-    if mode == "sequence_mean_token_mean":
-        return (rows_B / lengths_B.clamp(min=1)).sum() / filled_rows
-    if mode == "sequence_mean_token_sum":
-        return rows_B.sum() / filled_rows
-    if norm_length is None or norm_length <= 0:
-        raise ValueError(f"mode must be one of four names and norm_length > 0, got {mode!r} with {norm_length}")
-    return rows_B.sum() / (max(len(rows_B), 1) * norm_length)
+    weights_BT = aggregation_weights(mask_BT, mode, norm_length=norm_length, dtype=loss_BT.dtype)
+    return (zero_padding(loss_BT, mask_BT) * weights_BT).sum()
 
 
-def token_weights(mask_BT: Tensor, mode: Aggregation) -> Tensor:
-    """Weigh every token as `aggregate` does, so that a batch can be summed up in parts.
+def aggregation_weights(
+    mask_BT: Tensor, mode: Aggregation, *, norm_length: int | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Compute what each token weighs in the aggregated loss: aggregate(l) = Σ w l.
 
-    aggregate(l, m, mode) = Σ w l,   w = token_weights(m, mode)
-
-    The weights are those of the whole batch; the parts of a split batch take their rows of them.
+    Every mode is linear in the loss, and its weights depend on the mask alone. So a batch can be split: weights of the
+    whole batch, rows of them to each micro-batch, and the sums of the parts are the whole, gradient included.
 
     Args:
-        mask_BT: [B, T], True = token counts.
-        mode: a mode of `aggregate` other than constant_length.
+        mask_BT: [B, T] of the whole batch, True = token counts.
+        mode: as in `aggregate`.
+        norm_length: as in `aggregate`.
+        dtype: type of the weights, that of the loss.
 
     Returns:
-        Weights [B, T], >= 0, fp32, 0 where the mask is False.
+        [B, T], >= 0, 0 where the mask is False.
 
     Raises:
-        ValueError: the mode is constant_length or unknown.
+        ValueError: the mode is unknown, or norm_length is missing, not positive or has no use.
 
     Example:
-        >>> token_weights(torch.tensor([[True, True], [True, False]]), "sequence_mean_token_mean").tolist()
+        >>> aggregation_weights(torch.tensor([[True, True], [True, False]]), "sequence_mean_token_mean").tolist()
         [[0.25, 0.25], [0.5, 0.0]]
     """
-    keep_BT = mask_BT.bool()
-    lengths_B = keep_BT.sum(-1)
+    if mode not in get_args(Aggregation):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Aggregation))}, got {mode!r}")
+    if (mode in _WITH_NORM_LENGTH) != (norm_length is not None):
+        raise ValueError(f"norm_length goes with {' and '.join(_WITH_NORM_LENGTH)} only, got {mode!r} with {norm_length}")
+    if norm_length is not None and norm_length <= 0:
+        raise ValueError(f"norm_length must be > 0 tokens, got {norm_length}")
+    lengths_B = mask_BT.bool().sum(-1)
+    return broadcast_to_tokens(1 / _divisors(lengths_B, mode, norm_length or 1).to(dtype), mask_BT)
+
+
+def _divisors(lengths_B: Tensor, mode: Aggregation, norm_length: int) -> Tensor:
+    """By what the loss of a token of each row is divided; at least 1, so that an empty batch gives 0."""
     filled_rows = (lengths_B > 0).sum().clamp(min=1)
-    if mode == "token_mean":
-        weight_B = torch.ones_like(lengths_B) / lengths_B.sum().clamp(min=1)
-    elif mode == "sequence_mean_token_mean":
-        weight_B = 1 / (lengths_B.clamp(min=1) * filled_rows)
-    elif mode == "sequence_mean_token_sum":
-        weight_B = torch.ones_like(lengths_B) / filled_rows
-    else:
-        raise ValueError(f"mode must be token_mean, sequence_mean_token_mean or sequence_mean_token_sum, got {mode!r}")
-    return torch.where(keep_BT, weight_B[:, None], 0.0)
+    divisors: dict[Aggregation, Tensor | int] = {
+        "token_mean": lengths_B.sum().clamp(min=1),
+        "token_sum": 1,
+        "sequence_mean_token_mean": filled_rows * lengths_B.clamp(min=1),
+        "sequence_mean_token_mean_all_rows": len(lengths_B) * lengths_B.clamp(min=1),
+        "sequence_mean_token_sum": filled_rows,
+        "sequence_mean_token_sum_norm": filled_rows * norm_length,
+        "constant_length": len(lengths_B) * norm_length,
+    }
+    return torch.ones_like(lengths_B) * divisors[mode]

@@ -508,7 +508,7 @@ def solve_soft_token_mdp(mdp: TokenMDP, ref_logprobs_PV: Tensor, *, beta: float)
 
     V of the empty prefix is the optimal regularised return, and V / β is log Z of the tilted distribution
     π*(y) = π_ref(y) exp(R(y) / β) / Z. Rafailov et al. 2023, eq. 4 and 5 (https://arxiv.org/abs/2305.18290); per token:
-    Rafailov et al. 2024, eq. 7 and 8 (https://arxiv.org/abs/2404.12358).
+    Rafailov et al. 2024, section 3 (https://arxiv.org/abs/2404.12358).
 
     Args:
         mdp: the token MDP.
@@ -597,7 +597,7 @@ def sequence_kl(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tensor) -> 
 
     KL = Σ_y π(y) log π(y)/π_ref(y) = Σ_p reach(p) KL(π(·|p)‖π_ref(·|p))
 
-    Cover and Thomas 2006, eq. 2.67 (https://doi.org/10.1002/047174882X).
+    Cover and Thomas 2006, theorem 2.5.3 (https://doi.org/10.1002/047174882X).
 
     Args:
         mdp: the token MDP.

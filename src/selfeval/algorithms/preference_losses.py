@@ -177,7 +177,7 @@ def robust_dpo_loss(margin_N: Tensor, *, beta: float, flip_rate: float) -> Tenso
     l = [(1 − ε) (−log σ(βh)) − ε (−log σ(−βh))] / (1 − 2ε)
 
     Its mean over flips is the loss on clean labels, which that of cDPO is not; it may be negative, and falls without bound
-    as h grows. Chowdhury et al. 2024, eq. 12 (https://arxiv.org/abs/2403.00409).
+    as h grows. Chowdhury et al. 2024, section 3 (https://arxiv.org/abs/2403.00409).
 
     Args:
         margin_N: [N], h of `dpo_margin` from summed log-probs.
@@ -221,8 +221,8 @@ def ipo_loss(margin_N: Tensor, *, beta: float) -> Tensor:
 def hinge_loss(margin_N: Tensor, *, beta: float) -> Tensor:
     """Compute the hinge loss of a preference: l = max(0, 1 − βh).
 
-    Pairs that lead by 1/β teach nothing more. Zhao et al. 2023, eq. 3 (https://arxiv.org/abs/2305.10425), with the
-    reference in the margin as in Liu et al. 2023, section 3 (https://arxiv.org/abs/2309.06657).
+    Pairs that lead by 1/β teach nothing more. Zhao et al. 2023, section 2 (https://arxiv.org/abs/2305.10425), with the
+    reference in the margin as in Liu et al. 2023 (https://arxiv.org/abs/2309.06657).
 
     Args:
         margin_N: [N], h of `dpo_margin` from summed log-probs.
@@ -241,7 +241,7 @@ def hinge_loss(margin_N: Tensor, *, beta: float) -> Tensor:
 def kto_baseline(mismatched_policy_N: Tensor, mismatched_ref_N: Tensor) -> Tensor:
     """Estimate the reference point of KTO from replies paired with other questions: z0 = max(0, mean(log π − log π_ref)).
 
-    It stands for KL(π‖π_ref), and never passes a gradient. Ethayarajh et al. 2024, section 4.1
+    It stands for KL(π‖π_ref), and never passes a gradient. Ethayarajh et al. 2024, section 4
     (https://arxiv.org/abs/2402.01306).
 
     Args:
@@ -272,7 +272,7 @@ def kto_loss(
 
     ρ = log π(y) − log π_ref(y);   good: l = w_d (1 − σ(β(ρ − z0)));   bad: l = w_u (1 − σ(β(z0 − ρ)))
 
-    Ethayarajh et al. 2024, eq. 8 (https://arxiv.org/abs/2402.01306), less its constant.
+    Ethayarajh et al. 2024, eq. 8 (https://arxiv.org/abs/2402.01306).
 
     Args:
         policy_N: [N], log π of the reply, summed over its tokens.
@@ -327,7 +327,7 @@ def cpo_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, nll_N: Tenso
 
     l = −[y log σ(βd) + (1 − y) log σ(−βd)] + NLL(chosen),   d = log π(y_c) − log π(y_r)
 
-    Xu et al. 2024, eq. 4 and 5 (https://arxiv.org/abs/2401.08417) are y = 1.
+    Xu et al. 2024, section 3 (https://arxiv.org/abs/2401.08417) is y = 1.
 
     Args:
         chosen_N: [N], log π of the chosen reply, summed over its tokens.

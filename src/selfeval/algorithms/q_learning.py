@@ -73,7 +73,7 @@ def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma
 def dqn_target(rewards: Tensor, terminated: Tensor, target_q_next_A: Tensor, *, gamma: float) -> Tensor:
     """Compute the target of Q-learning with a target network: y = r + γ (1 − terminated) max_a q̄(s', a).
 
-    Mnih et al. 2015, eq. 2 (https://doi.org/10.1038/nature14236).
+    Mnih et al. 2015, methods (https://doi.org/10.1038/nature14236).
 
     Args:
         rewards: [...], as in `td_target`.
@@ -120,7 +120,7 @@ def double_dqn_target(
 def soft_value(q_A: Tensor, *, beta: float) -> Tensor:
     """Compute the value of a state whose policy maximises return plus β times entropy: V = β log Σ_a exp(q / β).
 
-    It is above the maximum by at most β log A, and the maximum for β → 0. Haarnoja et al. 2017, eq. 3
+    It is above the maximum by at most β log A, and the maximum for β → 0. Haarnoja et al. 2017, theorem 1
     (https://arxiv.org/abs/1702.08165).
 
     Args:
@@ -141,7 +141,7 @@ def kl_soft_value(q_A: Tensor, ref_logprobs_A: Tensor, *, beta: float) -> Tensor
     """Compute the value of a state whose policy maximises return less β KL(π‖π_ref): V = β log Σ_a π_ref exp(q / β).
 
     It lies between the mean of q under π_ref (β → ∞) and the maximum of q where π_ref > 0 (β → 0). Schulman et al. 2017,
-    section 2.1 (https://arxiv.org/abs/1704.06440).
+    section 2 (https://arxiv.org/abs/1704.06440).
 
     Args:
         q_A: [..., A], value of each action.
@@ -162,7 +162,7 @@ def kl_soft_value(q_A: Tensor, ref_logprobs_A: Tensor, *, beta: float) -> Tensor
 def soft_q_target(rewards: Tensor, terminated: Tensor, target_q_next_A: Tensor, *, beta: float, gamma: float) -> Tensor:
     """Compute the target of soft Q-learning: y = r + γ (1 − terminated) β log Σ_a exp(q̄(s', a) / β).
 
-    Haarnoja et al. 2017, eq. 7 (https://arxiv.org/abs/1702.08165).
+    Haarnoja et al. 2017, theorem 2 (https://arxiv.org/abs/1702.08165).
 
     Args:
         rewards: [...], as in `td_target`.
@@ -185,8 +185,8 @@ def kl_soft_q_target(
 ) -> Tensor:
     """Compute the target of Q-learning held near a reference: y = r + γ (1 − terminated) β log Σ_a π_ref exp(q̄ / β).
 
-    Its fixed point on a token MDP is the Q of `mdp.solve_soft_token_mdp`. Jaques et al. 2017, section 3.3
-    (https://arxiv.org/abs/1611.02796); Schulman et al. 2017, section 2.1 (https://arxiv.org/abs/1704.06440).
+    Its fixed point on a token MDP is the Q of `mdp.solve_soft_token_mdp`. Jaques et al. 2017, section 3
+    (https://arxiv.org/abs/1611.02796); Schulman et al. 2017, section 2 (https://arxiv.org/abs/1704.06440).
 
     Args:
         rewards: [...], as in `td_target`; without a KL penalty in it.
@@ -209,7 +209,7 @@ def guided_logprobs(ref_logprobs_A: Tensor, q_A: Tensor, *, beta: float) -> Tens
     """Compute the policy that a value guides away from its reference: log π = log π_ref + (q − V) / β, normalised.
 
     Any number that is the same for all actions cancels, so q may also be q − V: with 1/β as its strength this is how ILQL
-    decodes. Snell et al. 2022, section 4.3
+    decodes. Snell et al. 2022, section 4
     (https://arxiv.org/abs/2206.11871).
 
     Args:
@@ -271,8 +271,8 @@ def huber_loss(errors: Tensor, *, delta: float = 1.0) -> Tensor:
 def twin_critic_loss(q1_A: Tensor, q2_A: Tensor, actions: Tensor, target: Tensor) -> Tensor:
     """Compute the squared errors of two critics on one target: l = (q1(s, a) − y)² + (q2(s, a) − y)².
 
-    With `sac_target` it is the critic loss of SAC: Christodoulou 2019, eq. 9 (https://arxiv.org/abs/1910.07207), without
-    the ½. With `td_target` of a value network it is the Q loss of ILQL: Snell et al. 2022, section 4.2
+    With `sac_target` it is the critic loss of SAC: Christodoulou 2019, section 3 (https://arxiv.org/abs/1910.07207), without
+    the ½. With `td_target` of a value network it is the Q loss of ILQL: Snell et al. 2022, section 4
     (https://arxiv.org/abs/2206.11871).
 
     Args:
@@ -336,7 +336,7 @@ def sac_target(
 ) -> Tensor:
     """Compute the target of SAC-discrete: y = r + γ (1 − terminated) V(s'), V of `sac_state_value`.
 
-    Christodoulou 2019, eq. 2 and 10 (https://arxiv.org/abs/1910.07207).
+    Christodoulou 2019, eq. 10 (https://arxiv.org/abs/1910.07207).
 
     Args:
         rewards: [...], as in `td_target`.
@@ -405,7 +405,7 @@ def expectile_loss(errors: Tensor, *, expectile: float) -> Tensor:
     """Compute the squared loss whose optimum is an expectile: l = |τ − 1(u < 0)| u², u = target − prediction.
 
     τ = 0.5 is half the square, with the mean as its optimum; τ → 1 approaches the maximum, but of values that occur in the
-    data alone. Newey and Powell 1987 (https://doi.org/10.2307/1911031); Kostrikov et al. 2021, eq. 4
+    data alone. Newey and Powell 1987 (https://doi.org/10.2307/1911031); Kostrikov et al. 2021, section 4.1
     (https://arxiv.org/abs/2110.06169).
 
     Args:
@@ -428,7 +428,7 @@ def ilql_value_loss(values: Tensor, target_q1_A: Tensor, target_q2_A: Tensor, ac
     """Compute the loss of the value network in implicit Q-learning: the expectile loss of min(q̄1, q̄2)(s, a) − V(s).
 
     V becomes an upper expectile of the actions in the data, so that no action outside the data is ever valued. Snell et al.
-    2022, section 4.2 (https://arxiv.org/abs/2206.11871); Kostrikov et al. 2021, eq. 5 (https://arxiv.org/abs/2110.06169).
+    2022, section 4 (https://arxiv.org/abs/2206.11871); Kostrikov et al. 2021, eq. 5 (https://arxiv.org/abs/2110.06169).
 
     Args:
         values: [...], V(s); the gradient goes here.
@@ -453,7 +453,7 @@ def conservative_loss(q1_A: Tensor, q2_A: Tensor, actions: Tensor) -> Tensor:
     """Compute the term that keeps the values of actions outside the data low: l = Σ_k (log Σ_b exp q_k(s, b) − q_k(s, a)).
 
     The cross-entropy of the values at the action taken, of both critics. Kumar et al. 2020, eq. 4
-    (https://arxiv.org/abs/2006.04779); Snell et al. 2022, section 4.4 (https://arxiv.org/abs/2206.11871).
+    (https://arxiv.org/abs/2006.04779); Snell et al. 2022, section 4 (https://arxiv.org/abs/2206.11871).
 
     Args:
         q1_A: [..., A], values of the first critic.

@@ -1,28 +1,46 @@
-"""What a token is worth: discounted returns and generalised advantages, over rows with padding and holes.
+"""What a token is worth: returns and advantages, over rows with padding and holes, and over segments of many episodes.
 
 Shapes: B batch, T time (position of a token in its row).
 A mask says what is KEPT: True = this token is part of the episode. A reward at t is paid for token t; a value at t is
 the expected return *before* token t is drawn. Padding may sit left, right or inside the row and may hold anything.
+
+In every formula t' is the *next token whose mask is True*: holes (tool output, masked turns) are skipped and cost no
+discount. What lies behind the last token of a row is worth `bootstrap_B` (None = 0: the episode ends there), and
+γ_t = γ (1 − done_t), so that nothing behind a token with done = 1 reaches it. Rows of text need neither; segments of
+a control task, which hold several episodes and stop in the middle of one, need both. An episode that was *cut off* at t
+(a time limit) rather than ended is done too, and γ V(the state where it was cut) belongs into its reward.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from selfeval.algorithms.masked import check_same_shape, zero_padding
 
-__all__ = ["discounted_returns", "gae"]
+__all__ = ["VTrace", "discounted_returns", "gae", "n_step_returns", "td_lambda_returns", "vtrace"]
 
 
-def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float) -> Tensor:
-    """Estimate the advantage of every token by generalised advantage estimation.
+def gae(
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    dones_BT: Tensor | None = None,
+    bootstrap_B: Tensor | None = None,
+) -> Tensor:
+    """Estimate the advantage of every token by generalised advantage estimation, the error of TD(λ).
 
-    δ_t = r_t + γ V_{t'} − V_t,   A_t = δ_t + γ λ A_{t'}
+    δ_t = r_t + γ_t V_{t'} − V_t,   A_t = δ_t + γ_t λ A_{t'},   γ_t = γ (1 − done_t)
 
     t' is the *next token whose mask is True*: holes (tool output, masked turns) are skipped and cost no discount. After
-    the last token of a row V and A are 0: the episode ends there. The return that a critic learns is A + V. Nothing is
-    whitened here.
+    the last token of a row A is 0 and V is the bootstrap value, 0 by default: the episode ends there. The return that a
+    critic learns is A + V (`td_lambda_returns`). Nothing is whitened here.
 
     Schulman et al. 2016, eq. 11 to 16 (https://arxiv.org/abs/1506.02438).
 
@@ -32,6 +50,8 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
         mask_BT: [B, T], True = token of the episode.
         gamma: discount per token, in [0, 1]; 1 for short replies with a reward at the end.
         lam: λ in [0, 1]; 0 = one-step TD error (biased, calm), 1 = Monte Carlo minus value (unbiased, noisy).
+        dones_BT: [B, T], True = the episode ends with token t; None = nowhere inside a row.
+        bootstrap_B: [B], V after the last token of the row, in units of reward; None = 0.
 
     Returns:
         Advantages [B, T], in units of reward, 0 where the mask is False.
@@ -44,29 +64,210 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float,
         >>> gae(rewards, values, torch.tensor([[True, False, True]]), gamma=1.0, lam=1.0).tolist()
         [[0.5, 0.0, 0.75]]
     """
-    check_same_shape(rewards=rewards_BT, values=values_BT, mask=mask_BT)
-    keep_BT = mask_BT.bool()
-    rewards_BT, values_BT = zero_padding(rewards_BT, keep_BT), zero_padding(values_BT, keep_BT)
-    next_value_B = next_advantage_B = values_BT.new_zeros(len(values_BT))
+    rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
+    next_value_B, next_advantage_B = rows.bootstrap_B, torch.zeros_like(rows.bootstrap_B)
     columns: list[Tensor] = []
-    for reward_B, value_B, keep_B in _backwards(rewards_BT, values_BT, keep_BT):
-        advantage_B = reward_B + gamma * next_value_B - value_B + gamma * lam * next_advantage_B
+    for reward_B, value_B, discount_B, keep_B in rows.backwards():
+        advantage_B = reward_B + discount_B * next_value_B - value_B + discount_B * lam * next_advantage_B
         next_advantage_B = torch.where(keep_B, advantage_B, next_advantage_B)
         next_value_B = torch.where(keep_B, value_B, next_value_B)
         columns.append(next_advantage_B)
-    return _in_order(columns, like_BT=rewards_BT, keep_BT=keep_BT)
+    return rows.in_order(columns)
 
 
-def discounted_returns(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> Tensor:
-    """Sum the rewards from each token to the end of its row: G_t = r_t + γ G_{t'}.
+def td_lambda_returns(
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    dones_BT: Tensor | None = None,
+    bootstrap_B: Tensor | None = None,
+) -> Tensor:
+    """Mix the n-step returns of every token into the λ-return, the target of a critic.
 
-    t' is the next token whose mask is True, as in `gae`; after the last token G is 0. Sutton and Barto 2018, eq. 3.9
+    G_t = r_t + γ_t [(1 − λ) V_{t'} + λ G_{t'}],   γ_t = γ (1 − done_t)
+
+    Behind the last token both V and G are the bootstrap value. G − V is `gae`. Sutton and Barto 2018, eq. 12.20
     (http://incompleteideas.net/book/the-book-2nd.html).
+
+    Args:
+        rewards_BT: [B, T], as in `gae`.
+        values_BT: [B, T], as in `gae`.
+        mask_BT: [B, T], as in `gae`.
+        gamma: as in `gae`.
+        lam: λ in [0, 1]; 0 = one-step target r + γ V, 1 = `discounted_returns`.
+        dones_BT: as in `gae`.
+        bootstrap_B: as in `gae`.
+
+    Returns:
+        Returns [B, T], in units of reward, 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]])
+        >>> td_lambda_returns(rewards, values, torch.ones(1, 2), gamma=1.0, lam=0.5).tolist()
+        [[0.625, 1.0]]
+    """
+    rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
+    next_value_B = next_return_B = rows.bootstrap_B
+    columns: list[Tensor] = []
+    for reward_B, value_B, discount_B, keep_B in rows.backwards():
+        return_B = reward_B + discount_B * ((1 - lam) * next_value_B + lam * next_return_B)
+        next_return_B = torch.where(keep_B, return_B, next_return_B)
+        next_value_B = torch.where(keep_B, value_B, next_value_B)
+        columns.append(next_return_B)
+    return rows.in_order(columns)
+
+
+def n_step_returns(
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    gamma: float,
+    n: int,
+    dones_BT: Tensor | None = None,
+    bootstrap_B: Tensor | None = None,
+) -> Tensor:
+    """Sum the next n rewards of every token, and trust the critic for the rest.
+
+    G_t^(n) = r_t + γ_t G_{t'}^(n−1),   G_t^(0) = V_t,   γ_t = γ (1 − done_t)
+
+    Near the end of a row fewer than n rewards are left; the bootstrap value follows them. Sutton and Barto 2018, eq. 7.1
+    (http://incompleteideas.net/book/the-book-2nd.html).
+
+    Args:
+        rewards_BT: [B, T], as in `gae`.
+        values_BT: [B, T], as in `gae`.
+        mask_BT: [B, T], as in `gae`.
+        gamma: as in `gae`.
+        n: rewards to sum, >= 1; 1 = one-step target, T or more = `discounted_returns`.
+        dones_BT: as in `gae`.
+        bootstrap_B: as in `gae`.
+
+    Returns:
+        Returns [B, T], in units of reward, 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ, or n < 1.
+
+    Example:
+        >>> rewards, values = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[7.0, 7.0, 7.0]])
+        >>> n_step_returns(rewards, values, torch.ones(1, 3), gamma=1.0, n=2).tolist()
+        [[9.0, 2.0, 1.0]]
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1 step, got {n}")
+    rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
+    next_nB = rows.bootstrap_B.expand(n, -1)  # of the next token: its returns of 0, 1, ... n − 1 steps
+    columns: list[Tensor] = []
+    for reward_B, value_B, discount_B, keep_B in rows.backwards():
+        returns_nB = reward_B + discount_B * next_nB  # 1, 2, ... n steps
+        next_nB = torch.where(keep_B, torch.cat([value_B[None], returns_nB[:-1]]), next_nB)
+        columns.append(returns_nB[-1])
+    return rows.in_order(columns)
+
+
+class VTrace(NamedTuple):
+    """What `vtrace` gives.
+
+    Attributes:
+        targets_BT: [B, T], vs_t, what the critic learns, in units of reward.
+        advantages_BT: [B, T], what the policy learns, the ratio of its first token included.
+        q_BT: [B, T], the return of token t as V-trace estimates it: advantages without ratio and baseline.
+    """
+
+    targets_BT: Tensor
+    advantages_BT: Tensor
+    q_BT: Tensor
+
+
+def vtrace(
+    log_ratios_BT: Tensor,
+    rewards_BT: Tensor,
+    values_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    gamma: float,
+    lam: float = 1.0,
+    clip_rho: float = 1.0,
+    clip_pg_rho: float = 1.0,
+    clip_c: float = 1.0,
+    dones_BT: Tensor | None = None,
+    bootstrap_B: Tensor | None = None,
+) -> VTrace:
+    """Correct values and advantages for tokens that another (older) policy drew.
+
+    ρ_t = exp(log π_t − log μ_t),   c_t = λ min(c̄, ρ_t),   γ_t = γ (1 − done_t)
+    vs_t = V_t + e_t,   e_t = min(ρ̄, ρ_t) (r_t + γ_t V_{t'} − V_t) + γ_t c_t e_{t'}
+    q_t = r_t + γ_t [λ vs_{t'} + (1 − λ) V_{t'}],   A_t = min(ρ̄_pg, ρ_t) (q_t − V_t)
+
+    Behind the last token V and vs are the bootstrap value and e is 0. On policy (ρ = 1 <= the clips) vs is the λ-return.
+    ρ̄ sets which policy the values belong to (infinite: π; small: close to μ), c̄ only how fast they get there.
+    Espeholt et al. 2018, eq. 1 and section 4.2 (https://arxiv.org/abs/1802.01561), λ: their remark 2; the λ of q, which
+    the paper has at 1, is that of rlax.
+
+    Args:
+        log_ratios_BT: [B, T], log π − log μ of the drawn token, μ = the policy that drew it; no gradient.
+        rewards_BT: [B, T], as in `gae`.
+        values_BT: [B, T], as in `gae`; no gradient.
+        mask_BT: [B, T], as in `gae`.
+        gamma: as in `gae`.
+        lam: λ in [0, 1]; 1 is the paper's.
+        clip_rho: ρ̄ > 0, largest weight of an error.
+        clip_pg_rho: ρ̄_pg > 0, largest weight of an advantage.
+        clip_c: c̄ in (0, ρ̄], largest weight of the errors to come.
+        dones_BT: as in `gae`.
+        bootstrap_B: as in `gae`.
+
+    Returns:
+        `VTrace` of three [B, T], 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(log_ratios=log_ratios_BT, rewards=rewards_BT)
+    rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
+    rho_BT = zero_padding(log_ratios_BT, rows.keep_BT).exp()
+    next_value_B, next_error_B = rows.bootstrap_B, torch.zeros_like(rows.bootstrap_B)
+    errors: list[Tensor] = []
+    q: list[Tensor] = []
+    for reward_B, value_B, discount_B, keep_B, rho_B in rows.backwards(rho_BT):
+        # λ vs' + (1 − λ) V' = V' + λ e'
+        q.append(reward_B + discount_B * (next_value_B + lam * next_error_B))
+        delta_B = rho_B.clamp(max=clip_rho) * (reward_B + discount_B * next_value_B - value_B)
+        error_B = delta_B + discount_B * lam * rho_B.clamp(max=clip_c) * next_error_B
+        next_error_B = torch.where(keep_B, error_B, next_error_B)
+        next_value_B = torch.where(keep_B, value_B, next_value_B)
+        errors.append(next_error_B)
+    q_BT = rows.in_order(q)
+    advantages_BT = rho_BT.clamp(max=clip_pg_rho) * (q_BT - rows.values_BT)
+    return VTrace(rows.values_BT + rows.in_order(errors), advantages_BT, q_BT)
+
+
+def discounted_returns(
+    rewards_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    gamma: float,
+    dones_BT: Tensor | None = None,
+    bootstrap_B: Tensor | None = None,
+) -> Tensor:
+    """Sum the rewards from each token to the end of its row, the Monte Carlo return: G_t = r_t + γ_t G_{t'}.
+
+    t' is the next token whose mask is True, as in `gae`; after the last token G is the bootstrap value, 0 by default.
+    Sutton and Barto 2018, eq. 3.9 (http://incompleteideas.net/book/the-book-2nd.html).
 
     Args:
         rewards_BT: [B, T], reward for token t, any range.
         mask_BT: [B, T], True = token of the episode.
         gamma: discount per token, in [0, 1].
+        dones_BT: as in `gae`.
+        bootstrap_B: as in `gae`.
 
     Returns:
         Returns [B, T], in units of reward, 0 where the mask is False.
@@ -78,13 +279,43 @@ def discounted_returns(rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float) -> 
         >>> discounted_returns(torch.tensor([[0.0, 0.0, 8.0]]), torch.ones(1, 3), gamma=0.5).tolist()
         [[2.0, 4.0, 8.0]]
     """
-    # With V = 0 and λ = 1 the recursion of the advantage is the recursion of the return.
-    return gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, gamma=gamma, lam=1.0)
+    # With λ = 1 the values have no say.
+    nothing_BT = torch.zeros_like(rewards_BT)
+    return td_lambda_returns(rewards_BT, nothing_BT, mask_BT, gamma=gamma, lam=1.0, dones_BT=dones_BT, bootstrap_B=bootstrap_B)
 
 
-def _backwards(*tensors_BT: Tensor) -> list[tuple[Tensor, ...]]:
-    return list(zip(*(tensor_BT.unbind(-1) for tensor_BT in tensors_BT), strict=True))[::-1]
+class _Rows(NamedTuple):
+    """Checked inputs without padding, to be walked from the last token to the first."""
 
+    rewards_BT: Tensor
+    values_BT: Tensor
+    discounts_BT: Tensor
+    keep_BT: Tensor
+    bootstrap_B: Tensor
 
-def _in_order(columns: list[Tensor], *, like_BT: Tensor, keep_BT: Tensor) -> Tensor:
-    return zero_padding(torch.stack(columns[::-1], dim=-1), keep_BT) if columns else like_BT
+    @classmethod
+    def of(
+        cls,
+        rewards_BT: Tensor,
+        values_BT: Tensor,
+        mask_BT: Tensor,
+        gamma: float,
+        dones_BT: Tensor | None,
+        bootstrap_B: Tensor | None,
+    ) -> _Rows:
+        check_same_shape(rewards=rewards_BT, values=values_BT, mask=mask_BT)
+        keep_BT = mask_BT.bool()
+        dones_BT = torch.zeros_like(keep_BT) if dones_BT is None else dones_BT
+        bootstrap_B = values_BT.new_zeros(len(values_BT)) if bootstrap_B is None else bootstrap_B
+        check_same_shape(dones=dones_BT, mask=mask_BT)
+        check_same_shape(bootstrap=bootstrap_B, rows=keep_BT.any(-1))
+        discounts_BT = gamma * (~dones_BT.bool()).to(values_BT.dtype)
+        return cls(zero_padding(rewards_BT, keep_BT), zero_padding(values_BT, keep_BT), discounts_BT, keep_BT, bootstrap_B)
+
+    def backwards(self, *more_BT: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        tensors_BT = (self.rewards_BT, self.values_BT, self.discounts_BT, self.keep_BT, *more_BT)
+        columns: list[tuple[Tensor, ...]] = list(zip(*(tensor_BT.unbind(-1) for tensor_BT in tensors_BT), strict=True))
+        return reversed(columns)
+
+    def in_order(self, columns: list[Tensor]) -> Tensor:
+        return zero_padding(torch.stack(columns[::-1], dim=-1), self.keep_BT) if columns else self.rewards_BT

@@ -95,11 +95,11 @@ def _batch(tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, step: int
     weights = torch.zeros(shape)
     for r, row in enumerate(_packed_rows(tokenizer, rng, config.rows, config.length)):
         start = 0
-        for tokens, token_weights in row:
+        for tokens, aggregation_weights in row:
             end = start + len(tokens)
             ids[r, start:end] = torch.tensor(tokens)
             positions[r, start:end] = torch.arange(len(tokens))
-            weights[r, start:end] = torch.tensor(token_weights)
+            weights[r, start:end] = torch.tensor(aggregation_weights)
             weights[r, start] = 0.0
             start = end
         positions[r, start:] = torch.arange(config.length - start)

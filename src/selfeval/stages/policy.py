@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfeval.records import Split
+from selfeval.records import Pair, Split
 from selfeval.stages.context import Context
 from selfeval.store import writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.evaluator import EVALUATOR
+from selfeval.training.evaluator import EVALUATOR, Preference
 from selfeval.training.policy import train_policy
+from selfeval.training.probe import HeldOutJudge
 from selfeval.training.scoring import EvaluatorScorer
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
@@ -49,12 +50,26 @@ def add_roles(context: Context) -> None:
 
 
 def prompts_of(context: Context) -> list[Prompt]:
-    """The training questions as token ids."""
+    """The training questions as token ids, less those kept aside for the held-out judge."""
     templates = context.templates
     return [
         Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
-        for q in context.questions(Split.TRAIN)
+        for q in context.questions(Split.TRAIN)[_kept_aside(context) :]
     ]
+
+
+def _kept_aside(context: Context) -> int:
+    config = context.config.policy
+    return min(config.judge_questions, len(context.questions(Split.TRAIN)) // 4) if config.judge_every else 0
+
+
+def _judge_of(context: Context) -> HeldOutJudge | None:
+    config, aside = context.config, context.questions(Split.TRAIN)[: _kept_aside(context)]
+    if not aside:
+        return None
+    texts, limit = [q.text for q in aside], config.replies.max_new_tokens
+    seed, rows = context.seed("held-out judge"), config.rollout_rows
+    return HeldOutJudge(context.backbone, context.templates, config.verdicts, texts, limit, rows, seed)
 
 
 def setting_of(context: Context) -> Setting:
@@ -68,7 +83,19 @@ def setting_of(context: Context) -> Setting:
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
         batch_tokens=config.batch_tokens,
+        pairs=_kept_pairs(context) if config.policy.pairs == "kept" else (),
+        judge=_judge_of(context),
     )
+
+
+def _kept_pairs(context: Context) -> list[Preference]:
+    """The training pairs, their prompts as the policy reads them."""
+    templates = context.templates
+    return [
+        Preference(templates.prompt("reply", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
+        for p in context.store.read("pairs", Pair)
+        if p.split == Split.TRAIN
+    ]
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -40,6 +40,10 @@ class Checkpoints:
     def __init__(self, folder: Path, backbone: Backbone, roles: Sequence[str], optimizers: Mapping[str, AdamW]) -> None:
         self.folder, self.backbone, self.roles, self.optimizers = folder, backbone, roles, optimizers
 
+    def beside(self, name: str) -> Checkpoints:
+        """Further checkpoints of the same roles, in a folder within this one's."""
+        return Checkpoints(self.folder / name, self.backbone, self.roles, self.optimizers)
+
     def _steps(self) -> list[tuple[int, Path]]:
         return sorted((int(p.name.removeprefix("step-")), p) for p in self.folder.glob("step-*") if p.is_dir())
 
@@ -74,6 +78,7 @@ class Checkpoints:
         tensors = load_file(path / "state.safetensors")
         for optimizer in self.optimizers.values():
             optimizer.state.clear()  # going back before the first step leaves none
+            optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for role in self.roles:
                 for name, parameter in self.backbone.parameters(role).items():

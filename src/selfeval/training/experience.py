@@ -7,6 +7,7 @@ Shapes: B replies, R reply tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,7 @@ class Experience:
         rewards: what the policy is trained on: KL penalty at every token, score in units of the start at the last.
         values, returns: what the critic foresees and what it is to learn; 0 for learners without one.
         advantages: what the policy's gradient is weighted with; 0 until the learner has said.
+        kl_coefficient: weight of the KL penalty in the rewards.
     """
 
     policy_batch: Sequences
@@ -62,6 +64,7 @@ class Experience:
     values: Tensor
     returns: Tensor
     advantages: Tensor
+    kl_coefficient: float
 
     @property
     def mask(self) -> Tensor:
@@ -71,7 +74,8 @@ class Experience:
         """The experience of some of the replies."""
         per_reply = ("groups_B", "scores_B", "logprobs", "ref_logprobs", "rewards", "values", "returns", "advantages")
         picked = {name: getattr(self, name)[index] for name in per_reply}
-        return Experience(rows_of(self.policy_batch, index), rows_of(self.critic_batch, index), **picked)
+        batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
+        return Experience(*batches, **picked, kl_coefficient=self.kl_coefficient)
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ def observe(setting: Setting, samples: Samples, scores: Scores, scale: RewardSca
         values=nothing,
         returns=nothing,
         advantages=nothing,
+        kl_coefficient=kl_coefficient,
     )
 
 
@@ -217,7 +222,7 @@ def with_values(setting: Setting, experience: Experience, scale: RewardScale) ->
     return replace(experience, values=scale.units(raw))
 
 
-def measure(experience: Experience, kl_coefficient: float) -> dict[str, float]:
+def measure(experience: Experience) -> dict[str, float]:
     """What is logged of an iteration before its update."""
     mask = experience.mask
     kl_B = zero_padding(k1(experience.logprobs, experience.ref_logprobs), mask).sum(-1)
@@ -225,10 +230,19 @@ def measure(experience: Experience, kl_coefficient: float) -> dict[str, float]:
         "score": float(experience.scores_B.mean()),
         "reward": float(experience.rewards.sum(-1).mean()),
         "kl": float(kl_B.mean()),
-        "kl_coefficient": kl_coefficient,
+        "kl_coefficient": experience.kl_coefficient,
         "length": float(mask.sum(-1).float().mean()),
+        "repeated": _repeated(experience),
     }
     if bool(experience.returns.any()):
         found["value"] = float(masked_mean(experience.values, mask))
         found["explained_variance"] = float(explained_variance(experience.values, experience.returns, mask))
     return found
+
+
+def _repeated(experience: Experience) -> float:
+    """Share of the iteration's questions that the most common reply answers."""
+    rows = zip(experience.policy_batch.reply_BR.tolist(), experience.mask.sum(-1).tolist(), strict=True)
+    answered = {(tuple(ids[:length]), group) for (ids, length), group in zip(rows, experience.groups_B.tolist(), strict=True)}
+    questions = len({group for _, group in answered})
+    return max(Counter(reply for reply, _ in answered).values()) / questions

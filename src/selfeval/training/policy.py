@@ -19,7 +19,8 @@ from selfeval.algorithms.controllers import adaptive_kl_coefficient
 from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.experience import RewardScale, measure, observe
+from selfeval.training.diagnosis import broken_layer
+from selfeval.training.experience import Experience, RewardScale, measure, observe, rows_of
 from selfeval.training.learners import make_learner
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm, check_iteration, not_finite, refuse_broken
@@ -55,6 +56,7 @@ def train_policy(
     """
     loop = _Loop(setting)
     keeper = checkpoints(loop.roles, loop.learner.optimizers.by_role)
+    best = keeper.beside("best")
     iteration = loop.restore(keeper)
     resumed(iteration)
     while iteration < setting.config.iterations:
@@ -71,6 +73,11 @@ def train_policy(
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
             rolled_back(iteration, alarms)
+        elif loop.judged_best(iteration):
+            best.save(iteration, loop.state())
+        if any(a.action == "finish" for a in alarms):
+            rolled_back(loop.restore(best), alarms)
+            return
 
 
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
@@ -88,6 +95,7 @@ class _Loop:
         self.scale: RewardScale | None = None
         self.first: dict[str, float] = {}
         self.rolled_back = 0
+        self.looks: list[dict[str, float]] = []
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -102,17 +110,45 @@ class _Loop:
         self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
         experience = observe(self.setting, samples, scores, self.scale, self.kl_coefficient)
         experience = learner.advantages(experience, self.scale)
-        values = {"step": float(iteration), **measure(experience, self.kl_coefficient)}
+        values = {"step": float(iteration), **measure(experience)}
         try:
             refuse_broken(values)
             values |= learner.update(experience, self.scale, iteration)
         except NotFiniteError as error:
-            return samples, scores, values, [not_finite(iteration, str(error))]
+            return samples, scores, values, [not_finite(iteration, f"{error}{self._where(experience)}")]
         self.first = self.first or values
+        values |= self._look(iteration, values["score"])
         alarms = check_iteration(values, self.first, config)
         if all(a.action == "warn" for a in alarms):
             self._follow(values["kl"], len(samples.asked))
         return samples, scores, values, alarms
+
+    def _where(self, experience: Experience) -> str:
+        """Which layer broke, where it is one: a few rows go through once more, under each role."""
+        few = rows_of(experience.policy_batch, torch.arange(min(4, len(experience.scores_B)), device=experience.mask.device))
+        layer = broken_layer(self.setting.backbone, self.setting.backbone.roles, few)
+        return f" (first in {layer})" if layer else ""
+
+    def _look(self, iteration: int, score: float) -> dict[str, float]:
+        """What the held-out judge says, when it is its turn, beside what it said when it liked the policy best."""
+        every = self.setting.config.judge_every
+        if self.setting.judge is None or not every or iteration % every:
+            return {}
+        reading = self.setting.judge()
+        now = {"step": float(iteration), "win_rate": reading.win_rate, "score": score}
+        best = max([*self.looks, now], key=lambda look: look["win_rate"])
+        self.looks.append(now)
+        return {
+            "judge_win_rate": reading.win_rate,
+            "judge_error": reading.error,
+            "judge_drop": best["win_rate"] - reading.win_rate,
+            "score_gain": score - best["score"],
+        }
+
+    def judged_best(self, iteration: int) -> bool:
+        """Whether the held-out judge has just liked the policy better than ever before."""
+        best = max(self.looks, key=lambda look: look["win_rate"], default={"step": 0.0})
+        return best["step"] == iteration
 
     def _follow(self, kl: float, samples: int) -> None:
         """Moves the KL coefficient, and the reference where it follows the policy."""
@@ -130,6 +166,7 @@ class _Loop:
             "scale": self.scale.as_json() if self.scale else None,
             "first": self.first,
             "rolled_back": self.rolled_back,
+            "looks": self.looks,
             "learner": self.learner.state(),
         }
 
@@ -140,7 +177,7 @@ class _Loop:
             return 0
         self.kl_coefficient = float(state["kl_coefficient"])
         self.scale = RewardScale(**state["scale"]) if state["scale"] else None
-        self.first = dict(state["first"])
+        self.first, self.looks = dict(state["first"]), list(state["looks"])
         self._slow_down(int(state["rolled_back"]))
         self.learner.load(state["learner"])
         return int(state["step"])

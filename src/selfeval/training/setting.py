@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Rollout
+from selfeval.training.evaluator import Preference
 
-__all__ = ["CRITIC", "POLICY", "REFERENCE", "Prompt", "Samples", "Scorer", "Scores", "Setting"]
+__all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "Prompt", "Samples", "Scorer", "Scores", "Setting"]
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
@@ -61,6 +62,19 @@ class Scores:
     disagreement_B: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class JudgeReading:
+    """What a judge that has no part in the training says of the policy.
+
+    Attributes:
+        win_rate: against the start, mean over the questions; a tie counts half.
+        error: its standard error.
+    """
+
+    win_rate: float
+    error: float
+
+
 class Scorer(Protocol):
     """Says how good replies are; the policy is trained to raise it."""
 
@@ -78,6 +92,8 @@ class Setting:
         limit: token limit of a reply.
         rows: replies side by side while sampling.
         batch_tokens: tokens of a micro-batch.
+        pairs: labelled pairs, their prompts as the policy reads them; for learners that learn from those.
+        judge: says now and then what a judge outside of the training thinks of the policy; None where none is asked.
     """
 
     backbone: Backbone
@@ -87,6 +103,8 @@ class Setting:
     limit: int
     rows: int
     batch_tokens: int
+    pairs: Sequence[Preference] = ()
+    judge: Callable[[], JudgeReading] | None = None
 
     def sampling_seed(self, iteration: int) -> int:
         """Of the draws of one iteration's replies."""

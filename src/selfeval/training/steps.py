@@ -59,15 +59,17 @@ class Optimizers:
         optimizer, named = self.by_role[role], self.parameters[role]
         for group in optimizer.param_groups:
             group["lr"] = self.rates[role] * self.scale * learning_rate_factor(iteration, self.config)
-        limit = self.config.max_grad_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(list(named.values()), limit))
-        if norm != norm or norm == float("inf"):
+        gradients = [p.grad for p in named.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
             broken = [name for name, p in named.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
             optimizer.zero_grad(set_to_none=True)
             raise NotFiniteError(f"the gradient of {role}, first in {broken[0] if broken else 'its norm'}")
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(list(named.values()), self.config.max_grad_norm, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return norm
+        return float(norm)
 
 
 def minibatches(experience: Experience, setting: Setting, iteration: int) -> Iterator[Experience]:

@@ -1,10 +1,18 @@
-"""Watchdogs: small checks of one iteration's numbers that name what went wrong and what to do about it."""
+"""Watchdogs: small checks of one iteration's numbers that name what went wrong, and say what is to be done about it.
+
+| action      | what the loop does                                                                         |
+|-------------|--------------------------------------------------------------------------------------------|
+| `warn`      | goes on                                                                                    |
+| `roll_back` | goes back to the last good checkpoint, and learns half as fast from there; thrice at most   |
+| `finish`    | goes back to the checkpoint that the held-out judge liked best, and ends the training there |
+| `stop`      | ends with an error: the numbers mean something else than they should                        |
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from selfeval.config import PolicyConfig
@@ -12,10 +20,15 @@ from selfeval.errors import NotFiniteError
 
 __all__ = ["Alarm", "check_iteration", "not_finite", "refuse_broken"]
 
+_MAY_BE_UNDEFINED = ("explained_variance",)
+"""Metrics that are NaN where there is nothing to explain."""
+_FEWEST_QUESTIONS = 8
+"""With fewer questions in an iteration, equal replies to all of them may well be right."""
+
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a watchdog saw; `action` is `warn`, `roll_back` (to the last good checkpoint) or `stop`."""
+    """What a watchdog saw; `action` is `warn`, `roll_back`, `finish` or `stop` (see the top of this module)."""
 
     step: int
     name: str
@@ -26,13 +39,38 @@ class Alarm:
         return asdict(self)
 
 
-def refuse_broken(values: Mapping[str, float]) -> None:
+Figures = Mapping[str, float]
+Seen = tuple[str, str] | None
+"""Message and action of a watchdog that saw something."""
+
+
+def check_iteration(values: Figures, first: Figures, config: PolicyConfig) -> list[Alarm]:
+    """What the watchdogs say to one iteration.
+
+    Args:
+        values: metrics of this iteration.
+        first: metrics of the first one.
+        config: the targets; with `watchdogs = "warn"` the policy's own doings are only told.
+    """
+    step = int(values["step"])
+    try:
+        refuse_broken(values)
+    except NotFiniteError as error:
+        return [not_finite(step, str(error))]
+    seen = {name: watchdog(values, first, config) for name, watchdog in _WATCHDOGS.items()}
+    alarms = [Alarm(step, name, *found) for name, found in seen.items() if found]
+    if config.watchdogs == "warn":
+        return [replace(alarm, action="warn") for alarm in alarms]
+    return alarms
+
+
+def refuse_broken(values: Figures) -> None:
     """Refuses numbers that broke.
 
     Raises:
         NotFiniteError: some are NaN or infinite; `explained_variance` may be, where returns do not vary.
     """
-    broken = sorted(name for name, value in values.items() if name != "explained_variance" and not math.isfinite(value))
+    broken = sorted(name for name, value in values.items() if name not in _MAY_BE_UNDEFINED and not math.isfinite(value))
     if broken:
         raise NotFiniteError(", ".join(broken))
 
@@ -42,34 +80,67 @@ def not_finite(step: int, what: str) -> Alarm:
     return Alarm(step, "not_finite", f"{what} is NaN or infinite; lower the learning rates", "roll_back")
 
 
-def check_iteration(values: Mapping[str, float], first: Mapping[str, float], config: PolicyConfig) -> list[Alarm]:
-    """The warnings that one iteration's metrics give.
+def _ratio_not_one(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    gap = values["first_ratio"]
+    if gap <= 0.02:
+        return None
+    text = f"before any update the policy's probabilities are {gap:.3f} off the sampled ones; sampling and scoring disagree"
+    return text, "stop" if gap > 0.5 else "warn"
 
-    Args:
-        values: metrics of this iteration.
-        first: metrics of the first one.
-        config: the targets.
-    """
-    step, found = int(values["step"]), []
-    try:
-        refuse_broken(values)
-    except NotFiniteError as error:
-        found.append(not_finite(step, str(error)))
-    kl, gap = values["kl"], values["first_ratio"]
-    if gap > 0.02:
-        message = (
-            f"before any update the policy's probabilities are {gap:.3f} off the sampled ones; sampling and scoring disagree"
-        )
-        found.append(Alarm(step, "ratio_not_one", message, "warn"))
-    if kl < -0.5:
-        message = f"KL to the reference is {kl:.2f}; the sampled and the scored distribution differ"
-        found.append(Alarm(step, "negative_kl", message, "warn"))
-    if kl > 5 * config.kl_target:
-        message = f"KL {kl:.1f} is more than 5 times its target {config.kl_target}"
-        found.append(Alarm(step, "kl_runaway", message, "warn"))
+
+def _negative_kl(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    kl = values["kl"]
+    if kl >= -0.5:
+        return None
+    return f"KL to the reference is {kl:.2f}; the sampled and the scored distribution differ", "stop" if kl < -5 else "warn"
+
+
+def _kl_runaway(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    times = values["kl"] / config.kl_target
+    if times <= 5:
+        return None
+    text = f"KL {values['kl']:.1f} is {times:.1f} times its target {config.kl_target}; raise kl_coefficient or learn slower"
+    return text, "roll_back" if times > 10 else "warn"
+
+
+def _entropy_collapse(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    if values["entropy"] >= 0.02 * first["entropy"]:
+        return None
+    text = f"entropy fell to {values['entropy']:.4f} nats per token, from {first['entropy']:.4f}; set entropy_floor"
+    return text, "roll_back"
+
+
+def _length_drift(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
     ratio = values["length"] / max(1.0, first["length"])
-    if not 0.5 <= ratio <= 2.0:
-        found.append(Alarm(step, "length_drift", f"replies are {ratio:.2f} times as long as at the start", "warn"))
-    if values["entropy"] < 0.02 * max(first["entropy"], 1e-9):
-        found.append(Alarm(step, "entropy_collapse", f"entropy fell to {values['entropy']:.4f} nats per token", "warn"))
-    return found
+    if 0.5 <= ratio <= 2.0:
+        return None
+    text = f"replies are {ratio:.2f} times as long as at the start; set length_guard"
+    return text, "warn" if 0.25 <= ratio <= 4.0 else "roll_back"
+
+
+def _repeated_reply(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    share = values["repeated"]
+    if config.questions_per_iteration < _FEWEST_QUESTIONS or share <= max(0.5, 2 * first["repeated"]):
+        return None
+    return f"one and the same reply answers {share:.0%} of the questions; raise kl_coefficient or learn slower", "roll_back"
+
+
+def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    if "judge_win_rate" not in values or values["judge_drop"] <= 2 * values["judge_error"] or values["score_gain"] <= 0:
+        return None
+    text = (
+        f"since the held-out judge liked the policy best the evaluator's score rose by {values['score_gain']:.2f} and the "
+        f"judge's win rate fell by {values['judge_drop']:.2f}, to {values['judge_win_rate']:.2f}: it exploits the evaluator"
+    )
+    return text, "finish"
+
+
+_WATCHDOGS: dict[str, Callable[[Figures, Figures, PolicyConfig], Seen]] = {
+    "ratio_not_one": _ratio_not_one,
+    "negative_kl": _negative_kl,
+    "kl_runaway": _kl_runaway,
+    "entropy_collapse": _entropy_collapse,
+    "length_drift": _length_drift,
+    "repeated_reply": _repeated_reply,
+    "judge_disagrees": _judge_disagrees,
+}

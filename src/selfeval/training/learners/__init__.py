@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from selfeval.training.learners.dpo import DPO
+from selfeval.training.learners.grpo import grpo
 from selfeval.training.learners.learner import Learner
 from selfeval.training.learners.ppo import PPO
+from selfeval.training.learners.raft import RAFT
+from selfeval.training.learners.reinforce_pp import reinforce_pp
+from selfeval.training.learners.remax import ReMax
+from selfeval.training.learners.rloo import rloo
 from selfeval.training.setting import Setting
 
 __all__ = ["LEARNERS", "make_learner"]
 
 LEARNERS: dict[str, Callable[[Setting], Learner]] = {
     "ppo": PPO,
+    "grpo": grpo,
+    "rloo": rloo,
+    "reinforce_pp": reinforce_pp,
+    "remax": ReMax,
+    "dpo": DPO,
+    "raft": RAFT,
 }
 
 

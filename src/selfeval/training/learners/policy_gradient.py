@@ -1,4 +1,4 @@
-"""What PPO, GRPO, RLOO, REINFORCE++ and ReMax share: clipped steps on minibatches, weighted with an advantage per token.
+"""What the learners share that raise the probability of tokens in proportion to an advantage: PPO, GRPO, RLOO, and others.
 
 They differ in the advantage, in how the tokens of replies of different length are weighted, and in whether a critic learns
 beside the policy. The KL penalty is in the reward for all of them, where its gradient is the right one (algorithms/kl.py).
@@ -12,61 +12,68 @@ from typing import Any
 
 from torch import Tensor
 
-from selfeval.algorithms.masked import Aggregation, token_weights
+from selfeval.algorithms.masked import Aggregation, aggregation_weights
 from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.training.experience import Experience, RewardScale, collect
 from selfeval.training.setting import POLICY, Prompt, Samples, Setting
 from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of, minibatches, policy_gradients
 
-__all__ = ["EntropyFloor", "PolicyGradient", "clipped_loss", "clipped_step", "summary"]
+__all__ = ["EntropyFloor", "PolicyGradient"]
 
 _ENTROPY_BONUS = 0.02
 """Weight of the entropy while it lies below the floor, in units of a whitened advantage per nat."""
 
 
-def clipped_loss(setting: Setting) -> Callable[[Tensor, Experience], Tensor]:
-    """PPO's clipped surrogate with the ranges of the configuration."""
-    config = setting.config
-
-    def loss(logprobs_BR: Tensor, rows: Experience) -> Tensor:
-        return ppo_clip_loss(
-            logprobs_BR,
-            rows.logprobs,
-            rows.advantages,
-            clip_low=config.clip,
-            clip_high=config.clip_high or config.clip,
-        )
-
-    return loss
-
-
 class PolicyGradient:
-    """A learner that raises the probability of tokens in proportion to their advantage.
+    """A learner that takes clipped steps on minibatches, the tokens weighted with an advantage.
 
     Args:
         setting: what the loop was given.
         advantage: per token, from rewards and groups.
         aggregation: how tokens are weighted within a minibatch.
+        rates: peak learning rates of further roles that it trains.
     """
 
-    def __init__(self, setting: Setting, advantage: Callable[[Experience], Tensor], aggregation: Aggregation) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        advantage: Callable[[Experience], Tensor],
+        aggregation: Aggregation,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
         self.setting, self.advantage, self.aggregation = setting, advantage, aggregation
-        self.roles: tuple[str, ...] = (POLICY,)
-        self.optimizers = Optimizers(setting.backbone, {POLICY: setting.config.learning_rate}, setting.config)
+        by_role = {POLICY: setting.config.learning_rate, **(rates or {})}
+        self.roles: tuple[str, ...] = tuple(by_role)
+        self.optimizers = Optimizers(setting.backbone, by_role, setting.config)
         self.floor = EntropyFloor(setting.config.entropy_floor)
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
         return collect(self.setting, prompts, iteration)
 
     def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
-        return replace(experience, advantages=self.advantage(experience))
+        advantages, limit = self.advantage(experience), self.setting.config.advantage_clip
+        return replace(experience, advantages=advantages.clamp(-limit, limit) if limit else advantages)
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        rows = [self._step(part, iteration) for part in minibatches(experience, self.setting, iteration)]
-        return summary(rows, self.setting, self.optimizers, iteration, self.floor)
+        config = self.setting.config
+        rows = [self.step(part, scale, iteration) for part in minibatches(experience, self.setting, iteration)]
+        means = mean_of(rows)
+        self.floor.see(means["entropy"])
+        del means["ratio_gap"]
+        rate = config.learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config)
+        return {**means, "first_ratio": rows[0]["ratio_gap"], "learning_rate": rate}
 
-    def _step(self, part: Experience, iteration: int) -> dict[str, float]:
-        return clipped_step(self.setting, self.optimizers, part, self.aggregation, iteration, self.floor)
+    def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
+        """One step of the policy on a minibatch."""
+        weights_BR = aggregation_weights(part.mask, self.aggregation)
+        values = policy_gradients(self.setting, part, weights_BR, self.loss, entropy_bonus=self.floor.bonus)
+        return {**values, "grad_norm": self.optimizers.step(POLICY, iteration)}
+
+    def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        """PPO's clipped surrogate with the ranges of the configuration, per token."""
+        config = self.setting.config
+        high, dual = config.clip_high or config.clip, config.dual_clip or None
+        return ppo_clip_loss(logprobs_BR, rows.logprobs, rows.advantages, clip_low=config.clip, clip_high=high, dual_clip=dual)
 
     def state(self) -> dict[str, Any]:
         return {"floor": self.floor.as_json()}
@@ -97,28 +104,3 @@ class EntropyFloor:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.first, self.bonus = state["first"], float(state["bonus"])
-
-
-def clipped_step(
-    setting: Setting,
-    optimizers: Optimizers,
-    part: Experience,
-    aggregation: Aggregation,
-    iteration: int,
-    floor: EntropyFloor,
-) -> dict[str, float]:
-    """One gradient step of the policy on a minibatch."""
-    weights_BR = token_weights(part.mask, aggregation)
-    values = policy_gradients(setting, part, weights_BR, clipped_loss(setting), entropy_bonus=floor.bonus)
-    return {**values, "grad_norm": optimizers.step(POLICY, iteration)}
-
-
-def summary(
-    rows: Sequence[Mapping[str, float]], setting: Setting, optimizers: Optimizers, iteration: int, floor: EntropyFloor
-) -> dict[str, float]:
-    """Metrics of an iteration's steps: means, and the ratio gap of the very first minibatch, before anything moved."""
-    means = mean_of(rows)
-    floor.see(means["entropy"])
-    del means["ratio_gap"]
-    rate = setting.config.learning_rate * optimizers.scale * learning_rate_factor(iteration, setting.config)
-    return {**means, "first_ratio": rows[0]["ratio_gap"], "learning_rate": rate}

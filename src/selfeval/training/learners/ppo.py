@@ -6,18 +6,17 @@ in Huang et al. 2024, https://arxiv.org/abs/2403.17031, and reads what the evalu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from selfeval.algorithms.masked import whiten
 from selfeval.algorithms.returns import gae
-from selfeval.training.experience import Experience, RewardScale, collect, with_values
-from selfeval.training.learners.policy_gradient import EntropyFloor, clipped_step, summary
-from selfeval.training.setting import CRITIC, POLICY, Prompt, Samples, Setting
-from selfeval.training.steps import Optimizers, critic_gradients, minibatches
+from selfeval.training.experience import Experience, RewardScale, with_values
+from selfeval.training.learners.policy_gradient import PolicyGradient
+from selfeval.training.setting import CRITIC, Setting
+from selfeval.training.steps import critic_gradients
 
 __all__ = ["PPO", "ensure_critic"]
 
@@ -30,45 +29,30 @@ def ensure_critic(setting: Setting) -> None:
         backbone.add_role(CRITIC, copy_of=evaluators[0] if evaluators else None, head=True)
 
 
-class PPO:
+class PPO(PolicyGradient):
     """Proximal policy optimisation with a critic."""
 
     def __init__(self, setting: Setting) -> None:
         ensure_critic(setting)
-        config = setting.config
-        self.setting = setting
-        self.roles: tuple[str, ...] = (POLICY, CRITIC)
-        rates = {POLICY: config.learning_rate, CRITIC: config.critic_learning_rate}
-        self.optimizers = Optimizers(setting.backbone, rates, config)
-        self.floor = EntropyFloor(config.entropy_floor)
-
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
-        return collect(self.setting, prompts, iteration)
+        super().__init__(setting, self._advantage, "token_mean", {CRITIC: setting.config.critic_learning_rate})
 
     def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
         """Generalised advantages, whitened over all tokens of the iteration; the critic's returns use the raw ones."""
-        config, mask = self.setting.config, experience.mask
         experience = with_values(self.setting, experience, scale)
-        raw = gae(experience.rewards, experience.values, mask, gamma=config.gamma, lam=config.gae_lambda)
-        returns = torch.where(mask, raw + experience.values, 0.0)
-        advantages = whiten(raw, mask) if config.whiten_advantages else raw
-        if config.advantage_clip:
-            advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
-        return replace(experience, advantages=advantages, returns=returns)
+        returns = torch.where(experience.mask, self._raw(experience) + experience.values, 0.0)
+        return super().advantages(replace(experience, returns=returns), scale)
 
-    def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        rows = [self._step(part, scale, iteration) for part in minibatches(experience, self.setting, iteration)]
-        return summary(rows, self.setting, self.optimizers, iteration, self.floor)
+    def _raw(self, experience: Experience) -> Tensor:
+        config = self.setting.config
+        return gae(experience.rewards, experience.values, experience.mask, gamma=config.gamma, lam=config.gae_lambda)
 
-    def _step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
+    def _advantage(self, experience: Experience) -> Tensor:
+        raw = self._raw(experience)
+        return whiten(raw, experience.mask) if self.setting.config.whiten_advantages else raw
+
+    def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         """The policy's step before the critic's gradients, so that those of one role are held at a time."""
-        values = clipped_step(self.setting, self.optimizers, part, "token_mean", iteration, self.floor)
+        values = super().step(part, scale, iteration)
         values |= critic_gradients(self.setting, part, scale)
         self.optimizers.step(CRITIC, iteration)
         return values
-
-    def state(self) -> dict[str, Any]:
-        return {"floor": self.floor.as_json()}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.floor.load(state["floor"])

@@ -1,0 +1,237 @@
+"""Advantages without a critic: what a reply is worth beside other replies to the same question, or beside the batch.
+
+Shapes: B batch, T time, G groups. A mask says what is KEPT: True = this token counts.
+
+A group is the replies to one question. Its id may be any integer, and its rows may lie anywhere in the batch. Groups
+may differ in size. The advantage belongs to the whole reply; `masked.broadcast_to_tokens` gives it to every token.
+
+A group that says nothing gives exactly 0: a single reply (there is no other to compare it with), and replies with equal
+rewards. In floating point the mean of equal numbers is often not that number, and the rest, divided by a standard
+deviation of next to nothing, would look like a real advantage.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfeval.algorithms.masked import broadcast_to_tokens, check_same_shape, whiten, zero_padding
+from selfeval.algorithms.returns import discounted_returns
+
+__all__ = [
+    "batch_std_advantages",
+    "grpo_advantages",
+    "mean_only_advantages",
+    "reinforce_pp_advantages",
+    "reinforce_pp_baseline_advantages",
+    "remax_advantages",
+    "rloo_advantages",
+]
+
+
+def grpo_advantages(rewards_B: Tensor, groups_B: Tensor, *, correction: Literal[0, 1] = 1, eps: float = 1e-6) -> Tensor:
+    """Compute the advantages of GRPO: rewards whitened within their group.
+
+    A_i = (R_i − mean) / (std + eps),   std = √(Σ (R − mean)² / (n − correction)),   n = replies in the group
+
+    Dividing by the deviation gives a question that is nearly always (or never) solved the same say as any other: Dr.
+    GRPO calls that a bias, see `mean_only_advantages`. Shao et al. 2024, section 4.1.2 (https://arxiv.org/abs/2402.03300).
+
+    Args:
+        rewards_B: [B], reward of the whole reply, any range.
+        groups_B: [B], integer id of the question that it answers.
+        correction: 1 divides by n − 1 (public code), 0 by n.
+        eps: added to the deviation, in units of reward, >= 0; public code has from 1e-9 to 1e-4.
+
+    Returns:
+        Advantages [B], without unit; 0 in groups of one and in groups of equal rewards.
+
+    Raises:
+        ValueError: the shapes differ, or the ids are not integers.
+
+    Example:
+        >>> grpo_advantages(torch.tensor([1.0, 0.0, 5.0]), torch.tensor([7, 7, 2]), correction=0, eps=0.0).tolist()
+        [1.0, -1.0, 0.0]
+    """
+    groups = _grouped(rewards_B, groups_B)
+    variance_B = groups.sum_of(groups.centred_B.square()) / (groups.sizes_B - correction).clamp(min=1)
+    return _divided(groups.centred_B, variance_B.sqrt() + eps)
+
+
+def mean_only_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
+    """Compute the advantages of Dr. GRPO: rewards less the mean of their group, A_i = R_i − mean.
+
+    Liu et al. 2025, section 3.2 (https://arxiv.org/abs/2503.20783). Not unbiased to the last bit: R_i is part of its
+    own baseline, which shrinks the gradient by (n − 1) / n; `rloo_advantages` is the same without the shrinking.
+
+    Args:
+        rewards_B: [B], reward of the whole reply, any range.
+        groups_B: [B], integer id of the question that it answers.
+
+    Returns:
+        Advantages [B], in units of reward; 0 in groups of one and in groups of equal rewards.
+
+    Raises:
+        ValueError: the shapes differ, or the ids are not integers.
+    """
+    return _grouped(rewards_B, groups_B).centred_B
+
+
+def rloo_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
+    """Compute the advantages of REINFORCE leave-one-out: the reward less the mean of the *other* replies of the group.
+
+    A_i = R_i − 1/(n − 1) Σ_{j≠i} R_j = n / (n − 1) (R_i − mean)
+
+    The baseline does not depend on the reply, so the gradient is unbiased. Kool et al. 2019
+    (https://openreview.net/forum?id=r1lgTGL5DE); for language models: Ahmadian et al. 2024
+    (https://arxiv.org/abs/2402.14740).
+
+    Args:
+        rewards_B: [B], reward of the whole reply, any range.
+        groups_B: [B], integer id of the question that it answers.
+
+    Returns:
+        Advantages [B], in units of reward; 0 in groups of one and in groups of equal rewards.
+
+    Raises:
+        ValueError: the shapes differ, or the ids are not integers.
+
+    Example:
+        >>> rloo_advantages(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0, 0, 0])).tolist()
+        [1.5, -1.5, 0.0]
+    """
+    groups = _grouped(rewards_B, groups_B)
+    return groups.centred_B * groups.sizes_B / (groups.sizes_B - 1).clamp(min=1)
+
+
+def batch_std_advantages(rewards_B: Tensor, groups_B: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Compute advantages with the mean of the group and the scale of the batch.
+
+    A_i = (R_i − mean of the group) / (std of all rewards of the batch, n − 1, + eps)
+
+    The step keeps its size whatever the unit of the reward, and a question with little spread is not blown up. Liu et
+    al. 2025, Lite PPO (https://arxiv.org/abs/2508.08221).
+
+    Args:
+        rewards_B: [B], reward of the whole reply, any range.
+        groups_B: [B], integer id of the question that it answers.
+        eps: added to the deviation, in units of reward, >= 0.
+
+    Returns:
+        Advantages [B], without unit; 0 in groups of one and in groups of equal rewards, also when that is the batch.
+
+    Raises:
+        ValueError: the shapes differ, or the ids are not integers.
+    """
+    centred_B = _grouped(rewards_B, groups_B).centred_B
+    # Not Tensor.std: it warns and gives NaN for a batch of one, where the answer is 0.
+    squares = (rewards_B - rewards_B.mean()).square().sum()
+    return _divided(centred_B, (squares / max(len(rewards_B) - 1, 1)).sqrt() + eps)
+
+
+def remax_advantages(rewards_BT: Tensor, mask_BT: Tensor, baselines_B: Tensor) -> Tensor:
+    """Compute the advantages of ReMax: the rewards still to come, less what the greedy reply got.
+
+    A_t = Σ_{k≥t} r_k − b,   b = reward of the greedy reply to the same question
+
+    The baseline costs one more reply per question and needs no group. Li et al. 2024, algorithm 1
+    (https://arxiv.org/abs/2310.10505).
+
+    Args:
+        rewards_BT: [B, T], reward for token t, garbage where the mask is False.
+        mask_BT: [B, T], True = token of the reply.
+        baselines_B: [B], b, in units of reward.
+
+    Returns:
+        Advantages [B, T], in units of reward, 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ, or baselines are not one per row.
+    """
+    return discounted_returns(rewards_BT, mask_BT, gamma=1.0) - broadcast_to_tokens(baselines_B, mask_BT)
+
+
+def reinforce_pp_advantages(
+    rewards_BT: Tensor, mask_BT: Tensor, *, gamma: float, correction: Literal[0, 1] = 1, eps: float = 1e-8
+) -> Tensor:
+    """Compute the advantages of REINFORCE++: returns of the tokens, whitened over the whole batch.
+
+    A_t = (G_t − μ) / √(var + eps),   G_t = r_t + γ G_{t'}
+
+    The batch is the baseline, so questions need no second reply. Long replies weigh more in μ: it is a mean over
+    tokens. Hu et al. 2025 (https://arxiv.org/abs/2501.03262).
+
+    Args:
+        rewards_BT: [B, T], reward for token t, KL penalty included (`kl_shaped_rewards`); garbage where the mask is
+            False.
+        mask_BT: [B, T], True = token of the reply.
+        gamma: discount per token, in [0, 1]; 1 in the paper.
+        correction: as in `whiten`.
+        eps: as in `whiten`.
+
+    Returns:
+        Advantages [B, T], without unit, 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ, or fewer than two tokens count.
+    """
+    return whiten(discounted_returns(rewards_BT, mask_BT, gamma=gamma), mask_BT, correction=correction, eps=eps)
+
+
+def reinforce_pp_baseline_advantages(
+    rewards_B: Tensor, groups_B: Tensor, mask_BT: Tensor, *, correction: Literal[0, 1] = 1, eps: float = 1e-8
+) -> Tensor:
+    """Compute the advantages of REINFORCE++ with a baseline: less the mean of the group, whitened over the whole batch.
+
+    A_t = (a_i − μ) / √(var + eps),   a_i = R_i − mean of the group, at every token of reply i
+
+    Hu et al. 2025 (https://arxiv.org/abs/2501.03262). The whitening is over tokens: with replies of different length μ
+    is not 0, and a group that says nothing gets −μ / √var, the same for all its replies.
+
+    Args:
+        rewards_B: [B], reward of the whole reply, any range.
+        groups_B: [B], integer id of the question that it answers.
+        mask_BT: [B, T], True = token of the reply.
+        correction: as in `whiten`.
+        eps: as in `whiten`.
+
+    Returns:
+        Advantages [B, T], without unit, 0 where the mask is False.
+
+    Raises:
+        ValueError: the shapes differ, the ids are not integers, or fewer than two tokens count.
+    """
+    centred_B = mean_only_advantages(rewards_B, groups_B)
+    return whiten(broadcast_to_tokens(centred_B, mask_BT), mask_BT, correction=correction, eps=eps)
+
+
+class _Groups(NamedTuple):
+    rows_B: Tensor  # [B], index of the row's group in 0 .. G − 1
+    sizes_B: Tensor  # [B], replies in the row's group
+    centred_B: Tensor  # [B], reward less the mean of the row's group, exactly 0 where all rewards of the group are equal
+
+    def sum_of(self, x_B: Tensor) -> Tensor:
+        """Σ over the row's group, for every row."""
+        return x_B.new_zeros(len(x_B)).index_add(0, self.rows_B, x_B)[self.rows_B]
+
+
+def _grouped(rewards_B: Tensor, groups_B: Tensor) -> _Groups:
+    check_same_shape(rewards=rewards_B, groups=groups_B)
+    if groups_B.is_floating_point() or groups_B.dim() != 1:
+        raise ValueError(f"groups must be integer ids [B], got {groups_B.dtype} {list(groups_B.shape)}")
+    _, rows_B, sizes_G = groups_B.unique(return_inverse=True, return_counts=True)
+    sizes_B = sizes_G[rows_B]
+    groups = _Groups(rows_B, sizes_B, rewards_B)
+    smallest_B, largest_B = (_extreme(rewards_B, rows_B, which) for which in ("amin", "amax"))
+    return groups._replace(centred_B=zero_padding(rewards_B - groups.sum_of(rewards_B) / sizes_B, smallest_B != largest_B))
+
+
+def _extreme(x_B: Tensor, rows_B: Tensor, which: str) -> Tensor:
+    return x_B.new_zeros(len(x_B)).scatter_reduce(0, rows_B, x_B, which, include_self=False)[rows_B]
+
+
+def _divided(centred_B: Tensor, scale_B: Tensor) -> Tensor:
+    # 0 stays 0 where the scale is 0 too (eps = 0, equal rewards).
+    return torch.where(centred_B != 0, centred_B / scale_B, torch.zeros_like(centred_B))

@@ -1,0 +1,62 @@
+"""A held-out judge that looks at the policy while it learns: the model itself, asked with words that gave no label.
+
+It compares the policy's replies to questions that policy training does not use with the replies of the start to the same
+questions, in both orders. What it says goes to metrics and to a watchdog, never into a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+from statistics import fmean, pstdev
+
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
+from selfeval.config import VerdictsConfig
+from selfeval.judging.judge import Comparison, compare
+from selfeval.judging.templates import Templates
+from selfeval.rollout.engine import Request, generate
+from selfeval.training.setting import POLICY, JudgeReading
+
+__all__ = ["HeldOutJudge"]
+
+
+@dataclass
+class HeldOutJudge:
+    """Compares policy and start on questions of its own.
+
+    Attributes:
+        questions: their texts.
+        limit: token limit of a reply.
+        rows: replies side by side.
+        seed: of the replies; the same at every reading.
+    """
+
+    backbone: Backbone
+    templates: Templates
+    config: VerdictsConfig
+    questions: Sequence[str]
+    limit: int
+    rows: int
+    seed: int
+
+    def __call__(self) -> JudgeReading:
+        """One reading of the policy as it is now."""
+        pairs = zip(self.questions, self._replies(POLICY), self._start, strict=True)
+        comparisons = [Comparison(question, ours, theirs) for question, ours, theirs in pairs]
+        with self.backbone.acting_as(BASE):
+            judged = compare(self.backbone, self.templates, "referee", comparisons, self.config, rows=self.rows)
+        wins = [0.5 if j.probability is None else j.probability for j in judged]
+        return JudgeReading(fmean(wins), pstdev(wins) / sqrt(len(wins)))
+
+    @cached_property
+    def _start(self) -> list[str]:
+        return self._replies(BASE)
+
+    def _replies(self, role: str) -> list[str]:
+        requests = [Request(self.templates.prompt("reply", question=q)) for q in self.questions]
+        with self.backbone.acting_as(role):
+            rollouts = generate(self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, rows=self.rows)
+        return [self.templates.text(r.ids) for r in rollouts]

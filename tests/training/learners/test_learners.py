@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny_models
+from policies import CONFIG, LIMIT, PROMPTS, four_roles, setting_of, train
+from selfeval.backbone.roles import Backbone
+from selfeval.config import PolicyConfig
+from selfeval.rollout.engine import Request, generate
+from selfeval.training.evaluator import EVALUATOR, Preference, score_replies
+from selfeval.training.experience import Experience, RewardScale, collect, observe
+from selfeval.training.learners import LEARNERS, make_learner
+from selfeval.training.learners.learner import Learner
+from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Samples, Setting
+
+BETA = 0.3
+
+
+def collected(name: str, **changes: Any) -> tuple[Learner, Setting, Samples, Experience, RewardScale]:
+    """A learner, and what it made of replies of a policy that has left its reference."""
+    backbone = four_roles()
+    tiny_models.scramble(backbone, POLICY, seed=9, size=0.06)
+    setting = setting_of(backbone, CONFIG.model_copy(update={"learner": name, **changes}))
+    learner = make_learner(setting)
+    samples = learner.collect(PROMPTS[:3], 1)
+    scores = setting.scorer(samples)
+    scale = RewardScale.of(scores.whole_B, samples, whiten=True)
+    return learner, setting, samples, learner.advantages(observe(setting, samples, scores, scale, BETA), scale), scale
+
+
+def totals(experience: Experience) -> list[float]:
+    """Reward of each whole reply, KL penalty included, summed token by token."""
+    rows = zip(experience.rewards.tolist(), experience.mask.tolist(), strict=True)
+    return [sum(r for r, kept in zip(reward, mask, strict=True) if kept) for reward, mask in rows]
+
+
+def by_question(samples: Samples) -> dict[str, list[int]]:
+    rows = defaultdict(list)
+    for row, prompt in enumerate(samples.asked):
+        rows[prompt.question_id].append(row)
+    return rows
+
+
+def of_tokens(experience: Experience, row: int) -> list[float]:
+    return [float(a) for a in experience.advantages[row][experience.mask[row]]]
+
+
+def length(experience: Experience, row: int) -> int:
+    return int(experience.mask[row].sum())
+
+
+def test_the_configuration_names_every_learner_and_no_other() -> None:
+    assert set(get_args(PolicyConfig.model_fields["learner"].annotation)) == set(LEARNERS)
+
+
+def test_grpo_compares_the_replies_to_one_question_in_units_of_their_deviation() -> None:
+    _, _, samples, experience, _ = collected("grpo")
+    rewards = totals(experience)
+    for rows in by_question(samples).values():
+        assert len(rows) == CONFIG.replies_per_question
+        centre, spread = mean(rewards[r] for r in rows), stdev(rewards[r] for r in rows)
+        for row in rows:
+            assert of_tokens(experience, row) == pytest.approx(
+                [(rewards[row] - centre) / spread] * length(experience, row), abs=1e-4
+            )
+
+
+def test_rloo_compares_each_reply_with_the_others() -> None:
+    _, _, samples, experience, _ = collected("rloo")
+    rewards = totals(experience)
+    for rows in by_question(samples).values():
+        for row in rows:
+            others = mean(rewards[r] for r in rows if r != row)
+            assert of_tokens(experience, row) == pytest.approx([rewards[row] - others] * length(experience, row), abs=1e-4)
+
+
+def test_reinforce_pp_whitens_the_rewards_to_come_over_all_tokens() -> None:
+    _, _, _, experience, _ = collected("reinforce_pp", gamma=0.9)
+    to_come: list[list[float]] = []
+    for reward, mask in zip(experience.rewards.tolist(), experience.mask.tolist(), strict=True):
+        following, row = 0.0, []
+        for r in [r for r, kept in zip(reward, mask, strict=True) if kept][::-1]:
+            following = r + 0.9 * following
+            row.append(following)
+        to_come.append(row[::-1])
+    flat = [g for row in to_come for g in row]
+    for index, row in enumerate(to_come):
+        assert of_tokens(experience, index) == pytest.approx([(g - mean(flat)) / stdev(flat) for g in row], abs=1e-4)
+
+
+def test_remax_subtracts_what_the_greedy_reply_gets() -> None:
+    _, setting, samples, experience, scale = collected("remax", reward_clip=0.0)
+    backbone = setting.backbone
+    for row, prompt in enumerate(samples.asked):
+        with backbone.acting_as(POLICY):
+            (greedy,) = generate(backbone, [Request(prompt.reply, temperature=0.0)], max_new_tokens=LIMIT, seed=1)
+        with backbone.acting_as(REFERENCE):
+            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply, *greedy.ids))
+        reference = [full[len(prompt.reply) - 1 + t, token].item() for t, token in enumerate(greedy.ids)]
+        (score,) = score_replies(backbone, EVALUATOR, [prompt.grade], [greedy.ids], 300)
+        baseline = (score - scale.mean) / scale.deviation - BETA * (sum(greedy.logprobs) - sum(reference))
+        tokens = [float(r) for r in experience.rewards[row][experience.mask[row]]]
+        expected = [sum(tokens[t:]) - baseline for t in range(len(tokens))]
+        assert of_tokens(experience, row) == pytest.approx(expected, abs=1e-3)
+
+
+def test_raft_imitates_the_best_reply_to_each_question_alone() -> None:
+    learner, setting, samples, experience, scale = collected("raft", epochs=1, minibatch=100)
+    rewards = totals(experience)
+    best = [max(rows, key=lambda row: rewards[row]) for rows in by_question(samples).values()]
+    assert [row for row in range(len(rewards)) if any(of_tokens(experience, row))] == sorted(best)
+    backbone = setting.backbone
+    start = {n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()}
+    expected = plain_gradients(backbone, lambda: -sum(sequence_logprob(setting, samples, r) for r in best))  # type: ignore[arg-type, return-value]
+    learner.update(experience, scale, 1)
+    assert moved_along(backbone, start, expected)
+
+
+def sequence_logprob(setting: Setting, samples: Samples, row: int) -> Tensor:
+    """Log-prob of one reply under the acting role: one sequence, one plain pass."""
+    prompt, reply = samples.asked[row].reply, samples.rollouts[row].ids
+    logits = setting.backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(reply)[:, None]).sum()
+
+
+def plain_gradients(backbone: Backbone, loss: Any) -> dict[str, Tensor]:
+    parameters = backbone.parameters(POLICY)
+    with backbone.acting_as(POLICY):
+        found = torch.autograd.grad(loss(), list(parameters.values()))
+    return dict(zip(parameters, found, strict=True))
+
+
+def moved_along(backbone: Backbone, start: dict[str, Tensor], gradients: dict[str, Tensor]) -> bool:
+    """Whether the first step of Adam went against the sign of each gradient that is not tiny."""
+    agree = total = 0
+    for name, parameter in backbone.parameters(POLICY).items():
+        clear = gradients[name].abs() > 1e-3 * gradients[name].abs().max()
+        agree += int(((parameter.detach() - start[name]).sign() == -gradients[name].sign())[clear].sum())
+        total += int(clear.sum())
+    return total > 100 and agree == total
+
+
+@pytest.mark.parametrize("pairs", ["sampled", "kept"])
+def test_the_gradient_of_dpo_is_that_of_the_plain_loss(pairs: str) -> None:
+    learner, setting, samples, experience, scale = collected("dpo", epochs=1, minibatch=100, pairs=pairs)
+    backbone = setting.backbone
+    rewards = setting.scorer(samples).whole_B
+    finished = torch.tensor([r.finished for r in samples.rollouts])
+    whole = scale.reward(rewards, finished, experience.mask.sum(-1), setting.config).tolist()
+    chosen, rejected, labels = [], [], []
+    for rows in by_question(samples).values():
+        best, worst = max(rows, key=lambda r: whole[r]), min(rows, key=lambda r: whole[r])
+        chosen.append(best)
+        rejected.append(worst)
+        labels.append(1 / (1 + 2.718281828459045 ** (whole[worst] - whole[best])))
+    if pairs == "kept":
+        labels = [0.9, 0.7, 0.55]
+        kept = kept_pairs(samples, chosen, rejected, labels)
+        learner.setting = Setting(**{**vars(setting), "pairs": kept})  # type: ignore[attr-defined]
+        experience = experience.rows(torch.arange(2 * len(kept)))  # as many replies as there are rows in the pairs
+    with torch.no_grad(), backbone.acting_as(REFERENCE):
+        ref = [sequence_logprob(setting, samples, r).item() for r in range(len(samples.asked))]
+
+    def loss() -> Tensor:
+        total = torch.zeros(())
+        for c, r, y in zip(chosen, rejected, labels, strict=True):
+            h = sequence_logprob(setting, samples, c) - ref[c] - sequence_logprob(setting, samples, r) + ref[r]
+            total = total - y * torch.nn.functional.logsigmoid(BETA * h) - (1 - y) * torch.nn.functional.logsigmoid(-BETA * h)
+        return total / len(chosen)
+
+    expected = plain_gradients(backbone, loss)
+    start = {n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()}
+    values = learner.update(experience, scale, 1)
+    assert moved_along(backbone, start, expected)
+    norm = sum(float(g.square().sum()) for g in expected.values()) ** 0.5
+    assert values["grad_norm"] == pytest.approx(norm, rel=1e-3)
+
+
+def kept_pairs(samples: Samples, chosen: list[int], rejected: list[int], labels: list[float]) -> list[Any]:
+    rows = zip(chosen, rejected, labels, strict=True)
+    return [Preference(samples.asked[c].reply, samples.rollouts[c].ids, samples.rollouts[r].ids, y) for c, r, y in rows]
+
+
+@pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo"}))
+def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={"learner": name, "iterations": 4, "checkpoint_every": 2, "reference_ema": 0.2, "entropy_floor": 0.999}
+    )
+    through = four_roles()
+    expected, _ = train(through, tmp_path / "a", config)
+
+    def killed(iteration: int, *_: Any) -> None:
+        if iteration == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(four_roles(), tmp_path / "b", config, keep=killed)
+    resumed = four_roles()
+    rest, _ = train(resumed, tmp_path / "b", config)
+    assert rest == expected[2:]
+    for role in (*make_learner(setting_of(four_roles(), config)).roles, REFERENCE):
+        for one, other in zip(through.parameters(role).values(), resumed.parameters(role).values(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo"}))
+def test_only_ppo_holds_a_critic(name: str) -> None:
+    backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
+    backbone.add_role(EVALUATOR, head=True)
+    backbone.add_role(POLICY)
+    backbone.add_snapshot(REFERENCE, of=POLICY)
+    learner = make_learner(setting_of(backbone, CONFIG.model_copy(update={"learner": name})))
+    assert CRITIC not in backbone.roles
+    assert learner.roles == (POLICY,)
+
+
+def test_the_samples_of_an_iteration_do_not_depend_on_the_learner() -> None:
+    replies = []
+    for name in ("ppo", "rloo", "dpo"):
+        setting = setting_of(four_roles(), CONFIG.model_copy(update={"learner": name}))
+        samples = make_learner(setting).collect(PROMPTS, 3)
+        replies.append([r.ids for r in samples.rollouts])
+        assert replies[-1] == [r.ids for r in collect(setting, PROMPTS, 3).rollouts]
+    assert replies[0] == replies[1] == replies[2]
