@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import doctest
 import math
+from typing import Any
 
 import pytest
 
 from golden_numbers import golden
-from selfeval.algorithms.controllers import adaptive_kl_coefficient
+from selfeval.algorithms import controllers as module
+from selfeval.algorithms.controllers import (
+    AdamState,
+    adam_update,
+    adaptive_kl_coefficient,
+    direct_temperature,
+    dual_kl_coefficient,
+    dual_temperature,
+)
 
 
 @pytest.mark.parametrize("name", ["adaptive_kl", "adaptive_kl_edges"])
@@ -39,3 +49,104 @@ def test_a_kl_that_is_not_a_number_is_refused(kl: float) -> None:
 def test_a_target_or_horizon_of_nothing_is_refused(target: float, horizon: int) -> None:
     with pytest.raises(ValueError, match="positive"):
         adaptive_kl_coefficient(0.1, 6.0, target=target, horizon=horizon, samples=100)
+
+
+def test_the_examples_of_the_docstrings_are_true() -> None:
+    outcome = doctest.testmod(module)
+    assert (outcome.failed, outcome.attempted > 0) == (0, True)
+
+
+def dual() -> tuple[list[tuple[float, Any]], dict[str, Any], float]:
+    """(what was measured, all expected numbers after that update), the parameters, and the start."""
+    entry = golden("8_controllers")["dual_temperature"]
+    names = entry["expected"]
+    expected = [dict(zip(names, row, strict=True)) for row in zip(*names.values(), strict=True)]
+    return (
+        list(zip(entry["inputs"]["entropies"], expected, strict=True)),
+        entry["params"],
+        math.exp(entry["params"]["log_alpha0"]),
+    )
+
+
+@pytest.mark.parametrize("parameter", ["log", "exp"])
+def test_a_run_of_dual_temperatures_matches_golden(parameter: Any) -> None:
+    updates, params, alpha = dual()
+    for entropy, expected in updates:
+        alpha = dual_temperature(
+            alpha, entropy, target=params["target_entropy"], learning_rate=params["lr"], parameter=parameter
+        )
+        assert alpha == pytest.approx(expected[f"sgd_{parameter}_param"], rel=1e-9)
+
+
+def test_a_run_of_direct_temperatures_and_of_dual_coefficients_matches_golden() -> None:
+    updates, params, start = dual()
+    alpha = beta = start
+    for measured, expected in updates:
+        alpha = direct_temperature(alpha, measured, target=params["target_entropy"], learning_rate=params["lr"])
+        beta = dual_kl_coefficient(beta, measured, target=params["target_entropy"], learning_rate=params["lr"])
+        assert alpha == pytest.approx(expected["sgd_direct_nonneg"], rel=1e-9)
+        assert beta == pytest.approx(expected["kl_dual_log_param"], rel=1e-9)
+
+
+@pytest.mark.parametrize("parameter", ["log", "exp"])
+def test_a_run_of_adam_on_a_temperature_matches_golden(parameter: str) -> None:
+    updates, params, start = dual()
+    log_alpha, state = math.log(start), AdamState()
+    for entropy, expected in updates:
+        gradient = (entropy - params["target_entropy"]) * (math.exp(log_alpha) if parameter == "exp" else 1)
+        log_alpha, state = adam_update(log_alpha, gradient, state, learning_rate=params["lr"])
+        assert math.exp(log_alpha) == pytest.approx(expected[f"adam_{parameter}_param"], rel=1e-9)
+    assert state.updates == len(updates)
+
+
+def test_the_default_temperature_is_that_of_its_logarithm() -> None:
+    # H is half a nat short: log α rises by 0.1 · 0.5.
+    alpha = dual_temperature(0.2, 1.0, target=1.5, learning_rate=0.1)
+    assert alpha == pytest.approx(0.2 * math.exp(0.05))
+    assert dual_temperature(0.2, 1.0, target=1.5, learning_rate=0.1, parameter="log") == alpha
+
+
+def test_a_direct_temperature_stops_at_nothing_and_comes_back() -> None:
+    # 1 nat too much entropy: 0.05 − 0.1 is below 0. Then 1 nat too little.
+    assert direct_temperature(0.05, 2.0, target=1.0, learning_rate=0.1) == 0
+    assert direct_temperature(0.0, 0.0, target=1.0, learning_rate=0.1) == pytest.approx(0.1)
+
+
+def test_other_decays_of_adam_are_used() -> None:
+    # β1 = β2 = 0: no memory, so the step is lr · g / (|g| + eps).
+    parameter, state = adam_update(1.0, -4.0, AdamState(9.0, 9.0, 9), learning_rate=0.5, betas=(0.0, 0.0), eps=1.0)
+    assert parameter == pytest.approx(1.0 + 0.5 * 4 / 5)
+    assert state == AdamState(-4.0, 16.0, 10)
+
+
+@pytest.mark.parametrize("measured", [math.nan, math.inf])
+def test_what_is_not_a_number_steers_nothing(measured: float) -> None:
+    for update in (
+        lambda: dual_temperature(0.1, measured, target=1.0, learning_rate=0.1),
+        lambda: direct_temperature(0.1, measured, target=1.0, learning_rate=0.1),
+        lambda: dual_kl_coefficient(0.1, measured, target=1.0, learning_rate=0.1),
+        lambda: adam_update(0.1, measured, AdamState(), learning_rate=0.1),
+    ):
+        with pytest.raises(ValueError, match="finite"):
+            update()
+
+
+def test_duals_outside_their_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"coefficient and target must be positive, got 0.0 and 6.0"):
+        dual_kl_coefficient(0.0, 1.0, target=6.0, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"got 0.1 and 0.0"):
+        dual_kl_coefficient(0.1, 1.0, target=0.0, learning_rate=0.1)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        dual_temperature(0.0, 1.0, target=1.0, learning_rate=0.1)
+    with pytest.raises(ValueError, match=r"'log' or 'exp', got 0.1 and 'linear'"):
+        dual_temperature(0.1, 1.0, target=1.0, learning_rate=0.1, parameter="linear")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"temperature must be >= 0, got -0.1"):
+        direct_temperature(-0.1, 1.0, target=1.0, learning_rate=0.1)
+    for update in (
+        lambda: dual_temperature(0.1, 1.0, target=1.0, learning_rate=0.0),
+        lambda: direct_temperature(0.1, 1.0, target=1.0, learning_rate=0.0),
+        lambda: dual_kl_coefficient(0.1, 1.0, target=1.0, learning_rate=0.0),
+        lambda: adam_update(0.1, 1.0, AdamState(), learning_rate=0.0),
+    ):
+        with pytest.raises(ValueError, match=r"learning_rate must be positive, got 0.0"):
+            update()
