@@ -10,7 +10,7 @@ Shapes: B rows in the pass, T tokens, I inputs and O outputs of a layer, r rank.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -60,6 +60,20 @@ class Acting:
         return tuple(dict.fromkeys(run.role for run in self.runs)) if self.runs else (self.name,)
 
 
+@dataclass(frozen=True)
+class _Block(AbstractContextManager[None]):
+    """A layer that is differentiated twice runs again twice, so that its block is entered more than once."""
+
+    stack: list[Acting]
+    acting: Acting
+
+    def __enter__(self) -> None:
+        self.stack.append(self.acting)
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.pop()
+
+
 class AdapterStack:
     """The blocks that are open now, innermost last, and the layers that ask it whose adapter to add."""
 
@@ -71,14 +85,9 @@ class AdapterStack:
     def acting(self) -> Acting | None:
         return self._stack[-1] if self._stack else None
 
-    @contextmanager
-    def block(self, acting: Acting) -> Iterator[None]:
-        """Passes inside are this one's; nests, and an exception restores the outer one."""
-        self._stack.append(acting)
-        try:
-            yield
-        finally:
-            self._stack.pop()
+    def block(self, acting: Acting) -> AbstractContextManager[None]:
+        """Passes inside are this one's; nests, an exception restores the outer one, and it may be entered again and again."""
+        return _Block(self._stack, acting)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """What surrounds a checkpointed layer the first time and when its backward runs it again: the same role."""
