@@ -239,6 +239,8 @@ class PolicyConfig(Section):
     """Upper half-width of the clip range where it differs from `clip` (0.28 in DAPO); 0: the same."""
     dual_clip: Annotated[float, Field(ge=0.0)] = 0.0
     """Bound of the loss of a bad token that became likelier, in units of the ratio (3 is usual); 0: none."""
+    step_kl: Annotated[float, Field(ge=0.0)] = 5e-3
+    """An iteration that moves the policy further (approximate KL, nats per token) shortens the steps after it; 0: never."""
     trust_region: Positive = 2e-3
     """Most that a step of trpo moves the policy: exact KL, in nats per token, at the peak of the learning rate's schedule."""
     value_clip: Annotated[float, Field(ge=0.0)] = 0.2
@@ -253,7 +255,7 @@ class PolicyConfig(Section):
     """Initial weight of the KL penalty."""
     kl_control: Literal["dual", "adaptive", "fixed"] = "dual"
     """How the weight of the KL penalty is moved towards the target: as a damped multiplier, slowly in proportion, or not."""
-    kl_rate: Positive = 0.3
+    kl_rate: Positive = 0.5
     """Dual: change of the log weight in an iteration whose KL is off by its whole target."""
     kl_horizon: Count = 2000
     """Adaptive: samples over which the weight changes by 20% at most (Ziegler et al. 2019)."""

@@ -9,7 +9,7 @@ Shapes: B rows in the pass, T tokens, I inputs and O outputs of a layer, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby

@@ -11,17 +11,17 @@ from selfeval.config import PolicyConfig
 
 __all__ = ["KLControl"]
 
-_GAIN = 2.0
+_GAIN = 1.0
 """Proportional part of the dual control: change of the log weight for an error of one target."""
 
 
 class KLControl:
     """Moves the weight of the KL penalty so that the KL to the reference comes to its target and stays there.
 
-    With the relative error e = clip(KL / target - 1, -1, 1) of an iteration:
+    With the relative error e = clip(KL / target - 1, -1, 1) of an iteration (one wild reply must not count for more):
 
         adaptive   beta <- beta (1 + clip(e, -0.2, 0.2) samples / kl_horizon)
-        dual       log lambda <- log lambda + kl_rate e,   beta = lambda exp(2 e)
+        dual       log lambda <- log lambda + kl_rate e,   beta = lambda exp(e)
 
     A multiplier alone (the integral of the error) swings: the policy answers some iterations later. The proportional factor
     answers at once and damps it, as in Stooke et al. 2020, section 5 (https://arxiv.org/abs/2007.03964). lambda waits until

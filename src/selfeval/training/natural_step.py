@@ -49,8 +49,8 @@ _ITERATIONS, _TOLERANCE = 10, 1e-3
 _ASYMMETRY = 0.1
 """Share by which two numbers that are equal may differ, by rounding in 16 bits."""
 _ONCE = (
-    "a layer of this base cannot be differentiated twice ({why}); set context.attention = \"eager\", precision = \"bf16\" or "
-    "\"fp32\", or another policy.learner than trpo"
+    'a layer of this base cannot be differentiated twice ({why}); set context.attention = "eager", precision = "bf16" or '
+    '"fp32", or another policy.learner than trpo'
 )
 _FISHER_REPLIES = 64
 """Replies behind the Fisher matrix; the gradient and the line search take them all (Schulman et al. 2015, appendix C.1)."""

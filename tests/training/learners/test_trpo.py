@@ -228,6 +228,6 @@ def test_a_base_that_cannot_be_differentiated_twice_is_refused_with_what_to_do()
             return above
 
     backbone.model.model.layers[1].register_forward_hook(lambda module, inputs, output: Once.apply(output))
-    with pytest.raises(ModelError, match="cannot be differentiated twice .* another policy.learner than trpo"):
+    with pytest.raises(ModelError, match=r"cannot be differentiated twice .* another policy.learner than trpo"):
         natural_step(setting, batch, kl_bound=0.02)
     assert torch.equal(weights(backbone), start)
