@@ -1,4 +1,4 @@
-"""Does policy learning hold: many seeds, three learning rates that span ten times, and each part of the stability kit on and off.
+"""Does policy learning hold: many seeds, three learning rates that span ten times, each part of the stability kit on and off.
 
 Every training is benchmarks/learning.py on the embedded model with the evaluator of a run of benchmarks/loop.py, its result a
 file of its own; a command that was cut off goes on where it was.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ TARGET = 0.8
 """Nats per reply, below the 1.1 to 1.3 at which this policy comes to rest by itself: a target above it would hold nothing."""
 SHAPE = ("iterations=24", "questions_per_iteration=32", "replies_per_question=4")
 CONTROL = (f"kl_target={TARGET}", "kl_coefficient=0.1")
-WINDOW = 3
-"""Iterations in a mean of gold replies: 128 replies alone are known to plus or minus 4 points."""
+WINDOWS = (3, 6)
+"""Iterations in a mean of gold replies: 128 replies alone are known to plus or minus 5 points, 3 x 128 to 3, 6 x 128 to 2."""
 
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "as it is": (),
@@ -79,17 +79,17 @@ def judge(result: dict[str, Any]) -> dict[str, Any]:
 
     `collapsed`: gold ends below its start by the test questions, or a watchdog saw entropy, length or KL leave their ranges by
     so much that it went back or stopped, or the last replies' entropy or length is out of a fifth to three times the first's.
-    `final_over_best`: gold of the last three iterations over that of the best three in a row. Both are means over the same
-    number of sampled training replies. The best of many noisy means lies above the true best, so that this errs against us.
+    `final_over_best_3`: gold of the last three iterations over that of the best three in a row, by the replies sampled for
+    training; the best of many noisy means lies above the true best, by some two points here, so that a policy that holds its
+    best would be at about 0.98. `final_over_best_6`: the same with six, where it would be at about 0.99.
     """
     if "failed" in result:
         return {**_name(result), "failed": result["failed"], "collapsed": True, "nan": "NaN" in str(result["failed"])}
     lines, alarms = result["iterations"], result["alarms"]
-    first, last, half = lines[0], lines[-WINDOW:], lines[len(lines) // 2 :]
+    first, last, half = lines[0], lines[-3:], lines[len(lines) // 2 :]
     ratios = [statistics.fmean(line[key] for line in last) / first[key] for key in ("entropy", "length")]
     before, after = result["gold_before"]["value"], result["gold_after"]["value"]
     acted = [a for a in alarms if a["action"] != "warn"]
-    means = list(_means([line["gold"] for line in lines]))
     return {
         **_name(result),
         "seconds": result["seconds"],
@@ -97,7 +97,7 @@ def judge(result: dict[str, Any]) -> dict[str, Any]:
         "gold_before": result["gold_before"],
         "gold_after": result["gold_after"],
         "kl_last_half": round(statistics.fmean(line["kl"] for line in half), 4),
-        "final_over_best": round(means[-1] / max(means), 4),
+        **{f"final_over_best_{w}": round(_final_over_best([line["gold"] for line in lines], w), 4) for w in WINDOWS},
         "nan": any(a["name"] == "not_finite" for a in alarms),
         "rolled_back": sum(a["action"] == "roll_back" for a in acted),
         "warnings": sorted({a["name"] for a in alarms}),
@@ -110,8 +110,9 @@ def _name(result: dict[str, Any]) -> dict[str, Any]:
     return {"run": Path(result["run"]).name, "seed": result["seed"], "learning_rate": rates[-1]}
 
 
-def _means(values: Sequence[float]) -> Iterator[float]:
-    return (statistics.fmean(values[i : i + WINDOW]) for i in range(len(values) - WINDOW + 1))
+def _final_over_best(gold: Sequence[float], window: int) -> float:
+    means = [statistics.fmean(gold[i : i + window]) for i in range(len(gold) - window + 1)]
+    return means[-1] / max(means)
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -123,7 +124,10 @@ def targets(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         "no NaN": [not row["nan"] for row in rows],
         "no collapse": [not row["collapsed"] for row in rows],
         "KL within 10% of its target over the last half": [abs(kl - 1) <= 0.1 for kl in kls],
-        "final gold >= 98% of the best": [row["final_over_best"] >= 0.98 for row in whole],
+        **{
+            f"final gold >= 98% of the best, {w} iterations": [r[f"final_over_best_{w}"] >= 0.98 for r in whole]
+            for w in WINDOWS
+        },
     }
     return {name: {"runs": len(rows), "met": sum(found), "all": sum(found) == len(rows)} for name, found in met.items()}
 
@@ -143,7 +147,7 @@ def _spread(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "gold_before": [row["gold_before"]["value"] for row in rows],
         "gold_after": [row["gold_after"]["value"] for row in rows],
         "kl_last_half": [row["kl_last_half"] for row in rows],
-        "final_over_best": [row["final_over_best"] for row in rows],
+        **{f"final_over_best_{w}": [row[f"final_over_best_{w}"] for row in rows] for w in WINDOWS},
         "seconds": [row["seconds"] for row in rows],
     }
     found: dict[str, float] = {}
@@ -164,7 +168,7 @@ def summarise(planned: Sequence[dict[str, Any]], folder: Path, command: str) -> 
     met = targets(rows)
     for name, value in met.items():
         print(f"{name:50} {value['met']} of {value['runs']}")
-    shared = {"target": TARGET, "settings": [*SHAPE, *CONTROL], "test_questions": TEST_QUESTIONS, "window": WINDOW}
+    shared = {"target": TARGET, "settings": [*SHAPE, *CONTROL], "test_questions": TEST_QUESTIONS, "windows": WINDOWS}
     write("stability", command, {**shared, "planned": len(planned), "targets": met, "by_rate": by_rate(rows), "runs": rows})
 
 
