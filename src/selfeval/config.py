@@ -241,7 +241,7 @@ class PolicyConfig(Section):
     """Bound of the loss of a bad token that became likelier, in units of the ratio (3 is usual); 0: none."""
     step_kl: Annotated[float, Field(ge=0.0)] = 5e-3
     """An iteration that moves the policy further (approximate KL, nats per token) shortens the steps after it; 0: never."""
-    trust_region: Positive = 2e-3
+    trust_region: Positive = 0.01
     """Most that a step of trpo moves the policy: exact KL, in nats per token, at the peak of the learning rate's schedule."""
     value_clip: Annotated[float, Field(ge=0.0)] = 0.2
     """Clip range of the value update, in units of the whitened reward; 0: none."""

@@ -18,11 +18,12 @@ _GAIN = 1.0
 class KLControl:
     """Moves the weight of the KL penalty so that the KL to the reference comes to its target and stays there.
 
-    With the relative error e = clip(KL / target - 1, -1, 1) of an iteration (one wild reply must not count for more):
+    With the relative error e = clip(KL / target - 1, -1, 1/2) of an iteration:
 
         adaptive   beta <- beta (1 + clip(e, -0.2, 0.2) samples / kl_horizon)
         dual       log lambda <- log lambda + kl_rate e,   beta = lambda exp(e)
 
+    The upper end of the clip keeps a few wild replies, for which the KL has a heavy tail, from winding the multiplier up.
     A multiplier alone (the integral of the error) swings: the policy answers some iterations later. The proportional factor
     answers at once and damps it, as in Stooke et al. 2020, section 5 (https://arxiv.org/abs/2007.03964). lambda waits until
     the KL has come to its target for the first time, or a third of the training is over: until then a policy that is still on
@@ -46,7 +47,7 @@ class KLControl:
                 self.coefficient, kl, target=config.kl_target, horizon=config.kl_horizon, samples=samples
             )
         elif config.kl_control == "dual":
-            self._follow_multiplier(max(-1.0, min(kl / config.kl_target - 1, 1.0)))
+            self._follow_multiplier(max(-1.0, min(kl / config.kl_target - 1, 0.5)))
 
     def _follow_multiplier(self, error: float) -> None:
         target, rate = self.config.kl_target, self.config.kl_rate

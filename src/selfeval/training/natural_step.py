@@ -12,6 +12,7 @@ Shapes: B replies, R reply tokens, N adapter weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -42,17 +43,17 @@ from selfeval.training.steps import policy_gradients
 
 __all__ = ["fisher_product", "natural_step", "step_outcome"]
 
-_DAMPING = 0.1
+_DAMPING = 1.0
 """Added to the Fisher matrix's diagonal, as a share of its curvature along the gradient: adapters of any scale get the same."""
-_ITERATIONS, _TOLERANCE = 10, 1e-3
+_ITERATIONS, _TOLERANCE = 5, 1e-3
 """Of conjugate gradient."""
-_ASYMMETRY = 0.1
+_ASYMMETRY = 0.03
 """Share by which two numbers that are equal may differ, by rounding in 16 bits."""
 _ONCE = (
     'a layer of this base cannot be differentiated twice ({why}); set context.attention = "eager", precision = "bf16" or '
     '"fp32", or another policy.learner than trpo'
 )
-_FISHER_REPLIES = 64
+_FISHER_REPLIES = 32
 """Replies behind the Fisher matrix; the gradient and the line search take them all (Schulman et al. 2015, appendix C.1)."""
 
 
@@ -116,30 +117,42 @@ def _taken(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _solved(product: Product, gradient_N: Tensor, kl_bound: float) -> NaturalStep:
-    """The natural step with damping in units of the curvature along the gradient."""
-    square = gradient_N @ gradient_N
-    damping = _DAMPING * (gradient_N @ product(gradient_N)) / square if square > 0 else torch.ones_like(square)
+    """The natural step: damped in its direction, in units of the curvature along the gradient, and not in its length.
+
+    Damping chooses among directions that a few replies say nothing about. It is no part of the KL, and would keep the step
+    far below the bound.
+    """
+    damping = torch.ones(()) if not bool(gradient_N.any()) else _DAMPING * _curvature(product, gradient_N)
+
+    def damped(v_N: Tensor) -> Tensor:
+        return product(v_N) + damping * v_N
+
     try:
-        return natural_gradient_step(
-            lambda v_N: product(v_N) + damping * v_N,
-            gradient_N,
-            kl_bound=kl_bound,
-            iterations=_ITERATIONS,
-            tolerance=_TOLERANCE,
-        )
+        step = natural_gradient_step(damped, gradient_N, kl_bound=kl_bound, iterations=_ITERATIONS, tolerance=_TOLERANCE)
     except ValueError as error:
         raise NotFiniteError(f"the natural gradient: {error}") from error
+    undamped = step.curvature - float(damping * (step.direction_N @ step.direction_N))
+    return step._replace(step_N=step.step_N * (step.curvature / undamped) ** 0.5) if undamped > 0 else step
 
 
-def _refuse_asymmetric(one: float, other: float) -> None:
-    """(F g)^T F g and g^T F (F g) are the same. A layer whose backward is not itself differentiable is no error of autograd:
-    it cuts the second derivative of the layers below off, on one side only.
+def _curvature(product: Product, gradient_N: Tensor) -> float:
+    """g^T F g / g^T g, once it is known that the base gives true products.
+
+    A layer whose backward cannot itself be differentiated is no error of autograd: it cuts the second derivative of the layers
+    below it off, on one side only. Then (F g)^T (F g) and g^T F (F g) differ, or nothing is left of both.
 
     Raises:
-        ModelError: they are not.
+        ModelError: they do.
+        NotFiniteError: a product is NaN or infinite.
     """
-    if abs(one - other) > _ASYMMETRY * max(abs(one), abs(other)):
-        raise ModelError(_ONCE.format(why=f"Fisher products are not symmetric: {one:.4g} and {other:.4g}"))
+    along_N = product(gradient_N)
+    one, other = float(along_N @ along_N), float(gradient_N @ product(along_N))
+    if not math.isfinite(one + other):
+        raise NotFiniteError("a product with the Fisher matrix")
+    if not min(one, other) > 0 or abs(one - other) > _ASYMMETRY * max(one, other):
+        why = f"products with its Fisher matrix are not symmetric: {one:.4g} and {other:.4g}"
+        raise ModelError(_ONCE.format(why=why))
+    return float(gradient_N @ along_N) / float(gradient_N @ gradient_N)
 
 
 def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tensor:
