@@ -186,6 +186,8 @@ class VerdictsConfig(Section):
 class EvaluatorConfig(Section):
     """The evaluator: LoRA and a scalar head, Bradley-Terry on the kept pairs, soft labels from the judge."""
 
+    members: Count = 1
+    """Evaluators that are trained, each from first weights and an order of pairs of its own; together they are an ensemble."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
     epochs: Count = 2
@@ -271,6 +273,10 @@ class PolicyConfig(Section):
     """Below this share of the entropy at the start, a bonus for entropy is added; 0: never."""
     reference_ema: Share = 0.0
     """Share of the way to the policy that the reference goes after each iteration; 0: it stays what it was."""
+    pessimism: Literal["mean", "worst", "uncertainty"] = "mean"
+    """How the scores of several evaluators become one: mean, lowest, or mean less `uncertainty_weight` times the variance."""
+    uncertainty_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    """Weight of the variance over the evaluators, with `pessimism = "uncertainty"`."""
     watchdogs: Literal["act", "warn"] = "act"
     """Whether watchdogs roll back, finish or stop the training, or only tell; broken numbers (NaN) are never only told."""
     judge_every: Annotated[int, Field(ge=0)] = 0
@@ -321,6 +327,8 @@ class RunConfig(Section):
     """Replies generated side by side."""
     memory_budget: Size | None = None
     """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where curves go besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
     trust_remote_code: bool = False
     """Run code that comes with the model; off unless asked."""
     context: ContextConfig = ContextConfig()

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import doctest
-
 import pytest
 import torch
 from torch import Tensor
 
 from golden_numbers import golden
-from selfeval.algorithms import ensembles as module
 from selfeval.algorithms.ensembles import disagreement, ensemble_mean, uncertainty_weighted, worst_case
 
 
@@ -20,11 +17,6 @@ def close(actual: Tensor, expected: object) -> None:
         torch.testing.assert_close(actual.double(), f64(expected), rtol=1e-5, atol=1e-6)
     else:
         torch.testing.assert_close(actual, f64(expected), rtol=1e-9, atol=1e-12)
-
-
-def test_the_examples_of_the_docstrings_are_true() -> None:
-    outcome = doctest.testmod(module)
-    assert (outcome.failed, outcome.attempted > 0) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from golden_numbers import golden
 from selfeval.algorithms.masked import (
     Aggregation,
     aggregate,
+    aggregation_weights,
+    broadcast_to_tokens,
     check_same_shape,
     masked_mean,
     masked_sum,
@@ -19,13 +24,27 @@ from selfeval.algorithms.masked import (
 
 GARBAGE = [1e30, -1e30, math.inf, -math.inf, math.nan]
 WHITEN = ["basic", "f32", "no_mask", "garbage_in_padding", "constant", "two_tokens"]
-PPO = ["ppo_clip", "ppo_f32", "ppo_const_length", "ppo_empty_row", "ppo_on_policy"]
+LOSSES = [
+    *(("4_ppo", f"ppo_{name}") for name in ("clip", "f32", "dual_clip", "const_length", "empty_row", "on_policy")),
+    ("4_ppo", "ppo_extreme_ratio_clamp20"),
+    *(("4_ppo", f"value_{name}") for name in ("clip", "noclip", "f32")),
+    ("5_group", "dapo_clip_higher"),
+    ("5_group", "dapo_clip_higher_dual"),
+    ("5_group", "grpo_loss_k3"),
+]
 MODES: dict[Aggregation, str] = {
     "token_mean": "token_mean",
+    "token_sum": "token_sum",
     "sequence_mean_token_mean": "seq_mean_token_mean",
+    "sequence_mean_token_mean_all_rows": "seq_mean_token_mean_all_rows",
     "sequence_mean_token_sum": "seq_mean_token_sum",
+    "sequence_mean_token_sum_norm": "seq_mean_token_sum_norm",
     "constant_length": "const_length",
 }
+
+
+def length_of(mode: Aggregation, length: int) -> int | None:
+    return length if mode in ("sequence_mean_token_sum_norm", "constant_length") else None
 
 
 def f64(numbers: object) -> Tensor:
@@ -44,6 +63,8 @@ def test_mean_and_whitening_match_golden(name: str) -> None:
     close(masked_sum(x_BT, mask_BT), expected["mean"] * expected["n"])
     close(whiten(x_BT, mask_BT, eps=entry["params"]["eps"]), expected["whiten"])
     close(whiten(x_BT, mask_BT, shift_mean=False), expected["whiten_keep_mean"])
+    close(whiten(x_BT, mask_BT, correction=0), expected["whiten_biased"])
+    close(whiten(x_BT, mask_BT, correction=0, shift_mean=False), expected["whiten_biased_keep_mean"])
     for row, mean in enumerate(expected["row_mean"]):
         close(masked_mean(x_BT[row], mask_BT[row]), mean)
 
@@ -55,12 +76,15 @@ def test_whitening_in_float32_matches_golden() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", PPO)
-def test_aggregate_matches_golden(name: str, mode: Aggregation) -> None:
-    entry = golden("4_ppo")[name]
+@pytest.mark.parametrize(("quantity", "name"), LOSSES)
+def test_aggregate_matches_golden(quantity: str, name: str, mode: Aggregation) -> None:
+    entry = golden(quantity)[name]
+    assert set(MODES.values()) == set(entry["expected"]["loss"]), "the golden file has a mode that is not here"
     loss_BT, mask_BT = f64(entry["expected"]["per_token_loss"]), f64(entry["inputs"]["mask"])
-    length = entry["params"]["norm_length"] if mode == "constant_length" else None
+    length = length_of(mode, entry["params"]["norm_length"])
     close(aggregate(loss_BT, mask_BT, mode, norm_length=length), entry["expected"]["loss"][MODES[mode]])
+    weights_BT = aggregation_weights(mask_BT, mode, norm_length=length, dtype=torch.float64)
+    close((weights_BT * loss_BT).sum(), entry["expected"]["loss"][MODES[mode]])
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
@@ -74,15 +98,21 @@ def test_padding_leaks_neither_into_values_nor_into_gradients(garbage: float) ->
         "sequence_mean_token_mean": 3.75,
         "sequence_mean_token_sum": 4.5,
         "constant_length": 1.125,
+        "token_sum": 9.0,
+        "sequence_mean_token_mean_all_rows": 3.75,
+        "sequence_mean_token_sum_norm": 1.125,
     }
     gradients = {
         "token_mean": [[1 / 3, 1 / 3, 0], [1 / 3, 0, 0]],
         "sequence_mean_token_mean": [[1 / 4, 1 / 4, 0], [1 / 2, 0, 0]],
         "sequence_mean_token_sum": [[1 / 2, 1 / 2, 0], [1 / 2, 0, 0]],
         "constant_length": [[1 / 8, 1 / 8, 0], [1 / 8, 0, 0]],
+        "token_sum": [[1, 1, 0], [1, 0, 0]],
+        "sequence_mean_token_mean_all_rows": [[1 / 4, 1 / 4, 0], [1 / 2, 0, 0]],
+        "sequence_mean_token_sum_norm": [[1 / 8, 1 / 8, 0], [1 / 8, 0, 0]],
     }
     for mode, value in expected.items():
-        loss = aggregate(dirty_BT, mask_BT, mode, norm_length=4 if mode == "constant_length" else None)
+        loss = aggregate(dirty_BT, mask_BT, mode, norm_length=length_of(mode, 4))
         close(loss, value)
         close(torch.autograd.grad(loss, dirty_BT)[0], gradients[mode])
     for reduced in (masked_mean(dirty_BT, mask_BT), masked_sum(dirty_BT, mask_BT)):
@@ -102,6 +132,61 @@ def test_whitening_of_dirty_padding_has_the_gradient_of_clean_padding(garbage: f
     assert gradients[0].abs().sum() > 0
 
 
+def test_an_empty_row_counts_where_the_name_says_so() -> None:
+    # Rows of 2, 0 and 1 tokens; L = 4. Three rows count in *_all_rows and constant_length, two elsewhere.
+    mask_BT = torch.tensor([[True, True], [False, False], [True, False]])
+    loss_BT = f64([[1.0, 2.0], [9.0, 9.0], [6.0, 9.0]])
+    expected: dict[Aggregation, float] = {
+        "token_mean": 3.0,
+        "token_sum": 9.0,
+        "sequence_mean_token_mean": (1.5 + 6) / 2,
+        "sequence_mean_token_mean_all_rows": (1.5 + 6) / 3,
+        "sequence_mean_token_sum": (3 + 6) / 2,
+        "sequence_mean_token_sum_norm": (3 + 6) / 2 / 4,
+        "constant_length": 9 / (3 * 4),
+    }
+    assert list(expected) == list(MODES)
+    for mode, value in expected.items():
+        close(aggregate(loss_BT, mask_BT, mode, norm_length=length_of(mode, 4)), value)
+
+
+MASKS = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mask=MASKS, cuts=st.lists(st.integers(0, 7), max_size=3), seed=st.integers(0, 9))
+def test_micro_batches_add_up_to_the_whole(mask: list[list[bool]], cuts: list[int], seed: int) -> None:
+    """Split anywhere, value and gradient: the weights of the whole make every mode a plain sum."""
+    mask_BT = torch.tensor(mask)
+    loss_BT = torch.randn(mask_BT.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    dirty_BT = torch.where(mask_BT, loss_BT, math.nan).requires_grad_()
+    edges = [0, *sorted(min(cut, len(mask)) for cut in cuts), len(mask)]
+    parts = [slice(*edge) for edge in itertools.pairwise(edges)]
+    for mode in MODES:
+        whole = aggregate(dirty_BT, mask_BT, mode, norm_length=length_of(mode, 5))
+        weights_BT = aggregation_weights(mask_BT, mode, norm_length=length_of(mode, 5), dtype=torch.float64)
+        kept_BT = zero_padding(dirty_BT, mask_BT)
+        total = torch.stack([(kept_BT[part] * weights_BT[part]).sum() for part in parts]).sum()
+        close(total, whole.item())
+        gradients = [torch.autograd.grad(loss, dirty_BT, retain_graph=True)[0] for loss in (whole, total)]
+        close(gradients[1], gradients[0].tolist())
+
+
+def test_weights_have_the_type_of_the_loss() -> None:
+    mask_BT = torch.tensor([[True, True, True]])
+    assert aggregate(torch.ones(1, 3), mask_BT, "token_mean").dtype == torch.float32
+    # 1/3 to 53 bits, not to 24.
+    weights_BT = aggregation_weights(mask_BT, "token_mean", dtype=torch.float64)
+    assert weights_BT.tolist() == [[1 / 3] * 3]
+
+
+def test_broadcast_to_tokens() -> None:
+    x_B, mask_BT = f64([2.0, math.nan, 3.0]).requires_grad_(), torch.tensor([[1, 0], [0, 0], [1, 1]])
+    tokens_BT = broadcast_to_tokens(x_B, mask_BT)
+    close(tokens_BT, [[2.0, 0.0], [0.0, 0.0], [3.0, 3.0]])
+    close(torch.autograd.grad(tokens_BT.sum(), x_B)[0], [1.0, 0.0, 2.0])
+
+
 def test_zero_padding_before_exp_keeps_the_gradient_finite() -> None:
     mask_T = torch.tensor([True, False])
     x_T = f64([0.0, 1e30]).requires_grad_()
@@ -114,7 +199,7 @@ def test_nothing_kept() -> None:
     assert masked_mean(x_BT, none_BT).isnan()
     assert masked_sum(x_BT, none_BT) == 0
     for mode in MODES:
-        loss = aggregate(x_BT, none_BT, mode, norm_length=4 if mode == "constant_length" else None)
+        loss = aggregate(x_BT, none_BT, mode, norm_length=length_of(mode, 4))
         assert loss == 0
         close(torch.autograd.grad(loss, x_BT)[0], [[0.0, 0.0]])
 
@@ -127,6 +212,8 @@ def test_whitening_one_token_is_refused() -> None:
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match=r"x \[2, 3\], mask \[2, 1\]"):
         masked_mean(torch.zeros(2, 3), torch.ones(2, 1))
+    with pytest.raises(ValueError, match=r"x \[2, 3\], rows \[2\]"):
+        broadcast_to_tokens(torch.zeros(2, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"a \[1\], b \[2\]"):
         check_same_shape(a=torch.zeros(1), b=torch.zeros(2))
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import math
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor
 
 from golden_numbers import golden
-from selfeval.algorithms import preference_losses as module
 from selfeval.algorithms.preference_losses import (
     bradley_terry_loss,
     cpo_loss,
@@ -53,11 +51,6 @@ def entry_of(name: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str
     entry = golden("7_preference")[name]
     inputs = {key: torch.tensor(numbers, dtype=dtype) for key, numbers in entry["inputs"].items()}
     return inputs, entry["params"], entry["expected"]
-
-
-def test_the_examples_of_the_docstrings_are_true() -> None:
-    outcome = doctest.testmod(module)
-    assert (outcome.failed, outcome.attempted > 0) == (0, True)
 
 
 @pytest.mark.parametrize("name", NAMES)

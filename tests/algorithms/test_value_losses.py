@@ -8,7 +8,7 @@ from torch import Tensor
 
 from golden_numbers import golden
 from selfeval.algorithms.masked import aggregate, zero_padding
-from selfeval.algorithms.value_losses import clipped_value_loss, explained_variance
+from selfeval.algorithms.value_losses import clipped_value_loss, explained_variance, value_clip_fraction
 
 
 def f64(numbers: object) -> Tensor:
@@ -29,6 +29,29 @@ def test_loss_and_gradient_match_golden(name: str) -> None:
     loss = aggregate(loss_BT, mask_BT, "token_mean")
     close(loss, entry["expected"]["loss"]["token_mean"])
     close(torch.autograd.grad(loss, values_BT)[0], entry["expected"]["grad_values_token_mean"])
+    if clip is None:
+        assert entry["expected"]["clipfrac"] == 0
+    else:
+        close(value_clip_fraction(values_BT, old_BT, returns_BT, mask_BT, clip=clip), entry["expected"]["clipfrac"])
+
+
+def test_loss_in_float32_matches_golden() -> None:
+    entry = golden("4_ppo")["value_f32"]
+    values_BT, old_BT, returns_BT = (torch.tensor(entry["inputs"][key]) for key in ("values", "old_values", "returns"))
+    loss_BT = clipped_value_loss(values_BT, old_BT, returns_BT, clip=entry["params"]["cliprange_value"])
+    torch.testing.assert_close(loss_BT, torch.tensor(entry["expected"]["per_token_loss"]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.inf, math.nan])
+def test_the_value_clip_acts_where_the_critic_went_too_far_towards_its_target(garbage: float) -> None:
+    # Old value 0, clip 1, target 3. V = 2 is held at 1: error 4 > 1, it acts. V = −2 is held at −1: 16 < 25, it does not
+    # (the critic went the wrong way and is let back). V = ½ is inside.
+    mask_BT = torch.tensor([[True, True, True, False]])
+    values_BT, returns_BT = f64([[2.0, -2.0, 0.5, garbage]]), f64([[3.0, 3.0, 3.0, -garbage]])
+    old_BT = torch.zeros_like(values_BT)
+    close(value_clip_fraction(values_BT, old_BT, returns_BT, mask_BT, clip=1.0), 1 / 3)
+    close(clipped_value_loss(values_BT, old_BT, returns_BT, clip=1.0)[mask_BT], [2.0, 12.5, 3.125])
+    assert value_clip_fraction(values_BT, old_BT, returns_BT, torch.zeros_like(mask_BT), clip=1.0).isnan()
 
 
 @pytest.mark.parametrize("clip", [None, 0.5])
@@ -66,3 +89,5 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         clipped_value_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1), clip=None)
     with pytest.raises(ValueError, match="one shape"):
         explained_variance(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3))
+    with pytest.raises(ValueError, match="one shape"):
+        value_clip_fraction(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, 3), torch.ones(2, 3), clip=1.0)

@@ -17,6 +17,8 @@ from selfeval.quality.statistics import (
     percentile_interval,
     proportion,
     ratio_of_means,
+    spearman,
+    spearman_figure,
     wilson_interval,
 )
 
@@ -145,3 +147,30 @@ def test_mcnemar_of_thousands_of_cases_is_near_its_normal_approximation() -> Non
 def test_mcnemar_refuses_negative_counts() -> None:
     with pytest.raises(ValueError, match=">= 0"):
         mcnemar_exact(-1, 2)
+
+
+@pytest.mark.parametrize("name", ["spearman", "spearman_ties"])
+def test_spearman_matches_golden(name: str) -> None:
+    entry = golden("12_statistics")[name]
+    x, y = entry["inputs"]["x"], entry["inputs"]["y"]
+    assert spearman(x, y) == pytest.approx(entry["expected"]["spearman"], abs=1e-9)
+
+
+def test_spearman_is_undefined_where_nothing_varies() -> None:
+    assert spearman([1.0], [2.0]) is None
+    assert spearman([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    assert spearman_figure([1.0, 1.0], [1.0, 2.0]) == Figure(None, None, None, 2)
+
+
+def test_the_interval_of_spearman_holds_its_value_and_narrows() -> None:
+    rng = np.random.default_rng(3)
+    wide, narrow = ((x, x + rng.normal(size=n)) for n in (40, 1000) for x in [rng.normal(size=n)])
+    figures = [spearman_figure(list(x), list(y)) for x, y in (wide, narrow)]
+    for figure in figures:
+        assert figure.ci_low is not None
+        assert figure.ci_high is not None
+        assert figure.value is not None
+        assert figure.ci_low < figure.value < figure.ci_high
+    first, second = ((f.ci_high or 0) - (f.ci_low or 0) for f in figures)
+    # The standard error of a correlation r is about (1 - r^2) / sqrt(n): the widths go as sqrt(1000 / 40) = 5.
+    assert 3 < first / second < 8

@@ -57,7 +57,7 @@ class Run:
             self.backbone.add_role(role, seed=1, head=role == EVALUATOR)
             tiny_models.scramble(self.backbone, role, seed=len(role))
             self.backbone.save_role(role, self.folder / "roles" / role)
-        write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5})
+        write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
         write_json(
             self.folder / "run.json",
             {

@@ -153,7 +153,7 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
-    same_results = {"device", "trust_remote_code", "memory_budget", "placement", "checkpointing"}
+    same_results = {"device", "trust_remote_code", "memory_budget", "placement", "checkpointing", "trackers"}
     assert named | by_content | same_results == set(RunConfig.model_fields)
     assert not by_content & named
 

@@ -56,7 +56,7 @@ def grpo_advantages(rewards_B: Tensor, groups_B: Tensor, *, correction: Literal[
         [1.0, -1.0, 0.0]
     """
     groups = _grouped(rewards_B, groups_B)
-    variance_B = groups.sum_of(groups.centred_B.square()) / (groups.sizes_B - correction).clamp(min=1)
+    variance_B = _group_sums(groups.centred_B.square(), groups.rows_B) / (groups.sizes_B - correction).clamp(min=1)
     return _divided(groups.centred_B, variance_B.sqrt() + eps)
 
 
@@ -208,13 +208,9 @@ def reinforce_pp_baseline_advantages(
 
 
 class _Groups(NamedTuple):
-    rows_B: Tensor  # [B], index of the row's group in 0 .. G − 1
-    sizes_B: Tensor  # [B], replies in the row's group
-    centred_B: Tensor  # [B], reward less the mean of the row's group, exactly 0 where all rewards of the group are equal
-
-    def sum_of(self, x_B: Tensor) -> Tensor:
-        """Σ over the row's group, for every row."""
-        return x_B.new_zeros(len(x_B)).index_add(0, self.rows_B, x_B)[self.rows_B]
+    rows_B: Tensor  # index of the row's group in 0 .. G − 1
+    sizes_B: Tensor  # replies in the row's group
+    centred_B: Tensor  # reward less the mean of the row's group, exactly 0 where all rewards of the group are equal
 
 
 def _grouped(rewards_B: Tensor, groups_B: Tensor) -> _Groups:
@@ -223,12 +219,16 @@ def _grouped(rewards_B: Tensor, groups_B: Tensor) -> _Groups:
         raise ValueError(f"groups must be integer ids [B], got {groups_B.dtype} {list(groups_B.shape)}")
     _, rows_B, sizes_G = groups_B.unique(return_inverse=True, return_counts=True)
     sizes_B = sizes_G[rows_B]
-    groups = _Groups(rows_B, sizes_B, rewards_B)
-    smallest_B, largest_B = (_extreme(rewards_B, rows_B, which) for which in ("amin", "amax"))
-    return groups._replace(centred_B=zero_padding(rewards_B - groups.sum_of(rewards_B) / sizes_B, smallest_B != largest_B))
+    centred_B = rewards_B - _group_sums(rewards_B, rows_B) / sizes_B
+    differ_B = _group_extremes(rewards_B, rows_B, "amin") != _group_extremes(rewards_B, rows_B, "amax")
+    return _Groups(rows_B, sizes_B, zero_padding(centred_B, differ_B))
 
 
-def _extreme(x_B: Tensor, rows_B: Tensor, which: str) -> Tensor:
+def _group_sums(x_B: Tensor, rows_B: Tensor) -> Tensor:
+    return x_B.new_zeros(len(x_B)).index_add(0, rows_B, x_B)[rows_B]
+
+
+def _group_extremes(x_B: Tensor, rows_B: Tensor, which: Literal["amin", "amax"]) -> Tensor:
     return x_B.new_zeros(len(x_B)).scatter_reduce(0, rows_B, x_B, which, include_self=False)[rows_B]
 
 

@@ -10,6 +10,9 @@ For a token drawn from the policy let d = log π(a) − log π_ref(a). Which est
 | k1 = d    | KL(π‖π_ref)             | descends KL(π‖π_ref): right          | mean gradient 0: nothing but noise  |
 | k2 = d²/2 | only close to it        | another objective                    | descends KL(π‖π_ref): right         |
 | k3        | KL(π‖π_ref), each >= 0  | another objective                    | descends KL(π_ref‖π): the other KL  |
+| exact     | KL(π‖π_ref)             | (needs no sampling)                  | descends KL(π‖π_ref): right         |
+
+"Exact" is `categorical_kl` over the whole vocabulary at every token.
 
 So: log k3 (or k1), shape rewards with k1, and put k2 into a loss. Schulman 2020 (http://joschu.net/blog/kl-approx.html)
 for the values, Tang and Munos 2025 (https://arxiv.org/abs/2506.09477) for the gradients.
@@ -22,7 +25,17 @@ from torch import Tensor
 
 from selfeval.algorithms.masked import check_same_shape, zero_padding
 
-__all__ = ["categorical_entropy", "categorical_kl", "k1", "k2", "k3", "kl_shaped_rewards"]
+__all__ = [
+    "categorical_cross_entropy",
+    "categorical_entropy",
+    "categorical_kl",
+    "jensen_shannon",
+    "k1",
+    "k2",
+    "k3",
+    "kl_shaped_rewards",
+    "total_variation",
+]
 
 
 def k1(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
@@ -102,9 +115,7 @@ def categorical_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     check_same_shape(logits_p=logits_p, logits_q=logits_q)
-    logp, logq = logits_p.log_softmax(-1), logits_q.log_softmax(-1)
-    p = logp.exp()
-    return (p * torch.where(p > 0, logp - logq, torch.zeros_like(p))).sum(-1)
+    return _kl_to(logits_p.log_softmax(-1), logits_q.log_softmax(-1))
 
 
 def categorical_entropy(logits: Tensor) -> Tensor:
@@ -122,6 +133,71 @@ def categorical_entropy(logits: Tensor) -> Tensor:
     logp = logits.log_softmax(-1)
     p = logp.exp()
     return -(p * torch.where(p > 0, logp, torch.zeros_like(p))).sum(-1)
+
+
+def categorical_cross_entropy(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Compute the cross-entropy of q under p: −Σ_v p_v log q_v = entropy of p + KL(p‖q), p = softmax(logits_p).
+
+    Outcomes with probability 0 under p (logit −inf) add 0. Cover and Thomas 2006, theorem 5.4.3
+    (https://doi.org/10.1002/047174882X).
+
+    Args:
+        logits_p: [..., V], unnormalised log-probabilities of p.
+        logits_q: [..., V], unnormalised log-probabilities of q.
+
+    Returns:
+        [...] in nats, >= the entropy of p; inf where p allows what q forbids.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(logits_p=logits_p, logits_q=logits_q)
+    p = logits_p.softmax(-1)
+    return -(p * torch.where(p > 0, logits_q.log_softmax(-1), torch.zeros_like(p))).sum(-1)
+
+
+def jensen_shannon(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Compute the Jensen-Shannon divergence: ½ KL(p‖m) + ½ KL(q‖m), m = (p + q) / 2, p = softmax(logits_p).
+
+    A symmetric, bounded distance: finite where the KL is not, and small where it explodes. Lin 1991, section IV
+    (https://doi.org/10.1109/18.61115).
+
+    Args:
+        logits_p: [..., V], unnormalised log-probabilities of p.
+        logits_q: [..., V], unnormalised log-probabilities of q.
+
+    Returns:
+        [...] in nats, in [0, log 2] up to rounding.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(logits_p=logits_p, logits_q=logits_q)
+    p, q = logits_p.softmax(-1), logits_q.softmax(-1)
+    m = (p + q) / 2
+    # An outcome that both forbid: log 1, not log 0, whose gradient is not finite.
+    logm = torch.where(m > 0, m, torch.ones_like(m)).log()
+    return (_kl_to(logits_p.log_softmax(-1), logm) + _kl_to(logits_q.log_softmax(-1), logm)) / 2
+
+
+def total_variation(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Compute the total variation distance: ½ Σ_v |p_v − q_v|, p = softmax(logits_p).
+
+    The largest difference of the two in the probability of any event; at most √(KL / 2) (Pinsker). Levin and Peres
+    2017, proposition 4.2 (https://doi.org/10.1090/mbk/107).
+
+    Args:
+        logits_p: [..., V], unnormalised log-probabilities of p.
+        logits_q: [..., V], unnormalised log-probabilities of q.
+
+    Returns:
+        [...] in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(logits_p=logits_p, logits_q=logits_q)
+    return (logits_p.softmax(-1) - logits_q.softmax(-1)).abs().sum(-1) / 2
 
 
 def kl_shaped_rewards(
@@ -156,3 +232,8 @@ def kl_shaped_rewards(
     last_BT = keep_BT & (tokens_left_BT == 1)
     penalty_BT = -beta * zero_padding(k1(logprobs_BT, ref_logprobs_BT), keep_BT)
     return penalty_BT + zero_padding(scores_B[:, None].expand_as(penalty_BT), last_BT)
+
+
+def _kl_to(logp: Tensor, logq: Tensor) -> Tensor:
+    p = logp.exp()
+    return (p * torch.where(p > 0, logp - logq, torch.zeros_like(p))).sum(-1)

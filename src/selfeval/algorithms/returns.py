@@ -89,7 +89,7 @@ def td_lambda_returns(
 
     G_t = r_t + γ_t [(1 − λ) V_{t'} + λ G_{t'}],   γ_t = γ (1 − done_t)
 
-    Behind the last token both V and G are the bootstrap value. G − V is `gae`. Sutton and Barto 2018, eq. 12.20
+    Behind the last token both V and G are the bootstrap value. G − V is `gae`. Sutton and Barto 2018, section 12.8
     (http://incompleteideas.net/book/the-book-2nd.html).
 
     Args:
@@ -177,8 +177,8 @@ class VTrace(NamedTuple):
 
     Attributes:
         targets_BT: [B, T], vs_t, what the critic learns, in units of reward.
-        advantages_BT: [B, T], what the policy learns, the ratio of its first token included.
-        q_BT: [B, T], the return of token t as V-trace estimates it: advantages without ratio and baseline.
+        advantages_BT: [B, T], what the policy learns: min(ρ̄_pg, ρ_t) (q_t − V_t), so no ratio belongs into the loss.
+        q_BT: [B, T], q_t, the return of token t as V-trace estimates it.
     """
 
     targets_BT: Tensor

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import check_same_shape
+from selfeval.algorithms.masked import check_same_shape, masked_mean
 
-__all__ = ["clipped_value_loss", "explained_variance"]
+__all__ = ["clipped_value_loss", "explained_variance", "value_clip_fraction"]
 
 
 def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, *, clip: float | None) -> Tensor:
@@ -35,12 +35,32 @@ def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Ten
     Raises:
         ValueError: the shapes differ.
     """
-    check_same_shape(values=values_BT, old_values=old_values_BT, returns=returns_BT)
-    error_BT = (values_BT - returns_BT).square()
-    if clip is None:
-        return error_BT / 2
-    near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
-    return torch.maximum(error_BT, (near_BT - returns_BT).square()) / 2
+    plain_BT, near_BT = _squared_errors(values_BT, old_values_BT, returns_BT, clip)
+    return torch.maximum(plain_BT, near_BT) / 2
+
+
+def value_clip_fraction(
+    values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, clip: float
+) -> Tensor:
+    """Measure the share of tokens on which the value clip acts, i.e. on which the clipped error is strictly the larger.
+
+    These tokens give the critic no gradient. Engstrom et al. 2020, section 3 (https://arxiv.org/abs/2005.12729).
+
+    Args:
+        values_BT: [B, T], as in `clipped_value_loss`; garbage where the mask is False.
+        old_values_BT: [B, T], as in `clipped_value_loss`.
+        returns_BT: [B, T], as in `clipped_value_loss`.
+        mask_BT: [B, T], True = token counts.
+        clip: as in `clipped_value_loss`, > 0.
+
+    Returns:
+        Scalar in [0, 1]; NaN when no token counts.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    plain_BT, near_BT = _squared_errors(values_BT, old_values_BT, returns_BT, clip)
+    return masked_mean((near_BT > plain_BT).to(values_BT.dtype), mask_BT)
 
 
 def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -68,3 +88,12 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     if not bool((returns_N != returns_N[:1]).any()):
         return returns_N.new_full((), torch.nan)
     return 1 - residuals_N.var(correction=0) / returns_N.var(correction=0)
+
+
+def _squared_errors(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    check_same_shape(values=values_BT, old_values=old_values_BT, returns=returns_BT)
+    plain_BT = (values_BT - returns_BT).square()
+    if clip is None:
+        return plain_BT, plain_BT
+    near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-clip, clip)
+    return plain_BT, (near_BT - returns_BT).square()

@@ -18,6 +18,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
@@ -143,9 +144,22 @@ def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None,
     if role not in backbone.roles:
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles)}')
     names = [name for name in merged.state_dict() if name not in skip]
-    weights = {name: _merged_weight(backbone.model, name, role, dtype) for name in names}
+    weights = {name: _laid_out(_merged_weight(backbone.model, name, role, dtype), merged, name, backbone) for name in names}
     merged.load_state_dict(weights, strict=False, assign=True)
     merged.tie_weights()
+
+
+def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Tensor:
+    """The weight as its class holds it: GPT-2's layers keep `[I, O]`, and bitsandbytes turned them when it coded them.
+
+    Told by the kinds of layer and not by the shape, which a square weight has either way.
+    """
+    path, _, leaf = name.rpartition(".")
+    if leaf != "weight" or not isinstance(merged.get_submodule(path), Conv1D):
+        return weight
+    live = backbone.model.get_submodule(path)
+    base = live.get_base_layer() if isinstance(live, BaseTunerLayer) else live
+    return weight.T.contiguous() if is_quantised(base) else weight
 
 
 @torch.no_grad()
@@ -154,8 +168,6 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     path, _, leaf = name.rpartition(".")
     try:
         module = live.get_submodule(path)
-        if isinstance(module, ParamWrapper):
-            raise ExportError(f"the role adapts fused experts ({path}), which cannot be merged yet; export it without --merge")
         base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         weight: Tensor = getattr(base, leaf)
     except AttributeError as error:  # only a classifier can be laid out in another way than its base
@@ -165,10 +177,42 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     stored = weight.dtype
     if type(weight).__name__ in _QUANTISED:
         weight, stored = _decoded(base, live.dtype), live.dtype
-    if leaf == "weight" and isinstance(module, BaseTunerLayer) and role in module.lora_A:
-        weight = weight.float() + module.get_delta_weight(role).float()
+    update = _update(module, leaf, role)
+    if update is not None:
+        weight = weight.float() + update.to(weight.device)
     wanted = (dtype or stored) if weight.is_floating_point() else weight.dtype
     return weight.detach().to("cpu", wanted, copy=True).contiguous()
+
+
+def _update(module: Any, leaf: str, role: str) -> Tensor | None:
+    """`s B A` in fp32 and in the layout of the weight; None where the role adapts nothing there."""
+    if isinstance(module, ParamWrapper):
+        return _expert_update(module, leaf, role)
+    if leaf == "weight" and isinstance(module, BaseTunerLayer) and role in module.lora_A:
+        update: Tensor = module.get_delta_weight(role).float()
+        return update
+    return None
+
+
+def _expert_update(module: Any, leaf: str, role: str) -> Tensor | None:
+    """The update `[E, I, O]`, or `[E, O, I]` as the weight has it, of E experts that are one parameter: s B_e A_e for each.
+
+    PEFT holds A as `[E r, I]` and B as `[O, r E]`, and nests the wrappers of the parameters of one module. Its own
+    `get_delta_weight` would round the update to the precision of the base before it is added.
+    """
+    while isinstance(module, ParamWrapper) and module.parameter_name != leaf:
+        module = module.base_layer
+    if not isinstance(module, ParamWrapper) or role not in module.lora_A:
+        return None
+    down, up = module.lora_A[role].weight.float(), module.lora_B[role].weight.float()
+    if module.get_param().ndim == 2:
+        plain: Tensor = module.scaling[role] * up @ down
+        return plain
+    down_ErI = down.reshape(module.num_experts, -1, down.shape[-1])
+    up_OrE = up.reshape(up.shape[0], -1, module.num_experts)
+    order = "ore,eri->eoi" if module._did_swap_in_out_features else "ore,eri->eio"
+    summed: Tensor = module.scaling[role] * torch.einsum(order, up_OrE, down_ErI)
+    return summed
 
 
 def _decoded(layer: nn.Module, dtype: torch.dtype) -> Tensor:

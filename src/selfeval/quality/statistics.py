@@ -21,6 +21,8 @@ __all__ = [
     "percentile_interval",
     "proportion",
     "ratio_of_means",
+    "spearman",
+    "spearman_figure",
     "wilson_interval",
 ]
 
@@ -171,6 +173,72 @@ def ratio_of_means(
 
     low, high = bootstrap_interval(ratios_R, a_N.size, seed=seed, resamples=resamples)
     return Figure(float(a_N.sum() / b_N.sum()), low, high, a_N.size)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Correlate the ranks of two quantities: Pearson's r of their ranks, equal values sharing the mean of theirs.
+
+    Spearman 1904 (https://doi.org/10.2307/1412159).
+
+    Args:
+        x: [N], finite.
+        y: [N], finite, of the same cases in the same order.
+
+    Returns:
+        In [-1, 1]; None where it is undefined (fewer than two cases, or a quantity that does not vary).
+
+    Raises:
+        ValueError: the lengths differ, or a value is not finite.
+
+    Example:
+        >>> spearman([1.0, 2.0, 3.0], [10.0, 20.0, 15.0])
+        0.5
+    """
+    x_N, y_N = _finite(x, "x"), _finite(y, "y")
+    if x_N.size != y_N.size:
+        raise ValueError(f"paired values need equal lengths, got {x_N.size} and {y_N.size}")
+    found = _rank_correlation(x_N, y_N)
+    return None if math.isnan(found) else found
+
+
+def spearman_figure(x: Sequence[float], y: Sequence[float], seed: int = 0, *, resamples: int = 500) -> Figure:
+    """Give `spearman` its 95 % bootstrap interval; ranks are taken anew in every resample.
+
+    Args:
+        x: [N], finite.
+        y: [N], finite, of the same cases in the same order.
+        seed: of the resampling.
+        resamples: R, > 0. Those in which a quantity does not vary are left out of the interval.
+
+    Returns:
+        The correlation; None where it is undefined.
+
+    Raises:
+        ValueError: the lengths differ, or a value is not finite.
+    """
+    value, x_N, y_N = spearman(x, y), _finite(x, "x"), _finite(y, "y")
+    if value is None:
+        return Figure(None, None, None, x_N.size)
+
+    def correlations_R(index_RN: Indices) -> Floats:
+        return np.array([_rank_correlation(x_N[index_N], y_N[index_N]) for index_N in index_RN])
+
+    return Figure(value, *bootstrap_interval(correlations_R, x_N.size, seed=seed, resamples=resamples), x_N.size)
+
+
+def _rank_correlation(x_N: Floats, y_N: Floats) -> float:
+    """NaN where it is undefined."""
+    if x_N.size < 2:
+        return math.nan
+    a_N, b_N = (ranks - ranks.mean() for ranks in (_ranks(x_N), _ranks(y_N)))
+    scale = math.sqrt(float((a_N * a_N).sum() * (b_N * b_N).sum()))
+    return float((a_N * b_N).sum()) / scale if scale > 0 else math.nan
+
+
+def _ranks(values_N: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[place_N], dtype=np.float64)
 
 
 def mcnemar_exact(b: int, c: int) -> float:

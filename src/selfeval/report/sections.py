@@ -6,6 +6,7 @@ Each function answers for one section and names what was not measured; the templ
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -283,7 +284,40 @@ def _curves(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]]) ->
     unknown = sorted({key for row in rows for key in row if finite(row[key]) is not None} - known)
     others = [(key.replace("_", " ").capitalize(), "", ((key, key),)) for key in unknown]
     more = [_curve(rows, title, told, keys, marks) for title, told, keys in (*MORE_CURVES, *others)]
-    return {"shown": [_gold_curve(metrics.get("evaluation", []), marks), *shown], "more": more, "measured": bool(rows)}
+    by_gold = [_gold_curve(metrics.get("evaluation", []), marks), _overoptimisation(report)]
+    return {"shown": [*by_gold, *shown], "more": more, "measured": bool(rows)}
+
+
+def _overoptimisation(report: dict[str, Any]) -> View:
+    """What the evaluator promised and what gold gave, over how far the policy went; measured where there is gold."""
+    found = section(report, "policy").get("overoptimisation") or {}
+    raw = _rows_of_numbers(found.get("points") or [], 3)
+    told = "Nothing to draw: no gold, or too few iterations."
+    if not raw:
+        return {"title": "Promise and gold", "told": told, "picture": ""}
+    lines = [Line(name, sorted((row[0], row[place]) for row in raw)) for name, place in (("evaluator", 1), ("gold", 2))]
+    start, fits = found.get("start") or [0.0, 0.0], found.get("fit") or {}
+    xs = sorted({x for line in lines for x, _ in line.points})
+    for (key, fit), base in zip(fits.items(), start, strict=True):
+        curve = [(x, base + x * (fit["alpha"] - fit["beta"] * math.log(x))) for x in _between(xs[0], xs[-1])]
+        lines.append(Line(f"{key}, fitted", curve))
+    gap = read_figure(report, "policy.overoptimisation.gap")
+    told = (
+        "Share right by gold, and the share that the evaluator's scores promise, over the square root of the KL to the start "
+        f"(Gao et al. 2022). Promised beyond gold in the last quarter: {describe(gap)}."
+    )
+    picture = line_chart(lines, label="Promise and gold", x_label="square root of the KL", percent_axes="y", whole_x=False)
+    return {"title": "Promise and gold", "told": told, "picture": Markup(picture)}
+
+
+def _between(low: float, high: float, steps: int = 40) -> list[float]:
+    return [low + (high - low) * k / steps for k in range(steps + 1)]
+
+
+def _rows_of_numbers(raw: object, width: int) -> list[list[float]]:
+    if not isinstance(raw, list) or not all(isinstance(row, list) and len(row) == width for row in raw):
+        raise InputError(f"report.json: 'policy.overoptimisation.points' should be a list of rows of {width} numbers")
+    return [[float(x) for x in row] for row in raw if all(finite(x) is not None for x in row)]
 
 
 def _alarm(alarm: dict[str, Any]) -> str:
@@ -392,7 +426,7 @@ def _verdicts(report: dict[str, Any]) -> View:
     parts = [Part(name, finite(verdicts.get(key)) or 0.0, style) for key, name, style, _ in STATES]
     named = (
         ("kept_share", "Share of verdicts kept"),
-        ("swap_consistency", "Same choice when the order is swapped"),
+        ("swap_consistency", "Same choice (one, other, neither) when the order is swapped"),
         ("label_accuracy_gold", "Kept labels that agree with gold"),
     )
     return {

@@ -15,6 +15,7 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, Reply, Seed, Split, Working
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
+from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
 
 __all__ = ["Context", "as_begun"]
@@ -67,6 +68,15 @@ class Context:
     @cached_property
     def templates(self) -> Templates:
         return Templates.load(templates_folder(self.config.model, self.config.templates), self.backbone.loaded.tokenizer)
+
+    @cached_property
+    def trackers(self) -> Trackers:
+        return Trackers(self.config, self.store.root / "trackers", self.terminal)
+
+    def log(self, stage: str, values: Mapping[str, Any]) -> None:
+        """One line of a stage's metrics: to its file, and to the trackers that are asked for."""
+        self.store.add_metrics(stage, values)
+        self.trackers.log(stage, values)
 
     @cached_property
     def seeds(self) -> list[Seed]:

@@ -5,10 +5,12 @@ This is the only stage that may look at gold. Nothing here is read by a training
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,22 +19,32 @@ import numpy.typing as npt
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import VerdictsConfig
-from selfeval.judging.judge import Comparison, Judgement, compare
+from selfeval.judging.judge import Comparison, Judgement, choice, compare
 from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
 from selfeval.quality.length_control import length_controlled_win_rate
-from selfeval.quality.statistics import Figure, bootstrap_interval, mean_figure, proportion, ratio_of_means
+from selfeval.quality.overoptimisation import fit_reinforcement, logistic_fit
+from selfeval.quality.statistics import (
+    Figure,
+    bootstrap_interval,
+    mean_figure,
+    proportion,
+    ratio_of_means,
+    spearman_figure,
+)
 from selfeval.records import Question, Reply, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages.context import Context
+from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
-from selfeval.stages.policy import Sampled, ensure_evaluator
-from selfeval.store import read_json, write_json, writing
-from selfeval.training.evaluator import EVALUATOR, score_replies
+from selfeval.stages.policy import Sampled
+from selfeval.store import write_json, writing
 from selfeval.training.setting import POLICY
 
 __all__ = ["run"]
 
 _CALIBRATION_RESAMPLES = 500
+_FEWEST_POINTS = 4
+"""Iterations that a curve with two coefficients needs."""
 
 Advance = Callable[[int], None]
 
@@ -44,12 +56,14 @@ class _TestPair:
     Attributes:
         better: which reply is better by the yardstick (gold, or the sure judge): 0 or 1.
         margin: evaluator score of reply 0 minus that of reply 1.
+        apart: deviation of the margin over the members of an ensemble, 0 for one evaluator.
     """
 
     verdict: Verdict
     replies: tuple[Reply, Reply]
     better: int
     margin: float
+    apart: float
 
     @property
     def evaluator_right(self) -> bool:
@@ -59,13 +73,16 @@ class _TestPair:
 def run(context: Context) -> dict[str, Any]:
     """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
     gold = load_gold(context.config.domain)
-    ensure_evaluator(context)
+    ensure_evaluators(context)
     if POLICY not in context.backbone.roles:
         context.backbone.load_role(POLICY, context.role_folder(POLICY))
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
         evaluator = _evaluator_figures(context, questions, gold, bar.advance)
         policy, samples = _policy_figures(context, gold, bar.advance)
+    checked = _checked_samples(context, questions, gold) if gold else {}
+    _gold_curve(context, checked)
+    policy["overoptimisation"] = _overoptimisation(context, checked)
     figures = {
         "model": _model(context),
         "evaluator": evaluator,
@@ -74,7 +91,6 @@ def run(context: Context) -> dict[str, Any]:
         "samples": samples,
         "memory": _memory(context),
     }
-    _gold_curve(context, questions, gold)
     write_json(context.store.folder("evaluation") / "figures.json", figures)
     return {"pairs": evaluator["accuracy_judge"]["n"], "questions": policy["win_rate"]["n"]}
 
@@ -113,7 +129,7 @@ def _evaluator_figures(
     by_gold = _by_gold(pairs, questions, gold) if gold else []
     by_judge = [p for p in pairs if p.verdict.state == VerdictState.KEPT]
     yardstick = by_gold or by_judge
-    temperature = float(read_json(context.role_folder(EVALUATOR) / "evaluator.json")["temperature"])
+    temperature = temperature_of(context.store.root / "roles")
     confidence = [1 / (1 + math.exp(-min(abs(p.margin) / temperature, 500.0))) for p in yardstick]
     correct = [float(p.evaluator_right) for p in yardstick]
     return {
@@ -125,11 +141,19 @@ def _evaluator_figures(
         "ece": _resampled(expected_calibration_error, confidence, correct),
         "brier": _resampled(brier_score, confidence, correct),
         "temperature": round(temperature, 6),
+        "members": context.config.evaluator.members,
+        "disagreement": _disagreement(yardstick) if context.config.evaluator.members > 1 else None,
         "risk_coverage": [[round(c, 6), round(r, 6)] for c, r in risk_coverage(confidence, correct)] if correct else [],
         "calibration": [
             {"confidence": round(c, 6), "accuracy": round(a, 6), "n": n} for c, a, n in reliability_bins(confidence, correct)
         ],
     }
+
+
+def _disagreement(pairs: Sequence[_TestPair]) -> dict[str, Any]:
+    """Rank correlation of how far the members are apart with being wrong: whether an ensemble knows what it does not know."""
+    apart, wrong = [p.apart for p in pairs], [float(not p.evaluator_right) for p in pairs]
+    return {"error_correlation": spearman_figure(apart, wrong).as_json()}
 
 
 def _resampled(
@@ -159,10 +183,11 @@ def _judged_test_pairs(context: Context, questions: Mapping[str, Question], adva
     both = [(replies[v.first], replies[v.second]) for v in verdicts]
     prompts = [context.grade_prompt(v.question_id, questions[v.question_id].text) for v in verdicts]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
-    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens, advance)
-    margins = [a - b for a, b in zip(scores[: len(both)], scores[len(both) :], strict=True)]
+    scores_KB = scorer_of(context).each(prompts * 2, ids, advance)
+    margins_KN = scores_KB[:, : len(both)] - scores_KB[:, len(both) :]
+    margins, apart = margins_KN.mean(0).tolist(), margins_KN.std(0, correction=0).tolist()
     preferred = [1 if v.probability is not None and v.probability < 0.5 else 0 for v in verdicts]
-    return [_TestPair(*row) for row in zip(verdicts, both, preferred, margins, strict=True)]
+    return [_TestPair(*row) for row in zip(verdicts, both, preferred, margins, apart, strict=True)]
 
 
 def _by_gold(pairs: Sequence[_TestPair], questions: Mapping[str, Question], gold: Gold) -> list[_TestPair]:
@@ -172,7 +197,7 @@ def _by_gold(pairs: Sequence[_TestPair], questions: Mapping[str, Question], gold
         text = questions[pair.verdict.question_id].text
         right = [gold.is_right(text, reply.text) for reply in pair.replies]
         if None not in right and right[0] != right[1]:
-            found.append(_TestPair(pair.verdict, pair.replies, 0 if right[0] else 1, pair.margin))
+            found.append(replace(pair, better=0 if right[0] else 1))
     return found
 
 
@@ -201,16 +226,28 @@ def _credit(preference: float, better: int) -> float:
 def _verdict_figures(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> dict[str, Any]:
     verdicts, replies = context.store.read("verdicts", Verdict), context.replies()
     states = Counter(v.state.value for v in verdicts)
-    parsed = [(v.in_order, v.swapped) for v in verdicts if v.in_order is not None and v.swapped is not None]
     kept = [v for v in verdicts if v.state == VerdictState.KEPT]
     labels = [_label_is_right(v, replies, questions, gold) for v in kept] if gold else []
     return {
         "judged": len(verdicts),
         **{state.value: states.get(state.value, 0) for state in VerdictState},
         "kept_share": proportion([v.state == VerdictState.KEPT for v in verdicts]).as_json(),
-        "swap_consistency": proportion([(a >= 0.5) == (b >= 0.5) for a, b in parsed]).as_json(),
+        "swap_consistency": proportion([x for v in verdicts if (x := _is_consistent(v)) is not None]).as_json(),
         "label_accuracy_gold": proportion([x for x in labels if x is not None]).as_json() if gold else None,
     }
+
+
+def _is_consistent(verdict: Verdict) -> bool | None:
+    """Whether both orders chose the same of first, second and neither; None where one did not parse.
+
+    Of two choices only, a sure tie would toss a coin for each order: it lies about one half, a hair above or below.
+    """
+    choices = [
+        choice(better, tie)
+        for better, tie in zip((verdict.in_order, verdict.swapped), verdict.ties, strict=True)
+        if better is not None and tie is not None
+    ]
+    return choices[0] == choices[1] if len(choices) == 2 else None
 
 
 def _label_is_right(
@@ -325,7 +362,7 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     picked = context.random("samples").sample(list(answered), count)
     prompts = [context.grade_prompt(a.question.id, a.question.text) for a in picked]
     ids = [a.before.ids for a in picked] + [a.after.ids for a in picked]
-    scores = score_replies(context.backbone, EVALUATOR, prompts * 2, ids, context.config.batch_tokens) if picked else []
+    scores = scorer_of(context).of(prompts * 2, ids).whole_B.tolist() if picked else []
     return [
         {
             "question": a.question.text,
@@ -343,15 +380,66 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     ]
 
 
-def _gold_curve(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> None:
-    """metrics/evaluation.jsonl: gold share of the replies that the policy sampled at each iteration."""
-    if gold is None:
+Checked = dict[int, list[tuple[float, bool]]]
+"""By policy iteration, of each reply: the chance of being right that its score made expect, and whether gold finds it right."""
+
+
+def _gold_curve(context: Context, checked: Checked) -> None:
+    """metrics/evaluation.jsonl: share of each iteration's replies that gold finds right, and that the evaluator made expect."""
+    rows = [
+        {"step": step, "gold": round(fmean(r for _, r in replies), 6), "expected": round(fmean(e for e, _ in replies), 6)}
+        | {"n": len(replies)}
+        for step, replies in sorted(checked.items())
+    ]
+    if not rows:
         return
-    lines: dict[int, list[bool]] = {}
+    with writing(context.store.metrics_path("evaluation")) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for row in rows:
+        context.trackers.log("evaluation", row)
+
+
+def _checked_samples(context: Context, questions: Mapping[str, Question], gold: Gold) -> Checked:
+    """The first replies of each iteration whose question has gold.
+
+    Score is turned into chance by what the first iteration shows, where the policy has not yet learnt to please the evaluator.
+    """
+    scored: dict[int, list[tuple[float, bool]]] = {}
     for sample in context.store.read("policy", Sampled):
         right = gold.is_right(questions[sample.question_id].text, sample.text)
-        if right is not None and len(lines.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
-            lines[sample.step].append(right)
-    with writing(context.store.metrics_path("evaluation")) as temporary:
-        rows = [f'{{"step": {step}, "gold": {sum(r) / len(r):.6f}, "n": {len(r)}}}\n' for step, r in sorted(lines.items()) if r]
-        temporary.write_text("".join(rows), encoding="utf-8")
+        if right is not None and len(scored.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
+            scored[sample.step].append((sample.score, right))
+    scored = {step: replies for step, replies in scored.items() if replies}
+    if not scored:
+        return {}
+    first = scored[min(scored)]
+    a, b = logistic_fit([score for score, _ in first], [right for _, right in first])
+    return {step: [(_sigmoid(a * s + b), right) for s, right in replies] for step, replies in scored.items()}
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-max(-500.0, min(x, 500.0))))
+
+
+def _overoptimisation(context: Context, checked: Checked) -> dict[str, Any] | None:
+    """What evaluator and gold gained over the square root of the KL, with the curve of Gao et al. 2022 through each.
+
+    `gap` is what the evaluator promised beyond gold in the last quarter of the iterations.
+    """
+    kls = {int(row["step"]): row["kl"] for row in context.store.read_metrics("policy")}
+    shares = {step: (fmean(e for e, _ in replies), fmean(r for _, r in replies)) for step, replies in sorted(checked.items())}
+    points = [(math.sqrt(kls[step]), *share) for step, share in shares.items() if (kls.get(step) or 0.0) > 0.0]
+    if len({d for d, _, _ in points}) < _FEWEST_POINTS:
+        return None
+    (start_expected, start_gold), distances = shares[min(shares)], [d for d, _, _ in points]
+    fits = {
+        "evaluator": fit_reinforcement(distances, [e - start_expected for _, e, _ in points]),
+        "gold": fit_reinforcement(distances, [g - start_gold for _, _, g in points]),
+    }
+    last = sorted(checked)[-max(1, len(checked) // 4) :]
+    return {
+        "points": [[round(x, 6) for x in point] for point in points],
+        "start": [round(start_expected, 6), round(start_gold, 6)],
+        "fit": {name: {k: round(v, 6) for k, v in asdict(fit).items()} for name, fit in fits.items()},
+        "gap": mean_figure([e - r for step in last for e, r in checked[step]]).as_json(),
+    }

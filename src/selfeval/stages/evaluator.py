@@ -1,22 +1,26 @@
-"""evaluator: trains the scalar evaluator on the training pairs and fits the temperature of its confidence on held-out ones."""
+"""evaluator: trains the scalar evaluators on the training pairs; fits the temperature of their confidence on held-out ones."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from selfeval.errors import LoopError
 from selfeval.quality.calibration import fit_temperature
 from selfeval.records import Pair, Split
 from selfeval.stages.context import Context
-from selfeval.store import write_json, writing
+from selfeval.stages.evaluators import ensure_evaluators, member_roles, scorer_of
+from selfeval.stages.terminal import Bar
+from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
 
 __all__ = ["margins", "preferences", "run"]
 
 _FEWEST_FOR_TEMPERATURE = 10
+_REPLIES_FOR_UNITS = 256
 
 
 def preferences(context: Context, pairs: Sequence[Pair]) -> list[Preference]:
@@ -27,10 +31,10 @@ def preferences(context: Context, pairs: Sequence[Pair]) -> list[Preference]:
 
 
 def margins(context: Context, pairs: Sequence[Preference]) -> list[float]:
-    """Score of the chosen reply minus score of the rejected one."""
+    """Score of the chosen reply minus score of the rejected one, by the evaluators together."""
     prompts = [p.prompt for p in pairs] * 2
     replies = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    scores = score_replies(context.backbone, EVALUATOR, prompts, replies, context.config.batch_tokens)
+    scores = scorer_of(context).of(prompts, replies).whole_B.tolist()
     return [a - b for a, b in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
 
 
@@ -58,39 +62,59 @@ def _temperature(context: Context, held_out: Sequence[Preference]) -> float:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Trains and saves the role `evaluator-0`; returns counts and the temperature."""
-    config, store, backbone = context.config, context.store, context.backbone
+    """Trains and saves the roles `evaluator-0`, ...; returns counts and the temperature."""
+    config = context.config
     train, held_out = _split(context)
-    backbone.add_role(EVALUATOR, seed=context.seed("role", EVALUATOR) % 2**31, head=True)
-
-    def checkpoints(optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(context.checkpoint_folder("evaluator"), backbone, [EVALUATOR], optimizers)
-
+    roles = member_roles(config)
     steps = -(-len(train) // config.evaluator.batch) * config.evaluator.epochs
-    with context.terminal.bar("evaluator", steps) as bar:
-
-        def log(values: dict[str, float]) -> None:
-            store.add_metrics("evaluator", {**values, "step": int(values["step"])})
-            bar.say(f"loss {values['loss']:.3f} accuracy {values['accuracy']:.2f}")
-            bar.advance()
-
-        def resumed(step: int) -> None:
-            store.keep_metrics("evaluator", step)
-            bar.advance(step)
-
-        train_evaluator(
-            backbone,
-            train,
-            config.evaluator,
-            checkpoints,
-            seed=config.seed,
-            batch_tokens=config.batch_tokens,
-            log=log,
-            resumed=resumed,
-        )
+    with context.terminal.bar("evaluator", steps * len(roles)) as bar:
+        for number, role in enumerate(roles):
+            if not context.role_folder(role).is_dir():  # else it was trained before this run was interrupted
+                _train(context, role, train, steps * number, bar)
+            bar.advance(steps * (number + 1) - bar.done)
+    ensure_evaluators(context)
     temperature = _temperature(context, held_out)
-    backbone.freeze(EVALUATOR)
-    with writing(context.role_folder(EVALUATOR)) as folder:
-        backbone.save_role(EVALUATOR, folder)
-        write_json(folder / "evaluator.json", {"temperature": temperature})
-    return {"trained": len(train), "held_out": len(held_out), "temperature": round(temperature, 6)}
+    written = context.role_folder(EVALUATOR) / "evaluator.json"
+    write_json(written, {**read_json(written), "temperature": temperature})
+    return {"trained": len(train), "held_out": len(held_out), "temperature": round(temperature, 6), "members": len(roles)}
+
+
+def _train(context: Context, role: str, pairs: Sequence[Preference], before: int, bar: Bar) -> None:
+    """Trains one member and saves it; `before` steps of other members come before its own in the metrics."""
+    config, backbone = context.config, context.backbone
+    backbone.add_role(role, seed=context.seed("role", role) % 2**31, head=True)
+    folder = context.checkpoint_folder("evaluator") / role
+
+    def log(values: dict[str, float]) -> None:
+        context.log("evaluator", {**values, "step": before + int(values["step"])})
+        bar.say(f"loss {values['loss']:.3f} accuracy {values['accuracy']:.2f}")
+        bar.advance()
+
+    def resumed(step: int) -> None:
+        context.store.keep_metrics("evaluator", before + step)
+        bar.advance(before + step - bar.done)
+
+    train_evaluator(
+        backbone,
+        pairs,
+        config.evaluator,
+        lambda optimizers: Checkpoints(folder, backbone, [role], optimizers),
+        seed=config.seed,
+        batch_tokens=config.batch_tokens,
+        log=log,
+        resumed=resumed,
+        role=role,
+    )
+    backbone.freeze(role)
+    units = _units(context, role, pairs) if config.evaluator.members > 1 else {"mean": 0.0, "deviation": 1.0}
+    with writing(context.role_folder(role)) as written:
+        backbone.save_role(role, written)
+        write_json(written / "evaluator.json", units)
+
+
+def _units(context: Context, role: str, pairs: Sequence[Preference]) -> dict[str, float]:
+    """Mean and deviation of a member's scores of training replies: the units in which members are compared."""
+    some = pairs[:_REPLIES_FOR_UNITS]
+    prompts, replies = [p.prompt for p in some] * 2, [p.chosen for p in some] + [p.rejected for p in some]
+    scores = score_replies(context.backbone, role, prompts, replies, context.config.batch_tokens)
+    return {"mean": fmean(scores), "deviation": max(pstdev(scores), 1e-4)}

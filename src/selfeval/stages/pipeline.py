@@ -15,7 +15,9 @@ from selfeval.errors import RunFolderError
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
 from selfeval.stages.context import Context
+from selfeval.stages.evaluators import member_roles
 from selfeval.stages.gold import check_domain
+from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
 
 __all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
@@ -29,6 +31,7 @@ class Stage:
         run: does the work; returns counts for the manifest.
         sections: configuration that its output depends on, besides that of the stages before it.
         outputs: files and folders, besides its shards, that it has to have written when it is finished.
+        roles: names the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
         trains: it trains a role: when a file of it is lost, it begins anew instead of filling the gap.
     """
@@ -37,14 +40,16 @@ class Stage:
     run: Callable[[Context], dict[str, Any]]
     sections: tuple[str, ...]
     outputs: tuple[str, ...] = ()
+    roles: Callable[[RunConfig], tuple[str, ...]] | None = None
     owned: tuple[str, ...] = ()
     trains: bool = False
 
-    def output_paths(self, root: Path) -> list[Path]:
-        return [root / path for path in self.outputs]
+    def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
+        roles = self.roles(config) if self.roles else ()
+        return [*(root / path for path in self.outputs), *(root / "roles" / role for role in roles)]
 
-    def owned_paths(self, root: Path) -> list[Path]:
-        return [root / path for path in (*self.outputs, *self.owned)]
+    def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
+        return [*self.output_paths(root, config), *(root / path for path in self.owned)]
 
 
 STAGES: tuple[Stage, ...] = (
@@ -61,7 +66,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluator",
         evaluator.run,
         ("lora", "batch_tokens", "evaluator"),
-        outputs=("roles/evaluator-0",),
+        roles=member_roles,
         owned=("checkpoints/evaluator", "metrics/evaluator.jsonl"),
         trains=True,
     ),
@@ -116,7 +121,7 @@ def stage_keys(config: RunConfig, seeds: list[Any]) -> dict[str, str]:
 def _prepare(context: Context, keys: dict[str, str]) -> None:
     """Sets aside whatever another configuration produced, and says so; checks what is finished."""
     for stage in STAGES:
-        if context.store.begin(stage.name, keys[stage.name], stage.owned_paths(context.store.root)):
+        if context.store.begin(stage.name, keys[stage.name], stage.owned_paths(context.store.root, context.config)):
             context.terminal.note(f"{stage.name}: the configuration has changed; the old result was moved to replaced/")
         if context.store.is_finished(stage.name):
             context.store.check_files(stage.name)
@@ -148,6 +153,7 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     if until is not None and until not in names:
         raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
     check_domain(context.config.domain)
+    check_installed(context.config.trackers)
     keys = stage_keys(context.config, context.seeds)
     _begin_run(context)
     _prepare(context, keys)
@@ -157,6 +163,8 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     except BaseException:
         context.store.update_run(status="interrupted")
         raise
+    finally:
+        context.trackers.close()
     finished = all(context.store.is_finished(name) for name in names)
     context.store.update_run(status="finished" if finished else "partial")
     return any(worked)
@@ -171,7 +179,7 @@ def _inputs(context: Context, stage: Stage) -> str:
 def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
     """Runs a stage unless it is finished and made from what is there now; True when it ran."""
     store, inputs = context.store, _inputs(context, stage)
-    owned, was_finished = stage.owned_paths(store.root), (store.folder(stage.name) / "manifest.json").is_file()
+    owned, was_finished = stage.owned_paths(store.root, context.config), (store.folder(stage.name) / "manifest.json").is_file()
     if store.made_from(stage.name) not in (None, inputs):
         context.terminal.note(f"{stage.name}: what it was made from has changed; the old result was moved to replaced/")
         store.set_aside(stage.name, owned)
@@ -206,7 +214,7 @@ def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
         peak_bytes=peak_resident_bytes(),
         memory_events=_memory_events(context, stage),
     )
-    store.finish(stage.name, key, counts, stage.output_paths(store.root), inputs)
+    store.finish(stage.name, key, counts, stage.output_paths(store.root, context.config), inputs)
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
     context.terminal.note(f"{stage.name}: {seconds:.1f} s" + (f"  ({shown})" if shown else ""))
 

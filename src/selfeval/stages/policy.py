@@ -9,16 +9,16 @@ from typing import Any
 
 from selfeval.records import Pair, Split
 from selfeval.stages.context import Context
+from selfeval.stages.evaluators import ensure_evaluators, scorer_of
 from selfeval.store import writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.evaluator import EVALUATOR, Preference
+from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
 from selfeval.training.probe import HeldOutJudge
-from selfeval.training.scoring import EvaluatorScorer
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
-__all__ = ["Sampled", "add_roles", "ensure_evaluator", "prompts_of", "run", "setting_of"]
+__all__ = ["Sampled", "add_roles", "prompts_of", "run", "setting_of"]
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,10 @@ class Sampled:
     finished: bool
 
 
-def ensure_evaluator(context: Context) -> None:
-    """Loads the trained evaluator into the backbone unless it is there already."""
-    if EVALUATOR not in context.backbone.roles:
-        context.backbone.load_role(EVALUATOR, context.role_folder(EVALUATOR))
-
-
 def add_roles(context: Context) -> None:
     """Policy and reference; a learner adds what else it needs."""
     backbone = context.backbone
-    ensure_evaluator(context)
+    ensure_evaluators(context)
     backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31)
     if context.config.policy.reference_ema:
         backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # it moves: weights of its own
@@ -78,7 +72,7 @@ def setting_of(context: Context) -> Setting:
     return Setting(
         context.backbone,
         config.policy,
-        EvaluatorScorer(context.backbone, config.batch_tokens),
+        scorer_of(context, config.policy.pessimism),
         seed=config.seed,
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
@@ -119,7 +113,7 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("policy", config.policy.iterations) as bar:
 
         def log(values: dict[str, float], alarms: Sequence[Alarm]) -> None:
-            store.add_metrics("policy", {**_finite(values), "step": int(values["step"])})
+            context.log("policy", {**_finite(values), "step": int(values["step"])})
             for alarm in alarms:
                 store.add_metrics("watchdogs", alarm.as_json())
                 context.terminal.note(f"policy, iteration {alarm.step}: {alarm.name}: {alarm.message}")

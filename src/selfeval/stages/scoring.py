@@ -14,8 +14,10 @@ from selfeval.errors import InputError, RunFolderError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import as_begun
+from selfeval.stages.evaluators import load_members, temperature_of
 from selfeval.store import read_json
-from selfeval.training.evaluator import EVALUATOR, score_replies
+from selfeval.training.evaluator import EVALUATOR
+from selfeval.training.scoring import EvaluatorScorer
 
 __all__ = ["Scored", "score_texts"]
 
@@ -37,23 +39,22 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
         RunFolderError: the run has no evaluator yet.
         InputError: a reply or the question is empty.
     """
-    role = folder / "roles" / EVALUATOR
-    if not (role / "evaluator.json").is_file():
+    roles = folder / "roles"
+    if not (roles / EVALUATOR / "evaluator.json").is_file():
         raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
     if not question.strip() or any(not r.strip() for r in replies):
         raise InputError("the question and every reply need some text")
     backbone = Backbone.load(as_begun(config, read_json(folder / "run.json")))
-    backbone.load_role(EVALUATOR, role)
+    scorer = EvaluatorScorer(backbone, config.batch_tokens, load_members(backbone, roles, config))
     templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]
     ids = [(*templates.reply_ids(text), *end) for text in replies]
     prompt = templates.prompt("grade", question=question, working=_working(backbone, templates, config, question))
-    scores = score_replies(backbone, EVALUATOR, [prompt] * len(ids), ids, config.batch_tokens)
+    scores = scorer.of([prompt] * len(ids), ids).whole_B.tolist()
     if len(scores) < 2:
         return Scored(tuple(scores), None, None, unsure=False)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    temperature = float(read_json(role / "evaluator.json")["temperature"])
-    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature))
+    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature_of(roles)))
     return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure)
 
 

@@ -44,23 +44,33 @@ class Checkpoints:
         """Further checkpoints of the same roles, in a folder within this one's."""
         return Checkpoints(self.folder / name, self.backbone, self.roles, self.optimizers)
 
-    def _steps(self) -> list[tuple[int, Path]]:
-        return sorted((int(p.name.removeprefix("step-")), p) for p in self.folder.glob("step-*") if p.is_dir())
+    def _saved(self) -> list[tuple[int, int, Path]]:
+        """Step, how often that step was saved before, and folder; the newest is the last."""
+        found = []
+        for path in self.folder.glob("step-*"):
+            step, _, times = path.name.removeprefix("step-").partition(".")
+            found.append((int(step), int(times or 0), path))
+        return sorted(found)
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Writes a checkpoint for `step`, then removes older ones."""
+        """Writes a checkpoint for `step`, then removes the others.
+
+        One of the same step (the loop went back to it) stays until the new one is there, so that there always is one.
+        """
+        others = self._saved()
+        before = [times for number, times, _ in others if number == step]
         tensors = {
             f"role/{r}/{n}": p.detach().cpu().contiguous() for r in self.roles for n, p in self.backbone.parameters(r).items()
         }
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
-        with writing(self.folder / f"step-{step:06d}") as temporary:
+        name = f"step-{step:06d}.{max(before) + 1}" if before else f"step-{step:06d}"
+        with writing(self.folder / name) as temporary:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "state.safetensors")
             write_json(temporary / "state.json", {"step": step, **state})
-        for older, path in self._steps():
-            if older < step:
-                shutil.rmtree(path)
+        for _, _, path in others:
+            shutil.rmtree(path)
 
     def _optimizer_tensors(self, role: str, optimizer: AdamW) -> list[tuple[str, Tensor]]:
         found = []
@@ -71,10 +81,10 @@ class Checkpoints:
 
     def restore(self) -> dict[str, Any] | None:
         """Puts the newest checkpoint back into roles and optimizers and returns its numbers, or None if there is none."""
-        steps = self._steps()
-        if not steps:
+        saved = self._saved()
+        if not saved:
             return None
-        path = steps[-1][1]
+        path = saved[-1][-1]
         tensors = load_file(path / "state.safetensors")
         for optimizer in self.optimizers.values():
             optimizer.state.clear()  # going back before the first step leaves none

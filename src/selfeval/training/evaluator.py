@@ -20,9 +20,10 @@ from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
-from selfeval.errors import LoopError
+from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradients import add_gradients
+from selfeval.training.gradients import add_gradients, clip_gradients
+from selfeval.training.schedules import warmup_and_decay
 
 __all__ = ["EVALUATOR", "Preference", "score_replies", "train_evaluator"]
 
@@ -67,39 +68,41 @@ def score_replies(
     return scores
 
 
-def _learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    rising = max(1, round(steps * warmup))
-    return min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising)))
-
-
-def _pair_losses(backbone: Backbone, pairs: Sequence[Preference], config: EvaluatorConfig) -> tuple[Tensor, Tensor]:
+def _pair_losses(backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig) -> tuple[Tensor, Tensor]:
     """Summed loss of the pairs, and their score differences `[N]`."""
     prompts = [p.prompt for p in pairs] * 2
     batch = pad_sequences(backbone, prompts, [p.chosen for p in pairs] + [p.rejected for p in pairs])
-    scores = final_scores(backbone, EVALUATOR, batch)
+    scores = final_scores(backbone, role, batch)
     chosen_N, rejected_N = scores[: len(pairs)], scores[len(pairs) :]
     label_N = torch.tensor([p.label for p in pairs], device=scores.device)
     losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N)
     return (losses_N + config.centering * (chosen_N.square() + rejected_N.square()) / 2).sum(), chosen_N - rejected_N
 
 
-def _step(backbone: Backbone, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int) -> dict[str, float]:
+def _step(
+    backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int
+) -> dict[str, float]:
     """Gradients of one batch, in as many micro-batches as its tokens need."""
-    parameters = list(backbone.parameters(EVALUATOR).values())
+    parameters = list(backbone.parameters(role).values())
 
     def of_group(group: list[int]) -> tuple[float, int]:
-        loss, margins = _pair_losses(backbone, [pairs[i] for i in group], config)
+        loss, margins = _pair_losses(backbone, role, [pairs[i] for i in group], config)
         found = loss.item(), int((margins > 0).sum())
         add_gradients(loss / len(pairs), parameters)
         return found
 
     total, right = 0.0, 0
     sizes = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in pairs]
-    with backbone.acting_as(EVALUATOR):
+    with backbone.acting_as(role):
         for _, (loss, correct) in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group):
             total += loss
             right += correct
     return {"loss": total / len(pairs), "accuracy": right / len(pairs)}
+
+
+def _order(role: str) -> str:
+    """What the order of the pairs depends on, besides the seed: `evaluator` for the first member."""
+    return role if role != EVALUATOR else "evaluator"
 
 
 def train_evaluator(
@@ -112,42 +115,47 @@ def train_evaluator(
     batch_tokens: int,
     log: Callable[[dict[str, float]], None],
     resumed: Callable[[int], None],
+    role: str = EVALUATOR,
 ) -> None:
-    """Trains the role `evaluator-0`, which exists and is at its start, from its last checkpoint if there is one.
+    """Trains an evaluator's role, which exists and is at its start, from its last checkpoint if there is one.
 
     Args:
         pairs: training pairs.
+        seed: of the order of the pairs; members of an ensemble have orders of their own.
         checkpoints: makes the checkpoint keeper for these optimizers.
         log: called with step, loss, accuracy and learning rate after every step.
         resumed: called with the step of the checkpoint that training goes on from (0 at a fresh start).
 
     Raises:
-        LoopError: the loss became NaN or infinite.
+        LoopError: the loss or its gradient became NaN or infinite.
     """
-    parameters = backbone.parameters(EVALUATOR)
+    parameters = backbone.parameters(role)
     optimizer = role_optimizer(parameters, config.learning_rate)
-    keeper = checkpoints({EVALUATOR: optimizer})
+    keeper = checkpoints({role: optimizer})
     state = keeper.restore()
     step = int(state["step"]) if state else 0
+    if state:
+        backbone.load_training_state(state)
     resumed(step)
     per_epoch = math.ceil(len(pairs) / config.batch)
     steps = per_epoch * config.epochs
     while step < steps:
         order = list(range(len(pairs)))
-        random.Random(f"{seed}/evaluator/{step // per_epoch}").shuffle(order)
+        random.Random(f"{seed}/{_order(role)}/{step // per_epoch}").shuffle(order)
         start = (step % per_epoch) * config.batch
-        rate = config.learning_rate * _learning_rate_factor(step, steps, config.warmup)
+        rate = config.learning_rate * warmup_and_decay(step, steps, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        values = _step(backbone, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
-        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+        try:
+            values = _step(backbone, role, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
+            norm = clip_gradients(parameters, config.max_grad_norm)
+        except NotFiniteError as error:
             raise LoopError(
-                f"evaluator training diverged at step {step + 1} (loss {values['loss']}); lower evaluator.learning_rate"
-            )
+                f"evaluator training diverged at step {step + 1}: {error}; lower evaluator.learning_rate"
+            ) from error
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         log({"step": step, **values, "grad_norm": norm, "learning_rate": rate})
         if step % config.checkpoint_every == 0 and step < steps:
-            keeper.save(step, {})
+            keeper.save(step, backbone.training_state())

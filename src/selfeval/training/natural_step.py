@@ -158,11 +158,16 @@ def _curvature(product: Product, gradient_N: Tensor) -> float:
 def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tensor:
     """Multiplies the policy's Fisher matrix, a mean over the reply tokens of a batch, with a vector of adapter weights.
 
+    The vector goes through the layers at length 1 and its products are summed before they are divided, so that a base in 16
+    bits rounds nothing away.
+
     Raises:
         ModelError: a layer of the base cannot be differentiated twice.
     """
-    backbone, tokens = setting.backbone, int(batch.mask_BR.sum())
+    backbone, length = setting.backbone, float(vector_N.norm())
     parameters = list(backbone.parameters(POLICY).values())
+    if length == 0.0:
+        return torch.zeros_like(vector_N)
 
     def of_group(group: list[int]) -> Tensor:
         rows = rows_of(batch, torch.tensor(group, device=batch.mask_BR.device))
@@ -170,16 +175,16 @@ def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tens
         def kl() -> Tensor:
             hidden_BRD = reply_hidden(backbone, rows)
             kl_N = self_kl(backbone, hidden_BRD, rows.mask_BR, temperature=setting.config.temperature)
-            return kl_N.sum() / tokens + sum(p.view(-1)[:0].sum() for p in parameters)  # an expert may have had no token
+            return kl_N.sum() + sum(p.view(-1)[:0].sum() for p in parameters)  # an expert may have had no token
 
         with _twice_differentiable():
-            return fisher_vector_product(kl, parameters, vector_N)
+            return fisher_vector_product(kl, parameters, vector_N / length)
 
     total_N, sizes = torch.zeros_like(vector_N), batch.attention_BT.sum(-1).tolist()
     with backbone.acting_as(POLICY):
         for _, found_N in backbone.budget.in_groups(Phase.CURVATURE, sizes, setting.batch_tokens, of_group):
             total_N += found_N
-    return total_N
+    return total_N * (length / int(batch.mask_BR.sum()))
 
 
 @contextmanager

@@ -7,7 +7,6 @@ watchdogs with a way back to the last good checkpoint, and resuming bit for bit.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import torch
 from torch.optim import AdamW
 
-from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.diagnosis import broken_layer
 from selfeval.training.experience import Experience, RewardScale, measure, observe, rows_of
 from selfeval.training.kl_control import KLControl
 from selfeval.training.learners import make_learner
+from selfeval.training.schedules import draw
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm, check_iteration, not_finite, refuse_broken
 
@@ -58,13 +57,15 @@ def train_policy(
     keeper = checkpoints(loop.roles, loop.learner.optimizers.by_role)
     best = keeper.beside("best")
     iteration = loop.restore(keeper)
+    if iteration is None:
+        iteration = 0
+        keeper.save(0, loop.state())  # there must be something to go back to
     resumed(iteration)
+    per_iteration = setting.config.questions_per_iteration
     while iteration < setting.config.iterations:
-        if iteration % setting.config.checkpoint_every == 0:
-            keeper.save(iteration, loop.state())  # the start too: there must be something to go back to
         iteration += 1
         started = time.monotonic()
-        asked = _next_prompts(prompts, setting.config, setting.seed, iteration)
+        asked = [prompts[i] for i in draw(len(prompts), iteration - 1, per_iteration, f"{setting.seed}/prompts")]
         samples, scores, values, alarms = loop.iterate(asked, iteration)
         keep(iteration, samples, scores)
         log({**values, "seconds": time.monotonic() - started}, alarms)
@@ -72,12 +73,16 @@ def train_policy(
             raise _stopped(alarms)
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
+            keeper.save(iteration, loop.state())
             rolled_back(iteration, alarms)
-        elif loop.judged_best(iteration):
-            best.save(iteration, loop.state())
+            continue
         if any(a.action == "finish" for a in alarms):
-            rolled_back(loop.restore(best), alarms)
+            rolled_back(loop.go_back(best), alarms)
             return
+        if loop.judged_best(iteration):
+            best.save(iteration, loop.state())
+        if iteration % setting.config.checkpoint_every == 0 and iteration < setting.config.iterations:
+            keeper.save(iteration, loop.state())
 
 
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
@@ -164,19 +169,27 @@ class _Loop:
             "rolled_back": self.rolled_back,
             "looks": self.looks,
             "learner": self.learner.state(),
+            **self.setting.backbone.training_state(),
         }
 
-    def restore(self, keeper: Checkpoints) -> int:
-        """Goes back to the newest checkpoint; returns its iteration, 0 where there is none."""
+    def restore(self, keeper: Checkpoints) -> int | None:
+        """Takes everything from the newest checkpoint and returns its iteration; None where there is none."""
         state = keeper.restore()
         if state is None:
-            return 0
+            return None
         self.kl.load(state["kl"])
         self.scale = RewardScale(**state["scale"]) if state["scale"] else None
         self.first, self.looks = dict(state["first"]), list(state["looks"])
         self._slow_down(int(state["rolled_back"]))
         self.learner.load(state["learner"])
+        self.setting.backbone.load_training_state(state)
         return int(state["step"])
+
+    def go_back(self, keeper: Checkpoints) -> int:
+        """Takes everything from a checkpoint that must be there; returns its iteration."""
+        iteration = self.restore(keeper)
+        assert iteration is not None
+        return iteration
 
     def roll_back(self, keeper: Checkpoints, alarms: Sequence[Alarm]) -> int:
         """Goes back to the newest checkpoint, to learn half as fast from there; returns its iteration.
@@ -187,7 +200,7 @@ class _Loop:
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
             raise _stopped(alarms, f" (after going back {_MOST_ROLL_BACKS} times, to half the learning rate each time)")
-        iteration = self.restore(keeper)
+        iteration = self.go_back(keeper)
         self._slow_down(times)
         return iteration
 
@@ -203,14 +216,3 @@ def _move_towards(setting: Setting, share: float) -> None:
     ours, theirs = backbone.parameters(REFERENCE).values(), backbone.parameters(POLICY).values()
     for own, policy in zip(ours, theirs, strict=True):
         own.lerp_(policy, share)
-
-
-def _next_prompts(prompts: Sequence[Prompt], config: PolicyConfig, seed: int, iteration: int) -> list[Prompt]:
-    """The prompts of one iteration: a window of an endless sequence of shuffles."""
-    picked = []
-    start = (iteration - 1) * config.questions_per_iteration
-    for position in range(start, start + config.questions_per_iteration):
-        order = list(range(len(prompts)))
-        random.Random(f"{seed}/prompts/{position // len(prompts)}").shuffle(order)
-        picked.append(prompts[order[position % len(prompts)]])
-    return picked

@@ -1,34 +1,86 @@
-"""The evaluator, or an ensemble of them, as the scorer of a policy's replies."""
+"""The evaluator, or an ensemble of them, as the scorer of replies.
+
+Members of an ensemble are adapters on the one base that differ in their first weights and in the order of their pairs. Their
+scores are put into common units (each member's own mean and deviation over replies that it was trained on) before they are
+combined: as a mean, or pessimistically, so that a policy cannot gain where one member alone is wrong (Coste et al. 2023,
+https://arxiv.org/abs/2310.02743).
+
+Shapes: K members, B replies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
+from selfeval.algorithms.ensembles import disagreement, ensemble_mean, uncertainty_weighted, worst_case
 from selfeval.backbone.roles import Backbone
 from selfeval.training.evaluator import EVALUATOR, score_replies
 from selfeval.training.setting import Samples, Scores
 
-__all__ = ["EvaluatorScorer"]
+__all__ = ["EvaluatorScorer", "Member", "Pessimism"]
+
+Pessimism = Literal["mean", "worst", "uncertainty"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One evaluator: its role, and the units of its scores (mean and deviation); 0 and 1 leave them as they are."""
+
+    role: str = EVALUATOR
+    mean: float = 0.0
+    deviation: float = 1.0
 
 
 @dataclass(frozen=True)
 class EvaluatorScorer:
-    """Scores replies with the evaluator, as it reads them after the grade prompt.
+    """Scores replies as the evaluators read them, after the grade prompt.
 
     Attributes:
-        backbone: holds the evaluator's role.
+        backbone: holds the members' roles.
         batch_tokens: tokens of a micro-batch.
-        roles: the members.
+        members: one or more.
+        pessimism: how their scores become one.
+        weight: of the variance, with `uncertainty`.
     """
 
     backbone: Backbone
     batch_tokens: int
-    roles: Sequence[str] = (EVALUATOR,)
+    members: Sequence[Member] = (Member(),)
+    pessimism: Pessimism = "mean"
+    weight: float = 0.5
 
     def __call__(self, samples: Samples) -> Scores:
-        prompts, replies = [p.grade for p in samples.asked], [r.ids for r in samples.rollouts]
-        scores = score_replies(self.backbone, self.roles[0], prompts, replies, self.batch_tokens)
-        return Scores(torch.tensor(scores, device=self.backbone.loaded.device))
+        return self.of([p.grade for p in samples.asked], [r.ids for r in samples.rollouts])
+
+    def of(self, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Scores:
+        """Scores of replies after their grade prompts."""
+        scores_KB = self.each(prompts, replies)
+        if len(scores_KB) == 1:
+            return Scores(scores_KB[0])
+        return Scores(self._combined(scores_KB), disagreement_B=disagreement(scores_KB))
+
+    def each(
+        self,
+        prompts: Sequence[Sequence[int]],
+        replies: Sequence[Sequence[int]],
+        advance: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Scores `[K, B]` by every member, in common units; `advance` hears of the first member's progress."""
+        rows = []
+        for number, member in enumerate(self.members):
+            told = advance if number == 0 else None
+            scores = score_replies(self.backbone, member.role, prompts, replies, self.batch_tokens, told)
+            rows.append((torch.tensor(scores, device=self.backbone.loaded.device) - member.mean) / member.deviation)
+        return torch.stack(rows)
+
+    def _combined(self, scores_KB: Tensor) -> Tensor:
+        if self.pessimism == "worst":
+            return worst_case(scores_KB)
+        if self.pessimism == "uncertainty":
+            return uncertainty_weighted(scores_KB, weight=self.weight)
+        return ensemble_mean(scores_KB)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from policies import CONFIG, LIKED, LIMIT, PROMPTS, four_roles, setting_of
+from policies import CONFIG, LIMIT, PROMPTS, four_roles, setting_of
 from scarce import no_memory
 from selfeval.algorithms.trust_region import flatten
 from selfeval.backbone.load import load_model
@@ -190,12 +190,13 @@ def test_a_step_that_cannot_gain_is_not_taken(one_thread: None) -> None:
 
 
 def likes(samples: Samples) -> Scores:
-    return Scores(torch.tensor([float(LIKED in r.ids) for r in samples.rollouts]))
+    """The share of even tokens."""
+    return Scores(torch.tensor([sum(i % 2 == 0 for i in r.ids) / len(r.ids) for r in samples.rollouts]))
 
 
 def test_no_step_of_a_training_passes_its_bound_and_the_reward_rises(tmp_path: Path) -> None:
     backbone, lines = four_roles(), []
-    config = TRPO.model_copy(update={"iterations": 12, "kl_control": "fixed", "kl_coefficient": 0.01})
+    config = TRPO.model_copy(update={"iterations": 12, "trust_region": 0.05, "kl_control": "fixed", "kl_coefficient": 0.01})
     train_policy(
         replace(setting_of(backbone, config), scorer=likes),
         PROMPTS,
@@ -209,8 +210,7 @@ def test_no_step_of_a_training_passes_its_bound_and_the_reward_rises(tmp_path: P
     assert lines[-1]["step_kl_bound"] < lines[0]["step_kl_bound"]
     assert sum(line["step_fraction"] > 0 for line in lines) >= 10
     first, last = (sum(line["score"] for line in part) / 3 for part in (lines[:3], lines[-3:]))
-    assert first < 0.3
-    assert last > first + 0.3
+    assert last > first + 0.1  # each is known to 0.02
 
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+import tiny_models
+from policies import PROMPTS
+from selfeval.backbone.roles import Backbone
+from selfeval.rollout.engine import Rollout
+from selfeval.training.evaluator import score_replies
+from selfeval.training.scoring import EvaluatorScorer, Member
+from selfeval.training.setting import Samples
+
+SAMPLES = Samples(PROMPTS, [Rollout((10 + i, 3, 20 - i, 1), (0.0,) * 4, True) for i in range(len(PROMPTS))])
+MEMBERS = [Member("evaluator-0", 0.5, 2.0), Member("evaluator-1", -1.0, 0.25), Member("evaluator-2")]
+
+
+def ensemble() -> tuple[Backbone, list[list[float]]]:
+    """Three evaluators, and what each says of the samples by a pass of its own, in its units."""
+    backbone, rows = tiny_models.backbone("llama", eos=(1,)), []
+    for number, member in enumerate(MEMBERS):
+        backbone.add_role(member.role, seed=number, head=True, trainable=False)
+        tiny_models.scramble(backbone, member.role, seed=number, size=0.05)
+        raw = score_replies(backbone, member.role, [p.grade for p in PROMPTS], [r.ids for r in SAMPLES.rollouts], 64)
+        rows.append([(score - member.mean) / member.deviation for score in raw])
+    return backbone, rows
+
+
+def test_members_are_combined_in_their_own_units() -> None:
+    backbone, rows = ensemble()
+    columns = list(zip(*rows, strict=True))
+    expected = {
+        "mean": [statistics.fmean(c) for c in columns],
+        "worst": [min(c) for c in columns],
+        "uncertainty": [statistics.fmean(c) - 0.3 * statistics.pvariance(c) for c in columns],
+    }
+    assert len({tuple(round(x, 3) for x in row) for row in expected.values()}) == 3
+    for pessimism, values in expected.items():
+        scores = EvaluatorScorer(backbone, 100, MEMBERS, pessimism, weight=0.3)(SAMPLES)  # type: ignore[arg-type]
+        assert scores.whole_B.tolist() == pytest.approx(values, abs=1e-4)
+        assert scores.disagreement_B is not None
+        assert scores.disagreement_B.tolist() == pytest.approx([statistics.pstdev(c) for c in columns], abs=1e-4)
+
+
+def test_one_evaluator_says_its_raw_score_and_disagrees_with_nobody() -> None:
+    backbone, rows = ensemble()
+    scores = EvaluatorScorer(backbone, 100, MEMBERS[2:])(SAMPLES)
+    assert scores.whole_B.tolist() == pytest.approx(rows[2], abs=1e-5)
+    assert scores.disagreement_B is None
