@@ -22,6 +22,7 @@ _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 _LONG = _ROOT / "docs" / "concepts" / "long-context.md"
 _COST = _ROOT / "docs" / "concepts" / "cost.md"
 _CONTROL = _ROOT / "docs" / "algorithms" / "control-check.md"
+_STABILITY = _ROOT / "docs" / "algorithms" / "stability.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -322,6 +323,59 @@ def _reached(name: str, theirs: float, ours: dict[str, Any]) -> str:
     return f"{name}: no, short by {theirs - ours['value']:.1f}{within}"
 
 
+def stability_tables() -> str:
+    """The tables of docs/algorithms/stability.md, from results/stability.json and ablations.json, as far as these are there."""
+    return "\n".join([*_stability_lines(), "", *_ablation_lines()]) + "\n"
+
+
+def _is_measured(name: str) -> bool:
+    return (_ROOT / "benchmarks" / "results" / f"{name}.json").is_file()
+
+
+def _stability_lines() -> list[str]:
+    if not _is_measured("stability"):
+        return ["The trainings of `python benchmarks/stability.py` have no results yet."]
+    found = _load("stability")
+    settings, count = ", ".join(found["settings"]), f"{len(found['runs'])} of {found['planned']}"
+    lines = [
+        f"By `{found['command']}`: PPO, {count} trainings, {settings}; gold by {found['test_questions']} test questions. "
+        "Median, and the range over seeds.",
+        "",
+        "| peak learning rate | trainings | gold before | gold after | KL, last half | final over best, 3 | 6 | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for rate, row in found["by_rate"].items():
+        cells = [_ranged(row, "gold_before", 100, "%"), _ranged(row, "gold_after", 100, "%"), _ranged(row, "kl_last_half")]
+        cells += [_ranged(row, "final_over_best_3"), _ranged(row, "final_over_best_6"), f"{row['seconds']:.0f}"]
+        lines.append(f"| {rate} | {row['runs']} | {' | '.join(cells)} |")
+    lines += ["", "| target | trainings that meet it |", "|---|---|"]
+    return [*lines, *(f"| {name} | {value['met']} of {value['runs']} |" for name, value in found["targets"].items())]
+
+
+def _ablation_lines() -> list[str]:
+    if not _is_measured("ablations"):
+        return ["Those of `python benchmarks/stability.py --ablations` have none yet either."]
+    found = _load("ablations")
+    lines = [
+        f"By `{found['command']}`: {', '.join(found['settings'])}. Median, and the range over seeds.",
+        "",
+        "| changed | trainings | gold after | KL, last half | final over best, 6 | rolled back | failed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["parts"].items():
+        if "gold_after" not in row:
+            continue
+        cells = [_ranged(row, "gold_after", 100, "%"), _ranged(row, "kl_last_half"), _ranged(row, "final_over_best_6")]
+        lines.append(f"| {name} | {row['runs']} | {' | '.join(cells)} | {row['rolled_back']} | {row['failed']} |")
+    return lines
+
+
+def _ranged(row: dict[str, Any], name: str, factor: float = 1, unit: str = "") -> str:
+    digits = 1 if unit else 2
+    value, low, high = (factor * row[name + ending] for ending in ("", "_min", "_max"))
+    return f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def _refresh(path: Path, block: str, check: bool) -> None:
     old = path.read_text(encoding="utf-8")
     _write(path, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
@@ -344,6 +398,7 @@ def main() -> None:
     _write(_PLOT, long_context_plot(), options.check)
     _refresh(_COST, cost_tables(), options.check)
     _refresh(_CONTROL, control_table(), options.check)
+    _refresh(_STABILITY, stability_tables(), options.check)
 
 
 if __name__ == "__main__":

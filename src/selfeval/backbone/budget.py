@@ -32,6 +32,7 @@ class Phase(StrEnum):
     BEAMS = "beams"
     SCORE = "score"
     UPDATE = "update"
+    CURVATURE = "curvature"
 
     @property
     def unit(self) -> str:
@@ -266,6 +267,7 @@ _SMALLEST = {
     Phase.ROLLOUT: ("sampling one reply", "lower max_new_tokens or shorten the prompts"),
     Phase.BEAMS: ("beam search for one reply", "lower replies.beams or replies.max_new_tokens"),
     Phase.SCORE: ("scoring one sequence of {units} tokens", "lower replies.max_new_tokens"),
+    Phase.CURVATURE: ("a second derivative of one sequence ({units} tokens)", "lower replies.max_new_tokens or lora.rank"),
     Phase.UPDATE: ("a micro-batch of one sequence or pair ({units} tokens)", "lower replies.max_new_tokens or lora.rank"),
 }
 
