@@ -309,6 +309,8 @@ class RunConfig(Section):
     """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
+    rounds: Count = 1
+    """How often the loop is gone through; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the backbone lives."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"

@@ -46,6 +46,8 @@ from selfeval.report.summary import (
     BASELINE_NAMES,
     baseline_labels,
     evaluator_accuracy,
+    rounds_of,
+    rounds_sentences,
     standings,
     strongest_baseline,
     verdict_sentences,
@@ -126,6 +128,7 @@ def all_sections(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]
         "head": _head(report),
         "verdict": _verdict(report),
         "headline": [_headline_evaluator(report), _headline_gold(report), _headline_wins(report)],
+        "rounds": _rounds(report),
         "policy": _policy(report),
         "curves": _curves(report, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
@@ -253,6 +256,64 @@ def _policy(report: dict[str, Any]) -> View:
         "rows": rows,
         "outcomes": _stack(parts, "Comparisons of the new policy's reply with the old one's"),
         "watchdogs": _objects(policy, "watchdogs", "policy.watchdogs"),
+    }
+
+
+def _rounds(report: dict[str, Any]) -> View:
+    """Evaluator and policy of every round; nothing to show for a run of one round."""
+    rows = rounds_of(report)
+    by_gold = bool(rows) and read_figure(rows[0], "evaluator.accuracy_gold_first_pairs") is not None
+    labels, after = ("gold", "gold_after") if by_gold else ("judge", "win_rate")
+    evaluators = _by_round(rows, f"evaluator.accuracy_{labels}_first_pairs")
+    policies = _by_round(rows, f"policy.{after}")
+    start = read_figure(rows[0], "policy.gold_before") if by_gold else None
+    if start is not None:
+        policies = {0: start, **policies}
+    whose = "right by gold" if by_gold else "win rate over the round before"
+    return {
+        "told": rounds_sentences(report),
+        "pictures": [
+            _round_chart(
+                "Evaluators on round 1's pairs", f"The {labels}'s word; the band is the interval.", "accuracy", evaluators
+            ),
+            _round_chart("Policies on the test questions", "Round 0 is the base." if start else "", whose, policies),
+        ],
+        "rows": [_round_row(row) for row in rows],
+    }
+
+
+def _by_round(rows: Rows, path: str) -> dict[int, Figure]:
+    """The figure at this path of every round that has it."""
+    found = {row["round"]: read_figure(row, path) for row in rows}
+    return {number: figure for number, figure in found.items() if figure is not None}
+
+
+def _round_chart(title: str, told: str, name: str, figures: dict[int, Figure]) -> View:
+    points = [(float(number), figure.value) for number, figure in figures.items()]
+    ends = [(f.ci_low, f.ci_high) for f in figures.values()]
+    band = [(low, high) for low, high in ends if low is not None and high is not None]
+    line = Line(name, points, band=band if len(band) == len(points) else None)
+    picture = line_chart([line], label=title, x_label="round", percent_axes="y") if points else ""
+    return {"title": title, "told": told, "picture": Markup(picture)}
+
+
+def _round_row(row: dict[str, Any]) -> View:
+    """One row of the table: the round, its folder, its page, and each figure as value and interval."""
+    policy = section(row, "policy")
+    shares = (
+        "evaluator.accuracy_gold_first_pairs",
+        "evaluator.accuracy_gold",
+        "evaluator.accuracy_judge",
+        "policy.win_rate",
+        "policy.gold_before",
+        "policy.gold_after",
+    )
+    figures = [cells(read_figure(row, path)) for path in shares]
+    return {
+        "round": row["round"],
+        "folder": str(row.get("folder", "")),
+        "figures": [*figures, cells(read_figure(row, "policy.kl"), as_percent=False)],
+        "outcomes": " / ".join(count(policy.get(name)) for name in ("win", "tie", "loss")),
     }
 
 
