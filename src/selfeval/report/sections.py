@@ -269,16 +269,15 @@ def _rounds(report: dict[str, Any]) -> View:
     start = read_figure(rows[0], "policy.gold_before") if by_gold else None
     if start is not None:
         policies = {0: start, **policies}
-    whose = "right by gold" if by_gold else "win rate over the round before"
+    words = "Share right by gold; round 0 is the base." if start else "Win rate over the round before, by the judge."
     return {
         "told": rounds_sentences(report),
+        "labels": labels,
         "pictures": [
-            _round_chart(
-                "Evaluators on round 1's pairs", f"The {labels}'s word; the band is the interval.", "accuracy", evaluators
-            ),
-            _round_chart("Policies on the test questions", "Round 0 is the base." if start else "", whose, policies),
+            _round_chart("Evaluators on round 1's pairs", f"Accuracy, by {labels}; the band is the interval.", evaluators),
+            _round_chart("Policies on the test questions", words, policies),
         ],
-        "rows": [_round_row(row) for row in rows],
+        "rows": [_round_row(row, labels) for row in rows],
     }
 
 
@@ -288,31 +287,27 @@ def _by_round(rows: Rows, path: str) -> dict[int, Figure]:
     return {number: figure for number, figure in found.items() if figure is not None}
 
 
-def _round_chart(title: str, told: str, name: str, figures: dict[int, Figure]) -> View:
+def _round_chart(title: str, told: str, figures: dict[int, Figure]) -> View:
     points = [(float(number), figure.value) for number, figure in figures.items()]
     ends = [(f.ci_low, f.ci_high) for f in figures.values()]
     band = [(low, high) for low, high in ends if low is not None and high is not None]
-    line = Line(name, points, band=band if len(band) == len(points) else None)
+    line = Line("share", points, band=band if len(band) == len(points) else None)
     picture = line_chart([line], label=title, x_label="round", percent_axes="y") if points else ""
     return {"title": title, "told": told, "picture": Markup(picture)}
 
 
-def _round_row(row: dict[str, Any]) -> View:
-    """One row of the table: the round, its folder, its page, and each figure as value and interval."""
-    policy = section(row, "policy")
-    shares = (
-        "evaluator.accuracy_gold_first_pairs",
-        "evaluator.accuracy_gold",
-        "evaluator.accuracy_judge",
-        "policy.win_rate",
-        "policy.gold_before",
-        "policy.gold_after",
-    )
-    figures = [cells(read_figure(row, path)) for path in shares]
+def _round_row(row: dict[str, Any], labels: str) -> View:
+    """A round's cells in the two tables: each figure as value, interval and n."""
+    evaluator, policy = section(row, "evaluator"), section(row, "policy")
+    shares = (f"accuracy_{labels}_first_pairs", "accuracy_gold", "accuracy_judge")
     return {
         "round": row["round"],
-        "folder": str(row.get("folder", "")),
-        "figures": [*figures, cells(read_figure(row, "policy.kl"), as_percent=False)],
+        "evaluator": [cells(read_figure(row, f"evaluator.{name}")) for name in shares],
+        "pairs": count(evaluator.get("pairs_trained")),
+        "policy": [
+            *(cells(read_figure(row, f"policy.{name}")) for name in ("win_rate", "gold_before", "gold_after")),
+            cells(read_figure(row, "policy.kl"), as_percent=False),
+        ],
         "outcomes": " / ".join(count(policy.get(name)) for name in ("win", "tie", "loss")),
     }
 

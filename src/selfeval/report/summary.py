@@ -178,40 +178,32 @@ def rounds_sentences(report: dict[str, Any]) -> tuple[str, ...]:
         return ()
     gains = [read_figure(row, "evaluator.gain") for row in rows[1:]]
     evaluator = [(row["round"], gain, 0.0) for row, gain in zip(rows[1:], gains, strict=True)]
-    return (
-        _progress("On round 1's pairs, the evaluator", evaluator, "share of pairs it is right on"),
-        _policy_progress(rows),
-    )
+    told = "the share of pairs it is right on, less that of the round before, is"
+    return _progress("On round 1's pairs, the evaluator", evaluator, told), _policy_progress(rows)
 
 
 def _policy_progress(rows: list[dict[str, Any]]) -> str:
     by_gold = [(row["round"], read_figure(row, "policy.gold_gain"), 0.0) for row in rows]
     if all(figure is not None for _, figure, _ in by_gold):
-        return _progress("By gold, the policy", by_gold, "share of right replies")
+        return _progress("By gold, the policy", by_gold, "the share of right replies, less that of the policy before, is")
     by_judge = [(row["round"], read_figure(row, "policy.win_rate"), CHANCE) for row in rows]
-    return _progress("By the judge, the policy", by_judge, "")
+    return _progress("By the judge, the policy", by_judge, "the win rate over the policy before is")
 
 
-def _progress(who: str, steps: list[tuple[int, Figure | None, float]], what: str) -> str:
-    """One sentence on a series of figures, each to be compared with a level that means no change."""
+def _progress(who: str, steps: list[tuple[int, Figure | None, float]], told: str) -> str:
+    """One sentence on the figures of the rounds, each compared with the level that means no change."""
     measured = [(number, figure, _compare(figure, level)) for number, figure, level in steps if figure is not None]
     if len(measured) < len(steps):
         return f"{who} was not measured in every round."
-    better = next((i for i, (_, _, standing) in enumerate(measured) if standing != "better"), len(measured))
-    if better == len(measured):
-        number, figure, _ = measured[-1]
-        return f"{who} got better in every round, also in the last, round {number}: {_step(figure, what)}."
-    number, figure, standing = measured[better]
-    start = f"{who} got better up to round {number - 1} and stops there" if better else f"{who} stops at its start"
-    told = "made it worse" if standing == "worse" else "shows no gain"
-    again = [str(later) for later, _, how in measured[better:] if how == "better"]
-    rest = f"; better again in round {' and '.join(again)}" if again else ""
-    return f"{start}: round {number} {told}, {_step(figure, what)}{rest}."
-
-
-def _step(figure: Figure, what: str) -> str:
-    """The step of a round: a change of a share, or a win rate against the round before."""
-    return f"a change of {describe(figure)} in the {what}" if what else f"a win rate of {describe(figure)} over the one before"
+    reached = next((i for i, (_, _, standing) in enumerate(measured) if standing != "better"), len(measured))
+    number, figure, standing = measured[min(reached, len(measured) - 1)]
+    if reached == len(measured):
+        return f"{who} got better in every round: in the last, round {number}, {told} {describe(figure)}."
+    start = f"got better up to round {number - 1} and stops there" if reached else "did not get better"
+    shown = "is worse" if standing == "worse" else "shows no gain"
+    again = " and ".join(str(later) for later, _, how in measured[reached:] if how == "better")
+    rest = f"; it got better again in round {again}" if again else ""
+    return f"{who} {start}: round {number} {shown}, {told} {describe(figure)}{rest}."
 
 
 def _compare(figure: Figure, other: Figure | float) -> Standing:

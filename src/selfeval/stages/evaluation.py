@@ -27,6 +27,7 @@ from selfeval.quality.statistics import (
     Figure,
     bootstrap_interval,
     mean_figure,
+    paired_difference,
     proportion,
     ratio_of_means,
     spearman_figure,
@@ -186,11 +187,11 @@ def _on_first_pairs(
 
 
 def _gain(context: Context, right: Mapping[str, Mapping[str, bool]], labels: str) -> dict[str, Any] | None:
-    """Mean over the pairs of 1 where only this round's evaluator is right, -1 where only that of the round before was."""
+    """Share of the pairs on which this round's evaluator is right, less that of the evaluator of the round before."""
     if not context.earlier:
         return None
     before = read_json(context.earlier[-1].folder("evaluation") / FIRST_PAIRS)[labels]
-    return mean_figure([float(now) - float(before[question]) for question, now in right[labels].items()]).as_json()
+    return paired_difference([before[question] for question in right[labels]], list(right[labels].values())).as_json()
 
 
 def _disagreement(pairs: Sequence[_TestPair]) -> dict[str, Any]:
@@ -399,7 +400,8 @@ def _gold_gain(gold: Gold | None, answered: Sequence[_Answered]) -> dict[str, An
     if gold is None:
         return None
     checked = [[gold.is_right(a.question.text, text) for text in (a.before.text, a.after_text)] for a in answered]
-    return mean_figure([float(b) - float(a) for a, b in checked if a is not None and b is not None]).as_json()
+    known = [(before, after) for before, after in checked if before is not None and after is not None]
+    return paired_difference([before for before, _ in known], [after for _, after in known]).as_json()
 
 
 def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None) -> list[dict[str, Any]]:
