@@ -179,7 +179,8 @@ def rounds_sentences(report: dict[str, Any]) -> tuple[str, ...]:
     gains = [read_figure(row, "evaluator.gain") for row in rows[1:]]
     evaluator = [(row["round"], gain, 0.0) for row, gain in zip(rows[1:], gains, strict=True)]
     told = "the share of pairs it is right on, less that of the round before, is"
-    return _progress("On round 1's pairs, the evaluator", evaluator, told), _policy_progress(rows)
+    whose = "gold" if read_figure(rows[0], "evaluator.accuracy_gold_first_pairs") is not None else "the judge"
+    return _progress(f"By {whose}, on round 1's pairs, the evaluator", evaluator, told), _policy_progress(rows)
 
 
 def _policy_progress(rows: list[dict[str, Any]]) -> str:

@@ -1,7 +1,8 @@
 """replies: answers to every question. Training questions get diverse ones (each reply its own temperature and nucleus, some
 by beam search); test questions get plain samples at temperature 1, because they measure the model as it is.
 
-In a later round the policy of the round before replies. The workings, by which evaluators read, stay the bare base's.
+In a later round the policy of the round before replies. The workings, by which evaluators read, stay the bare base's, and those
+of the test questions are round 1's.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _write_shard(context: Context, shard: int, questions: Sequence[Question]) ->
         if beamed:
             replies += _beamed(context, beamed)
     if context.templates.grades_with_working:
-        context.store.write_shard("workings", shard, _workings(context, questions))
+        known = {w.question_id for w in context.first.read("workings", Working)} if context.earlier else set()
+        context.store.write_shard("workings", shard, _workings(context, [q for q in questions if q.id not in known]))
     context.store.write_shard("replies", shard, sorted(replies, key=lambda r: r.id))
 
 
