@@ -67,8 +67,8 @@ def test_the_evaluator_is_compared_from_round_two_on() -> None:
     rows = [row(1, None, UP), row(2, UP, UP), row(3, FLAT, UP)]
     told = rounds_sentences(report(*rows))[0]
     assert told == (
-        "By gold, on round 1's pairs, the evaluator got better up to round 2 and stops there: round 3 shows no gain, the share of "
-        "pairs it is right on, less that of the round before, is 0.1% (interval -0.4% to 0.6%, n = 2,000)."
+        "By gold, on round 1's pairs, the evaluator got better up to round 2 and stops there: round 3 shows no gain, the share "
+        "of pairs it is right on, less that of the round before, is 0.1% (interval -0.4% to 0.6%, n = 2,000)."
     )
 
 

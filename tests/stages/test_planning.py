@@ -147,3 +147,10 @@ def test_an_automatic_precision_is_planned_as_it_is_loaded() -> None:
     assert found == {64: "fp32", 24: "bf16", 12: "int8", 6: "nf4"}
     assert planned_precision(config, "cpu", facts, None) == "fp32"
     assert planned_precision(RunConfig(precision="bf16"), "cpu", facts, 1) == "bf16"
+
+
+def test_later_rounds_hold_two_adapters_more(free: Plan) -> None:
+    # Evaluator, policy and critic, two of them with a head: 3 a + 2 h. Then the start and the reference too: 5 a + 2 h.
+    heads = 2 * 4 * (tiny_models.tiny_config("llama", 400).hidden_size + 1)
+    one, many = (plan.phases["update"]["adapters"] - heads for plan in (free, _plan(None, rounds=2)))
+    assert 3 * many == 5 * one > 0

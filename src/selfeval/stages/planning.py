@@ -18,6 +18,7 @@ from selfeval.backbone.plan import DTYPES, Plan, Weights, at_depth, largest_fitt
 from selfeval.backbone.precision import pick_precision
 from selfeval.config import RunConfig
 from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.stages.context import START
 from selfeval.training.phases import (
     LEARNING,
     POLICY_ROLES,
@@ -27,7 +28,7 @@ from selfeval.training.phases import (
     score_peak,
     update_peak,
 )
-from selfeval.training.setting import POLICY
+from selfeval.training.setting import POLICY, REFERENCE
 
 __all__ = ["Workload", "free_on", "make_plan", "planned_device", "planned_precision", "workload"]
 
@@ -94,6 +95,11 @@ def free_on(device: str) -> int | None:
     return free_memory(torch.device(device))["cuda:0" if device == "cuda" else "cpu"]
 
 
+def _roles(config: RunConfig) -> dict[str, bool]:
+    """The adapters in memory while the policy learns; later rounds hold what it starts from, and a copy as its reference."""
+    return POLICY_ROLES | ({START: False, REFERENCE: False} if config.rounds > 1 else {})
+
+
 class _Measured:
     """Peaks of the phases of one model, by running them on shapes of two of its depths.
 
@@ -116,7 +122,7 @@ class _Measured:
     @cached_property
     def backbones(self) -> list[ShapeBackbone]:
         made = [
-            ShapeBackbone(self.facts.with_layers(depth), DTYPES[self.precision], self.config.lora, POLICY_ROLES)
+            ShapeBackbone(self.facts.with_layers(depth), DTYPES[self.precision], self.config.lora, _roles(self.config))
             for depth in self.depths
         ]
         for backbone in made if self.checkpointing else []:
