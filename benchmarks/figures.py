@@ -21,6 +21,7 @@ _README = _ROOT / "README.md"
 _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 _LONG = _ROOT / "docs" / "concepts" / "long-context.md"
 _COST = _ROOT / "docs" / "concepts" / "cost.md"
+_CONTROL = _ROOT / "docs" / "algorithms" / "control-check.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -263,18 +264,62 @@ def _precision_lines() -> list[str]:
 def _planner_lines() -> list[str]:
     found = _load("planner")
     lines = [
-        f"By `{found['command']}`: planned peak over measured peak, less one, and the measured peak; on a CPU, above a warmed "
-        "process.",
+        f"By `{found['command']}`: planned peak over measured peak, less one, and the measured peak. On a CPU, of the whole "
+        "process, and of what it holds above a warmed process without a model.",
         "",
-        "| model | allocator | load | rollout | score | update | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| model | | load | rollout | score | update |",
+        "|---|---|---|---|---|---|",
     ]
     for name, case in found["cases"].items():
-        for label, words in (("as_is", "as the loop sets it"), ("returning", "gives back at once")):
+        for label, words in (("process", "whole process"), ("beside_runtime", "beside the runtime")):
             part = case[label]
             cells = [f"{100 * part['error'][p]:+.0f}% of {part['measured_mib'][p]:.0f} MiB" for p in part["error"]]
-            lines.append(f"| {name} | {words} | {' | '.join(cells)} | {part['cpu_seconds']:.0f} |")
+            lines.append(f"| {name} | {words} | {' | '.join(cells)} |")
     return lines
+
+
+def control_table() -> str:
+    """The table of docs/algorithms/control-check.md, from results/control.json."""
+    found = _load("control")
+    lines = [
+        f"By `{found['command']}`: mean return of the greedy policy, with "
+        f"Student's 95% interval over seeds; {_control_minutes(found):.0f} minutes of one core in all.",
+        "",
+        "| task | learner | steps | episodes judged | return | worst and best seed | published: steps, return | reached |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task, learners in found["tasks"].items():
+        for learner, row in learners.items():
+            ours, returns = row["return"], [run["return"] for run in row["runs"]]
+            interval = f"{ours['value']:.1f} ({ours['ci_low']:.1f} to {ours['ci_high']:.1f}, n = {ours['n']})"
+            published = "; ".join(
+                f"{name} {theirs['steps']:,}, {theirs['return']:.1f}" for name, theirs in row["published"].items()
+            )
+            reached = "; ".join(_reached(name, theirs["return"], ours) for name, theirs in row["published"].items())
+            lines.append(
+                f"| {task} | {learner.upper()} | {row['settings']['steps']:,} "
+                f"| {row['runs'][0]['episodes']:,} a seed | {interval} "
+                f"| {min(returns):.1f}, {max(returns):.1f} | {published} | {reached} |"
+            )
+    return "\n".join([*lines, *_not_measured(found)]) + "\n"
+
+
+def _not_measured(found: dict[str, Any]) -> list[str]:
+    """A sentence on the seeds that are missing, if any are."""
+    missing = [f"{name} ({count} {'seed' if count == 1 else 'seeds'})" for name, count in found["missing_seeds"].items()]
+    return ["", f"Not measured yet: {', '.join(missing)}."] if missing else []
+
+
+def _control_minutes(found: dict[str, Any]) -> float:
+    rows = (row for learners in found["tasks"].values() for row in learners.values())
+    return sum(run["cpu_seconds"] for row in rows for run in row["runs"]) / 60
+
+
+def _reached(name: str, theirs: float, ours: dict[str, Any]) -> str:
+    if ours["value"] >= theirs:
+        return f"{name}: yes"
+    within = ", within the interval" if ours["ci_high"] >= theirs else ""
+    return f"{name}: no, short by {theirs - ours['value']:.1f}{within}"
 
 
 def _refresh(path: Path, block: str, check: bool) -> None:
@@ -298,6 +343,7 @@ def main() -> None:
     _refresh(_LONG, long_context_table(), options.check)
     _write(_PLOT, long_context_plot(), options.check)
     _refresh(_COST, cost_tables(), options.check)
+    _refresh(_CONTROL, control_table(), options.check)
 
 
 if __name__ == "__main__":

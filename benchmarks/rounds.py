@@ -37,7 +37,7 @@ def _cost(folder: Path) -> dict[str, Any]:
 
 
 def better(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
-    """Of each round, whether the whole interval of the change lies above none: of the evaluator (from round 2), of the policy."""
+    """Of each round, whether the whole interval of the change lies above none; of the evaluator from round 2 on."""
     return {
         "evaluator": [row["evaluator"]["gain"]["ci_low"] > 0 for row in rows[1:]],
         "policy": [row["policy"]["gold_gain"]["ci_low"] > 0 for row in rows],

@@ -194,34 +194,56 @@ def plan(
     model: Annotated[str | None, typer.Option(help="Model folder, or the hub id of a common model; nothing is loaded.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="The config.json of any other model.")] = None,
     memory_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory that may be taken, e.g. 6GiB; what is free unless given.")
+        str | None, typer.Option(metavar="SIZE", help="Most memory to take on a device, e.g. 6GiB; what is free unless given.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", metavar="NAME=SIZE", help="Plan for this device instead of those here; cuda:N, cpu or disk. Repeatable."
+        ),
     ] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a run takes in memory, by phase and kind, and with which settings it fits; nothing is loaded.
+    """Say what a run takes in memory, by device, phase and kind, and with which settings it fits; nothing is loaded.
 
-    Exit code 2 when it cannot fit. Examples:
+    Precision and device map are chosen as loading would choose them, for the machine at hand or for one that you name. Where
+    the wanted sizes do not fit, smaller ones are found; where nothing fits, it says what would have to change (exit code 2).
+
+    Rows: runtime (Python, torch, libraries; RAM only), base (frozen weights), adapters, gradients and optimizer (of the roles
+    that learn), KV cache (while replies are sampled), activations, logits chunk, what malloc keeps (small models, RAM only).
+
+    Examples:
 
     selfeval plan
 
-    selfeval plan --model Qwen/Qwen2.5-7B-Instruct --memory-budget 24GiB --set device=cuda
+    selfeval plan --model Qwen/Qwen2.5-7B-Instruct --device cuda:0=24GiB
+
+    selfeval plan --model Qwen/Qwen2.5-7B-Instruct --device cuda:0=10GiB --device cuda:1=8GiB --device cpu=32GiB
+
+    selfeval plan --config path/to/config.json --memory-budget 6GiB --set context.rope_scaling=yarn --set context.rope_factor=4
     """
     with _clear_errors(debug):
-        _plan(recipe, model, config_file, memory_budget, assign or [], as_json)
+        _plan(recipe, model, config_file, memory_budget, devices or [], assign or [], as_json)
 
 
 def _plan(
-    recipe: Path | None, model: str | None, config_file: Path | None, budget: str | None, assign: list[str], as_json: bool
+    recipe: Path | None,
+    model: str | None,
+    config_file: Path | None,
+    budget: str | None,
+    devices: list[str],
+    assign: list[str],
+    as_json: bool,
 ) -> None:
     config = _config(recipe, model or (str(config_file) if config_file else None), None, assign, None, budget)
+    named = _named_devices(devices)
     _quiet_libraries()
     from selfeval.backbone.facts import model_facts
-    from selfeval.stages.planning import free_on, make_plan, planned_device
+    from selfeval.stages.planning import Machine, make_plan
 
-    limit = config.memory_budget or free_on(planned_device(config))
-    made = make_plan(config, model_facts(str(config_file or config.model)), limit)
+    made = make_plan(config, model_facts(str(config_file or config.model)), Machine.of(config, named))
     if as_json:
         import json
 
@@ -232,6 +254,21 @@ def _plan(
         print_plan(made)
     if not made.fits:
         raise typer.Exit(2)
+
+
+def _named_devices(devices: list[str]) -> dict[str, int]:
+    """`--device` values; names and sizes are those of `placement.max_memory`."""
+    from selfeval.config import PlacementConfig
+    from selfeval.errors import ConfigError
+
+    pairs = [text.partition("=") for text in devices]
+    try:
+        return dict(PlacementConfig.model_validate({"max_memory": {name: size for name, _, size in pairs}}).max_memory)
+    except ValueError:
+        raise ConfigError(
+            f"--device {' --device '.join(devices)}: expected NAME=SIZE with cuda:0, cuda:1, ..., cpu or disk, for example "
+            "--device cuda:0=24GiB --device cpu=64GiB"
+        ) from None
 
 
 @app.command()
@@ -315,11 +352,11 @@ def export(
             config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
-        from selfeval.stages.export import PRECISIONS, export_role
+        from selfeval.stages.export import MERGED_PRECISIONS, export_role
         from selfeval.stages.terminal import Terminal
 
-        if precision not in PRECISIONS:
-            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(PRECISIONS))}')
+        if precision not in MERGED_PRECISIONS:
+            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(MERGED_PRECISIONS))}')
         if precision != "base" and not merge:
             raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
         done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))
@@ -329,6 +366,8 @@ def export(
             typer.echo(
                 f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})"
             )
+        if done.own_tokenizer:
+            typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
 
 
 @lab.command()

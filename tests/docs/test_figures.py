@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LONG = ROOT / "docs" / "concepts" / "long-context.md"
 COST = ROOT / "docs" / "concepts" / "cost.md"
-PAGES = (ROOT / "README.md", ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md", LONG, COST)
+CONTROL = ROOT / "docs" / "algorithms" / "control-check.md"
+PAGES = (ROOT / "README.md", ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md", LONG, COST, CONTROL)
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=("README", "model card", "long context", "cost"))
+@pytest.mark.parametrize("page", PAGES, ids=("README", "model card", "long context", "cost", "control check"))
 def test_there_is_one_place_for_the_figures(page: Path) -> None:
     """Without it nothing would be written, and nothing compared."""
     assert len(re.findall(r"<!-- figures -->\n.*?<!-- /figures -->", page.read_text(encoding="utf-8"), re.DOTALL)) == 1

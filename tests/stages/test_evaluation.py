@@ -52,9 +52,11 @@ def verdict(
     probability: float | None = 0.9,
     state: VerdictState = KEPT,
     split: Split = Split.TEST,
+    ties: tuple[float | None, float | None] | None = None,
     **orders: float | None,
 ) -> Verdict:
-    values = {"in_order": probability, "swapped": probability, "tie": None if probability is None else 0.0, **orders}
+    tie = None if probability is None else 0.0
+    values: Any = {"in_order": probability, "swapped": probability, "tie": tie, "ties": ties or (tie, tie), **orders}
     return Verdict(
         question, split, f"{question}-r0", f"{question}-r1", state, probability=probability, words=("", ""), **values
     )
@@ -69,7 +71,7 @@ def pair(
 
 def judgement(in_order: float | None, swapped: float | None, tie: float | None = 0.0) -> Judgement:
     probability = None if in_order is None or swapped is None else (in_order + swapped) / 2
-    return Judgement(probability, in_order, swapped, None if probability is None else tie, ("", ""))
+    return Judgement(probability, in_order, swapped, None if probability is None else tie, (tie, tie), ("", ""))
 
 
 def context(folder: Path, **changes: Any) -> Context:
@@ -320,9 +322,11 @@ def test_the_verdicts_figures_by_hand(tmp_path: Path) -> None:
         verdict("q1", 0.10, in_order=0.1, swapped=0.1),  # consistent; kept, chose the second: wrong
         verdict("q2", 0.55, UNSURE, in_order=0.9, swapped=0.2),  # inconsistent
         verdict("q3", 0.45, UNSURE, in_order=0.2, swapped=0.7),  # inconsistent
-        verdict("q4", 0.40, TIE, in_order=0.4, swapped=0.4, tie=0.8),  # consistent
-        verdict("q5", None, UNPARSABLE, in_order=0.9, swapped=None),  # not asked: one order did not parse
+        verdict("q4", 0.50, TIE, in_order=0.51, swapped=0.49, tie=0.8, ties=(0.8, 0.8)),  # consistent: neither, both times
+        verdict("q5", None, UNPARSABLE, in_order=0.9, swapped=None, ties=(0.0, None)),  # not asked: one order did not parse
         verdict("q6", None, UNPARSABLE, in_order=None, swapped=None),
+        verdict("q7", 0.75, UNSURE, in_order=0.9, swapped=0.6, tie=0.35, ties=(0.1, 0.6)),  # inconsistent: first, neither
+        verdict("q8", 0.50, TIE, in_order=0.48, swapped=0.52, tie=0.9, ties=(0.9, 0.9)),  # consistent, as q4
         verdict("love", 0.95, in_order=0.9, swapped=1.0),  # consistent; kept, no gold
     ]
     names = [v.question_id for v in verdicts]
@@ -331,10 +335,10 @@ def test_the_verdicts_figures_by_hand(tmp_path: Path) -> None:
     run.store.write_shard("verdicts", 0, verdicts)
     found = evaluation._verdict_figures(run, QUESTIONS, Gold())
     counts = {name: found[name] for name in ("judged", "kept", "tie", "unsure", "unparsable")}
-    assert counts == {"judged": 8, "kept": 3, "tie": 1, "unsure": 2, "unparsable": 2}
-    assert (found["kept_share"]["value"], found["kept_share"]["n"]) == (3 / 8, 8)
-    # Both orders parsed 6 times (q0 to q4, love) and agreed 4 times.
-    assert (found["swap_consistency"]["value"], found["swap_consistency"]["n"]) == (pytest.approx(4 / 6, abs=1e-6), 6)
+    assert counts == {"judged": 10, "kept": 3, "tie": 2, "unsure": 3, "unparsable": 2}
+    assert (found["kept_share"]["value"], found["kept_share"]["n"]) == (3 / 10, 10)
+    # Both orders parsed 8 times (q0 to q4, q7, q8, love) and agreed 5 times; on which side of 1/2 they lie agrees 4 times.
+    assert (found["swap_consistency"]["value"], found["swap_consistency"]["n"]) == (5 / 8, 8)
     # Kept labels with gold: q0 right, q1 wrong.
     assert (found["label_accuracy_gold"]["value"], found["label_accuracy_gold"]["n"]) == (0.5, 2)
     assert evaluation._verdict_figures(run, QUESTIONS, None)["label_accuracy_gold"] is None

@@ -123,6 +123,7 @@ class MemoryBudget:
         self.meter: Meter = meter or CpuMeter()
         self.tell = tell
         self._gauges = {phase: _Gauge(phase) for phase in Phase}
+        self._phase: Phase | None = None
         self._events: dict[tuple[Phase, EventKind, int, int], MemoryEvent] = {}
 
     def take_events(self) -> list[MemoryEvent]:
@@ -163,6 +164,9 @@ class MemoryBudget:
 
     def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
         """Reads what is free, and starts smaller where it is less than this phase needed before."""
+        if gauge.phase is not self._phase:
+            self._phase = gauge.phase
+            self.meter.between_phases()
         if self.meter.limit is not None and not gauge.begun:
             gauge.cap, gauge.patience = max(largest, limit // _FIRST_SHARE), 1
         gauge.begun = True

@@ -482,7 +482,7 @@ def _verdicts(report: dict[str, Any]) -> View:
     parts = [Part(name, finite(verdicts.get(key)) or 0.0, style) for key, name, style, _ in STATES]
     named = (
         ("kept_share", "Share of verdicts kept"),
-        ("swap_consistency", "Same choice when the order is swapped"),
+        ("swap_consistency", "Same choice (one, other, neither) when the order is swapped"),
         ("label_accuracy_gold", "Kept labels that agree with gold"),
     )
     return {

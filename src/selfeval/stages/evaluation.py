@@ -19,7 +19,7 @@ import numpy.typing as npt
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import VerdictsConfig
-from selfeval.judging.judge import Comparison, Judgement, compare
+from selfeval.judging.judge import Comparison, Judgement, choice, compare
 from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
 from selfeval.quality.length_control import length_controlled_win_rate
 from selfeval.quality.overoptimisation import fit_reinforcement, logistic_fit
@@ -276,16 +276,28 @@ def _credit(preference: float, better: int) -> float:
 def _verdict_figures(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> dict[str, Any]:
     verdicts, replies = context.store.read("verdicts", Verdict), context.replies()
     states = Counter(v.state.value for v in verdicts)
-    parsed = [(v.in_order, v.swapped) for v in verdicts if v.in_order is not None and v.swapped is not None]
     kept = [v for v in verdicts if v.state == VerdictState.KEPT]
     labels = [_label_is_right(v, replies, questions, gold) for v in kept] if gold else []
     return {
         "judged": len(verdicts),
         **{state.value: states.get(state.value, 0) for state in VerdictState},
         "kept_share": proportion([v.state == VerdictState.KEPT for v in verdicts]).as_json(),
-        "swap_consistency": proportion([(a >= 0.5) == (b >= 0.5) for a, b in parsed]).as_json(),
+        "swap_consistency": proportion([x for v in verdicts if (x := _is_consistent(v)) is not None]).as_json(),
         "label_accuracy_gold": proportion([x for x in labels if x is not None]).as_json() if gold else None,
     }
+
+
+def _is_consistent(verdict: Verdict) -> bool | None:
+    """Whether both orders chose the same of first, second and neither; None where one did not parse.
+
+    Of two choices only, a sure tie would toss a coin for each order: it lies about one half, a hair above or below.
+    """
+    choices = [
+        choice(better, tie)
+        for better, tie in zip((verdict.in_order, verdict.swapped), verdict.ties, strict=True)
+        if better is not None and tie is not None
+    ]
+    return choices[0] == choices[1] if len(choices) == 2 else None
 
 
 def _label_is_right(

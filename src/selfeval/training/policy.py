@@ -7,7 +7,6 @@ watchdogs with a way back to the last good checkpoint, and resuming bit for bit.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,12 +15,12 @@ import torch
 from torch.optim import AdamW
 
 from selfeval.algorithms.controllers import adaptive_kl_coefficient
-from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.diagnosis import broken_layer
 from selfeval.training.experience import Experience, RewardScale, measure, observe, rows_of
 from selfeval.training.learners import make_learner
+from selfeval.training.schedules import draw
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm, check_iteration, not_finite, refuse_broken
 
@@ -62,10 +61,11 @@ def train_policy(
         iteration = 0
         keeper.save(0, loop.state())  # there must be something to go back to
     resumed(iteration)
+    per_iteration = setting.config.questions_per_iteration
     while iteration < setting.config.iterations:
         iteration += 1
         started = time.monotonic()
-        asked = _next_prompts(prompts, setting.config, setting.seed, iteration)
+        asked = [prompts[i] for i in draw(len(prompts), iteration - 1, per_iteration, f"{setting.seed}/prompts")]
         samples, scores, values, alarms = loop.iterate(asked, iteration)
         keep(iteration, samples, scores)
         log({**values, "seconds": time.monotonic() - started}, alarms)
@@ -173,6 +173,7 @@ class _Loop:
             "rolled_back": self.rolled_back,
             "looks": self.looks,
             "learner": self.learner.state(),
+            **self.setting.backbone.training_state(),
         }
 
     def restore(self, keeper: Checkpoints) -> int | None:
@@ -185,6 +186,7 @@ class _Loop:
         self.first, self.looks = dict(state["first"]), list(state["looks"])
         self._slow_down(int(state["rolled_back"]))
         self.learner.load(state["learner"])
+        self.setting.backbone.load_training_state(state)
         return int(state["step"])
 
     def go_back(self, keeper: Checkpoints) -> int:
@@ -218,14 +220,3 @@ def _move_towards(setting: Setting, share: float) -> None:
     ours, theirs = backbone.parameters(REFERENCE).values(), backbone.parameters(POLICY).values()
     for own, policy in zip(ours, theirs, strict=True):
         own.lerp_(policy, share)
-
-
-def _next_prompts(prompts: Sequence[Prompt], config: PolicyConfig, seed: int, iteration: int) -> list[Prompt]:
-    """The prompts of one iteration: a window of an endless sequence of shuffles."""
-    picked = []
-    start = (iteration - 1) * config.questions_per_iteration
-    for position in range(start, start + config.questions_per_iteration):
-        order = list(range(len(prompts)))
-        random.Random(f"{seed}/prompts/{position // len(prompts)}").shuffle(order)
-        picked.append(prompts[order[position % len(prompts)]])
-    return picked
