@@ -6,12 +6,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from stage_world import FILES, SHARDS, STAGES, World
 
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, RunFolderError
 from selfeval.stages import gold, pipeline
 from selfeval.stages.gold import load_gold
+from stage_world import FILES, SHARDS, STAGES, World
 
 
 @pytest.fixture

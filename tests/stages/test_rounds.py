@@ -306,7 +306,7 @@ def judged(names: Sequence[str], margins: Sequence[float]) -> list[_TestPair]:
         both = [
             Reply(f"{name}-r{n}", name, text, (5,), "sample", 1.0, 1.0, -1.0, True) for n, text in enumerate(("right", "no"))
         ]
-        said = Verdict(name, Split.TEST, both[0].id, both[1].id, VerdictState.KEPT, 0.9, 0.9, 0.9, 0.0, ("", ""))
+        said = Verdict(name, Split.TEST, both[0].id, both[1].id, VerdictState.KEPT, 0.9, 0.9, 0.9, 0.0, (0.0, 0.0), ("", ""))
         found.append(_TestPair(said, (both[0], both[1]), 0, margin, 0.0))
     return found
 
