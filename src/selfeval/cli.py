@@ -63,7 +63,13 @@ def run(
     model: Annotated[str | None, typer.Option(help="Hugging Face model folder or hub id.")] = None,
     seeds: Annotated[Path | None, typer.Option(help='Seed questions: JSON lines {"question": "..."} or one a line.')] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given. A run in it goes on.")] = None,
-    until: Annotated[str | None, typer.Option(help=f"Stop after this stage: {', '.join(_STAGES)}.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help=f"Stop after this stage: {', '.join(_STAGES)}. With rounds, a stage of round 1; 2/pairs is one of round 2.",
+        ),
+    ] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. policy.iterations=20.")
     ] = None,
@@ -78,13 +84,16 @@ def run(
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command goes on where an interrupted run stopped; a finished run says so. Examples:
+    The same command goes on where an interrupted run stopped; a finished run says so. With rounds above 1 the better policy
+    writes and answers the questions of the next round, in DIR/rounds/02 and on; a finished run goes on with more. Examples:
 
     selfeval run
 
     selfeval run --model path/to/model --seeds my_seeds.jsonl --output runs/mine
 
     selfeval run --until pairs --set questions.train=200
+
+    selfeval run --set rounds=3
     """
     with _clear_errors(debug):
         named = output.name if output and not recipe else None
@@ -93,11 +102,9 @@ def run(
 
 
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
-    from selfeval.config import nearest
     from selfeval.stages.seeds import read_seeds
 
-    if until is not None and until not in _STAGES:
-        raise InputError(f'there is no stage "{until}"{nearest(until, _STAGES)}')
+    stop = None if until is None else _stop_at(until, config.rounds)
     read_seeds(config.seeds)
     from selfeval.store import RunStore
 
@@ -105,16 +112,31 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> Non
     try:
         _quiet_libraries()
         from selfeval.stages.context import Context
-        from selfeval.stages.pipeline import run_stages
+        from selfeval.stages.rounds import run_rounds
         from selfeval.stages.terminal import Terminal
 
-        worked = run_stages(Context(config, store, Terminal(quiet)), until)
-        if store.is_finished("report"):
-            _closing_table(output, worked)
-        elif not worked:
+        worked = run_rounds(Context(config, store, Terminal(quiet)), stop)
+        whole = store.run["status"] == "finished"
+        if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
+        if store.is_finished("report"):
+            _closing_table(output, worked or not whole)
     finally:
         store.close()
+
+
+def _stop_at(until: str, rounds: int) -> tuple[int, str]:
+    """The round and the stage that `--until` names."""
+    from selfeval.config import nearest
+
+    number, _, stage = until.rpartition("/")
+    if stage not in _STAGES:
+        raise InputError(f'there is no stage "{stage}"{nearest(stage, _STAGES)}')
+    if number and not (number.isdecimal() and 1 <= int(number) <= rounds):
+        raise InputError(
+            f'--until {until}: there is no round "{number}", rounds = {rounds}; give one of them, or --set rounds=N'
+        )
+    return int(number or 1), stage
 
 
 def _quiet_libraries() -> None:
@@ -134,7 +156,7 @@ def _closing_table(folder: Path, worked: bool) -> None:
     from rich.table import Table
 
     from selfeval.report.page import draw_page
-    from selfeval.report.summary import summary_rows, verdict_sentences
+    from selfeval.report.summary import rounds_sentences, summary_rows, verdict_sentences
     from selfeval.store import read_json
 
     report = read_json(folder / "report.json")
@@ -145,7 +167,7 @@ def _closing_table(folder: Path, worked: bool) -> None:
     for name, value in summary_rows(report):
         table.add_row(name, value)
     console.print(table)
-    for sentence in verdict_sentences(report):
+    for sentence in (*verdict_sentences(report), *rounds_sentences(report)):
         console.print(sentence, highlight=False, markup=False)
     page = folder / "index.html"
     if not page.exists():

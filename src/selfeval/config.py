@@ -321,6 +321,8 @@ class RunConfig(Section):
     """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
+    rounds: Count = 1
+    """How often the loop is gone through; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the backbone lives."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
@@ -346,6 +348,15 @@ class RunConfig(Section):
     evaluator: EvaluatorConfig = EvaluatorConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _rounds_need_a_better_policy(self) -> RunConfig:
+        if self.rounds > 1 and self.policy.learner in ("ilql", "soft_q"):
+            raise ValueError(
+                f"rounds = {self.rounds} starts each round from the policy of the one before, and {self.policy.learner} leaves "
+                "the policy's weights alone; set rounds = 1, or another policy.learner"
+            )
+        return self
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:

@@ -467,7 +467,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
 
     monkeypatch.setattr(policies, "generate", policy)
     monkeypatch.setattr(evaluation, "compare", judge)
-    monkeypatch.setattr(evaluation, "_kl_to_base", kl)
+    monkeypatch.setattr(evaluation, "_kl_to_start", kl)
     return run, seen
 
 
@@ -533,7 +533,7 @@ def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_token
     prompts = [(5, 9, 2), (7,), (30, 31, 32, 33), (11, 12)] * 4
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p) for p in prompts], max_new_tokens=9, seed=3)
-    found = evaluation._kl_to_base(run, prompts, rollouts)
+    found = evaluation._kl_to_start(run, prompts, rollouts)
     expected = [
         _summed(backbone, POLICY, prompt, rollout.ids) - _summed(backbone, BASE, prompt, rollout.ids)
         for prompt, rollout in zip(prompts, rollouts, strict=True)
@@ -557,4 +557,4 @@ def test_a_policy_at_its_start_has_no_kl(tmp_path: Path) -> None:
     _give(run, "backbone", backbone)
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request((5, 9, 2)), Request((7,))], max_new_tokens=6, seed=3)
-    assert evaluation._kl_to_base(run, [(5, 9, 2), (7,)], rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert evaluation._kl_to_start(run, [(5, 9, 2), (7,)], rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)

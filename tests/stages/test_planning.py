@@ -310,3 +310,10 @@ def test_named_devices_take_the_place_of_those_that_are_here() -> None:
     assert list(Machine.of(RunConfig(device="cpu"), {"cuda:0": 3, "cpu": 7}).memory) == ["cpu", DISK]
     with pytest.raises(ConfigError, match="name a card too"):
         Machine.of(RunConfig(device="cuda"), {"cpu": 7})
+
+
+def test_later_rounds_hold_two_adapters_more(free: Plan) -> None:
+    # Evaluator, policy and critic, two of them with a head: 3 a + 2 h. Then the start and the reference too: 5 a + 2 h.
+    heads = 2 * 4 * (tiny_models.tiny_config("llama", 400).hidden_size + 1)
+    one, many = (plan.main.phases["update"]["adapters"] - heads for plan in (free, _plan(None, rounds=2)))
+    assert 3 * many == 5 * one > 0

@@ -46,6 +46,8 @@ from selfeval.report.summary import (
     BASELINE_NAMES,
     baseline_labels,
     evaluator_accuracy,
+    rounds_of,
+    rounds_sentences,
     standings,
     strongest_baseline,
     verdict_sentences,
@@ -126,6 +128,7 @@ def all_sections(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]
         "head": _head(report),
         "verdict": _verdict(report),
         "headline": [_headline_evaluator(report), _headline_gold(report), _headline_wins(report)],
+        "rounds": _rounds(report),
         "policy": _policy(report),
         "curves": _curves(report, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
@@ -253,6 +256,59 @@ def _policy(report: dict[str, Any]) -> View:
         "rows": rows,
         "outcomes": _stack(parts, "Comparisons of the new policy's reply with the old one's"),
         "watchdogs": _objects(policy, "watchdogs", "policy.watchdogs"),
+    }
+
+
+def _rounds(report: dict[str, Any]) -> View:
+    """Evaluator and policy of every round; nothing to show for a run of one round."""
+    rows = rounds_of(report)
+    by_gold = bool(rows) and read_figure(rows[0], "evaluator.accuracy_gold_first_pairs") is not None
+    labels, after = ("gold", "gold_after") if by_gold else ("judge", "win_rate")
+    evaluators = _by_round(rows, f"evaluator.accuracy_{labels}_first_pairs")
+    policies = _by_round(rows, f"policy.{after}")
+    start = read_figure(rows[0], "policy.gold_before") if by_gold else None
+    if start is not None:
+        policies = {0: start, **policies}
+    words = "Share right by gold; round 0 is the base." if start else "Win rate over the round before, by the judge."
+    return {
+        "told": rounds_sentences(report),
+        "labels": labels,
+        "pictures": [
+            _round_chart("Evaluators on round 1's pairs", f"Accuracy, by {labels}; the band is the interval.", evaluators),
+            _round_chart("Policies on the test questions", words, policies),
+        ],
+        "rows": [_round_row(row, labels) for row in rows],
+    }
+
+
+def _by_round(rows: Rows, path: str) -> dict[int, Figure]:
+    """The figure at this path of every round that has it."""
+    found = {row["round"]: read_figure(row, path) for row in rows}
+    return {number: figure for number, figure in found.items() if figure is not None}
+
+
+def _round_chart(title: str, told: str, figures: dict[int, Figure]) -> View:
+    points = [(float(number), figure.value) for number, figure in figures.items()]
+    ends = [(f.ci_low, f.ci_high) for f in figures.values()]
+    band = [(low, high) for low, high in ends if low is not None and high is not None]
+    line = Line("share", points, band=band if len(band) == len(points) else None)
+    picture = line_chart([line], label=title, x_label="round", percent_axes="y") if points else ""
+    return {"title": title, "told": told, "picture": Markup(picture)}
+
+
+def _round_row(row: dict[str, Any], labels: str) -> View:
+    """A round's cells in the two tables: each figure as value, interval and n."""
+    evaluator, policy = section(row, "evaluator"), section(row, "policy")
+    shares = (f"accuracy_{labels}_first_pairs", "accuracy_gold", "accuracy_judge")
+    return {
+        "round": row["round"],
+        "evaluator": [cells(read_figure(row, f"evaluator.{name}")) for name in shares],
+        "pairs": count(evaluator.get("pairs_trained")),
+        "policy": [
+            *(cells(read_figure(row, f"policy.{name}")) for name in ("win_rate", "gold_before", "gold_after")),
+            cells(read_figure(row, "policy.kl"), as_percent=False),
+        ],
+        "outcomes": " / ".join(count(policy.get(name)) for name in ("win", "tie", "loss")),
     }
 
 

@@ -27,6 +27,7 @@ from selfeval.quality.statistics import (
     Figure,
     bootstrap_interval,
     mean_figure,
+    paired_difference,
     proportion,
     ratio_of_means,
     spearman_figure,
@@ -38,9 +39,12 @@ from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
 from selfeval.stages.policy import Sampled, answer, ensure_policy
-from selfeval.store import write_json, writing
+from selfeval.store import RunStore, read_json, write_json, writing
 
-__all__ = ["run"]
+__all__ = ["FIRST_PAIRS", "run"]
+
+FIRST_PAIRS = "first_pairs.json"
+"""In the stage's folder: on which of round 1's test pairs this round's evaluator is right, by gold and by the judge."""
 
 _CALIBRATION_RESAMPLES = 500
 _FEWEST_POINTS = 4
@@ -96,7 +100,8 @@ def run(context: Context) -> dict[str, Any]:
 
 def _passes(context: Context) -> int:
     """Units of the progress bar: two scores a test pair; a reply and two comparisons an evaluated question."""
-    pairs = sum(v.split == Split.TEST for v in context.store.read("verdicts", Verdict))
+    scored = [context.store, context.first] if context.earlier else [context.store]
+    pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
     return 2 * pairs + 3 * asked
 
@@ -134,6 +139,7 @@ def _evaluator_figures(
     return {
         "accuracy_gold": proportion([p.evaluator_right for p in by_gold]).as_json() if gold else None,
         "accuracy_judge": proportion([p.evaluator_right for p in by_judge]).as_json(),
+        "first_pairs": _on_first_pairs(context, by_gold, by_judge, questions, gold, advance),
         "pairs_trained": context.store.manifest("evaluator")["counts"]["trained"],
         "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick).items()},
         "baselines_on": "gold" if by_gold else "judge",
@@ -147,6 +153,44 @@ def _evaluator_figures(
             {"confidence": round(c, 6), "accuracy": round(a, 6), "n": n} for c, a, n in reliability_bins(confidence, correct)
         ],
     }
+
+
+def _on_first_pairs(
+    context: Context,
+    by_gold: Sequence[_TestPair],
+    by_judge: Sequence[_TestPair],
+    questions: Mapping[str, Question],
+    gold: Gold | None,
+    advance: Advance,
+) -> dict[str, Any]:
+    """The evaluator on round 1's test pairs, the one set on which the evaluators of all rounds can be compared.
+
+    `gain` is its accuracy there less that of the round before, on the same pairs: by gold, or by the judge without gold.
+
+    Args:
+        by_gold, by_judge: the pairs of this round, which in round 1 are that set.
+    """
+    if context.earlier:
+        pairs = _judged_test_pairs(context, questions, advance, context.first)
+        by_gold = _by_gold(pairs, questions, gold) if gold else []
+        by_judge = [p for p in pairs if p.verdict.state == VerdictState.KEPT]
+    right = {
+        name: {p.verdict.question_id: p.evaluator_right for p in of} for name, of in (("gold", by_gold), ("judge", by_judge))
+    }
+    write_json(context.store.folder("evaluation") / FIRST_PAIRS, right)
+    return {
+        "accuracy_gold": proportion(list(right["gold"].values())).as_json() if gold else None,
+        "accuracy_judge": proportion(list(right["judge"].values())).as_json(),
+        "gain": _gain(context, right, "gold" if gold else "judge"),
+    }
+
+
+def _gain(context: Context, right: Mapping[str, Mapping[str, bool]], labels: str) -> dict[str, Any] | None:
+    """Share of the pairs on which this round's evaluator is right, less that of the evaluator of the round before."""
+    if not context.earlier:
+        return None
+    before = read_json(context.earlier[-1].folder("evaluation") / FIRST_PAIRS)[labels]
+    return paired_difference([before[question] for question in right[labels]], list(right[labels].values())).as_json()
 
 
 def _disagreement(pairs: Sequence[_TestPair]) -> dict[str, Any]:
@@ -175,10 +219,16 @@ def _resampled(
     return Figure(value, max(0.0, min(value, 2 * value - high)), min(1.0, max(value, 2 * value - low)), count).as_json()
 
 
-def _judged_test_pairs(context: Context, questions: Mapping[str, Question], advance: Advance | None = None) -> list[_TestPair]:
-    """Every judged pair of a test question, whatever its verdict, with the evaluator's margin and the judge's choice."""
-    replies = context.replies()
-    verdicts = [v for v in context.store.read("verdicts", Verdict) if v.split == Split.TEST]
+def _judged_test_pairs(
+    context: Context, questions: Mapping[str, Question], advance: Advance | None = None, store: RunStore | None = None
+) -> list[_TestPair]:
+    """Every judged pair of a test question, whatever its verdict, with the evaluator's margin and the judge's choice.
+
+    Args:
+        store: the round whose pairs they are; this one unless given.
+    """
+    replies = context.replies(store)
+    verdicts = [v for v in (store or context.store).read("verdicts", Verdict) if v.split == Split.TEST]
     both = [(replies[v.first], replies[v.second]) for v in verdicts]
     prompts = [context.grade_prompt(v.question_id, questions[v.question_id].text) for v in verdicts]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
@@ -292,6 +342,7 @@ def _policy_figures(
         "unparsable": len(answered) - len(decided),
         "gold_before": _gold_share(gold, [(a.question.text, a.before.text) for a in answered]),
         "gold_after": _gold_share(gold, [(a.question.text, a.after_text) for a in answered]),
+        "gold_gain": _gold_gain(gold, answered),
         "kl": mean_figure([a.kl for a in answered]).as_json(),
         "length_ratio": ratio_of_means([len(a.after.ids) for a in answered], [len(a.before.ids) for a in answered]).as_json(),
         "watchdogs": context.store.read_metrics("watchdogs"),
@@ -307,7 +358,7 @@ def _answer_and_judge(context: Context, guide: Guide | None, advance: Advance | 
     prompts = [templates.prompt("reply", question=q.text) for q in questions]
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
     texts = [templates.text(r.ids) for r in after]
-    kls = _kl_to_base(context, prompts, after)
+    kls = _kl_to_start(context, prompts, after)
     with backbone.acting_as(BASE):
         judgements = compare(
             backbone,
@@ -321,12 +372,12 @@ def _answer_and_judge(context: Context, guide: Guide | None, advance: Advance | 
     return [_Answered(*row) for row in zip(questions, before, after, texts, kls, judgements, strict=True)]
 
 
-def _kl_to_base(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
+def _kl_to_start(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
     """Per reply: sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
     ids = [r.ids for r in rollouts]
-    with context.backbone.acting_as(BASE):
-        base = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.batch_tokens)
-    return [sum(r.logprobs) - sum(b) for r, b in zip(rollouts, base, strict=True)]
+    with context.backbone.acting_as(context.ensure_start()):
+        start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.batch_tokens)
+    return [sum(r.logprobs) - sum(s) for r, s in zip(rollouts, start, strict=True)]
 
 
 def _outcome(judgement: Judgement, config: VerdictsConfig) -> float | None:
@@ -347,6 +398,15 @@ def _gold_share(gold: Gold | None, answers: Sequence[tuple[str, str]]) -> dict[s
         return None
     checked = [gold.is_right(question, reply) for question, reply in answers]
     return proportion([c for c in checked if c is not None]).as_json()
+
+
+def _gold_gain(gold: Gold | None, answered: Sequence[_Answered]) -> dict[str, Any] | None:
+    """Share right after less share right before, over the same questions."""
+    if gold is None:
+        return None
+    checked = [[gold.is_right(a.question.text, text) for text in (a.before.text, a.after_text)] for a in answered]
+    known = [(before, after) for before, after in checked if before is not None and after is not None]
+    return paired_difference([before for before, _ in known], [after for _, after in known]).as_json()
 
 
 def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None) -> list[dict[str, Any]]:

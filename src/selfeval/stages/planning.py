@@ -25,6 +25,7 @@ from selfeval.backbone.sizes import weight_sizes
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.stages.context import START
 from selfeval.training.phases import (
     LEARNING,
     POLICY_ROLES,
@@ -34,7 +35,7 @@ from selfeval.training.phases import (
     score_peak,
     update_peak,
 )
-from selfeval.training.setting import POLICY
+from selfeval.training.setting import POLICY, REFERENCE
 
 __all__ = ["Machine", "Measured", "Workload", "make_plan", "workload"]
 
@@ -151,6 +152,11 @@ def _runtime_bytes() -> int:
     return resident_bytes()
 
 
+def _roles(config: RunConfig) -> dict[str, bool]:
+    """The adapters in memory while the policy learns; later rounds hold what it starts from, and a copy as its reference."""
+    return POLICY_ROLES | ({START: False, REFERENCE: False} if config.rounds > 1 else {})
+
+
 def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str, DeviceMap, list[str]]:
     """Precision and device map as loading picks them, with sentences; where nothing fits, everything on the first device."""
     model, memory = meta_model(facts.config), machine.weights
@@ -215,7 +221,7 @@ class Measured:
                 self.facts.with_layers(len(placed.devices)),
                 DTYPES[self.precision],
                 self.config.lora,
-                POLICY_ROLES,
+                _roles(self.config),
                 placed,
                 self.facts.attention,
             )
