@@ -23,6 +23,8 @@ _LONG = _ROOT / "docs" / "concepts" / "long-context.md"
 _COST = _ROOT / "docs" / "concepts" / "cost.md"
 _CONTROL = _ROOT / "docs" / "algorithms" / "control-check.md"
 _STABILITY = _ROOT / "docs" / "algorithms" / "stability.md"
+_LEARNERS = _ROOT / "docs" / "algorithms" / "learners.md"
+_OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -161,22 +163,29 @@ def long_context_plot() -> str:
     """The plot of docs/concepts/long-context.md: loss of the last tokens over context, before and after tuning."""
     found = _load("long_context")
     panels = []
-    for place, (ending, title) in enumerate(
-        (("", "scaled at load"), (", tuned", f"after {found['tuning']['steps']} adapter steps"))
-    ):
+    for ending, title in (("", "scaled at load"), (", tuned", f"after {found['tuning']['steps']} adapter steps")):
         lines = [
             Line(m, [(float(k), math.log(v["last"]["value"])) for k, v in found["arms"][m + ending].items()]) for m in _METHODS
         ]
         chart = line_chart(lines, label=f"Loss in nats per token, {title}", x_label="times the trained length")
-        panels.append(f'<text class="title" x="{380 * place + 46}" y="16">Loss, nats per token: {title}</text>')
-        panels.append(chart.replace("<svg ", f'<svg x="{380 * place}" y="24" width="360" height="210" ', 1))
-    body = "\n".join(panels)
+        panels.append((f"Loss, nats per token: {title}", chart))
+    return _side_by_side(panels)
+
+
+def _side_by_side(panels: list[tuple[str, str]]) -> str:
+    """Two charts with their titles as one file."""
+    body = []
+    for place, (title, chart) in enumerate(panels):
+        body.append(f'<text class="title" x="{380 * place + 46}" y="16">{title}</text>')
+        body.append(chart.replace("<svg ", f'<svg x="{380 * place}" y="24" width="360" height="210" ', 1))
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 750 240" width="750" height="240">'
-    return f"{head}\n<style>{_PLOT_STYLE}</style>\n{body}\n</svg>\n"
+    drawn = "\n".join(body)
+    return f"{head}\n<style>{_PLOT_STYLE}</style>\n{drawn}\n</svg>\n"
 
 
 _VARIANTS = {
     "ours-ppo": "this package, PPO: policy, reference, evaluator, critic",
+    "ours-rloo": "this package, RLOO: policy, reference, evaluator",
     "ours-sft": "this package, supervised LoRA",
     "plain-sft": "transformers and PEFT, supervised LoRA",
     "trl-ppo": "TRL 1.12, PPO, as its documentation has it (critic trained in full)",
@@ -376,6 +385,89 @@ def _ranged(row: dict[str, Any], name: str, factor: float = 1, unit: str = "") -
     return f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def learners_table() -> str:
+    """The table of docs/algorithms/learners.md, from results/learners.json."""
+    if not _is_measured("learners"):
+        return "The trainings of `python benchmarks/learners.py` have no results yet.\n"
+    found = _load("learners")
+    rows = found["learners"]
+    some = next(iter(rows.values()))
+    lines = [
+        f"By `{found['command']}` on the embedded model: {some['samples']:,} replies in each training, {some['seeds']} seeds "
+        f"with {some['seeds']} evaluators. Means over seeds with their bootstrap interval; gold by plain samples to 500 test "
+        "questions; seconds of one core and peak memory of the whole process are medians.",
+        "",
+        "| learner | gold before | gold after | gain | KL, nats per reply | seconds | peak, MiB | alarms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: -item[1]["gold_after"]["value"]):
+        gold = [f"{100 * row['gold_before']['value']:.1f}%", _interval(row["gold_after"]), _interval(row["gain"])]
+        rest = [f"{row['kl']:.2f}", f"{row['seconds']:.0f}", f"{row['peak_mib']:,}", ", ".join(row["alarms"]) or "none"]
+        lines.append(f"| `{name}` | {' | '.join([*gold, *rest])} |")
+    bound = rows.get("trpo", {}).get("largest_step_kl")
+    if bound is not None:
+        lines += ["", f"The largest exact KL of a TRPO step was {bound:.4f} nats per token."]
+    lines += [f"Failed: {name}." for name in found.get("failed", {})]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['value']:.1f}% ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
+
+
+def over_tables() -> str:
+    """The tables of docs/algorithms/over-optimisation.md, from results/overoptimisation.json."""
+    if not _is_measured("overoptimisation"):
+        return "The trainings of `python benchmarks/overoptimisation.py` have no results yet.\n"
+    found = _load("overoptimisation")
+    members, best, ppo = found["members"], found["best_of_n"], found["ppo"]
+    accuracies = ", ".join(f"{100 * one['value']:.1f}%" for one in members["accuracy_members"])
+    apart = members["disagreement_error_correlation"]
+    most = next(iter(best.values()))["points"][-1]
+    lines = [
+        f"By `{found['command']}`. Four evaluators trained on {members['pairs']} pairs each pick the better of two held-out "
+        f"replies in {accuracies} of cases, their mean in {_interval(members['accuracy_mean'])} "
+        f"(n = {members['accuracy_mean']['n']:,}). How far they are apart goes with being wrong at a rank correlation of "
+        f"{apart['value']:.2f} ({apart['ci_low']:.2f} to {apart['ci_high']:.2f}).",
+        "",
+        f"| evaluator | best of {most['n']}: promised | gold | PPO, last 4 iterations: promised beyond gold | largest KL "
+        "| gap removed | gold after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in ppo.items():
+        point = best[name]["points"][-1]
+        removed = "" if row["gap_removed"] is None or name == "one evaluator" else f"{100 * row['gap_removed']:.0f}%"
+        lines.append(
+            f"| {name} | {100 * point['expected']:.1f}% | {100 * point['gold']:.1f}% | {100 * row['gap']:.1f} points "
+            f"| {row['largest_kl']:.1f} | {removed} | {_interval(row['gold_after'])} |"
+        )
+    words = "Share of right replies that the scores promise, and by gold, over the square root of the KL: best of n, and PPO"
+    lines += ["", f"![{words}]({_OVER.with_suffix('.svg').name})"]
+    lines += ["", "| fitted | best of n: alpha | beta | PPO: alpha | beta |", "|---|---|---|---|---|"]
+    for name, row in ppo.items():
+        for key, said in (("expected", "promised"), ("gold", "gold")):
+            one, other = best[name]["fit"][key], row["fit"][key]
+            lines.append(
+                f"| {name}, {said} | {one['alpha']:.3f} | {one['beta']:.3f} | {other['alpha']:.3f} | {other['beta']:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def over_plot() -> str:
+    """Promise and gold over the square root of the KL, for one evaluator and for the worst case of four."""
+    found, panels = _load("overoptimisation"), []
+    for kind, title in (("best_of_n", "best of n"), ("ppo", "PPO")):
+        lines = [
+            Line(f"{name}, {said}", sorted((math.sqrt(max(p["kl"], 0.0)), p[key]) for p in found[kind][name]["points"]))
+            for name in ("one evaluator", "worst of four")
+            for key, said in (("expected", "promised"), ("gold", "gold"))
+        ]
+        words = f"Share right, {title}"
+        drawn = line_chart(lines, label=words, x_label="square root of the KL", percent_axes="y", whole_x=False)
+        panels.append((words, drawn))
+    return _side_by_side(panels)
+
+
 def _refresh(path: Path, block: str, check: bool) -> None:
     old = path.read_text(encoding="utf-8")
     _write(path, _BLOCK.sub(lambda match: match.group(1) + block + match.group(2), old), check)
@@ -399,6 +491,10 @@ def main() -> None:
     _refresh(_COST, cost_tables(), options.check)
     _refresh(_CONTROL, control_table(), options.check)
     _refresh(_STABILITY, stability_tables(), options.check)
+    _refresh(_LEARNERS, learners_table(), options.check)
+    _refresh(_OVER, over_tables(), options.check)
+    if _is_measured("overoptimisation"):
+        _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LONG = ROOT / "docs" / "concepts" / "long-context.md"
 COST = ROOT / "docs" / "concepts" / "cost.md"
-CONTROL = ROOT / "docs" / "algorithms" / "control-check.md"
-STABILITY = ROOT / "docs" / "algorithms" / "stability.md"
+ALGORITHMS = ROOT / "docs" / "algorithms"
+CONTROL, STABILITY = ALGORITHMS / "control-check.md", ALGORITHMS / "stability.md"
 CARD = ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 PAGES = {"README": ROOT / "README.md", "model card": CARD, "long context": LONG, "cost": COST, "control check": CONTROL}
-PAGES |= {"stability": STABILITY}
+PAGES |= {
+    "stability": STABILITY,
+    "learners": ALGORITHMS / "learners.md",
+    "over-optimisation": ALGORITHMS / "over-optimisation.md",
+}
 RESULTS = ROOT / "benchmarks" / "results"
 
 
