@@ -293,8 +293,8 @@ def _stability_lines() -> list[str]:
     found = _load("stability")
     settings, count = ", ".join(found["settings"]), f"{len(found['runs'])} of {found['planned']}"
     lines = [
-        f"By `{found['command']}`: PPO, {count} trainings, {settings}; gold by {found['test_questions']} test questions. Median, and "
-        "the range over seeds.",
+        f"By `{found['command']}`: PPO, {count} trainings, {settings}; gold by {found['test_questions']} test questions. "
+        "Median, and the range over seeds.",
         "",
         "| peak learning rate | trainings | gold before | gold after | KL, last half | final over best, 3 | 6 | seconds |",
         "|---|---|---|---|---|---|---|---|",
