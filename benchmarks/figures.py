@@ -21,6 +21,10 @@ _README = _ROOT / "README.md"
 _CARD = _ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 _LONG = _ROOT / "docs" / "concepts" / "long-context.md"
 _COST = _ROOT / "docs" / "concepts" / "cost.md"
+_CONTROL = _ROOT / "docs" / "algorithms" / "control-check.md"
+_STABILITY = _ROOT / "docs" / "algorithms" / "stability.md"
+_LEARNERS = _ROOT / "docs" / "algorithms" / "learners.md"
+_OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -159,22 +163,29 @@ def long_context_plot() -> str:
     """The plot of docs/concepts/long-context.md: loss of the last tokens over context, before and after tuning."""
     found = _load("long_context")
     panels = []
-    for place, (ending, title) in enumerate(
-        (("", "scaled at load"), (", tuned", f"after {found['tuning']['steps']} adapter steps"))
-    ):
+    for ending, title in (("", "scaled at load"), (", tuned", f"after {found['tuning']['steps']} adapter steps")):
         lines = [
             Line(m, [(float(k), math.log(v["last"]["value"])) for k, v in found["arms"][m + ending].items()]) for m in _METHODS
         ]
         chart = line_chart(lines, label=f"Loss in nats per token, {title}", x_label="times the trained length")
-        panels.append(f'<text class="title" x="{380 * place + 46}" y="16">Loss, nats per token: {title}</text>')
-        panels.append(chart.replace("<svg ", f'<svg x="{380 * place}" y="24" width="360" height="210" ', 1))
-    body = "\n".join(panels)
+        panels.append((f"Loss, nats per token: {title}", chart))
+    return _side_by_side(panels)
+
+
+def _side_by_side(panels: list[tuple[str, str]]) -> str:
+    """Two charts with their titles as one file."""
+    body = []
+    for place, (title, chart) in enumerate(panels):
+        body.append(f'<text class="title" x="{380 * place + 46}" y="16">{title}</text>')
+        body.append(chart.replace("<svg ", f'<svg x="{380 * place}" y="24" width="360" height="210" ', 1))
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 750 240" width="750" height="240">'
-    return f"{head}\n<style>{_PLOT_STYLE}</style>\n{body}\n</svg>\n"
+    drawn = "\n".join(body)
+    return f"{head}\n<style>{_PLOT_STYLE}</style>\n{drawn}\n</svg>\n"
 
 
 _VARIANTS = {
     "ours-ppo": "this package, PPO: policy, reference, evaluator, critic",
+    "ours-rloo": "this package, RLOO: policy, reference, evaluator",
     "ours-sft": "this package, supervised LoRA",
     "plain-sft": "transformers and PEFT, supervised LoRA",
     "trl-ppo": "TRL 1.12, PPO, as its documentation has it (critic trained in full)",
@@ -263,18 +274,198 @@ def _precision_lines() -> list[str]:
 def _planner_lines() -> list[str]:
     found = _load("planner")
     lines = [
-        f"By `{found['command']}`: planned peak over measured peak, less one, and the measured peak; on a CPU, above a warmed "
-        "process.",
+        f"By `{found['command']}`: planned peak over measured peak, less one, and the measured peak. On a CPU, of the whole "
+        "process, and of what it holds above a warmed process without a model.",
         "",
-        "| model | allocator | load | rollout | score | update | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| model | | load | rollout | score | update |",
+        "|---|---|---|---|---|---|",
     ]
     for name, case in found["cases"].items():
-        for label, words in (("as_is", "as the loop sets it"), ("returning", "gives back at once")):
+        for label, words in (("process", "whole process"), ("beside_runtime", "beside the runtime")):
             part = case[label]
             cells = [f"{100 * part['error'][p]:+.0f}% of {part['measured_mib'][p]:.0f} MiB" for p in part["error"]]
-            lines.append(f"| {name} | {words} | {' | '.join(cells)} | {part['cpu_seconds']:.0f} |")
+            lines.append(f"| {name} | {words} | {' | '.join(cells)} |")
     return lines
+
+
+def control_table() -> str:
+    """The table of docs/algorithms/control-check.md, from results/control.json."""
+    found = _load("control")
+    lines = [
+        f"By `{found['command']}`: mean return of the greedy policy, with "
+        f"Student's 95% interval over seeds; {_control_minutes(found):.0f} minutes of one core in all.",
+        "",
+        "| task | learner | steps | episodes judged | return | worst and best seed | published: steps, return | reached |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task, learners in found["tasks"].items():
+        for learner, row in learners.items():
+            ours, returns = row["return"], [run["return"] for run in row["runs"]]
+            interval = f"{ours['value']:.1f} ({ours['ci_low']:.1f} to {ours['ci_high']:.1f}, n = {ours['n']})"
+            published = "; ".join(
+                f"{name} {theirs['steps']:,}, {theirs['return']:.1f}" for name, theirs in row["published"].items()
+            )
+            reached = "; ".join(_reached(name, theirs["return"], ours) for name, theirs in row["published"].items())
+            lines.append(
+                f"| {task} | {learner.upper()} | {row['settings']['steps']:,} "
+                f"| {row['runs'][0]['episodes']:,} a seed | {interval} "
+                f"| {min(returns):.1f}, {max(returns):.1f} | {published} | {reached} |"
+            )
+    return "\n".join([*lines, *_not_measured(found)]) + "\n"
+
+
+def _not_measured(found: dict[str, Any]) -> list[str]:
+    """A sentence on the seeds that are missing, if any are."""
+    missing = [f"{name} ({count} {'seed' if count == 1 else 'seeds'})" for name, count in found["missing_seeds"].items()]
+    return ["", f"Not measured yet: {', '.join(missing)}."] if missing else []
+
+
+def _control_minutes(found: dict[str, Any]) -> float:
+    rows = (row for learners in found["tasks"].values() for row in learners.values())
+    return sum(run["cpu_seconds"] for row in rows for run in row["runs"]) / 60
+
+
+def _reached(name: str, theirs: float, ours: dict[str, Any]) -> str:
+    if ours["value"] >= theirs:
+        return f"{name}: yes"
+    within = ", within the interval" if ours["ci_high"] >= theirs else ""
+    return f"{name}: no, short by {theirs - ours['value']:.1f}{within}"
+
+
+def stability_tables() -> str:
+    """The tables of docs/algorithms/stability.md, from results/stability.json and ablations.json, as far as these are there."""
+    return "\n".join([*_stability_lines(), "", *_ablation_lines()]) + "\n"
+
+
+def _is_measured(name: str) -> bool:
+    return (_ROOT / "benchmarks" / "results" / f"{name}.json").is_file()
+
+
+def _stability_lines() -> list[str]:
+    if not _is_measured("stability"):
+        return ["The trainings of `python benchmarks/stability.py` have no results yet."]
+    found = _load("stability")
+    settings, count = ", ".join(found["settings"]), f"{len(found['runs'])} of {found['planned']}"
+    lines = [
+        f"By `{found['command']}`: PPO, {count} trainings, {settings}; gold by {found['test_questions']} test questions. "
+        "Median, and the range over seeds.",
+        "",
+        "| peak learning rate | trainings | gold before | gold after | KL, last half | final over best, 3 | 6 | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for rate, row in found["by_rate"].items():
+        cells = [_ranged(row, "gold_before", 100, "%"), _ranged(row, "gold_after", 100, "%"), _ranged(row, "kl_last_half")]
+        cells += [_ranged(row, "final_over_best_3"), _ranged(row, "final_over_best_6"), f"{row['seconds']:.0f}"]
+        lines.append(f"| {rate} | {row['runs']} | {' | '.join(cells)} |")
+    lines += ["", "| target | trainings that meet it |", "|---|---|"]
+    return [*lines, *(f"| {name} | {value['met']} of {value['runs']} |" for name, value in found["targets"].items())]
+
+
+def _ablation_lines() -> list[str]:
+    if not _is_measured("ablations"):
+        return ["Those of `python benchmarks/stability.py --ablations` have none yet either."]
+    found = _load("ablations")
+    lines = [
+        f"By `{found['command']}`: {', '.join(found['settings'])}. Median, and the range over seeds.",
+        "",
+        "| changed | trainings | gold after | KL, last half | final over best, 6 | rolled back | failed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found["parts"].items():
+        if "gold_after" not in row:
+            continue
+        cells = [_ranged(row, "gold_after", 100, "%"), _ranged(row, "kl_last_half"), _ranged(row, "final_over_best_6")]
+        lines.append(f"| {name} | {row['runs']} | {' | '.join(cells)} | {row['rolled_back']} | {row['failed']} |")
+    return lines
+
+
+def _ranged(row: dict[str, Any], name: str, factor: float = 1, unit: str = "") -> str:
+    digits = 1 if unit else 2
+    value, low, high = (factor * row[name + ending] for ending in ("", "_min", "_max"))
+    return f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def learners_table() -> str:
+    """The table of docs/algorithms/learners.md, from results/learners.json."""
+    if not _is_measured("learners"):
+        return "The trainings of `python benchmarks/learners.py` have no results yet.\n"
+    found = _load("learners")
+    rows = found["learners"]
+    some = next(iter(rows.values()))
+    lines = [
+        f"By `{found['command']}` on the embedded model: {some['samples']:,} replies in each training, {some['seeds']} seeds "
+        f"with {some['seeds']} evaluators. Means over seeds with their bootstrap interval; gold by plain samples to 500 test "
+        "questions; seconds of one core and peak memory of the whole process are medians.",
+        "",
+        "| learner | gold before | gold after | gain | KL, nats per reply | seconds | peak, MiB | alarms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: -item[1]["gold_after"]["value"]):
+        gold = [f"{100 * row['gold_before']['value']:.1f}%", _interval(row["gold_after"]), _interval(row["gain"])]
+        rest = [f"{row['kl']:.2f}", f"{row['seconds']:.0f}", f"{row['peak_mib']:,}", ", ".join(row["alarms"]) or "none"]
+        lines.append(f"| `{name}` | {' | '.join([*gold, *rest])} |")
+    bound = rows.get("trpo", {}).get("largest_step_kl")
+    if bound is not None:
+        lines += ["", f"The largest exact KL of a TRPO step was {bound:.4f} nats per token."]
+    lines += [f"Failed: {name}." for name in found.get("failed", {})]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['value']:.1f}% ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
+
+
+def over_tables() -> str:
+    """The tables of docs/algorithms/over-optimisation.md, from results/overoptimisation.json."""
+    if not _is_measured("overoptimisation"):
+        return "The trainings of `python benchmarks/overoptimisation.py` have no results yet.\n"
+    found = _load("overoptimisation")
+    members, best, ppo = found["members"], found["best_of_n"], found["ppo"]
+    accuracies = ", ".join(f"{100 * one['value']:.1f}%" for one in members["accuracy_members"])
+    apart = members["disagreement_error_correlation"]
+    most = next(iter(best.values()))["points"][-1]
+    lines = [
+        f"By `{found['command']}`. Four evaluators trained on {members['pairs']} pairs each pick the better of two held-out "
+        f"replies in {accuracies} of cases, their mean in {_interval(members['accuracy_mean'])} "
+        f"(n = {members['accuracy_mean']['n']:,}). How far they are apart goes with being wrong at a rank correlation of "
+        f"{apart['value']:.2f} ({apart['ci_low']:.2f} to {apart['ci_high']:.2f}).",
+        "",
+        f"| evaluator | best of {most['n']}: promised | gold | PPO, last 4 iterations: promised beyond gold | largest KL "
+        "| gap removed | gold after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in ppo.items():
+        point = best[name]["points"][-1]
+        removed = "" if row["gap_removed"] is None or name == "one evaluator" else f"{100 * row['gap_removed']:.0f}%"
+        lines.append(
+            f"| {name} | {100 * point['expected']:.1f}% | {100 * point['gold']:.1f}% | {100 * row['gap']:.1f} points "
+            f"| {row['largest_kl']:.1f} | {removed} | {_interval(row['gold_after'])} |"
+        )
+    words = "Share of right replies that the scores promise, and by gold, over the square root of the KL: best of n, and PPO"
+    lines += ["", f"![{words}]({_OVER.with_suffix('.svg').name})"]
+    lines += ["", "| fitted | best of n: alpha | beta | PPO: alpha | beta |", "|---|---|---|---|---|"]
+    for name, row in ppo.items():
+        for key, said in (("expected", "promised"), ("gold", "gold")):
+            one, other = best[name]["fit"][key], row["fit"][key]
+            lines.append(
+                f"| {name}, {said} | {one['alpha']:.3f} | {one['beta']:.3f} | {other['alpha']:.3f} | {other['beta']:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def over_plot() -> str:
+    """Promise and gold over the square root of the KL, for one evaluator and for the worst case of four."""
+    found, panels = _load("overoptimisation"), []
+    for kind, title in (("best_of_n", "best of n"), ("ppo", "PPO")):
+        lines = [
+            Line(f"{name}, {said}", sorted((math.sqrt(max(p["kl"], 0.0)), p[key]) for p in found[kind][name]["points"]))
+            for name in ("one evaluator", "worst of four")
+            for key, said in (("expected", "promised"), ("gold", "gold"))
+        ]
+        words = f"Share right, {title}"
+        drawn = line_chart(lines, label=words, x_label="square root of the KL", percent_axes="y", whole_x=False)
+        panels.append((words, drawn))
+    return _side_by_side(panels)
 
 
 def _refresh(path: Path, block: str, check: bool) -> None:
@@ -298,6 +489,12 @@ def main() -> None:
     _refresh(_LONG, long_context_table(), options.check)
     _write(_PLOT, long_context_plot(), options.check)
     _refresh(_COST, cost_tables(), options.check)
+    _refresh(_CONTROL, control_table(), options.check)
+    _refresh(_STABILITY, stability_tables(), options.check)
+    _refresh(_LEARNERS, learners_table(), options.check)
+    _refresh(_OVER, over_tables(), options.check)
+    if _is_measured("overoptimisation"):
+        _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     def keep(iteration: int, samples: Any, scores: Any) -> None:
         texts = [context.templates.text(r.ids) for r in samples.rollouts]
         right = [gold.is_right(questions[p.question_id], t) for p, t in zip(samples.asked, texts, strict=True)]
-        lines.append({"gold": sum(bool(x) for x in right) / len(right)})
+        scored = [[round(s, 4), int(bool(x))] for s, x in zip(scores.whole_B.tolist(), right, strict=True)]
+        lines.append({"gold": sum(x for _, x in scored) / len(scored), "replies": scored})
 
     def log(values: dict[str, float], seen: Any) -> None:
         lines[-1] |= values

@@ -2,9 +2,11 @@
 
 python benchmarks/planner.py
 
-Every case loads a model and runs policy training: sampling, scoring, updating. The peak of each phase is
-the largest resident memory of the process during it (VmHWM, set back before the phase), less what the process held before
-the model was loaded, with the same libraries imported and used once. On a GPU it is torch's largest allocated memory.
+Every case loads a model and runs two iterations of policy training: sampling, scoring, updating. On a CPU, the peak of each
+phase is the largest resident memory of the process during it (VmHWM, set back before the phase). Compared twice: as it is,
+with the plan's total, whose `runtime` the planner measured in a process of its own; and less what the process held before the
+model was loaded, with the plan less its runtime. Weights are mapped from their file, where a page counts once it was read:
+loading counts with every page read. On a GPU it is torch's largest allocated memory, and there is no runtime.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Case:
 
 
 _FEW = {
-    "policy.questions_per_iteration": 4, "policy.replies_per_question": 2, "policy.minibatch": 4, "policy.iterations": 1,
+    "policy.questions_per_iteration": 4, "policy.replies_per_question": 2, "policy.minibatch": 4,
 }  # fmt: skip
 _SMALL = {"policy.questions_per_iteration": 8, "policy.replies_per_question": 4, "policy.minibatch": 16}
 CASES = {
@@ -79,18 +81,18 @@ def _status(field: str) -> int:
 
 
 class _Meter:
-    """Peak bytes of blocks, above what there was at the start."""
+    """Peak bytes of blocks, and what there was at the start."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.peaks: dict[str, list[int]] = {}
-        self._before = 0 if device == "cuda" else _status("VmRSS")
+        self.before = 0 if device == "cuda" else _status("VmRSS")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         self._reset()
         yield
-        self.peaks.setdefault(name, []).append(self._peak() - self._before)
+        self.peaks.setdefault(name, []).append(self._peak())
 
     def _reset(self) -> None:
         if self.device == "cuda":
@@ -147,7 +149,7 @@ def _prompts(case: Case, count: int, vocabulary: int) -> list[Any]:
     """Random prompts, a few tokens shorter than the longest or as long."""
     import random
 
-    from selfeval.training.policy import Prompt
+    from selfeval.training.setting import Prompt
 
     source = random.Random(0)
 
@@ -166,11 +168,15 @@ def _config(case: Case, model: str) -> Any:
 
 
 def measure(case: Case, model: str) -> dict[str, Any]:
-    """Peaks by phase, and what torch says was allocated, in bytes."""
+    """Bytes before loading, and peaks by phase."""
     import selfeval.training.policy as policy
     from selfeval.backbone.roles import Backbone
-    from selfeval.stages.policy import CRITIC, EVALUATOR, POLICY, REFERENCE
     from selfeval.training.checkpoint import Checkpoints
+    from selfeval.training.evaluator import EVALUATOR
+    from selfeval.training.learners import policy_gradient
+    from selfeval.training.learners.ppo import PPO
+    from selfeval.training.scoring import EvaluatorScorer
+    from selfeval.training.setting import POLICY, REFERENCE, Setting
 
     config = _config(case, model)
     Backbone.load(_config(CASES["embedded"], str(EMBEDDED)))  # imports what is imported late
@@ -178,73 +184,64 @@ def measure(case: Case, model: str) -> dict[str, Any]:
     meter = _Meter(case.device)
     with meter.phase("load"):
         backbone = Backbone.load(config)
+        for weight in backbone.model.parameters():
+            weight.view(-1)[::1024].sum()  # every page of a mapped file
     backbone.loaded.eos_ids = ()  # every reply is as long as planned for
     backbone.add_role(EVALUATOR, head=True)
     backbone.freeze(EVALUATOR)
     backbone.add_role(POLICY)
     backbone.add_snapshot(REFERENCE, of=POLICY)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
-    policy._collect = meter.around("rollout", policy._collect)
-    policy._experience = meter.around("score", policy._experience)
-    policy._Loop.update = meter.around("update", policy._Loop.update)  # type: ignore[method-assign]
+    policy_gradient.collect = meter.around("rollout", policy_gradient.collect)
+    policy.observe = meter.around("score", policy.observe)
+    EvaluatorScorer.__call__ = meter.around("score", EvaluatorScorer.__call__)  # type: ignore[method-assign]
+    PPO.advantages = meter.around("score", PPO.advantages)  # type: ignore[method-assign]
+    PPO.update = meter.around("update", PPO.update)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        policy.train_policy(
+        setting = Setting(
             backbone,
-            _prompts(case, config.policy.questions_per_iteration, backbone.model.config.vocab_size),
             config.policy,
-            lambda optimizers: Checkpoints(Path(folder), backbone, [POLICY, CRITIC], optimizers),
+            EvaluatorScorer(backbone, config.batch_tokens),
             seed=0,
             limit=case.reply,
             rows=config.rollout_rows,
             batch_tokens=config.batch_tokens,
+        )
+        policy.train_policy(
+            setting,
+            _prompts(case, config.policy.questions_per_iteration, backbone.model.config.vocab_size),
+            lambda roles, optimizers: Checkpoints(Path(folder), backbone, roles, optimizers),
             keep=lambda *_: None,
             log=lambda *_: None,
             resumed=lambda _: None,
+            rolled_back=lambda *_: None,
         )
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "system_seconds": usage.ru_stime,
-        "measured": meter.peaks,
-        "base_bytes": backbone.base_bytes,
-        "adapter_bytes": backbone.adapter_bytes,
+        "before": meter.before,
+        "peaks": {phase: max(values) for phase, values in meter.peaks.items()},
     }
 
 
 # -- all cases ----------------------------------------------------------------------------------------------------------
 
 
-def planned(case: Case, model: Path) -> dict[str, int]:
-    """What the planner says of the same work, in bytes by phase."""
+def planned(case: Case, model: Path) -> dict[str, dict[str, int]]:
+    """What the planner says of the same work, in bytes by phase and kind."""
     from selfeval.backbone.facts import model_facts
-    from selfeval.backbone.footprint import ShapeBackbone
-    from selfeval.backbone.plan import DTYPES, weigh
-    from selfeval.training import phases
+    from selfeval.backbone.placement import meta_model, plan_placement
+    from selfeval.stages.planning import Machine, Measured, Workload
 
-    facts, config = model_facts(str(model)), _config(case, str(model))
-    backbone = ShapeBackbone(facts.config, DTYPES[case.precision], config.lora, phases.POLICY_ROLES)
-    policy = config.policy
-    replies = policy.questions_per_iteration * policy.replies_per_question
-    rows = max(1, config.batch_tokens // (max(case.reply_prompt, case.grade_prompt) + case.reply))
-
-    def shape(count: int) -> phases.Shape:
-        return phases.Shape(count, case.reply_prompt, case.reply)
-
-    of_iteration = {"grade_prompt": case.grade_prompt, "replies": replies}
-    sampling = phases.rollout_peak(
-        backbone, shape(replies), prompts=policy.questions_per_iteration, nucleus=False, role=phases.LEARNING[0]
-    )
-    later = phases.optimizer_bytes(backbone, phases.LEARNING) if policy.iterations > 1 else 0
-    scoring = phases.score_peak(backbone, shape(min(rows, replies)), **of_iteration)
-    updating = phases.update_peak(
-        backbone, shape(min(rows, policy.minibatch)), minibatch=policy.minibatch, evaluator_rows=0, **of_iteration
-    )
-    return {
-        "load": weigh(facts, case.precision).bytes,
-        "rollout": sampling.total() + later,
-        "score": scoring.total() + later,
-        "update": updating.total(),
-    }
+    config, facts = _config(case, str(model)), model_facts(str(model))
+    device, policy = "cuda:0" if case.device == "cuda" else "cpu", config.policy
+    runtime = Machine.of(config, {device: 1 << 40}).runtime
+    work = Workload(case.reply_prompt, case.grade_prompt, case.reply_prompt, case.reply, 1)
+    placement = plan_placement(meta_model(facts.config), {device: 1 << 40}, case.precision)
+    measured = Measured(facts, config, case.precision, placement, work, False, runtime)
+    sampling = measured.of_policy(policy.questions_per_iteration * policy.replies_per_question)
+    learning = measured.learning(max(1, config.batch_tokens // work.longest))
+    return {phase: dict(peaks[device]) for phase, peaks in {"load": measured.load(), "rollout": sampling, **learning}.items()}
 
 
 def _in_own_process(environment: dict[str, str], *arguments: str) -> Any:
@@ -253,22 +250,39 @@ def _in_own_process(environment: dict[str, str], *arguments: str) -> Any:
     return json.loads(output.splitlines()[-1])
 
 
+def _mib(sizes: dict[str, int]) -> dict[str, float]:
+    return {name: round(size / 2**20, 1) for name, size in sizes.items() if size}
+
+
+def _against(plan: dict[str, int], measured: dict[str, int]) -> dict[str, Any]:
+    return {
+        "planned_mib": _mib(plan),
+        "measured_mib": _mib(measured),
+        "error": {phase: round(plan[phase] / size - 1, 3) for phase, size in measured.items()},
+    }
+
+
 def compare(name: str, folder: Path) -> dict[str, Any]:
-    """Planned and measured MiB by phase; measured with the allocator as it is, and giving back at once what is freed."""
+    """Planned and measured MiB by phase: of the whole process, and beside its runtime."""
     model = folder / name if CASES[name].shape else EMBEDDED
     if CASES[name].shape:
         _in_own_process({}, "save", name, str(model))
     plan = _in_own_process({}, "plan", name, str(model))
-    found: dict[str, Any] = {"planned_mib": {phase: round(size / 2**20, 1) for phase, size in plan.items()}}
-    for label, environment in (("returning", {"MALLOC_MMAP_THRESHOLD_": "131072"}), ("as_is", {})):
-        result = _in_own_process(environment, "measure", name, str(model))
-        peaks = {phase: max(values) for phase, values in result["measured"].items()}
-        found[label] = {
-            "measured_mib": {phase: round(size / 2**20, 1) for phase, size in peaks.items()},
-            "error": {phase: round(plan[phase] / size - 1, 3) for phase, size in peaks.items()},
-            "cpu_seconds": round(result["cpu_seconds"], 1),
-        }
-    return found
+    found = _in_own_process({}, "measure", name, str(model))
+    whole = {phase: sum(kinds.values()) for phase, kinds in plan.items()}
+    beside = {phase: size - plan[phase].get("runtime", 0) for phase, size in whole.items()}
+    above = {phase: size - found["before"] for phase, size in found["peaks"].items()}
+    return {
+        "runtime_mib": {
+            "planned": round(plan["load"].get("runtime", 0) / 2**20, 1),
+            "measured": round(found["before"] / 2**20, 1),
+        },
+        "process": _against(whole, found["peaks"]),
+        "beside_runtime": _against(beside, above),
+        "kinds_mib": {phase: _mib(kinds) for phase, kinds in plan.items()},
+        "cpu_seconds": round(found["cpu_seconds"], 1),
+        "system_seconds": round(found["system_seconds"], 1),
+    }
 
 
 def main() -> None:

@@ -68,21 +68,34 @@ def _backbone(folder: str) -> Any:
 
 
 def _ours_ppo(folder: str) -> dict[str, Any]:
+    return _ours_learning(folder, "ppo", replies=1)
+
+
+def _ours_rloo(folder: str) -> dict[str, Any]:
+    """As many replies as PPO's, two to a question: the others to it are its baseline."""
+    return _ours_learning(folder, "rloo", replies=2)
+
+
+def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
     from selfeval.config import PolicyConfig
     from selfeval.training.checkpoint import Checkpoints
     from selfeval.training.evaluator import EVALUATOR
     from selfeval.training.policy import train_policy
     from selfeval.training.scoring import EvaluatorScorer
-    from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Setting
+    from selfeval.training.setting import POLICY, REFERENCE, Prompt, Setting
 
     backbone = _backbone(folder)
     backbone.add_role(EVALUATOR, head=True, trainable=False)
     backbone.add_role(POLICY)
     backbone.add_snapshot(REFERENCE, of=POLICY)
-    backbone.add_role(CRITIC, head=True)
     count = SHAPE["prompts"]
     config = PolicyConfig(
-        iterations=1, questions_per_iteration=count, replies_per_question=1, epochs=SHAPE["epochs"], minibatch=count
+        learner=learner,
+        iterations=1,
+        questions_per_iteration=count // replies,
+        replies_per_question=replies,
+        epochs=SHAPE["epochs"],
+        minibatch=count,
     )
     held = {"gradients": 0}
 
@@ -218,7 +231,13 @@ def _mixed_time(folder: str) -> dict[str, Any]:
     }
 
 
-VARIANTS = {"ours-ppo": _ours_ppo, "ours-sft": _ours_sft, "plain-sft": _plain_sft, "mixed-time": _mixed_time}
+VARIANTS = {
+    "ours-ppo": _ours_ppo,
+    "ours-rloo": _ours_rloo,
+    "ours-sft": _ours_sft,
+    "plain-sft": _plain_sft,
+    "mixed-time": _mixed_time,
+}
 
 
 def measure(variant: str, folder: str) -> None:

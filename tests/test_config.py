@@ -170,3 +170,10 @@ def test_every_field_is_explained_and_the_config_survives_json() -> None:
     ]
     silent = [f"{s.__name__}.{name}" for s in sections for name, field in s.model_fields.items() if not field.description]
     assert [name for name in silent if not name.startswith("RunConfig.")] == []
+
+
+@pytest.mark.parametrize("learner", ["ilql", "soft_q"])
+def test_rounds_need_a_learner_that_changes_the_policy(learner: str) -> None:
+    load_config(None, {}, [f"policy.learner={learner}"])
+    with pytest.raises(ConfigError, match=f"{learner} leaves the policy's weights alone; set rounds = 1"):
+        load_config(None, {}, [f"policy.learner={learner}", "rounds=2"])

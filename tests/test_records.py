@@ -7,7 +7,9 @@ import pytest
 
 from selfeval.records import Drop, Pair, Question, Reply, Seed, Split, Verdict, VerdictState, Working, from_json, to_json
 
-VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.5, 0.0, 0.125, ("one", "two\n\u2028"))
+VERDICT = Verdict(
+    "q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.5, 0.0, 0.125, (0.25, 0.0), ("one", "two\n\u2028")
+)
 RECORDS: list[Any] = [
     Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
     Seed("How many?", "Two.", {}),
@@ -15,7 +17,7 @@ RECORDS: list[Any] = [
     Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
     VERDICT,
     Working("q1", "6 * 7 = 42. The answer is 42"),
-    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, 0.5, None, ("", "")),
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, 0.5, None, (None, 0.5), ("", "")),
     Pair("q1", "How many?", "2", "3", 0.75, (5, 2), (6, 2), Split.TRAIN),
     Drop("questions", "near_duplicate", "How many?", {"of": "seed-0"}),
 ]

@@ -63,7 +63,13 @@ def run(
     model: Annotated[str | None, typer.Option(help="Hugging Face model folder or hub id.")] = None,
     seeds: Annotated[Path | None, typer.Option(help='Seed questions: JSON lines {"question": "..."} or one a line.')] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given. A run in it goes on.")] = None,
-    until: Annotated[str | None, typer.Option(help=f"Stop after this stage: {', '.join(_STAGES)}.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help=f"Stop after this stage: {', '.join(_STAGES)}. With rounds, a stage of round 1; 2/pairs is one of round 2.",
+        ),
+    ] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. policy.iterations=20.")
     ] = None,
@@ -78,13 +84,16 @@ def run(
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command goes on where an interrupted run stopped; a finished run says so. Examples:
+    The same command goes on where an interrupted run stopped; a finished run says so. With rounds above 1 the better policy
+    writes and answers the questions of the next round, in DIR/rounds/02 and on; a finished run goes on with more. Examples:
 
     selfeval run
 
     selfeval run --model path/to/model --seeds my_seeds.jsonl --output runs/mine
 
     selfeval run --until pairs --set questions.train=200
+
+    selfeval run --set rounds=3
     """
     with _clear_errors(debug):
         named = output.name if output and not recipe else None
@@ -93,11 +102,9 @@ def run(
 
 
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
-    from selfeval.config import nearest
     from selfeval.stages.seeds import read_seeds
 
-    if until is not None and until not in _STAGES:
-        raise InputError(f'there is no stage "{until}"{nearest(until, _STAGES)}')
+    stop = None if until is None else _stop_at(until, config.rounds)
     read_seeds(config.seeds)
     from selfeval.store import RunStore
 
@@ -105,16 +112,31 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> Non
     try:
         _quiet_libraries()
         from selfeval.stages.context import Context
-        from selfeval.stages.pipeline import run_stages
+        from selfeval.stages.rounds import run_rounds
         from selfeval.stages.terminal import Terminal
 
-        worked = run_stages(Context(config, store, Terminal(quiet)), until)
-        if store.is_finished("report"):
-            _closing_table(output, worked)
-        elif not worked:
+        worked = run_rounds(Context(config, store, Terminal(quiet)), stop)
+        whole = store.run["status"] == "finished"
+        if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
+        if store.is_finished("report"):
+            _closing_table(output, worked or not whole)
     finally:
         store.close()
+
+
+def _stop_at(until: str, rounds: int) -> tuple[int, str]:
+    """The round and the stage that `--until` names."""
+    from selfeval.config import nearest
+
+    number, _, stage = until.rpartition("/")
+    if stage not in _STAGES:
+        raise InputError(f'there is no stage "{stage}"{nearest(stage, _STAGES)}')
+    if number and not (number.isdecimal() and 1 <= int(number) <= rounds):
+        raise InputError(
+            f'--until {until}: there is no round "{number}", rounds = {rounds}; give one of them, or --set rounds=N'
+        )
+    return int(number or 1), stage
 
 
 def _quiet_libraries() -> None:
@@ -134,7 +156,7 @@ def _closing_table(folder: Path, worked: bool) -> None:
     from rich.table import Table
 
     from selfeval.report.page import draw_page
-    from selfeval.report.summary import summary_rows, verdict_sentences
+    from selfeval.report.summary import rounds_sentences, summary_rows, verdict_sentences
     from selfeval.store import read_json
 
     report = read_json(folder / "report.json")
@@ -145,7 +167,7 @@ def _closing_table(folder: Path, worked: bool) -> None:
     for name, value in summary_rows(report):
         table.add_row(name, value)
     console.print(table)
-    for sentence in verdict_sentences(report):
+    for sentence in (*verdict_sentences(report), *rounds_sentences(report)):
         console.print(sentence, highlight=False, markup=False)
     page = folder / "index.html"
     if not page.exists():
@@ -172,34 +194,56 @@ def plan(
     model: Annotated[str | None, typer.Option(help="Model folder, or the hub id of a common model; nothing is loaded.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="The config.json of any other model.")] = None,
     memory_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory that may be taken, e.g. 6GiB; what is free unless given.")
+        str | None, typer.Option(metavar="SIZE", help="Most memory to take on a device, e.g. 6GiB; what is free unless given.")
+    ] = None,
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", metavar="NAME=SIZE", help="Plan for this device instead of those here; cuda:N, cpu or disk. Repeatable."
+        ),
     ] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a run takes in memory, by phase and kind, and with which settings it fits; nothing is loaded.
+    """Say what a run takes in memory, by device, phase and kind, and with which settings it fits; nothing is loaded.
 
-    Exit code 2 when it cannot fit. Examples:
+    Precision and device map are chosen as loading would choose them, for the machine at hand or for one that you name. Where
+    the wanted sizes do not fit, smaller ones are found; where nothing fits, it says what would have to change (exit code 2).
+
+    Rows: runtime (Python, torch, libraries; RAM only), base (frozen weights), adapters, gradients and optimizer (of the roles
+    that learn), KV cache (while replies are sampled), activations, logits chunk, what malloc keeps (small models, RAM only).
+
+    Examples:
 
     selfeval plan
 
-    selfeval plan --model Qwen/Qwen2.5-7B-Instruct --memory-budget 24GiB --set device=cuda
+    selfeval plan --model Qwen/Qwen2.5-7B-Instruct --device cuda:0=24GiB
+
+    selfeval plan --model Qwen/Qwen2.5-7B-Instruct --device cuda:0=10GiB --device cuda:1=8GiB --device cpu=32GiB
+
+    selfeval plan --config path/to/config.json --memory-budget 6GiB --set context.rope_scaling=yarn --set context.rope_factor=4
     """
     with _clear_errors(debug):
-        _plan(recipe, model, config_file, memory_budget, assign or [], as_json)
+        _plan(recipe, model, config_file, memory_budget, devices or [], assign or [], as_json)
 
 
 def _plan(
-    recipe: Path | None, model: str | None, config_file: Path | None, budget: str | None, assign: list[str], as_json: bool
+    recipe: Path | None,
+    model: str | None,
+    config_file: Path | None,
+    budget: str | None,
+    devices: list[str],
+    assign: list[str],
+    as_json: bool,
 ) -> None:
     config = _config(recipe, model or (str(config_file) if config_file else None), None, assign, None, budget)
+    named = _named_devices(devices)
     _quiet_libraries()
     from selfeval.backbone.facts import model_facts
-    from selfeval.stages.planning import free_on, make_plan, planned_device
+    from selfeval.stages.planning import Machine, make_plan
 
-    limit = config.memory_budget or free_on(planned_device(config))
-    made = make_plan(config, model_facts(str(config_file or config.model)), limit)
+    made = make_plan(config, model_facts(str(config_file or config.model)), Machine.of(config, named))
     if as_json:
         import json
 
@@ -210,6 +254,21 @@ def _plan(
         print_plan(made)
     if not made.fits:
         raise typer.Exit(2)
+
+
+def _named_devices(devices: list[str]) -> dict[str, int]:
+    """`--device` values; names and sizes are those of `placement.max_memory`."""
+    from selfeval.config import PlacementConfig
+    from selfeval.errors import ConfigError
+
+    pairs = [text.partition("=") for text in devices]
+    try:
+        return dict(PlacementConfig.model_validate({"max_memory": {name: size for name, _, size in pairs}}).max_memory)
+    except ValueError:
+        raise ConfigError(
+            f"--device {' --device '.join(devices)}: expected NAME=SIZE with cuda:0, cuda:1, ..., cpu or disk, for example "
+            "--device cuda:0=24GiB --device cpu=64GiB"
+        ) from None
 
 
 @app.command()
@@ -293,11 +352,11 @@ def export(
             config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
-        from selfeval.stages.export import PRECISIONS, export_role
+        from selfeval.stages.export import MERGED_PRECISIONS, export_role
         from selfeval.stages.terminal import Terminal
 
-        if precision not in PRECISIONS:
-            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(PRECISIONS))}')
+        if precision not in MERGED_PRECISIONS:
+            raise InputError(f'there is no precision "{precision}"{nearest(precision, list(MERGED_PRECISIONS))}')
         if precision != "base" and not merge:
             raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
         done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))
@@ -307,6 +366,8 @@ def export(
             typer.echo(
                 f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})"
             )
+        if done.own_tokenizer:
+            typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
 
 
 @lab.command()

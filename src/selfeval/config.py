@@ -209,7 +209,7 @@ class EvaluatorConfig(Section):
 class PolicyConfig(Section):
     """Policy learning against the evaluator; which algorithm is `learner`, the rest is common to them."""
 
-    learner: Literal["ppo", "grpo", "rloo", "reinforce_pp", "remax", "dpo", "raft", "ilql", "soft_q"] = "ppo"
+    learner: Literal["ppo", "trpo", "grpo", "rloo", "reinforce_pp", "remax", "dpo", "raft", "ilql", "soft_q"] = "ppo"
     """The algorithm; docs/algorithms/learners.md tells them apart."""
     pairs: Literal["sampled", "kept"] = "sampled"
     """What dpo learns from: pairs of the replies just sampled, or the pairs that the judge labelled."""
@@ -241,6 +241,10 @@ class PolicyConfig(Section):
     """Upper half-width of the clip range where it differs from `clip` (0.28 in DAPO); 0: the same."""
     dual_clip: Annotated[float, Field(ge=0.0)] = 0.0
     """Bound of the loss of a bad token that became likelier, in units of the ratio (3 is usual); 0: none."""
+    step_kl: Annotated[float, Field(ge=0.0)] = 5e-3
+    """An iteration that moves the policy further (approximate KL, nats per token) shortens the steps after it; 0: never."""
+    trust_region: Positive = 0.01
+    """Most that a step of trpo moves the policy: exact KL, in nats per token, at the peak of the learning rate's schedule."""
     value_clip: Annotated[float, Field(ge=0.0)] = 0.2
     """Clip range of the value update, in units of the whitened reward; 0: none."""
     whiten_advantages: bool = True
@@ -257,10 +261,12 @@ class PolicyConfig(Section):
     """Wanted KL divergence from the reference, in nats per reply."""
     kl_coefficient: Positive = 0.05
     """Initial weight of the KL penalty."""
-    kl_control: Literal["adaptive", "fixed"] = "adaptive"
-    """How the weight of the KL penalty is moved towards the target: in proportion to the gap, or not at all."""
+    kl_control: Literal["dual", "adaptive", "fixed"] = "dual"
+    """How the weight of the KL penalty is moved towards the target: as a damped multiplier, slowly in proportion, or not."""
+    kl_rate: Positive = 0.5
+    """Dual: change of the log weight in an iteration whose KL is off by its whole target."""
     kl_horizon: Count = 2000
-    """Samples over which the KL weight changes by 20% at most (Ziegler et al. 2019)."""
+    """Adaptive: samples over which the weight changes by 20% at most (Ziegler et al. 2019)."""
     whiten_rewards: bool = True
     """Scores in units of the first iteration's: mean 0, deviation 1."""
     reward_clip: Annotated[float, Field(ge=0.0)] = 4.0
@@ -315,6 +321,8 @@ class RunConfig(Section):
     """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
+    rounds: Count = 1
+    """How often the loop is gone through; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the backbone lives."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
@@ -340,6 +348,15 @@ class RunConfig(Section):
     evaluator: EvaluatorConfig = EvaluatorConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _rounds_need_a_better_policy(self) -> RunConfig:
+        if self.rounds > 1 and self.policy.learner in ("ilql", "soft_q"):
+            raise ValueError(
+                f"rounds = {self.rounds} starts each round from the policy of the one before, and {self.policy.learner} leaves "
+                "the policy's weights alone; set rounds = 1, or another policy.learner"
+            )
+        return self
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:

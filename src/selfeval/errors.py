@@ -9,9 +9,9 @@ SelfEvalError
 │   ├── StorageError        the disk is full or not writable
 │   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
 │   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
+│   │   └── NotFiniteError  a number of training is NaN or infinite
 │   └── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
-├── RoleError               our own misuse of roles on the backbone; exit code 1
-└── NotFiniteError          a number of training is NaN or infinite; the policy loop rolls back, elsewhere exit code 1
+└── RoleError               our own misuse of roles on the backbone; exit code 1
 
 A message says what was got, what is allowed, and what to do.
 """
@@ -71,16 +71,16 @@ class LoopError(InputError):
     """The loop cannot go on with what its own stages produced."""
 
 
+class NotFiniteError(LoopError):
+    """A number of training is NaN or infinite; the message names the tensor."""
+
+
 class ExportError(InputError):
     """A role cannot be exported as it was asked for."""
 
 
 class RoleError(SelfEvalError):
     """A role was used in a way that could measure or train the wrong weights."""
-
-
-class NotFiniteError(SelfEvalError):
-    """A tensor of training holds NaN or infinity; the message names it."""
 
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")

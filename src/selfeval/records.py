@@ -88,6 +88,7 @@ class Verdict:
         probability: that `first` is the better one, averaged over both orders; None when unparsable.
         in_order, swapped: the same probability from each order alone; None where that order did not parse.
         tie: probability that neither is better, averaged over both orders.
+        ties: the same probability from each order alone: in order, swapped.
         words: what the judge wrote in each order.
     """
 
@@ -100,6 +101,7 @@ class Verdict:
     in_order: float | None
     swapped: float | None
     tie: float | None
+    ties: tuple[float | None, float | None]
     words: tuple[str, str]
 
     @property

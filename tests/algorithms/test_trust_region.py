@@ -152,12 +152,19 @@ def test_the_product_through_a_network_is_that_of_its_jacobians() -> None:
     close(actual_N, (fisher_NN @ vector_N + 0.25 * vector_N).tolist())
 
 
-def test_half_solved_steps_keep_the_bound() -> None:
-    # ½ sᵀF s = δ for whatever direction two iterations reached.
-    values_N = f64([1.0, 2.0, 30.0, 400.0])
-    natural = natural_gradient_step(lambda v: values_N * v, torch.ones(4, dtype=torch.float64), kl_bound=0.02, iterations=2)
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_half_solved_steps_keep_the_bound_without_another_product(iterations: int) -> None:
+    # ½ sᵀF s = δ for whatever direction so few iterations reached.
+    values_N, products = f64([1.0, 2.0, 30.0, 400.0]), []
+
+    def product(v: Tensor) -> Tensor:
+        products.append(v)
+        return values_N * v
+
+    natural = natural_gradient_step(product, torch.ones(4, dtype=torch.float64), kl_bound=0.02, iterations=iterations)
     assert natural.relative_residual > 0.1
-    assert (natural.step_N @ (values_N * natural.step_N)).item() / 2 == pytest.approx(0.02)
+    assert (natural.step_N @ (values_N * natural.step_N)).item() / 2 == pytest.approx(0.02, rel=1e-9)
+    assert len(products) == iterations
 
 
 def test_no_gradient_is_no_step() -> None:

@@ -9,7 +9,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LoraConfig
-from selfeval.errors import ModelError, RoleError
+from selfeval.errors import ConfigError, ModelError, RoleError
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, generate
 
@@ -163,6 +163,65 @@ def test_an_adapter_on_an_embedding_is_refused() -> None:
     backbone.lora = LoraConfig(targets=("embed_tokens",))
     with pytest.raises(ModelError, match="embedding"):
         backbone.add_role("policy")
+
+
+REFUSED = {
+    "output layer": ("q_proj", "lm_head"),
+    "embedding": ("embed_tokens", "q_proj"),
+    "no linear layer": ("q_proj", "post_attention_layernorm"),  # PEFT stops in the middle: q_proj has its adapter by then
+    "no such layer": ("query",),
+}
+EXPERTS = ("q_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def said(backbone: Backbone, role: str) -> Tensor:
+    """Logits of the role, and its scores where it has a head."""
+    ids, mask = rows(3)
+    with torch.no_grad(), backbone.acting_as(role):
+        hidden = backbone.hidden(ids, mask)
+        scores = [backbone.score(role, hidden)[..., None]] if role in backbone.heads else []
+        return torch.cat([backbone.logits(hidden), *scores], -1)
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning")  # peft, about what is refused here
+@pytest.mark.parametrize("why", [*REFUSED, "experts"])
+def test_a_refused_first_role_leaves_the_backbone_as_it_was(why: str) -> None:
+    family, good = ("qwen3_moe", EXPERTS) if why == "experts" else ("llama", "all-linear")
+    bad = (*EXPERTS, "lm_head") if why == "experts" else REFUSED[why]
+    backbone, fresh = (tiny_models.backbone(family) for _ in range(2))
+    before = {name: id(module) for name, module in backbone.model.named_modules()}
+    backbone.lora = LoraConfig(rank=4, alpha=8.0, targets=bad)
+    with pytest.raises((ConfigError, ModelError)):
+        backbone.add_role("policy", head=True)
+    assert {name: id(module) for name, module in backbone.model.named_modules()} == before
+    assert backbone.roles == ()
+    assert torch.equal(said(backbone, BASE), said(fresh, BASE))
+    for each in (backbone, fresh):
+        each.lora = LoraConfig(rank=4, alpha=8.0, targets=good)
+        each.add_role("policy", seed=1, head=True)
+        tiny_models.scramble(each, "policy")
+    assert backbone.parameters("policy").keys() == fresh.parameters("policy").keys()
+    assert torch.equal(said(backbone, "policy"), said(fresh, "policy"))
+    assert (said(fresh, "policy")[..., :-1] - said(fresh, BASE)).abs().max() > 1e-2  # so that the comparison can fail
+    assert all(p.requires_grad for p in backbone.parameters("policy").values())
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning")
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_refused_further_role_leaves_the_others_alone(why: str) -> None:
+    backbone = all_roles()
+    before = {name: id(module) for name, module in backbone.model.named_modules()}
+    expected = {role: said(backbone, role) for role in ROLES}
+    trained = {role: [p.requires_grad for p in backbone.parameters(role).values()] for role in ROLES}
+    good, backbone.lora = backbone.lora, LoraConfig(targets=REFUSED[why])
+    with pytest.raises((ConfigError, ModelError)):
+        backbone.add_role("judge")
+    assert {name: id(module) for name, module in backbone.model.named_modules()} == before
+    assert {role: [p.requires_grad for p in backbone.parameters(role).values()] for role in ROLES} == trained
+    assert all(torch.equal(said(backbone, role), expected[role]) for role in ROLES)
+    backbone.lora = good
+    backbone.add_role("judge", copy_of="policy")
+    assert torch.equal(said(backbone, "judge"), expected["policy"])
 
 
 def test_work_that_sorts_its_rows_refuses_a_role_for_each_row() -> None:

@@ -35,6 +35,11 @@ class ToldMeter:
     def peak(self) -> int:
         return self.highest
 
+    phases = 0
+
+    def between_phases(self) -> None:
+        self.phases += 1
+
     def release(self) -> None:
         self.released += 1
 
@@ -275,3 +280,13 @@ def test_a_sentence_is_told_once_for_each_thing_that_happens() -> None:
     budget = MemoryBudget(ToldMeter(), told.append)
     run(budget, 4 * (16 + 32), memory=4)
     assert told == ["update: out of memory; going on with 4 tokens at once instead of 8"]
+
+
+def test_what_is_kept_goes_back_when_the_phase_changes_and_not_at_every_call() -> None:
+    meter = ToldMeter()
+    budget = MemoryBudget(meter)
+    counts = []
+    for phase in (Phase.ROLLOUT, Phase.SCORE, Phase.SCORE, Phase.UPDATE, Phase.UPDATE, Phase.ROLLOUT):
+        list(budget.in_groups(phase, [1], 4, lambda group: None))
+        counts.append(meter.phases)
+    assert counts == [1, 2, 2, 3, 3, 4]

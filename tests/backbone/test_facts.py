@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
-from selfeval.backbone.facts import known_models, model_facts, read_facts
+import chatglm
+from selfeval.backbone.facts import ModelFacts, known_models, model_facts, read_facts
 from selfeval.backbone.plan import weigh
+from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 
 # What the makers publish (the number of elements in the weight files).
@@ -21,6 +25,10 @@ PUBLISHED = {
     "google/gemma-3-1b-it": 999_885_952,
     "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
     "openai-community/gpt2": 124_439_808,
+    "THUDM/chatglm2-6b": 6_243_584_000,
+    "THUDM/chatglm3-6b": 6_243_584_000,
+    # 6,173,286,400 with the output layer tied; the files hold it beside the embeddings, and so does this package.
+    "THUDM/chatglm-6b": 6_173_286_400 + 130_528 * 4096,
 }
 
 
@@ -28,8 +36,8 @@ PUBLISHED = {
 def test_shipped_facts_give_the_published_size(name: str) -> None:
     facts = model_facts(name)
     weights = weigh(facts, "bf16")
-    assert weights.parameters == PUBLISHED[name]
-    assert weights.bytes == pytest.approx(2 * PUBLISHED[name], rel=1e-3)  # buffers on top
+    assert weights.numbers == PUBLISHED[name]
+    assert weights.total == pytest.approx(2 * PUBLISHED[name], rel=1e-3)  # buffers on top
 
 
 def test_every_shipped_file_says_where_its_facts_come_from() -> None:
@@ -42,7 +50,7 @@ def test_quantised_weights_leave_embeddings_and_output_layer_alone() -> None:
     embeddings = 2 * 152_064 * 3584  # untied
     layers = 7_615_616_512 - embeddings
     for precision, per_weight in (("int8", 1.0), ("nf4", 0.5 + 1 / 64 + 4 / (64 * 256))):
-        assert weigh(facts, precision).bytes == pytest.approx(2 * embeddings + per_weight * layers, rel=1e-3)
+        assert weigh(facts, precision).total == pytest.approx(2 * embeddings + per_weight * layers, rel=1e-3)
     assert weigh(facts, "nf4").unpacked == 2 * 3584 * 18_944
     assert weigh(facts, "bf16").unpacked == 0
 
@@ -70,3 +78,39 @@ def test_the_period_of_layers() -> None:
     assert model_facts("gpt2").period == 1
     assert model_facts("gemma-3-1b-it").period == 6  # five sliding layers, one full
     assert model_facts("gpt2").with_layers(3).num_hidden_layers == 3
+
+
+# -- ChatGLM, whose config.json has names of its own ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["chatglm1", "chatglm1-28l", "chatglm2", "chatglm3"])
+def test_a_published_config_of_chatglm_gives_the_weights_in_its_files(folder: str) -> None:
+    path, _ = chatglm.golden(folder)
+    facts = model_facts(str(path))
+    with safe_open(path / "model.safetensors", "pt") as file:
+        sizes = [math.prod(file.get_slice(name).get_shape()) for name in file.keys() if "inv_freq" not in name]  # noqa: SIM118
+    assert weigh(facts, "fp32").numbers == sum(sizes)
+    assert (facts.context, facts.period) == (512, 1)
+    assert weigh(ModelFacts("", facts.with_layers(1)), "fp32").numbers < weigh(facts, "fp32").numbers
+
+
+def test_a_variant_of_chatglm_that_is_not_computed_is_refused() -> None:
+    values = json.loads(known_models()["THUDM/chatglm2-6b"].read_text())["config"]
+    with pytest.raises(ModelError, match="rmsnorm = true can be used"):
+        read_facts("chatglm2-6b", {**values, "rmsnorm": False})
+
+
+# -- context ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stretched_context_reaches_further_and_leaves_the_facts_alone() -> None:
+    facts = model_facts("Qwen3-8B")
+    for method in ("linear", "dynamic", "yarn"):
+        context = ContextConfig.model_validate({"rope_scaling": method, "rope_factor": 4.0, "attention": "eager"})
+        wide = facts.within(context)
+        assert (wide.context, wide.attention) == (4 * 40_960, "eager")
+        assert wide.config.rope_parameters["rope_type"] == method
+    assert (facts.context, facts.attention) == (40_960, None)
+    assert facts.config.rope_parameters["rope_type"] == "default"
+    with pytest.raises(ModelError, match="no rotary positions"):
+        model_facts("gpt2").within(context)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -16,8 +18,8 @@ from transformers import (
 )
 
 import tiny_models
-from selfeval.backbone.load import LoadedModel
-from selfeval.backbone.merging import is_quantised, merged_classifier, merged_language_model, padding_tokenizer
+from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.merging import _update, is_quantised, merged_classifier, merged_language_model, padding_tokenizer
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
@@ -143,6 +145,69 @@ def test_merging_a_role_that_does_not_exist_is_refused_by_name() -> None:
         merged_language_model(backbone_of("llama"), "polcy")
 
 
+# -- experts that are one parameter -------------------------------------------------------------------------------------
+
+EXPERTS = {
+    "mixtral": ("q_proj", "gate", "w1", "w2", "w3"),  # the router too, which is one matrix
+    "qwen3_moe": ("q_proj", "gate_proj", "up_proj", "down_proj"),
+    "deepseek_v3": ("q_a_proj", "gate_proj", "up_proj", "down_proj"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*_pattern keys did not match.*")
+@pytest.mark.parametrize("family", EXPERTS)
+def test_fused_experts_are_merged(family: str, tmp_path: Path) -> None:
+    backbone = with_roles(tiny_models.backbone(family, VOCABULARY, targets=EXPERTS[family]))
+    assert any(".experts." in name for name in backbone.parameters("policy"))
+    expected = logits(backbone, "policy")
+    assert (expected - logits(backbone, "base")).abs().max() > 0.1
+    merged_language_model(backbone, "policy").save_pretrained(tmp_path / "policy")
+    alone, report = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    close(alone(input_ids=IDS).logits.detach(), expected)
+    merged_classifier(backbone, "evaluator-0", NEW_PAD).save_pretrained(tmp_path / "evaluator")
+    close(classifier_scores(tmp_path / "evaluator"), scores(backbone))
+
+
+def test_the_sum_of_each_expert_is_taken_in_fp32_and_rounded_once() -> None:
+    """Expert by expert, from PEFT's layout: A holds the ranks of one expert after those of another, B those of all experts."""
+    backbone = with_roles(tiny_models.backbone("mixtral", VOCABULARY, targets=EXPERTS["mixtral"], dtype=torch.bfloat16))
+    own = {name: p.detach().double() for name, p in backbone.parameters("policy").items()}
+    path, experts, scale = "model.layers.1.mlp.experts", 4, 8.0 / 4
+    exact = {}
+    # gate_up_proj is two matrices in one, for which PEFT doubles the rank; it is the inner of the two wrappers, or the outer.
+    for leaf, rank, inputs in (("down_proj", 4, 48), ("gate_up_proj", 8, 32)):
+        base = backbone.model.get_submodule(path).get_base_layer().get_parameter(leaf)
+        inner = "" if own[f"{path}.lora_A.policy.weight"].shape[1] == inputs else "base_layer."
+        down, up = (own[f"{path}.{inner}lora_{half}.policy.weight"] for half in "AB")
+        updates = [scale * up[:, e::experts] @ down[e * rank : (e + 1) * rank] for e in range(experts)]
+        exact[leaf] = base.double() + torch.stack(updates)
+    merged, rounded = merged_language_model(backbone, "policy", torch.float32), merged_language_model(backbone, "policy")
+    for leaf, expected in exact.items():
+        close(merged.get_parameter(f"{path}.{leaf}"), expected.float(), 1e-6)
+        found = rounded.get_parameter(f"{path}.{leaf}")
+        assert found.dtype == torch.bfloat16
+        assert ((found.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-6).all()
+
+
+def test_experts_that_are_held_transposed_are_updated_as_peft_computes_them() -> None:
+    """As gpt-oss holds them, whose experts no value of lora.targets reaches today."""
+    live: Any = tiny_models.model("gpt_oss", VOCABULARY)
+    peft = PeftLoraConfig(r=4, lora_alpha=8.0, target_modules=[], target_parameters=["mlp.experts.down_proj"])
+    inject_adapter_in_model(peft, live, "policy")
+    wrapper = live.model.layers[1].mlp.experts
+    generator = torch.Generator().manual_seed(0)
+    for weights in (wrapper.lora_A["policy"].weight, wrapper.lora_B["policy"].weight):
+        weights.data = torch.randn(weights.shape, generator=generator)
+    found = _update(wrapper, "down_proj", "policy")
+    assert found is not None
+    assert found.abs().max() > 1
+    close(found, wrapper.get_delta_weight("policy").detach(), 1e-5)
+    assert _update(wrapper, "gate_up_proj", "policy") is None
+    assert _update(wrapper, "down_proj", "critic") is None
+
+
 # -- classifiers --------------------------------------------------------------------------------------------------------
 
 
@@ -255,3 +320,33 @@ def test_a_quantised_base_is_decoded_as_it_computes(bits: int, tmp_path: Path) -
     assert not is_quantised(merged)
     assert not hasattr(merged.config, "quantization_config")
     assert torch.equal(logits(backbone, "policy"), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # of bitsandbytes on a CPU
+@pytest.mark.parametrize(("precision", "step"), [("int8", 0.5 / 127), ("nf4", 0.16)])
+def test_a_quantised_gpt2_is_merged_in_the_layout_of_its_own_layers(precision: str, step: float, tmp_path: Path) -> None:
+    """Its layers hold [inputs, outputs], the coded ones [outputs, inputs]; a square one would be turned in silence.
+
+    `step` is half the widest gap between two codes, as a share of the largest weight that shares a scale: 1/127 in int8, and
+    0.3 in nf4 (between -1 and -0.70; with its own scales rounded to 8 bits, a little more).
+    """
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    plain = tiny_models.model("gpt2", 384, n_embd=64, n_head=8)
+    folder = tiny_models.save_model(plain, tiny_models.words_tokenizer(), tmp_path / "model")
+    loaded = load_model(str(folder), device="cpu", precision=precision)
+    backbone = with_roles(Backbone(loaded, LoraConfig(rank=4, alpha=8.0), "tiny-gpt2"))
+    merged = merged_language_model(backbone, "policy", torch.float32)
+    own = backbone.parameters("policy")
+    for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        path = f"transformer.h.1.{layer}"
+        update = 2.0 * own[f"{path}.lora_B.policy.weight"].detach() @ own[f"{path}.lora_A.policy.weight"].detach()
+        weight = plain.get_parameter(f"{path}.weight")
+        tolerance = (step + 2**-8) * weight.abs().max().item()  # and the rounding of the pass that decodes, in bf16
+        close(merged.get_parameter(f"{path}.weight"), weight.detach() + update.T, tolerance)
+    merged.save_pretrained(tmp_path / "policy")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")(input_ids=IDS).logits.detach()
+    away = (logits(backbone, "base") - logits(backbone, "policy")).abs().mean()
+    assert (alone - logits(backbone, "policy").float()).abs().mean() < away / 10
+    expected = scores(backbone)
+    merged_classifier(backbone, "evaluator-0", 384, torch.float32).save_pretrained(tmp_path / "evaluator")
+    close(classifier_scores(tmp_path / "evaluator"), expected, 0.05 * expected.abs().max().item())

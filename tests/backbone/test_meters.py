@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfeval.backbone.meters import CpuMeter, CudaMeter, cap_gpus, meter_for, peak_resident_bytes
+from selfeval.backbone.meters import CpuMeter, CudaMeter, cap_gpus, kept_by_allocator, meter_for, peak_resident_bytes
 
 MIB = 2**20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process set its highest memory back")
@@ -94,3 +95,56 @@ def test_a_large_base_gives_back_what_it_freed() -> None:
         for size in ("1000", str(1 << 30))
     ]
     assert used[1] < used[0] - 20 * MIB
+
+
+# -- what the process keeps -------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_between_phases_what_malloc_kept_goes_back() -> None:
+    meter = CpuMeter()
+    before = meter.used()
+    blocks = [bytearray(64 << 10) for _ in range(1600)]  # 100 MiB in blocks that malloc cuts from its heap
+    last = bytearray(64 << 10)  # on top of them, so that they are not given back by themselves
+    del blocks
+    assert meter.used() - before > 90 * MIB
+    meter.between_phases()
+    assert meter.used() - before < 20 * MIB
+    del last
+
+
+def test_a_large_base_gives_back_and_a_small_one_is_charged_for_what_stays() -> None:
+    assert kept_by_allocator(64 * MIB, 100 * MIB) == 0
+    assert kept_by_allocator(MIB, 100 * MIB) in (0, 50 * MIB)  # 0 without glibc
+
+
+_MANY_SHAPES = """
+import sys, torch
+from selfeval.backbone.meters import keep_few_kernels, kernel_bytes, resident_bytes
+if sys.argv[1] == "few":
+    keep_few_kernels()
+weight = torch.randn(2048, 768, dtype=torch.bfloat16)
+rows = [torch.randn(301 + i, 768, dtype=torch.bfloat16) for i in range(100)]
+torch.nn.functional.linear(rows[0][:300], weight)
+before = resident_bytes()
+for row in rows:
+    torch.nn.functional.linear(row, weight)
+print(resident_bytes() - before, kernel_bytes())
+"""
+
+
+@linux
+def test_kernels_of_many_shapes_stay_within_what_is_counted() -> None:
+    clean = {k: v for k, v in os.environ.items() if k not in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")}
+
+    def grown(how: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", _MANY_SHAPES, how]
+        found = subprocess.run(command, check=True, capture_output=True, text=True, env=clean).stdout.split()
+        return int(found[0]), int(found[1])
+
+    few, counted = grown("few")
+    assert few < counted + 8 * MIB
+    many, _ = grown("all")
+    if many < 2 * counted:
+        pytest.skip(f"this CPU keeps only {many / MIB:.0f} MiB of kernels anyway")
+    assert many > few + counted

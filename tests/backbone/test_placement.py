@@ -98,7 +98,9 @@ def test_smaller_precisions_need_less_room() -> None:
     assert not plan("int8", cuda0=4.5, cpu=64).is_whole
     four = plan("nf4", cuda0=4.5, cpu=64)
     norms = 2 * 2 * 4096  # stay in two bytes
-    assert four.bytes["cuda:0"] == FIXED + 32 * ((LAYER - norms) // 4 + norms)
+    weights = 4 * 4096**2 + 3 * 4096 * 11008  # half a byte each, a byte for 64, an fp32 for 64 * 256; tables of 273 fp32
+    layer = norms + weights // 2 + weights // 64 + 4 * weights // (64 * 256) + 7 * 4 * 273
+    assert four.bytes["cuda:0"] == FIXED + 32 * layer
 
 
 def test_one_device_too_small_for_a_layer_is_refused_with_what_is_missing() -> None:

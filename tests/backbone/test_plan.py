@@ -6,8 +6,13 @@ from selfeval.backbone.plan import at_depth, largest_fitting
 
 
 def test_depth_adds_the_same_for_every_layer() -> None:
-    # 10 + 3 a layer; a kind that is there in the deeper one alone starts at -2 * 1.
-    assert at_depth({"a": 16}, {"a": 19, "b": 1}, (2, 3), 10) == {"a": 40, "b": 8}
+    # 10 + 3 a layer, from 2 layers to 10; a kind that is there in the deeper one alone starts at 0.
+    assert at_depth({"a": 16}, [{"a": 19, "b": 1}], [8]) == {"a": 40, "b": 8}
+
+
+def test_every_span_of_layers_adds_its_own() -> None:
+    # 10 + 3 a layer here + 5 a layer there; (2, 2) is 26, and (4, 1) is 10 + 12 + 5.
+    assert at_depth({"a": 26}, [{"a": 29}, {"a": 31}], [2, -1]) == {"a": 27}
 
 
 @pytest.mark.parametrize("budget", range(0, 1200, 7))

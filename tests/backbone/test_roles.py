@@ -351,3 +351,5 @@ def test_a_role_on_other_layers_is_refused(saved: Any, asked: Any, tmp_path: Pat
     first.save_role("policy", tmp_path)
     with pytest.raises(RunFolderError, match="other layers"):
         second.load_role("policy", tmp_path)
+    assert second.roles == ()  # it is not half there either
+    second.add_role("policy")

@@ -10,11 +10,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LONG = ROOT / "docs" / "concepts" / "long-context.md"
 COST = ROOT / "docs" / "concepts" / "cost.md"
-PAGES = (ROOT / "README.md", ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md", LONG, COST)
+ALGORITHMS = ROOT / "docs" / "algorithms"
+CONTROL, STABILITY = ALGORITHMS / "control-check.md", ALGORITHMS / "stability.md"
+CARD = ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
+PAGES = {"README": ROOT / "README.md", "model card": CARD, "long context": LONG, "cost": COST, "control check": CONTROL}
+PAGES |= {
+    "stability": STABILITY,
+    "learners": ALGORITHMS / "learners.md",
+    "over-optimisation": ALGORITHMS / "over-optimisation.md",
+}
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=("README", "model card", "long context", "cost"))
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
 def test_there_is_one_place_for_the_figures(page: Path) -> None:
     """Without it nothing would be written, and nothing compared."""
     assert len(re.findall(r"<!-- figures -->\n.*?<!-- /figures -->", page.read_text(encoding="utf-8"), re.DOTALL)) == 1
@@ -23,8 +31,8 @@ def test_there_is_one_place_for_the_figures(page: Path) -> None:
 def test_pages_show_exactly_the_measured_figures() -> None:
     if not (RESULTS / "loop.json").is_file():
         pytest.skip("benchmarks/results/loop.json does not exist yet; python benchmarks/loop.py measures it")
-    before = [page.read_bytes() for page in PAGES]
+    before = [page.read_bytes() for page in PAGES.values()]
     command = [sys.executable, str(ROOT / "benchmarks" / "figures.py"), "--check"]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert found.returncode == 0, found.stderr
-    assert [page.read_bytes() for page in PAGES] == before  # a check changes nothing
+    assert [page.read_bytes() for page in PAGES.values()] == before  # a check changes nothing

@@ -17,7 +17,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
 from selfeval.errors import ModelError
 from selfeval.judging import judge
-from selfeval.judging.judge import Comparison, Judgement, Reading, combine, compare, state_of, verdict_tokens
+from selfeval.judging.judge import Comparison, Judgement, Reading, choice, combine, compare, state_of, verdict_tokens
 from selfeval.judging.templates import Labels, Templates, templates_folder
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout
@@ -273,10 +273,29 @@ def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> N
 
 def test_combine_by_hand() -> None:
     found = combine(Reading((0.6, 0.2, 0.2), "x"), Reading((0.1, 0.9, 0.0), "y"))
-    assert found == Judgement(pytest.approx(0.8), pytest.approx(0.7), pytest.approx(0.9), pytest.approx(0.1), ("x", "y"))
+    ties = (pytest.approx(0.2), 0.0)
+    assert found == Judgement(pytest.approx(0.8), pytest.approx(0.7), pytest.approx(0.9), pytest.approx(0.1), ties, ("x", "y"))
     assert combine(Reading(None, "x"), Reading((0.1, 0.9, 0.0), "y")) == Judgement(
-        None, None, pytest.approx(0.9), None, ("x", "y")
+        None, None, pytest.approx(0.9), None, (None, 0.0), ("x", "y")
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ((0.5, 0.3, 0.2), "first"),
+        ((0.3, 0.5, 0.2), "second"),
+        ((0.3, 0.2, 0.5), "neither"),  # although the first is ahead of the second
+        ((0.375, 0.25, 0.375), "neither"),  # as likely as the first
+        ((0.25, 0.25, 0.125), "neither"),  # of the two, none is ahead
+        ((0.5, 0.125, 0.0), "first"),
+    ],
+)
+def test_the_choice_of_an_order_is_its_likeliest_label(labels: tuple[float, float, float], expected: str) -> None:
+    reading = Reading(labels, "")
+    assert reading.first_better is not None
+    assert reading.tie is not None
+    assert choice(reading.first_better, reading.tie) == expected
 
 
 @pytest.mark.parametrize(
@@ -292,7 +311,7 @@ def test_combine_by_hand() -> None:
     ],
 )
 def test_states(probability: float | None, tie: float | None, state: VerdictState) -> None:
-    judgement = Judgement(probability, probability, probability, tie, ("", ""))
+    judgement = Judgement(probability, probability, probability, tie, (tie, tie), ("", ""))
     assert state_of(judgement, config(keep=0.8, tie=0.5)) == state
 
 

@@ -14,6 +14,7 @@ from selfeval.quality.statistics import (
     bootstrap_interval,
     mcnemar_exact,
     mean_figure,
+    paired_difference,
     percentile_interval,
     proportion,
     ratio_of_means,
@@ -174,3 +175,55 @@ def test_the_interval_of_spearman_holds_its_value_and_narrows() -> None:
     first, second = ((f.ci_high or 0) - (f.ci_low or 0) for f in figures)
     # The standard error of a correlation r is about (1 - r^2) / sqrt(n): the widths go as sqrt(1000 / 40) = 5.
     assert 3 < first / second < 8
+
+
+# -- the same cases twice -----------------------------------------------------------------------------------------------
+
+
+def paired(both: int, gained: int, lost: int, neither: int) -> Figure:
+    before = [True] * both + [False] * gained + [True] * lost + [False] * neither
+    after = [True] * both + [True] * gained + [False] * lost + [False] * neither
+    return paired_difference(before, after)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        # Newcombe 1998, table III, method 10: the cells (e, f, g, h) and the interval of (f - g) / n.
+        ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),
+        # No case changed, half of them right. By hand: phi = (25 * 25 - 50 / 2) / 25^2 = 0.96. Wilson at 25 of 50 is 1/2 +- w,
+        # w = z sqrt(1/200 + z^2 / 10000) / (1 + z^2 / 50) = 0.133556, and the reach w sqrt(2 - 2 phi) = 0.282843 w = 0.037775.
+        ((25, 0, 0, 25), (0.0, -0.037775, 0.037775)),
+        # All right both times: phi is 0, the Wilson interval of 20 of 20 is (0.838875, 1), so x = 0.161125 and y = 0.
+        ((20, 0, 0, 0), (0.0, -0.161125, 0.161125)),
+    ],
+)
+def test_a_paired_difference_has_newcombes_interval(counts: tuple[int, ...], expected: tuple[float, ...]) -> None:
+    found = paired(*counts)
+    assert (found.value, found.ci_low, found.ci_high) == pytest.approx(expected, abs=5e-5)
+    assert found.n == sum(counts)
+
+
+def test_a_paired_difference_turns_with_its_sides() -> None:
+    there, back = paired(36, 12, 2, 5), paired(36, 2, 12, 5)
+    assert (back.value, back.ci_low, back.ci_high) == pytest.approx((-there.value, -there.ci_high, -there.ci_low), abs=1e-12)  # type: ignore[operator]
+
+
+def test_pairing_narrows_the_interval_where_the_same_cases_are_right() -> None:
+    alike, unlike = paired(80, 10, 0, 10), paired(70, 20, 10, 0)  # 80% before and 90% after in both
+    assert alike.value == unlike.value == pytest.approx(0.1)
+    assert alike.ci_low > 0 > unlike.ci_low  # type: ignore[operator]
+
+
+def test_a_paired_difference_covers_the_truth_as_often_as_it_says() -> None:
+    # 2000 draws of 60 cases: of 95%, four standard errors are 4 sqrt(0.95 * 0.05 / 2000) = 0.0195.
+    cells, truth, rng = [0.7, 0.15, 0.05, 0.1], 0.1, np.random.default_rng(0)
+    drawn = [paired(*counts) for counts in rng.multinomial(60, cells, size=2000).tolist()]
+    covered = np.mean([f.ci_low <= truth <= f.ci_high for f in drawn])  # type: ignore[operator]
+    assert covered == pytest.approx(0.95, abs=0.0195)
+
+
+def test_a_paired_difference_of_nothing_is_none_and_cases_come_in_pairs() -> None:
+    assert paired_difference([], []).as_json() == NOTHING
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        paired_difference([True, False], [True])

@@ -117,6 +117,15 @@ def _policy() -> dict[str, Any]:
         "gold_after": fig(0.687, 0.665, 0.708, 1800),
         "kl": fig(3.42, 3.31, 3.53, 1800),
         "length_ratio": fig(1.04, 1.03, 1.05, 1800),
+        "overoptimisation": {
+            "points": [[0.2 * k, 0.41 + 0.05 * k, 0.41 + 0.05 * k - 0.002 * k * k] for k in range(1, 13)],
+            "start": [0.41, 0.41],
+            "fit": {
+                "evaluator": {"alpha": 0.25, "beta": 0.01, "rmse": 0.01},
+                "gold": {"alpha": 0.2, "beta": 0.08, "rmse": 0.012},
+            },
+            "gap": fig(0.231, 0.2, 0.262, 384),
+        },
         "watchdogs": [
             {
                 "step": 42,

@@ -117,7 +117,7 @@ def test_what_was_not_measured_is_said_and_not_invented() -> None:
     assert "What the evaluator is worth was not measured." in said
     assert "No policy metrics were logged in this run." in said
     assert "Watchdogs were not recorded in this run." in said
-    assert said.count("This was not measured in this run.") == 15  # 9 curves, 2 of the evaluator, 4 pictures
+    assert said.count("This was not measured in this run.") == 16  # 9 curves, 2 of the evaluator, 4 pictures
     assert re.findall(r"\d[\d,.]*%", said.replace("of 80% is right 80%", "")) == []
 
 

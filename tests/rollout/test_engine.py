@@ -330,3 +330,13 @@ def test_the_context_of_the_model_is_not_left(family: str) -> None:
     assert (len(rollout.ids), rollout.finished) == (3, False)
     with pytest.raises(LoopError, match="context of 8"):
         sample(backbone, [Request((5,) * 8)])
+
+
+def test_the_output_layer_is_not_multiplied_row_by_row() -> None:
+    """A view of the last position would make torch copy the output layer for every prompt (bf16 on a CPU)."""
+    backbone = tiny_models.backbone(dtype=torch.bfloat16)
+    seen = []
+    backbone.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    sample(backbone, [Request(prompt) for prompt in PROMPTS], limit=2)
+    assert tuple(seen[0].shape[:2]) == (len(PROMPTS), 1)
+    assert all(hidden.is_contiguous() for hidden in seen)

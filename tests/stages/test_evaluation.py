@@ -53,9 +53,11 @@ def verdict(
     probability: float | None = 0.9,
     state: VerdictState = KEPT,
     split: Split = Split.TEST,
+    ties: tuple[float | None, float | None] | None = None,
     **orders: float | None,
 ) -> Verdict:
-    values = {"in_order": probability, "swapped": probability, "tie": None if probability is None else 0.0, **orders}
+    tie = None if probability is None else 0.0
+    values: Any = {"in_order": probability, "swapped": probability, "tie": tie, "ties": ties or (tie, tie), **orders}
     return Verdict(
         question, split, f"{question}-r0", f"{question}-r1", state, probability=probability, words=("", ""), **values
     )
@@ -70,7 +72,7 @@ def pair(
 
 def judgement(in_order: float | None, swapped: float | None, tie: float | None = 0.0) -> Judgement:
     probability = None if in_order is None or swapped is None else (in_order + swapped) / 2
-    return Judgement(probability, in_order, swapped, None if probability is None else tie, ("", ""))
+    return Judgement(probability, in_order, swapped, None if probability is None else tie, (tie, tie), ("", ""))
 
 
 def context(folder: Path, **changes: Any) -> Context:
@@ -321,9 +323,11 @@ def test_the_verdicts_figures_by_hand(tmp_path: Path) -> None:
         verdict("q1", 0.10, in_order=0.1, swapped=0.1),  # consistent; kept, chose the second: wrong
         verdict("q2", 0.55, UNSURE, in_order=0.9, swapped=0.2),  # inconsistent
         verdict("q3", 0.45, UNSURE, in_order=0.2, swapped=0.7),  # inconsistent
-        verdict("q4", 0.40, TIE, in_order=0.4, swapped=0.4, tie=0.8),  # consistent
-        verdict("q5", None, UNPARSABLE, in_order=0.9, swapped=None),  # not asked: one order did not parse
+        verdict("q4", 0.50, TIE, in_order=0.51, swapped=0.49, tie=0.8, ties=(0.8, 0.8)),  # consistent: neither, both times
+        verdict("q5", None, UNPARSABLE, in_order=0.9, swapped=None, ties=(0.0, None)),  # not asked: one order did not parse
         verdict("q6", None, UNPARSABLE, in_order=None, swapped=None),
+        verdict("q7", 0.75, UNSURE, in_order=0.9, swapped=0.6, tie=0.35, ties=(0.1, 0.6)),  # inconsistent: first, neither
+        verdict("q8", 0.50, TIE, in_order=0.48, swapped=0.52, tie=0.9, ties=(0.9, 0.9)),  # consistent, as q4
         verdict("love", 0.95, in_order=0.9, swapped=1.0),  # consistent; kept, no gold
     ]
     names = [v.question_id for v in verdicts]
@@ -332,10 +336,10 @@ def test_the_verdicts_figures_by_hand(tmp_path: Path) -> None:
     run.store.write_shard("verdicts", 0, verdicts)
     found = evaluation._verdict_figures(run, QUESTIONS, Gold())
     counts = {name: found[name] for name in ("judged", "kept", "tie", "unsure", "unparsable")}
-    assert counts == {"judged": 8, "kept": 3, "tie": 1, "unsure": 2, "unparsable": 2}
-    assert (found["kept_share"]["value"], found["kept_share"]["n"]) == (3 / 8, 8)
-    # Both orders parsed 6 times (q0 to q4, love) and agreed 4 times.
-    assert (found["swap_consistency"]["value"], found["swap_consistency"]["n"]) == (pytest.approx(4 / 6, abs=1e-6), 6)
+    assert counts == {"judged": 10, "kept": 3, "tie": 2, "unsure": 3, "unparsable": 2}
+    assert (found["kept_share"]["value"], found["kept_share"]["n"]) == (3 / 10, 10)
+    # Both orders parsed 8 times (q0 to q4, q7, q8, love) and agreed 5 times; on which side of 1/2 they lie agrees 4 times.
+    assert (found["swap_consistency"]["value"], found["swap_consistency"]["n"]) == (5 / 8, 8)
     # Kept labels with gold: q0 right, q1 wrong.
     assert (found["label_accuracy_gold"]["value"], found["label_accuracy_gold"]["n"]) == (0.5, 2)
     assert evaluation._verdict_figures(run, QUESTIONS, None)["label_accuracy_gold"] is None
@@ -358,8 +362,8 @@ def test_the_gold_share_counts_only_questions_with_gold() -> None:
     assert evaluation._gold_share(Gold(), [("What is love?", "5")]) == {"value": None, "ci_low": None, "ci_high": None, "n": 0}
 
 
-def sampled(step: int, question: str, text: str) -> Sampled:
-    return Sampled(step, question, text, 0.0, True)
+def sampled(step: int, question: str, text: str, score: float = 0.0) -> Sampled:
+    return Sampled(step, question, text, score, True)
 
 
 def _curve(run: Context) -> list[dict[str, Any]]:
@@ -374,18 +378,52 @@ def test_the_gold_curve_has_a_share_per_iteration_of_the_questions_with_gold(tmp
     # Of six only the first four with gold are checked: right, wrong, right, wrong.
     many = ["love", "q1", "q1", "q1", "q1", "q1", "q1"]
     run.store.write_shard("policy", 10, [sampled(10, q, t) for q, t in zip(many, "1171777", strict=True)])
-    evaluation._gold_curve(run, QUESTIONS, Gold())
+    evaluation._gold_curve(run, evaluation._checked_samples(run, QUESTIONS, Gold()))
+    # All scores are the same, so that they promise what the first iteration gave: 1 of 3, with half a case added to each side.
+    promised = pytest.approx(1.5 / 4, abs=1e-6)
     assert _curve(run) == [
-        {"step": 1, "gold": pytest.approx(1 / 3, abs=1e-6), "n": 3},
-        {"step": 2, "gold": 1.0, "n": 2},
-        {"step": 10, "gold": 0.5, "n": 4},
+        {"step": 1, "gold": pytest.approx(1 / 3, abs=1e-6), "expected": promised, "n": 3},
+        {"step": 2, "gold": 1.0, "expected": promised, "n": 2},
+        {"step": 10, "gold": 0.5, "expected": promised, "n": 4},
     ]
+
+
+def test_what_the_evaluator_promises_beyond_gold_is_measured_over_the_distance(tmp_path: Path) -> None:
+    run = context(tmp_path, evaluation={"gold_replies": 100})
+    kls = [0.0, 0.25, 1.0, 2.25, 4.0, 6.25, 9.0, 12.25]
+    for step, kl in enumerate(kls, start=1):
+        run.store.add_metrics("policy", {"step": step, "kl": kl})
+        # At first a score of 1 is right four times of five and one of -1 once of five; then all scores rise and gold does not.
+        ones = 10 if step == 1 else 20
+        scores = [1.0] * ones + [-1.0] * (20 - ones)
+        right = [i % 5 != 0 for i in range(10)] + [i % 5 == 0 for i in range(10)]
+        rows = zip(scores, right, strict=True)
+        run.store.write_shard("policy", step, [sampled(step, "q1", "1" if good else "9", score) for score, good in rows])
+    checked = evaluation._checked_samples(run, QUESTIONS, Gold())
+    found = evaluation._overoptimisation(run, checked)
+    assert found is not None
+    assert found["start"] == [pytest.approx(0.5, abs=1e-6), 0.5]
+    assert [point[0] for point in found["points"]] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5])  # none at the start
+    assert all(point[1] == pytest.approx(0.8, abs=0.01) and point[2] == 0.5 for point in found["points"])
+    assert found["gap"]["value"] == pytest.approx(0.3, abs=0.01)
+    assert found["gap"]["n"] == 40  # the last two of eight iterations
+    assert found["fit"]["gold"] == {"alpha": 0.0, "beta": 0.0, "rmse": 0.0}
+    assert found["fit"]["evaluator"]["alpha"] > 0.1
+
+
+def test_too_few_iterations_give_no_fit(tmp_path: Path) -> None:
+    run = context(tmp_path)
+    for step in (1, 2, 3):
+        run.store.add_metrics("policy", {"step": step, "kl": float(step)})
+        run.store.write_shard("policy", step, [sampled(step, "q1", "1")])
+    assert evaluation._overoptimisation(run, evaluation._checked_samples(run, QUESTIONS, Gold())) is None
+    assert evaluation._overoptimisation(run, {}) is None
 
 
 def test_without_gold_there_is_no_curve(tmp_path: Path) -> None:
     run = context(tmp_path)
     run.store.write_shard("policy", 1, [sampled(1, "q1", "1")])
-    evaluation._gold_curve(run, QUESTIONS, None)
+    evaluation._gold_curve(run, {})
     assert not run.store.metrics_path("evaluation").exists()
 
 
@@ -429,7 +467,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
 
     monkeypatch.setattr(policies, "generate", policy)
     monkeypatch.setattr(evaluation, "compare", judge)
-    monkeypatch.setattr(evaluation, "_kl_to_base", kl)
+    monkeypatch.setattr(evaluation, "_kl_to_start", kl)
     return run, seen
 
 
@@ -495,7 +533,7 @@ def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_token
     prompts = [(5, 9, 2), (7,), (30, 31, 32, 33), (11, 12)] * 4
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p) for p in prompts], max_new_tokens=9, seed=3)
-    found = evaluation._kl_to_base(run, prompts, rollouts)
+    found = evaluation._kl_to_start(run, prompts, rollouts)
     expected = [
         _summed(backbone, POLICY, prompt, rollout.ids) - _summed(backbone, BASE, prompt, rollout.ids)
         for prompt, rollout in zip(prompts, rollouts, strict=True)
@@ -519,4 +557,4 @@ def test_a_policy_at_its_start_has_no_kl(tmp_path: Path) -> None:
     _give(run, "backbone", backbone)
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request((5, 9, 2)), Request((7,))], max_new_tokens=6, seed=3)
-    assert evaluation._kl_to_base(run, [(5, 9, 2), (7,)], rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert evaluation._kl_to_start(run, [(5, 9, 2), (7,)], rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)

@@ -3,17 +3,21 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, CohereConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, CohereConfig
 
+import chatglm
 import tiny_models
 from selfeval.backbone.roles import Backbone
-from selfeval.config import RunConfig
+from selfeval.config import ContextConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError, StorageError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
@@ -22,6 +26,7 @@ from selfeval.stages.export import export_role, find_role
 from selfeval.stages.terminal import Terminal
 from selfeval.store import read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
+from toy import environment
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
@@ -35,7 +40,16 @@ CHAT = (
 class Run:
     """A run folder with two roles that look trained, and what they say."""
 
-    def __init__(self, root: Path, made: Any = None, *, chat: bool = False, grade: str = "", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        root: Path,
+        made: Any = None,
+        *,
+        chat: bool = False,
+        grade: str = "",
+        precision: str = "fp32",
+        scaling: str = "none",
+    ) -> None:
         self.folder, self.model = root / "run", root / "model"
         tokenizer = tiny_models.words_tokenizer()
         tokenizer.chat_template = CHAT if chat else None
@@ -49,6 +63,7 @@ class Run:
             "replies": {"max_new_tokens": 8},
             "name": "tiny",
             "precision": precision,
+            "context": {"rope_scaling": scaling, "rope_factor": 1.0 if scaling == "none" else 4.0},
         }
         self.config = RunConfig.model_validate(values)
         self.backbone = Backbone.load(self.config)
@@ -261,3 +276,98 @@ def test_nothing_stands_under_the_name_when_writing_fails(
         run.export("evaluator", tmp_path / "out", merge=True)
     assert isinstance(error, KeyboardInterrupt) or "the disk is full" in str(found.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
+
+
+# -- a base with scaled positions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+def test_the_readmes_of_a_stretched_base_say_what_the_run_says(
+    scaling: str, merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, scaling=scaling)
+    policy, evaluator = (run.export(role, tmp_path / role, merge=merge) for role in ("policy", "evaluator"))
+    assert snippet_says(policy.folder, monkeypatch) == run.greedy()
+    assert snippet_says(evaluator.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-4 if merge else 1e-5)
+    assert f"| positions | scaled: {scaling} x4 |" in (policy.folder / "README.md").read_text(encoding="utf-8")
+    assert read_json(policy.folder / "export.json")["positions"] == f"{scaling} x4"
+    ids = torch.tensor([[5, 9, 22, 17, 30]])
+    with torch.no_grad(), run.backbone.acting_as("policy"):
+        expected = run.backbone.model(input_ids=ids).logits
+    config = AutoConfig.from_pretrained(policy.folder)
+    assert config.rope_parameters["rope_type"] == scaling
+    base = AutoModelForCausalLM.from_pretrained(run.model)  # on its own positions
+    plain = base if merge else PeftModel.from_pretrained(base, policy.folder).eval()
+    assert (plain(input_ids=ids).logits - expected).abs().max() > 1e-2  # so that the snippets above could fail
+
+
+def test_the_adapter_of_a_stretched_base_does_not_find_a_base_by_itself(tmp_path: Path) -> None:
+    """It would take the base's own config, and score on other positions without a word."""
+    run = Run(tmp_path, scaling="yarn")
+    folder = run.export("policy", tmp_path / "out").folder
+    with pytest.raises((OSError, ValueError, TypeError)):
+        AutoPeftModelForCausalLM.from_pretrained(folder)
+    with pytest.raises((OSError, ValueError, TypeError)):
+        AutoModelForCausalLM.from_pretrained(folder)
+    again = Backbone.load(run.config)
+    again.load_role("again", folder)
+    with pytest.raises(RunFolderError, match=r"trained on model \(yarn x4\)"):
+        Backbone.load(run.config.model_copy(update={"context": ContextConfig()})).load_role("again", folder)
+
+
+@pytest.mark.parametrize("layout", ["own ids", "head alone"])
+def test_other_readmes_of_a_stretched_base(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no chat template makes the ids, and where the family has no classifier."""
+    run = Run(tmp_path, cohere() if layout == "head alone" else None, grade=GRADES["own code"], scaling="yarn")
+    done = run.export("evaluator", tmp_path / "out")
+    assert done.layout == ("adapter and head" if layout == "head alone" else "classifier adapter")
+    assert snippet_says(done.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-5)
+
+
+# -- ChatGLM, whose tokenizer transformers does not have ----------------------------------------------------------------
+
+LOADS = """
+import sys
+from transformers import AutoTokenizer
+try:
+    AutoTokenizer.from_pretrained(sys.argv[1])
+except Exception as error:
+    print("stopped")
+else:
+    print("loaded")
+assert "selfeval" not in sys.modules
+"""
+
+
+def elsewhere(code: str, folder: Path) -> str:
+    """What code prints in a process of its own, inside of a folder."""
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment())
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@pytest.mark.parametrize(("generation", "merge"), [(1, True), (2, False), (3, True)])
+def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, merge: bool, tmp_path: Path) -> None:
+    folder = chatglm.model_folder(generation, tmp_path / f"chatglm{generation}", room=1024)
+    values = {"model": str(folder), "lora": {"rank": 4}, "replies": {"max_new_tokens": 8}, "precision": "fp32", "name": "glm"}
+    config = RunConfig.model_validate(values)
+    backbone = Backbone.load(config)
+    backbone.add_role("policy", seed=1)
+    tiny_models.scramble(backbone, "policy")
+    backbone.save_role("policy", tmp_path / "run" / "roles" / "policy")
+    write_json(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
+    done = export_role(
+        config, tmp_path / "run", "policy", tmp_path / "out", merge=merge, precision="base", terminal=Terminal(quiet=True)
+    )
+    assert done.own_tokenizer
+    assert elsewhere(LOADS, done.folder) == "stopped\n"  # it does not guess
+    text = (done.folder / "README.md").read_text(encoding="utf-8")
+    assert "AutoTokenizer.from_pretrained" not in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    templates = Templates.load(templates_folder(str(folder)), backbone.loaded.tokenizer)
+    with backbone.acting_as("policy"):
+        request = Request(templates.prompt("reply", question="QUESTION"), temperature=0.0)
+        ids = generate(backbone, [request], max_new_tokens=8, seed=0)[0].ids
+    assert elsewhere(code, done.folder) == str(backbone.loaded.tokenizer.decode(list(ids))) + "\n"

@@ -1,106 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from selfeval.config import RunConfig, load_config
+from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, RunFolderError
-from selfeval.judging.templates import templates_folder
-from selfeval.records import Seed
 from selfeval.stages import gold, pipeline
-from selfeval.stages.context import Context
 from selfeval.stages.gold import load_gold
-from selfeval.stages.pipeline import run_stages
-from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, write_json
-
-STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
-SHARDS = 2
-FILES = {
-    "evaluator": ("roles/evaluator-0/adapter_model.safetensors", "roles/evaluator-0/evaluator.json"),
-    "policy": ("roles/policy/adapter_model.safetensors",),
-    "evaluation": ("evaluation/figures.json",),
-    "report": ("report.json",),
-}
-"""What stages leave besides shards; the others leave shards only."""
-
-
-class World:
-    """A run folder and stages that only write files; `ran` says which of them were run.
-
-    Attributes:
-        text: of a stage's shards and files.
-        fails: stages that raise in the middle of their work.
-    """
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.ran: list[str] = []
-        self.text: dict[str, str] = dict.fromkeys(STAGES, "as ever")
-        self.fails: dict[str, BaseException] = {}
-        self.redone: list[str] = []
-        if not folder.exists():
-            model = folder / "model"
-            model.mkdir(parents=True)
-            (model / "config.json").write_text('{"model_type": "none"}')
-            shutil.copytree(templates_folder("no such model"), model / "templates")
-            (folder / "seeds.txt").write_text("What is 1 + 1?\nWhat is 2 + 2?\n")
-        stages = tuple(dataclasses.replace(stage, run=self._stage(stage.name)) for stage in pipeline.STAGES)
-        monkeypatch.setattr(pipeline, "STAGES", stages)
-
-    def _stage(self, name: str) -> Any:
-        def run(context: Context) -> dict[str, Any]:
-            self.ran.append(name)
-            for shard in range(0 if name in FILES else SHARDS):
-                if not context.store.has_shard(name, shard):
-                    self.redone.append(f"{name} {shard}")
-                    context.store.write_shard(name, shard, [Seed(f"{name} {shard} {self.text[name]}")])
-                if name in self.fails:
-                    raise self.fails[name]
-            if name in self.fails:
-                raise self.fails[name]
-            for path in FILES.get(name, ()):
-                write_json(context.store.root / path, f"{path} {self.text[name]}")
-            return {"shards": SHARDS}
-
-        return run
-
-    @property
-    def run_folder(self) -> Path:
-        return self.folder / "run"
-
-    def run(self, *assignments: str, until: str | None = None) -> list[str]:
-        """One `selfeval run` with these settings; the stages that it ran."""
-        self.ran.clear()
-        self.redone.clear()
-        given = {"model": str(self.folder / "model"), "seeds": str(self.folder / "seeds.txt")}
-        store = RunStore(self.run_folder)
-        try:
-            run_stages(Context(load_config(None, given, assignments), store, Terminal(quiet=True)), until)
-        finally:
-            store.close()
-        return list(self.ran)
-
-    def keys(self) -> dict[str, str]:
-        return {stage: json.loads((self.run_folder / stage / "key.json").read_text())["key"] for stage in STAGES}
-
-    def info(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.run_folder / "run.json").read_text())
-        return found
-
-    def states(self) -> dict[str, str]:
-        return {name: row["state"] for name, row in self.info()["stages"].items()}
-
-    def files(self) -> dict[str, bytes]:
-        """Everything that stages wrote, by path, but for what was set aside."""
-        paths = [p for p in self.run_folder.rglob("*") if p.is_file() and "replaced" not in p.parts]
-        return {str(p.relative_to(self.run_folder)): p.read_bytes() for p in paths if p.name not in ("run.json", ".lock")}
+from stage_world import FILES, SHARDS, STAGES, World
 
 
 @pytest.fixture
@@ -154,7 +65,8 @@ def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
     same_results = {"device", "trust_remote_code", "memory_budget", "placement", "checkpointing", "trackers"}
-    assert named | by_content | same_results == set(RunConfig.model_fields)
+    how_far = {"rounds"}  # tests/stages/test_rounds.py
+    assert named | by_content | same_results | how_far == set(RunConfig.model_fields)
     assert not by_content & named
 
 

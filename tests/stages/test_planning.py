@@ -1,19 +1,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import chatglm
 import tiny_models
 from selfeval.backbone.facts import ModelFacts, model_facts
+from selfeval.backbone.footprint import Peaks
+from selfeval.backbone.placement import DISK, ENDLESS, meta_model, plan_placement, usable_memory
 from selfeval.backbone.plan import KINDS, PHASES, Plan
 from selfeval.cli import app
-from selfeval.config import RunConfig
-from selfeval.stages.planning import Workload, make_plan, planned_precision, workload
+from selfeval.config import PlacementConfig, RunConfig
+from selfeval.errors import ConfigError, ModelError
+from selfeval.stages import planning
+from selfeval.stages.planning import Machine, Workload, make_plan, workload
 
+GIB = 1 << 30
 WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, working=8)
 
 
@@ -28,7 +35,14 @@ def _facts(layers: int) -> ModelFacts:
 
 
 def _plan(budget: int | None, layers: int = 2, **changes: Any) -> Plan:
-    return make_plan(_config(**changes), _facts(layers), budget, work=WORK)
+    machine = Machine({"cpu": budget or ENDLESS, DISK: ENDLESS})
+    return make_plan(_config(**changes), _facts(layers), machine, work=WORK)
+
+
+def _cards(**gib: float) -> Machine:
+    """A machine of these GiB: `cuda0`, `cuda1`, `cpu`, `disk`."""
+    sizes = {name.replace("cuda", "cuda:"): int(size * GIB) for name, size in gib.items()}
+    return Machine({**sizes, DISK: ENDLESS})
 
 
 @pytest.fixture(scope="module")
@@ -40,40 +54,45 @@ def test_without_a_limit_the_wanted_settings_stay(free: Plan) -> None:
     assert free.fits
     assert free.changes == ()
     assert free.settings == {"batch_tokens": 640, "rollout_rows": 32, "checkpointing": False, "micro_batch_rows": 16}
-    assert set(free.phases) == set(PHASES)
-    assert free.phases["rollout"]["kv_cache"] > 0
-    assert free.phases["update"]["gradients"] > 0
+    assert [d.device for d in free.devices] == ["cpu"]
+    assert set(free.main.phases) == set(PHASES)
+    assert free.main.phases["rollout"]["kv_cache"] > 0
+    assert free.main.phases["update"]["gradients"] > 0
 
 
-def test_a_deep_model_is_planned_from_shallow_ones() -> None:
-    """Seven layers from two and three, against all seven run on shapes."""
-    from selfeval.stages import planning
-
-    whole = planning._Measured(_facts(7), _config(), "fp32", WORK, False)
-    assert whole.depths == (2, 3)
-    shallow = {"rollout": whole.rollout(8), **whole.learning(4)}
-    whole = planning._Measured(_facts(7), _config(), "fp32", WORK, False)
-    whole.depths = (7,)
-    deep = {"rollout": whole.rollout(8), **whole.learning(4)}
-    for phase, peak in deep.items():
-        assert shallow[phase].total() == pytest.approx(peak.total(), rel=0.01), phase
+@pytest.mark.parametrize("devices", [["cpu"] * 7, ["cuda:0"] * 3 + ["cuda:1"] * 6, ["cuda:0"] * 5 + ["cuda:1"] * 4 + ["cpu"]])
+def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
+    """Two and three layers of each span, against all of them run on shapes."""
+    facts = _facts(len(devices))
+    whole = plan_placement(meta_model(facts.config), {devices[0]: GIB}, "fp32")
+    placed = replace(whole, devices=tuple(devices), bytes=dict.fromkeys(devices, 0))
+    found = []
+    for at_once in (False, True):
+        measured = planning.Measured(facts, _config(), "fp32", placed, WORK, False, 0)
+        measured.whole = at_once
+        found.append({"rollout": measured.rollout(8), **measured.learning(4)})
+        assert len(measured.backbones) == (1 if at_once else 1 + len(set(devices)))
+    shallow, deep = found
+    for phase, peaks in deep.items():
+        for device, peak in peaks.items():
+            assert shallow[phase][device].total() == pytest.approx(peak.total(), rel=0.02), (phase, device)
 
 
 def test_the_more_memory_the_larger_the_settings(free: Plan) -> None:
-    plans = [_plan(round(free.peak * share), checkpointing=True) for share in (0.4, 0.7, 1.0)]
+    plans = [_plan(round(free.main.peak * share), checkpointing=True) for share in (0.4, 0.7, 1.0)]
     for name in ("micro_batch_rows", "rollout_rows"):
         values = [plan.settings[name] for plan in plans]
         assert values == sorted(values)
         assert values[-1] == free.settings[name]
     assert plans[0].settings["rollout_rows"] < 32
-    assert all(plan.peak <= (plan.budget or 0) for plan in plans if plan.fits)
+    assert all(plan.main.peak <= (plan.main.budget or 0) for plan in plans if plan.fits)
     assert plans[1].fits
     assert plans[-1].changes == ()
     assert "--set " in plans[0].changes[0]
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change(free: Plan) -> None:
-    plan = _plan(free.total("load") // 2)
+    plan = _plan(free.main.total("load") // 2, placement={"mode": "single"})
     assert not plan.fits
     assert plan.settings["checkpointing"]
     text = " ".join(plan.changes)
@@ -82,18 +101,113 @@ def test_what_does_not_fit_is_refused_with_what_to_change(free: Plan) -> None:
     assert "a smaller model" in text
 
 
+SEVEN = Workload(100, 200, 400, 128, 64)
+# Rank 16 on seven matrices a layer of Qwen2.5-7B: (in + out) * 16, fp32.
+ADAPTER = 16 * 4 * sum([7168, 4096, 4096, 7168, 22_528, 22_528, 22_528])
+
+
+def _seven(machine: Machine, **changes: Any) -> Plan:
+    values = {"device": "auto", "precision": "bf16", "rollout_rows": 64, "batch_tokens": 4096, **changes}
+    return make_plan(RunConfig.model_validate(values), model_facts("Qwen2.5-7B-Instruct"), machine, work=SEVEN)
+
+
 def test_a_7b_that_is_nowhere_on_this_disk() -> None:
-    config = RunConfig.model_validate({"device": "cuda", "precision": "bf16", "rollout_rows": 64, "batch_tokens": 4096})
-    plan = make_plan(config, model_facts("Qwen2.5-7B-Instruct"), 80 << 30, work=Workload(100, 200, 400, 128, 64))
+    plan = _seven(_cards(cuda0=80, cpu=64))
     assert plan.parameters == 7_615_616_512
-    assert plan.phases["load"]["base"] == pytest.approx(2 * plan.parameters, rel=1e-3)
-    # Rank 16 on seven matrices a layer: (in + out) * 16, fp32, three adapters and two heads.
-    shapes = [(3584, 3584), (3584, 512), (3584, 512), (3584, 3584), (3584, 18944), (3584, 18944), (18944, 3584)]
-    adapter = 28 * 16 * sum(a + b for a, b in shapes) * 4
-    assert plan.phases["update"]["adapters"] == 3 * adapter + 2 * (3584 + 1) * 4
+    (card,) = plan.devices
+    assert (card.device, card.layers) == ("cuda:0", ("0-27",))
+    assert card.phases["load"]["base"] == pytest.approx(2 * plan.parameters, rel=1e-3)
+    # Three adapters, two heads.
+    assert card.phases["update"]["adapters"] == 3 * 28 * ADAPTER + 2 * (3584 + 1) * 4
     # What four roles hold beside the base at this size: adapters, moments of the two that learn, gradients of one at a time.
-    assert 1.05 < 1 + (3 + 4 + 1) * adapter / plan.phases["load"]["base"] <= 1.10
-    assert plan.total("update") > plan.total("score") > plan.total("load")
+    assert 1.05 < 1 + (3 + 4 + 1) * 28 * ADAPTER / card.phases["load"]["base"] <= 1.10
+    assert card.total("update") > card.total("score") > card.total("load")
+
+
+def test_a_7b_on_two_uneven_cards_and_ram() -> None:
+    """The map is the loader's own, and every device has a plan of its own."""
+    machine = _cards(cuda0=8, cuda1=10, cpu=32)
+    plan = _seven(machine, checkpointing=True)
+    model = meta_model(model_facts("Qwen2.5-7B-Instruct").config)
+    assert plan.placement == plan_placement(model, usable_memory(machine.memory, PlacementConfig()), "bf16")
+    assert [d.device for d in plan.devices] == ["cuda:0", "cuda:1", "cpu"]
+    for device in plan.devices:
+        assert device.phases["load"]["base"] == plan.placement.bytes[device.device]
+        count = plan.placement.devices.count(device.device)
+        assert count > 0
+        mixed = {kind for phase in PHASES for kind, size in device.phases[phase].items() if size}
+        if device.device == "cpu":
+            assert mixed == {"base"}  # its layers are streamed: what they hold is on the main card
+    first, second = plan.devices[:2]
+    streamed = plan.placement.devices.count("cpu")
+    own = 3 * ADAPTER * (plan.placement.devices.count("cuda:0") + streamed) + 2 * (3584 + 1) * 4
+    assert first.phases["update"]["adapters"] == own
+    assert second.phases["update"]["adapters"] == 3 * ADAPTER * plan.placement.devices.count("cuda:1")
+    # A layer that is brought in is on the main card while it is computed.
+    assert first.phases["update"]["base"] > first.phases["load"]["base"]
+    assert sum(d.phases["rollout"]["kv_cache"] for d in plan.devices) > 0
+    assert not any(second.phases[phase].get("logits", 0) for phase in PHASES)  # logits never travel
+
+
+def test_a_spread_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make_it() -> None:
+    plan = _seven(_cards(cuda0=6, cuda1=6, cpu=32), batch_tokens=400, placement={"reserve": 0.0})
+    assert not plan.fits
+    said = next(s for s in plan.changes if "placement.reserve" in s)
+    reserve = float(said.split("placement.reserve=")[1].split()[0])
+    assert 0 < reserve < 1
+    better = _seven(_cards(cuda0=6, cuda1=6, cpu=32), batch_tokens=400, placement={"reserve": reserve})
+    assert better.main.over < plan.main.over
+
+
+def test_weights_too_large_for_all_devices_are_planned_and_refused() -> None:
+    plan = _seven(Machine({"cuda:0": 4 << 30, "cpu": 2 << 30, DISK: 0}))
+    assert not plan.fits
+    assert "all devices together lack" in plan.changes[0]
+    assert plan.main.phases["load"]["base"] == pytest.approx(2 * plan.parameters, rel=1e-3)
+
+
+# -- context ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_longer_reach_leaves_room_for_longer_texts_and_takes_more() -> None:
+    facts = ModelFacts("tiny", tiny_models.tiny_config("llama", 400, max_position_embeddings=300))
+    longer = {"replies": {"max_new_tokens": 400}, "rollout_rows": 4}
+    machine = Machine({"cpu": ENDLESS, DISK: ENDLESS})
+    short = make_plan(_config(**longer), facts, machine)
+    far = make_plan(_config(**longer, context={"rope_scaling": "yarn", "rope_factor": 8.0}), facts, machine)
+    assert short.workload["reply"] + max(short.workload["reply_prompt"], short.workload["grade_prompt"]) == 300
+    assert far.workload["reply"] == 400
+    for kind in ("kv_cache", "activations"):
+        assert far.main.phases["rollout"][kind] > 1.5 * short.main.phases["rollout"][kind]
+    assert far.main.phases["load"] == short.main.phases["load"]
+
+
+def test_eager_attention_keeps_a_matrix_of_tokens_by_tokens() -> None:
+    def activations(attention: str, tokens: int) -> int:
+        work = replace(WORK, reply_prompt=tokens, grade_prompt=tokens)
+        config = _config(context={"attention": attention}, batch_tokens=4 * (tokens + 16))
+        plan = make_plan(config, _facts(2), Machine({"cpu": ENDLESS, DISK: ENDLESS}), work=work)
+        return plan.main.phases["update"]["activations"]
+
+    extra = [activations("eager", t) - activations("sdpa", t) for t in (112, 240)]
+    # Two layers keep the weights of 4 rows x 4 heads, 128 and 256 tokens squared, fp32, one at least.
+    for more, tokens in zip(extra, (128, 256), strict=True):
+        assert more > 2 * 4 * 4 * tokens**2 * 4
+    assert extra[1] == pytest.approx(4 * extra[0], rel=0.15)
+
+
+def test_attention_that_loading_would_refuse_is_refused() -> None:
+    with pytest.raises(ModelError, match="flash_attention_2 runs on a CUDA device only"):
+        _plan(None, context={"attention": "flash_attention_2"})
+
+
+@pytest.mark.parametrize("folder", ["chatglm1", "chatglm1-28l", "chatglm2", "chatglm3"])
+def test_chatglm_is_planned_from_its_published_config(folder: str) -> None:
+    path, _ = chatglm.golden(folder)
+    plan = make_plan(_config(rollout_rows=4), model_facts(str(path)), Machine({"cpu": ENDLESS, DISK: ENDLESS}), work=WORK)
+    assert plan.fits
+    assert plan.main.phases["rollout"]["kv_cache"] > 0
+    assert plan.main.phases["update"]["activations"] > 0
 
 
 def test_the_workload_comes_from_the_limits_and_stays_in_the_context() -> None:
@@ -122,6 +236,7 @@ def test_json_of_the_command(tmp_path: Path) -> None:
     assert plan["schema"] == 1
     assert plan["fits"] is True
     (device,) = plan["devices"]
+    assert (plan["main"], plan["streamed_layers"], device["layers"]) == ("cpu", 0, ["0-1"])
     assert (device["device"], device["budget_bytes"]) == ("cpu", 1 << 30)
     assert list(device["phases"]) == list(PHASES)
     for row in device["phases"].values():
@@ -131,19 +246,74 @@ def test_json_of_the_command(tmp_path: Path) -> None:
 
 
 def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
-    found = _command(tmp_path, "--memory-budget", "50KiB", "--set", "precision=fp32")
+    found = _command(tmp_path, "--memory-budget", "50KiB", "--set", "precision=fp32", "--set", "placement.mode=single")
     assert found.exit_code == 2
     for word in ("rollout", "KV cache", "optimizer", "total", "It does not fit.", "does not fit:", "precision=bf16"):
         assert word in found.stdout
+    # fp32: 100 KiB of embeddings and output layer, 30 KiB a layer; a fifth of each card is kept.
+    cards = ["--device", "cuda:0=180KiB", "--device", "cuda:1=130KiB", "--set", "precision=fp32", "--set", "device=auto"]
+    spread = _command(tmp_path, *cards)
+    for word in ("layer 0 on cuda:0, layer 1 on cuda:1;", "GiB by device", "GiB on cuda:0", "GiB on cuda:1"):
+        assert word in spread.stdout, spread.output
+    for unclear in ("gpu=1GiB", "cuda:0", "cpu=much"):
+        refused = CliRunner().invoke(app, ["plan", "--device", unclear])
+        assert refused.exit_code == 2
+        assert "expected NAME=SIZE" in refused.stderr
     wrong = CliRunner().invoke(app, ["plan", "--model", "org/nothing", "--set", "device=cpu"])
     assert wrong.exit_code == 2
     assert "not known here" in wrong.stderr
 
 
-def test_an_automatic_precision_is_planned_as_it_is_loaded() -> None:
+def test_an_automatic_precision_is_planned_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "Measured", _OnlyWeights)
     facts = model_facts("Qwen2.5-7B-Instruct")
-    config = RunConfig(device="cpu")
-    found = {budget: planned_precision(config, "cpu", facts, budget << 30) for budget in (64, 24, 12, 6)}
-    assert found == {64: "fp32", 24: "bf16", 12: "int8", 6: "nf4"}
-    assert planned_precision(config, "cpu", facts, None) == "fp32"
-    assert planned_precision(RunConfig(precision="bf16"), "cpu", facts, 1) == "bf16"
+
+    def picked(machine: Machine, **changes: Any) -> str:
+        return make_plan(RunConfig.model_validate(changes), facts, machine).precision
+
+    found = {gib: picked(_cards(cpu=gib)) for gib in (64, 24, 14, 9)}
+    assert found == {64: "fp32", 24: "bf16", 14: "int8", 9: "nf4"}
+    assert picked(_cards(cpu=1), precision="bf16") == "bf16"
+    assert picked(_cards(cuda0=24, cpu=64)) == "bf16"
+    # Two cards together hold 16 bits: the sum decides, as in loading.
+    assert picked(_cards(cuda0=12, cuda1=12, cpu=64)) == "bf16"
+    # nf4 by the sum, but on no device as a whole nor on the cards alone: what can be spread.
+    assert picked(_cards(cuda0=3, cpu=64)) == "bf16"
+
+
+class _OnlyWeights(planning.Measured):
+    """Without passes."""
+
+    def _rollout(self, rows: int) -> Peaks:
+        return self.load()
+
+    def _learning(self, rows: int) -> dict[str, Peaks]:
+        return {"score": self.load(), "update": self.load()}
+
+
+# -- this process -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_runtime_counts_in_ram_and_against_a_budget_for_the_process() -> None:
+    machine = Machine.of(_config(memory_budget="2GiB"), {"cpu": 4 << 30})
+    assert 100 << 20 < machine.runtime < 2 << 30
+    assert machine.budget("cpu") == 2 << 30
+    plan = make_plan(_config(), _facts(2), machine, work=WORK)
+    assert all(plan.main.phases[phase]["runtime"] == machine.runtime for phase in PHASES)
+    # Free memory does not hold what this process has taken already.
+    assert Machine.of(_config(), {"cpu": 4 << 30}).budget("cpu") == (4 << 30) + machine.runtime
+
+
+def test_named_devices_take_the_place_of_those_that_are_here() -> None:
+    machine = Machine.of(RunConfig(), {"cpu": 7, "cuda:1": 5, "cuda:0": 3})
+    assert list(machine.memory.items()) == [("cuda:0", 3), ("cuda:1", 5), ("cpu", 7), (DISK, ENDLESS)]
+    assert list(Machine.of(RunConfig(device="cpu"), {"cuda:0": 3, "cpu": 7}).memory) == ["cpu", DISK]
+    with pytest.raises(ConfigError, match="name a card too"):
+        Machine.of(RunConfig(device="cuda"), {"cpu": 7})
+
+
+def test_later_rounds_hold_two_adapters_more(free: Plan) -> None:
+    # Evaluator, policy and critic, two of them with a head: 3 a + 2 h. Then the start and the reference too: 5 a + 2 h.
+    heads = 2 * 4 * (tiny_models.tiny_config("llama", 400).hidden_size + 1)
+    one, many = (plan.main.phases["update"]["adapters"] - heads for plan in (free, _plan(None, rounds=2)))
+    assert 3 * many == 5 * one > 0

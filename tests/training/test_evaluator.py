@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def pairs(count: int, seed: int, label: float = 0.95) -> list[Preference]:
     return [Preference(tuple(words(rng.randrange(1, 4))), reply(LIKED), reply(DISLIKED), label) for _ in range(count)]
 
 
-def fresh() -> Backbone:
-    backbone = tiny_models.backbone()
+def fresh(**changes: Any) -> Backbone:
+    backbone = tiny_models.backbone(**changes)
     backbone.add_role(EVALUATOR, head=True)
     return backbone
 
@@ -205,12 +206,29 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_a_killed_training_on_fp16_goes_on_at_its_loss_scale(tmp_path: Path) -> None:
+    """Another scale would round other gradients to zero."""
+    data, config = pairs(64, seed=1), EvaluatorConfig(learning_rate=1e-2, epochs=1, batch=16, checkpoint_every=2)
+    through, resumed = fresh(dtype=torch.float16), fresh(dtype=torch.float16)
+    assert through.loss_scale is not None
+    assert resumed.loss_scale is not None
+    through.loss_scale.load({"value": 4.0, "well": 197.0})  # as after overflows; doubles in the third step
+    expected = train(through, data, tmp_path / "a", config)
+    newest = max((tmp_path / "a").glob("step-*"))
+    shutil.move(newest, tmp_path / "b" / newest.name)
+    rest = train(resumed, data, tmp_path / "b", config)
+    assert rest == expected[2:]
+    assert through.loss_scale.state() == resumed.loss_scale.state() == {"value": 8.0, "well": 1}
+    for one, other in zip(through.parameters(EVALUATOR).values(), resumed.parameters(EVALUATOR).values(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
     backbone = fresh()
     with torch.no_grad():
         backbone.heads[EVALUATOR].bias.fill_(float("nan"))
     before = {n: p.detach().clone() for n, p in backbone.parameters(EVALUATOR).items()}
-    with pytest.raises(LoopError, match=r"diverged at step 1 .*evaluator\.learning_rate"):
+    with pytest.raises(LoopError, match=r"diverged at step 1: .* is NaN or infinite \(30 of 30 .*evaluator\.learning_rate"):
         train(backbone, pairs(16, seed=1), tmp_path)
     for name, parameter in backbone.parameters(EVALUATOR).items():
         assert torch.equal(torch.nan_to_num(parameter), torch.nan_to_num(before[name])), name

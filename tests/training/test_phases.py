@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 
 import tiny_models
 from selfeval.backbone.footprint import Footprint, ShapeBackbone
+from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
 from selfeval.config import LoraConfig, PolicyConfig
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
@@ -45,7 +48,7 @@ def _meter(real: Any) -> Footprint:
 
 
 def test_the_cache_is_counted_exactly(shapes: ShapeBackbone) -> None:
-    found = rollout_peak(shapes, SHAPE, prompts=8, nucleus=False, role="policy")
+    found = rollout_peak(shapes, SHAPE, prompts=8, nucleus=False, role="policy")["cpu"]
     layers, kinds, heads, size = 2, 2, 2, 8
     assert found["kv_cache"] == layers * kinds * heads * size * SHAPE.rows * SHAPE.length * 4
 
@@ -57,7 +60,7 @@ def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, n
     meter = _meter(real)
     with meter, real.acting_as("policy"):
         generate(real, requests, max_new_tokens=SHAPE.reply, seed=0)
-    planned = rollout_peak(shapes, SHAPE, prompts=8, nucleus=nucleus, role="policy")
+    planned = rollout_peak(shapes, SHAPE, prompts=8, nucleus=nucleus, role="policy")["cpu"]
     assert planned.total() == pytest.approx(meter.peak.total(), rel=0.03)
 
 
@@ -71,7 +74,7 @@ def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         size += sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
-    assert optimizer_bytes(shapes, LEARNING) == size
+    assert optimizer_bytes(shapes, LEARNING) == {"cpu": size}
 
 
 def _train(real: Any, folder: Path) -> None:
@@ -104,13 +107,80 @@ def test_an_iteration_on_shapes_holds_what_the_loop_holds(shapes: ShapeBackbone,
 
 
 def _update(backbone: ShapeBackbone) -> Counter[str]:
-    return update_peak(backbone, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0)
+    return update_peak(backbone, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0)["cpu"]
 
 
 def test_scoring_holds_less_than_learning_and_no_gradients(shapes: ShapeBackbone) -> None:
-    scored = score_peak(shapes, SHAPE, grade_prompt=GRADE, replies=8)
+    scored = score_peak(shapes, SHAPE, grade_prompt=GRADE, replies=8)["cpu"]
     assert scored["gradients"] == 0
     assert scored["activations"] < _update(shapes)["activations"]
+
+
+def test_the_update_holds_what_entropy_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a vocabulary so wide that the logits are most of it, the plan has as many of them as the loop."""
+    wide = ShapeBackbone(tiny_models.tiny_config("llama", 20_000), torch.float32, LORA, POLICY_ROLES)
+    asked = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("entropy", False))
+        return token_logprobs(*arguments, **options)
+
+    monkeypatch.setattr("selfeval.training.phases.token_logprobs", noted)
+    with_entropy = _update(wide)
+    assert asked == [True]  # as `_update_policy` asks
+    monkeypatch.setattr("selfeval.training.phases.token_logprobs", lambda *a, **o: token_logprobs(*a))
+    assert with_entropy.total() > _update(wide).total()
+
+
+# -- several devices ------------------------------------------------------------------------------------------------------
+
+
+def _map(*devices: str, main: str = "cuda:0") -> DeviceMap:
+    made = meta_model(tiny_models.tiny_config("llama", 40, num_hidden_layers=len(devices)))
+    whole = plan_placement(made, {main: 1 << 30}, "fp32")
+    return replace(whole, devices=devices, bytes={})
+
+
+def _spread(*devices: str) -> ShapeBackbone:
+    config = tiny_models.tiny_config("llama", 40, num_hidden_layers=len(devices))
+    return ShapeBackbone(config, torch.float32, LORA, POLICY_ROLES, _map(*devices))
+
+
+@pytest.fixture(scope="module")
+def on_one() -> ShapeBackbone:
+    return _spread(*["cuda:0"] * 6)
+
+
+def test_every_device_holds_the_base_caches_and_adapters_of_its_own_layers(on_one: ShapeBackbone) -> None:
+    one, two = on_one, _spread(*["cuda:0"] * 2, *["cuda:1"] * 4)
+    for trial in (
+        lambda backbone: rollout_peak(backbone, SHAPE, prompts=8, nucleus=False, role="policy"),
+        lambda backbone: update_peak(
+            backbone, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0
+        ),
+    ):  # fmt: skip
+        whole, parts = trial(one)["cuda:0"], trial(two)
+        assert set(parts) == {"cuda:0", "cuda:1"}
+        for kind in ("base", "adapters", "optimizer", "kv_cache"):
+            assert parts["cuda:0"][kind] + parts["cuda:1"][kind] == whole[kind], kind
+    layers = {device: sum(t.numel() * 4 for t in held) for device, held in two.base().items()}
+    assert parts["cuda:1"]["base"] == layers["cuda:1"]
+    # The heads of two roles (32 weights and a bias) are on the main card; the rest of the adapters is where the layers are.
+    heads = 2 * (32 + 1) * 4
+    assert 2 * (parts["cuda:0"]["adapters"] - heads) == parts["cuda:1"]["adapters"]
+    # Activations of learning: what layers keep for the backward lies with them, four layers' more than two's.
+    assert 1.5 * parts["cuda:0"]["activations"] < parts["cuda:1"]["activations"] < whole["activations"]
+    assert sum(peak.total() for peak in parts.values()) == pytest.approx(whole.total(), rel=0.15)
+
+
+def test_a_streamed_layer_is_kept_elsewhere_and_computed_on_the_main_device(on_one: ShapeBackbone) -> None:
+    shared = _spread(*["cuda:0"] * 2, *["cpu"] * 4)
+    whole, parts = on_one, update_peak(shared, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0)
+    kept = update_peak(whole, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0)["cuda:0"]
+    assert set(parts["cpu"]) == {"base"}
+    assert parts["cuda:0"]["base"] + parts["cpu"]["base"] == kept["base"]
+    assert parts["cuda:0"]["adapters"] == kept["adapters"]  # where they are computed
+    assert parts["cuda:0"]["activations"] < kept["activations"]  # they are computed again in the backward
 
 
 def test_recomputed_layers_hold_less() -> None:

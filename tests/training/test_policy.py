@@ -22,7 +22,7 @@ from selfeval.errors import LoopError
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.training import experience as experiences
-from selfeval.training import policy, steps
+from selfeval.training import steps
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
 from selfeval.training.experience import Experience, RewardScale, measure, observe
@@ -123,7 +123,7 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
     with torch.no_grad():
         backbone.heads[EVALUATOR].bias.fill_(float("nan"))
     back: list[int] = []
-    where = r"reward, score, value \(first in head.bias of evaluator-0\) is NaN"
+    where = r"reward, score, value is NaN or infinite \(first in head.bias of evaluator-0\)"
     with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after going back 3 times"):
         train(backbone, tmp_path, rolled_back=lambda step, alarms: back.append(step))
     assert back == [0, 0, 0]
@@ -153,7 +153,8 @@ def test_a_broken_gradient_is_named_and_never_stepped_along(tmp_path: Path, monk
     break_once(name, monkeypatch, backbone, iteration=4)
     config = CONFIG.model_copy(update={"iterations": 5, "epochs": 2})
     lines, alarms = train(backbone, tmp_path, config, rolled_back=lambda step, alarms: back.append((step, alarms[0].message)))
-    assert back == [(3, f"the gradient of policy, first in {name} is NaN or infinite; lower the learning rates")]
+    assert [step for step, _ in back] == [3]
+    assert back[0][1].startswith(f"the gradient of {name} is NaN or infinite (1 of ")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5]
     assert [a.action for a in alarms] == ["roll_back"]
     assert lines[-1]["learning_rate"] == pytest.approx(CONFIG.learning_rate * 0.5 * steps.learning_rate_factor(5, config))
@@ -405,15 +406,6 @@ def test_whitening_by_hand() -> None:
     assert longer.tolist() == pytest.approx([0.0, 36 / 5**0.5 - 0.5, -44 / 5**0.5 - 1.0, 5**-0.5])
     assert RewardScale.of(torch.tensor([2.0, 2.0]), samples, whiten=True).deviation == 1e-4
     assert RewardScale.of(torch.tensor([2.0, 8.0]), samples, whiten=False).units(torch.tensor(7.0)) == 7.0
-
-
-def test_prompts_come_round_equally_often_in_an_order_that_the_seed_decides() -> None:
-    config = CONFIG.model_copy(update={"questions_per_iteration": 4})
-    order = [p.question_id for i in range(1, 7) for p in policy._next_prompts(PROMPTS, config, 0, i)]
-    for start in range(0, 24, 6):
-        assert sorted(order[start : start + 6]) == sorted(p.question_id for p in PROMPTS)
-    assert order[:6] != order[6:12]
-    assert order != [p.question_id for i in range(1, 7) for p in policy._next_prompts(PROMPTS, config, 1, i)]
 
 
 def test_the_learning_rate_rises_then_falls() -> None:

@@ -100,14 +100,6 @@ def test_micro_batches_do_not_change_the_gradient(one_thread: None) -> None:
             torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-5)
 
 
-def test_every_pass_reads_every_row_once_in_an_order_of_its_own() -> None:
-    draws = [index for step in range(6) for index in sft._drawn(8, step, 4, "seed")]
-    passes = [draws[i : i + 8] for i in (0, 8, 16)]
-    assert [sorted(p) for p in passes] == [list(range(8))] * 3
-    assert passes[0] != passes[1] != passes[2]
-    assert draws != [index for step in range(6) for index in sft._drawn(8, step, 4, "another")]
-
-
 def test_the_learning_rate_rises_and_falls_to_zero(tmp_path: Path) -> None:
     config = TuningConfig(steps=10, warmup=0.2, learning_rate=1e-2)
     rates = [line["learning_rate"] for line in tune(fresh(), counting(10, seed=1), tmp_path, config)]
@@ -157,7 +149,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None
     with torch.no_grad():
         next(iter(backbone.parameters(ROLE).values())).fill_(math.nan)
     before = [p.clone() for p in backbone.parameters(ROLE).values()]
-    with pytest.raises(LoopError, match="reader diverged at step 1"):
+    with pytest.raises(LoopError, match=r"reader diverged at step 1: .*lora_A\.reader.*NaN"):
         tune(backbone, counting(4, seed=1), tmp_path)
     for old, new in zip(before, backbone.parameters(ROLE).values(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)

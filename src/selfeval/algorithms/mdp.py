@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FiniteMDP:
     """Hold a finite MDP: its transitions, rewards, discount and the distribution of its first state.
 
@@ -101,9 +101,9 @@ class Solution(NamedTuple):
 
 
 def bellman_q(mdp: FiniteMDP, values_S: Tensor) -> Tensor:
-    """Look one step ahead: Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s'). Sutton and Barto 2018, eq. 4.6.
+    """Look one step ahead: Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s').
 
-    http://incompleteideas.net/book/the-book-2nd.html
+    Sutton and Barto 2018, eq. 4.6 (http://incompleteideas.net/book/the-book-2nd.html).
 
     Args:
         mdp: the MDP.
@@ -328,7 +328,7 @@ def policy_gradient(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
     return occupancy(mdp, policy_SA)[:, None] * policy_SA * (q_SA - values_S[:, None])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenMDP:
     """Hold a token MDP: all prefixes over a vocabulary up to a horizon, and what each next token pays.
 

@@ -143,8 +143,9 @@ def natural_gradient_step(
 
     s = √(2δ / xᵀF x) x,   F x = g;   for an exact x this is √(2δ / gᵀF⁻¹g) F⁻¹g
 
-    xᵀF x is computed by one more product, so that ½ sᵀF s = δ also when the system was not solved to the end. Schulman et
-    al. 2015, appendix C (https://arxiv.org/abs/1502.05477); the direction: Kakade 2001 (https://papers.nips.cc/paper/2073).
+    ½ sᵀF s = δ also when the system was not solved to the end: the residual of conjugate gradient is orthogonal to x, so
+    that xᵀF x = xᵀg after any number of steps, and costs no further product. Schulman et al. 2015, appendix C
+    (https://arxiv.org/abs/1502.05477); the direction: Kakade 2001 (https://papers.nips.cc/paper/2073).
 
     Args:
         product: v [N] -> F v [N], damping included.
@@ -166,9 +167,9 @@ def natural_gradient_step(
     direction_N, residual = conjugate_gradient(product, gradient_N, iterations=iterations, tolerance=tolerance)
     if not bool(direction_N.any()):
         return NaturalStep(direction_N, direction_N, 0.0, residual)
-    curvature = (direction_N @ product(direction_N)).item()
+    curvature = (direction_N @ gradient_N).item()
     if not curvature > 0:
-        raise ValueError(f"xᵀF x must be positive, got {curvature:.3g}: raise the damping")
+        raise ValueError(f"xᵀF x must be positive, got {curvature:.3g}: rounding has eaten it; raise the damping")
     return NaturalStep(math.sqrt(2 * kl_bound / curvature) * direction_N, direction_N, curvature, residual)
 
 

@@ -9,20 +9,22 @@ Shapes: B rows in the pass, T tokens, I inputs and O outputs of a layer, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from selfeval.errors import ModelError, RoleError
 
-__all__ = ["BASE", "Acting", "AdapterStack"]
+__all__ = ["BASE", "Acting", "AdapterStack", "remove_adapters"]
 
 BASE = "base"
 """Name of the bare base as a role: no adapter, no gradient."""
@@ -60,12 +62,25 @@ class Acting:
         return tuple(dict.fromkeys(run.role for run in self.runs)) if self.runs else (self.name,)
 
 
+class _Block(AbstractContextManager[None]):
+    """Can be entered again, as a backward pass that is made again does."""
+
+    def __init__(self, stack: list[Acting], acting: Acting) -> None:
+        self._stack, self._acting = stack, acting
+
+    def __enter__(self) -> None:
+        self._stack.append(self._acting)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.pop()
+
+
 class AdapterStack:
     """The blocks that are open now, innermost last, and the layers that ask it whose adapter to add."""
 
     def __init__(self) -> None:
         self._stack: list[Acting] = []
-        self._hooked: set[nn.Module] = set()
+        self._hooked: WeakSet[nn.Module] = WeakSet()
         self.mixes_rows = True
         """False once an adapter sits on fused experts."""
 
@@ -73,19 +88,14 @@ class AdapterStack:
     def acting(self) -> Acting | None:
         return self._stack[-1] if self._stack else None
 
-    @contextmanager
-    def block(self, acting: Acting) -> Iterator[None]:
+    def block(self, acting: Acting) -> AbstractContextManager[None]:
         """Passes inside are this one's; nests, and an exception restores the outer one."""
-        self._stack.append(acting)
-        try:
-            yield
-        finally:
-            self._stack.pop()
+        return _Block(self._stack, acting)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """What surrounds a checkpointed layer the first time and when its backward runs it again: the same role."""
         acting = self.acting
-        return nullcontext(), nullcontext() if acting is None else self.block(acting)
+        return nullcontext(), nullcontext() if acting is None else _Block(self._stack, acting)
 
     def attach(self, model: nn.Module) -> None:
         """Lets the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
@@ -123,6 +133,18 @@ class AdapterStack:
         per_row = _per_row(inputs[0], acting.runs[-1].stop)
         spans = [(run.role, slice(run.start * per_row, run.stop * per_row)) for run in acting.runs]
         return torch.cat([_adapted(layer, role, inputs[0][span], output[span]) for role, span in spans])
+
+
+def remove_adapters(model: nn.Module, role: str) -> None:
+    """Takes the adapters of a role out; a layer that is left with none is the base's own module again."""
+    for name, layer in reversed(list(model.named_modules())):  # inner ones first: those on fused experts are nested
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        layer.set_adapter([], inference_mode=True)  # else PEFT picks another one to act, and marks its weights
+        layer.delete_adapter(role)
+        if not layer._all_available_adapter_names():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
 
 
 def _per_row(x: Tensor, rows: int) -> int:

@@ -32,6 +32,7 @@ class Phase(StrEnum):
     BEAMS = "beams"
     SCORE = "score"
     UPDATE = "update"
+    CURVATURE = "curvature"
 
     @property
     def unit(self) -> str:
@@ -123,6 +124,7 @@ class MemoryBudget:
         self.meter: Meter = meter or CpuMeter()
         self.tell = tell
         self._gauges = {phase: _Gauge(phase) for phase in Phase}
+        self._phase: Phase | None = None
         self._events: dict[tuple[Phase, EventKind, int, int], MemoryEvent] = {}
 
     def take_events(self) -> list[MemoryEvent]:
@@ -163,6 +165,9 @@ class MemoryBudget:
 
     def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
         """Reads what is free, and starts smaller where it is less than this phase needed before."""
+        if gauge.phase is not self._phase:
+            self._phase = gauge.phase
+            self.meter.between_phases()
         if self.meter.limit is not None and not gauge.begun:
             gauge.cap, gauge.patience = max(largest, limit // _FIRST_SHARE), 1
         gauge.begun = True
@@ -262,6 +267,7 @@ _SMALLEST = {
     Phase.ROLLOUT: ("sampling one reply", "lower max_new_tokens or shorten the prompts"),
     Phase.BEAMS: ("beam search for one reply", "lower replies.beams or replies.max_new_tokens"),
     Phase.SCORE: ("scoring one sequence of {units} tokens", "lower replies.max_new_tokens"),
+    Phase.CURVATURE: ("a second derivative of one sequence ({units} tokens)", "lower replies.max_new_tokens or lora.rank"),
     Phase.UPDATE: ("a micro-batch of one sequence or pair ({units} tokens)", "lower replies.max_new_tokens or lora.rank"),
 }
 

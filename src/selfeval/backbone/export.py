@@ -18,7 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from selfeval.backbone.merging import classifier_class, is_quantised, merged_classifier, merged_language_model
+from selfeval.backbone.merging import (
+    classifier_class,
+    is_quantised,
+    merged_classifier,
+    merged_language_model,
+    plain_config,
+)
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
 from selfeval.errors import ExportError, RoleError
@@ -89,19 +95,19 @@ def write_merged(
 def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Layout:
     """Writes the role in PEFT's layout, for the base as it lies at `base` (a folder or hub id), and reads it back.
 
-    The folder can be loaded as a role too (`Backbone.load_role`), which refuses another base; PEFT does not look.
+    The folder can be loaded as a role too (`Backbone.load_role`), which refuses another base; PEFT does not look. Where the
+    positions of the base were scaled, the folder holds the scaled `config.json` to load the base with, and does not name the
+    base: what finds it by itself (`AutoPeftModel...`) would load it with its own config, and score on plain positions.
 
     Raises:
         RoleError: there is no such role.
-        ExportError: the files do not hold the role's weights, or the base's positions are scaled, which PEFT would not know.
+        ExportError: the files do not hold the role's weights.
     """
-    if backbone.loaded.stretch:
-        raise ExportError(
-            f"the role was trained on positions scaled by {backbone.loaded.stretch}, and an adapter alone would be read on "
-            "plain ones; use --merge, whose config.json holds the scaling"
-        )
     backbone.save_role(role, folder)
-    config = {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": base}
+    stretched = backbone.loaded.stretch is not None
+    if stretched:
+        plain_config(backbone.model).save_pretrained(folder)
+    config = {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": None if stretched else base}
     layout: Layout = "adapter"
     if role in backbone.heads:
         layout = "adapter and head" if classifier_class(backbone.model.config) is None else "classifier adapter"

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from selfeval.backbone.families.table import FAMILIES
+from selfeval.backbone.rope import stretch_positions
+from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 
 __all__ = ["ModelFacts", "known_models", "model_facts", "read_facts"]
@@ -25,10 +27,17 @@ _SHIPPED = Path(__file__).parent / "model_facts"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model's name and its config of transformers."""
+    """A model's name and its config of transformers, and how it will attend.
+
+    Attributes:
+        attention: as transformers is told; None for the family's own way.
+        reach: tokens of a stretched context; None where the config's own holds.
+    """
 
     name: str
     config: Any
+    attention: str | None = None
+    reach: int | None = None
 
     @property
     def text(self) -> Any:
@@ -41,8 +50,23 @@ class ModelFacts:
 
     @property
     def context(self) -> int | None:
+        if self.reach is not None:
+            return self.reach
         found = next((n for key in ("max_position_embeddings", "n_positions") if (n := getattr(self.text, key, None))), None)
         return None if found is None else int(found)
+
+    def within(self, context: ContextConfig) -> ModelFacts:
+        """The facts of the model as it is loaded with these `[context]` values.
+
+        Flash attention is taken for sdpa, which holds as much.
+
+        Raises:
+            ModelError: its positions cannot be scaled.
+        """
+        config = type(self.config).from_dict(self.config.to_dict())
+        stretch = stretch_positions(config, context, self.name)
+        attention = {"auto": None, "flash_attention_2": "sdpa"}.get(context.attention, context.attention)
+        return ModelFacts(self.name, config, attention, stretch.reach if stretch else None)
 
     def with_layers(self, count: int) -> Any:
         """A copy of the config with the first `count` layers."""
@@ -87,7 +111,8 @@ def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
             f"{name}: model_type {json.dumps(kind)} is no causal language model that transformers knows; give the config.json "
             "of one that writes text"
         )
-    return ModelFacts(name, AutoConfig.for_model(**values))
+    # The class itself and not AutoConfig.for_model: a family may read a published config as that of another model.
+    return ModelFacts(name, CONFIG_MAPPING[kind].from_dict(values, name_or_path=name))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,66 +1,114 @@
 """What a pass would hold in memory, found by running it on shapes: no weight is made, no number is computed.
 
-A model is built on torch's meta device and given its roles; then its weights become fake tensors that say they are on a
-device. The very code of the loop runs on them while `Footprint` counts the bytes of every living storage. What a kernel
-takes for itself while it runs is not seen, nor what an allocator keeps back.
+A model is built on torch's meta device and given its roles; then its weights become fake tensors. The very code of the loop
+runs on them while `Footprint` counts the bytes of every living storage. Where several devices share the layers, each storage is
+booked on the one that would hold it; no such device need be here. What a kernel takes for itself while it runs is not seen, nor
+what an allocator keeps back.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from selfeval.backbone.load import LoadedModel
+from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig
+from selfeval.errors import ModelError
 
-__all__ = ["Footprint", "ShapeBackbone"]
+__all__ = ["Footprint", "Peaks", "ShapeBackbone", "computes", "fullest"]
 
 _ATEN = torch.ops.aten
 
 
-class Footprint(TorchDispatchMode):
-    """Counts, by kind, the bytes of all storages that live inside the block, and keeps the moment when they were most.
+Peaks = dict[str, Counter[str]]
+"""Device -> kind -> bytes, at the moment when that device held most."""
 
-    New tensors are `activations`, those whose last dimension is the vocabulary `logits`. Fake tensors have no values:
-    a mask picks everything.
+
+def fullest(found: Iterable[Peaks]) -> Peaks:
+    """Of several things done one after the other: per device, the one during which it holds most."""
+    most: Peaks = {}
+    for peaks in found:
+        for device, peak in peaks.items():
+            if device not in most or peak.total() > most[device].total():
+                most[device] = peak
+    return most
+
+
+class Footprint(TorchDispatchMode):
+    """Counts, by device and kind, the bytes of all storages that live inside the block, and keeps each device's fullest moment.
+
+    New tensors are `activations`, those whose last dimension is the vocabulary `logits`. A tensor is where the first tensor is
+    that it was made of (streamed weights come to it), else on the main device. Fake tensors have no values: a mask picks
+    everything, and a yes or no is no.
 
     Args:
-        known: tensors that are there already, by kind.
+        known: tensors that are there already, by kind, on the main device; `know` names those of other devices.
         vocabulary: entries of the output layer.
+        main: name of the main device.
 
     Attributes:
-        peak: bytes by kind when their sum was largest.
+        peaks: bytes by kind at the moment when their sum was largest, for each device.
     """
 
-    def __init__(self, known: Mapping[str, Iterable[Tensor]], vocabulary: int) -> None:
+    def __init__(self, known: Mapping[str, Iterable[Tensor]], vocabulary: int, main: str = "cpu") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary = vocabulary
-        self.peak: Counter[str] = Counter()
-        self._now: Counter[str] = Counter()
-        self._live: dict[int, tuple[str, int]] = {}
-        self._total, self._most = 0, 0
+        self.vocabulary, self.main = vocabulary, main
+        self.peaks: Peaks = {}
+        self._now: Peaks = {}
+        self._live: dict[int, tuple[str, str, int]] = {}
+        self._total: Counter[str] = Counter()
+        self._forced: str | None = None
         for kind, tensors in known.items():
-            for tensor in tensors:
-                self._see(tensor, kind)
+            self.know(tensors, kind, main)
+
+    @property
+    def peak(self) -> Counter[str]:
+        """That of the main device."""
+        return self.peaks.get(self.main, Counter())
+
+    def know(self, tensors: Iterable[Tensor], kind: str, device: str) -> None:
+        """Counts tensors that are there already."""
+        for tensor in tensors:
+            self._see(tensor, kind, device)
+
+    def device_of(self, tensor: Tensor) -> str:
+        """The device of a known tensor, `""` of any other."""
+        return self._live.get(tensor.untyped_storage()._cdata, ("", "", 0))[1]
+
+    @contextmanager
+    def on(self, device: str) -> Iterator[None]:
+        """What is made inside the block is on that device, whatever it is made of: a copy from one to another."""
+        outer, self._forced = self._forced, device
+        try:
+            yield
+        finally:
+            self._forced = outer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = self._without_values(func, args) if any(isinstance(a, FakeTensor) for a in args) else None
         if out is None:
             out = func(*args, **(kwargs or {}))
+        device = self._forced or self._made_on(args)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._see(leaf, "logits" if leaf.shape[-1:] == (self.vocabulary,) else "activations")
+                self._see(leaf, "logits" if leaf.shape[-1:] == (self.vocabulary,) else "activations", device)
         return out
+
+    def _made_on(self, args: Any) -> str:
+        devices = (self.device_of(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+        return next((device for device in devices if computes(device, self.main)), self.main)
 
     def _without_values(self, func: Any, args: Any) -> Any:
         """The result of the operations that would have to look at values, None for all others."""
@@ -70,34 +118,57 @@ class Footprint(TorchDispatchMode):
             return args[0].new_empty((args[1][0].numel(), *args[0].shape[args[1][0].ndim :]))
         if func in (_ATEN.index_put_.default, _ATEN._index_put_impl_.default) and _is_mask(args[1]):
             return args[0]
+        if func is _ATEN._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return False
         return None
 
-    def _see(self, tensor: Tensor, kind: str) -> None:
+    def _see(self, tensor: Tensor, kind: str, device: str) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:
             return
         size = storage.nbytes()
-        self._live[key] = (kind, size)
-        self._now[kind] += size
-        self._total += size
-        if self._total > self._most:
-            self._most, self.peak = self._total, self._now.copy()
+        self._live[key] = (kind, device, size)
+        now = self._now.setdefault(device, Counter())
+        now[kind] += size
+        self._total[device] += size
+        if device not in self.peaks or self._total[device] > self.peaks[device].total():
+            self.peaks[device] = now.copy()
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
-        kind, size = self._live.pop(key)
-        self._now[kind] -= size
-        self._total -= size
+        kind, device, size = self._live.pop(key)
+        self._now[device][kind] -= size
+        self._total[device] -= size
 
     def label(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Says that these living tensors are of another kind than it seemed."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
-            before, size = self._live[key]
-            self._live[key] = (kind, size)
-            self._now[before] -= size
-            self._now[kind] += size
+            before, device, size = self._live[key]
+            self._live[key] = (kind, device, size)
+            self._now[device][before] -= size
+            self._now[device][kind] += size
+
+
+def computes(device: str, main: str) -> bool:
+    """Whether anything is computed there; on disk, and in RAM beside cards, weights only wait."""
+    return device == main or device.startswith("cuda:")
+
+
+class _Moved(torch.autograd.Function):
+    """A copy on another device, whose gradient is copied back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, meter: Footprint, device: str) -> Tensor:
+        ctx.meter, ctx.source = meter, meter.device_of(tensor) or meter.main
+        with meter.on(device):
+            return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        with ctx.meter.on(ctx.source):
+            return gradients[0].clone(), None, None
 
 
 def _is_mask(index: Sequence[Tensor | None]) -> bool:
@@ -112,21 +183,40 @@ class ShapeBackbone(Backbone):
         dtype: of the base weights.
         lora: of every role.
         roles: names; True where the role has a head.
-        device: where its tensors say they are.
+        placement: which device holds which layer; one device holds all unless given. Streamed layers are computed on the main
+            device, and again in the backward pass.
+        attention: how attention is computed; the family's own way unless given.
+
+    Raises:
+        ModelError: the family cannot compute attention in that way.
     """
 
     def __init__(
-        self, config: Any, dtype: torch.dtype, lora: LoraConfig, roles: Mapping[str, bool], device: str = "cpu"
+        self,
+        config: Any,
+        dtype: torch.dtype,
+        lora: LoraConfig,
+        roles: Mapping[str, bool],
+        placement: DeviceMap | None = None,
+        attention: str | None = None,
     ) -> None:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        try:
+            with torch.device("meta"):
+                model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        except ValueError as error:
+            raise ModelError(f"context.attention = {attention} is not for this model: {error}") from error
         model.requires_grad_(False).eval()
         no_tokenizer = cast(PreTrainedTokenizerBase, None)
-        super().__init__(LoadedModel(model, no_tokenizer, torch.device("meta"), "", (), 0), lora, "shapes")
+        loaded = LoadedModel(model, no_tokenizer, torch.device("meta"), "", (), 0, placement=placement)
+        super().__init__(loaded, lora, "shapes")
+        self.main = placement.main if placement else "cpu"
+        self.meter: Footprint | None = None
         for role, head in roles.items():
             self.add_role(role, head=head)
         self.fake = FakeTensorMode()
-        self._to_fake(torch.device(device))
+        self._to_fake(torch.device("cpu"))
+        if placement is not None and not placement.is_whole:
+            self._place(placement)
 
     def _check_logits(self) -> None:
         """There are no logits to check."""
@@ -149,23 +239,68 @@ class ShapeBackbone(Backbone):
                 held.update({name: fake(value) for name, value in held.items() if value is not None})
         self.loaded.device = device
 
+    def _place(self, placement: DeviceMap) -> None:
+        """Lets every part take its inputs to the device that computes it, as accelerate's hooks do."""
+        beside = [name for name in placement.fixed if isinstance(_part(self.model, name), nn.Module)]
+        for name in [*beside, *placement.layers]:
+            self._move_inputs(self.model.get_submodule(name), self.computes(f"{name}."))
+
+    def _move_inputs(self, part: nn.Module, device: str) -> None:
+        def moved(value: Any) -> Any:
+            if self.meter is None or not isinstance(value, Tensor) or (self.meter.device_of(value) or self.main) == device:
+                return value
+            return _Moved.apply(value, self.meter, device)  # type: ignore[no-untyped-call]
+
+        def move(module: nn.Module, arguments: Any, options: Any) -> Any:
+            return tree_map(moved, arguments), tree_map(moved, options)
+
+        part.register_forward_pre_hook(move, with_kwargs=True)
+
+    def keeps(self, name: str) -> str:
+        """The device on which a weight of the base lies."""
+        placed = self.loaded.placement
+        layers = zip(placed.layers, placed.devices, strict=True) if placed else ()
+        return next((device for layer, device in layers if name.startswith(f"{layer}.")), self.main)
+
+    def computes(self, name: str) -> str:
+        """The device that computes with a weight and holds its adapters: its layer's, or the main one if that is streamed."""
+        kept = self.keeps(name)
+        return kept if computes(kept, self.main) else self.main
+
     @property
     def vocabulary(self) -> int:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
-    def adapters(self) -> list[nn.Parameter]:
-        """Weights of all roles."""
-        return [p for role in self.roles for p in self.parameters(role).values()]
+    def adapters(self, roles: Iterable[str] | None = None) -> dict[str, list[nn.Parameter]]:
+        """Weights of these roles (of all unless given), by device."""
+        found: dict[str, list[nn.Parameter]] = {self.main: []}
+        for role in self.roles if roles is None else roles:
+            for name, parameter in self.parameters(role).items():
+                found.setdefault(self.computes(name), []).append(parameter)
+        return found
 
-    def base(self) -> list[Tensor]:
-        """Weights and buffers of the base, tied ones once."""
-        own = {id(p) for p in self.adapters()}
-        found = {id(t): t for t in [*self.model.parameters(), *self.model.buffers()]}
-        return [tensor for key, tensor in found.items() if key not in own]
+    def base(self) -> dict[str, list[Tensor]]:
+        """Weights and buffers of the base by device, tied ones once."""
+        own = {id(p) for held in self.adapters().values() for p in held}
+        found: dict[str, list[Tensor]] = {self.main: []}
+        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if id(tensor) not in own:
+                found.setdefault(self.keeps(name), []).append(tensor)
+        return found
 
     def footprint(self) -> Footprint:
-        """A counter that knows the weights and the gradients that are there."""
-        adapters = self.adapters()
-        gradients = [p.grad for p in adapters if p.grad is not None]
-        known: dict[str, Iterable[Tensor]] = {"base": self.base(), "adapters": adapters, "gradients": gradients}
-        return Footprint(known, self.vocabulary)
+        """A counter that knows the weights and the gradients that are there; the newest one is told of what is moved."""
+        self.meter = Footprint({}, self.vocabulary, self.main)
+        for device, tensors in self.base().items():
+            self.meter.know(tensors, "base", device)
+        for device, adapters in self.adapters().items():
+            self.meter.know(adapters, "adapters", device)
+            self.meter.know((p.grad for p in adapters if p.grad is not None), "gradients", device)
+        return self.meter
+
+
+def _part(model: Any, name: str) -> Any:
+    """The module or the loose tensor of that name."""
+    for step in name.split("."):
+        model = getattr(model, step)
+    return model

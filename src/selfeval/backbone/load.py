@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -31,10 +29,20 @@ from selfeval.backbone.precision import (
     sixteen_bits,
 )
 from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
+from selfeval.backbone.sizes import weight_sizes
 from selfeval.config import ContextConfig, PlacementConfig
 from selfeval.errors import ModelError
 
-__all__ = ["LoadedModel", "load_model", "pick_attention", "pick_device", "weight_files"]
+__all__ = [
+    "LoadedModel",
+    "Wanted",
+    "load_model",
+    "memory_within",
+    "pick_attention",
+    "pick_device",
+    "place_base",
+    "weight_files",
+]
 
 
 @dataclass
@@ -98,24 +106,14 @@ def weight_files(name: str) -> tuple[Path, ...]:
     return tuple(Path(str(cached_file(name, shard))) for shard in sorted(set(shards)))
 
 
-def _memory(device: torch.device, room: int | None) -> dict[str, int]:
+def memory_within(free: Mapping[str, int], room: int | None) -> dict[str, int]:
     """Free bytes of every device that may hold the base, none above `room` but the disk."""
-    free = free_memory(device)
     return {name: size if room is None or name == DISK else min(size, room) for name, size in free.items()}
 
 
 def _sum(memory: Mapping[str, int], device: torch.device) -> int:
     """Bytes on all devices of the kind that computes."""
     return sum(size for name, size in memory.items() if name.startswith(device.type))
-
-
-def _count_weights(files: Sequence[Path]) -> int | None:
-    """Numbers in these files, read from their headers alone; None without files."""
-    total = 0
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total or None
 
 
 def pick_attention(wanted: str, device: torch.device, precision: str) -> str | None:
@@ -210,9 +208,9 @@ def load_model(
         stretch = stretch_positions(config, context, name)
         tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
         files = weight_files(name)
-        memory = _memory(target, room)
-        wanted = _Wanted(name, config, device, precision, placement, trust_remote_code, memory)
-        picked, why, plan = _pick(wanted, target, _count_weights(files))
+        memory = memory_within(free_memory(target), room)
+        made = meta_model(config, trust_remote_code=trust_remote_code)
+        picked, why, plan = place_base(Wanted(name, made, device, precision, placement, memory), target)
         target = target if plan is None else torch.device(plan.main)
         model, report = _from_files(
             name,
@@ -259,22 +257,33 @@ def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) ->
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What decides in which precision a base is loaded, and where it goes."""
+class Wanted:
+    """What decides in which precision a base is loaded, and where it goes.
+
+    Attributes:
+        name: of the model, for messages.
+        model: on the meta device.
+        device: auto, cpu or cuda.
+        precision: one of them, or auto.
+        placement: which devices may hold it.
+        memory: free bytes by device, in the order of their use.
+    """
 
     name: str
-    config: Any
+    model: nn.Module
     device: str
     precision: str
     placement: PlacementConfig
-    trust_remote_code: bool
     memory: Mapping[str, int]
 
+    def size(self, precision: str) -> int:
+        return weight_sizes(self.model, precision).total
+
     def plan(self, precision: str) -> DeviceMap | None:
+        """Which device holds what; None where there is nothing to choose."""
         if self.placement.mode == "single":
             return None
-        usable = usable_memory(self.memory, self.placement)
-        plan = plan_placement(meta_model(self.config, trust_remote_code=self.trust_remote_code), usable, precision)
+        plan = plan_placement(self.model, usable_memory(self.memory, self.placement), precision)
         if self.device == "cuda" and plan.main == "cpu":
             raise ModelError(
                 "device = cuda, but no card has room for even one layer of this model; free memory or use device = auto"
@@ -282,9 +291,19 @@ class _Wanted:
         return plan
 
 
-def _pick(wanted: _Wanted, target: torch.device, weights: int | None) -> tuple[str, str | None, DeviceMap | None]:
-    """The precision, a sentence about why when it was picked, and which device holds what."""
-    picked, why = pick_precision(wanted.precision, target, weights, _sum(wanted.memory, target))
+def place_base(wanted: Wanted, target: torch.device) -> tuple[str, str | None, DeviceMap | None]:
+    """The precision, a sentence about why when it was picked, and which device holds what.
+
+    Loading does this, and so does a plan that loads nothing.
+
+    Args:
+        wanted: the model, and the memory that there is for it.
+        target: kind of device that computes.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    picked, why = pick_precision(wanted.precision, target, wanted.size, _sum(wanted.memory, target))
     plan = wanted.plan(picked)
     if _can_hold(picked, plan):
         return picked, why, plan

@@ -18,12 +18,20 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import ExportError, RoleError
 
-__all__ = ["classifier_class", "is_quantised", "merged_classifier", "merged_language_model", "padding_tokenizer"]
+__all__ = [
+    "classifier_class",
+    "is_quantised",
+    "merged_classifier",
+    "merged_language_model",
+    "padding_tokenizer",
+    "plain_config",
+]
 
 _QUANTISED = ("Params4bit", "Int8Params")
 """Weight classes of bitsandbytes: codes, not numbers."""
@@ -46,7 +54,7 @@ def merged_language_model(backbone: Backbone, role: str, dtype: torch.dtype | No
         RoleError: there is no such role.
     """
     live: Any = backbone.model
-    config = _plain_config(live)
+    config = plain_config(live)
     merged = _empty(type(live), config)
     _fill(merged, backbone, role, dtype, skip=())
     return merged
@@ -72,7 +80,7 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
     live: Any = backbone.model
     if role not in backbone.heads:
         raise RoleError(f'role "{role}" has no head, so it cannot become a classifier')
-    config = _plain_config(live)
+    config = plain_config(live)
     config.num_labels, config.id2label, config.label2id = 1, {0: "score"}, {"score": 0}
     kind = classifier_class(config)
     if kind is None:
@@ -123,7 +131,7 @@ def _no_classifier(config: Any) -> str:
     )
 
 
-def _plain_config(live: Any) -> Any:
+def plain_config(live: Any) -> Any:
     """The base's config, without the traces of how it was loaded."""
     config = copy.deepcopy(live.config)
     if hasattr(config, "quantization_config"):
@@ -143,9 +151,22 @@ def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None,
     if role not in backbone.roles:
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles)}')
     names = [name for name in merged.state_dict() if name not in skip]
-    weights = {name: _merged_weight(backbone.model, name, role, dtype) for name in names}
+    weights = {name: _laid_out(_merged_weight(backbone.model, name, role, dtype), merged, name, backbone) for name in names}
     merged.load_state_dict(weights, strict=False, assign=True)
     merged.tie_weights()
+
+
+def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Tensor:
+    """The weight as its class holds it: GPT-2's layers keep `[I, O]`, and bitsandbytes turned them when it coded them.
+
+    Told by the kinds of layer and not by the shape, which a square weight has either way.
+    """
+    path, _, leaf = name.rpartition(".")
+    if leaf != "weight" or not isinstance(merged.get_submodule(path), Conv1D):
+        return weight
+    live = backbone.model.get_submodule(path)
+    base = live.get_base_layer() if isinstance(live, BaseTunerLayer) else live
+    return weight.T.contiguous() if is_quantised(base) else weight
 
 
 @torch.no_grad()
@@ -154,8 +175,6 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     path, _, leaf = name.rpartition(".")
     try:
         module = live.get_submodule(path)
-        if isinstance(module, ParamWrapper):
-            raise ExportError(f"the role adapts fused experts ({path}), which cannot be merged yet; export it without --merge")
         base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         weight: Tensor = getattr(base, leaf)
     except AttributeError as error:  # only a classifier can be laid out in another way than its base
@@ -165,10 +184,42 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     stored = weight.dtype
     if type(weight).__name__ in _QUANTISED:
         weight, stored = _decoded(base, live.dtype), live.dtype
-    if leaf == "weight" and isinstance(module, BaseTunerLayer) and role in module.lora_A:
-        weight = weight.float() + module.get_delta_weight(role).float()
+    update = _update(module, leaf, role)
+    if update is not None:
+        weight = weight.float() + update.to(weight.device)
     wanted = (dtype or stored) if weight.is_floating_point() else weight.dtype
     return weight.detach().to("cpu", wanted, copy=True).contiguous()
+
+
+def _update(module: Any, leaf: str, role: str) -> Tensor | None:
+    """`s B A` in fp32 and in the layout of the weight; None where the role adapts nothing there."""
+    if isinstance(module, ParamWrapper):
+        return _expert_update(module, leaf, role)
+    if leaf == "weight" and isinstance(module, BaseTunerLayer) and role in module.lora_A:
+        update: Tensor = module.get_delta_weight(role).float()
+        return update
+    return None
+
+
+def _expert_update(module: Any, leaf: str, role: str) -> Tensor | None:
+    """The update `[E, I, O]`, or `[E, O, I]` as the weight has it, of E experts that are one parameter: s B_e A_e for each.
+
+    PEFT holds A as `[E r, I]` and B as `[O, r E]`, and nests the wrappers of the parameters of one module. Its own
+    `get_delta_weight` would round the update to the precision of the base before it is added.
+    """
+    while isinstance(module, ParamWrapper) and module.parameter_name != leaf:
+        module = module.base_layer
+    if not isinstance(module, ParamWrapper) or role not in module.lora_A:
+        return None
+    down, up = module.lora_A[role].weight.float(), module.lora_B[role].weight.float()
+    if module.get_param().ndim == 2:
+        flat: Tensor = module.scaling[role] * up @ down
+        return flat
+    down_ErI = down.reshape(module.num_experts, -1, down.shape[-1])
+    up_OrE = up.reshape(up.shape[0], -1, module.num_experts)
+    order = "ore,eri->eoi" if module._did_swap_in_out_features else "ore,eri->eio"
+    update: Tensor = module.scaling[role] * torch.einsum(order, up_OrE, down_ErI)
+    return update
 
 
 def _decoded(layer: nn.Module, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
+import platform
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,11 +17,28 @@ import torch
 
 from selfeval.backbone.placement import free_memory
 
-__all__ = ["CpuMeter", "CudaMeter", "Meter", "cap_gpus", "meter_for", "peak_resident_bytes", "return_freed_memory"]
+__all__ = [
+    "CpuMeter",
+    "CudaMeter",
+    "Meter",
+    "cap_gpus",
+    "keep_few_kernels",
+    "kept_by_allocator",
+    "kernel_bytes",
+    "meter_for",
+    "peak_resident_bytes",
+    "resident_bytes",
+    "return_freed_memory",
+]
 
 _M_MMAP_THRESHOLD, _MAPPED_BLOCK = -3, 1 << 17
 _LARGE_BASE = 1 << 26
 """Bytes of a base from which freed memory is given back at once."""
+_HAS_GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+_KEPT_SHARE = 0.5
+"""Measured by benchmarks/planner.py, embedded model and tiny: how much more than what lives a phase makes glibc hold."""
+_KERNELS, _KERNEL_BYTES = 32, 640 << 10
+"""Kernels that are remembered, and about what one takes (measured on a CPU with AMX)."""
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -47,6 +66,9 @@ class Meter(Protocol):
     def release(self) -> None:
         """Gives back what is only kept for later."""
 
+    def between_phases(self) -> None:
+        """Gives back what the last phase kept and the next one does not need, where that costs next to no time."""
+
 
 class CpuMeter:
     """Resident memory of this process.
@@ -59,7 +81,7 @@ class CpuMeter:
         self.limit = limit
 
     def used(self) -> int:
-        return int(psutil.Process().memory_info().rss)
+        return resident_bytes()
 
     def free(self) -> int:
         available = free_memory(torch.device("cpu"))["cpu"]
@@ -73,6 +95,9 @@ class CpuMeter:
 
     def release(self) -> None:
         gc.collect()
+        _trim_heap()
+
+    def between_phases(self) -> None:
         _trim_heap()
 
 
@@ -114,6 +139,9 @@ class CudaMeter:
     def release(self) -> None:
         gc.collect()
         torch.cuda.empty_cache()
+
+    def between_phases(self) -> None:
+        """Torch's reserve serves every phase: giving it back means asking the driver for it again."""
 
 
 def meter_for(devices: Iterable[torch.device], budget: int | None = None) -> Meter:
@@ -172,6 +200,11 @@ def peak_resident_bytes() -> int:
     return _highest.overall()
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process now, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def return_freed_memory(base_bytes: int) -> None:
     """Makes the C library (glibc) give large blocks back to the system as soon as they are freed, on behalf of a large base.
 
@@ -181,6 +214,32 @@ def return_freed_memory(base_bytes: int) -> None:
     if base_bytes >= _LARGE_BASE:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK)
+
+
+def kept_by_allocator(base_bytes: int, alive: int) -> int:
+    """Bytes that the C library keeps beside what a phase holds alive, where `return_freed_memory` does not stop it.
+
+    Args:
+        base_bytes: of the base.
+        alive: bytes that the phase makes and drops again: activations, gradients, caches.
+    """
+    return 0 if base_bytes >= _LARGE_BASE or not _HAS_GLIBC else round(_KEPT_SHARE * alive)
+
+
+def keep_few_kernels() -> None:
+    """Lets torch and oneDNN remember the kernels of few shapes, where nothing else is set.
+
+    In 16 bits, oneDNN compiles a kernel for every shape of a product and keeps 1024 of them. Replies have many lengths, so that
+    this would grow to 600 MiB. A few are enough: within a pass, all layers have the same shapes. To be called before the
+    first product.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_KERNELS))
+
+
+def kernel_bytes() -> int:
+    """What the kernels of 16-bit products take on a CPU, once there are as many as `keep_few_kernels` allows."""
+    return _KERNELS * _KERNEL_BYTES
 
 
 def _trim_heap() -> None:

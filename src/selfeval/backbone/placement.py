@@ -17,19 +17,20 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM
 
+from selfeval.backbone.sizes import weight_sizes
 from selfeval.config import PlacementConfig
 from selfeval.errors import ModelError
 
-__all__ = ["DISK", "DeviceMap", "free_memory", "meta_model", "plan_placement", "usable_memory"]
+__all__ = ["DISK", "ENDLESS", "DeviceMap", "free_memory", "meta_model", "plan_placement", "usable_memory"]
 
 DISK = "disk"
 """The last device: the model's own files."""
 
-_ENDLESS = 1 << 62
-_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": 0.5}
+ENDLESS = 1 << 62
+"""Bytes that no device has: no limit is known."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -101,7 +102,7 @@ def free_memory(device: torch.device) -> dict[str, int]:
     cards: Iterable[int] = ()
     if device.type == "cuda":
         cards = range(torch.cuda.device_count()) if device.index is None else (device.index,)
-    return {**{f"cuda:{card}": _free_on_card(card) for card in cards}, "cpu": _free_ram(), DISK: _ENDLESS}
+    return {**{f"cuda:{card}": _free_on_card(card) for card in cards}, "cpu": _free_ram(), DISK: ENDLESS}
 
 
 def _free_on_card(card: int) -> int:
@@ -176,7 +177,7 @@ def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) 
     Args:
         model: on the meta device, or any other.
         memory: usable bytes by device (`cuda:N`, `cpu`, `disk`), in the order of their use.
-        precision: of the weights: fp32, bf16, fp16, int8 or nf4 (the last two for the layers' matrices, others 2 bytes).
+        precision: of the weights: fp32, bf16, fp16, int8 or nf4 (see `sizes`).
 
     Raises:
         ModelError: it does not fit.
@@ -229,7 +230,7 @@ def _device_map(parts: _Parts, main: str, devices: Sequence[str]) -> DeviceMap:
 
 
 def _too_small(parts: _Parts, memory: Mapping[str, int]) -> str:
-    here = ", ".join(f"{device} {_size(size)}" for device, size in memory.items() if size < _ENDLESS)
+    here = ", ".join(f"{device} {_size(size)}" for device, size in memory.items() if size < ENDLESS)
     least, most = parts.fixed_bytes + parts.largest, max((s for d, s in memory.items() if d != DISK), default=0)
     if most < least:
         what = "embeddings, output layer and the largest layer" if parts.layers else "the model, which has no list of layers"
@@ -253,19 +254,12 @@ def _size(count: int) -> str:
 
 
 def _parts(model: nn.Module, precision: str) -> _Parts:
-    path = _layers_path(model)
+    path, sizes = _layers_path(model), weight_sizes(model, precision)
     if path is None:
-        names = tuple(_children(model, ""))
-        return _Parts(names, _bytes(model.named_parameters(), model.named_buffers(), precision), (), ())
-    layers = dict(model.get_submodule(path).named_children())
-    sizes = [_bytes(layer.named_parameters(), layer.named_buffers(), precision) for layer in layers.values()]
-    inside = f"{path}."
-    fixed = _bytes(
-        ((n, p) for n, p in model.named_parameters() if not n.startswith(inside)),
-        ((n, b) for n, b in model.named_buffers() if not n.startswith(inside)),
-        "bf16" if precision in ("int8", "nf4") else precision,  # embeddings, norms and output layer are not quantised
-    )
-    return _Parts(tuple(_beside(model, path)), fixed, tuple(inside + name for name in layers), tuple(sizes))
+        return _Parts(tuple(_children(model, "")), sizes.total, (), ())
+    layers = tuple(f"{path}.{name}" for name, _ in model.get_submodule(path).named_children())
+    held = tuple(sizes.within(layer) for layer in layers)
+    return _Parts(tuple(_beside(model, path)), sizes.total - sum(held), layers, held)
 
 
 def _layers_path(model: nn.Module) -> str | None:
@@ -286,8 +280,3 @@ def _children(module: nn.Module, name: str) -> Iterator[str]:
     prefix = f"{name}." if name else ""
     loose = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     yield from (prefix + child for child, _ in [*module.named_children(), *loose])
-
-
-def _bytes(parameters: Iterable[tuple[str, Tensor]], buffers: Iterable[tuple[str, Tensor]], precision: str) -> int:
-    total = sum(p.numel() * (_BYTES[precision] if p.ndim > 1 else max(2.0, _BYTES[precision])) for _, p in parameters)
-    return int(total) + sum(b.numel() * b.element_size() for _, b in buffers)

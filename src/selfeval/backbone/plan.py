@@ -1,76 +1,51 @@
-"""The arithmetic of a memory plan: bytes by phase and kind, what quantised weights take, and the most that fits a budget.
+"""The arithmetic of a memory plan: bytes by device, phase and kind, and the most that fits a budget.
 
-A peak is `base + adapters + gradients + optimizer + KV cache + activations + logits` at a phase's fullest moment.
+A peak is `runtime + base + adapters + gradients + optimizer + KV cache + activations + logits + allocator` at a phase's fullest
+moment; runtime and allocator are those of this process, and only the CPU has them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM
 
 from selfeval.backbone.facts import ModelFacts
+from selfeval.backbone.placement import DeviceMap, meta_model
+from selfeval.backbone.sizes import WeightSizes, weight_sizes
 
-__all__ = ["DTYPES", "KINDS", "PHASES", "Plan", "Weights", "at_depth", "largest_fitting", "weigh"]
+__all__ = ["DTYPES", "KINDS", "PHASES", "DevicePlan", "Plan", "at_depth", "largest_fitting", "weigh"]
 
 PHASES = ("load", "rollout", "score", "update")
-KINDS = ("base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits")
+KINDS = ("runtime", "base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits", "allocator")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
 """Precision -> what hidden states are computed in."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a base takes.
+def weigh(facts: ModelFacts, precision: str) -> WeightSizes:
+    """Counts a model's weights without making any."""
+    return weight_sizes(meta_model(facts.config), precision)
 
-    Attributes:
-        parameters: numbers, tied ones once.
-        bytes: of weights and buffers as they lie in memory.
-        unpacked: of the largest quantised matrix once it is unpacked for its product; 0 where nothing is quantised.
+
+def at_depth(least: Mapping[str, int], deeper: Sequence[Mapping[str, int]], steps: Sequence[float]) -> Counter[str]:
+    """Bytes by kind of a deep model from shallow ones, since every further layer of a span adds the same:
+    `least + sum_i steps_i (deeper_i - least)`.
+
+    Args:
+        least: of the shallowest model.
+        deeper: for each span of layers (those on one device), of that model with a little more of it.
+        steps: how many times that little is added.
     """
+    kinds = {*least, *(kind for one in deeper for kind in one)}
 
-    parameters: int
-    bytes: int
-    unpacked: int
+    def grown(kind: str) -> int:
+        start = least.get(kind, 0)
+        return round(start + sum(n * (one.get(kind, 0) - start) for one, n in zip(deeper, steps, strict=True)))
 
-
-def weigh(facts: ModelFacts, precision: str) -> Weights:
-    """Counts a model's weights on the meta device.
-
-    int8 and nf4 hold the decoder's linear layers (not embeddings, not the output layer) as bitsandbytes does: int8 with one
-    fp32 scale a row (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339); nf4 with half a byte a weight, one byte of scale
-    per 64 of them and one fp32 scale per 256 of those (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314). The rest is
-    bf16.
-    """
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(facts.config, dtype=DTYPES[precision])
-    head = model.get_output_embeddings()
-    packed = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head}
-    packed = packed if precision in ("int8", "nf4") else {}
-    parameters = list(model.parameters())
-    plain = sum(t.numel() * t.element_size() for t in [*parameters, *model.buffers()] if id(t) not in packed)
-    small = sum(_packed_bytes(w.shape[0], w.shape[1], precision) for w in packed.values())
-    unpacked = max((w.numel() * w.element_size() for w in packed.values()), default=0)
-    return Weights(sum(p.numel() for p in parameters), plain + small, unpacked)
-
-
-def _packed_bytes(rows: int, columns: int, precision: str) -> int:
-    if precision == "int8":
-        return rows * columns + 4 * rows
-    blocks = -(-rows * columns // 64)
-    return -(-rows * columns // 2) + blocks + 4 * -(-blocks // 256)
-
-
-def at_depth(small: Mapping[str, int], large: Mapping[str, int], depths: tuple[int, int], depth: int) -> Counter[str]:
-    """Bytes by kind of a model with `depth` equal layers, from those of two shallower ones: they grow by so much a layer."""
-    low, high = depths
-    slope = {kind: (large.get(kind, 0) - small.get(kind, 0)) / (high - low) for kind in {*small, *large}}
-    return Counter({kind: round(small.get(kind, 0) + slope[kind] * (depth - low)) for kind in slope})
+    return Counter({kind: grown(kind) for kind in kinds})
 
 
 def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int | None) -> int:
@@ -99,48 +74,84 @@ def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int | No
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run would take, and with which settings.
+class DevicePlan:
+    """What a run would take on one device.
 
     Attributes:
-        device: `cpu` or `cuda`; the figures are of its memory.
-        budget: bytes that may be taken there, None where nothing limits them.
-        phases: phase -> kind -> bytes at that phase's fullest moment, with these settings.
-        settings: values of the configuration that the plan has chosen.
-        workload: tokens and rows that it was made for.
-        fits: every phase is within the budget.
-        changes: sentences: what was changed to make it fit, or what would have to change.
+        device: `cuda:N`, `cpu` or `disk`.
+        layers: numbers of the decoder layers that lie there, as `("0-11",)`.
+        budget: bytes that may be taken there, None where nothing is known to limit them.
+        phases: phase -> kind -> bytes at that phase's fullest moment on this device.
     """
 
-    model: str
-    parameters: int
-    precision: str
     device: str
+    layers: tuple[str, ...]
     budget: int | None
     phases: Mapping[str, Mapping[str, int]]
-    settings: Mapping[str, Any]
-    workload: Mapping[str, int]
-    fits: bool
-    changes: tuple[str, ...]
 
     def total(self, phase: str) -> int:
         return sum(self.phases[phase].values())
 
     @property
+    def fullest(self) -> str:
+        """The phase in which it holds most."""
+        return max(self.phases, key=self.total)
+
+    @property
     def peak(self) -> int:
         """Bytes of the fullest phase."""
-        return max(self.total(phase) for phase in self.phases)
+        return self.total(self.fullest)
+
+    @property
+    def over(self) -> int:
+        """Bytes that are missing; negative where there is room left."""
+        return -1 if self.budget is None else self.peak - self.budget
+
+    def as_json(self) -> dict[str, Any]:
+        rows = {p: {**{k: int(self.phases[p].get(k, 0)) for k in KINDS}, "total": self.total(p)} for p in PHASES}
+        layers, budget, peak = list(self.layers), self.budget, self.peak
+        return {"device": self.device, "layers": layers, "budget_bytes": budget, "peak_bytes": peak, "phases": rows}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would take, and with which settings.
+
+    Attributes:
+        placement: which device holds what; as loading would place it.
+        devices: what each takes, the main device first.
+        settings: values of the configuration that the plan has chosen.
+        workload: tokens and rows that it was made for.
+        fits: every phase is within the budget of every device.
+        changes: sentences: what was picked or changed to make it fit, or what would have to change.
+    """
+
+    model: str
+    parameters: int
+    precision: str
+    placement: DeviceMap
+    devices: tuple[DevicePlan, ...]
+    settings: Mapping[str, Any]
+    workload: Mapping[str, int]
+    fits: bool
+    changes: tuple[str, ...]
+
+    @property
+    def main(self) -> DevicePlan:
+        """The device of batches, embeddings and output layer."""
+        return self.devices[0]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON: schema 1, sizes in bytes."""
-        rows = {p: {**{k: int(self.phases[p].get(k, 0)) for k in KINDS}, "total": self.total(p)} for p in PHASES}
         return {
             "schema": 1,
             "model": self.model,
             "parameters": self.parameters,
             "precision": self.precision,
             "fits": self.fits,
-            "devices": [{"device": self.device, "budget_bytes": self.budget, "peak_bytes": self.peak, "phases": rows}],
+            "main": self.placement.main,
+            "streamed_layers": len(self.placement.streamed),
+            "devices": [device.as_json() for device in self.devices],
             "settings": dict(self.settings),
             "workload": dict(self.workload),
             "changes": list(self.changes),

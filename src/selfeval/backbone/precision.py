@@ -8,7 +8,7 @@ output layer stay in 16 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,16 @@ from transformers.utils import is_bitsandbytes_available
 
 from selfeval.errors import LoopError, ModelError
 
-__all__ = ["PRECISIONS", "OverflowGuard", "Precision", "load_arguments", "pick_precision", "settle_quantised", "sixteen_bits"]
+__all__ = [
+    "DTYPES",
+    "PRECISIONS",
+    "OverflowGuard",
+    "Precision",
+    "load_arguments",
+    "pick_precision",
+    "settle_quantised",
+    "sixteen_bits",
+]
 
 
 @dataclass(frozen=True)
@@ -28,28 +37,29 @@ class Precision:
     """One way to hold the base.
 
     Attributes:
-        bytes_per_weight: of a quantised or plain linear layer's weight, its scales included.
-        quantised: whether linear layers are packed by bitsandbytes.
+        plain_bytes: of a number in a weight that is not packed.
+        quantised: whether linear layers are packed by bitsandbytes (`sizes.py` says which, and what they take then).
     """
 
     name: str
-    bytes_per_weight: float
+    plain_bytes: int
     quantised: bool = False
 
 
 PRECISIONS = {
     p.name: p
     for p in (
-        Precision("fp32", 4.0),
-        Precision("bf16", 2.0),
-        Precision("fp16", 2.0),
-        Precision("int8", 1.0, quantised=True),
-        Precision("nf4", 0.52, quantised=True),
+        Precision("fp32", 4),
+        Precision("bf16", 2),
+        Precision("fp16", 2),
+        Precision("int8", 2, quantised=True),
+        Precision("nf4", 2, quantised=True),
     )
 }
 """All precisions, by name."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of the plain precisions, in which weights are numbers."""
 _ROOM = 1.25
 """A base fits when so many times its bytes are free: activations, adapters and the cache need room as well."""
 
@@ -65,25 +75,23 @@ def _preferred(device: torch.device) -> Sequence[str]:
     return (*(["fp32"] if device.type != "cuda" else []), sixteen_bits(device), "int8", "nf4")
 
 
-def pick_precision(wanted: str, device: torch.device, weights: int | None, free: int) -> tuple[str, str | None]:
+def pick_precision(wanted: str, device: torch.device, size: Callable[[str], int], free: int) -> tuple[str, str | None]:
     """The precision to load with, and a sentence about why when it was picked.
 
     Args:
         wanted: a precision, or `auto`: the first of fp32 (not on a GPU), bf16 (fp16 on an old GPU), int8, nf4 that fits.
         device: where the base will be.
-        weights: numbers that the base holds; None where that is not known before it is loaded.
+        size: bytes that the base takes in a precision; asked only where there is a choice.
         free: bytes that are free there.
     """
     if wanted != "auto":
         return wanted, None
     preferred = _preferred(device)
-    if weights is None:
-        return preferred[0], None
     usable = [n for n in preferred if not PRECISIONS[n].quantised or is_bitsandbytes_available()]
-    fitting = next((n for n in usable if weights * PRECISIONS[n].bytes_per_weight * _ROOM <= free), usable[-1])
+    fitting = next((n for n in usable if size(n) * _ROOM <= free), usable[-1])
     if fitting == preferred[0]:
         return fitting, None
-    sizes = ", ".join(f"{n} {weights * PRECISIONS[n].bytes_per_weight / 2**30:.1f}" for n in preferred)
+    sizes = ", ".join(f"{n} {size(n) / 2**30:.1f}" for n in preferred)
     return fitting, f"precision {fitting} was picked: {free / 2**30:.1f} GiB are free on {device}, the base takes (GiB) {sizes}"
 
 
@@ -94,10 +102,10 @@ def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
         ModelError: a quantised one without bitsandbytes.
     """
     if not PRECISIONS[precision].quantised:
-        return {"dtype": _DTYPES[precision]}
+        return {"dtype": DTYPES[precision]}
     if not is_bitsandbytes_available():
         raise ModelError(f"precision = {precision} needs bitsandbytes: pip install 'self-evaluator[quantised]', or use bf16")
-    dtype = _DTYPES[sixteen_bits(device)]
+    dtype = DTYPES[sixteen_bits(device)]
     quantisation = BitsAndBytesConfig(
         load_in_8bit=precision == "int8",
         load_in_4bit=precision == "nf4",

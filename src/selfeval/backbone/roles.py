@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from selfeval.backbone.adapters import BASE, Acting, AdapterStack
+from selfeval.backbone.adapters import BASE, Acting, AdapterStack, remove_adapters
 from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
-from selfeval.backbone.meters import cap_gpus, meter_for, return_freed_memory
+from selfeval.backbone.loss_scale import LossScale, Origin, mark
+from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for, return_freed_memory
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
@@ -53,6 +54,7 @@ class Backbone:
     def __init__(self, loaded: LoadedModel, lora: LoraConfig, source: str, memory_budget: int | None = None) -> None:
         self.loaded = loaded
         self.budget = MemoryBudget(meter_for((p.device for p in loaded.model.parameters()), memory_budget))
+        self.loss_scale = LossScale(self._tell) if loaded.model.dtype == torch.float16 else None
         self.lora = lora
         self.source = source
         self.heads: dict[str, nn.Linear] = {}
@@ -66,6 +68,10 @@ class Backbone:
         if loaded.placement is not None:
             recompute(loaded.model, loaded.placement.streamed, self._stack.checkpoint_contexts)
         self._check_logits()
+
+    def _tell(self, sentence: str) -> None:
+        if self.budget.tell is not None:
+            self.budget.tell(sentence)
 
     def _fingerprint(self) -> str:
         return base_fingerprint(self.loaded)
@@ -87,6 +93,7 @@ class Backbone:
     @classmethod
     def load(cls, config: RunConfig) -> Backbone:
         """Loads the model that the configuration names."""
+        keep_few_kernels()
         if config.memory_budget is not None and pick_device(config.device).type == "cuda":
             cap_gpus(config.memory_budget)
         loaded = load_model(
@@ -150,13 +157,18 @@ class Backbone:
 
         Raises:
             RoleError: the role exists, or `copy_of` does not.
+            ModelError, ConfigError: `lora.targets` cannot have adapters; the backbone is then what it was before.
         """
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.roles)}')
         with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._inject(role)
+            try:
+                self._inject(role)
+            except BaseException:
+                self._withdraw(role)
+                raise
         self._trainable[role] = trainable
         if head:
             self.heads[role] = nn.Linear(self.loaded.hidden_size, 1, device=self.loaded.device, dtype=torch.float32)
@@ -215,6 +227,18 @@ class Backbone:
             raise ConfigError("lora.targets names the output layer, which stays frozen; take it out of lora.targets")
         self._stack.attach(self.loaded.model)
 
+    def _withdraw(self, role: str) -> None:
+        """Leaves nothing of a role, not even of one that was injected in part."""
+        remove_adapters(self.loaded.model, role)
+        self._trainable.pop(role, None)
+        self.heads.pop(role, None)
+        if self._peft is not None:
+            self._peft.peft_config.pop(role, None)
+        if self._peft is None or not self._peft.peft_config:
+            self._peft = None
+            vars(self.loaded.model).pop("peft_config", None)  # PEFT would take the next first role for a second one
+        self._mark_trainable()
+
     def _copy(self, source: str, target: str) -> None:
         theirs = self._adapter(source)
         with torch.no_grad():
@@ -258,8 +282,9 @@ class Backbone:
     def _mark_trainable(self) -> None:
         """Who gets gradients, once and for all: injecting an adapter marks others as PEFT likes it, switching does not."""
         for role, trainable in self._trainable.items():
-            for parameter in self.parameters(role).values():
+            for name, parameter in self.parameters(role).items():
                 parameter.requires_grad_(trainable)
+                mark(parameter, Origin(name if f".{role}." in name else f"{role}.{name}", self.loss_scale))
 
     def recompute_layers(self) -> None:
         """Makes passes with gradients keep only what enters each layer, and compute the layer again in the backward pass.
@@ -353,6 +378,7 @@ class Backbone:
             if "lora_" in name
         }
         if own.keys() != {name for name in saved if "lora_" in name}:
+            self._withdraw(role)
             raise RunFolderError(
                 f"the role in {folder} adapts other layers than lora.targets = {self.lora.targets} does; set its own targets"
             )
@@ -361,6 +387,15 @@ class Backbone:
                 parameter.copy_(saved[name])
         if has_head:
             self.heads[role].load_state_dict(load_file(folder / "head.safetensors"))
+
+    def training_state(self) -> dict[str, Any]:
+        """Numbers that a checkpoint keeps beside the roles: the loss scale, on a base that needs one."""
+        return {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state()}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `training_state` gave; other keys are passed over."""
+        if self.loss_scale is not None and "loss_scale" in state:
+            self.loss_scale.load(state["loss_scale"])
 
     def _check_lora(self, folder: Path) -> None:
         """Another scale would fit the weights and give other scores."""

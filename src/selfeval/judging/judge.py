@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
@@ -19,9 +20,21 @@ from selfeval.judging.templates import Labels, Templates
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 
-__all__ = ["Comparison", "Judgement", "Reading", "VerdictTokens", "combine", "compare", "state_of", "verdict_tokens"]
+__all__ = [
+    "Choice",
+    "Comparison",
+    "Judgement",
+    "Reading",
+    "VerdictTokens",
+    "choice",
+    "combine",
+    "compare",
+    "state_of",
+    "verdict_tokens",
+]
 
 Prompt = tuple[int, ...]
+Choice = Literal["first", "second", "neither"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Both orders of a comparison put together; `probability` is that of the comparison's own `first`."""
+    """Both orders of a comparison put together; `probability` is that of the comparison's own `first`, `ties` of each order."""
 
     probability: float | None
     in_order: float | None
     swapped: float | None
     tie: float | None
+    ties: tuple[float | None, float | None]
     words: tuple[str, str]
 
 
@@ -223,10 +237,23 @@ def combine(in_order: Reading, swapped: Reading) -> Judgement:
     """Averages both orders; no probability when either order did not parse."""
     forward = in_order.first_better
     backward = None if swapped.first_better is None else 1.0 - swapped.first_better
-    words = (in_order.words, swapped.words)
+    ties, words = (in_order.tie, swapped.tie), (in_order.words, swapped.words)
     if forward is None or backward is None or in_order.tie is None or swapped.tie is None:
-        return Judgement(None, forward, backward, None, words)
-    return Judgement((forward + backward) / 2, forward, backward, (in_order.tie + swapped.tie) / 2, words)
+        return Judgement(None, forward, backward, None, ties, words)
+    return Judgement((forward + backward) / 2, forward, backward, (in_order.tie + swapped.tie) / 2, ties, words)
+
+
+def choice(first: float, tie: float) -> Choice:
+    """What one order chose: the likeliest of its three labels, `neither` where two are equally likely.
+
+    Args:
+        first: probability that the first is better, half of `neither` included, as `Judgement.in_order` has it.
+        tie: probability of `neither`.
+    """
+    ahead = first - tie / 2, 1 - first - tie / 2
+    if tie >= max(ahead) or ahead[0] == ahead[1]:
+        return "neither"
+    return "first" if ahead[0] > ahead[1] else "second"
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:

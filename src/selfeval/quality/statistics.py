@@ -18,6 +18,7 @@ __all__ = [
     "bootstrap_interval",
     "mcnemar_exact",
     "mean_figure",
+    "paired_difference",
     "percentile_interval",
     "proportion",
     "ratio_of_means",
@@ -271,6 +272,60 @@ def mcnemar_exact(b: int, c: int) -> float:
         tail += term
     # Integers of any size, divided once: no rounding, no overflow.
     return min(1.0, 2 * tail / (1 << n))
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
+    """Measure by how much a share changed that was taken twice on the same cases, with its 95 % score interval.
+
+    d = p_after − p_before. With Wilson's interval (l, u) of each share and the correlation φ of the pairs,
+
+    low = d − √((p_a − l_a)² − 2 φ (p_a − l_a)(u_b − p_b) + (u_b − p_b)²)
+    high = d + √((p_b − l_b)² − 2 φ (p_b − l_b)(u_a − p_a) + (u_a − p_a)²)
+
+    A positive φ = (e h − f g) / √((e + f)(g + h)(e + g)(f + h)), from the counts e (both), f (after only), g (before only) and
+    h (neither), has e h − f g lowered by n / 2, down to 0. Newcombe 1998, method 10
+    (https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C). It has a width also where no case
+    changed, which the bootstrap has not.
+
+    Args:
+        before: [N], what was found of each case the first time.
+        after: [N], the same cases in the same order.
+
+    Returns:
+        The difference; None and no interval for no cases.
+
+    Raises:
+        ValueError: the numbers of cases differ.
+
+    Example:
+        >>> paired_difference([True] * 36 + [False] * 12 + [True] * 2, [True] * 48 + [False] * 2).as_json()
+        {'value': 0.2, 'ci_low': 0.056894, 'ci_high': 0.340429, 'n': 50}
+    """
+    if len(before) != len(after):
+        raise ValueError(f"a case has a before and an after, got {len(before)} and {len(after)}")
+    n = len(before)
+    if n == 0:
+        return Figure(None, None, None, 0)
+    pairs = [(bool(b), bool(a)) for b, a in zip(before, after, strict=True)]
+    both, gained, lost = (pairs.count(pair) for pair in ((True, True), (False, True), (True, False)))
+    p_a, p_b = (both + gained) / n, (both + lost) / n
+    (low_a, high_a), (low_b, high_b) = wilson_interval(both + gained, n), wilson_interval(both + lost, n)
+    phi = _pair_correlation(both, gained, lost, n - both - gained - lost)
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    d = (gained - lost) / n
+    return Figure(d, d - reach(p_a - low_a, high_b - p_b), d + reach(p_b - low_b, high_a - p_a), n)
+
+
+def _pair_correlation(both: int, gained: int, lost: int, neither: int) -> float:
+    """Newcombe's φ; 0 where one of the shares is 0 or 1."""
+    margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    product = float(both * neither - gained * lost)
+    if product > 0:
+        product = max(0.0, product - (both + gained + lost + neither) / 2)
+    return product / math.sqrt(margins) if margins else 0.0
 
 
 def bootstrap_interval(

@@ -170,6 +170,7 @@ def line_chart(
     percent_axes: str = "",
     marks: Sequence[Mark] = (),
     reference: float | None = None,
+    whole_x: bool = True,
 ) -> str:
     """Draw one or more series over a common x, with axes, ticks and a read-out under the pointer.
 
@@ -181,6 +182,7 @@ def line_chart(
         percent_axes: which axes are shares, of "x", "y" or "xy".
         marks: events to draw as upright lines.
         reference: a level to draw as a dashed horizontal line.
+        whole_x: x counts steps: ticks at whole numbers only.
 
     Raises:
         ValueError: a series has no points.
@@ -189,7 +191,7 @@ def line_chart(
         raise ValueError("a line chart needs at least one point in every series")
     as_percent = {"x_percent": "x" in percent_axes, "y_percent": "y" in percent_axes}
     frame = Frame.over(x_range or _x_range(lines), y_range or _y_range(lines), **as_percent)
-    body = [_axes(frame, x_label, whole_x="x" not in percent_axes)]
+    body = [_axes(frame, x_label, whole_x=whole_x and "x" not in percent_axes)]
     if reference is not None:
         body.append(_level(frame, reference))
     body += [_mark(frame, mark) for mark in marks if frame.x.low <= mark.x <= frame.x.high]

@@ -6,6 +6,7 @@ Each function answers for one section and names what was not measured; the templ
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ from selfeval.report.summary import (
     BASELINE_NAMES,
     baseline_labels,
     evaluator_accuracy,
+    rounds_of,
+    rounds_sentences,
     standings,
     strongest_baseline,
     verdict_sentences,
@@ -125,6 +128,7 @@ def all_sections(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]
         "head": _head(report),
         "verdict": _verdict(report),
         "headline": [_headline_evaluator(report), _headline_gold(report), _headline_wins(report)],
+        "rounds": _rounds(report),
         "policy": _policy(report),
         "curves": _curves(report, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
@@ -255,6 +259,59 @@ def _policy(report: dict[str, Any]) -> View:
     }
 
 
+def _rounds(report: dict[str, Any]) -> View:
+    """Evaluator and policy of every round; nothing to show for a run of one round."""
+    rows = rounds_of(report)
+    by_gold = bool(rows) and read_figure(rows[0], "evaluator.accuracy_gold_first_pairs") is not None
+    labels, after = ("gold", "gold_after") if by_gold else ("judge", "win_rate")
+    evaluators = _by_round(rows, f"evaluator.accuracy_{labels}_first_pairs")
+    policies = _by_round(rows, f"policy.{after}")
+    start = read_figure(rows[0], "policy.gold_before") if by_gold else None
+    if start is not None:
+        policies = {0: start, **policies}
+    words = "Share right by gold; round 0 is the base." if start else "Win rate over the round before, by the judge."
+    return {
+        "told": rounds_sentences(report),
+        "labels": labels,
+        "pictures": [
+            _round_chart("Evaluators on round 1's pairs", f"Accuracy, by {labels}; the band is the interval.", evaluators),
+            _round_chart("Policies on the test questions", words, policies),
+        ],
+        "rows": [_round_row(row, labels) for row in rows],
+    }
+
+
+def _by_round(rows: Rows, path: str) -> dict[int, Figure]:
+    """The figure at this path of every round that has it."""
+    found = {row["round"]: read_figure(row, path) for row in rows}
+    return {number: figure for number, figure in found.items() if figure is not None}
+
+
+def _round_chart(title: str, told: str, figures: dict[int, Figure]) -> View:
+    points = [(float(number), figure.value) for number, figure in figures.items()]
+    ends = [(f.ci_low, f.ci_high) for f in figures.values()]
+    band = [(low, high) for low, high in ends if low is not None and high is not None]
+    line = Line("share", points, band=band if len(band) == len(points) else None)
+    picture = line_chart([line], label=title, x_label="round", percent_axes="y") if points else ""
+    return {"title": title, "told": told, "picture": Markup(picture)}
+
+
+def _round_row(row: dict[str, Any], labels: str) -> View:
+    """A round's cells in the two tables: each figure as value, interval and n."""
+    evaluator, policy = section(row, "evaluator"), section(row, "policy")
+    shares = (f"accuracy_{labels}_first_pairs", "accuracy_gold", "accuracy_judge")
+    return {
+        "round": row["round"],
+        "evaluator": [cells(read_figure(row, f"evaluator.{name}")) for name in shares],
+        "pairs": count(evaluator.get("pairs_trained")),
+        "policy": [
+            *(cells(read_figure(row, f"policy.{name}")) for name in ("win_rate", "gold_before", "gold_after")),
+            cells(read_figure(row, "policy.kl"), as_percent=False),
+        ],
+        "outcomes": " / ".join(count(policy.get(name)) for name in ("win", "tie", "loss")),
+    }
+
+
 def _stack(parts: Sequence[Part], label: str) -> View | None:
     """A stacked bar and the rows of its table, or None when there is nothing to stack."""
     whole = sum(part.amount for part in parts)
@@ -283,7 +340,40 @@ def _curves(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]]) ->
     unknown = sorted({key for row in rows for key in row if finite(row[key]) is not None} - known)
     others = [(key.replace("_", " ").capitalize(), "", ((key, key),)) for key in unknown]
     more = [_curve(rows, title, told, keys, marks) for title, told, keys in (*MORE_CURVES, *others)]
-    return {"shown": [_gold_curve(metrics.get("evaluation", []), marks), *shown], "more": more, "measured": bool(rows)}
+    by_gold = [_gold_curve(metrics.get("evaluation", []), marks), _overoptimisation(report)]
+    return {"shown": [*by_gold, *shown], "more": more, "measured": bool(rows)}
+
+
+def _overoptimisation(report: dict[str, Any]) -> View:
+    """What the evaluator promised and what gold gave, over how far the policy went; measured where there is gold."""
+    found = section(report, "policy").get("overoptimisation") or {}
+    raw = _rows_of_numbers(found.get("points") or [], 3)
+    told = "Nothing to draw: no gold, or too few iterations."
+    if not raw:
+        return {"title": "Promise and gold", "told": told, "picture": ""}
+    lines = [Line(name, sorted((row[0], row[place]) for row in raw)) for name, place in (("evaluator", 1), ("gold", 2))]
+    start, fits = found.get("start") or [0.0, 0.0], found.get("fit") or {}
+    xs = sorted({x for line in lines for x, _ in line.points})
+    for (key, fit), base in zip(fits.items(), start, strict=True):
+        curve = [(x, base + x * (fit["alpha"] - fit["beta"] * math.log(x))) for x in _between(xs[0], xs[-1])]
+        lines.append(Line(f"{key}, fitted", curve))
+    gap = read_figure(report, "policy.overoptimisation.gap")
+    told = (
+        "Share right by gold, and the share that the evaluator's scores promise, over the square root of the KL to the start "
+        f"(Gao et al. 2022). Promised beyond gold in the last quarter: {describe(gap)}."
+    )
+    picture = line_chart(lines, label="Promise and gold", x_label="square root of the KL", percent_axes="y", whole_x=False)
+    return {"title": "Promise and gold", "told": told, "picture": Markup(picture)}
+
+
+def _between(low: float, high: float, steps: int = 40) -> list[float]:
+    return [low + (high - low) * k / steps for k in range(steps + 1)]
+
+
+def _rows_of_numbers(raw: object, width: int) -> list[list[float]]:
+    if not isinstance(raw, list) or not all(isinstance(row, list) and len(row) == width for row in raw):
+        raise InputError(f"report.json: 'policy.overoptimisation.points' should be a list of rows of {width} numbers")
+    return [[float(x) for x in row] for row in raw if all(finite(x) is not None for x in row)]
 
 
 def _alarm(alarm: dict[str, Any]) -> str:
@@ -392,7 +482,7 @@ def _verdicts(report: dict[str, Any]) -> View:
     parts = [Part(name, finite(verdicts.get(key)) or 0.0, style) for key, name, style, _ in STATES]
     named = (
         ("kept_share", "Share of verdicts kept"),
-        ("swap_consistency", "Same choice when the order is swapped"),
+        ("swap_consistency", "Same choice (one, other, neither) when the order is swapped"),
         ("label_accuracy_gold", "Kept labels that agree with gold"),
     )
     return {

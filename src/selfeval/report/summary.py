@@ -27,6 +27,8 @@ __all__ = [
     "Standing",
     "baseline_labels",
     "evaluator_accuracy",
+    "rounds_of",
+    "rounds_sentences",
     "standings",
     "strongest_baseline",
     "summary_rows",
@@ -132,7 +134,77 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     peak = finite(section(report, "memory").get("peak_bytes"))
     rows.append(("time", NOT_MEASURED if seconds is None else duration(seconds)))
     rows.append(("peak memory", NOT_MEASURED if peak is None else size(peak)))
-    return rows + memory_rows(report)
+    return rows + memory_rows(report) + _round_rows(report)
+
+
+def _round_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Of each later round: the evaluator on the pairs of round 1, and the policy against the one before."""
+    found = []
+    for row in rounds_of(report)[1:]:
+        labels = "gold" if read_figure(row, "evaluator.accuracy_gold_first_pairs") else "judge"
+        name = f"round {row['round']}"
+        accuracy = read_figure(row, f"evaluator.accuracy_{labels}_first_pairs")
+        found.append((f"{name}: evaluator on round 1's pairs", describe(accuracy)))
+        found.append((f"{name}: win rate against the round before", describe(read_figure(row, "policy.win_rate"))))
+        found.append((f"{name}: gold after", describe(read_figure(row, "policy.gold_after"))))
+    return found
+
+
+def rounds_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the rounds, first to last; none for a run of one round.
+
+    Raises:
+        InputError: they are no list of objects, or are not numbered 1, 2, ...
+    """
+    rows = report.get("rounds") or []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError("report.json: 'rounds' should be a list of objects")
+    if [row.get("round") for row in rows] != list(range(1, len(rows) + 1)):
+        raise InputError(f"report.json: 'rounds' should be numbered from 1, got {[row.get('round') for row in rows]}")
+    return rows
+
+
+def rounds_sentences(report: dict[str, Any]) -> tuple[str, ...]:
+    """Say up to which round evaluator and policy still got better, and what the next one showed; nothing for one round.
+
+    An evaluator is compared with that of the round before on the same pairs, those of round 1; a policy with the one before on
+    the same questions, by gold, or by the judge without gold. Better: the whole interval of the difference is above no change.
+
+    Raises:
+        InputError: a row is not one of a round.
+    """
+    rows = rounds_of(report)
+    if len(rows) < 2:
+        return ()
+    gains = [read_figure(row, "evaluator.gain") for row in rows[1:]]
+    evaluator = [(row["round"], gain, 0.0) for row, gain in zip(rows[1:], gains, strict=True)]
+    told = "the share of pairs it is right on, less that of the round before, is"
+    whose = "gold" if read_figure(rows[0], "evaluator.accuracy_gold_first_pairs") is not None else "the judge"
+    return _progress(f"By {whose}, on round 1's pairs, the evaluator", evaluator, told), _policy_progress(rows)
+
+
+def _policy_progress(rows: list[dict[str, Any]]) -> str:
+    by_gold = [(row["round"], read_figure(row, "policy.gold_gain"), 0.0) for row in rows]
+    if all(figure is not None for _, figure, _ in by_gold):
+        return _progress("By gold, the policy", by_gold, "the share of right replies, less that of the policy before, is")
+    by_judge = [(row["round"], read_figure(row, "policy.win_rate"), CHANCE) for row in rows]
+    return _progress("By the judge, the policy", by_judge, "the win rate over the policy before is")
+
+
+def _progress(who: str, steps: list[tuple[int, Figure | None, float]], told: str) -> str:
+    """One sentence on the figures of the rounds, each compared with the level that means no change."""
+    measured = [(number, figure, _compare(figure, level)) for number, figure, level in steps if figure is not None]
+    if len(measured) < len(steps):
+        return f"{who} was not measured in every round."
+    reached = next((i for i, (_, _, standing) in enumerate(measured) if standing != "better"), len(measured))
+    number, figure, standing = measured[min(reached, len(measured) - 1)]
+    if reached == len(measured):
+        return f"{who} got better in every round: in the last, round {number}, {told} {describe(figure)}."
+    start = f"got better up to round {number - 1} and stops there" if reached else "did not get better"
+    shown = "is worse" if standing == "worse" else "shows no gain"
+    again = " and ".join(str(later) for later, _, how in measured[reached:] if how == "better")
+    rest = f"; it got better again in round {again}" if again else ""
+    return f"{who} {start}: round {number} {shown}, {told} {describe(figure)}{rest}."
 
 
 def _compare(figure: Figure, other: Figure | float) -> Standing:

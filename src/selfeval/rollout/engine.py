@@ -153,7 +153,9 @@ class _Pass:
             positions = (attention.cumsum(-1) - 1).clamp_min(0)
             arguments["position_ids"] = positions[:, -ids.shape[1] :]
         if loaded.forward_accepts("logits_to_keep"):
-            arguments["logits_to_keep"] = 1
+            # An index, not a count: a view of the last position has gaps, and for it a product in bf16 on a CPU would copy the
+            # output layer once for every row.
+            arguments["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         with self._acting(len(ids_BT)):
             logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
         return logits[:, -1].float().view(count, len(ids_BT), -1)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Question, Reply, Seed, Split, Working
+from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
+from selfeval.training.setting import POLICY
 
-__all__ = ["Context", "as_begun"]
+__all__ = ["START", "Context", "as_begun"]
+
+START = "start"
+"""Role that a later round starts from: the policy of the round before, frozen. In round 1 that is the bare base."""
 
 
 def as_begun(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
@@ -36,16 +42,39 @@ def as_begun(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
 
 @dataclass
 class Context:
-    """One run in this process; the backbone is loaded when a stage first needs it."""
+    """One round of a run in this process; the backbone is loaded when a stage first needs it.
+
+    Attributes:
+        store: the folder of this round; that of round 1 is the run's own.
+        earlier: the folders of the rounds before, first to last.
+        later: the folders of the rounds after, which the report of round 1 tells of.
+    """
 
     config: RunConfig
     store: RunStore
     terminal: Terminal
+    earlier: Sequence[RunStore] = ()
+    later: list[RunStore] = field(default_factory=list)
+
+    @property
+    def round(self) -> int:
+        """The number of this round, from 1."""
+        return len(self.earlier) + 1
+
+    @property
+    def first(self) -> RunStore:
+        """The folder of round 1."""
+        return self.earlier[0] if self.earlier else self.store
+
+    @property
+    def name(self) -> str:
+        """The run's name, with the round where it is a later one."""
+        return self.config.name if self.round == 1 else f"{self.config.name}, round {self.round}"
 
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            backbone = Backbone.load(as_begun(self.config, self.store.run))
+            backbone = Backbone.load(as_begun(self.config, self.first.run))
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
@@ -60,6 +89,19 @@ class Context:
         self.store.update_run(device=device if plan is None else {**device, "placement": plan.as_json()})
         return backbone
 
+    def release(self) -> None:
+        """Lets go of the backbone and all its roles, so that the next round's can take the memory."""
+        if self.__dict__.pop("backbone", None) is not None:
+            gc.collect()  # a model and its hooks point at each other
+
+    def ensure_start(self) -> str:
+        """The role that this round starts from, loaded unless it is there."""
+        if not self.earlier:
+            return BASE
+        if START not in self.backbone.roles:
+            self.backbone.load_role(START, self.earlier[-1].root / "roles" / POLICY)
+        return START
+
     def take_memory_events(self) -> list[dict[str, Any]]:
         """What happened to the limits of the backbone's passes since the last call; nothing while it is not loaded."""
         backbone: Backbone | None = self.__dict__.get("backbone")
@@ -71,7 +113,8 @@ class Context:
 
     @cached_property
     def trackers(self) -> Trackers:
-        return Trackers(self.config, self.store.root / "trackers", self.terminal)
+        named = self.config.model_copy(update={"name": self.name})
+        return Trackers(named, self.store.root / "trackers", self.terminal)
 
     def log(self, stage: str, values: Mapping[str, Any]) -> None:
         """One line of a stage's metrics: to its file, and to the trackers that are asked for."""
@@ -85,24 +128,36 @@ class Context:
     def questions(self, split: Split) -> list[Question]:
         return [q for q in self.store.read("questions", Question) if q.split == split]
 
+    def training_pairs(self) -> list[Pair]:
+        """The kept pairs of the training questions of all rounds so far."""
+        return [p for store in (*self.earlier, self.store) for p in store.read("pairs", Pair) if p.split == Split.TRAIN]
+
     @cached_property
     def _workings(self) -> dict[str, str]:
-        return {w.question_id: w.text for w in self.store.read("workings", Working)}
+        return {w.question_id: w.text for store in (*self.earlier, self.store) for w in store.read("workings", Working)}
 
     def grade_prompt(self, question_id: str, question: str) -> tuple[int, ...]:
         """What evaluator and critic read before a reply; with the model's own working where the template shows it."""
         working = self._workings[question_id] if self.templates.grades_with_working else ""
         return self.templates.prompt("grade", question=question, working=working)
 
-    def replies(self) -> dict[str, Reply]:
-        return {r.id: r for r in self.store.read("replies", Reply)}
+    def replies(self, store: RunStore | None = None) -> dict[str, Reply]:
+        """By id, the replies of this round, or of the round whose folder is given."""
+        return {r.id: r for r in (store or self.store).read("replies", Reply)}
+
+    @property
+    def round_seed(self) -> int:
+        """The run's seed, and in a later round one that depends on it and on the round's number alone."""
+        if self.round == 1:
+            return self.config.seed
+        return random.Random(f"{self.config.seed}/round/{self.round}").getrandbits(48)
 
     def random(self, *names: object) -> random.Random:
-        """A generator that depends on the run's seed and these names alone."""
-        return random.Random("/".join(str(part) for part in (self.config.seed, *names)))
+        """A generator that depends on the run's seed, the round and these names alone."""
+        return random.Random("/".join(str(part) for part in (self.round_seed, *names)))
 
     def seed(self, *names: object) -> int:
-        """A seed that depends on the run's seed and these names alone."""
+        """A seed that depends on the run's seed, the round and these names alone."""
         return self.random(*names).getrandbits(48)
 
     def role_folder(self, role: str) -> Path:

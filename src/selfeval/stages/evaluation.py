@@ -9,7 +9,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ import numpy.typing as npt
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import VerdictsConfig
-from selfeval.judging.judge import Comparison, Judgement, compare
+from selfeval.judging.judge import Comparison, Judgement, choice, compare
 from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
 from selfeval.quality.length_control import length_controlled_win_rate
+from selfeval.quality.overoptimisation import fit_reinforcement, logistic_fit
 from selfeval.quality.statistics import (
     Figure,
     bootstrap_interval,
     mean_figure,
+    paired_difference,
     proportion,
     ratio_of_means,
     spearman_figure,
@@ -36,11 +39,16 @@ from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
 from selfeval.stages.policy import Sampled, answer, ensure_policy
-from selfeval.store import write_json, writing
+from selfeval.store import RunStore, read_json, write_json, writing
 
-__all__ = ["run"]
+__all__ = ["FIRST_PAIRS", "run"]
+
+FIRST_PAIRS = "first_pairs.json"
+"""In the stage's folder: on which of round 1's test pairs this round's evaluator is right, by gold and by the judge."""
 
 _CALIBRATION_RESAMPLES = 500
+_FEWEST_POINTS = 4
+"""Iterations that a curve with two coefficients needs."""
 
 Advance = Callable[[int], None]
 
@@ -75,6 +83,9 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("evaluation", _passes(context)) as bar:
         evaluator = _evaluator_figures(context, questions, gold, bar.advance)
         policy, samples = _policy_figures(context, guide, gold, bar.advance)
+    checked = _checked_samples(context, questions, gold) if gold else {}
+    _gold_curve(context, checked)
+    policy["overoptimisation"] = _overoptimisation(context, checked)
     figures = {
         "model": _model(context),
         "evaluator": evaluator,
@@ -83,14 +94,14 @@ def run(context: Context) -> dict[str, Any]:
         "samples": samples,
         "memory": _memory(context),
     }
-    _gold_curve(context, questions, gold)
     write_json(context.store.folder("evaluation") / "figures.json", figures)
     return {"pairs": evaluator["accuracy_judge"]["n"], "questions": policy["win_rate"]["n"]}
 
 
 def _passes(context: Context) -> int:
     """Units of the progress bar: two scores a test pair; a reply and two comparisons an evaluated question."""
-    pairs = sum(v.split == Split.TEST for v in context.store.read("verdicts", Verdict))
+    scored = [context.store, context.first] if context.earlier else [context.store]
+    pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
     return 2 * pairs + 3 * asked
 
@@ -128,6 +139,7 @@ def _evaluator_figures(
     return {
         "accuracy_gold": proportion([p.evaluator_right for p in by_gold]).as_json() if gold else None,
         "accuracy_judge": proportion([p.evaluator_right for p in by_judge]).as_json(),
+        "first_pairs": _on_first_pairs(context, by_gold, by_judge, questions, gold, advance),
         "pairs_trained": context.store.manifest("evaluator")["counts"]["trained"],
         "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick).items()},
         "baselines_on": "gold" if by_gold else "judge",
@@ -141,6 +153,44 @@ def _evaluator_figures(
             {"confidence": round(c, 6), "accuracy": round(a, 6), "n": n} for c, a, n in reliability_bins(confidence, correct)
         ],
     }
+
+
+def _on_first_pairs(
+    context: Context,
+    by_gold: Sequence[_TestPair],
+    by_judge: Sequence[_TestPair],
+    questions: Mapping[str, Question],
+    gold: Gold | None,
+    advance: Advance,
+) -> dict[str, Any]:
+    """The evaluator on round 1's test pairs, the one set on which the evaluators of all rounds can be compared.
+
+    `gain` is its accuracy there less that of the round before, on the same pairs: by gold, or by the judge without gold.
+
+    Args:
+        by_gold, by_judge: the pairs of this round, which in round 1 are that set.
+    """
+    if context.earlier:
+        pairs = _judged_test_pairs(context, questions, advance, context.first)
+        by_gold = _by_gold(pairs, questions, gold) if gold else []
+        by_judge = [p for p in pairs if p.verdict.state == VerdictState.KEPT]
+    right = {
+        name: {p.verdict.question_id: p.evaluator_right for p in of} for name, of in (("gold", by_gold), ("judge", by_judge))
+    }
+    write_json(context.store.folder("evaluation") / FIRST_PAIRS, right)
+    return {
+        "accuracy_gold": proportion(list(right["gold"].values())).as_json() if gold else None,
+        "accuracy_judge": proportion(list(right["judge"].values())).as_json(),
+        "gain": _gain(context, right, "gold" if gold else "judge"),
+    }
+
+
+def _gain(context: Context, right: Mapping[str, Mapping[str, bool]], labels: str) -> dict[str, Any] | None:
+    """Share of the pairs on which this round's evaluator is right, less that of the evaluator of the round before."""
+    if not context.earlier:
+        return None
+    before = read_json(context.earlier[-1].folder("evaluation") / FIRST_PAIRS)[labels]
+    return paired_difference([before[question] for question in right[labels]], list(right[labels].values())).as_json()
 
 
 def _disagreement(pairs: Sequence[_TestPair]) -> dict[str, Any]:
@@ -169,10 +219,16 @@ def _resampled(
     return Figure(value, max(0.0, min(value, 2 * value - high)), min(1.0, max(value, 2 * value - low)), count).as_json()
 
 
-def _judged_test_pairs(context: Context, questions: Mapping[str, Question], advance: Advance | None = None) -> list[_TestPair]:
-    """Every judged pair of a test question, whatever its verdict, with the evaluator's margin and the judge's choice."""
-    replies = context.replies()
-    verdicts = [v for v in context.store.read("verdicts", Verdict) if v.split == Split.TEST]
+def _judged_test_pairs(
+    context: Context, questions: Mapping[str, Question], advance: Advance | None = None, store: RunStore | None = None
+) -> list[_TestPair]:
+    """Every judged pair of a test question, whatever its verdict, with the evaluator's margin and the judge's choice.
+
+    Args:
+        store: the round whose pairs they are; this one unless given.
+    """
+    replies = context.replies(store)
+    verdicts = [v for v in (store or context.store).read("verdicts", Verdict) if v.split == Split.TEST]
     both = [(replies[v.first], replies[v.second]) for v in verdicts]
     prompts = [context.grade_prompt(v.question_id, questions[v.question_id].text) for v in verdicts]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
@@ -219,16 +275,28 @@ def _credit(preference: float, better: int) -> float:
 def _verdict_figures(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> dict[str, Any]:
     verdicts, replies = context.store.read("verdicts", Verdict), context.replies()
     states = Counter(v.state.value for v in verdicts)
-    parsed = [(v.in_order, v.swapped) for v in verdicts if v.in_order is not None and v.swapped is not None]
     kept = [v for v in verdicts if v.state == VerdictState.KEPT]
     labels = [_label_is_right(v, replies, questions, gold) for v in kept] if gold else []
     return {
         "judged": len(verdicts),
         **{state.value: states.get(state.value, 0) for state in VerdictState},
         "kept_share": proportion([v.state == VerdictState.KEPT for v in verdicts]).as_json(),
-        "swap_consistency": proportion([(a >= 0.5) == (b >= 0.5) for a, b in parsed]).as_json(),
+        "swap_consistency": proportion([x for v in verdicts if (x := _is_consistent(v)) is not None]).as_json(),
         "label_accuracy_gold": proportion([x for x in labels if x is not None]).as_json() if gold else None,
     }
+
+
+def _is_consistent(verdict: Verdict) -> bool | None:
+    """Whether both orders chose the same of first, second and neither; None where one did not parse.
+
+    Of two choices only, a sure tie would toss a coin for each order: it lies about one half, a hair above or below.
+    """
+    choices = [
+        choice(better, tie)
+        for better, tie in zip((verdict.in_order, verdict.swapped), verdict.ties, strict=True)
+        if better is not None and tie is not None
+    ]
+    return choices[0] == choices[1] if len(choices) == 2 else None
 
 
 def _label_is_right(
@@ -274,6 +342,7 @@ def _policy_figures(
         "unparsable": len(answered) - len(decided),
         "gold_before": _gold_share(gold, [(a.question.text, a.before.text) for a in answered]),
         "gold_after": _gold_share(gold, [(a.question.text, a.after_text) for a in answered]),
+        "gold_gain": _gold_gain(gold, answered),
         "kl": mean_figure([a.kl for a in answered]).as_json(),
         "length_ratio": ratio_of_means([len(a.after.ids) for a in answered], [len(a.before.ids) for a in answered]).as_json(),
         "watchdogs": context.store.read_metrics("watchdogs"),
@@ -289,7 +358,7 @@ def _answer_and_judge(context: Context, guide: Guide | None, advance: Advance | 
     prompts = [templates.prompt("reply", question=q.text) for q in questions]
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
     texts = [templates.text(r.ids) for r in after]
-    kls = _kl_to_base(context, prompts, after)
+    kls = _kl_to_start(context, prompts, after)
     with backbone.acting_as(BASE):
         judgements = compare(
             backbone,
@@ -303,12 +372,12 @@ def _answer_and_judge(context: Context, guide: Guide | None, advance: Advance | 
     return [_Answered(*row) for row in zip(questions, before, after, texts, kls, judgements, strict=True)]
 
 
-def _kl_to_base(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
+def _kl_to_start(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
     """Per reply: sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
     ids = [r.ids for r in rollouts]
-    with context.backbone.acting_as(BASE):
-        base = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.batch_tokens)
-    return [sum(r.logprobs) - sum(b) for r, b in zip(rollouts, base, strict=True)]
+    with context.backbone.acting_as(context.ensure_start()):
+        start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.batch_tokens)
+    return [sum(r.logprobs) - sum(s) for r, s in zip(rollouts, start, strict=True)]
 
 
 def _outcome(judgement: Judgement, config: VerdictsConfig) -> float | None:
@@ -329,6 +398,15 @@ def _gold_share(gold: Gold | None, answers: Sequence[tuple[str, str]]) -> dict[s
         return None
     checked = [gold.is_right(question, reply) for question, reply in answers]
     return proportion([c for c in checked if c is not None]).as_json()
+
+
+def _gold_gain(gold: Gold | None, answered: Sequence[_Answered]) -> dict[str, Any] | None:
+    """Share right after less share right before, over the same questions."""
+    if gold is None:
+        return None
+    checked = [[gold.is_right(a.question.text, text) for text in (a.before.text, a.after_text)] for a in answered]
+    known = [(before, after) for before, after in checked if before is not None and after is not None]
+    return paired_difference([before for before, _ in known], [after for _, after in known]).as_json()
 
 
 def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None) -> list[dict[str, Any]]:
@@ -355,17 +433,66 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     ]
 
 
-def _gold_curve(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> None:
-    """metrics/evaluation.jsonl: gold share of the replies that the policy sampled at each iteration."""
-    if gold is None:
+Checked = dict[int, list[tuple[float, bool]]]
+"""By policy iteration, of each reply: the chance of being right that its score made expect, and whether gold finds it right."""
+
+
+def _gold_curve(context: Context, checked: Checked) -> None:
+    """metrics/evaluation.jsonl: share of each iteration's replies that gold finds right, and that the evaluator made expect."""
+    rows = [
+        {"step": step, "gold": round(fmean(r for _, r in replies), 6), "expected": round(fmean(e for e, _ in replies), 6)}
+        | {"n": len(replies)}
+        for step, replies in sorted(checked.items())
+    ]
+    if not rows:
         return
-    lines: dict[int, list[bool]] = {}
-    for sample in context.store.read("policy", Sampled):
-        right = gold.is_right(questions[sample.question_id].text, sample.text)
-        if right is not None and len(lines.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
-            lines[sample.step].append(right)
-    rows = [{"step": step, "gold": round(sum(r) / len(r), 6), "n": len(r)} for step, r in sorted(lines.items()) if r]
     with writing(context.store.metrics_path("evaluation")) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for row in rows:
         context.trackers.log("evaluation", row)
+
+
+def _checked_samples(context: Context, questions: Mapping[str, Question], gold: Gold) -> Checked:
+    """The first replies of each iteration whose question has gold.
+
+    Score is turned into chance by what the first iteration shows, where the policy has not yet learnt to please the evaluator.
+    """
+    scored: dict[int, list[tuple[float, bool]]] = {}
+    for sample in context.store.read("policy", Sampled):
+        right = gold.is_right(questions[sample.question_id].text, sample.text)
+        if right is not None and len(scored.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
+            scored[sample.step].append((sample.score, right))
+    scored = {step: replies for step, replies in scored.items() if replies}
+    if not scored:
+        return {}
+    first = scored[min(scored)]
+    a, b = logistic_fit([score for score, _ in first], [right for _, right in first])
+    return {step: [(_sigmoid(a * s + b), right) for s, right in replies] for step, replies in scored.items()}
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-max(-500.0, min(x, 500.0))))
+
+
+def _overoptimisation(context: Context, checked: Checked) -> dict[str, Any] | None:
+    """What evaluator and gold gained over the square root of the KL, with the curve of Gao et al. 2022 through each.
+
+    `gap` is what the evaluator promised beyond gold in the last quarter of the iterations.
+    """
+    kls = {int(row["step"]): row["kl"] for row in context.store.read_metrics("policy")}
+    shares = {step: (fmean(e for e, _ in replies), fmean(r for _, r in replies)) for step, replies in sorted(checked.items())}
+    points = [(math.sqrt(kls[step]), *share) for step, share in shares.items() if (kls.get(step) or 0.0) > 0.0]
+    if len({d for d, _, _ in points}) < _FEWEST_POINTS:
+        return None
+    (start_expected, start_gold), distances = shares[min(shares)], [d for d, _, _ in points]
+    fits = {
+        "evaluator": fit_reinforcement(distances, [e - start_expected for _, e, _ in points]),
+        "gold": fit_reinforcement(distances, [g - start_gold for _, _, g in points]),
+    }
+    last = sorted(checked)[-max(1, len(checked) // 4) :]
+    return {
+        "points": [[round(x, 6) for x in point] for point in points],
+        "start": [round(start_expected, 6), round(start_gold, 6)],
+        "fit": {name: {k: round(v, 6) for k, v in asdict(fit).items()} for name, fit in fits.items()},
+        "gap": mean_figure([e - r for step in last for e, r in checked[step]]).as_json(),
+    }

@@ -1,4 +1,7 @@
-"""evaluator: trains the scalar evaluators on the training pairs; fits the temperature of their confidence on held-out ones."""
+"""evaluator: trains the scalar evaluators on the training pairs; fits the temperature of their confidence on held-out ones.
+
+They begin anew in every round, and learn from the pairs of all rounds so far.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from selfeval.errors import LoopError
 from selfeval.quality.calibration import fit_temperature
-from selfeval.records import Pair, Split
+from selfeval.records import Pair
 from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, member_roles, scorer_of
 from selfeval.stages.terminal import Bar
@@ -46,7 +49,7 @@ def _is_held_out(question_id: str, share: float, seed: int) -> bool:
 def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
     """Training pairs, and those held out (by question) for the temperature; test questions are in neither."""
     share, seed = context.config.evaluator.held_out, context.config.seed
-    pairs = [p for p in context.store.read("pairs", Pair) if p.split == Split.TRAIN]
+    pairs = context.training_pairs()
     aside = {p.question_id for p in pairs if _is_held_out(p.question_id, share, seed)} or {pairs[0].question_id}
     held, kept = ([p for p in pairs if (p.question_id in aside) == wanted] for wanted in (True, False))
     if not kept:
@@ -99,7 +102,7 @@ def _train(context: Context, role: str, pairs: Sequence[Preference], before: int
         pairs,
         config.evaluator,
         lambda optimizers: Checkpoints(folder, backbone, [role], optimizers),
-        seed=config.seed,
+        seed=context.round_seed,
         batch_tokens=config.batch_tokens,
         log=log,
         resumed=resumed,

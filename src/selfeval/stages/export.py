@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from selfeval import __version__
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
 from selfeval.backbone.merging import classifier_class, padding_tokenizer
+from selfeval.backbone.precision import DTYPES
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
@@ -28,14 +29,9 @@ from selfeval.stages.policy import GUIDE
 from selfeval.stages.terminal import Terminal
 from selfeval.store import read_json, write_json, writing
 
-__all__ = ["PRECISIONS", "Exported", "export_role", "find_role"]
+__all__ = ["MERGED_PRECISIONS", "Exported", "export_role", "find_role"]
 
-PRECISIONS: Mapping[str, torch.dtype | None] = {
-    "base": None,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+MERGED_PRECISIONS: Mapping[str, torch.dtype | None] = {"base": None, **DTYPES}
 """Of merged weights; `base` keeps each in the precision in which the run held it."""
 
 _MESSAGES = (
@@ -53,6 +49,7 @@ class Exported:
         role: its full name.
         agreement: how closely the merged folder agrees with the role; None for an adapter, whose weights are the role's own.
         dialogue: the tokenizer's chat template is the evaluator's prompt.
+        own_tokenizer: it is one that transformers does not have; `AutoTokenizer` cannot load it, `family_tokenizer` does.
     """
 
     folder: Path
@@ -60,6 +57,7 @@ class Exported:
     layout: Layout
     agreement: Agreement | None
     dialogue: bool
+    own_tokenizer: bool
 
 
 def find_role(folder: Path, wanted: str) -> str:
@@ -91,7 +89,7 @@ def export_role(
         role: see `find_role`.
         target: the new folder; it may exist if it is empty.
         merge: a whole model instead of an adapter.
-        precision: one of `PRECISIONS`, of merged weights.
+        precision: one of `MERGED_PRECISIONS`, of merged weights.
         terminal: shows what is waited for.
 
     Raises:
@@ -112,10 +110,11 @@ def export_role(
         tokenizer, dialogue = _write_tokenizer(backbone, name, templates, part)
         agreement: Agreement | None = None
         if merge:
-            layout, agreement = write_merged(backbone, name, part, tokenizer, PRECISIONS[precision])
+            layout, agreement = write_merged(backbone, name, part, tokenizer, MERGED_PRECISIONS[precision])
         else:
             layout = write_adapter(backbone, name, part, config.model)
-        exported = Exported(target, name, layout, agreement, dialogue)
+        own = type(tokenizer).__module__.startswith("selfeval.")
+        exported = Exported(target, name, layout, agreement, dialogue, own)
         _describe(exported, config, backbone, templates, tokenizer, folder / "roles" / name, part)
     return exported
 
@@ -182,11 +181,13 @@ def _describe(
         "layout": exported.layout,
         "base": config.model,
         "fingerprint": origin["base_fingerprint"],
+        "positions": str(backbone.loaded.stretch) if backbone.loaded.stretch else None,
         "agreement": exported.agreement and asdict(exported.agreement),
         "temperature": temperature,
         "bias": None if head is None else round(float(head.bias.detach()), 6),
         "pad": None if head is None else tokenizer.pad_token,
         "dialogue": exported.dialogue,
+        "own_tokenizer": exported.own_tokenizer,
         "working": templates.grades_with_working,
         "version": __version__,
     }
@@ -198,6 +199,7 @@ def _describe(
         "end": list(backbone.loaded.eos_ids[:1]),
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
         "lora": config.lora.model_dump(mode="json"),
+        "context": config.context.model_dump(mode="json", include={"rope_scaling", "rope_factor"}),
         "max_new_tokens": config.replies.max_new_tokens,
     }
     (part / "README.md").write_text(_card(shown), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs the stages in order, skipping what is finished and setting aside what another configuration produced."""
+"""Runs the stages of a round in order, skipping what is finished and setting aside what another configuration produced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
 from selfeval.training.learners.action_values import TWINS
 
-__all__ = ["STAGES", "Stage", "run_stages", "stage_keys"]
+__all__ = [
+    "STAGES",
+    "Stage",
+    "begin_round",
+    "bring_report_up_to_date",
+    "has_current_evidence",
+    "is_finished",
+    "run_stages",
+    "set_changed_aside",
+    "stage_keys",
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Stage:
         roles: names the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
         trains: it trains a role: when a file of it is lost, it begins anew instead of filling the gap.
+        gathers: it only puts together what other stages wrote, so that it is written over when that changes.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Stage:
     roles: Callable[[RunConfig], tuple[str, ...]] | None = None
     owned: tuple[str, ...] = ()
     trains: bool = False
+    gathers: bool = False
 
     def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
         roles = self.roles(config) if self.roles else ()
@@ -83,10 +95,10 @@ STAGES: tuple[Stage, ...] = (
         "evaluation",
         evaluation.run,
         ("domain", "evaluation"),
-        outputs=("evaluation/figures.json",),
+        outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
         owned=("metrics/evaluation.jsonl",),
     ),
-    Stage("report", report.run, ("name",), outputs=("report.json",), owned=("index.html",)),
+    Stage("report", report.run, ("name",), outputs=("report.json",), owned=("index.html",), gathers=True),
 )
 
 
@@ -107,11 +119,20 @@ def _ends_hash(path: Path) -> str:
         return hashlib.sha256(head + file.read()).hexdigest()[:16]
 
 
-def stage_keys(config: RunConfig, seeds: list[Any]) -> dict[str, str]:
-    """Fingerprint of everything that each stage's output depends on, stage by stage."""
+def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1) -> dict[str, str]:
+    """Fingerprint of everything that each stage's output depends on, stage by stage.
+
+    Args:
+        config: of the run.
+        seeds: its seeds.
+        number: of the round; a later one depends on the policy of the one before.
+    """
     values = config.model_dump(mode="json")
-    texts = template_texts(templates_folder(config.model, config.templates))
-    before: Any = [_model_identity(config.model), texts, [s.question for s in seeds]]
+    if number > 1:
+        before: Any = ["round", number, stage_keys(config, seeds, number - 1)["policy"]]
+    else:
+        texts = template_texts(templates_folder(config.model, config.templates))
+        before = [_model_identity(config.model), texts, [s.question for s in seeds]]
     keys = {}
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
@@ -119,13 +140,45 @@ def stage_keys(config: RunConfig, seeds: list[Any]) -> dict[str, str]:
     return keys
 
 
-def _prepare(context: Context, keys: dict[str, str]) -> None:
-    """Sets aside whatever another configuration produced, and says so; checks what is finished."""
+def set_changed_aside(context: Context) -> bool:
+    """Sets aside whatever another configuration produced, and says so; True when there was something."""
+    keys, moved = _keys(context), []
     for stage in STAGES:
         if context.store.begin(stage.name, keys[stage.name], stage.owned_paths(context.store.root, context.config)):
-            context.terminal.note(f"{stage.name}: the configuration has changed; the old result was moved to replaced/")
+            _say(context, stage, "the configuration has changed; the old result was moved to replaced/")
+            moved.append(stage)
+    return bool(moved)
+
+
+def _check_finished(context: Context) -> None:
+    for stage in STAGES:
         if context.store.is_finished(stage.name):
             context.store.check_files(stage.name)
+
+
+def _keys(context: Context) -> dict[str, str]:
+    return stage_keys(context.config, context.seeds, context.round)
+
+
+def _say(context: Context, stage: Stage, text: str) -> None:
+    round_too = f"round {context.round}, " if context.earlier else ""
+    context.terminal.note(f"{round_too}{stage.name}: {text}")
+
+
+def begin_round(context: Context, until: str | None = None) -> None:
+    """Refuses what can be refused at once, writes run.json, and sets aside what another configuration produced.
+
+    Raises:
+        RunFolderError: `until` is no stage.
+        ConfigError: the domain or a tracker is not installed.
+    """
+    names = [stage.name for stage in STAGES]
+    if until is not None and until not in names:
+        raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
+    check_domain(context.config.domain)
+    check_installed(context.config.trackers)
+    _begin_run(context)
+    set_changed_aside(context)
 
 
 def _begin_run(context: Context) -> None:
@@ -133,7 +186,8 @@ def _begin_run(context: Context) -> None:
     context.store.update_run(
         schema=1,
         status="running",
-        name=config.name,
+        name=context.name,
+        round=context.round,
         seed=config.seed,
         config=config.model_dump(mode="json"),
         versions=report.versions(),
@@ -142,7 +196,7 @@ def _begin_run(context: Context) -> None:
 
 
 def run_stages(context: Context, until: str | None = None) -> bool:
-    """Runs every unfinished stage up to `until` (all of them by default).
+    """Runs every unfinished stage of a round up to `until` (all of them by default).
 
     Returns:
         False when there was nothing left to do.
@@ -150,15 +204,10 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     Raises:
         RunFolderError: `until` is no stage.
     """
-    names = [stage.name for stage in STAGES]
-    if until is not None and until not in names:
-        raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
-    check_domain(context.config.domain)
-    check_installed(context.config.trackers)
-    keys = stage_keys(context.config, context.seeds)
-    _begin_run(context)
-    _prepare(context, keys)
-    wanted = STAGES[: names.index(until) + 1] if until else STAGES
+    begin_round(context, until)
+    _check_finished(context)
+    keys = _keys(context)
+    wanted = STAGES[: [stage.name for stage in STAGES].index(until) + 1] if until else STAGES
     try:
         worked = [_bring_up_to_date(context, stage, keys[stage.name]) for stage in wanted]
     except BaseException:
@@ -166,15 +215,39 @@ def run_stages(context: Context, until: str | None = None) -> bool:
         raise
     finally:
         context.trackers.close()
-    finished = all(context.store.is_finished(name) for name in names)
-    context.store.update_run(status="finished" if finished else "partial")
+    context.store.update_run(status="finished" if is_finished(context) else "partial")
     return any(worked)
 
 
+def is_finished(context: Context) -> bool:
+    """Whether every stage of the round is."""
+    return all(context.store.is_finished(stage.name) for stage in STAGES)
+
+
 def _inputs(context: Context, stage: Stage) -> str:
-    """Fingerprint of what the stage before wrote, and so of all before it."""
+    """Fingerprint of what the stage before wrote, and so of all before it; of the first stage, what the round starts from."""
     index = STAGES.index(stage)
-    return context.store.content(STAGES[index - 1].name) if index else ""
+    if not index:
+        return context.earlier[-1].content("policy") if context.earlier else ""
+    before = context.store.content(STAGES[index - 1].name)
+    if stage.name != "report" or context.earlier or context.config.rounds == 1:
+        return before
+    return fingerprint([before, context.config.rounds, *(store.content("evaluation") for store in context.later)])
+
+
+def has_current_evidence(context: Context) -> bool:
+    """Whether every stage up to evaluation is finished, and made from what is there now."""
+    stages = [stage for stage in STAGES if not stage.gathers]
+    return all(
+        context.store.is_finished(stage.name) and context.store.made_from(stage.name) == _inputs(context, stage)
+        for stage in stages
+    )
+
+
+def bring_report_up_to_date(context: Context) -> bool:
+    """Writes the report of round 1 again if it does not tell of `context.later` as it is now; True when it did."""
+    stage = STAGES[-1]
+    return _bring_up_to_date(context, stage, _keys(context)[stage.name])
 
 
 def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
@@ -182,15 +255,18 @@ def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
     store, inputs = context.store, _inputs(context, stage)
     owned, was_finished = stage.owned_paths(store.root, context.config), (store.folder(stage.name) / "manifest.json").is_file()
     if store.made_from(stage.name) not in (None, inputs):
-        context.terminal.note(f"{stage.name}: what it was made from has changed; the old result was moved to replaced/")
-        store.set_aside(stage.name, owned)
+        if stage.gathers:
+            store.reopen(stage.name)
+        else:
+            _say(context, stage, "what it was made from has changed; the old result was moved to replaced/")
+            store.set_aside(stage.name, owned)
     elif store.is_finished(stage.name):
         return False
     elif was_finished and stage.trains:
-        context.terminal.note(f"{stage.name}: a file of it is missing, so it is trained anew; the rest was moved to replaced/")
+        _say(context, stage, "a file of it is missing, so it is trained anew; the rest was moved to replaced/")
         store.set_aside(stage.name, owned)
     elif was_finished:
-        context.terminal.note(f"{stage.name}: a file of it is missing; it is made again")
+        _say(context, stage, "a file of it is missing; it is made again")
         store.reopen(stage.name)
     store.note_inputs(stage.name, inputs)
     _run_stage(context, stage, key, inputs)
@@ -217,7 +293,7 @@ def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
     )
     store.finish(stage.name, key, counts, stage.output_paths(store.root, context.config), inputs)
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
-    context.terminal.note(f"{stage.name}: {seconds:.1f} s" + (f"  ({shown})" if shown else ""))
+    _say(context, stage, f"{seconds:.1f} s" + (f"  ({shown})" if shown else ""))
 
 
 def _memory_events(context: Context, stage: Stage) -> list[dict[str, Any]]:

@@ -1,41 +1,70 @@
-"""A memory plan as a table on the terminal."""
+"""A memory plan as tables on the terminal."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
 
-from selfeval.backbone.plan import KINDS, PHASES, Plan
+from selfeval.backbone.plan import KINDS, PHASES, DevicePlan, Plan
 
 __all__ = ["print_plan"]
 
-_LABELS = {"kv_cache": "KV cache", "logits": "logits chunk"}
+_LABELS = {"kv_cache": "KV cache", "logits": "logits chunk", "allocator": "kept by malloc"}
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
-    """Prints GiB per phase and kind, the chosen settings, and what was or has to be changed."""
+    """Prints which device holds what, GiB per device, phase and kind, the settings, and what was or has to be changed."""
     console = console or Console()
-    limit = "no limit known" if plan.budget is None else f"{plan.budget / 2**30:.2f} GiB to take"
-    table = Table(
-        title=f"{plan.model}, {plan.parameters / 1e9:.3g}B, {plan.precision} on {plan.device}; {limit}", title_justify="left"
+    _say(console, f"{plan.model}, {plan.parameters / 1e9:.3g}B parameters, {plan.precision} on {plan.main.device}")
+    if not plan.placement.is_whole:
+        _say(console, plan.placement.sentence())
+        console.print(_by_device(plan))
+    for device in plan.devices:
+        if device.device != "disk":
+            console.print(_by_kind(device))
+    shown = plan.settings
+    _say(
+        console,
+        f"micro-batches of {shown['micro_batch_rows']} rows (batch_tokens {shown['batch_tokens']}), "
+        f"{shown['rollout_rows']} replies side by side, layers {'recomputed' if shown['checkpointing'] else 'kept'}.",
     )
-    table.add_column("GiB")
+    console.print("It fits." if plan.fits else "It does not fit.", style="bold")
+    for sentence in plan.changes:
+        _say(console, f"- {sentence}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _by_device(plan: Plan) -> Table:
+    """Totals of each phase, a row a device."""
+    table = Table(title="GiB by device", title_justify="left")
+    for name in ("device", "layers"):
+        table.add_column(name)
+    for name in ("to take", *PHASES):
+        table.add_column(name, justify="right")
+    for device in plan.devices:
+        budget = "-" if device.budget is None else _cell(device.budget)
+        totals = (_cell(device.total(phase)) for phase in PHASES)
+        table.add_row(device.device, ", ".join(device.layers) or "-", budget, *totals)
+    return table
+
+
+def _by_kind(device: DevicePlan) -> Table:
+    """Bytes of one device, a row a kind that is there."""
+    limit = "no limit known" if device.budget is None else f"{device.budget / 2**30:.2f} to take"
+    table = Table(title=f"GiB on {device.device}, {limit}", title_justify="left")
+    table.add_column("")
     for phase in PHASES:
         table.add_column(phase, justify="right")
     for kind in KINDS:
-        table.add_row(_LABELS.get(kind, kind), *(_cell(plan.phases[phase].get(kind, 0)) for phase in PHASES))
+        sizes = [device.phases[phase].get(kind, 0) for phase in PHASES]
+        if any(sizes) or kind not in ("runtime", "allocator"):
+            table.add_row(_LABELS.get(kind, kind), *(_cell(size) for size in sizes))
     table.add_section()
-    table.add_row("total", *(_cell(plan.total(phase)) for phase in PHASES), style="bold")
-    console.print(table)
-    shown = plan.settings
-    console.print(
-        f"micro-batches of {shown['micro_batch_rows']} rows (batch_tokens {shown['batch_tokens']}), "
-        f"{shown['rollout_rows']} replies side by side, layers {'recomputed' if shown['checkpointing'] else 'kept'}.",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    console.print("It fits." if plan.fits else "It does not fit.", style="bold")
-    for sentence in plan.changes:
-        console.print(f"- {sentence}", highlight=False, markup=False, soft_wrap=True)
+    table.add_row("total", *(_cell(device.total(phase)) for phase in PHASES), style="bold")
+    return table
 
 
 def _cell(size: int) -> str:

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import groupby
 from typing import Any, get_args
 
 import torch
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.facts import ModelFacts
-from selfeval.backbone.footprint import ShapeBackbone
-from selfeval.backbone.placement import free_memory
-from selfeval.backbone.plan import DTYPES, Plan, Weights, at_depth, largest_fitting, weigh
-from selfeval.backbone.precision import pick_precision
-from selfeval.config import RunConfig
+from selfeval.backbone.footprint import Peaks, ShapeBackbone, computes, fullest
+from selfeval.backbone.load import Wanted, memory_within, pick_attention, place_base
+from selfeval.backbone.meters import kept_by_allocator, kernel_bytes, resident_bytes
+from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
+from selfeval.backbone.plan import DTYPES, PHASES, DevicePlan, Plan, at_depth, largest_fitting, weigh
+from selfeval.backbone.precision import PRECISIONS
+from selfeval.backbone.sizes import weight_sizes
+from selfeval.config import PlacementConfig, RunConfig
+from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.stages.context import START
 from selfeval.training.phases import (
     LEARNING,
     POLICY_ROLES,
     Shape,
-    optimizer_bytes,
+    add_optimizer,
     rollout_peak,
     score_peak,
     update_peak,
 )
-from selfeval.training.setting import POLICY
+from selfeval.training.setting import POLICY, REFERENCE
 
-__all__ = ["Workload", "free_on", "make_plan", "planned_device", "planned_precision", "workload"]
+__all__ = ["Machine", "Measured", "Workload", "make_plan", "workload"]
 
 _CHARACTERS_PER_TOKEN = 3
 _CHAT_TOKENS = 16
@@ -76,100 +84,242 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     )
 
 
-def planned_device(config: RunConfig) -> str:
-    """`cuda` or `cpu`: what the configuration says, else what there is."""
-    return config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+# -- the machine ----------------------------------------------------------------------------------------------------------
 
 
-def planned_precision(config: RunConfig, device: str, facts: ModelFacts, budget: int | None) -> str:
-    """What loading will pick for a base of that size, on that device, with so much memory."""
-    weights = None if budget is None else weigh(facts, "bf16").parameters
-    return pick_precision(config.precision, torch.device(device), weights, budget or 0)[0]
+@dataclass(frozen=True)
+class Machine:
+    """The devices that are planned for: those that are here, or those that somebody names.
+
+    Attributes:
+        memory: free bytes by device, in the order of their use: cards, cpu, disk.
+        limit: bytes that may be taken on each, if that is less.
+        runtime: bytes that the process itself takes in RAM: Python, torch and the other libraries.
+    """
+
+    memory: Mapping[str, int]
+    limit: int | None = None
+    runtime: int = 0
+
+    @classmethod
+    def of(cls, config: RunConfig, named: Mapping[str, int] | None = None) -> Machine:
+        """The machine that a configuration means.
+
+        Args:
+            config: its `device` and `memory_budget` count.
+            named: free bytes of devices to plan for in place of those that are here.
+
+        Raises:
+            ConfigError: `device = cuda` with devices named, none of which is a card.
+        """
+        runtime = _runtime_bytes()
+        if named:
+            cards = {name: size for name, size in sorted(named.items()) if name.startswith("cuda:")}
+            if config.device == "cuda" and not cards:
+                raise ConfigError(f"device = cuda, but the devices named are {', '.join(named)}; name a card too: cuda:0=24GiB")
+            beside = {"cpu": named.get("cpu", 0), DISK: named.get(DISK, ENDLESS)}
+            return cls((cards if config.device != "cpu" else {}) | beside, config.memory_budget, runtime)
+        wants_card = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+        here = free_memory(torch.device("cuda" if wants_card and torch.cuda.is_available() else "cpu"))
+        pretended = {"cuda:0": ENDLESS} if wants_card and not torch.cuda.is_available() else {}
+        return cls(pretended | here, config.memory_budget, runtime)
+
+    @property
+    def kind(self) -> str:
+        """What computes: cuda or cpu."""
+        return "cuda" if any(name.startswith("cuda:") for name in self.memory) else "cpu"
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Free bytes as loading sees them."""
+        return memory_within(self.memory, self.limit)
+
+    def budget(self, device: str) -> int | None:
+        """Bytes that all a run has there may take; in RAM, the process itself is counted, and was not in what is free."""
+        free = self.memory[device] + (self.runtime if device == "cpu" else 0)
+        found = free if self.limit is None or device == DISK else min(free, self.limit)
+        return None if found >= ENDLESS else found
 
 
-def free_on(device: str) -> int | None:
-    """Free memory of the device now; None for a card that is not here."""
-    if device == "cuda" and not torch.cuda.is_available():
-        return None
-    return free_memory(torch.device(device))["cuda:0" if device == "cuda" else "cpu"]
+def _runtime_bytes() -> int:
+    """What this process takes once it has imported what a run imports, and used once what sets itself up when it is used."""
+    importlib.import_module("selfeval.stages.pipeline")
+    weight = torch.zeros(64, 64, requires_grad=True)
+    query, key, value = (torch.zeros(1, 2, 8, 16, requires_grad=True) for _ in range(3))
+    torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+    torch.log_softmax(torch.zeros(64, 64) @ weight, dim=-1).sum().backward()
+    torch.optim.AdamW([weight]).step()
+    return resident_bytes()
 
 
-class _Measured:
-    """Peaks of the phases of one model, by running them on shapes of two of its depths.
+def _roles(config: RunConfig) -> dict[str, bool]:
+    """The adapters in memory while the policy learns; later rounds hold what it starts from, and a copy as its reference."""
+    return POLICY_ROLES | ({START: False, REFERENCE: False} if config.rounds > 1 else {})
+
+
+def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str, DeviceMap, list[str]]:
+    """Precision and device map as loading picks them, with sentences; where nothing fits, everything on the first device."""
+    model, memory = meta_model(facts.config), machine.weights
+    target = torch.device(machine.kind)
+    wanted = Wanted(facts.name, model, config.device, config.precision, config.placement, memory)
+    said: list[str] = []
+    usable_memory(memory, config.placement)  # a limit for a device that is not there is no matter of size
+    try:
+        picked, why, placement = place_base(wanted, target)
+    except ModelError as error:
+        single = PlacementConfig(mode="single")
+        picked, why, placement = place_base(replace(wanted, placement=single), target)
+        said.append(f"does not fit: {error}")
+    if config.context.attention == "flash_attention_2" and (machine.kind == "cpu" or picked == "fp32"):
+        pick_attention(config.context.attention, target, picked)
+    return picked, placement or plan_placement(model, {next(iter(memory)): ENDLESS}, picked), ([why] if why else []) + said
+
+
+# -- measuring on shapes --------------------------------------------------------------------------------------------------
+
+
+class Measured:
+    """Peaks of the phases of one model, by running them on shapes of some of its depths.
+
+    Layers that lie together form a span. A model with two layers (or periods of layers) in each span is run, and one more for
+    each span with a third; what a layer adds there is what every further one adds.
 
     Args:
         checkpointing: layers are recomputed in the backward pass.
     """
 
-    def __init__(self, facts: ModelFacts, config: RunConfig, precision: str, work: Workload, checkpointing: bool) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        config: RunConfig,
+        precision: str,
+        placement: DeviceMap,
+        work: Workload,
+        checkpointing: bool,
+        runtime: int,
+    ) -> None:
         self.facts, self.config, self.precision, self.work = facts, config, precision, work
-        self.checkpointing = checkpointing
-        period = facts.period
-        whole = period is None or 3 * period >= facts.layers
-        self.depths: tuple[int, ...] = (facts.layers,) if whole else (2 * (period or 1), 3 * (period or 1))
+        self.placement, self.checkpointing = placement, checkpointing
+        self.runtime = runtime + (0 if placement.main != "cpu" or precision == "fp32" else kernel_bytes())
+        self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
+        self.period = facts.period or facts.layers
+        self.whole = (2 * len(self.spans) + 1) * self.period >= facts.layers
         self.rollout, self.learning = cache(self._rollout), cache(self._learning)
 
-    @cached_property
-    def weights(self) -> Weights:
-        return weigh(self.facts, self.precision)
+    def _shallow(self, deeper: int | None = None) -> DeviceMap:
+        """The device map with two periods of layers in each span, three in one of them."""
+        counts = [(3 if number == deeper else 2) * self.period for number in range(len(self.spans))]
+        devices = [d for (d, _), count in zip(self.spans, counts, strict=True) for _ in range(count)]
+        return replace(self.placement, layers=self.placement.layers[: len(devices)], devices=tuple(devices))
 
     @cached_property
     def backbones(self) -> list[ShapeBackbone]:
+        spread = [self._shallow(), *(self._shallow(number) for number in range(len(self.spans)))]
+        maps = [self.placement] if self.whole else spread
         made = [
-            ShapeBackbone(self.facts.with_layers(depth), DTYPES[self.precision], self.config.lora, POLICY_ROLES)
-            for depth in self.depths
+            ShapeBackbone(
+                self.facts.with_layers(len(placed.devices)),
+                DTYPES[self.precision],
+                self.config.lora,
+                _roles(self.config),
+                placed,
+                self.facts.attention,
+            )
+            for placed in maps
         ]
         for backbone in made if self.checkpointing else []:
             backbone.recompute_layers()
         return made
 
-    def _peak(self, trial: Callable[[ShapeBackbone], Counter[str]]) -> Counter[str]:
-        """A trial's peak at full depth, on the weights as they lie in memory."""
-        found = [trial(backbone) for backbone in self.backbones]
-        peak = (
-            found[0] if len(found) == 1 else at_depth(found[0], found[1], (self.depths[0], self.depths[1]), self.facts.layers)
-        )
-        peak["base"] = self.weights.bytes
-        peak["activations"] += self.weights.unpacked
-        return peak
+    def _peak(self, trial: Callable[[ShapeBackbone], Peaks], brought: int) -> Peaks:
+        """A trial's peaks at full depth, on the weights as they lie in memory.
 
-    def _rollout(self, rows: int) -> Counter[str]:
-        """Sampling `rows` side by side: policy iterations, and the judge's working, whichever is more."""
+        Args:
+            trial: of a phase.
+            brought: bytes of streamed weights that are on the main device at a time.
+        """
+        first, *deeper = (trial(backbone) for backbone in self.backbones)
+        steps = [count / self.period - 2 for _, count in self.spans] if deeper else []
+        found: Peaks = {}
+        for device, size in self.placement.bytes.items():
+            peak = at_depth(first.get(device, {}), [one.get(device, {}) for one in deeper], steps)
+            peak["base"] = size + (brought if device == self.placement.main else 0)
+            peak["activations"] += self.sizes.unpacked if computes(device, self.placement.main) else 0
+            found[device] = self._with_process(device, peak)
+        return found
+
+    def _with_process(self, device: str, peak: Counter[str]) -> Counter[str]:
+        """On the CPU, the process and what its allocator keeps count too."""
+        if device != "cpu":
+            return peak
+        alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
+        kept = kept_by_allocator(self.sizes.total, alive) if self.placement.main == "cpu" else 0
+        return peak + Counter(runtime=self.runtime, allocator=kept)
+
+    @cached_property
+    def sizes(self) -> Any:
+        return weight_sizes(meta_model(self.facts.config), self.precision)
+
+    @cached_property
+    def _layer(self) -> int:
+        """Bytes of the largest layer."""
+        return max((self.sizes.within(layer) for layer in self.placement.streamed), default=0)
+
+    @cached_property
+    def _matrix(self) -> int:
+        """Bytes of the largest weight of a streamed layer."""
+        streamed = tuple(f"{layer}." for layer in self.placement.streamed)
+        return max((size for name, size in self.sizes.bytes.items() if streamed and name.startswith(streamed)), default=0)
+
+    def load(self) -> Peaks:
+        """What there is before the first pass."""
+        return {d: self._with_process(d, Counter(base=size)) for d, size in self.placement.bytes.items()}
+
+    def of_policy(self, rows: int) -> Peaks:
+        """Sampling `rows` side by side in policy training."""
         policy, work = self.config.policy, self.work
         in_iteration = min(rows, policy.questions_per_iteration * policy.replies_per_question)
         prompts = min(in_iteration, policy.questions_per_iteration)
 
-        def of_policy(backbone: ShapeBackbone) -> Counter[str]:
+        def trial(backbone: ShapeBackbone) -> Peaks:
             shape = Shape(in_iteration, work.reply_prompt, work.reply)
-            peak = rollout_peak(backbone, shape, prompts=prompts, nucleus=False, role=POLICY)
-            peak["optimizer"] = optimizer_bytes(backbone, LEARNING)
-            return peak
+            peaks = rollout_peak(backbone, shape, prompts=prompts, nucleus=False, role=POLICY)
+            add_optimizer(peaks, backbone, LEARNING)
+            return peaks
 
-        def alone(shape: Shape, nucleus: bool) -> Callable[[ShapeBackbone], Counter[str]]:
-            def trial(backbone: ShapeBackbone) -> Counter[str]:
-                peak = rollout_peak(backbone, shape, prompts=shape.rows, nucleus=nucleus, role=BASE)
+        return self._peak(trial, self._matrix)
+
+    def _of_base(self, shape: Shape, *, nucleus: bool) -> Peaks:
+        """Sampling from the bare base, each reply to a prompt of its own."""
+
+        def trial(backbone: ShapeBackbone) -> Peaks:
+            peaks = rollout_peak(backbone, shape, prompts=shape.rows, nucleus=nucleus, role=BASE)
+            for peak in peaks.values():
                 peak["adapters"] = 0
-                return peak
+            return peaks
 
-            return trial
+        return self._peak(trial, self._matrix)
 
-        judging = alone(Shape(rows, work.judge_prompt, work.working), False)
-        replying = alone(Shape(rows, work.reply_prompt, work.reply), True)
-        return max((self._peak(trial) for trial in (of_policy, judging, replying)), key=lambda peak: peak.total())
+    def _rollout(self, rows: int) -> Peaks:
+        """Sampling `rows` side by side: in policy training, the judge's working, replies to collect; whichever is most."""
+        work = self.work
+        judging = self._of_base(Shape(rows, work.judge_prompt, work.working), nucleus=False)
+        replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), nucleus=True)
+        return fullest([self.of_policy(rows), judging, replying])
 
-    def _learning(self, rows: int) -> dict[str, Counter[str]]:
+    def _learning(self, rows: int) -> dict[str, Peaks]:
         """Scoring and updating with micro-batches of `rows` of the longest sequences."""
         policy, work = self.config.policy, self.work
         replies = policy.questions_per_iteration * policy.replies_per_question
         minibatch = min(policy.minibatch, replies)
 
-        def score(backbone: ShapeBackbone) -> Counter[str]:
+        def score(backbone: ShapeBackbone) -> Peaks:
             shape = Shape(min(rows, replies), work.reply_prompt, work.reply)
-            peak = score_peak(backbone, shape, grade_prompt=work.grade_prompt, replies=replies)
-            peak["optimizer"] = optimizer_bytes(backbone, LEARNING)
-            return peak
+            peaks = score_peak(backbone, shape, grade_prompt=work.grade_prompt, replies=replies)
+            add_optimizer(peaks, backbone, LEARNING)
+            return peaks
 
-        def update(backbone: ShapeBackbone) -> Counter[str]:
+        def update(backbone: ShapeBackbone) -> Peaks:
             return update_peak(
                 backbone,
                 Shape(min(rows, minibatch), work.reply_prompt, work.reply),
@@ -179,51 +329,72 @@ class _Measured:
                 evaluator_rows=min(max(2, rows - rows % 2), 2 * self.config.evaluator.batch),
             )
 
-        return {"score": self._peak(score), "update": self._peak(update)}
-
-    def rollout_bytes(self, rows: int) -> int:
-        return self.rollout(rows).total()
-
-    def learning_bytes(self, rows: int) -> int:
-        return max(peak.total() for peak in self.learning(rows).values())
+        return {"score": self._peak(score, self._matrix), "update": self._peak(update, self._layer)}
 
 
-def make_plan(config: RunConfig, facts: ModelFacts, budget: int | None, *, work: Workload | None = None) -> Plan:
+# -- the plan -------------------------------------------------------------------------------------------------------------
+
+
+def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, *, work: Workload | None = None) -> Plan:
     """Plans a run of `facts`' model under this configuration.
 
     Args:
         config: what is wanted; its `batch_tokens`, `rollout_rows` and `checkpointing` are kept where they fit.
         facts: of the model; nothing of it is loaded.
-        budget: bytes that may be taken on the device, None for no limit.
+        machine: the devices and what is free there.
         work: tokens; by default the longest that the configuration allows.
 
     Returns:
         The plan with the largest settings up to the wanted ones that fit. Where nothing fits, the plan of one row at a time
         and sentences about what would have to change.
+
+    Raises:
+        ModelError: a context that the model cannot be given, or attention that it cannot compute.
     """
-    device = planned_device(config)
-    precision = planned_precision(config, device, facts, budget)
+    facts = facts.within(config.context)
+    precision, placement, said = _place(config, facts, machine)
     work = work or workload(config, facts.context)
-    measured = _Measured(facts, config, precision, work, config.checkpointing)
+
+    def measured_with(checkpointing: bool) -> Measured:
+        return Measured(facts, config, precision, placement, work, checkpointing, machine.runtime)
+
+    def missing(peaks: Peaks) -> int:
+        """Bytes that the tightest device lacks; negative where all have room."""
+        budgets = {device: machine.budget(device) for device in peaks}
+        return max((peaks[d].total() - b for d, b in budgets.items() if b is not None), default=-1)
+
+    def most_rows(measured: Measured, wanted: int) -> int:
+        return largest_fitting(lambda n: max(missing(p) for p in measured.learning(n).values()), wanted, 0)
+
+    measured, checkpointing = measured_with(config.checkpointing), config.checkpointing
     wanted = max(1, config.batch_tokens // work.longest)
-    sampling = largest_fitting(measured.rollout_bytes, config.rollout_rows, budget)
-    learning = largest_fitting(measured.learning_bytes, wanted, budget)
-    checkpointing = config.checkpointing
+    sampling = largest_fitting(lambda n: missing(measured.rollout(n)), config.rollout_rows, 0)
+    learning = most_rows(measured, wanted)
     if learning == 0 and not checkpointing:
-        measured, checkpointing = _Measured(facts, config, precision, work, True), True
-        learning = largest_fitting(measured.learning_bytes, wanted, budget)
-    fits = sampling > 0 and learning > 0
-    phases: dict[str, Mapping[str, int]] = {"load": Counter(base=measured.weights.bytes)}
-    phases |= {"rollout": measured.rollout(max(1, sampling)), **measured.learning(max(1, learning))}
+        measured, checkpointing = measured_with(True), True
+        learning = most_rows(measured, wanted)
+    fits = sampling > 0 and learning > 0 and not any(s.startswith("does not fit") for s in said)
+    phases = {"load": measured.load(), "rollout": measured.rollout(max(1, sampling)), **measured.learning(max(1, learning))}
     settings = {
         "batch_tokens": config.batch_tokens if learning == wanted else max(1, learning) * work.longest,
         "rollout_rows": max(1, sampling),
         "checkpointing": checkpointing,
         "micro_batch_rows": max(1, learning),
     }
-    plan = Plan(facts.name, measured.weights.parameters, precision, device, budget, phases, settings, vars(work), fits, ())
-    changes = _adapted(config, plan) if fits else _refused(config, facts, plan)
-    return Plan(**{**vars(plan), "changes": tuple(changes)})
+    devices = tuple(_device_plans(placement, machine, phases))
+    parameters = measured.sizes.numbers
+    plan = Plan(facts.name, parameters, precision, placement, devices, settings, vars(work), fits, ())
+    return replace(plan, changes=(*said, *(_adapted(config, plan) if fits else _refused(config, facts, plan, machine))))
+
+
+def _device_plans(placement: DeviceMap, machine: Machine, phases: Mapping[str, Peaks]) -> list[DevicePlan]:
+    """What each device takes, the main one first."""
+    found = []
+    for device in sorted(placement.bytes, key=lambda name: (name != placement.main, list(machine.memory).index(name))):
+        layers = tuple(span for span, where in placement.spans() if where == device)
+        kinds = {phase: phases[phase][device] for phase in PHASES}
+        found.append(DevicePlan(device, layers, machine.budget(device), kinds))
+    return found
 
 
 def _gib(size: int) -> str:
@@ -238,36 +409,56 @@ def _adapted(config: RunConfig, plan: Plan) -> list[str]:
         return []
     given = " ".join(f"--set {name}={str(value).lower()}" for name, value in changed.items())
     wanted = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in changed)
-    return [f"{_gib(plan.budget or 0)} is too little for {wanted}; give {given} (a run under way: --memory-budget instead)"]
+    there = ", ".join(f"{_gib(d.budget)} on {d.device}" for d in plan.devices if d.budget is not None)
+    return [f"{there} is too little for {wanted}; give {given} (a run under way: --memory-budget instead)"]
 
 
-def _refused(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
+def _refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine) -> list[str]:
     """Why nothing fits, and what would have to change."""
-    budget = plan.budget or 0
-    phase = max(plan.phases, key=plan.total)
-    said = [
-        f"does not fit: {phase} takes {_gib(plan.total(phase))} with one row at a time and layers recomputed, "
-        f"of which the base is {_gib(plan.phases['load']['base'])}; there are {_gib(budget)}"
-    ]
-    smaller = [(p, saved) for p in _precisions(config) if (saved := plan.phases["load"]["base"] - weigh(facts, p).bytes) > 0]
-    for precision, saved in smaller:
-        left = plan.peak - saved
-        verdict = "which fits" if left <= budget else "which is not enough alone"
-        said.append(f"precision={precision} takes about {_gib(left)}, {verdict}")
-    beside = plan.peak - plan.phases["load"]["base"]
-    if beside > 0 and plan.phases["load"]["base"] < budget:
-        lengths = (
-            f"replies.max_new_tokens={config.replies.max_new_tokens}, verdicts.max_new_tokens={config.verdicts.max_new_tokens}"
+    said = []
+    for device in (d for d in plan.devices if d.over > 0):
+        base = device.phases["load"]["base"]
+        said.append(
+            f"does not fit: {device.fullest} takes {_gib(device.peak)} on {device.device} with one row at a time and layers "
+            f"recomputed, of which the base is {_gib(base)}; there are {_gib(device.budget or 0)}"
         )
-        said.append(f"shorter texts lower the {_gib(beside)} beside the base ({lengths} now)")
-    if plan.device == "cuda":
-        free = free_on("cpu") or 0
-        said.append(f"device=cpu has {_gib(free)} of free memory")
-    said.append(f"or take {_gib(plan.peak)} of memory, or a smaller model")
+        said += _elsewhere(config, machine, device)
+        said += _smaller(config, facts, plan, device) if len(plan.devices) == 1 else []
+        if 0 < base < (device.budget or 0):
+            said.append(
+                f"shorter texts lower the {_gib(device.peak - base)} beside the base (replies.max_new_tokens="
+                f"{config.replies.max_new_tokens}, verdicts.max_new_tokens={config.verdicts.max_new_tokens} now)"
+            )
+    if plan.main.device != "cpu":
+        said.append(f"device=cpu has {_gib(machine.memory['cpu'])} of free memory")
+    tight = max(plan.devices, key=lambda device: device.over)
+    return [*said, f"or take {_gib(tight.peak)} of memory on {tight.device}, or a smaller model"]
+
+
+def _elsewhere(config: RunConfig, machine: Machine, device: DevicePlan) -> list[str]:
+    """The reserve that would leave more of this device to what is not weights, where weights can go to another."""
+    others = list(machine.memory)[list(machine.memory).index(device.device) + 1 :]
+    beside = device.peak - device.phases["load"]["base"]
+    free = max(1, machine.weights[device.device])
+    reserve = math.ceil(20 * beside / free) / 20
+    if not others or config.placement.mode == "single" or not config.placement.reserve < reserve < 1:
+        return []
+    return [f"about placement.reserve={reserve:.2f} would move layers from {device.device} to {', '.join(others)}"]
+
+
+def _smaller(config: RunConfig, facts: ModelFacts, plan: Plan, device: DevicePlan) -> Sequence[str]:
+    """What lower precisions would take."""
+    said, base = [], device.phases["load"]["base"]
+    for precision in _precisions(config):
+        saved = base - weigh(facts, precision).total
+        if saved > 0 and precision != plan.precision:
+            left = device.peak - saved
+            verdict = "which fits" if left <= (device.budget or 0) else "which is not enough alone"
+            said.append(f"precision={precision} takes about {_gib(left)}, {verdict}")
     return said
 
 
 def _precisions(config: RunConfig) -> list[str]:
     """Precisions that the configuration allows and the plan knows, largest first."""
     allowed: tuple[Any, ...] = get_args(type(config).model_fields["precision"].annotation)
-    return [name for name in DTYPES if name in allowed and name != "fp16"]
+    return [name for name in PRECISIONS if name in allowed and name != "fp16"]

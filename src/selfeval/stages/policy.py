@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfeval.records import Pair, Split
+from selfeval.backbone.adapters import BASE
+from selfeval.records import Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
@@ -51,7 +52,8 @@ def add_roles(context: Context) -> None:
     """Policy and reference; a learner adds what else it needs."""
     backbone = context.backbone
     ensure_evaluators(context)
-    backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31)
+    start = context.ensure_start()
+    backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
     if context.config.policy.reference_ema:
         backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # it moves: weights of its own
     else:
@@ -123,7 +125,8 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
         return None
     texts, limit = [q.text for q in aside], config.replies.max_new_tokens
     seed, rows = context.seed("held-out judge"), config.rollout_rows
-    return HeldOutJudge(context.backbone, context.templates, config.verdicts, texts, limit, rows, seed)
+    start = context.ensure_start()
+    return HeldOutJudge(context.backbone, context.templates, config.verdicts, texts, limit, rows, seed, start)
 
 
 def setting_of(context: Context) -> Setting:
@@ -133,7 +136,7 @@ def setting_of(context: Context) -> Setting:
         context.backbone,
         config.policy,
         scorer_of(context, config.policy.pessimism),
-        seed=config.seed,
+        seed=context.round_seed,
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
         batch_tokens=config.batch_tokens,
@@ -147,8 +150,7 @@ def _kept_pairs(context: Context) -> list[Preference]:
     templates = context.templates
     return [
         Preference(templates.prompt("reply", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
-        for p in context.store.read("pairs", Pair)
-        if p.split == Split.TRAIN
+        for p in context.training_pairs()
     ]
 
 

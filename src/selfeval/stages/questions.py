@@ -1,5 +1,8 @@
 """questions: the model writes new questions in the domain of the seeds; near-duplicates and malformed ones are dropped.
 
+In a later round it is the policy of the round before that writes, training questions only, new ones in every round. The test
+questions are those of round 1 in all rounds, so that rounds can be compared and none of them is ever trained on.
+
 Every accepted question is put into the training or the test split at random (by the run's seed). The near-duplicate check
 covers both, so that no question has a twin across the split, and a prompt's examples are seeds and training questions only.
 """
@@ -8,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from selfeval.backbone.adapters import BASE
 from selfeval.errors import LoopError
 from selfeval.quality.dedupe import NearDuplicates, normalise
 from selfeval.records import Drop, Question, Split
@@ -26,12 +28,21 @@ class _Acceptance:
         self.index = NearDuplicates(self.config.near_duplicate)
         self.accepted: list[Question] = []
         self._counts: Counter[Split] = Counter()
+        self.tests = [q for q in context.first.read("questions", Question) if q.split == Split.TEST] if context.earlier else []
+        self._prefix = "q" if context.round == 1 else f"r{context.round}q"
         for number, seed in enumerate(context.seeds):
             self.index.add(f"seed-{number}", seed.question)
+        for store in context.earlier:
+            for question in store.read("questions", Question):
+                self.index.add(question.id, question.text)
+
+    @property
+    def wanted_tests(self) -> int:
+        return len(self.tests) if self._context.earlier else self.config.test
 
     @property
     def wanted(self) -> int:
-        return self.config.train + self.config.test
+        return self.config.train + self.wanted_tests
 
     def consider(self, text: str, finished: bool) -> Question | Drop | None:
         """The accepted question, the drop, or None when there are enough questions already."""
@@ -44,16 +55,16 @@ class _Acceptance:
         twin = self.index.find(text)
         if twin is not None:
             return Drop("questions", "near_duplicate", text, {"of": twin})
-        return self.accept(Question(f"q{len(self.accepted):06d}", text, self._split(), "self"))
+        return self.accept(Question(f"{self._prefix}{len(self.accepted):06d}", text, self._split(), "self"))
 
     def _split(self) -> Split:
         """Train or test at random, in the wanted proportion, until one of them is full."""
-        if self._counts[Split.TEST] >= self.config.test:
+        if self._counts[Split.TEST] >= self.wanted_tests:
             return Split.TRAIN
         if self._counts[Split.TRAIN] >= self.config.train:
             return Split.TEST
         draw = self._context.random("split", len(self.accepted)).random()
-        return Split.TEST if draw < self.config.test / self.wanted else Split.TRAIN
+        return Split.TEST if draw < self.wanted_tests / self.wanted else Split.TRAIN
 
     def accept(self, question: Question) -> Question:
         self.index.add(question.id, question.text)
@@ -80,7 +91,7 @@ def _requests(context: Context, shard: int, earlier: list[Question]) -> list[Req
 def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
     config = context.config
     requests = _requests(context, shard, list(acceptance.accepted))
-    with context.backbone.acting_as(BASE):
+    with context.backbone.acting_as(context.ensure_start()):
         rollouts = generate(
             context.backbone,
             requests,
@@ -108,6 +119,9 @@ def run(context: Context) -> dict[str, int]:
         for question in store.read_shard("questions", shard, Question):
             acceptance.accept(question)
         shard += 1
+    if acceptance.tests and not shard:
+        store.write_shard("questions", 0, [acceptance.accept(question) for question in acceptance.tests])
+        shard = 1
     most = int(config.attempts * acceptance.wanted / config.shard) + 1
     with context.terminal.bar("questions", acceptance.wanted, len(acceptance.accepted)) as bar:
         while len(acceptance.accepted) < acceptance.wanted and shard < most:

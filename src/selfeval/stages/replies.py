@@ -1,5 +1,8 @@
 """replies: answers to every question. Training questions get diverse ones (each reply its own temperature and nucleus, some
 by beam search); test questions get plain samples at temperature 1, because they measure the model as it is.
+
+In a later round the policy of the round before replies. The workings, by which evaluators read, stay the bare base's, and those
+of the test questions are round 1's.
 """
 
 from __future__ import annotations
@@ -65,14 +68,15 @@ def _beamed(context: Context, asked: Sequence[tuple[Question, int]]) -> list[Rep
 
 
 def _workings(context: Context, questions: Sequence[Question]) -> list[Working]:
-    """The model's own greedy reply to each question."""
-    rollouts = generate(
-        context.backbone,
-        [Request(context.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
-        max_new_tokens=context.config.replies.max_new_tokens,
-        seed=0,
-        rows=context.config.rollout_rows,
-    )
+    """The base's own greedy reply to each question."""
+    with context.backbone.acting_as(BASE):
+        rollouts = generate(
+            context.backbone,
+            [Request(context.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
+            max_new_tokens=context.config.replies.max_new_tokens,
+            seed=0,
+            rows=context.config.rollout_rows,
+        )
     return [Working(q.id, context.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
 
 
@@ -85,12 +89,13 @@ def _write_shard(context: Context, shard: int, questions: Sequence[Question]) ->
     ]  # fmt: skip
     taken = {q.id for q, _ in beamed}
     sampled = [(q, n) for q in questions for n in range(config.per_question) if not (n == last and q.id in taken)]
-    with context.backbone.acting_as(BASE):
+    with context.backbone.acting_as(context.ensure_start()):
         replies = _sampled(context, shard, sampled)
         if beamed:
             replies += _beamed(context, beamed)
-        if context.templates.grades_with_working:
-            context.store.write_shard("workings", shard, _workings(context, questions))
+    if context.templates.grades_with_working:
+        known = {w.question_id for w in context.first.read("workings", Working)} if context.earlier else set()
+        context.store.write_shard("workings", shard, _workings(context, [q for q in questions if q.id not in known]))
     context.store.write_shard("replies", shard, sorted(replies, key=lambda r: r.id))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,13 +13,14 @@ from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
 from selfeval.stages.context import Context
-from selfeval.store import read_json, write_json
+from selfeval.store import RunStore, read_json, write_json
 
 __all__ = ["SCHEMA", "build_report", "run", "versions"]
 
 SCHEMA = 1
 _DROPPING = ("questions", "verdicts")
 _EXAMPLES_PER_REASON = 2
+_POLICY_BY_ROUND = ("win_rate", "win", "tie", "loss", "gold_before", "gold_after", "gold_gain", "kl")
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 
 
@@ -48,6 +50,31 @@ def _data(context: Context) -> dict[str, int]:
     }
 
 
+def _rounds(stores: Sequence[RunStore]) -> list[dict[str, Any]]:
+    """One row per round: what its evaluator is worth, and its policy against the one before."""
+    rows = []
+    for number, store in enumerate(stores, start=1):
+        figures = read_json(store.folder("evaluation") / "figures.json")
+        evaluator, policy = figures["evaluator"], figures["policy"]
+        first = evaluator["first_pairs"]
+        rows.append(
+            {
+                "round": number,
+                "folder": str(store.root.relative_to(stores[0].root)),
+                "evaluator": {
+                    "accuracy_gold": evaluator["accuracy_gold"],
+                    "accuracy_judge": evaluator["accuracy_judge"],
+                    "accuracy_gold_first_pairs": first["accuracy_gold"],
+                    "accuracy_judge_first_pairs": first["accuracy_judge"],
+                    "gain": first["gain"],
+                    "pairs_trained": evaluator["pairs_trained"],
+                },
+                "policy": {name: policy[name] for name in _POLICY_BY_ROUND},
+            }
+        )
+    return rows
+
+
 def versions() -> dict[str, str]:
     """Versions of this package, of Python, and of the libraries that the figures depend on."""
     libraries = {name: version(name) for name in _LIBRARIES}
@@ -62,15 +89,17 @@ def build_report(context: Context) -> dict[str, Any]:
     config = context.config.model_dump(mode="json")
     peak = max([peak_resident_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())])
     events = [{"stage": name, **event} for name, row in stages.items() for event in row.get("memory_events", [])]
+    rounds = {"rounds": _rounds([context.store, *context.later])} if context.round == 1 < context.config.rounds else {}
     return {
         "schema": SCHEMA,
-        "name": context.config.name,
+        "name": context.name,
         "seed": context.config.seed,
         "model": figures["model"],
         "data": _data(context),
         "evaluator": figures["evaluator"],
         "verdicts": figures["verdicts"],
         "policy": figures["policy"],
+        **rounds,
         "dropped": _dropped(context),
         "samples": figures["samples"],
         "time": {**seconds, "total": round(sum(seconds.values()), 2)},

@@ -45,6 +45,7 @@ def _verdict(context: Context, question: Question, first: Reply, second: Reply, 
         in_order=_rounded(judgement.in_order),
         swapped=_rounded(judgement.swapped),
         tie=_rounded(judgement.tie),
+        ties=(_rounded(judgement.ties[0]), _rounded(judgement.ties[1])),
         words=judgement.words,
     )
 

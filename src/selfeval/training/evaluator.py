@@ -20,9 +20,10 @@ from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
-from selfeval.errors import LoopError
+from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradients import add_gradients
+from selfeval.training.gradients import add_gradients, clip_gradients
+from selfeval.training.schedules import warmup_and_decay
 
 __all__ = ["EVALUATOR", "Preference", "score_replies", "train_evaluator"]
 
@@ -65,11 +66,6 @@ def score_replies(
             if advance:
                 advance(len(group))
     return scores
-
-
-def _learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    rising = max(1, round(steps * warmup))
-    return min((step + 1) / rising, max(0.0, (steps - step) / max(1, steps - rising)))
 
 
 def _pair_losses(backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig) -> tuple[Tensor, Tensor]:
@@ -131,13 +127,15 @@ def train_evaluator(
         resumed: called with the step of the checkpoint that training goes on from (0 at a fresh start).
 
     Raises:
-        LoopError: the loss became NaN or infinite.
+        LoopError: the loss or its gradient became NaN or infinite.
     """
     parameters = backbone.parameters(role)
     optimizer = role_optimizer(parameters, config.learning_rate)
     keeper = checkpoints({role: optimizer})
     state = keeper.restore()
     step = int(state["step"]) if state else 0
+    if state:
+        backbone.load_training_state(state)
     resumed(step)
     per_epoch = math.ceil(len(pairs) / config.batch)
     steps = per_epoch * config.epochs
@@ -145,18 +143,19 @@ def train_evaluator(
         order = list(range(len(pairs)))
         random.Random(f"{seed}/{_order(role)}/{step // per_epoch}").shuffle(order)
         start = (step % per_epoch) * config.batch
-        rate = config.learning_rate * _learning_rate_factor(step, steps, config.warmup)
+        rate = config.learning_rate * warmup_and_decay(step, steps, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        values = _step(backbone, role, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
-        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+        try:
+            values = _step(backbone, role, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
+            norm = clip_gradients(parameters, config.max_grad_norm)
+        except NotFiniteError as error:
             raise LoopError(
-                f"evaluator training diverged at step {step + 1} (loss {values['loss']}); lower evaluator.learning_rate"
-            )
+                f"evaluator training diverged at step {step + 1}: {error}; lower evaluator.learning_rate"
+            ) from error
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         log({"step": step, **values, "grad_norm": norm, "learning_rate": rate})
         if step % config.checkpoint_every == 0 and step < steps:
-            keeper.save(step, {})
+            keeper.save(step, backbone.training_state())

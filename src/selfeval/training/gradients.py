@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from selfeval.errors import RoleError
+from selfeval.backbone.loss_scale import LossScale, name_of, scale_of
+from selfeval.errors import NotFiniteError, RoleError
 
-__all__ = ["add_gradients"]
+__all__ = ["add_gradients", "clip_gradients"]
+
+Gradients = Sequence[Tensor | None]
 
 
 def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
@@ -19,23 +23,85 @@ def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
     micro-batch would count twice there. Here they are complete before the first is added; that takes the memory of one more
     set of gradients, which are those of an adapter.
 
+    On a base in fp16 the loss is scaled on the way (`LossScale`): gradients that overflow are computed again at half the scale,
+    and what is added is the gradient of the loss itself.
+
     Args:
         loss: a scalar.
         parameters: those that are trained; frozen ones among them are passed over.
 
     Raises:
         RoleError: the loss depends on none of them.
+        NotFiniteError: a gradient is NaN or infinite at a finite loss; names the first such parameter. That the loss itself is
+            not finite says more, and is left to those who log it (and to `clip_gradients`).
     """
     trained = [p for p in parameters if p.requires_grad]
-    found = torch.autograd.grad(loss, trained, allow_unused=True)
+    scale = scale_of(trained)
+    found, factor = _plain(loss, trained) if scale is None else _scaled(loss, trained, scale)
     if all(gradient is None for gradient in found):
         raise RoleError("the loss depends on none of the weights that are trained; another role was acting when it was made")
-    # A first gradient may be a view of something shared; it is copied before anything is written.
-    ready = [g.clone() if g is not None and p.grad is None else g for p, g in zip(trained, found, strict=True)]
+    # A first gradient may be a view of something shared; it becomes a tensor of its own before anything is written.
+    ready = [g * factor if g is not None and p.grad is None else g for p, g in zip(trained, found, strict=True)]
     for parameter, gradient in zip(trained, ready, strict=True):
         if gradient is None:
             continue
         if parameter.grad is None:
             parameter.grad = gradient
         else:
-            parameter.grad.add_(gradient)
+            parameter.grad.add_(gradient, alpha=factor)
+
+
+def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float) -> float:
+    """Scales the gradients down so that their norm over all parameters is at most `largest` (0: no limit).
+
+    Returns:
+        The norm before.
+
+    Raises:
+        NotFiniteError: the norm is NaN or infinite; names the first parameter whose gradient is. Nothing was scaled: one
+            broken number would spread to all of them.
+    """
+    gradients = [p.grad for p in parameters.values()]
+    norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+    if not bool(torch.isfinite(norm)):
+        raise _not_finite(list(parameters.values()), gradients)
+    if largest:
+        torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), largest, norm)
+    return float(norm)
+
+
+def _plain(loss: Tensor, trained: Sequence[nn.Parameter]) -> tuple[Gradients, float]:
+    found = torch.autograd.grad(loss, trained, allow_unused=True)
+    if _are_finite(found) or not _are_finite([loss]):
+        return found, 1.0
+    raise _not_finite(trained, found)
+
+
+def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> tuple[Gradients, float]:
+    """Gradients at the largest scale at or below the present one at which they are finite, and the factor to undo it."""
+    while True:
+        # The graph is kept for another try; it goes with the loss, when the micro-batch is done.
+        found = torch.autograd.grad(loss * scale.value, trained, allow_unused=True, retain_graph=True)
+        factor = 1.0 / scale.value
+        if _are_finite(found):
+            scale.went_well()  # which may change its value
+            return found, factor
+        if not _are_finite([loss]):
+            return found, 1.0
+        if not scale.halve():
+            raise _not_finite(trained, found, remedy="; fp16 is too narrow for it, use precision = bf16 or fp32")
+
+
+def _are_finite(tensors: Gradients) -> bool:
+    """Whether every number is; waits for the device once. A shape without numbers, which only the planner has, is."""
+    checks = [t.isfinite().all() for t in tensors if t is not None and not isinstance(t, FakeTensor)]
+    return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
+
+
+def _not_finite(parameters: Sequence[nn.Parameter], gradients: Gradients, remedy: str = "") -> NotFiniteError:
+    wrong = [i for i, gradient in enumerate(gradients) if not _are_finite([gradient])]
+    if not wrong:
+        return NotFiniteError("the norm of the gradient is infinite, though every number in it is finite")
+    first = parameters[wrong[0]]
+    name = name_of(first) or f"parameter {wrong[0]} of shape {tuple(first.shape)}"
+    return NotFiniteError(f"the gradient of {name} is NaN or infinite ({len(wrong)} of {len(gradients)} parameters){remedy}")

@@ -5,8 +5,7 @@ Shapes: B rows, P prompt tokens, R reply tokens, T = P + R.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.families.states import state_arguments
-from selfeval.backbone.footprint import Footprint, ShapeBackbone
+from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone, fullest
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
 from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
@@ -27,7 +26,7 @@ from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.gradients import add_gradients
 from selfeval.training.setting import CRITIC, POLICY
 
-__all__ = ["LEARNING", "POLICY_ROLES", "Shape", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
+__all__ = ["LEARNING", "POLICY_ROLES", "Shape", "add_optimizer", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
 
 POLICY_ROLES = {EVALUATOR: True, POLICY: False, CRITIC: True}
 """The adapters that policy training has in memory (the reference is the bare base); True where there is a head."""
@@ -70,8 +69,8 @@ def _experience(shape: Shape, grade_prompt: int) -> list[Any]:
     return [_sequences(shape), _sequences(Shape(shape.rows, grade_prompt, shape.reply)), *numbers]
 
 
-def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus: bool, role: str) -> Counter[str]:
-    """Bytes by kind at the fullest moment of sampling `shape` from `prompts` distinct prompts, up to the last token."""
+def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus: bool, role: str) -> Peaks:
+    """Bytes by device and kind when sampling `shape` from `prompts` distinct prompts is fullest, up to the last token."""
     meter = backbone.footprint()
     with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
         cache = roomy_cache(backbone.model.config, shape.reply)
@@ -88,7 +87,7 @@ def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus
         del logits
         _sample(_next_logits(backbone, cache, shape.rows, 1, shape.length), nucleus)
         select_rows(cache, torch.zeros(shape.rows - 1, dtype=torch.int64))
-    return meter.peak
+    return meter.peaks
 
 
 def _next_logits(backbone: ShapeBackbone, cache: Any, rows: int, new: int, seen: int) -> Tensor:
@@ -98,7 +97,7 @@ def _next_logits(backbone: ShapeBackbone, cache: Any, rows: int, new: int, seen:
     if backbone.loaded.forward_accepts("position_ids"):
         arguments["position_ids"] = (attention.cumsum(-1) - 1).clamp_min(0)[:, -new:]
     if backbone.loaded.forward_accepts("logits_to_keep"):
-        arguments["logits_to_keep"] = 1
+        arguments["logits_to_keep"] = torch.tensor([new - 1])
     return backbone.model(**arguments, use_cache=True).logits[:, -1].float()  # type: ignore[no-any-return]
 
 
@@ -134,8 +133,8 @@ class _MeteredLayer(RoomyLayer):
         self.meter.label([t for t in (self.keys, self.values) if t is not None], "kv_cache")
 
 
-def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, replies: int) -> Counter[str]:
-    """Bytes by kind at the fullest moment of scoring: reference log-probs, evaluator scores or values, no gradients.
+def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, replies: int) -> Peaks:
+    """Bytes by device and kind at the fullest moment of scoring: reference log-probs, evaluator scores or values, no gradients.
 
     Args:
         shape: of a micro-batch.
@@ -154,13 +153,13 @@ def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, repl
         with backbone.acting_as(CRITIC):
             backbone.score(CRITIC, reply_hidden(backbone, _sequences(graded)))
         del kept
-    return meter.peak
+    return meter.peaks
 
 
 def update_peak(
     backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, minibatch: int, replies: int, evaluator_rows: int
-) -> Counter[str]:
-    """Bytes by kind at the fullest moment of learning, the gradients of the micro-batches before being there.
+) -> Peaks:
+    """Bytes by device and kind at the fullest moment of learning, the gradients of the micro-batches before being there.
 
     Args:
         shape: of a micro-batch.
@@ -181,14 +180,16 @@ def update_peak(
     if evaluator_rows > shape.rows:  # else the critic, which reads the same, has more
         compared = Shape(evaluator_rows, grade_prompt, shape.reply)
         alone = _backward_peak(backbone, EVALUATOR, (EVALUATOR,), lambda: _evaluator_loss(backbone, compared), list)
-        alone["adapters"], alone["optimizer"] = _bytes(backbone, EVALUATOR), optimizer_bytes(backbone, (EVALUATOR,))
+        own = backbone.adapters((EVALUATOR,))
+        for device, peak in alone.items():
+            peak["adapters"] = _bytes(own.get(device, []))
         peaks.append(alone)
-    return max(peaks, key=lambda peak: peak.total())
+    return fullest(peaks)
 
 
 def _backward_peak(
     backbone: ShapeBackbone, role: str, learning: Sequence[str], loss: Callable[[], Tensor], kept: Callable[[], list[Any]]
-) -> Counter[str]:
+) -> Peaks:
     parameters = list(backbone.parameters(role).values())  # those of the others are gone before its own are made
     with backbone.fake:
         for parameter in parameters:
@@ -200,22 +201,28 @@ def _backward_peak(
         del held
     for parameter in parameters:
         parameter.grad = None
-    meter.peak["optimizer"] = optimizer_bytes(backbone, learning)
-    return meter.peak
+    add_optimizer(meter.peaks, backbone, learning)
+    return meter.peaks
 
 
-def _bytes(backbone: ShapeBackbone, role: str) -> int:
-    return sum(p.numel() * p.element_size() for p in backbone.parameters(role).values())
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
 
 
-def optimizer_bytes(backbone: ShapeBackbone, roles: Sequence[str]) -> int:
-    """AdamW's state: two moments of every weight, and a step counter of every tensor (fp32)."""
-    return sum(2 * _bytes(backbone, role) + 4 * len(backbone.parameters(role)) for role in roles)
+def optimizer_bytes(backbone: ShapeBackbone, roles: Sequence[str]) -> dict[str, int]:
+    """AdamW's state by device: two moments of every weight, and a step counter of every tensor (fp32)."""
+    return {device: 2 * _bytes(held) + 4 * len(held) for device, held in backbone.adapters(roles).items()}
+
+
+def add_optimizer(peaks: Peaks, backbone: ShapeBackbone, roles: Sequence[str]) -> None:
+    """Counts the optimizers of these roles, which were not there when the peaks were found."""
+    for device, size in optimizer_bytes(backbone, roles).items():
+        peaks[device]["optimizer"] = size
 
 
 def _policy_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
     batch = _sequences(shape)
-    logprobs = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)[0]
+    logprobs = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR, entropy=True)[0]
     before = torch.zeros_like(logprobs)
     return masked_sum(ppo_clip_loss(logprobs, before, before, clip_low=0.2, clip_high=0.2), batch.mask_BR)
 

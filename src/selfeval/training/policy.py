@@ -7,7 +7,6 @@ watchdogs with a way back to the last good checkpoint, and resuming bit for bit.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,15 +14,15 @@ from typing import Any
 import torch
 from torch.optim import AdamW
 
-from selfeval.algorithms.controllers import adaptive_kl_coefficient
-from selfeval.config import PolicyConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.diagnosis import broken_layer
 from selfeval.training.experience import Experience, RewardScale, measure, observe, rows_of
+from selfeval.training.kl_control import KLControl
 from selfeval.training.learners import make_learner
 from selfeval.training.learners.value_learner import ValueLearner
+from selfeval.training.schedules import draw
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm, check_iteration, not_finite, refuse_broken
 
@@ -67,10 +66,11 @@ def train_policy(
         iteration = 0
         keeper.save(0, loop.state())  # there must be something to go back to
     resumed(iteration)
+    per_iteration = setting.config.questions_per_iteration
     while iteration < setting.config.iterations:
         iteration += 1
         started = time.monotonic()
-        asked = _next_prompts(prompts, setting.config, setting.seed, iteration)
+        asked = [prompts[i] for i in draw(len(prompts), iteration - 1, per_iteration, f"{setting.seed}/prompts")]
         samples, scores, values, alarms = loop.iterate(asked, iteration)
         keep(iteration, samples, scores)
         log({**values, "seconds": time.monotonic() - started}, alarms)
@@ -102,7 +102,7 @@ class _Loop:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.learner = make_learner(setting)
-        self.kl_coefficient = setting.config.kl_coefficient
+        self.kl = KLControl(setting.config)
         self.scale: RewardScale | None = None
         self.first: dict[str, float] = {}
         self.rolled_back = 0
@@ -124,7 +124,7 @@ class _Loop:
         samples = learner.collect(prompts, iteration)
         scores = self.setting.scorer(samples)
         self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
-        penalty = 0.0 if self.guide else self.kl_coefficient  # values are held by their own temperature
+        penalty = 0.0 if self.guide else self.kl.coefficient  # values are held by their own temperature
         experience = observe(self.setting, samples, scores, self.scale, penalty)
         experience = learner.advantages(experience, self.scale)
         values = {"step": float(iteration), **measure(experience)}
@@ -168,23 +168,20 @@ class _Loop:
         return best["step"] == iteration
 
     def _follow(self, kl: float, samples: int) -> None:
-        """Moves the KL coefficient, and the reference where it follows the policy."""
-        config = self.setting.config
-        if config.kl_control == "adaptive":
-            self.kl_coefficient = adaptive_kl_coefficient(
-                self.kl_coefficient, kl, target=config.kl_target, horizon=config.kl_horizon, samples=samples
-            )
-        if config.reference_ema:
-            _move_towards(self.setting, config.reference_ema)
+        """Moves the weight of the KL penalty, and the reference where it follows the policy."""
+        self.kl.follow(kl, samples)
+        if self.setting.config.reference_ema:
+            _move_towards(self.setting, self.setting.config.reference_ema)
 
     def state(self) -> dict[str, Any]:
         return {
-            "kl_coefficient": self.kl_coefficient,
+            "kl": self.kl.as_json(),
             "scale": self.scale.as_json() if self.scale else None,
             "first": self.first,
             "rolled_back": self.rolled_back,
             "looks": self.looks,
             "learner": self.learner.state(),
+            **self.setting.backbone.training_state(),
         }
 
     def restore(self, keeper: Checkpoints) -> int | None:
@@ -192,11 +189,12 @@ class _Loop:
         state = keeper.restore()
         if state is None:
             return None
-        self.kl_coefficient = float(state["kl_coefficient"])
+        self.kl.load(state["kl"])
         self.scale = RewardScale(**state["scale"]) if state["scale"] else None
         self.first, self.looks = dict(state["first"]), list(state["looks"])
         self._slow_down(int(state["rolled_back"]))
         self.learner.load(state["learner"])
+        self.setting.backbone.load_training_state(state)
         return int(state["step"])
 
     def go_back(self, keeper: Checkpoints) -> int:
@@ -230,14 +228,3 @@ def _move_towards(setting: Setting, share: float) -> None:
     ours, theirs = backbone.parameters(REFERENCE).values(), backbone.parameters(POLICY).values()
     for own, policy in zip(ours, theirs, strict=True):
         own.lerp_(policy, share)
-
-
-def _next_prompts(prompts: Sequence[Prompt], config: PolicyConfig, seed: int, iteration: int) -> list[Prompt]:
-    """The prompts of one iteration: a window of an endless sequence of shuffles."""
-    picked = []
-    start = (iteration - 1) * config.questions_per_iteration
-    for position in range(start, start + config.questions_per_iteration):
-        order = list(range(len(prompts)))
-        random.Random(f"{seed}/prompts/{position // len(prompts)}").shuffle(order)
-        picked.append(prompts[order[position % len(prompts)]])
-    return picked

@@ -33,6 +33,7 @@ class HeldOutJudge:
         limit: token limit of a reply.
         rows: replies side by side.
         seed: of the replies; the same at every reading.
+        start: the role that the policy started from.
     """
 
     backbone: Backbone
@@ -42,6 +43,7 @@ class HeldOutJudge:
     limit: int
     rows: int
     seed: int
+    start: str = BASE
 
     def __call__(self, guide: Guide | None) -> JudgeReading:
         """One reading of the policy as it is now, and samples now."""
@@ -54,7 +56,7 @@ class HeldOutJudge:
 
     @cached_property
     def _start(self) -> list[str]:
-        return self._replies(BASE)
+        return self._replies(self.start)
 
     def _replies(self, role: str, guide: Guide | None = None) -> list[str]:
         requests = [Request(self.templates.prompt("reply", question=q)) for q in self.questions]

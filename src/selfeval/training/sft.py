@@ -10,21 +10,18 @@ Shapes: B rows, T tokens of a row.
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import TuningConfig
-from selfeval.errors import LoopError
+from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradients import add_gradients
+from selfeval.training.gradients import add_gradients, clip_gradients
+from selfeval.training.schedules import draw, warmup_and_decay
 
 __all__ = ["pack", "text_logprobs", "tune_on_text"]
 
@@ -77,7 +74,8 @@ def tune_on_text(
         resumed: called with the step of the checkpoint that training goes on from (0 at a fresh start).
 
     Raises:
-        LoopError: there are no rows, one is of one token or longer than the model's context, or the loss is not finite.
+        LoopError: there are no rows, one is of one token or longer than the model's context, or the loss or its gradient is not
+            finite.
     """
     _check_rows(backbone, rows)
     parameters = backbone.parameters(role)
@@ -85,23 +83,26 @@ def tune_on_text(
     keeper = checkpoints({role: optimizer})
     state = keeper.restore()
     step = int(state["step"]) if state else 0
+    if state:
+        backbone.load_training_state(state)
     resumed(step)
     while step < config.steps:
-        rate = config.learning_rate * _learning_rate_factor(step, config)
+        rate = config.learning_rate * warmup_and_decay(step, config.steps, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = [rows[i] for i in _drawn(len(rows), step, config.batch, f"{seed}/{role}")]
-        loss = _step(backbone, role, batch, batch_tokens)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise LoopError(f"tuning of {role} diverged at step {step + 1} (loss {loss}); lower its learning_rate")
+        batch = [rows[i] for i in draw(len(rows), step, config.batch, f"{seed}/{role}")]
+        try:
+            loss = _step(backbone, role, batch, batch_tokens)
+            norm = clip_gradients(parameters, config.max_grad_norm)
+        except NotFiniteError as error:
+            raise LoopError(f"tuning of {role} diverged at step {step + 1}: {error}; lower its learning_rate") from error
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         tokens = sum(len(row) - 1 for row in batch)
         log({"step": step, "loss": loss, "tokens": tokens, "grad_norm": norm, "learning_rate": rate})
         if step % config.checkpoint_every == 0 or step == config.steps:
-            keeper.save(step, {})
+            keeper.save(step, backbone.training_state())
 
 
 def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
@@ -116,21 +117,6 @@ def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
             f"a row of text has {max(lengths)} tokens, more than this model's context of {context}; pack shorter rows, or "
             "load the model with context.rope_scaling and a context.rope_factor"
         )
-
-
-def _drawn(count: int, step: int, batch: int, seed: str) -> list[int]:
-    """Indices of the rows of a step: pass after pass over all rows, each in an order of its own."""
-    found = []
-    for position in range(step * batch, (step + 1) * batch):
-        order = list(range(count))
-        random.Random(f"{seed}/{position // count}").shuffle(order)
-        found.append(order[position % count])
-    return found
-
-
-def _learning_rate_factor(step: int, config: TuningConfig) -> float:
-    rising = max(1, round(config.steps * config.warmup))
-    return min((step + 1) / rising, (config.steps - step) / max(1, config.steps - rising))
 
 
 def _step(backbone: Backbone, role: str, rows: Sequence[Sequence[int]], batch_tokens: int) -> float:

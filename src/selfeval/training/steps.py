@@ -19,10 +19,9 @@ from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_hidden
 from selfeval.config import PolicyConfig
-from selfeval.errors import NotFiniteError
 from selfeval.training.checkpoint import role_optimizer
 from selfeval.training.experience import Experience, RewardScale, policy_logprobs
-from selfeval.training.gradients import add_gradients
+from selfeval.training.gradients import add_gradients, clip_gradients
 from selfeval.training.setting import CRITIC, POLICY, Setting
 
 __all__ = ["Optimizers", "critic_gradients", "learning_rate_factor", "mean_of", "minibatches", "policy_gradients"]
@@ -59,17 +58,10 @@ class Optimizers:
         optimizer, named = self.by_role[role], self.parameters[role]
         for group in optimizer.param_groups:
             group["lr"] = self.rates[role] * self.scale * learning_rate_factor(iteration, self.config)
-        gradients = [p.grad for p in named.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(torch.isfinite(norm)):
-            broken = [name for name, p in named.items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-            optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(f"the gradient of {role}, first in {broken[0] if broken else 'its norm'}")
-        if self.config.max_grad_norm:
-            torch.nn.utils.clip_grads_with_norm_(list(named.values()), self.config.max_grad_norm, norm)
+        norm = clip_gradients(named, self.config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
 
 def minibatches(experience: Experience, setting: Setting, iteration: int) -> Iterator[Experience]:

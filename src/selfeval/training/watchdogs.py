@@ -72,12 +72,12 @@ def refuse_broken(values: Figures) -> None:
     """
     broken = sorted(name for name, value in values.items() if name not in _MAY_BE_UNDEFINED and not math.isfinite(value))
     if broken:
-        raise NotFiniteError(", ".join(broken))
+        raise NotFiniteError(f"{', '.join(broken)} is NaN or infinite")
 
 
 def not_finite(step: int, what: str) -> Alarm:
-    """The alarm about numbers that broke."""
-    return Alarm(step, "not_finite", f"{what} is NaN or infinite; lower the learning rates", "roll_back")
+    """The alarm about numbers that broke, given the sentence that names them."""
+    return Alarm(step, "not_finite", f"{what}; lower the learning rates", "roll_back")
 
 
 def _ratio_not_one(values: Figures, first: Figures, config: PolicyConfig) -> Seen:

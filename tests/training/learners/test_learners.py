@@ -18,6 +18,7 @@ from selfeval.training.evaluator import EVALUATOR, Preference, score_replies
 from selfeval.training.experience import Experience, RewardScale, collect, observe
 from selfeval.training.learners import LEARNERS, make_learner
 from selfeval.training.learners.learner import Learner
+from selfeval.training.learners.policy_gradient import Pace
 from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Samples, Setting
 
 BETA = 0.3
@@ -210,8 +211,8 @@ def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo"}))
-def test_only_ppo_holds_a_critic(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo", "trpo"}))
+def test_only_ppo_and_trpo_hold_a_critic(name: str) -> None:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
     backbone.add_role(EVALUATOR, head=True)
     backbone.add_role(POLICY)
@@ -229,3 +230,30 @@ def test_the_samples_of_an_iteration_do_not_depend_on_the_learner() -> None:
         replies.append([r.ids for r in samples.rollouts])
         assert replies[-1] == [r.ids for r in collect(setting, PROMPTS, 3).rollouts]
     assert replies[0] == replies[1] == replies[2]
+
+
+def test_the_pace_by_hand() -> None:
+    pace = Pace(0.004)
+    factors = []
+    for kl in (0.003, 0.016, 0.4, 0.00625, 0.001, 0.0, 0.0, 0.0):
+        pace.see(kl)
+        factors.append(pace.factor)
+    # the root of 1/4; no more than to half; the root of 0.64; then a tenth more each time, never above 1
+    expected = [1.0, 0.5, 0.25, 0.2, 0.22, 0.242, 0.2662, 0.29282]
+    assert factors == pytest.approx(expected)
+    endless = Pace(0.0)
+    endless.see(9.0)
+    assert endless.factor == 1.0
+
+
+def test_an_iteration_that_went_too_far_shortens_the_steps_after_it(tmp_path: Path) -> None:
+    rates, moved = {}, {}
+    for limit in (0.0, 0.001):
+        config = CONFIG.model_copy(update={"iterations": 4, "learning_rate": 0.03, "step_kl": limit})
+        lines, _ = train(four_roles(), tmp_path / str(limit), config)
+        rates[limit] = [line["learning_rate"] for line in lines]
+        moved[limit] = [line["approximate_kl"] for line in lines]
+    assert moved[0.001][0] == moved[0.0][0] > 0.004
+    assert rates[0.001][0] == rates[0.0][0]
+    assert rates[0.001][1] == pytest.approx(rates[0.0][1] / 2)  # more than four times the limit
+    assert moved[0.001][-1] < 0.5 * moved[0.0][-1]

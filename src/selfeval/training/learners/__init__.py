@@ -14,12 +14,14 @@ from selfeval.training.learners.reinforce_pp import reinforce_pp
 from selfeval.training.learners.remax import ReMax
 from selfeval.training.learners.rloo import rloo
 from selfeval.training.learners.soft_q import SoftQ
+from selfeval.training.learners.trpo import TRPO
 from selfeval.training.setting import Setting
 
 __all__ = ["LEARNERS", "make_learner"]
 
 LEARNERS: dict[str, Callable[[Setting], Learner]] = {
     "ppo": PPO,
+    "trpo": TRPO,
     "grpo": grpo,
     "rloo": rloo,
     "reinforce_pp": reinforce_pp,

@@ -26,6 +26,7 @@ from selfeval.backbone.budget import Phase
 from selfeval.backbone.sequences import Sequences, pad_sequences
 from selfeval.training.experience import Experience, RewardScale, collect, policy_logprobs, reference_logprobs, rows_of
 from selfeval.training.gradients import add_gradients
+from selfeval.training.schedules import draw
 from selfeval.training.setting import POLICY, Prompt, Samples, Setting
 from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
 
@@ -100,11 +101,8 @@ class DPO:
 
     def _kept(self, count: int, iteration: int) -> _Pairs:
         """Pairs that the judge labelled: a window of an endless sequence of shuffles."""
-        setting, picked = self.setting, []
-        for position in range((iteration - 1) * count, iteration * count):
-            order = list(range(len(setting.pairs)))
-            random.Random(f"{setting.seed}/kept/{position // len(order)}").shuffle(order)
-            picked.append(setting.pairs[order[position % len(order)]])
+        setting = self.setting
+        picked = [setting.pairs[i] for i in draw(len(setting.pairs), iteration - 1, count, f"{setting.seed}/kept")]
         prompts = [p.prompt for p in picked] * 2
         batch = pad_sequences(setting.backbone, prompts, [p.chosen for p in picked] + [p.rejected for p in picked])
         label_N = torch.tensor([p.label for p in picked], device=batch.mask_BR.device)

@@ -18,7 +18,7 @@ from selfeval.training.experience import Experience, RewardScale, collect
 from selfeval.training.setting import POLICY, Prompt, Samples, Setting
 from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of, minibatches, policy_gradients
 
-__all__ = ["EntropyFloor", "PolicyGradient"]
+__all__ = ["EntropyFloor", "Pace", "PolicyGradient"]
 
 _ENTROPY_BONUS = 0.02
 """Weight of the entropy while it lies below the floor, in units of a whitened advantage per nat."""
@@ -46,6 +46,7 @@ class PolicyGradient:
         self.roles: tuple[str, ...] = tuple(by_role)
         self.optimizers = Optimizers(setting.backbone, by_role, setting.config)
         self.floor = EntropyFloor(setting.config.entropy_floor)
+        self.pace = Pace(setting.config.step_kl)
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
         return collect(self.setting, prompts, iteration)
@@ -56,11 +57,13 @@ class PolicyGradient:
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         config = self.setting.config
+        peak = self.optimizers.rates[POLICY] = config.learning_rate * self.pace.factor
         rows = [self.step(part, scale, iteration) for part in minibatches(experience, self.setting, iteration)]
         means = mean_of(rows)
         self.floor.see(means["entropy"])
+        self.pace.see(means["approximate_kl"])
         del means["ratio_gap"]
-        rate = config.learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config)
+        rate = peak * self.optimizers.scale * learning_rate_factor(iteration, config)
         return {**means, "first_ratio": rows[0]["ratio_gap"], "learning_rate": rate}
 
     def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
@@ -76,10 +79,33 @@ class PolicyGradient:
         return ppo_clip_loss(logprobs_BR, rows.logprobs, rows.advantages, clip_low=config.clip, clip_high=high, dual_clip=dual)
 
     def state(self) -> dict[str, Any]:
-        return {"floor": self.floor.as_json()}
+        return {"floor": self.floor.as_json(), "pace": self.pace.factor}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.floor.load(state["floor"])
+        self.pace.factor = float(state["pace"])
+
+
+class Pace:
+    """Shortens the policy's steps after an iteration that moved it too far, and lengthens them again after the others.
+
+    The KL of small steps goes with the square of their length, so that the factor goes with the root of limit / KL; to half
+    at most in one iteration, and back by a tenth. As in PPO with an adaptive rate, but never above the configured one.
+
+    Args:
+        limit: on the mean approximate KL over an iteration's steps, in nats per token; 0 is none.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.factor = 1.0
+
+    def see(self, kl: float) -> None:
+        """Takes note of how far an iteration's steps moved the policy."""
+        if self.limit and kl > self.limit:
+            self.factor *= max(0.5, (self.limit / kl) ** 0.5)
+        else:
+            self.factor = min(1.0, 1.1 * self.factor)
 
 
 class EntropyFloor:

@@ -1,0 +1,72 @@
+"""Every learner at equal samples on the embedded model: gold before and after, seconds, peak memory; five seeds and evaluators.
+
+python benchmarks/learners.py [--runs runs/bench-loop/seed-0 ...] [--iterations 16] [--folder runs/bench-learners] [--workers 2]
+
+The evaluators are those of benchmarks/loop.py. A training whose result is in the folder already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from common import write
+from learning import train_all
+
+from selfeval.quality.statistics import mean_figure
+from selfeval.training.learners import LEARNERS
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of one learner over its seeds; intervals are over seeds, not over questions."""
+    after = [row["gold_after"]["value"] for row in rows]
+    gains = [row["gold_after"]["value"] - row["gold_before"]["value"] for row in rows]
+    last = [statistics.fmean(line["kl"] for line in row["iterations"][-4:]) for row in rows]
+    found = {
+        "seeds": len(rows),
+        "samples": rows[0]["samples"],
+        "gold_before": mean_figure([row["gold_before"]["value"] for row in rows]).as_json(),
+        "gold_after": mean_figure(after).as_json(),
+        "gain": mean_figure(gains).as_json(),
+        "kl": round(statistics.fmean(last), 3),
+        "seconds": round(statistics.median(row["seconds"] for row in rows), 1),
+        "peak_mib": round(statistics.median(row["peak_bytes"] for row in rows) / 2**20),
+        "alarms": sorted({alarm["name"] for row in rows for alarm in row["alarms"]}),
+    }
+    steps = [line["exact_kl"] for row in rows for line in row["iterations"] if "exact_kl" in line]
+    return {**found, "largest_step_kl": round(max(steps), 6)} if steps else found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", nargs="+", default=[f"runs/bench-loop/seed-{seed}" for seed in range(5)])
+    parser.add_argument("--learners", nargs="+", default=sorted(LEARNERS))
+    parser.add_argument("--iterations", type=int, default=16)
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench-learners"))
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    jobs = [
+        {
+            "name": f"{learner}-{number}",
+            "run": run,
+            "seed": number,
+            "settings": [f"learner={learner}", f"iterations={options.iterations}"],
+        }
+        for number, run in enumerate(options.runs)
+        for learner in options.learners
+    ]
+    results = train_all(jobs, options.folder, options.workers)
+    by_learner: dict[str, list[dict[str, Any]]] = {}
+    for job, result in zip(jobs, results, strict=True):
+        by_learner.setdefault(str(job["name"]).rsplit("-", 1)[0], []).append(result)
+    failed = {name: [row["failed"] for row in rows if "failed" in row] for name, rows in by_learner.items()}
+    figures = {
+        name: summary([r for r in rows if "failed" not in r]) for name, rows in by_learner.items() if not all(failed[name])
+    }
+    write("learners", "python benchmarks/learners.py", {"learners": figures, "failed": {k: v for k, v in failed.items() if v}})
+
+
+if __name__ == "__main__":
+    main()

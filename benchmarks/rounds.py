@@ -1,0 +1,82 @@
+"""Rounds: the better policy goes back to write and answer the next questions. Does another round still pay?
+
+python benchmarks/rounds.py [--seeds 0] [--rounds 3] [--folder runs/bench-rounds] [--set KEY=VALUE]
+
+By the real command on the embedded recipe. Of every round: the evaluator on the test pairs of round 1 (one set for all), with
+its change to the round before on the same pairs; the policy against the one before; and one sentence on each that says up to
+which round it got better. A run whose folder is there already goes on, so that a benchmark that was interrupted does too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from common import selfeval, write
+
+from selfeval.report.summary import rounds_sentences
+
+
+def measure(seed: int, rounds: int, folder: Path, settings: list[str]) -> dict[str, Any]:
+    """The rounds of one seed; seconds are those of all stages, over interrupted tries too."""
+    output = folder / f"seed-{seed}"
+    given = [part for setting in (f"seed={seed}", f"rounds={rounds}", *settings) for part in ("--set", setting)]
+    selfeval("run", "--output", str(output), *given, "--quiet")
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    rows = [{**row, **_cost(output / row["folder"])} for row in report["rounds"]]
+    return {"seed": seed, "rounds": rows, "said": list(rounds_sentences(report)), "better": better(rows)}
+
+
+def _cost(folder: Path) -> dict[str, Any]:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    data = {name: report["data"][name] for name in ("questions", "pairs_train")}
+    memory = {name: report["memory"][name] for name in ("weight_copies", "peak_bytes")}
+    return {"seconds": report["time"]["total"], **data, **memory, "kept_share": report["verdicts"]["kept_share"]}
+
+
+def better(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
+    """Of each round, whether the whole interval of the change lies above none; of the evaluator from round 2 on."""
+    return {
+        "evaluator": [row["evaluator"]["gain"]["ci_low"] > 0 for row in rows[1:]],
+        "policy": [row["policy"]["gold_gain"]["ci_low"] > 0 for row in rows],
+    }
+
+
+def shown(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure['value']:.4f} [{figure['ci_low']:.4f}, {figure['ci_high']:.4f}] n={figure['n']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench-rounds"))
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a value of the recipe; also shorter runs"
+    )
+    parser.add_argument("--name", default="rounds", help="of the file in results/")
+    options = parser.parse_args()
+    runs = [measure(seed, options.rounds, options.folder, options.set) for seed in options.seeds]
+    for run in runs:
+        for row in run["rounds"]:
+            evaluator, policy = row["evaluator"], row["policy"]
+            print(f"seed {run['seed']}, round {row['round']} ({row['seconds']:.0f} s)")
+            print(
+                f"  evaluator, round 1's pairs {shown(evaluator['accuracy_gold_first_pairs'])}  gain {shown(evaluator['gain'])}"
+            )
+            print(f"  win rate {shown(policy['win_rate'])}  {policy['win']} / {policy['tie']} / {policy['loss']}")
+            print(f"  gold after {shown(policy['gold_after'])}  gain {shown(policy['gold_gain'])}  kl {shown(policy['kl'])}")
+        print("\n".join(run["said"]))
+    whole = {who: all(all(run["better"][who]) for run in runs) for who in ("evaluator", "policy")}
+    print(f"better in every round and seed: {whole}")
+    command = f"python benchmarks/rounds.py --seeds {' '.join(map(str, options.seeds))} --rounds {options.rounds}"
+    command += "".join(f" --set {setting}" for setting in options.set)
+    write(options.name, command, {"settings": options.set, "better_in_every_round": whole, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

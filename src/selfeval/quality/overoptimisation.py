@@ -1,0 +1,164 @@
+"""What is gained by the proxy and what by gold as a policy leaves its start: Gao et al. 2022, https://arxiv.org/abs/2210.10760.
+
+d = √KL(π‖start) says how far the policy went. The proxy (the evaluator) is what it was trained on, gold is what was meant. With
+R the gain over the start, the paper finds
+
+    best of n              R(d) = d (α − β d)
+    reinforcement          R(d) = d (α − β log d)
+
+α is how much is gained at first, β how soon it is lost again; they are fitted by least squares, being linear in the gain.
+
+Shapes: N samples, P points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["GainCurve", "best_of_n", "best_of_n_kl", "fit_best_of_n", "fit_reinforcement", "logistic_fit"]
+
+Floats = NDArray[np.float64]
+
+_NEWTON_STEPS = 50
+_RIDGE = 1e-3
+"""Keeps the logistic fit finite where one threshold splits the samples without an error."""
+
+
+@dataclass(frozen=True)
+class GainCurve:
+    """A fitted gain: its two coefficients, and the root of the mean squared distance of the points from it."""
+
+    alpha: float
+    beta: float
+    rmse: float
+
+
+def best_of_n_kl(n: int) -> float:
+    """Bound the KL of the best of n samples to the distribution that they come from: log n − (n − 1) / n, in nats.
+
+    It is the KL itself where no two samples score alike. Stiennon et al. 2020, appendix G.3 (https://arxiv.org/abs/2009.01325).
+
+    Args:
+        n: samples per question, >= 1.
+
+    Raises:
+        ValueError: n is not positive.
+
+    Example:
+        >>> best_of_n_kl(1)
+        0.0
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: Sequence[float], value: Sequence[float], n: int) -> float:
+    """Estimate, without bias, what the proxy's favourite among n samples is worth, from N >= n samples of one question.
+
+    Σ_i C(i − 1, n − 1) / C(N, n) · value_i,   i = 1 ... N in ascending order of the proxy
+
+    is the mean over all subsets of n. Nakano et al. 2021, appendix I (https://arxiv.org/abs/2112.09332). Samples that the proxy
+    scores alike share their value.
+
+    Args:
+        proxy: [N], the scores that choose.
+        value: [N], what is asked about: the proxy again, or gold.
+        n: samples per subset, 1 <= n <= N.
+
+    Raises:
+        ValueError: the lengths differ, or n is not between 1 and N.
+
+    Example:
+        >>> best_of_n([0.1, 0.9], [0.0, 1.0], 2)
+        1.0
+    """
+    if len(proxy) != len(value) or not 1 <= n <= len(proxy):
+        raise ValueError(f"best of {n} needs as many values as scores and at least {n}, got {len(proxy)} and {len(value)}")
+    scores_N, order = np.asarray(proxy, dtype=np.float64), np.argsort(proxy, kind="stable")
+    _, place_N = np.unique(scores_N, return_inverse=True)
+    shared_N = np.bincount(place_N, weights=np.asarray(value, dtype=np.float64)) / np.bincount(place_N)
+    total = math.comb(len(proxy), n)
+    weights_N = [math.comb(i, n - 1) / total for i in range(len(proxy))]
+    return float(np.dot(weights_N, shared_N[place_N][order]))
+
+
+def fit_best_of_n(distance: Sequence[float], gain: Sequence[float]) -> GainCurve:
+    """Fit R(d) = d (α − β d) to points of best-of-n sampling.
+
+    Args:
+        distance: [P], d = √KL, > 0, in √nats; at least two different ones.
+        gain: [P], R, what is gained over the start, any unit.
+
+    Raises:
+        ValueError: fewer than two distances, or one that is not positive.
+    """
+    d_P = _distances(distance)
+    return _fit(d_P, -d_P * d_P, gain)
+
+
+def fit_reinforcement(distance: Sequence[float], gain: Sequence[float]) -> GainCurve:
+    """Fit R(d) = d (α − β log d) to points of a policy that is trained by reinforcement.
+
+    Args:
+        distance: [P], d = √KL, > 0, in √nats; at least two different ones.
+        gain: [P], R, what is gained over the start, any unit.
+
+    Raises:
+        ValueError: fewer than two distances, or one that is not positive.
+    """
+    d_P = _distances(distance)
+    return _fit(d_P, -d_P * np.log(d_P), gain)
+
+
+def _distances(distance: Sequence[float]) -> Floats:
+    d_P = np.asarray(distance, dtype=np.float64)
+    if len(np.unique(d_P)) < 2 or not bool((d_P > 0).all()):
+        raise ValueError(f"a fit needs at least two different distances, all above 0, got {list(distance)}")
+    return d_P
+
+
+def _fit(first_P: Floats, second_P: Floats, gain: Sequence[float]) -> GainCurve:
+    columns, gain_P = np.stack([first_P, second_P], axis=1), np.asarray(gain, dtype=np.float64)
+    (alpha, beta), *_ = np.linalg.lstsq(columns, gain_P, rcond=None)
+    return GainCurve(float(alpha), float(beta), float(np.sqrt(np.mean((columns @ [alpha, beta] - gain_P) ** 2))))
+
+
+def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
+    """Fit the chance of being right to a score: P(right) = σ(a s + b), which puts a proxy into the units of gold.
+
+    Maximum likelihood by Newton's method, with a slight ridge on a. Platt 1999, "Probabilistic outputs for support vector
+    machines".
+
+    Args:
+        scores: [N], finite.
+        right: [N], gold of the same samples.
+
+    Returns:
+        a and b; a = 0 where the scores, or gold, do not vary.
+
+    Raises:
+        ValueError: the lengths differ, or there are no samples.
+    """
+    if len(scores) != len(right) or not scores:
+        raise ValueError(f"a fit needs a gold label for each score, got {len(scores)} scores and {len(right)} labels")
+    s_N, y_N = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    share = (y_N.sum() + 0.5) / (len(y_N) + 1)
+    centre, spread = float(s_N.mean()), float(s_N.std())
+    if spread == 0 or y_N.min() == y_N.max():
+        return 0.0, math.log(share / (1 - share))
+    x_N = np.stack([(s_N - centre) / spread, np.ones_like(s_N)], axis=1)
+    w, ridge = np.array([0.0, math.log(share / (1 - share))]), np.diag([_RIDGE * len(y_N), 0.0])
+    for _ in range(_NEWTON_STEPS):
+        p_N = 1 / (1 + np.exp(-(x_N @ w)))
+        gradient = x_N.T @ (p_N - y_N) + ridge @ w
+        step = np.linalg.solve((x_N * (p_N * (1 - p_N))[:, None]).T @ x_N + ridge, gradient)
+        w = w - step
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    return float(w[0] / spread), float(w[1] - w[0] * centre / spread)

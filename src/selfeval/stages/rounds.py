@@ -1,0 +1,127 @@
+"""Rounds: the loop is gone through again, each time from the policy of the round before.
+
+Round 1 is the run folder itself. Round 2 lies in its `rounds/02`, round 3 in `rounds/03`, in the same layout, so that whatever
+reads a run reads a round. What a round does otherwise than the first is told where it happens: `Context.ensure_start` (who
+writes and replies), `stages/questions.py`, `stages/evaluator.py` and `stages/evaluation.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfeval.errors import RunFolderError
+from selfeval.stages.context import Context
+from selfeval.stages.pipeline import (
+    begin_round,
+    bring_report_up_to_date,
+    has_current_evidence,
+    is_finished,
+    run_stages,
+    set_changed_aside,
+)
+from selfeval.store import RunStore
+
+__all__ = ["round_folder", "run_rounds"]
+
+
+def round_folder(root: Path, number: int) -> Path:
+    """Where a round lies in the folder of its run."""
+    return root if number == 1 else root / "rounds" / f"{number:02d}"
+
+
+def run_rounds(first: Context, until: tuple[int, str | None] | None = None) -> bool:
+    """Runs every unfinished stage of every round.
+
+    Args:
+        first: of round 1.
+        until: the round and the stage of it after which to stop (None: its last one); the last of all unless given.
+
+    Returns:
+        False when there was nothing left to do.
+
+    Raises:
+        RunFolderError: the folder is itself a round of a run, or there is no such round or stage.
+    """
+    rounds = first.config.rounds
+    last, stage = until or (rounds, None)
+    _refuse_a_round(first.store)
+    if not 1 <= last <= rounds:
+        raise RunFolderError(f"there is no round {last}; rounds = {rounds}")
+    if rounds == 1:
+        return run_stages(first, stage)
+    contexts = [first, *_begun(first)]
+    try:
+        worked = _run_all(contexts, last, stage)
+    except BaseException:
+        first.store.update_run(status="interrupted")
+        raise
+    finally:
+        for context in contexts[1:]:
+            context.store.close()
+    return worked
+
+
+def _refuse_a_round(store: RunStore) -> None:
+    number = store.run.get("round", 1)
+    if number > 1:
+        run = store.root.resolve().parent.parent
+        raise RunFolderError(f"{store.root} is round {number} of a run; give the run's own folder as --output ({run})")
+
+
+def _begun(first: Context) -> list[Context]:
+    """The later rounds that were begun before, less what another configuration produced."""
+    found = [first]
+    while len(found) < first.config.rounds and (_next_folder(found) / "run.json").is_file():
+        found.append(_next(found))
+    return found[1:]
+
+
+def _next_folder(contexts: Sequence[Context]) -> Path:
+    return round_folder(contexts[0].store.root, len(contexts) + 1)
+
+
+def _next(contexts: Sequence[Context]) -> Context:
+    """The round after these."""
+    first = contexts[0]
+    store = RunStore(_next_folder(contexts))
+    return Context(first.config, store, first.terminal, earlier=tuple(c.store for c in contexts))
+
+
+def _run_all(contexts: list[Context], last: int, stage: str | None) -> bool:
+    first = contexts[0]
+    begin_round(first, stage)
+    for context in contexts[1:]:
+        if set_changed_aside(context):
+            context.store.update_run(status="partial")
+    first.later = _current(contexts)
+    worked = run_stages(first, stage if last == 1 else None)
+    for number in range(2, last + 1):
+        first.store.update_run(status="running")
+        contexts[number - 2].release()
+        if len(contexts) < number:
+            contexts.append(_next(contexts))
+        worked |= _run_later(contexts[number - 1], stage if number == last else None)
+        first.later = _current(contexts)
+        worked |= bring_report_up_to_date(first)
+    contexts[last - 1].release()
+    finished = len(first.later) == first.config.rounds - 1 and all(is_finished(context) for context in contexts)
+    first.store.update_run(status="finished" if finished else "partial")
+    return worked
+
+
+def _run_later(context: Context, stage: str | None) -> bool:
+    if not has_current_evidence(context):
+        number, of = context.round, context.config.rounds
+        context.terminal.note(f"round {number} of {of}: from the policy of round {number - 1}, in {context.store.root}")
+    return run_stages(context, stage)
+
+
+def _current(contexts: Sequence[Context]) -> list[RunStore]:
+    """The later rounds whose evidence is made from what is there now; none after the first that is not."""
+    found: list[RunStore] = []
+    for context in contexts:
+        if not has_current_evidence(context):
+            break
+        found.append(context.store)
+    return found[1:]

@@ -1,0 +1,66 @@
+"""The weight of the KL penalty from iteration to iteration: fixed, adaptive, or the multiplier of a constraint on the KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from selfeval.algorithms.controllers import adaptive_kl_coefficient, dual_kl_coefficient
+from selfeval.config import PolicyConfig
+
+__all__ = ["KLControl"]
+
+_GAIN = 1.0
+"""Proportional part of the dual control: change of the log weight for an error of one target."""
+
+
+class KLControl:
+    """Moves the weight of the KL penalty so that the KL to the reference comes to its target and stays there.
+
+    With the relative error e = clip(KL / target - 1, -1, 1/2) of an iteration:
+
+        adaptive   beta <- beta (1 + clip(e, -0.2, 0.2) samples / kl_horizon)
+        dual       log lambda <- log lambda + kl_rate e,   beta = lambda exp(e)
+
+    The upper end of the clip keeps a few wild replies, for which the KL has a heavy tail, from winding the multiplier up.
+    A multiplier alone (the integral of the error) swings: the policy answers some iterations later. The proportional factor
+    answers at once and damps it, as in Stooke et al. 2020, section 5 (https://arxiv.org/abs/2007.03964). lambda waits until
+    the KL has come to its target for the first time, or a third of the training is over: until then a policy that is still on
+    its way would wind it down, and overshoot. It starts so that beta is `kl_coefficient` where the KL is 0.
+
+    Args:
+        config: how, and the target.
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self.config = config
+        self.coefficient = config.kl_coefficient
+        self.multiplier = config.kl_coefficient * math.exp(_GAIN)
+        self.waiting = -(-config.iterations // 3)
+
+    def follow(self, kl: float, samples: int) -> None:
+        """Takes note of an iteration's KL in nats per reply, measured on so many replies."""
+        config = self.config
+        if config.kl_control == "adaptive":
+            self.coefficient = adaptive_kl_coefficient(
+                self.coefficient, kl, target=config.kl_target, horizon=config.kl_horizon, samples=samples
+            )
+        elif config.kl_control == "dual":
+            self._follow_multiplier(max(-1.0, min(kl / config.kl_target - 1, 0.5)))
+
+    def _follow_multiplier(self, error: float) -> None:
+        target, rate = self.config.kl_target, self.config.kl_rate
+        self.waiting = 0 if error >= 0 else max(0, self.waiting - 1)
+        if not self.waiting:
+            self.multiplier = dual_kl_coefficient(
+                self.multiplier, target * (1 + error), target=target, learning_rate=rate / target
+            )
+        self.coefficient = self.multiplier * math.exp(_GAIN * error)
+
+    def as_json(self) -> dict[str, float]:
+        return {"coefficient": self.coefficient, "multiplier": self.multiplier, "waiting": self.waiting}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.coefficient, self.multiplier = float(state["coefficient"]), float(state["multiplier"])
+        self.waiting = int(state["waiting"])

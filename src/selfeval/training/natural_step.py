@@ -1,0 +1,260 @@
+"""A natural-gradient step of the policy's adapter on one batch of replies: how far, in nats per token, is the caller's choice.
+
+The algebra is in algorithms/trust_region.py; here are its three inputs, each summed over micro-batches under the backbone's
+memory budget: the gradient of the surrogate, products with the Fisher matrix, and, for the line search, the exact KL and the
+surrogate of a policy that went part of the way. All are means over reply tokens:
+
+    surrogate  L(w)  = mean of A_t pi_w(a_t) / pi_old(a_t)  (+ an entropy bonus)
+    KL(w)            = mean of KL(pi_old(. | s_t) || pi_w(. | s_t)), exact over the vocabulary, s_t the prefixes of the replies
+
+Shapes: B replies, R reply tokens, N adapter weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from selfeval.algorithms.masked import aggregation_weights, masked_sum
+from selfeval.algorithms.trust_region import (
+    LineSearch,
+    NaturalStep,
+    Product,
+    backtracking_line_search,
+    fisher_vector_product,
+    flatten,
+    natural_gradient_step,
+    unflatten,
+)
+from selfeval.backbone.budget import Phase
+from selfeval.backbone.curvature import self_kl
+from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.sequences import Sequences, reply_hidden
+from selfeval.errors import ModelError, NotFiniteError
+from selfeval.training.experience import Experience, rows_of
+from selfeval.training.setting import POLICY, Setting
+from selfeval.training.steps import policy_gradients
+
+__all__ = ["fisher_product", "natural_step", "step_outcome"]
+
+_DAMPING = 1.0
+"""Added to the Fisher matrix's diagonal, as a share of its curvature along the gradient: adapters of any scale get the same."""
+_ITERATIONS, _TOLERANCE = 5, 1e-3
+"""Of conjugate gradient."""
+_ASYMMETRY = 0.03
+"""Share by which two numbers that are equal may differ, by rounding in 16 bits."""
+_ONCE = (
+    'a layer of this base cannot be differentiated twice ({why}); set context.attention = "eager", precision = "bf16" or '
+    '"fp32", or another policy.learner than trpo'
+)
+_FISHER_REPLIES = 32
+"""Replies behind the Fisher matrix; the gradient and the line search take them all (Schulman et al. 2015, appendix C.1)."""
+
+
+class Outcome(NamedTuple):
+    """Of a step: KL in nats per token, and gain of the surrogate."""
+
+    kl: float
+    gain: float
+
+
+def natural_step(setting: Setting, batch: Experience, *, kl_bound: float, entropy_bonus: float = 0.0) -> dict[str, float]:
+    """Moves the policy along its natural gradient, by no more than `kl_bound` nats per token.
+
+    Args:
+        setting: what the loop was given.
+        batch: replies of the policy as it is, with advantages.
+        kl_bound: on the mean exact KL per token, > 0.
+        entropy_bonus: weight of the entropy that is added to the surrogate.
+
+    Returns:
+        Metrics of the step, and of the policy before it.
+
+    Raises:
+        NotFiniteError: the gradient or a product with the Fisher matrix is NaN or infinite; nothing was changed.
+        ModelError: a layer of the base cannot be differentiated twice.
+    """
+    parameters = list(setting.backbone.parameters(POLICY).values())
+    weights_BR = aggregation_weights(batch.mask, "token_mean")
+    values = policy_gradients(setting, batch, weights_BR, _surrogate, entropy_bonus=entropy_bonus)
+    gradient_N = _taken(parameters)
+    if not bool(gradient_N.isfinite().all()):
+        raise NotFiniteError("the surrogate's gradient")
+    few = batch.rows(torch.arange(min(_FISHER_REPLIES, len(batch.scores_B)), device=batch.mask.device)).policy_batch
+    step = _solved(lambda v_N: fisher_product(setting, few, v_N), gradient_N, kl_bound)
+    start_N = flatten([p.detach() for p in parameters])
+    search = _search(setting, batch, start_N, step.step_N, kl_bound, entropy_bonus)
+    taken = search.trials[-1] if search.fraction else None
+    return {
+        "entropy": values["entropy"],
+        "first_ratio": values["ratio_gap"],
+        "grad_norm": float(gradient_N.norm()),
+        "step_kl": taken.kl if taken else 0.0,
+        "step_kl_bound": kl_bound,
+        "step_fraction": search.fraction,
+        "surrogate_gain": taken.gain if taken else 0.0,
+        "cg_residual": step.relative_residual,
+    }
+
+
+def _surrogate(logprobs_BR: Tensor, rows: Experience) -> Tensor:
+    """What is minimised, per token: -A pi / pi_old."""
+    return -(logprobs_BR - rows.logprobs).exp() * rows.advantages
+
+
+def _taken(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The gradients that were added up, as the direction in which the surrogate rises; they are taken away from the weights."""
+    found_N = flatten([torch.zeros_like(p) if p.grad is None else -p.grad for p in parameters])
+    for parameter in parameters:
+        parameter.grad = None
+    return found_N
+
+
+def _solved(product: Product, gradient_N: Tensor, kl_bound: float) -> NaturalStep:
+    """The natural step: damped in its direction, in units of the curvature along the gradient, and not in its length.
+
+    Damping chooses among directions that a few replies say nothing about. It is no part of the KL, and would keep the step
+    far below the bound.
+    """
+    damping = torch.ones(()) if not bool(gradient_N.any()) else _DAMPING * _curvature(product, gradient_N)
+
+    def damped(v_N: Tensor) -> Tensor:
+        return product(v_N) + damping * v_N
+
+    try:
+        step = natural_gradient_step(damped, gradient_N, kl_bound=kl_bound, iterations=_ITERATIONS, tolerance=_TOLERANCE)
+    except ValueError as error:
+        raise NotFiniteError(f"the natural gradient: {error}") from error
+    undamped = step.curvature - float(damping * (step.direction_N @ step.direction_N))
+    return step._replace(step_N=step.step_N * (step.curvature / undamped) ** 0.5) if undamped > 0 else step
+
+
+def _curvature(product: Product, gradient_N: Tensor) -> float:
+    """g^T F g / g^T g, once it is known that the base gives true products.
+
+    A layer whose backward cannot itself be differentiated is no error of autograd: it cuts the second derivative of the layers
+    below it off, on one side only. Then (F g)^T (F g) and g^T F (F g) differ, or nothing is left of both.
+
+    Raises:
+        ModelError: they do.
+        NotFiniteError: a product is NaN or infinite.
+    """
+    along_N = product(gradient_N)
+    one, other = float(along_N @ along_N), float(gradient_N @ product(along_N))
+    if not math.isfinite(one + other):
+        raise NotFiniteError("a product with the Fisher matrix")
+    if not min(one, other) > 0 or abs(one - other) > _ASYMMETRY * max(one, other):
+        why = f"products with its Fisher matrix are not symmetric: {one:.4g} and {other:.4g}"
+        raise ModelError(_ONCE.format(why=why))
+    return float(gradient_N @ along_N) / float(gradient_N @ gradient_N)
+
+
+def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tensor:
+    """Multiplies the policy's Fisher matrix, a mean over the reply tokens of a batch, with a vector of adapter weights.
+
+    The vector goes through the layers at length 1 and its products are summed before they are divided, so that a base in 16
+    bits rounds nothing away.
+
+    Raises:
+        ModelError: a layer of the base cannot be differentiated twice.
+    """
+    backbone, length = setting.backbone, float(vector_N.norm())
+    parameters = list(backbone.parameters(POLICY).values())
+    if length == 0.0:
+        return torch.zeros_like(vector_N)
+
+    def of_group(group: list[int]) -> Tensor:
+        rows = rows_of(batch, torch.tensor(group, device=batch.mask_BR.device))
+
+        def kl() -> Tensor:
+            hidden_BRD = reply_hidden(backbone, rows)
+            kl_N = self_kl(backbone, hidden_BRD, rows.mask_BR, temperature=setting.config.temperature)
+            return kl_N.sum() + sum(p.view(-1)[:0].sum() for p in parameters)  # an expert may have had no token
+
+        with _twice_differentiable():
+            return fisher_vector_product(kl, parameters, vector_N / length)
+
+    total_N, sizes = torch.zeros_like(vector_N), batch.attention_BT.sum(-1).tolist()
+    with backbone.acting_as(POLICY):
+        for _, found_N in backbone.budget.in_groups(Phase.CURVATURE, sizes, setting.batch_tokens, of_group):
+            total_N += found_N
+    return total_N * (length / int(batch.mask_BR.sum()))
+
+
+@contextmanager
+def _twice_differentiable() -> Iterator[None]:
+    """Attention in plain operations; fused kernels have no second derivative."""
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    except RuntimeError as error:
+        if "derivative" not in str(error) and "twice" not in str(error):
+            raise
+        raise ModelError(_ONCE.format(why=error)) from error
+
+
+def _search(
+    setting: Setting, batch: Experience, start_N: Tensor, step_N: Tensor, kl_bound: float, entropy_bonus: float
+) -> LineSearch:
+    """Goes as far along the step as KL and surrogate allow, and leaves the policy there; nowhere when that fails."""
+    parameters, fraction = list(setting.backbone.parameters(POLICY).values()), 0.0
+    if not bool(step_N.any()):
+        return LineSearch(0.0, [])
+    try:
+        search = backtracking_line_search(
+            lambda share: step_outcome(setting, batch, start_N, start_N + share * step_N, entropy_bonus=entropy_bonus),
+            kl_bound=kl_bound,
+        )
+        fraction = search.fraction
+    finally:
+        _put(parameters, start_N + fraction * step_N if fraction else start_N)
+    return search
+
+
+@torch.no_grad()
+def step_outcome(setting: Setting, batch: Experience, start_N: Tensor, end_N: Tensor, *, entropy_bonus: float = 0.0) -> Outcome:
+    """Exact KL per token from the policy with weights `start_N` to that with `end_N`, and how much the surrogate gains.
+
+    The policy's weights are written on the way, and left as either of the two.
+    """
+    backbone, temperature = setting.backbone, setting.config.temperature
+    parameters = list(backbone.parameters(POLICY).values())
+    weights_BR = aggregation_weights(batch.mask, "token_mean")
+
+    def of_group(group: list[int]) -> tuple[float, float]:
+        index = torch.tensor(group, device=batch.mask.device)
+        rows = batch.rows(index)
+        _put(parameters, start_N)
+        old_BRD = reply_hidden(backbone, rows.policy_batch)
+        _put(parameters, end_N)
+        new_BRD = reply_hidden(backbone, rows.policy_batch)
+        asked = {"temperature": temperature, "entropy": bool(entropy_bonus)}
+        targets = rows.policy_batch.reply_BR, rows.mask
+        old = token_logprobs(backbone, old_BRD, *targets, other_BRD=new_BRD, **asked)  # type: ignore[arg-type]
+        new = token_logprobs(backbone, new_BRD, *targets, **asked)  # type: ignore[arg-type]
+        gain_BR = torch.expm1(new.logprobs - old.logprobs) * rows.advantages
+        if old.entropy is not None and new.entropy is not None:
+            gain_BR = gain_BR + entropy_bonus * (new.entropy - old.entropy)
+        assert old.kl is not None
+        sums = (masked_sum(x_BR * weights_BR[index], rows.mask) for x_BR in (old.kl, gain_BR))
+        kl, gain = (float(x) for x in sums)
+        return kl, gain
+
+    kl = gain = 0.0
+    with backbone.acting_as(POLICY):
+        sizes = batch.policy_batch.attention_BT.sum(-1).tolist()
+        for _, found in backbone.budget.in_groups(Phase.SCORE, sizes, setting.batch_tokens, of_group):
+            kl, gain = kl + found[0], gain + found[1]
+    return Outcome(kl, gain)
+
+
+@torch.no_grad()
+def _put(parameters: Sequence[nn.Parameter], weights_N: Tensor) -> None:
+    for parameter, part in zip(parameters, unflatten(weights_N, parameters), strict=True):
+        parameter.copy_(part)

@@ -1,0 +1,123 @@
+"""The rounds on the page and in sentences."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from sample_report import fig, sample_metrics, sample_report
+
+from selfeval.errors import InputError
+from selfeval.report.page import render
+from selfeval.report.summary import rounds_sentences, summary_rows
+
+UP, FLAT, DOWN = fig(0.02, 0.01, 0.03, 2000), fig(0.001, -0.004, 0.006, 2000), fig(-0.02, -0.03, -0.01, 2000)
+
+
+def row(number: int, evaluator: Any, policy: Any, **policy_figures: Any) -> dict[str, Any]:
+    accuracy = fig(0.9 + number / 100, 0.89, 0.94, 1900)
+    return {
+        "round": number,
+        "folder": "." if number == 1 else f"rounds/{number:02d}",
+        "evaluator": {
+            "accuracy_gold": fig(0.8, 0.7, 0.9, 40),
+            "accuracy_judge": fig(0.99, 0.98, 1.0, 300),
+            "accuracy_gold_first_pairs": accuracy,
+            "accuracy_judge_first_pairs": fig(0.98, 0.97, 0.99, 1800),
+            "gain": evaluator,
+            "pairs_trained": 1000 * number,
+        },
+        "policy": {
+            "win_rate": fig(0.5 + number / 100, 0.5, 0.6, 2000),
+            **{"win": 11 * number, "tie": 22 * number, "loss": 3333 * number},
+            "gold_before": fig(0.4, 0.38, 0.42, 2000),
+            "gold_after": fig(0.9, 0.88, 0.92, 2000),
+            "gold_gain": policy,
+            "kl": fig(1.5, 1.4, 1.6, 2000),
+            **policy_figures,
+        },
+    }
+
+
+def report(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {**sample_report(), "rounds": list(rows)}
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ((UP, UP, UP), "got better in every round: in the last, round 3, "),
+        ((UP, FLAT, FLAT), "got better up to round 1 and stops there: round 2 shows no gain, "),
+        ((UP, UP, FLAT), "got better up to round 2 and stops there: round 3 shows no gain, "),
+        ((UP, DOWN, UP), "got better up to round 1 and stops there: round 2 is worse, "),
+        ((FLAT, UP, UP), "did not get better: round 1 shows no gain, "),
+    ],
+)
+def test_the_sentence_says_where_the_policy_stops(gains: tuple[Any, ...], said: str) -> None:
+    rows = [row(number, UP if number > 1 else None, gain) for number, gain in enumerate(gains, start=1)]
+    sentence = rounds_sentences(report(*rows))[1]
+    assert sentence.startswith(f"By gold, the policy {said}")
+    # What comes back after the stop is not kept quiet.
+    assert sentence.endswith("in round 2 and 3.") == (gains == (FLAT, UP, UP))
+    assert sentence.endswith("it got better again in round 3.") == (gains == (UP, DOWN, UP))
+
+
+def test_the_evaluator_is_compared_from_round_two_on() -> None:
+    rows = [row(1, None, UP), row(2, UP, UP), row(3, FLAT, UP)]
+    told = rounds_sentences(report(*rows))[0]
+    assert told == (
+        "By gold, on round 1's pairs, the evaluator got better up to round 2 and stops there: round 3 shows no gain, the share "
+        "of pairs it is right on, less that of the round before, is 0.1% (interval -0.4% to 0.6%, n = 2,000)."
+    )
+
+
+def test_an_interval_that_touches_no_change_shows_no_gain() -> None:
+    touching = fig(0.01, 0.0, 0.02, 2000)
+    assert "did not get better: round 2 shows no gain" in rounds_sentences(report(row(1, None, UP), row(2, touching, UP)))[0]
+
+
+def test_without_gold_the_judge_is_asked() -> None:
+    rows = [row(1, None, None, win_rate=fig(0.6, 0.55, 0.65, 200)), row(2, None, None, win_rate=fig(0.5, 0.45, 0.55, 200))]
+    evaluator, policy = rounds_sentences(report(*rows))
+    assert evaluator == "By gold, on round 1's pairs, the evaluator was not measured in every round."
+    assert policy == (
+        "By the judge, the policy got better up to round 1 and stops there: round 2 shows no gain, the win rate over the "
+        "policy before is 50.0% (interval 45.0% to 55.0%, n = 200)."
+    )
+
+
+def test_one_round_has_no_section_and_no_sentence() -> None:
+    assert rounds_sentences(sample_report()) == ()
+    assert "Round by round" not in render(sample_report(), sample_metrics())
+    assert rounds_sentences(report(row(1, None, UP))) == ()
+
+
+def test_the_page_shows_every_round_with_its_figures() -> None:
+    html = render(report(row(1, None, UP), row(2, UP, FLAT)), sample_metrics())
+    section = html[html.index('id="rounds"') : html.index('id="policy"')]
+    words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
+    for expected in ("92.0% 89.0% to 94.0% n = 1,900", "22 / 44 / 6,666", "52.0% 50.0% to 60.0% n = 2,000", "2,000", "1.50"):
+        assert expected in words
+    assert "By gold, the policy got better up to round 1 and stops there" in words
+    assert section.count('<svg class="chart"') == 2
+    # The chart of the policies begins at the base, 40%; the evaluators' begins with round 1, 91%.
+    assert "share: 40.0% at round 0, 90.0% at round 2" in section
+    assert "share: 91.0% at round 1, 92.0% at round 2" in section
+    assert '<a href="#rounds">' in html
+
+
+def test_the_terminal_has_a_few_figures_of_each_later_round() -> None:
+    rows = dict(summary_rows(report(row(1, None, UP), row(2, UP, FLAT))))
+    assert rows["round 2: evaluator on round 1's pairs"].startswith("92.0%")
+    assert rows["round 2: win rate against the round before"].startswith("52.0%")
+    assert not [name for name in rows if name.startswith("round 1")]
+
+
+@pytest.mark.parametrize("broken", [{}, [1], [{"round": 2}], [{"round": 1}, {"round": 3}]])
+def test_rounds_that_are_none_are_refused(broken: Any) -> None:
+    if broken == {}:
+        assert rounds_sentences({**sample_report(), "rounds": broken}) == ()
+        return
+    with pytest.raises(InputError, match="'rounds' should be"):
+        rounds_sentences({**sample_report(), "rounds": broken})
