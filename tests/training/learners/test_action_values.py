@@ -10,26 +10,28 @@ from torch.optim import AdamW
 
 import tiny_models
 from policies import CONFIG, LIMIT, PROMPTS, four_roles, setting_of
-from selfeval.algorithms.q_learning import td_target
+from selfeval.algorithms.q_learning import huber_loss, td_target
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Rollout
 from selfeval.training.experience import RewardScale, observe
 from selfeval.training.learners import action_values
 from selfeval.training.learners.action_values import (
+    STATE,
     TARGETS,
     TWINS,
-    add_twins,
-    drawn_values,
+    add_q_roles,
+    drawn,
     follow,
-    lag,
-    lower_values,
-    q_gradients,
+    gradients,
+    log_ratios,
     q_targets,
     soft_values,
-    token_values,
+    state_values,
 )
 from selfeval.training.replay import Replay, Replayed
 from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
+
+LEARNING = (*TWINS, STATE)
 
 
 def pool_of(setting: Setting, prompts: list[Prompt], replies: list[tuple[int, ...]]) -> Replayed:
@@ -46,25 +48,36 @@ def pool_of(setting: Setting, prompts: list[Prompt], replies: list[tuple[int, ..
 def twins(temperature: float = 1.0) -> tuple[Setting, Replayed]:
     """Target roles with values of their own, and replies of several lengths."""
     setting = setting_of(four_roles(), CONFIG.model_copy(update={"temperature": temperature}))
-    add_twins(setting)
-    for number, role in enumerate((*TWINS, *TARGETS)):
+    add_q_roles(setting)
+    for number, role in enumerate((*LEARNING, *TARGETS.values())):
         tiny_models.scramble(setting.backbone, role, seed=number, size=0.1)
     generator = random.Random(3)
     replies = [tuple(generator.randrange(2, 40) for _ in range(1 + n % LIMIT)) for n in range(6)]
     return setting, pool_of(setting, PROMPTS, replies)
 
 
-def plain_values(setting: Setting, role: str, prompt: Prompt, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Q of every token before each reply token `[R, V]`, and the reference's log-probs: plain passes over one sequence."""
+def plain_ratios(setting: Setting, role: str, prompt: Prompt, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """c (log pi_q - log pi_ref) of every token before each reply token `[R, V]`, and log pi_ref: plain passes, one sequence."""
     backbone, temperature, ids = setting.backbone, setting.config.temperature, (*prompt.reply, *reply)
-    before = slice(len(prompt.reply) - 1, len(ids) - 1)
-    with backbone.acting_as(REFERENCE):
-        ref = tiny_models.full_logprobs(backbone.model, ids, temperature)[before]
+    found = []
+    for name in (role, REFERENCE):
+        with backbone.acting_as(name):
+            full = tiny_models.full_logprobs(backbone.model, ids, temperature)
+        found.append(full[len(prompt.reply) - 1 : len(ids) - 1])
+    return 0.25 * (found[0] - found[1]), found[1]
+
+
+def plain_states(setting: Setting, role: str, prompt: Prompt, reply: tuple[int, ...]) -> Tensor:
+    """b before each reply token `[R]`, after the grade prompt: one sequence, one plain pass."""
+    backbone, ids = setting.backbone, (*prompt.grade, *reply)
     with torch.no_grad(), backbone.acting_as(role):
-        ours = tiny_models.full_logprobs(backbone.model, ids, temperature)[before]
-        states = backbone.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, before]
+        states = backbone.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
     head = backbone.heads[role]
-    return (states @ head.weight[0] + head.bias)[:, None] + 0.25 * (ours - ref), ref
+    return (states @ head.weight[0] + head.bias)[len(prompt.grade) - 1 : len(ids) - 1]
+
+
+def replies_of(pool: Replayed) -> list[tuple[int, ...]]:
+    return [tuple(row[kept].tolist()) for row, kept in zip(pool.policy_batch.reply_BR, pool.mask, strict=True)]
 
 
 def test_values_start_at_zero_and_their_targets_with_them() -> None:
@@ -73,24 +86,25 @@ def test_values_start_at_zero_and_their_targets_with_them() -> None:
     bare.add_snapshot(REFERENCE, of=POLICY)
     for backbone in (bare, four_roles()):  # also where the policy is not the bare base
         setting = setting_of(backbone)
-        add_twins(setting)
+        add_q_roles(setting)
         pool = pool_of(setting, PROMPTS, [(5 + n, 9, 2) for n in range(6)])
-        for role in (*TWINS, *TARGETS):
-            with torch.no_grad(), backbone.acting_as(role):
-                b, rest = token_values(setting, role, pool)
-            assert (b.abs() + rest.abs()).max() < 1e-5
+        for role in (*LEARNING, *TARGETS.values()):
+            assert drawn(setting, role, pool).abs().max() < 1e-5
+        soft = soft_values(setting, pool, 0.3)
+        assert max(float(x.abs().max()) for x in soft) < 1e-5
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_of_tokens_equal_the_definition(temperature: float) -> None:
+def test_what_is_said_of_drawn_tokens_equals_the_definition(temperature: float) -> None:
     setting, pool = twins(temperature)
-    lower = lower_values(setting, pool)
-    for row, (prompt, kept) in enumerate(zip(PROMPTS, pool.mask, strict=True)):
-        reply = tuple(pool.policy_batch.reply_BR[row, kept].tolist())
-        both = [plain_values(setting, role, prompt, reply)[0] for role in TARGETS]
-        taken = [q.gather(1, torch.tensor(reply)[:, None])[:, 0] for q in both]
-        assert lower[row, kept].tolist() == pytest.approx(torch.minimum(*taken).tolist(), abs=1e-4)
-        assert (taken[0] - taken[1]).abs().max() > 0.05  # the lower of two that differ
+    for role in (*LEARNING, *TARGETS.values()):
+        found = drawn(setting, role, pool)
+        for row, (prompt, reply) in enumerate(zip(PROMPTS, replies_of(pool), strict=True)):
+            if role in setting.backbone.heads:
+                expected = plain_states(setting, role, prompt, reply)
+            else:
+                expected = plain_ratios(setting, role, prompt, reply)[0].gather(1, torch.tensor(reply)[:, None])[:, 0]
+            assert found[row, pool.mask[row]].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.5])
@@ -98,88 +112,82 @@ def test_soft_values_equal_the_sum_over_the_vocabulary(beta: float, monkeypatch:
     setting, pool = twins(0.7)
     monkeypatch.setattr(action_values, "_CHUNK_BYTES", 4 * 8 * 40 * 4)  # four positions of a vocabulary of 40 at a time
     values, taken = soft_values(setting, pool, beta)
-    for row, (prompt, kept) in enumerate(zip(PROMPTS, pool.mask, strict=True)):
-        reply = tuple(pool.policy_batch.reply_BR[row, kept].tolist())
-        (q_0, ref), (q_1, _) = (plain_values(setting, role, prompt, reply) for role in TARGETS)
-        lower = torch.minimum(q_0, q_1).double()
+    differ = 0.0
+    for row, (prompt, reply) in enumerate(zip(PROMPTS, replies_of(pool), strict=True)):
+        (one, ref), (other, _) = (plain_ratios(setting, TARGETS[role], prompt, reply) for role in TWINS)
+        lower = (plain_states(setting, TARGETS[STATE], prompt, reply)[:, None] + torch.minimum(one, other)).double()
         expected = beta * (ref.double().exp() * (lower / beta).exp()).sum(-1).log()
-        assert values[row, kept].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
-        assert taken[row, kept].tolist() == pytest.approx(
-            lower.gather(1, torch.tensor(reply)[:, None])[:, 0].tolist(), abs=1e-4
-        )
-        assert not values[row, ~kept].any()
+        assert values[row, pool.mask[row]].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+        its = lower.gather(1, torch.tensor(reply)[:, None])[:, 0]
+        assert taken[row, pool.mask[row]].tolist() == pytest.approx(its.tolist(), abs=1e-4)
+        differ = max(differ, float((one - other).abs().max()))
+    assert differ > 0.05  # the lower of two that are not alike
+    assert not values[~pool.mask].any()
 
 
 def test_micro_batches_change_neither_values_nor_gradients() -> None:
     setting, pool = twins()
-    pool = replace(pool, targets=torch.linspace(-1, 1, pool.mask.numel()).view(pool.mask.shape))
+    targets = torch.linspace(-1, 1, pool.mask.numel()).view(pool.mask.shape)
+    pool = replace(pool, weights=torch.linspace(1, 0.2, pool.mask.numel()).view(pool.mask.shape))
     found = []
     for tokens in (100_000, 1):
         parts = replace(setting, batch_tokens=tokens)
-        figures = q_gradients(parts, "q-0", pool)
-        named = setting.backbone.parameters("q-0")
-        gradients = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
+        losses = [gradients(parts, role, pool, targets, huber_loss) for role in ("q-0", STATE)]
+        named = {**setting.backbone.parameters("q-0"), **setting.backbone.parameters(STATE)}
+        collected = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
         for parameter in named.values():
             parameter.grad = None
-        values = torch.stack([*soft_values(parts, pool, 0.3), lower_values(parts, pool)])[:, pool.mask]
-        found.append((values, figures, gradients))
-    (values, figures, gradients), (other_values, other_figures, other_gradients) = found
+        found.append((torch.stack([*soft_values(parts, pool, 0.3)])[:, pool.mask], losses, collected, set(named)))
+    (values, losses, one, names), (other_values, other_losses, other, _) = found
     torch.testing.assert_close(values, other_values, rtol=0, atol=2e-5)
-    assert figures == pytest.approx(other_figures, abs=1e-5)
-    assert gradients.keys() == other_gradients.keys() == setting.backbone.parameters("q-0").keys()  # the head's too
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, other_gradients[name], rtol=1e-4, atol=1e-6)
-    assert all(p.grad is None for role in ("q-1", *TARGETS, POLICY) for p in setting.backbone.parameters(role).values())
+    assert losses == pytest.approx(other_losses, abs=1e-5)
+    assert one.keys() == other.keys() == names  # the head's too
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-6)
+    still = [role for role in setting.backbone.roles if role not in ("q-0", STATE)]
+    assert all(p.grad is None for role in still for p in setting.backbone.parameters(role).values())
 
 
-def test_the_gradient_is_that_of_the_weighted_errors_and_log_ratios_learn_from_centred_ones() -> None:
-    # Errors below 1, where Huber's loss is half the square. By hand: the gradient of b is -w (y - Q), that of the log-ratios
-    # -w (1 - pi_ref) (y - Q - behind), each times 1 / tokens.
+@pytest.mark.parametrize("role", ["q-0", STATE])
+def test_the_gradient_is_that_of_the_weighted_errors(role: str) -> None:
+    # Errors below 1, where Huber's loss is half the square: -w (target - said) d said / dw, times 1 / tokens.
     setting, pool = twins()
-    backbone = setting.backbone
-    values = drawn_values(setting, "q-0", pool)
-    errors = torch.linspace(-0.4, 0.8, values.numel()).view(values.shape)
-    weights = torch.linspace(1, 0.2, values.numel()).view(values.shape)
-    pool = replace(pool, targets=values + errors, weights=weights)
-    behind = lag(setting, "q-0", pool)
-    mask = pool.mask
-    assert behind == pytest.approx(float((weights * errors)[mask].sum() / weights[mask].sum()), abs=1e-5)
-    q_gradients(setting, "q-0", pool, behind=behind)
-    named = backbone.parameters("q-0")
-    with backbone.acting_as("q-0"):
-        b_BR, r_BR = token_values(setting, "q-0", pool)
-        linear = -(weights * (errors * b_BR + (1 - pool.ref_logprobs.exp()) * (errors - behind) * r_BR))[mask].sum() / int(
-            mask.sum()
-        )
-        expected = torch.autograd.grad(linear, list(named.values()))
+    named, mask = setting.backbone.parameters(role), pool.mask
+    errors = torch.linspace(-0.8, 0.8, mask.numel()).view(mask.shape)
+    pool = replace(pool, weights=torch.linspace(1, 0.2, mask.numel()).view(mask.shape))
+    loss = gradients(setting, role, pool, drawn(setting, role, pool) + errors, huber_loss)
+    assert loss == pytest.approx(float((pool.weights * errors.square() / 2)[mask].mean()), abs=1e-5)
+    with setting.backbone.acting_as(role):
+        said = state_values(setting, role, pool) if role == STATE else log_ratios(setting, pool)
+        expected = torch.autograd.grad(-(pool.weights * errors * said)[mask].mean(), list(named.values()))
     for parameter, gradient in zip(named.values(), expected, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_a_q_role_can_say_any_values() -> None:
-    # Every token of the vocabulary after each of two prompts, with values that have nothing to do with the model: 32 numbers
-    # of mean 0.7. A Q that lacked b, or whose log-ratios could not leave the reference, would miss them. (A deviation of 0.15
-    # is 0.6 nats; the bounded logits of so small a model do not reach many.)
+def test_the_two_parts_can_say_any_values() -> None:
+    # Every token of the vocabulary after each of two prompts, with values that have nothing to do with the model: 32 numbers of
+    # mean 0.7. Either part alone would miss them. (A deviation of 0.15 is 0.6 nats; the bounded logits of so small a model do
+    # not reach many.)
     backbone = tiny_models.backbone("llama", 16, eos=())
     backbone.add_role(POLICY)
     backbone.add_snapshot(REFERENCE, of=POLICY)
-    setting = setting_of(backbone, PolicyConfig(learning_rate=1e-2))
-    add_twins(setting)
+    setting = setting_of(backbone, PolicyConfig())
+    add_q_roles(setting)
     prompts = [Prompt("a", (3, 5), (3,)), Prompt("b", (7, 2, 9), (7,))]
     pools = [pool_of(setting, [prompt] * 16, [(token,) for token in range(16)]) for prompt in prompts]
     wanted = 0.7 + 0.15 * torch.randn(2, 16, 1, generator=torch.Generator().manual_seed(1))
-    parameters = list(backbone.parameters("q-0").values())
-    optimizer = AdamW(parameters, lr=0.02, weight_decay=0.0)
-    for step in range(300):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (1 - step / 300)
-        for pool, targets in zip(pools, wanted, strict=True):
-            q_gradients(setting, "q-0", replace(pool, targets=targets))
-        optimizer.step()
-        optimizer.zero_grad()
-    for pool, targets in zip(pools, wanted, strict=True):
-        torch.testing.assert_close(drawn_values(setting, "q-0", pool), targets, rtol=0, atol=0.01)
+    optimizers = {r: AdamW(list(backbone.parameters(r).values()), lr=0.02, weight_decay=0.0) for r in ("q-0", STATE)}
+    for step in range(250):
+        for role, other in (("q-0", STATE), (STATE, "q-0")):
+            for pool, values in zip(pools, wanted, strict=True):
+                gradients(setting, role, pool, values - drawn(setting, other, pool), huber_loss)
+            optimizers[role].param_groups[0]["lr"] = 0.02 * (1 - step / 250)
+            optimizers[role].step()
+            optimizers[role].zero_grad()
+    for pool, values in zip(pools, wanted, strict=True):
+        found = drawn(setting, "q-0", pool) + drawn(setting, STATE, pool)
+        torch.testing.assert_close(found, values, rtol=0, atol=0.01)
 
 
 def test_targets_go_a_share_of_the_way_and_only_they() -> None:
@@ -187,14 +195,14 @@ def test_targets_go_a_share_of_the_way_and_only_they() -> None:
     backbone = setting.backbone
     before = {role: {n: p.detach().clone() for n, p in backbone.parameters(role).items()} for role in backbone.roles}
     follow(backbone, 0.3)
-    for target, role in zip(TARGETS, TWINS, strict=True):
+    for role, target in TARGETS.items():
         old, online = list(before[target].values()), list(before[role].values())
         for now, was, theirs in zip(backbone.parameters(target).values(), old, online, strict=True):
             torch.testing.assert_close(now, 0.7 * was + 0.3 * theirs, rtol=1e-6, atol=1e-7)
-        assert "head.weight" in before[target]
-    for role in set(before) - set(TARGETS):
+    assert "head.weight" in before[TARGETS[STATE]]
+    for role in set(before) - set(TARGETS.values()):
         assert all(torch.equal(p, before[role][n]) for n, p in backbone.parameters(role).items())
-    assert not any(p.requires_grad for role in TARGETS for p in backbone.parameters(role).values())
+    assert not any(p.requires_grad for role in TARGETS.values() for p in backbone.parameters(role).values())
 
 
 def test_q_targets_equal_a_slow_loop() -> None:

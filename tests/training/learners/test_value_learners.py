@@ -19,7 +19,7 @@ from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.experience import Experience, RewardScale, observe
 from selfeval.training.learners import make_learner
-from selfeval.training.learners.action_values import TARGETS, TWINS, UNIT, soft_values
+from selfeval.training.learners.action_values import STATE, TARGETS, TWINS, UNIT, drawn, soft_values
 from selfeval.training.learners.value_learner import ValueLearner
 from selfeval.training.policy import train_policy
 from selfeval.training.replay import Replayed
@@ -81,13 +81,16 @@ def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy
     assert all(torch.equal(p, untouched[n]) for n, p in weights(backbone, (POLICY, REFERENCE)).items())
     assert all(torch.equal(p, base[n]) for n, p in backbone.model.named_parameters() if "lora_" not in n)
     assert abs(lines[0]["kl"]) < 1e-4  # values are 0 still: the policy is its reference
-    assert {"q_loss", "q", "entropy", "grad_norm", "kl_coefficient", "learning_rate", "first_ratio"} <= lines[0].keys()
+    assert {"q_loss", "state_loss", "q", "entropy", "grad_norm", "kl_coefficient", "learning_rate", "first_ratio"} <= lines[
+        0
+    ].keys()
 
 
 @BOTH
 def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     config = VALUES.model_copy(update={"learner": name, "iterations": 5, "replay": 100, "epochs": 1})
-    roles = (*TWINS, *TARGETS, *([CRITIC] if name == "ilql" else []))
+    others = [CRITIC] if name == "ilql" else []
+    roles = (*TWINS, STATE, *TARGETS.values(), *others)
     through = four_roles()
     expected, lines = train(through, tmp_path / "a", config)
 
@@ -182,7 +185,7 @@ def test_ilql_explores_with_the_reference_in_every_second_reply() -> None:
 def test_what_soft_q_is_to_learn() -> None:
     backbone = four_roles()
     learner = learner_of(backbone, gamma=0.9, gae_lambda=0.7)
-    for number, role in enumerate(TARGETS):
+    for number, role in enumerate(TARGETS.values()):
         tiny_models.scramble(backbone, role, seed=number, size=0.1)
     _, experience, _ = experienced(learner)
     learner.replay.add(experience)
@@ -198,21 +201,16 @@ def test_what_soft_q_is_to_learn() -> None:
 def test_what_ilql_is_to_learn() -> None:
     backbone = four_roles()
     learner = learner_of(backbone, learner="ilql", gamma=0.9, gae_lambda=0.7)
-    for number, role in enumerate((*TARGETS, CRITIC)):
+    for number, role in enumerate((*TARGETS.values(), CRITIC)):
         tiny_models.scramble(backbone, role, seed=number, size=0.1)
     _, experience, _ = experienced(learner)
     learner.replay.add(experience)
     pool = learner.with_targets(_drawn(learner))
     assert pool.taken.abs().max() > 0.01
-    values = torch.zeros_like(pool.taken)
-    for row, kept in enumerate(pool.mask):
-        length = int(pool.critic_batch.attention_BT[row].sum())
-        ids = pool.critic_batch.ids_BT[row, :length]
-        with torch.no_grad(), backbone.acting_as(CRITIC):
-            states = backbone.model.base_model(input_ids=ids[None]).last_hidden_state[0]
-        head = backbone.heads[CRITIC]
-        raw = (states @ head.weight[0] + head.bias)[length - int(kept.sum()) - 1 : -1]
-        values[row, kept] = raw
+    both = [drawn(learner.setting, TARGETS[role], pool) for role in TWINS]
+    taken = drawn(learner.setting, TARGETS[STATE], pool) + torch.minimum(*both)
+    values = drawn(learner.setting, CRITIC, pool)
+    assert torch.equal(pool.taken, taken)
     assert bool((pool.weights == 1).all())
     _check_targets(pool, values, pool.taken, torch.full_like(values, 0.7))
 
@@ -243,10 +241,28 @@ def test_the_expectile_of_ilql_learns_the_upper_values() -> None:
     pool = replace(pool, taken=torch.where(pool.policy_batch.reply_BR == 5, 1.0, -1.0))
     for _ in range(150):
         learner.step_others(pool, 1)
-    with torch.no_grad(), backbone.acting_as(CRITIC):
-        values = learner._values(pool.critic_batch)  # type: ignore[attr-defined]
+    values = drawn(learner.setting, CRITIC, pool)
     assert values[:, 0].tolist() == pytest.approx([0.8, 0.8], abs=0.03)
 
 
 def _one(token: int) -> Rollout:
     return Rollout((token,), (0.0,), True)
+
+
+def test_each_role_is_to_say_what_the_others_do_not() -> None:
+    backbone = four_roles()
+    learner = learner_of(backbone)
+    for number, role in enumerate((*TWINS, STATE)):
+        tiny_models.scramble(backbone, role, seed=number, size=0.1)
+    _, experience, _ = experienced(learner)
+    learner.replay.add(experience)
+    pool = learner.with_targets(_drawn(learner))
+    said = {role: drawn(learner.setting, role, pool)[pool.mask].tolist() for role in (*TWINS, STATE)}
+    targets, shares = pool.targets[pool.mask].tolist(), learner._shares(pool)
+    for role in TWINS:
+        rest = [y - b for y, b in zip(targets, said[STATE], strict=True)]
+        behind = sum(r - own for r, own in zip(rest, said[role], strict=True)) / len(rest)
+        assert abs(behind) > 1e-3
+        assert shares[role][pool.mask].tolist() == pytest.approx([r - behind for r in rest], abs=1e-4)
+    expected = [y - (one + other) / 2 for y, one, other in zip(targets, said["q-0"], said["q-1"], strict=True)]
+    assert shares[STATE][pool.mask].tolist() == pytest.approx(expected, abs=1e-4)

@@ -1,8 +1,10 @@
 """What the value learners share: Q roles that guide decoding, a replay of past replies, and an automatic temperature.
 
-The policy's weights are never touched. It samples pi_ref exp(mean_k Q_k / beta), normalised, of which the head b(s) cancels
+The policy's weights are never touched. It samples pi_ref exp(mean_k Q_k / beta), normalised, of which b(s) cancels
 (`rollout/guide.py`); beta moves until the KL divergence of the guided replies from the reference is `kl_target` nats per reply,
 by gradient ascent on the dual, as the temperature of SAC does: Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905.
+
+Shapes: B replies, R reply tokens.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from selfeval.algorithms.controllers import dual_kl_coefficient
 from selfeval.algorithms.kl import k1
 from selfeval.algorithms.masked import masked_mean, masked_sum
+from selfeval.algorithms.q_learning import huber_loss
 from selfeval.rollout.guide import Guide
 from selfeval.training.experience import Experience, RewardScale, collect
-from selfeval.training.learners.action_values import TARGETS, TWINS, UNIT, add_twins, follow, lag, q_gradients
+from selfeval.training.learners.action_values import STATE, TARGETS, TWINS, UNIT, add_q_roles, drawn, follow, gradients
 from selfeval.training.replay import Replay, Replayed
 from selfeval.training.setting import Prompt, Samples, Setting
 from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
@@ -29,21 +33,24 @@ __all__ = ["ValueLearner"]
 _TEMPERATURE_RATE = 0.05
 """Change of log beta in an iteration whose KL is off by the whole target."""
 
+Step = dict[str, tuple[Replayed, Tensor]]
+"""For each role a minibatch, and what the role is to say of its tokens."""
+
 
 class ValueLearner(ABC):
     """Learns Q functions from remembered replies; a subclass says what they are to learn.
 
     Args:
         setting: what the loop was given; its reward has no KL penalty.
-        others: peak learning rate of further roles that learn.
+        others: further roles that learn, with `critic_learning_rate`.
     """
 
-    def __init__(self, setting: Setting, others: Mapping[str, float] | None = None) -> None:
-        add_twins(setting)
+    def __init__(self, setting: Setting, others: Sequence[str] = ()) -> None:
+        add_q_roles(setting)
         config = setting.config
         self.setting = setting
-        rates = {**dict.fromkeys(TWINS, config.learning_rate), **(others or {})}
-        self.roles: tuple[str, ...] = (*rates, *TARGETS)
+        rates = {**dict.fromkeys(TWINS, config.learning_rate), **dict.fromkeys((STATE, *others), config.critic_learning_rate)}
+        self.roles: tuple[str, ...] = (*rates, *TARGETS.values())
         self.optimizers = Optimizers(setting.backbone, rates, config)
         self.replay = Replay(config.replay)
         self.automatic = config.kl_control != "fixed"
@@ -66,35 +73,47 @@ class ValueLearner(ABC):
 
     @abstractmethod
     def with_targets(self, pool: Replayed) -> Replayed:
-        """The replies with the value of each token by the target roles, and what the Q functions are to learn."""
+        """The replies with the value of each token by the targets, and what the Q functions are to learn."""
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         self.replay.add(experience)
-        rows = [self._step(parts, iteration) for parts in self._minibatches(len(experience.scores_B), iteration)]
+        rows = [self._step(parts, iteration) for parts in self._steps(len(experience.scores_B), iteration)]
         return {**mean_of(rows), **self._follow_kl(self.guided(experience), iteration)}
 
-    def _minibatches(self, count: int, iteration: int) -> Iterator[dict[str, tuple[Replayed, float]]]:
-        """For each step a minibatch per Q role and that role's lag.
-
-        In each epoch `count` replies are drawn, and their targets made anew.
-        """
+    def _steps(self, count: int, iteration: int) -> Iterator[Step]:
+        """The steps of an iteration: in each epoch `count` replies are drawn, and their targets made anew."""
         config = self.setting.config
         for epoch in range(config.epochs):
             rng = random.Random(f"{self.setting.seed}/replay/{iteration}/{epoch}")
             pool = self.with_targets(self.replay.sample(self.setting.backbone, count, rng))
-            orders = {role: torch.tensor(rng.sample(range(len(pool.mask)), len(pool.mask))) for role in TWINS}
-            lags = {role: lag(self.setting, role, pool) for role in TWINS}
-            for start in range(0, len(pool.mask), config.minibatch):
-                picked = {role: order[start : start + config.minibatch].to(pool.mask.device) for role, order in orders.items()}
-                yield {role: (pool.rows(index), lags[role]) for role, index in picked.items()}
+            parts, size = self._shares(pool), len(pool.mask)
+            orders = {role: torch.tensor(rng.sample(range(size), size), device=pool.mask.device) for role in parts}
+            for start in range(0, size, config.minibatch):
+                picked = {role: order[start : start + config.minibatch] for role, order in orders.items()}
+                yield {role: (pool.rows(index), parts[role][index]) for role, index in picked.items()}
 
-    def _step(self, parts: dict[str, tuple[Replayed, float]], iteration: int) -> dict[str, float]:
-        found = []
-        for role, (part, behind) in parts.items():
-            values = q_gradients(self.setting, role, part, behind=behind)
-            found.append({**values, "q_lag": behind, "grad_norm": self.optimizers.step(role, iteration)})
+    def _shares(self, pool: Replayed) -> dict[str, Tensor]:
+        """What each role is to say: the target less what the others say now."""
+        said = {role: drawn(self.setting, role, pool) for role in (*TWINS, STATE)}
+        rest_BR = pool.targets - said[STATE]
+        behind = {role: masked_mean(rest_BR - said[role], pool.mask) for role in TWINS}
+        shares = {role: rest_BR - behind[role] for role in TWINS}
+        return {**shares, STATE: pool.targets - (said[TWINS[0]] + said[TWINS[1]]) / 2}
+
+    def _step(self, parts: Step, iteration: int) -> dict[str, float]:
+        losses, norms = {}, {}
+        for role, (part, targets_BR) in parts.items():
+            losses[role] = gradients(self.setting, role, part, targets_BR, huber_loss)
+            norms[role] = self.optimizers.step(role, iteration)
         follow(self.setting.backbone, self.setting.config.target_share)
-        return {**mean_of(found), **self.step_others(parts[TWINS[0]][0], iteration)}
+        part = parts[STATE][0]
+        return {
+            "q_loss": mean_of([{"": losses[role]} for role in TWINS])[""],
+            "state_loss": losses[STATE],
+            "q": float(masked_mean(part.taken, part.mask)),
+            "grad_norm": mean_of([{"": norms[role]} for role in TWINS])[""],
+            **self.step_others(part, iteration),
+        }
 
     def step_others(self, part: Replayed, iteration: int) -> dict[str, float]:
         """A step of the further roles on a minibatch."""
