@@ -32,7 +32,7 @@ from selfeval.training.phases import (
     add_optimizer,
     rollout_peak,
     score_peak,
-    update_peak,
+    update_peaks,
 )
 from selfeval.training.policy import POLICY
 
@@ -225,14 +225,17 @@ class Measured:
             backbone.recompute_layers()
         return made
 
-    def _peak(self, trial: Callable[[ShapeBackbone], Peaks], brought: int) -> Peaks:
-        """A trial's peaks at full depth, on the weights as they lie in memory.
+    def _peak(self, trial: Callable[[ShapeBackbone], list[Peaks]], brought: int) -> Peaks:
+        """The fullest of a trial's peaks, each of them at full depth and on the weights as they lie in memory.
 
         Args:
-            trial: of a phase.
+            trial: of a phase; may consist of several things done one after the other.
             brought: bytes of streamed weights that are on the main device at a time.
         """
-        first, *deeper = (trial(backbone) for backbone in self.backbones)
+        found = zip(*(trial(backbone) for backbone in self.backbones), strict=True)
+        return fullest(self._at_full_depth(first, deeper, brought) for first, *deeper in found)
+
+    def _at_full_depth(self, first: Peaks, deeper: Sequence[Peaks], brought: int) -> Peaks:
         steps = [count / self.period - 2 for _, count in self.spans] if deeper else []
         found: Peaks = {}
         for device, size in self.placement.bytes.items():
@@ -247,7 +250,8 @@ class Measured:
         if device != "cpu":
             return peak
         alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
-        kept = kept_by_allocator(self.sizes.total, alive) if self.placement.main == "cpu" else 0
+        learning = peak["gradients"] > 0
+        kept = kept_by_allocator(self.sizes.total, alive, learning=learning) if self.placement.main == "cpu" else 0
         return peak + Counter(runtime=self.runtime, allocator=kept)
 
     @cached_property
@@ -275,22 +279,22 @@ class Measured:
         in_iteration = min(rows, policy.questions_per_iteration * policy.replies_per_question)
         prompts = min(in_iteration, policy.questions_per_iteration)
 
-        def trial(backbone: ShapeBackbone) -> Peaks:
+        def trial(backbone: ShapeBackbone) -> list[Peaks]:
             shape = Shape(in_iteration, work.reply_prompt, work.reply)
             peaks = rollout_peak(backbone, shape, prompts=prompts, nucleus=False, role=POLICY)
             add_optimizer(peaks, backbone, LEARNING)
-            return peaks
+            return [peaks]
 
         return self._peak(trial, self._matrix)
 
     def _of_base(self, shape: Shape, *, nucleus: bool) -> Peaks:
         """Sampling from the bare base, each reply to a prompt of its own."""
 
-        def trial(backbone: ShapeBackbone) -> Peaks:
+        def trial(backbone: ShapeBackbone) -> list[Peaks]:
             peaks = rollout_peak(backbone, shape, prompts=shape.rows, nucleus=nucleus, role=BASE)
             for peak in peaks.values():
                 peak["adapters"] = 0
-            return peaks
+            return [peaks]
 
         return self._peak(trial, self._matrix)
 
@@ -307,14 +311,14 @@ class Measured:
         replies = policy.questions_per_iteration * policy.replies_per_question
         minibatch = min(policy.minibatch, replies)
 
-        def score(backbone: ShapeBackbone) -> Peaks:
+        def score(backbone: ShapeBackbone) -> list[Peaks]:
             shape = Shape(min(rows, replies), work.reply_prompt, work.reply)
             peaks = score_peak(backbone, shape, grade_prompt=work.grade_prompt, replies=replies)
             add_optimizer(peaks, backbone, LEARNING)
-            return peaks
+            return [peaks]
 
-        def update(backbone: ShapeBackbone) -> Peaks:
-            return update_peak(
+        def update(backbone: ShapeBackbone) -> list[Peaks]:
+            return update_peaks(
                 backbone,
                 Shape(min(rows, minibatch), work.reply_prompt, work.reply),
                 grade_prompt=work.grade_prompt,
