@@ -175,8 +175,8 @@ def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str,
 class Measured:
     """Peaks of the phases of one model, by running them on shapes of some of its depths.
 
-    Layers that lie together form a span. A model with two layers (or periods of layers) in each span is run, and one more for
-    each span with a third; what a layer adds there is what every further one adds.
+    Layers that lie together form a span. A model with a few layers (or periods of layers) in each span is run, and one more for
+    each span with another there; what that adds is what every further one adds.
 
     Args:
         checkpointing: layers are recomputed in the backward pass.
@@ -197,12 +197,13 @@ class Measured:
         self.runtime = runtime + (0 if placement.main != "cpu" or precision == "fp32" else kernel_bytes())
         self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
         self.period = facts.period or facts.layers
-        self.whole = (2 * len(self.spans) + 1) * self.period >= facts.layers
+        self.few = 2 if len(self.spans) == 1 else 1
+        self.whole = (self.few * len(self.spans) + 1) * self.period >= facts.layers
         self.rollout, self.learning = cache(self._rollout), cache(self._learning)
 
     def _shallow(self, deeper: int | None = None) -> DeviceMap:
-        """The device map with two periods of layers in each span, three in one of them."""
-        counts = [(3 if number == deeper else 2) * self.period for number in range(len(self.spans))]
+        """The device map with few periods of layers in each span, another in one of them."""
+        counts = [(self.few + (number == deeper)) * self.period for number in range(len(self.spans))]
         devices = [d for (d, _), count in zip(self.spans, counts, strict=True) for _ in range(count)]
         return replace(self.placement, layers=self.placement.layers[: len(devices)], devices=tuple(devices))
 
@@ -236,7 +237,7 @@ class Measured:
         return fullest(self._at_full_depth(first, deeper, brought) for first, *deeper in found)
 
     def _at_full_depth(self, first: Peaks, deeper: Sequence[Peaks], brought: int) -> Peaks:
-        steps = [count / self.period - 2 for _, count in self.spans] if deeper else []
+        steps = [count / self.period - self.few for _, count in self.spans] if deeper else []
         found: Peaks = {}
         for device, size in self.placement.bytes.items():
             peak = at_depth(first.get(device, {}), [one.get(device, {}) for one in deeper], steps)
