@@ -1,7 +1,7 @@
 """The arithmetic of a memory plan: bytes by device, phase and kind, and the most that fits a budget.
 
-A peak is `runtime + base + adapters + gradients + optimizer + KV cache + activations + logits + allocator` at a phase's fullest
-moment; runtime and allocator are those of this process, and only the CPU has them.
+A peak is `runtime + base + adapters + gradients + optimizer + KV cache + activations + logits + kernels + allocator` at a phase's
+fullest moment; runtime, kernels and allocator are of the process, and counted in RAM only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selfeval.backbone.sizes import WeightSizes, weight_sizes
 __all__ = ["DTYPES", "KINDS", "PHASES", "DevicePlan", "Plan", "at_depth", "largest_fitting", "weigh"]
 
 PHASES = ("load", "rollout", "score", "update")
-KINDS = ("runtime", "base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits", "allocator")
+KINDS = ("runtime", "base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits", "kernels", "allocator")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
 """Precision -> what hidden states are computed in."""
 
@@ -53,7 +53,7 @@ def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int) -> 
 
     Measuring is slow, and what it measures is nearly straight in n. So the next guess is where the line through both ends meets
     the budget, and the search ends when the line from a guess that fits to one that does not says that the next n does not.
-    Where the measure bends downwards or not at all, that is exact; where it bends upwards, the result fits and may be too small.
+    Where the measure bends downwards or not at all, that is exact; where it bends upwards, the result may be too small.
 
     Args:
         measure: bytes that n rows take; grows with n.

@@ -194,7 +194,8 @@ class Measured:
     ) -> None:
         self.facts, self.config, self.precision, self.work = facts, config, precision, work
         self.placement, self.checkpointing = placement, checkpointing
-        self.runtime = runtime + (0 if placement.main != "cpu" or precision == "fp32" else kernel_bytes())
+        self.runtime = runtime
+        self.kernels = kernel_bytes() if placement.main == "cpu" and precision != "fp32" else 0
         self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
         self.period = facts.period or facts.layers
         self.few = 2 if len(self.spans) == 1 else 1
@@ -253,7 +254,7 @@ class Measured:
         alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
         learning = peak["gradients"] > 0
         kept = kept_by_allocator(self.sizes.total, alive, learning=learning) if self.placement.main == "cpu" else 0
-        return peak + Counter(runtime=self.runtime, allocator=kept)
+        return peak + Counter(runtime=self.runtime, kernels=self.kernels, allocator=kept)
 
     @cached_property
     def sizes(self) -> Any:
