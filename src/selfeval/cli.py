@@ -212,7 +212,8 @@ def plan(
     the wanted sizes do not fit, smaller ones are found; where nothing fits, it says what would have to change (exit code 2).
 
     Rows: runtime (Python, torch, libraries; RAM only), base (frozen weights), adapters, gradients and optimizer (of the roles
-    that learn), KV cache (while replies are sampled), activations, logits chunk, what malloc keeps (small models, RAM only).
+    that learn), KV cache (while replies are sampled), activations, logits chunk, kernels (16 bits on a CPU), and what malloc
+    keeps (small models on a CPU).
 
     Examples:
 

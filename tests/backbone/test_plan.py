@@ -24,5 +24,19 @@ def test_the_largest_that_fits(budget: int) -> None:
     assert largest_fitting(measure, 64, budget) == by_hand
 
 
-def test_no_budget_is_no_limit() -> None:
-    assert largest_fitting(lambda n: n, 64, None) == 64
+def test_a_straight_measure_is_found_in_three_steps() -> None:
+    asked = []
+
+    def measure(n: int) -> int:
+        asked.append(n)
+        return 1000 + 37 * n
+
+    assert largest_fitting(measure, 500, 1000 + 37 * 123 + 5) == 123
+    assert asked == [500, 1, 123]
+
+
+def test_what_grows_ever_faster_is_never_overfilled() -> None:
+    for budget in range(1, 4000, 13):
+        found = largest_fitting(lambda n: n * n, 60, budget)
+        assert found * found <= budget
+        assert (found > 0) == (budget >= 1)

@@ -12,6 +12,7 @@ import chatglm
 import tiny_models
 from selfeval.backbone.facts import ModelFacts, model_facts
 from selfeval.backbone.footprint import Peaks
+from selfeval.backbone.meters import kernel_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, meta_model, plan_placement, usable_memory
 from selfeval.backbone.plan import KINDS, PHASES, Plan
 from selfeval.cli import app
@@ -300,6 +301,9 @@ def test_the_runtime_counts_in_ram_and_against_a_budget_for_the_process() -> Non
     assert machine.budget("cpu") == 2 << 30
     plan = make_plan(_config(), _facts(2), machine, work=WORK)
     assert all(plan.main.phases[phase]["runtime"] == machine.runtime for phase in PHASES)
+    assert not plan.main.phases["load"]["kernels"]
+    halves = make_plan(_config(precision="bf16"), _facts(2), machine, work=WORK)
+    assert halves.main.phases["load"]["kernels"] == kernel_bytes()
     # Free memory does not hold what this process has taken already.
     assert Machine.of(_config(), {"cpu": 4 << 30}).budget("cpu") == (4 << 30) + machine.runtime
 

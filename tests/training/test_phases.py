@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import tiny_models
-from selfeval.backbone.footprint import Footprint, ShapeBackbone
+from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone, fullest
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
 from selfeval.config import LoraConfig, PolicyConfig
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.phases import LEARNING, POLICY_ROLES, Shape, optimizer_bytes, rollout_peak, score_peak, update_peak
+from selfeval.training.phases import LEARNING, POLICY_ROLES, Shape, optimizer_bytes, rollout_peak, score_peak, update_peaks
 from selfeval.training.policy import train_policy
 from selfeval.training.scoring import EvaluatorScorer
 from selfeval.training.setting import Prompt, Setting
@@ -106,8 +106,12 @@ def test_an_iteration_on_shapes_holds_what_the_loop_holds(shapes: ShapeBackbone,
     assert planned["adapters"] == real.adapter_bytes
 
 
+def _fullest_update(backbone: ShapeBackbone) -> Peaks:
+    return fullest(update_peaks(backbone, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0))
+
+
 def _update(backbone: ShapeBackbone) -> Counter[str]:
-    return update_peak(backbone, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0)["cpu"]
+    return _fullest_update(backbone)["cpu"]
 
 
 def test_scoring_holds_less_than_learning_and_no_gradients(shapes: ShapeBackbone) -> None:
@@ -155,9 +159,7 @@ def test_every_device_holds_the_base_caches_and_adapters_of_its_own_layers(on_on
     one, two = on_one, _spread(*["cuda:0"] * 2, *["cuda:1"] * 4)
     for trial in (
         lambda backbone: rollout_peak(backbone, SHAPE, prompts=8, nucleus=False, role="policy"),
-        lambda backbone: update_peak(
-            backbone, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0
-        ),
+        lambda backbone: _fullest_update(backbone),
     ):  # fmt: skip
         whole, parts = trial(one)["cuda:0"], trial(two)
         assert set(parts) == {"cuda:0", "cuda:1"}
@@ -175,8 +177,8 @@ def test_every_device_holds_the_base_caches_and_adapters_of_its_own_layers(on_on
 
 def test_a_streamed_layer_is_kept_elsewhere_and_computed_on_the_main_device(on_one: ShapeBackbone) -> None:
     shared = _spread(*["cuda:0"] * 2, *["cpu"] * 4)
-    whole, parts = on_one, update_peak(shared, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0)
-    kept = update_peak(whole, SHAPE, grade_prompt=GRADE, minibatch=8, replies=8, evaluator_rows=0)["cuda:0"]
+    whole, parts = on_one, _fullest_update(shared)
+    kept = _fullest_update(whole)["cuda:0"]
     assert set(parts["cpu"]) == {"base"}
     assert parts["cuda:0"]["base"] + parts["cpu"]["base"] == kept["base"]
     assert parts["cuda:0"]["adapters"] == kept["adapters"]  # where they are computed

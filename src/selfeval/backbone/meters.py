@@ -35,8 +35,6 @@ _M_MMAP_THRESHOLD, _MAPPED_BLOCK = -3, 1 << 17
 _LARGE_BASE = 1 << 26
 """Bytes of a base from which freed memory is given back at once."""
 _HAS_GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-_KEPT_SHARE = 0.5
-"""Measured by benchmarks/planner.py, embedded model and tiny: how much more than what lives a phase makes glibc hold."""
 _KERNELS, _KERNEL_BYTES = 32, 640 << 10
 """Kernels that are remembered, and about what one takes (measured on a CPU with AMX)."""
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -216,14 +214,19 @@ def return_freed_memory(base_bytes: int) -> None:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK)
 
 
-def kept_by_allocator(base_bytes: int, alive: int) -> int:
+def kept_by_allocator(base_bytes: int, alive: int, *, learning: bool) -> int:
     """Bytes that the C library keeps beside what a phase holds alive, where `return_freed_memory` does not stop it.
+
+    Measured, not derived: by benchmarks/planner.py on models of 1 and 4 MiB, as much again without a backward pass and half as
+    much again with one.
 
     Args:
         base_bytes: of the base.
         alive: bytes that the phase makes and drops again: activations, gradients, caches.
+        learning: the phase has a backward pass, whose fullest moment is one of long-lived blocks side by side.
     """
-    return 0 if base_bytes >= _LARGE_BASE or not _HAS_GLIBC else round(_KEPT_SHARE * alive)
+    kept = alive // 2 if learning else alive
+    return 0 if base_bytes >= _LARGE_BASE or not _HAS_GLIBC else kept
 
 
 def keep_few_kernels() -> None:

@@ -1,7 +1,7 @@
 """The arithmetic of a memory plan: bytes by device, phase and kind, and the most that fits a budget.
 
-A peak is `runtime + base + adapters + gradients + optimizer + KV cache + activations + logits + allocator` at a phase's fullest
-moment; runtime and allocator are those of this process, and only the CPU has them.
+A peak is `runtime + base + adapters + gradients + optimizer + KV cache + activations + logits + kernels + allocator` at the fullest
+moment of a phase; runtime, kernels and allocator are of the process, and counted in RAM only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selfeval.backbone.sizes import WeightSizes, weight_sizes
 __all__ = ["DTYPES", "KINDS", "PHASES", "DevicePlan", "Plan", "at_depth", "largest_fitting", "weigh"]
 
 PHASES = ("load", "rollout", "score", "update")
-KINDS = ("runtime", "base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits", "allocator")
+KINDS = ("runtime", "base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits", "kernels", "allocator")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
 """Precision -> what hidden states are computed in."""
 
@@ -48,28 +48,35 @@ def at_depth(least: Mapping[str, int], deeper: Sequence[Mapping[str, int]], step
     return Counter({kind: grown(kind) for kind in kinds})
 
 
-def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int | None) -> int:
+def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int) -> int:
     """The largest n <= wanted with measure(n) <= budget; 0 where even one is too much.
+
+    Measuring is slow, and what it measures is nearly straight in n. So the next guess is where the line through both ends meets
+    the budget, and the search ends when the line from a guess that fits to one that does not says that the next n does not.
+    Where the measure bends downwards or not at all, that is exact; where it bends upwards, the result may be too small.
 
     Args:
         measure: bytes that n rows take; grows with n.
         wanted: at least 1.
-        budget: bytes, None for no limit.
+        budget: bytes.
     """
-    if budget is None or measure(wanted) <= budget:
-        return wanted
     low, high = 1, wanted
-    if measure(low) > budget:
+    most = measure(high)
+    if most <= budget:
+        return wanted
+    least = measure(low)
+    if least > budget:
         return 0
     while high - low > 1:
-        share = (budget - measure(low)) / (measure(high) - measure(low))
-        guess = min(max(low + int(share * (high - low)), low + 1), high - 1)
-        if measure(guess) > budget:
-            high = guess
-        elif measure(guess + 1) > budget:
-            return guess
+        step = (most - least) / (high - low)
+        if least + step > budget:
+            return low
+        guess = min(low + int((budget - least) / step), high - 1)
+        found = measure(guess)
+        if found > budget:
+            high, most = guess, found
         else:
-            low = guess + 1
+            low, least = guess, found
     return low
 
 

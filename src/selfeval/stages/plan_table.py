@@ -60,7 +60,7 @@ def _by_kind(device: DevicePlan) -> Table:
         table.add_column(phase, justify="right")
     for kind in KINDS:
         sizes = [device.phases[phase].get(kind, 0) for phase in PHASES]
-        if any(sizes) or kind not in ("runtime", "allocator"):
+        if any(sizes) or kind not in ("runtime", "kernels", "allocator"):
             table.add_row(_LABELS.get(kind, kind), *(_cell(size) for size in sizes))
     table.add_section()
     table.add_row("total", *(_cell(device.total(phase)) for phase in PHASES), style="bold")

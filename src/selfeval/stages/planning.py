@@ -33,7 +33,7 @@ from selfeval.training.phases import (
     add_optimizer,
     rollout_peak,
     score_peak,
-    update_peak,
+    update_peaks,
 )
 from selfeval.training.setting import POLICY, REFERENCE
 
@@ -181,8 +181,8 @@ def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str,
 class Measured:
     """Peaks of the phases of one model, by running them on shapes of some of its depths.
 
-    Layers that lie together form a span. A model with two layers (or periods of layers) in each span is run, and one more for
-    each span with a third; what a layer adds there is what every further one adds.
+    Layers that lie together form a span. A model with a few layers (or periods of layers) in each span is run, and one more for
+    each span with another there; what that adds is what every further one adds.
 
     Args:
         checkpointing: layers are recomputed in the backward pass.
@@ -200,15 +200,17 @@ class Measured:
     ) -> None:
         self.facts, self.config, self.precision, self.work = facts, config, precision, work
         self.placement, self.checkpointing = placement, checkpointing
-        self.runtime = runtime + (0 if placement.main != "cpu" or precision == "fp32" else kernel_bytes())
+        self.runtime = runtime
+        self.kernels = kernel_bytes() if placement.main == "cpu" and precision != "fp32" else 0
         self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
         self.period = facts.period or facts.layers
-        self.whole = (2 * len(self.spans) + 1) * self.period >= facts.layers
+        self.few = 2 if len(self.spans) == 1 else 1
+        self.whole = (self.few * len(self.spans) + 1) * self.period >= facts.layers
         self.rollout, self.learning = cache(self._rollout), cache(self._learning)
 
     def _shallow(self, deeper: int | None = None) -> DeviceMap:
-        """The device map with two periods of layers in each span, three in one of them."""
-        counts = [(3 if number == deeper else 2) * self.period for number in range(len(self.spans))]
+        """The device map with few periods of layers in each span, another in one of them."""
+        counts = [(self.few + (number == deeper)) * self.period for number in range(len(self.spans))]
         devices = [d for (d, _), count in zip(self.spans, counts, strict=True) for _ in range(count)]
         return replace(self.placement, layers=self.placement.layers[: len(devices)], devices=tuple(devices))
 
@@ -231,15 +233,18 @@ class Measured:
             backbone.recompute_layers()
         return made
 
-    def _peak(self, trial: Callable[[ShapeBackbone], Peaks], brought: int) -> Peaks:
-        """A trial's peaks at full depth, on the weights as they lie in memory.
+    def _peak(self, trial: Callable[[ShapeBackbone], list[Peaks]], brought: int) -> Peaks:
+        """The fullest of a trial's peaks, each of them at full depth and on the weights as they lie in memory.
 
         Args:
-            trial: of a phase.
+            trial: of a phase; may consist of several things done one after the other.
             brought: bytes of streamed weights that are on the main device at a time.
         """
-        first, *deeper = (trial(backbone) for backbone in self.backbones)
-        steps = [count / self.period - 2 for _, count in self.spans] if deeper else []
+        found = zip(*(trial(backbone) for backbone in self.backbones), strict=True)
+        return fullest(self._at_full_depth(first, deeper, brought) for first, *deeper in found)
+
+    def _at_full_depth(self, first: Peaks, deeper: Sequence[Peaks], brought: int) -> Peaks:
+        steps = [count / self.period - self.few for _, count in self.spans] if deeper else []
         found: Peaks = {}
         for device, size in self.placement.bytes.items():
             peak = at_depth(first.get(device, {}), [one.get(device, {}) for one in deeper], steps)
@@ -253,8 +258,9 @@ class Measured:
         if device != "cpu":
             return peak
         alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
-        kept = kept_by_allocator(self.sizes.total, alive) if self.placement.main == "cpu" else 0
-        return peak + Counter(runtime=self.runtime, allocator=kept)
+        learning = peak["gradients"] > 0
+        kept = kept_by_allocator(self.sizes.total, alive, learning=learning) if self.placement.main == "cpu" else 0
+        return peak + Counter(runtime=self.runtime, kernels=self.kernels, allocator=kept)
 
     @cached_property
     def sizes(self) -> Any:
@@ -281,22 +287,22 @@ class Measured:
         in_iteration = min(rows, policy.questions_per_iteration * policy.replies_per_question)
         prompts = min(in_iteration, policy.questions_per_iteration)
 
-        def trial(backbone: ShapeBackbone) -> Peaks:
+        def trial(backbone: ShapeBackbone) -> list[Peaks]:
             shape = Shape(in_iteration, work.reply_prompt, work.reply)
             peaks = rollout_peak(backbone, shape, prompts=prompts, nucleus=False, role=POLICY)
             add_optimizer(peaks, backbone, LEARNING)
-            return peaks
+            return [peaks]
 
         return self._peak(trial, self._matrix)
 
     def _of_base(self, shape: Shape, *, nucleus: bool) -> Peaks:
         """Sampling from the bare base, each reply to a prompt of its own."""
 
-        def trial(backbone: ShapeBackbone) -> Peaks:
+        def trial(backbone: ShapeBackbone) -> list[Peaks]:
             peaks = rollout_peak(backbone, shape, prompts=shape.rows, nucleus=nucleus, role=BASE)
             for peak in peaks.values():
                 peak["adapters"] = 0
-            return peaks
+            return [peaks]
 
         return self._peak(trial, self._matrix)
 
@@ -313,14 +319,14 @@ class Measured:
         replies = policy.questions_per_iteration * policy.replies_per_question
         minibatch = min(policy.minibatch, replies)
 
-        def score(backbone: ShapeBackbone) -> Peaks:
+        def score(backbone: ShapeBackbone) -> list[Peaks]:
             shape = Shape(min(rows, replies), work.reply_prompt, work.reply)
             peaks = score_peak(backbone, shape, grade_prompt=work.grade_prompt, replies=replies)
             add_optimizer(peaks, backbone, LEARNING)
-            return peaks
+            return [peaks]
 
-        def update(backbone: ShapeBackbone) -> Peaks:
-            return update_peak(
+        def update(backbone: ShapeBackbone) -> list[Peaks]:
+            return update_peaks(
                 backbone,
                 Shape(min(rows, minibatch), work.reply_prompt, work.reply),
                 grade_prompt=work.grade_prompt,

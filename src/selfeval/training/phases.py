@@ -17,7 +17,7 @@ from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.families.states import state_arguments
-from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone, fullest
+from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
 from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
@@ -26,7 +26,16 @@ from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.gradients import add_gradients
 from selfeval.training.setting import CRITIC, POLICY
 
-__all__ = ["LEARNING", "POLICY_ROLES", "Shape", "add_optimizer", "optimizer_bytes", "rollout_peak", "score_peak", "update_peak"]
+__all__ = [
+    "LEARNING",
+    "POLICY_ROLES",
+    "Shape",
+    "add_optimizer",
+    "optimizer_bytes",
+    "rollout_peak",
+    "score_peak",
+    "update_peaks",
+]
 
 POLICY_ROLES = {EVALUATOR: True, POLICY: False, CRITIC: True}
 """The adapters that policy training has in memory (the reference is the bare base); True where there is a head."""
@@ -156,10 +165,12 @@ def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, repl
     return meter.peaks
 
 
-def update_peak(
+def update_peaks(
     backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, minibatch: int, replies: int, evaluator_rows: int
-) -> Peaks:
-    """Bytes by device and kind at the fullest moment of learning, the gradients of the micro-batches before being there.
+) -> list[Peaks]:
+    """Bytes by device and kind at the fullest moment of each that learns: policy, critic, and the evaluator where it has more.
+
+    The gradients of the micro-batches before are there.
 
     Args:
         shape: of a micro-batch.
@@ -184,7 +195,7 @@ def update_peak(
         for device, peak in alone.items():
             peak["adapters"] = _bytes(own.get(device, []))
         peaks.append(alone)
-    return fullest(peaks)
+    return peaks
 
 
 def _backward_peak(
