@@ -135,10 +135,8 @@ def train_all(jobs: Sequence[dict[str, Any]], folder: Path, workers: int = 2) ->
                 path.write_text(json.dumps(failure), encoding="utf-8")
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         after = result.get("gold_after", {}).get("value")
-        print(
-            f"{job['name']}: {'failed: ' + str(result.get('failed', 'nothing has gold')) if after is None else f'gold {after:.3f}'}",
-            flush=True,
-        )
+        told = str(result.get("failed", "nothing has gold")) if after is None else f"gold {after:.3f}"
+        print(f"{job['name']}: {told}", flush=True)
         return result
 
     with ThreadPoolExecutor(workers) as pool:
