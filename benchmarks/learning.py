@@ -133,7 +133,8 @@ def train_all(jobs: Sequence[dict[str, Any]], folder: Path, workers: int = 2) ->
                 path.write_text(json.dumps(failure), encoding="utf-8")
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         after = result.get("gold_after", {}).get("value")
-        print(f"{job['name']}: {'failed: ' + str(result['failed']) if after is None else f'gold {after:.3f}'}", flush=True)
+        said = f"gold {after:.3f}" if after is not None else f"failed: {result.get('failed', 'nothing has gold')}"
+        print(f"{job['name']}: {said}", flush=True)
         return result
 
     with ThreadPoolExecutor(workers) as pool:

@@ -23,7 +23,7 @@ LIKED, DISLIKED, LIMIT = 10, 11, 6
 PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i in range(6)]
 CONFIG = PolicyConfig(
     iterations=8, questions_per_iteration=6, replies_per_question=8, minibatch=24, learning_rate=1e-2,
-    critic_learning_rate=1e-2, warmup_iterations=0, unfinished_penalty=0.0, kl_target=6.0, checkpoint_every=3,
+    critic_learning_rate=1e-2, warmup_iterations=0, unfinished_penalty=0.0, kl_target=6.0, checkpoint_every=3, step_kl=0.0,
 )  # fmt: skip
 
 
