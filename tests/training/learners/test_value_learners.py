@@ -258,10 +258,12 @@ def test_each_role_is_to_say_what_the_others_do_not() -> None:
     learner.replay.add(experience)
     pool = learner.with_targets(_drawn(learner))
     said = {role: drawn(learner.setting, role, pool)[pool.mask].tolist() for role in (*TWINS, STATE)}
-    targets, shares = pool.targets[pool.mask].tolist(), learner._shares(pool)
+    targets, shares, weights = pool.targets[pool.mask].tolist(), learner._shares(pool), pool.weights[pool.mask].tolist()
+    assert min(weights) < 0.9
     for role in TWINS:
         rest = [y - b for y, b in zip(targets, said[STATE], strict=True)]
-        behind = sum(r - own for r, own in zip(rest, said[role], strict=True)) / len(rest)
+        errors = [r - own for r, own in zip(rest, said[role], strict=True)]
+        behind = sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights)
         assert abs(behind) > 1e-3
         assert shares[role][pool.mask].tolist() == pytest.approx([r - behind for r in rest], abs=1e-4)
     expected = [y - (one + other) / 2 for y, one, other in zip(targets, said["q-0"], said["q-1"], strict=True)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -93,12 +94,19 @@ class ValueLearner(ABC):
                 yield {role: (pool.rows(index), parts[role][index]) for role, index in picked.items()}
 
     def _shares(self, pool: Replayed) -> dict[str, Tensor]:
-        """What each role is to say: the target less what the others say now."""
-        said = {role: drawn(self.setting, role, pool) for role in (*TWINS, STATE)}
-        rest_BR = pool.targets - said[STATE]
-        behind = {role: masked_mean(rest_BR - said[role], pool.mask) for role in TWINS}
-        shares = {role: rest_BR - behind[role] for role in TWINS}
-        return {**shares, STATE: pool.targets - (said[TWINS[0]] + said[TWINS[1]]) / 2}
+        """What each role is to say: the target less what the others say now.
+
+        The Q roles learn from errors less their mean, as advantages are centred for a policy gradient: while all values lag
+        behind rising rewards, every drawn token is worth more than its Q, and they would imitate whatever is drawn. Where all
+        errors are 0 there is nothing to take away.
+        """
+        one_BR, other_BR, state_BR = (drawn(self.setting, role, pool) for role in (*TWINS, STATE))
+        rest_BR, weights_BR = pool.targets - state_BR, pool.weights
+        shares = {STATE: pool.targets - (one_BR + other_BR) / 2}
+        for role, said_BR in zip(TWINS, (one_BR, other_BR), strict=True):
+            error = masked_sum(weights_BR * (rest_BR - said_BR), pool.mask) / masked_sum(weights_BR, pool.mask)
+            shares[role] = rest_BR - error
+        return shares
 
     def _step(self, parts: Step, iteration: int) -> dict[str, float]:
         losses, norms = {}, {}
@@ -108,10 +116,10 @@ class ValueLearner(ABC):
         follow(self.setting.backbone, self.setting.config.target_share)
         part = parts[STATE][0]
         return {
-            "q_loss": mean_of([{"": losses[role]} for role in TWINS])[""],
+            "q_loss": fmean(losses[role] for role in TWINS),
             "state_loss": losses[STATE],
             "q": float(masked_mean(part.taken, part.mask)),
-            "grad_norm": mean_of([{"": norms[role]} for role in TWINS])[""],
+            "grad_norm": fmean(norms[role] for role in TWINS),
             **self.step_others(part, iteration),
         }
 
