@@ -168,6 +168,14 @@ def test_a_stage_that_does_not_exist(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("number", ["3", "0", "two"])
+def test_a_round_that_does_not_exist(tmp_path: Path, number: str) -> None:
+    settings = ("--set", "rounds=2", "--output", str(tmp_path / "run"))
+    sentence = _refused("run", *settings, "--until", f"{number}/pairs")
+    assert f'--until {number}/pairs: there is no round "{number}", rounds = 2; give one of them' in sentence
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_output_that_is_something_else(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")

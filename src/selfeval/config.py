@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from selfeval.errors import ConfigError
 
@@ -321,8 +330,6 @@ class RunConfig(Section):
     """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
-    rounds: Count = 1
-    """How often the loop is gone through; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the backbone lives."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
@@ -348,6 +355,19 @@ class RunConfig(Section):
     evaluator: EvaluatorConfig = EvaluatorConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    rounds: Count = 1
+    """How often the loop is gone through; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
+
+    @field_validator("rounds")
+    @classmethod
+    def _rounds_move_the_policy(cls, value: int, info: ValidationInfo) -> int:
+        policy = info.data.get("policy")
+        if value > 1 and policy is not None and policy.learner in ("ilql", "soft_q"):
+            raise ValueError(
+                f'policy.learner = "{policy.learner}" leaves the policy\'s weights alone, so a later round would start where '
+                "the first did; take another learner, or rounds = 1"
+            )
+        return value
 
     @model_validator(mode="after")
     def _rounds_need_a_better_policy(self) -> RunConfig:
