@@ -24,7 +24,7 @@ from policies import CONFIG, four_roles, train
 from selfeval.training import checkpoint
 from selfeval.training.setting import CRITIC, POLICY
 
-ITERATIONS = 48
+ITERATIONS = 80
 
 
 def once(folder: Path, settings: dict[str, Any], *, kill_in_write: bool) -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     (folder / "killed").mkdir()
     while found["kills"] < kills:
         in_write = found["kills"] % 3 == 2
-        wait = None if in_write else setup + rng.uniform(0.0, 4.0) * step
+        wait = None if in_write else setup + rng.uniform(0.0, 3.0) * step
         if forked(folder / "killed", settings, wait, kill_in_write=in_write):
             break
         found["kills"] += 1
