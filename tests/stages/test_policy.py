@@ -84,7 +84,7 @@ def test_the_saved_policy_is_byte_for_byte_that_of_the_start(guided: Context, tm
     assert found.keys() - expected.keys() == {"guide.json"}
     assert {name: found[name] for name in expected} == expected
     for role in ("q-0", "q-1"):
-        assert {"adapter_model.safetensors", "head.safetensors", "role.json"} <= hashes(guided.role_folder(role)).keys()
+        assert {"adapter_model.safetensors", "role.json"} <= hashes(guided.role_folder(role)).keys()
 
 
 def test_another_process_samples_with_the_same_guide(guided: Context) -> None:
