@@ -144,7 +144,7 @@ def test_kernels_of_many_shapes_stay_within_what_is_counted() -> None:
         return int(found[0]), int(found[1])
 
     few, counted = grown("few")
-    assert few < counted + 8 * MIB
+    assert few < counted + 16 * MIB  # and the pages of oneDNN itself
     many, _ = grown("all")
     if many < 2 * counted:
         pytest.skip(f"this CPU keeps only {many / MIB:.0f} MiB of kernels anyway")

@@ -76,7 +76,7 @@ def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
     shallow, deep = found
     for phase, peaks in deep.items():
         for device, peak in peaks.items():
-            assert shallow[phase][device].total() == pytest.approx(peak.total(), rel=0.02), (phase, device)
+            assert shallow[phase][device].total() == pytest.approx(peak.total(), rel=0.03), (phase, device)
 
 
 def test_the_more_memory_the_larger_the_settings(free: Plan) -> None:
@@ -127,8 +127,9 @@ def test_a_7b_that_is_nowhere_on_this_disk() -> None:
 
 def test_a_7b_on_two_uneven_cards_and_ram() -> None:
     """The map is the loader's own, and every device has a plan of its own."""
-    machine = _cards(cuda0=8, cuda1=10, cpu=32)
-    plan = _seven(machine, checkpointing=True)
+    machine = _cards(cuda0=8, cuda1=8.5, cpu=32)
+    plan = _seven(machine, checkpointing=True, rollout_rows=4, batch_tokens=1)
+    assert plan.fits
     model = meta_model(model_facts("Qwen2.5-7B-Instruct").config)
     assert plan.placement == plan_placement(model, usable_memory(machine.memory, PlacementConfig()), "bf16")
     assert [d.device for d in plan.devices] == ["cuda:0", "cuda:1", "cpu"]
@@ -150,14 +151,25 @@ def test_a_7b_on_two_uneven_cards_and_ram() -> None:
     assert not any(second.phases[phase].get("logits", 0) for phase in PHASES)  # logits never travel
 
 
-def test_a_spread_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make_it() -> None:
-    plan = _seven(_cards(cuda0=6, cuda1=6, cpu=32), batch_tokens=400, placement={"reserve": 0.0})
-    assert not plan.fits
-    said = next(s for s in plan.changes if "placement.reserve" in s)
-    reserve = float(said.split("placement.reserve=")[1].split()[0])
-    assert 0 < reserve < 1
-    better = _seven(_cards(cuda0=6, cuda1=6, cpu=32), batch_tokens=400, placement={"reserve": reserve})
-    assert better.main.over < plan.main.over
+def test_a_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make_it() -> None:
+    """Weights that just fit on one card leave nothing to an update; moved to the next one in part, they do."""
+    wide = tiny_models.tiny_config("llama", 400, hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
+
+    def planned(card: int, reserve: float) -> Plan:
+        config = _config(device="cuda", lora={"rank": 4}, rollout_rows=2, batch_tokens=1, placement={"reserve": reserve})
+        machine = Machine({"cuda:0": card, "cuda:1": card, "cpu": 0, DISK: 0})
+        return make_plan(config, ModelFacts("wide", wide), machine, work=WORK)
+
+    recomputed = planned(GIB, 0.0)
+    base = recomputed.main.phases["load"]["base"]
+    tight = planned(base + (1 << 18), 0.0)
+    assert not tight.fits
+    assert tight.placement.is_whole
+    said = next(s for s in tight.changes if "placement.reserve" in s)
+    assert "move layers from cuda:0 to cuda:1" in said
+    better = planned(base + (1 << 18), float(said.split("placement.reserve=")[1].split()[0]))
+    assert better.fits
+    assert [device.device for device in better.devices] == ["cuda:0", "cuda:1"]
 
 
 def test_weights_too_large_for_all_devices_are_planned_and_refused() -> None:
@@ -305,7 +317,8 @@ def test_the_runtime_counts_in_ram_and_against_a_budget_for_the_process() -> Non
     halves = make_plan(_config(precision="bf16"), _facts(2), machine, work=WORK)
     assert halves.main.phases["load"]["kernels"] == kernel_bytes()
     # Free memory does not hold what this process has taken already.
-    assert Machine.of(_config(), {"cpu": 4 << 30}).budget("cpu") == (4 << 30) + machine.runtime
+    free = Machine.of(_config(), {"cpu": 4 << 30})
+    assert free.budget("cpu") == (4 << 30) + free.runtime
 
 
 def test_named_devices_take_the_place_of_those_that_are_here() -> None:

@@ -132,7 +132,9 @@ def test_the_update_holds_what_entropy_takes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("selfeval.training.phases.token_logprobs", noted)
     with_entropy = _update(wide)
     assert asked == [True]  # as `_update_policy` asks
-    monkeypatch.setattr("selfeval.training.phases.token_logprobs", lambda *a, **o: token_logprobs(*a))
+    monkeypatch.setattr(
+        "selfeval.training.phases.token_logprobs", lambda *a, **o: token_logprobs(*a, **{**o, "entropy": False})
+    )
     assert with_entropy.total() > _update(wide).total()
 
 

@@ -34,7 +34,7 @@ from torch.autograd.function import once_differentiable
 
 from selfeval.backbone.output_head import OutputHead
 
-__all__ = ["HasOutputHead", "Measure", "TokenLogprobs", "token_logprobs"]
+__all__ = ["HasOutputHead", "Measure", "TokenLogprobs", "tile_bytes", "token_logprobs"]
 
 Measure = Literal["logprobs", "entropy", "kl"]
 
@@ -109,7 +109,7 @@ def token_logprobs(
     differentiated = tuple(m for m in asked if m in gradient) if torch.is_grad_enabled() and hidden_BRD.requires_grad else ()
     rows_N = mask_BR.reshape(-1).nonzero()[:, 0]
     targets_N = targets_BR.reshape(-1)[rows_N]
-    budget = chunk_bytes or (16 if hidden_BRD.device.type == "cpu" else 64) * _MIB
+    budget = chunk_bytes or tile_bytes(hidden_BRD.device.type)
     job = _Job(backbone.output_head, rows_N, targets_N, temperature, asked, differentiated, budget)
     other_MD = None if other_BRD is None else other_BRD.detach().flatten(0, -2)
     found = _Differentiated.apply(hidden_BRD.flatten(0, -2), other_MD, job)  # type: ignore[no-untyped-call]
@@ -123,6 +123,11 @@ def token_logprobs(
     logprobs_BR = padded("logprobs")
     assert logprobs_BR is not None
     return TokenLogprobs(logprobs_BR, padded("entropy"), padded("kl"))
+
+
+def tile_bytes(kind: str) -> int:
+    """Memory for tiles on a kind of device (cpu, cuda) where nothing else is asked for."""
+    return (16 if kind == "cpu" else 64) * _MIB
 
 
 @dataclass(frozen=True)

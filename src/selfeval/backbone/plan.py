@@ -1,7 +1,7 @@
 """The arithmetic of a memory plan: bytes by device, phase and kind, and the most that fits a budget.
 
-A peak is `runtime + base + adapters + gradients + optimizer + KV cache + activations + logits + kernels + allocator` at the
-fullest moment of a phase; runtime, kernels and allocator are of the process, and counted in RAM only.
+A peak is the sum of all kinds at the fullest moment of a phase; runtime, kernels and allocator are of the process, and counted
+in RAM only.
 """
 
 from __future__ import annotations

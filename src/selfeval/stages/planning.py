@@ -204,7 +204,7 @@ class Measured:
         self.kernels = kernel_bytes() if placement.main == "cpu" and precision != "fp32" else 0
         self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
         self.period = facts.period or facts.layers
-        self.few = 2 if len(self.spans) == 1 else 1
+        self.few = 2 if len(self.spans) <= 2 else 1  # every span costs a model more
         self.whole = (self.few * len(self.spans) + 1) * self.period >= facts.layers
         self.rollout, self.learning = cache(self._rollout), cache(self._learning)
 

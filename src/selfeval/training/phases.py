@@ -18,7 +18,7 @@ from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.families.states import state_arguments
 from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone
-from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.logprobs import tile_bytes, token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
 from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
 from selfeval.rollout.draws import pick
@@ -156,7 +156,7 @@ def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, repl
         kept = _experience(Shape(replies, shape.prompt, shape.reply), grade_prompt)
         with backbone.acting_as(BASE):  # the reference of a policy that starts there
             batch = _sequences(shape)
-            token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+            _logprobs(backbone, batch)
         with backbone.acting_as(EVALUATOR):
             final_scores(backbone, EVALUATOR, _sequences(graded))
         with backbone.acting_as(CRITIC):
@@ -231,9 +231,15 @@ def add_optimizer(peaks: Peaks, backbone: ShapeBackbone, roles: Sequence[str]) -
         peaks[device]["optimizer"] = size
 
 
+def _logprobs(backbone: ShapeBackbone, batch: Sequences, *, entropy: bool = False) -> Tensor:
+    """In tiles of the size that the main device would have; the fake tensors say that they are on a CPU."""
+    hidden, tile = reply_hidden(backbone, batch), tile_bytes(backbone.main.partition(":")[0])
+    return token_logprobs(backbone, hidden, batch.reply_BR, batch.mask_BR, entropy=entropy, chunk_bytes=tile).logprobs
+
+
 def _policy_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
     batch = _sequences(shape)
-    logprobs = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR, entropy=True)[0]
+    logprobs = _logprobs(backbone, batch, entropy=True)
     before = torch.zeros_like(logprobs)
     return masked_sum(ppo_clip_loss(logprobs, before, before, clip_low=0.2, clip_high=0.2), batch.mask_BR)
 
