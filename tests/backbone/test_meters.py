@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -117,35 +116,3 @@ def test_a_large_base_gives_back_and_a_small_one_is_charged_for_what_stays() -> 
     assert kept_by_allocator(64 * MIB, 100 * MIB, learning=True) == 0
     assert kept_by_allocator(MIB, 100 * MIB, learning=True) in (0, 50 * MIB)  # 0 without glibc
     assert kept_by_allocator(MIB, 100 * MIB, learning=False) in (0, 100 * MIB)
-
-
-_MANY_SHAPES = """
-import sys, torch
-from selfeval.backbone.meters import keep_few_kernels, kernel_bytes, resident_bytes
-if sys.argv[1] == "few":
-    keep_few_kernels()
-weight = torch.randn(2048, 768, dtype=torch.bfloat16)
-rows = [torch.randn(301 + i, 768, dtype=torch.bfloat16) for i in range(100)]
-torch.nn.functional.linear(rows[0][:300], weight)
-before = resident_bytes()
-for row in rows:
-    torch.nn.functional.linear(row, weight)
-print(resident_bytes() - before, kernel_bytes())
-"""
-
-
-@linux
-def test_kernels_of_many_shapes_stay_within_what_is_counted() -> None:
-    clean = {k: v for k, v in os.environ.items() if k not in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")}
-
-    def grown(how: str) -> tuple[int, int]:
-        command = [sys.executable, "-c", _MANY_SHAPES, how]
-        found = subprocess.run(command, check=True, capture_output=True, text=True, env=clean).stdout.split()
-        return int(found[0]), int(found[1])
-
-    few, counted = grown("few")
-    assert few < counted + 16 * MIB  # and the pages of oneDNN itself
-    many, _ = grown("all")
-    if many < 2 * counted:
-        pytest.skip(f"this CPU keeps only {many / MIB:.0f} MiB of kernels anyway")
-    assert many > few + counted
