@@ -79,10 +79,6 @@ def test_it_reaches_the_exact_optimum_within_one_per_cent(learner: str, reward: 
     if guide is not None and learner in UNREGULARISED:
         guide = Guide(guide.roles, GREEDY)
     end = token_mdp.judge(backbone, mdps, beta, guide)
-    print(
-        f"{learner} {reward} start {start.objective:.4f} end {end.objective:.4f} best {end.best:.4f} gap {(end.best - end.objective) / end.best:.2%} reward {end.reward:.3f}/{end.best_reward:.3f} kl {end.kl:.2f}",
-        [round(l["reward"], 2) for l in lines[::6]],
-    )
     assert start.objective < 0.1 * start.best  # far from the optimum, or there would be nothing to learn
     if learner in UNREGULARISED:
         assert end.reward >= 0.99 * end.best_reward
