@@ -369,15 +369,6 @@ class RunConfig(Section):
             )
         return value
 
-    @model_validator(mode="after")
-    def _rounds_need_a_better_policy(self) -> RunConfig:
-        if self.rounds > 1 and self.policy.learner in ("ilql", "soft_q"):
-            raise ValueError(
-                f"rounds = {self.rounds} starts each round from the policy of the one before, and {self.policy.learner} leaves "
-                "the policy's weights alone; set rounds = 1, or another policy.learner"
-            )
-        return self
-
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
     """`; did you mean "x"?` for the closest allowed name, or the list of allowed names when none is close."""
