@@ -39,13 +39,17 @@ def _cost(folder: Path) -> dict[str, Any]:
 def better(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
     """Of each round, whether the whole interval of the change lies above none; of the evaluator from round 2 on."""
     return {
-        "evaluator": [row["evaluator"]["gain"]["ci_low"] > 0 for row in rows[1:]],
-        "policy": [row["policy"]["gold_gain"]["ci_low"] > 0 for row in rows],
+        "evaluator": [_above_zero(row["evaluator"]["gain"]) for row in rows[1:]],
+        "policy": [_above_zero(row["policy"]["gold_gain"]) for row in rows],
     }
 
 
+def _above_zero(figure: dict[str, Any]) -> bool:
+    return figure["ci_low"] is not None and figure["ci_low"] > 0
+
+
 def shown(figure: dict[str, Any] | None) -> str:
-    if figure is None:
+    if figure is None or figure["value"] is None:
         return "-"
     return f"{figure['value']:.4f} [{figure['ci_low']:.4f}, {figure['ci_high']:.4f}] n={figure['n']}"
 
