@@ -144,8 +144,8 @@ def test_a_run_killed_three_times_ends_where_an_undisturbed_one_does(finished: P
     folder, rng = tmp_path / "run", random.Random(7)
     arguments = toy_arguments(recipe, folder)
     _kill_in("replies", arguments, folder, "replies/shard-*", 0.0)
-    for stage in ("evaluator", "policy"):
-        _kill_in(stage, arguments, folder, f"checkpoints/{stage}/step-*", rng.uniform(0.0, 0.1))
+    for stage, checkpoints in (("evaluator", "evaluator/evaluator-0"), ("policy", "policy")):
+        _kill_in(stage, arguments, folder, f"checkpoints/{checkpoints}/step-*", rng.uniform(0.0, 0.1))
     found = selfeval(*arguments)
     assert found.returncode == 0, found.stderr
     assert _evidence(folder) == _evidence(finished)
