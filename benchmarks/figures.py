@@ -404,9 +404,13 @@ def learners_table() -> str:
         gold = [f"{100 * row['gold_before']['value']:.1f}%", _interval(row["gold_after"]), _interval(row["gain"])]
         rest = [f"{row['kl']:.2f}", f"{row['seconds']:.0f}", f"{row['peak_mib']:,}", ", ".join(row["alarms"]) or "none"]
         lines.append(f"| `{name}` | {' | '.join([*gold, *rest])} |")
-    bound = rows.get("trpo", {}).get("largest_step_kl")
-    if bound is not None:
-        lines += ["", f"The largest exact KL of a TRPO step was {bound:.4f} nats per token."]
+    trpo = rows.get("trpo", {})
+    if "steps" in trpo:
+        lines += [
+            "",
+            f"Of {trpo['steps']} TRPO steps the largest exact KL was {trpo['largest_step_kl']:.4f} nats per token, and the largest "
+            f"share of its bound that a step took {100 * trpo['largest_share_of_bound']:.1f}%.",
+        ]
     lines += [f"Failed: {name}." for name in found.get("failed", {})]
     return "\n".join(lines) + "\n"
 

@@ -35,8 +35,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_mib": round(statistics.median(row["peak_bytes"] for row in rows) / 2**20),
         "alarms": sorted({alarm["name"] for row in rows for alarm in row["alarms"]}),
     }
-    steps = [line["exact_kl"] for row in rows for line in row["iterations"] if "exact_kl" in line]
-    return {**found, "largest_step_kl": round(max(steps), 6)} if steps else found
+    steps = [(line["step_kl"], line["step_kl_bound"]) for row in rows for line in row["iterations"] if "step_kl" in line]
+    if steps:
+        found |= {
+            "steps": len(steps),
+            "largest_step_kl": round(max(kl for kl, _ in steps), 6),
+            "largest_share_of_bound": round(max(kl / bound for kl, bound in steps), 4),
+        }
+    return found
 
 
 def main() -> None:
@@ -62,9 +68,8 @@ def main() -> None:
     for job, result in zip(jobs, results, strict=True):
         by_learner.setdefault(str(job["name"]).rsplit("-", 1)[0], []).append(result)
     failed = {name: [row["failed"] for row in rows if "failed" in row] for name, rows in by_learner.items()}
-    figures = {
-        name: summary([r for r in rows if "failed" not in r]) for name, rows in by_learner.items() if not all(failed[name])
-    }
+    whole = {name: [row for row in rows if "failed" not in row] for name, rows in by_learner.items()}
+    figures = {name: summary(rows) for name, rows in whole.items() if rows}
     write("learners", "python benchmarks/learners.py", {"learners": figures, "failed": {k: v for k, v in failed.items() if v}})
 
 
