@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any, TypeVar
 
 __all__ = ["Drop", "Pair", "Question", "Reply", "Seed", "Split", "Verdict", "VerdictState", "Working", "from_json", "to_json"]
@@ -148,8 +149,14 @@ def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
     Raises:
         TypeError: a field is missing or unknown.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{name: _restore(hints.get(name), value) for name, value in dict(values).items()})
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of the fields; finding them out takes longer than all else in reading a record."""
+    return typing.get_type_hints(kind)
 
 
 def _restore(hint: Any, value: Any) -> Any:
