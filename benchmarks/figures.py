@@ -408,8 +408,8 @@ def learners_table() -> str:
     if "steps" in trpo:
         lines += [
             "",
-            f"Of {trpo['steps']} TRPO steps the largest exact KL was {trpo['largest_step_kl']:.4f} nats per token, and the largest "
-            f"share of its bound that a step took {100 * trpo['largest_share_of_bound']:.1f}%.",
+            f"Of {trpo['steps']} TRPO steps the largest exact KL was {trpo['largest_step_kl']:.4f} nats per token, and the "
+            f"largest share of its bound that a step took {100 * trpo['largest_share_of_bound']:.1f}%.",
         ]
     lines += [f"Failed: {name}." for name in found.get("failed", {})]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,9 @@
 """One rewarded reply among 16,384: PPO as it is, with shaping, with a curiosity bonus, and with step rewards.
 
-A tiny random language model writes replies of seven tokens from a vocabulary of four, and one reply to the prompt is worth 1. The
-loop is the one that trains every language model (`train_policy`); what differs between the arms is the scorer. Nothing that is
-reported is sampled: the probability of the rewarded reply and the objective are sums over all replies, and the optimum is
-solved (algorithms/mdp.py).
+A tiny random language model writes replies of seven tokens from a vocabulary of four, and one reply to the prompt is worth 1.
+The loop is the one that trains every language model (`train_policy`); what differs between the arms is the scorer. Nothing
+that is reported is sampled: the probability of the rewarded reply and the objective are sums over all replies, and the
+optimum is solved (algorithms/mdp.py).
 
 python benchmarks/sparse_reward.py [--seeds 5]
 """
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from common import write
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from common import write
 from selfeval.algorithms.mdp import TokenMDP, regularised_return, solve_soft_token_mdp, token_mdp, token_rewards
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone

@@ -165,6 +165,17 @@ def test_an_adapter_on_an_embedding_is_refused() -> None:
         backbone.add_role("policy")
 
 
+def test_one_misspelled_target_among_good_ones_is_refused() -> None:
+    """PEFT leaves such a name out, and the role would be smaller than what was asked for."""
+    backbone = tiny_models.backbone()
+    backbone.lora = LoraConfig(targets=("q_proj", "v_projj"))
+    with pytest.raises(ConfigError, match=r'no module of this model is called "v_projj"; did you mean "v_proj"\?'):
+        backbone.add_role("policy")
+    backbone.lora = LoraConfig(targets=("self_attn.q_proj", "v_proj"))
+    backbone.add_role("policy")
+    assert len(backbone.parameters("policy")) == 2 * 2 * backbone.model.config.num_hidden_layers
+
+
 REFUSED = {
     "output layer": ("q_proj", "lm_head"),
     "embedding": ("embed_tokens", "q_proj"),

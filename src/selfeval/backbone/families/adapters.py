@@ -17,6 +17,9 @@ from peft import LoraConfig as PeftLoraConfig
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
+from selfeval.config import nearest
+from selfeval.errors import ConfigError
+
 __all__ = ["ALL_LINEAR", "adapter_targets"]
 
 ALL_LINEAR = "all-linear"
@@ -45,14 +48,35 @@ def adapter_targets(model: Any, wanted: str | tuple[str, ...]) -> dict[str, Any]
     Args:
         model: a causal language model of transformers, with or without adapters.
         wanted: `all-linear`, one pattern of module names, or names of modules; the last two are passed on as they are.
+
+    Raises:
+        ConfigError: a name is that of no module; PEFT would leave it out without a word.
     """
+    if isinstance(wanted, tuple):
+        _refuse_unknown(model, wanted)
+        return {"target_modules": list(wanted)}
     if wanted != ALL_LINEAR:
-        return {"target_modules": wanted if isinstance(wanted, str) else list(wanted)}
+        return {"target_modules": wanted}
     left_out = [rf"(.*\.)?{name}(\..*)?" for name in _left_out(model.config.get_text_config())]
     decoder = _text_prefix(model)
     if decoder:
         left_out.append(rf"(?!{re.escape(decoder)}\.).*")
     return {"target_modules": _without_experts(model), "exclude_modules": "|".join(left_out) or None}
+
+
+def _refuse_unknown(model: Any, names: tuple[str, ...]) -> None:
+    """Refuses names of no module; those of experts that transformers has fused since are known to PEFT's conversion."""
+    modules = {name for name, _ in model.named_modules()}
+    unknown = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
+    if not unknown:
+        return
+    probe = PeftLoraConfig(task_type="CAUSAL_LM", target_modules=list(names))
+    convert_peft_config_for_transformers(probe, model=model, conversions=None)
+    left = probe.target_modules or ()
+    for name in unknown:
+        if name in left:
+            layers = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+            raise ConfigError(f'lora.targets: no module of this model is called "{name}"{nearest(name, sorted(layers))}')
 
 
 def _left_out(config: Any) -> tuple[str, ...]:
