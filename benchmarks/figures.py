@@ -24,6 +24,7 @@ _COST = _ROOT / "docs" / "concepts" / "cost.md"
 _CONTROL = _ROOT / "docs" / "algorithms" / "control-check.md"
 _STABILITY = _ROOT / "docs" / "algorithms" / "stability.md"
 _LEARNERS = _ROOT / "docs" / "algorithms" / "learners.md"
+_SPARSE = _ROOT / "docs" / "algorithms" / "sparse-reward.md"
 _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
@@ -415,6 +416,30 @@ def learners_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def sparse_table() -> str:
+    """The table of docs/algorithms/sparse-reward.md, from results/sparse_reward.json."""
+    found = _load("sparse_reward")
+    replies = found["iterations"] * found["replies"]
+    lines = [
+        f"By `{found['command']}`, {found['cpu_seconds'] / 60:.0f} minutes of one core: {found['iterations']} iterations of "
+        f"{found['replies']} replies each, {replies:,} in all. Found: the rewarded reply has a probability of "
+        f"{found['found']} at the end of an iteration. Last columns: medians over seeds.",
+        "",
+        "| arm | found | after iterations | probability of the rewarded reply at the end | objective, share of the optimum |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["arms"].items():
+        when = "" if row["median_found_at"] is None else f"{row['median_found_at']:.0f}"
+        share = statistics.median(run["target"] for run in row["runs"])
+        gap = statistics.median(row["gap"])
+        chance = f"{share:.2f}" if share >= 0.01 else f"{share:.0e}"
+        lines.append(f"| {name} | {row['found']} of {row['seeds']} | {when} | {chance} | {max(0.0, 100 * (1 - gap)):.1f}% |")
+    lines += ["", "| added to the reward | largest change of a log-prob of the optimum | objective lost by it |", "|---|---|---|"]
+    for name, row in found["optima"].items():
+        lines.append(f"| {name} | {row['largest_change_of_a_logprob']:.2g} | {row['objective_lost']:.2g} |")
+    return "\n".join(lines) + "\n"
+
+
 def _interval(figure: dict[str, Any]) -> str:
     return f"{100 * figure['value']:.1f}% ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
 
@@ -496,6 +521,7 @@ def main() -> None:
     _refresh(_CONTROL, control_table(), options.check)
     _refresh(_STABILITY, stability_tables(), options.check)
     _refresh(_LEARNERS, learners_table(), options.check)
+    _refresh(_SPARSE, sparse_table(), options.check)
     _refresh(_OVER, over_tables(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
