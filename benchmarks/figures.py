@@ -434,7 +434,11 @@ def sparse_table() -> str:
         gap = statistics.median(row["gap"])
         chance = f"{share:.2f}" if share >= 0.01 else f"{share:.0e}"
         lines.append(f"| {name} | {row['found']} of {row['seeds']} | {when} | {chance} | {max(0.0, 100 * (1 - gap)):.1f}% |")
-    lines += ["", "| added to the reward | largest change of a log-prob of the optimum | objective lost by it |", "|---|---|---|"]
+    lines += [
+        "",
+        "| added to the reward | largest change of a log-prob of the optimum | objective lost by it |",
+        "|---|---|---|",
+    ]
     for name, row in found["optima"].items():
         lines.append(f"| {name} | {row['largest_change_of_a_logprob']:.2g} | {row['objective_lost']:.2g} |")
     return "\n".join(lines) + "\n"
@@ -459,16 +463,19 @@ def over_tables() -> str:
         f"(n = {members['accuracy_mean']['n']:,}). How far they are apart goes with being wrong at a rank correlation of "
         f"{apart['value']:.2f} ({apart['ci_low']:.2f} to {apart['ci_high']:.2f}).",
         "",
-        f"| evaluator | best of {most['n']}: promised | gold | PPO, last 4 iterations: promised beyond gold | largest KL "
-        "| gap removed | gold after |",
-        "|---|---|---|---|---|---|---|",
+        f"| evaluator | best of {most['n']}: promised | gold | gap | gap removed | PPO: gap over the last 4 iterations "
+        "| largest KL | gap removed | gold after |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    single = _best_gap(best["one evaluator"])
     for name, row in ppo.items():
-        point = best[name]["points"][-1]
-        removed = "" if row["gap_removed"] is None or name == "one evaluator" else f"{100 * row['gap_removed']:.0f}%"
+        point, gap = best[name]["points"][-1], _best_gap(best[name])
+        removed = "" if name == "one evaluator" else f"{100 * (1 - gap / single):.0f}%"
+        by_ppo = "none to remove" if row["gap_removed"] is None else f"{100 * row['gap_removed']:.0f}%"
         lines.append(
-            f"| {name} | {100 * point['expected']:.1f}% | {100 * point['gold']:.1f}% | {100 * row['gap']:.1f} points "
-            f"| {row['largest_kl']:.1f} | {removed} | {_interval(row['gold_after'])} |"
+            f"| {name} | {100 * point['expected']:.1f}% | {100 * point['gold']:.1f}% | {100 * gap:.1f} points | {removed} "
+            f"| {100 * row['gap']:.1f} points | {row['largest_kl']:.1f} | {'' if name == 'one evaluator' else by_ppo} "
+            f"| {_interval(row['gold_after'])} |"
         )
     words = "Share of right replies that the scores promise, and by gold, over the square root of the KL: best of n, and PPO"
     lines += ["", f"![{words}]({_OVER.with_suffix('.svg').name})"]
@@ -480,6 +487,12 @@ def over_tables() -> str:
                 f"| {name}, {said} | {one['alpha']:.3f} | {one['beta']:.3f} | {other['alpha']:.3f} | {other['beta']:.3f} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _best_gap(row: dict[str, Any]) -> float:
+    """What the scores of the best of the most replies promise beyond gold."""
+    point = row["points"][-1]
+    return float(point["expected"] - point["gold"])
 
 
 def over_plot() -> str:

@@ -45,6 +45,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no limit on an iteration's KL": ("step_kl=0",),
     "entropy floor at 0.7": ("entropy_floor=0.7",),
     "reference follows by 0.05": ("reference_ema=0.05",),
+    "held-out judge looks every 4 iterations": ("judge_every=4",),
 }
 """What is changed against the defaults, one part at a time."""
 ABLATION_SEEDS, ABLATION_RATE = 3, "6e-3"
