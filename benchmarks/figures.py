@@ -174,12 +174,14 @@ def long_context_plot() -> str:
 
 
 def _side_by_side(panels: list[tuple[str, str]]) -> str:
-    """Two charts with their titles as one file."""
+    """Charts with their titles as one file, two in a row."""
     body = []
-    for place, (title, chart) in enumerate(panels):
-        body.append(f'<text class="title" x="{380 * place + 46}" y="16">{title}</text>')
-        body.append(chart.replace("<svg ", f'<svg x="{380 * place}" y="24" width="360" height="210" ', 1))
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 750 240" width="750" height="240">'
+    for number, (title, chart) in enumerate(panels):
+        x, y = 380 * (number % 2), 250 * (number // 2)
+        body.append(f'<text class="title" x="{x + 46}" y="{y + 16}">{title}</text>')
+        body.append(chart.replace("<svg ", f'<svg x="{x}" y="{y + 24}" width="360" height="210" ', 1))
+    height = 250 * ((len(panels) + 1) // 2) - 10
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 750 {height}" width="750" height="{height}">'
     drawn = "\n".join(body)
     return f"{head}\n<style>{_PLOT_STYLE}</style>\n{drawn}\n</svg>\n"
 
@@ -496,17 +498,18 @@ def _best_gap(row: dict[str, Any]) -> float:
 
 
 def over_plot() -> str:
-    """Promise and gold over the square root of the KL, for one evaluator and for the worst case of four."""
+    """Promise and gold over the square root of the KL, for one evaluator and for the mean of four."""
     found, panels = _load("overoptimisation"), []
-    for kind, title in (("best_of_n", "best of n"), ("ppo", "PPO")):
-        lines = [
-            Line(f"{name}, {said}", sorted((math.sqrt(max(p["kl"], 0.0)), p[key]) for p in found[kind][name]["points"]))
-            for name in ("one evaluator", "worst of four")
-            for key, said in (("expected", "promised"), ("gold", "gold"))
-        ]
-        words = f"Share right, {title}"
-        drawn = line_chart(lines, label=words, x_label="square root of the KL", percent_axes="y", whole_x=False)
-        panels.append((words, drawn))
+    for name in ("one evaluator", "mean of four"):
+        for kind, title in (("best_of_n", "best of n"), ("ppo", "PPO")):
+            points = found[kind][name]["points"]
+            lines = [
+                Line(said, sorted((math.sqrt(max(point["kl"], 0.0)), point[key]) for point in points))
+                for key, said in (("expected", "promised"), ("gold", "gold"))
+            ]
+            words = f"{name.capitalize()}, {title}: share right"
+            drawn = line_chart(lines, label=words, x_label="square root of the KL", percent_axes="y", whole_x=False)
+            panels.append((words, drawn))
     return _side_by_side(panels)
 
 
