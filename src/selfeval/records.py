@@ -149,7 +149,7 @@ def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
     Raises:
         TypeError: a field is missing or unknown.
     """
-    hints = _hints(kind)
+    hints = _hints(typing.cast(type, kind))
     return kind(**{name: _restore(hints.get(name), value) for name, value in dict(values).items()})
 
 
