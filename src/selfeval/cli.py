@@ -19,6 +19,7 @@ from selfeval.errors import InputError, RunFolderError, SelfEvalError, is_out_of
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
+    from selfeval.stages.export import Exported
 
 __all__ = ["app", "main"]
 
@@ -361,14 +362,64 @@ def export(
         if precision != "base" and not merge:
             raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
         done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))
-        typer.echo(f"{done.role} as {done.layout}: {done.folder}")
-        if done.agreement is not None:
-            seen = done.agreement
-            typer.echo(
-                f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})"
-            )
-        if done.own_tokenizer:
-            typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
+        _say_exported(done)
+
+
+def _say_exported(done: Exported) -> None:
+    typer.echo(f"{done.role} as {done.layout}: {done.folder}")
+    if done.agreement is not None:
+        seen = done.agreement
+        typer.echo(f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})")
+    if done.own_tokenizer:
+        typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
+
+
+@app.command()
+def tune(
+    texts: Annotated[
+        list[Path],
+        typer.Argument(metavar="TEXT...", help='Plain text, each file one document; or JSON lines {"text": "..."} in .jsonl.'),
+    ],
+    model: Annotated[str, typer.Option(help="Hugging Face model folder or hub id.")],
+    to: Annotated[Path, typer.Option(metavar="OUT", help="The new model folder; it may exist if it is empty.")],
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. tuning.steps=100.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a row; the model's whole context, stretched if it is, unless given.")
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Tune an adapter on text and write a whole model, for example one that reads further than it was trained to.
+
+    The adapter is merged into the base, and OUT is an ordinary model folder for `selfeval run --model OUT` and transformers;
+    its config.json carries the RoPE scaling that was asked for. Without a scaling, the model is tuned to the text's domain.
+    What was written is loaded again and compared with the adapter before it appears, on the CPU: memory for two copies.
+
+    The same command goes on where an interrupted one stopped; until OUT is there, the work lies in OUT.tuning. Documents are
+    packed one after the other into rows, each behind the token that begins a text and before the one that ends it.
+
+    --set takes the keys of the sections tuning, context, lora and placement, and seed, device, precision, batch_tokens,
+    checkpointing, memory_budget, templates, trust_remote_code. Examples:
+
+    selfeval tune book.txt --model path/to/model --to models/longer --set context.rope_scaling=yarn --set context.rope_factor=4
+
+    selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
+    """
+    with _clear_errors(debug):
+        config = _config(None, model, None, assign or [], to.resolve().name, None)
+        _quiet_libraries()
+        from selfeval.stages.terminal import Terminal
+        from selfeval.stages.tuning import tune as tune_model
+
+        done = tune_model(config, texts, to, length, Terminal(quiet))
+        facts = done.facts
+        typer.echo(
+            f"tuned on {facts['tokens']:,} tokens in {facts['steps']:,} steps: loss {facts['loss_start']:.3f}, then "
+            f"{facts['loss_end']:.3f} nats per token (means of the first and the last tenth)"
+        )
+        _say_exported(done.exported)
 
 
 @lab.command()

@@ -79,7 +79,7 @@ class ContextConfig(Section):
 
 
 class TuningConfig(Section):
-    """Next-token tuning of a role on plain text (`selfeval.training.sft`)."""
+    """Next-token tuning of an adapter on plain text, by `selfeval tune`; no stage of a run reads it."""
 
     steps: Count = 100
     """Gradient steps."""
@@ -349,6 +349,7 @@ class RunConfig(Section):
     context: ContextConfig = ContextConfig()
     placement: PlacementConfig = PlacementConfig()
     lora: LoraConfig = LoraConfig()
+    tuning: TuningConfig = TuningConfig()
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()
     verdicts: VerdictsConfig = VerdictsConfig()

@@ -4,6 +4,7 @@ SelfEvalError
 ├── InputError              what the user gave; exit code 2, one sentence, no traceback
 │   ├── ConfigError         a recipe or a --set key or value
 │   ├── SeedsError          the seeds file
+│   ├── TextError           the text to tune on
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
 │   ├── StorageError        the disk is full or not writable
@@ -31,6 +32,7 @@ __all__ = [
     "SeedsError",
     "SelfEvalError",
     "StorageError",
+    "TextError",
     "is_out_of_memory",
 ]
 
@@ -49,6 +51,10 @@ class ConfigError(InputError):
 
 class SeedsError(InputError):
     """The seeds file is empty, malformed or unreadable."""
+
+
+class TextError(InputError):
+    """The text to tune on is missing, malformed or too short for the model's rows."""
 
 
 class ModelError(InputError):

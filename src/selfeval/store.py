@@ -132,7 +132,7 @@ class RunStore:
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise RunFolderError(f"another process works in {root}; wait for it, or give another --output") from error
+            raise RunFolderError(f"another process works in {root}; wait for it, or name another folder") from error
         except OSError as error:
             raise _storage_error(root, error) from error
 

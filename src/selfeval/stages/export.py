@@ -29,7 +29,10 @@ from selfeval.stages.policy import GUIDE
 from selfeval.stages.terminal import Terminal
 from selfeval.store import read_json, write_json, writing
 
-__all__ = ["MERGED_PRECISIONS", "Exported", "export_role", "find_role"]
+__all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
+
+TUNING = "tuning.json"
+"""File in the folder of a role that was tuned on text: the facts of the tuning."""
 
 MERGED_PRECISIONS: Mapping[str, torch.dtype | None] = {"base": None, **DTYPES}
 """Of merged weights; `base` keeps each in the precision in which the run held it."""
@@ -99,7 +102,7 @@ def export_role(
     """
     name = find_role(folder, role)
     _refuse_guided(folder / "roles" / name)
-    target = _free(target)
+    target = free_folder(target)
     with terminal.waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder))
         backbone.load_role(name, folder / "roles" / name)
@@ -129,7 +132,12 @@ def _refuse_guided(role_folder: Path) -> None:
         )
 
 
-def _free(target: Path) -> Path:
+def free_folder(target: Path) -> Path:
+    """The whole path of a folder that may be written.
+
+    Raises:
+        ExportError: it holds something, or is a file.
+    """
     target = target.resolve()
     if target.is_dir() and any(target.iterdir()):
         raise ExportError(
@@ -150,6 +158,8 @@ def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
 def _write_tokenizer(backbone: Backbone, role: str, templates: Templates, part: Path) -> tuple[Any, bool]:
     """The tokenizer; for a classifier, with a padding token that ends nothing and the evaluator's chat template."""
     tokenizer: Any = backbone.loaded.tokenizer
+    if backbone.loaded.stretch:  # tools cut texts there
+        tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
     dialogue = None
     if role in backbone.heads and classifier_class(backbone.model.config) is not None:
         tokenizer = padding_tokenizer(backbone.loaded)
@@ -174,6 +184,7 @@ def _describe(
     temperature = float(read_json(calibration)["temperature"]) if calibration.is_file() else None
     if exported.agreement is None and calibration.is_file():
         shutil.copy(calibration, part)
+    tuning = role_folder / TUNING
     head = backbone.heads.get(exported.role)
     facts = {
         "role": exported.role,
@@ -183,6 +194,7 @@ def _describe(
         "fingerprint": origin["base_fingerprint"],
         "positions": str(backbone.loaded.stretch) if backbone.loaded.stretch else None,
         "agreement": exported.agreement and asdict(exported.agreement),
+        "tuning": read_json(tuning) if tuning.is_file() else None,
         "temperature": temperature,
         "bias": None if head is None else round(float(head.bias.detach()), 6),
         "pad": None if head is None else tokenizer.pad_token,

@@ -1,0 +1,285 @@
+"""Tunes an adapter on the user's text and writes it, merged into the base, as a model folder: `selfeval tune`.
+
+It is no stage of a run: a run starts from the folder that it writes. Until that folder is there, the work lies beside it in
+OUT.tuning, a run folder with one role, so that checkpoints, resuming and exporting are those of any run. Left out: `dynamic`
+RoPE scaling, which no config.json can carry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from selfeval.backbone.fingerprint import base_fingerprint
+from selfeval.backbone.load import LoadedModel
+from selfeval.config import RunConfig
+from selfeval.errors import ConfigError, RunFolderError, TextError
+from selfeval.judging.templates import templates_folder
+from selfeval.stages.context import Context
+from selfeval.stages.export import TUNING, Exported, export_role, free_folder
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore, fingerprint, read_json, write_json, writing
+from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.sft import pack, tune_on_text
+
+__all__ = ["Tuned", "check_settings", "read_texts", "tune"]
+
+_STAGE, _ROLE = "tuning", "tuned"
+_READ = (
+    *("name", "model", "templates", "seed", "device", "precision", "batch_tokens", "checkpointing", "memory_budget"),
+    *("trust_remote_code", "context", "placement", "lora", "tuning"),
+)
+"""What a tuning depends on, or where and how it works; the rest of a configuration is about the stages of a run."""
+_DECIDING = ("context", "lora", "tuning", "seed", "batch_tokens")
+_EXAMPLE = '{"text": "..."}'
+
+Rows = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was done.
+
+    Attributes:
+        exported: the model folder.
+        facts: steps, rows, tokens of a row, tokens read; loss in nats per token at the start and the end, each the mean over a
+            tenth of the steps.
+    """
+
+    exported: Exported
+    facts: dict[str, Any]
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuses what could only be a mistake: a setting that no tuning reads, or a scaling that cannot be written down.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    unread = [name for name in RunConfig.model_fields if name not in _READ and getattr(config, name) != _default(name)]
+    if unread:
+        raise ConfigError(f"a tuning does not read {', '.join(unread)}; it reads {', '.join(_READ)}")
+    if config.context.rope_scaling == "dynamic" and config.context.rope_factor > 1.0:
+        raise ConfigError(
+            "context.rope_scaling = dynamic sets the angles of each pass anew, which the config.json of a tuned model cannot "
+            "say; use yarn or linear"
+        )
+
+
+def _default(name: str) -> Any:
+    return RunConfig.model_fields[name].default
+
+
+def tune(config: RunConfig, texts: Sequence[Path], target: Path, length: int | None, terminal: Terminal) -> Tuned:
+    """Tunes an adapter on text and writes base and adapter as one model folder; called again, it goes on where it stopped.
+
+    Args:
+        config: model, context, lora, tuning, and where the base goes; see `check_settings`.
+        texts: see `read_texts`.
+        target: the new folder; it may exist if it is empty.
+        length: tokens of a row; the whole context of the model (stretched, if it is) unless given.
+        terminal: shows progress.
+
+    Raises:
+        TextError: the text cannot be read or is too short, or the length does not fit the model.
+        ConfigError: see `check_settings`.
+        ModelError: the base cannot be loaded or its context not be stretched.
+        ExportError: the target holds something, or what was written does not say what the adapter says.
+        RunFolderError: another process tunes to this target, or something else lies at OUT.tuning.
+        LoopError: the loss is not finite.
+    """
+    check_settings(config)
+    target = free_folder(target)
+    documents = read_texts(texts)
+    templates_folder(config.model, config.templates)  # refused now, and not when all is trained
+    with _workplace(target) as store:
+        store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
+        context = Context(config, store, terminal)
+        rows = _rows(context, documents, length)
+        _set_others_aside(context, rows)
+        if not context.role_folder(_ROLE).is_dir():
+            _train(context, rows)
+        facts = read_json(context.role_folder(_ROLE) / TUNING)
+        context.release()
+        exported = export_role(config, store.root, _ROLE, target, merge=True, precision="base", terminal=terminal)
+    shutil.rmtree(store.root)
+    return Tuned(exported, facts)
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[RunStore]:
+    """The folder beside the target, held by this process, where the work lies until the target is there."""
+    folder = target.with_name(f"{target.name}.tuning")
+    begun = (".lock", ".run.json.part")
+    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    is_ours = "run.json" in held and read_json(folder / "run.json").get("kind") == _STAGE
+    if not is_ours and any(name not in begun for name in held):
+        raise RunFolderError(f"{folder} is where this tuning would work, and it holds something else; give another --to")
+    store = RunStore(folder)
+    try:
+        yield store
+    except BaseException:
+        if not any((folder / name).exists() for name in ("checkpoints", "roles", "replaced")):
+            shutil.rmtree(folder)  # nothing was done yet
+        raise
+    finally:
+        store.close()
+
+
+# -- text ---------------------------------------------------------------------------------------------------------------
+
+
+def read_texts(paths: Sequence[Path]) -> list[str]:
+    """The documents in some files: each line's `text` of `.jsonl` and `.json` files, all of any other file.
+
+    Raises:
+        TextError: a file is missing, empty, not UTF-8, or has a line without a `text`; the message names the line and what
+            stood there.
+    """
+    return [document for path in paths for document in _read_text(path)]
+
+
+def _read_text(path: Path) -> list[str]:
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise TextError(f"text {path} {problem}; give files of plain text, or JSON lines ({_EXAMPLE}) named .jsonl")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextError(f"text {path} is not UTF-8 ({error}); save it as UTF-8") from error
+    documents = [text]
+    if path.suffix in (".jsonl", ".json"):
+        lines = enumerate(text.split("\n"), start=1)
+        documents = [_json_text(path, number, line.strip()) for number, line in lines if line.strip()]
+    found = [document for document in documents if document.strip()]
+    if not found:
+        raise TextError(f"text {path} has no text in it; give plain text, or JSON lines ({_EXAMPLE})")
+    return found
+
+
+def _json_text(path: Path, number: int, line: str) -> str:
+    shown = line if len(line) <= 80 else line[:77] + "..."
+    try:
+        values: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TextError(f"{path}, line {number}: not JSON ({error.msg}); got {shown}; write {_EXAMPLE}, one a line") from error
+    text = values.get("text") if isinstance(values, dict) else None
+    if not isinstance(text, str):
+        raise TextError(f'{path}, line {number}: no text under "text"; got {shown}; write {_EXAMPLE}, one a line')
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise TextError(f"{path}, line {number}: half a surrogate pair in the text; got {shown}; write whole characters")
+    return text
+
+
+def _rows(context: Context, documents: Sequence[str], length: int | None) -> Rows:
+    """The documents as rows of tokens; what is left at the end is not used."""
+    loaded = context.backbone.loaded
+    row = _row_length(loaded, length)
+    with context.terminal.waiting("reading the text"):
+        encoded = [_encode(loaded.tokenizer, document) for document in documents]
+    rows = pack(encoded, row)
+    tokens = sum(map(len, encoded))
+    if not rows:
+        raise TextError(f"the text has {tokens:,} tokens, fewer than one row of {row:,}; give more text, or a smaller --length")
+    steps = context.config.tuning
+    context.terminal.note(
+        f"{len(rows):,} rows of {row:,} tokens, {tokens - len(rows) * row:,} tokens left over; "
+        f"{steps.steps * steps.batch / len(rows):.2g} passes over them"
+    )
+    return rows
+
+
+def _row_length(loaded: LoadedModel, wanted: int | None) -> int:
+    context = loaded.context_length
+    if wanted is None and context is None:
+        raise TextError("this model's config names no context length; say with --length how many tokens a row has")
+    if wanted is not None and context is not None and wanted > context:
+        raise TextError(
+            f"--length {wanted:,} is more than this model's context of {context:,} tokens; give less, or stretch the context: "
+            "--set context.rope_scaling=yarn --set context.rope_factor=N"
+        )
+    return wanted or context or 0
+
+
+def _encode(tokenizer: Any, document: str) -> list[int]:
+    """A document as the tokenizer begins a text, with the end token behind it: what stands between two in a row."""
+    ids = [int(i) for i in tokenizer.encode(document)]
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, int(end)]
+
+
+# -- tuning -------------------------------------------------------------------------------------------------------------
+
+
+def _set_others_aside(context: Context, rows: Rows) -> None:
+    """What was begun with another model, other settings or another text is not gone on with."""
+    store, config, loaded = context.store, context.config.model_dump(mode="json"), context.backbone.loaded
+    deciding = {name: config[name] for name in _DECIDING}
+    key = fingerprint([base_fingerprint(loaded), loaded.precision, deciding, _digest(rows)])
+    owned = [context.role_folder(_ROLE), context.checkpoint_folder(_STAGE), store.metrics_path(_STAGE)]
+    if store.begin(_STAGE, key, owned):
+        context.terminal.note(
+            "tuning: begun before with another model, other settings or another text, so it begins anew; until it is finished, "
+            f"what was there lies in {store.root / 'replaced'}"
+        )
+
+
+def _digest(rows: Rows) -> str:
+    found = hashlib.sha256(str(len(rows[0])).encode())
+    for row in rows:
+        found.update(array("q", row).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _train(context: Context, rows: Rows) -> None:
+    """Trains the adapter from its last checkpoint if there is one, and saves it with the facts."""
+    config, backbone, store = context.config, context.backbone, context.store
+    backbone.add_role(_ROLE, seed=context.seed("role", _ROLE) % 2**31)
+    folder = context.checkpoint_folder(_STAGE)
+    with context.terminal.bar(_STAGE, config.tuning.steps) as bar:
+
+        def log(values: dict[str, float]) -> None:
+            store.add_metrics(_STAGE, values)
+            bar.say(f"loss {values['loss']:.3f}")
+            bar.advance()
+
+        def resumed(step: int) -> None:
+            store.keep_metrics(_STAGE, step)
+            bar.advance(step)
+
+        tune_on_text(
+            backbone,
+            _ROLE,
+            rows,
+            config.tuning,
+            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers),
+            seed=config.seed,
+            batch_tokens=config.batch_tokens,
+            log=log,
+            resumed=resumed,
+        )
+    with writing(context.role_folder(_ROLE)) as written:
+        backbone.save_role(_ROLE, written)
+        write_json(written / TUNING, _facts(store.read_metrics(_STAGE), rows))
+
+
+def _facts(lines: Sequence[dict[str, float]], rows: Rows) -> dict[str, Any]:
+    """What the folder that is written tells of its tuning."""
+    losses, tenth = [line["loss"] for line in lines], max(1, len(lines) // 10)
+    return {
+        "steps": int(lines[-1]["step"]),
+        "rows": len(rows),
+        "length": len(rows[0]),
+        "tokens": int(sum(line["tokens"] for line in lines)),
+        "loss_start": round(fmean(losses[:tenth]), 4),
+        "loss_end": round(fmean(losses[-tenth:]), 4),
+        "text": _digest(rows),
+    }
