@@ -2,6 +2,7 @@
 
 python benchmarks/roles.py                  everything; the peers are installed into build/peers, each into its own environment
 python benchmarks/roles.py --without-peers  our own figures only
+python benchmarks/roles.py --learners       PPO beside RLOO only, several times; writes results/roles-learners.json
 
 Every variant runs in a fresh process, on the same random Llama of 100 million parameters, the same prompts, batch, reply
 length, rank and precision (fp32). Peak memory is the process's high-water mark less what it held before a model was loaded.
@@ -280,6 +281,7 @@ def _run(command: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--learners", action="store_true")
     parser.add_argument("--measure", nargs=2, metavar=("VARIANT", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
@@ -287,6 +289,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as home:
         folder = str(make_model(Path(home) / "model"))
+        if asked.learners:
+            _compare_learners(folder)
+            return
         found = {}
         for variant in VARIANTS:
             found[variant] = _run([sys.executable, __file__, "--measure", variant, folder])
@@ -296,6 +301,17 @@ def main() -> None:
             found[name] = _run([str(_peer_python(requirement)), *script]) | {"version": requirement}
             print(name, found[name], flush=True)
     write("roles", "python benchmarks/roles.py", {"shape": SHAPE, "variants": found, "ratios": _ratios(found)})
+
+
+def _compare_learners(folder: str, times: int = 3) -> None:
+    """Peaks of PPO and RLOO at equal replies, in turns, and the ratio of their medians."""
+    peaks: dict[str, list[int]] = {"ours-ppo": [], "ours-rloo": []}
+    for _ in range(times):
+        for variant, seen in peaks.items():
+            seen.append(_run([sys.executable, __file__, "--measure", variant, folder])["peak_bytes"])
+    ppo, rloo = (statistics.median(seen) for seen in peaks.values())
+    figures = {"shape": SHAPE, "peak_bytes": peaks, "ppo_over_rloo": round(ppo / rloo, 3)}
+    write("roles-learners", "python benchmarks/roles.py --learners", figures)
 
 
 def _ratios(found: dict[str, Any]) -> dict[str, float]:
