@@ -432,8 +432,8 @@ def rounds_table() -> str:
     lines = [
         f"By `{found['command']}` on the embedded model. Evaluators are judged on the test pairs of round 1, by gold.",
         "",
-        "| seed, round | verdicts kept | pairs trained on | evaluator right | change to the round before | replies right, before "
-        "| after | change | win, tie, loss against the one before |",
+        "| seed, round | verdicts kept | pairs trained on | evaluator right | change to the round before "
+        "| replies right, before | after | change | win, tie, loss against the one before |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for run in found["runs"]:
