@@ -90,6 +90,20 @@ def test_a_wrong_type_or_range_says_the_key_and_what_was_got(assignment: str, go
     assert f"{assignment.split('=')[0]}: got {got}; " in message
 
 
+@pytest.mark.parametrize("learner", ["grpo", "rloo", "raft", "dpo"])
+def test_a_learner_that_compares_replies_wants_two_of_them(learner: str) -> None:
+    given = [f"policy.learner={learner}", "policy.replies_per_question=1"]
+    assert f"{learner} compares replies to one question; replies_per_question must be at least 2" in _refusal(*given)
+    assert load_config(None, {}, ["policy.replies_per_question=1"]).policy.learner == "ppo"
+
+
+def test_dpo_wants_a_minibatch_of_a_pair() -> None:
+    given = ["policy.learner=dpo", "policy.minibatch=1"]
+    assert "minibatch counts replies and must be at least 2, got 1" in _refusal(*given)
+    kept = ["policy.learner=dpo", "policy.pairs=kept", "policy.replies_per_question=1"]
+    assert load_config(None, {}, kept).policy.pairs == "kept"
+
+
 def test_a_range_the_wrong_way_round_is_refused() -> None:
     assert "temperature is a range [low, high]; got low 1.2 > high 0.8" in _refusal("replies.temperature=[1.2, 0.8]")
     assert load_config(None, {}, ["replies.temperature=[0.9, 0.9]"]).replies.temperature == (0.9, 0.9)

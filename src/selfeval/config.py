@@ -303,6 +303,15 @@ class PolicyConfig(Section):
     checkpoint_every: Count = 5
     """Iterations between checkpoints."""
 
+    @model_validator(mode="after")
+    def _learner_can_learn(self) -> PolicyConfig:
+        compares = self.learner in ("grpo", "rloo", "raft") or (self.learner == "dpo" and self.pairs == "sampled")
+        if compares and self.replies_per_question < 2:
+            raise ValueError(f"{self.learner} compares replies to one question; replies_per_question must be at least 2")
+        if self.learner == "dpo" and self.minibatch < 2:
+            raise ValueError(f"dpo learns from pairs; minibatch counts replies and must be at least 2, got {self.minibatch}")
+        return self
+
 
 class EvaluationConfig(Section):
     """The evidence."""

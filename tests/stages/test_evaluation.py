@@ -366,6 +366,12 @@ def sampled(step: int, question: str, text: str, score: float = 0.0) -> Sampled:
     return Sampled(step, question, text, score, True)
 
 
+def _stepped(run: Context, *steps: int) -> None:
+    """These iterations count: the others were given up."""
+    for step in steps:
+        run.store.add_metrics("policy", {"step": step, "kl": 1.0})
+
+
 def _curve(run: Context) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.store.metrics_path("evaluation").read_text().splitlines()]
 
@@ -378,6 +384,8 @@ def test_the_gold_curve_has_a_share_per_iteration_of_the_questions_with_gold(tmp
     # Of six only the first four with gold are checked: right, wrong, right, wrong.
     many = ["love", "q1", "q1", "q1", "q1", "q1", "q1"]
     run.store.write_shard("policy", 10, [sampled(10, q, t) for q, t in zip(many, "1171777", strict=True)])
+    run.store.write_shard("policy", 11, [sampled(11, "q1", "1")])  # the policy went back from there and finished
+    _stepped(run, 1, 2, 3, 10)
     evaluation._gold_curve(run, evaluation._checked_samples(run, QUESTIONS, Gold()))
     # All scores are the same, so that they promise what the first iteration gave: 1 of 3, with half a case added to each side.
     promised = pytest.approx(1.5 / 4, abs=1e-6)

@@ -17,7 +17,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import ExportError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, Reply, Split
-from selfeval.stages import evaluation
+from selfeval.stages import evaluation, policy
 from selfeval.stages.context import Context
 from selfeval.stages.export import export_role
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
@@ -25,6 +25,7 @@ from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.setting import POLICY
+from selfeval.training.watchdogs import Alarm
 
 SETTINGS: Mapping[str, Any] = {
     "policy": {
@@ -70,6 +71,34 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Context:
     made = context(tmp_path_factory.mktemp("guided") / "run")
     run(made)
     return made
+
+
+def test_what_watchdogs_did_stays_on_record_when_the_loop_goes_back_and_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice back to the same iteration, then a kill, then on to the end from there."""
+    made = context(tmp_path / "run", {**SETTINGS, "policy": {"learner": "rloo", "iterations": 5}})
+    values = {"reward": 0.0, "kl": 0.0, "length": 1.0}
+    nan = [Alarm(step, "not_finite", "broken", "roll_back") for step in (4, 5)]
+
+    def training(*_: Any, log: Any, resumed: Any, rolled_back: Any, **__: Any) -> None:
+        resumed(0)
+        for step, alarms in ((1, []), (2, []), (3, []), (4, nan[:1])):
+            log({"step": step, **values}, alarms)
+        rolled_back(2, nan[:1])
+        for step, alarms in ((3, []), (4, []), (5, nan[1:])):
+            log({"step": step, **values}, alarms)
+        rolled_back(2, nan[1:])
+        log({"step": 3, **values}, [Alarm(3, "length_drift", "long", "warn")])
+        resumed(2)  # it was killed
+        for step in (3, 4, 5):
+            log({"step": step, **values}, [])
+
+    monkeypatch.setattr(policy, "train_policy", training)
+    assert run(made)["iterations"] == 5
+    noted = [(line["name"], line["step"], line["seen_at"]) for line in made.store.read_metrics("watchdogs")]
+    assert noted == [("not_finite", 2, 4), ("not_finite", 2, 5)]
+    assert [line["step"] for line in made.store.read_metrics("policy")] == [1, 2, 3, 4, 5]
 
 
 def prompts(made: Context) -> list[tuple[int, ...]]:

@@ -130,6 +130,17 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000.3"]  # the start, and nothing broken
 
 
+def test_weights_that_broke_before_sampling_are_named(tmp_path: Path) -> None:
+    backbone, kept = four_roles(), []
+    with torch.no_grad():
+        # torch's attention on a CPU makes finite numbers of NaN queries
+        next(p for n, p in backbone.parameters(POLICY).items() if "down_proj.lora_B" in n).fill_(float("nan"))
+    where = r"token 1 of a reply is NaN or infinite \(first in .*down_proj.* of policy\)"
+    with pytest.raises(LoopError, match=rf"stopped at iteration 1: what the model says of {where}.*after going back 3 times"):
+        train(backbone, tmp_path, keep=lambda *found: kept.append(found))
+    assert [list(samples.asked) for _, samples, _ in kept] == [[]] * 4  # nothing was sampled
+
+
 def break_once(name: str, monkeypatch: pytest.MonkeyPatch, backbone: Backbone, iteration: int) -> None:
     """In this iteration, and only the first time that it comes, the policy's weights of that name become NaN in an update."""
     broken: list[int] = []
@@ -202,6 +213,26 @@ def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for name, parameter in backbone.parameters(POLICY).items():
         assert torch.equal(parameter, kept[1][name])
+
+
+def test_the_judge_remembers_what_it_liked_best_when_the_loop_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = four_roles()
+    break_once(next(n for n in backbone.parameters(POLICY) if "lora_B" in n), monkeypatch, backbone, iteration=5)
+    readings = iter([JudgeReading(0.6, 0.02), JudgeReading(0.8, 0.02), JudgeReading(0.7, 0.3)])
+    config = CONFIG.model_copy(update={"iterations": 5, "judge_every": 2, "checkpoint_every": 3, "epochs": 2})
+    lines, _ = train(backbone, tmp_path, config, judge=lambda guide: next(readings))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 4, 5]
+    assert lines[-2]["judge_drop"] == pytest.approx(0.1)  # to the 0.8 of the iteration 4 that was given up
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-000004"]
+
+
+def test_a_judge_that_cannot_tell_is_not_a_reading(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"iterations": 2, "judge_every": 1})
+    lines, _ = train(four_roles(), tmp_path, config, judge=lambda guide: None)
+    assert not [key for line in lines for key in line if key.startswith("judge")]
+    assert not (tmp_path / "best").exists()
 
 
 def test_a_scoring_that_disagrees_with_sampling_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

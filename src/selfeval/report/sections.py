@@ -334,7 +334,8 @@ def _objects(holder: dict[str, Any], key: str, path: str) -> list[View] | None:
 def _curves(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]]) -> View:
     rows = metrics.get("policy", [])
     alarms = _objects(section(report, "policy"), "watchdogs", "policy.watchdogs") or []
-    marks = [Mark(step, _alarm(alarm)) for alarm in alarms if (step := finite(alarm.get("step"))) is not None]
+    seen = [(finite(alarm.get("seen_at", alarm.get("step"))), alarm) for alarm in alarms]
+    marks = [Mark(step, _alarm(alarm)) for step, alarm in seen if step is not None]
     shown = [_curve(rows, title, told, keys, marks) for title, told, keys in CURVES]
     known = {"step"} | {key for _, _, keys in (*CURVES, *MORE_CURVES) for key, _ in keys}
     unknown = sorted({key for row in rows for key in row if finite(row[key]) is not None} - known)

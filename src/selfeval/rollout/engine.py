@@ -23,7 +23,7 @@ from torch import Tensor
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.families.states import check_state, state_arguments
 from selfeval.backbone.roles import Backbone
-from selfeval.errors import LoopError, RoleError
+from selfeval.errors import LoopError, NotFiniteError, RoleError
 from selfeval.rollout.cache import roomy_cache, select_rows
 from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
@@ -254,6 +254,8 @@ class _Batch:
         greedy = temperature == 0
         scaled_NBV = logits_NBV / torch.where(greedy, 1.0, temperature)[:, None]
         logprobs_BV = self._logprobs(scaled_NBV)
+        if bool(logprobs_BV[:, 0].isnan().any()):  # one broken logit breaks the sum of its whole row
+            raise NotFiniteError(f"what the model says of token {step + 1} of a reply is NaN or infinite")
         tokens_B = logprobs_BV.argmax(-1)
         if self.draws_BT is not None:
             allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive])

@@ -453,12 +453,15 @@ def _gold_curve(context: Context, checked: Checked) -> None:
 
 
 def _checked_samples(context: Context, questions: Mapping[str, Question], gold: Gold) -> Checked:
-    """The first replies of each iteration whose question has gold.
+    """The first replies of each iteration whose question has gold; iterations that were given up are left out.
 
     Score is turned into chance by what the first iteration shows, where the policy has not yet learnt to please the evaluator.
     """
     scored: dict[int, list[tuple[float, bool]]] = {}
+    counted = {int(line["step"]) for line in context.store.read_metrics("policy")}
     for sample in context.store.read("policy", Sampled):
+        if sample.step not in counted:
+            continue
         right = gold.is_right(questions[sample.question_id].text, sample.text)
         if right is not None and len(scored.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
             scored[sample.step].append((sample.score, right))

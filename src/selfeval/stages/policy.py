@@ -179,7 +179,8 @@ def run(context: Context) -> dict[str, Any]:
             for alarm in alarms:
                 store.add_metrics("watchdogs", alarm.as_json())
                 context.terminal.note(f"policy, iteration {alarm.step}: {alarm.name}: {alarm.message}")
-            bar.say(f"reward {values['reward']:.2f} kl {values['kl']:.2f} length {values['length']:.0f}")
+            if "reward" in values:  # numbers may have broken before there was one
+                bar.say(f"reward {values['reward']:.2f} kl {values['kl']:.2f} length {values['length']:.0f}")
             bar.advance()
 
         def resumed(iteration: int) -> None:
@@ -189,16 +190,18 @@ def run(context: Context) -> dict[str, Any]:
 
         def rolled_back(iteration: int, alarms: Sequence[Alarm]) -> None:
             resumed(iteration)
-            for alarm in alarms:
-                store.add_metrics("watchdogs", alarm.as_json())
-            context.terminal.note(f"policy: back to iteration {iteration}, with half the learning rate")
+            for alarm in alarms:  # noted at the iteration gone back to, so that going on from there does not forget them
+                store.add_metrics("watchdogs", {**alarm.as_json(), "step": iteration, "seen_at": alarm.step})
+            ending = any(alarm.action == "finish" for alarm in alarms)
+            how = "where the held-out judge liked it best, and finished" if ending else "with half the learning rate"
+            context.terminal.note(f"policy: back to iteration {iteration}, {how}")
 
         guide = train_policy(
             setting_of(context), prompts_of(context), checkpoints, keep=keep, log=log, resumed=resumed, rolled_back=rolled_back
         )
     save_policy(context, guide)
     return {
-        "iterations": config.policy.iterations,
+        "iterations": len(store.read_metrics("policy")),
         "watchdogs": len(store.read_metrics("watchdogs")),
         "adapter_bytes": backbone.adapter_bytes,
         "weight_copies": backbone.weight_copies(),

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch.optim import AdamW
 
+from selfeval.backbone.sequences import pad_sequences
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.diagnosis import broken_layer
-from selfeval.training.experience import Experience, RewardScale, measure, observe, rows_of
+from selfeval.training.experience import RewardScale, measure, observe
 from selfeval.training.kl_control import KLControl
 from selfeval.training.learners import make_learner
 from selfeval.training.learners.value_learner import ValueLearner
@@ -72,7 +73,7 @@ def train_policy(
         started = time.monotonic()
         asked = [prompts[i] for i in draw(len(prompts), iteration - 1, per_iteration, f"{setting.seed}/prompts")]
         samples, scores, values, alarms = loop.iterate(asked, iteration)
-        keep(iteration, samples, scores)
+        keep(iteration, *loop.own(samples, scores))
         log({**values, "seconds": time.monotonic() - started}, alarms)
         if any(a.action == "stop" for a in alarms):
             raise _stopped(alarms)
@@ -119,20 +120,21 @@ class _Loop:
         return self.learner.guide if isinstance(self.learner, ValueLearner) else None
 
     def iterate(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
-        """One iteration; its metrics, and what the watchdogs say to them."""
+        """One iteration; its metrics, and what the watchdogs say to them. Where numbers broke, as far as it came."""
         config, learner = self.setting.config, self.learner
-        samples = learner.collect(prompts, iteration)
-        scores = self.setting.scorer(samples)
-        self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
-        penalty = 0.0 if self.guide else self.kl.coefficient  # values are held by their own temperature
-        experience = observe(self.setting, samples, scores, self.scale, penalty)
-        experience = learner.advantages(experience, self.scale)
-        values = {"step": float(iteration), **measure(experience)}
+        samples, scores, values = Samples([], []), Scores(torch.zeros(0)), {"step": float(iteration)}
         try:
+            samples = learner.collect(prompts, iteration)
+            scores = self.setting.scorer(samples)
+            self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
+            penalty = 0.0 if self.guide else self.kl.coefficient  # values are held by their own temperature
+            experience = observe(self.setting, samples, scores, self.scale, penalty)
+            experience = learner.advantages(experience, self.scale)
+            values |= measure(learner.guided(experience) if isinstance(learner, ValueLearner) else experience)
             refuse_broken(values)
             values |= learner.update(experience, self.scale, iteration)
         except NotFiniteError as error:
-            return samples, scores, values, [not_finite(iteration, f"{error}{self._where(experience)}")]
+            return samples, scores, values, [not_finite(iteration, f"{error}{self._where(prompts, samples)}")]
         self.first = self.first or values
         values |= self._look(iteration, values["score"])
         alarms = check_iteration(values, self.first, config)
@@ -140,10 +142,19 @@ class _Loop:
             self._follow(values["kl"], len(samples.asked))
         return samples, scores, values, alarms
 
-    def _where(self, experience: Experience) -> str:
-        """Which layer broke, where it is one: a few rows go through once more, under each role."""
-        few = rows_of(experience.policy_batch, torch.arange(min(4, len(experience.scores_B)), device=experience.mask.device))
-        layer = broken_layer(self.setting.backbone, self.setting.backbone.roles, few)
+    def own(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
+        """The replies that are the policy's; a value learner may have sampled the reference's beside them."""
+        if not isinstance(self.learner, ValueLearner):
+            return samples, scores
+        rows = self.learner.guided_rows
+        return Samples(samples.asked[rows], samples.rollouts[rows]), Scores(scores.whole_B[rows])
+
+    def _where(self, prompts: Sequence[Prompt], samples: Samples) -> str:
+        """Which layer broke, where it is one: a few replies, or prompts if there are none, go through under each role."""
+        backbone, few = self.setting.backbone, list(zip(samples.asked, samples.rollouts, strict=True))[:4]
+        texts = [(p.reply, r.ids) for p, r in few] or [(p.reply[:-1], p.reply[-1:]) for p in prompts[:4]]
+        batch = pad_sequences(backbone, [prompt for prompt, _ in texts], [reply for _, reply in texts])
+        layer = broken_layer(backbone, backbone.roles, batch)
         return f" (first in {layer})" if layer else ""
 
     def _look(self, iteration: int, score: float) -> dict[str, float]:
@@ -152,20 +163,27 @@ class _Loop:
         if self.setting.judge is None or not every or iteration % every:
             return {}
         reading = self.setting.judge(self.guide)
-        now = {"step": float(iteration), "win_rate": reading.win_rate, "score": score}
+        if reading is None:
+            return {}
+        now = {"step": float(iteration), "rolled_back": float(self.rolled_back)}
+        now |= {"win_rate": reading.win_rate, "score": score}
         best = max([*self.looks, now], key=lambda look: look["win_rate"])
         self.looks.append(now)
         return {
             "judge_win_rate": reading.win_rate,
             "judge_error": reading.error,
+            "judge_unparsed": reading.unparsed,
             "judge_drop": best["win_rate"] - reading.win_rate,
             "score_gain": score - best["score"],
         }
 
     def judged_best(self, iteration: int) -> bool:
         """Whether the held-out judge has just liked the policy better than ever before."""
-        best = max(self.looks, key=lambda look: look["win_rate"], default={"step": 0.0})
-        return best["step"] == iteration
+        best = self._best_look()
+        return best is not None and (best["step"], best["rolled_back"]) == (iteration, self.rolled_back)
+
+    def _best_look(self) -> dict[str, float] | None:
+        return max(self.looks, key=lambda look: look["win_rate"], default=None)
 
     def _follow(self, kl: float, samples: int) -> None:
         """Moves the weight of the KL penalty, and the reference where it follows the policy."""
@@ -212,7 +230,10 @@ class _Loop:
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
             raise _stopped(alarms, f" (after going back {_MOST_ROLL_BACKS} times, to half the learning rate each time)")
+        best = self._best_look()
         iteration = self.go_back(keeper)
+        if best is not None and best not in self.looks:
+            self.looks.append(best)  # its checkpoint is still the best one, though the iterations after it are given up
         self._slow_down(times)
         return iteration
 

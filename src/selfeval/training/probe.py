@@ -45,14 +45,16 @@ class HeldOutJudge:
     seed: int
     start: str = BASE
 
-    def __call__(self, guide: Guide | None) -> JudgeReading:
-        """One reading of the policy as it is now, and samples now."""
+    def __call__(self, guide: Guide | None) -> JudgeReading | None:
+        """One reading of the policy as it is and samples now; None where most verdicts cannot be read."""
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [Comparison(question, ours, theirs) for question, ours, theirs in pairs]
         with self.backbone.acting_as(BASE):
             judged = compare(self.backbone, self.templates, "referee", comparisons, self.config, rows=self.rows)
-        wins = [0.5 if j.probability is None else j.probability for j in judged]
-        return JudgeReading(fmean(wins), pstdev(wins) / sqrt(len(wins)))
+        wins = [j.probability for j in judged if j.probability is not None]
+        if len(wins) < max(2, len(judged) / 2):
+            return None
+        return JudgeReading(fmean(wins), pstdev(wins) / sqrt(len(wins)), 1 - len(wins) / len(judged))
 
     @cached_property
     def _start(self) -> list[str]:

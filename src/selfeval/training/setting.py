@@ -68,12 +68,14 @@ class JudgeReading:
     """What a judge that has no part in the training says of the policy.
 
     Attributes:
-        win_rate: against the start, mean over the questions; a tie counts half.
+        win_rate: against the start, mean over the questions whose verdict could be read; a tie counts half.
         error: its standard error.
+        unparsed: share of the questions whose verdict could not be read.
     """
 
     win_rate: float
     error: float
+    unparsed: float = 0.0
 
 
 class Scorer(Protocol):
@@ -95,7 +97,7 @@ class Setting:
         batch_tokens: tokens of a micro-batch.
         pairs: labelled pairs, their prompts as the policy reads them; for learners that learn from those.
         judge: says now and then what a judge outside of the training thinks of the policy, which samples with a guide where
-            there is one; None where none is asked.
+            there is one; None where none is asked. A reading of None says that it cannot tell.
     """
 
     backbone: Backbone
@@ -106,7 +108,7 @@ class Setting:
     rows: int
     batch_tokens: int
     pairs: Sequence[Preference] = ()
-    judge: Callable[[Guide | None], JudgeReading] | None = None
+    judge: Callable[[Guide | None], JudgeReading | None] | None = None
 
     def sampling_seed(self, iteration: int) -> int:
         """Of the draws of one iteration's replies."""

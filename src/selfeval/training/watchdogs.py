@@ -81,7 +81,7 @@ def not_finite(step: int, what: str) -> Alarm:
 
 
 def _ratio_not_one(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
-    gap = values["first_ratio"]
+    gap = values.get("first_ratio", 0.0)  # learners without a ratio have none to give
     if gap <= 0.02:
         return None
     text = f"before any update the policy's probabilities are {gap:.3f} off the sampled ones; sampling and scoring disagree"

@@ -112,6 +112,31 @@ def test_remax_subtracts_what_the_greedy_reply_gets() -> None:
         assert of_tokens(experience, row) == pytest.approx(expected, abs=1e-3)
 
 
+def test_remax_keeps_to_the_question_where_one_is_asked_twice_and_to_the_temperature() -> None:
+    """A window of questions that spans two passes over them asks some of them twice."""
+    backbone = four_roles()
+    tiny_models.scramble(backbone, POLICY, seed=9, size=0.06)
+    setting = setting_of(backbone, CONFIG.model_copy(update={"learner": "remax", "reward_clip": 0.0, "temperature": 1.5}))
+    learner = make_learner(setting)
+    samples = learner.collect([PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2]], 1)
+    scale = RewardScale(0.0, 1.0, 1.0)
+    observed = observe(setting, samples, setting.scorer(samples), scale, BETA)
+    experience = learner.advantages(observed, scale)
+    for row, prompt in enumerate(samples.asked):
+        with backbone.acting_as(POLICY):
+            (greedy,) = generate(backbone, [Request(prompt.reply, temperature=0.0)], max_new_tokens=LIMIT, seed=1)
+        kl = 0.0
+        for role, sign in ((POLICY, 1), (REFERENCE, -1)):
+            with backbone.acting_as(role), torch.no_grad():
+                ids = torch.tensor([[*prompt.reply, *greedy.ids]])
+                logits = backbone.logits(backbone.hidden(ids, torch.ones_like(ids)))[0] / 1.5
+            said = logits.log_softmax(-1)[len(prompt.reply) - 1 : -1]
+            kl += sign * float(said.gather(-1, torch.tensor(greedy.ids)[:, None]).sum())
+        (score,) = score_replies(backbone, EVALUATOR, [prompt.grade], [greedy.ids], 300)
+        tokens = [float(r) for r in experience.rewards[row][experience.mask[row]]]
+        assert of_tokens(experience, row)[0] == pytest.approx(sum(tokens) - (score - BETA * kl), abs=1e-3)
+
+
 def test_raft_imitates_the_best_reply_to_each_question_alone() -> None:
     learner, setting, samples, experience, scale = collected("raft", epochs=1, minibatch=100)
     rewards = totals(experience)

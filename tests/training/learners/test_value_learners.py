@@ -81,9 +81,7 @@ def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy
     assert all(torch.equal(p, untouched[n]) for n, p in weights(backbone, (POLICY, REFERENCE)).items())
     assert all(torch.equal(p, base[n]) for n, p in backbone.model.named_parameters() if "lora_" not in n)
     assert abs(lines[0]["kl"]) < 1e-4  # values are 0 still: the policy is its reference
-    assert {"q_loss", "state_loss", "q", "entropy", "grad_norm", "kl_coefficient", "learning_rate", "first_ratio"} <= lines[
-        0
-    ].keys()
+    assert {"q_loss", "state_loss", "q", "entropy", "grad_norm", "kl_coefficient", "learning_rate"} <= lines[0].keys()
 
 
 @BOTH
@@ -243,6 +241,19 @@ def test_the_expectile_of_ilql_learns_the_upper_values() -> None:
         learner.step_others(pool, 1)
     values = drawn(learner.setting, CRITIC, pool)
     assert values[:, 0].tolist() == pytest.approx([0.8, 0.8], abs=0.03)
+
+
+@BOTH
+def test_what_is_kept_and_measured_is_what_the_policy_said(name: str, tmp_path: Path) -> None:
+    """ilql also samples the reference's replies, which are nobody's news."""
+    kept: list[tuple[Samples, Scores]] = []
+    config = VALUES.model_copy(update={"learner": name, "iterations": 1})
+    keep = {"keep": lambda iteration, samples, scores: kept.append((samples, scores))}
+    _, lines = train(four_roles(), tmp_path, config, **keep)
+    [(samples, scores)] = kept
+    asked = config.questions_per_iteration * config.replies_per_question
+    assert len(samples.asked) == len(samples.rollouts) == len(scores.whole_B) == (asked // 2 if name == "ilql" else asked)
+    assert lines[0]["score"] == pytest.approx(float(scores.whole_B.mean()))
 
 
 def _one(token: int) -> Rollout:

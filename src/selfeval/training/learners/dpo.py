@@ -73,7 +73,7 @@ class DPO:
                 values = self._gradients(pairs.some(index_N), experience.kl_coefficient)
                 rows.append({**values, "grad_norm": self.optimizers.step(POLICY, iteration)})
         rate = config.learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config)
-        return {**mean_of(rows), "first_ratio": 0.0, "learning_rate": rate}
+        return {**mean_of(rows), "learning_rate": rate}
 
     def _gradients(self, pairs: _Pairs, beta: float) -> dict[str, float]:
         """Adds the gradient of a minibatch's mean loss; means over its pairs."""

@@ -18,7 +18,7 @@ import torch
 
 from selfeval.algorithms.q_learning import expectile_loss
 from selfeval.rollout.engine import Rollout
-from selfeval.training.experience import Experience, sample
+from selfeval.training.experience import sample
 from selfeval.training.learners.action_values import STATE, TARGETS, TWINS, add_value_role, drawn, gradients, q_targets
 from selfeval.training.learners.value_learner import ValueLearner
 from selfeval.training.replay import Replayed
@@ -34,6 +34,8 @@ class ILQL(ValueLearner):
         add_value_role(setting, CRITIC)
         super().__init__(setting, [CRITIC])
 
+    guided_rows = slice(1, None, 2)
+
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
         asked = [p for p in prompts for _ in range(self.setting.config.replies_per_question)]
         seed = self.setting.sampling_seed(iteration)
@@ -41,9 +43,6 @@ class ILQL(ValueLearner):
         rollouts[::2] = sample(self.setting, asked[::2], seed)
         rollouts[1::2] = sample(self.setting, asked[1::2], seed + 1, self.guide)
         return Samples(asked, [rollout for rollout in rollouts if rollout])
-
-    def guided(self, experience: Experience) -> Experience:
-        return experience.rows(torch.arange(1, len(experience.scores_B), 2, device=experience.mask.device))
 
     def with_targets(self, pool: Replayed) -> Replayed:
         config = self.setting.config

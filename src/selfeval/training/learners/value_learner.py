@@ -57,6 +57,9 @@ class ValueLearner(ABC):
         self.automatic = config.kl_control != "fixed"
         self.beta = UNIT if self.automatic else config.kl_coefficient
 
+    guided_rows = slice(None)
+    """Which of an iteration's replies were sampled with the guide."""
+
     @property
     def guide(self) -> Guide:
         """What bends the policy's replies now."""
@@ -67,7 +70,8 @@ class ValueLearner(ABC):
 
     def guided(self, experience: Experience) -> Experience:
         """The replies that were sampled with the guide."""
-        return experience
+        rows = torch.arange(len(experience.scores_B), device=experience.mask.device)
+        return experience.rows(rows[self.guided_rows])
 
     def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
         return experience
@@ -135,7 +139,6 @@ class ValueLearner(ABC):
             "kl": kl,
             "kl_coefficient": self.beta,
             "entropy": -float(masked_mean(guided.logprobs, guided.mask)),
-            "first_ratio": 0.0,
             "learning_rate": config.learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config),
         }
         if self.automatic:
