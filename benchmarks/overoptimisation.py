@@ -236,6 +236,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     figures = {
+        "questions": options.questions,
         "members": prepare(options.run, options.folder, options.pairs),
         "best_of_n": best_of(options.folder, options.questions),
         "ppo": reinforced(options.folder, options.iterations, options.workers),
