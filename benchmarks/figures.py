@@ -414,9 +414,9 @@ def learners_table() -> str:
         here = rows["ppo"]["peak_mib"] / rows["rloo"]["peak_mib"]
         lines += [
             "",
-            f"The peak of the process under PPO is {here:.2f} times that under RLOO here (the aim is 1.10), and on a random model "
-            f"of 100 million parameters {peaks['ppo_over_rloo']:.2f} times, both above what the process held before a model was "
-            f"loaded (`{peaks['command']}`).",
+            f"The peak of the whole process under PPO is {here:.2f} times that under RLOO here (the aim is 1.10). On a random "
+            f"model of 100 million parameters it is {peaks['ppo_over_rloo']:.2f} times, less what the process held before a "
+            f"model was loaded (`{peaks['command']}`).",
         ]
     trpo = rows.get("trpo", {})
     if "steps" in trpo:

@@ -254,8 +254,21 @@ def _plan(
         from selfeval.stages.plan_table import print_plan
 
         print_plan(made)
+        if beyond := _beyond_the_plan(config):
+            typer.echo(f"The plan is that of PPO with one evaluator; {beyond} are not in it.")
     if not made.fits:
         raise typer.Exit(2)
+
+
+def _beyond_the_plan(config: RunConfig) -> str:
+    """What this configuration holds that the planner does not count."""
+    learner, members = config.policy.learner, config.evaluator.members
+    found = [f"the other evaluators ({members - 1})"] if members > 1 else []
+    if learner in ("ilql", "soft_q"):
+        found.append(f"the value roles of {learner}")
+    if learner == "trpo":
+        found.append("the second derivatives of trpo")
+    return " and ".join(found)
 
 
 def _named_devices(devices: list[str]) -> dict[str, int]:
