@@ -35,7 +35,9 @@ docs: $(VENV)/.installed-dev ## Check that every link, command, setting and modu
 	@$(BIN)/python -m pytest tests/docs
 
 bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results, their figures into the README.
-	@for name in exam loop repeat rounds logprobs roles precision planner control/run figures; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	@for name in exam loop repeat rounds learners stability "stability --ablations" overoptimisation sparse_reward logprobs long_context \
+		roles "roles --learners" precision planner control/run figures; do \
+		echo "== $$name"; set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py "$$@"; done
 
 clean: ## Remove the virtual environment and caches; runs and results stay.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
