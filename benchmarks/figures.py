@@ -387,7 +387,8 @@ def _ablation_lines() -> list[str]:
 def _ranged(row: dict[str, Any], name: str, factor: float = 1, unit: str = "") -> str:
     digits = 1 if unit else 2
     value, low, high = (factor * row[name + ending] for ending in ("", "_min", "_max"))
-    return f"{value:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f})"
+    spread = "" if row.get("runs") == 1 else f" ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{value:.{digits}f}{unit}{spread}"
 
 
 def learners_table() -> str:
