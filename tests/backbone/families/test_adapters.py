@@ -6,7 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 import tiny_models
 from selfeval.backbone.families.adapters import adapter_targets
 from selfeval.backbone.roles import Backbone
-from selfeval.errors import ModelError
+from selfeval.errors import ConfigError, ModelError
 
 
 def adapted(backbone: Backbone) -> list[str]:
@@ -17,6 +17,11 @@ def test_names_and_patterns_are_passed_on_as_they_are() -> None:
     model = tiny_models.model("mixtral")
     assert adapter_targets(model, ("q_proj", "w1")) == {"target_modules": ["q_proj", "w1"]}
     assert adapter_targets(model, r".*\.q_proj") == {"target_modules": r".*\.q_proj"}
+
+
+def test_a_name_of_no_module_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(ConfigError, match=r'no module of this model is called "query"; allowed: down_proj, gate_proj, k_proj'):
+        tiny_models.backbone("llama", targets=("query",)).add_role("policy")
 
 
 def test_most_families_leave_the_choice_to_peft() -> None:
@@ -56,7 +61,7 @@ def test_only_the_part_that_reads_text_gets_adapters() -> None:
 
 @pytest.mark.parametrize(
     ("family", "targets", "reason"),
-    [("llama", ("query",), "not found"), ("mamba", ("in_proj", "out_proj"), "out_proj"), ("mixtral", ("w1",), "w3")],
+    [("mamba", ("in_proj", "out_proj"), "out_proj"), ("mixtral", ("w1",), "w3")],
 )
 def test_targets_that_cannot_be_had_are_refused_with_a_sentence(family: str, targets: tuple[str, ...], reason: str) -> None:
     backbone = tiny_models.backbone(family, targets=targets)

@@ -71,7 +71,10 @@ def _refuse_unknown(model: Any, names: tuple[str, ...]) -> None:
     if not unknown:
         return
     probe = PeftLoraConfig(task_type="CAUSAL_LM", target_modules=list(names))
-    convert_peft_config_for_transformers(probe, model=model, conversions=None)
+    try:
+        convert_peft_config_for_transformers(probe, model=model, conversions=None)
+    except ValueError:
+        return  # known names, though not to be had like this; PEFT says why when it makes the adapters
     left = probe.target_modules or ()
     for name in unknown:
         if name in left:
