@@ -82,7 +82,15 @@ def find_role(folder: Path, wanted: str) -> str:
 
 
 def export_role(
-    config: RunConfig, folder: Path, role: str, target: Path, *, merge: bool, precision: str, terminal: Terminal
+    config: RunConfig,
+    folder: Path,
+    role: str,
+    target: Path,
+    *,
+    merge: bool,
+    precision: str,
+    terminal: Terminal,
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Writes a role of a run to a folder of its own.
 
@@ -94,6 +102,7 @@ def export_role(
         merge: a whole model instead of an adapter.
         precision: one of `MERGED_PRECISIONS`, of merged weights.
         terminal: shows what is waited for.
+        trust_remote_code: run code that comes with the base.
 
     Raises:
         ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
@@ -104,7 +113,7 @@ def export_role(
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     with terminal.waiting(f"loading {config.model}"):
-        backbone = Backbone.load(_as_in_the_run(config, folder))
+        backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         backbone.load_role(name, folder / "roles" / name)
         prompts = templates_folder(config.model, config.templates)
         templates = Templates.load(prompts, backbone.loaded.tokenizer)
