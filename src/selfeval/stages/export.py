@@ -151,7 +151,7 @@ def _refuse_links(run: Path, role: str, model: Path) -> None:
 
 def _copy_templates(source: Path, target: Path) -> None:
     """Copy the prompts and their settings, and no other file that stands with them."""
-    target.mkdir()
+    target.mkdir(parents=True)
     for name, text in template_texts(source).items():
         (target / name).write_text(text, encoding="utf-8")
 
