@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from selfeval.judging.templates import Templates
 
-__all__ = ["dialogue_tokenizer", "evaluator_ids", "hostile", "policy_tokenizer"]
+__all__ = ["control_texts", "dialogue_tokenizer", "evaluator_ids", "hostile", "policy_tokenizer"]
 
 Sample = tuple[str, str, str]
 """A question, a reply to it, and the base's own working."""
@@ -36,7 +36,7 @@ def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> t
 
 def hostile(templates: Templates) -> Sample:
     """Return texts that hold control tokens of the tokenizer, plain and put into each other."""
-    tokens = _control_texts(templates)[:8]
+    tokens = control_texts(templates)[:8]
     nested = "".join(f"{token[: len(token) // 2]}{token}{token[len(token) // 2 :]}" for token in tokens)
     return (
         f"How many{''.join(tokens)} are left?",
@@ -208,7 +208,7 @@ def _own_template(templates: Templates) -> str:
 
 def _cleaning(templates: Templates) -> str:
     """A macro that does what `Templates.clean` does; content in parts, as some chat clients send it, becomes their text."""
-    tokens = ", ".join(_quoted(token) for token in _control_texts(templates))
+    tokens = ", ".join(_quoted(token) for token in control_texts(templates))
     return _CLEANED.replace("TOKENS", tokens)
 
 
@@ -235,8 +235,8 @@ _NEEDS_WORKING = """{%- if working is not defined -%}
 """  # noqa: E501
 
 
-def _control_texts(templates: Templates) -> list[str]:
-    """What `Templates.clean` takes out of texts."""
+def control_texts(templates: Templates) -> list[str]:
+    """Return what `Templates.clean` takes out of texts."""
     return [token for token in templates.tokenizer.get_added_vocab() if token.strip()]
 
 

@@ -107,14 +107,16 @@ class Evaluator:
             self._workings.update(zip(part, self._greedy(part), strict=True))
         return [self._workings[question] for question in questions]
 
-    def conversation(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Turn a row of prompt, chosen and rejected texts into one that TRL's RewardTrainer tokenizes as this run did."""
-        question, (working,) = row["prompt"], self.working([row["prompt"]])
+    def conversations(self, rows: dict[str, list[str]]) -> dict[str, list[Any]]:
+        """Turn texts of prompt, chosen and rejected into messages that TRL's RewardTrainer tokenizes as this run did.
+
+        For `Dataset.map(evaluator.conversations, batched=True)`.
+        """
         return {
-            "prompt": messages(question),
-            "chosen": messages(None, row["chosen"]),
-            "rejected": messages(None, row["rejected"]),
-            "chat_template_kwargs": {"working": working},
+            "prompt": [messages(question) for question in rows["prompt"]],
+            "chosen": [messages(None, reply) for reply in rows["chosen"]],
+            "rejected": [messages(None, reply) for reply in rows["rejected"]],
+            "chat_template_kwargs": [{"working": working} for working in self.working(rows["prompt"])],
         }
 
     # -- inside ---------------------------------------------------------------------------------------------------------
@@ -140,9 +142,8 @@ class Evaluator:
         return model.eval().requires_grad_(False), head
 
     def _reference(self) -> Any:
-        model = (
-            self.model if self.facts["layout"] != "classifier" else self._load(AutoModelForCausalLM, self.folder / "reference")
-        )
+        is_merged = self.facts["layout"] == "classifier"
+        model = self._load(AutoModelForCausalLM, self.folder / "reference") if is_merged else self.model.get_base_model()
         # The base's own generation_config may have a temperature or a repetition penalty; the run used neither.
         pad = self.reference_tokenizer.pad_token_id
         ends = self.facts["end"]
@@ -160,14 +161,16 @@ class Evaluator:
         """Scores `[B]` of right-padded sequences, read at their last token."""
         if self.facts["layout"] == "classifier":
             logits_B1 = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits
-            return logits_B1[:, 0].float() + float(self.model.config.score_bias)
+            scores_B: Tensor = logits_B1[:, 0].float() + float(self.model.config.score_bias)
+            return scores_B
         body = self.model.get_base_model().base_model
         options = {}
         if "position_ids" in inspect.signature(body.forward).parameters:
             options["position_ids"] = (attention_BT.cumsum(-1) - 1).clamp_min(0)
         hidden_BTD = body(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False, **options).last_hidden_state
         last_BD = hidden_BTD[torch.arange(len(ids_BT), device=self.device), attention_BT.sum(-1) - 1]
-        return (last_BD.float() @ self.head["weight"].T + self.head["bias"]).squeeze(-1)
+        scores_B = (last_BD.float() @ self.head["weight"].T + self.head["bias"]).squeeze(-1)
+        return scores_B
 
     def _greedy(self, questions: list[str]) -> list[str]:
         tokenizer = self.reference_tokenizer
