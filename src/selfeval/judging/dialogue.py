@@ -69,18 +69,24 @@ def dialogue_tokenizer(
 
 
 def policy_tokenizer(
-    templates: Templates, tokenizer: PreTrainedTokenizerBase, end: Sequence[int], samples: Sequence[Sample]
+    templates: Templates,
+    tokenizer: PreTrainedTokenizerBase,
+    end: Sequence[int],
+    samples: Sequence[Sample],
+    *,
+    keep_own: bool = True,
 ) -> PreTrainedTokenizerBase | None:
     """Return a copy of `tokenizer` whose chat template makes the run's `reply` prompt of a user message.
 
     A base with a chat template keeps it where the reply prompt is the bare question, so that system messages and tools work
-    as before.
+    as before. Such a template does not take control tokens out of texts.
 
     Args:
         templates: the run's, with the tokenizer it used.
         tokenizer: the one to be exported.
         end: the end-of-sequence token, or nothing.
         samples: texts on which its ids have to equal the run's; workings are not used.
+        keep_own: keep the base's own template if it makes the ids of texts without control tokens.
 
     Returns:
         None where no such template gives equal ids.
@@ -89,9 +95,8 @@ def policy_tokenizer(
     def equal(candidate: Any) -> bool:
         return all(_answers_alike(templates, candidate, sample, end) for sample in samples)
 
-    if templates.uses_chat and all(
-        _asks_alike(templates, tokenizer, sample[0]) for sample in samples if _is_clean(templates, sample)
-    ):
+    clean = [sample[0] for sample in samples if _is_clean(templates, sample)]
+    if keep_own and templates.uses_chat and all(_asks_alike(templates, tokenizer, question) for question in clean):
         return copy.deepcopy(tokenizer)
     return _first(tokenizer, _policy_templates(templates, _tokens(tokenizer, end)), equal)
 

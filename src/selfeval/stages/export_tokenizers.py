@@ -57,7 +57,7 @@ def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Toke
     end, samples = backbone.loaded.eos_ids[:1], (*_MESSAGES, hostile(templates))
     if type(tokenizer).__module__.startswith("selfeval."):  # its own template: transformers could load no other with it
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=templates.uses_chat, own=True)
-    asking = policy_tokenizer(templates, tokenizer, end, samples)
+    asking = policy_tokenizer(templates, tokenizer, end, samples, keep_own=role not in backbone.heads)
     around = None if asking is None else _around_question(asking)
     if role not in backbone.heads:
         return Tokenizers(asking or tokenizer, None, dialogue=False, chat_template=asking is not None, around_question=around)
