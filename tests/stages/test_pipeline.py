@@ -212,7 +212,7 @@ def test_a_lost_role_folder_makes_its_stage_run_again(world: World, stage: str) 
 def test_a_file_that_somebody_changed_is_named_and_nothing_runs(world: World, name: str) -> None:
     world.run()
     with (world.run_folder / name).open("a") as file:
-        file.write(" ")
+        file.write("x")
     with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is not what was written there"):
         world.run()
     assert world.ran == []
