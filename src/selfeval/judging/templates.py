@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from selfeval.backbone.tokens import ControlTokens
 from selfeval.errors import ModelError
+from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
 
 __all__ = ["KINDS", "Labels", "Templates", "template_texts", "templates_folder"]
@@ -117,8 +118,7 @@ class Templates:
             kind: one of `KINDS`.
             values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee), `working` (grade).
         """
-        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
-        text = self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **clean)
+        text = self._rendered(kind, values)
         if self.uses_chat:
             message = [{"role": "user", "content": text}]
             ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -127,14 +127,27 @@ class Templates:
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
         return tuple(int(i) for i in ids)
 
+    def _rendered(self, kind: str, values: dict[str, Any]) -> str:
+        """A prompt's text, before the chat template is put around it."""
+        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
+        return self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **clean)
+
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
         return self.control.clean(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply that a person typed, as a model would have written it (after a space in plain-text prompts)."""
-        typed = self.clean(text) if self.uses_chat else " " + self.clean(text)
-        return tuple(int(i) for i in self.tokenizer.encode(typed, add_special_tokens=False))
+        """Token ids of a reply that a person typed, as a model would have sampled them (after a space in plain-text prompts)."""
+        return self._typed.encode(self.clean(text))
+
+    @cached_property
+    def _typed(self) -> TypedReplies:
+        text = self._rendered("reply", {"question": "Which?"})
+        ids = self.prompt("reply", question="Which?")
+        if self.uses_chat:
+            message = [{"role": "user", "content": text}]
+            text = str(self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+        return TypedReplies(self.tokenizer, text, ids, "" if self.uses_chat else " ")
 
     def text(self, ids: tuple[int, ...]) -> str:
         """What a reply says, control tokens left out."""
