@@ -20,7 +20,10 @@ PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %
 DATED = (
     "{%- if strftime_now is defined %}\n  {%- set day = strftime_now('%d %b %Y') %}\n{%- endif %}\nToday: {{ day }}\n" + PLAIN
 )
-PARTS = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+PARTS = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% endfor %}"
+)
 
 
 def load(chat: str | None, day: date = DAY, folder: Path = OWN) -> Templates:

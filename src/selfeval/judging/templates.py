@@ -46,7 +46,10 @@ _SAMPLES: dict[str, dict[str, Any]] = {
     "referee": {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."},
 }
 """Values of every kind of prompt."""
-_OTHER = "Something else entirely"
+_OTHER: dict[str, Any] = {
+    **dict.fromkeys(("question", "first", "second", "working"), "Something else entirely"),
+    "examples": [],
+}
 
 
 class Settings(BaseModel):
@@ -138,7 +141,7 @@ class Templates:
             values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee), `working` (grade).
         """
         clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
-        text = self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **clean)
+        text = self.render(kind, **clean)
         if self.uses_chat:
             chat = message(text, parts=self.parts)
             ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -146,6 +149,10 @@ class Templates:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
         return tuple(int(i) for i in ids)
+
+    def render(self, kind: str, **values: Any) -> str:
+        """Text of a prompt, without the chat template."""
+        return self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **values)
 
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
@@ -244,16 +251,17 @@ def _check(templates: Templates, kind: str, path: Path) -> None:
     """Renders a sample, and each of its texts changed: a prompt that stays the same does not show that text."""
     values = _SAMPLES[kind] if kind != "grade" or templates.grades_with_working else {**_SAMPLES[kind], "working": ""}
     _refuse_unknown(templates.environment, kind, path, {*values, "chat"})
-    sample = _sample(templates, kind, path, values)
-    if not sample:
+    try:
+        ids, sample = templates.prompt(kind, **values), templates.render(kind, **values)
+        changed = {name: templates.render(kind, **{**values, name: _OTHER[name]}) for name, value in values.items() if value}
+    except Exception as error:  # a template is a program: it may raise anything
+        raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
+    if not ids:
         raise ModelError(f"{path} renders to an empty prompt; write the prompt into it")
-    if kind == "ask":
-        _sample(templates, kind, path, {"examples": []})
-    for name in [name for name, value in values.items() if value and kind != "ask"]:
-        if _sample(templates, kind, path, {**values, name: _OTHER}) == sample:
-            raise ModelError(
-                f"{path} does not show the {name}: its prompt is the same whatever that is; write {{{{ {name} }}}}"
-            )
+    if lost := [name for name, text in changed.items() if text == sample and name != "examples"]:
+        raise ModelError(
+            f"{path} does not show the {lost[0]}: its prompt is the same whatever that is; write {{{{ {lost[0]} }}}}"
+        )
 
 
 def _refuse_unknown(environment: Environment, kind: str, path: Path, known: set[str]) -> None:
@@ -265,10 +273,3 @@ def _refuse_unknown(environment: Environment, kind: str, path: Path, known: set[
         raise ModelError(
             f"{path} uses {', '.join(unknown)}, which this prompt does not have; it has {', '.join(sorted(known))}"
         )
-
-
-def _sample(templates: Templates, kind: str, path: Path, values: dict[str, Any]) -> tuple[int, ...]:
-    try:
-        return templates.prompt(kind, **values)
-    except Exception as error:  # a template is a program: it may raise anything
-        raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
