@@ -78,7 +78,7 @@ def test_help_shows_the_commands_and_the_exit_codes() -> None:
 
 
 def test_until_lists_the_stages_of_the_pipeline() -> None:
-    from selfeval.cli import _STAGES
+    from selfeval.cli.app import _STAGES
     from selfeval.stages.pipeline import STAGES
 
     assert tuple(stage.name for stage in STAGES) == _STAGES
@@ -284,7 +284,7 @@ def test_a_live_terminal_gets_bars_and_a_pipe_gets_clean_output(tmp_path: Path, 
 
 
 def test_the_plan_says_what_it_does_not_count() -> None:
-    from selfeval.cli import _beyond_the_plan
+    from selfeval.cli.app import _beyond_the_plan
     from selfeval.config import load_config
 
     def said(*assignments: str) -> str:

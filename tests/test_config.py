@@ -192,3 +192,11 @@ def test_learners_that_leave_the_policys_weights_alone_have_one_round(learner: s
     said = _refusal("rounds=2", f"policy.learner={learner}")
     assert f'rounds: got 2; Value error, policy.learner = "{learner}" leaves the policy\'s weights alone' in said
     assert load_config(None, {}, ["rounds=2"]).rounds == 2
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, f"trust_remote_code = {value}")
+    for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
+        with pytest.raises(ConfigError, match=r'"trust_remote_code": .* give the option --trust-remote-code to the command'):
+            load_config(*arguments)

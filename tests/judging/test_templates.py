@@ -229,7 +229,7 @@ def test_a_link_that_leaves_the_folder_is_refused(copy: Path, tmp_path: Path) ->
     (tmp_path / "secret.txt").write_text("{{ question }} secret")
     (copy / "reply.jinja").unlink()
     (copy / "reply.jinja").symlink_to(tmp_path / "secret.txt")
-    with pytest.raises(ModelError, match="outside of its templates folder"):
+    with pytest.raises(ModelError, match="is a link to"):
         load(copy)
     (copy / "reply.jinja").unlink()
     (copy / "own.jinja").write_text("{{ question }}")

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from selfeval.backbone.tokens import ControlTokens
 from selfeval.errors import ModelError
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, message, reason, refuse_chance, settled, uses_parts
 from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.links import entries, refuse_links
 
 __all__ = [
     "KINDS",
@@ -76,6 +79,7 @@ def templates_folder(model: str, chosen: str = "") -> Path:
             )
         return Path(chosen)
     own = Path(model) / "templates"
+    refuse_links(Path(model), [own], ModelError)
     return own if (own / "templates.toml").is_file() else _OWN
 
 
@@ -95,7 +99,11 @@ class Templates:
 
     @classmethod
     def load(
-        cls, folder: Path, tokenizer: PreTrainedTokenizerBase, day: date | None = None, chat: str | None = None
+        cls,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        day: date | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> Templates:
         """Reads a folder of templates and renders each on sample values.
 
@@ -103,20 +111,19 @@ class Templates:
             folder: with `templates.toml` and a template of every kind; a `chat_template.jinja` in it replaces the tokenizer's.
             tokenizer: of the model.
             day: shown by templates that print today's date; today by default.
-            chat: text of the chat template, instead of the folder's file or the tokenizer's own.
+            texts: of the folder's files, where they were read already.
 
         Raises:
             ModelError: a file is missing, malformed, or cannot be rendered; a template drops a text that it is for.
         """
-        day = day or date.today()
-        texts = template_texts(folder)
+        day, texts = day or date.today(), template_texts(folder) if texts is None else texts
         missing = [f"{kind}.jinja" for kind in KINDS if f"{kind}.jinja" not in texts]
         if missing:
             raise ModelError(
                 f"templates folder {folder} lacks {', '.join(missing)}; a templates folder holds all of {', '.join(KINDS)}"
             )
         settings = read_settings(folder, texts)
-        tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE) if chat is None else chat, day)
+        tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day)
         parts = bool(getattr(tokenizer, "chat_template", None)) and uses_parts(tokenizer)
         templates = cls(tokenizer, _environment(folder, texts, day), settings, parts)
         for kind in KINDS:
@@ -128,6 +135,11 @@ class Templates:
     @property
     def uses_chat(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The tokenizer's control tokens."""
+        return ControlTokens(self.tokenizer)
 
     def labels(self, kind: str) -> Labels:
         labels: Labels = getattr(self.settings, kind)
@@ -156,9 +168,7 @@ class Templates:
 
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
-        for token in self.tokenizer.get_added_vocab():
-            text = text.replace(token, " ") if token.strip() else text
-        return text.strip()
+        return self.control.clean(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a reply that a person typed, as a model would have written it (after a space in plain-text prompts)."""
@@ -167,7 +177,7 @@ class Templates:
 
     def text(self, ids: tuple[int, ...]) -> str:
         """What a reply says, control tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(self.control.without_special(ids))).strip()
 
     @property
     def grades_with_working(self) -> bool:
@@ -199,16 +209,13 @@ def template_texts(folder: Path) -> dict[str, str]:
     Raises:
         ModelError: a file is no UTF-8 text, or a link to something outside of the folder.
     """
+    refuse_links(folder, entries(folder), ModelError)  # any file of the folder can be included by a template
     paths = [path for path in sorted(folder.rglob("*.jinja")) if path.is_file()]
     paths += [folder / SETTINGS] if (folder / SETTINGS).is_file() else []
-    return {path.relative_to(folder).as_posix(): _text(path, folder) for path in paths}
+    return {path.relative_to(folder).as_posix(): _text(path) for path in paths}
 
 
-def _text(path: Path, folder: Path) -> str:
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(
-            f"{path} is a link to a file outside of its templates folder ({path.resolve()}); put a copy there instead"
-        )
+def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
