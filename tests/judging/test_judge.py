@@ -17,8 +17,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
 from selfeval.errors import ModelError
 from selfeval.judging import judge
-from selfeval.judging.judge import Comparison, Judgement, Reading, choice, combine, compare, state_of, verdict_tokens
-from selfeval.judging.templates import Labels, Templates, templates_folder
+from selfeval.judging.judge import Comparison, Judgement, Reading, choice, combine, compare, state_of
+from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from selfeval.judging.labels import Labels
 from selfeval.judging.reading import find_verdict, thinking_of, token_at
-from selfeval.judging.templates import Labels
 
 LABELS = Labels(lead="Verdict:", first=" A", second=" B", tie=" tie")
 REFEREE = Labels(lead="Better response:", first=" 1", second=" 2", tie=" neither")

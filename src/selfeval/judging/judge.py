@@ -15,9 +15,9 @@ from typing import Literal
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
-from selfeval.errors import ModelError
+from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.reading import Place, find_verdict, thinking_of, token_at
-from selfeval.judging.templates import Labels, Templates
+from selfeval.judging.templates import Templates
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 
@@ -26,12 +26,10 @@ __all__ = [
     "Comparison",
     "Judgement",
     "Reading",
-    "VerdictTokens",
     "choice",
     "combine",
     "compare",
     "state_of",
-    "verdict_tokens",
 ]
 
 Prompt = tuple[int, ...]
@@ -77,57 +75,6 @@ class Judgement:
     tie: float | None
     ties: tuple[float | None, float | None]
     words: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class VerdictTokens:
-    """How a tokenizer writes the three verdicts. Many write a label as several tokens: " 1" as " " and "1".
-
-    Attributes:
-        lead: tokens of the lead, and of whatever all labels begin with.
-        paths: of each label (first, second, neither), the tokens that follow, up to the first that no other label shares.
-    """
-
-    lead: tuple[int, ...]
-    paths: tuple[Prompt, Prompt, Prompt]
-
-    @property
-    def all(self) -> tuple[int, ...]:
-        """Every token of the paths."""
-        return tuple(sorted({token for path in self.paths for token in path}))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest path."""
-        return max(len(path) for path in self.paths)
-
-    @property
-    def forks(self) -> tuple[Prompt, ...]:
-        """The beginnings of paths after which probabilities are read; the empty one comes first."""
-        return tuple(dict.fromkeys(path[:k] for k in range(self.longest) for path in self.paths if k < len(path)))
-
-
-def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
-    """How this tokenizer writes the three verdicts: a shared beginning, then the tokens in which they differ.
-
-    Raises:
-        ModelError: one label is the beginning of another, so that they cannot be told apart.
-    """
-    encoded = [tuple(templates.tokenizer.encode(labels.lead + label, add_special_tokens=False)) for label in labels.all]
-    shared = _common(encoded)
-    rests = [e[shared:] for e in encoded]
-    lengths = [1 + max(_common([rest, other]) for other in rests[:i] + rests[i + 1 :]) for i, rest in enumerate(rests)]
-    if any(length > len(rest) for length, rest in zip(lengths, rests, strict=True)):
-        shown = ", ".join(f'"{label}"' for label in labels.all)
-        raise ModelError(f"this tokenizer cannot tell the verdict labels {shown} apart; give others in templates.toml")
-    first, second, tie = (rest[:length] for rest, length in zip(rests, lengths, strict=True))
-    return VerdictTokens(encoded[0][:shared], (first, second, tie))
-
-
-def _common(sequences: Sequence[Prompt]) -> int:
-    """How many first tokens the sequences share."""
-    columns = zip(*sequences, strict=False)
-    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))
 
 
 def compare(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from selfeval.judging.templates import Labels
+from selfeval.judging.labels import Labels
 
 __all__ = ["Place", "Thinking", "find_verdict", "thinking_of", "token_at"]
 
