@@ -80,12 +80,17 @@ def run(
             metavar="SIZE", help="Memory that this process may take, e.g. 2GiB. Only an automatic precision depends on it."
         ),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Run stages again whose settings changed or whose files are lost; without asking.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command goes on where an interrupted run stopped; a finished run says so. With rounds above 1 the better policy
+    The same command resumes an interrupted run; a finished run says so. `selfeval run --output DIR` resumes the run in DIR with
+    its own settings, and with others where --set gives them. Finished work of other settings is only set aside when you agree,
+    or with --restart; `selfeval restore DIR` brings it back. With rounds above 1 the better policy
     writes and answers the questions of the next round, in DIR/rounds/02 and on; a finished run goes on with more. Examples:
 
     selfeval run
@@ -97,12 +102,22 @@ def run(
     selfeval run --set rounds=3
     """
     with _clear_errors(debug):
-        named = output.name if output and not recipe else None
-        config = _config(recipe, model, seeds, assign or [], named, memory_budget)
-        _run(config, output or Path("runs") / config.name, until, quiet)
+        if output and (output / "run.json").exists() and not (recipe or model or seeds):
+            config = _config_of_the_run(output, assign or [], memory_budget)
+        else:
+            named = output.name if output and not recipe else None
+            config = _config(recipe, model, seeds, assign or [], named, memory_budget)
+        _run(config, output or Path("runs") / config.name, until, quiet, restart)
 
 
-def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
+def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str | None) -> RunConfig:
+    """The configuration in a run's folder, with the values that are given now."""
+    from selfeval.config import load_config
+
+    return load_config(None, {**_read_config(folder).model_dump(mode="json"), "memory_budget": memory_budget}, assignments)
+
+
+def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, restart: bool) -> None:
     from selfeval.stages.seeds import read_seeds
 
     stop = None if until is None else _stop_at(until, config.rounds)
@@ -116,7 +131,7 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> Non
         from selfeval.stages.rounds import run_rounds
         from selfeval.stages.terminal import Terminal
 
-        worked = run_rounds(Context(config, store, Terminal(quiet)), stop)
+        worked = run_rounds(Context(config, store, Terminal(quiet), restart=restart), stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
@@ -178,12 +193,11 @@ def _closing_table(folder: Path, worked: bool) -> None:
 
 def _read_config(folder: Path) -> RunConfig:
     from selfeval.config import RunConfig
-    from selfeval.store import read_json
+    from selfeval.store import read_run
 
-    if not (folder / "run.json").is_file():
-        raise RunFolderError(f"{folder} is not a run (no run.json); give the folder that `selfeval run` wrote")
+    run = read_run(folder)
     try:
-        return RunConfig.model_validate(read_json(folder / "run.json")["config"])
+        return RunConfig.model_validate(run["config"])
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{folder / 'run.json'} does not hold the configuration of this version ({reason})") from error

@@ -48,6 +48,7 @@ class Context:
         store: the folder of this round; that of round 1 is the run's own.
         earlier: the folders of the rounds before, first to last.
         later: the folders of the rounds after, which the report of round 1 tells of.
+        restart: whether the user agrees that finished or half-done work is set aside where it has to be made again.
     """
 
     config: RunConfig
@@ -55,6 +56,7 @@ class Context:
     terminal: Terminal
     earlier: Sequence[RunStore] = ()
     later: list[RunStore] = field(default_factory=list)
+    restart: bool = False
 
     @property
     def round(self) -> int:
