@@ -311,6 +311,35 @@ def report(folder: RunFolder, debug: Debug = False) -> None:
 
 
 @app.command()
+def restore(
+    folder: RunFolder,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[N]", help="Of the folder replaced/N; lists them unless given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Bring back results that another configuration replaced, with their configuration; those there now are set aside.
+
+    Without N: list what can be restored, with its cost and its settings.
+    """
+    with _clear_errors(debug):
+        _read_config(folder)
+        from selfeval.stages.restore import listed
+        from selfeval.stages.restore import restore as put_back
+        from selfeval.store import RunStore
+
+        store = RunStore(folder)
+        try:
+            if number is None:
+                typer.echo("\n".join(listed(store)) or f"nothing was replaced in {folder}")
+            else:
+                stages = ", ".join(put_back(store, number))
+                typer.echo(f"restored: {stages}. To resume with their settings: selfeval run --output {folder}")
+        finally:
+            store.close()
+
+
+@app.command()
 def show(
     folder: RunFolder,
     records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
