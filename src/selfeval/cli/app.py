@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfeval import __version__
-from selfeval.cli.failures import clear_errors
+from selfeval.cli.failures import clear_errors, refuse_broken_arguments
 from selfeval.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -95,10 +95,11 @@ def run(
 
     selfeval run --set rounds=3
     """
-    with clear_errors(debug):
-        named = output.name if output and not recipe else None
+    with clear_errors(debug) as command:
+        named = output.resolve().name if output and not recipe else None
         config = _config(recipe, model, seeds, assign or [], named, memory_budget)
-        _run(config, output or Path("runs") / config.name, until, quiet)
+        command.folder = output or Path("runs") / config.name
+        _run(config, command.folder, until, quiet)
 
 
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
@@ -464,6 +465,7 @@ def _interrupt(*arguments: Any) -> None:
 def main(handler: Callable[..., None] = _interrupt) -> None:
     """The entry point: SIGTERM is treated like Ctrl-C."""
     signal.signal(signal.SIGTERM, handler)
+    refuse_broken_arguments(sys.argv[1:])
     try:
         app()
     except KeyboardInterrupt:
