@@ -23,7 +23,7 @@ LEVELS = (
     ("training", "report", "serve"),
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
-    ("algorithms", "store"),
+    ("algorithms", "links", "store"),
     ("config", "records", "errors", "texts"),
 )
 """From the top of the house to the bottom; a room may import those below it, and its neighbours where that makes no circle."""

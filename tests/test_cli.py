@@ -341,7 +341,7 @@ def test_a_fault_of_ours_is_a_sentence_with_a_log_to_report(tmp_path: Path, rais
 def test_the_log_of_a_fault_is_in_the_run_folder_once_that_is_there(tmp_path: Path, recipe: Path) -> None:
     output = tmp_path / "run"
     patch = (
-        "from selfeval.stages import questions\ndef fail(*_): raise ValueError('odd')\nquestions._Acceptance.consider = fail"  # noqa: E501
+        "from selfeval.stages import questions\ndef fail(*_): raise ValueError('odd')\nquestions._Acceptance.consider = fail"
     )
     found = _broken(patch, *toy_arguments(recipe, output))
     assert found.returncode == 1, found.stderr

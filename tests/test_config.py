@@ -253,3 +253,11 @@ def test_values_that_would_fail_once_the_work_has_begun_are_refused(assignment: 
 def test_an_integer_of_thousands_of_digits_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"seed: got .*must be at most|seed: got"):
         load_config(None, {}, [f"seed={'9' * 5000}"])
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, f"trust_remote_code = {value}")
+    for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
+        with pytest.raises(ConfigError, match=r'"trust_remote_code": .* give the option --trust-remote-code to the command'):
+            load_config(*arguments)

@@ -382,8 +382,6 @@ class RunConfig(Section):
     """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where curves go besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model; off unless asked."""
     context: ContextConfig = ContextConfig()
     placement: PlacementConfig = PlacementConfig()
     lora: LoraConfig = LoraConfig()
@@ -433,6 +431,15 @@ def _allowed_at(location: Sequence[str | int]) -> list[str]:
     return list(model.model_fields)
 
 
+_OPTIONS = {
+    "trust_remote_code": (
+        "a recipe cannot allow a model's own code to run; give the option --trust-remote-code to the command if you trust "
+        "that code"
+    )
+}
+"""Former keys that are options of the commands, so that no file can set them."""
+
+
 def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str) -> ConfigError:
     """One sentence on everything that is wrong, each after the place that it was given at.
 
@@ -449,6 +456,8 @@ def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str) ->
 
 def _problem(problem: Any) -> str:
     key = visible(".".join(str(part) for part in problem["loc"]))
+    if key in _OPTIONS:
+        return f'unknown key "{key}": {_OPTIONS[key]}'
     if problem["type"] == "extra_forbidden":
         return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))}'
     try:

@@ -55,7 +55,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true", "memory_budget=2GiB"])
+@pytest.mark.parametrize("setting", ['device="cpu"', "memory_budget=2GiB"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []
@@ -64,7 +64,7 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
-    same_results = {"device", "trust_remote_code", "memory_budget", "placement", "checkpointing", "trackers"}
+    same_results = {"device", "memory_budget", "placement", "checkpointing", "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
     assert named | by_content | same_results | how_far | other_command == set(RunConfig.model_fields)
@@ -212,7 +212,7 @@ def test_a_lost_role_folder_makes_its_stage_run_again(world: World, stage: str) 
 def test_a_file_that_somebody_changed_is_named_and_nothing_runs(world: World, name: str) -> None:
     world.run()
     with (world.run_folder / name).open("a") as file:
-        file.write(" ")
+        file.write("x")
     with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is not what was written there"):
         world.run()
     assert world.ran == []

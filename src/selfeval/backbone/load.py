@@ -226,6 +226,11 @@ def load_model(
     except ModelError:
         raise
     except Exception as error:  # the hub client and safetensors raise many kinds; the user needs one sentence
+        if "trust_remote_code" in str(error):  # transformers names its own argument, which no command of ours has
+            raise ModelError(
+                f"model {name} comes with code of its own, and code of a model runs only if you ask for it: read it, and give "
+                "--trust-remote-code to the command if you trust it"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model {name}: {reason}") from error
     _settle(model, target, picked, whole=plan is None or plan.is_whole)

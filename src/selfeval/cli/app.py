@@ -37,6 +37,12 @@ _STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "
 Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only errors and the closing table.")]
+RemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run code that comes with the model. No recipe and no run folder can switch this on."
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, for example runs/embedded.")]
 
 
@@ -79,6 +85,7 @@ def run(
             metavar="SIZE", help="Memory that this process may take, e.g. 2GiB. Only an automatic precision depends on it."
         ),
     ] = None,
+    trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -99,10 +106,10 @@ def run(
         named = output.resolve().name if output and not recipe else None
         config = _config(recipe, model, seeds, assign or [], named, memory_budget)
         command.folder = output or Path("runs") / config.name
-        _run(config, command.folder, until, quiet)
+        _run(config, command.folder, until, quiet, trust_remote_code)
 
 
-def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
+def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool) -> None:
     from selfeval.stages.seeds import read_seeds
 
     stop = None if until is None else _stop_at(until, config.rounds)
@@ -116,7 +123,7 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> Non
         from selfeval.stages.rounds import run_rounds
         from selfeval.stages.terminal import Terminal
 
-        worked = run_rounds(Context(config, store, Terminal(quiet)), stop)
+        worked = run_rounds(Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code), stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
@@ -299,6 +306,7 @@ def score(
     question: Annotated[str, typer.Option(help="The question.")],
     reply: Annotated[list[str], typer.Option(help="A reply; give it twice or more to compare.")],
     sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence below which the answer is `unsure`.")] = 0.8,
+    trust_remote_code: RemoteCode = False,
     debug: Debug = False,
 ) -> None:
     """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure"."""
@@ -307,7 +315,7 @@ def score(
         _quiet_libraries()
         from selfeval.stages.scoring import score_texts
 
-        result = score_texts(config, folder, question, reply, sure)
+        result = score_texts(config, folder, question, reply, sure, trust_remote_code=trust_remote_code)
         for text, value in zip(reply, result.scores, strict=True):
             typer.echo(f"{value:+.3f}  {text}")
         if result.preferred is not None and result.confidence is not None:
@@ -323,6 +331,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
     precision: Annotated[str, typer.Option(help="Of merged weights: base (as in the run), fp32, bf16 or fp16.")] = "base",
     model: Annotated[str | None, typer.Option(help="The base, where it lies elsewhere than when the run was made.")] = None,
+    trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -352,7 +361,16 @@ def export(
             raise InputError(f'there is no precision "{precision}"{nearest(precision, list(MERGED_PRECISIONS))}')
         if precision != "base" and not merge:
             raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
-        done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))
+        done = export_role(
+            config,
+            folder,
+            role,
+            to,
+            merge=merge,
+            precision=precision,
+            terminal=Terminal(quiet),
+            trust_remote_code=trust_remote_code,
+        )
         _say_exported(done)
 
 
@@ -379,6 +397,7 @@ def tune(
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens of a row; the model's whole context, stretched if it is, unless given.")
     ] = None,
+    trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -392,7 +411,7 @@ def tune(
     packed one after the other into rows, each behind the token that begins a text and before the one that ends it.
 
     --set takes the keys of the sections tuning, context, lora and placement, and seed, device, precision, batch_tokens,
-    checkpointing, memory_budget, templates, trust_remote_code. Examples:
+    checkpointing, memory_budget, templates. Examples:
 
     selfeval tune book.txt --model path/to/model --to models/longer --set context.rope_scaling=yarn --set context.rope_factor=4
 
@@ -404,7 +423,7 @@ def tune(
         from selfeval.stages.terminal import Terminal
         from selfeval.stages.tuning import tune as tune_model
 
-        done = tune_model(config, texts, to, length, Terminal(quiet))
+        done = tune_model(config, texts, to, length, Terminal(quiet), trust_remote_code=trust_remote_code)
         facts = done.facts
         typer.echo(
             f"tuned on {facts['tokens']:,} tokens in {facts['steps']:,} steps: loss {facts['loss_start']:.3f}, then "

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from selfeval.errors import ModelError
+from selfeval.links import entries, refuse_links
 
 __all__ = ["KINDS", "Labels", "Templates", "template_texts", "templates_folder"]
 
@@ -59,6 +60,7 @@ def templates_folder(model: str, chosen: str = "") -> Path:
             )
         return Path(chosen)
     own = Path(model) / "templates"
+    refuse_links(Path(model), [own], ModelError)
     return own if (own / "templates.toml").is_file() else _OWN
 
 
@@ -75,8 +77,9 @@ class Templates:
         """Reads a folder of templates.
 
         Raises:
-            ModelError: a file is missing or malformed.
+            ModelError: a file is missing or malformed, or leads out of the folder.
         """
+        refuse_links(folder, entries(folder), ModelError)  # any file of the folder can be included by a template
         missing = [f"{kind}.jinja" for kind in KINDS if not (folder / f"{kind}.jinja").is_file()]
         if missing:
             raise ModelError(
@@ -157,5 +160,10 @@ class Templates:
 
 
 def template_texts(folder: Path) -> dict[str, str]:
-    """File name -> text of everything in a templates folder."""
+    """File name -> text of everything in a templates folder.
+
+    Raises:
+        ModelError: a file leads out of the folder.
+    """
+    refuse_links(folder, entries(folder), ModelError)
     return {p.name: p.read_text(encoding="utf-8") for p in sorted(folder.iterdir()) if p.suffix in (".jinja", ".toml")}

@@ -85,7 +85,8 @@ def _next(contexts: Sequence[Context]) -> Context:
     """The round after these."""
     first = contexts[0]
     store = RunStore(_next_folder(contexts))
-    return Context(first.config, store, first.terminal, earlier=tuple(c.store for c in contexts))
+    earlier = tuple(context.store for context in contexts)
+    return Context(first.config, store, first.terminal, earlier, trust_remote_code=first.trust_remote_code)
 
 
 def _run_all(contexts: list[Context], last: int, stage: str | None) -> bool:

@@ -32,7 +32,9 @@ class Scored:
     unsure: bool
 
 
-def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequence[str], sure: float) -> Scored:
+def score_texts(
+    config: RunConfig, folder: Path, question: str, replies: Sequence[str], sure: float, *, trust_remote_code: bool = False
+) -> Scored:
     """Scores texts under the run's evaluator; confidence is sigmoid(margin / temperature).
 
     Raises:
@@ -44,7 +46,10 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
         raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
     if not question.strip() or any(not r.strip() for r in replies):
         raise InputError("the question and every reply need some text")
-    backbone = Backbone.load(as_begun(config, read_json(folder / "run.json")))
+    begun = as_begun(config, read_json(folder / "run.json"))
+    # The folder may be somebody else's: it does not choose where weights that do not fit in memory are written.
+    begun = begun.model_copy(update={"placement": begun.placement.model_copy(update={"folder": ""})})
+    backbone = Backbone.load(begun, trust_remote_code=trust_remote_code)
     scorer = EvaluatorScorer(backbone, config.batch_tokens, load_members(backbone, roles, config))
     templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]

@@ -36,7 +36,7 @@ __all__ = ["Tuned", "check_settings", "read_texts", "tune"]
 _STAGE, _ROLE = "tuning", "tuned"
 _READ = (
     *("name", "model", "templates", "seed", "device", "precision", "batch_tokens", "checkpointing", "memory_budget"),
-    *("trust_remote_code", "context", "placement", "lora", "tuning"),
+    *("context", "placement", "lora", "tuning"),
 )
 """What a tuning depends on, or where and how it works; the rest of a configuration is about the stages of a run."""
 _DECIDING = ("context", "lora", "tuning", "seed", "batch_tokens")
@@ -81,7 +81,15 @@ def _default(name: str) -> Any:
     return RunConfig.model_fields[name].default
 
 
-def tune(config: RunConfig, texts: Sequence[Path], target: Path, length: int | None, terminal: Terminal) -> Tuned:
+def tune(
+    config: RunConfig,
+    texts: Sequence[Path],
+    target: Path,
+    length: int | None,
+    terminal: Terminal,
+    *,
+    trust_remote_code: bool = False,
+) -> Tuned:
     """Tunes an adapter on text and writes base and adapter as one model folder; called again, it goes on where it stopped.
 
     Args:
@@ -90,6 +98,7 @@ def tune(config: RunConfig, texts: Sequence[Path], target: Path, length: int | N
         target: the new folder; it may exist if it is empty.
         length: tokens of a row; the whole context of the model (stretched, if it is) unless given.
         terminal: shows progress.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         TextError: the text cannot be read or is too short, or the length does not fit the model.
@@ -105,14 +114,23 @@ def tune(config: RunConfig, texts: Sequence[Path], target: Path, length: int | N
     templates_folder(config.model, config.templates)  # refused now, and not when all is trained
     with _workplace(target) as store:
         store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
-        context = Context(config, store, terminal)
+        context = Context(config, store, terminal, trust_remote_code=trust_remote_code)
         rows = _rows(context, documents, length)
         _set_others_aside(context, rows)
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
         facts = read_json(context.role_folder(_ROLE) / TUNING)
         context.release()
-        exported = export_role(config, store.root, _ROLE, target, merge=True, precision="base", terminal=terminal)
+        exported = export_role(
+            config,
+            store.root,
+            _ROLE,
+            target,
+            merge=True,
+            precision="base",
+            terminal=terminal,
+            trust_remote_code=trust_remote_code,
+        )
     shutil.rmtree(store.root)
     return Tuned(exported, facts)
 

@@ -7,108 +7,21 @@ it depends on) has changed is moved to `replaced/`, never deleted.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
-import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from selfeval.errors import RunFolderError, StorageError
+from selfeval.errors import RunFolderError
 from selfeval.records import Drop, from_json, to_json
+from selfeval.store.files import as_storage_error, content_hash, fingerprint, read_json, write_json, writing
 
-__all__ = ["RunStore", "fingerprint", "read_json", "write_json", "writing"]
+__all__ = ["RunStore"]
 
 R = TypeVar("R")
-
-
-def fingerprint(value: Any) -> str:
-    """Short content hash of a JSON-ready value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, and moves it into place when the block succeeds.
-
-    Raises:
-        StorageError: the disk is full or cannot be written; what stood at `path` is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
-        yield temporary
-        _sync(temporary)
-        if path.is_dir():
-            _remove(path)
-        os.replace(temporary, path)
-    except BaseException as error:
-        _remove(temporary)
-        cause = _as_os_error(error)
-        if cause is None:
-            raise
-        raise _storage_error(path, cause) from error
-
-
-def _as_os_error(error: BaseException) -> OSError | None:
-    """The system's error behind `error`; safetensors wraps those of its own writes in a text that ends in `(os error N)`."""
-    if isinstance(error, OSError):
-        return error
-    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, Exception) else None
-    return OSError(int(found.group(1)), os.strerror(int(found.group(1)))) if found else None
-
-
-def _storage_error(path: Path, error: OSError) -> StorageError:
-    reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EACCES: "permission denied"}
-    reason = reasons.get(getattr(error, "errno", None) or 0, str(error))
-    return StorageError(f"cannot write {path}: {reason}. Nothing is lost: free some space and give the same command again")
-
-
-def _sync(path: Path) -> None:
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    for file in files:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`.
-
-    Raises:
-        RunFolderError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is missing; is {path.parent} a run folder?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path} is damaged ({error}); remove it and run again to rebuild it") from error
 
 
 class RunStore:
@@ -134,7 +47,7 @@ class RunStore:
         except Timeout as error:
             raise RunFolderError(f"another process works in {root}; wait for it, or name another folder") from error
         except OSError as error:
-            raise _storage_error(root, error) from error
+            raise as_storage_error(root, error) from error
 
     def _is_run(self) -> bool:
         begun = (".lock", ".run.json.part")
@@ -181,7 +94,7 @@ class RunStore:
             RunFolderError: a file is not what was written; the message names it.
         """
         for name, written in self.manifest(stage)["files"].items():
-            if _sha256(self.root / name) != written:
+            if content_hash(self.root / name) != written:
                 path = self.root / name
                 raise RunFolderError(
                     f"{path} is not what was written there (its hash differs); remove it, and it is made again"
@@ -256,7 +169,7 @@ class RunStore:
             inputs: fingerprint of what the stage was made from (`content` of the stage before).
         """
         found = [*self.shards(stage), *(f for path in outputs for f in (path.rglob("*") if path.is_dir() else [path]))]
-        files = {str(f.relative_to(self.root)): _sha256(f) for f in sorted(found) if f.is_file()}
+        files = {str(f.relative_to(self.root)): content_hash(f) for f in sorted(found) if f.is_file()}
         manifest = {"stage": stage, "key": key, "inputs": inputs, "counts": counts, "files": files}
         write_json(self.folder(stage) / "manifest.json", manifest)
 
@@ -321,7 +234,7 @@ class RunStore:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
-            raise _storage_error(path, error) from error
+            raise as_storage_error(path, error) from error
 
     def keep_metrics(self, stage: str, last_step: int) -> None:
         """Forgets the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
