@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from selfeval.backbone.tokens import ControlTokens
 from selfeval.errors import ModelError
 from selfeval.links import entries, refuse_links
 
@@ -99,6 +101,11 @@ class Templates:
     def uses_chat(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The tokenizer's control tokens."""
+        return ControlTokens(self.tokenizer)
+
     def labels(self, kind: str) -> Labels:
         labels: Labels = getattr(self.settings, kind)
         return labels
@@ -122,9 +129,7 @@ class Templates:
 
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
-        for token in self.tokenizer.get_added_vocab():
-            text = text.replace(token, " ") if token.strip() else text
-        return text.strip()
+        return self.control.clean(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a reply that a person typed, as a model would have written it (after a space in plain-text prompts)."""
@@ -133,7 +138,7 @@ class Templates:
 
     def text(self, ids: tuple[int, ...]) -> str:
         """What a reply says, control tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(self.control.without_special(ids))).strip()
 
     @property
     def grades_with_working(self) -> bool:
