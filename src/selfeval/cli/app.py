@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfeval import __version__
-from selfeval.cli.failures import clear_errors
+from selfeval.cli.failures import clear_errors, refuse_broken_arguments
 from selfeval.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -107,13 +107,14 @@ def run(
 
     selfeval run --set rounds=3
     """
-    with clear_errors(debug):
+    with clear_errors(debug) as command:
         if output and (output / "run.json").exists() and not (recipe or model or seeds):
             config = _config_of_the_run(output, assign or [], memory_budget)
         else:
-            named = output.name if output and not recipe else None
+            named = output.resolve().name if output and not recipe else None
             config = _config(recipe, model, seeds, assign or [], named, memory_budget)
-        _run(config, output or Path("runs") / config.name, until, quiet, trust_remote_code, restart)
+        command.folder = output or Path("runs") / config.name
+        _run(config, command.folder, until, quiet, trust_remote_code, restart)
 
 
 def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str | None) -> RunConfig:
@@ -526,6 +527,7 @@ def _interrupt(*arguments: Any) -> None:
 def main(handler: Callable[..., None] = _interrupt) -> None:
     """The entry point: SIGTERM is treated like Ctrl-C."""
     signal.signal(signal.SIGTERM, handler)
+    refuse_broken_arguments(sys.argv[1:])
     try:
         app()
     except KeyboardInterrupt:
