@@ -363,7 +363,8 @@ def score(
             typer.echo(f"{value:+.3f}  {text}")
         if result.preferred is not None and result.confidence is not None:
             verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
-            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f})")
+            calibration = "" if result.calibrated else ", not calibrated: too few held-out pairs to fit a temperature"
+            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f}{calibration})")
 
 
 @app.command()
