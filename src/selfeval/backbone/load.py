@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import cached_file, is_flash_attn_2_available
 
-from selfeval.backbone.families.table import FAMILIES, family_tokenizer
+from selfeval.backbone.families.table import FAMILIES, family_tokenizer, register_family
 from selfeval.backbone.placement import DISK, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
 from selfeval.backbone.precision import (
     PRECISIONS,
@@ -203,6 +203,7 @@ def load_model(
     target = pick_device(device)
     context, placement = context or ContextConfig(), placement or PlacementConfig()
     try:
+        register_family(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
         stretch = stretch_positions(config, context, name)
