@@ -200,7 +200,7 @@ def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
 
 def _check_weights(shell: Any, files: tuple[Path, ...], name: str) -> list[str]:
     headers = read_headers(files)
-    is_own_code = type(shell).__module__.startswith("transformers_modules")
-    if not files or is_own_code or getattr(shell.config, "quantization_config", None) is not None:
-        return []  # remote code and packed weights are compared by transformers as it loads them
+    is_native = type(shell).__module__.startswith("transformers.")
+    if not files or not is_native or getattr(shell.config, "quantization_config", None) is not None:
+        return []  # packed weights, and models with code of their own: compared as they are loaded
     return check_fit(shell, headers, name)

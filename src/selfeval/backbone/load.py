@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
 from selfeval.backbone.check import errors_of_model, read_parts
+from selfeval.backbone.digests import check_finite
 from selfeval.backbone.placement import DISK, DeviceMap, free_memory, plan_placement, usable_memory
 from selfeval.backbone.precision import (
     PRECISIONS,
@@ -154,6 +155,7 @@ def load_model(
     context, placement = context or ContextConfig(), placement or PlacementConfig()
     parts = read_parts(name, trust_remote_code=trust_remote_code, context=context)
     memory = memory_within(free_memory(target), room)
+    check_finite(parts.files, name)
     with errors_of_model(name):
         picked, why, plan = place_base(Wanted(name, parts.shell, device, precision, placement, memory), target)
         target = target if plan is None else torch.device(plan.main)
