@@ -52,8 +52,6 @@ def test_one_changed_number_is_another_base(folder: Path, tmp_path: Path, weight
     change(folder, weight, index)
     assert model_identity(str(folder)) != identity
     assert base_fingerprint(load(folder)) != backbone._base_fingerprint
-        LoadedModel(before.model, before.tokenizer, before.device, "", (), 0)
-    )
     with pytest.raises(RunFolderError, match="load it on its own base"):
         Backbone(load(folder), LoraConfig(), "base").load_role("policy", tmp_path / "role")
 
@@ -84,7 +82,7 @@ def test_weights_in_memory_are_hashed_too() -> None:
 
 
 READ = [
-    "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "merges.txt", "vocab.txt", "vocab.json", 
+    "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "merges.txt", "vocab.txt", "vocab.json",
     "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", "tokenizer.model", "modeling_own.py",
 ]  # fmt: skip
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -78,7 +78,7 @@ def _digests(path: Path, size: int, changed: int) -> tuple[TensorDigest, ...]:
         return tuple(_digest(file, name, header) for name, header in headers)
 
 
-def _digest(file: BinaryIO, name: str, header: TensorHeader) -> TensorDigest:
+def _digest(file: BufferedReader, name: str, header: TensorHeader) -> TensorDigest:
     found, finite, left = hashlib.sha256(), True, header.stop - header.start
     file.seek(header.start)
     while left:

@@ -75,6 +75,7 @@ class Context:
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
             backbone = Backbone.load(as_begun(self.config, self.first.run))
+            backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
