@@ -80,6 +80,7 @@ class Context:
         with self.terminal.waiting(f"loading {self.config.model}"):
             config = as_begun(self.config, self.first.run)
             backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
+            backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)

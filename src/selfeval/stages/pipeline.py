@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfeval.backbone.fingerprint import model_identity
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.config import RunConfig
 from selfeval.errors import LostWorkError, RunFolderError
@@ -108,23 +108,6 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-def _model_identity(name: str) -> Any:
-    """What tells two models apart without loading them: files and sizes of a folder, or the hub id."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model"))
-    return [[p.name, p.stat().st_size, _ends_hash(p)] for p in files]
-
-
-def _ends_hash(path: Path) -> str:
-    """Hash of the first and the last MiB."""
-    with path.open("rb") as file:
-        head = file.read(1 << 20)
-        file.seek(max(0, path.stat().st_size - (1 << 20)))
-        return hashlib.sha256(head + file.read()).hexdigest()[:16]
-
-
 def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1) -> dict[str, str]:
     """Fingerprint of everything that each stage's output depends on, stage by stage.
 
@@ -138,7 +121,7 @@ def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1) -> dict[str
         before: Any = ["round", number, stage_keys(config, seeds, number - 1)["policy"]]
     else:
         texts = template_texts(templates_folder(config.model, config.templates))
-        before = [_model_identity(config.model), texts, [s.question for s in seeds]]
+        before = [model_identity(config.model), texts, [s.question for s in seeds]]
     keys = {}
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
