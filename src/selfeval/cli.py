@@ -306,7 +306,9 @@ def report(folder: RunFolder, debug: Debug = False) -> None:
     with _clear_errors(debug):
         _read_config(folder)
         from selfeval.report.page import draw_page
+        from selfeval.store import check_files
 
+        check_files(folder, [folder / "report.json", folder / "metrics"])
         typer.echo(f"Report: {draw_page(folder)}")
 
 

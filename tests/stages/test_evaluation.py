@@ -229,8 +229,7 @@ def test_no_pairs_have_no_baselines() -> None:
 
 def _evaluator_figures(folder: Path, monkeypatch: pytest.MonkeyPatch, pairs: list[_TestPair], gold: Any) -> dict[str, Any]:
     run = context(folder)
-    run.store.folder("evaluator").mkdir()
-    write_json(run.store.folder("evaluator") / "manifest.json", {"counts": {"trained": 77}, "files": {}})
+    run.store.finish("evaluator", "key", {"trained": 77})
     write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 2.0, "mean": 0.0, "deviation": 1.0})
     monkeypatch.setattr(evaluation, "_judged_test_pairs", lambda *_: pairs)
     return evaluation._evaluator_figures(run, QUESTIONS, gold, lambda count: None)

@@ -14,8 +14,8 @@ from selfeval.errors import InputError, RunFolderError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import as_begun
-from selfeval.stages.evaluators import load_members, temperature_of
-from selfeval.store import read_json
+from selfeval.stages.evaluators import load_members, member_roles, temperature_of
+from selfeval.store import check_files, read_run
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer
 
@@ -36,7 +36,7 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
     """Scores texts under the run's evaluator; confidence is sigmoid(margin / temperature).
 
     Raises:
-        RunFolderError: the run has no evaluator yet.
+        RunFolderError: the run has no evaluator yet, or a file of it is damaged.
         InputError: a reply or the question is empty.
     """
     roles = folder / "roles"
@@ -44,7 +44,8 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
         raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
     if not question.strip() or any(not r.strip() for r in replies):
         raise InputError("the question and every reply need some text")
-    backbone = Backbone.load(as_begun(config, read_json(folder / "run.json")))
+    check_files(folder, [roles / role for role in member_roles(config)])
+    backbone = Backbone.load(as_begun(config, read_run(folder)))
     scorer = EvaluatorScorer(backbone, config.batch_tokens, load_members(backbone, roles, config))
     templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]
