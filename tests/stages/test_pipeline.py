@@ -60,7 +60,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true", "memory_budget=2GiB"])
+@pytest.mark.parametrize("setting", ['device="cpu"', "memory_budget=2GiB"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []
@@ -69,7 +69,7 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
-    same_results = {"device", "trust_remote_code", "memory_budget", "placement", "checkpointing", "trackers"}
+    same_results = {"device", "memory_budget", "placement", "checkpointing", "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
     assert named | by_content | same_results | how_far | other_command == set(RunConfig.model_fields)

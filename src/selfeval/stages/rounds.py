@@ -8,6 +8,7 @@ writes and replies), `stages/questions.py`, `stages/evaluator.py` and `stages/ev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from selfeval.errors import RunFolderError
@@ -86,7 +87,7 @@ def _next(contexts: Sequence[Context]) -> Context:
     """The round after these."""
     first = contexts[0]
     store = RunStore(_next_folder(contexts))
-    return Context(first.config, store, first.terminal, earlier=tuple(c.store for c in contexts), restart=first.restart)
+    return replace(first, store=store, earlier=tuple(c.store for c in contexts), later=[])
 
 
 def _run_all(contexts: list[Context], last: int, stage: str | None) -> bool:
