@@ -11,10 +11,6 @@ from selfeval.store import content_hash, read_object, write_json
 __all__ = ["check_role", "save_adapter_config", "seal_role"]
 
 _SEALED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
-_REMEDY = (
-    "put back a good copy; or, in a run folder, remove the role's folder and train the stage again: "
-    "selfeval run --output DIR --restart"
-)
 
 
 def save_adapter_config(config: Any, folder: Path) -> None:
@@ -42,14 +38,15 @@ def check_role(folder: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: a file is missing or damaged.
     """
-    origin = read_object(folder / "role.json", "base", "base_fingerprint", "files", remedy=_REMEDY)
+    remedy = f"put back a good copy, or remove {folder} and give the command that wrote it again"
+    origin = read_object(folder / "role.json", "base", "base_fingerprint", "files", remedy=remedy)
     files = origin["files"] if isinstance(origin["files"], dict) else {}
     if not {"adapter_config.json", "adapter_model.safetensors"} <= files.keys():
-        raise RunFolderError(f"{folder / 'role.json'} is damaged (it does not name the role's files); {_REMEDY}")
+        raise RunFolderError(f"{folder / 'role.json'} is damaged (it does not name the role's files); {remedy}")
     for name, written in files.items():
         path = folder / name
         if not path.is_file():
-            raise RunFolderError(f"{path} is missing; {_REMEDY}")
+            raise RunFolderError(f"{path} is missing; {remedy}")
         if content_hash(path) != written:
-            raise RunFolderError(f"{path} is damaged: its content is not what was written there; {_REMEDY}")
+            raise RunFolderError(f"{path} is damaged: its content is not what was written there; {remedy}")
     return origin
