@@ -166,7 +166,7 @@ def _restore(hint: Any, value: Any) -> Any:
         return hint(value)
     if typing.get_origin(hint) is not tuple:
         return _checked(hint, value)
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         raise TypeError(f"{_shown(value)} where a list is expected")
     kinds = typing.get_args(hint)
     if kinds[1:] == (...,):
