@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfeval.config import RunConfig
-from selfeval.errors import ConfigError, RunFolderError
+from selfeval.errors import ConfigError, LostWorkError, RunFolderError
 from selfeval.stages import gold, pipeline
 from selfeval.stages.gold import load_gold
 from selfeval.stages.restore import restore
@@ -506,3 +506,82 @@ def test_the_date_of_a_run_that_prints_none_changes_nothing(world: World) -> Non
     _write_run(world, date="2001-02-03")
     assert world.run() == []
     assert world.info()["date"] == "2001-02-03"
+
+
+# -- remedies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_removed_key_json_discards_nothing(world: World, stage: str) -> None:
+    world.run()
+    before = world.files()
+    (world.run_folder / stage / "key.json").unlink()
+    assert world.run(restart=False) == []
+    assert world.files().keys() | {f"{stage}/key.json"} == before.keys()
+
+
+def test_a_removed_run_json_is_rebuilt_by_the_whole_command(world: World) -> None:
+    world.run("policy.clip=0.1")
+    (world.run_folder / "run.json").unlink()
+    assert world.run("policy.clip=0.1", restart=False) == []
+    assert world.info()["status"] == "finished"
+    assert world.info()["config"]["policy"]["clip"] == 0.1
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+def test_half_done_work_without_its_key_json_is_not_thrown_away_unasked(world: World) -> None:
+    world.fails["replies"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    world.fails.clear()
+    (world.run_folder / "replies" / "key.json").unlink()
+    with pytest.raises(RunFolderError, match=r"replies/key\.json is missing.*Nothing was moved.*--restart"):
+        world.run(restart=False)
+    assert (world.run_folder / "replies" / "shard-00000.jsonl").exists()
+    assert world.run()[0] == "replies"
+
+
+@pytest.mark.parametrize("name", [*(path for paths in FILES.values() for path in paths), "replies/shard-00001.jsonl"])
+@pytest.mark.parametrize("damage", ["changed", "removed"])
+def test_the_remedy_for_a_damaged_or_lost_file_works(world: World, name: str, damage: str) -> None:
+    world.run()
+    before, path = world.files(), world.run_folder / name
+    message = ""
+    if damage == "changed":
+        path.write_text("changed")
+        with pytest.raises(RunFolderError, match="is damaged: its content is not what was written there") as caught:
+            world.run(restart=False)
+        message = str(caught.value)
+        assert world.files() == {**before, name: b"changed"}
+    if damage == "removed" or "remove it" in message:
+        path.unlink()
+        if name.startswith("roles/"):
+            with pytest.raises(RunFolderError, match=rf"{name} is missing.*Nothing was moved") as caught:
+                world.run(restart=False)
+            message = str(caught.value)
+    assert len(world.run(restart="--restart" in message)) == 1
+    assert world.files() == before
+    assert world.run(restart=False) == []
+
+
+def test_results_are_not_made_again_from_others_unasked(world: World) -> None:
+    world.run()
+    (world.run_folder / "replies" / "shard-00001.jsonl").unlink()
+    world.text["replies"] = "another text"
+    with pytest.raises(RunFolderError, match=r"verdicts: the results that it was made from have changed.*--restart"):
+        world.run(restart=False)
+    assert world.info()["status"] == "interrupted"
+    assert world.run() == from_("verdicts")
+
+
+def test_a_training_that_cannot_resume_starts_again_when_that_is_asked_for(world: World) -> None:
+    lost = LostWorkError("no checkpoint can be used. Give --restart")
+    world.fails["policy"] = lost
+    for _ in range(2):
+        with pytest.raises(LostWorkError):
+            world.run(restart=False)
+    assert not (world.run_folder / "replaced").exists()
+    world.recovers.add("policy")
+    assert world.run() == ["policy", "policy", "evaluation", "report"]
+    assert world.states()["policy"] == "finished"
+    assert "policy: no checkpoint can be used, so it is made again" in world.said.getvalue()

@@ -15,12 +15,13 @@ def text_body(model: Any) -> nn.Module:
     transformers' `base_model` is the model itself where a family's prefix names no attribute of it (Llama 4, mllama); then it
     is the child that holds the input embedding.
     """
+    whole: nn.Module = model
     body: nn.Module = model.base_model
-    if body is not model:
+    if body is not whole:
         return body
-    embedding = model.get_input_embeddings()
-    children: list[nn.Module] = [c for c in model.children() if embedding in set(c.modules()) and c is not embedding]
-    return children[0] if children else body
+    embedding: nn.Module = model.get_input_embeddings()
+    holders = (child for child in whole.children() if embedding in set(child.modules()) and child is not embedding)
+    return next(holders, body)
 
 
 def hidden_width(model: Any) -> int:
