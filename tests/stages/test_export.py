@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages import export
 from selfeval.stages.export import export_role, find_role
+from selfeval.stages.prompts import load_templates
 from selfeval.stages.scoring import score_texts
 from selfeval.stages.terminal import Terminal
-from selfeval.store import read_json, write_json
+from selfeval.store import RunStore, read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
 from toy import environment, selfeval
 
@@ -75,7 +77,6 @@ class Run:
         }
         self.config = RunConfig.model_validate(values)
         self.backbone = Backbone.load(self.config)
-        self.templates = Templates.load(templates_folder(str(self.model)), self.backbone.loaded.tokenizer)
         for role in ("policy", EVALUATOR):
             self.backbone.add_role(role, seed=1, head=role == EVALUATOR)
             tiny_models.scramble(self.backbone, role, seed=len(role))
@@ -88,6 +89,9 @@ class Run:
                 "device": {"model": self.config.model, "asked": "auto", "precision": precision},
             },
         )
+        store = RunStore(self.folder)
+        self.templates = load_templates(self.config, store, self.backbone.loaded.tokenizer, date.today())
+        store.close()
 
     def _own_templates(self, grade: str) -> None:
         (self.model / "templates").mkdir()
@@ -528,7 +532,7 @@ def test_the_reward_function_scores_as_the_run_whatever_the_texts(chat: bool, gr
     run = Run(tmp_path, chat=chat, grade=GRADES[grade])
     folder = run.export("evaluator", tmp_path / "out", merge=merge).folder
     evaluator = reward_of(folder).Evaluator(batch_size=2)
-    hostile_question, hostile_reply, _ = hostile(run.templates)
+    hostile_question, hostile_reply, _ = hostile(run.templates)[0]
     cases = [
         (QUESTION, REPLY),
         (QUESTION, "Two."),

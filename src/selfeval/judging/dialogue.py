@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from selfeval.judging.templates import Templates
 
-__all__ = ["control_texts", "dialogue_tokenizer", "evaluator_ids", "hostile", "policy_tokenizer"]
+__all__ = ["dialogue_tokenizer", "evaluator_ids", "hostile", "policy_tokenizer"]
 
 Sample = tuple[str, str, str]
 """A question, a reply to it, and the base's own working."""
@@ -34,15 +34,13 @@ def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> t
     return (*templates.prompt("grade", question=question, working=working), *templates.reply_ids(reply), *end)
 
 
-def hostile(templates: Templates) -> Sample:
-    """Return texts that hold control tokens of the tokenizer, plain and put into each other."""
-    tokens = control_texts(templates)[:8]
-    nested = "".join(f"{token[: len(token) // 2]}{token}{token[len(token) // 2 :]}" for token in tokens)
-    return (
-        f"How many{''.join(tokens)} are left?",
-        f"Five.{nested} {' '.join(tokens)} Verdict: A",
-        f"Four{''.join(tokens[::-1])}.",
-    )
+def hostile(templates: Templates) -> list[Sample]:
+    """Return texts that hold control tokens of several kinds, alone, in the middle of another, and in the middle of words."""
+    tokens = templates.control.texts
+    some = [*tokens[:4], *tokens[len(tokens) // 2 :][:4], *tokens[-4:]]
+    halves = [f"{token[: len(token) // 2]}{some[0]}{token[len(token) // 2 :]}" for token in some]
+    texts = [f"five{' and '.join(some)}", f"{''.join(some)}six", f"se{'ven '.join(halves)}"]
+    return [(text, texts[-1 - i], text) for i, text in enumerate(texts)]
 
 
 def dialogue_tokenizer(
@@ -59,11 +57,12 @@ def dialogue_tokenizer(
         samples: texts on which its ids have to equal the evaluator's.
 
     Returns:
-        None where no such template gives equal ids.
+        None where no such template gives equal ids, on these and on texts that hold control tokens.
     """
 
     def equal(candidate: Any) -> bool:
-        return all(_dialogue_ids(candidate, sample) == evaluator_ids(templates, sample, end) for sample in samples)
+        tried = (*samples, *hostile(templates))
+        return all(_dialogue_ids(candidate, sample) == evaluator_ids(templates, sample, end) for sample in tried)
 
     return _first(tokenizer, _evaluator_templates(templates, _tokens(tokenizer, end)), equal)
 
@@ -89,14 +88,13 @@ def policy_tokenizer(
         keep_own: keep the base's own template if it makes the ids of texts without control tokens.
 
     Returns:
-        None where no such template gives equal ids.
+        None where no such template gives equal ids, on these and on texts that hold control tokens.
     """
 
     def equal(candidate: Any) -> bool:
-        return all(_answers_alike(templates, candidate, sample, end) for sample in samples)
+        return all(_answers_alike(templates, candidate, sample, end) for sample in (*samples, *hostile(templates)))
 
-    clean = [sample[0] for sample in samples if _is_clean(templates, sample)]
-    if keep_own and templates.uses_chat and all(_asks_alike(templates, tokenizer, question) for question in clean):
+    if keep_own and templates.uses_chat and all(_asks_alike(templates, tokenizer, sample[0]) for sample in samples):
         return copy.deepcopy(tokenizer)
     return _first(tokenizer, _policy_templates(templates, _tokens(tokenizer, end)), equal)
 
@@ -113,6 +111,10 @@ def _first(tokenizer: Any, sources: Iterator[str], equal: Callable[[Any], bool])
 
 def _tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
+
+
+_BEGINNINGS = ("", "{{- bos_token -}}", "{{- bos_token + ' ' -}}")
+"""What a plain-text prompt begins with: the last one for tokenizers that put a space before a text, but not behind a token."""
 
 
 # -- token ids ----------------------------------------------------------------------------------------------------------
@@ -164,10 +166,12 @@ def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[s
         f"{{%- set graded +%}}{_untrimmed(_source(templates, 'grade'))}{{%+ endset -%}}",
     ]
     if chat:
-        messages = "{%- set messages = [{'role': 'user', 'content': graded}] -%}{%- set add_generation_prompt = true -%}"
+        content = _content(templates, "graded")
+        asked = f"{{%- set messages = [{{'role': 'user', 'content': {content}}}] -%}}"
+        messages = f"{asked}{{%- set add_generation_prompt = true -%}}"
         middles = [f"{messages}{_own_template(templates)}{{{{ reply }}}}"]
     else:
-        middles = [f"{begin}{{{{ graded }}}}{{{{ ' ' + reply }}}}" for begin in ("", "{{- bos_token -}}")]
+        middles = [f"{begin}{{{{ graded }}}}{{{{ ' ' + reply }}}}" for begin in _BEGINNINGS]
     for middle in middles:
         yield "".join([*start, middle, *(_literal(token) for token in end)])
 
@@ -177,15 +181,15 @@ def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]
     source = f"{{%- set prompt +%}}{_untrimmed(_source(templates, 'reply'))}{{%+ endset -%}}"
     asked = f"{{%- set question = cleaned(message['content']) -%}}{source}"
     if templates.uses_chat:
-        yield "".join([_cleaning(templates), _rewritten(asked), _own_template(templates)])
+        yield "".join([_cleaning(templates), _rewritten(asked, _content(templates, "prompt")), _own_template(templates)])
         return
-    for begin in ("", "{%- if loop.first -%}{{- bos_token -}}{%- endif -%}"):
+    for begin in _BEGINNINGS:
         yield "".join(
             [
                 _cleaning(templates),
                 "{%- set chat = false -%}{%- for message in messages -%}{%- if message['role'] == 'user' -%}",
                 asked,
-                begin,
+                f"{{%- if loop.first -%}}{begin}{{%- endif -%}}",
                 "{{- prompt -}}{%- elif message['role'] == 'assistant' -%}{{- ' ' + cleaned(message['content']) -}}",
                 *(f"{{{{- {_quoted(token)} -}}}}" for token in end),
                 "{%- else -%}",
@@ -195,12 +199,17 @@ def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]
         )
 
 
-def _rewritten(asked: str) -> str:
+def _content(templates: Templates, text: str) -> str:
+    """The content of a message as the model's own template wants it."""
+    return f"[{{'type': 'text', 'text': {text}}}]" if templates.parts else text
+
+
+def _rewritten(asked: str, content: str) -> str:
     """Replace the user messages by prompts before the model's own template reads them."""
     return (
         "{%- set chat = true -%}{%- set rewritten = namespace(messages=[]) -%}{%- for message in messages -%}"
         f"{{%- if message['role'] == 'user' -%}}{asked}"
-        "{%- set rewritten.messages = rewritten.messages + [{'role': 'user', 'content': prompt}] -%}"
+        f"{{%- set rewritten.messages = rewritten.messages + [{{'role': 'user', 'content': {content}}}] -%}}"
         "{%- else -%}{%- set rewritten.messages = rewritten.messages + [message] -%}{%- endif -%}{%- endfor -%}"
         "{%- set messages = rewritten.messages -%}"
     )
@@ -213,7 +222,7 @@ def _own_template(templates: Templates) -> str:
 
 def _cleaning(templates: Templates) -> str:
     """A macro that does what `Templates.clean` does; content in parts, as some chat clients send it, becomes their text."""
-    tokens = ", ".join(_quoted(token) for token in control_texts(templates))
+    tokens = ", ".join(_quoted(token) for token in templates.control.texts)
     return _CLEANED.replace("TOKENS", tokens)
 
 
@@ -238,15 +247,6 @@ _NEEDS_WORKING = """{%- if working is not defined -%}
 {%- endif -%}
 {%- set working = cleaned(working) -%}
 """  # noqa: E501
-
-
-def control_texts(templates: Templates) -> list[str]:
-    """Return what `Templates.clean` takes out of texts."""
-    return [token for token in templates.tokenizer.get_added_vocab() if token.strip()]
-
-
-def _is_clean(templates: Templates, sample: Sample) -> bool:
-    return all(templates.clean(text) == text.strip() for text in sample)
 
 
 def _literal(token: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.merging import classifier_class, padding_tokenizer
 from selfeval.backbone.roles import Backbone
-from selfeval.judging.dialogue import dialogue_tokenizer, hostile, policy_tokenizer
+from selfeval.judging.dialogue import dialogue_tokenizer, policy_tokenizer
 from selfeval.judging.templates import Templates
 
 __all__ = ["Tokenizers", "pick_tokenizers"]
@@ -51,23 +52,31 @@ class Tokenizers:
 
 def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Tokenizers:
     """Return the tokenizers of a role; that of a classifier has a padding token that ends nothing."""
-    tokenizer: Any = backbone.loaded.tokenizer
-    if backbone.loaded.stretch:  # tools cut texts there
-        tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
-    end, samples = backbone.loaded.eos_ids[:1], (*_MESSAGES, hostile(templates))
-    if type(tokenizer).__module__.startswith("selfeval."):  # its own template: transformers could load no other with it
+    own = type(backbone.loaded.tokenizer).__module__.startswith("selfeval.")
+    end, scores = backbone.loaded.eos_ids[:1], role in backbone.heads
+    tokenizer = _as_in_the_run(copy.copy(backbone.loaded.tokenizer), backbone, None if own else templates)
+    if own:  # transformers cannot load it, and so no template with it
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=templates.uses_chat, own=True)
-    asking = policy_tokenizer(templates, tokenizer, end, samples, keep_own=role not in backbone.heads)
+    asking = policy_tokenizer(templates, tokenizer, end, _MESSAGES, keep_own=not scores)
     around = None if asking is None else _around_question(asking)
-    if role not in backbone.heads:
+    if not scores:
         return Tokenizers(asking or tokenizer, None, dialogue=False, chat_template=asking is not None, around_question=around)
     if classifier_class(backbone.model.config) is not None or tokenizer.pad_token is None:
-        tokenizer = padding_tokenizer(backbone.loaded)
-    found = dialogue_tokenizer(templates, tokenizer, end, samples)
+        tokenizer = _as_in_the_run(padding_tokenizer(backbone.loaded), backbone, templates)
+    found = dialogue_tokenizer(templates, tokenizer, end, _MESSAGES)
     if found is None or (templates.grades_with_working and asking is None):
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=False)
     needed = asking if templates.grades_with_working else None
     return Tokenizers(found, needed, dialogue=True, chat_template=True, around_question=around)
+
+
+def _as_in_the_run(tokenizer: Any, backbone: Backbone, templates: Templates | None) -> Any:
+    """With the run's chat template, which may not be the base's of today, and the length of a stretched context."""
+    if templates is not None:
+        tokenizer.chat_template = templates.tokenizer.chat_template
+    if backbone.loaded.stretch:  # tools cut texts there
+        tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
+    return tokenizer
 
 
 def _around_question(tokenizer: Any) -> tuple[str, str] | None:
