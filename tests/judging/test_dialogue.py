@@ -147,7 +147,7 @@ def test_control_tokens_in_a_question_or_a_reply_do_not_speak_for_the_prompt(mak
     tokenizer = make()
     ours = templates(tokenizer)
     sample = hostile(ours)[0]
-    assert any(token in sample[1] for token in tokenizer.get_added_vocab())
+    assert any(token in sample[1] for token in ours.control.texts)
     assert ours.clean(sample[1]) != sample[1].strip()
     found: Any = dialogue_tokenizer(ours, tokenizer, (1,), SAMPLES)
     asked = messages(*sample[:2])
@@ -182,7 +182,7 @@ def test_a_chat_client_asks_a_policy_as_the_run_did(make: Any, reply: str, tmp_p
     tokenizer = make()
     ours = templates(tokenizer, with_reply(tmp_path / "templates", reply) if reply else None)
     samples = (*SAMPLES, *hostile(ours))
-    found: Any = policy_tokenizer(ours, tokenizer, (1,), samples)
+    found: Any = policy_tokenizer(ours, tokenizer, (1,), SAMPLES)
     found.save_pretrained(tmp_path / "saved")
     stranger: Any = AutoTokenizer.from_pretrained(tmp_path / "saved")
     keeps_own = bool(tokenizer.chat_template) and not reply
@@ -200,7 +200,7 @@ def test_a_chat_client_asks_a_policy_as_the_run_did(make: Any, reply: str, tmp_p
 def test_the_policy_of_the_embedded_model_is_asked_in_its_own_control_tokens() -> None:
     tokenizer = AutoTokenizer.from_pretrained(LAB / "word_problems")
     ours = templates(tokenizer, LAB / "word_problems" / "templates")
-    found: Any = policy_tokenizer(ours, tokenizer, (2,), (*SAMPLES, *hostile(ours)))
+    found: Any = policy_tokenizer(ours, tokenizer, (2,), SAMPLES)
     text = found.apply_chat_template(messages("How many?", "Two.")[:1], tokenize=False, add_generation_prompt=True)
     assert text == "<|bos|><|question|>How many?<|reply|>"
 

@@ -57,6 +57,7 @@ class Run:
         *,
         chat: bool = False,
         grade: str = "",
+        reply: str = "",
         precision: str = "fp32",
         scaling: str = "none",
     ) -> None:
@@ -65,7 +66,7 @@ class Run:
         tokenizer.chat_template = CHAT if chat else None
         tiny_models.save_model(made or tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
         if grade:
-            self._own_templates(grade)
+            self._own_templates(grade, reply)
         lora = {"rank": 4, "alpha": 8.0}
         values = {
             "model": str(self.model),
@@ -93,13 +94,14 @@ class Run:
         self.templates = load_templates(self.config, store, self.backbone.loaded.tokenizer, date.today())
         store.close()
 
-    def _own_templates(self, grade: str) -> None:
+    def _own_templates(self, grade: str, reply: str) -> None:
         (self.model / "templates").mkdir()
         for path in templates_folder("none").iterdir():
-            text = grade if path.name == "grade.jinja" else path.read_text(encoding="utf-8")
-            (self.model / "templates" / path.name).write_text(
-                text.replace("working = false", "working = true"), encoding="utf-8"
-            )
+            own = {"grade.jinja": grade, "reply.jinja": reply}.get(path.name)
+            text = own or path.read_text(encoding="utf-8")
+            if "working" in grade:
+                text = text.replace("working = false", "working = true")
+            (self.model / "templates" / path.name).write_text(text, encoding="utf-8")
 
     def export(
         self,
@@ -395,13 +397,13 @@ ROLE = f"roles/{EVALUATOR}"
 def test_no_file_comes_into_an_export_through_a_link(name: str, tmp_path: Path) -> None:
     run = Run(tmp_path, chat=True, grade=GRADES["working"])
     link = linked(run, name)
-    with pytest.raises((ExportError, ModelError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"):
+    with pytest.raises((ExportError, ModelError, RunFolderError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"):
         run.export("evaluator", tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Path) -> None:
-    run = Run(tmp_path, grade=GRADES["working"])
+    run = Run(tmp_path, grade=GRADES["working"], chat=True)
     (tmp_path / "id_rsa").write_text("a key")
     (run.model / "templates" / "notes.txt").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(ExportError, match=r"notes\.txt is a link"):
@@ -409,7 +411,7 @@ def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Pat
     (run.model / "templates" / "notes.txt").unlink()
     (run.model / "templates" / "notes.txt").write_text("not a template")
     copied = {path.name for path in (run.export("policy", tmp_path / "out").folder / "templates").iterdir()}
-    assert copied == {"ask.jinja", "grade.jinja", "judge.jinja", "referee.jinja", "reply.jinja", "templates.toml"}
+    assert copied == {"ask.jinja", "grade.jinja", "judge.jinja", "referee.jinja", "reply.jinja", "templates.toml", "chat_template.jinja"}
 
 
 def test_weights_may_be_links(tmp_path: Path) -> None:
@@ -499,6 +501,9 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
     tiny_models.scramble(backbone, "policy")
     backbone.save_role("policy", tmp_path / "run" / "roles" / "policy")
     write_json(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
+    store = RunStore(tmp_path / "run")
+    load_templates(config, store, backbone.loaded.tokenizer, date.today())
+    store.close()
     done = export_role(
         config, tmp_path / "run", "policy", tmp_path / "out", merge=merge, precision="base", terminal=Terminal(quiet=True)
     )
@@ -679,9 +684,11 @@ SHELL = "{{ self.__init__.__globals__.__builtins__.__import__('pathlib').Path('R
 def test_a_foreign_template_runs_no_code_in_the_snippets(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harmless where nobody renders it; a plain `jinja2.Template` would run it."""
     guarded = "{% if question == 'QUESTION OF THE ATTACK' %}" + SHELL + "{% endif %}{{ question }}"
-    run = Run(tmp_path, grade=guarded if kind == "grade" else GRADES["working"])
-    (run.model / "templates" / "reply.jinja").write_text(guarded, encoding="utf-8")
-    for role in ("policy", "evaluator"):
+    if kind == "grade":
+        run = Run(tmp_path, grade=guarded)
+    else:
+        run = Run(tmp_path, grade=GRADES["working"], reply=guarded)
+    for role in ("evaluator",) if kind == "grade" else ("policy", "evaluator"):
         folder = run.export(role, tmp_path / role, merge=True).folder
         monkeypatch.setattr(sys.modules[__name__], "QUESTION", "QUESTION OF THE ATTACK")
         with pytest.raises((SecurityError, TemplateError)):
