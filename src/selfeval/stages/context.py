@@ -6,6 +6,7 @@ import gc
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
+from selfeval.stages.prompts import day_of, load_templates
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
@@ -48,6 +50,8 @@ class Context:
         store: the folder of this round; that of round 1 is the run's own.
         earlier: the folders of the rounds before, first to last.
         later: the folders of the rounds after, which the report of round 1 tells of.
+        trust_remote_code: run code that comes with the model; the user asked for it on the command line.
+        restart: whether the user agrees that finished or half-done work is set aside where it has to be made again.
     """
 
     config: RunConfig
@@ -55,6 +59,8 @@ class Context:
     terminal: Terminal
     earlier: Sequence[RunStore] = ()
     later: list[RunStore] = field(default_factory=list)
+    trust_remote_code: bool = False
+    restart: bool = False
 
     @property
     def round(self) -> int:
@@ -74,7 +80,9 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            backbone = Backbone.load(as_begun(self.config, self.first.run))
+            config = as_begun(self.config, self.first.run)
+            backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
+            backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
@@ -109,7 +117,13 @@ class Context:
 
     @cached_property
     def templates(self) -> Templates:
-        return Templates.load(templates_folder(self.config.model, self.config.templates), self.backbone.loaded.tokenizer)
+        """Those that were copied into the run folder when the run began."""
+        return load_templates(self.config, self.first, self.backbone.loaded.tokenizer, self.day)
+
+    @cached_property
+    def day(self) -> date:
+        """The day that templates print instead of today's: that on which the run began."""
+        return day_of(self.first.run)
 
     @cached_property
     def trackers(self) -> Trackers:
