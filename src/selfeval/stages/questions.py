@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 
 from selfeval.errors import LoopError
+from selfeval.judging.coverage import check_seeds
 from selfeval.judging.reading import thinking_of
 from selfeval.judging.sources import fixed_text
 from selfeval.judging.templates import templates_folder
@@ -24,6 +25,10 @@ from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import Context
 
 __all__ = ["run"]
+
+
+_CHECKED = 1000
+"""Seeds that are looked at to tell whether the tokenizer can write them."""
 
 
 class _Acceptance:
@@ -125,8 +130,11 @@ def run(context: Context) -> dict[str, int]:
 
     Raises:
         LoopError: far too few samples are usable.
+        SeedsError: the model's tokenizer cannot write the seeds.
     """
     store, config = context.store, context.config.questions
+    if context.round == 1:
+        _check_seeds(context)
     acceptance, shard = _Acceptance(context), 0
     while store.has_shard("questions", shard):
         for question in store.read_shard("questions", shard, Question):
@@ -143,6 +151,14 @@ def run(context: Context) -> dict[str, int]:
             bar.advance(len(acceptance.accepted) - before)
             shard += 1
     return _counts(context, acceptance)
+
+
+def _check_seeds(context: Context) -> None:
+    tokenizer = context.templates.tokenizer
+    if note := check_seeds(
+        tokenizer, [seed.question for seed in context.seeds[:_CHECKED]], context.config.model or "the model"
+    ):
+        context.terminal.note(note)
 
 
 def _counts(context: Context, acceptance: _Acceptance) -> dict[str, int]:
