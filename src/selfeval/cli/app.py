@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfeval import __version__
-from selfeval.cli.failures import clear_errors
+from selfeval.cli.failures import clear_errors, refuse_broken_arguments
 from selfeval.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -86,13 +86,20 @@ def run(
         ),
     ] = None,
     trust_remote_code: RemoteCode = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Run stages again whose settings changed or whose files are lost; without asking.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command goes on where an interrupted run stopped; a finished run says so. With rounds above 1 the better policy
-    writes and answers the questions of the next round, in DIR/rounds/02 and on; a finished run goes on with more. Examples:
+    The same command resumes an interrupted run; a finished run says so. `selfeval run --output DIR` resumes the run in DIR with
+    its own settings, and with others where --set gives them. Finished work of other settings is only set aside when you agree,
+    or with --restart; `selfeval restore DIR` brings it back.
+
+    With rounds above 1 the better policy writes and answers the questions of the next round, in DIR/rounds/02 and on; a
+    finished run goes on with more. Examples:
 
     selfeval run
 
@@ -102,13 +109,29 @@ def run(
 
     selfeval run --set rounds=3
     """
-    with clear_errors(debug):
-        named = output.name if output and not recipe else None
-        config = _config(recipe, model, seeds, assign or [], named, memory_budget)
-        _run(config, output or Path("runs") / config.name, until, quiet, trust_remote_code)
+    with clear_errors(debug) as command:
+        if output and (output / "run.json").exists() and not (recipe or model or seeds):
+            config = _config_of_the_run(output, assign or [], memory_budget)
+        else:
+            named = output.resolve().name if output and not recipe else None
+            config = _config(recipe, model, seeds, assign or [], named, memory_budget)
+        command.folder = output or Path("runs") / config.name
+        _run(config, command.folder, until, quiet, trust_remote_code, restart)
 
 
-def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool) -> None:
+def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str | None) -> RunConfig:
+    """The configuration in a run's folder, with the values that are given now."""
+    from selfeval.config import load_config
+
+    values = _read_config(folder).model_dump(mode="json")
+    if memory_budget is not None:
+        values["memory_budget"] = memory_budget
+    if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
+        values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run has a copy
+    return load_config(None, values, assignments)
+
+
+def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool, restart: bool) -> None:
     from selfeval.stages.seeds import read_seeds
 
     stop = None if until is None else _stop_at(until, config.rounds)
@@ -122,7 +145,7 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
         from selfeval.stages.rounds import run_rounds
         from selfeval.stages.terminal import Terminal
 
-        worked = run_rounds(Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code), stop)
+        worked = run_rounds(Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart), stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
@@ -162,12 +185,11 @@ def _quiet_libraries() -> None:
 
 def _read_config(folder: Path) -> RunConfig:
     from selfeval.config import RunConfig
-    from selfeval.store import read_json
+    from selfeval.store import read_run
 
-    if not (folder / "run.json").is_file():
-        raise RunFolderError(f"{folder} is not a run (no run.json); give the folder that `selfeval run` wrote")
+    run = read_run(folder)
     try:
-        return RunConfig.model_validate(read_json(folder / "run.json")["config"])
+        return RunConfig.model_validate(run["config"])
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{folder / 'run.json'} does not hold the configuration of this version ({reason})") from error
@@ -276,8 +298,39 @@ def report(folder: RunFolder, debug: Debug = False) -> None:
     with clear_errors(debug):
         _read_config(folder)
         from selfeval.report.page import draw_page
+        from selfeval.store import check_files
 
+        check_files(folder, [folder / "report.json", folder / "metrics"])
         typer.echo(f"Report: {draw_page(folder)}")
+
+
+@app.command()
+def restore(
+    folder: RunFolder,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[N]", help="Of the folder replaced/N; lists them unless given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Bring back results that another configuration replaced, with their configuration; those there now are set aside.
+
+    Without N: list what can be restored, with its cost and its settings.
+    """
+    with clear_errors(debug):
+        _read_config(folder)
+        from selfeval.stages.restore import listed
+        from selfeval.stages.restore import restore as put_back
+        from selfeval.store import RunStore
+
+        store = RunStore(folder)
+        try:
+            if number is None:
+                typer.echo("\n".join(listed(store)) or f"nothing was replaced in {folder}")
+            else:
+                stages = ", ".join(put_back(store, number))
+                typer.echo(f"restored: {stages}. To resume with their settings: selfeval run --output {folder}")
+        finally:
+            store.close()
 
 
 @app.command()
@@ -319,7 +372,8 @@ def score(
             typer.echo(f"{value:+.3f}  {text}")
         if result.preferred is not None and result.confidence is not None:
             verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
-            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f})")
+            calibration = "" if result.calibrated else ", not calibrated: too few held-out pairs to fit a temperature"
+            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f}{calibration})")
 
 
 @app.command()
@@ -483,6 +537,7 @@ def _interrupt(*arguments: Any) -> None:
 def main(handler: Callable[..., None] = _interrupt) -> None:
     """The entry point: SIGTERM is treated like Ctrl-C."""
     signal.signal(signal.SIGTERM, handler)
+    refuse_broken_arguments(sys.argv[1:])
     try:
         app()
     except KeyboardInterrupt:

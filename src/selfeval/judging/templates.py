@@ -23,6 +23,7 @@ from selfeval.backbone.tokens import ControlTokens
 from selfeval.errors import ModelError
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, message, reason, refuse_chance, settled, uses_parts
 from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
 
 __all__ = [
@@ -152,8 +153,7 @@ class Templates:
             kind: one of `KINDS`.
             values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee), `working` (grade).
         """
-        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
-        text = self.render(kind, **clean)
+        text = self._rendered(kind, values)
         if self.uses_chat:
             chat = message(text, parts=self.parts)
             ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -161,6 +161,11 @@ class Templates:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
         return tuple(int(i) for i in ids)
+
+    def _rendered(self, kind: str, values: dict[str, Any]) -> str:
+        """Text of a prompt with cleaned values, before the chat template is put around it."""
+        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
+        return self.render(kind, **clean)
 
     def render(self, kind: str, **values: Any) -> str:
         """Text of a prompt, without the chat template."""
@@ -171,9 +176,17 @@ class Templates:
         return self.control.clean(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply that a person typed, as a model would have written it (after a space in plain-text prompts)."""
-        typed = self.clean(text) if self.uses_chat else " " + self.clean(text)
-        return tuple(int(i) for i in self.tokenizer.encode(typed, add_special_tokens=False))
+        """Token ids of a typed reply, as a model would have sampled them (after a space in plain-text prompts)."""
+        return self._typed.encode(self.clean(text))
+
+    @cached_property
+    def _typed(self) -> TypedReplies:
+        text = self._rendered("reply", {"question": "Which?"})
+        ids = self.prompt("reply", question="Which?")
+        if self.uses_chat:
+            chat = message(text, parts=self.parts)
+            text = str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+        return TypedReplies(self.tokenizer, text, ids, "" if self.uses_chat else " ")
 
     def text(self, ids: tuple[int, ...]) -> str:
         """What a reply says, control tokens left out."""

@@ -12,8 +12,9 @@ Shapes: B rows now in the batch, T tokens so far, V vocabulary, W watched tokens
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,13 @@ import torch
 from torch import Tensor
 
 from selfeval.backbone.budget import Phase
-from selfeval.backbone.families.states import check_state, state_arguments
+from selfeval.backbone.families.cache import check_state, roomy_cache, select_rows, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError, NotFiniteError, RoleError
-from selfeval.rollout.cache import roomy_cache, select_rows
 from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
 
-__all__ = ["Request", "Rollout", "check_room", "generate"]
+__all__ = ["Request", "Rollout", "Tally", "check_room", "count_tokens", "generate"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,35 @@ class Rollout:
     watched: tuple[tuple[float, ...], ...] = ()
 
 
+@dataclass
+class Tally:
+    """Tokens that `generate` passed through the model: of prompts (one that rows share counts once), and of replies."""
+
+    read: int = 0
+    written: int = 0
+
+
+_TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
+
+@contextmanager
+def count_tokens() -> Iterator[Tally]:
+    """Count the tokens of every `generate` inside the block, whoever calls it.
+
+    Example:
+        >>> with count_tokens() as tally:
+        ...     pass
+        >>> tally
+        Tally(read=0, written=0)
+    """
+    tally = Tally()
+    before = _TALLY.set(tally)
+    try:
+        yield tally
+    finally:
+        _TALLY.reset(before)
+
+
 def generate(
     backbone: Backbone,
     requests: Sequence[Request],
@@ -68,6 +97,7 @@ def generate(
     stop: Sequence[int] = (),
     watch: Sequence[int] = (),
     guide: Guide | None = None,
+    first: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Samples one rollout per request, under the role that is acting.
@@ -83,6 +113,8 @@ def generate(
         stop: token ids that end a reply like the end-of-sequence token does.
         watch: token ids whose log-probs are kept at every step.
         guide: value functions that bend the distribution of every reply.
+        first: number of the first request, where these are a part of a longer list that is sampled bit by bit: they get the
+            draws that they would have in the whole list.
         advance: called with the number of replies just finished.
 
     Returns:
@@ -101,13 +133,18 @@ def generate(
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
 
     def of_group(group: list[int]) -> list[Rollout]:
-        numbers = [order[i] for i in group]
-        return _Batch(backbone, [requests[i] for i in numbers], numbers, max_new_tokens, stop, watch, seed, guide).run()
+        chosen = [requests[order[i]] for i in group]
+        numbers = [first + order[i] for i in group]
+        return _Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide).run()
 
     results: dict[int, Rollout] = {}
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
+    tally = _TALLY.get()
     for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, rows, of_group):
         results.update({order[i]: rollout for i, rollout in zip(group, rollouts, strict=True)})
+        if tally:
+            tally.read += sum(len(prompt) for prompt in {requests[order[i]].prompt for i in group})
+            tally.written += sum(len(rollout.ids) for rollout in rollouts)
         if advance:
             advance(len(group))
     return [results[i] for i in range(len(requests))]

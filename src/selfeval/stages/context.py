@@ -51,6 +51,7 @@ class Context:
         earlier: the folders of the rounds before, first to last.
         later: the folders of the rounds after, which the report of round 1 tells of.
         trust_remote_code: run code that comes with the model; the user asked for it on the command line.
+        restart: whether the user agrees that finished or half-done work is set aside where it has to be made again.
     """
 
     config: RunConfig
@@ -59,6 +60,7 @@ class Context:
     earlier: Sequence[RunStore] = ()
     later: list[RunStore] = field(default_factory=list)
     trust_remote_code: bool = False
+    restart: bool = False
 
     @property
     def round(self) -> int:
@@ -80,6 +82,7 @@ class Context:
         with self.terminal.waiting(f"loading {self.config.model}"):
             config = as_begun(self.config, self.first.run)
             backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
+            backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)

@@ -30,7 +30,7 @@ from selfeval.stages.context import as_begun
 from selfeval.stages.policy import GUIDE
 from selfeval.stages.prompts import copy_templates, templates_of_run
 from selfeval.stages.terminal import Terminal
-from selfeval.store import read_json, write_json, writing
+from selfeval.store import check_files, read_json, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
 
@@ -109,11 +109,12 @@ def export_role(
 
     Raises:
         ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
-        RunFolderError: the role was trained on another base.
+        RunFolderError: the role was trained on another base, or a file of it is damaged.
         StorageError: the disk is full or cannot be written; nothing stands at the target then.
     """
     name = find_role(folder, role)
     _refuse_links(folder, name, Path(config.model))
+    check_files(folder, [folder / "roles" / name])
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     with terminal.waiting(f"loading {config.model}"):
@@ -178,7 +179,7 @@ def free_folder(target: Path) -> Path:
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration with the precision that the run had, whole on the CPU whatever devices it had."""
-    begun = as_begun(config, read_json(folder / "run.json"))
+    begun = as_begun(config, read_run(folder))
     context = config.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 

@@ -14,9 +14,9 @@ from selfeval.errors import InputError, RunFolderError
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import as_begun
-from selfeval.stages.evaluators import load_members, temperature_of
+from selfeval.stages.evaluators import load_members, member_roles, temperature_of
 from selfeval.stages.prompts import templates_of_run
-from selfeval.store import read_json
+from selfeval.store import check_files, read_run
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer
 
@@ -25,12 +25,16 @@ __all__ = ["Scored", "score_texts"]
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next."""
+    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next.
+
+    `calibrated` says whether the confidence has a temperature that was fitted on held-out pairs.
+    """
 
     scores: tuple[float, ...]
     preferred: int | None
     confidence: float | None
     unsure: bool
+    calibrated: bool = False
 
 
 def score_texts(
@@ -39,7 +43,7 @@ def score_texts(
     """Scores texts under the run's evaluator; confidence is sigmoid(margin / temperature).
 
     Raises:
-        RunFolderError: the run has no evaluator yet.
+        RunFolderError: the run has no evaluator yet, or a file of it is damaged.
         InputError: a reply or the question is empty.
     """
     roles = folder / "roles"
@@ -47,7 +51,8 @@ def score_texts(
         raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
     if not question.strip() or any(not r.strip() for r in replies):
         raise InputError("the question and every reply need some text")
-    begun = as_begun(config, read_json(folder / "run.json"))
+    check_files(folder, [roles / role for role in member_roles(config)])
+    begun = as_begun(config, read_run(folder))
     # The folder may be somebody else's: it does not choose where weights that do not fit in memory are written.
     begun = begun.model_copy(update={"placement": begun.placement.model_copy(update={"folder": ""})})
     backbone = Backbone.load(begun, trust_remote_code=trust_remote_code)
@@ -60,8 +65,9 @@ def score_texts(
     if len(scores) < 2:
         return Scored(tuple(scores), None, None, unsure=False)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature_of(roles)))
-    return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure)
+    temperature = temperature_of(roles)
+    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature.value))
+    return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure, calibrated=temperature.pairs > 0)
 
 
 def _working(backbone: Backbone, templates: Templates, config: RunConfig, question: str) -> str:

@@ -27,7 +27,8 @@ from selfeval.stages.context import Context
 from selfeval.stages.export import TUNING, Exported, export_role, free_folder
 from selfeval.stages.prompts import load_templates
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, fingerprint, read_json, write_json, writing
+from selfeval.store import RunStore, fingerprint, read_object, read_run, write_json, writing
+from selfeval.texts import Line, json_lines, read_text, shortened
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.sft import pack, tune_on_text
 
@@ -41,6 +42,8 @@ _READ = (
 """What a tuning depends on, or where and how it works; the rest of a configuration is about the stages of a run."""
 _DECIDING = ("context", "lora", "tuning", "seed", "batch_tokens")
 _EXAMPLE = '{"text": "..."}'
+_LARGEST = 1 << 30
+"""Bytes of a file of text; all of it is held in memory, as characters and as tokens."""
 
 Rows = list[tuple[int, ...]]
 
@@ -118,7 +121,8 @@ def tune(
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
         load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # for the export
-        facts = read_json(context.role_folder(_ROLE) / TUNING)
+        role = context.role_folder(_ROLE)
+        facts = read_object(role / TUNING, remedy=f"remove {role} and give the same command again")
         context.release()
         exported = export_role(
             config,
@@ -140,7 +144,8 @@ def _workplace(target: Path) -> Iterator[RunStore]:
     folder = target.with_name(f"{target.name}.tuning")
     begun = (".lock", ".run.json.part")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    is_ours = "run.json" in held and read_json(folder / "run.json").get("kind") == _STAGE
+    key = folder / _STAGE / "key.json"  # where run.json was removed
+    is_ours = read_run(folder).get("kind") == _STAGE if "run.json" in held else ".lock" in held and key.is_file()
     if not is_ours and any(name not in begun for name in held):
         raise RunFolderError(f"{folder} is where this tuning would work, and it holds something else; give another --to")
     store = RunStore(folder)
@@ -168,34 +173,22 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_text(path: Path) -> list[str]:
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise TextError(f"text {path} {problem}; give files of plain text, or JSON lines ({_EXAMPLE}) named .jsonl")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"text {path} is not UTF-8 ({error}); save it as UTF-8") from error
+    text = read_text(path, "text", TextError, most=_LARGEST, remedy=f"give plain text, or JSON lines ({_EXAMPLE}) named .jsonl")
     documents = [text]
     if path.suffix in (".jsonl", ".json"):
-        lines = enumerate(text.split("\n"), start=1)
-        documents = [_json_text(path, number, line.strip()) for number, line in lines if line.strip()]
+        documents = [_document(path, line) for line in json_lines(text, str(path), TextError, _EXAMPLE)]
     found = [document for document in documents if document.strip()]
     if not found:
         raise TextError(f"text {path} has no text in it; give plain text, or JSON lines ({_EXAMPLE})")
     return found
 
 
-def _json_text(path: Path, number: int, line: str) -> str:
-    shown = line if len(line) <= 80 else line[:77] + "..."
-    try:
-        values: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TextError(f"{path}, line {number}: not JSON ({error.msg}); got {shown}; write {_EXAMPLE}, one a line") from error
-    text = values.get("text") if isinstance(values, dict) else None
+def _document(path: Path, line: Line) -> str:
+    number, values = line
+    text = values.get("text")
     if not isinstance(text, str):
+        shown = shortened(json.dumps(values, ensure_ascii=False))
         raise TextError(f'{path}, line {number}: no text under "text"; got {shown}; write {_EXAMPLE}, one a line')
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise TextError(f"{path}, line {number}: half a surrogate pair in the text; got {shown}; write whole characters")
     return text
 
 
@@ -280,7 +273,7 @@ def _train(context: Context, rows: Rows) -> None:
             _ROLE,
             rows,
             config.tuning,
-            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers),
+            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers, metrics=[store.metrics_path(_STAGE)]),
             seed=config.seed,
             batch_tokens=config.batch_tokens,
             log=log,
