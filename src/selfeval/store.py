@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, from_json, to_json
 
-__all__ = ["RunStore", "fingerprint", "read_json", "write_json", "writing"]
+__all__ = ["RunStore", "fingerprint", "open_to_umask", "read_json", "write_json", "writing"]
 
 R = TypeVar("R")
 
@@ -46,6 +46,7 @@ def writing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         yield temporary
+        open_to_umask(temporary)
         _sync(temporary)
         if path.is_dir():
             _remove(path)
@@ -56,6 +57,19 @@ def writing(path: Path) -> Iterator[Path]:
         if cause is None:
             raise
         raise _storage_error(path, cause) from error
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file, or a folder and everything in it, the permissions that plain writing would have given it.
+
+    safetensors 0.8 writes 0600 whatever the umask is, and copies keep the mode of their source: a colleague, or the server that
+    a shared folder is mounted on, could not read the weights.
+    """
+    umask = os.umask(0o077)  # reading it means setting it; the stricter value cannot expose a file of another thread
+    os.umask(umask)
+    for found in (path, *path.rglob("*")):
+        if not found.is_symlink():
+            found.chmod((found.stat().st_mode | (0o777 if found.is_dir() else 0o666)) & ~umask & 0o777)
 
 
 def _as_os_error(error: BaseException) -> OSError | None:
