@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from selfeval.backbone.families.table import FAMILIES, family_tokenizer
+from selfeval.backbone.families.table import FAMILIES, family_tokenizer, register_family
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import Stretch, stretch_positions
+from selfeval.backbone.tokens import ControlTokens, sample_ids
 from selfeval.backbone.weights import check_fit, check_pointers, read_headers, weight_files
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
@@ -84,13 +85,14 @@ def read_parts(
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     with errors_of_model(name):
+        register_family(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
         stretch = stretch_positions(config, context or ContextConfig(), name)
         tokenizer = _tokenizer(name, trust_remote_code)
         files = weight_files(name, download=download)
         shell = meta_model(config, trust_remote_code=trust_remote_code)
-        notes = _check_weights(shell, files, name)
+        notes = [*_check_weights(shell, files, name), *_check_tokens(shell, tokenizer, name)]
     return ModelParts(config, tokenizer, files, shell, stretch, notes)
 
 
@@ -205,9 +207,27 @@ def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     return found
 
 
+def _check_tokens(shell: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
+    """Refuses a tokenizer that gives the model numbers which it has no embedding for; a note where no text is given them.
+
+    So it is when tokens were added to a tokenizer and the model was not resized.
+    """
+    rows = int(shell.get_input_embeddings().weight.shape[0])
+    beyond = {text: index for text, index in tokenizer.get_vocab().items() if index >= rows and index != tokenizer.pad_token_id}
+    control, used = ControlTokens(tokenizer).ids, sample_ids(tokenizer)
+    needed = [text for text, index in beyond.items() if index not in control or index in used]
+    some = ", ".join(sorted(needed or beyond)[:3]) + (" and others" if len(needed or beyond) > 3 else "")
+    if needed:
+        raise ModelError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, and its embedding has rows for {rows:,}: none for {some}; "
+            "give the tokenizer that the model was trained with, or resize (resize_token_embeddings) and train the model"
+        )
+    return [f"the embedding has no row for {some} of the tokenizer; no text is given them"] if beyond else []
+
+
 def _check_weights(shell: Any, files: tuple[Path, ...], name: str) -> list[str]:
     headers = read_headers(files)
-    is_own_code = type(shell).__module__.startswith("transformers_modules")
-    if not files or is_own_code or getattr(shell.config, "quantization_config", None) is not None:
-        return []  # remote code and packed weights are compared by transformers as it loads them
+    is_native = type(shell).__module__.startswith("transformers.")
+    if not files or not is_native or getattr(shell.config, "quantization_config", None) is not None:
+        return []  # packed weights, and models with code of their own: compared as they are loaded
     return check_fit(shell, headers, name)

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack, remove_adapters
+from selfeval.backbone.body import text_body
 from selfeval.backbone.budget import MemoryBudget
-from selfeval.backbone.families.adapters import adapter_targets
+from selfeval.backbone.families.adapters import ALL_LINEAR, adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
 from selfeval.backbone.loss_scale import LossScale, Origin, mark
 from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for, return_freed_memory
 from selfeval.backbone.output_head import OutputHead
+from selfeval.backbone.reach import unread_layers
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.role_files import check_role, save_adapter_config, seal_role
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
@@ -37,6 +39,9 @@ from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
 from selfeval.store import read_json
 
 __all__ = ["Backbone"]
+
+_PROBE = "probe"
+"""Role that is there only while `check_targets` looks at it."""
 
 _PACKED = (torch.int8, torch.uint8)
 """What quantised weights are stored as."""
@@ -62,6 +67,7 @@ class Backbone:
         self._stack = AdapterStack()
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
+        self._unread: tuple[str, ...] | None = None
         self._base_bytes = weight_bytes(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = self._fingerprint()
@@ -168,13 +174,9 @@ class Backbone:
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.roles)}')
-        with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                self._inject(role)
-            except BaseException:
-                self._withdraw(role)
-                raise
+        self._make_adapter(role, seed)
+        if self._unread is None:
+            self._leave_out_unread(role, seed)
         self._trainable[role] = trainable
         if head:
             self.heads[role] = nn.Linear(self.loaded.hidden_size, 1, device=self.loaded.device, dtype=torch.float32)
@@ -207,6 +209,48 @@ class Backbone:
         if role in self._trainable or role == BASE:
             raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.roles])}')
 
+    def check_targets(self) -> None:
+        """Finds out whether `lora.targets` can have adapters that passes read, before any work needs them.
+
+        Raises:
+            ModelError, ConfigError: they cannot.
+        """
+        if self._unread is None:
+            self.add_role(_PROBE)
+            self._withdraw(_PROBE)
+
+    def _make_adapter(self, role: str, seed: int) -> None:
+        with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self._inject(role)
+            except BaseException:
+                self._withdraw(role)
+                raise
+
+    def _leave_out_unread(self, role: str, seed: int) -> None:
+        """Makes the adapter again without layers that no pass reads, or refuses these where they were named."""
+        try:
+            unread = self._unread_layers(role)
+            if unread and self.lora.targets != ALL_LINEAR:
+                raise ModelError(
+                    f"lora.targets names {', '.join(unread)}, but no pass of models of type {self.model.config.model_type} "
+                    "would read adapters there: they use the weights of these layers without calling them; take them out of "
+                    "lora.targets"
+                )
+        except BaseException:
+            self._withdraw(role)
+            raise
+        self._unread = unread
+        if unread:
+            self.loaded.notes.append(f"no adapters on {', '.join(unread)}: no pass of this model would read them")
+            self._withdraw(role)
+            self._make_adapter(role, seed)
+
+    def _unread_layers(self, role: str) -> tuple[str, ...]:
+        with self._stack.block(Acting.of(role)):
+            return unread_layers(self, self.parameters(role))
+
     def _inject(self, role: str) -> None:
         peft_config = PeftLoraConfig(
             task_type="CAUSAL_LM",
@@ -214,7 +258,7 @@ class Backbone:
             lora_alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             lora_dropout=0.0,
-            **adapter_targets(self.loaded.model, self.lora.targets),
+            **adapter_targets(self.loaded.model, self.lora.targets, self._unread or ()),
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
@@ -329,7 +373,7 @@ class Backbone:
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}
         if self.loaded.forward_accepts("position_ids"):
             arguments["position_ids"] = (attention_BT.long().cumsum(-1) - 1).clamp_min(0)
-        return self.loaded.model.base_model(**arguments, use_cache=False).last_hidden_state  # type: ignore[operator, no-any-return]
+        return text_body(self.loaded.model)(**arguments, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""

@@ -8,7 +8,7 @@ tokens are vocabulary: a drug's name, `<b>`, runs of spaces.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NEW_PAD", "ControlTokens", "end_of_turn"]
+__all__ = ["NEW_PAD", "ControlTokens", "EndOfTurn", "end_of_turn", "sample_ids"]
 
 NEW_PAD = "<|pad|>"
 """Padding token of an exported classifier whose tokenizer has none to spare; no text may hold it."""
@@ -140,8 +140,16 @@ def _conversation(tokenizer: Any) -> str | None:
     return None
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The control token that the chat template puts after an assistant's message; None without one.
+@dataclass(frozen=True)
+class EndOfTurn:
+    """What the chat template puts behind an assistant's message; `id` is None where that is no single token."""
+
+    text: str
+    id: int | None
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn | None:
+    """The control token that the chat template puts behind an assistant's message; None without one.
 
     Many models end their turns with a token that no config names as end of sequence: they would write on to the limit.
     """
@@ -149,7 +157,16 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if text is None or _ASSISTANT not in text:
         return None
     behind = text.split(_ASSISTANT)[-1].lstrip()
-    control, vocabulary = ControlTokens(tokenizer), tokenizer.get_vocab()
-    found = next((token for token in control.texts if behind.startswith(token) and token in vocabulary), None)
-    ids: Sequence[int] = [] if found is None else tokenizer.encode(found, add_special_tokens=False)
-    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.bos_token_id else None
+    found = next((token for token in ControlTokens(tokenizer).texts if behind.startswith(token)), None)
+    if found is None or found == tokenizer.bos_token:
+        return None
+    index = tokenizer.get_vocab().get(found)
+    is_token = index is not None and tokenizer.encode(found, add_special_tokens=False) == [index]
+    return EndOfTurn(found, index if is_token else None)
+
+
+def sample_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of a short text and of the chat template's conversation: what every prompt is made of."""
+    texts = [_USER, _conversation(tokenizer) or "" if _template_source(tokenizer) else ""]
+    plain = tokenizer.encode(texts[0], add_special_tokens=True)
+    return {int(i) for i in [*plain, *tokenizer.encode(texts[1], add_special_tokens=False)]}

@@ -176,7 +176,7 @@ class Templates:
         return self.control.clean(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply that a person typed, as a model samples them (after a space in plain-text prompts)."""
+        """Token ids of a typed reply, as a model would have sampled them (after a space in plain-text prompts)."""
         return self._typed.encode(self.clean(text))
 
     @cached_property

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 
 from selfeval.backbone.budget import Phase
-from selfeval.backbone.families.states import check_state, state_arguments
+from selfeval.backbone.families.cache import check_state, roomy_cache, select_rows, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError, NotFiniteError, RoleError
-from selfeval.rollout.cache import roomy_cache, select_rows
 from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
 

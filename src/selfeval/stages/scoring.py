@@ -11,10 +11,11 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, RunFolderError
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import as_begun
 from selfeval.stages.evaluators import load_members, member_roles, temperature_of
+from selfeval.stages.prompts import templates_of_run
 from selfeval.store import check_files, read_run
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer
@@ -56,7 +57,7 @@ def score_texts(
     begun = begun.model_copy(update={"placement": begun.placement.model_copy(update={"folder": ""})})
     backbone = Backbone.load(begun, trust_remote_code=trust_remote_code)
     scorer = EvaluatorScorer(backbone, config.batch_tokens, load_members(backbone, roles, config))
-    templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
+    templates = templates_of_run(folder, backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]
     ids = [(*templates.reply_ids(text), *end) for text in replies]
     prompt = templates.prompt("grade", question=question, working=_working(backbone, templates, config, question))

@@ -25,6 +25,7 @@ from selfeval.errors import ConfigError, RunFolderError, TextError
 from selfeval.judging.templates import templates_folder
 from selfeval.stages.context import Context
 from selfeval.stages.export import TUNING, Exported, export_role, free_folder
+from selfeval.stages.prompts import load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, fingerprint, read_object, read_run, write_json, writing
 from selfeval.texts import Line, json_lines, read_text, shortened
@@ -119,6 +120,7 @@ def tune(
         _set_others_aside(context, rows)
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
+        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # for the export
         role = context.role_folder(_ROLE)
         facts = read_object(role / TUNING, remedy=f"remove {role} and give the same command again")
         context.release()
