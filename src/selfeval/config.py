@@ -174,7 +174,7 @@ class QuestionsConfig(Section):
     attempts: Positive = 4.0
     """Give up after this many times the wanted number of samples."""
     shard: Count = 512
-    """Samples per shard."""
+    """Most samples per shard; no more are drawn than are needed."""
 
 
 class RepliesConfig(Section):
