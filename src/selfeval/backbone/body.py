@@ -15,11 +15,12 @@ def text_body(model: Any) -> nn.Module:
     transformers' `base_model` is the model itself where a family's prefix names no attribute of it (Llama 4, mllama); then it
     is the child that holds the input embedding.
     """
-    body: Any = model.base_model
-    if body is not model:
-        return body  # type: ignore[no-any-return]
-    embedding = model.get_input_embeddings()
-    return next((child for child in model.children() if embedding in set(child.modules()) and child is not embedding), body)
+    whole: nn.Module = model
+    body: nn.Module = model.base_model
+    if body is not whole:
+        return body
+    embedding: nn.Module = model.get_input_embeddings()
+    return next((child for child in whole.children() if embedding in set(child.modules()) and child is not embedding), whole)
 
 
 def hidden_width(model: Any) -> int:

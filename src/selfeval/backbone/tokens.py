@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 __all__ = ["NEW_PAD", "ControlTokens", "EndOfTurn", "end_of_turn", "sample_ids"]
@@ -134,8 +133,8 @@ def _conversation(tokenizer: Any) -> str | None:
     for messages in ([user, assistant, user], [user, assistant], [user]):
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(messages) != 2)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
-            continue  # a template that takes no user message either is refused where prompts are made
+        except Exception:  # a template's own code: it may raise anything, and says no to messages by raising
+            continue
         return str(text)
     return None
 
