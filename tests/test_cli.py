@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_help_shows_the_commands_and_the_exit_codes() -> None:
 
 
 def test_until_lists_the_stages_of_the_pipeline() -> None:
-    from selfeval.cli import _STAGES
+    from selfeval.cli.app import _STAGES
     from selfeval.stages.pipeline import STAGES
 
     assert tuple(stage.name for stage in STAGES) == _STAGES
@@ -186,7 +187,7 @@ def test_an_output_that_is_something_else(tmp_path: Path) -> None:
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     none = str(tmp_path / "none.toml")
-    assert f"recipe {none} is not a file; give the path of a .toml recipe" in _refused("run", none)
+    assert f"recipe {none} does not exist; give the path of a .toml recipe" in _refused("run", none)
 
 
 @pytest.mark.parametrize("command", ["show", "report", "score"])
@@ -284,7 +285,7 @@ def test_a_live_terminal_gets_bars_and_a_pipe_gets_clean_output(tmp_path: Path, 
 
 
 def test_the_plan_says_what_it_does_not_count() -> None:
-    from selfeval.cli import _beyond_the_plan
+    from selfeval.cli.app import _beyond_the_plan
     from selfeval.config import load_config
 
     def said(*assignments: str) -> str:
@@ -293,3 +294,114 @@ def test_the_plan_says_what_it_does_not_count() -> None:
     assert said() == said("policy.learner=rloo") == ""
     assert said("policy.learner=trpo", "evaluator.members=4") == ("the other evaluators (3) and the second derivatives of trpo")
     assert said("policy.learner=ilql") == "the value roles of ilql"
+
+
+# -- our own faults, and the end of a command ----------------------------------------------------------------------------
+
+BROKEN = """
+import sys
+from selfeval.stages import seeds
+{patch}
+from selfeval.cli import main
+sys.argv[0] = "selfeval"
+main()
+"""
+
+
+def _broken(patch: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command with a fault in it."""
+    command = [sys.executable, "-c", BROKEN.format(patch=patch), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=120, **options)
+
+
+@pytest.mark.parametrize("raised", ["ValueError('odd')", "IndexError('odd')", "RuntimeError('odd')", "KeyError('odd')"])
+def test_a_fault_of_ours_is_a_sentence_with_a_log_to_report(tmp_path: Path, raised: str) -> None:
+    patch = f"def read_seeds(path): raise {raised}\nseeds.read_seeds = read_seeds"
+    found = _broken(patch, "run", "--output", str(tmp_path / "run"))
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    (sentence,) = found.stderr.splitlines()
+    said = re.fullmatch(
+        r"Error: \w+: '?odd'?\. This is a fault of selfeval, .*; the traceback is in (.*)\. Please .*", sentence
+    )
+    assert said, sentence
+    log = Path(said[1])
+    text = log.read_text()
+    log.unlink()
+    assert f"selfeval {__version__}, Python 3." in text
+    assert f"run --output {tmp_path / 'run'}" in text
+    assert "Traceback (most recent call last)" in text
+    assert raised.split("(")[0] in text.splitlines()[-1]
+    debugged = _broken(patch, "run", "--output", str(tmp_path / "run"), "--debug")
+    assert debugged.returncode == 1
+    assert "Traceback (most recent call last)" in debugged.stderr
+    assert debugged.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_the_log_of_a_fault_is_in_the_run_folder_once_that_is_there(tmp_path: Path, recipe: Path) -> None:
+    output = tmp_path / "run"
+    patch = (
+        "from selfeval.stages import questions\ndef fail(*_): raise ValueError('odd')\nquestions._Acceptance.consider = fail"
+    )
+    found = _broken(patch, *toy_arguments(recipe, output))
+    assert found.returncode == 1, found.stderr
+    assert f"the traceback is in {output / 'error.log'}. Please report it" in found.stderr
+    assert "ValueError: odd" in (output / "error.log").read_text()
+    again = selfeval(*toy_arguments(recipe, output, "--until", "questions"))
+    assert again.returncode == 0, again.stderr
+
+
+def test_the_address_for_reports_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from email.message import Message
+
+    from selfeval.cli import failures
+
+    package = Message()
+    package["Project-URL"] = "Homepage, https://example.org/home"
+    monkeypatch.setattr(failures, "metadata", lambda name: package)
+    assert failures._address() == "https://example.org/home"
+    package["Project-URL"] = "Issues, https://example.org/issues"
+    assert failures._address() == "https://example.org/issues"
+
+
+def test_an_argument_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "selfeval", "run", "--seeds", os.fsencode(tmp_path) + b"/\xff.txt"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert found.returncode == 2
+    assert found.stderr == f"Error: argument 3 is not valid UTF-8: {tmp_path}/\\xff.txt; rename the file, or correct the text\n"
+
+
+def test_a_message_sends_no_escapes_to_the_terminal(tmp_path: Path) -> None:
+    sentence = _refused("run", str(tmp_path / "\x1b[31mred\x07.toml"))
+    assert r"\x1b[31mred\x07.toml does not exist" in sentence
+
+
+INTERRUPTED_TWICE = """
+def read_seeds(path):
+    import os, signal, threading, time
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+seeds.read_seeds = read_seeds
+import atexit, os, signal
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+
+
+def test_a_second_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
+    found = _broken(INTERRUPTED_TWICE, "run", "--output", str(tmp_path / "run"))
+    assert found.returncode == 130
+    assert found.stderr == "\nInterrupted. Nothing is lost: give the same command again to go on.\n"
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"chosen": "x" * 2000}) + "\n" for _ in range(400))
+    (tmp_path / "pairs" / "train").mkdir(parents=True)
+    (tmp_path / "pairs" / "train" / "shard-00000.jsonl").write_text(rows)
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    process = start(["show", str(tmp_path), "pairs", "-n", "400"])
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == ""

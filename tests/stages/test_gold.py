@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
+from typing import Any
 
+import numpy as np
 import pytest
 
 from selfeval.errors import ConfigError
@@ -48,3 +50,24 @@ def test_any_package_can_bring_a_domain(monkeypatch: pytest.MonkeyPatch) -> None
     gold = load_gold("coin")
     assert gold is not None
     assert (gold.is_right("coin", "heads"), gold.is_right("coin", "tails"), gold.is_right("x", "heads")) == (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "understood"), [(1, True), (np.False_, False), (None, None), (0.5, ConfigError), ("no", ConfigError)]
+)
+def test_an_answer_is_yes_no_or_unknown(said: object, understood: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd:
+        name = "odd"
+
+        def is_right(self, question: str, reply: str) -> object:
+            return said
+
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Odd)
+    monkeypatch.setattr(module, "entry_points", lambda group: [EntryPoint("odd", "somewhere:Odd", "selfeval.domains")])
+    gold = load_gold("odd")
+    assert gold is not None
+    if understood is ConfigError:
+        with pytest.raises(ConfigError, match=r'domain "odd" answers .*; its is_right should return True, False, or None'):
+            gold.is_right("x", "y")
+    else:
+        assert gold.is_right("x", "y") is understood

@@ -165,7 +165,7 @@ def test_a_killed_tuning_goes_on_and_writes_the_same_bytes(world: World) -> None
         with pytest.raises(KeyboardInterrupt):
             world.tune(*YARN)
     assert not world.out.exists()
-    assert [p.name for p in (world.root / "out.tuning" / "checkpoints" / "tuning").iterdir()] == ["step-000004"]
+    assert [p.name for p in (world.root / "out.tuning" / "checkpoints" / "tuning").iterdir()] == ["step-000002", "step-000004"]
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 2)  # two steps are left: a third would stop it
         world.tune(*YARN)
@@ -248,7 +248,7 @@ TEXTS = {
         """line 2: not JSON (Expecting ':' delimiter); got {"text" "b"}; write""",
     ),
     "other.jsonl": ('{"txt": "a"}\n', 'line 1: no text under "text"; got {"txt": "a"}; write {"text": "..."}'),
-    "list.json": ('["a"]\n', 'line 1: no text under "text"; got ["a"]'),
+    "list.json": ('["a"]\n', 'line 1: not a JSON object; got ["a"]'),
     "number.jsonl": ('\n{"text": 3}\n', 'line 2: no text under "text"; got {"text": 3}'),
     "half.jsonl": ('{"text": "\\ud800"}\n', "line 1: half a surrogate pair"),
 }
@@ -265,9 +265,9 @@ def test_text_that_cannot_be_read_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_text_that_is_not_there_or_not_utf8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"none\.txt does not exist; give files"):
+    with pytest.raises(TextError, match=r"none\.txt does not exist; give plain text"):
         read_texts([tmp_path / "none.txt"])
-    with pytest.raises(TextError, match=r"is not a file; give files"):
+    with pytest.raises(TextError, match="is not a file but a folder; give plain text"):
         read_texts([tmp_path])
     (tmp_path / "latin.txt").write_bytes("Straße".encode("latin-1"))
     with pytest.raises(TextError, match="is not UTF-8"):

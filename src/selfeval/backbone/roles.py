@@ -119,8 +119,13 @@ class Backbone:
             return None
 
     @classmethod
-    def load(cls, config: RunConfig) -> Backbone:
-        """Loads the model that the configuration names."""
+    def load(cls, config: RunConfig, *, trust_remote_code: bool = False) -> Backbone:
+        """Load the model that the configuration names.
+
+        Args:
+            config: of a run. It may come from somebody else's run folder, so it never decides whether code runs.
+            trust_remote_code: run code that comes with the model; from the option of the command only.
+        """
         keep_few_kernels()
         if config.memory_budget is not None and pick_device(config.device).type == "cuda":
             cap_gpus(config.memory_budget)
@@ -128,7 +133,7 @@ class Backbone:
             config.model,
             device=config.device,
             precision=config.precision,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=trust_remote_code,
             context=config.context,
             placement=config.placement,
             room=config.memory_budget,

@@ -48,6 +48,8 @@ class Context:
         store: the folder of this round; that of round 1 is the run's own.
         earlier: the folders of the rounds before, first to last.
         later: the folders of the rounds after, which the report of round 1 tells of.
+        trust_remote_code: run code that comes with the model; the user asked for it on the command line.
+        restart: whether the user agrees that finished or half-done work is set aside where it has to be made again.
     """
 
     config: RunConfig
@@ -55,6 +57,8 @@ class Context:
     terminal: Terminal
     earlier: Sequence[RunStore] = ()
     later: list[RunStore] = field(default_factory=list)
+    trust_remote_code: bool = False
+    restart: bool = False
 
     @property
     def round(self) -> int:
@@ -74,7 +78,8 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            backbone = Backbone.load(as_begun(self.config, self.first.run))
+            config = as_begun(self.config, self.first.run)
+            backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
             backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:

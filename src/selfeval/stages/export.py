@@ -23,7 +23,8 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.dialogue import dialogue_tokenizer
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates, template_texts, templates_folder
+from selfeval.links import entries, refuse_links
 from selfeval.stages.context import as_begun
 from selfeval.stages.policy import GUIDE
 from selfeval.stages.terminal import Terminal
@@ -82,7 +83,15 @@ def find_role(folder: Path, wanted: str) -> str:
 
 
 def export_role(
-    config: RunConfig, folder: Path, role: str, target: Path, *, merge: bool, precision: str, terminal: Terminal
+    config: RunConfig,
+    folder: Path,
+    role: str,
+    target: Path,
+    *,
+    merge: bool,
+    precision: str,
+    terminal: Terminal,
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Writes a role of a run to a folder of its own.
 
@@ -94,6 +103,7 @@ def export_role(
         merge: a whole model instead of an adapter.
         precision: one of `MERGED_PRECISIONS`, of merged weights.
         terminal: shows what is waited for.
+        trust_remote_code: run code that comes with the base.
 
     Raises:
         ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
@@ -101,15 +111,16 @@ def export_role(
         StorageError: the disk is full or cannot be written; nothing stands at the target then.
     """
     name = find_role(folder, role)
+    _refuse_links(folder, name, Path(config.model))
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     with terminal.waiting(f"loading {config.model}"):
-        backbone = Backbone.load(_as_in_the_run(config, folder))
+        backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         backbone.load_role(name, folder / "roles" / name)
         prompts = templates_folder(config.model, config.templates)
         templates = Templates.load(prompts, backbone.loaded.tokenizer)
     with terminal.waiting(f"writing {name}"), writing(target) as part:
-        shutil.copytree(prompts, part / "templates")
+        _copy_templates(prompts, part / "templates")
         tokenizer, dialogue = _write_tokenizer(backbone, name, templates, part)
         agreement: Agreement | None = None
         if merge:
@@ -120,6 +131,29 @@ def export_role(
         exported = Exported(target, name, layout, agreement, dialogue, own)
         _describe(exported, config, backbone, templates, tokenizer, folder / "roles" / name, part)
     return exported
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""Weights of a base are often links to another disk; they are written from the loaded model and never copied."""
+
+
+def _refuse_links(run: Path, role: str, model: Path) -> None:
+    """Refuse links that would bring a file from elsewhere on this disk into a folder that is made to be published.
+
+    Raises:
+        ExportError: a file of the run or of the model folder is one.
+    """
+    folder = run / "roles" / role
+    refuse_links(run, [run / "run.json", run / "report.json", run / "roles", folder, *entries(folder)], ExportError)
+    if model.is_dir():
+        refuse_links(model, [path for path in entries(model) if path.suffix not in _WEIGHTS], ExportError)
+
+
+def _copy_templates(source: Path, target: Path) -> None:
+    """Copy the prompts and their settings, and no other file that stands with them."""
+    target.mkdir(parents=True)
+    for name, text in template_texts(source).items():
+        (target / name).write_text(text, encoding="utf-8")
 
 
 def _refuse_guided(role_folder: Path) -> None:

@@ -24,15 +24,21 @@ __all__ = ["Scored", "score_texts"]
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next."""
+    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next.
+
+    `calibrated` says whether the confidence has a temperature that was fitted on held-out pairs.
+    """
 
     scores: tuple[float, ...]
     preferred: int | None
     confidence: float | None
     unsure: bool
+    calibrated: bool = False
 
 
-def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequence[str], sure: float) -> Scored:
+def score_texts(
+    config: RunConfig, folder: Path, question: str, replies: Sequence[str], sure: float, *, trust_remote_code: bool = False
+) -> Scored:
     """Scores texts under the run's evaluator; confidence is sigmoid(margin / temperature).
 
     Raises:
@@ -44,7 +50,10 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
         raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
     if not question.strip() or any(not r.strip() for r in replies):
         raise InputError("the question and every reply need some text")
-    backbone = Backbone.load(as_begun(config, read_json(folder / "run.json")))
+    begun = as_begun(config, read_json(folder / "run.json"))
+    # The folder may be somebody else's: it does not choose where weights that do not fit in memory are written.
+    begun = begun.model_copy(update={"placement": begun.placement.model_copy(update={"folder": ""})})
+    backbone = Backbone.load(begun, trust_remote_code=trust_remote_code)
     scorer = EvaluatorScorer(backbone, config.batch_tokens, load_members(backbone, roles, config))
     templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]
@@ -54,8 +63,9 @@ def score_texts(config: RunConfig, folder: Path, question: str, replies: Sequenc
     if len(scores) < 2:
         return Scored(tuple(scores), None, None, unsure=False)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature_of(roles)))
-    return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure)
+    temperature = temperature_of(roles)
+    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature.value))
+    return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure, calibrated=temperature.pairs > 0)
 
 
 def _working(backbone: Backbone, templates: Templates, config: RunConfig, question: str) -> str:
