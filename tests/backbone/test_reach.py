@@ -86,7 +86,7 @@ def scores(family: str, folder: Path, **sizes: Any) -> torch.Tensor:
 
 def test_hidden_states_may_be_narrower_than_the_model(tmp_path: Path) -> None:
     """OPT-350m projects them before the output layer."""
-    made = scores("opt", tmp_path / "narrow")
+    made = scores("opt_projected", tmp_path / "narrow")
     assert made.shape == (2,)
     assert made.std() > 0
     assert load_model(str(tmp_path / "narrow"), device="cpu").hidden_size == 16

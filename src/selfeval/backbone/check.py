@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from selfeval.backbone.families.cache import check_state
 from selfeval.backbone.families.table import FAMILIES, family_tokenizer, register_family
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import Stretch, stretch_positions
@@ -48,6 +50,13 @@ class ModelParts:
     stretch: Stretch | None
     notes: list[str]
 
+    @property
+    def model(self) -> nn.Module:
+        return self.shell
+
+    def forward_accepts(self, argument: str) -> bool:
+        return argument in inspect.signature(self.shell.forward).parameters
+
 
 def check_model(name: str, *, trust_remote_code: bool = False, context: ContextConfig | None = None) -> None:
     """Refuses a model that cannot be used, in a moment: the checks that `load_model` makes before it reads weights.
@@ -61,10 +70,10 @@ def check_model(name: str, *, trust_remote_code: bool = False, context: ContextC
         context: how far it attends.
 
     Raises:
-        ModelError: not found, not a causal language model, no usable weight files, files that do not belong together, or a
-            context that it cannot be given.
+        ModelError: not found, not a causal language model, no usable weight files, files that do not belong together, a
+            context that it cannot be given, or a way to write that rollouts cannot follow.
     """
-    read_parts(name, trust_remote_code=trust_remote_code, context=context, download=False)
+    check_state(read_parts(name, trust_remote_code=trust_remote_code, context=context, download=False))
 
 
 def read_parts(

@@ -175,7 +175,7 @@ def _made_of(context: Context) -> dict[str, str]:
     """Fingerprints of what the keys cover besides the configuration, to say which of them changed."""
     config = context.config
     return {
-        "the model's files": fingerprint(_model_identity(config.model)),
+        "the model's files": fingerprint(model_identity(config.model)),
         "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
         "the seeds": fingerprint([seed.question for seed in context.seeds]),
     }
