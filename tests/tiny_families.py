@@ -210,7 +210,7 @@ FAMILIES: dict[str, Family] = {
             **_LLAMA, **_HEADS, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48,
             "interleave_moe_layer_step": 2, "use_qk_norm": False,
         },
-        {**_both(_ATTENTION)}, note=f"as a text model (`llama4_text`); {_EXPERTS}",
+        _both(_DENSE), note=f"as a text model (`llama4_text`); {_EXPERTS}, the shared one and dense layers get adapters",
     ),
     "opt": Family("OPT", "opt", "opt-125m, opt-1.3b to 66b", {**_OPT, "word_embed_proj_dim": 32}, _both(_OPT_TARGETS)),
     "opt_projected": Family(

@@ -168,6 +168,15 @@ def test_no_end_of_turn(chat: str | None) -> None:
     assert end_of_turn(tokenizer(chat=chat)) is None
 
 
+def test_a_template_that_takes_parts_has_an_end_of_turn_too() -> None:
+    chat = CHATML.replace("m['content'] }}", "m['content'][0]['text'] }}")
+    made = tokenizer(("<|im_start|>", "<|im_end|>"), chat=chat)
+    found = end_of_turn(made)
+    assert found is not None
+    assert found.text == "<|im_end|>"
+    assert "<|im_start|>" in ControlTokens(made).texts
+
+
 def loaded(made: Any, folder: Any) -> LoadedModel:
     return load_model(str(tiny_models.save_model(tiny_models.model("llama", 400), made, folder)), device="cpu")
 
