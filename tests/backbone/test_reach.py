@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Llama4Config, Llama4ForConditionalGeneration, MllamaConfig, MllamaForConditionalGeneration
 
 import tiny_models
+from selfeval.backbone.check import check_model
 from selfeval.backbone.families import adapters
 from selfeval.backbone.load import load_model
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError
+from selfeval.rollout.engine import Request, generate
 
 NAMED = [("mamba", "dt_proj"), ("falcon_mamba", "dt_proj"), ("mamba", "x_proj")]
 
@@ -90,6 +93,46 @@ def test_hidden_states_may_be_narrower_than_the_model(tmp_path: Path) -> None:
     assert made.shape == (2,)
     assert made.std() > 0
     assert load_model(str(tmp_path / "narrow"), device="cpu").hidden_size == 16
+
+
+_TEXT = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48,
+    "vocab_size": 384, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "initializer_range": 0.25,
+}  # fmt: skip
+_SIGHT = {"hidden_size": 16, "num_hidden_layers": 1, "image_size": 16, "patch_size": 8, "vision_output_dim": 32}
+
+
+def with_pictures(kind: str) -> Any:
+    """A model that also reads pictures, as the hub has it: its config and its weights hold both parts."""
+    if kind == "llama4":
+        text = {**_TEXT, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48}
+        sight = {"num_attention_heads": 2, "intermediate_size": 64, "projector_input_dim": 16, "projector_output_dim": 16}
+        config = Llama4Config(text_config=text, vision_config={**_SIGHT, **sight, "vision_output_dim": 16})
+        return Llama4ForConditionalGeneration(config)
+    text = {
+        **_TEXT,
+        "bos_token_id": 2,
+        "cross_attention_layers": [1],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    sight = {"attention_heads": 2, "intermediate_size": 16, "num_global_layers": 1, "intermediate_layers_indices": [0]}
+    tiles = {"max_num_tiles": 1, "supported_aspect_ratios": [[1, 1]]}
+    return MllamaForConditionalGeneration(MllamaConfig(text_config=text, vision_config={**_SIGHT, **sight, **tiles}))
+
+
+@pytest.mark.parametrize("kind", ["llama4", "mllama"])
+def test_models_that_read_pictures_are_used_as_language_models(kind: str, tmp_path: Path) -> None:
+    folder = tiny_models.save_model(with_pictures(kind), tiny_models.words_tokenizer(), tmp_path / "model")
+    check_model(str(folder))
+    loaded = load_model(str(folder), device="cpu", precision="fp32")
+    assert any("vision_model" in note and "not used" in note for note in loaded.notes)
+    backbone = Backbone(loaded, LoraConfig(rank=2), "model")
+    backbone.add_role("policy")
+    layers = {name.split(".lora_")[0].rsplit(".", 2)[1] for name in backbone.parameters("policy")}
+    assert "self_attn" in layers
+    assert "cross_attn" not in layers  # reads pictures only
+    with backbone.acting_as("policy"):
+        assert len(generate(backbone, [Request((5, 6, 7)), Request((9,))], max_new_tokens=3, seed=0)) == 2
 
 
 def test_a_body_that_the_familys_prefix_does_not_name(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -195,6 +196,11 @@ def _check_causal(config: Any, name: str) -> None:
     is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))  # some of these have a decoder-only twin in transformers
     if is_seq2seq or not (is_native or is_remote) or (names_other_head and not is_remote):
         kind = ", ".join(architectures) or config.model_type
+        if not names_other_head and not is_seq2seq:
+            raise ModelError(
+                f"{name} is a {kind} (model_type {config.model_type}), for which transformers {transformers.__version__} has "
+                "no causal language model; give another model, or the folder of the whole model that this is a part of"
+            )
         raise ModelError(f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)")
 
 
