@@ -20,7 +20,8 @@ def text_body(model: Any) -> nn.Module:
     if body is not whole:
         return body
     embedding: nn.Module = model.get_input_embeddings()
-    return next((child for child in whole.children() if embedding in set(child.modules()) and child is not embedding), whole)
+    holders = (child for child in whole.children() if embedding in set(child.modules()) and child is not embedding)
+    return next(holders, body)
 
 
 def hidden_width(model: Any) -> int:

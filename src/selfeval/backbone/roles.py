@@ -33,10 +33,11 @@ from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for, retu
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.reach import unread_layers
 from selfeval.backbone.recompute import recompute
+from selfeval.backbone.role_files import check_role, save_adapter_config, seal_role
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
 from selfeval.config import LoraConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError, is_out_of_memory
-from selfeval.store import read_json, write_json
+from selfeval.store import read_json
 
 __all__ = ["Backbone"]
 
@@ -422,18 +423,22 @@ class Backbone:
             if "lora_" in n
         }
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
+        save_adapter_config(config, folder)
         if role in self.heads:
             save_file({k: v.cpu() for k, v in self.heads[role].state_dict().items()}, folder / "head.safetensors")
-        write_json(folder / "role.json", {"base": self.base_name, "base_fingerprint": self._base_fingerprint})
+        self.seal_role(folder)
+
+    def seal_role(self, folder: Path) -> None:
+        """Notes the base and the hash of each file in the folder of a role; after the last change to its files."""
+        seal_role(folder, self.base_name, self._base_fingerprint)
 
     def load_role(self, role: str, folder: Path, *, trainable: bool = False) -> None:
         """Adds the role that `save_role` wrote.
 
         Raises:
-            RunFolderError: files are missing, or the role was trained on another base or with other `[lora]` values.
+            RunFolderError: files are missing or damaged, or the role was trained on another base or with other `[lora]` values.
         """
-        origin = read_json(folder / "role.json")
+        origin = check_role(folder)
         if origin["base_fingerprint"] != self._base_fingerprint:
             raise RunFolderError(
                 f"the role in {folder} was trained on {origin['base']} (weights {origin['base_fingerprint']}), not on "

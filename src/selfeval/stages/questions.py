@@ -10,6 +10,8 @@ covers both, so that no question has a twin across the split, and a prompt's exa
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 
 from selfeval.errors import LoopError
 from selfeval.quality.dedupe import NearDuplicates, normalise
@@ -73,24 +75,44 @@ class _Acceptance:
         return question
 
 
-def _requests(context: Context, shard: int, earlier: list[Question]) -> list[Request]:
+_FEWEST_AT_ONCE = 16
+"""Samples; fewer do not fill a batch."""
+
+
+def _requests(context: Context, shard: int, earlier: list[Question]) -> Iterator[Request]:
     """One shard of prompts, each with its own examples: some seeds, the rest training questions of earlier shards."""
     config, rng = context.config.questions, context.random("questions", shard)
     seeds = [seed.question for seed in context.seeds]
     pool = [q.text for q in earlier if q.split == Split.TRAIN]
-    requests = []
     for _ in range(config.shard):
         from_pool = min(len(pool), max(0, config.examples - config.seed_examples))
         from_seeds = min(len(seeds), config.examples - from_pool)
         examples = rng.sample(seeds, from_seeds) + rng.sample(pool, from_pool)
         rng.shuffle(examples)
-        requests.append(Request(context.templates.prompt("ask", examples=examples), config.temperature, config.top_p))
-    return requests
+        yield Request(context.templates.prompt("ask", examples=examples), config.temperature, config.top_p)
 
 
 def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
-    config = context.config
-    requests = _requests(context, shard, list(acceptance.accepted))
+    """Samples a shard, or as much of it as is needed: the samples are those of the whole shard."""
+    requests, sampled = _requests(context, shard, list(acceptance.accepted)), 0
+    outcomes: list[Question | Drop | None] = []
+    while len(acceptance.accepted) < acceptance.wanted:
+        needed = (acceptance.wanted - len(acceptance.accepted)) * 3 // 2
+        batch = list(islice(requests, max(needed, _FEWEST_AT_ONCE, sampled)))
+        if not batch:
+            break
+        outcomes += _consider(context, shard, sampled, batch, acceptance)
+        sampled += len(batch)
+    context.store.write_shard(
+        "questions", shard, [o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)]
+    )
+
+
+def _consider(
+    context: Context, shard: int, first: int, requests: list[Request], acceptance: _Acceptance
+) -> list[Question | Drop | None]:
+    """What becomes of some samples of a shard, from number `first`."""
+    config, templates = context.config, context.templates
     with context.backbone.acting_as(context.ensure_start()):
         rollouts = generate(
             context.backbone,
@@ -98,13 +120,10 @@ def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
             max_new_tokens=config.questions.max_new_tokens,
             seed=context.seed("questions", shard),
             rows=config.rollout_rows,
-            stop=context.templates.ask_stop_ids,
+            stop=templates.ask_stop_ids,
+            first=first,
         )
-    templates = context.templates
-    outcomes = [acceptance.consider(templates.question_from(r.ids), r.finished or templates.has_stop(r.ids)) for r in rollouts]
-    context.store.write_shard(
-        "questions", shard, [o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)]
-    )
+    return [acceptance.consider(templates.question_from(r.ids), r.finished or templates.has_stop(r.ids)) for r in rollouts]
 
 
 def run(context: Context) -> dict[str, int]:

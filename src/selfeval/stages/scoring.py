@@ -11,11 +11,12 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, RunFolderError
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import as_begun
-from selfeval.stages.evaluators import load_members, temperature_of
-from selfeval.store import read_json
+from selfeval.stages.evaluators import load_members, member_roles, temperature_of
+from selfeval.stages.prompts import templates_of_run
+from selfeval.store import check_files, read_run
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer
 
@@ -42,7 +43,7 @@ def score_texts(
     """Scores texts under the run's evaluator; confidence is sigmoid(margin / temperature).
 
     Raises:
-        RunFolderError: the run has no evaluator yet.
+        RunFolderError: the run has no evaluator yet, or a file of it is damaged.
         InputError: a reply or the question is empty.
     """
     roles = folder / "roles"
@@ -50,12 +51,13 @@ def score_texts(
         raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
     if not question.strip() or any(not r.strip() for r in replies):
         raise InputError("the question and every reply need some text")
-    begun = as_begun(config, read_json(folder / "run.json"))
+    check_files(folder, [roles / role for role in member_roles(config)])
+    begun = as_begun(config, read_run(folder))
     # The folder may be somebody else's: it does not choose where weights that do not fit in memory are written.
     begun = begun.model_copy(update={"placement": begun.placement.model_copy(update={"folder": ""})})
     backbone = Backbone.load(begun, trust_remote_code=trust_remote_code)
     scorer = EvaluatorScorer(backbone, config.batch_tokens, load_members(backbone, roles, config))
-    templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
+    templates = templates_of_run(folder, backbone.loaded.tokenizer)
     end = backbone.loaded.eos_ids[:1]
     ids = [(*templates.reply_ids(text), *end) for text in replies]
     prompt = templates.prompt("grade", question=question, working=_working(backbone, templates, config, question))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from selfeval.config import nearest
 from selfeval.errors import RunFolderError
+from selfeval.store import check_files
+from selfeval.store import read_rows as rows_of
 
 __all__ = ["KINDS", "read_rows"]
 
@@ -19,7 +20,7 @@ def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     """The first `count` records of a kind; of the dropped ones, the first `count` of every stage and reason.
 
     Raises:
-        RunFolderError: no such kind, or none written yet.
+        RunFolderError: no such kind, none written yet, or a file is damaged.
     """
     if kind not in KINDS:
         raise RunFolderError(f'there are no records "{kind}"{nearest(kind, KINDS)}')
@@ -27,19 +28,14 @@ def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     shown: Counter[Any] = Counter()
     for path in sorted((folder / kind).glob(pattern)):
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            row = _row(path, number, line)
-            group = (row.get("stage"), row.get("reason"))
+        if kind != "dropped" and len(rows) >= count:
+            break
+        check_files(folder, [path])
+        for row in rows_of(path, "remove this file and redo it: selfeval run --output DIR"):
+            group = (row.get("stage"), row.get("reason")) if kind == "dropped" else None
             shown[group] += 1
             if shown[group] <= count:
                 rows.append(row)
     if not rows:
         raise RunFolderError(f"{folder} has no {kind} (yet); run `selfeval run` further")
     return rows
-
-
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(f"{path}, line {number} is damaged ({error}); remove this file and run again") from error
