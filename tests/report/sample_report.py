@@ -63,8 +63,10 @@ def sample_report() -> dict[str, Any]:
             "per_verdict": {
                 "pairs": 256,
                 "evaluator": fig(0.00042, 0.0004, 0.00044, 8),
+                "scoring": fig(0.00042, 0.0004, 0.00044, 8),
                 "judge": fig(0.0084, 0.0081, 0.0087, 8),
                 "judge_over_evaluator": fig(20.0, 18.9, 21.1, 8),
+                "judge_over_scoring": fig(20.0, 18.9, 21.1, 8),
             },
             "total": 231.0,
         },
@@ -119,6 +121,7 @@ def _evaluator() -> dict[str, Any]:
         "cost": {
             "pairs": 256,
             "evaluator": {"tokens_read": fig(96.0, 95.0, 97.0, 8), "tokens_written": fig(0.0, None, None, 8)},
+            "scoring": {"tokens_read": fig(96.0, 95.0, 97.0, 8), "tokens_written": fig(0.0, None, None, 8)},
             "judge": {"tokens_read": fig(180.0, 178.0, 182.0, 8), "tokens_written": fig(84.0, 82.0, 86.0, 8)},
         },
         "ece": fig(0.0143, 0.008, 0.031, 1100),

@@ -41,10 +41,11 @@ def test_a_good_run_is_told_with_every_interval_test_and_n() -> None:
         "By gold, the evaluator picks the better reply in 93.1% of held-out pairs (interval 91.5% to 94.5%, n = 1,100), above "
         "every simple rule on the same pairs; above the strongest, the mean log-probability, by 15.0 points (interval 12.4 to "
         "17.7, exact McNemar test p < 0.001, n = 1,100). It is better than its judge, by 3.7 points (interval 1.9 to "
-        "5.5, exact "
-        "McNemar test p < 0.001, n = 1,100). A verdict takes it 0.420 ms, its judge 8.40 ms: 20 times faster, with "
-        "96.0 instead "
-        "of 264 tokens. As a distilled evaluator it is a success: faster, and at most 2.0 points worse than its judge."
+        "5.5, exact McNemar test p < 0.001, n = 1,100). A verdict takes its judge 8.40 ms, and the evaluator 0.420 ms, "
+        "20 times faster, with "
+        "96.0 tokens (the judge reads and writes 264). As a distilled evaluator it is a success: 20 times faster, and "
+        "at most 2.0 "
+        "points worse than its judge."
     )
     assert policy == (
         "The policy got better: replies that are right by gold rose from 41.2% (interval 38.9% to 43.5%, n = 1,800) to "
@@ -70,9 +71,9 @@ def test_a_small_loss_for_a_large_gain_in_time_is_a_success() -> None:
     sentence = verdict_sentences(report)[0]
     assert (
         "It is worse than its judge, by 0.8 points (interval 0.2 to 1.4, exact McNemar test p = 0.0071, n = 1,900). A verdict "
-        "takes it 0.420 ms, its judge 8.40 ms: 20 times faster, with 96.0 instead of 264 tokens. As a distilled "
-        "evaluator it is "
-        "a success: it loses 0.8 points and answers 20 times faster."
+        "takes its judge 8.40 ms, and the evaluator 0.420 ms, 20 times faster, with 96.0 tokens (the judge reads and "
+        "writes 264). "
+        "As a distilled evaluator it is a success: it loses 0.8 points and answers 20 times faster."
     ) in sentence
     assert badges(report)[0].standing == "better"
     assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster"
@@ -90,11 +91,26 @@ def test_a_small_loss_for_a_large_gain_in_time_is_a_success() -> None:
 )
 def test_a_large_loss_or_no_gain_in_time_is_none(row: Any, speed: Any, said: str) -> None:
     report = against_judge(*row)
-    report["time"]["per_verdict"]["judge_over_evaluator"] = fig(*speed, 8)
+    for who in ("evaluator", "scoring"):
+        report["time"]["per_verdict"][f"judge_over_{who}"] = fig(*speed, 8)
     sentence = verdict_sentences(report)[0]
     assert said in sentence
     assert "success" not in sentence
     assert words(report)[0] == "▼ worse than its judge"
+
+
+def test_time_that_is_saved_only_where_the_working_is_known_is_told_so() -> None:
+    report = against_judge(-0.0079, -0.0142, -0.0024, 1900, 12, 27, 0.0071, "worse")
+    report["time"]["per_verdict"]["evaluator"] = fig(0.0105, 0.0101, 0.0109, 8)
+    report["time"]["per_verdict"]["judge_over_evaluator"] = fig(0.8, 0.77, 0.83, 8)
+    sentence = verdict_sentences(report)[0]
+    assert (
+        "and the evaluator 10.5 ms, 1.2 times slower, with 96.0 tokens (the judge reads and writes 264); where its "
+        "working of the "
+        "question is known, 0.420 ms, 20 times faster, with 96.0 tokens."
+    ) in sentence
+    assert sentence.endswith("it loses 0.8 points and answers 20 times faster where its working is known.")
+    assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster where its working is known"
 
 
 def test_no_difference_from_the_judge_is_not_called_equality() -> None:

@@ -48,6 +48,7 @@ from selfeval.report.figures import (
 from selfeval.report.memory import memory_rows
 from selfeval.report.summary import (
     BASELINE_NAMES,
+    COSTS,
     badges,
     baseline_labels,
     evaluator_accuracy,
@@ -104,13 +105,9 @@ CALIBRATION = (
     ("brier", "Brier score"),
 )
 COST = (
-    ("time.per_verdict.evaluator", "Seconds per verdict, evaluator"),
-    ("time.per_verdict.judge", "Seconds per verdict, judge"),
-    ("time.per_verdict.judge_over_evaluator", "Seconds per verdict, judge over evaluator"),
-    ("evaluator.cost.evaluator.tokens_read", "Tokens read per verdict, evaluator"),
-    ("evaluator.cost.evaluator.tokens_written", "Tokens written per verdict, evaluator"),
-    ("evaluator.cost.judge.tokens_read", "Tokens read per verdict, judge"),
-    ("evaluator.cost.judge.tokens_written", "Tokens written per verdict, judge"),
+    ("time.per_verdict.{}", "Seconds"),
+    ("evaluator.cost.{}.tokens_read", "Tokens read"),
+    ("evaluator.cost.{}.tokens_written", "Tokens written"),
 )
 MEMORY = (
     ("base_bytes", "Base weights"),
@@ -439,7 +436,11 @@ def _evaluator(report: dict[str, Any], rows: Rows) -> View:
         _difference_row(f"Accuracy less {name}, same pairs", report, f"evaluator.comparisons.{key}")
         for key, name in (*BASELINE_NAMES.items(), ("chance", "one half"))
     ]
-    table += [(name, *cells(read_figure(report, path), as_percent=False)) for path, name in COST]
+    table += [
+        (f"{name} per verdict, {whose}", *cells(read_figure(report, path.format(who)), as_percent=False))
+        for who, whose in COSTS.items()
+        for path, name in COST
+    ]
     table.append(("Temperature of the scores", _temperature(evaluator), "", ""))
     table.append(("Pairs trained on", count(evaluator.get("pairs_trained")), "", ""))
     return {

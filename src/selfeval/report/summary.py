@@ -31,6 +31,7 @@ from selfeval.report.memory import memory_rows
 
 __all__ = [
     "BASELINE_NAMES",
+    "COSTS",
     "Badge",
     "Labels",
     "Standing",
@@ -56,6 +57,8 @@ BASELINE_NAMES = {
 }
 RULES = ("mean_logprob", "longer_wins", "first_wins")
 """Baselines that need no judgement: an evaluator that is not better than each of them has learned nothing."""
+COSTS = {"evaluator": "evaluator", "scoring": "evaluator, working known", "judge": "judge"}
+"""Ways to reach a verdict whose time and tokens are measured."""
 CLOSE = 0.02
 """An evaluator is close to its judge where the whole interval of the difference is above -2 points."""
 OLDER = "no paired comparison is in this report, which an older version wrote"
@@ -161,13 +164,13 @@ def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 def cost_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return seconds and tokens per verdict, by the evaluator and by the judge."""
     rows = []
-    for who in ("evaluator", "judge"):
+    for who, name in COSTS.items():
         figure = read_figure(report, f"time.per_verdict.{who}")
-        rows.append((f"time per verdict, {who}", NOT_MEASURED if figure is None else _timed(figure)))
-    for who in ("evaluator", "judge"):
+        rows.append((f"time per verdict, {name}", NOT_MEASURED if figure is None else _timed(figure)))
+    for who, name in COSTS.items():
         tokens = _tokens(report, who)
         told = NOT_MEASURED if tokens is None else f"{number(tokens[0])} read, {number(tokens[1])} written"
-        rows.append((f"tokens per verdict, {who}", told))
+        rows.append((f"tokens per verdict, {name}", told))
     return rows
 
 
@@ -328,32 +331,53 @@ def _against_judge(report: dict[str, Any]) -> str:
 
 def _cost_sentence(report: dict[str, Any]) -> str:
     """Time and tokens per verdict against the judge's, and whether the evaluator replaces it."""
-    times = _times(report)
-    if times is None:
+    costs = {who: _cost(report, who) for who in COSTS}
+    ours, judge = costs["evaluator"], read_figure(report, "time.per_verdict.judge")
+    if ours is None or judge is None:
         return "The cost of a verdict was not measured."
-    ratio, ours, theirs = times
+    judges = _tokens(report, "judge")
+    instead = f" (the judge reads and writes {number(sum(judges))})" if judges else ""
+    told = f"A verdict takes its judge {seconds(judge.value)}, and the evaluator {ours.told}{instead}"
+    scoring = costs["scoring"]
+    if scoring is not None and scoring.time.value < ours.time.value:
+        told += f"; where its working of the question is known, {scoring.told}"
+    return f"{told}.{_success(report)}"
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A way to reach a verdict: its time, the judge's time over it, and both with the tokens in words."""
+
+    time: Figure
+    ratio: Figure
+    told: str
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the whole interval of the ratio is above 1."""
+        return self.ratio.ci_low is not None and self.ratio.ci_low > 1
+
+
+def _cost(report: dict[str, Any], who: str) -> _Cost | None:
+    time, ratio = (read_figure(report, f"time.per_verdict.{name}") for name in (who, f"judge_over_{who}"))
+    if time is None or ratio is None or ratio.value <= 0:
+        return None
     speed = f"{_times_word(ratio.value)} faster" if ratio.value >= 1 else f"{_times_word(1 / ratio.value)} slower"
-    told = f"A verdict takes it {seconds(ours.value)}, its judge {seconds(theirs.value)}: {speed}"
-    mine, judges = _tokens(report, "evaluator"), _tokens(report, "judge")
-    tokens = f", with {number(sum(mine))} instead of {number(sum(judges))} tokens" if mine and judges else ""
-    return f"{told}{tokens}.{_success(report)}"
+    tokens = _tokens(report, who)
+    return _Cost(time, ratio, f"{seconds(time.value)}, {speed}" + (f", with {number(sum(tokens))} tokens" if tokens else ""))
 
 
 def _times_word(ratio: float) -> str:
     return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
 
 
-def _times(report: dict[str, Any]) -> tuple[Figure, Figure, Figure] | None:
-    """The judge's time over the evaluator's, and both times per verdict."""
-    ratio = read_figure(report, "time.per_verdict.judge_over_evaluator")
-    ours, theirs = (read_figure(report, f"time.per_verdict.{who}") for who in ("evaluator", "judge"))
-    return None if ratio is None or ours is None or theirs is None else (ratio, ours, theirs)
-
-
-def _is_faster(report: dict[str, Any]) -> bool:
-    """Whether the whole interval of the ratio of the two times is above 1."""
-    times = _times(report)
-    return times is not None and times[0].ci_low is not None and times[0].ci_low > 1
+def _speed(report: dict[str, Any]) -> str | None:
+    """How much faster than its judge the evaluator answers; None where that is not shown."""
+    for who, where in (("evaluator", ""), ("scoring", " where its working is known")):
+        cost = _cost(report, who)
+        if cost is not None and cost.is_faster:
+            return f"{_times_word(cost.ratio.value)} faster{where}"
+    return None
 
 
 def _is_close(comparison: Comparison) -> bool:
@@ -362,19 +386,13 @@ def _is_close(comparison: Comparison) -> bool:
 
 
 def _success(report: dict[str, Any]) -> str:
-    comparison = read_comparison(report, "evaluator.comparisons.judge")
-    if comparison is None or _hardest(report) is not None or not _is_faster(report) or not _is_close(comparison):
+    comparison, speed = read_comparison(report, "evaluator.comparisons.judge"), _speed(report)
+    if comparison is None or _hardest(report) is not None or speed is None or not _is_close(comparison):
         return ""
     if comparison.finding != "worse":
-        return f" As a distilled evaluator it is a success: faster, and at most {points(CLOSE)} worse than its judge."
+        return f" As a distilled evaluator it is a success: {speed}, and at most {points(CLOSE)} worse than its judge."
     loss = points(-comparison.difference.value)
-    return f" As a distilled evaluator it is a success: it loses {loss} and answers {_times_word(_ratio(report))} faster."
-
-
-def _ratio(report: dict[str, Any]) -> float:
-    times = _times(report)
-    assert times is not None
-    return times[0].value
+    return f" As a distilled evaluator it is a success: it loses {loss} and answers {speed}."
 
 
 def _evaluator_badge(report: dict[str, Any]) -> Badge:
@@ -388,8 +406,9 @@ def _evaluator_badge(report: dict[str, Any]) -> Badge:
         return Badge("better", "▲ better than simple rules")
     if judge.finding == "better":
         return Badge("better", "▲ better than its judge")
-    if _is_faster(report) and _is_close(judge):
-        return Badge("better", f"▲ {points(-judge.difference.value)} below its judge, {_times_word(_ratio(report))} faster")
+    speed = _speed(report)
+    if speed is not None and _is_close(judge):
+        return Badge("better", f"▲ {points(-judge.difference.value)} below its judge, {speed}")
     return Badge("worse", "▼ worse than its judge")
 
 
