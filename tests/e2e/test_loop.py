@@ -85,7 +85,9 @@ def test_test_questions_are_never_trained_on(finished: Path) -> None:
 
     split = {row["id"]: row["split"] for row in rows("questions")}
     assert sorted(split.values()) == ["test"] * 16 + ["train"] * 48
-    pairs = rows("pairs")
+    assert {row["split"] for row in rows("pairs/train")} == {"train"}
+    assert {row["split"] for row in rows("pairs/test")} == {"test"}
+    pairs = rows("pairs/train") + rows("pairs/test")
     assert all(split[row["question_id"]] == row["split"] for row in pairs)
     trained = json.loads((finished / "evaluator" / "manifest.json").read_text())["counts"]
     assert trained["trained"] + trained["held_out"] == sum(row["split"] == "train" for row in pairs)

@@ -106,7 +106,9 @@ class ControlTokens:
             return text if len(kept) == len(ids) else str(tokenizer.decode(kept))
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        for start, stop in reversed([span for i, span in spans if i in self.ids and i not in self._unknown and span[1] > span[0]]):
+        for start, stop in reversed(
+            [span for i, span in spans if i in self.ids and i not in self._unknown and span[1] > span[0]]
+        ):
             text = f"{text[:start]} {text[stop:]}"
         return text
 

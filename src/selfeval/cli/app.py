@@ -57,8 +57,8 @@ def _config(
     from selfeval.config import load_config
 
     picked = recipe or (None if model else _EMBEDDED)
-    found = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    given_seeds = None if seeds is None else str(seeds.resolve())
+    found = os.path.abspath(model) if model and Path(model).is_dir() else model
+    given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "memory_budget": memory_budget}
     return load_config(picked, overrides, assignments)
 
@@ -103,26 +103,23 @@ def run(
     selfeval run --set rounds=3
     """
     with clear_errors(debug) as command:
-        named = output.resolve().name if output and not recipe else None
+        named = Path(os.path.abspath(output)).name if output and not recipe else None
         config = _config(recipe, model, seeds, assign or [], named, memory_budget)
         command.folder = output or Path("runs") / config.name
         _run(config, command.folder, until, quiet, trust_remote_code)
 
 
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool) -> None:
-    from selfeval.stages.seeds import read_seeds
+    from selfeval.stages.preflight import check_input, run_folder
 
     stop = None if until is None else _stop_at(until, config.rounds)
-    read_seeds(config.seeds)
-    from selfeval.store import RunStore
+    _quiet_libraries()
+    check_input(config, trust_remote_code=trust_remote_code)
+    from selfeval.stages.context import Context
+    from selfeval.stages.rounds import run_rounds
+    from selfeval.stages.terminal import Terminal
 
-    store = RunStore(output)
-    try:
-        _quiet_libraries()
-        from selfeval.stages.context import Context
-        from selfeval.stages.rounds import run_rounds
-        from selfeval.stages.terminal import Terminal
-
+    with run_folder(output) as store:
         worked = run_rounds(Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code), stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
@@ -131,8 +128,6 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
             from selfeval.cli.closing import print_closing
 
             print_closing(output, worked or not whole)
-    finally:
-        store.close()
 
 
 def _stop_at(until: str, rounds: int) -> tuple[int, str]:
@@ -351,7 +346,7 @@ def export(
     with clear_errors(debug):
         config = _read_config(folder)
         if model is not None:
-            config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
+            config = config.model_copy(update={"model": os.path.abspath(model) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
         from selfeval.stages.export import MERGED_PRECISIONS, export_role
@@ -418,7 +413,7 @@ def tune(
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
     """
     with clear_errors(debug):
-        config = _config(None, model, None, assign or [], to.resolve().name, None)
+        config = _config(None, model, None, assign or [], Path(os.path.abspath(to)).name, None)
         _quiet_libraries()
         from selfeval.stages.terminal import Terminal
         from selfeval.stages.tuning import tune as tune_model

@@ -76,7 +76,7 @@ class _TestPair:
 
 def run(context: Context) -> dict[str, Any]:
     """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
-    gold = load_gold(context.config.domain)
+    gold = load_gold(context.config.domain, context.config.gold)
     ensure_evaluators(context)
     guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
@@ -114,6 +114,7 @@ def _model(context: Context) -> dict[str, Any]:
         "parameters": backbone.parameter_count,
         "precision": backbone.loaded.precision,
         "domain": context.config.domain,
+        "gold_file": context.config.gold or None,
     }
 
 
@@ -141,7 +142,7 @@ def _evaluator_figures(
         "accuracy_judge": proportion([p.evaluator_right for p in by_judge]).as_json(),
         "first_pairs": _on_first_pairs(context, by_gold, by_judge, questions, gold, advance),
         "pairs_trained": context.store.manifest("evaluator")["counts"]["trained"],
-        "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick).items()},
+        "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick, _is_judged(context)).items()},
         "baselines_on": "gold" if by_gold else "judge",
         "ece": _resampled(expected_calibration_error, confidence, correct),
         "brier": _resampled(brier_score, confidence, correct),
@@ -250,14 +251,26 @@ def _by_gold(pairs: Sequence[_TestPair], questions: Mapping[str, Question], gold
     return found
 
 
-def _baselines(pairs: Sequence[_TestPair]) -> dict[str, Figure]:
-    """How often simple rules, and the judge itself (both orders, forced to choose), pick the better reply; ties count half."""
+def _is_judged(context: Context) -> bool:
+    """Whether a judge gave the verdicts, not the user with a file of pairs."""
+    return not (context.given and context.given.pairs)
+
+
+def _baselines(pairs: Sequence[_TestPair], judged: bool) -> dict[str, Figure]:
+    """How often simple rules, and the judge itself (both orders, forced to choose), pick the better reply; ties count half.
+
+    Args:
+        pairs: with the reply that is better.
+        judged: whether a judge was asked about them.
+    """
     rules: dict[str, Callable[[_TestPair], float]] = {
         "longer_wins": lambda p: len(p.replies[0].text) - len(p.replies[1].text),
         "first_wins": lambda p: 1.0,
         "mean_logprob": lambda p: _mean_logprob(p.replies[0]) - _mean_logprob(p.replies[1]),
         "judge": lambda p: (0.5 if p.verdict.probability is None else p.verdict.probability) - 0.5,
     }
+    if not judged:
+        del rules["judge"]
     return {name: mean_figure([_credit(rule(p), p.better) for p in pairs]) for name, rule in rules.items()}
 
 
@@ -279,6 +292,7 @@ def _verdict_figures(context: Context, questions: Mapping[str, Question], gold: 
     labels = [_label_is_right(v, replies, questions, gold) for v in kept] if gold else []
     return {
         "judged": len(verdicts),
+        "source": "judge" if _is_judged(context) else "file",
         **{state.value: states.get(state.value, 0) for state in VerdictState},
         "kept_share": proportion([v.state == VerdictState.KEPT for v in verdicts]).as_json(),
         "swap_consistency": proportion([x for v in verdicts if (x := _is_consistent(v)) is not None]).as_json(),

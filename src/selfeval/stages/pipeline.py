@@ -13,10 +13,12 @@ from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.records import Split
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
-from selfeval.stages.context import Context
+from selfeval.stages.context import Context, pairs_of
 from selfeval.stages.evaluators import member_roles
-from selfeval.stages.gold import check_domain
+from selfeval.stages.given import given_key
+from selfeval.stages.gold import check_domain, gold_key
 from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
 from selfeval.training.learners.action_values import TWINS
@@ -74,7 +76,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("replies", replies.run, ("replies",), outputs=("workings",)),
     Stage("verdicts", verdicts.run, ("verdicts",), owned=("dropped/verdicts",)),
-    Stage("pairs", pairs.run, ()),
+    Stage("pairs", pairs.run, (), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
         "evaluator",
         evaluator.run,
@@ -94,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluation",
         evaluation.run,
-        ("domain", "evaluation"),
+        ("domain", "gold", "evaluation"),
         outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
         owned=("metrics/evaluation.jsonl",),
     ),
@@ -127,17 +129,25 @@ def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1) -> dict[str
         seeds: its seeds.
         number: of the round; a later one depends on the policy of the one before.
     """
-    values = config.model_dump(mode="json")
+    values = _with_contents(config)
     if number > 1:
         before: Any = ["round", number, stage_keys(config, seeds, number - 1)["policy"]]
     else:
         texts = template_texts(templates_folder(config.model, config.templates))
-        before = [_model_identity(config.model), texts, [s.question for s in seeds]]
+        before = [_model_identity(config.model), texts, [s.question for s in seeds], *given_key(config)]
     keys = {}
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
         before = keys[stage.name] = fingerprint([before, stage.name, sections])
     return keys
+
+
+def _with_contents(config: RunConfig) -> dict[str, Any]:
+    """The configuration with files of the user's by their content, wherever they are."""
+    values = config.model_dump(mode="json")
+    for section in ("questions", "replies"):
+        del values[section]["file"]  # part of the first key
+    return {**values, "gold": gold_key(config.gold)}
 
 
 def set_changed_aside(context: Context) -> bool:

@@ -23,7 +23,7 @@ def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     """
     if kind not in KINDS:
         raise RunFolderError(f'there are no records "{kind}"{nearest(kind, KINDS)}')
-    pattern = "*/shard-*.jsonl" if kind == "dropped" else "shard-*.jsonl"
+    pattern = "*/shard-*.jsonl" if kind in ("dropped", "pairs") else "shard-*.jsonl"
     rows: list[dict[str, Any]] = []
     shown: Counter[Any] = Counter()
     for path in sorted((folder / kind).glob(pattern)):
