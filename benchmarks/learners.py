@@ -27,9 +27,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found = {
         "seeds": len(rows),
         "samples": rows[0]["samples"],
-        "gold_before": mean_figure([row["gold_before"]["value"] for row in rows]).as_json(),
-        "gold_after": mean_figure(after).as_json(),
-        "gain": mean_figure(gains).as_json(),
+        "gold_before": mean_figure([row["gold_before"]["value"] for row in rows], bounds=None).as_json(),
+        "gold_after": mean_figure(after, bounds=None).as_json(),
+        "gain": mean_figure(gains, bounds=None).as_json(),
         "kl": round(statistics.fmean(last), 3),
         "seconds": round(statistics.median(row["seconds"] for row in rows), 1),
         "peak_mib": round(statistics.median(row["peak_bytes"] for row in rows) / 2**20),

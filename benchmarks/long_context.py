@@ -70,8 +70,8 @@ def loaded(model: Path, method: str, factor: float) -> Backbone:
 
 
 def perplexity(values: Sequence[float]) -> dict[str, Any]:
-    """Perplexity and its interval from each window's loss in nats per token (bootstrap over windows)."""
-    figure = mean_figure(values).as_json()
+    """Perplexity and its interval from each window's loss in nats per token (Student over windows)."""
+    figure = mean_figure(values, bounds=None).as_json()
     return {k: v if k == "n" or v is None else round(math.exp(v), 4) for k, v in figure.items()}
 
 
@@ -118,7 +118,7 @@ def against_trained_length(arm: dict[str, Any], reference: Sequence[float]) -> N
     """Adds the paired difference, in nats per token, of the same tokens to the untouched model at its trained length."""
     for values in arm.values():
         pairs = zip(values.pop("last_nats"), reference, strict=True)
-        values["last_minus_trained"] = mean_figure([a - b for a, b in pairs]).as_json()
+        values["last_minus_trained"] = mean_figure([a - b for a, b in pairs], bounds=None).as_json()
 
 
 def examined(method: str, model: Path, rows: Rows, windows: Rows, trained: int, config: TuningConfig) -> dict[str, Any]:

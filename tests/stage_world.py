@@ -79,15 +79,16 @@ class World:
     def run_folder(self) -> Path:
         return self.folder / "run"
 
-    def run(self, *assignments: str, until: str | None = None, round: int = 1) -> list[str]:
-        """One `selfeval run` with these settings; the stages that it ran, those of later rounds as `2 questions`."""
+    def run(self, *assignments: str, until: str | None = None, round: int = 1, restart: bool = True) -> list[str]:
+        """One `selfeval run --restart` with these settings; the stages that it ran, those of later rounds as `2 questions`."""
         self.ran.clear()
         self.redone.clear()
         given = {"model": str(self.folder / "model"), "seeds": str(self.folder / "seeds.txt")}
         store = RunStore(self.run_folder)
         terminal = Terminal(console=Console(file=self.said, width=200))
         try:
-            run_rounds(Context(load_config(None, given, assignments), store, terminal), (round, until) if until else None)
+            context = Context(load_config(None, given, assignments), store, terminal, restart=restart)
+            run_rounds(context, (round, until) if until else None)
         finally:
             store.close()
         return list(self.ran)

@@ -12,7 +12,7 @@ import pytest
 
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
-from selfeval.store import RunStore, fingerprint, read_json, write_json, writing
+from selfeval.store import RunStore, check_files, fingerprint, read_json, write_json, writing
 
 QUESTIONS = [Question(f"q{i}", f"How many {i}?", Split.TRAIN, "self") for i in range(3)]
 
@@ -173,7 +173,7 @@ def test_work_of_another_key_is_moved_and_nothing_is_deleted(store: RunStore) ->
     assert not _work(store, "one", "first")
     before = _tree(store.root)
     assert _work(store, "two", "second")
-    replaced = _tree(store.root / "replaced" / "1")
+    replaced = {name: data for name, data in _tree(store.root / "replaced" / "1").items() if name != "archive.json"}
     kept = {name: text for name, text in before.items() if not name.startswith(("run.json", "dropped"))}
     assert replaced == kept
     assert (store.root / "roles" / "policy" / "weights").read_text() == "second"
@@ -292,11 +292,12 @@ def test_a_shard_that_was_changed_after_its_stage_finished_is_named(tmp_path: Pa
     store.begin("questions", "k")
     store.write_shard("questions", 0, [Question("q0", "How many?", Split.TRAIN, "self")])
     store.finish("questions", "k", {})
-    store.check_files("questions")
+    assert store.damaged_files("questions") == []
     shard = store.shards("questions")[0]
     shard.write_text(shard.read_text(encoding="utf-8") * 2, encoding="utf-8")
-    with pytest.raises(RunFolderError, match="hash differs"):
-        store.check_files("questions")
+    assert store.damaged_files("questions") == ["questions/shard-00000.jsonl"]
+    with pytest.raises(RunFolderError, match="is damaged: its content is not what was written"):
+        check_files(store.root, [shard])
     shard.unlink()
     assert not store.is_finished("questions")
     store.close()

@@ -8,6 +8,7 @@ SelfEvalError
 │   ├── TextError           the text to tune on
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
+│   │   └── LostWorkError   a stage cannot resume from what is left of its work; --restart runs it from its start
 │   ├── StorageError        the disk is full or not writable
 │   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
 │   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
@@ -26,6 +27,7 @@ __all__ = [
     "ExportError",
     "InputError",
     "LoopError",
+    "LostWorkError",
     "MemoryLimitError",
     "ModelError",
     "NotFiniteError",
@@ -69,6 +71,10 @@ class ModelError(InputError):
 
 class RunFolderError(InputError):
     """The output folder is not a run, is used by another process, or is damaged."""
+
+
+class LostWorkError(RunFolderError):
+    """A stage cannot resume, because a file of its work is missing or damaged; `--restart` runs it from its start."""
 
 
 class StorageError(InputError):

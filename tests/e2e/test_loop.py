@@ -242,3 +242,15 @@ def test_show_score_and_report_work_on_a_finished_run(finished: Path, tmp_path: 
     drawn = selfeval("report", str(folder))
     assert drawn.stdout == f"Report: {folder / 'index.html'}\n"
     assert (folder / "index.html").read_bytes() == (finished / "index.html").read_bytes()
+
+
+def test_an_on_policy_run_gets_its_report(recipe: Path, tmp_path: Path) -> None:
+    """One step per iteration: the KL of an update is float32 rounding, about 1e-13, and the chart of it must be drawn."""
+    folder = tmp_path / "run"
+    small = ("policy.epochs=1", "policy.minibatch=128", "policy.iterations=3", "evaluator.epochs=1")
+    found = selfeval(*toy_arguments(recipe, folder, *(part for size in small for part in ("--set", size))))
+    assert found.returncode == 0, found.stderr
+    assert "could not be drawn" not in (folder / "index.html").read_text()
+    kls = [json.loads(line)["approximate_kl"] for line in (folder / "metrics" / "policy.jsonl").read_text().splitlines()]
+    assert len(kls) == 3
+    assert all(abs(kl) < 1e-9 for kl in kls)  # otherwise this is not the case that it wants to be

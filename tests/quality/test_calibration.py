@@ -10,6 +10,7 @@ from selfeval.quality.calibration import (
     TEMPERATURE_RANGE,
     aurc,
     brier_score,
+    calibration_error,
     expected_calibration_error,
     fit_temperature,
     reliability_bins,
@@ -103,6 +104,28 @@ def test_temperature_is_the_best_of_a_fine_grid() -> None:
     assert fit_temperature(logits.tolist(), labels.tolist()) == pytest.approx(min(losses, key=losses.__getitem__), rel=3e-3)
 
 
+def test_a_prior_holds_the_temperature_of_few_labels() -> None:
+    # Ten separable pairs collapsed to 0.032: "confidence 1.00" in everything.
+    logits, labels = [0.1 * k for k in range(1, 11)], [1.0] * 10
+    assert fit_temperature(logits, labels) == pytest.approx(TEMPERATURE_RANGE[0])
+    held = fit_temperature(logits, labels, prior=0.5)
+    assert 0.25 < held < 0.6
+    losses = {
+        t: np.logaddexp(0, -np.array(logits) / t).sum() + 2 * math.log(t) ** 2 for t in np.geomspace(0.01, 100, 20_000).tolist()
+    }
+    assert held == pytest.approx(min(losses, key=losses.__getitem__), rel=1e-3)
+
+
+def test_many_labels_outweigh_the_prior() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, size=5000)
+    labels = (rng.random(5000) < 1 / (1 + np.exp(-logits / 2))).astype(float)
+    free, held = (fit_temperature(logits.tolist(), labels.tolist(), prior=prior) for prior in (None, 0.5))
+    assert held == pytest.approx(free, rel=0.01)
+    with pytest.raises(ValueError, match="must be positive"):
+        fit_temperature([1.0], [1.0], prior=0.0)
+
+
 def test_temperature_stays_in_its_range() -> None:
     assert fit_temperature([1.0, -1.0], [1, 0]) == pytest.approx(TEMPERATURE_RANGE[0])  # separable: wants T -> 0
     assert fit_temperature([1.0, -1.0], [0, 1]) == pytest.approx(TEMPERATURE_RANGE[1])  # inverted: wants T -> infinity
@@ -126,3 +149,39 @@ def test_wrong_numbers_are_refused() -> None:
         risk_coverage([0.5], [1], points=0)
     with pytest.raises(ValueError, match="equal_mass"):
         expected_calibration_error([0.5], [1], scheme="adaptive")  # type: ignore[arg-type]
+
+
+# -- the calibration error without its bias -----------------------------------------------------------------------------
+
+
+def test_a_calibrated_model_has_a_calibration_error_of_zero() -> None:
+    found = calibration_error([0.75] * 40, [True] * 30 + [False] * 10)
+    assert (found.value, found.ci_low, found.n) == (0.0, 0.0, 40)
+    assert found.ci_high is not None
+    assert 0.05 < found.ci_high < 0.25
+    # Sure and right a hundred times: 3.6 errors of 100 would stay unseen in 2.5% of draws (0.975 = 1 - (1 - e)^100).
+    sure = calibration_error([1.0] * 100, [True] * 100)
+    assert (sure.value, sure.ci_low) == (0.0, 0.0)
+    assert sure.ci_high == pytest.approx(1 - 0.025 ** (1 / 100), abs=0.01)
+
+
+def test_a_large_calibration_error_is_found() -> None:
+    # Claims 0.9 and is right half the time: 0.4 too sure, with a standard error of sqrt(0.25 / 400) = 0.025.
+    found = calibration_error([0.9] * 400, [True, False] * 200)
+    assert found.value == pytest.approx(0.4, abs=0.01)
+    assert found.ci_low == pytest.approx(0.35, abs=0.015)
+    assert found.ci_high == pytest.approx(0.45, abs=0.015)
+    assert calibration_error([0.9] * 400, [True, False] * 200) == found
+
+
+def test_a_calibration_error_of_few_cases_stays_within_zero_and_one() -> None:
+    for confidence, correct in (([1.0], [True]), ([1.0, 1.0, 1.0], [True, False, False]), ([0.5], [False]), ([0.0], [True])):
+        found = calibration_error(confidence, correct)
+        assert found.value is not None
+        assert found.ci_low is not None
+        assert found.ci_high is not None
+        assert 0.0 <= found.ci_low <= found.value <= found.ci_high <= 1.0
+        assert found.ci_high - found.ci_low > 0.3
+    assert calibration_error([], []).as_json() == {"value": None, "ci_low": None, "ci_high": None, "n": 0}
+    with pytest.raises(ValueError, match=r"got 0\.5 at position 0"):
+        calibration_error([0.5], [0.5])  # type: ignore[list-item]

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from selfeval.quality.length_control import RIDGE, length_controlled_win_rate
-from selfeval.quality.statistics import wilson_interval
 
 
 def sigmoid(x: float) -> float:
@@ -79,12 +78,21 @@ def test_without_variation_in_length_it_is_the_plain_win_rate() -> None:
 
 
 def test_a_side_that_wins_everything_has_an_honest_interval() -> None:
-    won = length_controlled_win_rate([1.0] * 10, list(range(10)))
-    assert (won.value, won.ci_low, won.ci_high) == (1.0, *wilson_interval(10, 10))
-    lost = length_controlled_win_rate([0.0] * 10, list(range(10)))
-    assert (lost.value, lost.ci_low, lost.ci_high) == (0.0, *wilson_interval(0, 10))
+    # Ten wins and the two that are added, one lost: a resample of 12 holds 0 losses with probability 0.35, and 3 or more with
+    # 0.075, 4 or more with 0.017, so that the lowest 2.5% of the resamples hold 3.
+    won = length_controlled_win_rate([1.0] * 10, [0.0] * 10)
+    assert (won.value, won.ci_high) == (1.0, 1.0)
+    assert won.ci_low == pytest.approx(9 / 12, abs=1e-9)
+    lost = length_controlled_win_rate([0.0] * 10, [0.0] * 10)
+    assert (lost.value, lost.ci_low) == (0.0, 0.0)
+    assert lost.ci_high == pytest.approx(3 / 12, abs=1 / 12 + 1e-9)
+
+
+def test_ties_alone_are_no_proof_of_a_tie() -> None:
     tied = length_controlled_win_rate([0.5] * 10, list(range(10)))
     assert tied.value == pytest.approx(0.5, abs=1e-9)
+    assert tied.ci_low < 0.45  # type: ignore[operator]
+    assert tied.ci_high > 0.55  # type: ignore[operator]
 
 
 def test_length_that_separates_wins_from_losses_does_not_crash() -> None:

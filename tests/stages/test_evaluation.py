@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig, VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.quality.calibration import expected_calibration_error
 from selfeval.records import Question, Reply, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import evaluation
@@ -227,13 +227,18 @@ def test_no_pairs_have_no_baselines() -> None:
     assert [figure.as_json()["value"] for figure in evaluation._baselines([]).values()] == [None] * 4
 
 
-def _evaluator_figures(folder: Path, monkeypatch: pytest.MonkeyPatch, pairs: list[_TestPair], gold: Any) -> dict[str, Any]:
+UNITS = {"mean": 0.0, "deviation": 1.0}
+
+
+def _evaluator_figures(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, pairs: list[_TestPair], gold: Any, questions: dict[str, Question] = QUESTIONS
+) -> dict[str, Any]:
     run = context(folder)
     run.store.folder("evaluator").mkdir()
     write_json(run.store.folder("evaluator") / "manifest.json", {"counts": {"trained": 77}, "files": {}})
-    write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 2.0, "mean": 0.0, "deviation": 1.0})
+    write_json(run.role_folder(EVALUATOR) / "evaluator.json", {**UNITS, "temperature": 2.0, "temperature_pairs": 60})
     monkeypatch.setattr(evaluation, "_judged_test_pairs", lambda *_: pairs)
-    return evaluation._evaluator_figures(run, QUESTIONS, gold, lambda count: None)
+    return evaluation._evaluator_figures(run, questions, gold, lambda count: None)
 
 
 def test_the_evaluator_is_measured_on_gold_unfiltered_and_on_the_sure_judge(
@@ -253,8 +258,10 @@ def test_the_evaluator_is_measured_on_gold_unfiltered_and_on_the_sure_judge(
     assert (found["baselines_on"], found["baselines"]["first_wins"]["n"]) == ("gold", 4)
     # Confidence 3/4 four times, right three times: (3 (1/4)^2 + (3/4)^2) / 4 = (3 + 9) / 64 = 0.1875.
     assert found["brier"]["value"] == pytest.approx(0.1875, abs=1e-6)
-    # The four cases in a bin each: (3 |3/4 - 1| + |3/4 - 0|) / 4 = 0.375.
-    assert found["ece"]["value"] == pytest.approx(0.375, abs=1e-6)
+    # Right as often as claimed, in the one bin that four cases fill; one bin a case would call that an error of 0.375.
+    assert (found["ece"]["value"], found["ece"]["ci_low"]) == (0.0, 0.0)
+    assert found["ece"]["ci_high"] > 0.3
+    assert (found["temperature"], found["temperature_pairs"]) == (2.0, 60)
     assert found["pairs_trained"] == 77
     assert found["risk_coverage"][-1] == [1.0, 0.25]
 
@@ -267,26 +274,48 @@ def test_without_gold_the_sure_judge_is_the_yardstick(tmp_path: Path, monkeypatc
     assert (found["baselines_on"], found["baselines"]["judge"]["n"]) == ("judge", 1)
 
 
-def test_the_interval_of_a_calibration_error_holds_its_value_and_nothing_below_zero() -> None:
-    # A calibrated evaluator: of n at confidence c, c n are right. What is left of the error is the noise of the bins.
-    confidence = [c for c in (0.55, 0.65, 0.75, 0.85, 0.95) for _ in range(20)]
-    correct = [float(i < round(20 * c)) for c in (0.55, 0.65, 0.75, 0.85, 0.95) for i in range(20)]
-    found = evaluation._resampled(expected_calibration_error, confidence, correct)
-    assert 0.0 <= found["ci_low"] <= found["value"] <= found["ci_high"]
-    assert found["ci_low"] < found["ci_high"]
-    # One sure and right case: no error, no spread, and still no number below zero.
-    alone = evaluation._resampled(expected_calibration_error, [1.0], [1.0])
-    assert (alone["value"], alone["ci_low"], alone["n"]) == (0.0, 0.0, 1)
-    nothing = evaluation._resampled(expected_calibration_error, [], [])
-    assert (nothing["value"], nothing["ci_low"], nothing["ci_high"], nothing["n"]) == (None, None, None, 0)
+def test_the_evaluator_is_compared_with_each_baseline_on_the_same_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of ten pairs, one of each question, the first reply is right in all, the evaluator in nine, the judge in one.
+    pairs = [
+        pair(
+            str(i % 8),
+            "99",
+            question=f"q{i % 8}",
+            margin=-1.0 if i == 9 else 1.0,
+            said=verdict(f"q{i % 8}", 0.9 if i == 9 else 0.1),
+        )
+        for i in range(10)
+    ]
+    pairs = [dataclasses.replace(p, verdict=dataclasses.replace(p.verdict, question_id=f"q{i}")) for i, p in enumerate(pairs)]
+    texts = {f"q{i}": Question(f"q{i}", f"What is {i % 8}?", Split.TEST, "self") for i in range(10)}
+    found = _evaluator_figures(tmp_path, monkeypatch, pairs, Gold(), texts)["comparisons"]
+    assert set(found) == {"judge", "longer_wins", "first_wins", "mean_logprob", "chance"}
+    judge = found["judge"]
+    assert (judge["wins"], judge["losses"], judge["test"], judge["finding"]) == (9, 1, "mcnemar_exact", "better")
+    assert (judge["difference"]["value"], judge["difference"]["n"]) == (0.8, 10)
+    assert judge["p_value"] == pytest.approx(2 * 11 / 2**10, abs=1e-6)  # C(10, 0) + C(10, 1) = 11
+    assert (found["first_wins"]["wins"], found["first_wins"]["losses"]) == (0, 1)
+    assert (found["chance"]["difference"]["value"], found["chance"]["test"]) == (0.4, "binomial_exact")
+    # Replies of equal log-prob per token are half a credit each.
+    assert (found["mean_logprob"]["wins"], found["mean_logprob"]["losses"], found["mean_logprob"]["test"]) == (
+        9,
+        1,
+        "sign_exact",
+    )
 
 
-def test_the_interval_of_a_calibration_error_goes_no_further_than_one() -> None:
-    # Sure three times and wrong twice: error 2/3, resampled some 0 to 1; reflected at 2/3 that would be 1/3 to some 4/3.
-    found = evaluation._resampled(expected_calibration_error, [1.0, 1.0, 1.0], [1.0, 0.0, 0.0])
-    assert found["value"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found["ci_low"] == pytest.approx(1 / 3, abs=1e-6)
-    assert found["ci_high"] == 1.0
+def test_pairs_of_one_question_are_one_case_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [pair("1", "7", said=verdict("q1", 0.1))] * 30
+    found = _evaluator_figures(tmp_path, monkeypatch, pairs, Gold())["comparisons"]["judge"]
+    assert (found["difference"]["n"], found["wins"], found["finding"]) == (1, 1, "too_few")
+
+
+def test_on_its_own_labels_the_judge_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _evaluator_figures(tmp_path, monkeypatch, [pair("1", "7")], None)["comparisons"]
+    assert found["judge"] is None
+    assert found["chance"]["wins"] == 1
 
 
 # -- the verdicts' figures ----------------------------------------------------------------------------------------------
@@ -405,8 +434,9 @@ def test_what_the_evaluator_promises_beyond_gold_is_measured_over_the_distance(t
         ones = 10 if step == 1 else 20
         scores = [1.0] * ones + [-1.0] * (20 - ones)
         right = [i % 5 != 0 for i in range(10)] + [i % 5 == 0 for i in range(10)]
-        rows = zip(scores, right, strict=True)
-        run.store.write_shard("policy", step, [sampled(step, "q1", "1" if good else "9", score) for score, good in rows])
+        names = [f"q{i % 4}" for i in range(20)]
+        rows = zip(names, scores, right, strict=True)
+        run.store.write_shard("policy", step, [sampled(step, q, q[1] if good else "9", score) for q, score, good in rows])
     checked = evaluation._checked_samples(run, QUESTIONS, Gold())
     found = evaluation._overoptimisation(run, checked)
     assert found is not None
@@ -414,7 +444,7 @@ def test_what_the_evaluator_promises_beyond_gold_is_measured_over_the_distance(t
     assert [point[0] for point in found["points"]] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5])  # none at the start
     assert all(point[1] == pytest.approx(0.8, abs=0.01) and point[2] == 0.5 for point in found["points"])
     assert found["gap"]["value"] == pytest.approx(0.3, abs=0.01)
-    assert found["gap"]["n"] == 40  # the last two of eight iterations
+    assert found["gap"]["n"] == 4  # the last two of eight iterations have ten replies to each of four questions
     assert found["fit"]["gold"] == {"alpha": 0.0, "beta": 0.0, "rmse": 0.0}
     assert found["fit"]["evaluator"]["alpha"] > 0.1
 
@@ -523,6 +553,10 @@ def test_gold_before_and_after_are_not_exchanged(answering: tuple[Context, dict[
             return reply in ("after 0", "after 1", "before 2 0")
 
     figures, _ = evaluation._policy_figures(run, None, Likes(), lambda count: None)
+    gold, wins = figures["comparisons"]["gold"], figures["comparisons"]["win_rate"]
+    assert (gold["wins"], gold["losses"], gold["difference"]) == (2, 1, figures["gold_gain"])
+    assert (wins["wins"], wins["losses"], wins["difference"]["value"], wins["difference"]["n"]) == (1, 0, 0.25, 2)
+    assert {gold["finding"], wins["finding"]} == {"too_few"}
     assert figures["gold_after"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     assert figures["gold_before"]["value"] == pytest.approx(1 / 3, abs=1e-6)
 

@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from selfeval.errors import ConfigError, DataError
@@ -114,3 +115,24 @@ def test_gold_that_could_not_be_asked_is_refused_early(tmp_path: Path) -> None:
         check_gold(None, path, ["What is 9 + 9?"])
     with pytest.raises(ConfigError, match="is not installed"):
         check_gold("word-problem", "", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "understood"), [(1, True), (np.False_, False), (None, None), (0.5, ConfigError), ("no", ConfigError)]
+)
+def test_an_answer_is_yes_no_or_unknown(said: object, understood: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd:
+        name = "odd"
+
+        def is_right(self, question: str, reply: str) -> object:
+            return said
+
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Odd)
+    monkeypatch.setattr(module, "entry_points", lambda group: [EntryPoint("odd", "somewhere:Odd", "selfeval.domains")])
+    gold = load_gold("odd")
+    assert gold is not None
+    if understood is ConfigError:
+        with pytest.raises(ConfigError, match=r'domain "odd" answers .*; its is_right should return True, False, or None'):
+            gold.is_right("x", "y")
+    else:
+        assert gold.is_right("x", "y") is understood

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,6 +13,9 @@ from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, RunFolderError
 from selfeval.stages import gold, pipeline
 from selfeval.stages.gold import load_gold
+from selfeval.stages.restore import restore
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
 from stage_world import FILES, SHARDS, STAGES, World
 
 
@@ -213,8 +218,8 @@ def test_a_file_that_somebody_changed_is_named_and_nothing_runs(world: World, na
     world.run()
     with (world.run_folder / name).open("a") as file:
         file.write("x")
-    with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is not what was written there"):
-        world.run()
+    with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is damaged: its content is not what was written there"):
+        world.run(restart=False)
     assert world.ran == []
 
 
@@ -268,3 +273,144 @@ def test_a_domain_that_is_not_installed_is_refused_at_once(world: World, oracle:
         world.run('domain="oracles"')
     assert world.ran == []
     assert oracle == []
+
+
+# -- work of another configuration --------------------------------------------------------------------------------------
+
+
+def test_a_forgotten_setting_is_refused_with_cost_and_difference_and_nothing_is_moved(world: World) -> None:
+    world.run("policy.clip=0.1", "seed=3")
+    before = world.files()
+    with pytest.raises(RunFolderError) as caught:
+        world.run("seed=3", restart=False)
+    message = str(caught.value)
+    assert "policy.clip: 0.1, now 0.2." in message
+    assert "seed" not in message
+    assert re.search(r"policy \(\d\.\d s; shards 2\); evaluation \(\d\.\d s; shards 2\)\. Nothing was moved", message)
+    assert f"selfeval run --output {world.run_folder}." in message
+    assert "--restart" in message
+    assert world.files() == before
+    assert not (world.run_folder / "replaced").exists()
+    assert world.run("policy.clip=0.1", "seed=3", restart=False) == []
+
+
+def test_half_done_work_counts_too(world: World) -> None:
+    world.fails["replies"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    with pytest.raises(RunFolderError, match=r"replies\.beams: 4, now 5.*replies \(0\.\d s, not finished\)\. Nothing"):
+        world.run("replies.beams=5", restart=False)
+
+
+def test_a_changed_name_only_redraws_the_report_and_asks_nothing(world: World) -> None:
+    world.run()
+    assert world.run('name="another"', restart=False) == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("seeds.txt", "What is 1 + 1?\nWhat is 3 + 3?\n", "the seeds changed"),
+        ("model/templates/ask.jinja", "Ask.", "the templates changed"),
+        ("model/config.json", '{"model_type": "other"}', "the model's files changed"),
+    ],
+)
+def test_a_changed_file_is_named_too(world: World, path: str, text: str, told: str) -> None:
+    world.run()
+    (world.folder / path).write_text(text)
+    with pytest.raises(RunFolderError, match=f"another configuration: {told}\\. To continue"):
+        world.run(restart=False)
+
+
+def test_on_a_terminal_the_question_is_asked_and_the_answer_obeyed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    asked, answers = [], iter([False, True])
+
+    def ask(self: Terminal, question: str) -> bool:
+        asked.append(question)
+        return next(answers)
+
+    monkeypatch.setattr(Terminal, "ask", ask)
+    with pytest.raises(RunFolderError, match="Nothing was moved"):
+        world.run("policy.clip=0.1", restart=False)
+    assert world.run("policy.clip=0.1", restart=False) == from_("policy")
+    assert len(asked) == 2
+    assert asked[0].endswith("Move them, and run these stages again?")
+
+
+def test_all_rounds_are_asked_about_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run("rounds=2")
+    asked: list[str] = []
+    monkeypatch.setattr(Terminal, "ask", lambda self, question: not asked.append(question))
+    world.run("rounds=2", "policy.clip=0.1", restart=False)
+    assert len(asked) == 1
+    assert "policy (" in asked[0]
+    assert "round 2, questions (" in asked[0]
+
+
+def _restore(world: World, number: int) -> list[str]:
+    store = RunStore(world.run_folder)
+    try:
+        return restore(store, number)
+    finally:
+        store.close()
+
+
+def test_replaced_results_are_restored_with_their_configuration_and_nothing_is_lost(world: World) -> None:
+    world.run()
+    first, config = world.files(), world.info()["config"]
+    world.text["policy"] = "changed"
+    world.run("policy.clip=0.1")
+    second = world.files()
+    assert _restore(world, 1) == from_("policy")
+    assert world.files() == first
+    assert world.info()["config"] == config
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+    assert world.run(restart=False) == []  # which is finished
+    assert _restore(world, 2) == from_("policy")  # and back again
+    assert world.files() == second
+    assert world.run("policy.clip=0.1", restart=False) == []
+
+
+@pytest.mark.parametrize("moves", range(1, 12))
+def test_a_kill_while_results_are_restored_loses_nothing(world: World, moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    first = world.files()
+    world.text["policy"] = "changed"
+    world.run("policy.clip=0.1")
+    replace, calls = os.replace, 0
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += ".part" not in str(source)
+        if calls == moves:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    try:
+        _restore(world, 1)
+    except KeyboardInterrupt:
+        monkeypatch.setattr(os, "replace", replace)
+        _restore(world, 1)
+    assert world.files() == first
+    kept = [p.read_text() for p in (world.run_folder / "replaced").rglob("adapter_model.safetensors")]
+    assert kept == ['"roles/policy/adapter_model.safetensors changed"\n']
+
+
+def test_results_made_from_others_are_not_restored_before_those(world: World) -> None:
+    world.run()
+    world.run("policy.clip=0.1")
+    world.run("policy.clip=0.1", "seed=1")
+    with pytest.raises(RunFolderError, match=r"policy was made from other results of questions than .* restore those first"):
+        _restore(world, 1)
+    _restore(world, 2)
+    assert _restore(world, 1) == from_("policy")
+    assert world.run(restart=False) == []
+
+
+def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:
+    world.run()
+    world.run("policy.clip=0.1")
+    with pytest.raises(RunFolderError, match=r"no results 7 that can be restored; there are: 1"):
+        _restore(world, 7)

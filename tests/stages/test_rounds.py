@@ -130,7 +130,7 @@ def test_a_lost_shard_that_comes_out_otherwise_redoes_later_rounds_too(world: Wo
     (world.run_folder / "replies" / "shard-00001.jsonl").unlink()
     world.text["replies"] = "another text"
     assert world.run("rounds=2") == [*from_("replies"), *later(2), "report"]
-    assert "round 2, questions: what it was made from has changed" in world.said.getvalue()
+    assert "round 2, questions: the results that it was made from have changed" in world.said.getvalue()
     assert world.run("rounds=2") == []
 
 

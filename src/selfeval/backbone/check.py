@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from selfeval.backbone.families.table import FAMILIES, family_tokenizer
+from selfeval.backbone.families.table import FAMILIES, family_tokenizer, register_family
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import Stretch, stretch_positions
 from selfeval.backbone.weights import check_fit, check_pointers, read_headers, weight_files
@@ -84,6 +84,7 @@ def read_parts(
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     with errors_of_model(name):
+        register_family(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         _check_causal(config, name)
         stretch = stretch_positions(config, context or ContextConfig(), name)
@@ -193,6 +194,8 @@ def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     except ModelError:
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise  # `errors_of_model` names the option
         raise ModelError(
             f"cannot load model {name}: its tokenizer cannot be read ({_reason(error)}); the model needs the tokenizer "
             "files it was published with (tokenizer.json, tokenizer_config.json)"

@@ -86,12 +86,17 @@ def run(
         ),
     ] = None,
     trust_remote_code: RemoteCode = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Run stages again whose settings changed or whose files are lost; without asking.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command goes on where an interrupted run stopped; a finished run says so. With rounds above 1 the better policy
+    The same command resumes an interrupted run; a finished run says so. `selfeval run --output DIR` resumes the run in DIR with
+    its own settings, and with others where --set gives them. Finished work of other settings is only set aside when you agree,
+    or with --restart; `selfeval restore DIR` brings it back. With rounds above 1 the better policy
     writes and answers the questions of the next round, in DIR/rounds/02 and on; a finished run goes on with more. Examples:
 
     selfeval run
@@ -103,13 +108,23 @@ def run(
     selfeval run --set rounds=3
     """
     with clear_errors(debug) as command:
-        named = Path(os.path.abspath(output)).name if output and not recipe else None
-        config = _config(recipe, model, seeds, assign or [], named, memory_budget)
+        if output and (output / "run.json").exists() and not (recipe or model or seeds):
+            config = _config_of_the_run(output, assign or [], memory_budget)
+        else:
+            named = Path(os.path.abspath(output)).name if output and not recipe else None
+            config = _config(recipe, model, seeds, assign or [], named, memory_budget)
         command.folder = output or Path("runs") / config.name
-        _run(config, command.folder, until, quiet, trust_remote_code)
+        _run(config, command.folder, until, quiet, trust_remote_code, restart)
 
 
-def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool) -> None:
+def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str | None) -> RunConfig:
+    """The configuration in a run's folder, with the values that are given now."""
+    from selfeval.config import load_config
+
+    return load_config(None, {**_read_config(folder).model_dump(mode="json"), "memory_budget": memory_budget}, assignments)
+
+
+def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool, restart: bool) -> None:
     from selfeval.stages.preflight import check_input, run_folder
 
     stop = None if until is None else _stop_at(until, config.rounds)
@@ -120,7 +135,8 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
     from selfeval.stages.terminal import Terminal
 
     with run_folder(output) as store:
-        worked = run_rounds(Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code), stop)
+        context = Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
+        worked = run_rounds(context, stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
@@ -158,12 +174,11 @@ def _quiet_libraries() -> None:
 
 def _read_config(folder: Path) -> RunConfig:
     from selfeval.config import RunConfig
-    from selfeval.store import read_json
+    from selfeval.store import read_run
 
-    if not (folder / "run.json").is_file():
-        raise RunFolderError(f"{folder} is not a run (no run.json); give the folder that `selfeval run` wrote")
+    run = read_run(folder)
     try:
-        return RunConfig.model_validate(read_json(folder / "run.json")["config"])
+        return RunConfig.model_validate(run["config"])
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{folder / 'run.json'} does not hold the configuration of this version ({reason})") from error
@@ -277,6 +292,35 @@ def report(folder: RunFolder, debug: Debug = False) -> None:
 
 
 @app.command()
+def restore(
+    folder: RunFolder,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[N]", help="Of the folder replaced/N; lists them unless given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Bring back results that another configuration replaced, with their configuration; those there now are set aside.
+
+    Without N: list what can be restored, with its cost and its settings.
+    """
+    with clear_errors(debug):
+        _read_config(folder)
+        from selfeval.stages.restore import listed
+        from selfeval.stages.restore import restore as put_back
+        from selfeval.store import RunStore
+
+        store = RunStore(folder)
+        try:
+            if number is None:
+                typer.echo("\n".join(listed(store)) or f"nothing was replaced in {folder}")
+            else:
+                stages = ", ".join(put_back(store, number))
+                typer.echo(f"restored: {stages}. To resume with their settings: selfeval run --output {folder}")
+        finally:
+            store.close()
+
+
+@app.command()
 def show(
     folder: RunFolder,
     records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
@@ -315,7 +359,8 @@ def score(
             typer.echo(f"{value:+.3f}  {text}")
         if result.preferred is not None and result.confidence is not None:
             verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
-            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f})")
+            calibration = "" if result.calibrated else ", not calibrated: too few held-out pairs to fit a temperature"
+            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f}{calibration})")
 
 
 @app.command()

@@ -7,16 +7,20 @@ Shapes: N cases. `confidence` is what the model claimed, `correct` what happened
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selfeval.quality.statistics import Figure, booleans
+
 __all__ = [
     "Binning",
     "aurc",
     "brier_score",
+    "calibration_error",
     "expected_calibration_error",
     "fit_temperature",
     "reliability_bins",
@@ -28,6 +32,12 @@ Floats = NDArray[np.float64]
 
 TEMPERATURE_RANGE = (1e-2, 1e2)
 """Bounds of a fitted temperature; separable labels would ask for 0, inverted ones for infinity."""
+
+_CASES_PER_BIN = 10
+_DRAWS = 1000
+_HALVINGS = 16
+"""Bisections of the strength of a miscalibration in [0, 1]: 1e-5 of a probability."""
+_GRID = 400
 
 
 def reliability_bins(
@@ -86,6 +96,118 @@ def expected_calibration_error(
     if not rows:
         return None
     return sum(n * abs(claimed - accuracy) for claimed, accuracy, n in rows) / len(confidence)
+
+
+def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, bins: int = 15, seed: int = 0) -> Figure:
+    """Estimate the expected calibration error without its bias, with a 95 % interval that covers a true 0.
+
+    The plug-in error of `expected_calibration_error` sums |gap|, which noise alone makes positive; a bootstrap adds the noise
+    a second time, so that its interval covers a true 0 in less than half of the draws. Kumar et al. 2019
+    (https://arxiv.org/abs/1909.10155) show the bias, Roelofs et al. 2022 (https://arxiv.org/abs/2012.08668) measure it by
+    simulating outcomes, as is done here:
+
+    value   the error under which the median of simulated plug-in errors is the measured one, the true gaps being in
+            proportion to the measured ones; 0 where a calibrated model shows as much in half of the draws
+    low     measured error − 97.5 % quantile of the noise Σ_b n_b / N |accuracy_b − its expectation|. By the triangle
+            inequality the noise cannot add more, whichever bins the true gaps are in
+    high    the largest error under which the measured one is above the 2.5 % quantile (test inversion, Carpenter 1999,
+            https://doi.org/10.1111/1467-9868.00173); the largest of three ways to spread it over the bins: like the measured
+            gaps enlarged by their standard errors, overconfidence in all bins, and underconfidence in all bins
+
+    Args:
+        confidence: [N] probabilities in [0, 1].
+        correct: [N] booleans.
+        bins: of equal mass; fewer where a bin would hold fewer than 10 cases, and equal confidences share a bin.
+        seed: of the simulation; one seed gives one interval.
+
+    Returns:
+        The error in [0, 1]; None for no cases.
+
+    Raises:
+        ValueError: the lengths differ, a confidence is outside [0, 1], or an outcome is not a boolean.
+
+    Example:
+        >>> calibration_error([0.75] * 40, [True] * 30 + [False] * 10).value
+        0.0
+    """
+    confidence_N, correct_N = _probabilities(confidence, booleans(correct, "outcomes"))
+    if confidence_N.size == 0:
+        return Figure(None, None, None, 0)
+    groups = _whole_groups(confidence_N, max(1, min(bins, confidence_N.size // _CASES_PER_BIN)))
+    claimed_B = np.array([confidence_N[group].mean() for group in groups])
+    accuracy_B = np.array([correct_N[group].mean() for group in groups])
+    plug_in = _PlugIn(claimed_B, accuracy_B, np.array([len(group) for group in groups]), seed)
+    value, low, high = plug_in.value(), plug_in.low(), plug_in.high()
+    return Figure(value, min(low, value), max(high, value), confidence_N.size)
+
+
+@dataclass(frozen=True)
+class _PlugIn:
+    """A measured plug-in error, and those of outcomes that are drawn with a known error.
+
+    Attributes:
+        claimed_B: mean confidence of each bin.
+        accuracy_B: measured accuracy of each bin.
+        count_B: cases of each bin.
+        seed: of the draws, the same for every error, so that errors are compared on the same noise.
+    """
+
+    claimed_B: Floats
+    accuracy_B: Floats
+    count_B: NDArray[np.int64]
+    seed: int
+
+    def value(self) -> float:
+        gap_B = self.claimed_B - self.accuracy_B
+        if self.measured == 0:
+            return 0.0
+        return self._bound(0.5, gap_B / np.abs(gap_B).max(), np.less)
+
+    def low(self) -> float:
+        return max(0.0, self.measured - max(self._noise(self.claimed_B), self._noise(self._smoothed_B)))
+
+    def high(self) -> float:
+        gap_B, even_B = self.claimed_B - self.accuracy_B, np.ones_like(self.claimed_B)
+        errors_B = np.sqrt(self._smoothed_B * (1 - self._smoothed_B) / self.count_B)
+        enlarged_B = np.where(gap_B < 0, -1.0, 1.0) * (np.abs(gap_B) + errors_B)
+        return max(self._bound(0.025, way_B, np.less_equal) for way_B in (enlarged_B, even_B, -even_B))
+
+    @property
+    def measured(self) -> float:
+        return self._error(self.accuracy_B)
+
+    @property
+    def _smoothed_B(self) -> Floats:
+        """Accuracies with one more right and one more wrong case: no bin is without noise."""
+        return np.asarray((self.accuracy_B * self.count_B + 1) / (self.count_B + 2), dtype=np.float64)
+
+    def _bound(self, quantile: float, way_B: Floats, is_within: Callable[[float, float], object]) -> float:
+        """Return the largest error, spread in this way, under which the simulated quantile is within the measured error."""
+        low, high = 0.0, 1 / float(np.abs(way_B).max())
+
+        def is_possible(strength: float) -> bool:
+            true_B = np.clip(self.claimed_B - strength * way_B, 0.0, 1.0)
+            errors_R = np.abs(self.claimed_B - self._drawn(true_B)) @ self.count_B / self.count_B.sum()
+            return bool(is_within(float(np.quantile(errors_R, quantile)), self.measured))
+
+        if not is_possible(low):
+            return 0.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if is_possible(middle) else (low, middle)
+        return self._error(np.clip(self.claimed_B - low * way_B, 0.0, 1.0))
+
+    def _noise(self, true_B: Floats) -> float:
+        noise_R = np.abs(true_B - self._drawn(true_B)) @ self.count_B / self.count_B.sum()
+        return float(np.quantile(noise_R, 0.975))
+
+    def _drawn(self, true_B: Floats) -> Floats:
+        """Accuracies `[R, B]` of outcomes with these probabilities."""
+        rng = np.random.default_rng(self.seed)
+        return rng.binomial(self.count_B, true_B, size=(_DRAWS, len(true_B))) / self.count_B
+
+    def _error(self, accuracy_B: Floats) -> float:
+        return float(self.count_B @ np.abs(self.claimed_B - accuracy_B) / self.count_B.sum())
 
 
 def brier_score(confidence: Sequence[float], correct: Sequence[float]) -> float | None:
@@ -153,36 +275,53 @@ def aurc(confidence: Sequence[float], correct: Sequence[float]) -> float | None:
     return float(risk_N.mean()) if risk_N.size else None
 
 
-def fit_temperature(logits: Sequence[float], labels: Sequence[float]) -> float:
-    """Find the one temperature T > 0 that makes σ(logit / T) fit the labels best, by log loss.
+def fit_temperature(logits: Sequence[float], labels: Sequence[float], *, prior: float | None = None) -> float:
+    """Find the temperature T > 0 that makes σ(logit / T) fit the labels best, by log loss.
 
-    min_T Σ log(1 + e^{z/T}) − y z/T;   its derivative in 1/T is Σ z (σ(z/T) − y), which only rises with 1/T: bisection
-    finds the zero.
+    min_T Σ log(1 + e^{z/T}) − y z/T + (log T)² / (2 prior²)
 
     T > 1 = the logits were overconfident. The order of cases never changes. Guo et al. 2017, section 4.2
-    (https://arxiv.org/abs/1706.04599).
+    (https://arxiv.org/abs/1706.04599). The last term, a normal prior on log T around 0, is optional: without it few or
+    separable labels ask for T = 0, that is, for a confidence of 1 in everything.
 
     Args:
         logits: [N], N > 0, log-odds that the label is 1, finite.
         labels: [N], in [0, 1]; soft labels are allowed.
+        prior: standard deviation of log T, > 0; None for none.
 
     Returns:
-        T within TEMPERATURE_RANGE (an end when the optimum lies outside); 1 when every logit is 0 and any T fits alike.
+        T within TEMPERATURE_RANGE (an end when the optimum is outside); 1 when every logit is 0 and any T fits alike.
 
     Raises:
-        ValueError: no cases, the lengths differ, a logit is not finite, or a label is outside [0, 1].
+        ValueError: no cases, the lengths differ, a logit is not finite, a label is outside [0, 1], or the prior is not
+            positive.
     """
     logits_N, labels_N = _scores_and_outcomes(logits, labels)
     if logits_N.size == 0:
         raise ValueError("fitting a temperature needs at least one case")
+    if prior is not None and not prior > 0:
+        raise ValueError(f"the prior's standard deviation must be positive, got {prior}")
     if not logits_N.any():
         return 1.0
-    low, high = (math.log(bound) for bound in TEMPERATURE_RANGE)
+    precision = 0.0 if prior is None else 1 / prior**2
+
+    def loss(log_t: float) -> float:
+        scaled_N = logits_N * math.exp(-log_t)
+        return float((np.logaddexp(0, scaled_N) - labels_N * scaled_N).sum()) + precision * log_t**2 / 2
+
+    def rises(log_t: float) -> bool:
+        scaled_N = logits_N * math.exp(-log_t)
+        # >= 0: separable labels want T = 0, and there the sigmoid saturates and the slope rounds to 0.
+        return float(precision * log_t - scaled_N @ (_sigmoid(scaled_N) - labels_N)) >= 0
+
+    # The loss alone has one minimum; with the prior it may have two, so that the lower one is found on a grid first.
+    coldest, hottest = (math.log(bound) for bound in TEMPERATURE_RANGE)
+    grid = np.linspace(coldest, hottest, _GRID).tolist()
+    best = min(range(_GRID), key=lambda i: loss(grid[i]))
+    low, high = grid[max(0, best - 1)], grid[min(_GRID - 1, best + 1)]
     for _ in range(100):
         middle = (low + high) / 2
-        # <= 0: separable labels want T = 0, and there the sigmoid saturates and the slope rounds to 0.
-        too_hot = logits_N @ (_sigmoid(logits_N * math.exp(-middle)) - labels_N) <= 0
-        low, high = (low, middle) if too_hot else (middle, high)
+        low, high = (low, middle) if rises(middle) else (middle, high)
     return math.exp((low + high) / 2)
 
 
@@ -195,6 +334,14 @@ def _groups(confidence_N: Floats, bins: int, scheme: Binning) -> list[NDArray[np
         bin_N = np.searchsorted(np.arange(1, bins) / bins, confidence_N, side="left")
         return [np.flatnonzero(bin_N == k) for k in range(bins)]
     raise ValueError(f"scheme must be 'equal_mass' or 'equal_width', got {scheme!r}")
+
+
+def _whole_groups(confidence_N: Floats, bins: int) -> list[NDArray[np.int64]]:
+    """Bins of about equal mass that do not part equal confidences, whose order would decide the gaps."""
+    order_N = np.argsort(confidence_N, kind="stable")
+    sorted_N = confidence_N[order_N]
+    cuts = {int(np.searchsorted(sorted_N, sorted_N[sorted_N.size * k // bins], side="left")) for k in range(1, bins)}
+    return np.split(order_N, sorted(cuts - {0}))
 
 
 def _risks(confidence: Sequence[float], correct: Sequence[float]) -> Floats:

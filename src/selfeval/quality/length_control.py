@@ -1,6 +1,6 @@
 """What would the win rate be if both replies had the same length?
 
-Shapes: N comparisons, R bootstrap resamples.
+Shapes: N comparisons, M = N + 2 with the two that are added, R bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from selfeval.quality.statistics import Figure, bootstrap_interval, proportion
+from selfeval.quality.statistics import Figure, bootstrap_interval
 
 __all__ = ["length_controlled_win_rate"]
 
@@ -41,8 +41,9 @@ def length_controlled_win_rate(
         resamples: R of the bootstrap, > 0.
 
     Returns:
-        σ(θ) with its 95 % percentile bootstrap interval; the plain win rate when lengths do not vary, and Wilson's
-        interval when one side won everything (there a bootstrap sees no uncertainty). None for no comparisons.
+        σ(θ) with a 95 % percentile bootstrap interval; the plain win rate when lengths do not vary. Every resample holds one
+        more win and one more loss at equal length, as in `mean_figure`: without them, few wins or ties alone
+        leave the bootstrap no uncertainty to see. None for no comparisons.
 
     Raises:
         ValueError: the lengths of the inputs differ, a score is outside [0, 1], or a difference is not finite.
@@ -50,12 +51,16 @@ def length_controlled_win_rate(
     scores_N, x_N = _checked_scores(scores), _squashed(length_differences)
     if scores_N.size != x_N.size:
         raise ValueError(f"one score per length difference, got {scores_N.size} and {x_N.size}")
-    if scores_N.size == 0 or scores_N.min() == 1 or scores_N.max() == 0:
-        return proportion([score == 1 for score in scores])
+    if scores_N.size == 0:
+        return Figure(None, None, None, 0)
+    y_M, x_M = np.append(scores_N, (0.0, 1.0)), np.append(x_N, (0.0, 0.0))
     low, high = bootstrap_interval(
-        lambda index_RN: _win_rates(scores_N[index_RN], x_N[index_RN]), scores_N.size, seed=seed, resamples=resamples
+        lambda index_RM: _win_rates(y_M[index_RM], x_M[index_RM]), y_M.size, seed=seed, resamples=resamples
     )
-    return Figure(float(_win_rates(scores_N[None], x_N[None])[0]), low, high, scores_N.size)
+    value = float(_win_rates(scores_N[None], x_N[None])[0])
+    assert low is not None
+    assert high is not None
+    return Figure(value, min(low, value), max(high, value), scores_N.size)
 
 
 def _win_rates(y_RN: Floats, x_RN: Floats) -> Floats:

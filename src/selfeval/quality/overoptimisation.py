@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from selfeval.quality.statistics import booleans, finite
+
 __all__ = ["GainCurve", "best_of_n", "best_of_n_kl", "fit_best_of_n", "fit_reinforcement", "logistic_fit"]
 
 Floats = NDArray[np.float64]
@@ -132,33 +134,66 @@ def _fit(first_P: Floats, second_P: Floats, gain: Sequence[float]) -> GainCurve:
 def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
     """Fit the chance of being right to a score: P(right) = σ(a s + b), which puts a proxy into the units of gold.
 
-    Maximum likelihood by Newton's method, with a slight ridge on a. Platt 1999, "Probabilistic outputs for support vector
-    machines".
+    Maximum likelihood with a slight ridge on the slope of the standardised scores, by Newton's method with step halving. The
+    ridge gives a finite optimum where one threshold splits the samples without an error; the halving reaches it from
+    anywhere, where a full Newton step would overshoot into saturated probabilities and a singular Hessian. Platt 1999,
+    "Probabilistic outputs for support vector machines"; Lin, Lin and Weng 2007
+    (https://doi.org/10.1007/s10994-007-5018-6) on the step.
 
     Args:
         scores: [N], finite.
-        right: [N], gold of the same samples.
+        right: [N], gold of the same samples, booleans.
 
     Returns:
         a and b; a = 0 where the scores, or gold, do not vary.
 
     Raises:
-        ValueError: the lengths differ, or there are no samples.
+        ValueError: the lengths differ, there are no samples, a score is not finite, or a label is not a boolean.
+
+    Example:
+        >>> a, b = logistic_fit([-1.0] * 15 + [1.0], [False] * 15 + [True])
+        >>> a > 0 and -a + b < 0 < a + b
+        True
     """
-    if len(scores) != len(right) or not scores:
+    if len(scores) != len(right) or not len(scores):
         raise ValueError(f"a fit needs a gold label for each score, got {len(scores)} scores and {len(right)} labels")
-    s_N, y_N = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    s_N, y_N = finite(scores, "scores"), np.asarray(booleans(right, "labels"), dtype=np.float64)
     share = (y_N.sum() + 0.5) / (len(y_N) + 1)
-    centre, spread = float(s_N.mean()), float(s_N.std())
-    if spread == 0 or y_N.min() == y_N.max():
-        return 0.0, math.log(share / (1 - share))
-    x_N = np.stack([(s_N - centre) / spread, np.ones_like(s_N)], axis=1)
-    w, ridge = np.array([0.0, math.log(share / (1 - share))]), np.diag([_RIDGE * len(y_N), 0.0])
+    start = math.log(share / (1 - share))
+    # Divided by the largest first: the square of 1e200 is no float.
+    size = float(np.abs(s_N).max()) or 1.0
+    centre, spread = float((s_N / size).mean()), float((s_N / size).std())
+    if s_N.min() == s_N.max() or spread == 0 or y_N.min() == y_N.max():
+        return 0.0, start
+    slope, constant = _damped_newton((s_N / size - centre) / spread, y_N, start)
+    return slope / spread / size, constant - slope * centre / spread
+
+
+def _damped_newton(x_N: Floats, y_N: Floats, start: float) -> tuple[float, float]:
+    """Minimise `_loss` over slope and constant."""
+    w, ridge = np.array([0.0, start]), _RIDGE * len(y_N)
     for _ in range(_NEWTON_STEPS):
-        p_N = 1 / (1 + np.exp(-(x_N @ w)))
-        gradient = x_N.T @ (p_N - y_N) + ridge @ w
-        step = np.linalg.solve((x_N * (p_N * (1 - p_N))[:, None]).T @ x_N + ridge, gradient)
-        w = w - step
-        if float(np.abs(step).max()) < 1e-10:
+        p_N = _chance(w[0] * x_N + w[1])
+        error_N, weight_N = p_N - y_N, p_N * (1 - p_N)
+        gradient = np.array([error_N @ x_N + ridge * w[0], error_N.sum()])
+        # The floor keeps the Hessian invertible where every probability has saturated.
+        a, b, c = weight_N @ x_N**2 + ridge, weight_N @ x_N, weight_N.sum() + 1e-12
+        step = np.array([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (a * c - b * b)
+        old, scale = _loss(w, x_N, y_N), 1.0
+        while scale > 1e-9 and _loss(w - scale * step, x_N, y_N) > old - 1e-4 * scale * float(gradient @ step):
+            scale /= 2
+        if scale <= 1e-9 or float(np.abs(step).max()) < 1e-10:
             break
-    return float(w[0] / spread), float(w[1] - w[0] * centre / spread)
+        w = w - scale * step
+    return float(w[0]), float(w[1])
+
+
+def _loss(w: Floats, x_N: Floats, y_N: Floats) -> float:
+    """Summed log loss in nats, with the ridge on the slope."""
+    logits_N = w[0] * x_N + w[1]
+    return float((np.logaddexp(0, logits_N) - y_N * logits_N).sum() + _RIDGE * len(y_N) * w[0] ** 2 / 2)
+
+
+def _chance(logits_N: Floats) -> Floats:
+    # tanh saturates where exp would overflow.
+    return np.asarray(0.5 * (1 + np.tanh(logits_N / 2)), dtype=np.float64)

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Figure",
+    "booleans",
     "bootstrap_interval",
+    "clustered_mean",
+    "finite",
     "mcnemar_exact",
     "mean_figure",
     "paired_difference",
@@ -24,12 +27,14 @@ __all__ = [
     "ratio_of_means",
     "spearman",
     "spearman_figure",
+    "student_quantile",
     "wilson_interval",
 ]
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+_FEWEST_RANKS = 10
 INDICES_PER_CHUNK = 2_000_000
 """Bootstrap indices held at once (16 MB); more cases cost time, not memory."""
 
@@ -98,82 +103,181 @@ def proportion(outcomes: Sequence[bool]) -> Figure:
     """Measure a share of yes among yes/no outcomes, with Wilson's 95 % interval.
 
     Args:
-        outcomes: [N] independent outcomes.
+        outcomes: [N] independent outcomes, booleans. Leave out a case without an outcome: None is not a no.
 
     Returns:
         The share; None and no interval for no outcomes.
+
+    Raises:
+        ValueError: an outcome is not a boolean.
 
     Example:
         >>> proportion([True, True, False, True]).as_json()
         {'value': 0.75, 'ci_low': 0.300642, 'ci_high': 0.954413, 'n': 4}
     """
-    n, successes = len(outcomes), sum(map(bool, outcomes))
+    n, successes = len(outcomes), sum(booleans(outcomes, "outcomes"))
     if n == 0:
         return Figure(None, None, None, 0)
     return Figure(successes / n, *wilson_interval(successes, n), n)
 
 
-def mean_figure(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> Figure:
-    """Average values of any distribution, with a 95 % percentile bootstrap interval.
+def mean_figure(values: Sequence[float], *, bounds: tuple[float, float] | None = (0.0, 1.0)) -> Figure:
+    """Average independent values, with a 95 % interval.
 
-    Efron 1979 (https://doi.org/10.1214/aos/1176344552). With few or equal values the interval is too narrow (one value:
-    no width at all); values that are all 0 or all 1 get Wilson's interval instead. For yes/no outcomes use `proportion`.
+    bounds given   m' ± t_{N+1} s' / √(N + 2), cut to the bounds; m' and s' are the mean and the standard deviation of the
+                   values and of two more, one at each bound
+    no bounds      m ± t_{N−1} s / √N
+
+    The two additional values are the adjusted Wald interval of Bonett and Price 2012
+    (https://doi.org/10.3102/1076998611411915), here with Student's quantile: the interval has a width where all values are
+    equal (six ties are no proof of a tie), and its coverage is near 95 % from four values on. The mean itself is not
+    adjusted. Without bounds, equal values give no interval, because nothing says on which scale they are equal.
 
     Args:
-        values: [N], finite.
-        seed: of the resampling; one seed gives one interval.
-        resamples: R, > 0.
+        values: [N], finite and within the bounds.
+        bounds: of the scale that the values are measured on, (0, 1) for scores and credits; None for a quantity without
+            bounds, such as nats.
 
     Returns:
-        The mean; None and no interval for no values.
+        The mean; None and no interval for no values. Without bounds, no interval for fewer than two or for equal values.
 
     Raises:
-        ValueError: a value is not finite.
+        ValueError: a value is not finite, or is outside the bounds.
+
+    Example:
+        >>> mean_figure([0.5] * 6).as_json()
+        {'value': 0.5, 'ci_low': 0.276564, 'ci_high': 0.723436, 'n': 6}
     """
-    values_N = _finite(values, "values")
+    values_N = finite(values, "values")
     if values_N.size == 0:
         return Figure(None, None, None, 0)
     mean = float(values_N.mean())
-    if mean in (0.0, 1.0) and bool((values_N == mean).all()):
-        return Figure(mean, *wilson_interval(round(mean * values_N.size), values_N.size), values_N.size)
-    low, high = bootstrap_interval(lambda index_RN: values_N[index_RN].mean(-1), values_N.size, seed=seed, resamples=resamples)
-    return Figure(mean, low, high, values_N.size)
+    if bounds is None:
+        return Figure(mean, *_student_interval(values_N), values_N.size)
+    low, high = bounds
+    if values_N.min() < low or values_N.max() > high:
+        raise ValueError(f"values must be in [{low}, {high}], got {values_N.min()} to {values_N.max()}")
+    under, over = _student_interval(np.append(values_N, bounds))
+    assert under is not None
+    assert over is not None
+    # The adjusted centre is pulled to the middle; rounding can leave a mean at a bound outside by 1e-17.
+    return Figure(mean, max(low, min(under, mean)), min(high, max(over, mean)), values_N.size)
 
 
-def ratio_of_means(
-    numerators: Sequence[float], denominators: Sequence[float], seed: int = 0, *, resamples: int = 2000
-) -> Figure:
-    """Divide the mean of one quantity by that of another on the same cases, with a paired 95 % bootstrap interval.
+def _student_interval(values_N: Floats) -> tuple[float | None, float | None]:
+    """No interval for fewer than two values, and for equal ones."""
+    # Compared exactly: the deviation of equal numbers can be 1e-17.
+    if values_N.size < 2 or values_N.min() == values_N.max():
+        return None, None
+    centre, error = float(values_N.mean()), float(values_N.std(ddof=1)) / math.sqrt(values_N.size)
+    reach = student_quantile(0.975, values_N.size - 1) * error
+    return centre - reach, centre + reach
 
-    Σ a / Σ b
 
-    A resample takes whole cases, so what a and b share (a long question has long replies before and after) does not
-    widen the interval. Efron and Tibshirani 1993, section 10.3 (https://doi.org/10.1201/9780429246593).
+def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> Figure:
+    """Average values of which those of one cluster, such as the replies to one question, are not independent.
+
+    Σ_c Σ_i x_ci / Σ_c n_c, with the interval of `ratio_of_means` over clusters: the cluster-robust variance (Liang and Zeger
+    1986, https://doi.org/10.1093/biomet/73.1.13).
+
+    Args:
+        values: [N], finite.
+        clusters: [N], the cluster of each value; any hashable.
+
+    Returns:
+        The mean over all values; `n` is the number of clusters, which is the number of independent cases.
+
+    Raises:
+        ValueError: the lengths differ, or a value is not finite.
+
+    Example:
+        >>> clustered_mean([1.0, 1.0, 0.0, 1.0], ["a", "a", "b", "c"]).as_json()["n"]
+        3
+    """
+    if len(values) != len(clusters):
+        raise ValueError(f"every value needs its cluster, got {len(values)} values and {len(clusters)} clusters")
+    values_N, place = finite(values, "values"), {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    place_N = np.array([place[cluster] for cluster in clusters], dtype=np.int64)
+    return ratio_of_means(np.bincount(place_N, weights=values_N).tolist(), np.bincount(place_N).tolist())
+
+
+def ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -> Figure:
+    """Divide the mean of one quantity by that of another on the same cases, with its 95 % interval.
+
+    r = Σ a / Σ b,   r ± t_{N−1} s / (√N mean(b)),   s² = Σ (a − r b)² / (N − 1)
+
+    The residuals are taken per case, so that a variation that a and b share (a long question has long replies before and
+    after) does not widen the interval. Cochran 1977, "Sampling Techniques", section 6.3, with Student's quantile.
 
     Args:
         numerators: [N], finite.
         denominators: [N], finite, of the same cases in the same order.
-        seed: of the resampling.
-        resamples: R, > 0. Those whose denominator is 0 are left out of the interval.
 
     Returns:
-        The ratio; None where it is undefined (no cases, or denominators that sum to 0).
+        The ratio; None where it is undefined (no cases, or denominators that sum to 0). No interval for fewer than two cases,
+        and where all cases have the same ratio.
 
     Raises:
         ValueError: the lengths differ, or a value is not finite.
     """
-    a_N, b_N = _finite(numerators, "numerators"), _finite(denominators, "denominators")
+    a_N, b_N = finite(numerators, "numerators"), finite(denominators, "denominators")
     if a_N.size != b_N.size:
         raise ValueError(f"paired values need equal lengths, got {a_N.size} numerators and {b_N.size} denominators")
     if a_N.size == 0 or b_N.sum() == 0:
         return Figure(None, None, None, a_N.size)
+    ratio, mean = float(a_N.sum() / b_N.sum()), float(b_N.mean())
+    residuals_N = a_N - ratio * b_N
+    # Residuals of one ratio for all are rounding errors, not a spread.
+    if a_N.size < 2 or float(np.abs(residuals_N).max()) <= 1e-12 * float(np.abs(a_N).max()):
+        return Figure(ratio, None, None, a_N.size)
+    error = math.sqrt(float(residuals_N @ residuals_N) / (a_N.size - 1) / a_N.size)
+    reach = student_quantile(0.975, a_N.size - 1) * error / abs(mean)
+    return Figure(ratio, ratio - reach, ratio + reach, a_N.size)
 
-    def ratios_R(index_RN: Indices) -> Floats:
-        below_R = b_N[index_RN].sum(-1)
-        return np.asarray(a_N[index_RN].sum(-1) / np.where(below_R == 0, np.nan, below_R), dtype=np.float64)
 
-    low, high = bootstrap_interval(ratios_R, a_N.size, seed=seed, resamples=resamples)
-    return Figure(float(a_N.sum() / b_N.sum()), low, high, a_N.size)
+def student_quantile(p: float, degrees: int) -> float:
+    """Return the quantile of Student's t distribution, by bisection of its distribution function.
+
+    The function is the finite series of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4; above 200 degrees of freedom the
+    quantile is the expansion 26.7.5 (its error is below 1e-9 there).
+
+    Args:
+        p: in (0, 1).
+        degrees: of freedom, >= 1.
+
+    Raises:
+        ValueError: p is not in (0, 1), or degrees is not positive.
+
+    Example:
+        >>> round(student_quantile(0.975, 4), 4)
+        2.7764
+    """
+    if not 0 < p < 1 or degrees < 1:
+        raise ValueError(f"a quantile needs p in (0, 1) and at least one degree of freedom, got p = {p} and {degrees}")
+    if p < 0.5:
+        return -student_quantile(1 - p, degrees)
+    if degrees > 200:
+        z = NormalDist().inv_cdf(p)
+        terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        return float(z + sum(term / degrees**k for k, term in enumerate(terms, start=1)))
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_tail(middle, degrees) < 2 * p - 1 else (low, middle)
+    return math.sqrt(degrees) * math.tan((low + high) / 2)
+
+
+def _student_tail(angle: float, degrees: int) -> float:
+    """Probability that |t| is below √degrees · tan(angle)."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term = total = cosine if odd else 1.0
+    for k in range(3 if odd else 2, degrees - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    if not odd:
+        return sine * total
+    return 2 / math.pi * (angle + (sine * total if degrees > 1 else 0.0))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -195,21 +299,22 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
         >>> spearman([1.0, 2.0, 3.0], [10.0, 20.0, 15.0])
         0.5
     """
-    x_N, y_N = _finite(x, "x"), _finite(y, "y")
+    x_N, y_N = finite(x, "x"), finite(y, "y")
     if x_N.size != y_N.size:
         raise ValueError(f"paired values need equal lengths, got {x_N.size} and {y_N.size}")
     found = _rank_correlation(x_N, y_N)
     return None if math.isnan(found) else found
 
 
-def spearman_figure(x: Sequence[float], y: Sequence[float], seed: int = 0, *, resamples: int = 500) -> Figure:
-    """Give `spearman` its 95 % bootstrap interval; ranks are taken anew in every resample.
+def spearman_figure(x: Sequence[float], y: Sequence[float]) -> Figure:
+    """Give `spearman` its 95 % interval, by Fisher's transformation.
+
+    tanh(atanh r ± z √((1 + r² / 2) / (N − 3))). Bonett and Wright 2000 (https://doi.org/10.1007/BF02294183). No interval for
+    fewer than 10 cases, where ranks take so few values that a perfect correlation is common by chance.
 
     Args:
         x: [N], finite.
         y: [N], finite, of the same cases in the same order.
-        seed: of the resampling.
-        resamples: R, > 0. Those in which a quantity does not vary are left out of the interval.
 
     Returns:
         The correlation; None where it is undefined.
@@ -217,14 +322,15 @@ def spearman_figure(x: Sequence[float], y: Sequence[float], seed: int = 0, *, re
     Raises:
         ValueError: the lengths differ, or a value is not finite.
     """
-    value, x_N, y_N = spearman(x, y), _finite(x, "x"), _finite(y, "y")
+    value, n = spearman(x, y), len(x)
     if value is None:
-        return Figure(None, None, None, x_N.size)
-
-    def correlations_R(index_RN: Indices) -> Floats:
-        return np.array([_rank_correlation(x_N[index_N], y_N[index_N]) for index_N in index_RN])
-
-    return Figure(value, *bootstrap_interval(correlations_R, x_N.size, seed=seed, resamples=resamples), x_N.size)
+        return Figure(None, None, None, n)
+    if n < _FEWEST_RANKS:
+        return Figure(value, None, None, n)
+    # atanh(1) is infinite; a perfect correlation keeps the interval of one a step below it.
+    centre = math.atanh(max(-1.0, min(1.0, value)) * (1 - 1 / n**2))
+    reach = NormalDist().inv_cdf(0.975) * math.sqrt((1 + value * value / 2) / (n - 3))
+    return Figure(value, min(value, math.tanh(centre - reach)), max(value, math.tanh(centre + reach)), n)
 
 
 def _rank_correlation(x_N: Floats, y_N: Floats) -> float:
@@ -295,7 +401,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
         The difference; None and no interval for no cases.
 
     Raises:
-        ValueError: the numbers of cases differ.
+        ValueError: the numbers of cases differ, or a finding is not a boolean.
 
     Example:
         >>> paired_difference([True] * 36 + [False] * 12 + [True] * 2, [True] * 48 + [False] * 2).as_json()
@@ -306,7 +412,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
     n = len(before)
     if n == 0:
         return Figure(None, None, None, 0)
-    pairs = [(bool(b), bool(a)) for b, a in zip(before, after, strict=True)]
+    pairs = list(zip(booleans(before, "before"), booleans(after, "after"), strict=True))
     both, gained, lost = (pairs.count(pair) for pair in ((True, True), (False, True), (True, False)))
     p_a, p_b = (both + gained) / n, (both + lost) / n
     (low_a, high_a), (low_b, high_b) = wilson_interval(both + gained, n), wilson_interval(both + lost, n)
@@ -389,7 +495,34 @@ def _checked_confidence(confidence: float) -> float:
     return confidence
 
 
-def _finite(values: Sequence[float], name: str) -> Floats:
+def booleans(values: Sequence[bool], name: str) -> list[bool]:
+    """Return the values as Python booleans.
+
+    `bool` itself would turn a missing outcome (None) into False, and half a credit (0.5) into True.
+
+    Args:
+        values: booleans of Python or numpy.
+        name: of the values, for the message.
+
+    Raises:
+        ValueError: a value is not a boolean.
+    """
+    for place, value in enumerate(values):
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False, got {value!r} at position {place}; leave out unknown cases")
+    return [bool(value) for value in values]
+
+
+def finite(values: Sequence[float], name: str) -> Floats:
+    """Return the values as an array.
+
+    Args:
+        values: [N].
+        name: of the values, for the message.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
     values_N = np.asarray(values, dtype=np.float64)
     if not np.isfinite(values_N).all():
         raise ValueError(f"{name} must be finite, got {[v for v in values_N.tolist() if not math.isfinite(v)][:5]}")

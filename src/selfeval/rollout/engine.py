@@ -12,8 +12,9 @@ Shapes: B rows now in the batch, T tokens so far, V vocabulary, W watched tokens
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,13 @@ import torch
 from torch import Tensor
 
 from selfeval.backbone.budget import Phase
-from selfeval.backbone.families.states import check_state, state_arguments
+from selfeval.backbone.families.cache import check_state, roomy_cache, select_rows, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError, NotFiniteError, RoleError
-from selfeval.rollout.cache import roomy_cache, select_rows
 from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
 
-__all__ = ["Request", "Rollout", "check_room", "generate"]
+__all__ = ["Request", "Rollout", "Tally", "check_room", "count_tokens", "generate"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,35 @@ class Rollout:
     logprobs: tuple[float, ...]
     finished: bool
     watched: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass
+class Tally:
+    """Tokens that `generate` passed through the model: of prompts (one that rows share counts once), and of replies."""
+
+    read: int = 0
+    written: int = 0
+
+
+_TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
+
+@contextmanager
+def count_tokens() -> Iterator[Tally]:
+    """Count the tokens of every `generate` inside the block, whoever calls it.
+
+    Example:
+        >>> with count_tokens() as tally:
+        ...     pass
+        >>> tally
+        Tally(read=0, written=0)
+    """
+    tally = Tally()
+    before = _TALLY.set(tally)
+    try:
+        yield tally
+    finally:
+        _TALLY.reset(before)
 
 
 def generate(
@@ -106,8 +135,12 @@ def generate(
 
     results: dict[int, Rollout] = {}
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
+    tally = _TALLY.get()
     for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, rows, of_group):
         results.update({order[i]: rollout for i, rollout in zip(group, rollouts, strict=True)})
+        if tally:
+            tally.read += sum(len(prompt) for prompt in {requests[order[i]].prompt for i in group})
+            tally.written += sum(len(rollout.ids) for rollout in rollouts)
         if advance:
             advance(len(group))
     return [results[i] for i in range(len(requests))]

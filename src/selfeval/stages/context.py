@@ -55,6 +55,7 @@ class Context:
         earlier: the folders of the rounds before, first to last.
         later: the folders of the rounds after, which the report of round 1 tells of.
         trust_remote_code: run code that comes with the model; the user asked for it on the command line.
+        restart: whether the user agrees that finished or half-done work is set aside where it has to be made again.
     """
 
     config: RunConfig
@@ -63,6 +64,7 @@ class Context:
     earlier: Sequence[RunStore] = ()
     later: list[RunStore] = field(default_factory=list)
     trust_remote_code: bool = False
+    restart: bool = False
 
     @property
     def round(self) -> int:

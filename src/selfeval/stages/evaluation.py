@@ -13,21 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement, choice, compare
-from selfeval.quality.calibration import brier_score, expected_calibration_error, reliability_bins, risk_coverage
+from selfeval.quality.calibration import calibration_error, reliability_bins, risk_coverage
+from selfeval.quality.comparisons import Comparison as PairedComparison
+from selfeval.quality.comparisons import compare_paired, compare_with_level
 from selfeval.quality.length_control import length_controlled_win_rate
 from selfeval.quality.overoptimisation import fit_reinforcement, logistic_fit
 from selfeval.quality.statistics import (
     Figure,
-    bootstrap_interval,
+    clustered_mean,
     mean_figure,
-    paired_difference,
     proportion,
     ratio_of_means,
     spearman_figure,
@@ -39,6 +37,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
 from selfeval.stages.policy import Sampled, answer, ensure_policy
+from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_json, write_json, writing
 
 __all__ = ["FIRST_PAIRS", "run"]
@@ -46,7 +45,6 @@ __all__ = ["FIRST_PAIRS", "run"]
 FIRST_PAIRS = "first_pairs.json"
 """In the stage's folder: on which of round 1's test pairs this round's evaluator is right, by gold and by the judge."""
 
-_CALIBRATION_RESAMPLES = 500
 _FEWEST_POINTS = 4
 """Iterations that a curve with two coefficients needs."""
 
@@ -73,6 +71,10 @@ class _TestPair:
     def evaluator_right(self) -> bool:
         return self.margin != 0 and (self.margin > 0) == (self.better == 0)
 
+    @property
+    def question_id(self) -> str:
+        return self.verdict.question_id
+
 
 def run(context: Context) -> dict[str, Any]:
     """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
@@ -83,16 +85,18 @@ def run(context: Context) -> dict[str, Any]:
     with context.terminal.bar("evaluation", _passes(context)) as bar:
         evaluator = _evaluator_figures(context, questions, gold, bar.advance)
         policy, samples = _policy_figures(context, guide, gold, bar.advance)
+    cost = _verdict_cost(context, questions)
     checked = _checked_samples(context, questions, gold) if gold else {}
     _gold_curve(context, checked)
     policy["overoptimisation"] = _overoptimisation(context, checked)
     figures = {
         "model": _model(context),
-        "evaluator": evaluator,
+        "evaluator": {**evaluator, "cost": cost.tokens if cost else None},
         "verdicts": _verdict_figures(context, questions, gold),
         "policy": policy,
         "samples": samples,
         "memory": _memory(context),
+        "seconds_per_verdict": cost.seconds if cost else None,
     }
     write_json(context.store.folder("evaluation") / "figures.json", figures)
     return {"pairs": evaluator["accuracy_judge"]["n"], "questions": policy["win_rate"]["n"]}
@@ -135,18 +139,21 @@ def _evaluator_figures(
     by_judge = [p for p in pairs if p.verdict.state == VerdictState.KEPT]
     yardstick = by_gold or by_judge
     temperature = temperature_of(context.store.root / "roles")
-    confidence = [1 / (1 + math.exp(-min(abs(p.margin) / temperature, 500.0))) for p in yardstick]
-    correct = [float(p.evaluator_right) for p in yardstick]
+    confidence = [1 / (1 + math.exp(-min(abs(p.margin) / temperature.value, 500.0))) for p in yardstick]
+    right = [p.evaluator_right for p in yardstick]
+    correct = [float(r) for r in right]
     return {
         "accuracy_gold": proportion([p.evaluator_right for p in by_gold]).as_json() if gold else None,
         "accuracy_judge": proportion([p.evaluator_right for p in by_judge]).as_json(),
         "first_pairs": _on_first_pairs(context, by_gold, by_judge, questions, gold, advance),
         "pairs_trained": context.store.manifest("evaluator")["counts"]["trained"],
-        "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick, _is_judged(context)).items()},
+        "baselines": {name: rule.as_json() for name, rule in _baselines(yardstick).items()},
         "baselines_on": "gold" if by_gold else "judge",
-        "ece": _resampled(expected_calibration_error, confidence, correct),
-        "brier": _resampled(brier_score, confidence, correct),
-        "temperature": round(temperature, 6),
+        "comparisons": _evaluator_comparisons(yardstick, by_judge=not by_gold),
+        "ece": calibration_error(confidence, right).as_json(),
+        "brier": mean_figure([(sure - c) ** 2 for sure, c in zip(confidence, correct, strict=True)]).as_json(),
+        "temperature": round(temperature.value, 6),
+        "temperature_pairs": temperature.pairs,
         "members": context.config.evaluator.members,
         "disagreement": _disagreement(yardstick) if context.config.evaluator.members > 1 else None,
         "risk_coverage": [[round(c, 6), round(r, 6)] for c, r in risk_coverage(confidence, correct)] if correct else [],
@@ -182,42 +189,28 @@ def _on_first_pairs(
     return {
         "accuracy_gold": proportion(list(right["gold"].values())).as_json() if gold else None,
         "accuracy_judge": proportion(list(right["judge"].values())).as_json(),
-        "gain": _gain(context, right, "gold" if gold else "judge"),
+        **_gain(context, right, "gold" if gold else "judge"),
     }
 
 
-def _gain(context: Context, right: Mapping[str, Mapping[str, bool]], labels: str) -> dict[str, Any] | None:
+def _gain(context: Context, right: Mapping[str, Mapping[str, bool]], labels: str) -> dict[str, Any]:
     """Share of the pairs on which this round's evaluator is right, less that of the evaluator of the round before."""
     if not context.earlier:
-        return None
+        return {"gain": None, "comparison": None}
     before = read_json(context.earlier[-1].folder("evaluation") / FIRST_PAIRS)[labels]
-    return paired_difference([before[question] for question in right[labels]], list(right[labels].values())).as_json()
+    found = _compare_rights([before[question] for question in right[labels]], list(right[labels].values()))
+    return {"gain": found.difference.as_json(), "comparison": found.as_json()}
+
+
+def _compare_rights(before: Sequence[bool], after: Sequence[bool]) -> PairedComparison:
+    """Right or wrong on the same questions, after less before."""
+    return compare_paired([float(a) for a in after], [float(b) for b in before])
 
 
 def _disagreement(pairs: Sequence[_TestPair]) -> dict[str, Any]:
     """Rank correlation of how far the members are apart with being wrong: whether an ensemble knows what it does not know."""
     apart, wrong = [p.apart for p in pairs], [float(not p.evaluator_right) for p in pairs]
     return {"error_correlation": spearman_figure(apart, wrong).as_json()}
-
-
-def _resampled(
-    measure: Callable[[Sequence[float], Sequence[float]], float | None], confidence: list[float], correct: list[float]
-) -> dict[str, Any]:
-    """A calibration measure with its basic bootstrap interval (Davison and Hinkley 1997, section 5.2).
-
-    Resampling adds noise to every bin, which such measures count as miscalibration: the percentile interval would lie too
-    high, and is reflected at the measured value instead.
-    """
-    value, count = measure(confidence, correct), len(correct)
-    rows = np.array([confidence, correct])
-
-    def statistic(index_RN: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        return np.array([measure(*rows[:, index].tolist()) for index in index_RN], dtype=np.float64)
-
-    low, high = bootstrap_interval(statistic, count, resamples=_CALIBRATION_RESAMPLES) if count else (None, None)
-    if value is None or low is None or high is None:
-        return Figure(value, None, None, count).as_json()
-    return Figure(value, max(0.0, min(value, 2 * value - high)), min(1.0, max(value, 2 * value - low)), count).as_json()
 
 
 def _judged_test_pairs(
@@ -251,27 +244,44 @@ def _by_gold(pairs: Sequence[_TestPair], questions: Mapping[str, Question], gold
     return found
 
 
-def _is_judged(context: Context) -> bool:
-    """Whether a judge gave the verdicts, not the user with a file of pairs."""
-    return not (context.given and context.given.pairs)
-
-
-def _baselines(pairs: Sequence[_TestPair], judged: bool) -> dict[str, Figure]:
-    """How often simple rules, and the judge itself (both orders, forced to choose), pick the better reply; ties count half.
-
-    Args:
-        pairs: with the reply that is better.
-        judged: whether a judge was asked about them.
-    """
+def _credits(pairs: Sequence[_TestPair]) -> dict[str, list[float]]:
+    """Credit of simple rules, and of the judge (both orders, forced to choose), on each pair; ties count half."""
     rules: dict[str, Callable[[_TestPair], float]] = {
         "longer_wins": lambda p: len(p.replies[0].text) - len(p.replies[1].text),
         "first_wins": lambda p: 1.0,
         "mean_logprob": lambda p: _mean_logprob(p.replies[0]) - _mean_logprob(p.replies[1]),
         "judge": lambda p: (0.5 if p.verdict.probability is None else p.verdict.probability) - 0.5,
     }
-    if not judged:
-        del rules["judge"]
-    return {name: mean_figure([_credit(rule(p), p.better) for p in pairs]) for name, rule in rules.items()}
+    if pairs and all(p.verdict.in_order is None and p.verdict.probability is not None for p in pairs):
+        del rules["judge"]  # the labels are those of a file of the user's: no judge was asked
+    return {name: [_credit(rule(p), p.better) for p in pairs] for name, rule in rules.items()}
+
+
+def _baselines(pairs: Sequence[_TestPair]) -> dict[str, Figure]:
+    """How often simple rules, and the judge itself, pick the better reply."""
+    return {name: mean_figure(credits) for name, credits in _credits(pairs).items()}
+
+
+def _evaluator_comparisons(pairs: Sequence[_TestPair], *, by_judge: bool) -> dict[str, Any]:
+    """The evaluator less each baseline, and less chance, on the same pairs.
+
+    Args:
+        by_judge: the labels are the judge's own: it is right by construction, and there is no difference to measure.
+    """
+    ours, questions = [float(p.evaluator_right) for p in pairs], [p.question_id for p in pairs]
+    found: dict[str, Any] = {
+        name: compare_paired(ours, theirs, questions).as_json() for name, theirs in _credits(pairs).items()
+    }
+    if by_judge or "judge" not in found:
+        found["judge"] = None
+    return {**found, "chance": compare_with_level(ours, 0.5, questions).as_json()}
+
+
+def _verdict_cost(context: Context, questions: Mapping[str, Question]) -> VerdictCost | None:
+    """The cost of a verdict on the test pairs that were judged."""
+    replies = context.replies()
+    verdicts = [v for v in context.store.read("verdicts", Verdict) if v.split == Split.TEST]
+    return measure_cost(context, [Asked(questions[v.question_id], (replies[v.first], replies[v.second])) for v in verdicts])
 
 
 def _mean_logprob(reply: Reply) -> float:
@@ -292,7 +302,7 @@ def _verdict_figures(context: Context, questions: Mapping[str, Question], gold: 
     labels = [_label_is_right(v, replies, questions, gold) for v in kept] if gold else []
     return {
         "judged": len(verdicts),
-        "source": "judge" if _is_judged(context) else "file",
+        "source": "file" if context.given and context.given.pairs else "judge",
         **{state.value: states.get(state.value, 0) for state in VerdictState},
         "kept_share": proportion([v.state == VerdictState.KEPT for v in verdicts]).as_json(),
         "swap_consistency": proportion([x for v in verdicts if (x := _is_consistent(v)) is not None]).as_json(),
@@ -356,8 +366,8 @@ def _policy_figures(
         "unparsable": len(answered) - len(decided),
         "gold_before": _gold_share(gold, [(a.question.text, a.before.text) for a in answered]),
         "gold_after": _gold_share(gold, [(a.question.text, a.after_text) for a in answered]),
-        "gold_gain": _gold_gain(gold, answered),
-        "kl": mean_figure([a.kl for a in answered]).as_json(),
+        **_gold_gain(gold, answered, compare_with_level(scores)),
+        "kl": mean_figure([a.kl for a in answered], bounds=None).as_json(),
         "length_ratio": ratio_of_means([len(a.after.ids) for a in answered], [len(a.before.ids) for a in answered]).as_json(),
         "watchdogs": context.store.read_metrics("watchdogs"),
     }
@@ -414,13 +424,17 @@ def _gold_share(gold: Gold | None, answers: Sequence[tuple[str, str]]) -> dict[s
     return proportion([c for c in checked if c is not None]).as_json()
 
 
-def _gold_gain(gold: Gold | None, answered: Sequence[_Answered]) -> dict[str, Any] | None:
-    """Share right after less share right before, over the same questions."""
+def _gold_gain(gold: Gold | None, answered: Sequence[_Answered], wins: PairedComparison) -> dict[str, Any]:
+    """Share right after less share right before, over the same questions; and that as a comparison, with the win rate's."""
     if gold is None:
-        return None
+        return {"gold_gain": None, "comparisons": {"gold": None, "win_rate": wins.as_json()}}
     checked = [[gold.is_right(a.question.text, text) for text in (a.before.text, a.after_text)] for a in answered]
     known = [(before, after) for before, after in checked if before is not None and after is not None]
-    return paired_difference([before for before, _ in known], [after for _, after in known]).as_json()
+    found = _compare_rights([before for before, _ in known], [after for _, after in known])
+    return {
+        "gold_gain": found.difference.as_json(),
+        "comparisons": {"gold": found.as_json(), "win_rate": wins.as_json()},
+    }
 
 
 def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None) -> list[dict[str, Any]]:
@@ -447,16 +461,24 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     ]
 
 
-Checked = dict[int, list[tuple[float, bool]]]
-"""By policy iteration, of each reply: the chance of being right that its score made expect, and whether gold finds it right."""
+@dataclass(frozen=True)
+class _CheckedReply:
+    """A reply of the training: its question, its chance of being right by its score, and whether gold finds it right."""
+
+    question_id: str
+    promised: float
+    right: bool
+
+
+Checked = dict[int, list[_CheckedReply]]
+"""By policy iteration."""
 
 
 def _gold_curve(context: Context, checked: Checked) -> None:
     """metrics/evaluation.jsonl: share of each iteration's replies that gold finds right, and that the evaluator made expect."""
     rows = [
-        {"step": step, "gold": round(fmean(r for _, r in replies), 6), "expected": round(fmean(e for e, _ in replies), 6)}
-        | {"n": len(replies)}
-        for step, replies in sorted(checked.items())
+        {"step": step, "gold": round(gold, 6), "expected": round(promised, 6), "n": len(checked[step])}
+        for step, (promised, gold) in _shares(checked).items()
     ]
     if not rows:
         return
@@ -471,20 +493,31 @@ def _checked_samples(context: Context, questions: Mapping[str, Question], gold: 
 
     Score is turned into chance by what the first iteration shows, where the policy has not yet learnt to please the evaluator.
     """
-    scored: dict[int, list[tuple[float, bool]]] = {}
+    found: dict[int, list[tuple[Sampled, bool]]] = {}
     counted = {int(line["step"]) for line in context.store.read_metrics("policy")}
     for sample in context.store.read("policy", Sampled):
         if sample.step not in counted:
             continue
         right = gold.is_right(questions[sample.question_id].text, sample.text)
-        if right is not None and len(scored.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
-            scored[sample.step].append((sample.score, right))
-    scored = {step: replies for step, replies in scored.items() if replies}
-    if not scored:
+        if right is not None and len(found.setdefault(sample.step, [])) < context.config.evaluation.gold_replies:
+            found[sample.step].append((sample, right))
+    found = {step: replies for step, replies in found.items() if replies}
+    if not found:
         return {}
-    first = scored[min(scored)]
-    a, b = logistic_fit([score for score, _ in first], [right for _, right in first])
-    return {step: [(_sigmoid(a * s + b), right) for s, right in replies] for step, replies in scored.items()}
+    first = found[min(found)]
+    a, b = logistic_fit([sample.score for sample, _ in first], [right for _, right in first])
+    return {
+        step: [_CheckedReply(s.question_id, _sigmoid(a * s.score + b), right) for s, right in replies]
+        for step, replies in found.items()
+    }
+
+
+def _shares(checked: Checked) -> dict[int, tuple[float, float]]:
+    """By iteration, first to last: the share of right replies that the scores promise, and that by gold."""
+    return {
+        step: (fmean(reply.promised for reply in replies), fmean(reply.right for reply in replies))
+        for step, replies in sorted(checked.items())
+    }
 
 
 def _sigmoid(x: float) -> float:
@@ -494,10 +527,11 @@ def _sigmoid(x: float) -> float:
 def _overoptimisation(context: Context, checked: Checked) -> dict[str, Any] | None:
     """What evaluator and gold gained over the square root of the KL, with the curve of Gao et al. 2022 through each.
 
-    `gap` is what the evaluator promised beyond gold in the last quarter of the iterations.
+    `gap` is what the evaluator promised beyond gold in the last quarter of the iterations; its cases are questions, because an
+    iteration has several replies to each and later iterations may ask it again.
     """
     kls = {int(row["step"]): row["kl"] for row in context.store.read_metrics("policy")}
-    shares = {step: (fmean(e for e, _ in replies), fmean(r for _, r in replies)) for step, replies in sorted(checked.items())}
+    shares = _shares(checked)
     points = [(math.sqrt(kls[step]), *share) for step, share in shares.items() if (kls.get(step) or 0.0) > 0.0]
     if len({d for d, _, _ in points}) < _FEWEST_POINTS:
         return None
@@ -506,10 +540,11 @@ def _overoptimisation(context: Context, checked: Checked) -> dict[str, Any] | No
         "evaluator": fit_reinforcement(distances, [e - start_expected for _, e, _ in points]),
         "gold": fit_reinforcement(distances, [g - start_gold for _, _, g in points]),
     }
-    last = sorted(checked)[-max(1, len(checked) // 4) :]
+    last = [reply for step in sorted(checked)[-max(1, len(checked) // 4) :] for reply in checked[step]]
+    gap = clustered_mean([reply.promised - reply.right for reply in last], [reply.question_id for reply in last])
     return {
         "points": [[round(x, 6) for x in point] for point in points],
         "start": [round(start_expected, 6), round(start_gold, 6)],
         "fit": {name: {k: round(v, 6) for k, v in asdict(fit).items()} for name, fit in fits.items()},
-        "gap": mean_figure([e - r for step in last for e, r in checked[step]]).as_json(),
+        "gap": gap.as_json(),
     }

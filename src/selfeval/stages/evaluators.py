@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from selfeval.store import read_json
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
 
-__all__ = ["ensure_evaluators", "load_members", "member_roles", "scorer_of", "temperature_of"]
+__all__ = ["Temperature", "ensure_evaluators", "load_members", "member_roles", "scorer_of", "temperature_of"]
 
 
 def member_roles(config: RunConfig) -> tuple[str, ...]:
@@ -37,9 +38,23 @@ def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Mem
     return members
 
 
-def temperature_of(roles: Path) -> float:
-    """Temperature of the confidence sigmoid(margin / T) of the evaluators together."""
-    return float(_saved(roles, EVALUATOR)["temperature"])
+@dataclass(frozen=True)
+class Temperature:
+    """Temperature of the confidence sigmoid(margin / value) of the evaluators together.
+
+    Attributes:
+        value: 1 where it was not fitted.
+        pairs: held-out pairs that it was fitted on; 0 where they were too few, so that the confidence is not calibrated.
+    """
+
+    value: float
+    pairs: int
+
+
+def temperature_of(roles: Path) -> Temperature:
+    """The temperature in a folder of roles; `pairs` is 0 where an older version did not write it."""
+    saved = _saved(roles, EVALUATOR)
+    return Temperature(float(saved["temperature"]), int(saved.get("temperature_pairs", 0)))
 
 
 def ensure_evaluators(context: Context) -> None:

@@ -166,11 +166,33 @@ def load_gold(domain: str | None, path: str = "") -> Gold | None:
     """The gold oracle: that of a domain, or a file; None without either.
 
     Raises:
-        ConfigError: no such domain is installed.
+        ConfigError: no such domain is installed; and from `is_right`, an answer that is neither yes, no nor unknown.
         DataError: the file is missing or malformed.
     """
     if path:
         return FileGold(Path(path))
     if domain is None:
         return None
-    return cast(Gold, _installed(domain).load()())
+    return _Answers(domain, cast(Gold, _installed(domain).load()()))
+
+
+class _Answers:
+    """A domain whose answers are True, False or None.
+
+    Domains come from other packages. One that answers 1, or numpy's True, is understood. One that answers 0.5 would count as
+    right wherever its answer is used as a condition, and is refused.
+    """
+
+    def __init__(self, domain: str, gold: Gold) -> None:
+        self.name, self._domain, self._gold = gold.name, domain, gold
+
+    def is_right(self, question: str, reply: str) -> bool | None:
+        answer: object = self._gold.is_right(question, reply)
+        if answer is None:
+            return None
+        if answer not in (True, False):
+            raise ConfigError(
+                f'domain "{self._domain}" answers {answer!r}; its is_right should return True, False, or None for a question '
+                "that it does not know"
+            )
+        return bool(answer)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.config import RunConfig
-from selfeval.errors import RunFolderError
+from selfeval.errors import LostWorkError, RunFolderError
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.records import Split
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
+from selfeval.stages.changes import Loss, agree, changed_contents, differences
 from selfeval.stages.context import Context, pairs_of
 from selfeval.stages.evaluators import member_roles
 from selfeval.stages.given import given_key
@@ -26,6 +27,7 @@ from selfeval.training.learners.action_values import TWINS
 __all__ = [
     "STAGES",
     "Stage",
+    "agree_to_changes",
     "begin_round",
     "bring_report_up_to_date",
     "has_current_evidence",
@@ -65,6 +67,10 @@ class Stage:
 
     def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
         return [*self.output_paths(root, config), *(root / path for path in self.owned)]
+
+    def kept_paths(self, root: Path) -> list[Path]:
+        """What it writes and nothing is made from, but that has to be whole: metrics, and the records that it dropped."""
+        return [root / path for path in self.owned if path.startswith(("dropped/", "metrics/"))]
 
 
 STAGES: tuple[Stage, ...] = (
@@ -150,6 +156,60 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     return {**values, "gold": gold_key(config.gold)}
 
 
+def agree_to_changes(contexts: Sequence[Context]) -> None:
+    """Asks whether the work of another configuration may be set aside, that of all rounds at once.
+
+    Args:
+        contexts: the rounds that were begun, from the first.
+
+    Raises:
+        RunFolderError: it may not; nothing has been moved.
+    """
+    losses = [
+        _loss(context, stage)
+        for context in contexts
+        for stage in STAGES
+        if _has_work_of_another_key(context, stage) and not stage.gathers
+    ]
+    agree(contexts[0], losses, [_changes(contexts[0])])
+    for context in contexts:
+        context.restart = contexts[0].restart
+
+
+def _has_work_of_another_key(context: Context, stage: Stage) -> bool:
+    store = context.store
+    changed = store.key(stage.name) != _keys(context)[stage.name]
+    return changed and store.has_work(stage.name, stage.owned_paths(store.root, context.config))
+
+
+def _loss(context: Context, stage: Stage) -> Loss:
+    name = f"round {context.round}, {stage.name}" if context.earlier else stage.name
+    return Loss(name, context.store.run.get("stages", {}).get(stage.name, {}))
+
+
+def _changes(context: Context) -> str:
+    """How the configuration of the results differs from this one."""
+    store, sections = context.store, {section for stage in STAGES for section in stage.sections}
+    old, new = store.run.get("config") or {}, context.config.model_dump(mode="json")
+    found = differences({k: v for k, v in old.items() if k in sections}, {k: v for k, v in new.items() if k in sections})
+    found += changed_contents(store.run.get("made_of") or {}, _made_of(context))
+    lost = [stage.name for stage in STAGES if store.key(stage.name) is None and store.has_work(stage.name)]
+    found += [f"{name}/key.json is missing" for name in lost]
+    return f"{store.root} has results of another configuration: {', '.join(found) or 'it cannot be told which'}"
+
+
+def _made_of(context: Context) -> dict[str, str]:
+    """Fingerprints of what the keys cover besides the configuration, to say which of them changed."""
+    config = context.config
+    return {
+        "the model's files": fingerprint(_model_identity(config.model)),
+        "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
+        "the file of questions, replies or pairs": fingerprint(given_key(config)),
+        "the gold file": gold_key(config.gold),
+        "the seeds": fingerprint([seed.question for seed in context.seeds]),
+    }
+
+
 def set_changed_aside(context: Context) -> bool:
     """Sets aside whatever another configuration produced, and says so; True when there was something."""
     keys, moved = _keys(context), []
@@ -161,9 +221,23 @@ def set_changed_aside(context: Context) -> bool:
 
 
 def _check_finished(context: Context) -> None:
+    """Refuses damaged files of finished stages; with `restart`, a training with one is set aside instead."""
+    store = context.store
     for stage in STAGES:
-        if context.store.is_finished(stage.name):
-            context.store.check_files(stage.name)
+        damaged = store.damaged_files(stage.name) if store.has_manifest(stage.name) else []
+        if damaged and stage.trains and context.restart:
+            _say(context, stage, f"{damaged[0]} is damaged; the stage is trained again, and the rest was moved to replaced/")
+            store.set_aside(stage.name, stage.owned_paths(store.root, context.config))
+        elif damaged:
+            remedy = (
+                "train the stage again: give the same command with --restart"
+                if stage.trains
+                else ("remove it and give the same command again: it is made again")
+            )
+            raise RunFolderError(
+                f"{store.root / damaged[0]} is damaged: its content is not what was written there. Put back a good copy, or "
+                f"{remedy}"
+            )
 
 
 def _keys(context: Context) -> dict[str, str]:
@@ -187,12 +261,17 @@ def begin_round(context: Context, until: str | None = None) -> None:
         raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
     check_domain(context.config.domain)
     check_installed(context.config.trackers)
+    agree_to_changes([context])
+    if not context.store.run:
+        _begin_run(context)  # a folder without run.json is no run
+    set_changed_aside(context)  # before run.json has the new configuration, for the archive to have the old one
     _begin_run(context)
-    set_changed_aside(context)
 
 
 def _begin_run(context: Context) -> None:
-    config = context.config
+    config, store = context.config, context.store
+    finished = {stage.name: store.manifest(stage.name)["counts"] for stage in STAGES if store.is_finished(stage.name)}
+    rows = {name: {"state": "finished", "seconds": 0.0, "counts": counts} for name, counts in finished.items()}
     context.store.update_run(
         schema=1,
         status="running",
@@ -200,7 +279,9 @@ def _begin_run(context: Context) -> None:
         round=context.round,
         seed=config.seed,
         config=config.model_dump(mode="json"),
+        made_of=_made_of(context),
         versions=report.versions(),
+        stages={**rows, **store.run.get("stages", {})},  # the rows are lost with a run.json that was removed
     )
     context.store.write_records("seeds.jsonl", context.seeds)
 
@@ -263,24 +344,37 @@ def bring_report_up_to_date(context: Context) -> bool:
 def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
     """Runs a stage unless it is finished and made from what is there now; True when it ran."""
     store, inputs = context.store, _inputs(context, stage)
-    owned, was_finished = stage.owned_paths(store.root, context.config), (store.folder(stage.name) / "manifest.json").is_file()
+    was_finished = store.has_manifest(stage.name)
     if store.made_from(stage.name) not in (None, inputs):
         if stage.gathers:
             store.reopen(stage.name)
         else:
-            _say(context, stage, "what it was made from has changed; the old result was moved to replaced/")
-            store.set_aside(stage.name, owned)
+            _set_aside(context, stage, "the results that it was made from have changed")
     elif store.is_finished(stage.name):
         return False
     elif was_finished and stage.trains:
-        _say(context, stage, "a file of it is missing, so it is trained anew; the rest was moved to replaced/")
-        store.set_aside(stage.name, owned)
+        _set_aside(context, stage, f"{store.missing_files(stage.name)[0]} is missing")
     elif was_finished:
         _say(context, stage, "a file of it is missing; it is made again")
         store.reopen(stage.name)
     store.note_inputs(stage.name, inputs)
-    _run_stage(context, stage, key, inputs)
+    try:
+        _run_stage(context, stage, key, inputs)
+    except LostWorkError as error:
+        if not context.restart:
+            raise
+        context.release()  # roles are half trained
+        _set_aside(context, stage, str(error).partition(". ")[0])
+        store.note_inputs(stage.name, inputs)
+        _run_stage(context, stage, key, inputs)
     return True
+
+
+def _set_aside(context: Context, stage: Stage, reason: str) -> None:
+    """Moves the work of a stage to `replaced/`, if the user agrees."""
+    agree(context, [_loss(context, stage)], [f"{context.store.root}, {stage.name}: {reason}"])
+    _say(context, stage, f"{reason}, so it is made again; the old result was moved to replaced/")
+    context.store.set_aside(stage.name, stage.owned_paths(context.store.root, context.config))
 
 
 def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
@@ -301,7 +395,7 @@ def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
         peak_bytes=peak_resident_bytes(),
         memory_events=_memory_events(context, stage),
     )
-    store.finish(stage.name, key, counts, stage.output_paths(store.root, context.config), inputs)
+    store.finish(stage.name, key, counts, stage.output_paths(store.root, context.config), inputs, stage.kept_paths(store.root))
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
     _say(context, stage, f"{seconds:.1f} s" + (f"  ({shown})" if shown else ""))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
@@ -158,13 +159,21 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
+def _sampled_until(context: Context) -> Callable[[int], list[Path]]:
+    """The files of sampled replies that the training has written up to an iteration."""
+    return lambda iteration: [context.store.shard_path("policy", number) for number in range(1, iteration + 1)]
+
+
 def run(context: Context) -> dict[str, Any]:
     """Trains and saves the role `policy` (or what guides it); returns counts and what the watchdogs saw."""
     config, store, backbone = context.config, context.store, context.backbone
     add_roles(context)
 
     def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(context.checkpoint_folder("policy"), backbone, roles, optimizers)
+        metrics = [store.metrics_path(name) for name in ("policy", "watchdogs")]
+        return Checkpoints(
+            context.checkpoint_folder("policy"), backbone, roles, optimizers, metrics=metrics, written=_sampled_until(context)
+        )
 
     def keep(iteration: int, samples: Samples, scores: Scores) -> None:
         texts = [context.templates.text(r.ids) for r in samples.rollouts]

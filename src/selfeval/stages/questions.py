@@ -120,12 +120,12 @@ def run(context: Context) -> dict[str, int]:
     if context.given:
         return _take_given(context, context.given)
     acceptance, shard = _Acceptance(context), 0
-    while store.has_shard("questions", shard):
+    while store.has_shard("questions", shard, drops=True):
         for question in store.read_shard("questions", shard, Question):
             acceptance.accept(question)
         shard += 1
     if acceptance.tests and not shard:
-        store.write_shard("questions", 0, [acceptance.accept(question) for question in acceptance.tests])
+        store.write_shard("questions", 0, [acceptance.accept(question) for question in acceptance.tests], [])
         shard = 1
     most = int(config.attempts * acceptance.wanted / config.shard) + 1
     with context.terminal.bar("questions", acceptance.wanted, len(acceptance.accepted)) as bar:

@@ -20,7 +20,7 @@ __all__ = ["SCHEMA", "build_report", "run", "versions"]
 SCHEMA = 1
 _DROPPING = ("questions", "verdicts")
 _EXAMPLES_PER_REASON = 2
-_POLICY_BY_ROUND = ("win_rate", "win", "tie", "loss", "gold_before", "gold_after", "gold_gain", "kl")
+_POLICY_BY_ROUND = ("win_rate", "win", "tie", "loss", "gold_before", "gold_after", "gold_gain", "kl", "comparisons")
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 
 
@@ -67,9 +67,11 @@ def _rounds(stores: Sequence[RunStore]) -> list[dict[str, Any]]:
                     "accuracy_gold_first_pairs": first["accuracy_gold"],
                     "accuracy_judge_first_pairs": first["accuracy_judge"],
                     "gain": first["gain"],
+                    "comparison": first.get("comparison"),
                     "pairs_trained": evaluator["pairs_trained"],
                 },
-                "policy": {name: policy[name] for name in _POLICY_BY_ROUND},
+                # The evidence of a finished stage may be from a version that made no comparisons.
+                "policy": {name: policy.get(name) for name in _POLICY_BY_ROUND},
             }
         )
     return rows
@@ -102,7 +104,11 @@ def build_report(context: Context) -> dict[str, Any]:
         **rounds,
         "dropped": _dropped(context),
         "samples": figures["samples"],
-        "time": {**seconds, "total": round(sum(seconds.values()), 2)},
+        "time": {
+            **seconds,
+            "per_verdict": figures.get("seconds_per_verdict"),
+            "total": round(sum(seconds.values()), 2),
+        },
         "memory": {**figures["memory"], "peak_bytes": peak, "events": events},
         "versions": versions(),
         "config": config,

@@ -24,12 +24,16 @@ __all__ = ["Scored", "score_texts"]
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next."""
+    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next.
+
+    `calibrated` says whether the confidence has a temperature that was fitted on held-out pairs.
+    """
 
     scores: tuple[float, ...]
     preferred: int | None
     confidence: float | None
     unsure: bool
+    calibrated: bool = False
 
 
 def score_texts(
@@ -59,8 +63,9 @@ def score_texts(
     if len(scores) < 2:
         return Scored(tuple(scores), None, None, unsure=False)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature_of(roles)))
-    return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure)
+    temperature = temperature_of(roles)
+    confidence = 1 / (1 + math.exp(-(scores[order[0]] - scores[order[1]]) / temperature.value))
+    return Scored(tuple(scores), order[0], confidence, unsure=confidence < sure, calibrated=temperature.pairs > 0)
 
 
 def _working(backbone: Backbone, templates: Templates, config: RunConfig, question: str) -> str:

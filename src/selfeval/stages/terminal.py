@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,13 @@ class Terminal:
         else:
             self.note(what)
             yield
+
+    def ask(self, question: str) -> bool:
+        """Whether the user says yes; False where nobody can be asked."""
+        if not (self.console.is_terminal and sys.stdin.isatty()):
+            return False
+        self.console.print(f"{question} [y/N] ", end="", highlight=False, markup=False)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def note(self, text: str) -> None:
         """One line for the user."""

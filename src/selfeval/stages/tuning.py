@@ -269,7 +269,7 @@ def _train(context: Context, rows: Rows) -> None:
             _ROLE,
             rows,
             config.tuning,
-            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers),
+            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers, metrics=[store.metrics_path(_STAGE)]),
             seed=config.seed,
             batch_tokens=config.batch_tokens,
             log=log,

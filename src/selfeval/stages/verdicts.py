@@ -126,7 +126,7 @@ def run(context: Context) -> dict[str, int]:
         return _counts(context)
     pairs = _pairs(context, questions)
     shards = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    done = [i for i in range(len(shards)) if context.store.has_shard("verdicts", i)]
+    done = [i for i in range(len(shards)) if context.store.has_shard("verdicts", i, drops=True)]
     with context.terminal.bar("verdicts", len(pairs), sum(len(shards[i]) for i in done)) as bar:
         for index, shard in enumerate(shards):
             if index not in done:

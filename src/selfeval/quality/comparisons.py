@@ -1,0 +1,174 @@
+"""Comparisons on the same cases: the paired difference with its interval, an exact test, and the finding that they allow.
+
+Two separate intervals say nothing about a difference on the same cases: they may overlap where the difference is clear, and
+exclude each other where the cases are few. A comparison here has one unit per question: several pairs or replies of one
+question are averaged first, because they are not independent. A difference is claimed when three things hold:
+
+- at least `FEWEST` questions were compared;
+- the exact two-sided test of wins against losses has p <= `LEVEL`;
+- the interval of the difference excludes 0, on the same side.
+
+With no true difference, that is claimed in at most 5 % of draws, whatever the number of questions.
+
+Shapes: N cases, U units (questions).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from selfeval.quality.statistics import Figure, mcnemar_exact, mean_figure, paired_difference, proportion
+
+__all__ = ["FEWEST", "LEVEL", "Comparison", "Finding", "Test", "compare_paired", "compare_with_level"]
+
+FEWEST = 6
+"""Questions below which nothing is claimed: with five, all won, the exact test gives 2 / 2^5 = 0.0625."""
+LEVEL = 0.05
+"""Largest p value at which a difference is claimed."""
+
+Finding = Literal["better", "worse", "unclear", "too_few"]
+Test = Literal["mcnemar_exact", "sign_exact", "binomial_exact"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A difference on the same cases.
+
+    Attributes:
+        difference: ours less theirs; `n` counts questions.
+        wins: questions on which ours is higher.
+        losses: questions on which theirs is higher. The other questions are ties.
+        p_value: of the exact test that a win is as likely as a loss; None for no questions.
+        test: `mcnemar_exact` for right and wrong on both sides, `binomial_exact` for right and wrong against a level,
+            `sign_exact` where there are half credits or several cases of a question. All three are the same two-sided
+            binomial test of wins against losses.
+    """
+
+    difference: Figure
+    wins: int
+    losses: int
+    p_value: float | None
+    test: Test
+
+    @property
+    def finding(self) -> Finding:
+        """Whether a difference may be claimed, by the rule at the top of this module."""
+        low, high = self.difference.ci_low, self.difference.ci_high
+        if self.difference.n < FEWEST or self.p_value is None or low is None or high is None:
+            return "too_few"
+        if self.p_value > LEVEL or low <= 0 <= high:
+            return "unclear"
+        if low > 0:
+            return "better" if self.wins > self.losses else "unclear"
+        return "worse" if self.losses > self.wins else "unclear"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return {"difference", "wins", "losses", "p_value", "test", "finding"}, as report.json has it.
+
+        Example:
+            >>> compare_paired([1.0] * 3 + [0.5], [0.0] * 3 + [0.5]).as_json()["finding"]
+            'too_few'
+        """
+        return {
+            "difference": self.difference.as_json(),
+            "wins": self.wins,
+            "losses": self.losses,
+            "p_value": None if self.p_value is None else float(f"{self.p_value:.6g}"),
+            "test": self.test,
+            "finding": self.finding,
+        }
+
+
+def compare_paired(ours: Sequence[float], theirs: Sequence[float], questions: Sequence[Hashable] | None = None) -> Comparison:
+    """Compare two credits that were given on the same cases, such as right or wrong by evaluator and by judge.
+
+    difference   mean over questions of (ours − theirs), each question being the mean of its cases
+    interval     Newcombe's (`paired_difference`) for right and wrong with one case per question; otherwise the adjusted
+                 Student interval of `mean_figure` over questions, in [−1, 1]
+    test         exact binomial test of wins against losses, `mcnemar_exact`
+
+    Args:
+        ours: [N], in [0, 1]: 1 right, 0 wrong, 0.5 half a credit.
+        theirs: [N], the same for the same cases in the same order.
+        questions: [N], the question of each case; every case is a question of its own by default.
+
+    Raises:
+        ValueError: the lengths differ, or a credit is outside [0, 1].
+
+    Example:
+        >>> compare_paired([1.0] * 8 + [0.0] * 2, [0.0] * 8 + [1.0, 0.0]).p_value
+        0.0390625
+    """
+    _check_credits(ours)
+    _check_credits(theirs)
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired credits need equal lengths, got {len(ours)} and {len(theirs)}")
+    units = _units([a - b for a, b in zip(ours, theirs, strict=True)], questions)
+    if _is_binary([*ours, *theirs]) and len(units) == len(ours):
+        figure = paired_difference([b == 1 for b in theirs], [a == 1 for a in ours])
+        return _comparison(units, figure, "mcnemar_exact")
+    return _comparison(units, mean_figure(units, bounds=(-1.0, 1.0)), "sign_exact")
+
+
+def compare_with_level(scores: Sequence[float], level: float = 0.5, questions: Sequence[Hashable] | None = None) -> Comparison:
+    """Compare the mean of credits with a level, such as a win rate with one half, or an accuracy with chance.
+
+    Args:
+        scores: [N], in [0, 1]: 1 won, 0 lost, 0.5 tied.
+        level: that stands for no difference, in (0, 1). The test of wins against losses has this meaning at 0.5 alone.
+        questions: [N], the question of each case; every case is a question of its own by default.
+
+    Returns:
+        Mean of the scores less the level. Interval: Wilson's for right and wrong with one case per question; otherwise the
+        adjusted Student interval of `mean_figure` over questions.
+
+    Raises:
+        ValueError: a score is outside [0, 1].
+
+    Example:
+        >>> compare_with_level([1.0] * 9 + [0.0]).finding
+        'better'
+    """
+    _check_credits(scores)
+    units = _units([score - level for score in scores], questions)
+    if _is_binary(scores) and len(units) == len(scores):
+        share = proportion([score == 1 for score in scores])
+        return _comparison(units, _less(share, level), "binomial_exact")
+    return _comparison(units, mean_figure(units, bounds=(-level, 1 - level)), "sign_exact")
+
+
+def _comparison(units: Sequence[float], difference: Figure, test: Test) -> Comparison:
+    wins, losses = sum(unit > 0 for unit in units), sum(unit < 0 for unit in units)
+    return Comparison(difference, wins, losses, mcnemar_exact(wins, losses) if units else None, test)
+
+
+def _units(differences: Sequence[float], questions: Sequence[Hashable] | None) -> list[float]:
+    """The mean difference of each question."""
+    if questions is None:
+        return list(differences)
+    if len(questions) != len(differences):
+        raise ValueError(f"every case needs its question, got {len(differences)} cases and {len(questions)} questions")
+    by_question: dict[Hashable, list[float]] = defaultdict(list)
+    for question, difference in zip(questions, differences, strict=True):
+        by_question[question].append(difference)
+    return [fmean(values) for values in by_question.values()]
+
+
+def _check_credits(credits: Sequence[float]) -> None:
+    outside = [credit for credit in credits if not 0 <= credit <= 1]
+    if outside:
+        raise ValueError(f"a credit must be in [0, 1], got {outside[:5]}")
+
+
+def _is_binary(credits: Sequence[float]) -> bool:
+    return all(credit in (0, 1) for credit in credits)
+
+
+def _less(figure: Figure, level: float) -> Figure:
+    if figure.value is None or figure.ci_low is None or figure.ci_high is None:
+        return figure
+    return Figure(figure.value - level, figure.ci_low - level, figure.ci_high - level, figure.n)
