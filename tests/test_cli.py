@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -405,3 +407,85 @@ def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
     assert process.wait(60) == 141
     assert process.stderr is not None
     assert process.stderr.read() == ""
+
+
+# -- nothing is created for input that cannot be used -----------------------------------------------------------------------
+
+
+def _template(recipe: Path, name: str, text: str) -> tuple[str, ...]:
+    folder = recipe.parent / "broken"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(recipe.parent / "word_problems" / "templates", folder)
+    (folder / name).write_text(text)
+    return ("--set", f"templates={folder}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "domain=word-problem"), 'domain "word-problem" is not installed; did you mean "word-problems"?'),
+        (
+            ("--set", 'lora.targets=["q_prj"]'),
+            'lora.targets: no module of this model is called "q_prj"; did you mean "q_proj"?',
+        ),
+        (("--set", "lora.targets=[]"), "lora.targets: got []; name at least one module"),
+        (("--set", 'lora.targets=["lm_head"]'), "lora.targets names the output layer, which stays frozen"),
+        (("--set", 'lora.targets=["embed_tokens"]'), "lora.targets puts an adapter on the embedding"),
+        (("--set", "lora.alpha=1e300"), "--set lora.alpha=1e300: lora.alpha: got 1e+300; must be between"),
+        (("--set", "questions.file=none.jsonl"), "questions.file none.jsonl does not exist"),
+        (("--set", "gold=/dev/zero"), "are both given; leave one out"),
+        (("--seeds", "/dev/zero"), "seeds file /dev/zero is not a file but a named pipe or a device"),
+        (("--set", "trackers=['mlflow']"), "tracker mlflow is not installed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_input_that_is_refused_leaves_no_folder(tmp_path: Path, recipe: Path, arguments: tuple[str, ...], said: str) -> None:
+    if "mlflow" in said and importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    assert said in _refused(*toy_arguments(recipe, tmp_path / "run", *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["referee.jinja", "templates.toml"])
+def test_a_broken_template_is_refused_before_any_work(tmp_path: Path, recipe: Path, name: str) -> None:
+    """The referee's is read by evaluation only, when all training is done."""
+    sentence = _refused(*toy_arguments(recipe, tmp_path / "run", *_template(recipe, name, "{{ question")))
+    assert str(recipe.parent / "broken") in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fail_in(root: Path, error: Exception, leave: str | None = None) -> None:
+    """A command whose input turns out to be unusable once it holds the run folder, perhaps after some work."""
+    from selfeval.stages.preflight import run_folder
+
+    with pytest.raises(type(error)), run_folder(root) as store:  # noqa: PT012
+        store.update_run(status="running")
+        if leave:
+            (root / leave).parent.mkdir(parents=True)
+            (root / leave).write_text("{}\n")
+        raise error
+
+
+def test_a_folder_that_was_made_for_a_refused_run_is_removed(tmp_path: Path) -> None:
+    from selfeval.errors import ModelError
+
+    _fail_in(tmp_path / "new", ModelError("refused"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    _fail_in(tmp_path / "empty", ModelError("refused"))
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "work", ["questions/shard-00000.jsonl", "roles/policy/role.json", "checkpoints/policy/step-1/state.json"]
+)
+def test_a_folder_with_work_in_it_is_kept(tmp_path: Path, work: str) -> None:
+    from selfeval.errors import ModelError
+
+    _fail_in(tmp_path / "run", ModelError("refused"), leave=work)
+    assert (tmp_path / "run" / work).is_file()
+
+
+def test_a_fault_of_ours_keeps_the_folder_for_the_report(tmp_path: Path) -> None:
+    _fail_in(tmp_path / "run", KeyError("odd"))
+    assert (tmp_path / "run" / "run.json").is_file()

@@ -27,7 +27,7 @@ _HELP = """From a handful of seed questions and any open language model to a tru
 No human labels, one copy of the weights. Without arguments, `selfeval run` runs the whole loop on the small model that
 comes with the package. Exit codes: 0 done, 2 something you gave cannot be used, 130 interrupted, 1 our fault."""
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 
@@ -282,13 +282,20 @@ def _named_devices(devices: list[str]) -> dict[str, int]:
 
 
 @app.command()
-def report(folder: RunFolder, debug: Debug = False) -> None:
+def report(
+    folder: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
+    debug: Debug = False,
+) -> None:
     """Draw index.html again from report.json and metrics/."""
     with clear_errors(debug):
         _read_config(folder)
         from selfeval.report.page import draw_page
+        from selfeval.store import read_json
+        from selfeval.texts import safe_json
 
-        typer.echo(f"Report: {draw_page(folder)}")
+        page = draw_page(folder)
+        typer.echo(safe_json(read_json(folder / "report.json"), indent=2) if as_json else f"Report: {page}")
 
 
 @app.command()
@@ -325,42 +332,56 @@ def show(
     folder: RunFolder,
     records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as they are, one JSON object a line.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Look at the records of a run."""
+    """Look at the records of a run. Long lists of token ids are cut, except with --json."""
     with clear_errors(debug):
         _read_config(folder)
-        from rich.console import Console
+        from selfeval.stages.show import layout, read_rows
+        from selfeval.texts import safe_json
 
-        from selfeval.stages.show import read_rows
-
-        console = Console()
         for row in read_rows(folder, records, count):
-            console.print_json(data=row, ensure_ascii=False)
+            typer.echo(safe_json(row) if as_json else layout(row))
 
 
 @app.command()
 def score(
     folder: RunFolder,
-    question: Annotated[str, typer.Option(help="The question.")],
-    reply: Annotated[list[str], typer.Option(help="A reply; give it twice or more to compare.")],
+    question: Annotated[str | None, typer.Option(help="The question.")] = None,
+    reply: Annotated[list[str] | None, typer.Option(help="A reply; give it twice or more to compare.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help='JSON lines {"question": "...", "replies": ["...", "..."]}; - reads them from standard input.'),
+    ] = None,
     sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence below which the answer is `unsure`.")] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a question.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Lines of --file scored together; 1 answers each line at once.")] = 32,
     trust_remote_code: RemoteCode = False,
     debug: Debug = False,
 ) -> None:
-    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure"."""
+    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure".
+
+    With --file the model is loaded once, and results come in the order of the lines, each batch as soon as it is scored. With
+    --json a result has all fields of its line, and scores, preferred (the number of a reply, from 0), confidence, unsure, and
+    calibrated (whether the confidence was fitted on held-out pairs). Examples:
+
+    selfeval score runs/mine --question "How many?" --reply "Two." --reply "Three."
+
+    selfeval score runs/mine --file replies.jsonl --json > scores.jsonl
+    """
     with clear_errors(debug):
         config = _read_config(folder)
-        _quiet_libraries()
-        from selfeval.stages.scoring import score_texts
+        from selfeval.cli.scoring import print_scores, read_asked, typed
 
-        result = score_texts(config, folder, question, reply, sure, trust_remote_code=trust_remote_code)
-        for text, value in zip(reply, result.scores, strict=True):
-            typer.echo(f"{value:+.3f}  {text}")
-        if result.preferred is not None and result.confidence is not None:
-            verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
-            calibration = "" if result.calibrated else ", not calibrated: too few held-out pairs to fit a temperature"
-            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f}{calibration})")
+        if (file is None) == (question is None or not reply):
+            raise InputError("give --question and at least one --reply, or --file; not both")
+        asked = typed(question or "", reply or []) if file is None else read_asked(file)
+        _quiet_libraries()
+        from selfeval.stages.scoring import RunScorer
+
+        scorer = RunScorer.load(config, folder, trust_remote_code=trust_remote_code)
+        print_scores(scorer, asked, sure, as_json=as_json, batch=batch)
 
 
 @app.command()
