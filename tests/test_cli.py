@@ -406,7 +406,8 @@ def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait(60) == 141
     assert process.stderr is not None
-    assert process.stderr.read() == ""
+    with process.stderr as errors:
+        assert errors.read() == ""
 
 
 # -- nothing is created for input that cannot be used -----------------------------------------------------------------------
@@ -489,3 +490,92 @@ def test_a_folder_with_work_in_it_is_kept(tmp_path: Path, work: str) -> None:
 def test_a_fault_of_ours_keeps_the_folder_for_the_report(tmp_path: Path) -> None:
     _fail_in(tmp_path / "run", KeyError("odd"))
     assert (tmp_path / "run" / "run.json").is_file()
+
+
+# -- what is printed, and completion ------------------------------------------------------------------------------------
+
+
+def _closing(folder: Path, monkeypatch: pytest.MonkeyPatch, columns: int | None) -> str:
+    """The closing table on a terminal of so many columns, or in a pipe."""
+    import io
+
+    import rich.console
+    from sample_report import sample_report
+
+    from selfeval.cli.closing import print_closing
+
+    (folder / "report.json").write_text(json.dumps(sample_report()))
+    (folder / "index.html").write_text("")
+    out = io.StringIO()
+    real = rich.console.Console
+    monkeypatch.setattr(
+        rich.console, "Console", lambda: real(file=out, force_terminal=columns is not None, width=columns or 80)
+    )
+    monkeypatch.setattr(sys, "stdout", out)
+    print_closing(folder, worked=True)
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+
+
+def test_the_closing_table_in_a_pipe_has_a_tab_between_name_and_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sample_report import sample_report
+
+    from selfeval.report.summary import summary_rows, verdict_sentences
+
+    lines = _closing(tmp_path, monkeypatch, None).splitlines()
+    rows = summary_rows(sample_report())
+    assert lines[: len(rows)] == [f"{name.strip()}\t{value}" for name, value in rows]
+    assert lines[len(rows) : len(rows) + 2] == list(verdict_sentences(sample_report())), "sentences are not wrapped"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_the_closing_table_fits_any_terminal_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    from sample_report import sample_report
+
+    from selfeval.report.summary import summary_rows
+
+    shown = _closing(tmp_path, monkeypatch, columns)
+    table = shown[: shown.index("Report:")]
+    assert max(len(line.rstrip()) for line in table.splitlines()) <= columns
+    assert "…" not in table
+    for name, value in summary_rows(sample_report()):
+        for word in f"{name} {value}".split():
+            assert word in table or columns < 60, word
+    said = "".join(table.split())
+    if columns < 60:
+        assert all("".join(f"{name}{value}".split()) in said for name, value in summary_rows(sample_report()))
+
+
+def test_score_wants_a_question_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    said = "give --question and at least one --reply, or --file; not both"
+    assert said in _refused("score", str(tmp_path))
+    assert said in _refused("score", str(tmp_path), "--question", "Why?")
+    assert said in _refused("score", str(tmp_path), "--question", "Why?", "--reply", "So.", "--file", "x.jsonl")
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question": "Why?", "replies": ["So."]}\n{"question": "Why?"}\n')
+    assert f"{path}, line 2: a question and one reply or more are needed" in _refused(
+        "score", str(tmp_path), "--file", str(path)
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_the_commands_without_a_heavy_library(shell: str) -> None:
+    variables = {
+        "bash": ("COMP_WORDS", "COMP_CWORD"),
+        "zsh": ("_TYPER_COMPLETE_ARGS",) * 2,
+        "fish": ("_TYPER_COMPLETE_ARGS",) * 2,
+    }
+    words, position = variables[shell]
+    code = (
+        "import os, sys; sys.argv = ['selfeval']\n"
+        f"os.environ.update({{'_SELFEVAL_COMPLETE': 'complete_{shell}', '{position}': '1', '{words}': 'selfeval sc',\n"
+        "    '_TYPER_COMPLETE_FISH_ACTION': 'get-args'})\n"
+        "from selfeval.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert "score" in found.stdout
+    assert "tune" not in found.stdout
+    assert _imported(code) & HEAVY == set()
