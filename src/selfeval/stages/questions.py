@@ -7,6 +7,8 @@ questions are those of round 1 in all rounds, so that rounds can be compared and
 
 Every accepted question is put into the training or the test split at random (by the run's seed). The near-duplicate check
 covers both, so that no question has a twin across the split, and a prompt's examples are seeds and training questions only.
+
+With a file of questions, replies or pairs (`stages/given.py`) the model writes none.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from selfeval.quality.question_filters import QuestionFilters
 from selfeval.records import Drop, Question, Split
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import Context
+from selfeval.stages.given import Given
 
 __all__ = ["run"]
 
@@ -154,6 +157,8 @@ def run(context: Context) -> dict[str, int]:
     store, config = context.store, context.config.questions
     if context.round == 1:
         _check_seeds(context)
+    if context.given:
+        return _take_given(context, context.given)
     acceptance, shard = _Acceptance(context), 0
     while store.has_shard("questions", shard, drops=True):
         for question in store.read_shard("questions", shard, Question):
@@ -178,6 +183,14 @@ def _check_seeds(context: Context) -> None:
         tokenizer, [seed.question for seed in context.seeds[:_CHECKED]], context.config.model or "the model"
     ):
         context.terminal.note(note)
+
+
+def _take_given(context: Context, given: Given) -> dict[str, int]:
+    """The questions of the user's file; every round has the same."""
+    context.store.write_shard("questions", 0, given.questions, given.dropped)
+    train = sum(q.split == Split.TRAIN for q in given.questions)
+    drops = Counter(d.reason for d in given.dropped)
+    return {"train": train, "test": len(given.questions) - train, **{f"dropped_{k}": v for k, v in sorted(drops.items())}}
 
 
 def _counts(context: Context, acceptance: _Acceptance) -> dict[str, int]:
