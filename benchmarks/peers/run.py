@@ -142,9 +142,9 @@ def measure(python: Path, folder: Path, run: Path) -> dict[str, Any]:
     """Everything, on one run."""
     lay_out(folder, run)
     here, found = Here(run), trained(python, folder)
-    paths = sorted((run / "pairs").glob("shard-*.jsonl"))
+    paths = sorted((run / "pairs" / "train").glob("shard-*.jsonl"))
     rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    equal = equal_ids(here, found, [row for row in rows if row["split"] == "train"])
+    equal = equal_ids(here, found, rows)
     trainers = {
         name: {"steps": seen["steps"], "equal_ids": equal.get(name), "log": seen["log"]}
         for name, seen in found["trainers"].items()

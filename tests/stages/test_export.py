@@ -156,7 +156,7 @@ def only(values: list[Any]) -> Any:
 GRADES = {
     "default": "",
     "working": "Model: {{ working }}\nQuestion: {{ question }}\nAnswer:",
-    "own code": '{% include "reply.jinja" %}',  # what no chat template can do
+    "own code": '{% include "reply.jinja" %} {{ working }}',  # what no chat template can do
 }
 
 
@@ -397,7 +397,9 @@ ROLE = f"roles/{EVALUATOR}"
 def test_no_file_comes_into_an_export_through_a_link(name: str, tmp_path: Path) -> None:
     run = Run(tmp_path, chat=True, grade=GRADES["working"])
     link = linked(run, name)
-    with pytest.raises((ExportError, ModelError, RunFolderError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"):
+    with pytest.raises(
+        (ExportError, ModelError, RunFolderError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"
+    ):
         run.export("evaluator", tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
 
@@ -411,7 +413,15 @@ def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Pat
     (run.model / "templates" / "notes.txt").unlink()
     (run.model / "templates" / "notes.txt").write_text("not a template")
     copied = {path.name for path in (run.export("policy", tmp_path / "out").folder / "templates").iterdir()}
-    assert copied == {"ask.jinja", "grade.jinja", "judge.jinja", "referee.jinja", "reply.jinja", "templates.toml", "chat_template.jinja"}
+    assert copied == {
+        "ask.jinja",
+        "grade.jinja",
+        "judge.jinja",
+        "referee.jinja",
+        "reply.jinja",
+        "templates.toml",
+        "chat_template.jinja",
+    }
 
 
 def test_weights_may_be_links(tmp_path: Path) -> None:
