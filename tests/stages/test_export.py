@@ -413,15 +413,7 @@ def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Pat
     (run.model / "templates" / "notes.txt").unlink()
     (run.model / "templates" / "notes.txt").write_text("not a template")
     copied = {path.name for path in (run.export("policy", tmp_path / "out").folder / "templates").iterdir()}
-    assert copied == {
-        "ask.jinja",
-        "grade.jinja",
-        "judge.jinja",
-        "referee.jinja",
-        "reply.jinja",
-        "templates.toml",
-        "chat_template.jinja",
-    }
+    assert copied == {*(path.name for path in templates_folder("none").iterdir()), "chat_template.jinja"}
 
 
 def test_weights_may_be_links(tmp_path: Path) -> None:
@@ -694,10 +686,7 @@ SHELL = "{{ self.__init__.__globals__.__builtins__.__import__('pathlib').Path('R
 def test_a_foreign_template_runs_no_code_in_the_snippets(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harmless where nobody renders it; a plain `jinja2.Template` would run it."""
     guarded = "{% if question == 'QUESTION OF THE ATTACK' %}" + SHELL + "{% endif %}{{ question }}"
-    if kind == "grade":
-        run = Run(tmp_path, grade=guarded)
-    else:
-        run = Run(tmp_path, grade=GRADES["working"], reply=guarded)
+    run = Run(tmp_path, grade=guarded) if kind == "grade" else Run(tmp_path, grade=GRADES["working"], reply=guarded)
     for role in ("evaluator",) if kind == "grade" else ("policy", "evaluator"):
         folder = run.export(role, tmp_path / role, merge=True).folder
         monkeypatch.setattr(sys.modules[__name__], "QUESTION", "QUESTION OF THE ATTACK")
