@@ -256,7 +256,10 @@ def test_an_on_policy_run_gets_its_report(recipe: Path, tmp_path: Path) -> None:
     small = ("policy.epochs=1", "policy.minibatch=128", "policy.iterations=3", "evaluator.epochs=1")
     found = selfeval(*toy_arguments(recipe, folder, *(part for size in small for part in ("--set", size))))
     assert found.returncode == 0, found.stderr
-    assert "could not be drawn" not in (folder / "index.html").read_text()
+    page, report = (folder / "index.html").read_text(), json.loads((folder / "report.json").read_text())
+    assert "could not be drawn" not in page
+    assert report["prompts"]["referee.jinja"] == (folder / "templates" / "referee.jinja").read_text() != ""
+    assert "<code>referee.jinja</code>" in page
     kls = [json.loads(line)["approximate_kl"] for line in (folder / "metrics" / "policy.jsonl").read_text().splitlines()]
     assert len(kls) == 3
     assert all(abs(kl) < 1e-9 for kl in kls)  # otherwise this is not the case that it wants to be
