@@ -16,6 +16,7 @@ import typer
 
 from selfeval import __version__
 from selfeval.errors import InputError, RunFolderError, SelfEvalError, is_out_of_memory
+from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
@@ -141,7 +142,9 @@ def _stop_at(until: str, rounds: int) -> tuple[int, str]:
 
 
 def _quiet_libraries() -> None:
-    """One voice on the terminal: ours."""
+    """One voice on the terminal: ours; a note where a library is not one that this release was tested with."""
+    if note := versions_note():
+        typer.echo(f"Note: {note}", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -501,6 +504,8 @@ def _clear_errors(debug: bool) -> Iterator[None]:
 
 def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
     """Ends the command with one sentence, after the traceback if that was asked for; the exit code is the same."""
+    if code == 1 and (note := versions_note()):  # perhaps neither the user's input nor our fault
+        sentence += f"\nNote: {note}"
     if debug:
         traceback.print_exc()
     typer.echo(sentence, err=True)
