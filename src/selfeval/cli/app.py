@@ -15,6 +15,7 @@ import typer
 from selfeval import __version__
 from selfeval.cli.failures import clear_errors, refuse_broken_arguments
 from selfeval.errors import InputError, RunFolderError
+from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
@@ -168,7 +169,9 @@ def _stop_at(until: str, rounds: int) -> tuple[int, str]:
 
 
 def _quiet_libraries() -> None:
-    """One voice on the terminal: ours."""
+    """One voice on the terminal: ours; a note where a library is not one that this release was tested with."""
+    if note := versions_note():
+        typer.echo(f"Note: {note}", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
