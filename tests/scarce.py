@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfeval.backbone.families.cache import CACHE_FIELD
 from selfeval.backbone.roles import Backbone
 
 __all__ = ["no_memory"]
@@ -37,7 +38,7 @@ def no_memory(
     def look(module: nn.Module, arguments: Any, options: dict[str, Any], output: Any) -> None:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         batch, length = int(hidden.shape[0]), int(hidden.shape[1])
-        cache = options.get("past_key_values")
+        cache = options.get(CACHE_FIELD)
         if (batch <= rows and batch * length <= tokens) or (
             written and cache is not None and cache.get_seq_length() <= written
         ):

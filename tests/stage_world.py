@@ -38,6 +38,7 @@ class World:
     Attributes:
         text: of a stage's shards and files.
         fails: stages that raise in the middle of their work, those of later rounds as `2 policy`.
+        recovers: those of them that raise once only.
         said: what the user was told.
     """
 
@@ -46,6 +47,7 @@ class World:
         self.ran: list[str] = []
         self.text: dict[str, str] = dict.fromkeys(STAGES, "as ever")
         self.fails: dict[str, BaseException] = {}
+        self.recovers: set[str] = set()
         self.redone: list[str] = []
         self.said = io.StringIO()
         if not folder.exists():
@@ -68,7 +70,7 @@ class World:
                 if label in self.fails:
                     raise self.fails[label]
             if label in self.fails:
-                raise self.fails[label]
+                raise self.fails.pop(label) if label in self.recovers else self.fails[label]
             for path in FILES.get(name, ()):
                 write_json(context.store.root / path, f"{path} {self.text[name]}")
             return {"shards": SHARDS}
@@ -79,15 +81,16 @@ class World:
     def run_folder(self) -> Path:
         return self.folder / "run"
 
-    def run(self, *assignments: str, until: str | None = None, round: int = 1) -> list[str]:
-        """One `selfeval run` with these settings; the stages that it ran, those of later rounds as `2 questions`."""
+    def run(self, *assignments: str, until: str | None = None, round: int = 1, restart: bool = True) -> list[str]:
+        """One `selfeval run --restart` with these settings; the stages that it ran, those of later rounds as `2 questions`."""
         self.ran.clear()
         self.redone.clear()
         given = {"model": str(self.folder / "model"), "seeds": str(self.folder / "seeds.txt")}
         store = RunStore(self.run_folder)
         terminal = Terminal(console=Console(file=self.said, width=200))
         try:
-            run_rounds(Context(load_config(None, given, assignments), store, terminal), (round, until) if until else None)
+            context = Context(load_config(None, given, assignments), store, terminal, restart=restart)
+            run_rounds(context, (round, until) if until else None)
         finally:
             store.close()
         return list(self.ran)

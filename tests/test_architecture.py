@@ -23,8 +23,8 @@ LEVELS = (
     ("training", "report", "serve"),
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
-    ("algorithms", "store"),
-    ("config", "records", "errors"),
+    ("algorithms", "links", "store"),
+    ("config", "records", "errors", "texts"),
 )
 """From the top of the house to the bottom; a room may import those below it, and its neighbours where that makes no circle."""
 
@@ -88,7 +88,7 @@ def test_rooms_do_not_import_each_other_in_a_circle() -> None:
 
 
 def test_the_lab_is_imported_lazily_by_the_command_line() -> None:
-    for path in (SRC / "cli.py",):
+    for path in sorted((SRC / "cli").glob("*.py")):
         top = [node for node in _tree(path).body if isinstance(node, ast.ImportFrom) and "lab" in (node.module or "")]
         assert top == []
 
@@ -166,6 +166,33 @@ def test_the_training_stages_load_nothing_of_the_lab() -> None:
 
 GOLD_READERS = {"selfeval.stages.evaluation", "selfeval.stages.pipeline"}
 """Who may import the gold domains: evaluation asks them, and the pipeline says early when one is not installed."""
+
+
+def test_the_module_of_chatglm_is_imported_for_chatglm_alone() -> None:
+    """A release of transformers that moves something which only ChatGLM uses must not cost the other families."""
+    code = (
+        "import sys, selfeval.cli, selfeval.stages.pipeline\n"
+        "from selfeval.backbone.families.table import register_family\n"
+        "def chatglm(): return sorted(m for m in sys.modules if m.startswith('selfeval') and 'chatglm' in m)\n"
+        "register_family('llama')\n"
+        "assert chatglm() == [], chatglm()\n"
+        "register_family('chatglm')\n"
+        "from transformers import CONFIG_MAPPING\n"
+        "assert 'selfeval.backbone.families.chatglm' in chatglm() and 'chatglm' in CONFIG_MAPPING\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_one_module_touches_the_caches_of_transformers() -> None:
+    touching = set()
+    for path in MODULES:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers"):
+                names = {alias.name for alias in node.names}
+                if node.module == "transformers.cache_utils" or any(name.endswith("Cache") for name in names):
+                    touching.add(_name(path))
+    assert touching == {"selfeval.backbone.families.cache"}
 
 
 def test_only_evaluation_and_the_pipeline_import_gold() -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,7 +81,7 @@ def test_help_shows_the_commands_and_the_exit_codes() -> None:
 
 
 def test_until_lists_the_stages_of_the_pipeline() -> None:
-    from selfeval.cli import _STAGES
+    from selfeval.cli.app import _STAGES
     from selfeval.stages.pipeline import STAGES
 
     assert tuple(stage.name for stage in STAGES) == _STAGES
@@ -186,7 +189,7 @@ def test_an_output_that_is_something_else(tmp_path: Path) -> None:
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     none = str(tmp_path / "none.toml")
-    assert f"recipe {none} is not a file; give the path of a .toml recipe" in _refused("run", none)
+    assert f"recipe {none} does not exist; give the path of a .toml recipe" in _refused("run", none)
 
 
 @pytest.mark.parametrize("command", ["show", "report", "score"])
@@ -284,7 +287,7 @@ def test_a_live_terminal_gets_bars_and_a_pipe_gets_clean_output(tmp_path: Path, 
 
 
 def test_the_plan_says_what_it_does_not_count() -> None:
-    from selfeval.cli import _beyond_the_plan
+    from selfeval.cli.app import _beyond_the_plan
     from selfeval.config import load_config
 
     def said(*assignments: str) -> str:
@@ -293,3 +296,286 @@ def test_the_plan_says_what_it_does_not_count() -> None:
     assert said() == said("policy.learner=rloo") == ""
     assert said("policy.learner=trpo", "evaluator.members=4") == ("the other evaluators (3) and the second derivatives of trpo")
     assert said("policy.learner=ilql") == "the value roles of ilql"
+
+
+# -- our own faults, and the end of a command ----------------------------------------------------------------------------
+
+BROKEN = """
+import sys
+from selfeval.stages import seeds
+{patch}
+from selfeval.cli import main
+sys.argv[0] = "selfeval"
+main()
+"""
+
+
+def _broken(patch: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command with a fault in it."""
+    command = [sys.executable, "-c", BROKEN.format(patch=patch), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=120, **options)
+
+
+@pytest.mark.parametrize("raised", ["ValueError('odd')", "IndexError('odd')", "RuntimeError('odd')", "KeyError('odd')"])
+def test_a_fault_of_ours_is_a_sentence_with_a_log_to_report(tmp_path: Path, raised: str) -> None:
+    patch = f"def read_seeds(path): raise {raised}\nseeds.read_seeds = read_seeds"
+    found = _broken(patch, "run", "--output", str(tmp_path / "run"))
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    (sentence,) = found.stderr.splitlines()
+    said = re.fullmatch(
+        r"Error: \w+: '?odd'?\. This is a fault of selfeval, .*; the traceback is in (.*)\. Please .*", sentence
+    )
+    assert said, sentence
+    log = Path(said[1])
+    text = log.read_text()
+    log.unlink()
+    assert f"selfeval {__version__}, Python 3." in text
+    assert f"run --output {tmp_path / 'run'}" in text
+    assert "Traceback (most recent call last)" in text
+    assert raised.split("(")[0] in text.splitlines()[-1]
+    debugged = _broken(patch, "run", "--output", str(tmp_path / "run"), "--debug")
+    assert debugged.returncode == 1
+    assert "Traceback (most recent call last)" in debugged.stderr
+    assert debugged.stderr.splitlines()[-1].startswith("Error: ")
+
+
+def test_the_log_of_a_fault_is_in_the_run_folder_once_that_is_there(tmp_path: Path, recipe: Path) -> None:
+    output = tmp_path / "run"
+    patch = (
+        "from selfeval.stages import questions\ndef fail(*_): raise ValueError('odd')\nquestions._Acceptance.consider = fail"
+    )
+    found = _broken(patch, *toy_arguments(recipe, output))
+    assert found.returncode == 1, found.stderr
+    assert f"the traceback is in {output / 'error.log'}. Please report it" in found.stderr
+    assert "ValueError: odd" in (output / "error.log").read_text()
+    again = selfeval(*toy_arguments(recipe, output, "--until", "questions"))
+    assert again.returncode == 0, again.stderr
+
+
+def test_the_address_for_reports_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from email.message import Message
+
+    from selfeval.cli import failures
+
+    package = Message()
+    package["Project-URL"] = "Homepage, https://example.org/home"
+    monkeypatch.setattr(failures, "metadata", lambda name: package)
+    assert failures._address() == "https://example.org/home"
+    package["Project-URL"] = "Issues, https://example.org/issues"
+    assert failures._address() == "https://example.org/issues"
+
+
+def test_an_argument_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "selfeval", "run", "--seeds", os.fsencode(tmp_path) + b"/\xff.txt"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert found.returncode == 2
+    assert found.stderr == f"Error: argument 3 is not valid UTF-8: {tmp_path}/\\xff.txt; rename the file, or correct the text\n"
+
+
+def test_a_message_sends_no_escapes_to_the_terminal(tmp_path: Path) -> None:
+    sentence = _refused("run", str(tmp_path / "\x1b[31mred\x07.toml"))
+    assert r"\x1b[31mred\x07.toml does not exist" in sentence
+
+
+INTERRUPTED_TWICE = """
+def read_seeds(path):
+    import os, signal, threading, time
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+seeds.read_seeds = read_seeds
+import atexit, os, signal
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+
+
+def test_a_second_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
+    found = _broken(INTERRUPTED_TWICE, "run", "--output", str(tmp_path / "run"))
+    assert found.returncode == 130
+    assert found.stderr == "\nInterrupted. Nothing is lost: give the same command again to go on.\n"
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"chosen": "x" * 2000}) + "\n" for _ in range(400))
+    (tmp_path / "pairs" / "train").mkdir(parents=True)
+    (tmp_path / "pairs" / "train" / "shard-00000.jsonl").write_text(rows)
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    process = start(["show", str(tmp_path), "pairs", "-n", "400"])
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == ""
+
+
+# -- nothing is created for input that cannot be used -----------------------------------------------------------------------
+
+
+def _template(recipe: Path, name: str, text: str) -> tuple[str, ...]:
+    folder = recipe.parent / "broken"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(recipe.parent / "word_problems" / "templates", folder)
+    (folder / name).write_text(text)
+    return ("--set", f"templates={folder}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "domain=word-problem"), 'domain "word-problem" is not installed; did you mean "word-problems"?'),
+        (
+            ("--set", 'lora.targets=["q_prj"]'),
+            'lora.targets: no module of this model is called "q_prj"; did you mean "q_proj"?',
+        ),
+        (("--set", "lora.targets=[]"), "lora.targets: got []; name at least one module"),
+        (("--set", 'lora.targets=["lm_head"]'), "lora.targets names the output layer, which stays frozen"),
+        (("--set", 'lora.targets=["embed_tokens"]'), "lora.targets puts an adapter on the embedding"),
+        (("--set", "lora.alpha=1e300"), "--set lora.alpha=1e300: lora.alpha: got 1e+300; must be between"),
+        (("--set", "questions.file=none.jsonl"), "questions.file none.jsonl does not exist"),
+        (("--set", "gold=/dev/zero"), "are both given; leave one out"),
+        (("--seeds", "/dev/zero"), "seeds file /dev/zero is not a file but a named pipe or a device"),
+        (("--set", "trackers=['mlflow']"), "tracker mlflow is not installed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_input_that_is_refused_leaves_no_folder(tmp_path: Path, recipe: Path, arguments: tuple[str, ...], said: str) -> None:
+    if "mlflow" in said and importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    assert said in _refused(*toy_arguments(recipe, tmp_path / "run", *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["referee.jinja", "templates.toml"])
+def test_a_broken_template_is_refused_before_any_work(tmp_path: Path, recipe: Path, name: str) -> None:
+    """The referee's is read by evaluation only, when all training is done."""
+    sentence = _refused(*toy_arguments(recipe, tmp_path / "run", *_template(recipe, name, "{{ question")))
+    assert str(recipe.parent / "broken") in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fail_in(root: Path, error: Exception, leave: str | None = None) -> None:
+    """A command whose input turns out to be unusable once it holds the run folder, perhaps after some work."""
+    from selfeval.stages.preflight import run_folder
+
+    with pytest.raises(type(error)), run_folder(root) as store:  # noqa: PT012
+        store.update_run(status="running")
+        if leave:
+            (root / leave).parent.mkdir(parents=True)
+            (root / leave).write_text("{}\n")
+        raise error
+
+
+def test_a_folder_that_was_made_for_a_refused_run_is_removed(tmp_path: Path) -> None:
+    from selfeval.errors import ModelError
+
+    _fail_in(tmp_path / "new", ModelError("refused"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    _fail_in(tmp_path / "empty", ModelError("refused"))
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "work", ["questions/shard-00000.jsonl", "roles/policy/role.json", "checkpoints/policy/step-1/state.json"]
+)
+def test_a_folder_with_work_in_it_is_kept(tmp_path: Path, work: str) -> None:
+    from selfeval.errors import ModelError
+
+    _fail_in(tmp_path / "run", ModelError("refused"), leave=work)
+    assert (tmp_path / "run" / work).is_file()
+
+
+def test_a_fault_of_ours_keeps_the_folder_for_the_report(tmp_path: Path) -> None:
+    _fail_in(tmp_path / "run", KeyError("odd"))
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+# -- what is printed, and completion ------------------------------------------------------------------------------------
+
+
+def _closing(folder: Path, monkeypatch: pytest.MonkeyPatch, columns: int | None) -> str:
+    """The closing table on a terminal of so many columns, or in a pipe."""
+    import io
+
+    import rich.console
+    from sample_report import sample_report
+
+    from selfeval.cli.closing import print_closing
+
+    (folder / "report.json").write_text(json.dumps(sample_report()))
+    (folder / "index.html").write_text("")
+    out = io.StringIO()
+    real = rich.console.Console
+    monkeypatch.setattr(
+        rich.console, "Console", lambda: real(file=out, force_terminal=columns is not None, width=columns or 80)
+    )
+    monkeypatch.setattr(sys, "stdout", out)
+    print_closing(folder, worked=True)
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+
+
+def test_the_closing_table_in_a_pipe_has_a_tab_between_name_and_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sample_report import sample_report
+
+    from selfeval.report.summary import summary_rows, verdict_sentences
+
+    lines = _closing(tmp_path, monkeypatch, None).splitlines()
+    rows = summary_rows(sample_report())
+    assert lines[: len(rows)] == [f"{name.strip()}\t{value}" for name, value in rows]
+    assert lines[len(rows) : len(rows) + 2] == list(verdict_sentences(sample_report())), "sentences are not wrapped"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_the_closing_table_fits_any_terminal_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    from sample_report import sample_report
+
+    from selfeval.report.summary import summary_rows
+
+    shown = _closing(tmp_path, monkeypatch, columns)
+    table = shown[: shown.index("Report:")]
+    assert max(len(line.rstrip()) for line in table.splitlines()) <= columns
+    assert "…" not in table
+    for name, value in summary_rows(sample_report()):
+        for word in f"{name} {value}".split():
+            assert word in table or columns < 60, word
+    said = "".join(table.split())
+    if columns < 60:
+        assert all("".join(f"{name}{value}".split()) in said for name, value in summary_rows(sample_report()))
+
+
+def test_score_wants_a_question_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    said = "give --question and at least one --reply, or --file; not both"
+    assert said in _refused("score", str(tmp_path))
+    assert said in _refused("score", str(tmp_path), "--question", "Why?")
+    assert said in _refused("score", str(tmp_path), "--question", "Why?", "--reply", "So.", "--file", "x.jsonl")
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question": "Why?", "replies": ["So."]}\n{"question": "Why?"}\n')
+    assert f"{path}, line 2: a question and one reply or more are needed" in _refused(
+        "score", str(tmp_path), "--file", str(path)
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_the_commands_without_a_heavy_library(shell: str) -> None:
+    variables = {
+        "bash": ("COMP_WORDS", "COMP_CWORD"),
+        "zsh": ("_TYPER_COMPLETE_ARGS",) * 2,
+        "fish": ("_TYPER_COMPLETE_ARGS",) * 2,
+    }
+    words, position = variables[shell]
+    code = (
+        "import os, sys; sys.argv = ['selfeval']\n"
+        f"os.environ.update({{'_SELFEVAL_COMPLETE': 'complete_{shell}', '{position}': '1', '{words}': 'selfeval sc',\n"
+        "    '_TYPER_COMPLETE_FISH_ACTION': 'get-args'})\n"
+        "from selfeval.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert "score" in found.stdout
+    assert "tune" not in found.stdout
+    assert _imported(code) & HEAVY == set()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,17 @@ def test_paths_in_a_recipe_are_relative_to_it(tmp_path: Path, monkeypatch: pytes
     assert hub.model == "org/name"
 
 
-@pytest.mark.parametrize("text", [b"a = ", b"[policy\n", b"\xff\xfe", b"x = 1\nx = 2\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a = ",
+        b"[policy\n",
+        b"x = 1\nx = 2\n",
+        b"x = " + b"9" * 5000,
+        b"x = " + b"[" * 10_000,
+        b"x = " + b"[" * 10_000 + b"]" * 10_000,
+    ],
+)
 def test_a_recipe_that_is_no_toml_is_refused(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(text)
@@ -170,8 +181,8 @@ def test_a_recipe_that_is_no_toml_is_refused(tmp_path: Path, text: bytes) -> Non
 
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.toml", tmp_path):
-        with pytest.raises(ConfigError, match=r"is not a file; give the path of a \.toml recipe"):
+    for path, problem in ((tmp_path / "none.toml", "does not exist"), (tmp_path, "is not a file but a folder")):
+        with pytest.raises(ConfigError, match=rf"{problem}; give the path of a \.toml recipe"):
             load_config(path, {})
 
 
@@ -190,5 +201,63 @@ def test_every_field_is_explained_and_the_config_survives_json() -> None:
 def test_learners_that_leave_the_policys_weights_alone_have_one_round(learner: str) -> None:
     assert load_config(None, {}, [f"policy.learner={learner}"]).rounds == 1
     said = _refusal("rounds=2", f"policy.learner={learner}")
-    assert f'rounds: got 2; Value error, policy.learner = "{learner}" leaves the policy\'s weights alone' in said
+    assert f'rounds: got 2; policy.learner = "{learner}" leaves the policy\'s weights alone' in said
     assert load_config(None, {}, ["rounds=2"]).rounds == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b'\xef\xbb\xbfname = "mine"\n')
+    assert load_config(path, {}).name == "mine"
+    path.write_bytes(b"\xff\xfen\x00")
+    with pytest.raises(ConfigError, match=r"recipe .*recipe\.toml is not UTF-8 text"):
+        load_config(path, {})
+
+
+def test_each_problem_names_the_place_that_the_value_was_given_at(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("seed = -1\n[lora]\nrank = 4\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {"memory_budget": "5 parsecs"}, ["policy.clip=-1", "lora.alpha=1e300", "rollout=3"])
+    said = str(caught.value)
+    assert f"recipe {path}: seed: got -1; Input should be greater than or equal to 0" in said
+    assert "--memory-budget 5 parsecs: memory_budget: got" in said
+    assert "--set policy.clip=-1: policy.clip: got -1; Input should be greater than 0" in said
+    assert "--set lora.alpha=1e300: lora.alpha: got 1e+300; must be between -1e+09 and 1e+09" in said
+    assert '--set rollout=3: unknown key "rollout"; did you mean "rollout_rows"?' in said
+    assert said.count("recipe") == 2, "the recipe is blamed for its own value only (its path holds the word too)"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("lora.targets=[]", "name at least one module"),
+        ('lora.targets=["q_proj", " "]', "name at least one module"),
+        ("questions.train=10000000000000000000000", "must be at most 2,147,483,647"),
+        ("seed=9223372036854775808", "must be at most 9,223,372,036,854,775,807"),
+        ("policy.learning_rate=1e40", "must be between"),
+        ('name="a\\u0000b"', "must not hold control characters"),
+        ('seeds="a\\u001b[2Jb"', "must not hold control characters"),
+        ("name=../mine", "is the name of a folder below runs/"),
+        ("name=..", "is the name of a folder below runs/"),
+        ('name=""', "is the name of a folder below runs/"),
+    ],
+)
+def test_values_that_would_fail_once_the_work_has_begun_are_refused(assignment: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        load_config(None, {}, [assignment])
+    assert str(caught.value).startswith(f"--set {assignment}: ")
+    assert load_config(None, {}, ["seed=9223372036854775807"]).seed == 2**63 - 1
+
+
+def test_an_integer_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"seed: got .*must be at most|seed: got"):
+        load_config(None, {}, [f"seed={'9' * 5000}"])
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, f"trust_remote_code = {value}")
+    for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
+        with pytest.raises(ConfigError, match=r'"trust_remote_code": .* give the option --trust-remote-code to the command'):
+            load_config(*arguments)

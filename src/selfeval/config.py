@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,12 +26,14 @@ from pydantic import (
 )
 
 from selfeval.errors import ConfigError
+from selfeval.texts import has_half_character, read_text, shortened, visible
 
 __all__ = [
     "ContextConfig",
     "EvaluationConfig",
     "EvaluatorConfig",
     "LoraConfig",
+    "PairsConfig",
     "PlacementConfig",
     "PolicyConfig",
     "QuestionsConfig",
@@ -50,10 +53,37 @@ DeviceName = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 Size = Annotated[ByteSize, Field(gt=0)]
 
 
+_LARGEST_NUMBER, _LARGEST_COUNT, _LARGEST_BYTES = 1e9, 2**31 - 1, 2**63 - 1
+
+
+def _is_wide(name: str | None) -> bool:
+    """Whether a whole number may take 64 bits: seeds and sizes; torch takes no larger seed."""
+    return name in ("seed", "memory_budget")
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, field docstrings become descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none_is_no_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """`--set seeds=none` takes a recipe's text away."""
+        is_text = info.field_name in cls.model_fields and cls.model_fields[info.field_name].annotation is str
+        return "" if value is None and is_text else value
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_used(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses numbers that overflow in 32 bits once the work has begun, and text that no file name or terminal takes."""
+        if isinstance(value, float) and abs(value) > _LARGEST_NUMBER:
+            raise ValueError(f"must be between -{_LARGEST_NUMBER:g} and {_LARGEST_NUMBER:g}")
+        if isinstance(value, int) and abs(value) > (_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT):
+            raise ValueError(f"must be at most {_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT:,}")
+        if isinstance(value, str) and visible(value) != value:
+            raise ValueError("must not hold control characters")
+        return value
 
 
 class ContextConfig(Section):
@@ -107,6 +137,14 @@ class LoraConfig(Section):
     targets: str | tuple[str, ...] = "all-linear"
     """Which modules get adapters: `all-linear`, or names of modules."""
 
+    @field_validator("targets")
+    @classmethod
+    def _names_modules(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (value,) if isinstance(value, str) else value
+        if not names or not all(name.strip() for name in names):
+            raise ValueError('name at least one module, such as ["q_proj", "v_proj"], or give "all-linear"')
+        return value
+
 
 class PlacementConfig(Section):
     """Which devices hold the frozen base, from their free memory (see concepts/placement.md)."""
@@ -124,6 +162,8 @@ class PlacementConfig(Section):
 class QuestionsConfig(Section):
     """Self-instruct: the model writes new questions in the domain of the seeds (https://arxiv.org/abs/2212.10560)."""
 
+    file: str = ""
+    """File of questions to use instead of writing any (docs/guides/your-own-data.md); `test` to `train` is their proportion."""
     train: Count = 400
     """Questions to train on, after near-duplicates are removed."""
     test: Count = 200
@@ -145,12 +185,14 @@ class QuestionsConfig(Section):
     attempts: Positive = 4.0
     """Give up after this many times the wanted number of samples."""
     shard: Count = 512
-    """Samples per shard."""
+    """Most samples per shard; no more are drawn than are needed."""
 
 
 class RepliesConfig(Section):
     """Replies to the training questions are diverse (for collecting only); those to test questions are plain samples."""
 
+    file: str = ""
+    """File of questions with replies to use instead of writing any; the judge compares them (docs/guides/your-own-data.md)."""
     per_question: Annotated[int, Field(ge=2)] = 2
     """Replies per question."""
     temperature: tuple[Positive, Positive] = (0.8, 1.2)
@@ -192,6 +234,13 @@ class VerdictsConfig(Section):
     """Pairs per shard."""
 
 
+class PairsConfig(Section):
+    """Preference pairs: the kept verdicts, or those of a file."""
+
+    file: str = ""
+    """File of pairs to use; nothing is written and nothing is judged before the evaluator (docs/guides/your-own-data.md)."""
+
+
 class EvaluatorConfig(Section):
     """The evaluator: LoRA and a scalar head, Bradley-Terry on the kept pairs, soft labels from the judge."""
 
@@ -210,7 +259,7 @@ class EvaluatorConfig(Section):
     max_grad_norm: Positive = 1.0
     """Gradient norm above which gradients are scaled down."""
     centering: Annotated[float, Field(ge=0.0)] = 0.01
-    """Weight of the squared score, which keeps scores around zero (https://arxiv.org/abs/2312.09244)."""
+    """Weight of the squared sum of a pair's scores, which keeps scores around zero (https://arxiv.org/abs/2312.09244)."""
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
 
@@ -275,7 +324,7 @@ class PolicyConfig(Section):
     kl_rate: Positive = 0.5
     """Dual: change of the log weight in an iteration whose KL is off by its whole target."""
     kl_horizon: Count = 2000
-    """Adaptive: samples over which the weight changes by 20% at most (Ziegler et al. 2019)."""
+    """Adaptive: samples over which the weight changes by 20% at most, and never more in one iteration (Ziegler et al. 2019)."""
     whiten_rewards: bool = True
     """Scores in units of the first iteration's: mean 0, deviation 1."""
     reward_clip: Annotated[float, Field(ge=0.0)] = 4.0
@@ -337,6 +386,8 @@ class RunConfig(Section):
     """Seeds file: JSON lines with a `question`, or plain text with one question a line."""
     domain: str | None = None
     """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
+    gold: str = ""
+    """File of gold answers or labels, read by evaluation only (docs/guides/your-own-data.md); instead of a domain."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -353,8 +404,6 @@ class RunConfig(Section):
     """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Where curves go besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model; off unless asked."""
     context: ContextConfig = ContextConfig()
     placement: PlacementConfig = PlacementConfig()
     lora: LoraConfig = LoraConfig()
@@ -362,11 +411,19 @@ class RunConfig(Section):
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()
     verdicts: VerdictsConfig = VerdictsConfig()
+    pairs: PairsConfig = PairsConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     rounds: Count = 1
     """How often the loop is gone through; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if value.strip() in ("", ".", "..") or "/" in value or "\\" in value:
+            raise ValueError("is the name of a folder below runs/: some text without / and \\, and neither . nor ..")
+        return value
 
     @field_validator("rounds")
     @classmethod
@@ -397,16 +454,49 @@ def _allowed_at(location: Sequence[str | int]) -> list[str]:
     return list(model.model_fields)
 
 
-def _explain(error: ValidationError, source: str) -> ConfigError:
-    lines = []
+_OPTIONS = {
+    "trust_remote_code": (
+        "a recipe cannot allow a model's own code to run; give the option --trust-remote-code to the command if you trust "
+        "that code"
+    )
+}
+"""Former keys that are options of the commands, so that no file can set them."""
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str) -> ConfigError:
+    """One sentence on everything that is wrong, each after the place that it was given at.
+
+    Args:
+        error: of pydantic.
+        sources: by dotted key, where a value came from that is not the recipe's.
+        recipe: the place of all others.
+    """
+    found: dict[str, list[str]] = {}
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            hint = nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))
-            lines.append(f'unknown key "{key}"{hint}')
-        else:
-            lines.append(f"{key}: got {json.dumps(problem['input'], default=str)}; {problem['msg']}")
-    return ConfigError(f"{source}: " + "; ".join(lines))
+        found.setdefault(_source(problem["loc"], sources, recipe), []).append(_problem(problem))
+    return ConfigError("; ".join(f"{source}: {'; '.join(lines)}" for source, lines in found.items()))
+
+
+def _problem(problem: Any) -> str:
+    key = visible(".".join(str(part) for part in problem["loc"]))
+    if key in _OPTIONS:
+        return f'unknown key "{key}": {_OPTIONS[key]}'
+    if problem["type"] == "extra_forbidden":
+        return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))}'
+    try:
+        got = json.dumps(problem["input"], default=str)
+    except ValueError:  # an integer of thousands of digits
+        got = "a number of thousands of digits"
+    return f"{key}: got {shortened(got)}; {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _source(location: Sequence[str | int], sources: Mapping[str, str], recipe: str) -> str:
+    """Where the value came from: the longest key that was given and holds the place of the problem, or is held by it."""
+    key = ".".join(str(part) for part in location) + "."
+    above = [given for given in sources if key.startswith(f"{given}.")]
+    below = [given for given in sources if f"{given}.".startswith(key)]
+    given = max(above, key=len, default=None) or next(iter(below), None)
+    return recipe if given is None else sources[given]
 
 
 def _parse_value(text: str) -> Any:
@@ -414,11 +504,12 @@ def _parse_value(text: str) -> Any:
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # plain words; or what no field takes, and is refused with its key
         return text
 
 
-def _override(values: dict[str, Any], assignment: str) -> None:
+def _override(values: dict[str, Any], assignment: str) -> str:
+    """Sets one value; returns its dotted key."""
     key, separator, text = assignment.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {assignment}: expected key=value, for example --set policy.iterations=20")
@@ -429,20 +520,50 @@ def _override(values: dict[str, Any], assignment: str) -> None:
         if not isinstance(section, dict):
             raise ConfigError(f'--set {assignment}: "{part}" is a value, not a section')
     section[last] = _parse_value(text.strip())
+    return key.strip()
+
+
+_LARGEST_RECIPE = 1 << 20
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"recipe {path} is not a file; give the path of a .toml recipe")
+    remedy = "give the path of a .toml recipe"
+    text = read_text(path, "recipe", ConfigError, most=_LARGEST_RECIPE, remedy=remedy)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not valid TOML: {error}") from error
-    for key in ("model", "seeds", "templates"):
-        beside = path.resolve().parent / str(values.get(key, ""))
-        if values.get(key) and beside.exists():
-            values[key] = str(beside)
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, an integer of thousands of digits, or nested too deeply
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"recipe {path} is not valid TOML: {reason}") from error
+    if has_half_character(values):
+        raise ConfigError(f"recipe {path} holds half a surrogate pair; write whole characters")
+    for place, key in _paths_in(values):
+        if _is_there(beside := Path(os.path.abspath(path)).parent / place[key]):
+            place[key] = str(beside)
     return values
+
+
+_PATHS = ("model", "seeds", "templates", "gold", "questions.file", "replies.file", "pairs.file")
+
+
+def _paths_in(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each path among the values: the section that holds it, and its key there."""
+    for dotted in _PATHS:
+        *sections, key = dotted.split(".")
+        place: Any = values
+        for name in sections:
+            place = place.get(name) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(place.get(key), str) and place[key]:
+            yield place, key
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+_FOLDER_NAME = "the last part of the folder that was given (it names the run)"
 
 
 def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
@@ -457,10 +578,15 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
         ConfigError: a file that is no TOML, an unknown key (with the nearest known one), a value of the wrong type or range.
     """
     values = _read_recipe(recipe) if recipe else {}
-    values.update({key: value for key, value in overrides.items() if value is not None})
+    given = {key: value for key, value in overrides.items() if value is not None}
+    values.update(given)
+    sources = {key: _FOLDER_NAME if key == "name" else f"--{key.replace('_', '-')} {value}" for key, value in given.items()}
     for assignment in assignments:
-        _override(values, assignment)
+        sources[_override(values, assignment)] = f"--set {assignment}"
+    for place, key in _paths_in(values):
+        if _is_there(Path(place[key])):  # the run goes on from wherever the next command is given
+            place[key] = os.path.abspath(place[key])
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, f"recipe {recipe}" if recipe else "configuration") from error
+        raise _explain(error, sources, f"recipe {recipe}" if recipe else "configuration") from error

@@ -4,9 +4,11 @@ SelfEvalError
 ├── InputError              what the user gave; exit code 2, one sentence, no traceback
 │   ├── ConfigError         a recipe or a --set key or value
 │   ├── SeedsError          the seeds file
+│   ├── DataError           a file of questions, replies, pairs or gold answers
 │   ├── TextError           the text to tune on
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
+│   │   └── LostWorkError   a stage cannot resume from what is left of its work; --restart runs it from its start
 │   ├── StorageError        the disk is full or not writable
 │   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
 │   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
@@ -21,9 +23,11 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigError",
+    "DataError",
     "ExportError",
     "InputError",
     "LoopError",
+    "LostWorkError",
     "MemoryLimitError",
     "ModelError",
     "NotFiniteError",
@@ -53,6 +57,10 @@ class SeedsError(InputError):
     """The seeds file is empty, malformed or unreadable."""
 
 
+class DataError(InputError):
+    """A file of questions, replies, pairs or gold answers is missing or malformed, or does not fit the run."""
+
+
 class TextError(InputError):
     """The text to tune on is missing, malformed or too short for the model's rows."""
 
@@ -63,6 +71,10 @@ class ModelError(InputError):
 
 class RunFolderError(InputError):
     """The output folder is not a run, is used by another process, or is damaged."""
+
+
+class LostWorkError(RunFolderError):
+    """A stage cannot resume, because a file of its work is missing or damaged; `--restart` runs it from its start."""
 
 
 class StorageError(InputError):

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig
 import tiny_models
 from selfeval.backbone import load
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.families.cache import cache_of
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
@@ -336,7 +337,7 @@ def test_grouped_queries_stay_grouped_in_the_cache(tmp_path: Path, method: str, 
     model = loaded(folder(tmp_path), asked(method, 1.0 if method == "none" else 4.0, attention)).model
     assert model.config._attn_implementation == ("sdpa" if attention == "auto" else attention)  # type: ignore[union-attr]
     with torch.no_grad():
-        cache = model(input_ids=torch.arange(2, 12)[None], use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=torch.arange(2, 12)[None], use_cache=True))
     for layer in cache.layers:
         assert layer.keys.shape == layer.values.shape == (1, 2, 10, 8)  # 2 of the 4 heads have keys
     assert sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)) == 2 * 2 * (2 * 10 * 8) * 4

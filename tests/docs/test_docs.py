@@ -16,7 +16,7 @@ import pytest
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from selfeval.cli import _STAGES, app
+from selfeval.cli.app import _STAGES, app
 from selfeval.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
 from selfeval.errors import ModelError
 from selfeval.judging import judge
-from selfeval.judging.judge import Comparison, Judgement, Reading, choice, combine, compare, state_of, verdict_tokens
-from selfeval.judging.templates import Labels, Templates, templates_folder
+from selfeval.judging.judge import Comparison, Judgement, Reading, choice, combine, compare, state_of
+from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout
 
@@ -320,3 +321,62 @@ def test_a_prompt_that_does_not_fit_the_context_is_unparsable_and_says_so() -> N
     with backbone.acting_as(BASE):
         found = compare(backbone, templates(), "judge", DUELS, config(), rows=8)
     assert all(j.probability is None and "does not fit" in j.words[0] for j in found)
+
+
+# -- judges that think, quote, or are cut off ---------------------------------------------------------------------------
+
+
+def decided(text: str) -> dict[str, float]:
+    """Sure of A in a draft or a quotation, and of B behind the words that decide."""
+    decides = text.endswith(("right.\nVerdict:", "right.\n**Verdict:**", "</think>Verdict:"))
+    return {"ĠA": 0.05, "ĠB": 0.9, "Ġtie": 0.05} if decides else {"ĠA": 0.9, "ĠB": 0.05, "Ġtie": 0.05}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "<think>\nVerdict: A? No.\n</think>\nB is right.\nVerdict: B",
+        'I must say "Verdict: A", "Verdict: B" or "Verdict: tie". B is right.\nVerdict: B',
+        "Verdict: A? No, B is right.\n**Verdict:** B",
+        'B is right.\nVerdict: B\nI was asked for "Verdict: A" or "Verdict: tie".',
+        "<think>Verdict: A",  # ended inside its thinking: the block is closed and the verdict asked for
+    ],
+)
+def test_probabilities_are_those_at_the_deciding_verdict(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    (found,), _ = judged(monkeypatch, lambda prompt: words, decided)
+    assert found.in_order == pytest.approx(0.075)
+    assert found.swapped == pytest.approx(0.925)
+
+
+def test_a_verdict_spelled_as_no_label_is_read_behind_a_lead_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chances(text: str) -> dict[str, float]:
+        return {"ĠA": 0.05, "ĠB": 0.9, "Ġtie": 0.05} if text.endswith(("right.Verdict:", "right. Verdict:")) else {}
+
+    (found,), script = judged(monkeypatch, lambda prompt: "B is right. Verdict:B. Bye.", chances)
+    assert found.in_order == pytest.approx(0.075)
+    assert script.asked == 4
+
+
+def test_a_judge_that_is_cut_off_has_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = Script._rollout
+
+    def unfinished(self: Script, request: Request, limit: int, watch: Sequence[int]) -> Rollout:
+        whole = cut(self, request, limit, watch)
+        return whole if limit == 1 else Rollout(whole.ids[:-1], whole.logprobs[:-1], False, whole.watched[:-1])
+
+    monkeypatch.setattr(Script, "_rollout", unfinished)
+    for words in ("<think>Verdict: B\n", "Verdict: B seems", "<think>x</think>Verdict: B"):
+        (found,), _ = judged(monkeypatch, lambda prompt, words=words: words, decided)  # type: ignore[misc]
+        assert state_of(found, config()) == VerdictState.UNPARSABLE, words
+    (found,), _ = judged(monkeypatch, lambda prompt: "<think>Verdict: A\n</think>B is right.\nVerdict: B\n", decided)
+    assert found.in_order == pytest.approx(0.075)
+    (found,), _ = judged(monkeypatch, lambda prompt: "B is right.\nVerdict: B\nVerdict: A\n", decided)
+    assert found.in_order == pytest.approx(0.075), "a base model that writes on is read at its first verdict"
+
+
+def test_thinking_that_the_chat_template_opens_is_closed_before_the_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = templates()
+    opened = tuple(own.tokenizer.encode("assistant\n<think>\n", add_special_tokens=False))
+    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: opened)
+    (found,), _ = judged(monkeypatch, lambda prompt: "", decided, config(working=False), own=own)
+    assert found.in_order == pytest.approx(0.075)

@@ -114,6 +114,17 @@ def test_a_reply_cannot_speak_for_the_prompt(attack: str, chat: bool) -> None:
     assert any(i in control for i in templates.tokenizer.encode(attack, add_special_tokens=False))
 
 
+@pytest.mark.parametrize("shown", ["{{ question | lower }}", "{{ question | replace('+', '') }}"])
+def test_a_template_that_makes_control_tokens_of_texts_is_refused(copy: Path, shown: str) -> None:
+    """Texts are cleaned before a template gets them; a filter in it could put a token together after that."""
+    (copy / "reply.jinja").write_text(shown, encoding="utf-8")
+    if "lower" in shown:
+        with pytest.raises(ModelError, match=r"reply\.jinja makes the control token .* without filters"):
+            load(copy)
+    else:
+        assert "+" not in rendered(load(copy), "reply", question="1 + 1")  # harmless
+
+
 def test_clean_keeps_everything_else() -> None:
     assert load().clean("  2 < 3 and [B] <b>bold</b> {{ question }}\n") == "2 < 3 and [B] <b>bold</b> {{ question }}"
 
@@ -177,6 +188,77 @@ def test_a_missing_template_is_named(copy: Path, kind: str) -> None:
 def test_a_malformed_file_is_a_sentence(copy: Path, name: str, text: str) -> None:
     (copy / name).write_text(text)
     with pytest.raises(ModelError, match="templates folder"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "referee.jinja",
+            "{{ question }} {{ first }} {{ secnd }}",
+            "secnd, which this prompt does not have; it has chat, first",
+        ),
+        ("judge.jinja", "{{ question }} {{ first }}", "does not show the second"),
+        ("reply.jinja", "Say something.", "does not show the question"),
+        ("reply.jinja", "", "empty prompt"),
+        ("reply.jinja", "{{ question.nothing }}", "cannot be rendered"),
+        ("reply.jinja", "{{ question }}{% include 'other.jinja' %}", "cannot be rendered: other.jinja"),
+        ("reply.jinja", "{{ question }}{{ 1 // 0 }}", "cannot be rendered"),
+        ("reply.jinja", "{{ question }}{{ '\\ud83d' }}", "cannot be rendered"),
+        ("ask.jinja", "{{ examples | random }}", "uses `random`"),
+        ("ask.jinja", "{% if examples %}x{% else %}{{ exmples }}{% endif %}", "exmples"),
+        ("ask.jinja", "{{ examples[0] }}", "cannot be rendered"),  # it has to do without examples too
+        ("grade.jinja", "{% if chat %}{{ qestion }}{% else %}{{ question }}{% endif %}", "qestion"),
+        ("judge.jinja", "{% if %}", r"judge.jinja, line 1"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused_at_load(copy: Path, name: str, text: str, message: str) -> None:
+    (copy / name).write_text(text)
+    with pytest.raises(ModelError, match=message):
+        load(copy)
+
+
+def test_a_grade_template_that_asks_for_a_working_has_to_show_it(copy: Path) -> None:
+    settings = (copy / "templates.toml").read_text()
+    (copy / "templates.toml").write_text(settings.replace("grade_working = false", "grade_working = true"))
+    with pytest.raises(ModelError, match=r"grade.jinja does not show the working"):
+        load(copy)
+    (copy / "grade.jinja").write_text("{{ question }}{{ working }}")
+    load(copy)
+
+
+def test_a_file_that_is_no_utf8_is_named(copy: Path) -> None:
+    (copy / "reply.jinja").write_bytes(b"{{ question }} \xff")
+    with pytest.raises(ModelError, match=r"reply.jinja is not UTF-8 text \(byte 15"):
+        load(copy)
+    (copy / "reply.jinja").write_bytes(b"\xef\xbb\xbf{{ question }}")
+    assert rendered(load(copy), "reply") == "How many apples?", "a byte order mark is no part of the prompt"
+
+
+def test_a_link_that_leaves_the_folder_is_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("{{ question }} secret")
+    (copy / "reply.jinja").unlink()
+    (copy / "reply.jinja").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ModelError, match="is a link to"):
+        load(copy)
+    (copy / "reply.jinja").unlink()
+    (copy / "own.jinja").write_text("{{ question }}")
+    (copy / "reply.jinja").symlink_to("own.jinja")
+    assert rendered(load(copy), "reply") == "How many apples?"
+
+
+def test_templates_may_include_others_of_the_folder(copy: Path) -> None:
+    (copy / "parts").mkdir()
+    (copy / "parts" / "role.jinja").write_text("You are kind. ")
+    (copy / "reply.jinja").write_text("{% include 'parts/role.jinja' %}{{ question }}")
+    assert rendered(load(copy), "reply") == "You are kind. How many apples?"
+
+
+def test_verdict_labels_that_cannot_be_told_apart_are_refused_at_load(copy: Path) -> None:
+    settings = (copy / "templates.toml").read_text()
+    (copy / "templates.toml").write_text(settings.replace('first = " 1"', 'first = " 2"'))
+    with pytest.raises(ModelError, match="cannot tell the verdict labels"):
         load(copy)
 
 

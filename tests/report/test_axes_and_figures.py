@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import math
+import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfeval.errors import InputError
-from selfeval.report.axes import Scale, nice_range, nice_ticks, tick_text
-from selfeval.report.figures import Figure, cells, describe, duration, read_figure, section, size
+from selfeval.report.axes import Scale, bounded, nice_range, nice_ticks, tick_text, widened
+from selfeval.report.figures import Figure, cells, describe, duration, finite, read_figure, section, size
 
 
 @pytest.mark.parametrize("name", ["axes", "charts", "figures", "sections"])
@@ -47,6 +51,48 @@ def test_a_constant_series_gets_room_on_both_sides() -> None:
     assert low < 4.0 < high
     low, high = nice_range(0.0, 0.0)
     assert low < 0.0 < high
+
+
+ANY_NUMBER = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),  # denormals and ±1.8e308 included
+    st.sampled_from([0.0, -0.0, 5e-324, 6e-14, 1e-300, 1e17, 1e300, sys.float_info.max, -sys.float_info.max]),
+    st.floats(-1.0, 1.0),
+)
+
+
+@given(ANY_NUMBER, ANY_NUMBER)
+def test_every_finite_range_gets_ticks_that_cover_it(one: float, other: float) -> None:
+    low, high = nice_range(min(one, other), max(one, other))
+    slack = 1e-8 * (high - low)  # a range within rounding of a tick keeps that tick
+    assert math.isfinite(high - low)
+    assert low < high
+    assert low - slack <= bounded(min(one, other))
+    assert bounded(max(one, other)) <= high + slack
+    ticks = nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 12
+    assert ticks == sorted(set(ticks))
+    step = ticks[1] - ticks[0]
+    assert len({tick_text(tick, step) for tick in ticks}) == len(ticks)  # neighbours can be told apart
+
+
+@given(ANY_NUMBER, ANY_NUMBER)
+def test_every_finite_range_of_steps_can_be_divided(one: float, other: float) -> None:
+    low, high = widened(min(one, other), max(one, other), room=1.0)
+    assert low < high
+    assert len(nice_ticks(low, high, whole=True)) <= 12
+    assert 0.0 <= Scale(low, high, 0.0, 1.0)(bounded(one)) <= 1.0
+
+
+def test_a_range_of_rounding_errors_keeps_its_digits() -> None:
+    # An on-policy run: the KL of one update differs from 0 by float32 rounding. Rounded to 12 decimals it was (0, 0).
+    assert nice_range(0.0, 6.2e-14) == pytest.approx((0.0, 8e-14), rel=1e-12, abs=0)  # 6.2e-14 / 5 goes to 2e-14
+    assert nice_ticks(0.0, 8e-14) == pytest.approx([0.0, 2e-14, 4e-14, 6e-14, 8e-14], rel=1e-12, abs=0)
+    assert [tick_text(k * 2e-14, 2e-14) for k in range(3)] == ["0", "2e-14", "4e-14"]
+
+
+def test_whole_numbers_beyond_floats_are_not_finite() -> None:
+    assert finite(10**400) is None
+    assert finite(10**3) == 1000.0
 
 
 def test_tick_text_keeps_the_decimals_of_the_step() -> None:

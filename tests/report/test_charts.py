@@ -6,6 +6,8 @@ import itertools
 import xml.etree.ElementTree as ET
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selfeval.report.charts import (
     Bar,
@@ -156,3 +158,59 @@ def test_names_are_escaped() -> None:
     svg = bar_chart([Bar("<b>&", 0.5, 0.4, 0.6, '"quoted"')], label='<i>"')
     assert ET.fromstring(svg).attrib["aria-label"] == '<i>". <b>&: "quoted"'
     assert "<b>" not in svg
+
+
+VALUES = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([0.0, 5e-324, 6e-14, -1e-300, 1e17, 1e300, 1.7e308, -1.7e308]),
+)
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=40), st.sampled_from([0.0, 0.25, 1.0]))
+@settings(max_examples=200, deadline=None)
+def test_every_finite_series_is_drawn_inside_its_frame(points: list[tuple[float, float]], smoothing: float) -> None:
+    ordered = sorted(dict(points).items())
+    svg = line_chart([Line("series", ordered, smoothing=smoothing)], label="series")
+    assert "nan" not in svg.lower()
+    assert "inf" not in svg.lower()
+    for path in by_class(svg, "line"):
+        for place in path.attrib["d"].lstrip("M").split("L"):
+            x, y = (float(part) for part in place.split())
+            assert 46 <= x <= 348
+            assert 24 <= y <= 178
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 40))
+@settings(deadline=None)
+def test_a_constant_series_is_a_level_line(value: float, length: int) -> None:
+    svg = line_chart([Line("series", [(float(x), value) for x in range(length)])], label="series")
+    heights = {place.split()[1] for place in by_class(svg, "line")[0].attrib["d"].lstrip("M").split("L")}
+    assert len(heights) == 1
+
+
+def test_the_approximate_kl_of_an_on_policy_run_is_drawn() -> None:
+    svg = line_chart([Line("approximate KL", [(1, 0.0), (2, 6.2e-14), (3, 3.2e-14)])], label="Approximate KL")
+    # The range is 0 to 8e-14: 178 - 154 * 6.2/8 = 58.65, 178 - 154 * 3.2/8 = 116.4
+    assert by_class(svg, "line")[0].attrib["d"] == "M46 178L197 58.65L348 116.4"
+
+
+def test_smooth_keeps_the_digits_of_tiny_and_huge_values() -> None:
+    # A straight line is its own local fit, whatever its unit.
+    for unit in (1e-14, 1.0, 1e290):
+        line = [(float(x), x * unit) for x in range(8)]
+        assert [y for _, y in smooth(line, 0.5)] == pytest.approx([y for _, y in line], rel=1e-9, abs=1e-11 * unit)
+
+
+def test_a_legend_has_rows_of_its_own_and_names_do_not_overlap() -> None:
+    names = ("evaluator", "gold", "evaluator, fitted", "gold, fitted")
+    svg = line_chart([Line(name, [(0, 0.25), (9, 0.5)]) for name in names], label="Promise and gold", percent_axes="y")
+    told = [element for element in ET.fromstring(svg).iter() if element.text in names]
+    boxes = [(x, x + 6.2 * len(e.text or ""), y) for e in told for x, y in [numbers(e, "x", "y")]]
+    readout = by_class(svg, "readout")[0]
+    assert all(y >= numbers(readout, "y")[0] + 16 for _, _, y in boxes)
+    assert all(right <= 360 for _, right, _ in boxes)
+    for (_, right, y), (left, _, other) in itertools.pairwise(boxes):
+        assert other > y or left - 16 > right  # the key of the next name is 16 wide and ends 5 before it
+    # Two rows of 16: the plot starts at 24 + 32 and the whole chart is 210 + 32 high.
+    assert ET.fromstring(svg).attrib["viewBox"] == "0 0 360 242"
+    assert min(numbers(line, "y1")[0] for line in by_class(svg, "grid")) == 56

@@ -15,6 +15,7 @@ import pytest
 from sample_report import compared, fig, sample_metrics, sample_report, write_run
 
 from selfeval.errors import InputError
+from selfeval.report import charts
 from selfeval.report import page as page_module
 from selfeval.report.page import draw_page, render
 
@@ -158,6 +159,23 @@ def test_values_that_are_not_finite_are_counted_not_drawn() -> None:
     html = render(sample_report(), metrics)
     assert "2 values were not finite and cannot be drawn." in html
     assert "nan" not in re.findall(r'd="([^"]*)"', html[html.index("<h3>Value loss</h3>") :])[0]
+
+
+def test_a_chart_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> str:
+        raise ZeroDivisionError("no room")
+
+    monkeypatch.setattr(charts, "_probes", broken)  # every line chart reads points out under the pointer
+    html = render(sample_report(), sample_metrics())
+    said = words(html)
+    assert "The chart “Entropy” could not be drawn. This is a fault in selfeval" in said
+    assert "93.1%" in said  # figures, tables and the charts of another kind are there
+    assert "<h3>Against its baselines</h3>" in html
+    assert 'aria-label="Accuracy of the evaluator and its baselines' in html
+    record = next(record for record in caplog.records if "'Entropy'" in record.message)
+    assert "fault in selfeval: please report it" in record.message
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
 
 
 def test_a_metric_that_the_page_does_not_know_is_drawn_too() -> None:

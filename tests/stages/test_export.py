@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ import chatglm
 import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import ContextConfig, RunConfig
-from selfeval.errors import ExportError, RunFolderError, StorageError
+from selfeval.errors import ExportError, ModelError, RunFolderError, StorageError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages import export
 from selfeval.stages.export import export_role, find_role
+from selfeval.stages.prompts import load_templates
+from selfeval.stages.scoring import score_texts
 from selfeval.stages.terminal import Terminal
-from selfeval.store import read_json, write_json
+from selfeval.store import RunStore, read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
-from toy import environment
+from toy import environment, selfeval
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
@@ -67,7 +70,6 @@ class Run:
         }
         self.config = RunConfig.model_validate(values)
         self.backbone = Backbone.load(self.config)
-        self.templates = Templates.load(templates_folder(str(self.model)), self.backbone.loaded.tokenizer)
         for role in ("policy", EVALUATOR):
             self.backbone.add_role(role, seed=1, head=role == EVALUATOR)
             tiny_models.scramble(self.backbone, role, seed=len(role))
@@ -80,6 +82,9 @@ class Run:
                 "device": {"model": self.config.model, "asked": "auto", "precision": precision},
             },
         )
+        store = RunStore(self.folder)
+        self.templates = load_templates(self.config, store, self.backbone.loaded.tokenizer, date.today())
+        store.close()
 
     def _own_templates(self, grade: str) -> None:
         (self.model / "templates").mkdir()
@@ -121,7 +126,7 @@ def snippet_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 GRADES = {
     "default": "",
     "working": "Model: {{ working }}\nQuestion: {{ question }}\nAnswer:",
-    "own code": '{% include "reply.jinja" %}',  # what no chat template can do
+    "own code": '{% include "reply.jinja" %} {{ working }}',  # what no chat template can do
 }
 
 
@@ -276,6 +281,113 @@ def test_nothing_stands_under_the_name_when_writing_fails(
         run.export("evaluator", tmp_path / "out", merge=True)
     assert isinstance(error, KeyboardInterrupt) or "the disk is full" in str(found.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
+
+
+# -- a folder from somebody else ----------------------------------------------------------------------------------------
+
+FOREIGN = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+
+Path(__file__).parent.joinpath("RAN").touch()
+Path({mark!r}).touch()
+
+
+class ForeignConfig(LlamaConfig):
+    model_type = "foreign"
+
+
+class ForeignForCausalLM(LlamaForCausalLM):
+    config_class = ForeignConfig
+"""
+
+
+def with_code(run: Run, mark: Path) -> None:
+    """Make the model of a run one that needs its own code, which leaves a mark when it runs."""
+    config = read_json(run.model / "config.json")
+    classes = {"AutoConfig": "foreign.ForeignConfig", "AutoModelForCausalLM": "foreign.ForeignForCausalLM"}
+    named = {"model_type": "foreign", "architectures": ["ForeignForCausalLM"], "auto_map": classes}
+    write_json(run.model / "config.json", {**config, **named})
+    (run.model / "foreign.py").write_text(FOREIGN.format(mark=str(mark)))
+
+
+def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    run = Run(tmp_path)
+    with_code(run, tmp_path / "RAN")
+    score = ("score", str(run.folder), "--question", QUESTION, "--reply", REPLY)
+    export = ("export", str(run.folder), "--role", "policy", "--to", str(tmp_path / "out"))
+    for command in (score, export):
+        refused = selfeval(*command)
+        assert refused.returncode == 2, refused.stderr
+        assert "runs only if you ask for it" in refused.stderr
+        assert "--trust-remote-code" in refused.stderr
+        assert not (tmp_path / "RAN").exists()
+    written = read_json(run.folder / "run.json")
+    write_json(run.folder / "run.json", {**written, "config": {**written["config"], "trust_remote_code": True}})
+    for command in (score, export):
+        assert selfeval(*command).returncode == 2
+        assert not (tmp_path / "RAN").exists()
+    write_json(run.folder / "run.json", written)
+    trusted = selfeval(*score, "--trust-remote-code")
+    assert trusted.returncode == 0, trusted.stderr
+    assert (tmp_path / "RAN").exists()  # so the assertions above could fail
+
+
+def test_weights_that_a_foreign_folder_wants_on_disk_go_to_a_temporary_folder(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    chosen = run.config.placement.model_copy(update={"folder": str(tmp_path / "chosen by them")})
+    score_texts(run.config.model_copy(update={"placement": chosen}), run.folder, QUESTION, [REPLY], 0.8)
+    assert not (tmp_path / "chosen by them").exists()
+
+
+def linked(run: Run, name: str) -> Path:
+    """Replace a file of a run or of its model by a link to a copy of it somewhere else."""
+    root = run.folder if (run.folder / name).exists() else run.model
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (root / name).rename(elsewhere / Path(name).name)
+    (root / name).symlink_to(elsewhere / Path(name).name)
+    return root / name
+
+
+ROLE = f"roles/{EVALUATOR}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{ROLE}/{name}" for name in ("evaluator.json", "role.json", "adapter_config.json", "adapter_model.safetensors")),
+        *(f"{ROLE}/head.safetensors", ROLE, "roles", "run.json"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "config.json"),
+        *("templates/reply.jinja", "templates/grade.jinja", "templates/templates.toml", "templates"),
+    ],
+)
+def test_no_file_comes_into_an_export_through_a_link(name: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, chat=True, grade=GRADES["working"])
+    link = linked(run, name)
+    with pytest.raises((ExportError, ModelError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"):
+        run.export("evaluator", tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Path) -> None:
+    run = Run(tmp_path, grade=GRADES["working"])
+    (tmp_path / "id_rsa").write_text("a key")
+    (run.model / "templates" / "notes.txt").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(ExportError, match=r"notes\.txt is a link"):
+        run.export("policy", tmp_path / "out")
+    (run.model / "templates" / "notes.txt").unlink()
+    (run.model / "templates" / "notes.txt").write_text("not a template")
+    copied = {path.name for path in (run.export("policy", tmp_path / "out").folder / "templates").iterdir()}
+    assert copied == {"ask.jinja", "grade.jinja", "judge.jinja", "referee.jinja", "reply.jinja", "templates.toml"}
+
+
+def test_weights_may_be_links(tmp_path: Path) -> None:
+    """They are often kept on another disk, and nothing of them but a model that fits the role can come into an export."""
+    run = Run(tmp_path)
+    linked(run, "model.safetensors")
+    assert (run.export("policy", tmp_path / "out").folder / "adapter_config.json").is_file()
 
 
 # -- a base with scaled positions ---------------------------------------------------------------------------------------

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import shutil
+from datetime import date
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from selfeval.config import RunConfig
-from selfeval.errors import ConfigError, RunFolderError
+from selfeval.errors import ConfigError, LostWorkError, RunFolderError
 from selfeval.stages import gold, pipeline
 from selfeval.stages.gold import load_gold
+from selfeval.stages.restore import restore
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
 from stage_world import FILES, SHARDS, STAGES, World
 
 
@@ -55,7 +61,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['device="cpu"', "trust_remote_code=true", "memory_budget=2GiB"])
+@pytest.mark.parametrize("setting", ['device="cpu"', "memory_budget=2GiB"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []
@@ -63,8 +69,8 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
-    by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
-    same_results = {"device", "trust_remote_code", "memory_budget", "placement", "checkpointing", "trackers"}
+    by_content = {"model", "seeds", "templates", "pairs"}  # what stands in these files counts, not where they are
+    same_results = {"device", "memory_budget", "placement", "checkpointing", "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
     assert named | by_content | same_results | how_far | other_command == set(RunConfig.model_fields)
@@ -75,14 +81,21 @@ def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     ("path", "text"),
     [
         ("seeds.txt", "What is 1 + 1?\nWhat is 3 + 3?\n"),
-        ("model/templates/judge.jinja", "Which of {{ first }} and {{ second }} answers {{ question }}?"),
         ("model/templates/ask.jinja", "Ask."),
+        ("model/chat_template.jinja", "{{ messages }}"),
+        ("model/templates/chat_template.jinja", "{{ messages }}"),
+        ("model/additional_chat_templates/tools.jinja", "{{ tools }}"),
+        ("model/merges.txt", "a b"),
+        ("model/vocab.txt", "a"),
+        ("model/tokenizer.model", "a"),
+        ("model/qwen.tiktoken", "a"),
         ("model/config.json", '{"model_type": "other"}'),
     ],
 )
 def test_changed_seeds_templates_or_model_redo_everything(world: World, path: str, text: str) -> None:
     world.run()
     keys = world.keys()
+    (world.folder / path).parent.mkdir(exist_ok=True)
     (world.folder / path).write_text(text)
     assert world.run() == list(STAGES)
     assert all(world.keys()[stage] != keys[stage] for stage in STAGES)
@@ -212,9 +225,9 @@ def test_a_lost_role_folder_makes_its_stage_run_again(world: World, stage: str) 
 def test_a_file_that_somebody_changed_is_named_and_nothing_runs(world: World, name: str) -> None:
     world.run()
     with (world.run_folder / name).open("a") as file:
-        file.write(" ")
-    with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is not what was written there"):
-        world.run()
+        file.write("x")
+    with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is damaged: its content is not what was written there"):
+        world.run(restart=False)
     assert world.ran == []
 
 
@@ -268,3 +281,307 @@ def test_a_domain_that_is_not_installed_is_refused_at_once(world: World, oracle:
         world.run('domain="oracles"')
     assert world.ran == []
     assert oracle == []
+
+
+# -- work of another configuration --------------------------------------------------------------------------------------
+
+
+def test_a_forgotten_setting_is_refused_with_cost_and_difference_and_nothing_is_moved(world: World) -> None:
+    world.run("policy.clip=0.1", "seed=3")
+    before = world.files()
+    with pytest.raises(RunFolderError) as caught:
+        world.run("seed=3", restart=False)
+    message = str(caught.value)
+    assert "policy.clip: 0.1, now 0.2." in message
+    assert "seed" not in message
+    assert re.search(r"policy \(\d\.\d s; shards 2\); evaluation \(\d\.\d s; shards 2\)\. Nothing was moved", message)
+    assert f"selfeval run --output {world.run_folder}." in message
+    assert "--restart" in message
+    assert world.files() == before
+    assert not (world.run_folder / "replaced").exists()
+    assert world.run("policy.clip=0.1", "seed=3", restart=False) == []
+
+
+def test_half_done_work_counts_too(world: World) -> None:
+    world.fails["replies"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    with pytest.raises(RunFolderError, match=r"replies\.beams: 4, now 5.*replies \(0\.\d s, not finished\)\. Nothing"):
+        world.run("replies.beams=5", restart=False)
+
+
+def test_a_changed_name_only_redraws_the_report_and_asks_nothing(world: World) -> None:
+    world.run()
+    assert world.run('name="another"', restart=False) == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("seeds.txt", "What is 1 + 1?\nWhat is 3 + 3?\n", "the seeds changed"),
+        ("model/templates/ask.jinja", "Ask.", "the templates changed"),
+        ("model/config.json", '{"model_type": "other"}', "the model's files changed"),
+    ],
+)
+def test_a_changed_file_is_named_too(world: World, path: str, text: str, told: str) -> None:
+    world.run()
+    (world.folder / path).write_text(text)
+    with pytest.raises(RunFolderError, match=f"another configuration: {told}\\. To continue"):
+        world.run(restart=False)
+
+
+def test_on_a_terminal_the_question_is_asked_and_the_answer_obeyed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    asked, answers = [], iter([False, True])
+
+    def ask(self: Terminal, question: str) -> bool:
+        asked.append(question)
+        return next(answers)
+
+    monkeypatch.setattr(Terminal, "ask", ask)
+    with pytest.raises(RunFolderError, match="Nothing was moved"):
+        world.run("policy.clip=0.1", restart=False)
+    assert world.run("policy.clip=0.1", restart=False) == from_("policy")
+    assert len(asked) == 2
+    assert asked[0].endswith("Move them, and run these stages again?")
+
+
+def test_all_rounds_are_asked_about_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run("rounds=2")
+    asked: list[str] = []
+    monkeypatch.setattr(Terminal, "ask", lambda self, question: not asked.append(question))
+    world.run("rounds=2", "policy.clip=0.1", restart=False)
+    assert len(asked) == 1
+    assert "policy (" in asked[0]
+    assert "round 2, questions (" in asked[0]
+
+
+def _restore(world: World, number: int) -> list[str]:
+    store = RunStore(world.run_folder)
+    try:
+        return restore(store, number)
+    finally:
+        store.close()
+
+
+def test_replaced_results_are_restored_with_their_configuration_and_nothing_is_lost(world: World) -> None:
+    world.run()
+    first, config = world.files(), world.info()["config"]
+    world.text["policy"] = "changed"
+    world.run("policy.clip=0.1")
+    second = world.files()
+    assert _restore(world, 1) == from_("policy")
+    assert world.files() == first
+    assert world.info()["config"] == config
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+    assert world.run(restart=False) == []  # which is finished
+    assert _restore(world, 2) == from_("policy")  # and back again
+    assert world.files() == second
+    assert world.run("policy.clip=0.1", restart=False) == []
+
+
+@pytest.mark.parametrize("moves", range(1, 12))
+def test_a_kill_while_results_are_restored_loses_nothing(world: World, moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    first = world.files()
+    world.text["policy"] = "changed"
+    world.run("policy.clip=0.1")
+    replace, calls = os.replace, 0
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += ".part" not in str(source)
+        if calls == moves:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    try:
+        _restore(world, 1)
+    except KeyboardInterrupt:
+        monkeypatch.setattr(os, "replace", replace)
+        _restore(world, 1)
+    assert world.files() == first
+    kept = [p.read_text() for p in (world.run_folder / "replaced").rglob("adapter_model.safetensors")]
+    assert kept == ['"roles/policy/adapter_model.safetensors changed"\n']
+
+
+def test_results_made_from_others_are_not_restored_before_those(world: World) -> None:
+    world.run()
+    world.run("policy.clip=0.1")
+    world.run("policy.clip=0.1", "seed=1")
+    with pytest.raises(RunFolderError, match=r"policy was made from other results of questions than .* restore those first"):
+        _restore(world, 1)
+    _restore(world, 2)
+    assert _restore(world, 1) == from_("policy")
+    assert world.run(restart=False) == []
+
+
+def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:
+    world.run()
+    world.run("policy.clip=0.1")
+    with pytest.raises(RunFolderError, match=r"no results 7 that can be restored; there are: 1"):
+        _restore(world, 7)
+
+
+# -- prompt templates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "first"),
+    [
+        ("ask.jinja", "Ask.", "questions"),
+        ("reply.jinja", "Answer {{ question }}", "replies"),
+        ("judge.jinja", "Which of {{ first }} and {{ second }} answers {{ question }}?", "verdicts"),
+        ("grade.jinja", "Grade {{ question }}", "evaluator"),
+        ("referee.jinja", "Which of {{ first }} and {{ second }} answers {{ question }}?", "evaluation"),
+        ("notes.jinja", "Read by none.", None),
+    ],
+)
+def test_a_changed_template_redoes_the_stages_that_read_it(world: World, name: str, text: str, first: str | None) -> None:
+    world.run()
+    (world.folder / "model" / "templates" / name).write_text(text)
+    assert world.run() == (from_(first) if first else [])
+    assert (world.run_folder / "templates" / name).read_text() == text
+    assert world.run() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first"),
+    [
+        ("ask_stop", "# again\nask_stop", None),
+        (r'ask_stop = ["\n"]', 'ask_stop = [";"]', "questions"),
+        ("grade_working = false", "grade_working = true", "replies"),
+        ('lead = "Verdict:"', 'lead = "Choice:"', "verdicts"),
+        ('first = " 1"', 'first = " one"', "evaluation"),
+    ],
+)
+def test_a_changed_setting_of_templates_redoes_the_stages_that_read_it(
+    world: World, old: str, new: str, first: str | None
+) -> None:
+    world.run()
+    path = world.folder / "model" / "templates" / "templates.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert world.run() == (from_(first) if first else [])
+
+
+def test_the_referee_is_read_by_policy_training_that_looks_at_it(world: World) -> None:
+    world.run("policy.judge_every=2")
+    (world.folder / "model" / "templates" / "referee.jinja").write_text("{{ question }} {{ first }} {{ second }}")
+    assert world.run("policy.judge_every=2") == from_("policy")
+
+
+def test_a_template_that_another_includes_counts_where_that_is_read(world: World) -> None:
+    templates = world.folder / "model" / "templates"
+    (templates / "head.jinja").write_text("Hello. ")
+    (templates / "grade.jinja").write_text("{% include 'head.jinja' %}{{ question }}")
+    world.run()
+    (templates / "head.jinja").write_text("Good morning. ")
+    assert world.run() == from_("evaluator")
+
+
+def _write_run(world: World, **values: str) -> None:
+    store = RunStore(world.run_folder)
+    store.update_run(**values)
+    store.close()
+
+
+def test_a_template_that_prints_the_date_is_made_of_the_day_of_the_run(world: World) -> None:
+    grade = world.folder / "model" / "templates" / "grade.jinja"
+    grade.write_text("{{ strftime_now('%Y') }} {{ question }}")
+    world.run()
+    info = world.info()
+    assert info["date"] == date.today().isoformat()
+    assert world.run() == []
+    _write_run(world, date="2001-02-03")
+    assert world.run() == from_("evaluator"), "another day makes another prompt"
+    _write_run(world, date="yesterday")
+    with pytest.raises(RunFolderError, match="yesterday"):
+        world.run()
+
+
+def test_the_date_of_a_run_that_prints_none_changes_nothing(world: World) -> None:
+    world.run()
+    _write_run(world, date="2001-02-03")
+    assert world.run() == []
+    assert world.info()["date"] == "2001-02-03"
+
+
+# -- remedies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_removed_key_json_discards_nothing(world: World, stage: str) -> None:
+    world.run()
+    before = world.files()
+    (world.run_folder / stage / "key.json").unlink()
+    assert world.run(restart=False) == []
+    assert world.files().keys() | {f"{stage}/key.json"} == before.keys()
+
+
+def test_a_removed_run_json_is_rebuilt_by_the_whole_command(world: World) -> None:
+    world.run("policy.clip=0.1")
+    (world.run_folder / "run.json").unlink()
+    assert world.run("policy.clip=0.1", restart=False) == []
+    assert world.info()["status"] == "finished"
+    assert world.info()["config"]["policy"]["clip"] == 0.1
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+def test_half_done_work_without_its_key_json_is_not_thrown_away_unasked(world: World) -> None:
+    world.fails["replies"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    world.fails.clear()
+    (world.run_folder / "replies" / "key.json").unlink()
+    with pytest.raises(RunFolderError, match=r"replies/key\.json is missing.*Nothing was moved.*--restart"):
+        world.run(restart=False)
+    assert (world.run_folder / "replies" / "shard-00000.jsonl").exists()
+    assert world.run()[0] == "replies"
+
+
+@pytest.mark.parametrize("name", [*(path for paths in FILES.values() for path in paths), "replies/shard-00001.jsonl"])
+@pytest.mark.parametrize("damage", ["changed", "removed"])
+def test_the_remedy_for_a_damaged_or_lost_file_works(world: World, name: str, damage: str) -> None:
+    world.run()
+    before, path = world.files(), world.run_folder / name
+    message = ""
+    if damage == "changed":
+        path.write_text("changed")
+        with pytest.raises(RunFolderError, match="is damaged: its content is not what was written there") as caught:
+            world.run(restart=False)
+        message = str(caught.value)
+        assert world.files() == {**before, name: b"changed"}
+    if damage == "removed" or "remove it" in message:
+        path.unlink()
+        if name.startswith("roles/"):
+            with pytest.raises(RunFolderError, match=rf"{name} is missing.*Nothing was moved") as caught:
+                world.run(restart=False)
+            message = str(caught.value)
+    assert len(world.run(restart="--restart" in message)) == 1
+    assert world.files() == before
+    assert world.run(restart=False) == []
+
+
+def test_results_are_not_made_again_from_others_unasked(world: World) -> None:
+    world.run()
+    (world.run_folder / "replies" / "shard-00001.jsonl").unlink()
+    world.text["replies"] = "another text"
+    with pytest.raises(RunFolderError, match=r"verdicts: the results that it was made from have changed.*--restart"):
+        world.run(restart=False)
+    assert world.info()["status"] == "interrupted"
+    assert world.run() == from_("verdicts")
+
+
+def test_a_training_that_cannot_resume_starts_again_when_that_is_asked_for(world: World) -> None:
+    lost = LostWorkError("no checkpoint can be used. Give --restart")
+    world.fails["policy"] = lost
+    for _ in range(2):
+        with pytest.raises(LostWorkError):
+            world.run(restart=False)
+    assert not (world.run_folder / "replaced").exists()
+    world.recovers.add("policy")
+    assert world.run() == ["policy", "policy", "evaluation", "report"]
+    assert world.states()["policy"] == "finished"
+    assert "policy: no checkpoint can be used, so it is made again" in world.said.getvalue()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,9 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import tiny_models
+from policies import CONFIG, four_roles, train
 from selfeval.backbone.roles import Backbone
-from selfeval.errors import StorageError
+from selfeval.errors import LostWorkError, StorageError
 from selfeval.training import checkpoint
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 
@@ -90,13 +94,13 @@ def test_nothing_to_restore() -> None:
     assert training(Path("no such folder"))[2].restore() is None
 
 
-def test_only_the_newest_checkpoint_is_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
+def test_the_newest_two_checkpoints_are_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
     made = training(tmp_path)
     for step in (5, 10, 15):
         steps(made, step, step)
         made[2].save(step, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000015"]
-    assert sorted(p.name for p in (tmp_path / "step-000015").iterdir()) == ["state.json", "state.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-000015"]
+    assert sorted(p.name for p in (tmp_path / "step-000015").iterdir()) == ["manifest.json", "state.json", "state.safetensors"]
 
 
 def test_a_checkpoint_before_the_first_step_has_no_moments_yet(tmp_path: Path) -> None:
@@ -148,3 +152,142 @@ def test_an_older_checkpoint_that_was_not_yet_removed_does_not_count(tmp_path: P
     fresh = training(tmp_path, seed=9)
     assert fresh[2].restore() == {"step": 2}
     assert same(everything(fresh), everything(made))
+
+
+# -- damage -------------------------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_object(path: Path) -> None:
+    path.write_text("{}")
+
+
+DAMAGE = [
+    (file, how)
+    for file in ("state.safetensors", "state.json", "manifest.json", "metrics/policy.jsonl")
+    for how in (flip_a_bit, cut, empty_object, Path.unlink)
+]
+
+
+def with_metrics(folder: Path, seed: int = 0) -> Training:
+    backbone, optimizers, _ = training(folder, seed)
+    folder.mkdir(exist_ok=True)
+    keeper = Checkpoints(folder / "checkpoints", backbone, ROLES, optimizers, metrics=[folder / "policy.jsonl"])
+    return backbone, optimizers, keeper
+
+
+def logged_steps(made: Training, folder: Path, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        steps(made, step, step)
+        with (folder / "policy.jsonl").open("a") as file:
+            file.write(f'{{"step": {step}}}\n')
+
+
+@pytest.mark.parametrize(("file", "how"), DAMAGE, ids=lambda part: getattr(part, "__name__", part))
+def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_training_ends_with_the_same_bits(
+    tmp_path: Path, file: str, how: Callable[[Path], None]
+) -> None:
+    through = with_metrics(tmp_path / "a")
+    logged_steps(through, tmp_path / "a", 1, 6)
+    killed = with_metrics(tmp_path / "b")
+    for step in (2, 4):
+        logged_steps(killed, tmp_path / "b", step - 1, step)
+        killed[2].save(step, {"mark": step})
+    logged_steps(killed, tmp_path / "b", 5, 5)
+    how(tmp_path / "b" / "checkpoints" / "step-000004" / file)
+    resumed, said = with_metrics(tmp_path / "b", seed=50), []
+    resumed[0].budget.tell = said.append
+    assert resumed[2].restore() == {"step": 2, "mark": 2}
+    assert len(said) == 1
+    assert said[0].startswith("checkpoint step-000004 is damaged (")
+    assert said[0].endswith("resuming from the checkpoint before, step-000002")
+    logged_steps(resumed, tmp_path / "b", 3, 6)
+    assert same(everything(resumed), everything(through))
+    assert (tmp_path / "b" / "policy.jsonl").read_bytes() == (tmp_path / "a" / "policy.jsonl").read_bytes()
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    made = training(tmp_path)
+    for step in (2, 4):
+        made[2].save(step, {})
+    cut(tmp_path / "step-000004" / "state.json")
+    resumed = training(tmp_path)
+    resumed[2].restore()
+    resumed[2].save(3, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_metrics_that_were_changed_after_the_checkpoint_are_put_right(tmp_path: Path) -> None:
+    made = with_metrics(tmp_path)
+    logged_steps(made, tmp_path, 1, 2)
+    made[2].save(2, {})
+    (tmp_path / "policy.jsonl").write_text('{"step": 1, "reward": 1e9}\n')
+    with_metrics(tmp_path)[2].restore()
+    assert (tmp_path / "policy.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_when_no_checkpoint_can_be_used_the_remedy_of_the_message_works(tmp_path: Path) -> None:
+    made = training(tmp_path / "checkpoints")
+    for step in (1, 2):
+        made[2].save(step, {})
+        flip_a_bit(tmp_path / "checkpoints" / f"step-{step:06d}" / "state.safetensors")
+    with pytest.raises(LostWorkError, match=r"no checkpoint .* can be used: checkpoint step-000002 is damaged") as caught:
+        made[2].restore()
+    folder = re.search(r"remove (\S+), or give", str(caught.value))
+    assert folder
+    shutil.rmtree(folder.group(1))
+    assert made[2].restore() is None
+
+
+@pytest.mark.parametrize(("how", "problem"), [(Path.unlink, "is missing"), (flip_a_bit, "is not what was written there")])
+def test_a_lost_file_of_the_training_is_noticed_when_it_resumes(
+    tmp_path: Path, how: Callable[[Path], None], problem: str
+) -> None:
+    backbone, optimizers, _ = training(tmp_path)
+    shards = [tmp_path / f"shard-{number}.jsonl" for number in (1, 2, 3)]
+    for shard in shards:
+        shard.write_text(f"{{}}  {shard.name}\n")
+    keeper = Checkpoints(tmp_path / "c", backbone, ROLES, optimizers, written=lambda step: shards[:step])
+    keeper.save(2, {})
+    how(shards[2])  # later than the checkpoint: it is written again
+    assert keeper.restore() == {"step": 2}
+    how(shards[0])
+    with pytest.raises(LostWorkError, match=rf"shard-1\.jsonl, which this training wrote before it stopped, {problem}"):
+        keeper.restore()
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("learner", ["ppo", "ilql"])
+def test_a_policy_whose_newest_checkpoint_lost_a_bit_ends_where_an_undisturbed_one_does(
+    tmp_path: Path, learner: str, one_thread: None
+) -> None:
+    config = CONFIG.model_copy(update={"learner": learner, "iterations": 6, "checkpoint_every": 2})
+    through = four_roles()
+    train(through, tmp_path / "through", config)
+
+    def killed(values: dict[str, float], alarms: object) -> None:
+        if values["step"] == 5:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train(four_roles(), tmp_path / "killed", config, log=killed)
+    flip_a_bit(tmp_path / "killed" / "step-000004" / "state.safetensors")
+    resumed, said = four_roles(), []
+    resumed.budget.tell = said.append
+    train(resumed, tmp_path / "killed", config)
+    assert any("checkpoint step-000004 is damaged" in sentence for sentence in said)
+    for role in resumed.roles:
+        for name, parameter in resumed.parameters(role).items():
+            assert torch.equal(parameter, through.parameters(role)[name]), name

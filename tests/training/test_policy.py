@@ -127,7 +127,10 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
     with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after going back 3 times"):
         train(backbone, tmp_path, rolled_back=lambda step, alarms: back.append(step))
     assert back == [0, 0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000.3"]  # the start, and nothing broken
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000.2",
+        "step-000000.3",
+    ]  # the start, and nothing broken
 
 
 def test_weights_that_broke_before_sampling_are_named(tmp_path: Path) -> None:
@@ -225,7 +228,7 @@ def test_the_judge_remembers_what_it_liked_best_when_the_loop_goes_back(
     lines, _ = train(backbone, tmp_path, config, judge=lambda guide: next(readings))
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 4, 5]
     assert lines[-2]["judge_drop"] == pytest.approx(0.1)  # to the 0.8 of the iteration 4 that was given up
-    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-000004"]
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["step-000002", "step-000004"]
 
 
 def test_a_judge_that_cannot_tell_is_not_a_reading(tmp_path: Path) -> None:

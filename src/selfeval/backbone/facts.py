@@ -15,7 +15,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from selfeval.backbone.families.table import FAMILIES
+from selfeval.backbone.families.table import FAMILIES, register_family
 from selfeval.backbone.rope import stretch_positions
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
@@ -111,6 +111,7 @@ def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
             f"{name}: model_type {json.dumps(kind)} is no causal language model that transformers knows; give the config.json "
             "of one that writes text"
         )
+    register_family(kind)
     # The class itself and not AutoConfig.for_model: a family may read a published config as that of another model.
     return ModelFacts(name, CONFIG_MAPPING[kind].from_dict(values, name_or_path=name))
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import cached_file, is_flash_attn_2_available
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 
-from selfeval.backbone.families.table import FAMILIES, family_tokenizer
-from selfeval.backbone.placement import DISK, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
+from selfeval.backbone.body import hidden_width
+from selfeval.backbone.check import errors_of_model, read_parts
+from selfeval.backbone.digests import check_finite
+from selfeval.backbone.placement import DISK, DeviceMap, free_memory, plan_placement, usable_memory
 from selfeval.backbone.precision import (
     PRECISIONS,
     OverflowGuard,
@@ -28,8 +28,10 @@ from selfeval.backbone.precision import (
     settle_quantised,
     sixteen_bits,
 )
-from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
+from selfeval.backbone.rope import Stretch, check_stretch
 from selfeval.backbone.sizes import weight_sizes
+from selfeval.backbone.tokens import end_of_turn
+from selfeval.backbone.weights import check_report
 from selfeval.config import ContextConfig, PlacementConfig
 from selfeval.errors import ModelError
 
@@ -41,7 +43,6 @@ __all__ = [
     "pick_attention",
     "pick_device",
     "place_base",
-    "weight_files",
 ]
 
 
@@ -71,8 +72,7 @@ class LoadedModel:
 
     @property
     def hidden_size(self) -> int:
-        config: Any = self.model.config
-        return int(config.get_text_config().hidden_size)
+        return hidden_width(self.model)
 
     @property
     def context_length(self) -> int | None:
@@ -92,18 +92,6 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ModelError("device = cuda, but torch sees no CUDA device here; use device = auto or cpu")
     return torch.device(wanted)
-
-
-def weight_files(name: str) -> tuple[Path, ...]:
-    """The safetensors files of a model folder or hub id, in order; empty where it has none."""
-    single = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
-    if single is not None:
-        return (Path(single),)
-    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    if index is None:
-        return ()
-    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-    return tuple(Path(str(cached_file(name, shard))) for shard in sorted(set(shards)))
 
 
 def memory_within(free: Mapping[str, int], room: int | None) -> dict[str, int]:
@@ -139,39 +127,6 @@ def pick_attention(wanted: str, device: torch.device, precision: str) -> str | N
     return None if wanted == "auto" else wanted
 
 
-def _check_folder(name: str) -> None:
-    path = Path(name)
-    looks_like_path = name.startswith((".", "/", "~")) or path.exists() or name.count("/") > 1
-    if not looks_like_path:
-        return
-    if not path.is_dir():
-        raise ModelError(f"model folder {name} does not exist; give a Hugging Face model folder or a hub id such as org/name")
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{name} has no config.json, so it is not a model folder; give the folder that holds config.json")
-    try:
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path / 'config.json'} is not valid JSON: {error}") from error
-
-
-def _check_causal(config: Any, name: str) -> None:
-    is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.model_type in FAMILIES
-    is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    architectures = getattr(config, "architectures", None) or []
-    names_other_head = architectures and not any("CausalLM" in a or "LMHead" in a or "Conditional" in a for a in architectures)
-    is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))  # some of these have a decoder-only twin in transformers
-    if is_seq2seq or not (is_native or is_remote) or (names_other_head and not is_remote):
-        kind = ", ".join(architectures) or config.model_type
-        raise ModelError(f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)")
-
-
-def _check_complete(missing: Collection[str], name: str) -> None:
-    """Refuses weights that transformers had to make up: it only warns, and fills the gaps with random numbers."""
-    if missing:
-        some = ", ".join(sorted(missing)[:3]) + (" and others" if len(missing) > 3 else "")
-        raise ModelError(f"cannot load model {name}: its files lack {len(missing)} weights ({some}); download or save it again")
-
-
 def load_model(
     name: str,
     *,
@@ -197,41 +152,30 @@ def load_model(
         ModelError: not found, not a causal language model, damaged files, a context that it cannot be given, or too large for
             every device.
     """
-    if not name:
-        raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
-    _check_folder(name)
     target = pick_device(device)
     context, placement = context or ContextConfig(), placement or PlacementConfig()
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        _check_causal(config, name)
-        stretch = stretch_positions(config, context, name)
-        tokenizer = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        files = weight_files(name)
-        memory = memory_within(free_memory(target), room)
-        made = meta_model(config, trust_remote_code=trust_remote_code)
-        picked, why, plan = place_base(Wanted(name, made, device, precision, placement, memory), target)
+    parts = read_parts(name, trust_remote_code=trust_remote_code, context=context)
+    memory = memory_within(free_memory(target), room)
+    check_finite(parts.files, name)
+    with errors_of_model(name):
+        picked, why, plan = place_base(Wanted(name, parts.shell, device, precision, placement, memory), target)
         target = target if plan is None else torch.device(plan.main)
         model, report = _from_files(
             name,
             plan,
             placement,
-            config=config,
+            config=parts.config,
             attn_implementation=pick_attention(context.attention, target, picked),
             **load_arguments(picked, target),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
-        _check_complete(report["missing_keys"], name)
-    except ModelError:
-        raise
-    except Exception as error:  # the hub client and safetensors raise many kinds; the user needs one sentence
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load model {name}: {reason}") from error
+        check_report(report, model, name)
     _settle(model, target, picked, whole=plan is None or plan.is_whole)
-    loaded = _described(model, tokenizer, target, picked, plan)
-    loaded.files, loaded.stretch = files, stretch
-    loaded.notes += ([why] if why else []) + (_stretch_notes(model, stretch, name) if stretch else [])
+    loaded = _described(model, parts.tokenizer, target, picked, plan)
+    loaded.files, loaded.stretch = parts.files, parts.stretch
+    loaded.notes += parts.notes + ([why] if why else [])
+    loaded.notes += _stretch_notes(model, parts.stretch, name) if parts.stretch else []
     return loaded
 
 
@@ -357,7 +301,7 @@ def _described(
     model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str, plan: DeviceMap | None
 ) -> LoadedModel:
     notes = [] if plan is None or plan.is_whole else [plan.sentence()]
-    eos = _eos_ids(model, tokenizer)
+    eos = _eos_ids(model, tokenizer, notes)
     if not eos:
         notes.append("this model has no end-of-sequence token; replies end only at the token limit")
     pad = tokenizer.pad_token_id
@@ -368,9 +312,11 @@ def _described(
     return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes, placement=plan)
 
 
-def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> tuple[int, ...]:
+    """Tokens that end a reply, the one that the model itself writes first."""
     generation = getattr(model, "generation_config", None)
-    found: list[int] = []
+    turn = None if hasattr(tokenizer, "stop_ids") else end_of_turn(tokenizer)
+    found: list[int] = [] if turn is None or turn.id is None else [turn.id]
     for value in (
         tokenizer.eos_token_id,
         getattr(generation, "eos_token_id", None),
@@ -379,4 +325,10 @@ def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     ):
         found += [] if value is None else value if isinstance(value, list) else [value]
     size = model.get_input_embeddings().weight.shape[0]
-    return tuple(dict.fromkeys(int(i) for i in found if 0 <= int(i) < size))
+    ids = tuple(dict.fromkeys(int(i) for i in found if 0 <= int(i) < size))
+    if turn is not None and turn.id is None:
+        notes.append(
+            f"the chat template ends a reply with {turn.text}, which is no token of this tokenizer; replies end only at "
+            f"{', '.join(map(repr, tokenizer.convert_ids_to_tokens(list(ids)))) or 'the token limit'}"
+        )
+    return ids

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
-from transformers.cache_utils import Cache
+
+from selfeval.backbone.families.cache import is_cache
 
 __all__ = ["recompute"]
 
@@ -35,7 +36,7 @@ def recompute(model: nn.Module, layers: Iterable[str], contexts: Contexts) -> No
 
 def _recomputed(forward: Callable[..., Any], contexts: Contexts) -> Callable[..., Any]:
     def run(*arguments: Any, **options: Any) -> Any:
-        has_cache = any(isinstance(value, Cache) for value in (*arguments, *options.values()))
+        has_cache = any(is_cache(value) for value in (*arguments, *options.values()))
         if not torch.is_grad_enabled() or has_cache:  # a cache is written to: computing twice would write twice
             return forward(*arguments, **options)
         # An early stop would leave a streamed module in which it happens before the module drops its weights.

@@ -7,6 +7,7 @@ what the family keeps in fp32. Experts that are one fused parameter are no modul
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +59,27 @@ def weight_sizes(model: nn.Module, precision: str) -> WeightSizes:
     packed = _packed_weights(model) if PRECISIONS[precision].quantised else {}
     plain = PRECISIONS[precision].plain_bytes
     parameters = dict(model.named_parameters())
-    sizes = {name: p.numel() * (plain if p.is_floating_point() else p.element_size()) for name, p in parameters.items()}
+    fp32 = _kept_in_fp32(model, precision)
+    sizes = {
+        name: p.numel() * (p.element_size() if not p.is_floating_point() else 4 if name in fp32 else plain)
+        for name, p in parameters.items()
+    }
     sizes |= {name: _packed_bytes(*shape, precision) for name, shape in packed.items()}
     sizes |= {name: b.numel() * b.element_size() for name, b in model.named_buffers()}
     largest = max((rows * columns for rows, columns in packed.values()), default=0)
     return WeightSizes(sizes, sum(p.numel() for p in parameters.values()), plain * largest)
+
+
+def _kept_in_fp32(model: Any, precision: str) -> set[str]:
+    """Names of the parameters that transformers loads in fp32 whatever was asked for; newer releases add routers of experts."""
+    if precision == "fp32":
+        return set()
+    # Two lists: one for 16 bits of either kind, one for fp16 alone.
+    patterns = set(model._keep_in_fp32_modules_strict or ())
+    if precision == "fp16":
+        patterns |= set(model._keep_in_fp32_modules or ())
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in patterns]
+    return {name for name, _ in model.named_parameters() if any(pattern.search(name) for pattern in kept)}
 
 
 def _packed_weights(model: Any) -> dict[str, tuple[int, int]]:

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from selfeval.judging.hostile import hostile_texts
 from selfeval.judging.templates import Templates
 
 __all__ = ["dialogue_tokenizer", "evaluator_ids"]
@@ -45,15 +46,26 @@ def dialogue_tokenizer(
         samples: texts on which its ids have to equal the evaluator's.
 
     Returns:
-        None where no such template gives equal ids.
+        None where no such template gives equal ids, on these and on texts that hold control tokens.
     """
-    for begin in ("", "{{- bos_token -}}"):
+    for begin in _BEGINNINGS:
         candidate: Any = copy.deepcopy(tokenizer)
         candidate.chat_template = _template(templates, candidate.convert_ids_to_tokens(list(end)), begin)
-        if all(_dialogue_ids(candidate, sample) == evaluator_ids(templates, sample, end) for sample in samples):
+        wanted = ((sample, evaluator_ids(templates, sample, end)) for sample in (*samples, *_hostile_samples(templates)))
+        if all(_dialogue_ids(candidate, sample) == ids for sample, ids in wanted):
             found: PreTrainedTokenizerBase = candidate
             return found
     return None
+
+
+_BEGINNINGS = ("", "{{- bos_token -}}", "{{- bos_token + ' ' -}}")
+"""What a plain-text prompt begins with: the last one for tokenizers that put a space before a text, but not behind a token."""
+
+
+def _hostile_samples(templates: Templates) -> list[Sample]:
+    """Questions, replies and workings that hold control tokens."""
+    texts = hostile_texts(templates.control.texts)
+    return [(text, texts[-1 - i], text) for i, text in enumerate(texts)]
 
 
 def _dialogue_ids(tokenizer: Any, sample: Sample) -> tuple[int, ...] | None:
@@ -70,9 +82,10 @@ def _template(templates: Templates, end: Sequence[str], begin: str) -> str:
     chat = templates.uses_chat
     parts = [
         _CHECK,
+        _CLEAN.replace("TOKENS", ", ".join(map(_literal, templates.control.texts))),
         _NEEDS_WORKING if templates.grades_with_working else "{%- set working = '' -%}",
-        "{%- set question = messages[0]['content'] | trim -%}",
-        "{%- set reply = messages[1]['content'] | trim -%}",
+        "{%- set question = clean(messages[0]['content']) -%}",
+        "{%- set reply = clean(messages[1]['content']) -%}",
         f"{{%- set chat = {str(chat).lower()} -%}}",
         f"{{%- set graded +%}}{_untrimmed(_grade_source(templates))}{{%+ endset -%}}",
     ]
@@ -84,7 +97,11 @@ def _template(templates: Templates, end: Sequence[str], begin: str) -> str:
         ]
     else:
         parts += [begin, "{{ graded }}{{ ' ' + reply }}"]
-    return "".join([*parts, *(f"{{{{ {json.dumps(token)} }}}}" for token in end)])
+    return "".join([*parts, *(f"{{{{ {_literal(token)} }}}}" for token in end)])
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # jinja would take an escaped pair of surrogates for two characters
 
 
 _CHECK = """{%- if messages | length != 2 or messages[0]['role'] != 'user' or messages[1]['role'] != 'assistant' -%}
@@ -95,8 +112,19 @@ _CHECK = """{%- if messages | length != 2 or messages[0]['role'] != 'user' or me
 _NEEDS_WORKING = """{%- if working is not defined -%}
 {{- raise_exception('this evaluator also reads the own greedy reply of its base to the question: give it as working=...') -}}
 {%- endif -%}
-{%- set working = working | trim -%}
+{%- set working = clean(working) -%}
 """
+
+_CLEAN = """{%- macro clean(text) -%}
+{%- set ns = namespace(text=text, before=none) -%}
+{%- for _ in range(100) -%}{%- if ns.text != ns.before -%}
+{%- set ns.before = ns.text -%}
+{%- for token in [TOKENS] -%}{%- set ns.text = ns.text | replace(token, ' ') -%}{%- endfor -%}
+{%- endif -%}{%- endfor -%}
+{{- ns.text | trim -}}
+{%- endmacro -%}
+"""
+"""`ControlTokens.clean` for chat templates: what a reply says can then not speak for the prompt, wherever it is scored."""
 
 
 def _grade_source(templates: Templates) -> str:

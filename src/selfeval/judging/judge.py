@@ -15,8 +15,9 @@ from typing import Literal
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
-from selfeval.errors import ModelError
-from selfeval.judging.templates import Labels, Templates
+from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.reading import Place, find_verdict, thinking_of, token_at
+from selfeval.judging.templates import Templates
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 
@@ -25,12 +26,10 @@ __all__ = [
     "Comparison",
     "Judgement",
     "Reading",
-    "VerdictTokens",
     "choice",
     "combine",
     "compare",
     "state_of",
-    "verdict_tokens",
 ]
 
 Prompt = tuple[int, ...]
@@ -78,57 +77,6 @@ class Judgement:
     words: tuple[str, str]
 
 
-@dataclass(frozen=True)
-class VerdictTokens:
-    """How a tokenizer writes the three verdicts. Many write a label as several tokens: " 1" as " " and "1".
-
-    Attributes:
-        lead: tokens of the lead, and of whatever all labels begin with.
-        paths: of each label (first, second, neither), the tokens that follow, up to the first that no other label shares.
-    """
-
-    lead: tuple[int, ...]
-    paths: tuple[Prompt, Prompt, Prompt]
-
-    @property
-    def all(self) -> tuple[int, ...]:
-        """Every token of the paths."""
-        return tuple(sorted({token for path in self.paths for token in path}))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest path."""
-        return max(len(path) for path in self.paths)
-
-    @property
-    def forks(self) -> tuple[Prompt, ...]:
-        """The beginnings of paths after which probabilities are read; the empty one comes first."""
-        return tuple(dict.fromkeys(path[:k] for k in range(self.longest) for path in self.paths if k < len(path)))
-
-
-def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
-    """How this tokenizer writes the three verdicts: a shared beginning, then the tokens in which they differ.
-
-    Raises:
-        ModelError: one label is the beginning of another, so that they cannot be told apart.
-    """
-    encoded = [tuple(templates.tokenizer.encode(labels.lead + label, add_special_tokens=False)) for label in labels.all]
-    shared = _common(encoded)
-    rests = [e[shared:] for e in encoded]
-    lengths = [1 + max(_common([rest, other]) for other in rests[:i] + rests[i + 1 :]) for i, rest in enumerate(rests)]
-    if any(length > len(rest) for length, rest in zip(lengths, rests, strict=True)):
-        shown = ", ".join(f'"{label}"' for label in labels.all)
-        raise ModelError(f"this tokenizer cannot tell the verdict labels {shown} apart; give others in templates.toml")
-    first, second, tie = (rest[:length] for rest, length in zip(rests, lengths, strict=True))
-    return VerdictTokens(encoded[0][:shared], (first, second, tie))
-
-
-def _common(sequences: Sequence[Prompt]) -> int:
-    """How many first tokens the sequences share."""
-    columns = zip(*sequences, strict=False)
-    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))
-
-
 def compare(
     backbone: Backbone,
     templates: Templates,
@@ -153,6 +101,23 @@ def compare(
     return [combine(a, b) for a, b in zip(readings[:half], readings[half:], strict=True)]
 
 
+_TAIL = 32
+"""Last tokens of a prompt in which an opening marker of thinking is looked for."""
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """Where the labels of one order are read.
+
+    Attributes:
+        before: all tokens up to the labels.
+        watched: log-probs of the watched tokens there, where the engine has seen them already.
+    """
+
+    before: Prompt
+    watched: tuple[float, ...] | None = None
+
+
 class _Reader:
     """Lets the judge work and reads its verdicts."""
 
@@ -163,8 +128,8 @@ class _Reader:
     def read(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> list[Reading]:
         """One reading per prompt; a prompt that does not fit the model's context is unparsable, and its words say so."""
         working = self._work(prompts, advance)
-        positions = {prompt: self._position(rollout) for prompt, rollout in working.items()}
-        logprobs = self._label_logprobs(working, positions)
+        spots = {prompt: spot for prompt, said in working.items() if (spot := self._spot(prompt, said)) is not None}
+        logprobs = self._label_logprobs(spots)
         return [self._reading(prompt, working.get(prompt), logprobs.get(prompt)) for prompt in prompts]
 
     def _room(self, prompt: Prompt) -> int:
@@ -180,37 +145,79 @@ class _Reader:
         rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, rows=self.rows, watch=watch, advance=advance)
         return dict(zip(distinct, rollouts, strict=True))
 
-    def _position(self, rollout: Rollout) -> int | None:
-        """Index of the token that names the verdict: a label right after the lead."""
-        lead = str(self.templates.tokenizer.decode(list(self.tokens.lead))).strip()
-        names = {path[0] for path in self.tokens.paths}
-        for index, token in enumerate(rollout.ids):
-            if token in names and str(self.templates.tokenizer.decode(list(rollout.ids[:index]))).rstrip().endswith(lead):
-                return index
-        return None
+    def _spot(self, prompt: Prompt, said: Rollout) -> _Spot | None:
+        """Where the labels are read: at the judge's verdict, or behind a lead that is appended to its words.
 
-    def _before_label(self, prompt: Prompt, said: Rollout, position: int | None) -> Prompt | None:
-        """The judge's words up to its label; where it ended without one, all of them and the lead.
-
-        None without a lead to ask with, and when the working was cut off: half a thought has no verdict.
+        None where there is nothing to read: the judge was cut off before it decided, or there is no lead to append.
         """
-        if position is not None:
-            return (*prompt, *said.ids[:position])
+        text = self._decode(said.ids)
+        thinking = thinking_of(text, self._decode(prompt[-_TAIL:]))
+        if thinking.end is None:
+            close = tuple(self.templates.tokenizer.encode(thinking.close, add_special_tokens=False))
+            return self._appended(prompt, said, (*self._without_end(said.ids), *close))
+        label = self._label(said, text, thinking.end)
+        if label is not None:
+            return _Spot((*prompt, *said.ids[:label]), said.watched[label])
+        place = self._statement(said, text, thinking.end)
+        if place is None:
+            return self._appended(prompt, said, self._without_end(said.ids))
+        return _Spot(self._with_lead(prompt, said.ids[: self._tokens_before(said, place.lead)]))
+
+    def _statement(self, said: Rollout, text: str, begin: int) -> Place | None:
+        """The statement that decides, as places in `text`."""
+        place = find_verdict(text[begin:], self.labels, finished=said.finished) if self.labels.lead else None
+        return None if place is None else Place(begin + place.lead, begin + place.label)
+
+    def _label(self, said: Rollout, text: str, begin: int) -> int | None:
+        """Index of the token that begins the deciding label; None where it is spelled as no label is."""
+        names = {path[0] for path in self.tokens.paths}
+        if not self.labels.lead:
+            shared = self._decode(self.tokens.lead).strip()
+            places = [i for i, token in enumerate(said.ids) if token in names]
+            before = [(i, self._decode(said.ids[:i])) for i in (reversed(places) if said.finished else places)]
+            return next((i for i, words in before if len(words) >= begin and words.rstrip().endswith(shared)), None)
+        place = self._statement(said, text, begin)
+        if place is None:
+            return None
+        near = self._tokens_before(said, place.label)
+        label = text[place.label :]
+        return next((i for i in range(max(0, near - 2), min(near + 3, len(said.ids))) if self._begins(said, i, label)), None)
+
+    def _begins(self, said: Rollout, index: int, label: str) -> bool:
+        """Whether the token at `index` begins, or continues what all labels share of, the text `label`."""
+        if said.ids[index] not in {path[0] for path in self.tokens.paths}:
+            return False
+        shared = self._decode(self.tokens.lead).strip().removeprefix(self.labels.lead.strip()).strip()
+        rest = self._decode(said.ids)[len(self._decode(said.ids[:index])) :].lstrip()
+        return (shared + rest) == label
+
+    def _tokens_before(self, said: Rollout, character: int) -> int:
+        return token_at(lambda count: self._decode(said.ids[:count]), len(said.ids), character)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.templates.tokenizer.decode(list(ids)))
+
+    def _without_end(self, ids: Prompt) -> Prompt:
+        ends = set(self.backbone.loaded.eos_ids)
+        return tuple(i for i in ids if i not in ends)
+
+    def _appended(self, prompt: Prompt, said: Rollout, words: Prompt) -> _Spot | None:
+        """Behind an appended lead, unless the working was cut off: half a thought has no verdict."""
         if self.config.working and not (self.labels.lead and said.finished):
             return None
-        ends, lead = set(self.backbone.loaded.eos_ids), self.tokens.lead
-        words = tuple(i for i in said.ids if i not in ends)[: self._room(prompt) - len(lead) - self.tokens.longest]
-        return (*prompt, *words, *lead)
+        return _Spot(self._with_lead(prompt, words))
 
-    def _label_logprobs(
-        self, working: dict[Prompt, Rollout], positions: dict[Prompt, int | None]
-    ) -> dict[Prompt, tuple[float, ...]]:
-        """Log-probs of the three labels where each verdict stands, summed along their paths."""
-        before = {prompt: self._before_label(prompt, said, positions[prompt]) for prompt, said in working.items()}
+    def _with_lead(self, prompt: Prompt, words: Prompt) -> Prompt:
+        """The lead behind the words, cut where the context has no room for all of them."""
+        lead = self.tokens.lead
+        return (*prompt, *words[: self._room(prompt) - len(lead) - self.tokens.longest], *lead)
+
+    def _label_logprobs(self, spots: dict[Prompt, _Spot]) -> dict[Prompt, tuple[float, ...]]:
+        """Log-probs of the three labels at each spot, summed along their paths."""
         seen: dict[tuple[Prompt, Prompt], tuple[float, ...]] = {}
-        seen |= {(p, ()): working[p].watched[index] for p, index in positions.items() if index is not None}
-        cases = [(p, f) for p, text in before.items() if text is not None for f in self.tokens.forks if (p, f) not in seen]
-        requests = [Request((*(before[prompt] or ()), *fork), temperature=0.0) for prompt, fork in cases]
+        seen |= {(p, ()): spot.watched for p, spot in spots.items() if spot.watched is not None}
+        cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
+        requests = [Request((*spots[prompt].before, *fork), temperature=0.0) for prompt, fork in cases]
         watch = self.tokens.all
         rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.rows, watch=watch)
         seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
@@ -218,12 +225,12 @@ class _Reader:
         def total(prompt: Prompt, path: Prompt) -> float:
             return math.fsum(seen[prompt, path[:k]][watch.index(token)] for k, token in enumerate(path))
 
-        return {p: tuple(total(p, path) for path in self.tokens.paths) for p, text in before.items() if text is not None}
+        return {prompt: tuple(total(prompt, path) for path in self.tokens.paths) for prompt in spots}
 
     def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
         if rollout is None:
             return Reading(None, f"(not asked: the prompt of {len(prompt)} tokens does not fit the model's context)")
-        words = str(self.templates.tokenizer.decode(list(rollout.ids)))
+        words = self._decode(rollout.ids)
         return Reading(None if logprobs is None else _probabilities(logprobs, self.config.label_mass), words)
 
 

@@ -1,43 +1,65 @@
-"""Prompt templates: jinja files that lie with the model, or the package's own for a model that brings none."""
+"""Prompt templates: jinja files of the model's folder, or the package's own for a model that brings none.
+
+`Templates.load` is the one place where they are checked: it renders every template on sample values, so that a mistake in any
+of them is found before the first stage, not after a training. It needs a tokenizer and no model.
+"""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
+from selfeval.backbone.tokens import ControlTokens
 from selfeval.errors import ModelError
+from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, message, reason, refuse_chance, settled, uses_parts
+from selfeval.judging.hostile import refuse_leak
+from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.typed import TypedReplies
+from selfeval.links import entries, refuse_links
 
-__all__ = ["KINDS", "Labels", "Templates", "template_texts", "templates_folder"]
+__all__ = [
+    "KINDS",
+    "SETTINGS",
+    "Settings",
+    "Templates",
+    "read_settings",
+    "template_texts",
+    "templates_folder",
+]
 
 KINDS = ("ask", "grade", "judge", "referee", "reply")
 """ask: write a question. reply: answer one. grade: what evaluator and critic read first. judge, referee: compare two."""
 
+SETTINGS = "templates.toml"
+
 _OWN = Path(__file__).parent / "templates"
+_SAMPLES: dict[str, dict[str, Any]] = {
+    "ask": {"examples": ["How many apples does Mary have?", "How many pears does Tom have?"]},
+    "reply": {"question": "How many apples does Mary have?"},
+    "grade": {"question": "How many apples does Mary have?", "working": "Mary has 3."},
+    "judge": {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."},
+    "referee": {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."},
+}
+"""Values of every kind of prompt."""
+_OTHER: dict[str, Any] = {
+    **dict.fromkeys(("question", "first", "second", "working"), "Something else entirely"),
+    "examples": [],
+}
 
 
-class Labels(BaseModel):
-    """The words of a verdict."""
+class Settings(BaseModel):
+    """The values of templates.toml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    lead: str = ""
-    first: str
-    second: str
-    tie: str
-
-    @property
-    def all(self) -> tuple[str, str, str]:
-        return self.first, self.second, self.tie
-
-
-class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ask_stop: tuple[str, ...] = ()
@@ -59,42 +81,67 @@ def templates_folder(model: str, chosen: str = "") -> Path:
             )
         return Path(chosen)
     own = Path(model) / "templates"
+    refuse_links(Path(model), [own], ModelError)
     return own if (own / "templates.toml").is_file() else _OWN
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Renders prompts as token ids."""
+    """Renders prompts as token ids.
+
+    Attributes:
+        tokenizer: with the chat template that is used.
+        parts: the chat template wants the content of a message as a list of parts.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     environment: Environment
-    settings: _Settings
+    settings: Settings
+    parts: bool = False
 
     @classmethod
-    def load(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templates:
-        """Reads a folder of templates.
+    def load(
+        cls,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        day: date | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> Templates:
+        """Reads a folder of templates and renders each on sample values.
+
+        Args:
+            folder: with `templates.toml` and a template of every kind; a `chat_template.jinja` in it replaces the tokenizer's.
+            tokenizer: of the model.
+            day: shown by templates that print today's date; today by default.
+            texts: of the folder's files, where they were read already.
 
         Raises:
-            ModelError: a file is missing or malformed.
+            ModelError: a file is missing, malformed, or cannot be rendered; a template drops a text that it is for.
         """
-        missing = [f"{kind}.jinja" for kind in KINDS if not (folder / f"{kind}.jinja").is_file()]
+        day, texts = day or date.today(), template_texts(folder) if texts is None else texts
+        missing = [f"{kind}.jinja" for kind in KINDS if f"{kind}.jinja" not in texts]
         if missing:
             raise ModelError(
                 f"templates folder {folder} lacks {', '.join(missing)}; a templates folder holds all of {', '.join(KINDS)}"
             )
-        try:
-            settings = _Settings.model_validate(tomllib.loads((folder / "templates.toml").read_text(encoding="utf-8")))
-            loader = FileSystemLoader(folder)  # a model's own templates are somebody's files: they may not run code
-            environment = ImmutableSandboxedEnvironment(loader=loader, undefined=StrictUndefined, autoescape=False)
-            for kind in KINDS:
-                environment.get_template(f"{kind}.jinja")
-        except (tomllib.TOMLDecodeError, ValidationError, TemplateError) as error:
-            raise ModelError(f"templates folder {folder}: {error}") from error
-        return cls(tokenizer, environment, settings)
+        settings = read_settings(folder, texts)
+        tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day)
+        parts = bool(getattr(tokenizer, "chat_template", None)) and uses_parts(tokenizer)
+        templates = cls(tokenizer, _environment(folder, texts, day), settings, parts)
+        for kind in KINDS:
+            _check(templates, kind, folder / f"{kind}.jinja")
+        for kind in ("judge", "referee"):
+            verdict_tokens(templates, templates.labels(kind))
+        return templates
 
     @property
     def uses_chat(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @cached_property
+    def control(self) -> ControlTokens:
+        """The tokenizer's control tokens."""
+        return ControlTokens(self.tokenizer)
 
     def labels(self, kind: str) -> Labels:
         labels: Labels = getattr(self.settings, kind)
@@ -107,30 +154,44 @@ class Templates:
             kind: one of `KINDS`.
             values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee), `working` (grade).
         """
-        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
-        text = self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **clean)
+        text = self._rendered(kind, values)
         if self.uses_chat:
-            message = [{"role": "user", "content": text}]
-            ids = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
+            chat = message(text, parts=self.parts)
+            ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
         else:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
         return tuple(int(i) for i in ids)
 
+    def _rendered(self, kind: str, values: dict[str, Any]) -> str:
+        """Text of a prompt with cleaned values, before the chat template is put around it."""
+        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
+        return self.render(kind, **clean)
+
+    def render(self, kind: str, **values: Any) -> str:
+        """Text of a prompt, without the chat template."""
+        return self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **values)
+
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
-        for token in self.tokenizer.get_added_vocab():
-            text = text.replace(token, " ") if token.strip() else text
-        return text.strip()
+        return self.control.clean(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply that a person typed, as a model would have written it (after a space in plain-text prompts)."""
-        typed = self.clean(text) if self.uses_chat else " " + self.clean(text)
-        return tuple(int(i) for i in self.tokenizer.encode(typed, add_special_tokens=False))
+        """Token ids of a typed reply, as a model would have sampled them (after a space in plain-text prompts)."""
+        return self._typed.encode(self.clean(text))
+
+    @cached_property
+    def _typed(self) -> TypedReplies:
+        text = self._rendered("reply", {"question": "Which?"})
+        ids = self.prompt("reply", question="Which?")
+        if self.uses_chat:
+            chat = message(text, parts=self.parts)
+            text = str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+        return TypedReplies(self.tokenizer, text, ids, "" if self.uses_chat else " ")
 
     def text(self, ids: tuple[int, ...]) -> str:
         """What a reply says, control tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(self.control.without_special(ids))).strip()
 
     @property
     def grades_with_working(self) -> bool:
@@ -157,5 +218,80 @@ class Templates:
 
 
 def template_texts(folder: Path) -> dict[str, str]:
-    """File name -> text of everything in a templates folder."""
-    return {p.name: p.read_text(encoding="utf-8") for p in sorted(folder.iterdir()) if p.suffix in (".jinja", ".toml")}
+    """File name -> text of all templates of a folder and of its templates.toml.
+
+    Raises:
+        ModelError: a file is no UTF-8 text, or a link to something outside of the folder.
+    """
+    refuse_links(folder, entries(folder), ModelError)  # any file of the folder can be included by a template
+    paths = [path for path in sorted(folder.rglob("*.jinja")) if path.is_file()]
+    paths += [folder / SETTINGS] if (folder / SETTINGS).is_file() else []
+    return {path.relative_to(folder).as_posix(): _text(path) for path in paths}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
+
+
+def read_settings(folder: Path, texts: Mapping[str, str]) -> Settings:
+    """The settings among the texts of a folder.
+
+    Raises:
+        ModelError: there is no templates.toml, or it is malformed.
+    """
+    path = folder / SETTINGS
+    if SETTINGS not in texts:
+        raise ModelError(f"templates folder {folder} has no {SETTINGS}; it holds the stop texts and the verdict labels")
+    try:
+        return Settings.model_validate(tomllib.loads(texts[SETTINGS]))
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"templates folder {folder}: {path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ModelError(f"templates folder {folder}: {path}: {problems}") from error
+
+
+def _environment(folder: Path, texts: Mapping[str, str], day: date) -> Environment:
+    """Templates with the date of the run. A model's own templates are somebody's files: they may not run code."""
+    frozen = {name: freeze_date(text, day) for name, text in texts.items()}
+    environment = ImmutableSandboxedEnvironment(loader=DictLoader(frozen), undefined=StrictUndefined, autoescape=False)
+    for name in texts:
+        if name not in (SETTINGS, CHAT_TEMPLATE):
+            refuse_chance(texts[name], str(folder / name))
+            try:
+                environment.get_template(name)
+            except TemplateError as error:
+                raise ModelError(f"templates folder {folder}: {name}, {reason(error)}") from error
+    return environment
+
+
+def _check(templates: Templates, kind: str, path: Path) -> None:
+    """Renders a sample, and each of its texts changed: a prompt that stays the same does not show that text."""
+    values = _SAMPLES[kind] if kind != "grade" or templates.grades_with_working else {**_SAMPLES[kind], "working": ""}
+    _refuse_unknown(templates.environment, kind, path, {*values, "chat"})
+    try:
+        ids, sample = templates.prompt(kind, **values), templates.render(kind, **values)
+        changed = {name: templates.render(kind, **{**values, name: _OTHER[name]}) for name, value in values.items() if value}
+    except Exception as error:  # a template is a program: it may raise anything
+        raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
+    if not ids:
+        raise ModelError(f"{path} renders to an empty prompt; write the prompt into it")
+    if lost := [name for name, text in changed.items() if text == sample and name != "examples"]:
+        raise ModelError(
+            f"{path} does not show the {lost[0]}: its prompt is the same whatever that is; write {{{{ {lost[0]} }}}}"
+        )
+    refuse_leak(templates, kind, values, path)
+
+
+def _refuse_unknown(environment: Environment, kind: str, path: Path, known: set[str]) -> None:
+    """A name that no prompt of this kind has is a typing mistake, in a branch that the samples do not reach as well."""
+    loader: Any = environment.loader
+    tree = environment.parse(loader.get_source(environment, f"{kind}.jinja")[0])
+    unknown = sorted(meta.find_undeclared_variables(tree) - known - set(environment.globals))
+    if unknown:
+        raise ModelError(
+            f"{path} uses {', '.join(unknown)}, which this prompt does not have; it has {', '.join(sorted(known))}"
+        )

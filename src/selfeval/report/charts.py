@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 
-from selfeval.report.axes import Scale, nice_range, nice_ticks, tick_text
+from selfeval.report.axes import Scale, bounded, nice_range, nice_ticks, tick_text, widened
 from selfeval.report.figures import number, percent
 
 __all__ = [
@@ -43,6 +43,12 @@ MOST_PROBES = 80
 MOST_POINTS = 600
 MOST_NEIGHBOURS = 81
 DOTS_UP_TO = 15
+
+LEGEND_ROW = 16
+"""Height of one row of a legend; the read-out has the row above them to itself."""
+
+LEGEND_LETTER = 6.2
+"""Width that a legend reserves per letter, in units of the chart: the text has 11."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,9 @@ class Frame:
     y_percent: bool = False
 
     @classmethod
-    def over(cls, x: Point, y: Point, *, height: int = 210, x_percent: bool = False, y_percent: bool = False) -> Frame:
-        """Lay the ranges `x` and `y` into a chart of the usual width and the given height."""
-        return cls(Scale(*x, 46.0, WIDTH - 12.0), Scale(*y, height - 32.0, 24.0), x_percent, y_percent)
+    def over(cls, x: Point, y: Point, *, top: float = 24.0, x_percent: bool = False, y_percent: bool = False) -> Frame:
+        """Lay the ranges `x` and `y` into a chart of the usual size, below `top` for the read-out and the legend."""
+        return cls(Scale(*x, 46.0, WIDTH - 12.0), Scale(*y, top + 154.0, top), x_percent, y_percent)
 
 
 def smooth(points: Sequence[Point], span: float) -> list[Point]:
@@ -139,25 +145,29 @@ def smooth(points: Sequence[Point], span: float) -> list[Point]:
     [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)]
     """
     wide = min(len(points), MOST_NEIGHBOURS, max(3, round(span * len(points))))
+    # In units of a power of two, which changes no digit: squares of huge or tiny values would leave the range of floats.
+    unit = math.ldexp(1.0, math.frexp(max(abs(y) for _, y in points))[1]) if points else 1.0
+    scaled = [(x, y / unit) for x, y in points]
     calm, start = [], 0
     for x, _ in points:
         while start + wide < len(points) and points[start + wide][0] - x < x - points[start][0]:
             start += 1
-        calm.append((x, round(_local_fit(points[start : start + wide], x), 12)))
+        calm.append((x, round(_local_fit(scaled[start : start + wide], x), 12) * unit))
     return calm
 
 
 def _local_fit(near: Sequence[Point], x: float) -> float:
     reach = max(abs(at - x) for at, _ in near) * 1.0001 or 1.0
-    weights = [(1 - (abs(at - x) / reach) ** 3) ** 3 for at, _ in near]
+    offsets = [(at - x) / reach for at, _ in near]
+    weights = [(1 - abs(offset) ** 3) ** 3 for offset in offsets]
     whole = sum(weights)
-    middle = sum(w * at for w, (at, _) in zip(weights, near, strict=True)) / whole
+    middle = sum(w * offset for w, offset in zip(weights, offsets, strict=True)) / whole
     level = sum(w * y for w, (_, y) in zip(weights, near, strict=True)) / whole
-    spread = sum(w * (at - middle) ** 2 for w, (at, _) in zip(weights, near, strict=True))
+    spread = sum(w * (offset - middle) ** 2 for w, offset in zip(weights, offsets, strict=True))
     if spread == 0:
         return level
-    slope = sum(w * (at - middle) * (y - level) for w, (at, y) in zip(weights, near, strict=True)) / spread
-    return level + slope * (x - middle)
+    rise = sum(w * (o - middle) * (y - level) for w, o, (_, y) in zip(weights, offsets, near, strict=True))
+    return level - rise / spread * middle
 
 
 def line_chart(
@@ -175,7 +185,8 @@ def line_chart(
     """Draw one or more series over a common x, with axes, ticks and a read-out under the pointer.
 
     Args:
-        lines: the series, each with at least one point, all finite; raw values are thin under a smoothed line.
+        lines: the series, each with at least one point, all finite; raw values are thin under a smoothed line. Numbers
+            beyond ±1e300 are drawn at the edge.
         label: what the chart shows, said first in the `aria-label`.
         x_label: what x counts, written under the axis and in the read-out.
         y_range, x_range: fixed ranges; by default they are taken from the data.
@@ -189,17 +200,23 @@ def line_chart(
     """
     if not lines or any(not line.points for line in lines):
         raise ValueError("a line chart needs at least one point in every series")
-    as_percent = {"x_percent": "x" in percent_axes, "y_percent": "y" in percent_axes}
-    frame = Frame.over(x_range or _x_range(lines), y_range or _y_range(lines), **as_percent)
+    lines = [_bounded(line) for line in lines]
+    rows = _legend_rows(lines)
+    frame = Frame.over(
+        widened(*x_range) if x_range else _x_range(lines),
+        widened(*y_range) if y_range else _y_range(lines),
+        top=24 + LEGEND_ROW * len(rows),
+        x_percent="x" in percent_axes,
+        y_percent="y" in percent_axes,
+    )
     body = [_axes(frame, x_label, whole_x=whole_x and "x" not in percent_axes)]
     if reference is not None:
         body.append(_level(frame, reference))
     body += [_mark(frame, mark) for mark in marks if frame.x.low <= mark.x <= frame.x.high]
     body += [_series(frame, line, order) for order, line in enumerate(lines)]
-    if len(lines) > 1:
-        body.append(_legend(lines))
+    body.append(_legend(rows))
     body.append(_probes(frame, lines, x_label))
-    return _svg("".join(body), 210, f"{label}. {_told(frame, lines, x_label)}")
+    return _svg("".join(body), 210 + LEGEND_ROW * len(rows), f"{label}. {_told(frame, lines, x_label)}")
 
 
 def risk_coverage_chart(points: Sequence[Point], *, label: str = "Risk over coverage") -> str:
@@ -354,10 +371,15 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return [points[i] for i in sorted(keep)]
 
 
+def _bounded(line: Line) -> Line:
+    points = [(bounded(x), bounded(y)) for x, y in line.points]
+    band = None if line.band is None else [(bounded(low), bounded(high)) for low, high in line.band]
+    return replace(line, points=points, band=band)
+
+
 def _x_range(lines: Sequence[Line]) -> Point:
     xs = [x for line in lines for x, _ in line.points]
-    low, high = min(xs), max(xs)
-    return (low, high) if high > low else (low - 1.0, high + 1.0)
+    return widened(min(xs), max(xs), room=1.0)
 
 
 def _y_range(lines: Sequence[Line]) -> Point:
@@ -430,7 +452,7 @@ def _probes(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
 
 
 def _value(value: float, as_percent: bool) -> str:
-    return percent(value) if as_percent else f"{value:,.0f}" if value == round(value) else number(value)
+    return percent(value) if as_percent else f"{value:,.0f}" if abs(value) < 1e9 and value % 1 == 0 else number(value)
 
 
 def _told(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
@@ -444,13 +466,27 @@ def _told(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
     return "; ".join(said)
 
 
-def _legend(lines: Sequence[Line]) -> str:
-    at, body = 46.0, []
-    for order, line in enumerate(lines):
-        dashed = " dashed" if order else ""
-        body.append(_rule(at, 10, at + 16, 10, f"line c{order % 4 + 1}{dashed}"))
-        body.append(_text(at + 21, 14, line.name, "tick", "start"))
-        at += 33 + 6.2 * len(line.name)
+def _legend_rows(lines: Sequence[Line]) -> list[list[tuple[float, int, str]]]:
+    """Lay the names of several series into rows as wide as the chart: (x, order of the series, name); one needs none."""
+    rows: list[list[tuple[float, int, str]]] = []
+    at = math.inf
+    for order, line in enumerate(lines if len(lines) > 1 else []):
+        wide = 33 + LEGEND_LETTER * len(line.name)
+        if at + wide > WIDTH:
+            at = 46.0
+            rows.append([])
+        rows[-1].append((at, order, line.name))
+        at += wide
+    return rows
+
+
+def _legend(rows: Sequence[Sequence[tuple[float, int, str]]]) -> str:
+    body = []
+    for y, row in enumerate(rows, start=1):
+        for at, order, name in row:
+            dashed = " dashed" if order else ""
+            body.append(_rule(at, 10 + LEGEND_ROW * y, at + 16, 10 + LEGEND_ROW * y, f"line c{order % 4 + 1}{dashed}"))
+            body.append(_text(at + 21, 14 + LEGEND_ROW * y, name, "tick", "start"))
     return "".join(body)
 
 

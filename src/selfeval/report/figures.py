@@ -73,7 +73,11 @@ def finite(value: object) -> float | None:
     """Return `value` as a float when it is a finite number, else None (booleans are not numbers here)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        known = float(value)
+    except OverflowError:  # JSON allows whole numbers that no float can hold
+        return None
+    return known if math.isfinite(known) else None
 
 
 def section(report: dict[str, Any], path: str) -> dict[str, Any]:
@@ -183,10 +187,10 @@ def difference_cells(comparison: Comparison | None, *, turned: bool = False) -> 
 def percent(value: float) -> str:
     """Write a share as a percentage.
 
-    >>> percent(0.9312)
-    '93.1%'
+    >>> percent(0.9312), percent(1e20)
+    ('93.1%', '1e+22%')
     """
-    return f"{value * 100:.1f}%"
+    return f"{value * 100:.1f}%" if abs(value) < 1e9 else f"{value * 100:.2g}%"
 
 
 def number(value: float) -> str:

@@ -13,13 +13,8 @@ from typing import Any
 from markupsafe import Markup
 
 from selfeval.errors import InputError
-from selfeval.report.charts import (
-    Bar,
-    Bin,
-    Line,
-    Mark,
-    Part,
-    Track,
+from selfeval.report.charts import Bar, Bin, Line, Mark, Part, Track
+from selfeval.report.drawing import (
     bar_chart,
     interval_tracks,
     line_chart,

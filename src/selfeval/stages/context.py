@@ -6,6 +6,7 @@ import gc
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,25 @@ from typing import Any
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
+from selfeval.stages.given import Given, read_given
+from selfeval.stages.prompts import day_of, load_templates
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
 from selfeval.training.setting import POLICY
 
-__all__ = ["START", "Context", "as_begun"]
+__all__ = ["START", "Context", "as_begun", "pairs_of"]
 
 START = "start"
 """Role that a later round starts from: the policy of the round before, frozen. In round 1 that is the bare base."""
+
+
+def pairs_of(split: Split) -> str:
+    """Where the pairs of a split are in the run folder: a folder of their own, so that a trainer is given one of them only."""
+    return f"pairs/{split.value}"
 
 
 def as_begun(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
@@ -48,6 +56,8 @@ class Context:
         store: the folder of this round; that of round 1 is the run's own.
         earlier: the folders of the rounds before, first to last.
         later: the folders of the rounds after, which the report of round 1 tells of.
+        trust_remote_code: run code that comes with the model; the user asked for it on the command line.
+        restart: whether the user agrees that finished or half-done work is set aside where it has to be made again.
     """
 
     config: RunConfig
@@ -55,6 +65,8 @@ class Context:
     terminal: Terminal
     earlier: Sequence[RunStore] = ()
     later: list[RunStore] = field(default_factory=list)
+    trust_remote_code: bool = False
+    restart: bool = False
 
     @property
     def round(self) -> int:
@@ -74,7 +86,9 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            backbone = Backbone.load(as_begun(self.config, self.first.run))
+            config = as_begun(self.config, self.first.run)
+            backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
+            backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
@@ -109,7 +123,13 @@ class Context:
 
     @cached_property
     def templates(self) -> Templates:
-        return Templates.load(templates_folder(self.config.model, self.config.templates), self.backbone.loaded.tokenizer)
+        """Those that were copied into the run folder when the run began."""
+        return load_templates(self.config, self.first, self.backbone.loaded.tokenizer, self.day)
+
+    @cached_property
+    def day(self) -> date:
+        """The day that templates print instead of today's: that on which the run began."""
+        return day_of(self.first.run)
 
     @cached_property
     def trackers(self) -> Trackers:
@@ -123,14 +143,19 @@ class Context:
 
     @cached_property
     def seeds(self) -> list[Seed]:
-        return read_seeds(self.config.seeds)
+        return [] if self.given and not self.config.seeds else read_seeds(self.config.seeds)
+
+    @cached_property
+    def given(self) -> Given | None:
+        """The questions, replies or pairs of the user's file; None where the model writes them."""
+        return read_given(self.config)
 
     def questions(self, split: Split) -> list[Question]:
         return [q for q in self.store.read("questions", Question) if q.split == split]
 
     def training_pairs(self) -> list[Pair]:
         """The kept pairs of the training questions of all rounds so far."""
-        return [p for store in (*self.earlier, self.store) for p in store.read("pairs", Pair) if p.split == Split.TRAIN]
+        return [p for store in (*self.earlier, self.store) for p in store.read(pairs_of(Split.TRAIN), Pair)]
 
     @cached_property
     def _workings(self) -> dict[str, str]:

@@ -109,7 +109,7 @@ def _train(context: Context, role: str, pairs: Sequence[Preference], before: int
         backbone,
         pairs,
         config.evaluator,
-        lambda optimizers: Checkpoints(folder, backbone, [role], optimizers),
+        lambda optimizers: Checkpoints(folder, backbone, [role], optimizers, metrics=[context.store.metrics_path("evaluator")]),
         seed=context.round_seed,
         batch_tokens=config.batch_tokens,
         log=log,

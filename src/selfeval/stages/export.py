@@ -5,6 +5,8 @@ The folder appears whole or not at all, and only after what was written was load
 
 from __future__ import annotations
 
+import copy
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,11 +25,13 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.dialogue import dialogue_tokenizer
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates
+from selfeval.links import entries, refuse_links
 from selfeval.stages.context import as_begun
 from selfeval.stages.policy import GUIDE
+from selfeval.stages.prompts import copy_templates, templates_of_run
 from selfeval.stages.terminal import Terminal
-from selfeval.store import read_json, write_json, writing
+from selfeval.store import check_files, read_json, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
 
@@ -82,7 +86,15 @@ def find_role(folder: Path, wanted: str) -> str:
 
 
 def export_role(
-    config: RunConfig, folder: Path, role: str, target: Path, *, merge: bool, precision: str, terminal: Terminal
+    config: RunConfig,
+    folder: Path,
+    role: str,
+    target: Path,
+    *,
+    merge: bool,
+    precision: str,
+    terminal: Terminal,
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Writes a role of a run to a folder of its own.
 
@@ -94,22 +106,24 @@ def export_role(
         merge: a whole model instead of an adapter.
         precision: one of `MERGED_PRECISIONS`, of merged weights.
         terminal: shows what is waited for.
+        trust_remote_code: run code that comes with the base.
 
     Raises:
         ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
-        RunFolderError: the role was trained on another base.
+        RunFolderError: the role was trained on another base, or a file of it is damaged.
         StorageError: the disk is full or cannot be written; nothing stands at the target then.
     """
     name = find_role(folder, role)
+    _refuse_links(folder, name, Path(config.model))
+    check_files(folder, [folder / "roles" / name])
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     with terminal.waiting(f"loading {config.model}"):
-        backbone = Backbone.load(_as_in_the_run(config, folder))
+        backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         backbone.load_role(name, folder / "roles" / name)
-        prompts = templates_folder(config.model, config.templates)
-        templates = Templates.load(prompts, backbone.loaded.tokenizer)
+        templates = templates_of_run(folder, backbone.loaded.tokenizer)
     with terminal.waiting(f"writing {name}"), writing(target) as part:
-        shutil.copytree(prompts, part / "templates")
+        copy_templates(folder, part / "templates")
         tokenizer, dialogue = _write_tokenizer(backbone, name, templates, part)
         agreement: Agreement | None = None
         if merge:
@@ -120,6 +134,22 @@ def export_role(
         exported = Exported(target, name, layout, agreement, dialogue, own)
         _describe(exported, config, backbone, templates, tokenizer, folder / "roles" / name, part)
     return exported
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+"""Weights of a base are often links to another disk; they are written from the loaded model and never copied."""
+
+
+def _refuse_links(run: Path, role: str, model: Path) -> None:
+    """Refuse links that would bring a file from elsewhere on this disk into a folder that is made to be published.
+
+    Raises:
+        ExportError: a file of the run or of the model folder is one.
+    """
+    folder = run / "roles" / role
+    refuse_links(run, [run / "run.json", run / "report.json", run / "roles", folder, *entries(folder)], ExportError)
+    if model.is_dir():
+        refuse_links(model, [path for path in entries(model) if path.suffix not in _WEIGHTS], ExportError)
 
 
 def _refuse_guided(role_folder: Path) -> None:
@@ -138,7 +168,7 @@ def free_folder(target: Path) -> Path:
     Raises:
         ExportError: it holds something, or is a file.
     """
-    target = target.resolve()
+    target = Path(os.path.abspath(target))  # Path.resolve raises at a loop of links
     if target.is_dir() and any(target.iterdir()):
         raise ExportError(
             f"{target} exists and is not empty, and nothing is overwritten; give --to a folder that is new or empty"
@@ -150,19 +180,20 @@ def free_folder(target: Path) -> Path:
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration with the precision that the run had, whole on the CPU whatever devices it had."""
-    begun = as_begun(config, read_json(folder / "run.json"))
+    begun = as_begun(config, read_run(folder))
     context = config.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
 
 def _write_tokenizer(backbone: Backbone, role: str, templates: Templates, part: Path) -> tuple[Any, bool]:
     """The tokenizer; for a classifier, with a padding token that ends nothing and the evaluator's chat template."""
-    tokenizer: Any = backbone.loaded.tokenizer
+    scores = role in backbone.heads and classifier_class(backbone.model.config) is not None
+    tokenizer: Any = padding_tokenizer(backbone.loaded) if scores else copy.copy(backbone.loaded.tokenizer)
+    tokenizer.chat_template = templates.tokenizer.chat_template  # the run's, which may not be the base's of today
     if backbone.loaded.stretch:  # tools cut texts there
         tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
     dialogue = None
-    if role in backbone.heads and classifier_class(backbone.model.config) is not None:
-        tokenizer = padding_tokenizer(backbone.loaded)
+    if scores:
         dialogue = dialogue_tokenizer(templates, tokenizer, backbone.loaded.eos_ids[:1], _MESSAGES)
         tokenizer = dialogue or tokenizer
     tokenizer.save_pretrained(part)

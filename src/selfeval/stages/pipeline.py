@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from selfeval.backbone.fingerprint import model_identity
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.config import RunConfig
-from selfeval.errors import RunFolderError
+from selfeval.errors import LostWorkError, RunFolderError
+from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.records import Split
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
-from selfeval.stages.context import Context
+from selfeval.stages.changes import Loss, agree, changed_contents, differences
+from selfeval.stages.context import Context, pairs_of
 from selfeval.stages.evaluators import member_roles
-from selfeval.stages.gold import check_domain
+from selfeval.stages.given import given_key
+from selfeval.stages.gold import check_domain, gold_key
+from selfeval.stages.prompts import has_lost_chat_template, keep_templates
 from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
 from selfeval.training.learners.action_values import TWINS
@@ -24,6 +30,7 @@ from selfeval.training.learners.action_values import TWINS
 __all__ = [
     "STAGES",
     "Stage",
+    "agree_to_changes",
     "begin_round",
     "bring_report_up_to_date",
     "has_current_evidence",
@@ -41,6 +48,7 @@ class Stage:
     Attributes:
         run: does the work; returns counts for the manifest.
         sections: configuration that its output depends on, besides that of the stages before it.
+        prompts: kinds of prompts that it reads, besides those of the stages before it.
         outputs: files and folders, besides its shards, that it has to have written when it is finished.
         roles: names the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
@@ -51,6 +59,7 @@ class Stage:
     name: str
     run: Callable[[Context], dict[str, Any]]
     sections: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     roles: Callable[[RunConfig], tuple[str, ...]] | None = None
     owned: tuple[str, ...] = ()
@@ -61,8 +70,17 @@ class Stage:
         roles = self.roles(config) if self.roles else ()
         return [*(root / path for path in self.outputs), *(root / "roles" / role for role in roles)]
 
+    def prompts_read(self, config: RunConfig) -> tuple[str, ...]:
+        """The kinds of prompts that its output depends on; policy training asks the referee only where it has to look."""
+        looks = self.name == "policy" and config.policy.judge_every > 0
+        return (*self.prompts, "referee") if looks else self.prompts
+
     def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
         return [*self.output_paths(root, config), *(root / path for path in self.owned)]
+
+    def kept_paths(self, root: Path) -> list[Path]:
+        """What it writes and nothing is made from, but that has to be whole: metrics, and the records that it dropped."""
+        return [root / path for path in self.owned if path.startswith(("dropped/", "metrics/"))]
 
 
 STAGES: tuple[Stage, ...] = (
@@ -70,15 +88,17 @@ STAGES: tuple[Stage, ...] = (
         "questions",
         questions.run,
         ("precision", "context", "seed", "rollout_rows", "questions"),
+        prompts=("ask",),
         owned=("dropped/questions",),
     ),
-    Stage("replies", replies.run, ("replies",), outputs=("workings",)),
-    Stage("verdicts", verdicts.run, ("verdicts",), owned=("dropped/verdicts",)),
-    Stage("pairs", pairs.run, ()),
+    Stage("replies", replies.run, ("replies",), prompts=("reply",), outputs=("workings",)),
+    Stage("verdicts", verdicts.run, ("verdicts",), prompts=("judge",), owned=("dropped/verdicts",)),
+    Stage("pairs", pairs.run, (), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
         "evaluator",
         evaluator.run,
         ("lora", "batch_tokens", "evaluator"),
+        prompts=("grade",),
         roles=member_roles,
         owned=("checkpoints/evaluator", "metrics/evaluator.jsonl"),
         trains=True,
@@ -94,7 +114,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluation",
         evaluation.run,
-        ("domain", "evaluation"),
+        ("domain", "gold", "evaluation"),
+        prompts=("referee",),
         outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
         owned=("metrics/evaluation.jsonl",),
     ),
@@ -102,42 +123,100 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-def _model_identity(name: str) -> Any:
-    """What tells two models apart without loading them: files and sizes of a folder, or the hub id."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model"))
-    return [[p.name, p.stat().st_size, _ends_hash(p)] for p in files]
+def _tokenizer_day(name: str, day: date) -> str | None:
+    """The date, where a chat template of the model may print it."""
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in tokenizer_files(name) if _is_text(path))
+    return day.isoformat() if any("strftime_now" in text for text in texts) else None
 
 
-def _ends_hash(path: Path) -> str:
-    """Hash of the first and the last MiB."""
-    with path.open("rb") as file:
-        head = file.read(1 << 20)
-        file.seek(max(0, path.stat().st_size - (1 << 20)))
-        return hashlib.sha256(head + file.read()).hexdigest()[:16]
+def _is_text(path: Path) -> bool:
+    return path.suffix == ".jinja" or path.name == "tokenizer_config.json" or path.name.startswith("chat_template")
 
 
-def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1) -> dict[str, str]:
+def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date | None = None) -> dict[str, str]:
     """Fingerprint of everything that each stage's output depends on, stage by stage.
 
     Args:
         config: of the run.
         seeds: its seeds.
         number: of the round; a later one depends on the policy of the one before.
+        day: that templates print; today by default.
     """
-    values = config.model_dump(mode="json")
+    values, day = _with_contents(config), day or date.today()
+    sources = prompt_sources(templates_folder(config.model, config.templates), day)
     if number > 1:
-        before: Any = ["round", number, stage_keys(config, seeds, number - 1)["policy"]]
+        before: Any = ["round", number, stage_keys(config, seeds, number - 1, day)["policy"]]
     else:
-        texts = template_texts(templates_folder(config.model, config.templates))
-        before = [_model_identity(config.model), texts, [s.question for s in seeds]]
+        tokenizer = [_tokenizer_day(config.model, day), sources["chat"]]
+        before = [model_identity(config.model), tokenizer, [s.question for s in seeds], *given_key(config)]
     keys = {}
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
-        before = keys[stage.name] = fingerprint([before, stage.name, sections])
+        prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
+        before = keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
     return keys
+
+
+def _with_contents(config: RunConfig) -> dict[str, Any]:
+    """The configuration with files of the user's by their content, wherever they are."""
+    values = config.model_dump(mode="json")
+    for section in ("questions", "replies"):
+        del values[section]["file"]  # part of the first key
+    return {**values, "gold": gold_key(config.gold)}
+
+
+def agree_to_changes(contexts: Sequence[Context]) -> None:
+    """Asks whether the work of another configuration may be set aside, that of all rounds at once.
+
+    Args:
+        contexts: the rounds that were begun, from the first.
+
+    Raises:
+        RunFolderError: it may not; nothing has been moved.
+    """
+    losses = [
+        _loss(context, stage)
+        for context in contexts
+        for stage in STAGES
+        if _has_work_of_another_key(context, stage) and not stage.gathers
+    ]
+    agree(contexts[0], losses, [_changes(contexts[0])])
+    for context in contexts:
+        context.restart = contexts[0].restart
+
+
+def _has_work_of_another_key(context: Context, stage: Stage) -> bool:
+    store = context.store
+    changed = store.key(stage.name) != _keys(context)[stage.name]
+    return changed and store.has_work(stage.name, stage.owned_paths(store.root, context.config))
+
+
+def _loss(context: Context, stage: Stage) -> Loss:
+    name = f"round {context.round}, {stage.name}" if context.earlier else stage.name
+    return Loss(name, context.store.run.get("stages", {}).get(stage.name, {}))
+
+
+def _changes(context: Context) -> str:
+    """How the configuration of the results differs from this one."""
+    store, sections = context.store, {section for stage in STAGES for section in stage.sections}
+    old, new = store.run.get("config") or {}, context.config.model_dump(mode="json")
+    found = differences({k: v for k, v in old.items() if k in sections}, {k: v for k, v in new.items() if k in sections})
+    found += changed_contents(store.run.get("made_of") or {}, _made_of(context))
+    lost = [stage.name for stage in STAGES if store.key(stage.name) is None and store.has_work(stage.name)]
+    found += [f"{name}/key.json is missing" for name in lost]
+    return f"{store.root} has results of another configuration: {', '.join(found) or 'it cannot be told which'}"
+
+
+def _made_of(context: Context) -> dict[str, str]:
+    """Fingerprints of what the keys cover besides the configuration, to say which of them changed."""
+    config = context.config
+    return {
+        "the model's files": fingerprint(model_identity(config.model)),
+        "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
+        "the file of questions, replies or pairs": fingerprint(given_key(config)),
+        "the gold file": gold_key(config.gold),
+        "the seeds": fingerprint([seed.question for seed in context.seeds]),
+    }
 
 
 def set_changed_aside(context: Context) -> bool:
@@ -151,13 +230,27 @@ def set_changed_aside(context: Context) -> bool:
 
 
 def _check_finished(context: Context) -> None:
+    """Refuses damaged files of finished stages; with `restart`, a training with one is set aside instead."""
+    store = context.store
     for stage in STAGES:
-        if context.store.is_finished(stage.name):
-            context.store.check_files(stage.name)
+        damaged = store.damaged_files(stage.name) if store.has_manifest(stage.name) else []
+        if damaged and stage.trains and context.restart:
+            _say(context, stage, f"{damaged[0]} is damaged; the stage is trained again, and the rest was moved to replaced/")
+            store.set_aside(stage.name, stage.owned_paths(store.root, context.config))
+        elif damaged:
+            remedy = (
+                "train the stage again: give the same command with --restart"
+                if stage.trains
+                else ("remove it and give the same command again: it is made again")
+            )
+            raise RunFolderError(
+                f"{store.root / damaged[0]} is damaged: its content is not what was written there. Put back a good copy, or "
+                f"{remedy}"
+            )
 
 
 def _keys(context: Context) -> dict[str, str]:
-    return stage_keys(context.config, context.seeds, context.round)
+    return stage_keys(context.config, context.seeds, context.round, context.day)
 
 
 def _say(context: Context, stage: Stage, text: str) -> None:
@@ -177,12 +270,18 @@ def begin_round(context: Context, until: str | None = None) -> None:
         raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
     check_domain(context.config.domain)
     check_installed(context.config.trackers)
+    agree_to_changes([context])
+    if not context.store.run:
+        _begin_run(context)  # a folder without run.json is no run
+    set_changed_aside(context)  # before run.json has the new configuration, for the archive to have the old one
     _begin_run(context)
-    set_changed_aside(context)
+    _keep_templates(context)
 
 
 def _begin_run(context: Context) -> None:
-    config = context.config
+    config, store = context.config, context.store
+    finished = {stage.name: store.manifest(stage.name)["counts"] for stage in STAGES if store.is_finished(stage.name)}
+    rows = {name: {"state": "finished", "seconds": 0.0, "counts": counts} for name, counts in finished.items()}
     context.store.update_run(
         schema=1,
         status="running",
@@ -190,9 +289,19 @@ def _begin_run(context: Context) -> None:
         round=context.round,
         seed=config.seed,
         config=config.model_dump(mode="json"),
+        made_of=_made_of(context),
         versions=report.versions(),
+        stages={**rows, **store.run.get("stages", {})},  # the rows are lost with a run.json that was removed
     )
     context.store.write_records("seeds.jsonl", context.seeds)
+
+
+def _keep_templates(context: Context) -> None:
+    """After the results of other templates were set aside: from here on those in the run folder are read."""
+    if not context.earlier:
+        keep_templates(context.config, context.store, context.day)
+        if has_lost_chat_template(context.store):
+            _ = context.templates  # loads the tokenizer and writes it again
 
 
 def run_stages(context: Context, until: str | None = None) -> bool:
@@ -253,24 +362,37 @@ def bring_report_up_to_date(context: Context) -> bool:
 def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
     """Runs a stage unless it is finished and made from what is there now; True when it ran."""
     store, inputs = context.store, _inputs(context, stage)
-    owned, was_finished = stage.owned_paths(store.root, context.config), (store.folder(stage.name) / "manifest.json").is_file()
+    was_finished = store.has_manifest(stage.name)
     if store.made_from(stage.name) not in (None, inputs):
         if stage.gathers:
             store.reopen(stage.name)
         else:
-            _say(context, stage, "what it was made from has changed; the old result was moved to replaced/")
-            store.set_aside(stage.name, owned)
+            _set_aside(context, stage, "the results that it was made from have changed")
     elif store.is_finished(stage.name):
         return False
     elif was_finished and stage.trains:
-        _say(context, stage, "a file of it is missing, so it is trained anew; the rest was moved to replaced/")
-        store.set_aside(stage.name, owned)
+        _set_aside(context, stage, f"{store.missing_files(stage.name)[0]} is missing")
     elif was_finished:
         _say(context, stage, "a file of it is missing; it is made again")
         store.reopen(stage.name)
     store.note_inputs(stage.name, inputs)
-    _run_stage(context, stage, key, inputs)
+    try:
+        _run_stage(context, stage, key, inputs)
+    except LostWorkError as error:
+        if not context.restart:
+            raise
+        context.release()  # roles are half trained
+        _set_aside(context, stage, str(error).partition(". ")[0])
+        store.note_inputs(stage.name, inputs)
+        _run_stage(context, stage, key, inputs)
     return True
+
+
+def _set_aside(context: Context, stage: Stage, reason: str) -> None:
+    """Moves the work of a stage to `replaced/`, if the user agrees."""
+    agree(context, [_loss(context, stage)], [f"{context.store.root}, {stage.name}: {reason}"])
+    _say(context, stage, f"{reason}, so it is made again; the old result was moved to replaced/")
+    context.store.set_aside(stage.name, stage.owned_paths(context.store.root, context.config))
 
 
 def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
@@ -291,7 +413,7 @@ def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
         peak_bytes=peak_resident_bytes(),
         memory_events=_memory_events(context, stage),
     )
-    store.finish(stage.name, key, counts, stage.output_paths(store.root, context.config), inputs)
+    store.finish(stage.name, key, counts, stage.output_paths(store.root, context.config), inputs, stage.kept_paths(store.root))
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
     _say(context, stage, f"{seconds:.1f} s" + (f"  ({shown})" if shown else ""))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
@@ -13,7 +14,7 @@ from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, scorer_of
-from selfeval.store import read_json, write_json, writing
+from selfeval.store import read_object, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
@@ -74,7 +75,7 @@ def save_policy(context: Context, guide: Guide | None) -> None:
 def ensure_policy(context: Context) -> Guide | None:
     """Loads the trained policy, and what guides it, into the backbone unless they are there already; returns the guide."""
     noted = context.role_folder(POLICY) / GUIDE
-    guide = Guide.from_json(read_json(noted)) if noted.is_file() else None
+    guide = Guide.from_json(read_object(noted)) if noted.is_file() else None
     for role in (POLICY, *(guide.roles if guide else ())):
         if role not in context.backbone.roles:
             context.backbone.load_role(role, context.role_folder(role))
@@ -158,13 +159,21 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
+def _sampled_until(context: Context) -> Callable[[int], list[Path]]:
+    """The files of sampled replies that the training has written up to an iteration."""
+    return lambda iteration: [context.store.shard_path("policy", number) for number in range(1, iteration + 1)]
+
+
 def run(context: Context) -> dict[str, Any]:
     """Trains and saves the role `policy` (or what guides it); returns counts and what the watchdogs saw."""
     config, store, backbone = context.config, context.store, context.backbone
     add_roles(context)
 
     def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(context.checkpoint_folder("policy"), backbone, roles, optimizers)
+        metrics = [store.metrics_path(name) for name in ("policy", "watchdogs")]
+        return Checkpoints(
+            context.checkpoint_folder("policy"), backbone, roles, optimizers, metrics=metrics, written=_sampled_until(context)
+        )
 
     def keep(iteration: int, samples: Samples, scores: Scores) -> None:
         texts = [context.templates.text(r.ids) for r in samples.rollouts]

@@ -8,11 +8,13 @@ writes and replies), `stages/questions.py`, `stages/evaluator.py` and `stages/ev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from selfeval.errors import RunFolderError
 from selfeval.stages.context import Context
 from selfeval.stages.pipeline import (
+    agree_to_changes,
     begin_round,
     bring_report_up_to_date,
     has_current_evidence,
@@ -85,11 +87,12 @@ def _next(contexts: Sequence[Context]) -> Context:
     """The round after these."""
     first = contexts[0]
     store = RunStore(_next_folder(contexts))
-    return Context(first.config, store, first.terminal, earlier=tuple(c.store for c in contexts))
+    return replace(first, store=store, earlier=tuple(c.store for c in contexts), later=[])
 
 
 def _run_all(contexts: list[Context], last: int, stage: str | None) -> bool:
     first = contexts[0]
+    agree_to_changes(contexts)
     begin_round(first, stage)
     for context in contexts[1:]:
         if set_changed_aside(context):

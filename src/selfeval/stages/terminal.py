@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from selfeval.texts import visible
 
 __all__ = ["Bar", "Terminal"]
 
@@ -59,7 +62,7 @@ class Bar:
             self._progress.update(self._task, completed=self.done, total=max(self.total, self.done))
         elif not self._terminal.quiet and time.monotonic() - self._told > _PLAIN_SECONDS:
             self._told = time.monotonic()
-            self._terminal.console.print(self._plain_line(), highlight=False)
+            self._terminal.note(self._plain_line())
 
     def say(self, figures: str) -> None:
         self._figures = figures
@@ -112,7 +115,18 @@ class Terminal:
             self.note(what)
             yield
 
+    def ask(self, question: str) -> bool:
+        """Whether the user says yes; False where nobody can be asked."""
+        if not (self.console.is_terminal and sys.stdin.isatty()):
+            return False
+        self.console.print(f"{question} [y/N] ", end="", highlight=False, markup=False)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def note(self, text: str) -> None:
         """One line for the user."""
         if not self.quiet:
-            self.console.print(text, highlight=False, markup=False)
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        """One line, which a file gets unwrapped, so that it can be searched."""
+        self.console.print(visible(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)

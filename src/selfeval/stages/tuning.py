@@ -25,8 +25,10 @@ from selfeval.errors import ConfigError, RunFolderError, TextError
 from selfeval.judging.templates import templates_folder
 from selfeval.stages.context import Context
 from selfeval.stages.export import TUNING, Exported, export_role, free_folder
+from selfeval.stages.prompts import load_templates
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, fingerprint, read_json, write_json, writing
+from selfeval.store import RunStore, fingerprint, read_object, read_run, write_json, writing
+from selfeval.texts import Line, json_lines, read_text, shortened
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.sft import pack, tune_on_text
 
@@ -35,11 +37,13 @@ __all__ = ["Tuned", "check_settings", "read_texts", "tune"]
 _STAGE, _ROLE = "tuning", "tuned"
 _READ = (
     *("name", "model", "templates", "seed", "device", "precision", "batch_tokens", "checkpointing", "memory_budget"),
-    *("trust_remote_code", "context", "placement", "lora", "tuning"),
+    *("context", "placement", "lora", "tuning"),
 )
 """What a tuning depends on, or where and how it works; the rest of a configuration is about the stages of a run."""
 _DECIDING = ("context", "lora", "tuning", "seed", "batch_tokens")
 _EXAMPLE = '{"text": "..."}'
+_LARGEST = 1 << 30
+"""Bytes of a file of text; all of it is held in memory, as characters and as tokens."""
 
 Rows = list[tuple[int, ...]]
 
@@ -78,7 +82,15 @@ def _default(name: str) -> Any:
     return RunConfig.model_fields[name].default
 
 
-def tune(config: RunConfig, texts: Sequence[Path], target: Path, length: int | None, terminal: Terminal) -> Tuned:
+def tune(
+    config: RunConfig,
+    texts: Sequence[Path],
+    target: Path,
+    length: int | None,
+    terminal: Terminal,
+    *,
+    trust_remote_code: bool = False,
+) -> Tuned:
     """Tunes an adapter on text and writes base and adapter as one model folder; called again, it goes on where it stopped.
 
     Args:
@@ -87,6 +99,7 @@ def tune(config: RunConfig, texts: Sequence[Path], target: Path, length: int | N
         target: the new folder; it may exist if it is empty.
         length: tokens of a row; the whole context of the model (stretched, if it is) unless given.
         terminal: shows progress.
+        trust_remote_code: run code that comes with the model.
 
     Raises:
         TextError: the text cannot be read or is too short, or the length does not fit the model.
@@ -102,14 +115,25 @@ def tune(config: RunConfig, texts: Sequence[Path], target: Path, length: int | N
     templates_folder(config.model, config.templates)  # refused now, and not when all is trained
     with _workplace(target) as store:
         store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
-        context = Context(config, store, terminal)
+        context = Context(config, store, terminal, trust_remote_code=trust_remote_code)
         rows = _rows(context, documents, length)
         _set_others_aside(context, rows)
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
-        facts = read_json(context.role_folder(_ROLE) / TUNING)
+        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # for the export
+        role = context.role_folder(_ROLE)
+        facts = read_object(role / TUNING, remedy=f"remove {role} and give the same command again")
         context.release()
-        exported = export_role(config, store.root, _ROLE, target, merge=True, precision="base", terminal=terminal)
+        exported = export_role(
+            config,
+            store.root,
+            _ROLE,
+            target,
+            merge=True,
+            precision="base",
+            terminal=terminal,
+            trust_remote_code=trust_remote_code,
+        )
     shutil.rmtree(store.root)
     return Tuned(exported, facts)
 
@@ -120,7 +144,8 @@ def _workplace(target: Path) -> Iterator[RunStore]:
     folder = target.with_name(f"{target.name}.tuning")
     begun = (".lock", ".run.json.part")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    is_ours = "run.json" in held and read_json(folder / "run.json").get("kind") == _STAGE
+    key = folder / _STAGE / "key.json"  # where run.json was removed
+    is_ours = read_run(folder).get("kind") == _STAGE if "run.json" in held else ".lock" in held and key.is_file()
     if not is_ours and any(name not in begun for name in held):
         raise RunFolderError(f"{folder} is where this tuning would work, and it holds something else; give another --to")
     store = RunStore(folder)
@@ -148,34 +173,22 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_text(path: Path) -> list[str]:
-    if not path.is_file():
-        problem = "is not a file" if path.exists() else "does not exist"
-        raise TextError(f"text {path} {problem}; give files of plain text, or JSON lines ({_EXAMPLE}) named .jsonl")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"text {path} is not UTF-8 ({error}); save it as UTF-8") from error
+    text = read_text(path, "text", TextError, most=_LARGEST, remedy=f"give plain text, or JSON lines ({_EXAMPLE}) named .jsonl")
     documents = [text]
     if path.suffix in (".jsonl", ".json"):
-        lines = enumerate(text.split("\n"), start=1)
-        documents = [_json_text(path, number, line.strip()) for number, line in lines if line.strip()]
+        documents = [_document(path, line) for line in json_lines(text, str(path), TextError, _EXAMPLE)]
     found = [document for document in documents if document.strip()]
     if not found:
         raise TextError(f"text {path} has no text in it; give plain text, or JSON lines ({_EXAMPLE})")
     return found
 
 
-def _json_text(path: Path, number: int, line: str) -> str:
-    shown = line if len(line) <= 80 else line[:77] + "..."
-    try:
-        values: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TextError(f"{path}, line {number}: not JSON ({error.msg}); got {shown}; write {_EXAMPLE}, one a line") from error
-    text = values.get("text") if isinstance(values, dict) else None
+def _document(path: Path, line: Line) -> str:
+    number, values = line
+    text = values.get("text")
     if not isinstance(text, str):
+        shown = shortened(json.dumps(values, ensure_ascii=False))
         raise TextError(f'{path}, line {number}: no text under "text"; got {shown}; write {_EXAMPLE}, one a line')
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise TextError(f"{path}, line {number}: half a surrogate pair in the text; got {shown}; write whole characters")
     return text
 
 
@@ -260,7 +273,7 @@ def _train(context: Context, rows: Rows) -> None:
             _ROLE,
             rows,
             config.tuning,
-            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers),
+            lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers, metrics=[store.metrics_path(_STAGE)]),
             seed=config.seed,
             batch_tokens=config.batch_tokens,
             log=log,

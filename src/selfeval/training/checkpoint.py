@@ -1,13 +1,13 @@
 """Checkpoints that resume bit for bit: role weights, heads, optimizer states, and the numbers a loop carries along.
 
 Tensors go to safetensors and numbers to JSON; nothing is pickled. A checkpoint is a folder that appears whole or not at
-all; the one before it is removed only then.
+all, with the hash of each of its files. The one before it is kept: should the newest be damaged, training resumes from that.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from selfeval.backbone.roles import Backbone
-from selfeval.store import read_json, write_json, writing
+from selfeval.errors import LostWorkError, RunFolderError
+from selfeval.store import file_hash, read_json, read_object, write_json, writing
 
 __all__ = ["Checkpoints", "role_optimizer"]
 
 _TENSOR = "in state.safetensors"
 """Key of the note that stands for a tensor in state.json."""
+
+_MANIFEST = "manifest.json"
 
 
 def role_optimizer(parameters: Mapping[str, nn.Parameter], learning_rate: float) -> AdamW:
@@ -31,20 +34,37 @@ def role_optimizer(parameters: Mapping[str, nn.Parameter], learning_rate: float)
 
 
 class Checkpoints:
-    """The checkpoints of one stage: folders `step-N` of which the newest counts.
+    """The checkpoints of one training: folders `step-N`, the newest two.
 
     Args:
-        folder: where they lie.
+        folder: holds them.
         backbone: holds the roles.
         roles: which roles are saved.
         optimizers: by role.
+        metrics: files that the training appends to. A checkpoint has a copy of each, and restoring puts it back.
+        written: the files that the training has written up to a step, for a checkpoint to hold their hashes.
     """
 
-    def __init__(self, folder: Path, backbone: Backbone, roles: Sequence[str], optimizers: Mapping[str, AdamW]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backbone: Backbone,
+        roles: Sequence[str],
+        optimizers: Mapping[str, AdamW],
+        *,
+        metrics: Sequence[Path] = (),
+        written: Callable[[int], Sequence[Path]] = lambda step: (),
+    ) -> None:
         self.folder, self.backbone, self.roles, self.optimizers = folder, backbone, roles, optimizers
+        self._metrics, self._written = metrics, written
+        self._last: Path | None = None
+        """The checkpoint that was saved or restored last, so that the next one leaves it."""
 
     def beside(self, name: str) -> Checkpoints:
-        """Further checkpoints of the same roles, in a folder within this one's."""
+        """Further checkpoints of the same roles, in a folder within this one's, without the metrics.
+
+        They are for going back in the middle of a training, when some metrics and files are those of a later attempt.
+        """
         return Checkpoints(self.folder / name, self.backbone, self.roles, self.optimizers)
 
     def _saved(self) -> list[tuple[int, int, Path]]:
@@ -52,13 +72,14 @@ class Checkpoints:
         found = []
         for path in self.folder.glob("step-*"):
             step, _, times = path.name.removeprefix("step-").partition(".")
-            found.append((int(step), int(times or 0), path))
+            if step.isdecimal() and (times or "0").isdecimal():
+                found.append((int(step), int(times or 0), path))
         return sorted(found)
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Writes a checkpoint for `step`, then removes the others.
+        """Writes a checkpoint for `step`, then removes all others but the one before it.
 
-        One of the same step (the loop went back to it) stays until the new one is there, so that there always is one.
+        One of the same step (a training that rolled back) stays until the new one is there.
 
         Args:
             step: its number.
@@ -72,13 +93,30 @@ class Checkpoints:
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
         numbers = _without_tensors(state, "state", tensors)
-        name = f"step-{step:06d}.{max(before) + 1}" if before else f"step-{step:06d}"
-        with writing(self.folder / name) as temporary:
+        target = self.folder / (f"step-{step:06d}.{max(before) + 1}" if before else f"step-{step:06d}")
+        with writing(target) as temporary:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "state.safetensors")
             write_json(temporary / "state.json", {"step": step, **numbers})
+            self._copy_metrics(temporary / "metrics")
+            write_json(temporary / _MANIFEST, self._manifest(temporary, step))
         for _, _, path in others:
-            shutil.rmtree(path)
+            if path != self._last:
+                shutil.rmtree(path)
+        self._last = target
+
+    def _copy_metrics(self, folder: Path) -> None:
+        for path in self._metrics:
+            if path.is_file():
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(path, folder / path.name)
+
+    def _manifest(self, folder: Path, step: int) -> dict[str, Any]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {
+            "files": {str(path.relative_to(folder)): file_hash(path) for path in files},
+            "written": {path.name: file_hash(path) for path in self._written(step)},
+        }
 
     def _optimizer_tensors(self, role: str, optimizer: AdamW) -> list[tuple[str, Tensor]]:
         found = []
@@ -88,11 +126,37 @@ class Checkpoints:
         return found
 
     def restore(self) -> dict[str, Any] | None:
-        """Puts the newest checkpoint back into roles and optimizers and returns its state, or None if there is none."""
-        saved = self._saved()
-        if not saved:
-            return None
-        path = saved[-1][-1]
+        """Puts the newest checkpoint back into roles, optimizers and metrics; returns its state, or None if there is none.
+
+        Where the newest is damaged, the one before it is taken, with a message.
+
+        Raises:
+            LostWorkError: every checkpoint is damaged, or a file that the training wrote before is missing or has changed.
+        """
+        saved = [path for _, _, path in self._saved()]
+        faults: list[str] = []
+        for path in reversed(saved):
+            fault = _fault_of(path)
+            if fault is None:
+                self._say_passed_over(faults, path)
+                self._last = path
+                return self._take(path)
+            faults.append(fault)
+        if faults:
+            raise LostWorkError(
+                f"no checkpoint in {self.folder} can be used: {'; '.join(faults)}. Put back a good copy, or train the stage "
+                f"from its start: remove {self.folder}, or give the same command again with --restart"
+            )
+        return None
+
+    def _say_passed_over(self, faults: Sequence[str], taken: Path) -> None:
+        tell = self.backbone.budget.tell
+        if faults and tell is not None:
+            tell(f"{'; '.join(faults)}; resuming from the checkpoint before, {taken.name}")
+
+    def _take(self, path: Path) -> dict[str, Any]:
+        """The state of a checkpoint that is known to be whole; its weights and metrics are put in their places."""
+        self._check_written(read_object(path / _MANIFEST)["written"], read_json(path / "state.json")["step"])
         tensors = load_file(path / "state.safetensors")
         for optimizer in self.optimizers.values():
             optimizer.state.clear()  # going back before the first step leaves none
@@ -102,12 +166,48 @@ class Checkpoints:
                 for name, parameter in self.backbone.parameters(role).items():
                     parameter.copy_(tensors[f"role/{role}/{name}"])
         for role, optimizer in self.optimizers.items():
-            for name, parameter in self.backbone.parameters(role).items():
-                prefix = f"optimizer/{role}/{name}/"
-                state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                if state:
-                    optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+            self._restore_optimizer(role, optimizer, tensors)
+        self._restore_metrics(path / "metrics")
         return dict(_with_tensors(read_json(path / "state.json"), tensors))
+
+    def _check_written(self, hashes: Mapping[str, str], step: int) -> None:
+        for path in self._written(step):
+            if not path.is_file() or file_hash(path) != hashes.get(path.name):
+                problem = "is not what was written there" if path.is_file() else "is missing"
+                raise LostWorkError(
+                    f"{path}, which this training wrote before it stopped, {problem}. Put back a good copy, or train the stage "
+                    "from its start: give the same command again with --restart"
+                )
+
+    def _restore_optimizer(self, role: str, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.backbone.parameters(role).items():
+            prefix = f"optimizer/{role}/{name}/"
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+
+    def _restore_metrics(self, copies: Path) -> None:
+        for path in self._metrics:
+            copy = copies / path.name
+            if copy.is_file():
+                with writing(path) as temporary:
+                    shutil.copyfile(copy, temporary)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _fault_of(path: Path) -> str | None:
+    """The damage of a checkpoint in words; None when every file is there with the content that was written."""
+    try:
+        files = read_object(path / _MANIFEST, "files", "written")["files"]
+        for name, written in files.items():
+            if not (path / name).is_file():
+                return f"checkpoint {path.name} is damaged ({name} is missing)"
+            if file_hash(path / name) != written:
+                return f"checkpoint {path.name} is damaged ({name} is not what was written there)"
+    except (AttributeError, OSError, RunFolderError):
+        return f"checkpoint {path.name} is damaged (its {_MANIFEST} cannot be read)"
+    return None if {"state.json", "state.safetensors"} <= files.keys() else f"checkpoint {path.name} is damaged"
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

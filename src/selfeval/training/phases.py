@@ -16,11 +16,10 @@ from selfeval.algorithms.masked import masked_sum
 from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.adapters import BASE
-from selfeval.backbone.families.states import state_arguments
+from selfeval.backbone.families.cache import RoomyLayer, roomy_cache, select_rows, state_arguments
 from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone
 from selfeval.backbone.logprobs import tile_bytes, token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
-from selfeval.rollout.cache import RoomyLayer, roomy_cache, select_rows
 from selfeval.rollout.draws import pick
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.gradients import add_gradients

@@ -79,8 +79,8 @@ def train_policy(
             raise _stopped(alarms)
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
+            rolled_back(iteration, alarms)  # before the checkpoint, which has a copy of the metrics
             keeper.save(iteration, loop.state())
-            rolled_back(iteration, alarms)
             continue
         if any(a.action == "finish" for a in alarms):
             rolled_back(loop.go_back(best), alarms)

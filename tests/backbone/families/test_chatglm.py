@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 import chatglm
 import tiny_models
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.families.cache import CACHE_FIELD, cache_of
 from selfeval.backbone.families.chatglm import generation
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.logprobs import token_logprobs
@@ -142,12 +143,12 @@ def test_cached_steps_equal_the_full_pass(name: str, case: str) -> None:
         out = model(
             input_ids=ids[:, end - 1 : end],
             attention_mask=attention[:, :end],
-            past_key_values=out.past_key_values,
+            **{CACHE_FIELD: cache_of(out)},
             **_positions(model, attention[:, :end], 1),
         )
         close(out.logits[:, 0], golden[f"{decode}.step_logits"][:, step])
         close(out.logits[:, 0], full[:, end - 1])
-    layer = out.past_key_values.layers[0]
+    layer = cache_of(out).layers[0]
     real = attention[:, None, :, None].bool().expand_as(layer.keys)
     close(layer.keys, golden[f"{decode}.cache_k.0"], real)
     close(layer.values, golden[f"{decode}.cache_v.0"], real)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import chatglm
+from selfeval.backbone.families.cache import CACHE_FIELD, cache_of
 from selfeval.backbone.families.chatglm_v1 import (
     AnswerStart,
     ChatGLMConfig,
@@ -113,9 +114,9 @@ def test_without_an_answer_it_is_plain_causal() -> None:
     assert torch.equal(allowed[0, 0], torch.ones(6, 6).tril().bool())
     whole = load()(input_ids=ids).logits
     out = load()(input_ids=ids[:, :2], use_cache=True)
-    out = load()(input_ids=ids[:, 2:5], past_key_values=out.past_key_values)
+    out = load()(input_ids=ids[:, 2:5], **{CACHE_FIELD: cache_of(out)})
     assert torch.allclose(out.logits, whole[:, 2:5], atol=5e-5)
-    out = load()(input_ids=ids[:, 5:], past_key_values=out.past_key_values)
+    out = load()(input_ids=ids[:, 5:], **{CACHE_FIELD: cache_of(out)})
     assert torch.allclose(out.logits, whole[:, 5:], atol=5e-5)
 
 
@@ -137,11 +138,11 @@ def test_an_answer_may_come_in_pieces_and_a_context_may_not() -> None:
     ids = numbers["single.input_ids"]
     start = int((ids[0] == SOP).nonzero()[0])
     out = load()(input_ids=ids[:, : start + 1], use_cache=True)
-    out = load()(input_ids=ids[:, start + 1 :], past_key_values=out.past_key_values)
+    out = load()(input_ids=ids[:, start + 1 :], **{CACHE_FIELD: cache_of(out)})
     assert float((out.logits - numbers["single.logits"][:, start + 1 :]).abs().max()) < 5e-5
     out = load()(input_ids=ids[:, : start - 1], use_cache=True)
     with pytest.raises(ValueError, match="in one pass"):
-        load()(input_ids=ids[:, start - 1 :], past_key_values=out.past_key_values)
+        load()(input_ids=ids[:, start - 1 :], **{CACHE_FIELD: cache_of(out)})
 
 
 @torch.no_grad()
@@ -149,17 +150,19 @@ def test_the_cache_carries_its_memory_with_its_rows() -> None:
     numbers = golden()
     ids, attention = numbers["batch.input_ids"], numbers["batch.attention_mask_2d"]
     length = int(numbers["decode_batch.prefill_len"])
-    filled = load()(input_ids=ids[:, :length], attention_mask=attention[:, :length], use_cache=True).past_key_values
+    filled = cache_of(load()(input_ids=ids[:, :length], attention_mask=attention[:, :length], use_cache=True))
     starts = AnswerStart.of(filled)
     assert starts is not None
     assert starts.start_B2[0].tolist() != starts.start_B2[1].tolist()
     rows = torch.tensor([1, 0, 1])
     filled.batch_select_indices(rows)
-    out = load()(input_ids=ids[rows, length : length + 1], attention_mask=attention[rows, : length + 1], past_key_values=filled)
+    out = load()(
+        input_ids=ids[rows, length : length + 1], attention_mask=attention[rows, : length + 1], **{CACHE_FIELD: filled}
+    )
     expected = numbers["decode_batch.step_logits"][rows, 0]
     assert float((out.logits[:, 0] - expected).abs().max()) < 5e-5
     filled.reset()
-    again = load()(input_ids=ids[:1], attention_mask=attention[:1], past_key_values=filled).logits
+    again = load()(input_ids=ids[:1], attention_mask=attention[:1], **{CACHE_FIELD: filled}).logits
     real = attention[:1].bool()
     assert float((again - numbers["batch.logits"][:1])[real].abs().max()) < 5e-5
     assert sum(isinstance(layer, AnswerStart) for layer in filled.layers) == 1
@@ -189,7 +192,7 @@ def test_what_it_refuses() -> None:
     foreign = DynamicCache()
     foreign.update(torch.zeros(1, 4, 2, 16), torch.zeros(1, 4, 2, 16), 0)
     with pytest.raises(ValueError, match="not filled by ChatGLM"):
-        load()(input_ids=ids[:, :1], past_key_values=foreign)
+        load()(input_ids=ids[:, :1], **{CACHE_FIELD: foreign})
 
 
 def test_pickles_are_not_opened_by_the_model_itself(tmp_path: Path) -> None:

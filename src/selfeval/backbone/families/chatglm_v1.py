@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
+
+from selfeval.backbone.families.cache import CACHE_FIELD, RowFacts, cache_of, empty_cache
 
 __all__ = [
     "AnswerStart",
@@ -53,7 +53,7 @@ class ChatGLMConfig(PreTrainedConfig):
         "intermediate_size": "inner_hidden_size",
         "max_position_embeddings": "max_sequence_length",
     }
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [CACHE_FIELD]  # noqa: RUF012
 
     vocab_size: int = 130528
     hidden_size: int = 4096
@@ -72,26 +72,15 @@ class ChatGLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
 
-class AnswerStart(DynamicLayer):
-    """What a cache remembers of its rows: at which token the answer began, and the first position of all its tokens.
+class AnswerStart(RowFacts):
+    """Two numbers of each row in a cache: the token at which the answer began, and the first position of all its tokens.
 
-    It lies behind the cache's real layers as one more "token" of two numbers `[B, 1, 1, 2]`, so that whoever selects, repeats
-    or reorders the rows of the cache does so here too. Both numbers count real tokens, not columns: padding cannot move them.
+    Both count real tokens, not columns: padding cannot move them.
     """
-
-    def __init__(self, start_B2: Tensor) -> None:
-        super().__init__()
-        self.update(start_B2[:, None, None], start_B2[:, None, None])
 
     @property
     def start_B2(self) -> Tensor:
-        assert self.keys is not None
-        start_B2: Tensor = self.keys[:, 0, -1]
-        return start_B2
-
-    @classmethod
-    def of(cls, cache: Any) -> AnswerStart | None:
-        return next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, cls)), None)
+        return self.facts_BN
 
 
 def answer_start(ids_BT: Tensor, attention_BT: Tensor, config: ChatGLMConfig) -> Tensor:
@@ -227,11 +216,9 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = ChatGLMFeedForward(config)
 
-    def forward(
-        self, hidden_BTD: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor, past_key_values: Any = None
-    ) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, rotary: tuple[Tensor, Tensor], allowed: Tensor, cache: Any = None) -> Tensor:
         normed = self.input_layernorm(hidden_BTD)
-        hidden_BTD = self.alpha * normed + self.attention(normed, rotary, allowed, past_key_values)
+        hidden_BTD = self.alpha * normed + self.attention(normed, rotary, allowed, cache)
         normed = self.post_attention_layernorm(hidden_BTD)
         out: Tensor = self.alpha * normed + self.mlp(normed)
         return out
@@ -245,7 +232,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["ChatGLMBlock"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
 
 
@@ -270,9 +257,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states after the final norm; positions and mask are worked out here, from the ids.
@@ -280,28 +268,30 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         Args:
             input_ids: `[B, T]`, the new tokens; a context must come in one pass.
             attention_mask: `[B, S]`, 1 at real tokens, cached ones included; all ones when None.
-            past_key_values: a cache of transformers.
+            cache: a cache of transformers.
             use_cache: make a cache when there is none.
             output_hidden_states: also return the input of every layer, and the last state after the final norm.
+            past_key_values: the name that transformers before 5.24 gives to `cache`.
 
         Raises:
             ValueError: the mask is not 2-D, or a context came in pieces.
         """
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        positions_B2T, allowed = self._layout(input_ids, attention_mask, past_key_values)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = empty_cache(self.config)
+        positions_B2T, allowed = self._layout(input_ids, attention_mask, cache)
         hidden_BTD = self.word_embeddings(input_ids)
         size = self.config.hidden_size // self.config.num_attention_heads // 2
         rotary = _rotary(positions_B2T, size, hidden_BTD.dtype)
         states = []
         for layer in self.layers:
             states.append(hidden_BTD)
-            hidden_BTD = layer(hidden_BTD, rotary, allowed, past_key_values=past_key_values)
+            hidden_BTD = layer(hidden_BTD, rotary, allowed, cache=cache)
         hidden_BTD = self.final_layernorm(hidden_BTD)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_BTD,
-            past_key_values=past_key_values,
             hidden_states=(*states, hidden_BTD) if output_hidden_states else None,
+            **{CACHE_FIELD: cache},
         )
 
     def _layout(self, ids_BT: Tensor, attention_BS: Tensor | None, cache: Any) -> tuple[Tensor, Tensor]:
@@ -319,8 +309,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if past == 0:
             start_B2 = answer_start(ids_BT, attention_BS, self.config)
             if cache is not None:
-                cache.layers = [layer for layer in cache.layers if layer is not known]
-                cache.layers.append(AnswerStart(start_B2))
+                AnswerStart(start_B2).put_in(cache)
             return start_B2
         if known is None:
             raise ValueError(
@@ -364,11 +353,12 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits `[B, T, V]`, of the last `logits_to_keep` tokens (or at these positions) when that is not 0.
@@ -378,14 +368,15 @@ class ChatGLMForCausalLM(ChatGLMPreTrainedModel, GenerationMixin):
         outputs = self.transformer(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep  # slice(0, None) is all
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, **{CACHE_FIELD: cache_of(outputs)}
         )

@@ -6,16 +6,15 @@ import logging
 import os
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from selfeval import __version__
-from selfeval.errors import InputError, RunFolderError, SelfEvalError, is_out_of_memory
+from selfeval.cli.failures import clear_errors, refuse_broken_arguments
+from selfeval.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
@@ -28,16 +27,22 @@ _HELP = """From a handful of seed questions and any open language model to a tru
 No human labels, one copy of the weights. Without arguments, `selfeval run` runs the whole loop on the small model that
 comes with the package. Exit codes: 0 done, 2 something you gave cannot be used, 130 interrupted, 1 our fault."""
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 
-_EMBEDDED = Path(__file__).parent / "lab" / "recipe.toml"
+_EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
 _STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
 
 Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only errors and the closing table.")]
+RemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run code that comes with the model. No recipe and no run folder can switch this on."
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, for example runs/embedded.")]
 
 
@@ -52,8 +57,8 @@ def _config(
     from selfeval.config import load_config
 
     picked = recipe or (None if model else _EMBEDDED)
-    found = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    given_seeds = None if seeds is None else str(seeds.resolve())
+    found = os.path.abspath(model) if model and Path(model).is_dir() else model
+    given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "memory_budget": memory_budget}
     return load_config(picked, overrides, assignments)
 
@@ -80,13 +85,21 @@ def run(
             metavar="SIZE", help="Memory that this process may take, e.g. 2GiB. Only an automatic precision depends on it."
         ),
     ] = None,
+    trust_remote_code: RemoteCode = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Run stages again whose settings changed or whose files are lost; without asking.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command goes on where an interrupted run stopped; a finished run says so. With rounds above 1 the better policy
-    writes and answers the questions of the next round, in DIR/rounds/02 and on; a finished run goes on with more. Examples:
+    The same command resumes an interrupted run; a finished run says so. `selfeval run --output DIR` resumes the run in DIR with
+    its own settings, and with others where --set gives them. Finished work of other settings is only set aside when you agree,
+    or with --restart; `selfeval restore DIR` brings it back.
+
+    With rounds above 1 the better policy writes and answers the questions of the next round, in DIR/rounds/02 and on; a
+    finished run goes on with more. Examples:
 
     selfeval run
 
@@ -96,34 +109,48 @@ def run(
 
     selfeval run --set rounds=3
     """
-    with _clear_errors(debug):
-        named = output.name if output and not recipe else None
-        config = _config(recipe, model, seeds, assign or [], named, memory_budget)
-        _run(config, output or Path("runs") / config.name, until, quiet)
+    with clear_errors(debug) as command:
+        if output and (output / "run.json").exists() and not (recipe or model or seeds):
+            config = _config_of_the_run(output, assign or [], memory_budget)
+        else:
+            named = Path(os.path.abspath(output)).name if output and not recipe else None
+            config = _config(recipe, model, seeds, assign or [], named, memory_budget)
+        command.folder = output or Path("runs") / config.name
+        _run(config, command.folder, until, quiet, trust_remote_code, restart)
 
 
-def _run(config: RunConfig, output: Path, until: str | None, quiet: bool) -> None:
-    from selfeval.stages.seeds import read_seeds
+def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str | None) -> RunConfig:
+    """The configuration in a run's folder, with the values that are given now."""
+    from selfeval.config import load_config
+
+    values = _read_config(folder).model_dump(mode="json")
+    if memory_budget is not None:
+        values["memory_budget"] = memory_budget
+    if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
+        values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run has a copy
+    return load_config(None, values, assignments)
+
+
+def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool, restart: bool) -> None:
+    from selfeval.stages.preflight import check_input, run_folder
 
     stop = None if until is None else _stop_at(until, config.rounds)
-    read_seeds(config.seeds)
-    from selfeval.store import RunStore
+    _quiet_libraries()
+    check_input(config, trust_remote_code=trust_remote_code)
+    from selfeval.stages.context import Context
+    from selfeval.stages.rounds import run_rounds
+    from selfeval.stages.terminal import Terminal
 
-    store = RunStore(output)
-    try:
-        _quiet_libraries()
-        from selfeval.stages.context import Context
-        from selfeval.stages.rounds import run_rounds
-        from selfeval.stages.terminal import Terminal
-
-        worked = run_rounds(Context(config, store, Terminal(quiet)), stop)
+    with run_folder(output) as store:
+        context = Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
+        worked = run_rounds(context, stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
         if store.is_finished("report"):
-            _closing_table(output, worked or not whole)
-    finally:
-        store.close()
+            from selfeval.cli.closing import print_closing
+
+            print_closing(output, worked or not whole)
 
 
 def _stop_at(until: str, rounds: int) -> tuple[int, str]:
@@ -152,38 +179,13 @@ def _quiet_libraries() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-def _closing_table(folder: Path, worked: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from selfeval.report.page import draw_page
-    from selfeval.report.summary import rounds_sentences, summary_rows, verdict_sentences
-    from selfeval.store import read_json
-
-    report = read_json(folder / "report.json")
-    console = Console()
-    if not worked:
-        console.print(f"This run is finished; nothing was left to do in {folder}.", highlight=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in summary_rows(report):
-        table.add_row(name, value)
-    console.print(table)
-    for sentence in (*verdict_sentences(report), *rounds_sentences(report)):
-        console.print(sentence, highlight=False, markup=False)
-    page = folder / "index.html"
-    if not page.exists():
-        draw_page(folder)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
-
-
 def _read_config(folder: Path) -> RunConfig:
     from selfeval.config import RunConfig
-    from selfeval.store import read_json
+    from selfeval.store import read_run
 
-    if not (folder / "run.json").is_file():
-        raise RunFolderError(f"{folder} is not a run (no run.json); give the folder that `selfeval run` wrote")
+    run = read_run(folder)
     try:
-        return RunConfig.model_validate(read_json(folder / "run.json")["config"])
+        return RunConfig.model_validate(run["config"])
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RunFolderError(f"{folder / 'run.json'} does not hold the configuration of this version ({reason})") from error
@@ -226,7 +228,7 @@ def plan(
 
     selfeval plan --config path/to/config.json --memory-budget 6GiB --set context.rope_scaling=yarn --set context.rope_factor=4
     """
-    with _clear_errors(debug):
+    with clear_errors(debug):
         _plan(recipe, model, config_file, memory_budget, devices or [], assign or [], as_json)
 
 
@@ -287,13 +289,50 @@ def _named_devices(devices: list[str]) -> dict[str, int]:
 
 
 @app.command()
-def report(folder: RunFolder, debug: Debug = False) -> None:
+def report(
+    folder: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
+    debug: Debug = False,
+) -> None:
     """Draw index.html again from report.json and metrics/."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         _read_config(folder)
         from selfeval.report.page import draw_page
+        from selfeval.store import check_files, read_json
+        from selfeval.texts import safe_json
 
-        typer.echo(f"Report: {draw_page(folder)}")
+        check_files(folder, [folder / "report.json", folder / "metrics"])
+        page = draw_page(folder)
+        typer.echo(safe_json(read_json(folder / "report.json"), indent=2) if as_json else f"Report: {page}")
+
+
+@app.command()
+def restore(
+    folder: RunFolder,
+    number: Annotated[
+        int | None, typer.Argument(metavar="[N]", help="Of the folder replaced/N; lists them unless given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Bring back results that another configuration replaced, with their configuration; those there now are set aside.
+
+    Without N: list what can be restored, with its cost and its settings.
+    """
+    with clear_errors(debug):
+        _read_config(folder)
+        from selfeval.stages.restore import listed
+        from selfeval.stages.restore import restore as put_back
+        from selfeval.store import RunStore
+
+        store = RunStore(folder)
+        try:
+            if number is None:
+                typer.echo("\n".join(listed(store)) or f"nothing was replaced in {folder}")
+            else:
+                stages = ", ".join(put_back(store, number))
+                typer.echo(f"restored: {stages}. To resume with their settings: selfeval run --output {folder}")
+        finally:
+            store.close()
 
 
 @app.command()
@@ -301,41 +340,56 @@ def show(
     folder: RunFolder,
     records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as they are, one JSON object a line.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Look at the records of a run."""
-    with _clear_errors(debug):
+    """Look at the records of a run. Long lists of token ids are cut, except with --json."""
+    with clear_errors(debug):
         _read_config(folder)
-        from rich.console import Console
+        from selfeval.stages.show import layout, read_rows
+        from selfeval.texts import safe_json
 
-        from selfeval.stages.show import read_rows
-
-        console = Console()
         for row in read_rows(folder, records, count):
-            console.print_json(data=row, ensure_ascii=False)
+            typer.echo(safe_json(row) if as_json else layout(row))
 
 
 @app.command()
 def score(
     folder: RunFolder,
-    question: Annotated[str, typer.Option(help="The question.")],
-    reply: Annotated[list[str], typer.Option(help="A reply; give it twice or more to compare.")],
+    question: Annotated[str | None, typer.Option(help="The question.")] = None,
+    reply: Annotated[list[str] | None, typer.Option(help="A reply; give it twice or more to compare.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help='JSON lines {"question": "...", "replies": ["...", "..."]}; - reads them from standard input.'),
+    ] = None,
     sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence below which the answer is `unsure`.")] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a question.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Lines of --file scored together; 1 answers each line at once.")] = 32,
+    trust_remote_code: RemoteCode = False,
     debug: Debug = False,
 ) -> None:
-    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure"."""
-    with _clear_errors(debug):
-        config = _read_config(folder)
-        _quiet_libraries()
-        from selfeval.stages.scoring import score_texts
+    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure".
 
-        result = score_texts(config, folder, question, reply, sure)
-        for text, value in zip(reply, result.scores, strict=True):
-            typer.echo(f"{value:+.3f}  {text}")
-        if result.preferred is not None and result.confidence is not None:
-            verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
-            calibration = "" if result.calibrated else ", not calibrated: too few held-out pairs to fit a temperature"
-            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f}{calibration})")
+    With --file the model is loaded once, and results come in the order of the lines, each batch as soon as it is scored. With
+    --json a result has all fields of its line, and scores, preferred (the number of a reply, from 0), confidence, unsure, and
+    calibrated (whether the confidence was fitted on held-out pairs). Examples:
+
+    selfeval score runs/mine --question "How many?" --reply "Two." --reply "Three."
+
+    selfeval score runs/mine --file replies.jsonl --json > scores.jsonl
+    """
+    with clear_errors(debug):
+        config = _read_config(folder)
+        from selfeval.cli.scoring import print_scores, read_asked, typed
+
+        if (file is None) == (question is None or not reply):
+            raise InputError("give --question and at least one --reply, or --file; not both")
+        asked = typed(question or "", reply or []) if file is None else read_asked(file)
+        _quiet_libraries()
+        from selfeval.stages.scoring import RunScorer
+
+        scorer = RunScorer.load(config, folder, trust_remote_code=trust_remote_code)
+        print_scores(scorer, asked, sure, as_json=as_json, batch=batch)
 
 
 @app.command()
@@ -346,6 +400,7 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
     precision: Annotated[str, typer.Option(help="Of merged weights: base (as in the run), fp32, bf16 or fp16.")] = "base",
     model: Annotated[str | None, typer.Option(help="The base, where it lies elsewhere than when the run was made.")] = None,
+    trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -362,10 +417,10 @@ def export(
 
     selfeval export runs/mine --role evaluator --merge --precision fp32 --to exported/evaluator
     """
-    with _clear_errors(debug):
+    with clear_errors(debug):
         config = _read_config(folder)
         if model is not None:
-            config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
+            config = config.model_copy(update={"model": os.path.abspath(model) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
         from selfeval.stages.export import MERGED_PRECISIONS, export_role
@@ -375,7 +430,16 @@ def export(
             raise InputError(f'there is no precision "{precision}"{nearest(precision, list(MERGED_PRECISIONS))}')
         if precision != "base" and not merge:
             raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
-        done = export_role(config, folder, role, to, merge=merge, precision=precision, terminal=Terminal(quiet))
+        done = export_role(
+            config,
+            folder,
+            role,
+            to,
+            merge=merge,
+            precision=precision,
+            terminal=Terminal(quiet),
+            trust_remote_code=trust_remote_code,
+        )
         _say_exported(done)
 
 
@@ -402,6 +466,7 @@ def tune(
     length: Annotated[
         int | None, typer.Option(min=2, help="Tokens of a row; the model's whole context, stretched if it is, unless given.")
     ] = None,
+    trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -415,19 +480,19 @@ def tune(
     packed one after the other into rows, each behind the token that begins a text and before the one that ends it.
 
     --set takes the keys of the sections tuning, context, lora and placement, and seed, device, precision, batch_tokens,
-    checkpointing, memory_budget, templates, trust_remote_code. Examples:
+    checkpointing, memory_budget, templates. Examples:
 
     selfeval tune book.txt --model path/to/model --to models/longer --set context.rope_scaling=yarn --set context.rope_factor=4
 
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
     """
-    with _clear_errors(debug):
-        config = _config(None, model, None, assign or [], to.resolve().name, None)
+    with clear_errors(debug):
+        config = _config(None, model, None, assign or [], Path(os.path.abspath(to)).name, None)
         _quiet_libraries()
         from selfeval.stages.terminal import Terminal
         from selfeval.stages.tuning import tune as tune_model
 
-        done = tune_model(config, texts, to, length, Terminal(quiet))
+        done = tune_model(config, texts, to, length, Terminal(quiet), trust_remote_code=trust_remote_code)
         facts = done.facts
         typer.echo(
             f"tuned on {facts['tokens']:,} tokens in {facts['steps']:,} steps: loss {facts['loss_start']:.3f}, then "
@@ -445,7 +510,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Pretrain the embedded model from nothing; the same command goes on from the last checkpoint."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         _quiet_libraries()
         import torch
 
@@ -465,7 +530,7 @@ def exam(
     debug: Debug = False,
 ) -> None:
     """Measure the embedded model's skills against gold: replying, asking, judging in both orders, marking."""
-    with _clear_errors(debug):
+    with clear_errors(debug):
         _quiet_libraries()
         import json
 
@@ -481,42 +546,6 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit()
 
 
-@contextmanager
-def _clear_errors(debug: bool) -> Iterator[None]:
-    """Turns errors into one sentence and an exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _stop(130, "\nInterrupted. Nothing is lost: give the same command again to go on.", debug)
-    except InputError as error:
-        _stop(2, f"Error: {error}", debug)
-    except SelfEvalError as error:
-        _stop(1, f"Error: {error} (this is a fault of selfeval; --debug shows where)", debug)
-    except (OSError, MemoryError) as error:
-        _stop(2, f"Error: {_system_error(error)}", debug)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        _stop(2, f"Error: {_system_error(MemoryError())}", debug)
-
-
-def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
-    """Ends the command with one sentence, after the traceback if that was asked for; the exit code is the same."""
-    if debug:
-        traceback.print_exc()
-    typer.echo(sentence, err=True)
-    raise typer.Exit(code) from None
-
-
-def _system_error(error: OSError | MemoryError) -> str:
-    if isinstance(error, MemoryError):
-        return (
-            "out of memory where no smaller part helps (loading the model, or an optimizer step); finished work is kept. Free "
-            "some memory and give the same command again, or use a smaller model, a lower precision or a lower lora.rank"
-        )
-    return f"{error.strerror or error} ({error.filename}). Nothing is lost: mend it and give the same command again"
-
-
 def _interrupt(*arguments: Any) -> None:
     raise KeyboardInterrupt
 
@@ -524,6 +553,7 @@ def _interrupt(*arguments: Any) -> None:
 def main(handler: Callable[..., None] = _interrupt) -> None:
     """The entry point: SIGTERM is treated like Ctrl-C."""
     signal.signal(signal.SIGTERM, handler)
+    refuse_broken_arguments(sys.argv[1:])
     try:
         app()
     except KeyboardInterrupt:

@@ -1,0 +1,248 @@
+"""Whether a model can be used, from its config, its tokenizer and the headers of its weight files: no weight is read.
+
+`load_model` begins with these checks, and so does a command before it creates a run folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from selfeval.backbone.families.cache import check_state
+from selfeval.backbone.families.table import FAMILIES, family_tokenizer, register_family
+from selfeval.backbone.placement import meta_model
+from selfeval.backbone.rope import Stretch, stretch_positions
+from selfeval.backbone.tokens import ControlTokens, sample_ids
+from selfeval.backbone.weights import check_fit, check_pointers, read_headers, weight_files
+from selfeval.config import ContextConfig
+from selfeval.errors import ModelError
+
+__all__ = ["ModelParts", "check_model", "errors_of_model", "read_parts"]
+
+_GIVE = "give a Hugging Face model folder or a hub id such as org/name"
+_LONGEST_REASON = 400
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """A model without its weights.
+
+    Attributes:
+        config: of transformers, its context stretched as asked.
+        files: the safetensors files; empty where a hub id is not downloaded yet.
+        shell: the model on the meta device.
+        notes: sentences for the user.
+    """
+
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    files: tuple[Path, ...]
+    shell: nn.Module
+    stretch: Stretch | None
+    notes: list[str]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.shell
+
+    def forward_accepts(self, argument: str) -> bool:
+        return argument in inspect.signature(self.shell.forward).parameters
+
+
+def check_model(name: str, *, trust_remote_code: bool = False, context: ContextConfig | None = None) -> None:
+    """Refuses a model that cannot be used, in a moment: the checks that `load_model` makes before it reads weights.
+
+    Of a hub id that is not in the cache, config and tokenizer are downloaded, and the weight files are checked when they are
+    loaded.
+
+    Args:
+        name: folder or hub id.
+        trust_remote_code: run code that comes with the model.
+        context: how far it attends.
+
+    Raises:
+        ModelError: not found, not a causal language model, no usable weight files, files that do not belong together, a
+            context that it cannot be given, or a way to write that rollouts cannot follow.
+    """
+    check_state(read_parts(name, trust_remote_code=trust_remote_code, context=context, download=False))
+
+
+def read_parts(
+    name: str, *, trust_remote_code: bool = False, context: ContextConfig | None = None, download: bool = True
+) -> ModelParts:
+    """Config, tokenizer and weight files of a model that passed every check of `check_model`.
+
+    Args:
+        name: folder or hub id.
+        trust_remote_code: run code that comes with the model.
+        context: how far it attends.
+        download: fetch the weight files of a hub id.
+
+    Raises:
+        ModelError: see `check_model`.
+    """
+    if not name:
+        raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
+    _check_folder(name)
+    with errors_of_model(name):
+        register_family(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        _check_causal(config, name)
+        stretch = stretch_positions(config, context or ContextConfig(), name)
+        tokenizer = _tokenizer(name, trust_remote_code)
+        files = weight_files(name, download=download)
+        shell = meta_model(config, trust_remote_code=trust_remote_code)
+        notes = [*_check_weights(shell, files, name), *_check_tokens(shell, tokenizer, name)]
+    return ModelParts(config, tokenizer, files, shell, stretch, notes)
+
+
+@contextmanager
+def errors_of_model(name: str) -> Iterator[None]:
+    """Inside the block, whatever fails is the model's fault and becomes one sentence.
+
+    The hub client, safetensors and the models' own code raise many kinds of errors.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):  # transformers names its own argument, which no command of ours has
+            raise ModelError(
+                f"model {name} comes with code of its own, and code of a model runs only if you ask for it: read it, and give "
+                "--trust-remote-code to the command if you trust it"
+            ) from error
+        raise ModelError(f"cannot load model {name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The whole text of an error as one line: its cause often stands behind the first line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 3]}..."
+
+
+# -- the folder ---------------------------------------------------------------------------------------------------------
+
+
+def _check_folder(name: str) -> None:
+    path = Path(name)
+    looks_like_path = name.startswith((".", "/", "~")) or path.exists() or name.count("/") > 1
+    if not looks_like_path:
+        return
+    if path.is_file():
+        raise ModelError(_is_a_file(path))
+    if not path.is_dir():
+        raise ModelError(f"model folder {name} does not exist; {_GIVE}")
+    if not (path / "config.json").is_file():
+        raise ModelError(_no_config(path))
+    check_pointers(path)
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path / 'config.json'} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path / 'config.json'} holds a {type(values).__name__}, not an object; it is no model's config.json")
+
+
+def _is_a_file(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return f"{path} is a GGUF file, which is not read here; give the model's original folder with safetensors files"
+    return f"model {path} is a file, not a folder; give the folder that holds config.json, the tokenizer and the weights"
+
+
+def _no_config(folder: Path) -> str:
+    """The message about a folder without config.json, by what it is instead."""
+    gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder} is the folder of a PEFT adapter{_base_of(folder)}, not of a model; merge it into its base "
+            "(PeftModel.merge_and_unload, then save_pretrained) and give the merged folder"
+        )
+    if (folder / "run.json").is_file():
+        return f"{folder} is the folder of a run, not of a model; `selfeval export {folder} --role policy --merge` writes one"
+    if gguf:
+        return f"{folder} holds {gguf[0]}, a GGUF file, which is not read here; give the original folder with safetensors files"
+    return f"{folder} has no config.json, so it is not a model folder; give the folder that holds config.json"
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" on {base}" if base else ""
+
+
+# -- config, tokenizer, weights -----------------------------------------------------------------------------------------
+
+
+def _check_causal(config: Any, name: str) -> None:
+    is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.model_type in FAMILIES
+    is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    architectures = getattr(config, "architectures", None) or []
+    names_other_head = architectures and not any("CausalLM" in a or "LMHead" in a or "Conditional" in a for a in architectures)
+    is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))  # some of these have a decoder-only twin in transformers
+    if is_seq2seq or not (is_native or is_remote) or (names_other_head and not is_remote):
+        kind = ", ".join(architectures) or config.model_type
+        if not names_other_head and not is_seq2seq:
+            raise ModelError(
+                f"{name} is a {kind} (model_type {config.model_type}), for which transformers {transformers.__version__} has "
+                "no causal language model; give another model, or the folder of the whole model that this is a part of"
+            )
+        raise ModelError(f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)")
+
+
+def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: Any = family_tokenizer(name) or AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise  # `errors_of_model` names the option
+        raise ModelError(
+            f"cannot load model {name}: its tokenizer cannot be read ({_reason(error)}); the model needs the tokenizer "
+            "files it was published with (tokenizer.json, tokenizer_config.json)"
+        ) from error
+    if len(tokenizer) == 0:
+        raise ModelError(f"cannot load model {name}: its tokenizer has no tokens; add the files it was published with")
+    found: PreTrainedTokenizerBase = tokenizer
+    return found
+
+
+def _check_tokens(shell: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
+    """Refuses a tokenizer that gives the model numbers which it has no embedding for; a note where no text is given them.
+
+    So it is when tokens were added to a tokenizer and the model was not resized.
+    """
+    rows = int(shell.get_input_embeddings().weight.shape[0])
+    beyond = {text: index for text, index in tokenizer.get_vocab().items() if index >= rows and index != tokenizer.pad_token_id}
+    control, used = ControlTokens(tokenizer).ids, sample_ids(tokenizer)
+    needed = [text for text, index in beyond.items() if index not in control or index in used]
+    some = ", ".join(sorted(needed or beyond)[:3]) + (" and others" if len(needed or beyond) > 3 else "")
+    if needed:
+        raise ModelError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, and its embedding has rows for {rows:,}: none for {some}; "
+            "give the tokenizer that the model was trained with, or resize (resize_token_embeddings) and train the model"
+        )
+    return [f"the embedding has no row for {some} of the tokenizer; no text is given them"] if beyond else []
+
+
+def _check_weights(shell: Any, files: tuple[Path, ...], name: str) -> list[str]:
+    headers = read_headers(files)
+    is_native = type(shell).__module__.startswith("transformers.")
+    if not files or not is_native or getattr(shell.config, "quantization_config", None) is not None:
+        return []  # packed weights, and models with code of their own: compared as they are loaded
+    return check_fit(shell, headers, name)

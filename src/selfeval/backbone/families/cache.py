@@ -1,0 +1,191 @@
+"""The only module that touches transformers' caches: their classes, their layers, and the names under which models take them.
+
+All of it is private or recent in transformers and has changed between minor releases:
+
+- 5.24 renamed `past_key_values`, and `cache_params` of state-space models, to `cache`, in arguments and in outputs;
+- models whose code comes with their weights keep the name that they were written with, whatever release is installed.
+
+A release that changes more is met here, and tests/backbone/families/test_cache.py runs at both ends of the declared range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Self
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from selfeval.errors import ModelError
+
+__all__ = [
+    "CACHE_FIELD",
+    "RoomyLayer",
+    "RowFacts",
+    "cache_argument",
+    "cache_of",
+    "check_state",
+    "empty_cache",
+    "is_cache",
+    "roomy_cache",
+    "select_rows",
+    "state_arguments",
+]
+
+CACHE_FIELD = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in ("cache", "past_key_values"))
+"""The field of a model's output that holds the cache, and the argument that transformers' `generate` passes it in."""
+
+_ARGUMENTS = ("cache", "past_key_values", "cache_params")
+
+_OWN_STATE = frozenset({"minimax", "reformer", "rwkv", "xlnet", "xlstm"})
+"""Types of model whose state is of a kind of its own, which rows cannot leave or join."""
+
+
+# -- the names of a model's cache ---------------------------------------------------------------------------------------
+
+
+def cache_argument(loaded: Any) -> str | None:
+    """The argument in which this model's forward pass takes its cache, or None if it takes none.
+
+    Args:
+        loaded: the model (`backbone.load.LoadedModel`).
+    """
+    return next((name for name in _ARGUMENTS if loaded.forward_accepts(name)), None)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in the output of a forward pass of a model of transformers, or None."""
+    return getattr(output, CACHE_FIELD)
+
+
+def check_state(loaded: Any) -> None:
+    """Refuse models that cannot write several replies at once here.
+
+    Raises:
+        ModelError: the model keeps its state in a way of its own.
+    """
+    kind = loaded.model.config.model_type
+    if kind in _OWN_STATE or cache_argument(loaded) is None:
+        raise ModelError(
+            f"models of type {kind} keep the state of a half-written reply in a way this version cannot split into rows; "
+            "use a model with a transformers cache (see docs/concepts/families.md)"
+        )
+
+
+def state_arguments(loaded: Any, cache: Any, attention_BT: Tensor, new: int) -> dict[str, Any]:
+    """Return the arguments of a forward pass over `new` tokens that follow those in the cache.
+
+    Args:
+        loaded: the model (`backbone.load.LoadedModel`).
+        cache: of the tokens that the model has read so far.
+        attention_BT: 1 at real tokens, for those in the cache and the new ones; padding is on the left.
+        new: tokens of this pass.
+    """
+    name = cache_argument(loaded)
+    assert name is not None, "check_state refuses such a model"
+    if name == "cache_params" or not _attends(cache):
+        attention_BT = attention_BT[:, -new:]  # a running state has no past to mask
+    return {"attention_mask": attention_BT, name: cache}
+
+
+def _attends(cache: Any) -> bool:
+    """Whether some layer keeps keys and values; a cache without layers makes those of attention when it is first written to."""
+    return not cache.layers or any(hasattr(layer, "keys") for layer in cache.layers)
+
+
+def is_cache(value: Any) -> bool:
+    """Whether an argument of a layer is a cache, which a pass writes to."""
+    return isinstance(value, Cache)
+
+
+# -- caches ---------------------------------------------------------------------------------------------------------------
+
+
+class RoomyLayer(DynamicLayer):
+    """A full-attention layer's cache whose memory is allocated once: new tokens are written in place.
+
+    transformers' own layer concatenates, which copies all old tokens for every new one.
+
+    Args:
+        room: tokens that it can hold in addition to those of its first update.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new states behind the old ones and return views of all of them, `[B, heads, T, D]`."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys = self._empty(key_states)
+            self.values = self._empty(value_states)
+        end = self.length + key_states.shape[-2]
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _empty(self, states: Tensor) -> Tensor:
+        batch, heads, length, size = states.shape
+        return states.new_empty(batch, heads, length + self.room, size)
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        if self.is_initialized:
+            assert self.keys is not None
+            assert self.values is not None
+            rows = beam_idx.to(self.keys.device)  # each layer's cache is on the device that computes the layer
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class RowFacts(DynamicLayer):
+    """Numbers that a cache remembers of each of its rows.
+
+    They are stored behind the cache's real layers as one more "token" `[B, 1, 1, N]`, so that whoever selects, repeats or
+    reorders the rows of the cache does so to these as well.
+    """
+
+    def __init__(self, facts_BN: Tensor) -> None:
+        super().__init__()
+        self.update(facts_BN[:, None, None], facts_BN[:, None, None])
+
+    @property
+    def facts_BN(self) -> Tensor:
+        assert self.keys is not None
+        facts_BN: Tensor = self.keys[:, 0, -1]
+        return facts_BN
+
+    @classmethod
+    def of(cls, cache: Any) -> Self | None:
+        """Return the facts in this cache, or None where it has none of this class."""
+        return next((layer for layer in getattr(cache, "layers", ()) if isinstance(layer, cls)), None)
+
+    def put_in(self, cache: Any) -> None:
+        """Add these facts to the cache in place of earlier ones."""
+        cache.layers = [*(layer for layer in cache.layers if not isinstance(layer, type(self))), self]
+
+
+def empty_cache(config: Any) -> DynamicCache:
+    """Return a cache that grows by copying, as transformers makes one for a model of this config."""
+    return DynamicCache(config=config)
+
+
+def roomy_cache(config: Any, room: int) -> DynamicCache:
+    """Return a cache for a model of this config; layers that keep everything get `room`, others are those of transformers."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep (or repeat) these batch rows of the cache, in this order."""
+    # Not `batch_select_indices`: layers with running states (Mamba) lack it, or have it for their keys and values alone.
+    cache.reorder_cache(rows)

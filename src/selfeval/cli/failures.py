@@ -1,0 +1,163 @@
+"""Errors as one sentence and an exit code.
+
+2: something that the user gave; it is raised as an `InputError` where it is found, and its message says what to do.
+1: anything else is our fault; the traceback goes to a file that the message names, for a report.
+130: interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import typer
+
+from selfeval import __version__
+from selfeval.errors import InputError, is_out_of_memory
+from selfeval.texts import visible
+
+__all__ = ["Command", "clear_errors", "refuse_broken_arguments"]
+
+_LOG = "error.log"
+_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+@dataclass
+class Command:
+    """A command that runs.
+
+    Attributes:
+        folder: its run folder, where the log of a fault of ours is written once the folder is there.
+    """
+
+    folder: Path | None = None
+
+
+@contextmanager
+def clear_errors(debug: bool) -> Iterator[Command]:
+    """Ends the command with one sentence and an exit code when the block raises.
+
+    Args:
+        debug: print the traceback first.
+    """
+    command = Command()
+    try:
+        yield command
+    except (typer.Exit, typer.Abort, click.ClickException):
+        raise
+    except KeyboardInterrupt:
+        _leave_quietly_from_now_on()
+        _stop(130, "\nInterrupted. Nothing is lost: give the same command again to go on.", debug)
+    except InputError as error:
+        _stop(2, f"Error: {error}", debug)
+    except BrokenPipeError:
+        _end_without_reader()
+    except Exception as error:
+        if is_out_of_memory(error):
+            _stop(2, f"Error: {_NO_MEMORY}", debug)
+        if isinstance(error, OSError) and error.errno is not None:
+            _stop(2, f"Error: {_system_error(error)}", debug)
+        _stop(1, f"Error: {_our_fault(error, command.folder)}", debug)
+
+
+def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
+    """Ends the command with one sentence, after the traceback if that was asked for; the exit code is the same."""
+    if debug:
+        traceback.print_exc()
+    typer.echo(visible(sentence, keep="\n"), err=True)
+    raise typer.Exit(code) from None
+
+
+def _leave_quietly_from_now_on() -> None:
+    """A second Ctrl-C ends the process at once: there is nothing left to tidy, and its traceback would hide the sentence."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(130))
+
+
+def _end_without_reader() -> NoReturn:
+    """Whoever read our output is gone (`selfeval show DIR | head`): ends as other tools do, without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+    raise typer.Exit(_BROKEN_PIPE) from None
+
+
+_NO_MEMORY = (
+    "out of memory where no smaller part helps (loading the model, or an optimizer step); finished work is kept. Free "
+    "some memory and give the same command again, or use a smaller model, a lower precision or a lower lora.rank"
+)
+
+
+def _system_error(error: OSError) -> str:
+    where = "" if error.filename is None else f" ({error.filename})"
+    return f"{error.strerror}{where}. Nothing is lost: correct that and give the same command again"
+
+
+# -- our own faults -----------------------------------------------------------------------------------------------------
+
+
+def _our_fault(error: Exception, folder: Path | None) -> str:
+    lines = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    log = _write_log(error, folder)
+    kept = "--debug shows the traceback" if log is None else f"the traceback is in {log}"
+    address = _address()
+    where = f"report it at {address}" if address else "report it to the developers"
+    return f"{what}. This is a fault of selfeval, not of your input; {kept}. Please {where}, with that traceback"
+
+
+def _write_log(error: Exception, folder: Path | None) -> Path | None:
+    """The file with the traceback: in the run folder, or a temporary one; None where neither can be written."""
+    text = f"{_facts()}\n\n{''.join(traceback.format_exception(error))}"
+    try:
+        if folder is not None and (folder / "run.json").is_file():
+            path = folder / _LOG
+        else:
+            handle, name = tempfile.mkstemp(prefix="selfeval-error-", suffix=".log")
+            os.close(handle)
+            path = Path(name)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return None
+    return path
+
+
+def _facts() -> str:
+    arguments = " ".join(["selfeval", *sys.argv[1:]])
+    return f"selfeval {__version__}, Python {platform.python_version()}, {platform.platform()}\n{arguments}"
+
+
+def _address() -> str | None:
+    """Where the package says that faults are reported: its issue tracker, else its repository or page."""
+    try:
+        found: Any = metadata("self-evaluator").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    urls = {name.strip().lower(): url.strip() for name, _, url in (line.partition(",") for line in found)}
+    wanted = ("issues", "bug tracker", "tracker", "repository", "source", "homepage")
+    return next((urls[name] for name in wanted if name in urls), None)
+
+
+# -- arguments ----------------------------------------------------------------------------------------------------------
+
+
+def refuse_broken_arguments(arguments: list[str]) -> None:
+    """Ends the program if an argument is not valid UTF-8: neither run.json nor a message could hold it."""
+    for number, argument in enumerate(arguments, start=1):
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            typer.echo(
+                f"Error: argument {number} is not valid UTF-8: {visible(shown)}; rename the file, or correct the text", err=True
+            )
+            sys.exit(2)

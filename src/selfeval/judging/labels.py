@@ -1,0 +1,84 @@
+"""The words of a verdict, and the tokens that tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from selfeval.errors import ModelError
+
+if TYPE_CHECKING:
+    from selfeval.judging.templates import Templates
+
+__all__ = ["Labels", "VerdictTokens", "verdict_tokens"]
+
+Prompt = tuple[int, ...]
+
+
+class Labels(BaseModel):
+    """The words of a verdict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lead: str = ""
+    first: str
+    second: str
+    tie: str
+
+    @property
+    def all(self) -> tuple[str, str, str]:
+        return self.first, self.second, self.tie
+
+
+@dataclass(frozen=True)
+class VerdictTokens:
+    """How a tokenizer writes the three verdicts. Many write a label as several tokens: " 1" as " " and "1".
+
+    Attributes:
+        lead: tokens of the lead, and of whatever all labels begin with.
+        paths: of each label (first, second, neither), the tokens that follow, up to the first that no other label shares.
+    """
+
+    lead: tuple[int, ...]
+    paths: tuple[Prompt, Prompt, Prompt]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every token of the paths."""
+        return tuple(sorted({token for path in self.paths for token in path}))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest path."""
+        return max(len(path) for path in self.paths)
+
+    @property
+    def forks(self) -> tuple[Prompt, ...]:
+        """The beginnings of paths after which probabilities are read; the empty one comes first."""
+        return tuple(dict.fromkeys(path[:k] for k in range(self.longest) for path in self.paths if k < len(path)))
+
+
+def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
+    """How this tokenizer writes the three verdicts: a shared beginning, then the tokens in which they differ.
+
+    Raises:
+        ModelError: one label is the beginning of another, so that they cannot be told apart.
+    """
+    encoded = [tuple(templates.tokenizer.encode(labels.lead + label, add_special_tokens=False)) for label in labels.all]
+    shared = _common(encoded)
+    rests = [e[shared:] for e in encoded]
+    lengths = [1 + max(_common([rest, other]) for other in rests[:i] + rests[i + 1 :]) for i, rest in enumerate(rests)]
+    if any(length > len(rest) for length, rest in zip(lengths, rests, strict=True)):
+        shown = ", ".join(f'"{label}"' for label in labels.all)
+        raise ModelError(f"this tokenizer cannot tell the verdict labels {shown} apart; give others in templates.toml")
+    first, second, tie = (rest[:length] for rest, length in zip(rests, lengths, strict=True))
+    return VerdictTokens(encoded[0][:shared], (first, second, tie))
+
+
+def _common(sequences: Sequence[Prompt]) -> int:
+    """How many first tokens the sequences share."""
+    columns = zip(*sequences, strict=False)
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))

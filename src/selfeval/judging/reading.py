@@ -1,0 +1,150 @@
+"""Find the verdict in the words of a judge: after its thinking, not where it quotes the instruction.
+
+Reasoning models write a draft first, between markers such as <think> and </think>, and a draft often names verdicts that the
+model rejects later. A judge also tends to repeat the sentence that asks it for "Verdict: A" or "Verdict: B".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from selfeval.judging.labels import Labels
+
+__all__ = ["Place", "Thinking", "find_verdict", "thinking_of", "token_at"]
+
+_MARKERS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<seed:think>", "</seed:think>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    # Harmony (gpt-oss): everything before the channel `final` is working.
+    ("<|channel|>analysis", "<|channel|>final<|message|>"),
+    ("<|channel|>commentary", "<|channel|>final<|message|>"),
+)
+"""What begins and ends the thinking of published reasoning models."""
+
+_PROMPTED = (*_MARKERS, ("<|start|>assistant", "<|channel|>final<|message|>"))
+"""Ends of a prompt after which thinking begins; a chat template may write the opening marker itself."""
+
+_DECORATION = r"[\s*_`\"'“”(\[{\\$]*"
+_QUOTES = ('"', "'", "`", "“", "”", "‘", "’", "«", "»", "„")
+_LINE_END = re.compile(r"[ \t.*_`\"')\]}$\\]*(?:\n|<[|/\w])")
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How much of a text is thinking.
+
+    Attributes:
+        end: where the answer begins; 0 where nothing was thought, None while a block is still open.
+        close: the marker that would end the open block.
+    """
+
+    end: int | None
+    close: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a verdict stands in a text.
+
+    Attributes:
+        lead: index of the first character of its lead.
+        label: index of the first character of its label.
+    """
+
+    lead: int
+    label: int
+
+
+def thinking_of(text: str, prompt: str = "") -> Thinking:
+    """Separate thinking from the answer.
+
+    Args:
+        text: written by the model, control tokens included.
+        prompt: the text before; only its end is looked at.
+
+    Example:
+        >>> thinking_of("<think>A? No.</think>Verdict: B").end
+        21
+    """
+    opened = [close for start, close in _PROMPTED if prompt.rstrip().endswith(start)]
+    events = [event for start, close in _MARKERS for event in _marks(text, start, close)]
+    end, waits = (None, opened[0]) if opened else (0, "")
+    for after, closes, close in sorted(events):
+        if closes:
+            end, waits = after, ""
+        elif end is not None:
+            end, waits = None, close
+    return Thinking(end, waits)
+
+
+def _marks(text: str, start: str, close: str) -> list[tuple[int, bool, str]]:
+    """End of every marker, whether it closes, and what closes it."""
+    opening = [(match.end(), False, close) for match in re.finditer(re.escape(start), text)]
+    return opening + [(match.end(), True, close) for match in re.finditer(re.escape(close), text)]
+
+
+def find_verdict(text: str, labels: Labels, *, finished: bool) -> Place | None:
+    """Find the statement that decides: the last one of a finished judge, the first of one that was cut off.
+
+    A statement in quotation marks counts only where no other is made and all quoted ones agree. A judge that was cut off may
+    have been on its way to another verdict, so its statement has to fill a line of its own.
+
+    Args:
+        text: the answer, without thinking.
+        labels: the words of a verdict; `lead` must not be empty.
+        finished: the judge ended by itself.
+    """
+    found = [(match, match.group("label")) for match in _statement(labels).finditer(text)]
+    if not finished:
+        alone = [match for match, _ in found if _fills_line(text, match)]
+        return _place(alone[0]) if alone else None
+    stated = [match for match, _ in found if not text[: match.start()].endswith(_QUOTES)]
+    if stated:
+        return _place(stated[-1])
+    return _place(found[-1][0]) if len({label.casefold() for _, label in found}) == 1 else None
+
+
+def _place(match: re.Match[str]) -> Place:
+    return Place(match.start(), match.start("label"))
+
+
+def _fills_line(text: str, match: re.Match[str]) -> bool:
+    """Nothing else on its line; the line has ended, or a control token has."""
+    before = text[: match.start()].rpartition("\n")[2]
+    return not before.strip(" \t>#-") and bool(_LINE_END.match(text, match.end()))
+
+
+def _statement(labels: Labels) -> re.Pattern[str]:
+    """Lead and label with the decoration that models add: bold, quotation marks, LaTeX boxes, another case."""
+    lead = r"[\s*_`]*".join(re.escape(part) for part in re.findall(r"\w+|[^\w\s]", labels.lead))
+    return re.compile(rf"[*_]*(?i:{lead}){_DECORATION}(?P<label>{_any(labels.all)})(?!\w)")
+
+
+def _any(labels: Sequence[str]) -> str:
+    """One of the labels. A single letter keeps its case: "Verdict: a close call" names no reply."""
+    longest_first = sorted((label.strip() for label in labels), key=len, reverse=True)
+    return "|".join(re.escape(label) if len(label) == 1 else f"(?i:{re.escape(label)})" for label in longest_first)
+
+
+def token_at(decode: Callable[[int], str], length: int, character: int) -> int:
+    """Number of tokens that are complete before a character of the decoded text.
+
+    Args:
+        decode: text of the first n tokens.
+        length: tokens in all.
+        character: index into the text of all tokens.
+    """
+    low, high = 0, length
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(decode(middle)) <= character else (low, middle - 1)
+    return low

@@ -1,0 +1,84 @@
+"""What prompts are made from: the files and settings that a stage depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, TemplateError, meta
+
+from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date
+from selfeval.judging.templates import KINDS, read_settings, template_texts
+
+__all__ = ["fixed_text", "prompt_sources", "tokenizer_files"]
+
+_READS = {
+    "ask": ("ask_stop",),
+    "reply": ("grade_working",),
+    "grade": ("grade_working",),
+    "judge": ("judge",),
+    "referee": ("referee",),
+}
+"""Settings that the prompts of a kind depend on; the workings of `grade` are written along with the replies."""
+
+
+def fixed_text(folder: Path, kind: str) -> str:
+    """The words of a template that are the same in every prompt."""
+    return "\n".join(_pieces(template_texts(folder)[f"{kind}.jinja"]))
+
+
+def _pieces(source: str) -> list[str]:
+    return [value for _, token, value in Environment(autoescape=False).lex(source) if token == "data"]
+
+
+def prompt_sources(folder: Path, day: date) -> dict[str, Any]:
+    """What the prompts of each kind are made from: templates, also those that are included, and settings.
+
+    A stage that reads prompts of one kind depends on that entry alone. The kind `chat` holds the folder's chat template.
+
+    Args:
+        folder: of templates.
+        day: that they print; part of what the kinds are made from which print it.
+    """
+    texts = template_texts(folder)
+    settings = read_settings(folder, texts).model_dump(mode="json")
+    frozen = {name: freeze_date(text, day) for name, text in texts.items()}
+    found: dict[str, Any] = {"chat": frozen.get(CHAT_TEMPLATE)}
+    for kind in KINDS:
+        found[kind] = [_with_included(f"{kind}.jinja", frozen), {name: settings[name] for name in _READS[kind]}]
+    return found
+
+
+def _with_included(name: str, texts: Mapping[str, str]) -> dict[str, str]:
+    """A template and all that it includes, extends or imports; every template where a name is only known at run time."""
+    found: dict[str, str] = {}
+    waiting: list[str | None] = [name]
+    while waiting:
+        part = waiting.pop()
+        if part is None:
+            return dict(texts)
+        if part in texts and part not in found:
+            found[part] = texts[part]
+            waiting += _referenced(texts[part])
+    return found
+
+
+def _referenced(source: str) -> list[str | None]:
+    try:
+        return list(meta.find_referenced_templates(Environment(autoescape=False).parse(source)))
+    except TemplateError:  # `Templates.load` has the message
+        return []
+
+
+_TOKENIZER_FILES = (
+    *("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates/*", "tokenization_*.py"),
+)
+
+
+def tokenizer_files(model: str) -> list[Path]:
+    """Every file of a model folder that decides which tokens a prompt becomes; none for a hub id."""
+    folder = Path(model)
+    return sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})

@@ -1,0 +1,94 @@
+"""What another configuration would set aside: named with its cost, and only done when the user agrees.
+
+`--restart` agrees; on a terminal the question is asked; elsewhere the command is refused, and nothing has been moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfeval.errors import RunFolderError
+from selfeval.stages.context import Context
+
+__all__ = ["Loss", "agree", "changed_contents", "cost", "differences"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Work that would be set aside.
+
+    Attributes:
+        stage: its name, with the round where it is a later one.
+        row: the stage's row in run.json.
+    """
+
+    stage: str
+    row: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.stage} ({cost(self.row)})"
+
+
+def cost(row: Mapping[str, Any]) -> str:
+    """The work of a stage in words: seconds and counts.
+
+    Example:
+        >>> cost({"state": "finished", "seconds": 12.34, "counts": {"train": 48}})
+        '12.3 s; train 48'
+    """
+    counts = row.get("counts") or {}
+    parts = [f"{row.get('seconds', 0.0):,.1f} s" + ("" if row.get("state") == "finished" else ", not finished")]
+    return "; ".join([*parts, *([", ".join(f"{k} {v}" for k, v in counts.items())] if counts else [])])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings in which two configurations differ, by dotted name with both values.
+
+    Example:
+        >>> differences({"seed": 0, "policy": {"clip": 0.2}}, {"seed": 0, "policy": {"clip": 0.1}})
+        ['policy.clip: 0.2, now 0.1']
+    """
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        one, other = old.get(name), new.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            found.append(f"{prefix}{name}: {_shown(one)}, now {_shown(other)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> None:
+    """Returns when the losses are agreed to; from then on this command asks no more.
+
+    Args:
+        context: of the run.
+        losses: what would be set aside.
+        reasons: why, one each.
+
+    Raises:
+        RunFolderError: they are not; nothing has been moved.
+    """
+    if context.restart or not losses:
+        return
+    folder = context.first.root
+    text = f"{'; '.join(reasons)}. To continue would move to {folder / 'replaced'}: {'; '.join(map(str, losses))}"
+    if context.terminal.ask(f"{text}.\nMove them, and run these stages again?"):
+        context.restart = True
+        return
+    raise RunFolderError(
+        f"{text}. Nothing was moved. To resume with the run's own settings: selfeval run --output {folder}. To run these "
+        "stages again: give the same command with --restart (selfeval restore brings the old results back)"
+    )
+
+
+def changed_contents(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """The ingredients of a run (the model's files, templates, seeds) whose content is not what it was."""
+    return [f"{name} changed" for name in new if name in old and old[name] != new[name]]

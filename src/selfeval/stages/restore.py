@@ -1,0 +1,90 @@
+"""Brings back results that were set aside: `selfeval restore`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfeval.config import RunConfig
+from selfeval.errors import RunFolderError
+from selfeval.stages.changes import cost, differences
+from selfeval.stages.pipeline import STAGES, Stage
+from selfeval.store import Archive, RunStore
+
+__all__ = ["listed", "restore"]
+
+
+def listed(store: RunStore) -> list[str]:
+    """What can be restored, a line for each number: stages, their cost, and the settings that differ from today's."""
+    archive, now = Archive(store.root), store.run.get("config") or {}
+    lines = []
+    for number in archive.numbers():
+        facts = archive.facts(number)
+        stages = "; ".join(f"{name} ({cost(row)})" for name, row in facts["stages"].items())
+        changed = "; ".join(differences(facts["config"] or {}, now)) or "the same settings"
+        lines.append(f"{number}: {stages}. {changed}")
+    return lines
+
+
+def restore(store: RunStore, number: int) -> list[str]:
+    """Puts results that were set aside back in their places, with their configuration; what stands there is set aside.
+
+    Args:
+        store: of the run, or of one of its later rounds.
+        number: of the folder in `replaced/`.
+
+    Returns:
+        The names of the stages that were restored.
+
+    Raises:
+        RunFolderError: there is no such number, or its results were made from others than there are now.
+    """
+    archive = Archive(store.root)
+    facts = archive.facts(number)
+    restored = [stage for stage in STAGES if stage.name in facts["stages"]]
+    _refuse_other_sources(store, restored[0], facts)
+    if not facts.get("restoring"):
+        _make_room(store, restored, facts)
+        archive.note_restoring(number)
+    archive.put_back(number)
+    rows = {name: row for name, row in store.run.get("stages", {}).items() if name not in facts["stages"]}
+    config = {name: facts[name] for name in ("config", "device", "made_of") if facts.get(name) is not None}
+    store.update_run(**config, status="partial", stages={**rows, **facts["stages"]})
+    return [stage.name for stage in restored]
+
+
+def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any]) -> None:
+    """Refuses results of stages before which other results stand now than those that they were made from."""
+    index = STAGES.index(first)
+    for stage in STAGES[:index]:
+        wanted = facts["keys"].get(stage.name, {}).get("key")
+        if wanted is not None and store.key(stage.name) != wanted:
+            raise _other_sources(store.root, first, stage)
+    inputs = facts["keys"].get(first.name, {}).get("inputs")
+    if index and inputs is not None:
+        before = STAGES[index - 1]
+        if not store.has_manifest(before.name) or not _is_made_from(store, first, before, inputs):
+            raise _other_sources(store.root, first, before)
+
+
+def _is_made_from(store: RunStore, stage: Stage, before: Stage, inputs: str) -> bool:
+    """Whether a stage was made from what the stage before has now; a report of several rounds is checked when it is run."""
+    return stage.gathers or inputs == store.content(before.name)
+
+
+def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
+    return RunFolderError(
+        f"{first.name} was made from other results of {stage.name} than {root} has now; restore those first: "
+        f"selfeval restore {root} lists what there is"
+    )
+
+
+def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -> None:
+    """Sets aside what stands in the places of the results, those of both configurations."""
+    old = RunConfig.model_validate(facts["config"])
+    now = RunConfig.model_validate(store.run["config"])
+    for stage in stages:
+        owned = [*dict.fromkeys([*stage.owned_paths(store.root, now), *stage.owned_paths(store.root, old)])]
+        if store.has_work(stage.name, owned):
+            store.set_aside(stage.name, owned)

@@ -1,0 +1,108 @@
+"""Results that were set aside: `replaced/1`, `replaced/2`, ... in a run folder, each with what is needed to restore it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfeval.errors import RunFolderError
+from selfeval.store.files import as_storage_error, read_object, write_json
+from selfeval.store.ledger import read_key
+
+__all__ = ["Archive"]
+
+_FACTS = "archive.json"
+
+
+class Archive:
+    """The results that were set aside in one run folder.
+
+    What one process sets aside shares a number, unless a stage is set aside twice.
+
+    Args:
+        root: the run folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.folder = root, root / "replaced"
+        self._number: int | None = None
+
+    def numbers(self) -> list[int]:
+        """The numbers of what can be restored, oldest first."""
+        return sorted(int(p.parent.name) for p in self.folder.glob(f"*/{_FACTS}") if p.parent.name.isdecimal())
+
+    def facts(self, number: int) -> dict[str, Any]:
+        """Configuration, keys, stages (with their rows in run.json) and paths of what was set aside under a number.
+
+        Raises:
+            RunFolderError: there is no such number, or its facts are damaged.
+        """
+        path = self.folder / str(number) / _FACTS
+        if number not in self.numbers():
+            there = ", ".join(map(str, self.numbers())) or "none"
+            raise RunFolderError(f"{self.folder} has no results {number} that can be restored; there are: {there}")
+        remedy = f"its results stay in {path.parent}; move what you need into the run folder yourself"
+        return read_object(path, "config", "keys", "stages", "paths", remedy=remedy)
+
+    def take(self, stage: str, paths: Sequence[Path], run: Mapping[str, Any]) -> None:
+        """Moves the paths of a stage that exist to an archive.
+
+        Args:
+            stage: its name.
+            paths: files and folders of the run; the last one holds the stage's key.
+            run: the contents of run.json while these results were made.
+        """
+        found = [path for path in paths if path.exists()]
+        target = self._target(found)
+        path = target / _FACTS
+        facts = read_object(path) if path.is_file() else self._new_facts(run)
+        facts["stages"][stage] = run.get("stages", {}).get(stage, {})
+        facts["paths"] += [p.relative_to(self.root).as_posix() for p in found]
+        write_json(path, facts)
+        for source in found:
+            self._move(source, target / source.relative_to(self.root))
+
+    def _new_facts(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        keys = {path.parent.name: read_key(self.root, path.parent.name) for path in sorted(self.root.glob("*/key.json"))}
+        kept = {name: run.get(name) for name in ("config", "device", "made_of")}
+        return {**kept, "keys": keys, "stages": {}, "paths": []}
+
+    def _target(self, paths: Sequence[Path]) -> Path:
+        if self._number is None or any((self._folder() / path.relative_to(self.root)).exists() for path in paths):
+            taken = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
+            self._number = max(taken, default=0) + 1
+        return self._folder()
+
+    def _folder(self) -> Path:
+        return self.folder / str(self._number)
+
+    def _move(self, source: Path, target: Path) -> None:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+        except OSError as error:
+            raise as_storage_error(target, error) from error
+
+    def put_back(self, number: int) -> None:
+        """Moves the results of a number back; nothing may stand in their places but a stage's bare key.
+
+        A kill leaves the rest under the number, and the next call moves that.
+        """
+        folder = self.folder / str(number)
+        for name in self.facts(number)["paths"]:
+            source, target = folder / name, self.root / name
+            if source.exists():
+                (target / "key.json").unlink(missing_ok=True)
+                if target.is_dir():
+                    target.rmdir()
+                self._move(source, target)
+        left = [path for path in folder.rglob("*") if path.is_file() and path.name != _FACTS]
+        if not left:
+            shutil.rmtree(folder)
+
+    def note_restoring(self, number: int) -> None:
+        """Notes that the places of these results are free, so that a killed restore is not begun from its start."""
+        write_json(self.folder / str(number) / _FACTS, {**self.facts(number), "restoring": True})

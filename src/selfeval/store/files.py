@@ -1,0 +1,300 @@
+"""Files that are written whole or not at all, read within bounds, and known by a hash of their content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from selfeval.errors import RunFolderError, StorageError
+
+__all__ = [
+    "as_storage_error",
+    "content_hash",
+    "file_hash",
+    "fingerprint",
+    "open_file",
+    "open_to_umask",
+    "parse_json",
+    "read_json",
+    "read_object",
+    "write_json",
+    "writing",
+]
+
+_LARGEST_JSON = 256 << 20
+"""Bytes of a JSON file; the largest that a run writes, report.json, has a few MiB."""
+
+_REMEDY = "remove it and give the same command again to rebuild it"
+
+
+def fingerprint(value: Any) -> str:
+    """Short content hash of a JSON-ready value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# -- hashes -------------------------------------------------------------------------------------------------------------
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of all bytes of a file, as hex.
+
+    Cached for this process by path, size and time of the last change, because a model's weights are asked for many times.
+
+    Raises:
+        RunFolderError: it is no regular file.
+        OSError: it is missing or cannot be read.
+    """
+    return _hash(path, "bytes")
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of the content of a file, whatever order its format happened to write it in.
+
+    `.json` files are hashed in canonical form. In the header of `.safetensors` files the order of the metadata differs from
+    process to process (the library keeps it in a hash map), so the header is hashed in canonical form too. A file that does
+    not parse as its name says, and any other file, is hashed byte for byte.
+
+    Raises:
+        RunFolderError: it is no regular file.
+        OSError: it is missing or cannot be read.
+    """
+    kinds = {".json": "json", ".safetensors": "safetensors"}
+    return _hash(path, kinds.get(path.suffix, "bytes"))
+
+
+def _hash(path: Path, kind: str) -> str:
+    whole = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError at a loop of links before Python 3.13
+    facts = whole.stat()
+    return _cached_hash(whole, kind, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _cached_hash(path: Path, kind: str, size: int, changed_ns: int) -> str:
+    found = hashlib.sha256()
+    with open_file(path) as file:
+        if kind == "json":
+            _add_json(found, file, size)
+        elif kind == "safetensors":
+            _add_header(found, file, size)
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _add_json(found: Any, file: BinaryIO, size: int) -> None:
+    """Reads the whole file and adds it in canonical form; leaves it unread where it is not JSON."""
+    if size > _LARGEST_JSON:
+        return
+    try:
+        found.update(_canonical(file.read()))
+    except ValueError:
+        file.seek(0)
+
+
+def _add_header(found: Any, file: BinaryIO, size: int) -> None:
+    """Reads the header of a safetensors file and adds it in canonical form; leaves it unread where there is none."""
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    try:
+        if length > min(size - 8, _LARGEST_JSON):
+            raise ValueError("the header is longer than the file")
+        found.update(_canonical(file.read(length)))
+    except ValueError:
+        file.seek(0)
+
+
+def _canonical(data: bytes) -> bytes:
+    return json.dumps(parse_json(data), sort_keys=True, separators=(",", ":")).encode()
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a regular file for reading.
+
+    Raises:
+        RunFolderError: it is something else; reading a named pipe or a terminal would wait for ever.
+        OSError: it is missing or cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        kind = "folder" if path.is_dir() else "device or named pipe"
+        raise RunFolderError(f"{path} is a {kind} where a file is expected; remove it and give the same command again")
+    return path.open("rb")
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in some bytes.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, nested too deeply, or an integer of thousands of digits.
+    """
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json(path: Path, remedy: str | None = None) -> Any:
+    """The JSON value in `path`.
+
+    Args:
+        path: of the file.
+        remedy: what a user can do about a missing or damaged one; to rebuild it with the same command unless given.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    what_helps = remedy or _REMEDY
+    try:
+        with open_file(path) as file:
+            data = file.read(_LARGEST_JSON + 1)
+        if len(data) > _LARGEST_JSON:
+            raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
+        return parse_json(data)
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is missing; {remedy or f'is {path.parent} a run folder?'}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}); {what_helps}") from error
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read ({error.strerror or error}); {what_helps}") from error
+
+
+def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Args:
+        path: of the file.
+        keys: that it has to have.
+        remedy: see `read_json`.
+
+    Raises:
+        RunFolderError: the file is missing or damaged, is not an object, or lacks a key.
+    """
+    value = read_json(path, remedy)
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path} is damaged (a JSON {type(value).__name__}, expected an object); {remedy or _REMEDY}")
+    if missing := [key for key in keys if key not in value]:
+        raise RunFolderError(f"{path} is damaged (it has no {', '.join(missing)}); {remedy or _REMEDY}")
+    return value
+
+
+# -- writing ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to, and moves it into place when the block succeeds.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; what stood at `path` is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        open_to_umask(temporary)
+        _sync(temporary)
+        if path.is_dir():
+            _remove(path)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with _ignoring_system_errors():
+            _remove(temporary)
+        cause = _as_os_error(error)
+        if cause is None:
+            raise
+        raise as_storage_error(path, cause) from error
+
+
+@contextmanager
+def _ignoring_system_errors() -> Iterator[None]:
+    """For cleaning up after an error that is reported already: a second one must not take its place."""
+    try:
+        yield
+    except OSError:
+        return
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    with writing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file, or a folder and everything in it, the permissions that plain writing would have given it.
+
+    safetensors 0.8 writes 0600 whatever the umask is, and copies keep the mode of their source: a colleague, or the server that
+    a shared folder is mounted on, could not read the weights.
+    """
+    umask = os.umask(0o077)  # reading it means setting it; the stricter value cannot expose a file of another thread
+    os.umask(umask)
+    for found in (path, *path.rglob("*")):
+        if not found.is_symlink():
+            found.chmod((found.stat().st_mode | (0o777 if found.is_dir() else 0o666)) & ~umask & 0o777)
+
+
+def _sync(path: Path) -> None:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# -- errors of the system -----------------------------------------------------------------------------------------------
+
+_SPACE = "free some space and give the same command again"
+_CAUSES = {
+    errno.ENOSPC: ("the disk is full", _SPACE),
+    errno.EDQUOT: ("the disk quota is used up", _SPACE),
+    errno.EACCES: ("permission denied", "make it writable for this user, or name another folder, and give the command again"),
+    errno.EPERM: ("the system does not permit it", "make it writable for this user, or name another folder"),
+    errno.EROFS: ("the disk is mounted read-only", "mount it for writing, or copy the folder to another disk and name that"),
+    errno.ENAMETOOLONG: ("the name is too long for this disk", "name a folder with a shorter path"),
+    errno.EISDIR: ("there is a folder of that name", "move that folder away and give the same command again"),
+    errno.ELOOP: ("its path is a loop of symbolic links", "remove the link, or name another folder"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk; copy the folder to another one and name that"),
+    errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n) and give the same command again"),
+    errno.ENFILE: ("the system has too many files open", "close other programs and give the same command again"),
+}
+"""What the system says, in words, and what helps."""
+
+
+def as_storage_error(path: Path, error: OSError) -> StorageError:
+    """The system's error about a path as one that names the cause and what helps against it."""
+    unknown = error.strerror or str(error), "correct that and give the same command again"
+    cause, remedy = _CAUSES.get(error.errno or 0, unknown)
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        # Both mean that a folder is wanted where there is a file; the system does not say where.
+        blocking = next((p for p in reversed(path.parents) if p.exists() and not p.is_dir()), path)
+        cause, remedy = f"{blocking} is a file, not a folder", "move that file away, or name another folder"
+    return StorageError(f"cannot write {path}: {cause}. Nothing is lost: {remedy}")
+
+
+def _as_os_error(error: BaseException) -> OSError | None:
+    """The system's error behind `error`; safetensors wraps those of its own writes in a text that ends in `(os error N)`."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, Exception) else None
+    return OSError(int(found.group(1)), os.strerror(int(found.group(1)))) if found else None

@@ -1,0 +1,56 @@
+"""Metrics: the only files that are appended to, one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfeval.errors import RunFolderError
+from selfeval.store.files import as_storage_error, open_file, parse_json, writing
+
+__all__ = ["add_metrics", "keep_metrics", "read_metrics"]
+
+
+def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
+    """Appends one line.
+
+    Raises:
+        StorageError: the disk is full or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError as error:
+        raise as_storage_error(path, error) from error
+
+
+def keep_metrics(path: Path, last_step: int) -> None:
+    """Removes the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
+    lines = read_metrics(path)
+    with writing(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last_step))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines; a last line that was cut by a kill is left out.
+
+    Raises:
+        RunFolderError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    with open_file(path) as file:
+        lines = [line for line in file if line.endswith(b"\n")]
+    try:
+        return [_line(parse_json(line)) for line in lines]
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}); remove it and give the same command again") from error
+
+
+def _line(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(value.get("step"), int | float):
+        raise ValueError("a line is no object with a step")
+    return value

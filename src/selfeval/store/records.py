@@ -1,0 +1,76 @@
+"""Files of records: one JSON object a line, written whole, and read line by line so that a damaged one is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selfeval.errors import RunFolderError
+from selfeval.records import from_json, to_json
+from selfeval.store.files import open_file, parse_json, writing
+
+__all__ = ["read_records", "read_rows", "write_records"]
+
+_LONGEST_LINE = 64 << 20
+"""Bytes; a reply of 128k tokens has about one MiB."""
+
+R = TypeVar("R")
+
+
+def write_records(path: Path, records: Iterable[Any]) -> None:
+    """Writes records, atomically."""
+    lines = [json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records]
+    with writing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def read_records(path: Path, kind: type[R], remedy: str) -> list[R]:
+    """The records in a file.
+
+    Args:
+        path: of the file.
+        kind: their class.
+        remedy: what a user can do about a damaged line.
+
+    Raises:
+        RunFolderError: a line is damaged; the message names it.
+    """
+    return list(_read(path, lambda value: from_json(kind, value), remedy))
+
+
+def read_rows(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
+    """The lines of a file as JSON objects.
+
+    Args:
+        path: of the file.
+        remedy: what a user can do about a damaged line.
+
+    Raises:
+        RunFolderError: a line is damaged; the message names it.
+    """
+    return _read(path, _as_object, remedy)
+
+
+def _as_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _read(path: Path, parse: Callable[[Any], R], remedy: str) -> Iterator[R]:
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            if len(line) > _LONGEST_LINE:
+                raise ValueError(f"it has more than {_LONGEST_LINE >> 20} MiB")
+            yield parse(parse_json(line))
+        except (TypeError, ValueError) as error:
+            raise RunFolderError(f"{path}, line {number} is damaged ({error}); {remedy}") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, each up to one byte more than the longest allowed; text would be split at U+2028 as well."""
+    with open_file(path) as file:
+        while line := file.readline(_LONGEST_LINE + 1):
+            yield line

@@ -1,0 +1,249 @@
+"""The run folder of one process: shards, manifests, metrics, and the lock that keeps a second process out.
+
+Nothing is ever half written: every file is written beside itself and moved into place, and a stage's `manifest.json` is
+written last, so that its existence means that the stage is finished. A stage whose key (its configuration and that of all
+it depends on) has changed is moved to `replaced/`, never deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from selfeval.errors import RunFolderError
+from selfeval.records import Drop
+from selfeval.store import ledger, metrics
+from selfeval.store.archive import Archive
+from selfeval.store.files import as_storage_error, fingerprint, write_json
+from selfeval.store.records import read_records, write_records
+
+__all__ = ["RunStore"]
+
+_REDO_SHARD = "remove this file and give the same command again to redo the shard"
+
+R = TypeVar("R")
+
+
+class RunStore:
+    """One run folder, held by one process.
+
+    Args:
+        root: the folder; created when it does not exist.
+
+    Raises:
+        RunFolderError: the folder exists and is not a run, or another process works in it.
+        StorageError: it cannot be created.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            self._refuse_other_folders()
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(root / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(f"another process works in {root}; wait for it, or name another folder") from error
+        except OSError as error:
+            raise as_storage_error(root, error) from error
+        self._archive = Archive(root)
+
+    def _refuse_other_folders(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise RunFolderError(f"output {self.root} is a file; give a folder")
+        if self.root.exists() and any(self.root.iterdir()) and not self._is_run():
+            raise RunFolderError(f"output folder {self.root} exists and is not a run (no run.json); give another --output")
+
+    def _is_run(self) -> bool:
+        """Whether it is a run, one that lost its run.json, or one that was killed before it had one."""
+        begun = (".lock", ".run.json.part")
+        if (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir()):
+            return True
+        ours = any((self.root / name).is_file() for name in (".lock", "seeds.jsonl"))
+        return ours and any(self.root.glob("*/key.json"))
+
+    def close(self) -> None:
+        """Lets another process in."""
+        self._lock.release()
+
+    # -- run.json ---------------------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The contents of run.json (an empty dict before the first write)."""
+        return ledger.read_run(self.root) if (self.root / "run.json").exists() else {}
+
+    def update_run(self, **values: Any) -> None:
+        """Sets top-level values of run.json."""
+        ledger.write_sealed(self.root / "run.json", {**self.run, **values})
+
+    def record_stage(self, stage: str, **values: Any) -> None:
+        """Updates one stage's row (state, seconds, counts) in run.json; seconds add up over interrupted tries."""
+        stages = dict(self.run.get("stages", {}))
+        row = dict(stages.get(stage, {}))
+        row.update(values, seconds=round(row.get("seconds", 0.0) + values.get("seconds", 0.0), 2))
+        stages[stage] = row
+        self.update_run(stages=stages)
+
+    # -- stages -----------------------------------------------------------------------------------------------------
+
+    def folder(self, stage: str) -> Path:
+        return self.root / stage
+
+    def has_manifest(self, stage: str) -> bool:
+        """Whether the stage was finished, whatever has become of its files."""
+        return ledger.has_manifest(self.root, stage)
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether the manifest exists, and every file that it names is still there."""
+        return self.has_manifest(stage) and not self.missing_files(stage)
+
+    def missing_files(self, stage: str) -> list[str]:
+        """The files of a finished stage that are not there."""
+        return ledger.missing_files(self.root, stage)
+
+    def damaged_files(self, stage: str) -> list[str]:
+        """The files of a finished stage whose content is not what was written."""
+        return ledger.damaged_files(self.root, stage)
+
+    def content(self, stage: str) -> str:
+        """Fingerprint of what a finished stage wrote and of what it was made from."""
+        manifest = self.manifest(stage)
+        return fingerprint([manifest["inputs"], manifest["files"]])
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        return ledger.read_manifest(self.root, stage)
+
+    def key(self, stage: str) -> str | None:
+        """Fingerprint of the configuration that the stage's work so far depends on; None before it began."""
+        return ledger.read_key(self.root, stage).get("key")
+
+    def made_from(self, stage: str) -> str | None:
+        """Fingerprint of what the stage's work so far was made from; None before it began."""
+        return ledger.read_key(self.root, stage).get("inputs")
+
+    def note_inputs(self, stage: str, inputs: str) -> None:
+        """Writes down, before a stage begins to work, what it works from."""
+        write_json(self.folder(stage) / "key.json", {**ledger.read_key(self.root, stage), "inputs": inputs})
+
+    def has_work(self, stage: str, owned: Sequence[Path] = ()) -> bool:
+        """Whether a stage has produced anything: finished or half-done work."""
+        marker = self.folder(stage) / "key.json"
+        return any(path.exists() for path in owned) or any(path != marker for path in self.folder(stage).glob("*"))
+
+    def begin(self, stage: str, key: str, owned: Sequence[Path] = ()) -> bool:
+        """Prepares a stage for work under `key`; True when finished or half-done work of another key was set aside.
+
+        Args:
+            stage: its name.
+            key: fingerprint of the configuration that its output depends on.
+            owned: further files and folders of the run that belong to this stage.
+        """
+        changed, produced = self.key(stage) != key, self.has_work(stage, owned)
+        if changed and produced:
+            self.set_aside(stage, owned)
+        if changed:
+            write_json(self.folder(stage) / "key.json", {"key": key})
+        return changed and produced
+
+    def set_aside(self, stage: str, owned: Sequence[Path] = ()) -> None:
+        """Moves everything of a stage to `replaced/`; its key is kept, so that the stage starts again."""
+        key, run = self.key(stage), self.run
+        # The folder with the marker goes last: a kill before that leaves the old key, and the next run continues from here.
+        paths = [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]
+        self._archive.take(stage, paths, run)
+        self.update_run(stages={name: row for name, row in run.get("stages", {}).items() if name != stage})
+        if key is not None:
+            write_json(self.folder(stage) / "key.json", {"key": key})
+
+    def reopen(self, stage: str) -> None:
+        """Removes the manifest of a stage, and the shards whose dropped records are lost; keeps what else is there."""
+        for name in self.missing_files(stage):
+            if name.startswith(f"dropped/{stage}/"):
+                (self.folder(stage) / Path(name).name).unlink(missing_ok=True)
+        (self.folder(stage) / "manifest.json").unlink(missing_ok=True)
+
+    def finish(
+        self,
+        stage: str,
+        key: str,
+        counts: Mapping[str, Any],
+        outputs: Sequence[Path] = (),
+        inputs: str = "",
+        also: Sequence[Path] = (),
+    ) -> None:
+        """Writes the manifest: from now on the stage is finished.
+
+        Args:
+            stage: its name.
+            key: its key.
+            counts: what it did, for the user and for later stages.
+            outputs: files and folders, besides the shards, that later stages need.
+            inputs: fingerprint of what the stage was made from (`content` of the stage before).
+            also: further files and folders that it wrote and nothing is made from, but that have to be whole.
+        """
+        manifest = {
+            "stage": stage,
+            "key": key,
+            "inputs": inputs,
+            "counts": counts,
+            "files": ledger.hashes(self.root, [*self.shards(stage), *outputs]),
+            "also": ledger.hashes(self.root, also),
+        }
+        ledger.write_sealed(self.folder(stage) / "manifest.json", manifest)
+
+    # -- records ----------------------------------------------------------------------------------------------------
+
+    def shards(self, stage: str) -> list[Path]:
+        return sorted(self.folder(stage).glob("shard-*.jsonl"))
+
+    def has_shard(self, stage: str, index: int, *, drops: bool = False) -> bool:
+        """Whether a shard is there, with the file of its dropped records where the stage drops some (`drops`)."""
+        return self.shard_path(stage, index).is_file() and (not drops or self._dropped_path(stage, index).is_file())
+
+    def shard_path(self, stage: str, index: int) -> Path:
+        return self.folder(stage) / f"shard-{index:05d}.jsonl"
+
+    def _dropped_path(self, stage: str, index: int) -> Path:
+        return self.root / "dropped" / stage / f"shard-{index:05d}.jsonl"
+
+    def write_shard(self, stage: str, index: int, records: Iterable[Any], drops: Iterable[Drop] | None = None) -> None:
+        """Writes one shard of records and, before it, what this shard dropped (None: by a stage that drops nothing)."""
+        if drops is not None:
+            write_records(self._dropped_path(stage, index), drops)
+        write_records(self.shard_path(stage, index), records)
+
+    def write_records(self, name: str, records: Iterable[Any]) -> None:
+        """Writes a file of records at the top of the run folder."""
+        write_records(self.root / name, records)
+
+    def read_shard(self, stage: str, index: int, kind: type[R]) -> list[R]:
+        return read_records(self.shard_path(stage, index), kind, _REDO_SHARD)
+
+    def read(self, stage: str, kind: type[R]) -> list[R]:
+        """All records of a stage, in order."""
+        return [record for path in self.shards(stage) for record in read_records(path, kind, _REDO_SHARD)]
+
+    def read_dropped(self, stage: str) -> list[Drop]:
+        paths = sorted((self.root / "dropped" / stage).glob("shard-*.jsonl"))
+        return [record for path in paths for record in read_records(path, Drop, _REDO_SHARD)]
+
+    # -- metrics ----------------------------------------------------------------------------------------------------
+
+    def metrics_path(self, stage: str) -> Path:
+        return self.root / "metrics" / f"{stage}.jsonl"
+
+    def add_metrics(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Appends one line to the stage's metrics."""
+        metrics.add_metrics(self.metrics_path(stage), values)
+
+    def keep_metrics(self, stage: str, last_step: int) -> None:
+        """Removes the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
+        metrics.keep_metrics(self.metrics_path(stage), last_step)
+
+    def read_metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The lines of a stage's metrics; a last line that was cut by a kill is left out."""
+        return metrics.read_metrics(self.metrics_path(stage))

@@ -1,0 +1,203 @@
+"""Text that a user gives: files read within bounds, JSON lines with the number of the line, and text made safe to print."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from selfeval.errors import InputError
+
+__all__ = [
+    "Line",
+    "has_half_character",
+    "json_line",
+    "json_lines",
+    "parse_json",
+    "read_text",
+    "safe_json",
+    "shortened",
+    "visible",
+]
+
+Line = tuple[int, dict[str, Any]]
+"""The number of a line, from 1, and the JSON object in it."""
+
+_SHOWN = 80
+_DEEPEST = 100
+"""Levels of lists and objects in a line; Python's own limit depends on how deep the caller already is."""
+_HALF = re.compile("[\ud800-\udfff]")
+# C0 and C1 controls (an escape sequence can begin with U+009B alone), and the marks that reorder what a terminal shows.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def read_text(path: Path, kind: str, error: type[InputError], *, most: int, remedy: str) -> str:
+    """Reads a UTF-8 text file, with or without a byte order mark.
+
+    Named pipes and devices are refused: reading one could wait or fill the memory for ever.
+
+    Args:
+        path: of the file.
+        kind: its name in messages, such as "seeds file".
+        error: class of the errors.
+        most: bytes that it may have.
+        remedy: what to give instead.
+
+    Raises:
+        InputError: of class `error`; the file is missing, no regular file, too large, unreadable or not UTF-8.
+    """
+    data = _read_bytes(path, kind, error, most, remedy)
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as problem:
+        raise error(f"{kind} {path} is not UTF-8 text ({problem}); save it as UTF-8") from problem
+
+
+def _read_bytes(path: Path, kind: str, error: type[InputError], most: int, remedy: str) -> bytes:
+    try:
+        if path.is_dir():
+            raise IsADirectoryError
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise error(f"{kind} {path} is not a file but a named pipe or a device; {remedy}")
+            if facts.st_size > most:
+                raise error(f"{kind} {path} has more than {most >> 20:,} MiB, the most that is read; give a smaller file")
+            return file.read(most)
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        _refuse(path, kind, error, remedy, problem)
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    """Opening a named pipe waits until somebody writes to it."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _refuse(path: Path, kind: str, error: type[InputError], remedy: str, problem: OSError | ValueError) -> NoReturn:
+    reasons: dict[type[Exception], str] = {
+        FileNotFoundError: "does not exist",
+        IsADirectoryError: "is not a file but a folder",
+        PermissionError: "cannot be read: permission denied",
+    }
+    reason = reasons.get(type(problem))
+    if reason is None:
+        reason = f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
+    raise error(f"{kind} {visible(str(path))} {reason}; {remedy}") from problem
+
+
+def json_lines(text: str, where: str, error: type[InputError], example: str) -> Iterator[Line]:
+    """Yields the objects of JSON lines; empty lines are skipped.
+
+    Args:
+        text: the lines.
+        where: the file's name, for messages.
+        error: class of the errors.
+        example: a line as it should be, for messages.
+
+    Raises:
+        InputError: of class `error`; a line is not a JSON object. The message names it and shows its beginning.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 too
+        if line.strip():
+            yield number, json_line(line.strip(), f"{where}, line {number}", error, example)
+
+
+def json_line(line: str, where: str, error: type[InputError], example: str) -> dict[str, Any]:
+    """The object in one line of JSON lines.
+
+    Raises:
+        InputError: see `json_lines`.
+    """
+    try:
+        values = parse_json(line)
+    except ValueError as problem:
+        reason = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
+        raise error(f"{where}: not JSON ({reason}); got {shortened(line)}; write {example}, one a line") from problem
+    if not isinstance(values, dict):
+        raise error(f"{where}: not a JSON object; got {shortened(line)}; write {example}, one a line")
+    if has_half_character(values):
+        raise error(f"{where}: half a surrogate pair; got {shortened(line)}; write whole characters")
+    return values
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value in a text.
+
+    Raises:
+        ValueError: not JSON, nested deeper than 100 levels, a number of thousands of digits, or one that is not finite.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError as problem:
+        raise ValueError(f"nested more than {_DEEPEST} levels deep") from problem
+    except json.JSONDecodeError:
+        raise
+    except ValueError as problem:
+        is_long = "set_int_max_str_digits" in str(problem)
+        raise ValueError("an integer of thousands of digits" if is_long else str(problem)) from problem
+    if _is_deep(value):
+        raise ValueError(f"nested more than {_DEEPEST} levels deep")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {shortened(text)} is too large")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _inner(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def has_half_character(value: Any) -> bool:
+    """Whether a text, or any key or text inside lists and objects, holds half a surrogate pair, which no file can hold."""
+    if isinstance(value, str):
+        return _HALF.search(value) is not None
+    keys = any(has_half_character(key) for key in value) if isinstance(value, dict) else False
+    return keys or any(has_half_character(inner) for inner in _inner(value))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def safe_json(value: Any, indent: int | None = None) -> str:
+    """JSON that is readable in any language and holds no control character that a terminal obeys."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""`text` with control characters written as escapes such as `\x1b`, so that printing it cannot move or colour anything.
+
+    Args:
+        text: any text.
+        keep: control characters that stay, such as the end of a line.
+    """
+    return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+
+
+def _escaped(character: str) -> str:
+    names = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    code = ord(character)
+    return names.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaForCausalLM, MistralConfig
+
+import tiny_models
+from selfeval.backbone.families.cache import (
+    CACHE_FIELD,
+    RoomyLayer,
+    RowFacts,
+    cache_argument,
+    cache_of,
+    check_state,
+    is_cache,
+    roomy_cache,
+    select_rows,
+    state_arguments,
+)
+from selfeval.errors import ModelError
+
+
+def states(length: int, rows: int = 2) -> torch.Tensor:
+    return torch.randn(rows, 3, length, 4)
+
+
+def test_it_returns_what_a_growing_cache_returns() -> None:
+    torch.manual_seed(0)
+    config = tiny_models.tiny_config("llama", 40)
+    ours, theirs = roomy_cache(config, room=5), DynamicCache(config=config)
+    for length in (4, 1, 1, 3):
+        for layer in range(2):
+            keys, values = states(length), states(length)
+            for found, expected in zip(ours.update(keys, values, layer), theirs.update(keys, values, layer), strict=True):
+                assert torch.equal(found, expected)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+
+def test_new_tokens_are_written_in_place() -> None:
+    cache = roomy_cache(tiny_models.tiny_config("llama", 40), room=5)
+    cache.update(states(4), states(4), 0)
+    address = cache.layers[0].keys.data_ptr()
+    for _ in range(5):
+        cache.update(states(1), states(1), 0)
+        assert cache.layers[0].keys.data_ptr() == address
+
+
+def test_rows_are_dropped_repeated_and_reordered() -> None:
+    cache = roomy_cache(tiny_models.tiny_config("llama", 40), room=2)
+    keys = states(3, rows=3)
+    for layer in range(2):
+        cache.update(keys, keys + 1, layer)
+    rows = torch.tensor([2, 0, 0, 2])
+    select_rows(cache, rows)
+    more = states(1, rows=4)
+    for layer in range(2):
+        found, values = cache.update(more, more, layer)
+        assert torch.equal(found, torch.cat([keys[rows], more], dim=2))
+        assert torch.equal(values, torch.cat([keys[rows] + 1, more], dim=2))
+
+
+def test_rows_of_running_states_move_with_those_of_keys_and_values() -> None:
+    cache = roomy_cache(tiny_models.tiny_config("falcon_h1", 40), room=2)  # attention and Mamba in every layer
+    conv, recurrent, keys = torch.randn(3, 6, 4), torch.randn(3, 5, 2), states(3, rows=3)
+    for layer in range(2):
+        cache.update_conv_state(conv, layer)
+        cache.update_recurrent_state(recurrent, layer)
+        cache.update(keys, keys, layer)
+    rows = torch.tensor([2, 0, 0, 2])
+    select_rows(cache, rows)
+    for layer in cache.layers:
+        assert torch.equal(layer.conv_states[0], conv[rows])
+        assert torch.equal(layer.recurrent_states[0], recurrent[rows])
+        assert torch.equal(layer.keys, keys[rows])
+
+
+def test_layers_that_do_not_keep_everything_stay_as_they_were() -> None:
+    config = MistralConfig(num_hidden_layers=2, sliding_window=3)
+    assert not any(isinstance(layer, RoomyLayer) for layer in roomy_cache(config, 4).layers)
+    assert all(isinstance(layer, RoomyLayer) for layer in roomy_cache(tiny_models.tiny_config("qwen3", 40), 4).layers)
+
+
+# -- the names of a model's cache -----------------------------------------------------------------------------------------
+
+
+def test_the_field_of_outputs_is_the_argument_of_transformers_own_models() -> None:
+    assert CACHE_FIELD in inspect.signature(LlamaForCausalLM.forward).parameters
+    assert cache_argument(tiny_models.backbone("llama").loaded) == CACHE_FIELD
+    cache = cache_of(tiny_models.model("llama")(input_ids=torch.tensor([[5, 6]]), use_cache=True))
+    assert is_cache(cache)
+    assert not is_cache(cache.layers)
+    assert cache.get_seq_length() == 2
+
+
+@pytest.mark.parametrize(
+    ("accepted", "expected"),
+    [
+        ({"cache", "use_cache"}, "cache"),  # transformers 5.24
+        ({"past_key_values", "use_cache"}, "past_key_values"),  # before it, and code that comes with weights
+        ({"cache_params", "use_cache"}, "cache_params"),  # state-space models before 5.24
+        ({"use_cache"}, None),
+    ],
+)
+def test_a_model_is_asked_which_name_it_takes_its_cache_in(accepted: set[str], expected: str | None) -> None:
+    assert cache_argument(SimpleNamespace(forward_accepts=accepted.__contains__)) == expected
+
+
+def test_attention_sees_the_whole_mask_and_a_running_state_only_the_new_tokens() -> None:
+    attention_BT = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    for family, whole in (("llama", True), ("falcon_h1", True), ("mamba", False)):
+        backbone = tiny_models.backbone(family)
+        cache = roomy_cache(backbone.model.config, 4)
+        first, later = (state_arguments(backbone.loaded, cache, attention_BT, new) for new in (4, 1))
+        assert first.keys() == later.keys() == {"attention_mask", cache_argument(backbone.loaded)}
+        assert cache in first.values()
+        assert first["attention_mask"].tolist() == attention_BT.tolist()
+        assert later["attention_mask"].tolist() == (attention_BT if whole else attention_BT[:, -1:]).tolist(), family
+
+
+def test_models_with_a_state_of_their_own_are_refused_by_type() -> None:
+    check_state(tiny_models.backbone("llama").loaded)
+    check_state(tiny_models.backbone("mamba").loaded)
+    for kind, arguments in (("xlstm", {"cache_params"}), ("a remote one", set())):
+        loaded = SimpleNamespace(
+            model=SimpleNamespace(config=SimpleNamespace(model_type=kind)), forward_accepts=arguments.__contains__
+        )
+        with pytest.raises(ModelError, match=f"models of type {kind} keep"):
+            check_state(loaded)
+
+
+# -- numbers of rows ------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_rows_move_with_their_rows_and_replace_earlier_ones() -> None:
+    cache = roomy_cache(tiny_models.tiny_config("llama", 40), room=2)
+    keys = states(3, rows=3)
+    for layer in range(2):
+        cache.update(keys, keys, layer)
+    assert RowFacts.of(cache) is None
+    RowFacts(torch.zeros(3, 2)).put_in(cache)
+    RowFacts(torch.tensor([[1, 2], [3, 4], [5, 6]])).put_in(cache)
+    assert len(cache.layers) == 3
+    select_rows(cache, torch.tensor([2, 0, 0]))
+    found = RowFacts.of(cache)
+    assert found is not None
+    assert found.facts_BN.tolist() == [[5, 6], [1, 2], [1, 2]]

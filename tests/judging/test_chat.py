@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+import tiny_models
+from selfeval.errors import ModelError
+from selfeval.judging.chat import freeze_date
+from selfeval.judging.templates import Templates, templates_folder
+
+OWN = templates_folder("no such model")
+DAY = date(2024, 7, 6)
+PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+DATED = (
+    "{%- if strftime_now is defined %}\n  {%- set day = strftime_now('%d %b %Y') %}\n{%- endif %}\nToday: {{ day }}\n" + PLAIN
+)
+PARTS = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% endfor %}"
+)
+
+
+def load(chat: str | None, day: date = DAY, folder: Path = OWN) -> Templates:
+    tokenizer = tiny_models.words_tokenizer()
+    tokenizer.chat_template = chat
+    return Templates.load(folder, tokenizer, day)
+
+
+def shown(templates: Templates, question: str = "How many?") -> str:
+    return str(templates.tokenizer.decode(list(templates.prompt("reply", question=question))))
+
+
+# -- the date -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "form", ["%d %b %Y", "%Y-%m-%d", "%B %d, %Y", "%A %j %y %% %%Y", "%-d/%-m", "%H:%M:%S", "%x", "%F", "no directive"]
+)
+def test_the_frozen_clock_agrees_with_strftime(form: str) -> None:
+    tokenizer: Any = tiny_models.words_tokenizer()
+    source = freeze_date("{{ strftime_now(" + json.dumps(form) + ") }}|" + PLAIN, DAY, trims=True)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=source, tokenize=False)
+    assert text == DAY.strftime(form) + "|user: x\n"
+
+
+def test_a_dated_chat_template_shows_the_day_of_the_run() -> None:
+    assert shown(load(DATED)) == "Today: 06 Jul 2024\nuser: How many?\n"
+    assert load(DATED).prompt("reply", question="x") != load(DATED, date(2024, 7, 7)).prompt("reply", question="x")
+
+
+def test_freezing_changes_nothing_else_and_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    today = tiny_models.words_tokenizer()
+    for source in (DATED, "\n  {% if true %}\n  a\n{% endif %}\n" + DATED):
+        today.chat_template = source
+        message = [{"role": "user", "content": "How many?"}]
+        real = today.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        assert shown(load(source, date.today())) == real
+    assert freeze_date(PLAIN, DAY) == PLAIN
+    once = freeze_date(DATED, DAY, trims=True)
+    assert freeze_date(once, date(2030, 1, 1), trims=True) == once
+
+
+def test_a_macro_of_the_template_sees_the_frozen_day() -> None:
+    chat = "{% macro head() %}On {{ strftime_now('%Y') }}{% endmacro %}{{ head() }} " + PLAIN
+    assert shown(load(chat)).startswith("On 2024 ")
+
+
+def test_own_templates_have_the_same_clock(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OWN, tmp_path / "templates"))
+    (folder / "reply.jinja").write_text("  {{ strftime_now('%Y-%m-%d') }} {{ question }}")
+    assert shown(load(None, folder=folder)) == "  2024-07-06 How many?"
+
+
+def test_a_tokenizer_keeps_its_own_template_for_others() -> None:
+    tokenizer = tiny_models.words_tokenizer()
+    tokenizer.chat_template = DATED
+    Templates.load(OWN, tokenizer, DAY)
+    assert tokenizer.chat_template == DATED
+
+
+# -- the form of a message ----------------------------------------------------------------------------------------------
+
+
+def test_content_in_parts_where_the_template_wants_it() -> None:
+    assert shown(load(PARTS)) == "How many?"
+    assert load(PARTS).parts
+    assert not load(PLAIN).parts
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("{{ raise_exception('give a system message first') }}", "give a system message first"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "drops the text of a user message"),
+        ("{% for m in messages %}{{ m['content'] }}", "line 1"),
+        ("{{ messages[0]['content'] }}{{ nothing.at.all }}", "nothing"),
+        (" \n", "drops the text"),
+        ("", "is empty"),
+        (PLAIN + "{{ ['a', 'b'] | random }}", "random"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_refused(chat: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load(chat)
+
+
+# -- a templates folder with a chat template ----------------------------------------------------------------------------
+
+
+def test_a_templates_folder_may_replace_the_chat_template(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OWN, tmp_path / "templates"))
+    (folder / "chat_template.jinja").write_text("<" + PLAIN + ">")
+    assert shown(load("{{ raise_exception('unusable') }}", folder=folder)) == "<user: How many?\n>"
+    assert shown(load(None, folder=folder)) == "<user: How many?\n>"
+    (folder / "chat_template.jinja").write_text("")
+    assert shown(load(PLAIN, folder=folder)) == "Question: How many?\nAnswer:"
+
+
+def test_a_frozen_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
+    load(DATED).tokenizer.save_pretrained(tmp_path)
+    stranger: Any = AutoTokenizer.from_pretrained(tmp_path)
+    text = stranger.apply_chat_template([{"role": "user", "content": "How many?"}], tokenize=False)
+    assert text == "Today: 06 Jul 2024\nuser: How many?\n"

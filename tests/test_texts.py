@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from selfeval.errors import SeedsError
+from selfeval.texts import json_lines, parse_json, read_text, visible
+
+
+def _read(path: Path, most: int = 1 << 20) -> str:
+    return read_text(path, "seeds file", SeedsError, most=most, remedy="give a file")
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\n")
+    assert _read(tmp_path / "a.txt") == "one\ntwo\n"
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    """Opening a named pipe that nobody writes to would wait for ever, and /dev/zero would fill the memory."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, said in {
+        tmp_path / "pipe": "is not a file but a named pipe or a device; give a file",
+        Path("/dev/zero"): "is not a file but a named pipe or a device; give a file",
+        tmp_path: "is not a file but a folder; give a file",
+        tmp_path / "none": "does not exist; give a file",
+        tmp_path / "loop": "cannot be read: Too many levels of symbolic links; give a file",
+        tmp_path / "a\0b": r"a\x00b cannot be read: embedded null byte; give a file",
+        tmp_path / ("x" * 300): "cannot be read: File name too long; give a file",
+    }.items():
+        with pytest.raises(SeedsError) as caught:
+            _read(path)
+        assert said in str(caught.value)
+
+
+def test_a_file_above_the_limit_is_refused_and_one_at_the_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    path.write_bytes(b"x" * (1 << 20))
+    assert len(_read(path)) == 1 << 20
+    path.write_bytes(b"x" * ((1 << 20) + 1))
+    with pytest.raises(SeedsError, match="has more than 1 MiB, the most that is read; give a smaller file"):
+        _read(path)
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte that takes no room on the disk
+    with pytest.raises(SeedsError, match="has more than 1 MiB"):
+        _read(tmp_path / "sparse.txt")
+
+
+def test_lines_keep_their_numbers_and_separators_inside_texts() -> None:
+    text = '{"a": "x\u2028y"}\n\n  {"a": 2}\n'
+    assert list(json_lines(text, "f", SeedsError, "{}")) == [(1, {"a": "x\u2028y"}), (3, {"a": 2})]
+
+
+def test_nesting_is_read_up_to_its_limit_wherever_the_caller_stands() -> None:
+    def at(depth: int, text: str) -> object:
+        return parse_json(text) if depth == 0 else at(depth - 1, text)
+
+    assert parse_json("[" * 100 + "]" * 100) is not None
+    for depth in (0, 600):
+        with pytest.raises(ValueError, match="nested more than 100 levels deep"):
+            at(depth, "[" * 101 + "]" * 101)
+        with pytest.raises(ValueError, match="nested more than 100 levels deep"):
+            at(depth, '{"a":' * 50_000 + "1" + "}" * 50_000)
+
+
+def test_terminal_controls_are_shown_and_not_sent() -> None:
+    assert visible("\x1b[31mred\x1b[0m\x9b2J\x07\x7f") == r"\x1b[31mred\x1b[0m\x9b2J\x07\x7f"
+    assert visible("a\nb\tc\u202ed\ud800") == r"a\nb\tc\u202ed\ud800"
+    assert visible("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+    assert visible("Straße 😀 中文 שלום") == "Straße 😀 中文 שלום"
