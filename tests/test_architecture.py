@@ -200,9 +200,10 @@ def test_only_evaluation_and_the_pipeline_import_gold() -> None:
     assert readers == GOLD_READERS
 
 
-def test_the_pipeline_only_checks_that_a_domain_is_installed() -> None:
-    imported = {name for module, name in _imports(SRC / "stages" / "pipeline.py") if module == "selfeval.stages.gold"}
-    assert imported == {"check_domain"}
+@pytest.mark.parametrize(("reader", "names"), [("pipeline", {"check_domain", "gold_key"}), ("preflight", {"check_gold"})])
+def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -> None:
+    imported = {name for module, name in _imports(SRC / "stages" / f"{reader}.py") if module == "selfeval.stages.gold"}
+    assert imported == names
 
 
 def _reaches_for_plugins(path: Path) -> set[str]:
