@@ -3,12 +3,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
@@ -72,6 +75,32 @@ def test_a_full_disk_is_a_storage_error_and_the_old_folder_stays(tmp_path: Path,
 def test_an_error_that_is_not_the_systems_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"), writing(tmp_path / "file"):
         raise RuntimeError("shape mismatch (size 28)")
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
+def test_what_is_written_has_the_mode_of_the_umask(tmp_path: Path, umask: int, file: int, folder: int) -> None:
+    """Weights too, which safetensors writes as 0600."""
+    before = os.umask(umask)
+    try:
+        with writing(tmp_path / "one.safetensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+        with writing(tmp_path / "role") as temporary:
+            (temporary / "in").mkdir(parents=True)
+            save_file({"a": torch.zeros(2)}, temporary / "in" / "weights.safetensors")
+            (temporary / "copied").write_text("from a folder that only its owner could read")
+            (temporary / "copied").chmod(0o400)
+        write_json(tmp_path / "record.json", {})
+    finally:
+        assert os.umask(before) == umask
+    written = [tmp_path / "one.safetensors", tmp_path / "record.json", *(tmp_path / "role").rglob("*")]
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in written}
+    assert modes == {
+        "one.safetensors": file,
+        "record.json": file,
+        "role/in": folder,
+        "role/in/weights.safetensors": file,
+        "role/copied": file,
+    }
 
 
 def test_what_a_killed_write_left_behind_is_cleared(tmp_path: Path) -> None:
@@ -301,3 +330,155 @@ def test_a_shard_that_was_changed_after_its_stage_finished_is_named(tmp_path: Pa
     shard.unlink()
     assert not store.is_finished("questions")
     store.close()
+
+
+# -- causes of storage errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "cause", "remedy"),
+    [
+        (errno.ENOSPC, "the disk is full", "free some space"),
+        (errno.EACCES, "permission denied", "make it writable"),
+        (errno.EROFS, "mounted read-only", "copy the folder to another disk"),
+        (errno.ENAMETOOLONG, "the name is too long", "a shorter path"),
+        (errno.EISDIR, "there is a folder of that name", "move that folder away"),
+        (errno.ELOOP, "a loop of symbolic links", "remove the link"),
+        (errno.EIO, "input/output error", "check the disk"),
+        (errno.EMFILE, "too many files open", "ulimit -n"),
+        (errno.ENOTSUP, os.strerror(errno.ENOTSUP), "correct that"),
+    ],
+)
+def test_a_storage_error_names_its_cause_and_what_helps(tmp_path: Path, number: int, cause: str, remedy: str) -> None:
+    with pytest.raises(StorageError, match=f"{re.escape(cause)}.* Nothing is lost: .*{remedy}") as caught:
+        _fail_while_writing(tmp_path / "role", OSError(number, os.strerror(number)))
+    assert ("free some space" in str(caught.value)) == (number == errno.ENOSPC)
+
+
+def test_real_causes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(StorageError, match=rf"{tmp_path / 'notes'} is a file, not a folder\. Nothing is lost: move that file"):
+        write_json(tmp_path / "notes" / "deep" / "run.json", {})
+    with pytest.raises(StorageError, match="notes is a file, not a folder"):
+        RunStore(tmp_path / "notes" / "run")
+    with pytest.raises(StorageError, match="the name is too long"):
+        RunStore(tmp_path / ("x" * 300))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StorageError, match="a loop of symbolic links"):
+        RunStore(tmp_path / "loop" / "run")
+
+
+# -- damage and bounds --------------------------------------------------------------------------------------------------
+
+GARBAGE = [b"", b"[]", b"{}", b"null", b"3", b'"text"', b"\xff\xfe", b"{", b"[" * 200_000, b'{"key": ' + b"9" * 5000 + b"}"]
+
+
+def _questions(root: Path) -> RunStore:
+    store = RunStore(root)
+    store.update_run(schema=1)
+    store.begin("questions", "k")
+    store.note_inputs("questions", "")
+    store.write_shard("questions", 0, QUESTIONS, [Drop("questions", "short", "x")])
+    store.finish("questions", "k", {"train": 3}, also=[root / "dropped" / "questions"])
+    return store
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda data: repr(data[:9]))
+@pytest.mark.parametrize("name", ["run.json", "questions/key.json", "questions/manifest.json"])
+def test_garbage_in_the_folders_own_files_is_named_and_the_remedy_works(tmp_path: Path, name: str, garbage: bytes) -> None:
+    store = _questions(tmp_path / "run")
+    path = store.root / name
+    path.write_bytes(garbage)
+
+    def use() -> None:
+        store.update_run(status="running")
+        assert not store.begin("questions", "k"), "the work was set aside"
+        assert store.made_from("questions") == ""
+        if store.has_manifest("questions"):
+            assert store.is_finished("questions")
+
+    if name != "run.json" or garbage != b"{}":  # an empty run.json says nothing wrong
+        with pytest.raises(RunFolderError, match=rf"{path} is damaged .*remove it and give the") as caught:
+            use()
+        assert len(str(caught.value)) < 400
+    path.unlink()
+    store.close()
+    store = RunStore(tmp_path / "run")  # it is a run without any one of these files
+    use()
+    assert store.read("questions", Question) == QUESTIONS
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["run.json", "questions/manifest.json"])
+def test_a_changed_value_of_a_sealed_file_is_noticed(tmp_path: Path, name: str) -> None:
+    store = _questions(tmp_path / "run")
+    path = store.root / name
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2').replace('"train": 3', '"train": 4'))
+    with pytest.raises(RunFolderError, match="a value of it is not what was written"):
+        _ = (store.run, store.manifest("questions"))
+    store.close()
+
+
+def test_a_lost_file_of_dropped_records_makes_its_shard_run_again(tmp_path: Path) -> None:
+    store = _questions(tmp_path / "run")
+    path = store.root / "dropped" / "questions" / "shard-00000.jsonl"
+    path.write_text("{")
+    with pytest.raises(RunFolderError, match=r"remove this file and give the same command again to redo the shard"):
+        store.read_dropped("questions")
+    path.unlink()
+    assert not store.is_finished("questions")
+    assert not store.has_shard("questions", 0, drops=True)
+    store.reopen("questions")
+    assert not store.has_shard("questions", 0)
+    store.close()
+
+
+HOSTILE = {
+    "an integer of 5,000 digits": b'{"id": ' + b"9" * 5000 + b"}",
+    "an integer of 65 bits": b'{"id": "q", "text": "t", "split": "train", "source": 18446744073709551616}',
+    "deep": b"[" * 200_000,
+    "another type": b'{"id": 3, "text": "t", "split": "train", "source": "self"}',
+    "another split": b'{"id": "q", "text": "t", "split": "valid", "source": "self"}',
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_records_are_one_short_message(store: RunStore, kind: str) -> None:
+    store.write_shard("questions", 0, QUESTIONS)
+    with store.shard_path("questions", 0).open("ab") as file:
+        file.write(HOSTILE[kind] + b"\n")
+    with pytest.raises(RunFolderError, match=r"shard-00000\.jsonl, line 4 is damaged") as caught:
+        store.read("questions", Question)
+    assert len(str(caught.value)) < 500
+
+
+def test_an_endless_line_is_read_up_to_a_bound_only(store: RunStore) -> None:
+    store.write_shard("questions", 0, QUESTIONS)
+    with store.shard_path("questions", 0).open("ab") as file:
+        file.truncate(1 << 40)  # sparse: a terabyte of zeros on no disk space
+    with pytest.raises(RunFolderError, match=r"line 4 is damaged .*more than 64 MiB"):
+        store.read("questions", Question)
+    with (store.root / "run.json").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RunFolderError, match=r"run\.json is damaged .*more than 256 MiB"):
+        _ = store.run
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["run.json", "questions/key.json", "questions/shard-00000.jsonl", "metrics/policy.jsonl"])
+def test_a_named_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    store = _questions(tmp_path / "run")
+    path = store.root / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(RunFolderError, match=rf"{path} is a device or named pipe where a file is expected; remove it"):
+        _ = (store.run, store.key("questions"), store.read("questions", Question), store.read_metrics("policy"))
+    store.close()
+
+
+def test_a_loop_of_links_in_place_of_a_file_is_refused(store: RunStore) -> None:
+    (store.root / "run.json").unlink()
+    (store.root / "run.json").symlink_to(store.root / "run.json")
+    with pytest.raises(RunFolderError, match=r"run\.json"):
+        read_json(store.root / "run.json")

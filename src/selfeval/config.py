@@ -185,7 +185,7 @@ class QuestionsConfig(Section):
     attempts: Positive = 4.0
     """Give up after this many times the wanted number of samples."""
     shard: Count = 512
-    """Samples per shard."""
+    """Most samples per shard; no more are drawn than are needed."""
 
 
 class RepliesConfig(Section):
@@ -259,7 +259,7 @@ class EvaluatorConfig(Section):
     max_grad_norm: Positive = 1.0
     """Gradient norm above which gradients are scaled down."""
     centering: Annotated[float, Field(ge=0.0)] = 0.01
-    """Weight of the squared score, which keeps scores around zero (https://arxiv.org/abs/2312.09244)."""
+    """Weight of the squared sum of a pair's scores, which keeps scores around zero (https://arxiv.org/abs/2312.09244)."""
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
 
@@ -324,7 +324,7 @@ class PolicyConfig(Section):
     kl_rate: Positive = 0.5
     """Dual: change of the log weight in an iteration whose KL is off by its whole target."""
     kl_horizon: Count = 2000
-    """Adaptive: samples over which the weight changes by 20% at most (Ziegler et al. 2019)."""
+    """Adaptive: samples over which the weight changes by 20% at most, and never more in one iteration (Ziegler et al. 2019)."""
     whiten_rewards: bool = True
     """Scores in units of the first iteration's: mean 0, deviation 1."""
     reward_clip: Annotated[float, Field(ge=0.0)] = 4.0

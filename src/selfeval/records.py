@@ -6,6 +6,7 @@ Pairs use `prompt`, `chosen`, `rejected`, so that HF `datasets`, TRL and LLaMA-F
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -147,7 +148,8 @@ def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
     """The record of type `kind` that `to_json` turned into `values`.
 
     Raises:
-        TypeError: a field is missing or unknown.
+        TypeError: a field is missing, unknown, or of another type.
+        ValueError: a value is not allowed, for example an integer of more than 64 bits.
     """
     hints = _hints(typing.cast(type, kind))
     return kind(**{name: _restore(hints.get(name), value) for name, value in dict(values).items()})
@@ -162,6 +164,39 @@ def _hints(kind: type) -> dict[str, Any]:
 def _restore(hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return hint(value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
+    if typing.get_origin(hint) is not tuple:
+        return _checked(hint, value)
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{_shown(value)} where a list is expected")
+    kinds = typing.get_args(hint)
+    if kinds[1:] == (...,):
+        if kinds[0] is int and set(map(type, value)) <= {int} and max(map(abs, value), default=0) < 2**63:
+            return tuple(value)  # token ids: checking them one by one takes ten times as long as reading the record
+        return tuple(_checked(kinds[0], part) for part in value)
+    return tuple(_checked(kind, part) for kind, part in zip(kinds, value, strict=True))
+
+
+_PLAIN = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (type(None),)}
+
+
+def _checked(hint: Any, value: Any) -> Any:
+    """The value, if it is of the kind that the field holds."""
+    if type(value) is hint and hint is not int:
+        return value
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{_shown(value)} has more than 64 bits")
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if not any(_is_of(kind, value) for kind in kinds):
+        raise TypeError(f"{_shown(value)} where {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)} is expected")
     return value
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    if kind in _PLAIN:
+        return type(value) in _PLAIN[kind]
+    return typing.get_origin(kind) is not Mapping or isinstance(value, dict)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

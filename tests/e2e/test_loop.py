@@ -165,7 +165,11 @@ def test_a_changed_policy_redoes_the_policy_and_what_follows(finished: Path, rec
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".lock"))
     before = _times(folder)
-    found = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2"))
+    refused = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2"))
+    assert refused.returncode == 2
+    assert "policy.iterations: 7, now 2. To continue would move to" in refused.stderr
+    assert _times(folder) == before
+    found = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2", "--restart"))
     assert found.returncode == 0, found.stderr
     after = _times(folder)
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["policy", "evaluation", "report"]
@@ -173,7 +177,7 @@ def test_a_changed_policy_redoes_the_policy_and_what_follows(finished: Path, rec
     assert said == ["policy", "evaluation", "report"]
     assert len((folder / "metrics" / "policy.jsonl").read_text().splitlines()) == 2
     kept = [path.relative_to(folder / "replaced") for path in (folder / "replaced").rglob("report.json")]
-    assert [str(path) for path in kept] == ["3/report.json"]
+    assert [str(path) for path in kept] == ["1/report.json"]
     assert (folder / "replaced" / "1" / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == (
         finished / "roles" / "policy" / "adapter_model.safetensors"
     ).read_bytes()

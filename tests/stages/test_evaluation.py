@@ -234,8 +234,7 @@ def _evaluator_figures(
     folder: Path, monkeypatch: pytest.MonkeyPatch, pairs: list[_TestPair], gold: Any, questions: dict[str, Question] = QUESTIONS
 ) -> dict[str, Any]:
     run = context(folder)
-    run.store.folder("evaluator").mkdir()
-    write_json(run.store.folder("evaluator") / "manifest.json", {"counts": {"trained": 77}, "files": {}})
+    run.store.finish("evaluator", "key", {"trained": 77})
     write_json(run.role_folder(EVALUATOR) / "evaluator.json", {**UNITS, "temperature": 2.0, "temperature_pairs": 60})
     monkeypatch.setattr(evaluation, "_judged_test_pairs", lambda *_: pairs)
     return evaluation._evaluator_figures(run, questions, gold, lambda count: None)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages import export
 from selfeval.stages.export import export_role, find_role
+from selfeval.stages.prompts import load_templates
 from selfeval.stages.scoring import score_texts
 from selfeval.stages.terminal import Terminal
-from selfeval.store import read_json, write_json
+from selfeval.store import RunStore, read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
 from toy import environment, selfeval
 
@@ -68,7 +70,6 @@ class Run:
         }
         self.config = RunConfig.model_validate(values)
         self.backbone = Backbone.load(self.config)
-        self.templates = Templates.load(templates_folder(str(self.model)), self.backbone.loaded.tokenizer)
         for role in ("policy", EVALUATOR):
             self.backbone.add_role(role, seed=1, head=role == EVALUATOR)
             tiny_models.scramble(self.backbone, role, seed=len(role))
@@ -81,6 +82,9 @@ class Run:
                 "device": {"model": self.config.model, "asked": "auto", "precision": precision},
             },
         )
+        store = RunStore(self.folder)
+        self.templates = load_templates(self.config, store, self.backbone.loaded.tokenizer, date.today())
+        store.close()
 
     def _own_templates(self, grade: str) -> None:
         (self.model / "templates").mkdir()
@@ -122,7 +126,7 @@ def snippet_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 GRADES = {
     "default": "",
     "working": "Model: {{ working }}\nQuestion: {{ question }}\nAnswer:",
-    "own code": '{% include "reply.jinja" %}',  # what no chat template can do
+    "own code": '{% include "reply.jinja" %} {{ working }}',  # what no chat template can do
 }
 
 

@@ -4,13 +4,14 @@ import dataclasses
 import os
 import re
 import shutil
+from datetime import date
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from selfeval.config import RunConfig
-from selfeval.errors import ConfigError, RunFolderError
+from selfeval.errors import ConfigError, LostWorkError, RunFolderError
 from selfeval.stages import gold, pipeline
 from selfeval.stages.gold import load_gold
 from selfeval.stages.restore import restore
@@ -80,14 +81,21 @@ def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     ("path", "text"),
     [
         ("seeds.txt", "What is 1 + 1?\nWhat is 3 + 3?\n"),
-        ("model/templates/judge.jinja", "Which of {{ first }} and {{ second }} answers {{ question }}?"),
         ("model/templates/ask.jinja", "Ask."),
+        ("model/chat_template.jinja", "{{ messages }}"),
+        ("model/templates/chat_template.jinja", "{{ messages }}"),
+        ("model/additional_chat_templates/tools.jinja", "{{ tools }}"),
+        ("model/merges.txt", "a b"),
+        ("model/vocab.txt", "a"),
+        ("model/tokenizer.model", "a"),
+        ("model/qwen.tiktoken", "a"),
         ("model/config.json", '{"model_type": "other"}'),
     ],
 )
 def test_changed_seeds_templates_or_model_redo_everything(world: World, path: str, text: str) -> None:
     world.run()
     keys = world.keys()
+    (world.folder / path).parent.mkdir(exist_ok=True)
     (world.folder / path).write_text(text)
     assert world.run() == list(STAGES)
     assert all(world.keys()[stage] != keys[stage] for stage in STAGES)
@@ -414,3 +422,166 @@ def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World)
     world.run("policy.clip=0.1")
     with pytest.raises(RunFolderError, match=r"no results 7 that can be restored; there are: 1"):
         _restore(world, 7)
+
+
+# -- prompt templates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "first"),
+    [
+        ("ask.jinja", "Ask.", "questions"),
+        ("reply.jinja", "Answer {{ question }}", "replies"),
+        ("judge.jinja", "Which of {{ first }} and {{ second }} answers {{ question }}?", "verdicts"),
+        ("grade.jinja", "Grade {{ question }}", "evaluator"),
+        ("referee.jinja", "Which of {{ first }} and {{ second }} answers {{ question }}?", "evaluation"),
+        ("notes.jinja", "Read by none.", None),
+    ],
+)
+def test_a_changed_template_redoes_the_stages_that_read_it(world: World, name: str, text: str, first: str | None) -> None:
+    world.run()
+    (world.folder / "model" / "templates" / name).write_text(text)
+    assert world.run() == (from_(first) if first else [])
+    assert (world.run_folder / "templates" / name).read_text() == text
+    assert world.run() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first"),
+    [
+        ("ask_stop", "# again\nask_stop", None),
+        (r'ask_stop = ["\n"]', 'ask_stop = [";"]', "questions"),
+        ("grade_working = false", "grade_working = true", "replies"),
+        ('lead = "Verdict:"', 'lead = "Choice:"', "verdicts"),
+        ('first = " 1"', 'first = " one"', "evaluation"),
+    ],
+)
+def test_a_changed_setting_of_templates_redoes_the_stages_that_read_it(
+    world: World, old: str, new: str, first: str | None
+) -> None:
+    world.run()
+    path = world.folder / "model" / "templates" / "templates.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert world.run() == (from_(first) if first else [])
+
+
+def test_the_referee_is_read_by_policy_training_that_looks_at_it(world: World) -> None:
+    world.run("policy.judge_every=2")
+    (world.folder / "model" / "templates" / "referee.jinja").write_text("{{ question }} {{ first }} {{ second }}")
+    assert world.run("policy.judge_every=2") == from_("policy")
+
+
+def test_a_template_that_another_includes_counts_where_that_is_read(world: World) -> None:
+    templates = world.folder / "model" / "templates"
+    (templates / "head.jinja").write_text("Hello. ")
+    (templates / "grade.jinja").write_text("{% include 'head.jinja' %}{{ question }}")
+    world.run()
+    (templates / "head.jinja").write_text("Good morning. ")
+    assert world.run() == from_("evaluator")
+
+
+def _write_run(world: World, **values: str) -> None:
+    store = RunStore(world.run_folder)
+    store.update_run(**values)
+    store.close()
+
+
+def test_a_template_that_prints_the_date_is_made_of_the_day_of_the_run(world: World) -> None:
+    grade = world.folder / "model" / "templates" / "grade.jinja"
+    grade.write_text("{{ strftime_now('%Y') }} {{ question }}")
+    world.run()
+    info = world.info()
+    assert info["date"] == date.today().isoformat()
+    assert world.run() == []
+    _write_run(world, date="2001-02-03")
+    assert world.run() == from_("evaluator"), "another day makes another prompt"
+    _write_run(world, date="yesterday")
+    with pytest.raises(RunFolderError, match="yesterday"):
+        world.run()
+
+
+def test_the_date_of_a_run_that_prints_none_changes_nothing(world: World) -> None:
+    world.run()
+    _write_run(world, date="2001-02-03")
+    assert world.run() == []
+    assert world.info()["date"] == "2001-02-03"
+
+
+# -- remedies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_removed_key_json_discards_nothing(world: World, stage: str) -> None:
+    world.run()
+    before = world.files()
+    (world.run_folder / stage / "key.json").unlink()
+    assert world.run(restart=False) == []
+    assert world.files().keys() | {f"{stage}/key.json"} == before.keys()
+
+
+def test_a_removed_run_json_is_rebuilt_by_the_whole_command(world: World) -> None:
+    world.run("policy.clip=0.1")
+    (world.run_folder / "run.json").unlink()
+    assert world.run("policy.clip=0.1", restart=False) == []
+    assert world.info()["status"] == "finished"
+    assert world.info()["config"]["policy"]["clip"] == 0.1
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+def test_half_done_work_without_its_key_json_is_not_thrown_away_unasked(world: World) -> None:
+    world.fails["replies"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    world.fails.clear()
+    (world.run_folder / "replies" / "key.json").unlink()
+    with pytest.raises(RunFolderError, match=r"replies/key\.json is missing.*Nothing was moved.*--restart"):
+        world.run(restart=False)
+    assert (world.run_folder / "replies" / "shard-00000.jsonl").exists()
+    assert world.run()[0] == "replies"
+
+
+@pytest.mark.parametrize("name", [*(path for paths in FILES.values() for path in paths), "replies/shard-00001.jsonl"])
+@pytest.mark.parametrize("damage", ["changed", "removed"])
+def test_the_remedy_for_a_damaged_or_lost_file_works(world: World, name: str, damage: str) -> None:
+    world.run()
+    before, path = world.files(), world.run_folder / name
+    message = ""
+    if damage == "changed":
+        path.write_text("changed")
+        with pytest.raises(RunFolderError, match="is damaged: its content is not what was written there") as caught:
+            world.run(restart=False)
+        message = str(caught.value)
+        assert world.files() == {**before, name: b"changed"}
+    if damage == "removed" or "remove it" in message:
+        path.unlink()
+        if name.startswith("roles/"):
+            with pytest.raises(RunFolderError, match=rf"{name} is missing.*Nothing was moved") as caught:
+                world.run(restart=False)
+            message = str(caught.value)
+    assert len(world.run(restart="--restart" in message)) == 1
+    assert world.files() == before
+    assert world.run(restart=False) == []
+
+
+def test_results_are_not_made_again_from_others_unasked(world: World) -> None:
+    world.run()
+    (world.run_folder / "replies" / "shard-00001.jsonl").unlink()
+    world.text["replies"] = "another text"
+    with pytest.raises(RunFolderError, match=r"verdicts: the results that it was made from have changed.*--restart"):
+        world.run(restart=False)
+    assert world.info()["status"] == "interrupted"
+    assert world.run() == from_("verdicts")
+
+
+def test_a_training_that_cannot_resume_starts_again_when_that_is_asked_for(world: World) -> None:
+    lost = LostWorkError("no checkpoint can be used. Give --restart")
+    world.fails["policy"] = lost
+    for _ in range(2):
+        with pytest.raises(LostWorkError):
+            world.run(restart=False)
+    assert not (world.run_folder / "replaced").exists()
+    world.recovers.add("policy")
+    assert world.run() == ["policy", "policy", "evaluation", "report"]
+    assert world.states()["policy"] == "finished"
+    assert "policy: no checkpoint can be used, so it is made again" in world.said.getvalue()

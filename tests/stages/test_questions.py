@@ -16,7 +16,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Drop, Question, Split
-from selfeval.rollout.engine import Request, Rollout
+from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import questions
 from selfeval.stages.context import Context
 from selfeval.stages.terminal import Terminal
@@ -68,11 +68,14 @@ def context(folder: Path, monkeypatch: pytest.MonkeyPatch, write: Writer = mixed
     vars(run)["backbone"] = backbone
     vars(run)["templates"] = templates = Templates.load(templates_folder("no such model"), backbone.loaded.tokenizer)
 
-    def generate(backbone: Any, requests: Sequence[Request], *, seed: int, **options: Any) -> list[Rollout]:
+    def generate(backbone: Any, requests: Sequence[Request], *, seed: int, first: int, **options: Any) -> list[Rollout]:
         assert backbone.acting == BASE
         assert all(r.temperature == config.questions.temperature for r in requests)
         stop = tuple(templates.tokenizer.encode("\n", add_special_tokens=False))
-        made = [(templates.tokenizer.encode(" " + text), ended) for text, ended in write(seed, requests)]
+        made = [
+            (templates.tokenizer.encode(" " + text), ended)
+            for text, ended in write(seed, [*requests[:1] * first, *requests])[first:]
+        ]
         return [Rollout((*ids, *(stop if ended else ())), (), ended) for ids, ended in made]
 
     monkeypatch.setattr(questions, "generate", generate)
@@ -264,3 +267,39 @@ def test_a_model_that_says_the_same_again_and_again_is_given_up_with_the_reasons
     # 36 wanted, 1 attempt each, 10 a shard: 4 shards, 8 near-duplicates in each.
     assert len(calls) == 4
     assert len(set(calls)) == 4  # every shard with draws of its own
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sampling_only_as_much_as_is_needed_gives_the_questions_of_whole_shards(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name, fewest in (("whole", 10**6), ("needed", 2)):
+        monkeypatch.setattr(questions, "_FEWEST_AT_ONCE", fewest)
+        (tmp_path / name).mkdir()
+        run = context(tmp_path / name, monkeypatch, seed=seed, shard=20)
+        prompts = asked(monkeypatch)
+        questions.run(run)
+        found.append([run.store.read("questions", Question), drops(run)])
+        found[-1].append(len(prompts))
+        monkeypatch.undo()
+    assert found[0][:2] == found[1][:2]
+    assert found[1][2] <= found[0][2]
+
+
+def test_a_few_questions_cost_a_few_samples_whatever_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = asked(monkeypatch)
+    run = context(tmp_path, monkeypatch, shard=1024, train=4, test=2)
+    assert questions.run(run)["train"] == 4
+    assert len(prompts) == 16
+
+
+def test_a_part_of_a_list_is_sampled_as_it_would_be_in_the_whole() -> None:
+    backbone = tiny_models.backbone("llama")
+    requests = [Request((5 + i, 9, 12), 1.0) for i in range(12)]
+    with backbone.acting_as(BASE):
+        whole = generate(backbone, requests, max_new_tokens=6, seed=3)
+        part = generate(backbone, requests[7:], max_new_tokens=6, seed=3, first=7)
+        other = generate(backbone, requests[7:], max_new_tokens=6, seed=3)
+    assert [r.ids for r in part] == [r.ids for r in whole[7:]]
+    assert [r.ids for r in other] != [r.ids for r in whole[7:]]

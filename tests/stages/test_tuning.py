@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -165,7 +167,8 @@ def test_a_killed_tuning_goes_on_and_writes_the_same_bytes(world: World) -> None
         with pytest.raises(KeyboardInterrupt):
             world.tune(*YARN)
     assert not world.out.exists()
-    assert [p.name for p in (world.root / "out.tuning" / "checkpoints" / "tuning").iterdir()] == ["step-000002", "step-000004"]
+    kept = sorted(p.name for p in (world.root / "out.tuning" / "checkpoints" / "tuning").iterdir())
+    assert kept == ["step-000002", "step-000004"]
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 2)  # two steps are left: a third would stop it
         world.tune(*YARN)
@@ -389,3 +392,42 @@ def test_the_command_stretches_a_pretrained_model(tmp_path: Path) -> None:
     facts = read_json(tmp_path / "longer" / "export.json")["tuning"]
     assert facts["length"] == model.config.max_position_embeddings == 1024
     assert facts["loss_end"] < facts["loss_start"]
+
+
+# -- remedies -----------------------------------------------------------------------------------------------------------
+
+
+def _interrupted_before_writing(world: World) -> Path:
+    """A tuning whose role is trained and whose folder could not be written."""
+
+    def full(*arguments: Any) -> None:
+        raise StorageError("cannot write: the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfeval.stages.export.write_merged", full)
+        with pytest.raises(StorageError):
+            world.tune()
+    return world.root / "out.tuning"
+
+
+@pytest.mark.parametrize("name", ["tuning.json", "adapter_model.safetensors"])
+def test_the_remedy_for_a_lost_file_of_a_trained_role_works(world: World, name: str) -> None:
+    work = _interrupted_before_writing(world)
+    (work / "roles" / "tuned" / name).unlink()
+    with pytest.raises(RunFolderError, match=rf"{name} is missing; .*remove \S+ and give") as caught:
+        world.tune()
+    found = re.search(r"remove (\S+) and give", str(caught.value))
+    assert found
+    shutil.rmtree(found.group(1))
+    assert world.tune().facts["steps"] == 6
+
+
+def test_a_tuning_without_its_run_json_is_resumed(world: World) -> None:
+    work = _interrupted_before_writing(world)
+    (work / "run.json").write_text("[]")
+    with pytest.raises(RunFolderError, match=r"run\.json is damaged .*remove it and give the whole command again"):
+        world.tune()
+    (work / "run.json").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 0)
+        assert world.tune().facts["steps"] == 6

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from selfeval.backbone.families.cache import check_state
 from selfeval.backbone.families.table import FAMILIES, family_tokenizer, register_family
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import Stretch, stretch_positions
+from selfeval.backbone.tokens import ControlTokens, sample_ids
 from selfeval.backbone.weights import check_fit, check_pointers, read_headers, weight_files
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
@@ -47,6 +51,13 @@ class ModelParts:
     stretch: Stretch | None
     notes: list[str]
 
+    @property
+    def model(self) -> nn.Module:
+        return self.shell
+
+    def forward_accepts(self, argument: str) -> bool:
+        return argument in inspect.signature(self.shell.forward).parameters
+
 
 def check_model(name: str, *, trust_remote_code: bool = False, context: ContextConfig | None = None) -> None:
     """Refuses a model that cannot be used, in a moment: the checks that `load_model` makes before it reads weights.
@@ -60,10 +71,10 @@ def check_model(name: str, *, trust_remote_code: bool = False, context: ContextC
         context: how far it attends.
 
     Raises:
-        ModelError: not found, not a causal language model, no usable weight files, files that do not belong together, or a
-            context that it cannot be given.
+        ModelError: not found, not a causal language model, no usable weight files, files that do not belong together, a
+            context that it cannot be given, or a way to write that rollouts cannot follow.
     """
-    read_parts(name, trust_remote_code=trust_remote_code, context=context, download=False)
+    check_state(read_parts(name, trust_remote_code=trust_remote_code, context=context, download=False))
 
 
 def read_parts(
@@ -91,7 +102,7 @@ def read_parts(
         tokenizer = _tokenizer(name, trust_remote_code)
         files = weight_files(name, download=download)
         shell = meta_model(config, trust_remote_code=trust_remote_code)
-        notes = _check_weights(shell, files, name)
+        notes = [*_check_weights(shell, files, name), *_check_tokens(shell, tokenizer, name)]
     return ModelParts(config, tokenizer, files, shell, stretch, notes)
 
 
@@ -185,6 +196,11 @@ def _check_causal(config: Any, name: str) -> None:
     is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))  # some of these have a decoder-only twin in transformers
     if is_seq2seq or not (is_native or is_remote) or (names_other_head and not is_remote):
         kind = ", ".join(architectures) or config.model_type
+        if not names_other_head and not is_seq2seq:
+            raise ModelError(
+                f"{name} is a {kind} (model_type {config.model_type}), for which transformers {transformers.__version__} has "
+                "no causal language model; give another model, or the folder of the whole model that this is a part of"
+            )
         raise ModelError(f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)")
 
 
@@ -206,9 +222,27 @@ def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     return found
 
 
+def _check_tokens(shell: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
+    """Refuses a tokenizer that gives the model numbers which it has no embedding for; a note where no text is given them.
+
+    So it is when tokens were added to a tokenizer and the model was not resized.
+    """
+    rows = int(shell.get_input_embeddings().weight.shape[0])
+    beyond = {text: index for text, index in tokenizer.get_vocab().items() if index >= rows and index != tokenizer.pad_token_id}
+    control, used = ControlTokens(tokenizer).ids, sample_ids(tokenizer)
+    needed = [text for text, index in beyond.items() if index not in control or index in used]
+    some = ", ".join(sorted(needed or beyond)[:3]) + (" and others" if len(needed or beyond) > 3 else "")
+    if needed:
+        raise ModelError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, and its embedding has rows for {rows:,}: none for {some}; "
+            "give the tokenizer that the model was trained with, or resize (resize_token_embeddings) and train the model"
+        )
+    return [f"the embedding has no row for {some} of the tokenizer; no text is given them"] if beyond else []
+
+
 def _check_weights(shell: Any, files: tuple[Path, ...], name: str) -> list[str]:
     headers = read_headers(files)
-    is_own_code = type(shell).__module__.startswith("transformers_modules")
-    if not files or is_own_code or getattr(shell.config, "quantization_config", None) is not None:
-        return []  # remote code and packed weights are compared by transformers as it loads them
+    is_native = type(shell).__module__.startswith("transformers.")
+    if not files or not is_native or getattr(shell.config, "quantization_config", None) is not None:
+        return []  # packed weights, and models with code of their own: compared as they are loaded
     return check_fit(shell, headers, name)

@@ -115,6 +115,7 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         _add_head(folder, backbone.heads[role].weight)
     write_json(folder / "adapter_config.json", config)
+    backbone.seal_role(folder)
     _check_adapter(backbone, role, folder)
     return layout
 

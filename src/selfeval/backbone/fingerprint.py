@@ -1,46 +1,67 @@
-"""What tells one base from another, so that a role is never loaded on a base that it was not trained on."""
+"""Hashes of a model's files and weights, by which changed or other weights are noticed, be it one number of them.
+
+A weight's hash is that of its bytes in the file, with its name, type and shape. So a fingerprint is the same on every device,
+in every precision that the base is loaded in, and for the same tensors in one file or in several. Copies of a model that are
+stored in different precisions (a bf16 and an fp32 folder) are different models: their numbers differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
+from selfeval.backbone.digests import tensor_digests
 from selfeval.backbone.load import LoadedModel
-from selfeval.store import fingerprint
+from selfeval.backbone.weights import weight_files
+from selfeval.errors import ModelError
+from selfeval.store import file_hash, fingerprint
 
-__all__ = ["base_fingerprint"]
+__all__ = ["base_fingerprint", "model_identity"]
+
+_READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py", ".spm", ".vocab", ".bpe")
+"""Endings of what loading reads in a model folder besides weights: configs, tokenizer files, chat templates, remote code."""
 
 
 def base_fingerprint(loaded: LoadedModel) -> str:
-    """Names, shapes and sums of some numbers of every weight, read from the files: the same in every precision and placement.
+    """Hash of every weight of a base; a role belongs to the base with this fingerprint.
 
     A stretched context is another base: the same weights give other numbers on it.
     """
     weights = _of_files(loaded.files) if loaded.files else _of_memory(loaded.model)
-    return fingerprint([*([["rope", str(loaded.stretch)]] if loaded.stretch else []), *sorted(weights)])
+    return fingerprint([*([["rope", str(loaded.stretch)]] if loaded.stretch else []), *weights])
 
 
-def _sum(sample: Tensor) -> str:
-    """A sum that is the same whatever floating-point format the numbers were stored in."""
-    return f"{sample.bfloat16().double().sum().item():.10e}"
+def model_identity(name: str) -> Any:
+    """All that loading reads of a model folder: the hash of each weight and of each other file; of a hub id, its name.
+
+    Every byte is read, once in a process: hashes are kept by path, size and time of the last change.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    paths = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    read = sorted(p for p in paths if p.suffix in _READ and p.is_file() and not p.name.endswith(".safetensors.index.json"))
+    return [[[p.relative_to(folder).as_posix(), file_hash(p)] for p in read], _weights_in(folder)]
 
 
-def _of_files(files: Sequence[Path]) -> Iterator[list[Any]]:
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                shape = part.get_shape()
-                rows = [part[i : i + 1].reshape(-1) for i in range(0, shape[0], max(1, shape[0] // 4))] if shape else []
-                yield [name, shape, _sum(torch.cat(rows) if rows else file.get_tensor(name))]
+def _weights_in(folder: Path) -> list[Any]:
+    try:
+        return _of_files(weight_files(str(folder)))
+    except ModelError:  # not usable, as loading will say
+        return [[path.name, file_hash(path)] for path in sorted(folder.glob("*.safetensors"))]
 
 
-def _of_memory(model: Any) -> Iterator[list[Any]]:
+def _of_files(files: tuple[Path, ...]) -> list[Any]:
+    return [[digest.name, digest.dtype, digest.shape, digest.hash] for digest in tensor_digests(files)]
+
+
+def _of_memory(model: Any) -> list[Any]:
     """For a model that was made in memory."""
-    for name, parameter in model.named_parameters():
-        yield [name, list(parameter.shape), _sum(parameter.detach().reshape(-1)[:: max(1, parameter.numel() // 64)])]
+    found = []
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.append([name, str(parameter.dtype), list(parameter.shape), hashlib.sha256(values).hexdigest()])
+    return found

@@ -221,6 +221,9 @@ class ShapeBackbone(Backbone):
     def _check_logits(self) -> None:
         """There are no logits to check."""
 
+    def _unread_layers(self, role: str) -> tuple[str, ...]:
+        return ()
+
     def _fingerprint(self) -> str:
         return "shapes"
 

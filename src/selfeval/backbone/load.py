@@ -16,7 +16,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from selfeval.backbone.body import hidden_width
 from selfeval.backbone.check import errors_of_model, read_parts
+from selfeval.backbone.digests import check_finite
 from selfeval.backbone.placement import DISK, DeviceMap, free_memory, plan_placement, usable_memory
 from selfeval.backbone.precision import (
     PRECISIONS,
@@ -28,6 +30,7 @@ from selfeval.backbone.precision import (
 )
 from selfeval.backbone.rope import Stretch, check_stretch
 from selfeval.backbone.sizes import weight_sizes
+from selfeval.backbone.tokens import end_of_turn
 from selfeval.backbone.weights import check_report
 from selfeval.config import ContextConfig, PlacementConfig
 from selfeval.errors import ModelError
@@ -69,8 +72,7 @@ class LoadedModel:
 
     @property
     def hidden_size(self) -> int:
-        config: Any = self.model.config
-        return int(config.get_text_config().hidden_size)
+        return hidden_width(self.model)
 
     @property
     def context_length(self) -> int | None:
@@ -154,6 +156,7 @@ def load_model(
     context, placement = context or ContextConfig(), placement or PlacementConfig()
     parts = read_parts(name, trust_remote_code=trust_remote_code, context=context)
     memory = memory_within(free_memory(target), room)
+    check_finite(parts.files, name)
     with errors_of_model(name):
         picked, why, plan = place_base(Wanted(name, parts.shell, device, precision, placement, memory), target)
         target = target if plan is None else torch.device(plan.main)
@@ -298,7 +301,7 @@ def _described(
     model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device, precision: str, plan: DeviceMap | None
 ) -> LoadedModel:
     notes = [] if plan is None or plan.is_whole else [plan.sentence()]
-    eos = _eos_ids(model, tokenizer)
+    eos = _eos_ids(model, tokenizer, notes)
     if not eos:
         notes.append("this model has no end-of-sequence token; replies end only at the token limit")
     pad = tokenizer.pad_token_id
@@ -309,9 +312,11 @@ def _described(
     return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes, placement=plan)
 
 
-def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> tuple[int, ...]:
+    """Tokens that end a reply, the one that the model itself writes first."""
     generation = getattr(model, "generation_config", None)
-    found: list[int] = []
+    turn = None if hasattr(tokenizer, "stop_ids") else end_of_turn(tokenizer)
+    found: list[int] = [] if turn is None or turn.id is None else [turn.id]
     for value in (
         tokenizer.eos_token_id,
         getattr(generation, "eos_token_id", None),
@@ -320,4 +325,10 @@ def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     ):
         found += [] if value is None else value if isinstance(value, list) else [value]
     size = model.get_input_embeddings().weight.shape[0]
-    return tuple(dict.fromkeys(int(i) for i in found if 0 <= int(i) < size))
+    ids = tuple(dict.fromkeys(int(i) for i in found if 0 <= int(i) < size))
+    if turn is not None and turn.id is None:
+        notes.append(
+            f"the chat template ends a reply with {turn.text}, which is no token of this tokenizer; replies end only at "
+            f"{', '.join(map(repr, tokenizer.convert_ids_to_tokens(list(ids)))) or 'the token limit'}"
+        )
+    return ids

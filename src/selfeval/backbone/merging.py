@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.tokens import NEW_PAD, ControlTokens
 from selfeval.errors import ExportError, RoleError
 
 __all__ = [
@@ -109,15 +110,17 @@ def is_quantised(model: nn.Module) -> bool:
 def padding_tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer that pads on the right with a token that ends nothing and stands in no text.
 
-    Its own padding token, unless that is also an end-of-sequence or another control token (a classifier would then take the
-    real last token for padding, and read its score too early); else one that it holds for padding; else a new one, `<|pad|>`.
+    Its own padding token, unless that is also an end-of-sequence or another control token, or a word of texts (a classifier
+    would then take the real last token for padding, and read its score too early); else one that it holds for padding; else a
+    new one, `<|pad|>`.
     """
     tokenizer: Any = copy.deepcopy(loaded.tokenizer)
     others = (tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id)
     taken = {*loaded.eos_ids, tokenizer.eos_token_id, *others}
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
-        held = [t for t, i in tokenizer.get_added_vocab().items() if "pad" in t.lower() and i not in taken]
-        tokenizer.add_special_tokens({"pad_token": held[0] if held else "<|pad|>"})
+    control = ControlTokens(tokenizer)
+    if tokenizer.pad_token_id in taken or tokenizer.pad_token_id not in control.special_ids:
+        held = [t for t, i in tokenizer.get_added_vocab().items() if "pad" in t.lower() and i in control.ids - taken]
+        tokenizer.add_special_tokens({"pad_token": held[0] if held else NEW_PAD})
     tokenizer.padding_side = "right"
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # tools pass on whatever a tokenizer returns
     padded: PreTrainedTokenizerBase = tokenizer

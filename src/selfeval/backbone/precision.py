@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_bitsandbytes_available
 
+from selfeval.backbone.body import text_body
 from selfeval.errors import LoopError, ModelError
 
 __all__ = [
@@ -138,7 +139,7 @@ class OverflowGuard:
         for name, module in model.named_modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.register_forward_hook(self._watch(name))
-        model.base_model.register_forward_hook(self._check)
+        text_body(model).register_forward_hook(self._check)
 
     def _watch(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import transformers
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,20 +23,26 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack, remove_adapters
+from selfeval.backbone.body import text_body
 from selfeval.backbone.budget import MemoryBudget
-from selfeval.backbone.families.adapters import adapter_targets
+from selfeval.backbone.families.adapters import ALL_LINEAR, adapter_targets
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
 from selfeval.backbone.loss_scale import LossScale, Origin, mark
 from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for, return_freed_memory
 from selfeval.backbone.output_head import OutputHead
+from selfeval.backbone.reach import unread_layers
 from selfeval.backbone.recompute import recompute
+from selfeval.backbone.role_files import check_role, save_adapter_config, seal_role
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
 from selfeval.config import LoraConfig, RunConfig
-from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
-from selfeval.store import read_json, write_json
+from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError, is_out_of_memory
+from selfeval.store import read_json
 
 __all__ = ["Backbone"]
+
+_PROBE = "probe"
+"""Role that is there only while `check_targets` looks at it."""
 
 _PACKED = (torch.int8, torch.uint8)
 """What quantised weights are stored as."""
@@ -61,6 +68,7 @@ class Backbone:
         self._stack = AdapterStack()
         self._trainable: dict[str, bool] = {}
         self._peft: PeftModel | None = None
+        self._unread: tuple[str, ...] | None = None
         self._base_bytes = weight_bytes(loaded.model)
         self._base_shapes = {tuple(p.shape) for p in loaded.model.parameters() if p.ndim > 1}
         self._base_fingerprint = self._fingerprint()
@@ -82,13 +90,34 @@ class Backbone:
         ids = torch.tensor([[0, 1, 2, 3]], device=self.loaded.device)
         mask = torch.ones_like(ids)
         with self.acting_as(BASE):
-            expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-            found = self.logits(self.hidden(ids, mask))
-        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+            try:
+                expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+                self._refuse_pass(error)
+            found = self._own_logits(ids, mask)
+        if found is None or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             kind = self.model.config.model_type
             raise ModelError(
                 f"{self.source}: models of type {kind} make their logits in a way this version does not know; use another model"
             )
+
+    def _refuse_pass(self, error: Exception) -> NoReturn:
+        if is_out_of_memory(error):
+            raise error
+        raise ModelError(
+            f"{self.source}: a first pass of four tokens fails ({' '.join(str(error).split())[:300]}); its config.json "
+            f"does not fit its weights, or transformers {transformers.__version__} cannot compute models of type "
+            f"{self.model.config.model_type}"
+        ) from error
+
+    def _own_logits(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """The logits as rollouts and losses make them; None where the output layer does not fit the hidden states."""
+        try:
+            return self.logits(self.hidden(ids, mask))
+        except (RuntimeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return None
 
     @classmethod
     def load(cls, config: RunConfig, *, trust_remote_code: bool = False) -> Backbone:
@@ -167,13 +196,9 @@ class Backbone:
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.roles)}')
-        with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                self._inject(role)
-            except BaseException:
-                self._withdraw(role)
-                raise
+        self._make_adapter(role, seed)
+        if self._unread is None:
+            self._leave_out_unread(role, seed)
         self._trainable[role] = trainable
         if head:
             self.heads[role] = nn.Linear(self.loaded.hidden_size, 1, device=self.loaded.device, dtype=torch.float32)
@@ -206,6 +231,48 @@ class Backbone:
         if role in self._trainable or role == BASE:
             raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.roles])}')
 
+    def check_targets(self) -> None:
+        """Finds out whether `lora.targets` can have adapters that passes read, before any work needs them.
+
+        Raises:
+            ModelError, ConfigError: they cannot.
+        """
+        if self._unread is None:
+            self.add_role(_PROBE)
+            self._withdraw(_PROBE)
+
+    def _make_adapter(self, role: str, seed: int) -> None:
+        with stand_in_weights(self.loaded.model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self._inject(role)
+            except BaseException:
+                self._withdraw(role)
+                raise
+
+    def _leave_out_unread(self, role: str, seed: int) -> None:
+        """Makes the adapter again without layers that no pass reads, or refuses these where they were named."""
+        try:
+            unread = self._unread_layers(role)
+            if unread and self.lora.targets != ALL_LINEAR:
+                raise ModelError(
+                    f"lora.targets names {', '.join(unread)}, but no pass of models of type {self.model.config.model_type} "
+                    "would read adapters there: they use the weights of these layers without calling them; take them out of "
+                    "lora.targets"
+                )
+        except BaseException:
+            self._withdraw(role)
+            raise
+        self._unread = unread
+        if unread:
+            self.loaded.notes.append(f"no adapters on {', '.join(unread)}: no pass of this model would read them")
+            self._withdraw(role)
+            self._make_adapter(role, seed)
+
+    def _unread_layers(self, role: str) -> tuple[str, ...]:
+        with self._stack.block(Acting.of(role)):
+            return unread_layers(self, self.parameters(role))
+
     def _inject(self, role: str) -> None:
         peft_config = PeftLoraConfig(
             task_type="CAUSAL_LM",
@@ -213,7 +280,7 @@ class Backbone:
             lora_alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             lora_dropout=0.0,
-            **adapter_targets(self.loaded.model, self.lora.targets),
+            **adapter_targets(self.loaded.model, self.lora.targets, self._unread or ()),
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
@@ -328,7 +395,7 @@ class Backbone:
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}
         if self.loaded.forward_accepts("position_ids"):
             arguments["position_ids"] = (attention_BT.long().cumsum(-1) - 1).clamp_min(0)
-        return self.loaded.model.base_model(**arguments, use_cache=False).last_hidden_state  # type: ignore[operator, no-any-return]
+        return text_body(self.loaded.model)(**arguments, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""
@@ -356,18 +423,22 @@ class Backbone:
             if "lora_" in n
         }
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
+        save_adapter_config(config, folder)
         if role in self.heads:
             save_file({k: v.cpu() for k, v in self.heads[role].state_dict().items()}, folder / "head.safetensors")
-        write_json(folder / "role.json", {"base": self.base_name, "base_fingerprint": self._base_fingerprint})
+        self.seal_role(folder)
+
+    def seal_role(self, folder: Path) -> None:
+        """Notes the base and the hash of each file in the folder of a role; after the last change to its files."""
+        seal_role(folder, self.base_name, self._base_fingerprint)
 
     def load_role(self, role: str, folder: Path, *, trainable: bool = False) -> None:
         """Adds the role that `save_role` wrote.
 
         Raises:
-            RunFolderError: files are missing, or the role was trained on another base or with other `[lora]` values.
+            RunFolderError: files are missing or damaged, or the role was trained on another base or with other `[lora]` values.
         """
-        origin = read_json(folder / "role.json")
+        origin = check_role(folder)
         if origin["base_fingerprint"] != self._base_fingerprint:
             raise RunFolderError(
                 f"the role in {folder} was trained on {origin['base']} (weights {origin['base_fingerprint']}), not on "

@@ -8,15 +8,14 @@ tokens are vocabulary: a drug's name, `<b>`, runs of spaces.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["NEW_PAD", "ControlTokens", "end_of_turn"]
+__all__ = ["NEW_PAD", "ControlTokens", "EndOfTurn", "end_of_turn", "sample_ids"]
 
 NEW_PAD = "<|pad|>"
 """Padding token of an exported classifier whose tokenizer has none to spare; no text may hold it."""
@@ -129,19 +128,33 @@ def _template_source(tokenizer: Any) -> str:
 
 
 def _conversation(tokenizer: Any) -> str | None:
-    """The chat template's text around three messages, or two where it takes no more; None where it takes no assistant."""
-    user, assistant = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}
-    for messages in ([user, assistant, user], [user, assistant], [user]):
+    """The chat template's text around user, assistant and user, or as many as it takes; None where it takes no user."""
+    plain = [
+        {"role": "user", "content": _USER},
+        {"role": "assistant", "content": _ASSISTANT},
+        {"role": "user", "content": _USER},
+    ]
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in plain]
+    for messages in (plain, parts, plain[:2], parts[:2], plain[:1], parts[:1]):
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(messages) != 2)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
-            continue  # a template that takes no user message either is refused where prompts are made
-        return str(text)
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(messages) != 2))
+        except Exception:  # a template's own code: it may raise anything, and says no to messages by raising
+            continue
+        if _USER in text and (_ASSISTANT in text or len(messages) == 1):  # some drop a plain string, or a list of parts
+            return text
     return None
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The control token that the chat template puts after an assistant's message; None without one.
+@dataclass(frozen=True)
+class EndOfTurn:
+    """What the chat template puts behind an assistant's message; `id` is None where that is no single token."""
+
+    text: str
+    id: int | None
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn | None:
+    """The control token that the chat template puts behind an assistant's message; None without one.
 
     Many models end their turns with a token that no config names as end of sequence: they would write on to the limit.
     """
@@ -149,7 +162,16 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if text is None or _ASSISTANT not in text:
         return None
     behind = text.split(_ASSISTANT)[-1].lstrip()
-    control, vocabulary = ControlTokens(tokenizer), tokenizer.get_vocab()
-    found = next((token for token in control.texts if behind.startswith(token) and token in vocabulary), None)
-    ids: Sequence[int] = [] if found is None else tokenizer.encode(found, add_special_tokens=False)
-    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.bos_token_id else None
+    found = next((token for token in ControlTokens(tokenizer).texts if behind.startswith(token)), None)
+    if found is None or found == tokenizer.bos_token:
+        return None
+    index = tokenizer.get_vocab().get(found)
+    is_token = index is not None and tokenizer.encode(found, add_special_tokens=False) == [index]
+    return EndOfTurn(found, index if is_token else None)
+
+
+def sample_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of a short text and of the chat template's conversation: what every prompt is made of."""
+    texts = [_USER, _conversation(tokenizer) or "" if _template_source(tokenizer) else ""]
+    plain = tokenizer.encode(texts[0], add_special_tokens=True)
+    return {int(i) for i in [*plain, *tokenizer.encode(texts[1], add_special_tokens=False)]}

@@ -96,8 +96,10 @@ def run(
 
     The same command resumes an interrupted run; a finished run says so. `selfeval run --output DIR` resumes the run in DIR with
     its own settings, and with others where --set gives them. Finished work of other settings is only set aside when you agree,
-    or with --restart; `selfeval restore DIR` brings it back. With rounds above 1 the better policy
-    writes and answers the questions of the next round, in DIR/rounds/02 and on; a finished run goes on with more. Examples:
+    or with --restart; `selfeval restore DIR` brings it back.
+
+    With rounds above 1 the better policy writes and answers the questions of the next round, in DIR/rounds/02 and on; a
+    finished run goes on with more. Examples:
 
     selfeval run
 
@@ -121,7 +123,12 @@ def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str 
     """The configuration in a run's folder, with the values that are given now."""
     from selfeval.config import load_config
 
-    return load_config(None, {**_read_config(folder).model_dump(mode="json"), "memory_budget": memory_budget}, assignments)
+    values = _read_config(folder).model_dump(mode="json")
+    if memory_budget is not None:
+        values["memory_budget"] = memory_budget
+    if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
+        values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run has a copy
+    return load_config(None, values, assignments)
 
 
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool, restart: bool) -> None:
@@ -291,9 +298,10 @@ def report(
     with clear_errors(debug):
         _read_config(folder)
         from selfeval.report.page import draw_page
-        from selfeval.store import read_json
+        from selfeval.store import check_files, read_json
         from selfeval.texts import safe_json
 
+        check_files(folder, [folder / "report.json", folder / "metrics"])
         page = draw_page(folder)
         typer.echo(safe_json(read_json(folder / "report.json"), indent=2) if as_json else f"Report: {page}")
 

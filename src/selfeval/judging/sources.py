@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateError, meta
 
-from selfeval.judging.chat import CHAT_TEMPLATE
+from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date
 from selfeval.judging.templates import KINDS, read_settings, template_texts
 
 __all__ = ["fixed_text", "prompt_sources", "tokenizer_files"]
@@ -32,16 +33,21 @@ def _pieces(source: str) -> list[str]:
     return [value for _, token, value in Environment(autoescape=False).lex(source) if token == "data"]
 
 
-def prompt_sources(folder: Path) -> dict[str, Any]:
+def prompt_sources(folder: Path, day: date) -> dict[str, Any]:
     """What the prompts of each kind are made from: templates, also those that are included, and settings.
 
     A stage that reads prompts of one kind depends on that entry alone. The kind `chat` holds the folder's chat template.
+
+    Args:
+        folder: of templates.
+        day: that they print; part of what the kinds are made from which print it.
     """
     texts = template_texts(folder)
     settings = read_settings(folder, texts).model_dump(mode="json")
-    found: dict[str, Any] = {"chat": texts.get(CHAT_TEMPLATE)}
+    frozen = {name: freeze_date(text, day) for name, text in texts.items()}
+    found: dict[str, Any] = {"chat": frozen.get(CHAT_TEMPLATE)}
     for kind in KINDS:
-        found[kind] = [_with_included(f"{kind}.jinja", texts), {name: settings[name] for name in _READS[kind]}]
+        found[kind] = [_with_included(f"{kind}.jinja", frozen), {name: settings[name] for name in _READS[kind]}]
     return found
 
 

@@ -97,6 +97,7 @@ def generate(
     stop: Sequence[int] = (),
     watch: Sequence[int] = (),
     guide: Guide | None = None,
+    first: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Samples one rollout per request, under the role that is acting.
@@ -112,6 +113,8 @@ def generate(
         stop: token ids that end a reply like the end-of-sequence token does.
         watch: token ids whose log-probs are kept at every step.
         guide: value functions that bend the distribution of every reply.
+        first: number of the first request, where these are a part of a longer list that is sampled bit by bit: they get the
+            draws that they would have in the whole list.
         advance: called with the number of replies just finished.
 
     Returns:
@@ -130,8 +133,9 @@ def generate(
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
 
     def of_group(group: list[int]) -> list[Rollout]:
-        numbers = [order[i] for i in group]
-        return _Batch(backbone, [requests[i] for i in numbers], numbers, max_new_tokens, stop, watch, seed, guide).run()
+        chosen = [requests[order[i]] for i in group]
+        numbers = [first + order[i] for i in group]
+        return _Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide).run()
 
     results: dict[int, Rollout] = {}
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)

@@ -6,6 +6,7 @@ import gc
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.stages.given import Given, read_given
+from selfeval.stages.prompts import day_of, load_templates
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
@@ -86,6 +88,7 @@ class Context:
         with self.terminal.waiting(f"loading {self.config.model}"):
             config = as_begun(self.config, self.first.run)
             backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
+            backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
@@ -120,7 +123,13 @@ class Context:
 
     @cached_property
     def templates(self) -> Templates:
-        return Templates.load(templates_folder(self.config.model, self.config.templates), self.backbone.loaded.tokenizer)
+        """Those that were copied into the run folder when the run began."""
+        return load_templates(self.config, self.first, self.backbone.loaded.tokenizer, self.day)
+
+    @cached_property
+    def day(self) -> date:
+        """The day that templates print instead of today's: that on which the run began."""
+        return day_of(self.first.run)
 
     @cached_property
     def trackers(self) -> Trackers:

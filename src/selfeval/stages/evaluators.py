@@ -9,7 +9,7 @@ from typing import Any
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.stages.context import Context
-from selfeval.store import read_json
+from selfeval.store import read_object
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
 
@@ -22,9 +22,9 @@ def member_roles(config: RunConfig) -> tuple[str, ...]:
     return tuple(f"{stem}{number}" for number in range(config.evaluator.members))
 
 
-def _saved(roles: Path, role: str) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(roles / role / "evaluator.json")
-    return found
+def _saved(roles: Path, role: str, *keys: str) -> dict[str, Any]:
+    remedy = f"the stage evaluator writes it: selfeval run --output {roles.parent} (with --restart if it was finished)"
+    return read_object(roles / role / "evaluator.json", *keys, remedy=remedy)
 
 
 def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Member]:
@@ -33,7 +33,7 @@ def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Mem
     for role in member_roles(config):
         if role not in backbone.roles:
             backbone.load_role(role, roles / role)
-        saved = _saved(roles, role)
+        saved = _saved(roles, role, "mean", "deviation")
         members.append(Member(role, float(saved["mean"]), float(saved["deviation"])))
     return members
 
@@ -53,7 +53,7 @@ class Temperature:
 
 def temperature_of(roles: Path) -> Temperature:
     """The temperature in a folder of roles; `pairs` is 0 where an older version did not write it."""
-    saved = _saved(roles, EVALUATOR)
+    saved = _saved(roles, EVALUATOR, "temperature")
     return Temperature(float(saved["temperature"]), int(saved.get("temperature_pairs", 0)))
 
 

@@ -5,6 +5,7 @@ The folder appears whole or not at all, and only after what was written was load
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -24,12 +25,13 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.dialogue import dialogue_tokenizer
-from selfeval.judging.templates import Templates, template_texts, templates_folder
+from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
 from selfeval.stages.context import as_begun
 from selfeval.stages.policy import GUIDE
+from selfeval.stages.prompts import copy_templates, templates_of_run
 from selfeval.stages.terminal import Terminal
-from selfeval.store import read_json, write_json, writing
+from selfeval.store import check_files, read_json, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
 
@@ -108,20 +110,20 @@ def export_role(
 
     Raises:
         ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
-        RunFolderError: the role was trained on another base.
+        RunFolderError: the role was trained on another base, or a file of it is damaged.
         StorageError: the disk is full or cannot be written; nothing stands at the target then.
     """
     name = find_role(folder, role)
     _refuse_links(folder, name, Path(config.model))
+    check_files(folder, [folder / "roles" / name])
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     with terminal.waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         backbone.load_role(name, folder / "roles" / name)
-        prompts = templates_folder(config.model, config.templates)
-        templates = Templates.load(prompts, backbone.loaded.tokenizer)
+        templates = templates_of_run(folder, backbone.loaded.tokenizer)
     with terminal.waiting(f"writing {name}"), writing(target) as part:
-        _copy_templates(prompts, part / "templates")
+        copy_templates(folder, part / "templates")
         tokenizer, dialogue = _write_tokenizer(backbone, name, templates, part)
         agreement: Agreement | None = None
         if merge:
@@ -148,13 +150,6 @@ def _refuse_links(run: Path, role: str, model: Path) -> None:
     refuse_links(run, [run / "run.json", run / "report.json", run / "roles", folder, *entries(folder)], ExportError)
     if model.is_dir():
         refuse_links(model, [path for path in entries(model) if path.suffix not in _WEIGHTS], ExportError)
-
-
-def _copy_templates(source: Path, target: Path) -> None:
-    """Copy the prompts and their settings, and no other file that stands with them."""
-    target.mkdir(parents=True)
-    for name, text in template_texts(source).items():
-        (target / name).write_text(text, encoding="utf-8")
 
 
 def _refuse_guided(role_folder: Path) -> None:
@@ -185,19 +180,20 @@ def free_folder(target: Path) -> Path:
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration with the precision that the run had, whole on the CPU whatever devices it had."""
-    begun = as_begun(config, read_json(folder / "run.json"))
+    begun = as_begun(config, read_run(folder))
     context = config.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
 
 def _write_tokenizer(backbone: Backbone, role: str, templates: Templates, part: Path) -> tuple[Any, bool]:
     """The tokenizer; for a classifier, with a padding token that ends nothing and the evaluator's chat template."""
-    tokenizer: Any = backbone.loaded.tokenizer
+    scores = role in backbone.heads and classifier_class(backbone.model.config) is not None
+    tokenizer: Any = padding_tokenizer(backbone.loaded) if scores else copy.copy(backbone.loaded.tokenizer)
+    tokenizer.chat_template = templates.tokenizer.chat_template  # the run's, which may not be the base's of today
     if backbone.loaded.stretch:  # tools cut texts there
         tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
     dialogue = None
-    if role in backbone.heads and classifier_class(backbone.model.config) is not None:
-        tokenizer = padding_tokenizer(backbone.loaded)
+    if scores:
         dialogue = dialogue_tokenizer(templates, tokenizer, backbone.loaded.eos_ids[:1], _MESSAGES)
         tokenizer = dialogue or tokenizer
     tokenizer.save_pretrained(part)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from selfeval.backbone.fingerprint import model_identity
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.config import RunConfig
 from selfeval.errors import LostWorkError, RunFolderError
+from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.records import Split
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
@@ -20,6 +22,7 @@ from selfeval.stages.context import Context, pairs_of
 from selfeval.stages.evaluators import member_roles
 from selfeval.stages.given import given_key
 from selfeval.stages.gold import check_domain, gold_key
+from selfeval.stages.prompts import has_lost_chat_template, keep_templates
 from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
 from selfeval.training.learners.action_values import TWINS
@@ -45,6 +48,7 @@ class Stage:
     Attributes:
         run: does the work; returns counts for the manifest.
         sections: configuration that its output depends on, besides that of the stages before it.
+        prompts: kinds of prompts that it reads, besides those of the stages before it.
         outputs: files and folders, besides its shards, that it has to have written when it is finished.
         roles: names the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
@@ -55,6 +59,7 @@ class Stage:
     name: str
     run: Callable[[Context], dict[str, Any]]
     sections: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     roles: Callable[[RunConfig], tuple[str, ...]] | None = None
     owned: tuple[str, ...] = ()
@@ -64,6 +69,11 @@ class Stage:
     def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
         roles = self.roles(config) if self.roles else ()
         return [*(root / path for path in self.outputs), *(root / "roles" / role for role in roles)]
+
+    def prompts_read(self, config: RunConfig) -> tuple[str, ...]:
+        """The kinds of prompts that its output depends on; policy training asks the referee only where it has to look."""
+        looks = self.name == "policy" and config.policy.judge_every > 0
+        return (*self.prompts, "referee") if looks else self.prompts
 
     def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
         return [*self.output_paths(root, config), *(root / path for path in self.owned)]
@@ -78,15 +88,17 @@ STAGES: tuple[Stage, ...] = (
         "questions",
         questions.run,
         ("precision", "context", "seed", "rollout_rows", "questions"),
+        prompts=("ask",),
         owned=("dropped/questions",),
     ),
-    Stage("replies", replies.run, ("replies",), outputs=("workings",)),
-    Stage("verdicts", verdicts.run, ("verdicts",), owned=("dropped/verdicts",)),
+    Stage("replies", replies.run, ("replies",), prompts=("reply",), outputs=("workings",)),
+    Stage("verdicts", verdicts.run, ("verdicts",), prompts=("judge",), owned=("dropped/verdicts",)),
     Stage("pairs", pairs.run, (), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
         "evaluator",
         evaluator.run,
         ("lora", "batch_tokens", "evaluator"),
+        prompts=("grade",),
         roles=member_roles,
         owned=("checkpoints/evaluator", "metrics/evaluator.jsonl"),
         trains=True,
@@ -103,6 +115,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluation",
         evaluation.run,
         ("domain", "gold", "evaluation"),
+        prompts=("referee",),
         outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
         owned=("metrics/evaluation.jsonl",),
     ),
@@ -110,41 +123,37 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-def _model_identity(name: str) -> Any:
-    """What tells two models apart without loading them: files and sizes of a folder, or the hub id."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".bin", ".model"))
-    return [[p.name, p.stat().st_size, _ends_hash(p)] for p in files]
+def _tokenizer_day(name: str, day: date) -> str | None:
+    """The date, where a chat template of the model may print it."""
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in tokenizer_files(name) if _is_text(path))
+    return day.isoformat() if any("strftime_now" in text for text in texts) else None
 
 
-def _ends_hash(path: Path) -> str:
-    """Hash of the first and the last MiB."""
-    with path.open("rb") as file:
-        head = file.read(1 << 20)
-        file.seek(max(0, path.stat().st_size - (1 << 20)))
-        return hashlib.sha256(head + file.read()).hexdigest()[:16]
+def _is_text(path: Path) -> bool:
+    return path.suffix == ".jinja" or path.name == "tokenizer_config.json" or path.name.startswith("chat_template")
 
 
-def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1) -> dict[str, str]:
+def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date | None = None) -> dict[str, str]:
     """Fingerprint of everything that each stage's output depends on, stage by stage.
 
     Args:
         config: of the run.
         seeds: its seeds.
         number: of the round; a later one depends on the policy of the one before.
+        day: that templates print; today by default.
     """
-    values = _with_contents(config)
+    values, day = _with_contents(config), day or date.today()
+    sources = prompt_sources(templates_folder(config.model, config.templates), day)
     if number > 1:
-        before: Any = ["round", number, stage_keys(config, seeds, number - 1)["policy"]]
+        before: Any = ["round", number, stage_keys(config, seeds, number - 1, day)["policy"]]
     else:
-        texts = template_texts(templates_folder(config.model, config.templates))
-        before = [_model_identity(config.model), texts, [s.question for s in seeds], *given_key(config)]
+        tokenizer = [_tokenizer_day(config.model, day), sources["chat"]]
+        before = [model_identity(config.model), tokenizer, [s.question for s in seeds], *given_key(config)]
     keys = {}
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
-        before = keys[stage.name] = fingerprint([before, stage.name, sections])
+        prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
+        before = keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
     return keys
 
 
@@ -202,7 +211,7 @@ def _made_of(context: Context) -> dict[str, str]:
     """Fingerprints of what the keys cover besides the configuration, to say which of them changed."""
     config = context.config
     return {
-        "the model's files": fingerprint(_model_identity(config.model)),
+        "the model's files": fingerprint(model_identity(config.model)),
         "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
         "the file of questions, replies or pairs": fingerprint(given_key(config)),
         "the gold file": gold_key(config.gold),
@@ -241,7 +250,7 @@ def _check_finished(context: Context) -> None:
 
 
 def _keys(context: Context) -> dict[str, str]:
-    return stage_keys(context.config, context.seeds, context.round)
+    return stage_keys(context.config, context.seeds, context.round, context.day)
 
 
 def _say(context: Context, stage: Stage, text: str) -> None:
@@ -266,6 +275,7 @@ def begin_round(context: Context, until: str | None = None) -> None:
         _begin_run(context)  # a folder without run.json is no run
     set_changed_aside(context)  # before run.json has the new configuration, for the archive to have the old one
     _begin_run(context)
+    _keep_templates(context)
 
 
 def _begin_run(context: Context) -> None:
@@ -284,6 +294,14 @@ def _begin_run(context: Context) -> None:
         stages={**rows, **store.run.get("stages", {})},  # the rows are lost with a run.json that was removed
     )
     context.store.write_records("seeds.jsonl", context.seeds)
+
+
+def _keep_templates(context: Context) -> None:
+    """After the results of other templates were set aside: from here on those in the run folder are read."""
+    if not context.earlier:
+        keep_templates(context.config, context.store, context.day)
+        if has_lost_chat_template(context.store):
+            _ = context.templates  # loads the tokenizer and writes it again
 
 
 def run_stages(context: Context, until: str | None = None) -> bool:

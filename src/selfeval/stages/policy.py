@@ -14,7 +14,7 @@ from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.stages.context import Context
 from selfeval.stages.evaluators import ensure_evaluators, scorer_of
-from selfeval.store import read_json, write_json, writing
+from selfeval.store import read_object, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
@@ -75,7 +75,7 @@ def save_policy(context: Context, guide: Guide | None) -> None:
 def ensure_policy(context: Context) -> Guide | None:
     """Loads the trained policy, and what guides it, into the backbone unless they are there already; returns the guide."""
     noted = context.role_folder(POLICY) / GUIDE
-    guide = Guide.from_json(read_json(noted)) if noted.is_file() else None
+    guide = Guide.from_json(read_object(noted)) if noted.is_file() else None
     for role in (POLICY, *(guide.roles if guide else ())):
         if role not in context.backbone.roles:
             context.backbone.load_role(role, context.role_folder(role))

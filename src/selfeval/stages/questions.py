@@ -1,4 +1,6 @@
-"""questions: the model writes new questions in the domain of the seeds; near-duplicates and malformed ones are dropped.
+"""questions: the model writes new questions in the domain of the seeds; near-duplicates and junk are dropped.
+
+Junk is told apart by `quality/question_filters.py`; every drop is kept with its reason in dropped/questions/.
 
 In a later round it is the policy of the round before that writes, training questions only, new ones in every round. The test
 questions are those of round 1 in all rounds, so that rounds can be compared and none of them is ever trained on.
@@ -12,9 +14,16 @@ With a file of questions, replies or pairs (`stages/given.py`) the model writes 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 
 from selfeval.errors import LoopError
+from selfeval.judging.coverage import check_seeds
+from selfeval.judging.reading import thinking_of
+from selfeval.judging.sources import fixed_text
+from selfeval.judging.templates import templates_folder
 from selfeval.quality.dedupe import NearDuplicates, normalise
+from selfeval.quality.question_filters import QuestionFilters
 from selfeval.records import Drop, Question, Split
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import Context
@@ -23,12 +32,18 @@ from selfeval.stages.given import Given
 __all__ = ["run"]
 
 
+_CHECKED = 1000
+"""Seeds that are looked at to tell whether the tokenizer can write them."""
+
+
 class _Acceptance:
     """Decides, sample by sample and in order, what becomes a question."""
 
     def __init__(self, context: Context) -> None:
         self._context, self.config = context, context.config.questions
         self.index = NearDuplicates(self.config.near_duplicate)
+        instruction = fixed_text(templates_folder(context.config.model, context.config.templates), "ask")
+        self.filters = QuestionFilters.of([seed.question for seed in context.seeds], instruction)
         self.accepted: list[Question] = []
         self._counts: Counter[Split] = Counter()
         self.tests = [q for q in context.first.read("questions", Question) if q.split == Split.TEST] if context.earlier else []
@@ -53,12 +68,17 @@ class _Acceptance:
             return None
         if not finished:
             return Drop("questions", "unfinished", text)
-        if len(normalise(text)) < self.config.shortest:
-            return Drop("questions", "too_short", text)
+        if reason := self._junk(text):
+            return Drop("questions", reason, text)
         twin = self.index.find(text)
         if twin is not None:
             return Drop("questions", "near_duplicate", text, {"of": twin})
         return self.accept(Question(f"{self._prefix}{len(self.accepted):06d}", text, self._split(), "self"))
+
+    def _junk(self, text: str) -> str | None:
+        if len(normalise(text)) < self.config.shortest:
+            return "too_short"
+        return "thinking" if thinking_of(text).end != 0 else self.filters.reason(text)
 
     def _split(self) -> Split:
         """Train or test at random, in the wanted proportion, until one of them is full."""
@@ -76,24 +96,44 @@ class _Acceptance:
         return question
 
 
-def _requests(context: Context, shard: int, earlier: list[Question]) -> list[Request]:
+_FEWEST_AT_ONCE = 16
+"""Samples; fewer do not fill a batch."""
+
+
+def _requests(context: Context, shard: int, earlier: list[Question]) -> Iterator[Request]:
     """One shard of prompts, each with its own examples: some seeds, the rest training questions of earlier shards."""
     config, rng = context.config.questions, context.random("questions", shard)
     seeds = [seed.question for seed in context.seeds]
     pool = [q.text for q in earlier if q.split == Split.TRAIN]
-    requests = []
     for _ in range(config.shard):
         from_pool = min(len(pool), max(0, config.examples - config.seed_examples))
         from_seeds = min(len(seeds), config.examples - from_pool)
         examples = rng.sample(seeds, from_seeds) + rng.sample(pool, from_pool)
         rng.shuffle(examples)
-        requests.append(Request(context.templates.prompt("ask", examples=examples), config.temperature, config.top_p))
-    return requests
+        yield Request(context.templates.prompt("ask", examples=examples), config.temperature, config.top_p)
 
 
 def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
-    config = context.config
-    requests = _requests(context, shard, list(acceptance.accepted))
+    """Samples a shard, or as much of it as is needed: the samples are those of the whole shard."""
+    requests, sampled = _requests(context, shard, list(acceptance.accepted)), 0
+    outcomes: list[Question | Drop | None] = []
+    while len(acceptance.accepted) < acceptance.wanted:
+        needed = (acceptance.wanted - len(acceptance.accepted)) * 3 // 2
+        batch = list(islice(requests, max(needed, _FEWEST_AT_ONCE, sampled)))
+        if not batch:
+            break
+        outcomes += _consider(context, shard, sampled, batch, acceptance)
+        sampled += len(batch)
+    context.store.write_shard(
+        "questions", shard, [o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)]
+    )
+
+
+def _consider(
+    context: Context, shard: int, first: int, requests: list[Request], acceptance: _Acceptance
+) -> list[Question | Drop | None]:
+    """What becomes of some samples of a shard, from number `first`."""
+    config, templates = context.config, context.templates
     with context.backbone.acting_as(context.ensure_start()):
         rollouts = generate(
             context.backbone,
@@ -101,13 +141,10 @@ def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
             max_new_tokens=config.questions.max_new_tokens,
             seed=context.seed("questions", shard),
             rows=config.rollout_rows,
-            stop=context.templates.ask_stop_ids,
+            stop=templates.ask_stop_ids,
+            first=first,
         )
-    templates = context.templates
-    outcomes = [acceptance.consider(templates.question_from(r.ids), r.finished or templates.has_stop(r.ids)) for r in rollouts]
-    context.store.write_shard(
-        "questions", shard, [o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)]
-    )
+    return [acceptance.consider(templates.question_from(r.ids), r.finished or templates.has_stop(r.ids)) for r in rollouts]
 
 
 def run(context: Context) -> dict[str, int]:
@@ -115,8 +152,11 @@ def run(context: Context) -> dict[str, int]:
 
     Raises:
         LoopError: far too few samples are usable.
+        SeedsError: the model's tokenizer cannot write the seeds.
     """
     store, config = context.store, context.config.questions
+    if context.round == 1:
+        _check_seeds(context)
     if context.given:
         return _take_given(context, context.given)
     acceptance, shard = _Acceptance(context), 0
@@ -135,6 +175,14 @@ def run(context: Context) -> dict[str, int]:
             bar.advance(len(acceptance.accepted) - before)
             shard += 1
     return _counts(context, acceptance)
+
+
+def _check_seeds(context: Context) -> None:
+    tokenizer = context.templates.tokenizer
+    if note := check_seeds(
+        tokenizer, [seed.question for seed in context.seeds[:_CHECKED]], context.config.model or "the model"
+    ):
+        context.terminal.note(note)
 
 
 def _take_given(context: Context, given: Given) -> dict[str, int]:

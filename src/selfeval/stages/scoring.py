@@ -11,11 +11,12 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, RunFolderError
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import as_begun
-from selfeval.stages.evaluators import Temperature, load_members, temperature_of
-from selfeval.store import read_json
+from selfeval.stages.evaluators import Temperature, load_members, member_roles, temperature_of
+from selfeval.stages.prompts import templates_of_run
+from selfeval.store import check_files, read_run
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer
 
@@ -51,17 +52,18 @@ class RunScorer:
         """Loads base, evaluators and prompts of a run.
 
         Raises:
-            RunFolderError: the run has no evaluator yet.
+            RunFolderError: the run has no evaluator yet, or a file of it is damaged.
         """
         roles = folder / "roles"
         if not (roles / EVALUATOR / "evaluator.json").is_file():
             raise RunFolderError(f"{folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
-        begun = as_begun(config, read_json(folder / "run.json"))
+        check_files(folder, [roles / role for role in member_roles(config)])
+        begun = as_begun(config, read_run(folder))
         # The folder may be somebody else's: it does not choose where weights that do not fit in memory are written.
         begun = begun.model_copy(update={"placement": begun.placement.model_copy(update={"folder": ""})})
         backbone = Backbone.load(begun, trust_remote_code=trust_remote_code)
         scorer = EvaluatorScorer(backbone, config.batch_tokens, load_members(backbone, roles, config))
-        templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
+        templates = templates_of_run(folder, backbone.loaded.tokenizer)
         return cls(backbone, templates, scorer, temperature_of(roles), config)
 
     def score(self, asked: Sequence[tuple[str, Sequence[str]]], sure: float) -> list[Scored]:
@@ -121,7 +123,7 @@ def score_texts(
     """Scores the replies to one question under the run's evaluator; see `RunScorer`.
 
     Raises:
-        RunFolderError: the run has no evaluator yet.
+        RunFolderError: the run has no evaluator yet, or a file of it is damaged.
         InputError: a reply or the question is empty.
     """
     check_texts([(question, replies)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from selfeval.config import nearest
 from selfeval.errors import RunFolderError
+from selfeval.store import check_files
+from selfeval.store import read_rows as rows_of
 from selfeval.texts import safe_json
 
 __all__ = ["KINDS", "layout", "read_rows"]
@@ -21,7 +22,7 @@ def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     """The first `count` records of a kind; of the dropped ones, the first `count` of every stage and reason.
 
     Raises:
-        RunFolderError: no such kind, or none written yet.
+        RunFolderError: no such kind, none written yet, or a file is damaged.
     """
     if kind not in KINDS:
         raise RunFolderError(f'there are no records "{kind}"{nearest(kind, KINDS)}')
@@ -29,9 +30,11 @@ def read_rows(folder: Path, kind: str, count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     shown: Counter[Any] = Counter()
     for path in sorted((folder / kind).glob(pattern), key=lambda path: (path.parent.name != "train", path)):
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            row = _row(path, number, line)
-            group = (row.get("stage"), row.get("reason"))
+        if kind != "dropped" and len(rows) >= count:
+            break
+        check_files(folder, [path])
+        for row in rows_of(path, "remove this file and redo it: selfeval run --output DIR"):
+            group = (row.get("stage"), row.get("reason")) if kind == "dropped" else None
             shown[group] += 1
             if shown[group] <= count:
                 rows.append(row)
@@ -54,10 +57,3 @@ def _field(value: Any) -> str:
     if isinstance(value, list) and len(value) > _MOST_NUMBERS and all(isinstance(item, int | float) for item in value):
         value = [*value[:_MOST_NUMBERS], f"... {len(value)} in all"]
     return safe_json(value)
-
-
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(f"{path}, line {number} is damaged ({error}); remove this file and run again") from error

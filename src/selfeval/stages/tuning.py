@@ -25,8 +25,9 @@ from selfeval.errors import ConfigError, RunFolderError, TextError
 from selfeval.judging.templates import templates_folder
 from selfeval.stages.context import Context
 from selfeval.stages.export import TUNING, Exported, export_role, free_folder
+from selfeval.stages.prompts import load_templates
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, fingerprint, read_json, write_json, writing
+from selfeval.store import RunStore, fingerprint, read_object, read_run, write_json, writing
 from selfeval.texts import Line, json_lines, read_text, shortened
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.sft import pack, tune_on_text
@@ -119,7 +120,9 @@ def tune(
         _set_others_aside(context, rows)
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
-        facts = read_json(context.role_folder(_ROLE) / TUNING)
+        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # for the export
+        role = context.role_folder(_ROLE)
+        facts = read_object(role / TUNING, remedy=f"remove {role} and give the same command again")
         context.release()
         exported = export_role(
             config,
@@ -141,7 +144,8 @@ def _workplace(target: Path) -> Iterator[RunStore]:
     folder = target.with_name(f"{target.name}.tuning")
     begun = (".lock", ".run.json.part")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    is_ours = "run.json" in held and read_json(folder / "run.json").get("kind") == _STAGE
+    key = folder / _STAGE / "key.json"  # where run.json was removed
+    is_ours = read_run(folder).get("kind") == _STAGE if "run.json" in held else ".lock" in held and key.is_file()
     if not is_ours and any(name not in begun for name in held):
         raise RunFolderError(f"{folder} is where this tuning would work, and it holds something else; give another --to")
     store = RunStore(folder)

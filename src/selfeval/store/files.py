@@ -24,6 +24,7 @@ __all__ = [
     "file_hash",
     "fingerprint",
     "open_file",
+    "open_to_umask",
     "parse_json",
     "read_json",
     "read_object",
@@ -146,46 +147,47 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def read_json(path: Path, remedy: str = _REMEDY) -> Any:
+def read_json(path: Path, remedy: str | None = None) -> Any:
     """The JSON value in `path`.
 
     Args:
         path: of the file.
-        remedy: what a user can do about a damaged one.
+        remedy: what a user can do about a missing or damaged one; to rebuild it with the same command unless given.
 
     Raises:
         RunFolderError: the file is missing or damaged.
     """
+    what_helps = remedy or _REMEDY
     try:
         with open_file(path) as file:
             data = file.read(_LARGEST_JSON + 1)
         if len(data) > _LARGEST_JSON:
-            raise RunFolderError(f"{path} is damaged (it has more than {_LARGEST_JSON >> 20} MiB); {remedy}")
+            raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
         return parse_json(data)
     except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is missing; is {path.parent} a run folder?") from error
+        raise RunFolderError(f"{path} is missing; {remedy or f'is {path.parent} a run folder?'}") from error
     except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); {remedy}") from error
+        raise RunFolderError(f"{path} is damaged ({error}); {what_helps}") from error
     except OSError as error:
-        raise RunFolderError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from error
+        raise RunFolderError(f"{path} cannot be read ({error.strerror or error}); {what_helps}") from error
 
 
-def read_object(path: Path, *keys: str, remedy: str = _REMEDY) -> dict[str, Any]:
+def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Args:
         path: of the file.
         keys: that it has to have.
-        remedy: what a user can do about a damaged one.
+        remedy: see `read_json`.
 
     Raises:
         RunFolderError: the file is missing or damaged, is not an object, or lacks a key.
     """
     value = read_json(path, remedy)
     if not isinstance(value, dict):
-        raise RunFolderError(f"{path} is damaged (a JSON {type(value).__name__}, expected an object); {remedy}")
+        raise RunFolderError(f"{path} is damaged (a JSON {type(value).__name__}, expected an object); {remedy or _REMEDY}")
     if missing := [key for key in keys if key not in value]:
-        raise RunFolderError(f"{path} is damaged (it has no {', '.join(missing)}); {remedy}")
+        raise RunFolderError(f"{path} is damaged (it has no {', '.join(missing)}); {remedy or _REMEDY}")
     return value
 
 
@@ -204,6 +206,7 @@ def writing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         yield temporary
+        open_to_umask(temporary)
         _sync(temporary)
         if path.is_dir():
             _remove(path)
@@ -230,6 +233,19 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file, or a folder and everything in it, the permissions that plain writing would have given it.
+
+    safetensors 0.8 writes 0600 whatever the umask is, and copies keep the mode of their source: a colleague, or the server that
+    a shared folder is mounted on, could not read the weights.
+    """
+    umask = os.umask(0o077)  # reading it means setting it; the stricter value cannot expose a file of another thread
+    os.umask(umask)
+    for found in (path, *path.rglob("*")):
+        if not found.is_symlink():
+            found.chmod((found.stat().st_mode | (0o777 if found.is_dir() else 0o666)) & ~umask & 0o777)
 
 
 def _sync(path: Path) -> None:

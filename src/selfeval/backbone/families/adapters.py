@@ -42,12 +42,13 @@ _ROUTERS = ("gate", "router")
 """What mixtures of experts call the module that picks the experts."""
 
 
-def adapter_targets(model: Any, wanted: str | tuple[str, ...]) -> dict[str, Any]:
+def adapter_targets(model: Any, wanted: str | tuple[str, ...], unread: tuple[str, ...] = ()) -> dict[str, Any]:
     """PEFT's `target_modules` and `exclude_modules` for this model.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
         wanted: `all-linear`, one pattern of module names, or names of modules; the last two are passed on as they are.
+        unread: paths of further layers that `all-linear` leaves out.
 
     Raises:
         ConfigError: a name is that of no module; PEFT would leave it out without a word.
@@ -57,7 +58,7 @@ def adapter_targets(model: Any, wanted: str | tuple[str, ...]) -> dict[str, Any]
         return {"target_modules": list(wanted)}
     if wanted != ALL_LINEAR:
         return {"target_modules": wanted}
-    left_out = [rf"(.*\.)?{name}(\..*)?" for name in _left_out(model.config.get_text_config())]
+    left_out = [rf"(.*\.)?{re.escape(name)}(\..*)?" for name in (*_left_out(model.config.get_text_config()), *unread)]
     decoder = _text_prefix(model)
     if decoder:
         left_out.append(rf"(?!{re.escape(decoder)}\.).*")

@@ -1,0 +1,95 @@
+"""One pass over all bytes of the weight files: the hash of every tensor, and whether its numbers are finite."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BufferedReader
+from pathlib import Path
+
+import torch
+
+from selfeval.backbone.weights import TensorHeader, read_headers
+from selfeval.errors import ModelError
+
+__all__ = ["TensorDigest", "check_finite", "tensor_digests"]
+
+_CHUNK = 1 << 22
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TensorDigest:
+    """What a tensor of a file is.
+
+    Attributes:
+        dtype: name of its type in the file, for example BF16.
+        hash: SHA-256 of its bytes, as hex.
+        is_finite: no number of it is NaN or infinite.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    hash: str
+    is_finite: bool
+
+
+def tensor_digests(files: Sequence[Path]) -> list[TensorDigest]:
+    """Every tensor of these files, by name.
+
+    The result is kept for this process by path, size and time of the last change.
+
+    Raises:
+        ModelError: a file is no whole safetensors file.
+    """
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter's lock
+        found = [digest for digests in pool.map(_of_file, files) for digest in digests]
+    return sorted(found, key=lambda digest: digest.name)
+
+
+def check_finite(files: Sequence[Path], name: str) -> None:
+    """Refuses weights that are no numbers; whatever a model computes with them is NaN.
+
+    Raises:
+        ModelError: some are NaN or infinite.
+    """
+    wrong = [digest.name for digest in tensor_digests(files) if not digest.is_finite]
+    if wrong:
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"{name}: {wrong[0]}{others} of the weight files hold NaN or infinite numbers; download them "
+            "again, or give a model whose training did not diverge"
+        )
+
+
+def _of_file(path: Path) -> tuple[TensorDigest, ...]:
+    status = path.stat()
+    return _digests(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digests(path: Path, size: int, changed: int) -> tuple[TensorDigest, ...]:
+    headers = sorted(read_headers((path,)).items(), key=lambda item: item[1].start)
+    with path.open("rb") as file:
+        return tuple(_digest(file, name, header) for name, header in headers)
+
+
+def _digest(file: BufferedReader, name: str, header: TensorHeader) -> TensorDigest:
+    found, finite, left = hashlib.sha256(), True, header.stop - header.start
+    file.seek(header.start)
+    while left:
+        chunk = bytearray(min(left, _CHUNK))  # a multiple of every type's size, but for the last one
+        if file.readinto(chunk) != len(chunk):
+            raise ModelError(f"{header.file} ends while it is read; download or copy it again")
+        found.update(chunk)
+        finite = finite and _is_finite(chunk, header.dtype)
+        left -= len(chunk)
+    return TensorDigest(name, header.dtype, header.shape, found.hexdigest(), finite)
+
+
+def _is_finite(chunk: bytearray, dtype: str) -> bool:
+    return dtype not in _FLOATS or bool(torch.frombuffer(chunk, dtype=_FLOATS[dtype]).isfinite().all())

@@ -1,0 +1,139 @@
+"""A run keeps its prompts: what changes in the model folder changes no score and no export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_models
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig
+from selfeval.errors import ModelError, RunFolderError
+from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.stages.export import export_role
+from selfeval.stages.prompts import day_of, has_lost_chat_template, keep_templates, load_templates, templates_of_run
+from selfeval.stages.scoring import score_texts
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore, write_json
+from selfeval.training.evaluator import EVALUATOR
+
+CHAT = "{% for m in messages %}{{ strftime_now('%Y') }} {{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+DAY = date(2024, 7, 6)
+
+
+class Run:
+    """A run folder with an evaluator, on a model with templates of its own and a chat template that prints the year."""
+
+    def __init__(self, root: Path, chat: str | None = CHAT) -> None:
+        self.folder, self.model = root / "run", root / "model"
+        tokenizer = tiny_models.words_tokenizer()
+        tokenizer.chat_template = chat
+        tiny_models.save_model(tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
+        shutil.copytree(templates_folder("none"), self.model / "templates")
+        self.config = RunConfig.model_validate({"model": str(self.model), "precision": "fp32", "lora": {"rank": 4}})
+        backbone = Backbone.load(self.config)
+        backbone.add_role(EVALUATOR, seed=1, head=True)
+        tiny_models.scramble(backbone, EVALUATOR, seed=2)
+        backbone.save_role(EVALUATOR, self.folder / "roles" / EVALUATOR)
+        write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
+        write_json(self.folder / "run.json", {"config": self.config.model_dump(mode="json")})
+        self.tokenizer = backbone.loaded.tokenizer
+        store = RunStore(self.folder)
+        load_templates(self.config, store, self.tokenizer, DAY)
+        store.close()
+
+    def score(self, folder: Path | None = None) -> float:
+        return score_texts(self.config, folder or self.folder, "How many?", ["five"], 0.8).scores[0]
+
+    def export(self, target: Path) -> Path:
+        given: Any = {"merge": True, "precision": "base", "terminal": Terminal(quiet=True)}
+        export_role(self.config, self.folder, EVALUATOR, target, **given)
+        return target
+
+    def keep(self) -> None:
+        store = RunStore(self.folder)
+        keep_templates(self.config, store, day_of(store.run))
+        store.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def test_scores_and_exports_come_from_the_prompts_of_the_run(run: Run, tmp_path: Path) -> None:
+    before, texts = run.score(), template_texts(run.folder / "templates")
+    (run.model / "templates" / "grade.jinja").write_text("Is this any good? {{ question }}")
+    (run.model / "templates" / "reply.jinja").write_text("{{ nothing }}")
+    (run.model / "chat_template.jinja").write_text("<<" + CHAT + ">>")
+    assert run.score() == before
+    exported = run.export(tmp_path / "exported")
+    assert template_texts(exported / "templates") == texts
+    assert "<<" not in (exported / "chat_template.jinja").read_text()
+    shutil.rmtree(run.model / "templates")
+    assert run.score() == before
+
+
+def test_the_day_of_the_run_is_in_its_prompts_and_exports(run: Run, tmp_path: Path) -> None:
+    templates = templates_of_run(run.folder, run.tokenizer)
+    assert templates.tokenizer.decode(list(templates.prompt("reply", question="x"))) == "2024 user: x\n"
+    exported = run.export(tmp_path / "exported")
+    said: Any = type(run.tokenizer).from_pretrained(exported)
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    assert said.apply_chat_template(messages, tokenize=False).startswith("2024 user: ")
+    assert json.loads((run.folder / "run.json").read_text())["date"] == "2024-07-06"
+
+
+def test_a_run_without_a_chat_template_stays_without(tmp_path: Path) -> None:
+    run = Run(tmp_path, chat=None)
+    before = run.score()
+    assert (run.folder / "templates" / "chat_template.jinja").read_text() == ""
+    (run.model / "chat_template.jinja").write_text(CHAT)
+    assert run.score() == before
+
+
+def test_a_round_reads_the_prompts_of_its_run(run: Run) -> None:
+    inner = run.folder / "rounds" / "02"
+    shutil.copytree(run.folder / "roles", inner / "roles")
+    write_json(inner / "run.json", {"round": 2})
+    assert run.score(inner) == run.score()
+
+
+def test_prompts_that_are_not_those_of_the_run_are_refused_and_the_remedy_works(run: Run) -> None:
+    before, place = run.score(), run.folder / "templates"
+    (place / "grade.jinja").write_text("{{ question }}!")
+    with pytest.raises(RunFolderError, match=r"grade.jinja is not what the run used.*selfeval run"):
+        run.score()
+    run.keep()
+    assert run.score() == before
+    shutil.rmtree(place)
+    with pytest.raises(RunFolderError, match=r"templates does not hold the prompt templates.*selfeval run"):
+        run.score()
+    run.keep()
+    store = RunStore(run.folder)
+    assert has_lost_chat_template(store)
+    load_templates(run.config, store, run.tokenizer, day_of(store.run))  # what `selfeval run` does then
+    assert not has_lost_chat_template(store)
+    store.close()
+    assert run.score() == before
+
+
+def test_a_link_out_of_the_run_is_refused(run: Run, tmp_path: Path) -> None:
+    shutil.move(run.folder / "templates", tmp_path / "elsewhere")
+    (run.folder / "templates").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match="link"):
+        run.score()
+
+
+def test_a_message_names_the_users_own_file(run: Run) -> None:
+    (run.model / "templates" / "referee.jinja").write_text("{{ question }} {{ frist }} {{ second }}")
+    run.keep()
+    store = RunStore(run.folder)
+    with pytest.raises(ModelError, match=rf"{run.model}/templates/referee.jinja uses frist"):
+        load_templates(run.config, store, run.tokenizer, DAY)
+    store.close()
