@@ -228,7 +228,7 @@ def test_nothing_is_left_behind_when_loading_fails(tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("selfeval.backbone.load.AutoModelForCausalLM.from_pretrained", fill_the_disk)
-    with pytest.raises(ModelError, match="cannot load model .*No space left on device"):
+    with pytest.raises(ModelError, match=r"cannot load model .*No space left on device"):
         load(model, placement)
     assert list(tmp_path.glob("room/*")) == []
 
