@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from golden_numbers import golden
 from selfeval.algorithms.controllers import (
@@ -143,3 +145,51 @@ def test_duals_outside_their_range_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"learning_rate must be positive, got 0.0"):
             update()
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 25, 100])
+def test_a_short_horizon_never_pays_for_the_kl(horizon: int) -> None:
+    # 128 samples and a horizon of 25: 1 − 0.2 · 128 / 25 = −0.024. One update is limited to the paper's ± 20 %.
+    assert adaptive_kl_coefficient(0.1, 0.0, target=4.0, horizon=horizon, samples=128) == pytest.approx(0.08)
+    assert adaptive_kl_coefficient(0.1, 100.0, target=4.0, horizon=horizon, samples=128) == pytest.approx(0.12)
+
+
+def test_a_long_horizon_is_in_proportion_as_before() -> None:
+    # e = 8 / 4 − 1 = 1, clipped to 0.2: 0.1 (1 + 0.2 · 128 / 2000) = 0.10128
+    assert adaptive_kl_coefficient(0.1, 8.0, target=4.0, horizon=2000, samples=128) == pytest.approx(0.10128, rel=1e-12)
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+WEIGHT = st.floats(1e-300, 1e300)
+
+
+@given(WEIGHT, FINITE, st.floats(1e-6, 1e6), st.integers(1, 10**6), st.integers(0, 10**9))
+def test_an_adaptive_coefficient_stays_positive_and_moves_by_a_fifth_at_most(
+    coefficient: float, kl: float, target: float, horizon: int, samples: int
+) -> None:
+    moved = adaptive_kl_coefficient(coefficient, kl, target=target, horizon=horizon, samples=samples)
+    assert 0 < moved < math.inf
+    assert min(0.8 * coefficient, 1e300) * (1 - 1e-9) <= moved <= max(1.2 * coefficient, 1e-300) * (1 + 1e-9)
+
+
+@given(WEIGHT, st.floats(-1e300, 1e300), st.floats(1e-9, 1e9))
+def test_no_dual_overflows_or_reaches_zero(weight: float, measured: float, rate: float) -> None:
+    # e^710 raises OverflowError in Python, and e^-746 is 0, from which a multiplier would never come back.
+    assert 0 < dual_kl_coefficient(weight, measured, target=4.0, learning_rate=rate) < math.inf
+    for parameter in ("log", "exp"):
+        assert 0 < dual_temperature(weight, measured, target=4.0, learning_rate=rate, parameter=parameter) < math.inf
+    assert 0 <= direct_temperature(weight, measured, target=4.0, learning_rate=rate) < math.inf
+    assert math.isfinite(adam_update(0.0, measured, AdamState(), learning_rate=rate)[0])
+
+
+def test_a_dual_saturates_and_comes_back() -> None:
+    high = dual_kl_coefficient(0.1, 1e9, target=1.0, learning_rate=1.0)
+    assert high == pytest.approx(1e300, rel=1e-9)
+    assert dual_kl_coefficient(high, 0.0, target=1.0, learning_rate=math.log(10)) == pytest.approx(1e299, rel=1e-9)
+
+
+def test_arguments_of_the_adaptive_control_outside_their_range_are_refused() -> None:
+    for wrong in ({"coefficient": 0.0}, {"samples": -1}, {"error_clip": 1.0}):
+        sound = {"coefficient": 0.1, "kl": 1.0, "target": 1.0, "horizon": 10, "samples": 1}
+        with pytest.raises(ValueError, match="coefficient must be > 0, samples >= 0"):
+            adaptive_kl_coefficient(**sound | wrong)  # type: ignore[arg-type]

@@ -64,3 +64,10 @@ def test_scores_that_are_not_members_by_replies_are_refused(shape: tuple[int, ..
 def test_a_reward_for_disagreement_is_refused() -> None:
     with pytest.raises(ValueError, match=r"weight must be >= 0, got -0.1"):
         uncertainty_weighted(torch.zeros(2, 3), weight=-0.1)
+
+
+def test_members_that_agree_do_not_disagree_by_a_rounding_error() -> None:
+    # The float32 mean of three times 100.1 is off by one bit, and a root makes the most of it.
+    scores_KN = torch.full((3, 2), 100.1)
+    assert disagreement(scores_KN).tolist() == [0.0, 0.0]
+    torch.testing.assert_close(uncertainty_weighted(scores_KN, weight=1e6), scores_KN[0])

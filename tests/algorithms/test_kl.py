@@ -224,3 +224,22 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
             divergence(row_BT, torch.zeros(3))
     with pytest.raises(ValueError, match=r"scores \[3\], rows \[2\]"):
         kl_shaped_rewards(torch.zeros(3), row_BT, row_BT, row_BT, beta=0.1)
+
+
+@given(st.lists(st.tuples(st.floats(-500, 500), st.floats(-500, 500)), min_size=2, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_divergences_of_logits_far_apart_have_finite_gradients(pairs: list[tuple[float, float]]) -> None:
+    # In float32 probabilities below e^-103 are 0: what underflows must add nothing, forward and backward.
+    logits_p, logits_q = (torch.tensor(column).requires_grad_() for column in zip(*pairs, strict=True))
+    values = (
+        categorical_kl(logits_p, logits_q),
+        categorical_cross_entropy(logits_p, logits_q),
+        categorical_entropy(logits_p) + categorical_entropy(logits_q),
+        jensen_shannon(logits_p, logits_q),
+        total_variation(logits_p, logits_q),
+        k3(logits_p.log_softmax(-1)[None], logits_q.log_softmax(-1)[None]).sum(),
+    )
+    for value in values:
+        assert value.isfinite()
+        gradients = torch.autograd.grad(value, (logits_p, logits_q), retain_graph=True, allow_unused=True)
+        assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)

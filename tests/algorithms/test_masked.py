@@ -16,6 +16,9 @@ from selfeval.algorithms.masked import (
     aggregation_weights,
     broadcast_to_tokens,
     check_same_shape,
+    check_scalar,
+    check_scalar_or_shape,
+    limit_exponent,
     masked_mean,
     masked_sum,
     whiten,
@@ -232,3 +235,52 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 def test_wrong_modes_are_refused(mode: str, length: int | None, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         aggregate(torch.ones(1, 2), torch.ones(1, 2), mode, norm_length=length)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@given(constant=st.floats(-1e4, 1e4), count=st.integers(2, 300))
+@settings(max_examples=50, deadline=None)
+def test_whitening_a_constant_gives_zero(dtype: torch.dtype, constant: float, count: int) -> None:
+    # The float32 mean of 100.1 is off by 1.5e-5 for many lengths: divided by the root of eps, 1e-4, that was 0.15.
+    x_BT, mask_BT = torch.full((1, count), constant, dtype=dtype), torch.ones(1, count)
+    assert whiten(x_BT, mask_BT).eq(0).all()
+    assert whiten(x_BT, mask_BT, shift_mean=False).eq(x_BT).all()
+
+
+def test_whitening_keeps_the_digits_of_a_small_spread_on_a_large_mean() -> None:
+    # 1000 + k/1024, k = 0 .. 3 are float32 numbers. Mean 1000 + 1.5/1024, deviations (-1.5, -0.5, 0.5, 1.5)/1024, and
+    # Σ (x - μ)² = 5/1024². With eps = 0 and n - 1 = 3: deviations over √(5/3).
+    x_BT = 1000 + torch.arange(4.0)[None] / 1024
+    expected_BT = torch.tensor([[-1.5, -0.5, 0.5, 1.5]]) / math.sqrt(5 / 3)
+    torch.testing.assert_close(whiten(x_BT, torch.ones(1, 4), eps=0.0), expected_BT, rtol=1e-6, atol=0)
+    # Repeated 1000 times the sum itself is rounded: Σ (x - μ)² = 1000 · 5/1024², n - 1 = 3999.
+    many_BT = x_BT.repeat(1, 1000)
+    white_BT = whiten(many_BT, torch.ones(1, 4000), eps=0.0)[:, :4]
+    torch.testing.assert_close(white_BT, torch.tensor([[-1.5, -0.5, 0.5, 1.5]]) / math.sqrt(5000 / 3999), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    # 257 ones: bfloat16 holds no 257 (it is 256 or 258), and 1/3 is off by 0.2 % in it.
+    ones_BT = torch.ones(1, 257, dtype=torch.bfloat16)
+    assert masked_mean(ones_BT, torch.ones(1, 257)).item() == 1
+    assert masked_mean(ones_BT, torch.ones(1, 257)).dtype == torch.bfloat16
+    loss_BT = torch.full((1, 3), 3.0, dtype=torch.bfloat16)
+    assert aggregate(loss_BT, torch.ones(1, 3), "token_mean").item() == 3
+    assert aggregate(loss_BT, torch.ones(1, 3), "token_mean").dtype == torch.bfloat16
+
+
+def test_one_number_or_one_a_row() -> None:
+    row_N = torch.zeros(3)
+    check_scalar(a=1.0, b=torch.tensor(2.0))
+    check_scalar_or_shape(row_N, a=1.0, b=torch.tensor(2.0), c=row_N)
+    with pytest.raises(ValueError, match=r"a must be one number .* got shape \[1\]"):
+        check_scalar(a=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"c must be one number or of shape \[3\], got shape \[3, 1\]"):
+        check_scalar_or_shape(row_N, c=row_N[:, None])
+
+
+def test_exp_of_a_limited_exponent_is_finite() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        largest = limit_exponent(torch.tensor([-5.0, 1e4], dtype=dtype)).exp()
+        assert (20 * largest).isfinite().all()
+        assert largest[0].item() == pytest.approx(math.exp(-5), rel=0.01)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from golden_numbers import golden
@@ -159,6 +161,46 @@ def test_a_tolerance_below_rounding_is_refused() -> None:
     single = FiniteMDP(mdp.transitions_SAS.float(), mdp.rewards_SA.float(), mdp.start_S.float(), 0.99)
     with pytest.raises(ValueError, match="values up to 100"):
         value_iteration(single)
+
+
+def test_values_of_200_are_found_without_a_tolerance() -> None:
+    # V* = 2 / (1 − 0.99) = 200: 1e-10 is below the 1.4e-10 that float64 resolves here, and was refused as a default.
+    mdp = one_state([2.0, 1.0], 0.99)
+    for solve in (value_iteration, policy_iteration):
+        close(solve(mdp).values_S, [200.0])
+    # The bound on the error is the resolution, 32 · 2.2e-16 · 2e4 / 1e-4 = 1.4e-6 for V* = 2 / (1 − 0.9999) = 20000.
+    close(value_iteration(one_state([2.0, 1.0], 0.9999)).values_S, [20000.0], atol=1.4e-6)
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1.0, 1e3, 1e5, 1e8])
+def test_soft_iterations_end_whatever_beta(beta: float) -> None:
+    # V = β log Σ π_ref exp((R + γ V) / β), so V = β log(½ + ½ e^{1/β}) / (1 − γ), which is 5 + 10/(8β) for a large β.
+    mdp, ref_SA = one_state([0.0, 1.0], 0.9), f64([[0.5, 0.5]])
+    log_mean = beta * math.log1p(math.expm1(1 / beta) / 2) if beta > 0.01 else 1 + beta * math.log(0.5)
+    for solve in (soft_value_iteration, soft_policy_iteration):
+        # β log π is rounded before it is multiplied by β: 32 · 2.2e-16 · β / (1 − γ), over another 1 − γ in the values.
+        close(solve(mdp, ref_SA, beta=beta).values_S, [10 * log_mean], atol=1e-10 + 7.2e-13 * beta)
+    # Probabilities that sum to 1 up to rounding alone: β log of that sum is no reward.
+    third_SA = f64([[1 / 3, 2 / 3]])
+    assert soft_policy_iteration(mdp, third_SA, beta=beta).values_S.isfinite().all()
+
+
+@given(
+    rewards=st.lists(st.floats(-3, 3), min_size=4, max_size=4),
+    moves=st.lists(st.floats(0.01, 1), min_size=8, max_size=8),
+    gamma=st.sampled_from([0.0, 0.5, 0.9, 0.98]),
+    log_beta=st.floats(-3, 6),
+)
+@settings(max_examples=30, deadline=None)
+def test_both_soft_iterations_end_at_the_same_values(
+    rewards: list[float], moves: list[float], gamma: float, log_beta: float
+) -> None:
+    transitions_SAS = f64(moves).view(2, 2, 2)
+    mdp = FiniteMDP(transitions_SAS / transitions_SAS.sum(-1, keepdim=True), f64(rewards).view(2, 2), f64([0.5, 0.5]), gamma)
+    ref_SA, beta = f64([[0.25, 0.75], [0.9, 0.1]]), 10.0**log_beta
+    found = [solve(mdp, ref_SA, beta=beta).values_S for solve in (soft_value_iteration, soft_policy_iteration)]
+    bound = 2e-10 + 64 * 2.3e-16 * (3 / (1 - gamma) + beta) / (1 - gamma)
+    close(found[0], found[1].tolist(), atol=bound)
 
 
 def test_a_finite_mdp_that_is_none_is_refused() -> None:

@@ -180,17 +180,54 @@ def test_the_dual_clip_bounds_only_what_is_bad_and_became_likely() -> None:
     close(clip_fraction(logprobs_BT, old_BT, advantages_BT, all_BT, **outside), 0.5)
 
 
-def test_a_ratio_that_overflows_needs_the_clamp() -> None:
-    # exp(1000) is infinite, and 0 · inf is NaN: a token without advantage would poison the batch.
+def test_a_ratio_that_overflows_poisons_nothing() -> None:
+    # exp(1000) is infinite, and 0 · inf is NaN: a token without advantage would poison the batch. Second token: −A r = 2 e.
     logprobs_BT, old_BT = f64([[0.0, 0.0]]).requires_grad_(), f64([[-1000.0, -1.0]])
     advantages_BT, clips = f64([[0.0, -2.0]]), {"clip_low": 0.2, "clip_high": 0.2}
-    assert ppo_clip_loss(logprobs_BT, old_BT, advantages_BT, **clips)[0, 0].isnan()
-    loss_BT = ppo_clip_loss(logprobs_BT, old_BT, advantages_BT, log_ratio_clamp=20.0, **clips)
-    close(loss_BT, [[0.0, 2 * math.e]])
-    close(torch.autograd.grad(loss_BT.sum(), logprobs_BT)[0], [[0.0, 2 * math.e]])
+    for clamp in (None, 20.0):
+        loss_BT = ppo_clip_loss(logprobs_BT, old_BT, advantages_BT, log_ratio_clamp=clamp, **clips)
+        close(loss_BT, [[0.0, 2 * math.e]])
+        close(torch.autograd.grad(loss_BT.sum(), logprobs_BT)[0], [[0.0, 2 * math.e]])
     assert approximate_kl(logprobs_BT, old_BT, torch.ones(1, 2)).isinf()
     kl = approximate_kl(logprobs_BT, old_BT, torch.ones(1, 2), log_ratio_clamp=20.0)
     close(kl, ((math.exp(20) - 21) + (math.e - 2)) / 2)
+
+
+def test_float32_overflows_at_a_log_ratio_of_89_without_a_nan() -> None:
+    # exp(89) = 4.5e38 is above the largest float32, 3.4e38. A = 1: the clip holds the loss at −1.2 and the gradient at 0.
+    logprobs_BT, old_BT = torch.zeros(1, 2).requires_grad_(), torch.tensor([[-89.0, 0.0]])
+    clips = {"clip_low": 0.2, "clip_high": 0.2}
+    loss_BT = ppo_clip_loss(logprobs_BT, old_BT, torch.ones(1, 2), **clips)
+    torch.testing.assert_close(loss_BT, torch.tensor([[-1.2, -1.0]]))
+    assert torch.autograd.grad(loss_BT.sum(), logprobs_BT)[0].tolist() == [[0.0, -1.0]]
+    # The ratio of the whole reply, alike; the second row is an ordinary one with s = 1: −A s / n per token.
+    rows_BT, old_BT = torch.zeros(2, 2).requires_grad_(), torch.tensor([[-89.0, -89.0], [0.0, 0.0]])
+    loss_B = gspo_loss(rows_BT, old_BT, torch.ones(2), torch.ones(2, 2), **clips)
+    torch.testing.assert_close(loss_B, torch.tensor([-1.2, -1.0]))
+    assert torch.autograd.grad(loss_B.sum(), rows_BT)[0].tolist() == [[0.0, 0.0], [-0.5, -0.5]]
+    # k3 overflows in the other direction, and a weight of 0 must leave nothing of it.
+    ref_BT = torch.tensor([[89.0, 0.0]])
+    loss_BT = grpo_loss(logprobs_BT, torch.zeros(1, 2), ref_BT, torch.ones(1, 2), beta=0.0, **clips)
+    assert loss_BT.tolist() == [[-1.0, -1.0]]
+    assert torch.autograd.grad(loss_BT.sum(), logprobs_BT)[0].tolist() == [[-1.0, -1.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@given(log_ratio=st.floats(-2000, 2000), advantage=st.floats(-5, 5))
+@settings(max_examples=100, deadline=None)
+def test_value_and_gradient_of_every_ratio_are_finite(dtype: torch.dtype, log_ratio: float, advantage: float) -> None:
+    logprobs_BT = torch.zeros(1, 1, dtype=dtype).requires_grad_()
+    old_BT, advantages_BT = torch.tensor([[-log_ratio]], dtype=dtype), torch.tensor([[advantage]], dtype=dtype)
+    clips = {"clip_low": 0.2, "clip_high": 0.2}
+    losses = (
+        ppo_clip_loss(logprobs_BT, old_BT, advantages_BT, **clips),
+        ppo_clip_loss(logprobs_BT, old_BT, advantages_BT, dual_clip=3.0, **clips),
+        grpo_loss(logprobs_BT, logprobs_BT.detach(), old_BT, advantages_BT, beta=0.04, **clips),
+        gspo_loss(logprobs_BT, old_BT, advantages_BT[:, 0], torch.ones(1, 1), **clips),
+    )
+    for loss in losses:
+        assert loss.isfinite().all()
+        assert torch.autograd.grad(loss.sum(), logprobs_BT)[0].isfinite().all()
 
 
 def test_gspo_keeps_or_drops_a_reply_as_a_whole() -> None:

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from golden_numbers import golden
 from selfeval.algorithms.preference_losses import (
     bradley_terry_loss,
+    centering_penalty,
     cpo_loss,
     dpo_loss,
     dpo_margin,
@@ -240,3 +243,65 @@ def test_pairs_that_would_broadcast_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="one shape"):
             loss()
+
+
+def test_centering_leaves_the_difference_to_the_labels() -> None:
+    # y = 0.9, weight w = 0.01, scores c and r with d = c - r and s = c + r:
+    #   l = −[0.9 log σ(d) + 0.1 log σ(−d)] + w s²
+    # ∂l/∂s = 2 w s = 0 gives s = 0; ∂l/∂d = σ(d) − 0.9 = 0 gives d = log(0.9 / 0.1) = 2.1972.
+    # With w (c² + r²) = w (s² + d²) / 2 the second condition would be σ(d) + w d = 0.9 instead, so d is pulled towards 0
+    # (with half of that, the former implementation, σ(d) + w d / 2 = 0.9 gives d = 2.086).
+    scores = torch.tensor([3.0, 2.0], dtype=torch.float64).requires_grad_()
+    optimizer = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        chosen_N, rejected_N = scores[:1], scores[1:]
+        loss_N = bradley_terry_loss(chosen_N, rejected_N, f64([0.9])) + 0.01 * centering_penalty(chosen_N, rejected_N)
+        loss_N.sum().backward()
+        return loss_N.sum()
+
+    optimizer.step(loss)
+    found = scores.detach()
+    assert (found[0] - found[1]).item() == pytest.approx(math.log(9), abs=1e-6)
+    assert (found[0] + found[1]).item() == pytest.approx(0.0, abs=1e-6)
+    close(centering_penalty(f64([1.0, 2.0]), f64([0.5, -2.0])), [2.25, 0.0])
+
+
+def test_a_margin_is_one_number_or_one_a_pair() -> None:
+    # Δ = 1 − 0 − margin: −log σ(1) and −log σ(0).
+    chosen_N, rejected_N, label_N = f64([1.0, 1.0]), f64([0.0, 0.0]), f64([1.0, 1.0])
+    expected = [math.log(1 + math.exp(-1)), math.log(2)]
+    close(bradley_terry_loss(chosen_N, rejected_N, label_N, margin=f64([0.0, 1.0])), expected)
+    close(bradley_terry_loss(chosen_N, rejected_N, label_N, margin=torch.tensor(1.0)), [math.log(2)] * 2)
+    with pytest.raises(ValueError, match=r"margin must be one number or of shape \[2\], got shape \[2, 1\]"):
+        bradley_terry_loss(chosen_N, rejected_N, label_N, margin=f64([[0.0], [1.0]]))
+
+
+def test_the_baseline_of_kto_is_one_number() -> None:
+    with pytest.raises(ValueError, match=r"baseline must be one number .* got shape \[2, 1\]"):
+        kto_loss(f64([1.0, 1.0]), f64([0.0, 0.0]), torch.tensor([True, False]), f64([[0.0], [0.0]]), beta=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(chosen=st.floats(-1e4, -1e-45), rejected=st.floats(-1e4, -1e-45), other=st.floats(-1e4, 1e4))
+@settings(max_examples=200, deadline=None)
+def test_every_loss_has_a_finite_gradient(dtype: torch.dtype, chosen: float, rejected: float, other: float) -> None:
+    inputs = torch.tensor([[chosen], [rejected], [other]], dtype=dtype).requires_grad_()
+    one, two, three = inputs
+    least = torch.nextafter(torch.zeros((), dtype=dtype), torch.tensor(-1.0, dtype=dtype))
+    label_N, good_N = torch.tensor([0.9], dtype=dtype), torch.tensor([True])
+    losses = (
+        bradley_terry_loss(one, three, label_N),
+        dpo_loss(three, label_N, beta=5.0),
+        robust_dpo_loss(three, beta=5.0, flip_rate=0.1),
+        hinge_loss(three, beta=5.0),
+        ipo_loss(three, beta=0.1),
+        kto_loss(one, three, good_N, torch.zeros((), dtype=dtype), beta=5.0),
+        simpo_loss(one, two, label_N, beta=2.0, gamma=1.0),
+        cpo_loss(one, two, label_N, -one, beta=2.0),
+        orpo_loss(torch.minimum(one, least), torch.minimum(two, least), -one, beta=0.1),
+    )
+    for loss_N in losses:
+        (gradient,) = torch.autograd.grad(loss_N.sum(), inputs, retain_graph=True)
+        assert gradient.isfinite().all()

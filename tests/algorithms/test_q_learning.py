@@ -270,3 +270,25 @@ def test_numbers_outside_their_range_are_refused() -> None:
     for expectile in (0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match=r"expectile must be in \(0, 1\)"):
             expectile_loss(q_BA, expectile=expectile)
+
+
+def test_the_log_temperature_is_one_number() -> None:
+    with pytest.raises(ValueError, match=r"log_alpha must be one number .* got shape \[3, 1\]"):
+        sac_temperature_loss(torch.zeros(3, 1), torch.zeros(3), target_entropy=0.5)
+
+
+def test_a_forbidden_action_gives_the_temperature_no_nan() -> None:
+    # π = (½, ½, 0): V = ½ 1 + ½ 3 − α (−log 2), so ∂V/∂α = log 2, whatever log 0 is.
+    alpha = torch.tensor(0.5, dtype=torch.float64).requires_grad_()
+    logprobs_A = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    q_A = torch.tensor([1.0, 3.0, 7.0], dtype=torch.float64)
+    value = sac_state_value(q_A, q_A, logprobs_A, alpha=alpha)
+    assert value.item() == pytest.approx(2 + 0.5 * math.log(2))
+    assert torch.autograd.grad(value, alpha)[0].item() == pytest.approx(math.log(2))
+
+
+def test_the_expectile_is_rounded_once() -> None:
+    # The product of the exact τ (or 1 − τ) and u², rounded to bfloat16 once.
+    errors = torch.tensor([16.0, -1024.0], dtype=torch.bfloat16)
+    expected = torch.tensor([0.7 * 256, 0.3 * 2**20]).to(torch.bfloat16)
+    assert expectile_loss(errors, expectile=0.7).tolist() == expected.tolist()

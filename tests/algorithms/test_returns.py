@@ -180,9 +180,16 @@ quick = settings(max_examples=60, deadline=None)
 Row = list[tuple[float, float, float, bool, bool]]
 
 
+def kept_tokens(row: Row) -> Row:
+    """The kept tokens; the episode ends with one also where a masked token before the next kept one says so."""
+    places = [t for t, token in enumerate(row) if token[4]]
+    ends = [any(token[3] for token in row[t:after]) for t, after in zip(places, [*places[1:], len(row)], strict=False)]
+    return [(*row[t][:3], end, True) for t, end in zip(places, ends, strict=True)]
+
+
 def slow_n_step(row: Row, bootstrap: float, n: int) -> list[float]:
     """γ^k r_{t+k} for k < n, then γ^n V: eq. 7.1, stopped by a done, and by the end of the row."""
-    kept = [token for token in row if token[4]]
+    kept = kept_tokens(row)
     values = [token[1] for token in kept] + [bootstrap]
     out = []
     for start in range(len(kept)):
@@ -208,7 +215,7 @@ def slow_lambda_returns(row: Row, bootstrap: float) -> list[float]:
 
 def slow_vtrace_targets(row: Row, bootstrap: float) -> list[float]:
     """V_s + Σ_t (Π γ c) ρ_t δ_t: eq. 1 of the paper, one double loop."""
-    kept = [token for token in row if token[4]]
+    kept = kept_tokens(row)
     values = [token[1] for token in kept] + [bootstrap]
     out = []
     for start in range(len(kept)):
@@ -243,7 +250,7 @@ def test_any_row_matches_the_sums_of_the_books(garbage: float, row: Row, bootstr
     close(gae(**shared, lam=LAM)[mask_BT], (returns_BT - shared["values_BT"])[mask_BT].tolist())
     close(targets_BT[mask_BT], slow_vtrace_targets(row, bootstrap))
     # The last kept token has nothing behind it but the bootstrap value.
-    kept = [token for token in row if token[4]]
+    kept = kept_tokens(row)
     if kept:
         reward, value, log_ratio, done, _ = kept[-1]
         q = reward + GAMMA * (not done) * bootstrap
@@ -284,6 +291,37 @@ def test_a_done_cuts_a_row_in_two(before: Row, after: Row, bootstrap: float) -> 
     for function in functions:
         parts = [function(first_ratios_BT, first), function(second_ratios_BT, second)]
         close(function(whole_ratios_BT, whole), torch.cat(parts, dim=-1).tolist())
+
+
+def test_a_done_on_a_masked_token_ends_the_episode() -> None:
+    # A masked end of text between two turns. With γ = 1 the first token gets 1, not 1 + 5; the third gets its own 5.
+    rewards_BT, mask_BT = f64([[1.0, 7.0, 5.0, 7.0]]), torch.tensor([[True, False, True, False]])
+    inside_BT = torch.tensor([[False, True, False, False]])
+    close(discounted_returns(rewards_BT, mask_BT, gamma=1.0, dones_BT=inside_BT), [[1.0, 0.0, 5.0, 0.0]])
+    close(discounted_returns(rewards_BT, mask_BT, gamma=1.0), [[6.0, 0.0, 5.0, 0.0]])
+    # Behind the last kept token it keeps the bootstrap value out; before the first one it has no say.
+    ends, bootstrap_B = {"last": [[False] * 3 + [True]], "first": [[True] + [False] * 3]}, f64([100.0])
+    close(
+        discounted_returns(rewards_BT, mask_BT, gamma=1.0, dones_BT=torch.tensor(ends["last"]), bootstrap_B=bootstrap_B),
+        [[6.0, 0.0, 5.0, 0.0]],
+    )
+    later_BT = torch.tensor([[False, True, True, True]])
+    first_BT = torch.tensor(ends["first"])
+    close(discounted_returns(rewards_BT, later_BT, gamma=1.0, dones_BT=first_BT), [[0.0, 19.0, 12.0, 7.0]])
+
+
+def test_bfloat16_discounts_by_the_gamma_that_was_given() -> None:
+    # 0.99 is 0.98828 in bfloat16: after 99 steps 0.311 where 0.99^99 is 0.370. bfloat16 itself resolves 0.4 %.
+    rewards_BT = torch.zeros(1, 100, dtype=torch.bfloat16)
+    rewards_BT[0, -1] = 1.0
+    returns_BT = discounted_returns(rewards_BT, torch.ones(1, 100), gamma=0.99)
+    assert returns_BT.dtype == torch.bfloat16
+    assert returns_BT[0, 0].item() == pytest.approx(0.99**99, rel=2**-8)
+    advantages_BT = gae(rewards_BT, torch.zeros_like(rewards_BT), torch.ones(1, 100), gamma=0.99, lam=1.0)
+    assert advantages_BT[0, 0].item() == pytest.approx(0.99**99, rel=2**-8)
+    # Ones: (1 - 0.99^100) / 0.01 = 63.40, a sum of 100 terms that bfloat16 would stop resolving.
+    sums_BT = discounted_returns(torch.ones_like(rewards_BT), torch.ones(1, 100), gamma=0.99)
+    assert sums_BT[0, 0].item() == pytest.approx(63.397, rel=2**-8)
 
 
 def test_vtrace_learns_the_policy_and_not_the_one_that_drew() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_report import fig, sample_metrics, sample_report, write_run
+from sample_report import compared, fig, sample_metrics, sample_report, write_run
 
 from selfeval.errors import InputError
 from selfeval.report import charts
@@ -84,13 +85,17 @@ def test_replies_are_text_and_never_markup(place: str) -> None:
     assert Elements(html).of("script") == []
 
 
+KEPT = ("gold", "judge", "better", "mcnemar_exact", "sign_exact", "binomial_exact")
+"""Words that the report may not have otherwise."""
+
+
 def test_every_other_string_of_the_report_is_escaped_too() -> None:
     def poisoned(value: Any) -> Any:
         if isinstance(value, dict):
             return {(f"{key}{ATTACK}" if at_will(key) else key): poisoned(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [poisoned(inner) for inner in value]
-        return f'{ATTACK}" onload="x' if isinstance(value, str) and value not in ("gold", "judge") else value
+        return f'{ATTACK}" onload="x' if isinstance(value, str) and value not in KEPT else value
 
     def at_will(key: str) -> bool:
         return key in ("duplicate", "kl_target", "questions_test", "torch", "verdicts_extra")
@@ -115,7 +120,7 @@ def test_no_network_can_be_reached() -> None:
 def test_what_was_not_measured_is_said_and_not_invented() -> None:
     html = render({"schema": 1, "name": "bare"}, {})
     said = words(html)
-    assert "What the evaluator is worth was not measured." in said
+    assert "The evaluator was not measured." in said
     assert "No policy metrics were logged in this run." in said
     assert "Watchdogs were not recorded in this run." in said
     assert said.count("This was not measured in this run.") == 16  # 9 curves, 2 of the evaluator, 4 pictures
@@ -157,6 +162,24 @@ def test_values_that_are_not_finite_are_counted_not_drawn() -> None:
     assert "nan" not in re.findall(r'd="([^"]*)"', html[html.index("<h3>Value loss</h3>") :])[0]
 
 
+def test_every_table_has_a_caption_and_headings_have_no_gap() -> None:
+    elements = Elements(render(sample_report(), sample_metrics()))
+    assert len(elements.of("caption")) == len(elements.of("table")) > 10
+    levels = [int(name[1]) for name, _ in elements.tags if re.fullmatch(r"h[1-6]", name)]
+    assert levels[0] == 1
+    assert all(deeper - level <= 1 for level, deeper in itertools.pairwise(levels))
+
+
+def test_the_prompts_that_were_used_are_shown_as_text() -> None:
+    report = {**sample_report(), "prompts": {"judge.jinja": f"{{{{ question }}}}\n{ATTACK}", "chat_template.jinja": ""}}
+    html = render(report, {})
+    assert "{{ question }}" in html
+    assert ATTACK not in html
+    assert "judge.jinja" in words(html)
+    assert "chat_template.jinja" not in html  # empty: the tokenizer has none
+    assert "The prompt templates were not recorded in this run." in words(render(sample_report(), {}))
+
+
 def test_a_chart_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def broken(*_: object) -> str:
         raise ZeroDivisionError("no room")
@@ -183,6 +206,7 @@ def test_a_metric_that_the_page_does_not_know_is_drawn_too() -> None:
 def test_worse_is_marked_worse() -> None:
     report = sample_report()
     report["policy"]["gold_after"] = fig(0.2, 0.18, 0.22, 1800)
+    report["policy"]["comparisons"]["gold"] = compared(-0.212, -0.24, -0.18, 1800, 100, 482, 1e-30, "worse")
     assert "▼ worse" in words(render(report, {}))
 
 

@@ -69,7 +69,7 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
-    by_content = {"model", "seeds", "templates"}  # what stands in these files counts, not where they are
+    by_content = {"model", "seeds", "templates", "pairs"}  # what stands in these files counts, not where they are
     same_results = {"device", "memory_budget", "placement", "checkpointing", "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
@@ -415,6 +415,19 @@ def test_results_made_from_others_are_not_restored_before_those(world: World) ->
     _restore(world, 2)
     assert _restore(world, 1) == from_("policy")
     assert world.run(restart=False) == []
+
+
+def test_restored_results_are_not_used_with_other_prompts_than_theirs(world: World) -> None:
+    world.run()
+    noted = world.info()["templates"]
+    path = world.folder / "model" / "templates" / "referee.jinja"
+    path.write_text(path.read_text() + "Be fair.")
+    world.run()
+    assert world.info()["templates"] != noted
+    _restore(world, 1)
+    assert world.info()["templates"] == noted
+    with pytest.raises(RunFolderError, match=r"the templates changed\. To continue would move"):
+        world.run(restart=False)
 
 
 def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:

@@ -167,7 +167,7 @@ def test_the_loss_is_bradley_terry_with_soft_labels_and_centering() -> None:
     expected = 0.0
     for a, b in scores:
         bradley_terry = -0.8 * math.log(1 / (1 + math.exp(b - a))) - 0.2 * math.log(1 / (1 + math.exp(a - b)))
-        expected += (bradley_terry + 0.5 * (a * a + b * b) / 2) / 5
+        expected += (bradley_terry + 0.5 * (a + b) ** 2) / 5
     found = evaluator._step(backbone, EVALUATOR, data, EvaluatorConfig(centering=0.5), 4096)
     assert found["loss"] == pytest.approx(expected, abs=1e-5)
     assert found["accuracy"] == sum(a > b for a, b in scores) / 5

@@ -89,3 +89,13 @@ def test_the_dual_weight_holds_a_target_below_where_the_policy_would_rest(speed:
     for other in ("adaptive", "fixed"):  # at the default horizon the weight moves by 1.3% an iteration
         missed = [last_half(PolicyConfig(**HOLDS, kl_control=other), seed=seed, speed=speed) for seed in range(40)]
         assert sum(abs(ratio - 1) > 0.1 for ratio in missed) >= 38
+
+
+@pytest.mark.parametrize("kl_control", ["adaptive", "dual"])
+@pytest.mark.parametrize("kl", [0.0, -50.0, 1e6])
+def test_the_weight_stays_positive_for_any_horizon_and_any_kl(kl_control: str, kl: float) -> None:
+    # The default batch is 128 replies: a horizon of 25 made the weight negative, and the policy was paid for its KL.
+    controlled = control(kl_control=kl_control, kl_horizon=1, kl_rate=50.0)
+    for _ in range(5000):
+        controlled.follow(kl, 128)
+        assert 0 < controlled.coefficient < math.inf

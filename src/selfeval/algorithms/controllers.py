@@ -15,16 +15,21 @@ __all__ = [
     "dual_temperature",
 ]
 
+_SMALLEST, _LARGEST = 1e-300, 1e300
+"""A weight stays within these: always positive, and a product with a moderate factor never overflows."""
+
 
 def adaptive_kl_coefficient(
     coefficient: float, kl: float, *, target: float, horizon: int, samples: int, error_clip: float = 0.2
 ) -> float:
     """Move the weight of the KL penalty so that the KL approaches its target.
 
-    e = clip(KL / target − 1, ± error_clip),   β ← β (1 + e · samples / horizon)
+    e = clip(KL / target − 1, ± error_clip),   β ← β (1 + e · min(1, samples / horizon))
 
-    A proportional controller in log β: too far from the reference raises the penalty, too close lowers it. Ziegler et
-    al. 2019, section 2.2 (https://arxiv.org/abs/1909.08593).
+    A proportional controller in log β: too far from the reference raises the penalty, too close lowers it. One update
+    changes β by at most the factor 1 ± error_clip. Without the limit on samples / horizon, a horizon shorter than
+    samples · error_clip makes β negative, and the policy is paid for leaving its reference. Ziegler et al. 2019, section
+    2.2 (https://arxiv.org/abs/1909.08593), whose gain K_β is samples / horizon here.
 
     Args:
         coefficient: β now, in reward per nat, > 0.
@@ -32,13 +37,14 @@ def adaptive_kl_coefficient(
         target: the KL per reply to hold, in nats, > 0.
         horizon: replies in which β can change by a factor of about exp(error_clip), > 0; 10000 is usual.
         samples: replies behind this measurement (not 1 per update), >= 0.
-        error_clip: largest relative error that counts, > 0.
+        error_clip: largest relative error that counts, in (0, 1); 0.2 in the paper.
 
     Returns:
-        The new coefficient, > 0 while samples * error_clip < horizon.
+        The new coefficient, within [1e-300, 1e300].
 
     Raises:
-        ValueError: target or horizon is not positive, or the KL is not finite.
+        ValueError: coefficient, target or horizon is not positive, samples is negative, error_clip is outside (0, 1), or
+            the KL is not finite.
 
     Example:
         >>> adaptive_kl_coefficient(0.1, 12.0, target=6.0, horizon=1000, samples=100)
@@ -46,10 +52,14 @@ def adaptive_kl_coefficient(
     """
     if target <= 0 or horizon <= 0:
         raise ValueError(f"target and horizon must be positive, got target {target} and horizon {horizon}")
+    if not (coefficient > 0 and samples >= 0 and 0 < error_clip < 1):
+        raise ValueError(
+            f"coefficient must be > 0, samples >= 0 and error_clip in (0, 1), got {coefficient}, {samples} and {error_clip}"
+        )
     if not math.isfinite(kl):
         raise ValueError(f"the measured KL must be finite, got {kl}: look for NaN in the log-probs")
     error = max(-error_clip, min(kl / target - 1, error_clip))
-    return coefficient * (1 + error * samples / horizon)
+    return _held(coefficient * (1 + error * min(1.0, samples / horizon)))
 
 
 def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learning_rate: float) -> float:
@@ -68,7 +78,7 @@ def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learnin
         learning_rate: change of log β per nat of excess, > 0.
 
     Returns:
-        The new coefficient, > 0.
+        The new coefficient, within [1e-300, 1e300].
 
     Raises:
         ValueError: coefficient, target or learning_rate is not positive, or the KL is not finite.
@@ -79,7 +89,7 @@ def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learnin
     """
     if coefficient <= 0 or target <= 0:
         raise ValueError(f"coefficient and target must be positive, got {coefficient} and {target}")
-    return math.exp(math.log(coefficient) + _step(kl - target, learning_rate))
+    return _exp(math.log(coefficient) + _step(kl - target, learning_rate))
 
 
 def dual_temperature(
@@ -102,15 +112,16 @@ def dual_temperature(
         parameter: "log" or "exp".
 
     Returns:
-        The new temperature, > 0.
+        The new temperature, within [1e-300, 1e300].
 
     Raises:
         ValueError: temperature or learning_rate is not positive, the entropy is not finite, or the name is unknown.
     """
     if temperature <= 0 or parameter not in ("log", "exp"):
         raise ValueError(f"temperature must be > 0 and parameter 'log' or 'exp', got {temperature} and {parameter!r}")
+    _step(target - entropy, learning_rate)  # refuses what is not a step
     scale = temperature if parameter == "exp" else 1.0
-    return math.exp(math.log(temperature) + _step(scale * (target - entropy), learning_rate))
+    return _exp(math.log(temperature) + learning_rate * (scale * (target - entropy)))
 
 
 def direct_temperature(temperature: float, entropy: float, *, target: float, learning_rate: float) -> float:
@@ -126,14 +137,14 @@ def direct_temperature(temperature: float, entropy: float, *, target: float, lea
         learning_rate: change of α per nat, > 0.
 
     Returns:
-        The new temperature, >= 0.
+        The new temperature, within [0, 1e300].
 
     Raises:
         ValueError: temperature is negative, learning_rate is not positive, or the entropy is not finite.
     """
     if temperature < 0:
         raise ValueError(f"temperature must be >= 0, got {temperature}")
-    return max(0.0, temperature + _step(target - entropy, learning_rate))
+    return min(max(0.0, temperature + _step(target - entropy, learning_rate)), _LARGEST)
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ def adam_update(
 
     Args:
         parameter: x now.
-        gradient: of what is minimised, with respect to x.
+        gradient: of what is minimised, with respect to x; clipped to ±1e150, whose square is finite.
         state: from the update before; `AdamState()` at the start.
         learning_rate: lr in units of x, > 0.
         betas: decay of the two means, each in [0, 1).
@@ -176,11 +187,21 @@ def adam_update(
         ValueError: learning_rate is not positive, or the gradient is not finite.
     """
     _step(gradient, learning_rate)  # refuses what would poison the state
+    gradient = min(max(gradient, -1e150), 1e150)
     updates = state.updates + 1
     mean = betas[0] * state.mean + (1 - betas[0]) * gradient
     square = betas[1] * state.square + (1 - betas[1]) * gradient**2
     step = mean / (1 - betas[0] ** updates) / (math.sqrt(square / (1 - betas[1] ** updates)) + eps)
     return parameter - learning_rate * step, AdamState(mean, square, updates)
+
+
+def _exp(logarithm: float) -> float:
+    """exp within [1e-300, 1e300]: `math.exp` raises OverflowError above 709.8 and returns 0 below −745.1."""
+    return math.exp(min(max(logarithm, math.log(_SMALLEST)), math.log(_LARGEST)))
+
+
+def _held(weight: float) -> float:
+    return min(max(weight, _SMALLEST), _LARGEST)
 
 
 def _step(amount: float, learning_rate: float) -> float:

@@ -6,6 +6,7 @@ are compared. A policy finds the replies that one evaluator overrates; on those 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = ["disagreement", "ensemble_mean", "uncertainty_weighted", "worst_case"]
@@ -69,7 +70,7 @@ def uncertainty_weighted(scores_KN: Tensor, *, weight: float) -> Tensor:
     _check_members(scores_KN)
     if not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight}: a negative one rewards disagreement")
-    return scores_KN.mean(0) - weight * scores_KN.var(0, correction=0)
+    return scores_KN.mean(0) - weight * _centred(scores_KN).square().mean(0)
 
 
 def disagreement(scores_KN: Tensor) -> Tensor:
@@ -88,7 +89,13 @@ def disagreement(scores_KN: Tensor) -> Tensor:
         ValueError: the scores are not [K, N] with at least one member.
     """
     _check_members(scores_KN)
-    return scores_KN.std(0, correction=0)
+    return _centred(scores_KN).square().mean(0).sqrt()
+
+
+def _centred(scores_KN: Tensor) -> Tensor:
+    """Scores less their mean over members, exactly 0 where all members agree: a mean of equal floats is often off by a bit."""
+    agree_N = (scores_KN == scores_KN[:1]).all(0)
+    return torch.where(agree_N, torch.zeros_like(scores_KN), scores_KN - scores_KN.mean(0))
 
 
 def _check_members(scores_KN: Tensor) -> None:

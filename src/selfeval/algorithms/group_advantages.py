@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import broadcast_to_tokens, check_same_shape, whiten, zero_padding
+from selfeval.algorithms.masked import at_least_float32, broadcast_to_tokens, check_same_shape, whiten, zero_padding
 from selfeval.algorithms.returns import discounted_returns
 
 __all__ = [
@@ -57,7 +57,7 @@ def grpo_advantages(rewards_B: Tensor, groups_B: Tensor, *, correction: Literal[
     """
     groups = _grouped(rewards_B, groups_B)
     variance_B = _group_sums(groups.centred_B.square(), groups.rows_B) / (groups.sizes_B - correction).clamp(min=1)
-    return _divided(groups.centred_B, variance_B.sqrt() + eps)
+    return _divided(groups.centred_B, variance_B.sqrt() + eps).to(rewards_B.dtype)
 
 
 def mean_only_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def mean_only_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ, or the ids are not integers.
     """
-    return _grouped(rewards_B, groups_B).centred_B
+    return _grouped(rewards_B, groups_B).centred_B.to(rewards_B.dtype)
 
 
 def rloo_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def rloo_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
         [1.5, -1.5, 0.0]
     """
     groups = _grouped(rewards_B, groups_B)
-    return groups.centred_B * groups.sizes_B / (groups.sizes_B - 1).clamp(min=1)
+    return (groups.centred_B * groups.sizes_B / (groups.sizes_B - 1).clamp(min=1)).to(rewards_B.dtype)
 
 
 def batch_std_advantages(rewards_B: Tensor, groups_B: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -127,8 +127,9 @@ def batch_std_advantages(rewards_B: Tensor, groups_B: Tensor, *, eps: float = 1e
     """
     centred_B = _grouped(rewards_B, groups_B).centred_B
     # Not Tensor.std: it warns and gives NaN for a batch of one, where the answer is 0.
-    squares = (rewards_B - rewards_B.mean()).square().sum()
-    return _divided(centred_B, (squares / max(len(rewards_B) - 1, 1)).sqrt() + eps)
+    exact_B = rewards_B.to(centred_B.dtype)
+    squares = (exact_B - exact_B.mean()).square().sum()
+    return _divided(centred_B, (squares / max(len(rewards_B) - 1, 1)).sqrt() + eps).to(rewards_B.dtype)
 
 
 def remax_advantages(rewards_BT: Tensor, mask_BT: Tensor, baselines_B: Tensor) -> Tensor:
@@ -215,6 +216,7 @@ class _Groups(NamedTuple):
 
 def _grouped(rewards_B: Tensor, groups_B: Tensor) -> _Groups:
     check_same_shape(rewards=rewards_B, groups=groups_B)
+    rewards_B = rewards_B.to(at_least_float32(rewards_B.dtype))
     if groups_B.is_floating_point() or groups_B.dim() != 1:
         raise ValueError(f"groups must be integer ids [B], got {groups_B.dtype} {list(groups_B.shape)}")
     _, rows_B, sizes_G = groups_B.unique(return_inverse=True, return_counts=True)

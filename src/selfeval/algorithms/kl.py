@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import check_same_shape, zero_padding
+from selfeval.algorithms.masked import check_same_shape, limit_exponent, zero_padding
 
 __all__ = [
     "categorical_cross_entropy",
@@ -89,13 +89,15 @@ def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
         ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
 
     Returns:
-        [B, T] in nats, >= 0, not masked.
+        [B, T] in nats, >= 0, not masked. Finite: −d is held below the limit of `limit_exponent` (85.7 in float32), without
+        gradient beyond.
 
     Raises:
         ValueError: the shapes differ.
     """
-    d_BT = k1(logprobs_BT, ref_logprobs_BT)
-    return torch.expm1(-d_BT) + d_BT
+    # Beyond the limit of exp, value and gradient stay finite: a loss with beta = 0 must not become 0 * inf.
+    minus_d_BT = limit_exponent(-k1(logprobs_BT, ref_logprobs_BT))
+    return torch.expm1(minus_d_BT) - minus_d_BT
 
 
 def categorical_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:

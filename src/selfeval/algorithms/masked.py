@@ -9,6 +9,7 @@ because 0 * inf is NaN, forward and backward.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -18,8 +19,12 @@ __all__ = [
     "Aggregation",
     "aggregate",
     "aggregation_weights",
+    "at_least_float32",
     "broadcast_to_tokens",
     "check_same_shape",
+    "check_scalar",
+    "check_scalar_or_shape",
+    "limit_exponent",
     "masked_mean",
     "masked_sum",
     "whiten",
@@ -39,6 +44,16 @@ Aggregation = Literal[
 _WITH_NORM_LENGTH = ("sequence_mean_token_sum_norm", "constant_length")
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for half precision, else the type itself: the type that sums and discounts are computed in.
+
+    Example:
+        >>> at_least_float32(torch.bfloat16), at_least_float32(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.promote_types(dtype, torch.float32)
+
+
 def check_same_shape(**tensors: Tensor) -> None:
     """Refuse tensors that would broadcast against each other instead of lining up.
 
@@ -53,6 +68,56 @@ def check_same_shape(**tensors: Tensor) -> None:
     if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
         raise ValueError(f"these tensors must have one shape, got {shapes}")
+
+
+def check_scalar(**numbers: float | Tensor) -> None:
+    """Refuse a tensor with axes where one number is meant: [N, 1] against [N] would broadcast to [N, N].
+
+    Args:
+        numbers: numbers or tensors by the name that the message should use.
+
+    Raises:
+        ValueError: one of them has axes; the message gives its shape.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, Tensor) and number.dim():
+            raise ValueError(f"{name} must be one number (a float or a tensor of shape []), got shape {list(number.shape)}")
+
+
+def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
+    """Refuse a tensor that is neither one number nor of the shape of `like`.
+
+    Args:
+        like: the tensor that it meets.
+        numbers: numbers or tensors by the name that the message should use.
+
+    Raises:
+        ValueError: one of them has another shape; the message gives both.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, Tensor) and number.dim() and number.shape != like.shape:
+            raise ValueError(f"{name} must be one number or of shape {list(like.shape)}, got shape {list(number.shape)}")
+
+
+def limit_exponent(x: Tensor) -> Tensor:
+    """Limit x so that exp(x) and 20 times it are finite; the gradient is 0 above the limit.
+
+    y = min(x, log(largest number of the type) − 3):  85.7 in float32 and bfloat16, 8.1 in float16, 707 in float64
+
+    exp of 89 is inf in float32. Where a clip discards such a ratio, its value is right, but the backward pass multiplies the
+    gradient 0 by inf: one token makes the gradient of the batch NaN.
+
+    Args:
+        x: any shape, any range.
+
+    Returns:
+        The shape of x, equal to x up to the limit.
+
+    Example:
+        >>> limit_exponent(torch.tensor([-200.0, 20.0, 89.0])).tolist()
+        [-200.0, 20.0, 85.72283935546875]
+    """
+    return x.clamp(max=math.log(torch.finfo(x.dtype).max) - 3)
 
 
 def zero_padding(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -121,7 +186,7 @@ def masked_sum(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
 def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Average the tokens that count: Σ m x / Σ m.
 
-    The denominator is exact (no 1e-8 added), so the mean of a constant is that constant.
+    The denominator is exact (no 1e-8 added), so the mean of a constant is that constant up to the rounding of the sum.
 
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
@@ -137,7 +202,9 @@ def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
         >>> masked_mean(torch.tensor([[1.0, 3.0, float("inf")]]), torch.tensor([[True, True, False]])).item()
         2.0
     """
-    return masked_sum(x_BT, mask_BT) / mask_BT.bool().sum()
+    # In the type of x a count above 256 would be rounded to 3 digits in bfloat16.
+    exact_BT = x_BT.to(at_least_float32(x_BT.dtype))
+    return (masked_sum(exact_BT, mask_BT) / mask_BT.bool().sum()).to(x_BT.dtype)
 
 
 def whiten(
@@ -147,9 +214,11 @@ def whiten(
 
     y = (x − μ) / √(var + eps),   n = Σ m, μ = Σ m x / n, var = Σ m (x − μ)² / (n − correction);   not shifted: y + μ
 
-    One mean and one variance for the whole batch. The variance is unbiased by default, as in most public code; Huang et
-    al. 2024, section 4 (https://arxiv.org/abs/2403.17031) list it among the details that matter in PPO.
-    `shift_mean=False` keeps the mean, which is what rewards need (their sign carries meaning) and advantages do not.
+    One mean and one variance for the whole batch. Equal tokens become exactly 0 (with the mean added back, exactly the
+    mean): the mean of equal floats is often not that float, and its rounding error divided by √eps would look like an
+    advantage. The variance is unbiased by default, as in most public code; Huang et al. 2024, section 4
+    (https://arxiv.org/abs/2403.17031) list it among the details that matter in PPO. `shift_mean=False` keeps the mean,
+    which is what rewards need (their sign carries meaning) and advantages do not.
 
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
@@ -167,10 +236,19 @@ def whiten(
     count = int(mask_BT.bool().sum())
     if count < 2:
         raise ValueError(f"whitening needs at least 2 tokens, this mask keeps {count}: their variance is undefined")
-    mean = masked_mean(x_BT, mask_BT)
-    centred_BT = zero_padding(x_BT - mean, mask_BT)
+    exact_BT = zero_padding(x_BT, mask_BT).to(at_least_float32(x_BT.dtype))
+    mean = masked_mean(exact_BT, mask_BT)
+    # The second pass removes the rounding error of the first mean.
+    rest = _mean_of_offsets(exact_BT - mean, mask_BT)
+    centred_BT = zero_padding(exact_BT - mean - rest, mask_BT)
     white_BT = centred_BT * torch.rsqrt(centred_BT.square().sum() / (count - correction) + eps)
-    return white_BT if shift_mean else zero_padding(white_BT + mean, mask_BT)
+    return (white_BT if shift_mean else zero_padding(white_BT + mean + rest, mask_BT)).to(x_BT.dtype)
+
+
+def _mean_of_offsets(offsets_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Their mean; exactly that number where all are equal, which a sum of floats does not promise."""
+    kept_N = offsets_BT[mask_BT.bool()]
+    return kept_N[0] if bool((kept_N == kept_N[0]).all()) else kept_N.mean()
 
 
 def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_length: int | None = None) -> Tensor:
@@ -202,8 +280,10 @@ def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_lengt
     Raises:
         ValueError: the shapes differ, the mode is unknown, or norm_length is missing, not positive or has no use.
     """
-    weights_BT = aggregation_weights(mask_BT, mode, norm_length=norm_length, dtype=loss_BT.dtype)
-    return (zero_padding(loss_BT, mask_BT) * weights_BT).sum()
+    check_same_shape(loss=loss_BT, mask=mask_BT)
+    dtype = at_least_float32(loss_BT.dtype)
+    weights_BT = aggregation_weights(mask_BT, mode, norm_length=norm_length, dtype=dtype)
+    return (zero_padding(loss_BT, mask_BT) * weights_BT).sum().to(loss_BT.dtype)
 
 
 def aggregation_weights(
@@ -218,7 +298,7 @@ def aggregation_weights(
         mask_BT: [B, T] of the whole batch, True = token counts.
         mode: as in `aggregate`.
         norm_length: as in `aggregate`.
-        dtype: type of the weights, that of the loss.
+        dtype: type of the weights, that of the loss or wider: 1/3 in bfloat16 is off by 0.2%.
 
     Returns:
         [B, T], >= 0, 0 where the mask is False.

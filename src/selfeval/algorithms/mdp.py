@@ -24,6 +24,7 @@ section 3 (https://arxiv.org/abs/1901.11275) for regularised ones; Rafailov et a
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,6 +61,12 @@ __all__ = [
     "token_rewards",
     "value_iteration",
 ]
+
+_FINEST, _COARSEST = 1e-10, 1e-6
+"""The default tolerance, and the share of the largest value above which the arithmetic is too coarse to choose one."""
+
+_MOST_ROUNDS = 10_000
+"""Policy iteration takes some tens of rounds; more than this is a fault, and not a large problem."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +118,11 @@ def bellman_q(mdp: FiniteMDP, values_S: Tensor) -> Tensor:
 
     Returns:
         [S, A], in units of reward.
+
+    Raises:
+        ValueError: the values are not one per state.
     """
+    check_same_shape(values=values_S, states=mdp.rewards_SA[:, 0])
     return mdp.rewards_SA + mdp.gamma * mdp.transitions_SAS @ values_S
 
 
@@ -171,7 +182,7 @@ def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tenso
     return Solution(values_S, bellman_q(mdp, values_S), policy_SA)
 
 
-def value_iteration(mdp: FiniteMDP, *, tolerance: float = 1e-10) -> Solution:
+def value_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Solution:
     """Find the optimal values by applying the Bellman optimality equation until it holds.
 
     V ← max_a Q(s, a),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
@@ -182,20 +193,22 @@ def value_iteration(mdp: FiniteMDP, *, tolerance: float = 1e-10) -> Solution:
 
     Args:
         mdp: the MDP.
-        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
+            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Optimal values within the tolerance, Q, and the greedy policy (the lowest action among equals).
 
     Raises:
-        ValueError: the tolerance is below what the precision of the rewards can resolve.
+        ValueError: the precision of the rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
+        ArithmeticError: the iteration does not converge.
     """
     values_S = _iterate(mdp, lambda q_SA: q_SA.amax(-1), tolerance)
     q_SA = bellman_q(mdp, values_S)
     return Solution(values_S, q_SA, _greedy(q_SA))
 
 
-def policy_iteration(mdp: FiniteMDP, *, tolerance: float = 1e-10) -> Solution:
+def policy_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Solution:
     """Find the optimal values by evaluating a policy exactly and making it greedy, in turn.
 
     π ← argmax_a Q^π(s, a)
@@ -206,23 +219,28 @@ def policy_iteration(mdp: FiniteMDP, *, tolerance: float = 1e-10) -> Solution:
 
     Args:
         mdp: the MDP.
-        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
+            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Values and Q of the policy that was found, and that policy (deterministic).
 
     Raises:
-        ValueError: the tolerance is below what the precision of the rewards can resolve.
+        ValueError: the precision of the rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
+        ArithmeticError: the iteration does not converge.
     """
-    _check_tolerance(mdp, tolerance)
+    least_gain = (1 - mdp.gamma) * _tolerance(mdp, tolerance)
     solution = evaluate_policy(mdp, _greedy(mdp.rewards_SA))
-    while bool((gains_S := solution.q_SA.amax(-1) - solution.values_S).max() > (1 - mdp.gamma) * tolerance):
-        changed_S1 = (gains_S > (1 - mdp.gamma) * tolerance)[:, None]
-        solution = evaluate_policy(mdp, torch.where(changed_S1, _greedy(solution.q_SA), solution.policy_SA))
-    return solution
+    for _ in range(_MOST_ROUNDS):
+        gains_S = solution.q_SA.amax(-1) - solution.values_S
+        if bool(gains_S.max() <= least_gain):
+            return solution
+        improved_SA = torch.where((gains_S > least_gain)[:, None], _greedy(solution.q_SA), solution.policy_SA)
+        solution = evaluate_policy(mdp, improved_SA)
+    raise _not_converged("policy iteration", _MOST_ROUNDS)
 
 
-def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float = 1e-10) -> Solution:
+def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float | None = None) -> Solution:
     """Find the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by applying its Bellman equation until it holds.
 
     V ← β log Σ_a π_ref(a|s) exp(Q(s, a) / β),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
@@ -235,24 +253,26 @@ def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, 
         mdp: the MDP.
         ref_policy_SA: [S, A], π_ref(a|s); 0 forbids an action.
         beta: β, weight of the KL in reward per nat, > 0.
-        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
+            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Optimal regularised values within the tolerance, Q, and the policy π_ref exp((Q − V) / β).
 
     Raises:
-        ValueError: the shapes differ, a row is not a distribution, beta is not positive, or the tolerance is below what
-            the precision of the rewards can resolve.
+        ValueError: the shapes differ, a row is not a distribution, beta is not positive, or the precision of the
+            rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
+        ArithmeticError: the iteration does not converge.
     """
     _check_beta(beta)
     _check_policy(mdp, ref_policy_SA)
-    log_ref_SA = ref_policy_SA.log()
-    values_S = _iterate(mdp, lambda q_SA: beta * torch.logsumexp(log_ref_SA + q_SA / beta, -1), tolerance)
+    log_ref_SA = ref_policy_SA.log().log_softmax(-1)
+    values_S = _iterate(mdp, lambda q_SA: beta * torch.logsumexp(log_ref_SA + q_SA / beta, -1), tolerance, beta)
     q_SA = bellman_q(mdp, values_S)
     return Solution(values_S, q_SA, torch.softmax(log_ref_SA + q_SA / beta, -1))
 
 
-def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float = 1e-10) -> Solution:
+def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float | None = None) -> Solution:
     """Find the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by evaluating a policy exactly and improving it, in turn.
 
     π ← π_ref(a|s) exp(Q^π(s, a) / β) / Σ_b π_ref(b|s) exp(Q^π(s, b) / β)
@@ -265,24 +285,29 @@ def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float,
         mdp: the MDP.
         ref_policy_SA: [S, A], π_ref(a|s); 0 forbids an action.
         beta: β, weight of the KL in reward per nat, > 0.
-        tolerance: largest error of any value, in units of reward; above the rounding of the sums.
+        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
+            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Regularised values and Q of the policy that was found, and that policy.
 
     Raises:
-        ValueError: the shapes differ, a row is not a distribution, beta is not positive, or the tolerance is below what
-            the precision of the rewards can resolve.
+        ValueError: the shapes differ, a row is not a distribution, beta is not positive, or the precision of the
+            rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
+        ArithmeticError: the iteration does not converge.
     """
-    _check_tolerance(mdp, tolerance)
-    log_ref_SA = ref_policy_SA.log()
+    _check_beta(beta)
+    least_gain = (1 - mdp.gamma) * _tolerance(mdp, tolerance, beta)
+    # Normalised to the last bit: beta times the rounding error of a sum of probabilities would count as a gain for ever.
+    log_ref_SA = ref_policy_SA.log().log_softmax(-1)
     solution = evaluate_soft_policy(mdp, ref_policy_SA, ref_policy_SA, beta=beta)
-    while True:
+    for _ in range(_MOST_ROUNDS):
         scores_SA = log_ref_SA + solution.q_SA / beta
         gain = (beta * scores_SA.logsumexp(-1) - solution.values_S).max()
         solution = evaluate_soft_policy(mdp, scores_SA.softmax(-1), ref_policy_SA, beta=beta)
-        if bool(gain <= (1 - mdp.gamma) * tolerance):
+        if bool(gain <= least_gain):
             return solution
+    raise _not_converged("soft policy iteration", _MOST_ROUNDS)
 
 
 def occupancy(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
@@ -442,12 +467,14 @@ def prefix_rows(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
         [B, T] int, row of tokens[:t] in `TokenMDP.prefixes`; −1 where the sequence had already ended.
 
     Raises:
-        ValueError: T is above the horizon, or a token before the end is outside the vocabulary.
+        ValueError: the tokens are not [B, T], T is above the horizon, or a token before the end is outside the vocabulary.
 
     Example:
         >>> prefix_rows(token_mdp(2, 2, torch.zeros(4)), torch.tensor([[0, 1], [1, 1]])).tolist()
         [[0, 1], [0, 2]]
     """
+    if tokens_BT.dim() != 2:
+        raise ValueError(f"tokens must be [rows, tokens], got shape {list(tokens_BT.shape)}")
     if tokens_BT.shape[-1] > mdp.horizon:
         raise ValueError(f"sequences end after {mdp.horizon} tokens, got {tokens_BT.shape[-1]}")
     ended_BT = torch.zeros_like(tokens_BT) if mdp.eos is None else (tokens_BT == mdp.eos).cumsum(-1)
@@ -475,7 +502,7 @@ def token_rewards(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
         [B, T], reward of each token; 0 where the sequence had already ended.
 
     Raises:
-        ValueError: T is above the horizon, or a token before the end is outside the vocabulary.
+        ValueError: the tokens are not [B, T], T is above the horizon, or a token before the end is outside the vocabulary.
     """
     rows_BT = prefix_rows(mdp, tokens_BT)
     alive_BT = rows_BT >= 0
@@ -691,22 +718,40 @@ def _check_beta(beta: float) -> None:
         raise ValueError(f"beta must be > 0, got {beta}: without a KL penalty, solve the plain MDP")
 
 
-def _iterate(mdp: FiniteMDP, backup: Callable[[Tensor], Tensor], tolerance: float) -> Tensor:
+def _iterate(mdp: FiniteMDP, backup: Callable[[Tensor], Tensor], tolerance: float | None, beta: float = 0.0) -> Tensor:
     """The fixed point of a γ-contraction, within the tolerance in the sup norm."""
-    _check_tolerance(mdp, tolerance)
+    least_change = (1 - mdp.gamma) * _tolerance(mdp, tolerance, beta)
     values_S = torch.zeros_like(mdp.rewards_SA[:, 0])
-    while True:
+    # A step changes the values by at most γ times the step before: so many reach the precision of any float, and as many
+    # again are for rounding.
+    most = _MOST_ROUNDS + math.ceil(2 * 750 / -math.log(mdp.gamma)) if mdp.gamma else _MOST_ROUNDS
+    for _ in range(most):
         before_S, values_S = values_S, backup(bellman_q(mdp, values_S))
-        if bool(mdp.gamma * (values_S - before_S).abs().max() <= (1 - mdp.gamma) * tolerance):
+        if bool(mdp.gamma * (values_S - before_S).abs().max() <= least_change):
             return values_S
+    raise _not_converged("value iteration", most)
 
 
-def _check_tolerance(mdp: FiniteMDP, tolerance: float) -> None:
-    """Below this, rounding alone keeps the values moving and the iteration would never end."""
-    scale = mdp.rewards_SA.abs().max().item() / (1 - mdp.gamma)
+def _tolerance(mdp: FiniteMDP, tolerance: float | None, beta: float = 0.0) -> float:
+    """The tolerance to iterate to. Below the resolution, rounding alone keeps the values moving and nothing would end.
+
+    With a weight beta of the KL, values are beta times a sum of logarithms of about 1, which is rounded before the product.
+    """
+    scale = mdp.rewards_SA.abs().max().item() / (1 - mdp.gamma) + beta
     least = 32 * torch.finfo(mdp.rewards_SA.dtype).eps * scale / (1 - mdp.gamma)
-    if not tolerance >= least:
-        raise ValueError(f"values up to {scale:.3g} are resolved to {least:.1g} at best here, got tolerance {tolerance}")
+    if tolerance is None and least <= _COARSEST * scale:
+        return max(_FINEST, least)
+    if tolerance is None or not tolerance >= least:
+        given = _FINEST if tolerance is None else tolerance
+        raise ValueError(
+            f"values up to {scale:.3g} are resolved to {least:.1g} at best in {mdp.rewards_SA.dtype} with gamma {mdp.gamma}, "
+            f"got tolerance {given}: use rewards in float64, or a larger tolerance"
+        )
+    return tolerance
+
+
+def _not_converged(method: str, rounds: int) -> ArithmeticError:
+    return ArithmeticError(f"{method} has not converged after {rounds:,} rounds: look for rewards that are not finite")
 
 
 def _greedy(q_SA: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selfeval.algorithms.kl import k3
-from selfeval.algorithms.masked import broadcast_to_tokens, check_same_shape, masked_mean, zero_padding
+from selfeval.algorithms.masked import broadcast_to_tokens, check_same_shape, limit_exponent, masked_mean, zero_padding
 
 __all__ = [
     "approximate_kl",
@@ -56,9 +56,10 @@ def policy_gradient_loss(logprobs_BT: Tensor, advantages_BT: Tensor) -> Tensor:
 def importance_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, *, log_ratio_clamp: float | None = None) -> Tensor:
     """Compute how much likelier the drawn token has become: r_t = exp(x_t), x_t = log π_t − log π_old,t.
 
-    With `log_ratio_clamp` = b, x is first held in [−b, b]: exp cannot overflow, and the gradient is 0 outside. Schulman
-    et al. 2017, section 2.2 (https://arxiv.org/abs/1707.06347) call r the probability ratio; the clamp is none of the
-    paper's, public code uses b = 20.
+    With `log_ratio_clamp` = b, x is first held in [−b, b], and the gradient is 0 outside. Without it x is held below the
+    limit of `limit_exponent` (85.7 in float32), so that exp cannot overflow. Schulman et al. 2017, section 2.2
+    (https://arxiv.org/abs/1707.06347) call r the probability ratio; the clamp is none of the paper's, public code uses
+    b = 20.
 
     Args:
         logprobs_BT: [B, T], log π of the drawn token under the policy that is being trained, <= 0.
@@ -189,7 +190,7 @@ def sequence_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor
     """
     check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT, mask=mask_BT)
     x_BT = zero_padding(logprobs_BT, mask_BT) - zero_padding(old_logprobs_BT, mask_BT)
-    return torch.exp(x_BT.sum(-1) / mask_BT.bool().sum(-1).clamp(min=1))
+    return torch.exp(limit_exponent(x_BT.sum(-1) / mask_BT.bool().sum(-1).clamp(min=1)))
 
 
 def gspo_loss(
@@ -430,19 +431,23 @@ def approximate_kl(
         log_ratio_clamp: as in `importance_ratio`; the estimate is then too small where it bites.
 
     Returns:
-        Scalar in nats per token, >= 0; NaN when no token counts.
+        Scalar in nats per token, >= 0, inf where exp(x) overflows; NaN when no token counts.
 
     Raises:
         ValueError: the shapes differ, or the clamp is not positive.
     """
-    x_BT = _log_ratio(zero_padding(logprobs_BT, mask_BT), zero_padding(old_logprobs_BT, mask_BT), log_ratio_clamp)
-    return masked_mean(k3(-x_BT, torch.zeros_like(x_BT)), mask_BT)
+    check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT)
+    x_BT = zero_padding(logprobs_BT, mask_BT) - zero_padding(old_logprobs_BT, mask_BT)
+    if log_ratio_clamp is not None:
+        x_BT = _log_ratio(x_BT, torch.zeros_like(x_BT), log_ratio_clamp)
+    # Without the limit of `k3`: this is a measurement, and a ratio that overflows is an infinite one.
+    return masked_mean(torch.expm1(x_BT) - x_BT, mask_BT)
 
 
 def _log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, clamp: float | None) -> Tensor:
     check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT)
     if clamp is None:
-        return logprobs_BT - old_logprobs_BT
+        return limit_exponent(logprobs_BT - old_logprobs_BT)
     if not clamp > 0:
         raise ValueError(f"log_ratio_clamp must be > 0 nats, got {clamp}: None turns it off, 20 is usual")
     return (logprobs_BT - old_logprobs_BT).clamp(-clamp, clamp)

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selfeval.algorithms.masked import check_same_shape
+from selfeval.algorithms.masked import check_same_shape, check_scalar, check_scalar_or_shape
 
 __all__ = [
     "bradley_terry_loss",
+    "centering_penalty",
     "cpo_loss",
     "dpo_loss",
     "dpo_margin",
@@ -57,7 +58,7 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
         chosen_N: [N], score of the reply that is called chosen.
         rejected_N: [N], score of the other reply.
         label_N: [N], probability in [0, 1] that chosen is the better one.
-        margin: by how much chosen should lead, in units of score; a number or [N].
+        margin: by how much chosen should lead, in units of score; a number, a scalar tensor or [N].
 
     Returns:
         Loss [N] in nats, >= 0; its mean is the usual loss.
@@ -71,10 +72,33 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
         tensor([0.6931])
     """
     check_same_shape(chosen=chosen_N, rejected=rejected_N, label=label_N)
+    check_scalar_or_shape(chosen_N, margin=margin)
     if not bool(((label_N >= 0) & (label_N <= 1)).all()):
         raise ValueError(f"a label is a probability in [0, 1], got {label_N.tolist()}")
     delta_N = chosen_N - rejected_N - margin
     return -label_N * functional.logsigmoid(delta_N) - (1 - label_N) * functional.logsigmoid(-delta_N)
+
+
+def centering_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
+    """Compute the penalty that keeps the scores of a pair around zero: (r_chosen + r_rejected)².
+
+    A preference says nothing about the level of the scores, and it would drift. The penalty fixes the level and does not
+    touch the difference: shifting both scores to a mean of 0 makes it 0 at the same difference. A sum of squares,
+    r_chosen² + r_rejected², would pull the two together as well. Eisenstein et al. 2023, section 2
+    (https://arxiv.org/abs/2312.09244), with a weight of 0.01.
+
+    Args:
+        chosen_N: [N], score of the reply that is called chosen.
+        rejected_N: [N], score of the other reply.
+
+    Returns:
+        [N], in units of score², >= 0; to be weighted and added to `bradley_terry_loss`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(chosen=chosen_N, rejected=rejected_N)
+    return (chosen_N + rejected_N).square()
 
 
 def preference_accuracy(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
@@ -291,6 +315,7 @@ def kto_loss(
     """
     _check_beta(beta)
     check_same_shape(policy=policy_N, ref=ref_N, desirable=desirable_N)
+    check_scalar(baseline=baseline)
     lead_N = beta * (policy_N - ref_N - baseline)
     # 1 − σ(x) = σ(−x), which keeps its digits where σ(x) is close to 1.
     gain_N, loss_N = desirable_weight * torch.sigmoid(-lead_N), undesirable_weight * torch.sigmoid(lead_N)
@@ -376,8 +401,10 @@ def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, nll_N: Tensor, *, 
 
 
 def _log_odds(logprobs_N: Tensor) -> Tensor:
-    # expm1 keeps the digits of 1 − e^x where x is close to 0.
-    return logprobs_N - torch.log(-torch.expm1(logprobs_N))
+    # expm1 keeps the digits of 1 − e^x where x is close to 0. Above the largest denormal number the derivative, about 1/x,
+    # would be infinite, and NaN where it meets a gradient of 0.
+    below_N = logprobs_N.clamp(max=-torch.finfo(logprobs_N.dtype).tiny)
+    return logprobs_N - torch.log(-torch.expm1(below_N))
 
 
 def _check_beta(beta: float) -> None:

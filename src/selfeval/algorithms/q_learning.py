@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selfeval.algorithms.masked import check_same_shape
+from selfeval.algorithms.masked import check_same_shape, check_scalar
 
 __all__ = [
     "conservative_loss",
@@ -310,16 +310,18 @@ def sac_state_value(
         [...] in units of reward.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or alpha is not a scalar.
     """
     check_same_shape(q1=q1_A, q2=q2_A, logprobs=logprobs_A)
+    check_scalar(alpha=alpha)
     costs_A = logprobs_A
     if ref_logprobs_A is not None:
         check_same_shape(logprobs=logprobs_A, ref_logprobs=ref_logprobs_A)
         costs_A = logprobs_A - ref_logprobs_A
     p_A = logprobs_A.exp()
-    # A product of 0 with inf would be NaN: what is never taken adds nothing.
-    gains_A = torch.where(p_A > 0, torch.minimum(q1_A, q2_A) - alpha * costs_A, torch.zeros_like(p_A))
+    # A product of 0 with inf would be NaN, in the value and in the gradient of alpha: what is never taken adds nothing.
+    nothing_A = torch.zeros_like(p_A)
+    gains_A = torch.where(p_A > 0, torch.minimum(q1_A, q2_A), nothing_A) - alpha * torch.where(p_A > 0, costs_A, nothing_A)
     return (p_A * gains_A).sum(-1)
 
 
@@ -397,7 +399,11 @@ def sac_temperature_loss(log_alpha: Tensor, entropies: Tensor, *, target_entropy
 
     Returns:
         Loss [...].
+
+    Raises:
+        ValueError: log_alpha is not a scalar.
     """
+    check_scalar(log_alpha=log_alpha)
     return log_alpha * (entropies.detach() - target_entropy)
 
 
@@ -420,8 +426,9 @@ def expectile_loss(errors: Tensor, *, expectile: float) -> Tensor:
     """
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must be in (0, 1), got {expectile}")
-    # In the dtype of the errors: `torch.where` of two numbers would round τ to float32.
-    return (expectile - (errors < 0).to(errors.dtype)).abs() * errors.square()
+    # Number times tensor: τ is not rounded to the type of the errors, as it would be in a tensor of their type.
+    squares = errors.square()
+    return torch.where(errors < 0, (1 - expectile) * squares, expectile * squares)
 
 
 def ilql_value_loss(values: Tensor, target_q1_A: Tensor, target_q2_A: Tensor, actions: Tensor, *, expectile: float) -> Tensor:

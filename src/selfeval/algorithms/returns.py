@@ -6,9 +6,10 @@ the expected return *before* token t is drawn. Padding may sit left, right or in
 
 In every formula t' is the *next token whose mask is True*: holes (tool output, masked turns) are skipped and cost no
 discount. What lies behind the last token of a row is worth `bootstrap_B` (None = 0: the episode ends there), and
-γ_t = γ (1 − done_t), so that nothing behind a token with done = 1 reaches it. Rows of text need neither; segments of
-a control task, which hold several episodes and stop in the middle of one, need both. An episode that was *cut off* at t
-(a time limit) rather than ended is done too, and γ V(the state where it was cut) belongs into its reward.
+γ_t = γ (1 − done_t), so that nothing behind a token with done = 1 reaches it. A done on a token
+whose mask is False counts for the kept token before it: a masked end of text still ends the episode. Rows of text need
+neither; segments of a control task, which hold several episodes and stop in the middle of one, need both. An episode that
+was *cut off* at t (a time limit) rather than ended is done too, and γ V(the state where it was cut) belongs into its reward.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import check_same_shape, zero_padding
+from selfeval.algorithms.masked import at_least_float32, check_same_shape, limit_exponent, zero_padding
 
 __all__ = ["VTrace", "discounted_returns", "gae", "n_step_returns", "td_lambda_returns", "vtrace"]
 
@@ -50,7 +51,8 @@ def gae(
         mask_BT: [B, T], True = token of the episode.
         gamma: discount per token, in [0, 1]; 1 for short replies with a reward at the end.
         lam: λ in [0, 1]; 0 = one-step TD error (biased, calm), 1 = Monte Carlo minus value (unbiased, noisy).
-        dones_BT: [B, T], True = the episode ends with token t; None = nowhere inside a row.
+        dones_BT: [B, T], True = the episode ends with token t, kept by the mask or not; False in padding. None = nowhere
+            inside a row.
         bootstrap_B: [B], V after the last token of the row, in units of reward; None = 0.
 
     Returns:
@@ -232,7 +234,7 @@ def vtrace(
     """
     check_same_shape(log_ratios=log_ratios_BT, rewards=rewards_BT)
     rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
-    rho_BT = zero_padding(log_ratios_BT, rows.keep_BT).exp()
+    rho_BT = limit_exponent(zero_padding(log_ratios_BT, rows.keep_BT).to(rows.values_BT.dtype)).exp()
     next_value_B, next_error_B = rows.bootstrap_B, torch.zeros_like(rows.bootstrap_B)
     errors: list[Tensor] = []
     q: list[Tensor] = []
@@ -244,9 +246,9 @@ def vtrace(
         next_error_B = torch.where(keep_B, error_B, next_error_B)
         next_value_B = torch.where(keep_B, value_B, next_value_B)
         errors.append(next_error_B)
-    q_BT = rows.in_order(q)
+    q_BT, errors_BT = rows.in_order(q, rows.values_BT.dtype), rows.in_order(errors, rows.values_BT.dtype)
     advantages_BT = rho_BT.clamp(max=clip_pg_rho) * (q_BT - rows.values_BT)
-    return VTrace(rows.values_BT + rows.in_order(errors), advantages_BT, q_BT)
+    return VTrace(*(x_BT.to(rows.dtype) for x_BT in (rows.values_BT + errors_BT, advantages_BT, q_BT)))
 
 
 def discounted_returns(
@@ -292,6 +294,7 @@ class _Rows(NamedTuple):
     discounts_BT: Tensor
     keep_BT: Tensor
     bootstrap_B: Tensor
+    dtype: torch.dtype  # of the result; the tensors here are at least float32
 
     @classmethod
     def of(
@@ -309,13 +312,32 @@ class _Rows(NamedTuple):
         bootstrap_B = values_BT.new_zeros(len(values_BT)) if bootstrap_B is None else bootstrap_B
         check_same_shape(dones=dones_BT, mask=mask_BT)
         check_same_shape(bootstrap=bootstrap_B, rows=keep_BT.any(-1))
-        discounts_BT = gamma * (~dones_BT.bool()).to(values_BT.dtype)
-        return cls(zero_padding(rewards_BT, keep_BT), zero_padding(values_BT, keep_BT), discounts_BT, keep_BT, bootstrap_B)
+        # At least float32: 0.99 is 0.98828 in bfloat16, after 100 tokens 0.31 where it should be 0.37.
+        given = torch.promote_types(rewards_BT.dtype, values_BT.dtype)
+        dtype = at_least_float32(given)
+        rewards_BT, values_BT = (zero_padding(x_BT, keep_BT).to(dtype) for x_BT in (rewards_BT, values_BT))
+        discounts_BT = gamma * (~_ends(dones_BT.bool(), keep_BT)).to(dtype)
+        result = given if given.is_floating_point else dtype
+        return cls(rewards_BT, values_BT, discounts_BT, keep_BT, bootstrap_B.to(dtype), result)
 
     def backwards(self, *more_BT: Tensor) -> Iterator[tuple[Tensor, ...]]:
         tensors_BT = (self.rewards_BT, self.values_BT, self.discounts_BT, self.keep_BT, *more_BT)
         columns: list[tuple[Tensor, ...]] = list(zip(*(tensor_BT.unbind(-1) for tensor_BT in tensors_BT), strict=True))
         return reversed(columns)
 
-    def in_order(self, columns: list[Tensor]) -> Tensor:
-        return zero_padding(torch.stack(columns[::-1], dim=-1), self.keep_BT) if columns else self.rewards_BT
+    def in_order(self, columns: list[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        stacked_BT = zero_padding(torch.stack(columns[::-1], dim=-1), self.keep_BT) if columns else self.rewards_BT
+        return stacked_BT.to(dtype or self.dtype)
+
+
+def _ends(dones_BT: Tensor, keep_BT: Tensor) -> Tensor:
+    """Whether the episode ends with a kept token, or with a masked one between it and the next kept token."""
+    if bool((dones_BT <= keep_BT).all()):
+        return dones_BT
+    columns: list[Tensor] = []
+    pending_B = torch.zeros_like(dones_BT[:, 0])
+    for done_B, keep_B in reversed(list(zip(dones_BT.unbind(-1), keep_BT.unbind(-1), strict=True))):
+        pending_B = pending_B | done_B
+        columns.append(pending_B)
+        pending_B = pending_B & ~keep_B
+    return torch.stack(columns[::-1], dim=-1)

@@ -90,8 +90,9 @@ def _template(templates: Templates, end: Sequence[str], begin: str) -> str:
         f"{{%- set graded +%}}{_untrimmed(_grade_source(templates))}{{%+ endset -%}}",
     ]
     if chat:
+        content = "[{'type': 'text', 'text': graded}]" if templates.parts else "graded"
         parts += [
-            "{%- set messages = [{'role': 'user', 'content': graded}] -%}{%- set add_generation_prompt = true -%}",
+            f"{{%- set messages = [{{'role': 'user', 'content': {content}}}] -%}}{{%- set add_generation_prompt = true -%}}",
             templates.tokenizer.get_chat_template().removesuffix("\n"),
             "{{ reply }}",
         ]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.preference_losses import bradley_terry_loss
+from selfeval.algorithms.preference_losses import bradley_terry_loss, centering_penalty
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
@@ -76,7 +76,7 @@ def _pair_losses(backbone: Backbone, role: str, pairs: Sequence[Preference], con
     chosen_N, rejected_N = scores[: len(pairs)], scores[len(pairs) :]
     label_N = torch.tensor([p.label for p in pairs], device=scores.device)
     losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N)
-    return (losses_N + config.centering * (chosen_N.square() + rejected_N.square()) / 2).sum(), chosen_N - rejected_N
+    return (losses_N + config.centering * centering_penalty(chosen_N, rejected_N)).sum(), chosen_N - rejected_N
 
 
 def _step(

@@ -98,8 +98,10 @@ class RewardScale:
         length = sum(len(r.ids) for r in samples.rollouts) / len(samples.rollouts)
         if not whiten:
             return cls(0.0, 1.0, length)
-        deviation = float(scores_B.std(correction=0)) if len(scores_B) > 1 else 1.0
-        return cls(float(scores_B.mean()), max(deviation, 1e-4), length)
+        # In float64 the mean of equal float32 scores is that score: a rounding error divided by 1e-4 would be a reward.
+        exact_B = scores_B.double()
+        deviation = float(exact_B.std(correction=0)) if len(scores_B) > 1 else 1.0
+        return cls(float(exact_B.mean()), max(deviation, 1e-4), length)
 
     def units(self, scores: Tensor) -> Tensor:
         """Scores (or values) in units of the start."""

@@ -20,7 +20,7 @@ class KLControl:
 
     With the relative error e = clip(KL / target - 1, -1, 1/2) of an iteration:
 
-        adaptive   beta <- beta (1 + clip(e, -0.2, 0.2) samples / kl_horizon)
+        adaptive   beta <- beta (1 + clip(e, -0.2, 0.2) min(1, samples / kl_horizon))
         dual       log lambda <- log lambda + kl_rate e,   beta = lambda exp(e)
 
     The upper end of the clip keeps a few wild replies, for which the KL has a heavy tail, from winding the multiplier up.

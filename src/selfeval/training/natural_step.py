@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selfeval.algorithms.masked import aggregation_weights, masked_sum
+from selfeval.algorithms.policy_losses import importance_ratio
 from selfeval.algorithms.trust_region import (
     LineSearch,
     NaturalStep,
@@ -105,7 +106,7 @@ def natural_step(setting: Setting, batch: Experience, *, kl_bound: float, entrop
 
 def _surrogate(logprobs_BR: Tensor, rows: Experience) -> Tensor:
     """What is minimised, per token: -A pi / pi_old."""
-    return -(logprobs_BR - rows.logprobs).exp() * rows.advantages
+    return -importance_ratio(logprobs_BR, rows.logprobs) * rows.advantages
 
 
 def _taken(parameters: Sequence[nn.Parameter]) -> Tensor:
