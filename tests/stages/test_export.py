@@ -694,10 +694,7 @@ SHELL = "{{ self.__init__.__globals__.__builtins__.__import__('pathlib').Path('R
 def test_a_foreign_template_runs_no_code_in_the_snippets(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harmless where nobody renders it; a plain `jinja2.Template` would run it."""
     guarded = "{% if question == 'QUESTION OF THE ATTACK' %}" + SHELL + "{% endif %}{{ question }}"
-    if kind == "grade":
-        run = Run(tmp_path, grade=guarded)
-    else:
-        run = Run(tmp_path, grade=GRADES["working"], reply=guarded)
+    run = Run(tmp_path, grade=guarded) if kind == "grade" else Run(tmp_path, grade=GRADES["working"], reply=guarded)
     for role in ("evaluator",) if kind == "grade" else ("policy", "evaluator"):
         folder = run.export(role, tmp_path / role, merge=True).folder
         monkeypatch.setattr(sys.modules[__name__], "QUESTION", "QUESTION OF THE ATTACK")
