@@ -31,6 +31,7 @@ HEADER = """# Configuration
 
 A recipe is a TOML file with these names. `selfeval run --set policy.iterations=20` overrides one value; the values of the first
 table stand at the top of the recipe and have no section. An unknown name is an error that suggests the nearest known one.
+Whole numbers are at most 2,147,483,647 (seeds and sizes 2^63 - 1), other numbers at most 10^9, whatever their range below.
 Which stages are redone after a change is told in [the first-run guide](guides/first-run.md#changing-a-value).
 """
 

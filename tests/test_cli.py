@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -404,4 +406,176 @@ def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait(60) == 141
     assert process.stderr is not None
-    assert process.stderr.read() == ""
+    with process.stderr as errors:
+        assert errors.read() == ""
+
+
+# -- nothing is created for input that cannot be used -----------------------------------------------------------------------
+
+
+def _template(recipe: Path, name: str, text: str) -> tuple[str, ...]:
+    folder = recipe.parent / "broken"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(recipe.parent / "word_problems" / "templates", folder)
+    (folder / name).write_text(text)
+    return ("--set", f"templates={folder}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "domain=word-problem"), 'domain "word-problem" is not installed; did you mean "word-problems"?'),
+        (
+            ("--set", 'lora.targets=["q_prj"]'),
+            'lora.targets: no module of this model is called "q_prj"; did you mean "q_proj"?',
+        ),
+        (("--set", "lora.targets=[]"), "lora.targets: got []; name at least one module"),
+        (("--set", 'lora.targets=["lm_head"]'), "lora.targets names the output layer, which stays frozen"),
+        (("--set", 'lora.targets=["embed_tokens"]'), "lora.targets puts an adapter on the embedding"),
+        (("--set", "lora.alpha=1e300"), "--set lora.alpha=1e300: lora.alpha: got 1e+300; must be between"),
+        (("--set", "questions.file=none.jsonl"), "questions.file none.jsonl does not exist"),
+        (("--set", "gold=/dev/zero"), "are both given; leave one out"),
+        (("--seeds", "/dev/zero"), "seeds file /dev/zero is not a file but a named pipe or a device"),
+        (("--set", "trackers=['mlflow']"), "tracker mlflow is not installed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_input_that_is_refused_leaves_no_folder(tmp_path: Path, recipe: Path, arguments: tuple[str, ...], said: str) -> None:
+    if "mlflow" in said and importlib.util.find_spec("mlflow"):
+        pytest.skip("mlflow is installed here")
+    assert said in _refused(*toy_arguments(recipe, tmp_path / "run", *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["referee.jinja", "templates.toml"])
+def test_a_broken_template_is_refused_before_any_work(tmp_path: Path, recipe: Path, name: str) -> None:
+    """The referee's is read by evaluation only, when all training is done."""
+    sentence = _refused(*toy_arguments(recipe, tmp_path / "run", *_template(recipe, name, "{{ question")))
+    assert str(recipe.parent / "broken") in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fail_in(root: Path, error: Exception, leave: str | None = None) -> None:
+    """A command whose input turns out to be unusable once it holds the run folder, perhaps after some work."""
+    from selfeval.stages.preflight import run_folder
+
+    with pytest.raises(type(error)), run_folder(root) as store:  # noqa: PT012
+        store.update_run(status="running")
+        if leave:
+            (root / leave).parent.mkdir(parents=True)
+            (root / leave).write_text("{}\n")
+        raise error
+
+
+def test_a_folder_that_was_made_for_a_refused_run_is_removed(tmp_path: Path) -> None:
+    from selfeval.errors import ModelError
+
+    _fail_in(tmp_path / "new", ModelError("refused"))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    _fail_in(tmp_path / "empty", ModelError("refused"))
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "work", ["questions/shard-00000.jsonl", "roles/policy/role.json", "checkpoints/policy/step-1/state.json"]
+)
+def test_a_folder_with_work_in_it_is_kept(tmp_path: Path, work: str) -> None:
+    from selfeval.errors import ModelError
+
+    _fail_in(tmp_path / "run", ModelError("refused"), leave=work)
+    assert (tmp_path / "run" / work).is_file()
+
+
+def test_a_fault_of_ours_keeps_the_folder_for_the_report(tmp_path: Path) -> None:
+    _fail_in(tmp_path / "run", KeyError("odd"))
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+# -- what is printed, and completion ------------------------------------------------------------------------------------
+
+
+def _closing(folder: Path, monkeypatch: pytest.MonkeyPatch, columns: int | None) -> str:
+    """The closing table on a terminal of so many columns, or in a pipe."""
+    import io
+
+    import rich.console
+    from sample_report import sample_report
+
+    from selfeval.cli.closing import print_closing
+
+    (folder / "report.json").write_text(json.dumps(sample_report()))
+    (folder / "index.html").write_text("")
+    out = io.StringIO()
+    real = rich.console.Console
+    monkeypatch.setattr(
+        rich.console, "Console", lambda: real(file=out, force_terminal=columns is not None, width=columns or 80)
+    )
+    monkeypatch.setattr(sys, "stdout", out)
+    print_closing(folder, worked=True)
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+
+
+def test_the_closing_table_in_a_pipe_has_a_tab_between_name_and_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sample_report import sample_report
+
+    from selfeval.report.summary import summary_rows, verdict_sentences
+
+    lines = _closing(tmp_path, monkeypatch, None).splitlines()
+    rows = summary_rows(sample_report())
+    assert lines[: len(rows)] == [f"{name.strip()}\t{value}" for name, value in rows]
+    assert lines[len(rows) : len(rows) + 2] == list(verdict_sentences(sample_report())), "sentences are not wrapped"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_the_closing_table_fits_any_terminal_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    from sample_report import sample_report
+
+    from selfeval.report.summary import summary_rows
+
+    shown = _closing(tmp_path, monkeypatch, columns)
+    table = shown[: shown.index("Report:")]
+    assert max(len(line.rstrip()) for line in table.splitlines()) <= columns
+    assert "…" not in table
+    for name, value in summary_rows(sample_report()):
+        for word in f"{name} {value}".split():
+            assert word in table or columns < 60, word
+    said = "".join(table.split())
+    if columns < 60:
+        assert all("".join(f"{name}{value}".split()) in said for name, value in summary_rows(sample_report()))
+
+
+def test_score_wants_a_question_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"config": {}}')
+    said = "give --question and at least one --reply, or --file; not both"
+    assert said in _refused("score", str(tmp_path))
+    assert said in _refused("score", str(tmp_path), "--question", "Why?")
+    assert said in _refused("score", str(tmp_path), "--question", "Why?", "--reply", "So.", "--file", "x.jsonl")
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question": "Why?", "replies": ["So."]}\n{"question": "Why?"}\n')
+    assert f"{path}, line 2: a question and one reply or more are needed" in _refused(
+        "score", str(tmp_path), "--file", str(path)
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_the_commands_without_a_heavy_library(shell: str) -> None:
+    variables = {
+        "bash": ("COMP_WORDS", "COMP_CWORD"),
+        "zsh": ("_TYPER_COMPLETE_ARGS",) * 2,
+        "fish": ("_TYPER_COMPLETE_ARGS",) * 2,
+    }
+    words, position = variables[shell]
+    code = (
+        "import os, sys; sys.argv = ['selfeval']\n"
+        f"os.environ.update({{'_SELFEVAL_COMPLETE': 'complete_{shell}', '{position}': '1', '{words}': 'selfeval sc',\n"
+        "    '_TYPER_COMPLETE_FISH_ACTION': 'get-args'})\n"
+        "from selfeval.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert "score" in found.stdout
+    assert "tune" not in found.stdout
+    assert _imported(code) & HEAVY == set()

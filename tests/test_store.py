@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
@@ -73,6 +75,32 @@ def test_a_full_disk_is_a_storage_error_and_the_old_folder_stays(tmp_path: Path,
 def test_an_error_that_is_not_the_systems_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"), writing(tmp_path / "file"):
         raise RuntimeError("shape mismatch (size 28)")
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
+def test_what_is_written_has_the_mode_of_the_umask(tmp_path: Path, umask: int, file: int, folder: int) -> None:
+    """Weights too, which safetensors writes as 0600."""
+    before = os.umask(umask)
+    try:
+        with writing(tmp_path / "one.safetensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+        with writing(tmp_path / "role") as temporary:
+            (temporary / "in").mkdir(parents=True)
+            save_file({"a": torch.zeros(2)}, temporary / "in" / "weights.safetensors")
+            (temporary / "copied").write_text("from a folder that only its owner could read")
+            (temporary / "copied").chmod(0o400)
+        write_json(tmp_path / "record.json", {})
+    finally:
+        assert os.umask(before) == umask
+    written = [tmp_path / "one.safetensors", tmp_path / "record.json", *(tmp_path / "role").rglob("*")]
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in written}
+    assert modes == {
+        "one.safetensors": file,
+        "record.json": file,
+        "role/in": folder,
+        "role/in/weights.safetensors": file,
+        "role/copied": file,
+    }
 
 
 def test_what_a_killed_write_left_behind_is_cleared(tmp_path: Path) -> None:

@@ -42,6 +42,12 @@ _FUSED_MLP = (*_ATTENTION, "gate_up_proj", "down_proj")
 _NEOX = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 _MLA_TARGETS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
+_OPT = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 512,
+    "dropout": 0.0, "init_std": 0.25,
+}  # fmt: skip
+_OPT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
 _EXPERTS = "experts and their router stay as they are"
 
 
@@ -197,6 +203,20 @@ FAMILIES: dict[str, Family] = {
     "cohere": Family(
         "Cohere", "cohere", "c4ai-command-r-v01, aya-23-8B", {**_LLAMA, "logit_scale": 0.25}, _both(_DENSE),
         note="logits are multiplied by `logit_scale`",
+    ),
+    "llama4": Family(
+        "Llama 4", "llama4_text", "Llama-4-Scout, Llama-4-Maverick",
+        {
+            **_LLAMA, **_HEADS, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48,
+            "interleave_moe_layer_step": 2, "use_qk_norm": False,
+        },
+        _both(_DENSE), note=f"as a text model (`llama4_text`); {_EXPERTS}, the shared one and dense layers get adapters",
+    ),
+    "opt": Family("OPT", "opt", "opt-125m, opt-1.3b to 66b", {**_OPT, "word_embed_proj_dim": 32}, _both(_OPT_TARGETS)),
+    "opt_projected": Family(
+        "OPT, projected", "opt", "opt-350m", {**_OPT, "word_embed_proj_dim": 16},
+        {**_both(_OPT_TARGETS), "project_in": 1, "project_out": 1},
+        note="hidden states are narrower than the layers: heads are as wide as the output layer reads them",
     ),
     "mamba": Family(
         "Mamba", "mamba", "mamba-130m-hf to 2.8b-hf", {**_MAMBA, "time_step_rank": 4}, _both(("in_proj", "x_proj")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluatorConfig",
     "LoraConfig",
+    "PairsConfig",
     "PlacementConfig",
     "PolicyConfig",
     "QuestionsConfig",
@@ -63,6 +65,13 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, field docstrings become descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none_is_no_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """`--set seeds=none` takes a recipe's text away."""
+        is_text = info.field_name in cls.model_fields and cls.model_fields[info.field_name].annotation is str
+        return "" if value is None and is_text else value
 
     @field_validator("*")
     @classmethod
@@ -153,6 +162,8 @@ class PlacementConfig(Section):
 class QuestionsConfig(Section):
     """Self-instruct: the model writes new questions in the domain of the seeds (https://arxiv.org/abs/2212.10560)."""
 
+    file: str = ""
+    """File of questions to use instead of writing any (docs/guides/your-own-data.md); `test` to `train` is their proportion."""
     train: Count = 400
     """Questions to train on, after near-duplicates are removed."""
     test: Count = 200
@@ -174,12 +185,14 @@ class QuestionsConfig(Section):
     attempts: Positive = 4.0
     """Give up after this many times the wanted number of samples."""
     shard: Count = 512
-    """Samples per shard."""
+    """Most samples per shard; no more are drawn than are needed."""
 
 
 class RepliesConfig(Section):
     """Replies to the training questions are diverse (for collecting only); those to test questions are plain samples."""
 
+    file: str = ""
+    """File of questions with replies to use instead of writing any; the judge compares them (docs/guides/your-own-data.md)."""
     per_question: Annotated[int, Field(ge=2)] = 2
     """Replies per question."""
     temperature: tuple[Positive, Positive] = (0.8, 1.2)
@@ -219,6 +232,13 @@ class VerdictsConfig(Section):
     """Let the judge work the answer out before it names the better reply; false reads its verdict at once."""
     shard: Count = 256
     """Pairs per shard."""
+
+
+class PairsConfig(Section):
+    """Preference pairs: the kept verdicts, or those of a file."""
+
+    file: str = ""
+    """File of pairs to use; nothing is written and nothing is judged before the evaluator (docs/guides/your-own-data.md)."""
 
 
 class EvaluatorConfig(Section):
@@ -366,6 +386,8 @@ class RunConfig(Section):
     """Seeds file: JSON lines with a `question`, or plain text with one question a line."""
     domain: str | None = None
     """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
+    gold: str = ""
+    """File of gold answers or labels, read by evaluation only (docs/guides/your-own-data.md); instead of a domain."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -389,6 +411,7 @@ class RunConfig(Section):
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()
     verdicts: VerdictsConfig = VerdictsConfig()
+    pairs: PairsConfig = PairsConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -514,12 +537,12 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if has_half_character(values):
         raise ConfigError(f"recipe {path} holds half a surrogate pair; write whole characters")
     for place, key in _paths_in(values):
-        if _is_there(beside := path.resolve().parent / place[key]):
+        if _is_there(beside := Path(os.path.abspath(path)).parent / place[key]):
             place[key] = str(beside)
     return values
 
 
-_PATHS = ("model", "seeds", "templates")
+_PATHS = ("model", "seeds", "templates", "gold", "questions.file", "replies.file", "pairs.file")
 
 
 def _paths_in(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -560,6 +583,9 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
     sources = {key: _FOLDER_NAME if key == "name" else f"--{key.replace('_', '-')} {value}" for key, value in given.items()}
     for assignment in assignments:
         sources[_override(values, assignment)] = f"--set {assignment}"
+    for place, key in _paths_in(values):
+        if _is_there(Path(place[key])):  # the run goes on from wherever the next command is given
+            place[key] = os.path.abspath(place[key])
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

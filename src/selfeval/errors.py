@@ -4,6 +4,7 @@ SelfEvalError
 ├── InputError              what the user gave; exit code 2, one sentence, no traceback
 │   ├── ConfigError         a recipe or a --set key or value
 │   ├── SeedsError          the seeds file
+│   ├── DataError           a file of questions, replies, pairs or gold answers
 │   ├── TextError           the text to tune on
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigError",
+    "DataError",
     "ExportError",
     "InputError",
     "LoopError",
@@ -53,6 +55,10 @@ class ConfigError(InputError):
 
 class SeedsError(InputError):
     """The seeds file is empty, malformed or unreadable."""
+
+
+class DataError(InputError):
+    """A file of questions, replies, pairs or gold answers is missing or malformed, or does not fit the run."""
 
 
 class TextError(InputError):

@@ -44,7 +44,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the run; `source` is `self` (the model wrote it) or `seed`."""
+    """A question of the run; `source` is `self` (the model wrote it), `seed` or `file` (the user gave it)."""
 
     id: str
     text: str
@@ -57,7 +57,7 @@ class Reply:
     """A sampled reply as token ids (end-of-sequence included) and as text.
 
     Attributes:
-        way: `sample` or `beam`.
+        way: `sample`, `beam`, or `file` (the user gave it).
         logprob: sum of the token log-probs at the temperature it was sampled at (1 for beams), in nats.
         finished: whether it ended by itself, before the token limit.
     """

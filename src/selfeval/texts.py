@@ -12,7 +12,17 @@ from typing import Any, NoReturn
 
 from selfeval.errors import InputError
 
-__all__ = ["Line", "has_half_character", "json_line", "json_lines", "parse_json", "read_text", "shortened", "visible"]
+__all__ = [
+    "Line",
+    "has_half_character",
+    "json_line",
+    "json_lines",
+    "parse_json",
+    "read_text",
+    "safe_json",
+    "shortened",
+    "visible",
+]
 
 Line = tuple[int, dict[str, Any]]
 """The number of a line, from 1, and the JSON object in it."""
@@ -169,6 +179,12 @@ def has_half_character(value: Any) -> bool:
 def shortened(text: str) -> str:
     """The beginning of a text, for messages."""
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def safe_json(value: Any, indent: int | None = None) -> str:
+    """JSON that is readable in any language and holds no control character that a terminal obeys."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def visible(text: str, keep: str = "") -> str:

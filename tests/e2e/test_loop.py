@@ -48,6 +48,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     found = selfeval(*toy_arguments(recipe, folder))
     assert found.returncode == 0, found.stderr
     assert f"Report: {folder / 'index.html'}" in found.stdout
+    rows = dict(line.split("\t") for line in found.stdout.splitlines() if "\t" in line)
+    assert {"evaluator accuracy, gold labels", "win rate, after against before", "peak memory"} <= set(rows)
     return folder
 
 
@@ -85,7 +87,9 @@ def test_test_questions_are_never_trained_on(finished: Path) -> None:
 
     split = {row["id"]: row["split"] for row in rows("questions")}
     assert sorted(split.values()) == ["test"] * 16 + ["train"] * 48
-    pairs = rows("pairs")
+    assert {row["split"] for row in rows("pairs/train")} == {"train"}
+    assert {row["split"] for row in rows("pairs/test")} == {"test"}
+    pairs = rows("pairs/train") + rows("pairs/test")
     assert all(split[row["question_id"]] == row["split"] for row in pairs)
     trained = json.loads((finished / "evaluator" / "manifest.json").read_text())["counts"]
     assert trained["trained"] + trained["held_out"] == sum(row["split"] == "train" for row in pairs)
@@ -161,7 +165,11 @@ def test_a_changed_policy_redoes_the_policy_and_what_follows(finished: Path, rec
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".lock"))
     before = _times(folder)
-    found = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2"))
+    refused = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2"))
+    assert refused.returncode == 2
+    assert "policy.iterations: 7, now 2. To continue would move to" in refused.stderr
+    assert _times(folder) == before
+    found = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2", "--restart"))
     assert found.returncode == 0, found.stderr
     after = _times(folder)
     assert [stage for stage in STAGES if after[stage] != before[stage]] == ["policy", "evaluation", "report"]
@@ -169,7 +177,7 @@ def test_a_changed_policy_redoes_the_policy_and_what_follows(finished: Path, rec
     assert said == ["policy", "evaluation", "report"]
     assert len((folder / "metrics" / "policy.jsonl").read_text().splitlines()) == 2
     kept = [path.relative_to(folder / "replaced") for path in (folder / "replaced").rglob("report.json")]
-    assert [str(path) for path in kept] == ["3/report.json"]
+    assert [str(path) for path in kept] == ["1/report.json"]
     assert (folder / "replaced" / "1" / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == (
         finished / "roles" / "policy" / "adapter_model.safetensors"
     ).read_bytes()
@@ -255,3 +263,48 @@ def test_an_on_policy_run_gets_its_report(recipe: Path, tmp_path: Path) -> None:
     kls = [json.loads(line)["approximate_kl"] for line in (folder / "metrics" / "policy.jsonl").read_text().splitlines()]
     assert len(kls) == 3
     assert all(abs(kl) < 1e-9 for kl in kls)  # otherwise this is not the case that it wants to be
+
+
+def _scores(*arguments: str, given: str | None = None) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "selfeval", "score", *arguments, "--json"]
+    found = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environment(), timeout=120)
+    assert found.returncode == 0, found.stderr
+    return [json.loads(line) for line in found.stdout.splitlines()]
+
+
+def test_score_reads_json_lines_and_gives_each_what_it_gets_alone(finished: Path, tmp_path: Path) -> None:
+    """Alone and in batches of any size: padding and neighbours change no score beyond rounding."""
+    question = "Tom has {n} pens. He buys 2 more. How many pens does Tom have now?"
+    asked = [
+        {"id": n, "question": question.replace("{n}", str(n)), "replies": [f"The answer is {n + 2}", f"{n} + 2 = {n + 3}"]}
+        for n in range(3, 8)
+    ]
+    asked.append({"question": "Why?", "reply": "So.\u001b[31m"})
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in asked))
+    together = _scores(str(finished), "--file", str(path))
+    assert [{k: row[k] for k in line} for row, line in zip(together, asked, strict=True)] == asked, "its own fields, in order"
+    streamed = _scores(str(finished), "--file", "-", "--batch", "1", given=path.read_text())
+    (alone,) = _scores(
+        str(finished), "--question", asked[0]["question"], *(p for r in asked[0]["replies"] for p in ("--reply", r))
+    )
+    for one, other in [*zip(together, streamed, strict=True), (together[0], alone)]:
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-4)
+        assert one["preferred"] == other["preferred"]
+    for row in together[:-1]:
+        assert row["preferred"] == (0 if row["scores"][0] > row["scores"][1] else 1)
+        assert 0.5 <= row["confidence"] <= 1.0
+        assert row["unsure"] == (row["confidence"] < 0.8)
+    assert together[-1]["preferred"] is None
+    shown = selfeval("score", str(finished), "--file", str(path))
+    assert r"So.\x1b[31m" in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+
+def test_show_and_report_print_json(finished: Path) -> None:
+    rows = [json.loads(line) for line in selfeval("show", str(finished), "replies", "--json", "-n", "3").stdout.splitlines()]
+    first = (finished / "replies" / "shard-00000.jsonl").read_text().splitlines()[:3]
+    assert rows == [json.loads(line) for line in first]
+    assert all(isinstance(token, int) for row in rows for token in row["ids"])
+    printed = selfeval("report", str(finished), "--json")
+    assert json.loads(printed.stdout) == json.loads((finished / "report.json").read_text())

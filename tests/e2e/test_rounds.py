@@ -83,7 +83,7 @@ def test_the_test_questions_are_those_of_round_one_and_never_trained_on(finished
     assert not {later[name]["text"] for name in new} & {q["text"] for q in first.values()}
     assert {row["question_id"] for row in _rows(second, "policy")} <= new
     trained = json.loads((second / "evaluator" / "manifest.json").read_text())["counts"]
-    pairs = [p for folder in (finished, second) for p in _rows(folder, "pairs") if p["split"] == "train"]
+    pairs = [p for folder in (finished, second) for p in _rows(folder, "pairs/train")]
     assert trained["trained"] + trained["held_out"] == len(pairs)
 
 

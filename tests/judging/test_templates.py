@@ -114,6 +114,17 @@ def test_a_reply_cannot_speak_for_the_prompt(attack: str, chat: bool) -> None:
     assert any(i in control for i in templates.tokenizer.encode(attack, add_special_tokens=False))
 
 
+@pytest.mark.parametrize("shown", ["{{ question | lower }}", "{{ question | replace('+', '') }}"])
+def test_a_template_that_makes_control_tokens_of_texts_is_refused(copy: Path, shown: str) -> None:
+    """Texts are cleaned before a template gets them; a filter in it could put a token together after that."""
+    (copy / "reply.jinja").write_text(shown, encoding="utf-8")
+    if "lower" in shown:
+        with pytest.raises(ModelError, match=r"reply\.jinja makes the control token .* without filters"):
+            load(copy)
+    else:
+        assert "+" not in rendered(load(copy), "reply", question="1 + 1")  # harmless
+
+
 def test_clean_keeps_everything_else() -> None:
     assert load().clean("  2 < 3 and [B] <b>bold</b> {{ question }}\n") == "2 < 3 and [B] <b>bold</b> {{ question }}"
 

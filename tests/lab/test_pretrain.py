@@ -95,6 +95,9 @@ def test_the_seed_decides_and_training_moves_the_weights(tmp_path: Path) -> None
 
 def test_the_result_is_an_ordinary_model_folder(tmp_path: Path) -> None:
     pretrain(tmp_path, replace(TINY, steps=2), lambda line: None)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.safetensors")} == {
+        (tmp_path / "config.json").stat().st_mode & 0o777
+    }
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.config.architectures == ["LlamaForCausalLM"]
     assert len(tokenizer) == model.config.vocab_size

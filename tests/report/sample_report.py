@@ -11,8 +11,15 @@ from typing import Any
 Figure = dict[str, Any]
 
 
-def fig(value: float, ci_low: float, ci_high: float, n: int) -> Figure:
+def fig(value: float, ci_low: float | None, ci_high: float | None, n: int) -> Figure:
     return {"value": value, "ci_low": ci_low, "ci_high": ci_high, "n": n}
+
+
+def compared(
+    value: float, low: float, high: float, n: int, wins: int, losses: int, p: float, finding: str, test: str = "mcnemar_exact"
+) -> dict[str, Any]:
+    difference = fig(value, low, high, n)
+    return {"difference": difference, "wins": wins, "losses": losses, "p_value": p, "test": test, "finding": finding}
 
 
 def sample_report() -> dict[str, Any]:
@@ -53,6 +60,14 @@ def sample_report() -> dict[str, Any]:
             "policy": 104.6,
             "evaluation": 21.8,
             "report": 0.4,
+            "per_verdict": {
+                "pairs": 256,
+                "evaluator": fig(0.00042, 0.0004, 0.00044, 8),
+                "scoring": fig(0.00042, 0.0004, 0.00044, 8),
+                "judge": fig(0.0084, 0.0081, 0.0087, 8),
+                "judge_over_evaluator": fig(20.0, 18.9, 21.1, 8),
+                "judge_over_scoring": fig(20.0, 18.9, 21.1, 8),
+            },
             "total": 231.0,
         },
         "memory": {"base_bytes": 3300000, "adapter_bytes": 900000, "peak_bytes": 900000000, "weight_copies": 1},
@@ -96,9 +111,23 @@ def _evaluator() -> dict[str, Any]:
             "judge": fig(0.894, 0.874, 0.911, 1100),
         },
         "baselines_on": "gold",
+        "comparisons": {
+            "judge": compared(0.037, 0.019, 0.055, 1100, 71, 30, 0.00005, "better"),
+            "mean_logprob": compared(0.15, 0.124, 0.177, 1100, 201, 36, 1e-28, "better"),
+            "longer_wins": compared(0.379, 0.347, 0.411, 1100, 450, 33, 1e-90, "better", "sign_exact"),
+            "first_wins": compared(0.434, 0.4, 0.466, 1100, 516, 39, 1e-100, "better"),
+            "chance": compared(0.431, 0.415, 0.445, 1100, 1024, 76, 1e-200, "better", "binomial_exact"),
+        },
+        "cost": {
+            "pairs": 256,
+            "evaluator": {"tokens_read": fig(96.0, 95.0, 97.0, 8), "tokens_written": fig(0.0, None, None, 8)},
+            "scoring": {"tokens_read": fig(96.0, 95.0, 97.0, 8), "tokens_written": fig(0.0, None, None, 8)},
+            "judge": {"tokens_read": fig(180.0, 178.0, 182.0, 8), "tokens_written": fig(84.0, 82.0, 86.0, 8)},
+        },
         "ece": fig(0.0143, 0.008, 0.031, 1100),
         "brier": fig(0.0581, 0.047, 0.07, 1100),
         "temperature": 1.31,
+        "temperature_pairs": 310,
         "risk_coverage": [[k / 20, 0.069 * (k / 20) ** 2.4 + 0.001] for k in range(1, 21)],
         "calibration": [{"confidence": c, "accuracy": a, "n": n} for c, a, n in zip(levels, right, cases, strict=True)],
     }
@@ -115,6 +144,11 @@ def _policy() -> dict[str, Any]:
         "unparsable": 3,
         "gold_before": fig(0.412, 0.389, 0.435, 1800),
         "gold_after": fig(0.687, 0.665, 0.708, 1800),
+        "gold_gain": fig(0.275, 0.248, 0.301, 1800),
+        "comparisons": {
+            "gold": compared(0.275, 0.248, 0.301, 1800, 560, 65, 1e-100, "better"),
+            "win_rate": compared(0.267, 0.239, 0.293, 520, 300, 20, 1e-60, "better", "sign_exact"),
+        },
         "kl": fig(3.42, 3.31, 3.53, 1800),
         "length_ratio": fig(1.04, 1.03, 1.05, 1800),
         "overoptimisation": {

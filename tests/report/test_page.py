@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_report import fig, sample_metrics, sample_report, write_run
+from sample_report import compared, fig, sample_metrics, sample_report, write_run
 
 from selfeval.errors import InputError
 from selfeval.report import charts
@@ -85,13 +85,17 @@ def test_replies_are_text_and_never_markup(place: str) -> None:
     assert Elements(html).of("script") == []
 
 
+KEPT = ("gold", "judge", "better", "mcnemar_exact", "sign_exact", "binomial_exact")
+"""Words that the report may not have otherwise."""
+
+
 def test_every_other_string_of_the_report_is_escaped_too() -> None:
     def poisoned(value: Any) -> Any:
         if isinstance(value, dict):
             return {(f"{key}{ATTACK}" if at_will(key) else key): poisoned(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [poisoned(inner) for inner in value]
-        return f'{ATTACK}" onload="x' if isinstance(value, str) and value not in ("gold", "judge") else value
+        return f'{ATTACK}" onload="x' if isinstance(value, str) and value not in KEPT else value
 
     def at_will(key: str) -> bool:
         return key in ("duplicate", "kl_target", "questions_test", "torch", "verdicts_extra")
@@ -116,7 +120,7 @@ def test_no_network_can_be_reached() -> None:
 def test_what_was_not_measured_is_said_and_not_invented() -> None:
     html = render({"schema": 1, "name": "bare"}, {})
     said = words(html)
-    assert "What the evaluator is worth was not measured." in said
+    assert "The evaluator was not measured." in said
     assert "No policy metrics were logged in this run." in said
     assert "Watchdogs were not recorded in this run." in said
     assert said.count("This was not measured in this run.") == 16  # 9 curves, 2 of the evaluator, 4 pictures
@@ -202,6 +206,7 @@ def test_a_metric_that_the_page_does_not_know_is_drawn_too() -> None:
 def test_worse_is_marked_worse() -> None:
     report = sample_report()
     report["policy"]["gold_after"] = fig(0.2, 0.18, 0.22, 1800)
+    report["policy"]["comparisons"]["gold"] = compared(-0.212, -0.24, -0.18, 1800, 100, 482, 1e-30, "worse")
     assert "▼ worse" in words(render(report, {}))
 
 

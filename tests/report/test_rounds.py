@@ -6,13 +6,16 @@ import re
 from typing import Any
 
 import pytest
-from sample_report import fig, sample_metrics, sample_report
+from sample_report import compared, fig, sample_metrics, sample_report
 
 from selfeval.errors import InputError
 from selfeval.report.page import render
 from selfeval.report.summary import rounds_sentences, summary_rows
 
-UP, FLAT, DOWN = fig(0.02, 0.01, 0.03, 2000), fig(0.001, -0.004, 0.006, 2000), fig(-0.02, -0.03, -0.01, 2000)
+UP = compared(0.02, 0.01, 0.03, 2000, 60, 20, 0.0001, "better")
+FLAT = compared(0.001, -0.004, 0.006, 2000, 22, 20, 0.88, "unclear")
+DOWN = compared(-0.02, -0.03, -0.01, 2000, 20, 60, 0.0001, "worse")
+FEW = compared(0.75, 0.1, 1.0, 4, 3, 0, 0.25, "too_few")
 
 
 def row(number: int, evaluator: Any, policy: Any, **policy_figures: Any) -> dict[str, Any]:
@@ -25,7 +28,8 @@ def row(number: int, evaluator: Any, policy: Any, **policy_figures: Any) -> dict
             "accuracy_judge": fig(0.99, 0.98, 1.0, 300),
             "accuracy_gold_first_pairs": accuracy,
             "accuracy_judge_first_pairs": fig(0.98, 0.97, 0.99, 1800),
-            "gain": evaluator,
+            "gain": None if evaluator is None else evaluator["difference"],
+            "comparison": evaluator,
             "pairs_trained": 1000 * number,
         },
         "policy": {
@@ -33,7 +37,8 @@ def row(number: int, evaluator: Any, policy: Any, **policy_figures: Any) -> dict
             **{"win": 11 * number, "tie": 22 * number, "loss": 3333 * number},
             "gold_before": fig(0.4, 0.38, 0.42, 2000),
             "gold_after": fig(0.9, 0.88, 0.92, 2000),
-            "gold_gain": policy,
+            "gold_gain": None if policy is None else policy["difference"],
+            "comparisons": {"gold": policy, "win_rate": compared(0.01, 0.0, 0.1, 2000, 40, 20, 0.013, "better", "sign_exact")},
             "kl": fig(1.5, 1.4, 1.6, 2000),
             **policy_figures,
         },
@@ -51,6 +56,7 @@ def report(*rows: dict[str, Any]) -> dict[str, Any]:
         ((UP, FLAT, FLAT), "got better up to round 1 and stops there: round 2 shows no gain, "),
         ((UP, UP, FLAT), "got better up to round 2 and stops there: round 3 shows no gain, "),
         ((UP, DOWN, UP), "got better up to round 1 and stops there: round 2 is worse, "),
+        ((FEW, UP, UP), "did not get better: round 1 has too few cases to show a gain, "),
         ((FLAT, UP, UP), "did not get better: round 1 shows no gain, "),
     ],
 )
@@ -59,7 +65,7 @@ def test_the_sentence_says_where_the_policy_stops(gains: tuple[Any, ...], said: 
     sentence = rounds_sentences(report(*rows))[1]
     assert sentence.startswith(f"By gold, the policy {said}")
     # What comes back after the stop is not kept quiet.
-    assert sentence.endswith("in round 2 and 3.") == (gains == (FLAT, UP, UP))
+    assert sentence.endswith("in round 2 and 3.") == (gains[0] in (FLAT, FEW))
     assert sentence.endswith("it got better again in round 3.") == (gains == (UP, DOWN, UP))
 
 
@@ -68,22 +74,31 @@ def test_the_evaluator_is_compared_from_round_two_on() -> None:
     told = rounds_sentences(report(*rows))[0]
     assert told == (
         "By gold, on round 1's pairs, the evaluator got better up to round 2 and stops there: round 3 shows no gain, the share "
-        "of pairs it is right on, less that of the round before, is 0.1% (interval -0.4% to 0.6%, n = 2,000)."
+        "of pairs it is right on, less that of the round before, is 0.1 points (interval -0.4 to 0.6, exact McNemar "
+        "test p = 0.88, n = 2,000)."
     )
 
 
-def test_an_interval_that_touches_no_change_shows_no_gain() -> None:
-    touching = fig(0.01, 0.0, 0.02, 2000)
-    assert "did not get better: round 2 shows no gain" in rounds_sentences(report(row(1, None, UP), row(2, touching, UP)))[0]
+def test_rows_of_an_older_version_are_not_compared() -> None:
+    rows = [row(1, None, UP), row(2, UP, UP)]
+    for old in rows:
+        del old["evaluator"]["comparison"], old["policy"]["comparisons"]
+    assert rounds_sentences(report(*rows)) == (
+        "By gold, on round 1's pairs, the evaluator was not compared with the one before in every round.",
+        "By the judge, the policy was not compared with the one before in every round.",
+    )
 
 
 def test_without_gold_the_judge_is_asked() -> None:
-    rows = [row(1, None, None, win_rate=fig(0.6, 0.55, 0.65, 200)), row(2, None, None, win_rate=fig(0.5, 0.45, 0.55, 200))]
+    wins = [compared(0.1, 0.05, 0.15, 200, 60, 20, 0.0001, "better", "sign_exact")]
+    wins.append(compared(0.0, -0.05, 0.05, 200, 30, 30, 1.0, "unclear", "sign_exact"))
+    rows = [row(i, None, None, comparisons={"gold": None, "win_rate": win}) for i, win in enumerate(wins, start=1)]
     evaluator, policy = rounds_sentences(report(*rows))
-    assert evaluator == "By gold, on round 1's pairs, the evaluator was not measured in every round."
+    assert evaluator == "By gold, on round 1's pairs, the evaluator was not compared with the one before in every round."
     assert policy == (
-        "By the judge, the policy got better up to round 1 and stops there: round 2 shows no gain, the win rate over the "
-        "policy before is 50.0% (interval 45.0% to 55.0%, n = 200)."
+        "By the judge, the policy got better up to round 1 and stops there: round 2 shows no gain, the win rate over "
+        "the policy "
+        "before, less one half, is 0.0 points (interval -5.0 to 5.0, exact sign test p = 1, n = 200)."
     )
 
 

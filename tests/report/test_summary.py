@@ -1,14 +1,25 @@
-"""The two verdict sentences: the good run, and every way in which a run can be less than good."""
+"""The sentences on evaluator and policy: the good run, and every way in which a run can be less than good."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from sample_report import fig, sample_report
+from sample_report import compared, fig, sample_report
 
 from selfeval.errors import InputError
-from selfeval.report.summary import standings, strongest_baseline, summary_rows, verdict_sentences
+from selfeval.quality.comparisons import compare_with_level
+from selfeval.report.summary import badges, strongest_baseline, summary_rows, verdict_sentences
+
+
+def words(report: dict[str, Any]) -> tuple[str, str]:
+    evaluator, policy = badges(report)
+    return evaluator.word, policy.word
+
+
+def standings(report: dict[str, Any]) -> tuple[str, str]:
+    evaluator, policy = badges(report)
+    return evaluator.standing, policy.standing
 
 
 def without_gold() -> dict[str, Any]:
@@ -17,55 +28,250 @@ def without_gold() -> dict[str, Any]:
     report["evaluator"]["accuracy_gold"] = None
     report["evaluator"]["baselines_on"] = "judge"
     report["evaluator"]["baselines"]["judge"] = fig(1.0, 0.987, 1.0, 300)
+    report["evaluator"]["comparisons"]["judge"] = None
     report["policy"]["gold_before"] = report["policy"]["gold_after"] = None
+    report["policy"]["comparisons"]["gold"] = None
     report["verdicts"]["label_accuracy_gold"] = None
     return report
 
 
-def test_good_run_is_told_with_every_interval_and_n() -> None:
+def test_a_good_run_is_told_with_every_interval_test_and_n() -> None:
     evaluator, policy = verdict_sentences(sample_report())
     assert evaluator == (
-        "By gold, the evaluator picks the better reply in 93.1% of held-out pairs (interval 91.5% to 94.5%, "
-        "n = 1,100), above its strongest baseline, the prompted judge, at 89.4% (interval 87.4% to 91.1%, n = 1,100)."
+        "By gold, the evaluator picks the better reply in 93.1% of held-out pairs (interval 91.5% to 94.5%, n = 1,100), above "
+        "every simple rule on the same pairs; above the strongest, the mean log-probability, by 15.0 points (interval 12.4 to "
+        "17.7, exact McNemar test p < 0.001, n = 1,100). It is better than its judge, by 3.7 points (interval 1.9 to "
+        "5.5, exact McNemar test p < 0.001, n = 1,100). A verdict takes its judge 8.40 ms, and the evaluator 0.420 ms, "
+        "20 times faster, with "
+        "96.0 tokens (the judge reads and writes 264). As a distilled evaluator it is a success: 20 times faster, and "
+        "at most 2.0 "
+        "points worse than its judge."
     )
     assert policy == (
         "The policy got better: replies that are right by gold rose from 41.2% (interval 38.9% to 43.5%, n = 1,800) to "
-        "68.7% (interval 66.5% to 70.8%, n = 1,800), and the judge prefers the new ones too, with a win rate of 76.7% "
-        "(interval 73.9% to 79.3%, n = 520)."
+        "68.7% (interval 66.5% to 70.8%, n = 1,800), by 27.5 points (interval 24.8 to 30.1, exact McNemar test p < 0.001, "
+        "n = 1,800), and the judge prefers the new ones too, with a win rate of 76.7% (interval 73.9% to 79.3%, n = 520, exact "
+        "sign test p < 0.001)."
     )
     assert standings(sample_report()) == ("better", "better")
+    assert words(sample_report()) == ("▲ better than its judge", "▲ better")
+
+
+# -- the evaluator and its judge ----------------------------------------------------------------------------------------
+
+
+def against_judge(*row: Any) -> dict[str, Any]:
+    report = sample_report()
+    report["evaluator"]["comparisons"]["judge"] = compared(*row)
+    return report
+
+
+def test_a_small_loss_for_a_large_gain_in_time_is_a_success() -> None:
+    report = against_judge(-0.0079, -0.0142, -0.0024, 1900, 12, 27, 0.0071, "worse")
+    sentence = verdict_sentences(report)[0]
+    assert (
+        "It is worse than its judge, by 0.8 points (interval 0.2 to 1.4, exact McNemar test p = 0.0071, n = 1,900). A verdict "
+        "takes its judge 8.40 ms, and the evaluator 0.420 ms, 20 times faster, with 96.0 tokens (the judge reads and "
+        "writes 264). "
+        "As a distilled evaluator it is a success: it loses 0.8 points and answers 20 times faster."
+    ) in sentence
+    assert badges(report)[0].standing == "better"
+    assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster"
+
+
+@pytest.mark.parametrize(
+    ("row", "speed", "said"),
+    [
+        # The loss may be larger than two points.
+        ((-0.03, -0.045, -0.015, 1900, 40, 97, 0.0001, "worse"), (20.0, 18.0, 22.0), "20 times faster, with"),
+        # Nothing is gained in time, or it is not shown to be gained.
+        ((-0.0079, -0.0142, -0.0024, 1900, 12, 27, 0.0071, "worse"), (0.5, 0.4, 0.6), "2.0 times slower, with"),
+        ((-0.0079, -0.0142, -0.0024, 1900, 12, 27, 0.0071, "worse"), (1.1, 0.9, 1.3), "1.1 times faster, with"),
+    ],
+)
+def test_a_large_loss_or_no_gain_in_time_is_none(row: Any, speed: Any, said: str) -> None:
+    report = against_judge(*row)
+    for who in ("evaluator", "scoring"):
+        report["time"]["per_verdict"][f"judge_over_{who}"] = fig(*speed, 8)
+    sentence = verdict_sentences(report)[0]
+    assert said in sentence
+    assert "success" not in sentence
+    assert words(report)[0] == "▼ worse than its judge"
+
+
+def test_time_that_is_saved_only_where_the_working_is_known_is_told_so() -> None:
+    report = against_judge(-0.0079, -0.0142, -0.0024, 1900, 12, 27, 0.0071, "worse")
+    report["time"]["per_verdict"]["evaluator"] = fig(0.0105, 0.0101, 0.0109, 8)
+    report["time"]["per_verdict"]["judge_over_evaluator"] = fig(0.8, 0.77, 0.83, 8)
+    sentence = verdict_sentences(report)[0]
+    assert (
+        "and the evaluator 10.5 ms, 1.2 times slower, with 96.0 tokens (the judge reads and writes 264); where its "
+        "working of the "
+        "question is known, 0.420 ms, 20 times faster, with 96.0 tokens."
+    ) in sentence
+    assert sentence.endswith("it loses 0.8 points and answers 20 times faster where its working is known.")
+    assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster where its working is known"
+
+
+def test_no_difference_from_the_judge_is_not_called_equality() -> None:
+    wide = against_judge(-0.001, -0.03, 0.028, 300, 9, 9, 1.0, "unclear")
+    sentence = verdict_sentences(wide)[0]
+    assert (
+        "No difference from its judge is shown: -0.1 points (interval -3.0 to 2.8, exact McNemar test p = 1, n = 300)."
+        in sentence
+    )
+    assert "success" not in sentence  # it may be 3 points worse
+    assert words(wide)[0] == "▲ better than simple rules"
+    few = against_judge(0.75, 0.1, 1.0, 4, 3, 0, 0.25, "too_few")
+    assert (
+        "The pairs are too few to compare it with its judge (exact McNemar test p = 0.25, n = 4)." in verdict_sentences(few)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said", "standing", "word"),
+    [
+        (
+            "mean_logprob", (0.01, -0.01, 0.03, 1100, 60, 49, 0.34, "unclear"),
+            "which is not shown to be better than the mean log-probability: the difference is 1.0 points", "unclear",
+            "◇ not shown to beat the mean log-probability",
+        ),
+        (
+            "longer_wins", (-0.1, -0.13, -0.07, 1100, 60, 170, 1e-9, "worse"),
+            "which is worse than picking the longer reply, by 10.0 points (interval 7.0 to 13.0, exact McNemar test p < 0.001",
+            "worse", "▼ worse than picking the longer reply",
+        ),
+        (
+            "chance", (0.01, -0.02, 0.04, 1100, 561, 539, 0.53, "unclear"), "is not shown to be better than tossing a coin",
+            "unclear", "◇ not shown to beat tossing a coin",
+        ),
+        (
+            "chance", (-0.06, -0.09, -0.03, 1100, 480, 620, 0.00003, "worse"), "is worse than tossing a coin, by 6.0 points",
+            "worse", "▼ worse than tossing a coin",
+        ),
+        ("chance", (0.5, 0.01, 0.5, 4, 4, 0, 0.125, "too_few"), "too few to claim anything", "unclear", "◇ too few pairs"),
+    ],
+)  # fmt: skip
+def test_an_evaluator_has_to_be_better_than_every_simple_rule(name: str, row: Any, said: str, standing: str, word: str) -> None:
+    report = sample_report()
+    report["evaluator"]["comparisons"][name] = compared(*row)
+    sentence = verdict_sentences(report)[0]
+    assert said in sentence
+    assert "success" not in sentence
+    assert badges(report)[0].standing == standing
+    assert words(report)[0] == word
+
+
+def test_the_cost_may_be_unmeasured() -> None:
+    report = sample_report()
+    report["time"]["per_verdict"] = report["evaluator"]["cost"] = None
+    assert verdict_sentences(report)[0].endswith("The cost of a verdict was not measured.")
+
+
+# -- the policy ---------------------------------------------------------------------------------------------------------
+
+
+def by_gold(*row: Any) -> dict[str, Any]:
+    report = sample_report()
+    report["policy"]["comparisons"]["gold"] = compared(*row)
+    return report
 
 
 def test_worse_by_gold_is_said_even_when_the_judge_is_pleased() -> None:
-    report = sample_report()
+    report = by_gold(-0.112, -0.14, -0.08, 1800, 200, 402, 1e-16, "worse")
     report["policy"]["gold_after"] = fig(0.30, 0.279, 0.322, 1800)
     sentence = verdict_sentences(report)[1]
     assert sentence.startswith("The policy got worse: replies that are right by gold fell from 41.2%")
+    assert ", by 11.2 points (interval 8.0 to 14.0" in sentence
     assert "yet the judge prefers the new ones" in sentence
     assert sentence.endswith("they please the judge without being right.")
     assert standings(report)[1] == "worse"
 
 
-def test_overlapping_gold_is_no_gain() -> None:
-    report = sample_report()
+def test_a_gain_that_the_paired_test_does_not_show_is_none() -> None:
+    report = by_gold(0.018, -0.01, 0.046, 1800, 330, 298, 0.22, "unclear")
     report["policy"]["gold_after"] = fig(0.43, 0.407, 0.453, 1800)
     report["policy"]["win_rate"] = fig(0.51, 0.47, 0.55, 520)
+    report["policy"]["comparisons"]["win_rate"] = compared(0.01, -0.03, 0.05, 520, 130, 120, 0.57, "unclear", "sign_exact")
     sentence = verdict_sentences(report)[1]
     assert sentence.startswith("No gain is shown: replies that are right by gold went from 41.2%")
-    assert "and the intervals overlap; the judge sees no clear change, with a win rate of 51.0%" in sentence
+    assert (
+        "a difference of 1.8 points (interval -1.0 to 4.6, exact McNemar test p = 0.22, n = 1,800); the judge sees" in sentence
+    )
+    assert "no clear change, with a win rate of 51.0%" in sentence
     assert standings(report)[1] == "unclear"
+
+
+def test_a_gain_is_found_although_the_two_intervals_overlap() -> None:
+    # The toy run of which the page said "no gain is shown" while its own gold gain was 0.184 [0.046, 0.312].
+    report = by_gold(0.184, 0.046, 0.312, 49, 13, 4, 0.049, "better")
+    report["policy"]["gold_before"], report["policy"]["gold_after"] = fig(0.5, 0.36, 0.64, 49), fig(0.684, 0.55, 0.80, 49)
+    assert verdict_sentences(report)[1].startswith("The policy got better: replies that are right by gold rose from 50.0%")
+    assert words(report)[1] == "▲ better"
 
 
 def test_without_gold_only_agreement_is_claimed() -> None:
     evaluator, policy = verdict_sentences(without_gold())
     assert evaluator.startswith(
         "With no gold to check against, only agreement is known: the evaluator picks the judge's choice in 97.1% of "
-        "the held-out pairs that the judge was sure of (interval 94.5% to 98.5%, n = 300)"
+        "the held-out pairs that the judge was sure of (interval 94.5% to 98.5%, n = 300), above every simple rule"
     )
+    assert "better than its judge" not in evaluator
     assert policy == (
-        "With no gold to check against, only the judge can be asked: it prefers the new policy's replies, with a win "
-        "rate of 76.7% (interval 73.9% to 79.3%, n = 520), a tie counting half."
+        "With no gold to check against, only the judge can be asked: it prefers the new policy's replies, with a win rate of "
+        "76.7% (interval 73.9% to 79.3%, n = 520), a tie counting half (less one half: 26.7 points (interval 23.9 to "
+        "29.3, exact "
+        "sign test p < 0.001, n = 520))."
     )
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "ties", "said", "standing"),
+    [
+        (3, 0, 1, "the comparisons are too few to claim anything", "unclear"),
+        (0, 0, 6, "it shows no gain", "unclear"),
+        (4, 0, 20, "it shows no gain", "unclear"),
+        (5, 0, 195, "it shows no gain", "unclear"),
+        (9, 1, 10, "it prefers the new policy's replies", "better"),
+        (1, 9, 10, "it finds that the policy got worse", "worse"),
+    ],
+)
+def test_without_gold_the_wins_and_losses_decide(wins: int, losses: int, ties: int, said: str, standing: str) -> None:
+    report = without_gold()
+    found = compare_with_level([1.0] * wins + [0.0] * losses + [0.5] * ties)
+    report["policy"]["comparisons"]["win_rate"] = found.as_json()
+    assert said in verdict_sentences(report)[1]
+    assert standings(report)[1] == standing
+
+
+# -- reports that lack something ----------------------------------------------------------------------------------------
+
+
+def test_a_report_without_comparisons_claims_nothing() -> None:
+    report = sample_report()
+    del report["evaluator"]["comparisons"], report["policy"]["comparisons"], report["evaluator"]["cost"]
+    del report["time"]["per_verdict"]
+    evaluator, policy = verdict_sentences(report)
+    assert evaluator == (
+        "By gold, the evaluator picks the better reply in 93.1% of held-out pairs (interval 91.5% to 94.5%, n = 1,100); no "
+        "paired comparison is in this report, which an older version wrote."
+    )
+    assert policy.startswith("Replies that are right by gold went from 41.2%")
+    assert "no paired comparison is in this report" in policy
+    assert words(report) == ("not compared", "not compared")
+    assert dict(summary_rows(report))["evaluator less the prompted judge"] == "not measured"
+    report["policy"]["gold_before"] = report["policy"]["gold_after"] = None
+    assert "no paired comparison is in this report" in verdict_sentences(report)[1]
+
+
+@pytest.mark.parametrize(
+    "broken", [{"difference": fig(0.1, 0.0, 0.2, 9)}, {**compared(0.1, 0, 0.2, 9, 2, 1, 1.0, "unclear"), "test": "t"}]
+)
+def test_a_comparison_that_is_none_is_refused(broken: dict[str, Any]) -> None:
+    report = sample_report()
+    report["policy"]["comparisons"]["gold"] = broken
+    with pytest.raises(InputError, match=r"'policy.comparisons.gold' should have difference, wins, losses"):
+        verdict_sentences(report)
 
 
 def test_judge_is_no_baseline_on_its_own_labels() -> None:
@@ -74,41 +280,10 @@ def test_judge_is_no_baseline_on_its_own_labels() -> None:
     assert found[0] == "the mean log-probability"
 
 
-@pytest.mark.parametrize(
-    ("wins", "said", "standing"),
-    [
-        (fig(0.4, 0.36, 0.44, 520), "finds that the policy got worse", "worse"),
-        (fig(0.52, 0.48, 0.56, 520), "shows no gain", "unclear"),
-        (fig(0.52, 0.5, 0.54, 520), "the interval includes no change", "unclear"),  # touching one half is not above it
-    ],
-)
-def test_without_gold_the_win_rate_decides(wins: dict[str, Any], said: str, standing: str) -> None:
-    report = without_gold()
-    report["policy"]["win_rate"] = wins
-    assert said in verdict_sentences(report)[1]
-    assert standings(report)[1] == standing
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "said", "standing"),
-    [
-        (fig(0.90, 0.881, 0.917, 1100), "which is not shown to be better than its strongest baseline", "unclear"),
-        (fig(0.80, 0.776, 0.822, 1100), "which is worse than its strongest baseline", "worse"),
-        (fig(0.51, 0.48, 0.54, 1100), "which is not shown to be better than tossing a coin", "unclear"),
-        (fig(0.44, 0.41, 0.47, 1100), "which is worse than tossing a coin", "worse"),
-    ],
-)
-def test_evaluator_is_not_praised_beyond_its_interval(accuracy: dict[str, Any], said: str, standing: str) -> None:
-    report = sample_report()
-    report["evaluator"]["accuracy_gold"] = accuracy
-    assert said in verdict_sentences(report)[0]
-    assert standings(report)[0] == standing
-
-
 def test_baselines_on_other_labels_are_not_compared() -> None:
     report = sample_report()
     report["evaluator"]["baselines_on"] = "judge"
-    assert "no baseline was measured on the same labels" in verdict_sentences(report)[0]
+    assert words(report)[0] == "not compared"
     report["evaluator"]["baselines_on"] = "people"
     with pytest.raises(InputError, match='"gold" or "judge", got \'people\''):
         verdict_sentences(report)
@@ -116,8 +291,8 @@ def test_baselines_on_other_labels_are_not_compared() -> None:
 
 def test_nothing_measured_is_said_plainly() -> None:
     evaluator, policy = verdict_sentences({"schema": 1})
-    assert evaluator == "What the evaluator is worth was not measured."
-    assert policy == "What the policy gained was not measured."
+    assert evaluator == "The evaluator was not measured."
+    assert policy == "The gain of the policy was not measured."
     assert standings({"schema": 1}) == ("unmeasured", "unmeasured")
 
 
@@ -125,6 +300,11 @@ def test_rows_for_the_terminal() -> None:
     rows = dict(summary_rows(sample_report()))
     assert rows["evaluator accuracy, gold labels"] == "93.1% (interval 91.5% to 94.5%, n = 1,100)"
     assert rows["  the prompted judge, gold labels"] == "89.4% (interval 87.4% to 91.1%, n = 1,100)"
+    less = "3.7 points (interval 1.9 to 5.5, exact McNemar test p < 0.001, n = 1,100)"
+    assert rows["evaluator less the prompted judge"] == less
+    assert rows["time per verdict, judge"] == "8.40 ms (interval 8.10 ms to 8.70 ms, n = 8)"
+    assert rows["tokens per verdict, judge"] == "180 read, 84.0 written"
+    assert rows["  gold after less before"].startswith("27.5 points (interval 24.8 to 30.1, exact McNemar test p < 0.001")
     assert rows["gold before"].startswith("41.2%")
     assert rows["KL to the reference, nats per reply"] == "3.42 (interval 3.31 to 3.53, n = 1,800)"
     assert rows["reply length, after over before"] == "1.04 (interval 1.03 to 1.05, n = 1,800)"

@@ -126,7 +126,7 @@ def snippet_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 GRADES = {
     "default": "",
     "working": "Model: {{ working }}\nQuestion: {{ question }}\nAnswer:",
-    "own code": '{% include "reply.jinja" %}',  # what no chat template can do
+    "own code": '{% include "reply.jinja" %} {{ working }}',  # what no chat template can do
 }
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
+import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from selfeval.errors import ConfigError
+from selfeval.errors import ConfigError, DataError
 from selfeval.stages import gold as module
-from selfeval.stages.gold import load_gold
+from selfeval.stages.gold import FileGold, check_gold, load_gold
 
 
 def test_the_embedded_domain_is_found_by_its_name() -> None:
@@ -50,6 +53,68 @@ def test_any_package_can_bring_a_domain(monkeypatch: pytest.MonkeyPatch) -> None
     gold = load_gold("coin")
     assert gold is not None
     assert (gold.is_right("coin", "heads"), gold.is_right("coin", "tails"), gold.is_right("x", "heads")) == (True, False, None)
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
+def _gold(folder: Path, *rows: Any) -> Path:
+    path = folder / "gold.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_of_answers_knows_its_questions_only(tmp_path: Path) -> None:
+    gold = FileGold(
+        _gold(tmp_path, {"question": "What is 2 + 3?", "answer": 5}, {"prompt": "Capital?", "answer": ["Rome", "Roma"]})
+    )
+    assert gold.is_right("What is  2 + 3?\n", "2 + 3 = 5. The answer is 5") is True
+    assert gold.is_right("What is 2 + 3?", "The answer is 6") is False
+    assert gold.is_right("Capital?", "roma") is True
+    assert gold.is_right("What is 2 + 4?", "6") is None
+
+
+def test_a_file_of_labels_knows_its_replies_only(tmp_path: Path) -> None:
+    rows = [{"question": "Why?", "reply": "So.", "label": True}, {"question": "Why?", "reply": "No.", "label": 0}]
+    gold = FileGold(_gold(tmp_path, *rows))
+    assert (gold.is_right("Why?", "So."), gold.is_right("Why?", "No."), gold.is_right("Why?", "Perhaps.")) == (
+        True,
+        False,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"answer": 5}, 'line 2: no text under "question"'),
+        ({"question": "Why?"}, 'line 2: neither an "answer" nor a "reply" with a "label" of true or false'),
+        ({"question": "Why?", "reply": "So.", "label": "yes"}, 'line 2: neither an "answer" nor a "reply" with a "label"'),
+        ({"question": "Why?", "reply": "So.", "label": 2}, 'line 2: neither an "answer" nor a "reply" with a "label"'),
+        ({"question": "Why?", "answer": []}, 'line 2: "answer" must be a text, a number or a list of them'),
+        ({"question": "Why?", "answer": True}, 'line 2: "answer" must be a text, a number or a list of them'),
+        ({"question": " What is 2 + 3? ", "answer": 6}, "line 2: an earlier line has another answer to the same question"),
+    ],
+)
+def test_a_line_without_gold_is_named(tmp_path: Path, row: Any, said: str) -> None:
+    path = _gold(tmp_path, {"question": "What is 2 + 3?", "answer": 5}, row)
+    with pytest.raises(DataError, match=re.escape(f"{path}, {said}")):
+        FileGold(path)
+
+
+def test_gold_that_could_not_be_asked_is_refused_early(tmp_path: Path) -> None:
+    path = str(_gold(tmp_path, {"question": "What is 2 + 3?", "answer": 5}))
+    check_gold(None, path, ["What is 2 + 3?"])
+    with pytest.raises(ConfigError, match="are both given; leave one out"):
+        check_gold("word-problems", path, ["What is 2 + 3?"])
+    with pytest.raises(
+        ConfigError, match=r"the model would write new ones; give questions\.file, replies\.file or pairs\.file"
+    ):
+        check_gold(None, path, None)
+    with pytest.raises(DataError, match="has none of the questions of this run"):
+        check_gold(None, path, ["What is 9 + 9?"])
+    with pytest.raises(ConfigError, match="is not installed"):
+        check_gold("word-problem", "", None)
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,9 @@ def pair(name: str, split: Split) -> Pair:
 
 def test_evaluators_learn_from_the_training_pairs_of_all_rounds(tmp_path: Path) -> None:
     first, run = rounds(tmp_path)
-    first.store.write_shard("pairs", 0, [pair("q000000", Split.TRAIN), pair("q000001", Split.TEST)])
-    run.store.write_shard("pairs", 0, [pair("r2q000002", Split.TRAIN), pair("q000001", Split.TEST)])
+    for store, trained in ((first.store, "q000000"), (run.store, "r2q000002")):
+        store.write_shard("pairs/train", 0, [pair(trained, Split.TRAIN)])
+        store.write_shard("pairs/test", 0, [pair("q000001", Split.TEST)])
     assert [p.question_id for p in run.training_pairs()] == ["q000000", "r2q000002"]
     assert [p.question_id for p in first.training_pairs()] == ["q000000"]
     first.store.write_shard("workings", 0, [Working("q000000", "of round 1")])

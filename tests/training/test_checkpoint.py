@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import tiny_models
+from policies import CONFIG, four_roles, train
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LostWorkError, StorageError
 from selfeval.training import checkpoint
@@ -262,3 +263,31 @@ def test_a_lost_file_of_the_training_is_noticed_when_it_resumes(
     how(shards[0])
     with pytest.raises(LostWorkError, match=rf"shard-1\.jsonl, which this training wrote before it stopped, {problem}"):
         keeper.restore()
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("learner", ["ppo", "ilql"])
+def test_a_policy_whose_newest_checkpoint_lost_a_bit_ends_where_an_undisturbed_one_does(
+    tmp_path: Path, learner: str, one_thread: None
+) -> None:
+    config = CONFIG.model_copy(update={"learner": learner, "iterations": 6, "checkpoint_every": 2})
+    through = four_roles()
+    train(through, tmp_path / "through", config)
+
+    def killed(values: dict[str, float], alarms: object) -> None:
+        if values["step"] == 5:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train(four_roles(), tmp_path / "killed", config, log=killed)
+    flip_a_bit(tmp_path / "killed" / "step-000004" / "state.safetensors")
+    resumed, said = four_roles(), []
+    resumed.budget.tell = said.append
+    train(resumed, tmp_path / "killed", config)
+    assert any("checkpoint step-000004 is damaged" in sentence for sentence in said)
+    for role in resumed.roles:
+        for name, parameter in resumed.parameters(role).items():
+            assert torch.equal(parameter, through.parameters(role)[name]), name

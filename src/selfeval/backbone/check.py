@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from selfeval.backbone.families.cache import check_state
 from selfeval.backbone.families.table import FAMILIES, family_tokenizer, register_family
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import Stretch, stretch_positions
@@ -48,6 +51,13 @@ class ModelParts:
     stretch: Stretch | None
     notes: list[str]
 
+    @property
+    def model(self) -> nn.Module:
+        return self.shell
+
+    def forward_accepts(self, argument: str) -> bool:
+        return argument in inspect.signature(self.shell.forward).parameters
+
 
 def check_model(name: str, *, trust_remote_code: bool = False, context: ContextConfig | None = None) -> None:
     """Refuses a model that cannot be used, in a moment: the checks that `load_model` makes before it reads weights.
@@ -61,10 +71,10 @@ def check_model(name: str, *, trust_remote_code: bool = False, context: ContextC
         context: how far it attends.
 
     Raises:
-        ModelError: not found, not a causal language model, no usable weight files, files that do not belong together, or a
-            context that it cannot be given.
+        ModelError: not found, not a causal language model, no usable weight files, files that do not belong together, a
+            context that it cannot be given, or a way to write that rollouts cannot follow.
     """
-    read_parts(name, trust_remote_code=trust_remote_code, context=context, download=False)
+    check_state(read_parts(name, trust_remote_code=trust_remote_code, context=context, download=False))
 
 
 def read_parts(
@@ -191,6 +201,11 @@ def check_causal(config: Any, name: str) -> None:
     is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))  # some of these have a decoder-only twin in transformers
     if is_seq2seq or not (is_native or is_remote) or (names_other_head and not is_remote):
         kind = ", ".join(architectures) or config.model_type
+        if not names_other_head and not is_seq2seq:
+            raise ModelError(
+                f"{name} is a {kind} (model_type {config.model_type}), for which transformers {transformers.__version__} has "
+                "no causal language model; give another model, or the folder of the whole model that this is a part of"
+            )
         raise ModelError(f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)")
 
 

@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import transformers
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -35,7 +36,7 @@ from selfeval.backbone.recompute import recompute
 from selfeval.backbone.role_files import check_role, save_adapter_config, seal_role
 from selfeval.backbone.streaming import held_weights, stand_in_weights, weight_bytes
 from selfeval.config import LoraConfig, RunConfig
-from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError
+from selfeval.errors import ConfigError, ModelError, RoleError, RunFolderError, is_out_of_memory
 from selfeval.store import read_json
 
 __all__ = ["Backbone"]
@@ -89,13 +90,34 @@ class Backbone:
         ids = torch.tensor([[0, 1, 2, 3]], device=self.loaded.device)
         mask = torch.ones_like(ids)
         with self.acting_as(BASE):
-            expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-            found = self.logits(self.hidden(ids, mask))
-        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+            try:
+                expected = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+                self._refuse_pass(error)
+            found = self._own_logits(ids, mask)
+        if found is None or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             kind = self.model.config.model_type
             raise ModelError(
                 f"{self.source}: models of type {kind} make their logits in a way this version does not know; use another model"
             )
+
+    def _refuse_pass(self, error: Exception) -> NoReturn:
+        if is_out_of_memory(error):
+            raise error
+        raise ModelError(
+            f"{self.source}: a first pass of four tokens fails ({' '.join(str(error).split())[:300]}); its config.json "
+            f"does not fit its weights, or transformers {transformers.__version__} cannot compute models of type "
+            f"{self.model.config.model_type}"
+        ) from error
+
+    def _own_logits(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """The logits as rollouts and losses make them; None where the output layer does not fit the hidden states."""
+        try:
+            return self.logits(self.hidden(ids, mask))
+        except (RuntimeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return None
 
     @classmethod
     def load(cls, config: RunConfig, *, trust_remote_code: bool = False) -> Backbone:

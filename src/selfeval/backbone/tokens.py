@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 __all__ = ["NEW_PAD", "ControlTokens", "EndOfTurn", "end_of_turn", "sample_ids"]
@@ -129,14 +128,20 @@ def _template_source(tokenizer: Any) -> str:
 
 
 def _conversation(tokenizer: Any) -> str | None:
-    """The chat template's text around three messages, or two where it takes no more; None where it takes no assistant."""
-    user, assistant = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}
-    for messages in ([user, assistant, user], [user, assistant], [user]):
+    """The chat template's text around user, assistant and user, or as many as it takes; None where it takes no user."""
+    plain = [
+        {"role": "user", "content": _USER},
+        {"role": "assistant", "content": _ASSISTANT},
+        {"role": "user", "content": _USER},
+    ]
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in plain]
+    for messages in (plain, parts, plain[:2], parts[:2], plain[:1], parts[:1]):
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(messages) != 2)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
-            continue  # a template that takes no user message either is refused where prompts are made
-        return str(text)
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(messages) != 2))
+        except Exception:  # a template's own code: it may raise anything, and says no to messages by raising
+            continue
+        if _USER in text and (_ASSISTANT in text or len(messages) == 1):  # some drop a plain string, or a list of parts
+            return text
     return None
 
 

@@ -28,7 +28,7 @@ _HELP = """From a handful of seed questions and any open language model to a tru
 No human labels, one copy of the weights. Without arguments, `selfeval run` runs the whole loop on the small model that
 comes with the package. Exit codes: 0 done, 2 something you gave cannot be used, 130 interrupted, 1 our fault."""
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 
@@ -58,8 +58,8 @@ def _config(
     from selfeval.config import load_config
 
     picked = recipe or (None if model else _EMBEDDED)
-    found = str(Path(model).resolve()) if model and Path(model).is_dir() else model
-    given_seeds = None if seeds is None else str(seeds.resolve())
+    found = os.path.abspath(model) if model and Path(model).is_dir() else model
+    given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "memory_budget": memory_budget}
     return load_config(picked, overrides, assignments)
 
@@ -114,7 +114,7 @@ def run(
         if output and (output / "run.json").exists() and not (recipe or model or seeds):
             config = _config_of_the_run(output, assign or [], memory_budget)
         else:
-            named = output.resolve().name if output and not recipe else None
+            named = Path(os.path.abspath(output)).name if output and not recipe else None
             config = _config(recipe, model, seeds, assign or [], named, memory_budget)
         command.folder = output or Path("runs") / config.name
         _run(config, command.folder, until, quiet, trust_remote_code, restart)
@@ -133,20 +133,18 @@ def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str 
 
 
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool, restart: bool) -> None:
-    from selfeval.stages.seeds import read_seeds
+    from selfeval.stages.preflight import check_input, run_folder
 
     stop = None if until is None else _stop_at(until, config.rounds)
-    read_seeds(config.seeds)
-    from selfeval.store import RunStore
+    _quiet_libraries()
+    check_input(config, trust_remote_code=trust_remote_code)
+    from selfeval.stages.context import Context
+    from selfeval.stages.rounds import run_rounds
+    from selfeval.stages.terminal import Terminal
 
-    store = RunStore(output)
-    try:
-        _quiet_libraries()
-        from selfeval.stages.context import Context
-        from selfeval.stages.rounds import run_rounds
-        from selfeval.stages.terminal import Terminal
-
-        worked = run_rounds(Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart), stop)
+    with run_folder(output) as store:
+        context = Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
+        worked = run_rounds(context, stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
             typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
@@ -154,8 +152,6 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
             from selfeval.cli.closing import print_closing
 
             print_closing(output, worked or not whole)
-    finally:
-        store.close()
 
 
 def _stop_at(until: str, rounds: int) -> tuple[int, str]:
@@ -309,15 +305,21 @@ def _named_devices(devices: list[str]) -> dict[str, int]:
 
 
 @app.command()
-def report(folder: RunFolder, debug: Debug = False) -> None:
+def report(
+    folder: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
+    debug: Debug = False,
+) -> None:
     """Draw index.html again from report.json and metrics/."""
     with clear_errors(debug):
         _read_config(folder)
         from selfeval.report.page import draw_page
-        from selfeval.store import check_files
+        from selfeval.store import check_files, read_json
+        from selfeval.texts import safe_json
 
         check_files(folder, [folder / "report.json", folder / "metrics"])
-        typer.echo(f"Report: {draw_page(folder)}")
+        page = draw_page(folder)
+        typer.echo(safe_json(read_json(folder / "report.json"), indent=2) if as_json else f"Report: {page}")
 
 
 @app.command()
@@ -354,42 +356,56 @@ def show(
     folder: RunFolder,
     records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as they are, one JSON object a line.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Look at the records of a run."""
+    """Look at the records of a run. Long lists of token ids are cut, except with --json."""
     with clear_errors(debug):
         _read_config(folder)
-        from rich.console import Console
+        from selfeval.stages.show import layout, read_rows
+        from selfeval.texts import safe_json
 
-        from selfeval.stages.show import read_rows
-
-        console = Console()
         for row in read_rows(folder, records, count):
-            console.print_json(data=row, ensure_ascii=False)
+            typer.echo(safe_json(row) if as_json else layout(row))
 
 
 @app.command()
 def score(
     folder: RunFolder,
-    question: Annotated[str, typer.Option(help="The question.")],
-    reply: Annotated[list[str], typer.Option(help="A reply; give it twice or more to compare.")],
+    question: Annotated[str | None, typer.Option(help="The question.")] = None,
+    reply: Annotated[list[str] | None, typer.Option(help="A reply; give it twice or more to compare.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help='JSON lines {"question": "...", "replies": ["...", "..."]}; - reads them from standard input.'),
+    ] = None,
     sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence below which the answer is `unsure`.")] = 0.8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a question.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Lines of --file scored together; 1 answers each line at once.")] = 32,
     trust_remote_code: RemoteCode = False,
     debug: Debug = False,
 ) -> None:
-    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure"."""
+    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure".
+
+    With --file the model is loaded once, and results come in the order of the lines, each batch as soon as it is scored. With
+    --json a result has all fields of its line, and scores, preferred (the number of a reply, from 0), confidence, unsure, and
+    calibrated (whether the confidence was fitted on held-out pairs). Examples:
+
+    selfeval score runs/mine --question "How many?" --reply "Two." --reply "Three."
+
+    selfeval score runs/mine --file replies.jsonl --json > scores.jsonl
+    """
     with clear_errors(debug):
         config = _read_config(folder)
-        _quiet_libraries()
-        from selfeval.stages.scoring import score_texts
+        from selfeval.cli.scoring import print_scores, read_asked, typed
 
-        result = score_texts(config, folder, question, reply, sure, trust_remote_code=trust_remote_code)
-        for text, value in zip(reply, result.scores, strict=True):
-            typer.echo(f"{value:+.3f}  {text}")
-        if result.preferred is not None and result.confidence is not None:
-            verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
-            calibration = "" if result.calibrated else ", not calibrated: too few held-out pairs to fit a temperature"
-            typer.echo(f"preferred: {verdict} (confidence {result.confidence:.2f}{calibration})")
+        if (file is None) == (question is None or not reply):
+            raise InputError("give --question and at least one --reply, or --file; not both")
+        asked = typed(question or "", reply or []) if file is None else read_asked(file)
+        _quiet_libraries()
+        from selfeval.stages.scoring import RunScorer
+
+        scorer = RunScorer.load(config, folder, trust_remote_code=trust_remote_code)
+        print_scores(scorer, asked, sure, as_json=as_json, batch=batch)
 
 
 @app.command()
@@ -420,7 +436,7 @@ def export(
     with clear_errors(debug):
         config = _read_config(folder)
         if model is not None:
-            config = config.model_copy(update={"model": str(Path(model).resolve()) if Path(model).is_dir() else model})
+            config = config.model_copy(update={"model": os.path.abspath(model) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
         from selfeval.stages.export import MERGED_PRECISIONS, export_role
@@ -487,7 +503,7 @@ def tune(
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
     """
     with clear_errors(debug):
-        config = _config(None, model, None, assign or [], to.resolve().name, None)
+        config = _config(None, model, None, assign or [], Path(os.path.abspath(to)).name, None)
         _quiet_libraries()
         from selfeval.stages.terminal import Terminal
         from selfeval.stages.tuning import tune as tune_model

@@ -1,32 +1,71 @@
-"""The table and the sentences that close a run."""
+"""The table and the sentences that close a run.
+
+On a terminal they are wrapped to its width, however narrow. Elsewhere each is one line, with a tab between a name and its
+value, so that `selfeval run | grep` and `cut -f2` work.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from selfeval.texts import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["print_closing"]
+
+_NARROW = 60
+"""Columns below which a value is put under its name."""
 
 
 def print_closing(folder: Path, worked: bool) -> None:
     """Print the summary of a run's report.json; `worked` is False when nothing was left to do."""
     from rich.console import Console
-    from rich.table import Table
 
     from selfeval.report.page import draw_page
     from selfeval.report.summary import rounds_sentences, summary_rows, verdict_sentences
     from selfeval.store import read_json
 
     report = read_json(folder / "report.json")
-    console = Console()
-    if not worked:
-        console.print(f"This run is finished; nothing was left to do in {folder}.", highlight=False)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in summary_rows(report):
-        table.add_row(name, value)
-    console.print(table)
-    for sentence in (*verdict_sentences(report), *rounds_sentences(report)):
-        console.print(sentence, highlight=False, markup=False)
     page = folder / "index.html"
     if not page.exists():
         draw_page(folder)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    console = Console()
+    if not worked:
+        typer.echo(f"This run is finished; nothing was left to do in {visible(str(folder))}.")
+    _print_rows(console, summary_rows(report))
+    for sentence in (*verdict_sentences(report), *rounds_sentences(report)):
+        _print_line(console, sentence)
+    typer.echo(f"Report: {visible(str(page))}")
+
+
+def _print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    if not console.is_terminal:
+        for name, value in rows:
+            typer.echo(f"{visible(name.strip())}\t{visible(value)}")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    if console.width < _NARROW:
+        for name, value in rows:
+            console.print(Text(f"{visible(name)}\n    {visible(value)}", overflow="fold"))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(visible(name)), Text(visible(value)))
+    console.print(table)
+
+
+def _print_line(console: Console, text: str) -> None:
+    if console.is_terminal:
+        console.print(visible(text), highlight=False, markup=False, overflow="fold")
+    else:
+        typer.echo(visible(text))

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from selfeval.judging.hostile import hostile_texts
 from selfeval.judging.templates import Templates
 
 __all__ = ["dialogue_tokenizer", "evaluator_ids"]
@@ -62,11 +63,8 @@ _BEGINNINGS = ("", "{{- bos_token -}}", "{{- bos_token + ' ' -}}")
 
 
 def _hostile_samples(templates: Templates) -> list[Sample]:
-    """Texts that hold control tokens of several kinds, alone, in the middle of another, and in the middle of words."""
-    tokens = templates.control.texts
-    some = [*tokens[:4], *tokens[len(tokens) // 2 :][:4], *tokens[-4:]]
-    halves = [f"{token[: len(token) // 2]}{some[0]}{token[len(token) // 2 :]}" for token in some]
-    texts = [f"five{' and '.join(some)}", f"{''.join(some)}six", f"se{'ven '.join(halves)}"]
+    """Questions, replies and workings that hold control tokens."""
+    texts = hostile_texts(templates.control.texts)
     return [(text, texts[-1 - i], text) for i, text in enumerate(texts)]
 
 
@@ -92,8 +90,9 @@ def _template(templates: Templates, end: Sequence[str], begin: str) -> str:
         f"{{%- set graded +%}}{_untrimmed(_grade_source(templates))}{{%+ endset -%}}",
     ]
     if chat:
+        content = "[{'type': 'text', 'text': graded}]" if templates.parts else "graded"
         parts += [
-            "{%- set messages = [{'role': 'user', 'content': graded}] -%}{%- set add_generation_prompt = true -%}",
+            f"{{%- set messages = [{{'role': 'user', 'content': {content}}}] -%}}{{%- set add_generation_prompt = true -%}}",
             templates.tokenizer.get_chat_template().removesuffix("\n"),
             "{{ reply }}",
         ]

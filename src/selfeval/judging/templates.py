@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.backbone.tokens import ControlTokens
 from selfeval.errors import ModelError
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, message, reason, refuse_chance, settled, uses_parts
+from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
@@ -282,6 +283,7 @@ def _check(templates: Templates, kind: str, path: Path) -> None:
         raise ModelError(
             f"{path} does not show the {lost[0]}: its prompt is the same whatever that is; write {{{{ {lost[0]} }}}}"
         )
+    refuse_leak(templates, kind, values, path)
 
 
 def _refuse_unknown(environment: Environment, kind: str, path: Path, known: set[str]) -> None:

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from selfeval.errors import InputError
 from selfeval.lab.corpus import Document, draw_document
 from selfeval.lab.vocabulary import train_tokenizer
-from selfeval.store import write_json, writing
+from selfeval.store import open_to_umask, write_json, writing
 
 __all__ = ["PretrainConfig", "pretrain"]
 
@@ -223,5 +223,7 @@ def _export(output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
     """Writes the model folder: weights, tokenizer, the prompt templates that belong to it, and how it was made."""
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    for weights in output.glob("*.safetensors"):
+        open_to_umask(weights)
     shutil.copytree(_TEMPLATES, output / "templates", dirs_exist_ok=True)
     write_json(output / "pretrain.json", facts)

@@ -13,20 +13,29 @@ from selfeval.errors import InputError
 
 __all__ = [
     "NOT_MEASURED",
+    "Comparison",
     "Figure",
     "cells",
     "count",
     "describe",
+    "describe_difference",
+    "difference_cells",
     "duration",
     "finite",
     "number",
     "percent",
+    "points",
+    "read_comparison",
     "read_figure",
+    "seconds",
     "section",
     "size",
+    "tested",
 ]
 
 NOT_MEASURED = "not measured"
+TESTS = {"mcnemar_exact": "exact McNemar test", "sign_exact": "exact sign test", "binomial_exact": "exact binomial test"}
+FINDINGS = ("better", "worse", "unclear", "too_few")
 
 
 @dataclass(frozen=True)
@@ -38,15 +47,26 @@ class Figure:
     ci_high: float | None
     n: int
 
-    def above(self, other: Figure | float) -> bool:
-        """Whether this whole interval lies above `other` (a figure's interval, or a constant)."""
-        bound = other.ci_high if isinstance(other, Figure) else other
-        return self.ci_low is not None and bound is not None and self.ci_low > bound
 
-    def below(self, other: Figure | float) -> bool:
-        """Whether this whole interval lies below `other` (a figure's interval, or a constant)."""
-        bound = other.ci_low if isinstance(other, Figure) else other
-        return self.ci_high is not None and bound is not None and self.ci_high < bound
+@dataclass(frozen=True)
+class Comparison:
+    """One paired difference, with its exact test and the finding that the evaluation stage drew from both.
+
+    Attributes:
+        difference: ours less theirs, as a share.
+        wins: questions on which ours is higher.
+        losses: questions on which theirs is higher.
+        p_value: of the test; None where nothing was compared.
+        test: a key of `TESTS`.
+        finding: one of `FINDINGS`.
+    """
+
+    difference: Figure
+    wins: int
+    losses: int
+    p_value: float | None
+    test: str
+    finding: str
 
 
 def finite(value: object) -> float | None:
@@ -94,6 +114,76 @@ def read_figure(report: dict[str, Any], path: str) -> Figure | None:
     return Figure(value, finite(raw.get("ci_low")), finite(raw.get("ci_high")), int(cases or 0))
 
 
+def read_comparison(report: dict[str, Any], path: str) -> Comparison | None:
+    """Return the comparison at a dotted `path`, or None when it is absent, null, or compared nothing.
+
+    Raises:
+        InputError: something other than a comparison stands there.
+    """
+    raw = section(report, path)
+    if not raw:
+        return None
+    if str(raw.get("test")) not in TESTS or raw.get("finding") not in FINDINGS:
+        raise InputError(
+            f"report.json: {path!r} should have difference, wins, losses, p_value, a test of {', '.join(TESTS)}, and a "
+            f"finding of {', '.join(FINDINGS)}; got {raw!r}"
+        )
+    difference = read_figure(report, f"{path}.difference")
+    if difference is None:
+        return None
+    wins, losses = (int(finite(raw.get(key)) or 0) for key in ("wins", "losses"))
+    return Comparison(difference, wins, losses, finite(raw.get("p_value")), raw["test"], raw["finding"])
+
+
+def points(share: float) -> str:
+    """Write a difference of two shares in percentage points.
+
+    >>> points(0.0079), points(-0.132)
+    ('0.8 points', '-13.2 points')
+    """
+    return f"{_in_points(share)} points"
+
+
+def _in_points(share: float) -> str:
+    return f"{round(share * 100, 1) + 0.0:.1f}"  # + 0.0: no minus before a zero
+
+
+def tested(comparison: Comparison) -> str:
+    """Write the test and its p value.
+
+    >>> tested(Comparison(Figure(0.1, 0.0, 0.2, 9), 3, 0, 0.25, "sign_exact", "unclear"))
+    'exact sign test p = 0.25'
+    """
+    p = comparison.p_value
+    told = "not measured" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return f"{TESTS[comparison.test]} {told}"
+
+
+def describe_difference(comparison: Comparison | None, *, turned: bool = False) -> str:
+    """Write a paired difference with its interval, test and n, or say that it was not measured.
+
+    `turned` writes theirs less ours.
+
+    >>> describe_difference(Comparison(Figure(-0.0079, -0.0142, -0.0024, 1900), 12, 27, 0.007, "mcnemar_exact", "worse"))
+    '-0.8 points (interval -1.4 to -0.2, exact McNemar test p = 0.007, n = 1,900)'
+    """
+    if comparison is None:
+        return NOT_MEASURED
+    value, interval, n = difference_cells(comparison, turned=turned)
+    return f"{value} ({'no interval' if interval == 'unknown' else f'interval {interval}'}, {tested(comparison)}, n = {n})"
+
+
+def difference_cells(comparison: Comparison | None, *, turned: bool = False) -> tuple[str, str, str]:
+    """Write a paired difference as three cells of a table: its value, its interval in points, its n."""
+    if comparison is None:
+        return NOT_MEASURED, "", ""
+    figure, sign = comparison.difference, -1 if turned else 1
+    if figure.ci_low is None or figure.ci_high is None:
+        return points(sign * figure.value), "unknown", count(figure.n)
+    low, high = sorted((sign * figure.ci_low, sign * figure.ci_high))
+    return points(sign * figure.value), f"{_in_points(low)} to {_in_points(high)}", count(figure.n)
+
+
 def percent(value: float) -> str:
     """Write a share as a percentage.
 
@@ -139,6 +229,15 @@ def duration(seconds: float) -> str:
         return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def seconds(value: float) -> str:
+    """Write the time of one verdict.
+
+    >>> seconds(0.00042), seconds(0.0081), seconds(2.5)
+    ('0.420 ms', '8.10 ms', '2.50 s')
+    """
+    return f"{number(value)} s" if value >= 1 else f"{number(value * 1000)} ms"
 
 
 def size(octets: float) -> str:

@@ -28,22 +28,27 @@ from selfeval.report.figures import (
     cells,
     count,
     describe,
+    describe_difference,
+    difference_cells,
     duration,
     finite,
     number,
     percent,
+    read_comparison,
     read_figure,
     section,
     size,
+    tested,
 )
 from selfeval.report.memory import memory_rows
 from selfeval.report.summary import (
     BASELINE_NAMES,
+    COSTS,
+    badges,
     baseline_labels,
     evaluator_accuracy,
     rounds_of,
     rounds_sentences,
-    standings,
     strongest_baseline,
     verdict_sentences,
 )
@@ -79,7 +84,6 @@ MORE_CURVES = (
     ("Gradient norm", "Before clipping.", (("grad_norm", "gradient norm"),)),
     ("Seconds per step", "Rollout, scoring and update together.", (("seconds", "seconds"),)),
 )  # fmt: skip
-STANDINGS = {"better": "▲ better", "worse": "▼ worse", "unclear": "◇ not shown", "unmeasured": NOT_MEASURED}
 WHOSE = ("Evaluator", "Policy")
 GOLD = (("evaluator.accuracy_gold",), ("policy.gold_before", "policy.gold_after"))
 WIN_RATES = (
@@ -94,6 +98,11 @@ ACCURACIES = (
 CALIBRATION = (
     ("ece", "Expected calibration error"),
     ("brier", "Brier score"),
+)
+COST = (
+    ("time.per_verdict.{}", "Seconds"),
+    ("evaluator.cost.{}.tokens_read", "Tokens read"),
+    ("evaluator.cost.{}.tokens_written", "Tokens written"),
 )
 MEMORY = (
     ("base_bytes", "Base weights"),
@@ -172,10 +181,11 @@ def _head(report: dict[str, Any]) -> View:
 
 def _verdict(report: dict[str, Any]) -> list[View]:
     findings = []
-    for who, gold, text, how in zip(WHOSE, GOLD, verdict_sentences(report), standings(report), strict=True):
-        by_judge = how != "unmeasured" and any(read_figure(report, path) is None for path in gold)
-        word = f"{STANDINGS[how]}, by judge" if by_judge else STANDINGS[how]
-        findings.append({"whose": who, "text": text.replace("n = ", "n\u00a0=\u00a0"), "standing": how, "word": word})
+    for who, gold, text, badge in zip(WHOSE, GOLD, verdict_sentences(report), badges(report), strict=True):
+        by_judge = badge.standing != "unmeasured" and any(read_figure(report, path) is None for path in gold)
+        word = f"{badge.word}, by judge" if by_judge else badge.word
+        told = text.replace("n = ", "n\u00a0=\u00a0").replace("p = ", "p\u00a0=\u00a0")
+        findings.append({"whose": who, "text": told, "standing": badge.standing, "word": word})
     return findings
 
 
@@ -210,7 +220,9 @@ def _headline_gold(report: dict[str, Any]) -> View:
         return _headline(title, "–", "no gold was measured both before and after")
     tracks = [_track("before", before), _track("after", after, accent=True)]
     picture = interval_tracks(tracks, label=f"Before {describe(before)}; after {describe(after)}")
-    return _headline(title, f"{percent(before.value)} → {percent(after.value)}", f"after: {_interval(after)}", picture)
+    gain = read_comparison(report, "policy.comparisons.gold")
+    under = f"after: {_interval(after)}" if gain is None else f"by {describe_difference(gain)}"
+    return _headline(title, f"{percent(before.value)} → {percent(after.value)}", under, picture)
 
 
 def _headline_wins(report: dict[str, Any]) -> View:
@@ -241,7 +253,9 @@ def _policy(report: dict[str, Any]) -> View:
     rows = [
         ("Right by gold, before", *cells(read_figure(report, "policy.gold_before"))),
         ("Right by gold, after", *cells(read_figure(report, "policy.gold_after"))),
+        _difference_row("Right by gold, after less before", report, "policy.comparisons.gold"),
         *((f"Win rate, {name}", *cells(figure)) for name, figure in wins),
+        _difference_row("Win rate less one half", report, "policy.comparisons.win_rate"),
         ("KL to the reference, nats per reply", *cells(read_figure(report, "policy.kl"), as_percent=False)),
         ("Reply length, after over before", *cells(read_figure(report, "policy.length_ratio"), as_percent=False)),
     ]
@@ -253,6 +267,15 @@ def _policy(report: dict[str, Any]) -> View:
         "outcomes": _stack(parts, "Comparisons of the new policy's reply with the old one's"),
         "watchdogs": _objects(policy, "watchdogs", "policy.watchdogs"),
     }
+
+
+def _difference_row(name: str, report: dict[str, Any], path: str) -> tuple[str, str, str, str]:
+    """A paired difference as a row of a table of figures, with its test in the name."""
+    comparison = read_comparison(report, path)
+    if comparison is None:
+        return name, *difference_cells(None)
+    told = f"{name} ({comparison.wins:,} won, {comparison.losses:,} lost, {tested(comparison)})"
+    return told, *difference_cells(comparison)
 
 
 def _rounds(report: dict[str, Any]) -> View:
@@ -407,8 +430,16 @@ def _evaluator(report: dict[str, Any], rows: Rows) -> View:
     evaluator = section(report, "evaluator")
     table = [(name, *cells(read_figure(report, f"evaluator.{key}"))) for key, name in ACCURACIES]
     table += [(name, *cells(read_figure(report, f"evaluator.{key}"), as_percent=False)) for key, name in CALIBRATION]
-    temperature = finite(evaluator.get("temperature"))
-    table.append(("Temperature of the scores", NOT_MEASURED if temperature is None else number(temperature), "", ""))
+    table += [
+        _difference_row(f"Accuracy less {name}, same pairs", report, f"evaluator.comparisons.{key}")
+        for key, name in (*BASELINE_NAMES.items(), ("chance", "one half"))
+    ]
+    table += [
+        (f"{name} per verdict, {whose}", *cells(read_figure(report, path.format(who)), as_percent=False))
+        for who, whose in COSTS.items()
+        for path, name in COST
+    ]
+    table.append(("Temperature of the scores", _temperature(evaluator), "", ""))
     table.append(("Pairs trained on", count(evaluator.get("pairs_trained")), "", ""))
     return {
         "rows": table,
@@ -428,6 +459,13 @@ def _evaluator(report: dict[str, Any], rows: Rows) -> View:
     }
 
 
+def _temperature(evaluator: dict[str, Any]) -> str:
+    value = finite(evaluator.get("temperature"))
+    if value is None:
+        return NOT_MEASURED
+    return number(value) + (" (not fitted: too few held-out pairs)" if evaluator.get("temperature_pairs") == 0 else "")
+
+
 def _baselines(report: dict[str, Any]) -> View:
     labels = baseline_labels(report)
     own = read_figure(report, f"evaluator.accuracy_{labels}")
@@ -441,7 +479,8 @@ def _baselines(report: dict[str, Any]) -> View:
     picture = bar_chart(bars, label=label, reference=0.5) if bars else ""
     return {
         "title": "Against its baselines",
-        "told": f"{told}, the same pairs for all; whiskers are intervals, the dashed line is a tossed coin.",
+        "told": f"{told}, the same pairs for all; whiskers are intervals, the dashed line is a tossed coin. "
+        "Whiskers that overlap say nothing about a difference on the same pairs; the table has the paired differences.",
         "picture": Markup(picture),
     }
 

@@ -16,6 +16,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
+from selfeval.stages.given import Given, read_given
 from selfeval.stages.prompts import day_of, load_templates
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
@@ -23,10 +24,15 @@ from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
 from selfeval.training.setting import POLICY
 
-__all__ = ["START", "Context", "as_begun"]
+__all__ = ["START", "Context", "as_begun", "pairs_of"]
 
 START = "start"
 """Role that a later round starts from: the policy of the round before, frozen. In round 1 that is the bare base."""
+
+
+def pairs_of(split: Split) -> str:
+    """Where the pairs of a split are in the run folder: a folder of their own, so that a trainer is given one of them only."""
+    return f"pairs/{split.value}"
 
 
 def as_begun(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
@@ -137,14 +143,19 @@ class Context:
 
     @cached_property
     def seeds(self) -> list[Seed]:
-        return read_seeds(self.config.seeds)
+        return [] if self.given and not self.config.seeds else read_seeds(self.config.seeds)
+
+    @cached_property
+    def given(self) -> Given | None:
+        """The questions, replies or pairs of the user's file; None where the model writes them."""
+        return read_given(self.config)
 
     def questions(self, split: Split) -> list[Question]:
         return [q for q in self.store.read("questions", Question) if q.split == split]
 
     def training_pairs(self) -> list[Pair]:
         """The kept pairs of the training questions of all rounds so far."""
-        return [p for store in (*self.earlier, self.store) for p in store.read("pairs", Pair) if p.split == Split.TRAIN]
+        return [p for store in (*self.earlier, self.store) for p in store.read(pairs_of(Split.TRAIN), Pair)]
 
     @cached_property
     def _workings(self) -> dict[str, str]:

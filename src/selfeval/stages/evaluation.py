@@ -78,7 +78,7 @@ class _TestPair:
 
 def run(context: Context) -> dict[str, Any]:
     """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
-    gold = load_gold(context.config.domain)
+    gold = load_gold(context.config.domain, context.config.gold)
     ensure_evaluators(context)
     guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
@@ -118,6 +118,7 @@ def _model(context: Context) -> dict[str, Any]:
         "parameters": backbone.parameter_count,
         "precision": backbone.loaded.precision,
         "domain": context.config.domain,
+        "gold_file": context.config.gold or None,
     }
 
 
@@ -251,6 +252,8 @@ def _credits(pairs: Sequence[_TestPair]) -> dict[str, list[float]]:
         "mean_logprob": lambda p: _mean_logprob(p.replies[0]) - _mean_logprob(p.replies[1]),
         "judge": lambda p: (0.5 if p.verdict.probability is None else p.verdict.probability) - 0.5,
     }
+    if pairs and all(p.verdict.in_order is None and p.verdict.probability is not None for p in pairs):
+        del rules["judge"]  # the labels are those of a file of the user's: no judge was asked
     return {name: [_credit(rule(p), p.better) for p in pairs] for name, rule in rules.items()}
 
 
@@ -269,7 +272,7 @@ def _evaluator_comparisons(pairs: Sequence[_TestPair], *, by_judge: bool) -> dic
     found: dict[str, Any] = {
         name: compare_paired(ours, theirs, questions).as_json() for name, theirs in _credits(pairs).items()
     }
-    if by_judge:
+    if by_judge or "judge" not in found:
         found["judge"] = None
     return {**found, "chance": compare_with_level(ours, 0.5, questions).as_json()}
 
@@ -299,6 +302,7 @@ def _verdict_figures(context: Context, questions: Mapping[str, Question], gold: 
     labels = [_label_is_right(v, replies, questions, gold) for v in kept] if gold else []
     return {
         "judged": len(verdicts),
+        "source": "file" if context.given and context.given.pairs else "judge",
         **{state.value: states.get(state.value, 0) for state in VerdictState},
         "kept_share": proportion([v.state == VerdictState.KEPT for v in verdicts]).as_json(),
         "swap_consistency": proportion([x for v in verdicts if (x := _is_consistent(v)) is not None]).as_json(),

@@ -6,6 +6,7 @@ The folder appears whole or not at all, and only after what was written was load
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -167,7 +168,7 @@ def free_folder(target: Path) -> Path:
     Raises:
         ExportError: it holds something, or is a file.
     """
-    target = target.resolve()
+    target = Path(os.path.abspath(target))  # Path.resolve raises at a loop of links
     if target.is_dir() and any(target.iterdir()):
         raise ExportError(
             f"{target} exists and is not empty, and nothing is overwritten; give --to a folder that is new or empty"

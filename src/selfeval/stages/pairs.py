@@ -1,12 +1,16 @@
-"""pairs: kept verdicts become preference pairs, with the judge's confidence as their label."""
+"""pairs: kept verdicts become preference pairs, with the judge's confidence as their label.
+
+Pairs to train on and held-out pairs are in folders of their own, pairs/train and pairs/test.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from selfeval.errors import LoopError
-from selfeval.records import Pair, Question, Split, Verdict, VerdictState
-from selfeval.stages.context import Context
+from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState
+from selfeval.stages.context import Context, pairs_of
 
 __all__ = ["FEWEST", "run"]
 
@@ -20,32 +24,39 @@ def run(context: Context) -> dict[str, int]:
     Raises:
         LoopError: hardly any verdict was kept; the message says what the others were.
     """
-    questions = {q.id: q for q in context.store.read("questions", Question)}
-    replies, verdicts = context.replies(), context.store.read("verdicts", Verdict)
-    pairs = []
-    for verdict in verdicts:
-        if verdict.state != VerdictState.KEPT or verdict.probability is None:
-            continue
-        first, second = replies[verdict.first], replies[verdict.second]
-        chosen, rejected = (first, second) if verdict.probability >= 0.5 else (second, first)
-        text = questions[verdict.question_id].text
-        pairs.append(
-            Pair(
-                verdict.question_id,
-                text,
-                chosen.text,
-                rejected.text,
-                verdict.confidence,
-                chosen.ids,
-                rejected.ids,
-                verdict.split,
-            )
-        )
-    train = sum(p.split == Split.TRAIN for p in pairs)
+    pairs = _kept(context)
+    train = len(pairs[Split.TRAIN])
     if train < FEWEST and not context.earlier:  # the better the policy, the fewer; earlier rounds have left some
-        raise LoopError(_too_few(train, verdicts))
-    context.store.write_shard("pairs", 0, pairs)
-    return {"train": train, "held_out": len(pairs) - train}
+        raise LoopError(_too_few(train, context.store.read("verdicts", Verdict)))
+    for split, found in pairs.items():
+        context.store.write_shard(pairs_of(split), 0, found)
+    return {"train": train, "held_out": len(pairs[Split.TEST])}
+
+
+def _kept(context: Context) -> dict[Split, list[Pair]]:
+    """The pairs of the kept verdicts by split."""
+    questions = {q.id: q.text for q in context.store.read("questions", Question)}
+    replies = context.replies()
+    pairs: dict[Split, list[Pair]] = {split: [] for split in Split}
+    for verdict in context.store.read("verdicts", Verdict):
+        if verdict.state == VerdictState.KEPT and verdict.probability is not None:
+            pairs[verdict.split].append(_pair(verdict, questions[verdict.question_id], replies, verdict.probability))
+    return pairs
+
+
+def _pair(verdict: Verdict, question: str, replies: Mapping[str, Reply], probability: float) -> Pair:
+    first, second = replies[verdict.first], replies[verdict.second]
+    chosen, rejected = (first, second) if probability >= 0.5 else (second, first)
+    return Pair(
+        verdict.question_id,
+        question,
+        chosen.text,
+        rejected.text,
+        verdict.confidence,
+        chosen.ids,
+        rejected.ids,
+        verdict.split,
+    )
 
 
 def _too_few(train: int, verdicts: list[Verdict]) -> str:

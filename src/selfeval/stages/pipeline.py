@@ -15,11 +15,13 @@ from selfeval.config import RunConfig
 from selfeval.errors import LostWorkError, RunFolderError
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.records import Split
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
 from selfeval.stages.changes import Loss, agree, changed_contents, differences
-from selfeval.stages.context import Context
+from selfeval.stages.context import Context, pairs_of
 from selfeval.stages.evaluators import member_roles
-from selfeval.stages.gold import check_domain
+from selfeval.stages.given import given_key
+from selfeval.stages.gold import check_domain, gold_key
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates
 from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
@@ -91,7 +93,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("replies", replies.run, ("replies",), prompts=("reply",), outputs=("workings",)),
     Stage("verdicts", verdicts.run, ("verdicts",), prompts=("judge",), owned=("dropped/verdicts",)),
-    Stage("pairs", pairs.run, ()),
+    Stage("pairs", pairs.run, (), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
         "evaluator",
         evaluator.run,
@@ -112,7 +114,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluation",
         evaluation.run,
-        ("domain", "evaluation"),
+        ("domain", "gold", "evaluation"),
         prompts=("referee",),
         outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
         owned=("metrics/evaluation.jsonl",),
@@ -140,19 +142,27 @@ def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date |
         number: of the round; a later one depends on the policy of the one before.
         day: that templates print; today by default.
     """
-    values, day = config.model_dump(mode="json"), day or date.today()
+    values, day = _with_contents(config), day or date.today()
     sources = prompt_sources(templates_folder(config.model, config.templates), day)
     if number > 1:
         before: Any = ["round", number, stage_keys(config, seeds, number - 1, day)["policy"]]
     else:
         tokenizer = [_tokenizer_day(config.model, day), sources["chat"]]
-        before = [model_identity(config.model), tokenizer, [s.question for s in seeds]]
+        before = [model_identity(config.model), tokenizer, [s.question for s in seeds], *given_key(config)]
     keys = {}
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
         prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
         before = keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
     return keys
+
+
+def _with_contents(config: RunConfig) -> dict[str, Any]:
+    """The configuration with files of the user's by their content, wherever they are."""
+    values = config.model_dump(mode="json")
+    for section in ("questions", "replies"):
+        del values[section]["file"]  # part of the first key
+    return {**values, "gold": gold_key(config.gold)}
 
 
 def agree_to_changes(contexts: Sequence[Context]) -> None:
@@ -203,6 +213,8 @@ def _made_of(context: Context) -> dict[str, str]:
     return {
         "the model's files": fingerprint(model_identity(config.model)),
         "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
+        "the file of questions, replies or pairs": fingerprint(given_key(config)),
+        "the gold file": gold_key(config.gold),
         "the seeds": fingerprint([seed.question for seed in context.seeds]),
     }
 

@@ -1,10 +1,14 @@
-"""questions: the model writes new questions in the domain of the seeds; near-duplicates and malformed ones are dropped.
+"""questions: the model writes new questions in the domain of the seeds; near-duplicates and junk are dropped.
+
+Junk is told apart by `quality/question_filters.py`; every drop is kept with its reason in dropped/questions/.
 
 In a later round it is the policy of the round before that writes, training questions only, new ones in every round. The test
 questions are those of round 1 in all rounds, so that rounds can be compared and none of them is ever trained on.
 
 Every accepted question is put into the training or the test split at random (by the run's seed). The near-duplicate check
 covers both, so that no question has a twin across the split, and a prompt's examples are seeds and training questions only.
+
+With a file of questions, replies or pairs (`stages/given.py`) the model writes none.
 """
 
 from __future__ import annotations
@@ -14,12 +18,22 @@ from collections.abc import Iterator
 from itertools import islice
 
 from selfeval.errors import LoopError
+from selfeval.judging.coverage import check_seeds
+from selfeval.judging.reading import thinking_of
+from selfeval.judging.sources import fixed_text
+from selfeval.judging.templates import templates_folder
 from selfeval.quality.dedupe import NearDuplicates, normalise
+from selfeval.quality.question_filters import QuestionFilters
 from selfeval.records import Drop, Question, Split
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages.context import Context
+from selfeval.stages.given import Given
 
 __all__ = ["run"]
+
+
+_CHECKED = 1000
+"""Seeds that are looked at to tell whether the tokenizer can write them."""
 
 
 class _Acceptance:
@@ -28,6 +42,8 @@ class _Acceptance:
     def __init__(self, context: Context) -> None:
         self._context, self.config = context, context.config.questions
         self.index = NearDuplicates(self.config.near_duplicate)
+        instruction = fixed_text(templates_folder(context.config.model, context.config.templates), "ask")
+        self.filters = QuestionFilters.of([seed.question for seed in context.seeds], instruction)
         self.accepted: list[Question] = []
         self._counts: Counter[Split] = Counter()
         self.tests = [q for q in context.first.read("questions", Question) if q.split == Split.TEST] if context.earlier else []
@@ -52,12 +68,17 @@ class _Acceptance:
             return None
         if not finished:
             return Drop("questions", "unfinished", text)
-        if len(normalise(text)) < self.config.shortest:
-            return Drop("questions", "too_short", text)
+        if reason := self._junk(text):
+            return Drop("questions", reason, text)
         twin = self.index.find(text)
         if twin is not None:
             return Drop("questions", "near_duplicate", text, {"of": twin})
         return self.accept(Question(f"{self._prefix}{len(self.accepted):06d}", text, self._split(), "self"))
+
+    def _junk(self, text: str) -> str | None:
+        if len(normalise(text)) < self.config.shortest:
+            return "too_short"
+        return "thinking" if thinking_of(text).end != 0 else self.filters.reason(text)
 
     def _split(self) -> Split:
         """Train or test at random, in the wanted proportion, until one of them is full."""
@@ -131,8 +152,13 @@ def run(context: Context) -> dict[str, int]:
 
     Raises:
         LoopError: far too few samples are usable.
+        SeedsError: the model's tokenizer cannot write the seeds.
     """
     store, config = context.store, context.config.questions
+    if context.given:
+        return _take_given(context, context.given)
+    if context.round == 1:
+        _check_seeds(context)
     acceptance, shard = _Acceptance(context), 0
     while store.has_shard("questions", shard, drops=True):
         for question in store.read_shard("questions", shard, Question):
@@ -149,6 +175,20 @@ def run(context: Context) -> dict[str, int]:
             bar.advance(len(acceptance.accepted) - before)
             shard += 1
     return _counts(context, acceptance)
+
+
+def _check_seeds(context: Context) -> None:
+    seeds = [seed.question for seed in context.seeds[:_CHECKED]]
+    if note := check_seeds(context.templates.tokenizer, seeds, context.config.model or "the model"):
+        context.terminal.note(note)
+
+
+def _take_given(context: Context, given: Given) -> dict[str, int]:
+    """The questions of the user's file; every round has the same."""
+    context.store.write_shard("questions", 0, given.questions, given.dropped)
+    train = sum(q.split == Split.TRAIN for q in given.questions)
+    drops = Counter(d.reason for d in given.dropped)
+    return {"train": train, "test": len(given.questions) - train, **{f"dropped_{k}": v for k, v in sorted(drops.items())}}
 
 
 def _counts(context: Context, acceptance: _Acceptance) -> dict[str, int]:

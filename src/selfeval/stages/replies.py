@@ -3,6 +3,8 @@ by beam search); test questions get plain samples at temperature 1, because they
 
 In a later round the policy of the round before replies. The workings, by which evaluators read, stay the bare base's, and those
 of the test questions are round 1's.
+
+With a file of replies or pairs (`stages/given.py`) its replies are taken, and only the test questions get one sample each.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.sequences import reply_logprobs
 from selfeval.records import Question, Reply, Split, Working
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages.context import Context
+from selfeval.stages.given import Given
 
 __all__ = ["run"]
 
@@ -80,19 +84,56 @@ def _workings(context: Context, questions: Sequence[Question]) -> list[Working]:
     return [Working(q.id, context.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
 
 
-def _write_shard(context: Context, shard: int, questions: Sequence[Question]) -> None:
+def _asked(context: Context, questions: Sequence[Question]) -> tuple[list[tuple[Question, int]], list[tuple[Question, int]]]:
+    """The replies to sample, and those to search for with beams, each by its question and number.
+
+    With replies of the user's, only a first one to each test question: the policy's are compared with it.
+    """
     config = context.config.replies
+    if context.given and context.given.replies:
+        return [(q, 0) for q in questions if q.split == Split.TEST], []
     last = config.per_question - 1
     beamed = [
         (q, last) for q in questions
         if q.split == Split.TRAIN and context.random("beam", q.id).random() < config.beam_share
     ]  # fmt: skip
     taken = {q.id for q, _ in beamed}
-    sampled = [(q, n) for q in questions for n in range(config.per_question) if not (n == last and q.id in taken)]
+    return [(q, n) for q in questions for n in range(config.per_question) if not (n == last and q.id in taken)], beamed
+
+
+def _typed(context: Context, given: Given, questions: Sequence[Question]) -> list[Reply]:
+    """The user's replies to some questions, with their log-probs under the start; those too long for its context are left out.
+
+    They have the token ids under which any text is scored, the end-of-sequence token included.
+    """
+    end = context.backbone.loaded.eos_ids[:1]
+    texts = [(q, n, text) for q in questions for n, text in enumerate(given.replies.get(q.id, ()))]
+    found = [(q, n, text, (*context.templates.reply_ids(text), *end)) for q, n, text in texts]
+    found = [row for row in found if _fits(context, row[0], row[3])]
+    prompts = [context.templates.prompt("reply", question=q.text) for q, _, _, _ in found]
+    logprobs = reply_logprobs(context.backbone, prompts, [row[3] for row in found], batch_tokens=context.config.batch_tokens)
+    return [
+        Reply(f"{q.id}-f{n}", q.id, text, ids, "file", 1.0, 1.0, round(sum(values), 4), finished=True)
+        for (q, n, text, ids), values in zip(found, logprobs, strict=True)
+    ]
+
+
+def _fits(context: Context, question: Question, ids: Sequence[int]) -> bool:
+    """Whether the evaluator can read the reply: its prompt, the working where the prompt has one, and the reply."""
+    length = context.backbone.loaded.context_length
+    working = context.config.replies.max_new_tokens if context.templates.grades_with_working else 0
+    prompt = context.templates.prompt("grade", question=question.text, working="")
+    return length is None or len(prompt) + working + len(ids) <= length
+
+
+def _write_shard(context: Context, shard: int, questions: Sequence[Question]) -> None:
+    sampled, beamed = _asked(context, questions)
     with context.backbone.acting_as(context.ensure_start()):
-        replies = _sampled(context, shard, sampled)
+        replies = _sampled(context, shard, sampled) if sampled else []
         if beamed:
             replies += _beamed(context, beamed)
+        if context.given:
+            replies += _typed(context, context.given, questions)
     if context.templates.grades_with_working:
         known = {w.question_id for w in context.first.read("workings", Working)} if context.earlier else set()
         context.store.write_shard("workings", shard, _workings(context, [q for q in questions if q.id not in known]))
@@ -111,6 +152,9 @@ def run(context: Context) -> dict[str, int]:
                 _write_shard(context, index, shard)
                 bar.advance(len(shard))
     replies = context.store.read("replies", Reply)
+    wanted = sum(map(len, context.given.replies.values())) if context.given else 0
+    if missing := wanted - sum(r.way == "file" for r in replies):
+        context.terminal.note(f"replies: {missing} of {wanted} in the file are too long for this model's context and left out")
     return {
         "replies": len(replies),
         "beam": sum(r.way == "beam" for r in replies),

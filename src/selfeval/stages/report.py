@@ -13,7 +13,7 @@ from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.judging.templates import template_texts
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
-from selfeval.stages.context import Context
+from selfeval.stages.context import Context, pairs_of
 from selfeval.stages.prompts import TEMPLATES
 from selfeval.store import RunStore, read_json, write_json
 
@@ -41,14 +41,14 @@ def _dropped(context: Context) -> dict[str, Any]:
 
 
 def _data(context: Context) -> dict[str, int]:
-    questions, pairs = context.store.read("questions", Question), context.store.read("pairs", Pair)
+    questions = context.store.read("questions", Question)
     return {
         "seeds": len(context.seeds),
         "questions": sum(q.split == Split.TRAIN for q in questions),
         "questions_test": sum(q.split == Split.TEST for q in questions),
         "replies": len(context.store.read("replies", Reply)),
-        "pairs_train": sum(p.split == Split.TRAIN for p in pairs),
-        "pairs_held_out": sum(p.split == Split.TEST for p in pairs),
+        "pairs_train": len(context.store.read(pairs_of(Split.TRAIN), Pair)),
+        "pairs_held_out": len(context.store.read(pairs_of(Split.TEST), Pair)),
     }
 
 

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from selfeval.texts import visible
+
 __all__ = ["Bar", "Terminal"]
 
 _PLAIN_SECONDS = 10.0
@@ -60,7 +62,7 @@ class Bar:
             self._progress.update(self._task, completed=self.done, total=max(self.total, self.done))
         elif not self._terminal.quiet and time.monotonic() - self._told > _PLAIN_SECONDS:
             self._told = time.monotonic()
-            self._terminal.console.print(self._plain_line(), highlight=False)
+            self._terminal.note(self._plain_line())
 
     def say(self, figures: str) -> None:
         self._figures = figures
@@ -123,4 +125,8 @@ class Terminal:
     def note(self, text: str) -> None:
         """One line for the user."""
         if not self.quiet:
-            self.console.print(text, highlight=False, markup=False)
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        """One line, which a file gets unwrapped, so that it can be searched."""
+        self.console.print(visible(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)

@@ -1,8 +1,9 @@
 """The cost of a verdict, by the evaluator and by the judge that it learned from, on the same test pairs in the same process.
 
 A verdict of the judge is one comparison in both orders, as the stage verdicts asks for it. A verdict of the evaluator is the
-scores of both replies by all its members; where the grade template shows the model's own working, writing that is part of it.
-Loading the model is part of neither.
+scores of both replies by all its members. Where the grade template shows the model's own working, a new question needs that
+first: `evaluator` counts it, and `scoring` does not, as for all further replies to a question (best of n, policy training).
+Loading the model is part of none.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ class _Spent:
     read: int
     written: int
 
+    def __add__(self, other: _Spent) -> _Spent:
+        return _Spent(self.seconds + other.seconds, self.read + other.read, self.written + other.written)
+
 
 @dataclass(frozen=True)
 class VerdictCost:
     """Costs per verdict, as report.json has them; each figure is a mean over pairs with its interval over batches.
 
     Attributes:
-        tokens: {"pairs", "evaluator": {"tokens_read", "tokens_written"}, "judge": the same}. The same in every run.
-        seconds: {"pairs", "evaluator", "judge", "judge_over_evaluator"}: wall time, of this machine.
+        tokens: {"pairs", "evaluator": {"tokens_read", "tokens_written"}, "scoring", "judge": the same}. The same in every run.
+        seconds: {"pairs", "evaluator", "scoring", "judge", "judge_over_evaluator", "judge_over_scoring"}: wall time, of this
+            machine.
     """
 
     tokens: dict[str, Any]
@@ -63,9 +68,12 @@ def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None
     batches = [picked[i : i + size] for i in range(0, len(picked), size)]
     if not batches:
         return None
-    spent: Mapping[str, list[_Spent]] = {"evaluator": [], "judge": []}
+    spent: Mapping[str, list[_Spent]] = {"evaluator": [], "scoring": [], "judge": []}
     for batch in batches:
-        spent["evaluator"].append(_by_evaluator(context, batch))
+        workings, writing = _workings(context, batch)
+        scoring = _by_evaluator(context, batch, workings)
+        spent["evaluator"].append(writing + scoring)
+        spent["scoring"].append(scoring)
         spent["judge"].append(_by_judge(context, batch))
     sizes = [len(batch) for batch in batches]
     return VerdictCost(
@@ -86,6 +94,7 @@ def _seconds(spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[int]) -> dic
     return {
         **{who: ratio_of_means(times, sizes).as_json() for who, times in seconds.items()},
         "judge_over_evaluator": ratio_of_means(seconds["judge"], seconds["evaluator"]).as_json(),
+        "judge_over_scoring": ratio_of_means(seconds["judge"], seconds["scoring"]).as_json(),
     }
 
 
@@ -98,26 +107,28 @@ def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
     return _Spent(perf_counter() - start, tally.read, tally.written)
 
 
-def _by_evaluator(context: Context, batch: Sequence[Asked]) -> _Spent:
+def _by_evaluator(context: Context, batch: Sequence[Asked], workings: Sequence[str]) -> _Spent:
     scorer, start = scorer_of(context), perf_counter()
-    with count_tokens() as tally:
-        workings = _workings(context, batch) if context.templates.grades_with_working else [""] * len(batch)
-        prompts = [
-            context.templates.prompt("grade", question=a.question.text, working=working)
-            for a, working in zip(batch, workings, strict=True)
-        ]
-        replies = [a.replies[0].ids for a in batch] + [a.replies[1].ids for a in batch]
-        scorer.of(prompts * 2, replies).whole_B.tolist()  # read back, so that a GPU has finished
+    prompts = [
+        context.templates.prompt("grade", question=a.question.text, working=working)
+        for a, working in zip(batch, workings, strict=True)
+    ]
+    replies = [a.replies[0].ids for a in batch] + [a.replies[1].ids for a in batch]
+    scorer.of(prompts * 2, replies).whole_B.tolist()  # read back, so that a GPU has finished
     scored = 2 * sum(map(len, prompts)) + sum(map(len, replies))
-    return _Spent(perf_counter() - start, tally.read + scored * len(scorer.members), tally.written)
+    return _Spent(perf_counter() - start, scored * len(scorer.members), 0)
 
 
-def _workings(context: Context, batch: Sequence[Asked]) -> list[str]:
-    """The base's own greedy reply to each question, as the stage replies writes it."""
-    config = context.config
-    requests = [Request(context.templates.prompt("reply", question=a.question.text), temperature=0.0) for a in batch]
-    with context.backbone.acting_as(BASE):
+def _workings(context: Context, batch: Sequence[Asked]) -> tuple[list[str], _Spent]:
+    """The base's own greedy reply to each question, as the stage replies writes it; nothing where the template shows none."""
+    config, templates = context.config, context.templates
+    if not templates.grades_with_working:
+        return [""] * len(batch), _Spent(0.0, 0, 0)
+    start = perf_counter()
+    requests = [Request(templates.prompt("reply", question=a.question.text), temperature=0.0) for a in batch]
+    with count_tokens() as tally, context.backbone.acting_as(BASE):
         rollouts = generate(
             context.backbone, requests, max_new_tokens=config.replies.max_new_tokens, seed=0, rows=config.rollout_rows
         )
-    return [context.templates.text(rollout.ids) for rollout in rollouts]
+    texts = [templates.text(rollout.ids) for rollout in rollouts]
+    return texts, _Spent(perf_counter() - start, tally.read, tally.written)

@@ -1,18 +1,19 @@
 """verdicts: the judge compares two replies to each question, in both orders, and abstains where it is not sure.
 
-Pairs of test questions are judged too, for evaluation only: nothing trains on them.
+Pairs of test questions are judged too, for evaluation only: nothing trains on them. A user's own pairs are not judged.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from selfeval.backbone.adapters import BASE
 from selfeval.judging.judge import Comparison, Judgement, compare, state_of
 from selfeval.quality.dedupe import normalise
-from selfeval.records import Drop, Question, Reply, Verdict, VerdictState
+from selfeval.records import Drop, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
+from selfeval.stages.given import Given, Labelled
 
 __all__ = ["run"]
 
@@ -22,9 +23,13 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[tuple[Questi
     by_question: dict[str, list[Reply]] = defaultdict(list)
     for reply in context.replies().values():
         by_question[reply.question_id].append(reply)
+    brought = context.given is not None and bool(context.given.replies)
     pairs: list[tuple[Question, Reply, Reply] | Drop] = []
     for question in questions:
-        replies = list(by_question[question.id])
+        replies = [r for r in by_question[question.id] if r.way == "file" or not brought]
+        if len(replies) < 2:
+            pairs.append(Drop("verdicts", "single_reply", question.text))
+            continue
         context.random("pair", question.id).shuffle(replies)
         first = replies[0]
         other = next((r for r in replies[1:] if normalise(r.text) != normalise(first.text)), None)
@@ -77,9 +82,48 @@ def _write_shard(context: Context, shard: int, pairs: Sequence[tuple[Question, R
     context.store.write_shard("verdicts", shard, verdicts, [*drops, *unkept])
 
 
+def _take_given(context: Context, given: Given, questions: Sequence[Question]) -> None:
+    """The user's pairs as verdicts, which no judge gave: of a test question one pair only, so that questions count once."""
+    replies: dict[str, dict[str, Reply]] = defaultdict(dict)
+    for reply in context.replies().values():
+        if reply.way == "file":
+            replies[reply.question_id][reply.text] = reply
+    verdicts, drops = [], []
+    for question in questions:
+        pairs, there = given.pairs.get(question.id, ()), replies[question.id]
+        fitting = [pair for pair in pairs if pair.chosen in there and pair.rejected in there]
+        used = fitting if question.split == Split.TRAIN else fitting[:1]
+        verdicts += [_as_verdict(context, question, pair, there) for pair in used]
+        drops += [Drop("verdicts", "too_long", question.text)] * (len(pairs) - len(fitting))
+        drops += [Drop("verdicts", "second_pair_of_a_test_question", question.text)] * (len(fitting) - len(used))
+    context.store.write_shard("verdicts", 0, verdicts, drops)
+
+
+def _as_verdict(context: Context, question: Question, pair: Labelled, replies: Mapping[str, Reply]) -> Verdict:
+    """A pair in random order, so that being the first of two says nothing about being the better one."""
+    chosen, rejected = replies[pair.chosen].id, replies[pair.rejected].id
+    turned = context.random("order", question.id, chosen, rejected).random() < 0.5
+    return Verdict(
+        question_id=question.id,
+        split=question.split,
+        first=rejected if turned else chosen,
+        second=chosen if turned else rejected,
+        state=VerdictState.KEPT,
+        probability=1.0 - pair.confidence if turned else pair.confidence,
+        in_order=None,
+        swapped=None,
+        tie=None,
+        ties=(None, None),
+        words=("", ""),
+    )
+
+
 def run(context: Context) -> dict[str, int]:
     """Judges one pair per question; returns how many ended in each state."""
     questions, size = context.store.read("questions", Question), context.config.verdicts.shard
+    if context.given and context.given.pairs:
+        _take_given(context, context.given, questions)
+        return _counts(context)
     pairs = _pairs(context, questions)
     shards = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     done = [i for i in range(len(shards)) if context.store.has_shard("verdicts", i, drops=True)]
@@ -88,5 +132,9 @@ def run(context: Context) -> dict[str, int]:
             if index not in done:
                 _write_shard(context, index, shard)
                 bar.advance(len(shard))
+    return _counts(context)
+
+
+def _counts(context: Context) -> dict[str, int]:
     states = Counter(v.state.value for v in context.store.read("verdicts", Verdict))
     return {"judged": sum(states.values()), **{state.value: states.get(state.value, 0) for state in VerdictState}}

@@ -1,7 +1,16 @@
 """The run folder: what is fresh, missing, changed or damaged, and the lock that keeps a second process out."""
 
 from selfeval.store.archive import Archive
-from selfeval.store.files import content_hash, file_hash, fingerprint, read_json, read_object, write_json, writing
+from selfeval.store.files import (
+    content_hash,
+    file_hash,
+    fingerprint,
+    open_to_umask,
+    read_json,
+    read_object,
+    write_json,
+    writing,
+)
 from selfeval.store.ledger import check_files, read_run
 from selfeval.store.records import read_rows
 from selfeval.store.run_store import RunStore
@@ -13,6 +22,7 @@ __all__ = [
     "content_hash",
     "file_hash",
     "fingerprint",
+    "open_to_umask",
     "read_json",
     "read_object",
     "read_rows",

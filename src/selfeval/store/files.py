@@ -24,6 +24,7 @@ __all__ = [
     "file_hash",
     "fingerprint",
     "open_file",
+    "open_to_umask",
     "parse_json",
     "read_json",
     "read_object",
@@ -205,6 +206,7 @@ def writing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         yield temporary
+        open_to_umask(temporary)
         _sync(temporary)
         if path.is_dir():
             _remove(path)
@@ -231,6 +233,19 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file, or a folder and everything in it, the permissions that plain writing would have given it.
+
+    safetensors 0.8 writes 0600 whatever the umask is, and copies keep the mode of their source: a colleague, or the server that
+    a shared folder is mounted on, could not read the weights.
+    """
+    umask = os.umask(0o077)  # reading it means setting it; the stricter value cannot expose a file of another thread
+    os.umask(umask)
+    for found in (path, *path.rglob("*")):
+        if not found.is_symlink():
+            found.chmod((found.stat().st_mode | (0o777 if found.is_dir() else 0o666)) & ~umask & 0o777)
 
 
 def _sync(path: Path) -> None:

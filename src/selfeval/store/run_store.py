@@ -62,7 +62,8 @@ class RunStore:
         begun = (".lock", ".run.json.part")
         if (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir()):
             return True
-        return (self.root / ".lock").is_file() and any(self.root.glob("*/key.json"))
+        ours = any((self.root / name).is_file() for name in (".lock", "seeds.jsonl"))
+        return ours and any(self.root.glob("*/key.json"))
 
     def close(self) -> None:
         """Lets another process in."""

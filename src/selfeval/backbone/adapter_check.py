@@ -1,0 +1,43 @@
+"""Whether a model can have the adapters that `lora.targets` asks for, found out on the meta device, without its weights."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from selfeval.backbone.families.adapters import adapter_targets
+from selfeval.backbone.output_head import OutputHead
+from selfeval.config import LoraConfig
+from selfeval.errors import ConfigError, ModelError
+
+__all__ = ["check_adapters"]
+
+
+def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
+    """Refuses targets that name no module of the model, or one that no role can adapt.
+
+    Args:
+        shell: the model on the meta device; it has adapters afterwards.
+        lora: targets of the adapters.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError, ConfigError: the targets cannot have adapters.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # loading warns of the same once more, or not at all
+        try:
+            config = PeftLoraConfig(task_type="CAUSAL_LM", r=1, **adapter_targets(shell, lora.targets))
+            get_peft_model(shell, config, low_cpu_mem_usage=True)
+        except ValueError as error:
+            raise ModelError(f"{name} cannot have adapters on lora.targets = {lora.targets}: {error}") from error
+    if isinstance(OutputHead.of(shell).module, BaseTunerLayer):
+        raise ConfigError("lora.targets names the output layer, which stays frozen; take it out of lora.targets")
+    for layer, module in shell.named_modules():
+        if isinstance(module, LoraLayer) and module.lora_embedding_A:
+            raise ModelError(f"lora.targets puts an adapter on the embedding {layer}; choose linear layers, e.g. all-linear")

@@ -1,0 +1,124 @@
+"""Scores for one question on the command line, or for JSON lines from a file or standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from selfeval.errors import DataError, InputError
+from selfeval.texts import json_line, json_lines, read_text, safe_json, shortened, visible
+
+if TYPE_CHECKING:
+    from selfeval.stages.scoring import RunScorer, Scored
+
+__all__ = ["Asked", "print_scores", "read_asked", "typed"]
+
+_EXAMPLE = '{"question": "...", "replies": ["...", "..."]}'
+_LARGEST, _LONGEST_LINE = 1 << 30, 1 << 24
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its replies, and the whole line that they come from."""
+
+    question: str
+    replies: tuple[str, ...]
+    line: dict[str, Any]
+
+
+def read_asked(source: Path) -> Iterable[Asked]:
+    """The questions of JSON lines; `-` is standard input, whose lines are read as they come.
+
+    Raises:
+        DataError: a line is malformed; the message names it. Those of a file are all read first.
+    """
+    if str(source) == "-":
+        return _from_standard_input()
+    text = read_text(source, "file", DataError, most=_LARGEST, remedy=f"give JSON lines ({_EXAMPLE}), or - for standard input")
+    lines = json_lines(text, str(source), DataError, _EXAMPLE)
+    found = [_asked(values, f"{source}, line {number}") for number, values in lines]
+    if not found:
+        raise DataError(f"file {source} is empty; write {_EXAMPLE}, one a line")
+    return found
+
+
+def typed(question: str, replies: Sequence[str]) -> list[Asked]:
+    """The one question of the command line.
+
+    Raises:
+        InputError: it, or a reply, has no text.
+    """
+    if not question.strip() or not all(reply.strip() for reply in replies):
+        raise InputError("the question and every reply need some text")
+    return [Asked(question, tuple(replies), {"question": question, "replies": list(replies)})]
+
+
+def _from_standard_input() -> Iterator[Asked]:
+    number = 0
+    while data := sys.stdin.buffer.readline(_LONGEST_LINE + 1):
+        number += 1
+        where = f"standard input, line {number}"
+        if len(data) > _LONGEST_LINE:
+            raise DataError(f"{where}: longer than {_LONGEST_LINE >> 20} MiB; write {_EXAMPLE}, one a line")
+        try:
+            line = data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8 text ({error})") from error
+        if line:
+            yield _asked(json_line(line, where, DataError, _EXAMPLE), where)
+
+
+def _asked(values: dict[str, Any], where: str) -> Asked:
+    question, replies = values.get("question"), values.get("replies", [values.get("reply")])
+    is_text = isinstance(replies, list) and replies and all(isinstance(reply, str) and reply.strip() for reply in replies)
+    if not isinstance(question, str) or not question.strip() or not is_text:
+        problem = "a question and one reply or more are needed, each with some text"
+        raise DataError(f"{where}: {problem}; got {shortened(safe_json(values))}; write {_EXAMPLE}")
+    return Asked(question, tuple(replies), values)
+
+
+def print_scores(scorer: RunScorer, asked: Iterable[Asked], sure: float, *, as_json: bool, batch: int) -> None:
+    """Prints the scores of each question as soon as its batch is scored.
+
+    Args:
+        scorer: the evaluator.
+        asked: the questions.
+        sure: confidence below which a preference is unsure.
+        as_json: one JSON object a line, with all fields of the question's own line.
+        batch: questions that are read before any of them is scored.
+    """
+    rest, is_first = iter(asked), True
+    while group := list(islice(rest, batch)):
+        for one, result in zip(group, scorer.score([(a.question, a.replies) for a in group], sure), strict=True):
+            if as_json:
+                typer.echo(safe_json(_as_json(one, result)))
+            else:
+                typer.echo("\n".join([*([] if is_first else [""]), *_as_text(one.replies, result)]))
+            is_first = False
+        sys.stdout.flush()
+
+
+def _as_json(asked: Asked, result: Scored) -> dict[str, Any]:
+    return {
+        **asked.line,
+        "scores": [round(score, 6) for score in result.scores],
+        "preferred": result.preferred,
+        "confidence": None if result.confidence is None else round(result.confidence, 6),
+        "unsure": result.unsure,
+        "calibrated": result.calibrated,
+    }
+
+
+def _as_text(replies: Sequence[str], result: Scored) -> list[str]:
+    lines = [f"{value:+.3f}  {visible(text)}" for text, value in zip(replies, result.scores, strict=True)]
+    if result.preferred is not None and result.confidence is not None:
+        verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"
+        calibration = "" if result.calibrated else ", not calibrated: too few held-out pairs to fit a temperature"
+        lines.append(f"preferred: {verdict} (confidence {result.confidence:.2f}{calibration})")
+    return lines

@@ -1,0 +1,135 @@
+r"""Whether the final answer of a reply is a known one: numbers, letters of a choice, or short texts.
+
+The final answer of a text is, in this order: the last `\boxed{...}`, the text behind the last `####` (GSM8K), the text behind
+the last "answer is" or "answer:"; else, for a number, the last number of the text, for a letter, a letter that stands alone at
+its end, and for any other answer the whole text. Left out: units, algebra and sets; an answer in another form is not right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from selfeval.quality.dedupe import normalise
+
+__all__ = ["final_answer", "is_answer"]
+
+_NUMBER = re.compile(r"(?<![\w.])[-+−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?(?:[eE][-+]?\d+)?|(?<![\w.])[-+−]?\.\d+")
+_MARKED = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+_LETTER = re.compile(r"^\W*([A-Za-z])\W*$")
+_LAST_LETTER = re.compile(r"(?:^|[\s(\[*])([A-Z])[\s).\]*]*$")
+_FIRST_LETTER = re.compile(r"^\W*([A-Z])[).:\]]")
+_LARGEST_EXPONENT = 400
+
+
+def is_answer(reply: str, answers: Sequence[str]) -> bool:
+    r"""Whether the final answer of a reply equals one of these.
+
+    Args:
+        reply: any text.
+        answers: each alone, or a worked solution that ends in it (as in GSM8K).
+
+    Example:
+        >>> is_answer("3 * 24 = 72, so the answer is 72.", ["72"]), is_answer(r"\boxed{\frac{1}{2}}", ["0.5"])
+        (True, True)
+        >>> is_answer("It is (B).", ["b"]), is_answer("The answer is 1,200 dollars", ["1200"]), is_answer("Rome", ["Paris"])
+        (True, True, False)
+    """
+    return any(_equals(reply, _core(answer)) for answer in answers)
+
+
+def final_answer(text: str) -> str | None:
+    """The answer that a text marks as its final one; None where it marks none."""
+    boxed = _boxed(text)
+    if boxed is not None:
+        return boxed
+    if "####" in text:
+        return text.rpartition("####")[2].strip()
+    marks = list(_MARKED.finditer(text))
+    if not marks:
+        return None
+    behind = text[marks[-1].end() :].strip()
+    return behind.splitlines()[0].strip() if behind else None
+
+
+def _core(answer: str) -> str:
+    found = final_answer(answer)
+    return answer.strip() if found is None else found
+
+
+def _equals(reply: str, answer: str) -> bool:
+    marked = final_answer(reply)
+    number = _number(answer)
+    if number is not None and _is_only_a_number(answer):
+        found = _first_number(marked) if marked is not None else _last_number(reply)
+        return found == number
+    if letter := _LETTER.match(answer):
+        return _letter(reply if marked is None else marked, is_marked=marked is not None) == letter[1].upper()
+    return _plain(reply if marked is None else marked) == _plain(answer)
+
+
+def _plain(text: str) -> str:
+    return normalise(re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)).strip()
+
+
+def _letter(text: str, *, is_marked: bool) -> str | None:
+    """The letter of a choice; behind "the answer is" it may come first ("B) Paris"), else it stands alone or at the end."""
+    if alone := _LETTER.match(text):
+        return alone[1].upper()
+    first, last = _FIRST_LETTER.match(text.strip()), _LAST_LETTER.search(text.strip())
+    found = (first or last) if is_marked else (last or first)
+    return found[1] if found else None
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------------
+
+
+def _is_only_a_number(text: str) -> bool:
+    """Whether nothing but a number and signs such as $ and % is there, so that text which merely holds one is text."""
+    return re.search(r"[^\W\d_]{2,}", _without_fractions(text)) is None
+
+
+def _without_fractions(text: str) -> str:
+    return re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
+
+
+def _number(text: str) -> Fraction | None:
+    return _first_number(text)
+
+
+def _first_number(text: str) -> Fraction | None:
+    found = _NUMBER.search(_without_fractions(text))
+    return _value(found[0]) if found else None
+
+
+def _last_number(text: str) -> Fraction | None:
+    found = _NUMBER.findall(_without_fractions(text))
+    return _value(found[-1]) if found else None
+
+
+def _value(text: str) -> Fraction | None:
+    plain = re.sub(r"[,$€£\s]", "", text).replace("−", "-")
+    exponent = re.search(r"[eE]([-+]?\d+)$", plain)
+    if exponent and abs(int(exponent[1])) > _LARGEST_EXPONENT:  # exact arithmetic would build a number of that many digits
+        return None
+    try:
+        return Fraction(plain)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _boxed(text: str) -> str | None:
+    """The content of the last `\\boxed{...}`, its braces balanced."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 0, start + len("\\boxed{")
+    for index in range(begin, len(text)):
+        if text[index] == "{":
+            depth += 1
+        elif text[index] == "}":
+            if not depth:
+                return text[begin:index].strip()
+            depth -= 1
+    return None

@@ -1,0 +1,311 @@
+"""Questions, replies or pairs from a file of the user's, instead of those that the model writes and judges.
+
+One of `questions.file`, `replies.file` and `pairs.file` is given: a file of replies holds its questions too, and a file of
+pairs holds both. Files are JSON lines in the run's own format or the common ones; see docs/guides/your-own-data.md. A line may
+say `"split": "train"` or `"test"`; all others are split at random, by the run's seed. No question is in both splits, nor are
+near-duplicates of each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from selfeval.config import RunConfig
+from selfeval.errors import ConfigError, DataError
+from selfeval.quality.dedupe import NearDuplicates, normalise
+from selfeval.records import Drop, Question, Split
+from selfeval.store import file_hash
+from selfeval.texts import Line, json_lines, read_text, shortened
+
+__all__ = ["FEWEST", "Given", "Labelled", "given_key", "read_given"]
+
+Kind = Literal["questions", "replies", "pairs"]
+
+FEWEST = 4
+"""Fewest questions that can be split and trained on."""
+
+_LARGEST = 1 << 30
+_EXAMPLES: dict[Kind, str] = {
+    "questions": '{"question": "..."}',
+    "replies": '{"question": "...", "replies": ["...", "..."]}',
+    "pairs": '{"prompt": "...", "chosen": "...", "rejected": "..."}',
+}
+_QUESTION, _REPLY = ("question", "prompt"), ("reply", "response", "completion")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A pair of replies of which the user says which is better, and how sure that is."""
+
+    chosen: str
+    rejected: str
+    confidence: float
+
+
+@dataclass
+class _Row:
+    """Everything that the file says about one question."""
+
+    text: str
+    line: int
+    split: Split | None
+    replies: list[str] = field(default_factory=list)
+    pairs: list[Labelled] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The content of the file.
+
+    Attributes:
+        kind: of the file.
+        questions: with their splits.
+        dropped: questions that are not used.
+        replies: by question id, those that differ.
+        pairs: by question id.
+    """
+
+    kind: Kind
+    questions: tuple[Question, ...]
+    dropped: tuple[Drop, ...]
+    replies: dict[str, tuple[str, ...]]
+    pairs: dict[str, tuple[Labelled, ...]]
+
+
+def given_key(config: RunConfig) -> list[str]:
+    """What tells one file from another: its kind and a hash of its content; nothing without a file.
+
+    Raises:
+        ConfigError, DataError: see `read_given`.
+    """
+    found = _chosen(config)
+    if found is None:
+        return []
+    kind, path = found
+    try:
+        return [kind, file_hash(path)]
+    except OSError as error:
+        raise DataError(f"{kind}.file {path} cannot be read: {error.strerror or error}") from error
+
+
+def _chosen(config: RunConfig) -> tuple[Kind, Path] | None:
+    files: dict[Kind, str] = {
+        "questions": config.questions.file,
+        "replies": config.replies.file,
+        "pairs": config.pairs.file,
+    }
+    given: list[Kind] = [kind for kind in files if files[kind]]
+    if len(given) > 1:
+        named = " and ".join(f"{kind}.file" for kind in given)
+        raise ConfigError(
+            f"{named} are given; give one: a file of replies holds its questions too, and a file of pairs holds both"
+        )
+    if not given:
+        return None
+    if given[0] != "questions" and config.rounds > 1:
+        raise ConfigError(
+            f"{given[0]}.file is given and rounds = {config.rounds}: later rounds learn from the replies of the policy of the "
+            "round before, which no file holds; set rounds = 1, or give questions.file"
+        )
+    return given[0], Path(files[given[0]])
+
+
+def read_given(config: RunConfig) -> Given | None:
+    """The questions, replies or pairs of the file that the configuration names; None where it names none.
+
+    Raises:
+        ConfigError: it names several files, or one that later rounds cannot use.
+        DataError: the file is missing or malformed, or has too few questions; the message names the line.
+    """
+    found = _chosen(config)
+    if found is None:
+        return None
+    kind, path = found
+    rows = _rows(kind, path)
+    rows, dropped = _split(rows, config)
+    questions = tuple(Question(f"q{number:06d}", row.text, row.split or Split.TRAIN, "file") for number, row in enumerate(rows))
+    _check_enough(kind, path, questions, rows)
+    ids = [question.id for question in questions]
+    return Given(
+        kind,
+        questions,
+        tuple(dropped),
+        {i: tuple(row.replies) for i, row in zip(ids, rows, strict=True) if row.replies},
+        {i: tuple(row.pairs) for i, row in zip(ids, rows, strict=True) if row.pairs},
+    )
+
+
+def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: Sequence[_Row]) -> None:
+    train = sum(question.split == Split.TRAIN for question in questions)
+    test = len(questions) - train
+    if train < FEWEST or not test:
+        raise DataError(
+            f"{kind}.file {path} has {train} questions to train on and {test} to test on; at least {FEWEST} and 1 are needed. "
+            'Give more lines, or correct "split" in them'
+        )
+    if kind == "replies" and not any(len(row.replies) > 1 for row in rows if row.split == Split.TRAIN):
+        raise DataError(f"replies.file {path} has no training question with two different replies, so nothing can be judged")
+
+
+# -- lines --------------------------------------------------------------------------------------------------------------
+
+
+def _rows(kind: Kind, path: Path) -> list[_Row]:
+    """The questions in order of their first lines, with what all their lines say."""
+    example = _EXAMPLES[kind]
+    text = read_text(path, f"{kind}.file", DataError, most=_LARGEST, remedy=f"give JSON lines ({example})")
+    rows: dict[str, _Row] = {}
+    for line in _lines(kind, path, text):
+        _add(rows, kind, path, line)
+    if not rows:
+        raise DataError(f"{kind}.file {path} is empty; write {example}, one a line")
+    return list(rows.values())
+
+
+def _lines(kind: Kind, path: Path, text: str) -> Iterator[Line]:
+    """The lines; a file of questions may be plain text, one a line."""
+    is_json = path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
+    if kind != "questions" or is_json:
+        yield from json_lines(text, str(path), DataError, _EXAMPLES[kind])
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, {"question": line.strip()}
+
+
+def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
+    number, values = line
+    reader = _Reader(values, f"{path}, line {number}", _EXAMPLES[kind])
+    question, split = reader.question(), reader.split()
+    row = rows.setdefault(question, _Row(question, number, split))
+    if split is not None and row.split not in (None, split):
+        raise DataError(
+            f'{path}, line {number}: "split" is {split}, and line {row.line} has the same question with {row.split}; '
+            "a question is in one split"
+        )
+    row.split = row.split or split
+    if kind == "replies":
+        for reply in reader.replies():
+            if not any(normalise(reply) == normalise(other) for other in row.replies):
+                row.replies.append(reply)
+    if kind == "pairs":
+        pair = reader.pair()
+        row.pairs.append(pair)
+        row.replies += [reply for reply in (pair.chosen, pair.rejected) if reply not in row.replies]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the fields of one line; messages name the line and show its beginning."""
+
+    values: dict[str, Any]
+    where: str
+    example: str
+
+    def question(self) -> str:
+        """The question: a text, or a dialogue of one message of the user; in pairs, perhaps as the start of `chosen`."""
+        for name in _QUESTION:
+            if name in self.values:
+                return self._text(name, self.values[name], "user")
+        if isinstance(self.values.get("chosen"), list):
+            return self._text("chosen", self.values["chosen"][:-1], "user")
+        raise self._wrong(f'no text under "{_QUESTION[0]}"')
+
+    def replies(self) -> list[str]:
+        if "replies" not in self.values:
+            return [self._text(name, self.values[name], "assistant") for name in [self._named(_REPLY)]]
+        found = self.values["replies"]
+        if not isinstance(found, list) or not found:
+            raise self._wrong('"replies" must be a list of texts')
+        return [self._text("replies", reply, "assistant") for reply in found]
+
+    def pair(self) -> Labelled:
+        chosen, rejected = (self._reply_of_pair(name) for name in ("chosen", "rejected"))
+        if normalise(chosen) == normalise(rejected):
+            raise self._wrong('"chosen" and "rejected" are the same text')
+        confidence = self.values.get("confidence", 1.0)
+        if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0.5 <= confidence <= 1.0:
+            raise self._wrong(f'"confidence" must be a number from 0.5 to 1, got {shortened(json.dumps(confidence))}')
+        return Labelled(chosen, rejected, float(confidence))
+
+    def split(self) -> Split | None:
+        found = self.values.get("split")
+        if found is None:
+            return None
+        if found not in ("train", "test"):
+            raise self._wrong(f'"split" must be "train" or "test", got {shortened(json.dumps(found))}')
+        return Split(found)
+
+    def _reply_of_pair(self, name: str) -> str:
+        found = self.values.get(name)
+        return self._text(name, found[-1:] if isinstance(found, list) else found, "assistant")
+
+    def _named(self, names: Sequence[str]) -> str:
+        found = next((name for name in names if name in self.values), None)
+        if found is None:
+            raise self._wrong(f'no text under "{names[0]}"')
+        return found
+
+    def _text(self, name: str, value: Any, role: str) -> str:
+        """A text, or the content of the one message of a dialogue."""
+        if isinstance(value, list):
+            if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != role:
+                raise self._wrong(f'"{name}" must be one message of the {role}; dialogues of several turns are not read')
+            value = value[0].get("content")
+        if not isinstance(value, str) or not value.strip():
+            raise self._wrong(f'no text under "{name}"')
+        return value.strip()
+
+    def _wrong(self, problem: str) -> DataError:
+        shown = shortened(json.dumps(self.values, ensure_ascii=False))
+        return DataError(f"{self.where}: {problem}; got {shown}; write {self.example}")
+
+
+# -- splits -------------------------------------------------------------------------------------------------------------
+
+
+def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]:
+    """Gives every question a split, and keeps near-duplicates out of the other one.
+
+    A near-duplicate of an earlier question is dropped where only questions are given. One with replies or pairs of its own is
+    kept in the split of the earlier one. It is dropped only where its line asks for the other split, and then the training
+    question is the one that is dropped.
+    """
+    ordered = sorted(rows, key=lambda row: row.split != Split.TEST)  # questions asked for in the test split come first
+    index, first, dropped = NearDuplicates(config.questions.near_duplicate), {}, []
+    kept: dict[str, _Row] = {}
+    twins: dict[str, str] = {}
+    for row in ordered:
+        twin = index.find(row.text)
+        if twin is None:
+            index.add(row.text, row.text)
+            first[row.text] = row
+        elif not row.replies or (row.split is not None and row.split != first[twin].split and first[twin].split is not None):
+            dropped.append(Drop("questions", "near_duplicate", row.text, {"of": twin}))
+            continue
+        else:
+            twins[row.text] = twin
+            first[twin].split = first[twin].split or row.split
+        kept[row.text] = row
+    _draw_splits([row for row in first.values() if row.split is None], list(first.values()), config)
+    for text, twin in twins.items():
+        kept[text].split = first[twin].split
+    return [row for row in rows if row.text in kept], dropped
+
+
+def _draw_splits(undecided: list[_Row], all_rows: list[_Row], config: RunConfig) -> None:
+    """Test questions in the proportion of questions.test to questions.train, drawn by the run's seed and the texts alone."""
+    share = config.questions.test / (config.questions.train + config.questions.test)
+    asked = sum(row.split == Split.TEST for row in all_rows)
+    wanted = max(0, max(1, round(share * len(all_rows))) - asked)
+
+    def drawn(row: _Row) -> bytes:
+        return hashlib.sha256(f"{config.seed}/split/{row.text}".encode()).digest()
+
+    for number, row in enumerate(sorted(undecided, key=drawn)):
+        row.split = Split.TEST if number < wanted else Split.TRAIN

@@ -1,0 +1,161 @@
+"""One damaged file in a finished run: whatever reads it says so, and what the message advises works."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from selfeval.cli import app
+from toy import SIZES, copy_lab, toy_arguments
+
+SMALL = (*SIZES, "policy.iterations=3", "evaluator.epochs=1", "evaluation.questions=8", "evaluation.samples=2")
+SCORE = ["--question", "Tom has 3 pens. He buys 2 more. How many pens has he?", "--reply", "5", "--reply", "6"]
+
+
+def selfeval(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "300"})
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that made `finished`."""
+    root = tmp_path_factory.mktemp("damage")
+    return toy_arguments(copy_lab(root / "lab"), root / "run", sizes=SMALL)
+
+
+@pytest.fixture(scope="module")
+def finished(arguments: list[str]) -> Path:
+    found = selfeval(*arguments)
+    assert found.exit_code == 0, found.output
+    return Path(arguments[3])
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def flip_a_bit(path: Path) -> None:
+    """Of the exponent of the last number of a safetensors file; of a digit elsewhere."""
+    data = bytearray(path.read_bytes())
+    if path.suffix == ".safetensors":
+        data[-1] ^= 64
+    else:
+        digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
+        data[digits[len(digits) // 2]] ^= 1
+    path.write_bytes(bytes(data))
+
+
+READERS = [
+    ("roles/evaluator-0/head.safetensors", ["score", "RUN", *SCORE]),
+    ("roles/evaluator-0/adapter_model.safetensors", ["score", "RUN", *SCORE]),
+    ("roles/evaluator-0/adapter_config.json", ["score", "RUN", *SCORE]),
+    ("roles/evaluator-0/evaluator.json", ["score", "RUN", *SCORE]),
+    ("roles/evaluator-0/head.safetensors", ["export", "RUN", "--role", "evaluator", "--merge", "--to", "OUT"]),
+    ("roles/policy/adapter_model.safetensors", ["export", "RUN", "--role", "policy", "--to", "OUT"]),
+    ("pairs/shard-00000.jsonl", ["show", "RUN", "pairs"]),
+    ("dropped/verdicts/shard-00000.jsonl", ["show", "RUN", "dropped"]),
+    ("report.json", ["report", "RUN"]),
+    ("metrics/policy.jsonl", ["report", "RUN"]),
+    ("run.json", ["score", "RUN", *SCORE]),
+    ("metrics/evaluator.jsonl", ["run", "--output", "RUN"]),
+    ("verdicts/shard-00001.jsonl", ["run", "--output", "RUN"]),
+]
+
+
+@pytest.mark.parametrize(("name", "command"), READERS, ids=lambda part: part if isinstance(part, str) else part[0])
+def test_one_flipped_bit_is_named_by_every_reader_and_nothing_is_written(
+    run: Path, tmp_path: Path, name: str, command: list[str]
+) -> None:
+    flip_a_bit(run / name)
+    places = {"RUN": str(run), "OUT": str(tmp_path / "out")}
+    found = selfeval(*[places.get(word, word) for word in command])
+    assert found.exit_code == 2, found.output
+    assert f"{run / name} is damaged" in found.output
+    assert "Traceback" not in found.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_resumed_by_its_folder_alone(run: Path) -> None:
+    before = json.loads((run / "run.json").read_text())["config"]
+    found = selfeval("run", "--output", run)
+    assert found.exit_code == 0, found.output
+    assert f"This run is finished; nothing was left to do in {run}" in found.output
+    assert json.loads((run / "run.json").read_text())["config"] == before
+
+
+def test_the_seeds_in_the_folder_are_used_where_the_file_is_gone(run: Path) -> None:
+    config = json.loads((run / "run.json").read_text())["config"]
+    Path(config["seeds"]).rename(config["seeds"] + ".away")
+    try:
+        assert selfeval("run", "--output", run).exit_code == 0
+    finally:
+        Path(config["seeds"] + ".away").rename(config["seeds"])
+
+
+def test_a_forgotten_setting_is_refused_and_both_remedies_work(run: Path) -> None:
+    policy = (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes()
+    refused = selfeval("run", "--output", run, "--set", "policy.clip=0.1")
+    assert refused.exit_code == 2
+    assert "policy.clip: 0.2, now 0.1" in refused.output
+    assert re.search(r"policy \(\d+\.\d s; iterations 3, .*evaluation \(\d+\.\d s", refused.output)
+    assert not (run / "replaced").exists()
+    advice = re.search(r"settings: (selfeval run --output \S+)\. ", refused.output)
+    assert advice
+    assert selfeval(*shlex.split(advice.group(1))[1:]).exit_code == 0
+    assert (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == policy
+    again = selfeval("run", "--output", run, "--set", "policy.clip=0.1", "--restart", "--until", "policy")
+    assert again.exit_code == 0, again.output
+    assert (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes() != policy
+    listed = selfeval("restore", run)
+    assert re.search(r"^1: policy \(.*policy\.clip: 0\.2, now 0\.1", listed.output)
+    restored = selfeval("restore", run, "1")
+    assert "restored: policy, evaluation, report" in restored.output
+    assert (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == policy
+    assert "nothing was left to do" in selfeval("run", "--output", run).output
+
+
+def test_run_json_can_be_rebuilt(run: Path, arguments: list[str]) -> None:
+    whole = [*arguments[:3], str(run), *arguments[4:]]
+    (run / "run.json").write_text('{"config": [')
+    refused = selfeval("run", "--output", run)
+    assert refused.exit_code == 2
+    assert f"{run / 'run.json'} is damaged" in refused.output
+    assert "remove it and give the whole command again" in refused.output
+    (run / "run.json").unlink()
+    found = selfeval(*whole)
+    assert found.exit_code == 0, found.output
+    assert "nothing was left to do" in found.output
+    assert selfeval("score", run, *SCORE).exit_code == 0
+
+
+def test_a_sampled_reply_file_that_is_lost_in_the_middle_of_training_is_missed(run: Path) -> None:
+    shutil.rmtree(run / "roles" / "policy")
+    for name in ("policy/manifest.json", "policy/shard-00001.jsonl"):
+        (run / name).unlink()
+    refused = selfeval("run", "--output", run)
+    assert refused.exit_code == 2
+    assert f"{run / 'policy' / 'shard-00001.jsonl'}, which this training wrote before it stopped, is missing" in refused.output
+    found = selfeval("run", "--output", run, "--restart", "--until", "policy")
+    assert found.exit_code == 0, found.output
+    assert (run / "policy" / "shard-00001.jsonl").is_file()
+
+
+def test_a_dropped_file_is_made_again_as_its_message_advises(run: Path) -> None:
+    path = run / "dropped" / "verdicts" / "shard-00000.jsonl"
+    before = path.read_bytes()
+    path.write_text("{")
+    refused = selfeval("run", "--output", run)
+    assert refused.exit_code == 2
+    assert "remove it and give the same command again: it is made again" in refused.output
+    os.unlink(path)
+    assert selfeval("run", "--output", run).exit_code == 0
+    assert path.read_bytes() == before

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from selfeval.quality import answers
+from selfeval.quality.answers import final_answer, is_answer
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("72", "72"),
+        ("48 / 2 = 24, 48 + 24 = 72.\nThe answer is 72.", "Natalia sold 48/2 = 24 clips.\n#### 72"),
+        ("So we have\n#### 1,200", "1200"),
+        ("The answer is $1,200.50", "1200.5"),
+        ("Thus \\boxed{\\frac{3}{4}}.", "0.75"),
+        ("First \\boxed{1}, no: \\boxed{2}", "2"),
+        ("Is the answer is 5? No. The answer is 6.", "6"),
+        ("She has 3 pens, then 5", "5"),
+        ("x = -7", "-7"),
+        ("x = −7", "-7"),
+        ("The answer is 50%", "50"),
+        ("1e3", "1000"),
+        ("The answer is (B)", "B"),
+        ("Answer: b", "B"),
+        ("The answer is B) Paris", "B"),
+        ("I pick C.", "C"),
+        ("The answer is Paris.", "paris"),
+        ("Paris", "Paris"),
+        ("\\boxed{\\text{Paris}}", "Paris"),
+        ("The answer is 3 apples", "3"),
+    ],
+)
+def test_a_right_answer_is_found(reply: str, answer: str) -> None:
+    assert is_answer(reply, [answer])
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("73", "72"),
+        ("The answer is 72. Or 73, the answer is 73.", "72"),
+        ("72 is what I began with, then 5", "72"),
+        ("", "72"),
+        ("no number", "72"),
+        ("The answer is C", "B"),
+        ("A nice day", "B"),
+        ("I like Paris and Rome", "Paris"),
+        ("The answer is 5", "5 apples and 3 pears"),
+        ("7", "-7"),
+        ("1/0", "5"),
+        ("1e999999999", "5"),
+        ("\\boxed{5", "6"),
+    ],
+)
+def test_a_wrong_answer_is_not_right(reply: str, answer: str) -> None:
+    assert not is_answer(reply, [answer])
+
+
+def test_any_of_several_answers_is_right() -> None:
+    assert is_answer("The answer is the USA", ["United States", "the USA"])
+    assert not is_answer("The answer is Cuba", ["United States", "the USA"])
+
+
+def test_a_text_without_a_mark_has_no_final_answer() -> None:
+    assert final_answer("Nothing is said here") is None
+    assert final_answer("The answer is") is None
+
+
+def test_the_examples_are_right() -> None:
+    assert doctest.testmod(answers).failed == 0

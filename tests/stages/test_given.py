@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfeval.config import RunConfig, load_config
+from selfeval.errors import ConfigError, DataError
+from selfeval.records import Split
+from selfeval.stages.given import Given, given_key, read_given
+
+
+def _write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _config(kind: str, path: Path, *more: str) -> RunConfig:
+    return load_config(None, {}, [f"{kind}.file={path}", *more])
+
+
+def _given(kind: str, path: Path, *more: str) -> Given:
+    found = read_given(_config(kind, path, *more))
+    assert found is not None
+    return found
+
+
+def _refusal(kind: str, path: Path, *more: str) -> str:
+    with pytest.raises((DataError, ConfigError)) as caught:
+        read_given(_config(kind, path, *more))
+    return str(caught.value)
+
+
+QUESTIONS = [f"What is {n} + {n}?" for n in range(12)]
+
+
+def _splits(given: Given) -> dict[str, str]:
+    return {question.text: question.split.value for question in given.questions}
+
+
+def test_without_a_file_nothing_is_given() -> None:
+    assert read_given(RunConfig()) is None
+    assert given_key(RunConfig()) == []
+
+
+def test_questions_from_json_lines_and_from_plain_text_are_the_same(tmp_path: Path) -> None:
+    lines = _write(tmp_path / "a.jsonl", *({"question": q, "answer": 3} for q in QUESTIONS))
+    plain = tmp_path / "a.txt"
+    plain.write_text("\ufeff" + "\r\n".join(QUESTIONS) + "\n")
+    first, second = _given("questions", lines), _given("questions", plain)
+    assert first.questions == second.questions
+    assert [question.text for question in first.questions] == QUESTIONS
+    assert [question.id for question in first.questions][:2] == ["q000000", "q000001"]
+    assert {question.source for question in first.questions} == {"file"}
+
+
+def test_the_split_has_the_wanted_proportion_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", *({"question": q} for q in QUESTIONS))
+    sizes = ("questions.train=2", "questions.test=1")
+    found = _splits(_given("questions", path, *sizes))
+    assert sorted(found.values()) == ["test"] * 4 + ["train"] * 8
+    assert _splits(_given("questions", path, *sizes)) == found
+    shuffled = _write(tmp_path / "b.jsonl", *({"question": q} for q in reversed(QUESTIONS)))
+    assert _splits(_given("questions", shuffled, *sizes)) == found
+    assert _splits(_given("questions", path, *sizes, "seed=1")) != found
+
+
+def test_a_split_that_a_line_asks_for_is_kept(tmp_path: Path) -> None:
+    asked = [{"question": q, "split": "test" if n < 5 else "train"} for n, q in enumerate(QUESTIONS)]
+    found = _splits(_given("questions", _write(tmp_path / "a.jsonl", *asked)))
+    assert [q for q, split in found.items() if split == "test"] == QUESTIONS[:5]
+
+
+LONG = "Tom has three red apples and buys some more at the market today. How many apples has he now?"
+
+
+def test_near_duplicates_are_never_in_both_splits(tmp_path: Path) -> None:
+    twin, other = LONG, f"Now, {LONG}"
+    rows = [{"question": q} for q in QUESTIONS]
+    given = _given("questions", _write(tmp_path / "a.jsonl", *rows, {"question": twin}, {"question": other}))
+    assert [(d.reason, d.text, d.detail) for d in given.dropped] == [("near_duplicate", other, {"of": twin})]
+    # A training question that is near a test question goes, wherever it stands in the file.
+    asked = [*rows, {"question": twin, "split": "train"}, {"question": other, "split": "test"}]
+    given = _given("questions", _write(tmp_path / "b.jsonl", *asked))
+    assert [d.text for d in given.dropped] == [twin]
+    # With replies of their own both are kept, in one split.
+    both = [{"question": q, "replies": ["one", "two"]} for q in (*QUESTIONS, twin, other)]
+    for seed in range(6):
+        found = _splits(_given("replies", _write(tmp_path / "c.jsonl", *both), f"seed={seed}"))
+        assert found[twin] == found[other]
+    both[-1]["split"] = "test"
+    found = _splits(_given("replies", _write(tmp_path / "d.jsonl", *both)))
+    assert found[twin] == found[other] == "test"
+    both[-2]["split"] = "train"
+    given = _given("replies", _write(tmp_path / "e.jsonl", *both))
+    assert [d.text for d in given.dropped] == [twin]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"question": "{}", "replies": ["one", "two", " One. "]}],
+        [{"prompt": "{}", "response": "one"}, {"prompt": "{}", "response": "two"}],
+        [{"question": "{}", "reply": "one"}, {"question": "{}", "reply": "two"}],
+        [
+            {"prompt": [{"role": "user", "content": "{}"}], "completion": [{"role": "assistant", "content": c}]}
+            for c in ("one", "two")
+        ],
+    ],
+)
+def test_replies_in_every_format(tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+    rows = [json.loads(json.dumps(line).replace("{}", q)) for q in QUESTIONS for line in lines]
+    given = _given("replies", _write(tmp_path / "a.jsonl", *rows))
+    assert [question.text for question in given.questions] == QUESTIONS
+    assert set(given.replies.values()) == {("one", "two")}
+    assert given.pairs == {}
+
+
+def _turn(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": "{}", "chosen": "good", "rejected": "bad"},
+        {"question": "{}", "chosen": "good", "rejected": "bad", "confidence": 1, "chosen_ids": [1, 2], "split": None},
+        {"prompt": [_turn("user", "{}")], "chosen": [_turn("assistant", "good")], "rejected": [_turn("assistant", "bad")]},
+        {
+            "chosen": [_turn("user", "{}"), _turn("assistant", "good")],
+            "rejected": [_turn("user", "{}"), _turn("assistant", "bad")],
+        },
+    ],
+)
+def test_pairs_in_every_format(tmp_path: Path, line: dict[str, Any]) -> None:
+    rows = [json.loads(json.dumps(line).replace("{}", q)) for q in QUESTIONS]
+    given = _given("pairs", _write(tmp_path / "a.jsonl", *rows))
+    assert [question.text for question in given.questions] == QUESTIONS
+    ((pair,),) = set(given.pairs.values())
+    assert (pair.chosen, pair.rejected, pair.confidence) == ("good", "bad", 1.0)
+    assert set(given.replies.values()) == {("good", "bad")}
+
+
+GOOD = [{"question": q, "replies": ["one", "two"], "chosen": "one", "rejected": "two"} for q in QUESTIONS]
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "said"),
+    [
+        ("questions", {"text": "Why?"}, 'line 13: no text under "question"; got {"text": "Why?"}; write {"question": "..."}'),
+        ("questions", {"question": 3}, 'line 13: no text under "question"'),
+        ("questions", {"question": "Why?", "split": "dev"}, 'line 13: "split" must be "train" or "test", got "dev"'),
+        ("questions", ["Why?"], "line 13: not a JSON object"),
+        ("replies", {"question": "Why?"}, 'line 13: no text under "reply"'),
+        ("replies", {"question": "Why?", "replies": []}, 'line 13: "replies" must be a list of texts'),
+        ("replies", {"question": "Why?", "replies": ["a", 3]}, 'line 13: no text under "replies"'),
+        ("pairs", {"prompt": "Why?", "chosen": "a"}, 'line 13: no text under "rejected"'),
+        ("pairs", {"prompt": "Why?", "chosen": "a", "rejected": " A. "}, '"chosen" and "rejected" are the same text'),
+        (
+            "pairs",
+            {"prompt": "Why?", "chosen": "a", "rejected": "b", "confidence": 0.4},
+            "must be a number from 0.5 to 1, got 0.4",
+        ),
+        (
+            "pairs",
+            {"prompt": "Why?", "chosen": "a", "rejected": "b", "confidence": True},
+            "must be a number from 0.5 to 1, got true",
+        ),
+        (
+            "pairs",
+            {"prompt": [_turn("user", "a"), _turn("assistant", "b"), _turn("user", "c")], "chosen": "a", "rejected": "b"},
+            '"prompt" must be one message of the user; dialogues of several turns are not read',
+        ),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, kind: str, line: Any, said: str) -> None:
+    path = _write(tmp_path / "a.jsonl", *GOOD, line)
+    assert said in _refusal(kind, path)
+    assert str(path) in _refusal(kind, path)
+
+
+def test_a_question_asked_for_in_both_splits_is_refused(tmp_path: Path) -> None:
+    rows = [{**GOOD[0], "split": "train"}, *GOOD[1:], {**GOOD[0], "split": "test"}]
+    said = _refusal("replies", _write(tmp_path / "a.jsonl", *rows))
+    assert 'line 13: "split" is test, and line 1 has the same question with train; a question is in one split' in said
+
+
+def test_too_little_is_refused(tmp_path: Path) -> None:
+    few = _write(tmp_path / "few.jsonl", *GOOD[:4])
+    assert "has 3 questions to train on and 1 to test on; at least 4 and 1 are needed" in _refusal("questions", few)
+    train = _write(tmp_path / "train.jsonl", *({**row, "split": "train"} for row in GOOD))
+    assert "has 12 questions to train on and 0 to test on" in _refusal("questions", train)
+    single = _write(tmp_path / "single.jsonl", *({"question": q, "reply": "one"} for q in QUESTIONS))
+    assert "no training question with two different replies" in _refusal("replies", single)
+    assert "is empty; write" in _refusal("pairs", _write(tmp_path / "empty.jsonl"))
+    assert "pairs.file " + str(tmp_path / "none") + " does not exist" in _refusal("pairs", tmp_path / "none")
+
+
+def test_one_file_is_given_and_rounds_need_replies_of_the_policy(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", *GOOD)
+    said = _refusal("pairs", path, f"questions.file={path}")
+    assert said.startswith("questions.file and pairs.file are given; give one")
+    assert "set rounds = 1, or give questions.file" in _refusal("pairs", path, "rounds=2")
+    assert _given("questions", path, "rounds=2").kind == "questions"
+
+
+def test_the_key_is_the_content_wherever_it_is(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", *GOOD)
+    key = given_key(_config("pairs", path))
+    (tmp_path / "b").mkdir()
+    copied = _write(tmp_path / "b" / "c.jsonl", *GOOD)
+    assert given_key(_config("pairs", copied)) == key
+    assert given_key(_config("replies", copied)) != key
+    _write(path, *GOOD[1:])
+    assert given_key(_config("pairs", path)) != key
+
+
+def test_confidence_is_the_label(tmp_path: Path) -> None:
+    rows = [{"prompt": q, "chosen": "good", "rejected": "bad", "confidence": 0.7} for q in QUESTIONS]
+    given = _given("pairs", _write(tmp_path / "a.jsonl", *rows))
+    assert {pair.confidence for pairs in given.pairs.values() for pair in pairs} == {0.7}
+    assert {question.split for question in given.questions} == set(Split)
