@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -250,7 +251,9 @@ def _plan(
     from selfeval.backbone.facts import model_facts
     from selfeval.stages.planning import Machine, make_plan
 
-    made = make_plan(config, model_facts(str(config_file or config.model)), Machine.of(config, named))
+    facts = model_facts(str(config_file or config.model))
+    with _steps("planning") as tell:
+        made = make_plan(config, facts, Machine.of(config, named), tell=tell)
     if as_json:
         import json
 
@@ -263,6 +266,19 @@ def _plan(
             typer.echo(f"The plan is that of PPO with one evaluator; {beyond} are not in it.")
     if not made.fits:
         raise typer.Exit(2)
+
+
+@contextmanager
+def _steps(title: str) -> Iterator[Callable[[str], None]]:
+    """Shows the step at hand on standard error: in one line of a terminal, or as a line a step."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(f"{title}: {text}", highlight=False, markup=False, soft_wrap=True)
+        return
+    with console.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
 
 
 def _beyond_the_plan(config: RunConfig) -> str:
