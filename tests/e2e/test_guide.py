@@ -1,4 +1,4 @@
-"""The snippets of docs/guides/use-elsewhere.md that need nothing but transformers, on a run of the embedded model at toy size."""
+"""The snippets of docs/guides/use-elsewhere.md that need transformers alone, on a small run of the embedded model."""
 
 from __future__ import annotations
 

@@ -56,6 +56,17 @@ def chat_tokenizer() -> Any:
     return tokenizer
 
 
+def parts_tokenizer() -> Any:
+    """One whose chat template takes content in parts only, and prints the date."""
+    tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", "<|im_start|>"))
+    tokenizer.chat_template = (
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<|im_start|>{{ m['role'] }}:\n"
+        "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}<eos>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:\n{% endif %}"
+    )
+    return tokenizer
+
+
 def bos_tokenizer() -> Any:
     """One that begins every text with a token by itself."""
     tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", "<s>"))
@@ -64,7 +75,9 @@ def bos_tokenizer() -> Any:
     return tokenizer
 
 
-@pytest.mark.parametrize("make", [tiny_models.words_tokenizer, chat_tokenizer, bos_tokenizer], ids=["plain", "chat", "bos"])
+@pytest.mark.parametrize(
+    "make", [tiny_models.words_tokenizer, chat_tokenizer, parts_tokenizer, bos_tokenizer], ids=["plain", "chat", "parts", "bos"]
+)
 def test_a_dialogue_becomes_what_the_evaluator_was_trained_on(make: Any, tmp_path: Path) -> None:
     tokenizer = make()
     ours = templates(tokenizer)

@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ import typer
 from selfeval import __version__
 from selfeval.cli.failures import clear_errors, refuse_broken_arguments
 from selfeval.errors import InputError, RunFolderError
+from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
@@ -168,7 +170,9 @@ def _stop_at(until: str, rounds: int) -> tuple[int, str]:
 
 
 def _quiet_libraries() -> None:
-    """One voice on the terminal: ours."""
+    """One voice on the terminal: ours; a note where a library is not one that this release was tested with."""
+    if note := versions_note():
+        typer.echo(f"Note: {note}", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -247,7 +251,9 @@ def _plan(
     from selfeval.backbone.facts import model_facts
     from selfeval.stages.planning import Machine, make_plan
 
-    made = make_plan(config, model_facts(str(config_file or config.model)), Machine.of(config, named))
+    facts = model_facts(str(config_file or config.model))
+    with _steps("planning") as tell:
+        made = make_plan(config, facts, Machine.of(config, named), tell=tell)
     if as_json:
         import json
 
@@ -260,6 +266,19 @@ def _plan(
             typer.echo(f"The plan is that of PPO with one evaluator; {beyond} are not in it.")
     if not made.fits:
         raise typer.Exit(2)
+
+
+@contextmanager
+def _steps(title: str) -> Iterator[Callable[[str], None]]:
+    """Shows the step at hand on standard error: in one line of a terminal, or as a line a step."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(f"{title}: {text}", highlight=False, markup=False, soft_wrap=True)
+        return
+    with console.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
 
 
 def _beyond_the_plan(config: RunConfig) -> str:
