@@ -20,7 +20,7 @@ import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import ContextConfig, RunConfig
 from selfeval.errors import ExportError, ModelError, RunFolderError, StorageError
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import templates_folder
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages import export
 from selfeval.stages.export import export_role, find_role
@@ -380,7 +380,15 @@ def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Pat
     (run.model / "templates" / "notes.txt").unlink()
     (run.model / "templates" / "notes.txt").write_text("not a template")
     copied = {path.name for path in (run.export("policy", tmp_path / "out").folder / "templates").iterdir()}
-    assert copied == {"ask.jinja", "grade.jinja", "judge.jinja", "referee.jinja", "reply.jinja", "templates.toml"}
+    assert copied == {
+        "ask.jinja",
+        "chat_template.jinja",
+        "grade.jinja",
+        "judge.jinja",
+        "referee.jinja",
+        "reply.jinja",
+        "templates.toml",
+    }
 
 
 def test_weights_may_be_links(tmp_path: Path) -> None:
@@ -470,6 +478,9 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
     tiny_models.scramble(backbone, "policy")
     backbone.save_role("policy", tmp_path / "run" / "roles" / "policy")
     write_json(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
+    store = RunStore(tmp_path / "run")
+    templates = load_templates(config, store, backbone.loaded.tokenizer, date.today())
+    store.close()
     done = export_role(
         config, tmp_path / "run", "policy", tmp_path / "out", merge=merge, precision="base", terminal=Terminal(quiet=True)
     )
@@ -478,7 +489,6 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
     text = (done.folder / "README.md").read_text(encoding="utf-8")
     assert "AutoTokenizer.from_pretrained" not in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    templates = Templates.load(templates_folder(str(folder)), backbone.loaded.tokenizer)
     with backbone.acting_as("policy"):
         request = Request(templates.prompt("reply", question="QUESTION"), temperature=0.0)
         ids = generate(backbone, [request], max_new_tokens=8, seed=0)[0].ids
