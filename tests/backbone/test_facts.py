@@ -73,6 +73,19 @@ def test_a_config_of_something_else_is_refused(values: dict[str, object]) -> Non
         read_facts("x", values)
 
 
+def test_what_run_refuses_is_not_planned() -> None:
+    """BERT is in transformers' table of causal models, for a head that its published config does not name."""
+    values = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    with pytest.raises(ModelError, match="x is a BertForMaskedLM, not a causal language model"):
+        read_facts("x", values)
+
+
+def test_the_model_on_the_meta_device_is_built_once() -> None:
+    facts = model_facts("gpt2")
+    assert facts.shell is facts.shell
+    assert all(parameter.is_meta for parameter in facts.shell.parameters())
+
+
 def test_the_period_of_layers() -> None:
     assert model_facts("Qwen3-8B").period == 1
     assert model_facts("gpt2").period == 1

@@ -242,6 +242,7 @@ def test_show_score_and_report_work_on_a_finished_run(finished: Path, tmp_path: 
     lines = scored.stdout.splitlines()
     assert [line.split("  ", 1)[1] for line in lines[:2]] == ["The answer is 5", "Well, 6"]
     assert lines[2].startswith("preferred: ")
+    assert lines[2].endswith("not calibrated: too few held-out pairs to fit a temperature)")  # 1 pair is held out
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".lock"))
     (folder / "index.html").unlink()
@@ -256,7 +257,10 @@ def test_an_on_policy_run_gets_its_report(recipe: Path, tmp_path: Path) -> None:
     small = ("policy.epochs=1", "policy.minibatch=128", "policy.iterations=3", "evaluator.epochs=1")
     found = selfeval(*toy_arguments(recipe, folder, *(part for size in small for part in ("--set", size))))
     assert found.returncode == 0, found.stderr
-    assert "could not be drawn" not in (folder / "index.html").read_text()
+    page, report = (folder / "index.html").read_text(), json.loads((folder / "report.json").read_text())
+    assert "could not be drawn" not in page
+    assert report["prompts"]["referee.jinja"] == (folder / "templates" / "referee.jinja").read_text() != ""
+    assert "<code>referee.jinja</code>" in page
     kls = [json.loads(line)["approximate_kl"] for line in (folder / "metrics" / "policy.jsonl").read_text().splitlines()]
     assert len(kls) == 3
     assert all(abs(kl) < 1e-9 for kl in kls)  # otherwise this is not the case that it wants to be

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -159,6 +160,24 @@ def test_values_that_are_not_finite_are_counted_not_drawn() -> None:
     html = render(sample_report(), metrics)
     assert "2 values were not finite and cannot be drawn." in html
     assert "nan" not in re.findall(r'd="([^"]*)"', html[html.index("<h3>Value loss</h3>") :])[0]
+
+
+def test_every_table_has_a_caption_and_headings_have_no_gap() -> None:
+    elements = Elements(render(sample_report(), sample_metrics()))
+    assert len(elements.of("caption")) == len(elements.of("table")) > 10
+    levels = [int(name[1]) for name, _ in elements.tags if re.fullmatch(r"h[1-6]", name)]
+    assert levels[0] == 1
+    assert all(deeper - level <= 1 for level, deeper in itertools.pairwise(levels))
+
+
+def test_the_prompts_that_were_used_are_shown_as_text() -> None:
+    report = {**sample_report(), "prompts": {"judge.jinja": f"{{{{ question }}}}\n{ATTACK}", "chat_template.jinja": ""}}
+    html = render(report, {})
+    assert "{{ question }}" in html
+    assert ATTACK not in html
+    assert "judge.jinja" in words(html)
+    assert "chat_template.jinja" not in html  # empty: the tokenizer has none
+    assert "The prompt templates were not recorded in this run." in words(render(sample_report(), {}))
 
 
 def test_a_chart_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 import chatglm
 import tiny_models
+from selfeval.backbone import precision
 from selfeval.backbone.facts import ModelFacts, model_facts
 from selfeval.backbone.footprint import Peaks
 from selfeval.backbone.meters import kernel_bytes
@@ -261,6 +263,7 @@ def test_json_of_the_command(tmp_path: Path) -> None:
 def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
     found = _command(tmp_path, "--memory-budget", "50KiB", "--set", "precision=fp32", "--set", "placement.mode=single")
     assert found.exit_code == 2
+    assert "planning: measuring" in found.stderr
     for word in ("rollout", "KV cache", "optimizer", "total", "It does not fit.", "does not fit:", "precision=bf16"):
         assert word in found.stdout
     # fp32: 100 KiB of embeddings and output layer, 30 KiB a layer; a fifth of each card is kept.
@@ -292,6 +295,30 @@ def test_an_automatic_precision_is_planned_as_it_is_loaded(monkeypatch: pytest.M
     assert picked(_cards(cuda0=12, cuda1=12, cpu=64)) == "bf16"
     # nf4 by the sum, but on no device as a whole nor on the cards alone: what can be spread.
     assert picked(_cards(cuda0=3, cpu=64)) == "bf16"
+
+
+def test_a_packed_precision_that_needs_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "Measured", _OnlyWeights)
+    facts, machine = model_facts("Qwen2.5-7B-Instruct"), _cards(cuda0=9)
+
+    def changes(**values: Any) -> str:
+        return " ".join(make_plan(RunConfig.model_validate(values), facts, machine).changes)
+
+    assert "bitsandbytes" not in changes()  # it is installed, and nf4 is picked
+    for module in (planning, precision):
+        monkeypatch.setattr(module, "is_bitsandbytes_available", lambda: False)
+    said = changes()
+    assert re.search(r"precision=nf4 takes about 5\.\d\d GiB on cuda:0, which fits; it needs bitsandbytes", said), said
+    assert "pip install 'self-evaluator[quantised]'" in said
+    assert "bitsandbytes" not in changes(precision="bf16")  # a choice of the user is not questioned
+
+
+def test_every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "Measured", _OnlyWeights)
+    told: list[str] = []
+    make_plan(RunConfig(rollout_rows=7), model_facts("gpt2"), _cards(cpu=64), tell=told.append)
+    assert told[:2] == ["placing the weights of openai-community/gpt2", "measuring 7 replies side by side"]
+    assert any(text.startswith("measuring micro-batches of") for text in told)
 
 
 class _OnlyWeights(planning.Measured):

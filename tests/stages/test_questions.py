@@ -288,8 +288,8 @@ def test_sampling_only_as_much_as_is_needed_gives_the_questions_of_whole_shards(
 
 
 def test_a_few_questions_cost_a_few_samples_whatever_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = asked(monkeypatch)
     run = context(tmp_path, monkeypatch, shard=1024, train=4, test=2)
+    prompts = asked(monkeypatch)
     assert questions.run(run)["train"] == 4
     assert len(prompts) == 16
 

@@ -27,7 +27,7 @@ from selfeval.backbone.weights import check_fit, check_pointers, read_headers, w
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 
-__all__ = ["ModelParts", "check_model", "errors_of_model", "read_parts"]
+__all__ = ["ModelParts", "check_causal", "check_model", "errors_of_model", "read_parts"]
 
 _GIVE = "give a Hugging Face model folder or a hub id such as org/name"
 _LONGEST_REASON = 400
@@ -97,7 +97,7 @@ def read_parts(
     with errors_of_model(name):
         register_family(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        _check_causal(config, name)
+        check_causal(config, name)
         stretch = stretch_positions(config, context or ContextConfig(), name)
         tokenizer = _tokenizer(name, trust_remote_code)
         files = weight_files(name, download=download)
@@ -188,7 +188,12 @@ def _base_of(adapter: Path) -> str:
 # -- config, tokenizer, weights -----------------------------------------------------------------------------------------
 
 
-def _check_causal(config: Any, name: str) -> None:
+def check_causal(config: Any, name: str) -> None:
+    """Refuses a model that does not write text, by its config alone: the check that run and plan share.
+
+    Raises:
+        ModelError: another architecture than that of a causal language model.
+    """
     is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.model_type in FAMILIES
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []

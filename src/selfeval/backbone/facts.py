@@ -9,13 +9,17 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from selfeval.backbone.check import check_causal
 from selfeval.backbone.families.table import FAMILIES, register_family
+from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import stretch_positions
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
@@ -43,6 +47,11 @@ class ModelFacts:
     def text(self) -> Any:
         """The config of its language part."""
         return self.config.get_text_config()
+
+    @cached_property
+    def shell(self) -> nn.Module:
+        """The model on the meta device, built once: for a deep model that takes seconds."""
+        return meta_model(self.config)
 
     @property
     def layers(self) -> int:
@@ -113,7 +122,9 @@ def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
         )
     register_family(kind)
     # The class itself and not AutoConfig.for_model: a family may read a published config as that of another model.
-    return ModelFacts(name, CONFIG_MAPPING[kind].from_dict(values, name_or_path=name))
+    config = CONFIG_MAPPING[kind].from_dict(values, name_or_path=name)
+    check_causal(config, name)
+    return ModelFacts(name, config)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from selfeval.backbone.facts import ModelFacts
-from selfeval.backbone.placement import DeviceMap, meta_model
+from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.sizes import WeightSizes, weight_sizes
 
 __all__ = ["DTYPES", "KINDS", "PHASES", "DevicePlan", "Plan", "at_depth", "largest_fitting", "weigh"]
@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 def weigh(facts: ModelFacts, precision: str) -> WeightSizes:
     """Counts a model's weights without making any."""
-    return weight_sizes(meta_model(facts.config), precision)
+    return weight_sizes(facts.shell, precision)
 
 
 def at_depth(least: Mapping[str, int], deeper: Sequence[Mapping[str, int]], steps: Sequence[float]) -> Counter[str]:

@@ -142,6 +142,7 @@ def all_sections(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]
         "cost": _cost(report),
         "data": [(name.replace("_", " "), count(value)) for name, value in section(report, "data").items()],
         "config": _config(report),
+        "prompts": [(name, str(text)) for name, text in section(report, "prompts").items() if text],
         "versions": [(name, str(value)) for name, value in section(report, "versions").items()],
     }
 
@@ -374,7 +375,9 @@ def _overoptimisation(report: dict[str, Any]) -> View:
     start, fits = found.get("start") or [0.0, 0.0], found.get("fit") or {}
     xs = sorted({x for line in lines for x, _ in line.points})
     for (key, fit), base in zip(fits.items(), start, strict=True):
-        curve = [(x, base + x * (fit["alpha"] - fit["beta"] * math.log(x))) for x in _between(xs[0], xs[-1])]
+        # At the start the distance is 0, where x log x is 0 and log x is not defined.
+        gains = [(x, x * (fit["alpha"] - fit["beta"] * math.log(x)) if x > 0 else 0.0) for x in _between(xs[0], xs[-1])]
+        curve = [(x, base + gain) for x, gain in gains]
         lines.append(Line(f"{key}, fitted", curve))
     gap = read_figure(report, "policy.overoptimisation.gap")
     told = (

@@ -456,7 +456,8 @@ def _policy_sentence(report: dict[str, Any]) -> str:
     shares, wins = _gold_shares(report), read_figure(report, "policy.win_rate")
     comparison, _ = _policy_comparison(report)
     if shares is not None:
-        return f"{_gold_clause(*shares, comparison)}{_win_clause(report, wins, comparison)}."
+        older = "" if comparison else f"; {OLDER}"
+        return f"{_gold_clause(*shares, comparison)}{_win_clause(report, wins, comparison)}{older}."
     if wins is None:
         return "The gain of the policy was not measured."
     start = "With no gold to check against, only the judge can be asked"
@@ -474,7 +475,7 @@ def _policy_sentence(report: dict[str, Any]) -> str:
 def _gold_clause(before: Figure, after: Figure, comparison: Comparison | None) -> str:
     told = f"from {describe(before)} to {describe(after)}"
     if comparison is None:
-        return f"Replies that are right by gold went {told}; {OLDER}"
+        return f"Replies that are right by gold went {told}"
     if comparison.finding == "better":
         return f"The policy got better: replies that are right by gold rose {told}, by {describe_difference(comparison)}"
     if comparison.finding == "worse":

@@ -12,16 +12,17 @@ from itertools import groupby
 from typing import Any, get_args
 
 import torch
+from transformers.utils import is_bitsandbytes_available
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.facts import ModelFacts
 from selfeval.backbone.footprint import Peaks, ShapeBackbone, computes, fullest
 from selfeval.backbone.load import Wanted, memory_within, pick_attention, place_base
 from selfeval.backbone.meters import kept_by_allocator, kernel_bytes, resident_bytes
-from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, meta_model, plan_placement, usable_memory
+from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, plan_placement, usable_memory
 from selfeval.backbone.plan import DTYPES, PHASES, DevicePlan, Plan, at_depth, largest_fitting, weigh
 from selfeval.backbone.precision import PRECISIONS
-from selfeval.backbone.sizes import weight_sizes
+from selfeval.backbone.sizes import WeightSizes
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.templates import template_texts, templates_folder
@@ -159,7 +160,7 @@ def _roles(config: RunConfig) -> dict[str, bool]:
 
 def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str, DeviceMap, list[str]]:
     """Precision and device map as loading picks them, with sentences; where nothing fits, everything on the first device."""
-    model, memory = meta_model(facts.config), machine.weights
+    model, memory = facts.shell, machine.weights
     target = torch.device(machine.kind)
     wanted = Wanted(facts.name, model, config.device, config.precision, config.placement, memory)
     said: list[str] = []
@@ -263,8 +264,8 @@ class Measured:
         return peak + Counter(runtime=self.runtime, kernels=self.kernels, allocator=kept)
 
     @cached_property
-    def sizes(self) -> Any:
-        return weight_sizes(meta_model(self.facts.config), self.precision)
+    def sizes(self) -> WeightSizes:
+        return weigh(self.facts, self.precision)
 
     @cached_property
     def _layer(self) -> int:
@@ -341,7 +342,14 @@ class Measured:
 # -- the plan -------------------------------------------------------------------------------------------------------------
 
 
-def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, *, work: Workload | None = None) -> Plan:
+def make_plan(
+    config: RunConfig,
+    facts: ModelFacts,
+    machine: Machine,
+    *,
+    work: Workload | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Plan:
     """Plans a run of `facts`' model under this configuration.
 
     Args:
@@ -349,6 +357,7 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, *, work: W
         facts: of the model; nothing of it is loaded.
         machine: the devices and what is free there.
         work: tokens; by default the longest that the configuration allows.
+        tell: takes a sentence before each step that may take seconds.
 
     Returns:
         The plan with the largest settings up to the wanted ones that fit. Where nothing fits, the plan of one row at a time
@@ -358,6 +367,7 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, *, work: W
         ModelError: a context that the model cannot be given, or attention that it cannot compute.
     """
     facts = facts.within(config.context)
+    tell(f"placing the weights of {facts.name}")
     precision, placement, said = _place(config, facts, machine)
     work = work or workload(config, facts.context)
 
@@ -369,18 +379,29 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, *, work: W
         budgets = {device: machine.budget(device) for device in peaks}
         return max((peaks[d].total() - b for d, b in budgets.items() if b is not None), default=-1)
 
-    def most_rows(measured: Measured, wanted: int) -> int:
-        return largest_fitting(lambda n: max(missing(p) for p in measured.learning(n).values()), wanted, 0)
+    def rollout_misses(rows: int) -> int:
+        tell(f"measuring {rows} replies side by side")
+        return missing(sampled.rollout(rows))
 
-    measured, checkpointing = measured_with(config.checkpointing), config.checkpointing
+    def most_rows(measured: Measured, wanted: int) -> int:
+        def misses(rows: int) -> int:
+            how = "recomputed" if measured.checkpointing else "kept"
+            tell(f"measuring micro-batches of {rows} rows, layers {how}")
+            return max(missing(p) for p in measured.learning(rows).values())
+
+        return largest_fitting(misses, wanted, 0)
+
+    sampled = measured = measured_with(config.checkpointing)
     wanted = max(1, config.batch_tokens // work.longest)
-    sampling = largest_fitting(lambda n: missing(measured.rollout(n)), config.rollout_rows, 0)
+    sampling = largest_fitting(rollout_misses, config.rollout_rows, 0)
     learning = most_rows(measured, wanted)
-    if learning == 0 and not checkpointing:
-        measured, checkpointing = measured_with(True), True
+    if learning == 0 and not config.checkpointing:
+        measured = measured_with(True)
         learning = most_rows(measured, wanted)
+    checkpointing = measured.checkpointing
     fits = sampling > 0 and learning > 0 and not any(s.startswith("does not fit") for s in said)
-    phases = {"load": measured.load(), "rollout": measured.rollout(max(1, sampling)), **measured.learning(max(1, learning))}
+    # Sampling has no backward pass, so recomputing layers changes nothing there: it is measured once.
+    phases = {"load": measured.load(), "rollout": sampled.rollout(max(1, sampling)), **measured.learning(max(1, learning))}
     settings = {
         "batch_tokens": config.batch_tokens if learning == wanted else max(1, learning) * work.longest,
         "rollout_rows": max(1, sampling),
@@ -390,7 +411,8 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, *, work: W
     devices = tuple(_device_plans(placement, machine, phases))
     parameters = measured.sizes.numbers
     plan = Plan(facts.name, parameters, precision, placement, devices, settings, vars(work), fits, ())
-    return replace(plan, changes=(*said, *(_adapted(config, plan) if fits else _refused(config, facts, plan, machine))))
+    changes = _adapted(config, plan) if fits else _refused(config, facts, plan, machine)
+    return replace(plan, changes=(*said, *changes, *_with_bitsandbytes(config, facts, plan)))
 
 
 def _device_plans(placement: DeviceMap, machine: Machine, phases: Mapping[str, Peaks]) -> list[DevicePlan]:
@@ -461,6 +483,23 @@ def _smaller(config: RunConfig, facts: ModelFacts, plan: Plan, device: DevicePla
             left = device.peak - saved
             verdict = "which fits" if left <= (device.budget or 0) else "which is not enough alone"
             said.append(f"precision={precision} takes about {_gib(left)}, {verdict}")
+    return said
+
+
+def _with_bitsandbytes(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
+    """The packed precisions that were left out because bitsandbytes is missing, where the plan could do with them."""
+    device, is_tight = plan.main, not plan.fits or not plan.placement.is_whole
+    if config.precision != "auto" or not is_tight or device.budget is None or is_bitsandbytes_available():
+        return []
+    beside = device.peak - device.phases[device.fullest].get("base", 0)
+    said = []
+    for precision in (name for name in _precisions(config) if PRECISIONS[name].quantised):
+        takes = weigh(facts, precision).total + beside
+        verdict = "which fits" if takes <= device.budget else "which is not enough alone"
+        said.append(
+            f"precision={precision} takes about {_gib(takes)} on {device.device}, {verdict}; it needs bitsandbytes, which is "
+            "not installed: pip install 'self-evaluator[quantised]'"
+        )
     return said
 
 

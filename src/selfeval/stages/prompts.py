@@ -22,7 +22,15 @@ from selfeval.judging.templates import Templates, template_texts, templates_fold
 from selfeval.links import refuse_links
 from selfeval.store import RunStore, read_json, writing
 
-__all__ = ["copy_templates", "day_of", "has_lost_chat_template", "keep_templates", "load_templates", "templates_of_run"]
+__all__ = [
+    "TEMPLATES",
+    "copy_templates",
+    "day_of",
+    "has_lost_chat_template",
+    "keep_templates",
+    "load_templates",
+    "templates_of_run",
+]
 
 TEMPLATES = "templates"
 

@@ -155,10 +155,10 @@ def run(context: Context) -> dict[str, int]:
         SeedsError: the model's tokenizer cannot write the seeds.
     """
     store, config = context.store, context.config.questions
-    if context.round == 1:
-        _check_seeds(context)
     if context.given:
         return _take_given(context, context.given)
+    if context.round == 1:
+        _check_seeds(context)
     acceptance, shard = _Acceptance(context), 0
     while store.has_shard("questions", shard, drops=True):
         for question in store.read_shard("questions", shard, Question):
@@ -178,10 +178,8 @@ def run(context: Context) -> dict[str, int]:
 
 
 def _check_seeds(context: Context) -> None:
-    tokenizer = context.templates.tokenizer
-    if note := check_seeds(
-        tokenizer, [seed.question for seed in context.seeds[:_CHECKED]], context.config.model or "the model"
-    ):
+    seeds = [seed.question for seed in context.seeds[:_CHECKED]]
+    if note := check_seeds(context.templates.tokenizer, seeds, context.config.model or "the model"):
         context.terminal.note(note)
 
 

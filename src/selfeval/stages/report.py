@@ -10,9 +10,11 @@ from typing import Any
 
 from selfeval import __version__
 from selfeval.backbone.meters import peak_resident_bytes
+from selfeval.judging.templates import template_texts
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
 from selfeval.stages.context import Context, pairs_of
+from selfeval.stages.prompts import TEMPLATES
 from selfeval.store import RunStore, read_json, write_json
 
 __all__ = ["SCHEMA", "build_report", "run", "versions"]
@@ -77,6 +79,12 @@ def _rounds(stores: Sequence[RunStore]) -> list[dict[str, Any]]:
     return rows
 
 
+def _prompts(context: Context) -> dict[str, str]:
+    """The prompt templates that the run used, by file name; the folder of round 1 holds them for all rounds."""
+    folder = context.first.root / TEMPLATES
+    return template_texts(folder) if folder.is_dir() else {}
+
+
 def versions() -> dict[str, str]:
     """Versions of this package, of Python, and of the libraries that the figures depend on."""
     libraries = {name: version(name) for name in _LIBRARIES}
@@ -104,6 +112,7 @@ def build_report(context: Context) -> dict[str, Any]:
         **rounds,
         "dropped": _dropped(context),
         "samples": figures["samples"],
+        "prompts": _prompts(context),
         "time": {
             **seconds,
             "per_verdict": figures.get("seconds_per_verdict"),
