@@ -21,7 +21,7 @@ TORCH := torch torchgen functorch torch-2.13.0*.dist-info
 # Tests run side by side, one process a core, four at most: each holds a torch of its own.
 WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
-.PHONY: help run test test-lowest test-newest smoke check docs bench clean
+.PHONY: help run test test-lowest test-newest smoke check docs bench peers clean
 
 help: ## List the words.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,8 +55,12 @@ bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/r
 		roles "roles --learners" precision planner control/run figures; do \
 		echo "== $$name"; set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py "$$@"; done
 
+peers: $(VENV)/.installed-dev ## Run TRL's trainers and lm-eval on exports, in an environment of their own (built once).
+	@$(BIN)/python benchmarks/peers/run.py
+	@$(BIN)/python -m pytest tests/e2e/test_peers.py
+
 clean: ## Remove the virtual environment and caches; runs and results stay.
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(VENV)-peers $(LOWEST) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

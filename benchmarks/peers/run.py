@@ -28,9 +28,9 @@ from environment import ROOT, build
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.dialogue import evaluator_ids
-from selfeval.judging.templates import Templates
 from selfeval.records import Question
 from selfeval.rollout.engine import Request, generate
+from selfeval.stages.prompts import templates_of_run
 from selfeval.store import RunStore, read_json
 
 GUIDE = ROOT / "docs" / "guides" / "use-elsewhere.md"
@@ -80,7 +80,7 @@ class Here:
         self.config = RunConfig.model_validate(read_json(run / "run.json")["config"])
         self.backbone = Backbone.load(self.config)
         self.backbone.load_role("policy", run / "roles" / "policy")
-        self.templates = Templates.load(Path(self.config.model) / "templates", self.backbone.loaded.tokenizer)
+        self.templates = templates_of_run(run, self.backbone.loaded.tokenizer)
         self.end = self.backbone.loaded.eos_ids[:1]
 
     def questions(self) -> list[str]:
