@@ -12,19 +12,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEEDS := pyproject.toml constraints.txt
 TESTS ?=
+# Environments of the other two sets of versions; torch, the same in all three, is linked into them and takes no room of its own.
+LOWEST := .venv-lowest
+NEWEST := .venv-newest
+# The tests that meet the libraries; training and stages use no more of them.
+LIBRARY_TESTS := tests/backbone tests/rollout tests/test_versions.py
+TORCH := torch torchgen functorch torch-2.13.0*.dist-info
 # Tests run side by side, one process a core, four at most: each holds a torch of its own.
 WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
-.PHONY: help run test check docs bench clean
+.PHONY: help run test test-lowest test-newest smoke check docs bench clean
 
 help: ## List the words.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## Install what is needed and run the whole loop on the embedded model.
 	@$(BIN)/selfeval run
 
 test: $(VENV)/.installed-dev ## Run all tests (some of them: make test TESTS=tests/test_store.py).
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+test-lowest: $(LOWEST)/.installed ## Run the backbone and rollout tests with the lowest versions of all dependencies.
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(LIBRARY_TESTS)
+
+test-newest: $(NEWEST)/.installed ## Run the backbone and rollout tests with the newest versions of all dependencies but torch.
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(LIBRARY_TESTS)
+
+smoke: $(BIN)/python ## Build the wheel, install it outside of the checkout with the newest and with the lowest versions, run the loop.
+	@.ci/smoke $(BIN)/python
+	@.ci/smoke $(BIN)/python -c constraints-lowest.txt
 
 check: $(VENV)/.installed-dev ## Lint, check the format and the types.
 	@$(BIN)/ruff check .
@@ -35,12 +51,12 @@ docs: $(VENV)/.installed-dev ## Check that every link, command, setting and modu
 	@$(BIN)/python -m pytest tests/docs
 
 bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results, their figures into the README.
-	@for name in exam loop repeat rounds learners stability "stability --ablations" overoptimisation sparse_reward logprobs long_context \
+	@for name in exam loop repeat rounds learners stability "stability --ablations" overoptimisation sparse_reward coverage logprobs long_context \
 		roles "roles --learners" precision planner control/run figures; do \
 		echo "== $$name"; set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py "$$@"; done
 
 clean: ## Remove the virtual environment and caches; runs and results stay.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -61,3 +77,21 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev -c constraints.txt
 	@touch $@
+
+$(LOWEST)/.installed: $(NEEDS) constraints-lowest.txt $(VENV)/.installed
+	@$(call other_set,$(LOWEST),constraints-lowest.txt)
+
+$(NEWEST)/.installed: $(NEEDS) $(VENV)/.installed
+	@echo "torch==2.13.0" >$(VENV)/torch.txt
+	@$(call other_set,$(NEWEST),$(VENV)/torch.txt)
+
+# $(1): the environment; $(2): its constraints. Hard links share the files of torch alone; every other package is installed.
+define other_set
+	echo "Installing into $(1) (once)"; rm -rf $(1); $(BIN)/python -m venv $(1); \
+	to=$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	from=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	for part in $(TORCH); do for found in $$from/$$part; do cp -al "$$found" "$$to/" 2>/dev/null || cp -a "$$found" "$$to/"; done; done; \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'; \
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e . --group dev -c $(2); \
+	touch $(1)/.installed
+endef

@@ -28,6 +28,7 @@ _LEARNERS = _ROOT / "docs" / "algorithms" / "learners.md"
 _LOOP = _ROOT / "docs" / "concepts" / "loop.md"
 _SPARSE = _ROOT / "docs" / "algorithms" / "sparse-reward.md"
 _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
+_EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 _ROWS = (
@@ -36,11 +37,13 @@ _ROWS = (
     ("… mean log-probability", "baseline_mean_logprob"),
     ("… the longer reply", "baseline_longer_wins"),
     ("… the first reply", "baseline_first_wins"),
+    ("evaluator less its judge, same pairs", "evaluator_less_judge"),
     ("evaluator agrees with the judge where the judge was sure", "evaluator_judge"),
     ("verdicts kept", "kept_share"),
     ("kept labels that are right (gold)", "kept_labels_right"),
     ("replies right at temperature 1, before (gold)", "gold_before"),
     ("replies right at temperature 1, after (gold)", "gold_after"),
+    ("gold after less before, same questions", "gold_gain"),
     ("win rate after against before, ties count half", "win_rate"),
     ("win rate after against before, ties dropped", "win_rate_decisive"),
     ("length-controlled win rate", "length_controlled"),
@@ -75,7 +78,7 @@ def table() -> str:
         "",
         "| | median | over seeds | intervals | n |",
         "|---|---|---|---|---|",
-        *(_row(label, runs, name, percent=True) for label, name in _ROWS),
+        *(_row(label, runs, name, percent=True) for label, name in _ROWS if name in runs[0]),
         *(_row(label, runs, name, percent=False) for label, name in _PLAIN),
         f"| seconds for the whole loop | {statistics.median(seconds):.0f} | {min(seconds):.0f} to {max(seconds):.0f} | | |",
         f"| peak memory of the process, GiB | {statistics.median(peak):.2f} | {min(peak):.2f} to {max(peak):.2f} | | |",
@@ -480,6 +483,37 @@ def sparse_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def coverage_tables() -> str:
+    """The tables of docs/concepts/evidence.md, from results/coverage.json."""
+    found = _load("coverage")
+    sizes = sorted({row["n"] for row in found["intervals"]})
+    lines = [
+        f"By `{found['command']}`, {found['draws']} draws each (fewer where a statistic is a simulation itself), "
+        f"{found['cpu_seconds'] / 60:.1f} minutes of one core. Share of draws whose 95% interval holds the true value:",
+        "",
+        f"| interval, nominal 95% | {' | '.join(f'n = {n:,}' for n in sizes)} |",
+        "|---|" + "---|" * len(sizes),
+        *_by_size(found["intervals"], "statistic", sizes),
+    ]
+    sizes = sorted({row["n"] for row in found["false_claims"]})
+    lines += [
+        "",
+        "Share of draws without a true difference in which one is claimed:",
+        "",
+        f"| claim, at most 5% | {' | '.join(f'n = {n:,}' for n in sizes)} |",
+        "|---|" + "---|" * len(sizes),
+        *_by_size(found["false_claims"], "comparison", sizes),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _by_size(rows: list[dict[str, Any]], key: str, sizes: list[int]) -> list[str]:
+    """One line of a table for each name, with a cell for each number of cases."""
+    names = dict.fromkeys(row[key] for row in rows)
+    cells = {(row[key], row["n"]): f"{100 * row['measured']['value']:.1f}%" for row in rows}
+    return [f"| {name} | {' | '.join(cells.get((name, n), '') for n in sizes)} |" for name in names]
+
+
 def _interval(figure: dict[str, Any]) -> str:
     return f"{100 * figure['value']:.1f}% ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
 
@@ -582,6 +616,7 @@ def main() -> None:
     _refresh(_LOOP, rounds_table(), options.check)
     _refresh(_SPARSE, sparse_table(), options.check)
     _refresh(_OVER, over_tables(), options.check)
+    _refresh(_EVIDENCE, coverage_tables(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

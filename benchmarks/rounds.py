@@ -37,15 +37,11 @@ def _cost(folder: Path) -> dict[str, Any]:
 
 
 def better(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
-    """Of each round, whether the whole interval of the change lies above none; of the evaluator from round 2 on."""
+    """Of each round, whether the paired comparison with the one before finds it better; of the evaluator from round 2 on."""
     return {
-        "evaluator": [_above_zero(row["evaluator"]["gain"]) for row in rows[1:]],
-        "policy": [_above_zero(row["policy"]["gold_gain"]) for row in rows],
+        "evaluator": [row["evaluator"]["comparison"]["finding"] == "better" for row in rows[1:]],
+        "policy": [row["policy"]["comparisons"]["gold"]["finding"] == "better" for row in rows],
     }
-
-
-def _above_zero(figure: dict[str, Any]) -> bool:
-    return figure["ci_low"] is not None and figure["ci_low"] > 0
 
 
 def shown(figure: dict[str, Any] | None) -> str:

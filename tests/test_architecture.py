@@ -24,7 +24,7 @@ LEVELS = (
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),
-    ("config", "records", "errors", "texts"),
+    ("config", "records", "errors", "texts", "versions"),
 )
 """From the top of the house to the bottom; a room may import those below it, and its neighbours where that makes no circle."""
 
@@ -164,10 +164,6 @@ def test_the_training_stages_load_nothing_of_the_lab() -> None:
     assert found.stdout == "[]\n"
 
 
-GOLD_READERS = {"selfeval.stages.evaluation", "selfeval.stages.pipeline"}
-"""Who may import the gold domains: evaluation asks them, and the pipeline says early when one is not installed."""
-
-
 def test_the_module_of_chatglm_is_imported_for_chatglm_alone() -> None:
     """A release of transformers that moves something which only ChatGLM uses must not cost the other families."""
     code = (
@@ -195,14 +191,19 @@ def test_only_one_module_touches_the_caches_of_transformers() -> None:
     assert touching == {"selfeval.backbone.families.cache"}
 
 
-def test_only_evaluation_and_the_pipeline_import_gold() -> None:
+GOLD_READERS = {"selfeval.stages.evaluation", "selfeval.stages.pipeline", "selfeval.stages.preflight"}
+"""Who may import gold: evaluation asks it, and the others say early when it cannot be asked."""
+
+
+def test_only_evaluation_asks_gold() -> None:
     readers = {_name(path) for path in MODULES if "selfeval.stages.gold" in _imported_modules(path)}
     assert readers == GOLD_READERS
 
 
-def test_the_pipeline_only_checks_that_a_domain_is_installed() -> None:
-    imported = {name for module, name in _imports(SRC / "stages" / "pipeline.py") if module == "selfeval.stages.gold"}
-    assert imported == {"check_domain"}
+@pytest.mark.parametrize(("reader", "names"), [("pipeline", {"check_domain", "gold_key"}), ("preflight", {"check_gold"})])
+def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -> None:
+    imported = {name for module, name in _imports(SRC / "stages" / f"{reader}.py") if module == "selfeval.stages.gold"}
+    assert imported == names
 
 
 def _reaches_for_plugins(path: Path) -> set[str]:

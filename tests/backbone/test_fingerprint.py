@@ -125,6 +125,14 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float, dty
         load(folder)
 
 
+def test_large_numbers_are_finite(folder: Path) -> None:
+    """Their sum is not."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][:] = 3e38
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert all(digest.is_finite for digest in tensor_digests([folder / "model.safetensors"]))
+
+
 def test_a_digest_is_that_of_the_bytes(folder: Path) -> None:
     import hashlib
 

@@ -218,11 +218,17 @@ def test_weights_that_are_not_in_the_files_as_they_are_used_are_written_out_and_
     assert list(room.iterdir()) == []
 
 
-def test_nothing_is_left_behind_when_loading_fails(tmp_path: Path) -> None:
+def test_nothing_is_left_behind_when_loading_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged files are refused before the folder is made; a full disk shows only while weights are written to it."""
     model = folder(tmp_path, "llama")
     placement = limits(model, resident=0).model_copy(update={"folder": str(tmp_path / "room")})
-    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="cannot load model"):
+
+    def fill_the_disk(*args: Any, offload_folder: str, **options: Any) -> None:
+        (Path(offload_folder) / "0.safetensors").write_bytes(b"half a weight")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("selfeval.backbone.load.AutoModelForCausalLM.from_pretrained", fill_the_disk)
+    with pytest.raises(ModelError, match=r"cannot load model .*No space left on device"):
         load(model, placement)
     assert list(tmp_path.glob("room/*")) == []
 

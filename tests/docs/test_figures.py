@@ -16,6 +16,7 @@ CARD = ROOT / "src" / "selfeval" / "lab" / "word_problems" / "README.md"
 PAGES = {"README": ROOT / "README.md", "model card": CARD, "long context": LONG, "cost": COST, "control check": CONTROL}
 PAGES |= {
     "stability": STABILITY,
+    "evidence": ROOT / "docs" / "concepts" / "evidence.md",
     "learners": ALGORITHMS / "learners.md",
     "over-optimisation": ALGORITHMS / "over-optimisation.md",
 }

@@ -159,3 +159,26 @@ def test_a_dropped_file_is_made_again_as_its_message_advises(run: Path) -> None:
     os.unlink(path)
     assert selfeval("run", "--output", run).exit_code == 0
     assert path.read_bytes() == before
+
+
+def test_an_evaluator_that_is_trained_again_to_the_same_weights_keeps_the_policy(run: Path) -> None:
+    before = (run / "policy" / "manifest.json").read_bytes()
+    weights = (run / "roles" / "evaluator-0" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(run / "roles" / "evaluator-0")
+    refused = selfeval("run", "--output", run)
+    assert refused.exit_code == 2
+    assert re.search(r"evaluator: roles/evaluator-0/\S+ is missing.*Nothing was moved.*--restart", refused.output)
+    found = selfeval("run", "--output", run, "--restart")
+    assert found.exit_code == 0, found.output
+    assert (run / "roles" / "evaluator-0" / "adapter_model.safetensors").read_bytes() == weights
+    assert (run / "policy" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("name", ["report.json", "metrics/policy.jsonl", "metrics/mine.jsonl"])
+def test_a_page_is_not_drawn_from_a_named_pipe(run: Path, name: str) -> None:
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    found = selfeval("report", run)
+    assert found.exit_code == 2
+    assert name in found.output

@@ -242,6 +242,7 @@ def test_show_score_and_report_work_on_a_finished_run(finished: Path, tmp_path: 
     lines = scored.stdout.splitlines()
     assert [line.split("  ", 1)[1] for line in lines[:2]] == ["The answer is 5", "Well, 6"]
     assert lines[2].startswith("preferred: ")
+    assert lines[2].endswith("not calibrated: too few held-out pairs to fit a temperature)")  # 1 pair is held out
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".lock"))
     (folder / "index.html").unlink()

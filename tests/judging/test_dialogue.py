@@ -10,7 +10,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 import tiny_models
-from selfeval.judging.dialogue import dialogue_tokenizer, evaluator_ids
+from selfeval.judging.dialogue import dialogue_tokenizer, evaluator_ids, hostile, policy_tokenizer
 from selfeval.judging.templates import Templates, templates_folder
 from toy import LAB
 
@@ -146,3 +146,89 @@ def test_a_tokenizer_that_cannot_reproduce_the_ids_gets_no_template(monkeypatch:
     ours = templates(tokenizer)
     monkeypatch.setattr(Templates, "reply_ids", lambda self, text: (5, 5, 5))
     assert dialogue_tokenizer(ours, tokenizer, (1,), SAMPLES) is None
+
+
+# -- control tokens in texts --------------------------------------------------------------------------------------------
+
+MAKERS = pytest.mark.parametrize(
+    "make", [tiny_models.words_tokenizer, chat_tokenizer, bos_tokenizer], ids=["plain", "chat", "bos"]
+)
+
+
+@MAKERS
+def test_control_tokens_in_a_question_or_a_reply_do_not_speak_for_the_prompt(make: Any) -> None:
+    tokenizer = make()
+    ours = templates(tokenizer)
+    sample = hostile(ours)[0]
+    assert any(token in sample[1] for token in ours.control.texts)
+    assert ours.clean(sample[1]) != sample[1].strip()
+    found: Any = dialogue_tokenizer(ours, tokenizer, (1,), SAMPLES)
+    asked = messages(*sample[:2])
+    assert tuple(found.apply_chat_template(asked, tokenize=True, return_dict=False)) == evaluator_ids(ours, sample, (1,))
+    naive = found.chat_template.replace("cleaned(messages[1]['content'])", "messages[1]['content']")
+    ids = tuple(found.apply_chat_template(asked, chat_template=naive, tokenize=True, return_dict=False))
+    assert ids != evaluator_ids(ours, sample, (1,)), "so that the line above can fail"
+
+
+def test_content_in_parts_is_read_as_its_text() -> None:
+    tokenizer = tiny_models.words_tokenizer()
+    found: Any = dialogue_tokenizer(templates(tokenizer), tokenizer, (1,), SAMPLES)
+    question, reply = SAMPLES[0][:2]
+    parts = [{"role": "user", "content": [{"type": "text", "text": question}]}, {"role": "assistant", "content": reply}]
+    assert found.apply_chat_template(parts, tokenize=False) == found.apply_chat_template(
+        messages(question, reply), tokenize=False
+    )
+
+
+# -- policies -----------------------------------------------------------------------------------------------------------
+
+
+def with_reply(folder: Path, text: str) -> Path:
+    shutil.copytree(templates_folder("none"), folder)
+    (folder / "reply.jinja").write_text(text, encoding="utf-8")
+    return folder
+
+
+@MAKERS
+@pytest.mark.parametrize("reply", ["", "{% if chat %}\n Chat\n{% else %}Plain{% endif %}\nQ: {{ question }}\nA:"])
+def test_a_chat_client_asks_a_policy_as_the_run_did(make: Any, reply: str, tmp_path: Path) -> None:
+    tokenizer = make()
+    ours = templates(tokenizer, with_reply(tmp_path / "templates", reply) if reply else None)
+    samples = (*SAMPLES, *hostile(ours))
+    found: Any = policy_tokenizer(ours, tokenizer, (1,), SAMPLES)
+    found.save_pretrained(tmp_path / "saved")
+    stranger: Any = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    keeps_own = bool(tokenizer.chat_template) and not reply
+    assert (stranger.chat_template == tokenizer.chat_template) == keeps_own
+    for question, answer, _ in samples[: 2 if keeps_own else None]:
+        asked = messages(question, answer)
+        expected = ours.prompt("reply", question=question)
+        ids = stranger.apply_chat_template(asked[:1], add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert tuple(ids) == expected
+        if not tokenizer.chat_template:
+            ids = stranger.apply_chat_template(asked, tokenize=True, return_dict=False)
+            assert tuple(ids) == (*expected, *ours.reply_ids(answer), 1)
+
+
+def test_the_policy_of_the_embedded_model_is_asked_in_its_own_control_tokens() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(LAB / "word_problems")
+    ours = templates(tokenizer, LAB / "word_problems" / "templates")
+    found: Any = policy_tokenizer(ours, tokenizer, (2,), SAMPLES)
+    text = found.apply_chat_template(messages("How many?", "Two.")[:1], tokenize=False, add_generation_prompt=True)
+    assert text == "<|bos|><|question|>How many?<|reply|>"
+
+
+def test_a_policy_without_a_chat_template_takes_turns_and_no_system_message() -> None:
+    tokenizer = tiny_models.words_tokenizer()
+    found: Any = policy_tokenizer(templates(tokenizer), tokenizer, (1,), SAMPLES)
+    dialogue = [*messages("Why?", "So."), {"role": "user", "content": "How?"}]
+    text = found.apply_chat_template(dialogue, tokenize=False, add_generation_prompt=True)
+    assert text == "Question: Why?\nAnswer: So.<eos>Question: How?\nAnswer:"
+    with pytest.raises(TemplateError, match="user and assistant messages only, not system"):
+        found.apply_chat_template([{"role": "system", "content": "Be kind."}, *dialogue], tokenize=False)
+
+
+def test_a_policy_prompt_that_no_chat_template_can_make_gets_none(tmp_path: Path) -> None:
+    tokenizer = tiny_models.words_tokenizer()
+    ours = templates(tokenizer, with_reply(tmp_path / "templates", '{% include "grade.jinja" %}'))
+    assert policy_tokenizer(ours, tokenizer, (1,), SAMPLES) is None

@@ -314,3 +314,17 @@ def test_rows_for_the_terminal() -> None:
 
 def test_rows_never_show_zero_for_what_was_not_measured() -> None:
     assert {told for _, told in summary_rows({"schema": 1})} == {"not measured"}
+
+
+def test_labels_of_a_file_are_not_called_the_judges() -> None:
+    report = sample_report()
+    report["evaluator"]["accuracy_gold"] = None
+    report["evaluator"]["baselines_on"] = "judge"
+    report["verdicts"]["source"] = "file"
+    said = verdict_sentences(report)[0]
+    assert "By your own labels, the evaluator picks the better reply in" in said
+    assert "judge's choice" not in said
+    assert "evaluator accuracy, your file's labels" in dict(summary_rows(report))
+    report["verdicts"]["source"] = "judge"
+    assert "the evaluator picks the judge's choice in" in verdict_sentences(report)[0]
+    assert "evaluator accuracy, judge's labels" in dict(summary_rows(report))

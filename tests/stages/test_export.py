@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -11,15 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import metadata_load
+from jinja2 import Template, TemplateError
+from jinja2.exceptions import SecurityError
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, CohereConfig
 
 import chatglm
 import tiny_models
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import ContextConfig, RunConfig
 from selfeval.errors import ExportError, ModelError, RunFolderError, StorageError
+from selfeval.judging.dialogue import evaluator_ids, hostile
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
 from selfeval.stages import export
@@ -33,7 +40,7 @@ from toy import environment, selfeval
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
-QUESTION, REPLY, WORKING = "How many apples are left?", "Five apples are left.", "Four."
+QUESTION, REPLY = "How many apples are left?", "Five apples are left."
 CHAT = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -50,6 +57,7 @@ class Run:
         *,
         chat: bool = False,
         grade: str = "",
+        reply: str = "",
         precision: str = "fp32",
         scaling: str = "none",
     ) -> None:
@@ -58,7 +66,7 @@ class Run:
         tokenizer.chat_template = CHAT if chat else None
         tiny_models.save_model(made or tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
         if grade:
-            self._own_templates(grade)
+            self._own_templates(grade, reply)
         lora = {"rank": 4, "alpha": 8.0}
         values = {
             "model": str(self.model),
@@ -86,41 +94,63 @@ class Run:
         self.templates = load_templates(self.config, store, self.backbone.loaded.tokenizer, date.today())
         store.close()
 
-    def _own_templates(self, grade: str) -> None:
+    def _own_templates(self, grade: str, reply: str) -> None:
         (self.model / "templates").mkdir()
         for path in templates_folder("none").iterdir():
-            text = grade if path.name == "grade.jinja" else path.read_text(encoding="utf-8")
-            (self.model / "templates" / path.name).write_text(
-                text.replace("working = false", "working = true"), encoding="utf-8"
-            )
+            own = {"grade.jinja": grade, "reply.jinja": reply}.get(path.name)
+            text = own or path.read_text(encoding="utf-8")
+            if "working" in grade:
+                text = text.replace("working = false", "working = true")
+            (self.model / "templates" / path.name).write_text(text, encoding="utf-8")
 
-    def export(self, role: str, target: Path, *, merge: bool = False, precision: str = "base", config: Any = None) -> Any:
-        given = {"merge": merge, "precision": precision, "terminal": Terminal(quiet=True)}
+    def export(
+        self,
+        role: str,
+        target: Path,
+        *,
+        merge: bool = False,
+        precision: str = "base",
+        config: Any = None,
+        base_id: str | None = None,
+    ) -> Any:
+        given: Any = {"merge": merge, "precision": precision, "base_id": base_id, "terminal": Terminal(quiet=True)}
         return export_role(config or self.config, self.folder, role, target, **given)
 
-    def score(self) -> float:
-        prompt = self.templates.prompt("grade", question=QUESTION, working=WORKING)
-        reply = (*self.templates.reply_ids(REPLY), tiny_models.EOS)
-        return score_replies(self.backbone, EVALUATOR, [prompt], [reply], 4096)[0]
+    def score(self, question: str = QUESTION, reply: str = REPLY) -> float:
+        prompt = self.templates.prompt("grade", question=question, working=self.working(question))
+        ids = (*self.templates.reply_ids(reply), tiny_models.EOS)
+        return score_replies(self.backbone, EVALUATOR, [prompt], [ids], 4096)[0]
+
+    def working(self, question: str = QUESTION) -> str:
+        return self.templates.text(self._greedy(BASE, question)) if self.templates.grades_with_working else ""
 
     def greedy(self) -> str:
-        request = Request(self.templates.prompt("reply", question=QUESTION), temperature=0.0)
-        with self.backbone.acting_as("policy"):
-            ids = generate(self.backbone, [request], max_new_tokens=8, seed=0)[0].ids
-        return str(self.backbone.loaded.tokenizer.decode(list(ids)))
+        return str(self.backbone.loaded.tokenizer.decode(list(self._greedy("policy", QUESTION))))
+
+    def _greedy(self, role: str, question: str) -> tuple[int, ...]:
+        request = Request(self.templates.prompt("reply", question=question), temperature=0.0)
+        with self.backbone.acting_as(role):
+            return generate(self.backbone, [request], max_new_tokens=8, seed=0)[0].ids
 
 
-def snippet_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the code of the folder's README prints, run inside of it."""
-    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
-    code = blocks[0].replace("QUESTION", QUESTION).replace("REPLY", REPLY).replace("THE BASE'S OWN " + REPLY, WORKING)
+def snippets_say(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return the values that the code of the folder's README prints, run in the folder."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    code = code.replace('"THE BASE\'S OWN REPLY"', repr(run.working())).replace("PATH OF THE BASE", str(run.model))
+    code = code.replace("QUESTION", QUESTION).replace("REPLY", REPLY)
     printed: list[Any] = []
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "reward", raising=False)  # that of another folder
+    importlib.invalidate_caches()
     exec(compile(code, "README.md", "exec"), {"print": printed.append})
-    assert len(printed) == 1
-    found = printed[0]
-    return found.item() if isinstance(found, torch.Tensor) else found[0] if isinstance(found, list) else found
+    return [v.item() if isinstance(v, torch.Tensor) else v[0] if isinstance(v, list) else v for v in printed]
+
+
+def only(values: list[Any]) -> Any:
+    assert len(values) == 1
+    return values[0]
 
 
 GRADES = {
@@ -138,10 +168,11 @@ def test_the_readme_of_an_evaluator_scores_as_the_run_does(
 ) -> None:
     run = Run(tmp_path, chat=chat, grade=GRADES[grade])
     done = run.export("evaluator", tmp_path / "out", merge=merge)
-    assert (done.role, done.dialogue) == (EVALUATOR, grade != "own code")
+    assert (done.role, done.tokenizers.dialogue) == (EVALUATOR, grade != "own code")
     assert done.layout == ("classifier" if merge else "classifier adapter")
     assert abs(run.score()) > 1e-2
-    assert snippet_says(done.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-4)
+    expected = [run.score()] * (2 if done.tokenizers.dialogue else 1)  # by reward.py, and with transformers alone
+    assert snippets_say(run, done.folder, monkeypatch) == pytest.approx(expected, abs=1e-4)
     assert "sigmoid((s1 - s2) / 0.5)" in (done.folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -153,8 +184,9 @@ def test_the_readme_of_a_policy_writes_as_the_run_does(
     run = Run(tmp_path, chat=chat)
     done = run.export("policy", tmp_path / "out", merge=merge)
     assert done.layout == ("language model" if merge else "adapter")
-    assert snippet_says(done.folder, monkeypatch) == run.greedy()
-    assert AutoTokenizer.from_pretrained(done.folder).chat_template == (CHAT if chat else None)
+    assert only(snippets_say(run, done.folder, monkeypatch)) == run.greedy()
+    saved = AutoTokenizer.from_pretrained(done.folder).chat_template
+    assert saved == CHAT if chat else saved is not None
 
 
 def cohere() -> Any:
@@ -171,8 +203,7 @@ def test_an_evaluator_of_a_family_without_a_classifier(tmp_path: Path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run"]
     done = run.export("evaluator", tmp_path / "out")
     assert done.layout == "adapter and head"
-    # An export for selfeval itself keeps the tokenizer's own template.
-    assert snippet_says(done.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-5)
+    assert only(snippets_say(run, done.folder, monkeypatch)) == pytest.approx(run.score(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("case", "pad"), [("end is padding", "<pad>"), ("padding ends too", "<|pad|>")])
@@ -208,7 +239,7 @@ def test_the_prompts_and_the_facts_come_along(tmp_path: Path) -> None:
     assert (done.folder / "templates" / "grade.jinja").read_text(encoding="utf-8") == GRADES["working"]
     facts = read_json(done.folder / "export.json")
     assert facts["role"] == EVALUATOR
-    assert facts["base"] == str(run.model)
+    assert facts["base"] == run.model.name
     assert facts["fingerprint"] == read_json(run.folder / "roles" / EVALUATOR / "role.json")["base_fingerprint"]
     assert facts["agreement"]["difference"] == done.agreement.difference <= 1e-4
     assert facts["temperature"] == 0.5
@@ -366,13 +397,15 @@ ROLE = f"roles/{EVALUATOR}"
 def test_no_file_comes_into_an_export_through_a_link(name: str, tmp_path: Path) -> None:
     run = Run(tmp_path, chat=True, grade=GRADES["working"])
     link = linked(run, name)
-    with pytest.raises((ExportError, ModelError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"):
+    with pytest.raises(
+        (ExportError, ModelError, RunFolderError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"
+    ):
         run.export("evaluator", tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Path) -> None:
-    run = Run(tmp_path, grade=GRADES["working"])
+    run = Run(tmp_path, grade=GRADES["working"], chat=True)
     (tmp_path / "id_rsa").write_text("a key")
     (run.model / "templates" / "notes.txt").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(ExportError, match=r"notes\.txt is a link"):
@@ -380,7 +413,15 @@ def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Pat
     (run.model / "templates" / "notes.txt").unlink()
     (run.model / "templates" / "notes.txt").write_text("not a template")
     copied = {path.name for path in (run.export("policy", tmp_path / "out").folder / "templates").iterdir()}
-    assert copied == {"ask.jinja", "grade.jinja", "judge.jinja", "referee.jinja", "reply.jinja", "templates.toml"}
+    assert copied == {
+        "ask.jinja",
+        "grade.jinja",
+        "judge.jinja",
+        "referee.jinja",
+        "reply.jinja",
+        "templates.toml",
+        "chat_template.jinja",
+    }
 
 
 def test_weights_may_be_links(tmp_path: Path) -> None:
@@ -400,8 +441,8 @@ def test_the_readmes_of_a_stretched_base_say_what_the_run_says(
 ) -> None:
     run = Run(tmp_path, scaling=scaling)
     policy, evaluator = (run.export(role, tmp_path / role, merge=merge) for role in ("policy", "evaluator"))
-    assert snippet_says(policy.folder, monkeypatch) == run.greedy()
-    assert snippet_says(evaluator.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-4 if merge else 1e-5)
+    assert only(snippets_say(run, policy.folder, monkeypatch)) == run.greedy()
+    assert snippets_say(run, evaluator.folder, monkeypatch) == pytest.approx([run.score()] * 2, abs=1e-4)
     assert f"| positions | scaled: {scaling} x4 |" in (policy.folder / "README.md").read_text(encoding="utf-8")
     assert read_json(policy.folder / "export.json")["positions"] == f"{scaling} x4"
     ids = torch.tensor([[5, 9, 22, 17, 30]])
@@ -434,7 +475,7 @@ def test_other_readmes_of_a_stretched_base(layout: str, tmp_path: Path, monkeypa
     run = Run(tmp_path, cohere() if layout == "head alone" else None, grade=GRADES["own code"], scaling="yarn")
     done = run.export("evaluator", tmp_path / "out")
     assert done.layout == ("adapter and head" if layout == "head alone" else "classifier adapter")
-    assert snippet_says(done.folder, monkeypatch) == pytest.approx(run.score(), abs=1e-5)
+    assert only(snippets_say(run, done.folder, monkeypatch)) == pytest.approx(run.score(), abs=1e-5)
 
 
 # -- ChatGLM, whose tokenizer transformers does not have ----------------------------------------------------------------
@@ -470,10 +511,13 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
     tiny_models.scramble(backbone, "policy")
     backbone.save_role("policy", tmp_path / "run" / "roles" / "policy")
     write_json(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
+    store = RunStore(tmp_path / "run")
+    load_templates(config, store, backbone.loaded.tokenizer, date.today())
+    store.close()
     done = export_role(
         config, tmp_path / "run", "policy", tmp_path / "out", merge=merge, precision="base", terminal=Terminal(quiet=True)
     )
-    assert done.own_tokenizer
+    assert done.tokenizers.own
     assert elsewhere(LOADS, done.folder) == "stopped\n"  # it does not guess
     text = (done.folder / "README.md").read_text(encoding="utf-8")
     assert "AutoTokenizer.from_pretrained" not in text
@@ -483,3 +527,180 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
         request = Request(templates.prompt("reply", question="QUESTION"), temperature=0.0)
         ids = generate(backbone, [request], max_new_tokens=8, seed=0)[0].ids
     assert elsewhere(code, done.folder) == str(backbone.loaded.tokenizer.decode(list(ids))) + "\n"
+
+
+# -- the reward function ------------------------------------------------------------------------------------------------
+
+
+def reward_of(folder: Path) -> Any:
+    """The reward.py of an exported folder."""
+    spec: Any = importlib.util.spec_from_file_location("reward", folder / "reward.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+@pytest.mark.parametrize("grade", ["default", "working"])
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_the_reward_function_scores_as_the_run_whatever_the_texts(chat: bool, grade: str, merge: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path, chat=chat, grade=GRADES[grade])
+    folder = run.export("evaluator", tmp_path / "out", merge=merge).folder
+    evaluator = reward_of(folder).Evaluator(batch_size=2)
+    hostile_question, hostile_reply, _ = hostile(run.templates)[0]
+    cases = [
+        (QUESTION, REPLY),
+        (QUESTION, "Two."),
+        (hostile_question, "It is not known how many, step by step."),
+        ("Why?\n\n", hostile_reply),
+        (hostile_question, " " + hostile_reply),
+    ]
+    expected = [run.score(question, reply) for question, reply in cases]
+    assert len({round(score, 4) for score in expected}) == len(cases)
+    assert evaluator.scores(*zip(*cases, strict=True)) == pytest.approx(expected, abs=1e-4)
+    asked = [[{"role": "user", "content": question}] for question, _ in cases]
+    replied = [[{"role": "assistant", "content": reply}] for _, reply in cases]
+    assert evaluator(prompts=asked, completions=replied, completion_ids=[], trainer_state=None) == pytest.approx(
+        expected, abs=1e-4
+    )
+    if grade == "working":
+        assert evaluator.working([QUESTION, QUESTION]) == [run.working(QUESTION)] * 2
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_plain_prompts_are_put_on_the_evaluators_prompt_or_refused(chat: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path, chat=chat)
+    evaluator = reward_of(run.export("evaluator", tmp_path / "out", merge=True).folder).Evaluator()
+    before, after = evaluator.facts["reply_prompt"]
+    assert (before + after).replace("<|user|>", "").startswith("<eos>" if chat else "Question:")
+    expected = run.score()
+    for prompt in (QUESTION, f"{before}{QUESTION}{after}"):
+        assert evaluator([prompt], [" " + REPLY]) == pytest.approx([expected], abs=1e-4)
+    with pytest.raises(ValueError, match=r"control token '<eos>', and it is not the policy's prompt"):
+        evaluator([f"Be kind.<eos>{QUESTION}"], [REPLY])
+    turns = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": REPLY},
+        {"role": "user", "content": "Why?"},
+    ]
+    with pytest.raises(ValueError, match="expected one message of the user, got: user, assistant, user"):
+        evaluator([turns], [REPLY])
+
+
+def test_rows_of_texts_become_the_conversations_that_trl_tokenizes(tmp_path: Path) -> None:
+    run = Run(tmp_path, grade=GRADES["working"])
+    evaluator = reward_of(run.export("evaluator", tmp_path / "out", merge=True).folder).Evaluator()
+    rows = evaluator.conversations({"prompt": [QUESTION], "chosen": [REPLY], "rejected": ["Two."]})
+    (prompt,), (chosen,), (kwargs,) = rows["prompt"], rows["chosen"], rows["chat_template_kwargs"]
+    ids = evaluator.tokenizer.apply_chat_template(prompt + chosen, tokenize=True, return_dict=False, **kwargs)
+    assert tuple(ids) == evaluator_ids(run.templates, (QUESTION, REPLY, run.working()), (tiny_models.EOS,))
+
+
+# -- the model card -----------------------------------------------------------------------------------------------------
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = metadata_load(folder / "README.md")
+    return found
+
+
+REPORT = {
+    "data": {"seeds": 3, "questions": 40, "questions_test": 10, "replies": 100, "pairs_train": 30, "pairs_held_out": 9},
+    "verdicts": {"judged": 50, "kept": 39, "tie": 6, "unsure": 4, "unparsable": 1},
+    "evaluator": {"accuracy_judge": {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95, "n": 9}, "accuracy_gold": None},
+    "policy": {"win_rate": {"value": 0.7, "ci_low": 0.6, "ci_high": 0.8, "n": 200}},
+}
+
+
+@pytest.mark.parametrize(
+    ("role", "merge", "library", "task", "tags"),
+    [
+        ("policy", True, "transformers", "text-generation", ["self-evaluator", "reinforcement-learning"]),
+        ("policy", False, "peft", "text-generation", ["self-evaluator", "reinforcement-learning", "lora"]),
+        ("evaluator", True, "transformers", "text-classification", ["self-evaluator", "reward-model"]),
+        ("evaluator", False, "peft", "text-classification", ["self-evaluator", "reward-model", "lora"]),
+    ],
+)
+def test_the_card_says_what_the_hub_and_a_reader_need(
+    role: str, merge: bool, library: str, task: str, tags: list[str], tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    write_json(run.folder / "report.json", REPORT)
+    (run.model / "README.md").write_text("---\nlicense: other\nlicense_name: tiny-1\nlicense_link: https://a.example\n---\n")
+    folder = run.export(role, tmp_path / "out", merge=merge, base_id="org/tiny").folder
+    assert front_matter(folder) == {
+        "license": "other",
+        "license_name": "tiny-1",
+        "license_link": "https://a.example",
+        "base_model": "org/tiny",
+        "base_model_relation": "finetune" if merge else "adapter",
+        "library_name": library,
+        "pipeline_tag": task,
+        "tags": tags,
+    }
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    figure = "90.0% (interval 80.0% to 95.0%, n = 9)" if role == "evaluator" else "70.0% (interval 60.0% to 80.0%, n = 200)"
+    assert figure in text
+    assert "by gold" not in text.split("## Figures")[1].split("## Data")[0], "not measured here"
+    assert "39 kept, 6 ties, 4 unsure, 1 without a readable verdict" in text
+    assert "## Limits" in text
+    assert merge or read_json(folder / "adapter_config.json")["base_model_name_or_path"] == "org/tiny"
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+@pytest.mark.parametrize("role", ["policy", "evaluator"])
+def test_no_card_names_a_path_of_this_computer(role: str, merge: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path, grade=GRADES["working"])
+    folder = run.export(role, tmp_path / "out", merge=merge).folder
+    assert "base_model" not in front_matter(folder)
+    assert front_matter(folder)["license"] == "other", "unknown"
+    naming = {p.name for p in folder.rglob("*") if p.is_file() and str(tmp_path).encode() in p.read_bytes()}
+    assert naming == (set() if merge else {"adapter_config.json"}), (
+        "PEFT finds the base there; --base-id names it by its hub id"
+    )
+
+
+def test_a_base_in_the_hubs_cache_is_named_by_its_hub_id(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123abc"
+    snapshot.parent.mkdir(parents=True)
+    run.model.rename(snapshot)
+    config = run.config.model_copy(update={"model": str(snapshot)})
+    folder = run.export("policy", tmp_path / "out", merge=True, config=config).folder
+    assert front_matter(folder)["base_model"] == "org/tiny"
+    assert read_json(folder / "export.json")["base_revision"] == "0123abc"
+
+
+def test_a_base_id_that_is_none_and_a_card_that_cannot_be_read(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(ExportError, match=r"--base-id /home/me/tiny is not a hub id; give organisation and name"):
+        run.export("policy", tmp_path / "out", merge=True, base_id="/home/me/tiny")
+    (run.model / "README.md").write_text("---\nlicense: [: }\n---\n")
+    assert front_matter(run.export("policy", tmp_path / "out", merge=True).folder)["license"] == "other"
+
+
+def test_a_name_cannot_write_into_the_card(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    config = run.config.model_copy(update={"name": "x\n---\nlicense: mit\n---\n# <script> `x`"})
+    folder = run.export("policy", tmp_path / "out", merge=True, config=config).folder
+    assert front_matter(folder)["license"] == "other"
+    assert "# policy of the run x --- license: mit --- # script x\n" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+SHELL = "{{ self.__init__.__globals__.__builtins__.__import__('pathlib').Path('RAN').touch() }}"
+
+
+@pytest.mark.parametrize("kind", ["reply", "grade"])
+def test_a_foreign_template_runs_no_code_in_the_snippets(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Harmless where nobody renders it; a plain `jinja2.Template` would run it."""
+    guarded = "{% if question == 'QUESTION OF THE ATTACK' %}" + SHELL + "{% endif %}{{ question }}"
+    run = Run(tmp_path, grade=guarded) if kind == "grade" else Run(tmp_path, grade=GRADES["working"], reply=guarded)
+    for role in ("evaluator",) if kind == "grade" else ("policy", "evaluator"):
+        folder = run.export(role, tmp_path / role, merge=True).folder
+        monkeypatch.setattr(sys.modules[__name__], "QUESTION", "QUESTION OF THE ATTACK")
+        with pytest.raises((SecurityError, TemplateError)):
+            snippets_say(run, folder, monkeypatch)
+        assert not (folder / "RAN").exists()
+        monkeypatch.setattr(sys.modules[__name__], "QUESTION", "How many apples are left?")
+    Template(SHELL).render()
+    assert Path("RAN").exists(), "outside of a sandbox it runs"

@@ -417,6 +417,19 @@ def test_results_made_from_others_are_not_restored_before_those(world: World) ->
     assert world.run(restart=False) == []
 
 
+def test_restored_results_are_not_used_with_other_prompts_than_theirs(world: World) -> None:
+    world.run()
+    noted = world.info()["templates"]
+    path = world.folder / "model" / "templates" / "referee.jinja"
+    path.write_text(path.read_text() + "Be fair.")
+    world.run()
+    assert world.info()["templates"] != noted
+    _restore(world, 1)
+    assert world.info()["templates"] == noted
+    with pytest.raises(RunFolderError, match=r"the templates changed\. To continue would move"):
+        world.run(restart=False)
+
+
 def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:
     world.run()
     world.run("policy.clip=0.1")

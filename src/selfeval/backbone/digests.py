@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from selfeval.errors import ModelError
 
 __all__ = ["TensorDigest", "check_finite", "tensor_digests"]
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
+"""Bytes read at a time: they stay in the processor's cache, and are a multiple of every type's size."""
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -74,22 +75,36 @@ def _of_file(path: Path) -> tuple[TensorDigest, ...]:
 @lru_cache(maxsize=1024)
 def _digests(path: Path, size: int, changed: int) -> tuple[TensorDigest, ...]:
     headers = sorted(read_headers((path,)).items(), key=lambda item: item[1].start)
-    with path.open("rb") as file:
-        return tuple(_digest(file, name, header) for name, header in headers)
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        return tuple(_digest(file, name, header, buffer) for name, header in headers)
 
 
-def _digest(file: BufferedReader, name: str, header: TensorHeader) -> TensorDigest:
+def _digest(file: FileIO, name: str, header: TensorHeader, buffer: memoryview) -> TensorDigest:
     found, finite, left = hashlib.sha256(), True, header.stop - header.start
     file.seek(header.start)
     while left:
-        chunk = bytearray(min(left, _CHUNK))  # a multiple of every type's size, but for the last one
-        if file.readinto(chunk) != len(chunk):
-            raise ModelError(f"{header.file} ends while it is read; download or copy it again")
+        chunk = buffer[: min(left, _CHUNK)]
+        _fill(file, chunk, header.file)
         found.update(chunk)
         finite = finite and _is_finite(chunk, header.dtype)
         left -= len(chunk)
     return TensorDigest(name, header.dtype, header.shape, found.hexdigest(), finite)
 
 
-def _is_finite(chunk: bytearray, dtype: str) -> bool:
-    return dtype not in _FLOATS or bool(torch.frombuffer(chunk, dtype=_FLOATS[dtype]).isfinite().all())
+def _fill(file: FileIO, chunk: memoryview, path: Path) -> None:
+    filled = 0
+    while filled < len(chunk):
+        read = file.readinto(chunk[filled:])
+        if not read:
+            raise ModelError(f"{path} ends while it is read; download or copy it again")
+        filled += read
+
+
+def _is_finite(chunk: memoryview, dtype: str) -> bool:
+    """By the sum, which takes a fifteenth of the time of `isfinite`; only a sum that overflows needs a closer look."""
+    if dtype not in _FLOATS:
+        return True
+    numbers = torch.frombuffer(chunk, dtype=_FLOATS[dtype])
+    total = numbers.sum(dtype=torch.float64 if dtype == "F64" else torch.float32)
+    return bool(total.isfinite()) or bool(numbers.isfinite().all())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.tokens import NEW_PAD, ControlTokens
@@ -45,7 +46,7 @@ def merged_language_model(backbone: Backbone, role: str, dtype: torch.dtype | No
 
     Args:
         backbone: is not changed.
-        role: any role; its head, if it has one, is no part of a language model.
+        role: any role, or the bare base; a head is no part of a language model.
         dtype: of all floating-point weights; None keeps each in the base's own.
 
     Returns:
@@ -151,7 +152,7 @@ def _empty(kind: Any, config: Any) -> Any:
 
 def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None, skip: tuple[str, ...]) -> None:
     """Gives every weight of `merged` but those in `skip` the role's value, found on the live base under the same name."""
-    if role not in backbone.roles:
+    if role not in (BASE, *backbone.roles):
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles)}')
     names = [name for name in merged.state_dict() if name not in skip]
     weights = {name: _laid_out(_merged_weight(backbone.model, name, role, dtype), merged, name, backbone) for name in names}

@@ -16,6 +16,7 @@ import typer
 from selfeval import __version__
 from selfeval.cli.failures import clear_errors, refuse_broken_arguments
 from selfeval.errors import InputError, RunFolderError
+from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
@@ -169,7 +170,9 @@ def _stop_at(until: str, rounds: int) -> tuple[int, str]:
 
 
 def _quiet_libraries() -> None:
-    """One voice on the terminal: ours."""
+    """One voice on the terminal: ours; a note where a library is not one that this release was tested with."""
+    if note := versions_note():
+        typer.echo(f"Note: {note}", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -416,6 +419,10 @@ def export(
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
     precision: Annotated[str, typer.Option(help="Of merged weights: base (as in the run), fp32, bf16 or fp16.")] = "base",
     model: Annotated[str | None, typer.Option(help="The base, where it lies elsewhere than when the run was made.")] = None,
+    base_id: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="Hub id of the base, for the model card, if the run used a local copy."),
+    ] = None,
     trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -427,7 +434,8 @@ def export(
     With --merge: the policy as an ordinary language model, an evaluator as a sequence classifier with one label. The result is
     loaded again and compared with the role before it appears. It takes memory for two copies of the base and no GPU.
 
-    The tokenizer, the prompts (templates/) and a README with a snippet that works come along. Examples:
+    The tokenizer with a chat template that makes the run's prompts, the prompts themselves (templates/), a model card with
+    figures and a snippet, and for an evaluator reward.py, a reward function for TRL, come along. Examples:
 
     selfeval export runs/mine --role policy --merge --to exported/policy
 
@@ -455,6 +463,7 @@ def export(
             precision=precision,
             terminal=Terminal(quiet),
             trust_remote_code=trust_remote_code,
+            base_id=base_id,
         )
         _say_exported(done)
 
@@ -464,7 +473,11 @@ def _say_exported(done: Exported) -> None:
     if done.agreement is not None:
         seen = done.agreement
         typer.echo(f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})")
-    if done.own_tokenizer:
+    if "adapter" in done.layout and done.base.hub_id is None:
+        typer.echo(
+            "adapter_config.json names the base by its path here; before you publish it, export it with --base-id ORG/NAME"
+        )
+    if done.tokenizers.own:
         typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
 
 

@@ -26,6 +26,7 @@ import typer
 from selfeval import __version__
 from selfeval.errors import InputError, is_out_of_memory
 from selfeval.texts import visible
+from selfeval.versions import versions_note
 
 __all__ = ["Command", "clear_errors", "refuse_broken_arguments"]
 
@@ -73,6 +74,8 @@ def clear_errors(debug: bool) -> Iterator[Command]:
 
 def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
     """Ends the command with one sentence, after the traceback if that was asked for; the exit code is the same."""
+    if code == 1 and (note := versions_note()):  # perhaps neither the user's input nor our fault
+        sentence += f"\nNote: {note}"
     if debug:
         traceback.print_exc()
     typer.echo(visible(sentence, keep="\n"), err=True)

@@ -1,9 +1,12 @@
-"""The evaluator's prompt as a chat template, so that tools which only know [user, assistant] build it right.
+"""The run's prompts as chat templates, so that tools which only know messages build the run's token ids.
 
-A classifier is usually fed with `tokenizer.apply_chat_template([{user}, {assistant}])`. Under a model's own chat template that
-is not what the evaluator was trained on: the `grade` template is missing, and often something stands behind the end token, so
-that the head is read at the wrong place. The template made here gives exactly the evaluator's token ids; it is tried on
-samples, and where a tokenizer cannot reproduce them there is none.
+A classifier is usually fed with `tokenizer.apply_chat_template([{user}, {assistant}])`. With a model's own chat template that
+is not what the evaluator was trained on: the `grade` template is missing, and often text follows the end token, so that the
+head is read at the wrong place. A policy on a base without a chat template is usually fed with the bare question, which is not
+the prompt that it was trained on either.
+
+The templates made here give exactly the run's token ids. They are tried on samples, hostile ones included, and where a
+tokenizer cannot reproduce the ids there is no template.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -20,22 +23,28 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.judging.hostile import hostile_texts
 from selfeval.judging.templates import Templates
 
-__all__ = ["dialogue_tokenizer", "evaluator_ids"]
+__all__ = ["dialogue_tokenizer", "evaluator_ids", "hostile", "policy_tokenizer"]
 
 Sample = tuple[str, str, str]
 """A question, a reply to it, and the base's own working."""
 
 
 def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> tuple[int, ...]:
-    """What the evaluator reads: the `grade` prompt, the reply, and the end-of-sequence token."""
+    """Return the evaluator's input: the `grade` prompt, the reply, and the end-of-sequence token."""
     question, reply, working = sample
     return (*templates.prompt("grade", question=question, working=working), *templates.reply_ids(reply), *end)
+
+
+def hostile(templates: Templates) -> list[Sample]:
+    """Return questions, replies and workings that hold control tokens."""
+    texts = hostile_texts(templates.control.texts)
+    return [(text, texts[-1 - i], text) for i, text in enumerate(texts)]
 
 
 def dialogue_tokenizer(
     templates: Templates, tokenizer: PreTrainedTokenizerBase, end: Sequence[int], samples: Sequence[Sample]
 ) -> PreTrainedTokenizerBase | None:
-    """A copy of `tokenizer` whose chat template makes the evaluator's ids of [user, assistant].
+    """Return a copy of `tokenizer` whose chat template makes the evaluator's ids of [user, assistant].
 
     Where the grade prompt shows a working, it is given as `apply_chat_template(..., working=...)`.
 
@@ -48,62 +57,183 @@ def dialogue_tokenizer(
     Returns:
         None where no such template gives equal ids, on these and on texts that hold control tokens.
     """
-    for begin in _BEGINNINGS:
-        candidate: Any = copy.deepcopy(tokenizer)
-        candidate.chat_template = _template(templates, candidate.convert_ids_to_tokens(list(end)), begin)
-        wanted = ((sample, evaluator_ids(templates, sample, end)) for sample in (*samples, *_hostile_samples(templates)))
-        if all(_dialogue_ids(candidate, sample) == ids for sample, ids in wanted):
+
+    def equal(candidate: Any) -> bool:
+        tried = (*samples, *hostile(templates))
+        return all(_dialogue_ids(candidate, sample) == evaluator_ids(templates, sample, end) for sample in tried)
+
+    return _first(tokenizer, _evaluator_templates(templates, _tokens(tokenizer, end)), equal)
+
+
+def policy_tokenizer(
+    templates: Templates,
+    tokenizer: PreTrainedTokenizerBase,
+    end: Sequence[int],
+    samples: Sequence[Sample],
+    *,
+    keep_own: bool = True,
+) -> PreTrainedTokenizerBase | None:
+    """Return a copy of `tokenizer` whose chat template makes the run's `reply` prompt of a user message.
+
+    A base with a chat template keeps it where the reply prompt is the bare question, so that system messages and tools work
+    as before. Such a template does not take control tokens out of texts.
+
+    Args:
+        templates: the run's, with the tokenizer it used.
+        tokenizer: the one to be exported.
+        end: the end-of-sequence token, or nothing.
+        samples: texts on which its ids have to equal the run's; workings are not used.
+        keep_own: keep the base's own template if it makes the ids of texts without control tokens.
+
+    Returns:
+        None where no such template gives equal ids, on these and on texts that hold control tokens.
+    """
+
+    def equal(candidate: Any) -> bool:
+        return all(_answers_alike(templates, candidate, sample, end) for sample in (*samples, *hostile(templates)))
+
+    if keep_own and templates.uses_chat and all(_asks_alike(templates, tokenizer, sample[0]) for sample in samples):
+        return copy.deepcopy(tokenizer)
+    return _first(tokenizer, _policy_templates(templates, _tokens(tokenizer, end)), equal)
+
+
+def _first(tokenizer: Any, sources: Iterator[str], equal: Callable[[Any], bool]) -> PreTrainedTokenizerBase | None:
+    for source in sources:
+        candidate = copy.deepcopy(tokenizer)
+        candidate.chat_template = source
+        if equal(candidate):
             found: PreTrainedTokenizerBase = candidate
             return found
     return None
+
+
+def _tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    return [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
 
 
 _BEGINNINGS = ("", "{{- bos_token -}}", "{{- bos_token + ' ' -}}")
 """What a plain-text prompt begins with: the last one for tokenizers that put a space before a text, but not behind a token."""
 
 
-def _hostile_samples(templates: Templates) -> list[Sample]:
-    """Questions, replies and workings that hold control tokens."""
-    texts = hostile_texts(templates.control.texts)
-    return [(text, texts[-1 - i], text) for i, text in enumerate(texts)]
+# -- token ids ----------------------------------------------------------------------------------------------------------
 
 
 def _dialogue_ids(tokenizer: Any, sample: Sample) -> tuple[int, ...] | None:
     question, reply, working = sample
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return _ids(tokenizer, messages, working=working)
+
+
+def _asks_alike(templates: Templates, tokenizer: Any, question: str) -> bool:
+    asked = _ids(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+    return asked == templates.prompt("reply", question=question)
+
+
+def _answers_alike(templates: Templates, tokenizer: Any, sample: Sample, end: Sequence[int]) -> bool:
+    """Whether prompts, and prompts with a reply, are the run's; a base's own chat template decides what follows a reply."""
+    question, reply, _ = sample
+    if templates.uses_chat or not _asks_alike(templates, tokenizer, question):
+        return _asks_alike(templates, tokenizer, question)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return _ids(tokenizer, messages) == (*templates.prompt("reply", question=question), *templates.reply_ids(reply), *end)
+
+
+def _ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tuple[int, ...] | None:
+    """The ids of a conversation as tools make them; None where the template cannot render it or the two ways differ."""
     try:
-        return tuple(tokenizer.apply_chat_template(messages, working=working, tokenize=True, return_dict=False))
-    except (TemplateError, TypeError):  # the grade template needs what chat templates do not have: a filter, another file
+        ids = tuple(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except (TemplateError, TypeError):  # the template needs what chat templates do not have: a filter, another file
         return None
+    return ids if tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) == ids else None
 
 
-def _template(templates: Templates, end: Sequence[str], begin: str) -> str:
+# -- template sources ---------------------------------------------------------------------------------------------------
+
+
+def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]:
     """The grade prompt, put into the model's own chat template where it has one, then the reply and the end token."""
     chat = templates.uses_chat
-    parts = [
+    start = [
         _CHECK,
-        _CLEAN.replace("TOKENS", ", ".join(map(_literal, templates.control.texts))),
+        _cleaning(templates),
         _NEEDS_WORKING if templates.grades_with_working else "{%- set working = '' -%}",
-        "{%- set question = clean(messages[0]['content']) -%}",
-        "{%- set reply = clean(messages[1]['content']) -%}",
+        "{%- set question = cleaned(messages[0]['content']) -%}",
+        "{%- set reply = cleaned(messages[1]['content']) -%}",
         f"{{%- set chat = {str(chat).lower()} -%}}",
-        f"{{%- set graded +%}}{_untrimmed(_grade_source(templates))}{{%+ endset -%}}",
+        f"{{%- set graded +%}}{_untrimmed(_source(templates, 'grade'))}{{%+ endset -%}}",
     ]
     if chat:
-        content = "[{'type': 'text', 'text': graded}]" if templates.parts else "graded"
-        parts += [
-            f"{{%- set messages = [{{'role': 'user', 'content': {content}}}] -%}}{{%- set add_generation_prompt = true -%}}",
-            templates.tokenizer.get_chat_template().removesuffix("\n"),
-            "{{ reply }}",
-        ]
+        content = _content(templates, "graded")
+        asked = f"{{%- set messages = [{{'role': 'user', 'content': {content}}}] -%}}"
+        messages = f"{asked}{{%- set add_generation_prompt = true -%}}"
+        middles = [f"{messages}{_own_template(templates)}{{{{ reply }}}}"]
     else:
-        parts += [begin, "{{ graded }}{{ ' ' + reply }}"]
-    return "".join([*parts, *(f"{{{{ {_literal(token)} }}}}" for token in end)])
+        middles = [f"{begin}{{{{ graded }}}}{{{{ ' ' + reply }}}}" for begin in _BEGINNINGS]
+    for middle in middles:
+        yield "".join([*start, middle, *(_literal(token) for token in end)])
 
 
-def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # jinja would take an escaped pair of surrogates for two characters
+def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]:
+    """Every user message as the `reply` prompt: in the model's own chat template where it has one, else one after the other."""
+    source = f"{{%- set prompt +%}}{_untrimmed(_source(templates, 'reply'))}{{%+ endset -%}}"
+    asked = f"{{%- set question = cleaned(message['content']) -%}}{source}"
+    if templates.uses_chat:
+        yield "".join([_cleaning(templates), _rewritten(asked, _content(templates, "prompt")), _own_template(templates)])
+        return
+    for begin in _BEGINNINGS:
+        yield "".join(
+            [
+                _cleaning(templates),
+                "{%- set chat = false -%}{%- for message in messages -%}{%- if message['role'] == 'user' -%}",
+                asked,
+                f"{{%- if loop.first -%}}{begin}{{%- endif -%}}",
+                "{{- prompt -}}{%- elif message['role'] == 'assistant' -%}{{- ' ' + cleaned(message['content']) -}}",
+                *(f"{{{{- {_quoted(token)} -}}}}" for token in end),
+                "{%- else -%}",
+                "{{- raise_exception('this model knows user and assistant messages only, not ' + message['role']) -}}",
+                "{%- endif -%}{%- endfor -%}",
+            ]
+        )
 
+
+def _content(templates: Templates, text: str) -> str:
+    """The content of a message as the model's own template wants it."""
+    return f"[{{'type': 'text', 'text': {text}}}]" if templates.parts else text
+
+
+def _rewritten(asked: str, content: str) -> str:
+    """Replace the user messages by prompts before the model's own template reads them."""
+    return (
+        "{%- set chat = true -%}{%- set rewritten = namespace(messages=[]) -%}{%- for message in messages -%}"
+        f"{{%- if message['role'] == 'user' -%}}{asked}"
+        f"{{%- set rewritten.messages = rewritten.messages + [{{'role': 'user', 'content': {content}}}] -%}}"
+        "{%- else -%}{%- set rewritten.messages = rewritten.messages + [message] -%}{%- endif -%}{%- endfor -%}"
+        "{%- set messages = rewritten.messages -%}"
+    )
+
+
+def _own_template(templates: Templates) -> str:
+    source: str = templates.tokenizer.get_chat_template()
+    return source.removesuffix("\n")
+
+
+def _cleaning(templates: Templates) -> str:
+    """A macro that does what `Templates.clean` does; content in parts, as some chat clients send it, becomes their text."""
+    tokens = ", ".join(_quoted(token) for token in templates.control.texts)
+    return _CLEANED.replace("TOKENS", tokens)
+
+
+_CLEANED = """{%- macro cleaned(content) -%}
+{%- set kept = namespace(text='', before=none) -%}
+{%- if content is string -%}{%- set kept.text = content -%}
+{%- else -%}{%- for part in content -%}{%- set kept.text = kept.text + part['text'] -%}{%- endfor -%}{%- endif -%}
+{%- for pass in range(kept.text | length + 1) -%}{%- if kept.text != kept.before -%}{%- set kept.before = kept.text -%}
+{%- for token in [TOKENS] -%}{%- set kept.text = kept.text | replace(token, ' ') -%}{%- endfor -%}
+{%- endif -%}{%- endfor -%}
+{{- kept.text | trim -}}
+{%- endmacro -%}
+"""
 
 _CHECK = """{%- if messages | length != 2 or messages[0]['role'] != 'user' or messages[1]['role'] != 'assistant' -%}
 {{- raise_exception('this evaluator scores one reply: give one user message (the question) and one assistant message') -}}
@@ -111,26 +241,24 @@ _CHECK = """{%- if messages | length != 2 or messages[0]['role'] != 'user' or me
 """
 
 _NEEDS_WORKING = """{%- if working is not defined -%}
-{{- raise_exception('this evaluator also reads the own greedy reply of its base to the question: give it as working=...') -}}
+{{- raise_exception('this evaluator also reads the own greedy reply of its base to the question: use reward.py of its folder, which makes it, or give it as working=...') -}}
 {%- endif -%}
-{%- set working = clean(working) -%}
-"""
-
-_CLEAN = """{%- macro clean(text) -%}
-{%- set ns = namespace(text=text, before=none) -%}
-{%- for _ in range(100) -%}{%- if ns.text != ns.before -%}
-{%- set ns.before = ns.text -%}
-{%- for token in [TOKENS] -%}{%- set ns.text = ns.text | replace(token, ' ') -%}{%- endfor -%}
-{%- endif -%}{%- endfor -%}
-{{- ns.text | trim -}}
-{%- endmacro -%}
-"""
-"""`ControlTokens.clean` for chat templates: what a reply says can then not speak for the prompt, wherever it is scored."""
+{%- set working = cleaned(working) -%}
+"""  # noqa: E501
 
 
-def _grade_source(templates: Templates) -> str:
+def _literal(token: str) -> str:
+    return f"{{{{ {_quoted(token)} }}}}"
+
+
+def _quoted(token: str) -> str:
+    """A string of jinja, which knows escapes of 16 bits as Python does but joins no surrogates."""
+    return json.dumps(token, ensure_ascii=False)
+
+
+def _source(templates: Templates, kind: str) -> str:
     loader: Any = templates.environment.loader
-    source: str = loader.get_source(templates.environment, "grade.jinja")[0]
+    source: str = loader.get_source(templates.environment, f"{kind}.jinja")[0]
     return source.removesuffix("\n")
 
 

@@ -7,7 +7,6 @@ them. Questions and replies are untrusted text, so the template escapes everythi
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from selfeval.errors import InputError
 from selfeval.report.sections import all_sections
+from selfeval.store import open_file, parse_json
 
 __all__ = ["SCHEMA", "draw_page", "render"]
 
@@ -76,7 +76,8 @@ def _template() -> Template:
 
 def _read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            report = parse_json(file.read())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: finish the run first, its last stage writes the report") from None
     except ValueError as broken:
@@ -94,14 +95,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of one metrics file; a last line without its newline is a write that was cut short, and is not a row."""
     rows = []
     try:
-        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+        with open_file(path) as file:
+            whole, _, _ = file.read().decode("utf-8").rpartition("\n")
     except UnicodeDecodeError as broken:
         raise InputError(f"{path} is not UTF-8 text ({broken})") from broken
     for order, line in enumerate(whole.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line.encode("utf-8"))
         except ValueError as broken:
             raise InputError(f"{path}, line {order}, is not JSON ({broken})") from broken
         if not isinstance(row, dict):

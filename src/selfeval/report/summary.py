@@ -133,12 +133,18 @@ def baseline_labels(report: dict[str, Any]) -> Labels:
     return "gold" if named == "gold" else "judge"
 
 
+def _are_given(report: dict[str, Any]) -> bool:
+    """Whether the labels of the pairs are those of a file of the user's, not a judge's."""
+    return section(report, "verdicts").get("source") == "file"
+
+
 def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the rows of the terminal's table: what, and how much, with "not measured" where that is the truth."""
-    labels = "gold" if baseline_labels(report) == "gold" else "judge's"
+    given = "your file's" if _are_given(report) else "judge's"
+    labels = "gold" if baseline_labels(report) == "gold" else given
     rows = [
         ("evaluator accuracy, gold labels", describe(read_figure(report, "evaluator.accuracy_gold"))),
-        ("evaluator accuracy, judge's labels", describe(read_figure(report, "evaluator.accuracy_judge"))),
+        (f"evaluator accuracy, {given} labels", describe(read_figure(report, "evaluator.accuracy_judge"))),
     ]
     for key, name in BASELINE_NAMES.items():
         rows.append((f"  {name}, {labels} labels", describe(read_figure(report, f"evaluator.baselines.{key}"))))
@@ -264,6 +270,9 @@ def _evaluator_sentences(report: dict[str, Any]) -> str:
     if labels == "gold":
         told = describe(accuracy, of=" of held-out pairs")
         start = f"By gold, the evaluator picks the better reply in {told}"
+    elif _are_given(report):
+        told = describe(accuracy, of=" of the held-out pairs of your file")
+        start = f"By your own labels, the evaluator picks the better reply in {told}"
     else:
         told = describe(accuracy, of=" of the held-out pairs that the judge was sure of")
         start = f"With no gold to check against, only agreement is known: the evaluator picks the judge's choice in {told}"
@@ -447,7 +456,8 @@ def _policy_sentence(report: dict[str, Any]) -> str:
     shares, wins = _gold_shares(report), read_figure(report, "policy.win_rate")
     comparison, _ = _policy_comparison(report)
     if shares is not None:
-        return f"{_gold_clause(*shares, comparison)}{_win_clause(report, wins, comparison)}."
+        older = "" if comparison else f"; {OLDER}"
+        return f"{_gold_clause(*shares, comparison)}{_win_clause(report, wins, comparison)}{older}."
     if wins is None:
         return "The gain of the policy was not measured."
     start = "With no gold to check against, only the judge can be asked"
@@ -465,7 +475,7 @@ def _policy_sentence(report: dict[str, Any]) -> str:
 def _gold_clause(before: Figure, after: Figure, comparison: Comparison | None) -> str:
     told = f"from {describe(before)} to {describe(after)}"
     if comparison is None:
-        return f"Replies that are right by gold went {told}; {OLDER}"
+        return f"Replies that are right by gold went {told}"
     if comparison.finding == "better":
         return f"The policy got better: replies that are right by gold rose {told}, by {describe_difference(comparison)}"
     if comparison.finding == "worse":

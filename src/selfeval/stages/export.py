@@ -5,29 +5,27 @@ The folder appears whole or not at all, and only after what was written was load
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from selfeval import __version__
+from selfeval.backbone.adapters import BASE
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
-from selfeval.backbone.merging import classifier_class, padding_tokenizer
 from selfeval.backbone.precision import DTYPES
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
-from selfeval.judging.dialogue import dialogue_tokenizer
 from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
+from selfeval.stages.card import BaseModel, card_text, find_base
 from selfeval.stages.context import as_begun
+from selfeval.stages.export_tokenizers import Tokenizers, pick_tokenizers
 from selfeval.stages.policy import GUIDE
 from selfeval.stages.prompts import copy_templates, templates_of_run
 from selfeval.stages.terminal import Terminal
@@ -41,12 +39,6 @@ TUNING = "tuning.json"
 MERGED_PRECISIONS: Mapping[str, torch.dtype | None] = {"base": None, **DTYPES}
 """Of merged weights; `base` keeps each in the precision in which the run held it."""
 
-_MESSAGES = (
-    ("Tom has 3 pens.\nHe buys 2 more. How many pens has he now?", "3 + 2 = 5\n\nThe answer is 5.", "He has 5 pens."),
-    ("Wie heißt „Straße“ auf Französisch? 😀", "« rue »", "rue"),
-)
-"""Questions, replies and workings with lines, signs and letters on which a chat template has to make the evaluator's ids."""
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -55,16 +47,16 @@ class Exported:
     Attributes:
         role: its full name.
         agreement: how closely the merged folder agrees with the role; None for an adapter, whose weights are the role's own.
-        dialogue: the tokenizer's chat template is the evaluator's prompt.
-        own_tokenizer: it is one that transformers does not have; `AutoTokenizer` cannot load it, `family_tokenizer` does.
+        tokenizers: what was saved of them.
+        base: the base as the public knows it.
     """
 
     folder: Path
     role: str
     layout: Layout
     agreement: Agreement | None
-    dialogue: bool
-    own_tokenizer: bool
+    tokenizers: Tokenizers
+    base: BaseModel
 
 
 def find_role(folder: Path, wanted: str) -> str:
@@ -95,6 +87,7 @@ def export_role(
     precision: str,
     terminal: Terminal,
     trust_remote_code: bool = False,
+    base_id: str | None = None,
 ) -> Exported:
     """Writes a role of a run to a folder of its own.
 
@@ -107,6 +100,7 @@ def export_role(
         precision: one of `MERGED_PRECISIONS`, of merged weights.
         terminal: shows what is waited for.
         trust_remote_code: run code that comes with the base.
+        base_id: hub id of the base, for the model card and the adapter's config, where the run used a local copy.
 
     Raises:
         ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
@@ -118,21 +112,18 @@ def export_role(
     check_files(folder, [folder / "roles" / name])
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
+    base = find_base(config.model, base_id)
     with terminal.waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         backbone.load_role(name, folder / "roles" / name)
         templates = templates_of_run(folder, backbone.loaded.tokenizer)
     with terminal.waiting(f"writing {name}"), writing(target) as part:
         copy_templates(folder, part / "templates")
-        tokenizer, dialogue = _write_tokenizer(backbone, name, templates, part)
-        agreement: Agreement | None = None
-        if merge:
-            layout, agreement = write_merged(backbone, name, part, tokenizer, MERGED_PRECISIONS[precision])
-        else:
-            layout = write_adapter(backbone, name, part, config.model)
-        own = type(tokenizer).__module__.startswith("selfeval.")
-        exported = Exported(target, name, layout, agreement, dialogue, own)
-        _describe(exported, config, backbone, templates, tokenizer, folder / "roles" / name, part)
+        tokenizers = pick_tokenizers(backbone, name, templates)
+        source = base.hub_id or config.model
+        layout, agreement = _write_weights(backbone, name, part, tokenizers, source, MERGED_PRECISIONS[precision], merge)
+        exported = Exported(target, name, layout, agreement, tokenizers, base)
+        _describe(exported, config, backbone, templates, base, folder, part)
     return exported
 
 
@@ -185,72 +176,63 @@ def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
 
-def _write_tokenizer(backbone: Backbone, role: str, templates: Templates, part: Path) -> tuple[Any, bool]:
-    """The tokenizer; for a classifier, with a padding token that ends nothing and the evaluator's chat template."""
-    scores = role in backbone.heads and classifier_class(backbone.model.config) is not None
-    tokenizer: Any = padding_tokenizer(backbone.loaded) if scores else copy.copy(backbone.loaded.tokenizer)
-    tokenizer.chat_template = templates.tokenizer.chat_template  # the run's, which may not be the base's of today
-    if backbone.loaded.stretch:  # tools cut texts there
-        tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
-    dialogue = None
-    if scores:
-        dialogue = dialogue_tokenizer(templates, tokenizer, backbone.loaded.eos_ids[:1], _MESSAGES)
-        tokenizer = dialogue or tokenizer
-    tokenizer.save_pretrained(part)
-    return tokenizer, dialogue is not None
+def _write_weights(
+    backbone: Backbone, role: str, part: Path, tokenizers: Tokenizers, base: str, dtype: torch.dtype | None, merge: bool
+) -> tuple[Layout, Agreement | None]:
+    """The role, and beside a merged evaluator that reads the base's reply, the base; reward.py where it can score."""
+    tokenizers.save(part)
+    agreement: Agreement | None = None
+    if merge:
+        layout, agreement = write_merged(backbone, role, part, tokenizers.main, dtype)
+        if tokenizers.asking is not None:
+            write_merged(backbone, BASE, part / "reference", tokenizers.asking)
+    else:
+        layout = write_adapter(backbone, role, part, base)
+    if tokenizers.dialogue:
+        shutil.copyfile(Path(__file__).with_name("reward.py"), part / "reward.py")
+    return layout, agreement
 
 
 def _describe(
-    exported: Exported,
-    config: RunConfig,
-    backbone: Backbone,
-    templates: Templates,
-    tokenizer: Any,
-    role_folder: Path,
-    part: Path,
+    exported: Exported, config: RunConfig, backbone: Backbone, templates: Templates, base: BaseModel, run: Path, part: Path
 ) -> None:
     """export.json and README.md; of an evaluator that stays a role, evaluator.json too."""
-    origin = read_json(role_folder / "role.json")
-    calibration = role_folder / "evaluator.json"
-    temperature = float(read_json(calibration)["temperature"]) if calibration.is_file() else None
-    if exported.agreement is None and calibration.is_file():
-        shutil.copy(calibration, part)
-    tuning = role_folder / TUNING
-    head = backbone.heads.get(exported.role)
+    role_folder, head = run / "roles" / exported.role, backbone.heads.get(exported.role)
+    calibration = read_json(role_folder / "evaluator.json") if (role_folder / "evaluator.json").is_file() else None
+    if exported.agreement is None and calibration is not None:
+        write_json(part / "evaluator.json", calibration)
+    tokenizers = exported.tokenizers
     facts = {
         "role": exported.role,
         "run": config.name,
         "layout": exported.layout,
-        "base": config.model,
-        "fingerprint": origin["base_fingerprint"],
+        "base": base.name,
+        "base_revision": base.revision,
+        "fingerprint": read_json(role_folder / "role.json")["base_fingerprint"],
+        "precision": backbone.loaded.precision,
         "positions": str(backbone.loaded.stretch) if backbone.loaded.stretch else None,
         "agreement": exported.agreement and asdict(exported.agreement),
-        "tuning": read_json(tuning) if tuning.is_file() else None,
-        "temperature": temperature,
+        "tuning": read_json(role_folder / TUNING) if (role_folder / TUNING).is_file() else None,
+        "temperature": None if calibration is None else float(calibration["temperature"]),
         "bias": None if head is None else round(float(head.bias.detach()), 6),
-        "pad": None if head is None else tokenizer.pad_token,
-        "dialogue": exported.dialogue,
-        "own_tokenizer": exported.own_tokenizer,
+        "pad": None if head is None else tokenizers.main.pad_token,
+        "dialogue": tokenizers.dialogue,
+        "chat_template": tokenizers.chat_template,
+        "own_tokenizer": tokenizers.own,
         "working": templates.grades_with_working,
+        "reply_prompt": tokenizers.around_question,
+        "control": list(templates.control.texts),
+        "end": list(backbone.loaded.eos_ids),
+        "max_new_tokens": config.replies.max_new_tokens,
         "version": __version__,
     }
     write_json(part / "export.json", facts)
     shown = {
-        **facts,
         "scores": head is not None,
         "chat": templates.uses_chat,
         "end": list(backbone.loaded.eos_ids[:1]),
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
         "lora": config.lora.model_dump(mode="json"),
         "context": config.context.model_dump(mode="json", include={"rope_scaling", "rope_factor"}),
-        "max_new_tokens": config.replies.max_new_tokens,
     }
-    (part / "README.md").write_text(_card(shown), encoding="utf-8")
-
-
-def _card(facts: Mapping[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("selfeval.stages", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
-    )
-    environment.filters["python"] = repr
-    return environment.get_template("card.md.jinja").render(facts)
+    (part / "README.md").write_text(card_text(facts, shown, base, run), encoding="utf-8")

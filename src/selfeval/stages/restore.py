@@ -10,7 +10,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.stages.changes import cost, differences
 from selfeval.stages.pipeline import STAGES, Stage
-from selfeval.store import Archive, RunStore
+from selfeval.store import OF_THE_RUN, Archive, RunStore
 
 __all__ = ["listed", "restore"]
 
@@ -49,7 +49,7 @@ def restore(store: RunStore, number: int) -> list[str]:
         archive.note_restoring(number)
     archive.put_back(number)
     rows = {name: row for name, row in store.run.get("stages", {}).items() if name not in facts["stages"]}
-    config = {name: facts[name] for name in ("config", "device", "made_of") if facts.get(name) is not None}
+    config = {name: facts[name] for name in OF_THE_RUN if facts.get(name) is not None}
     store.update_run(**config, status="partial", stages={**rows, **facts["stages"]})
     return [stage.name for stage in restored]
 

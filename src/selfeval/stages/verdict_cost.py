@@ -23,7 +23,7 @@ from selfeval.stages.evaluators import scorer_of
 
 __all__ = ["Asked", "VerdictCost", "measure_cost"]
 
-_BATCHES, _PAIRS = 8, 256
+_BATCHES, _PAIRS = 4, 128
 """Pairs are timed in batches that alternate between evaluator and judge: what slows the machine down meets both."""
 
 
@@ -62,7 +62,7 @@ class VerdictCost:
 
 
 def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None:
-    """Measure both on up to 256 random pairs; None where there is no pair."""
+    """Measure both on up to 128 random pairs; None where there is no pair."""
     picked = context.random("verdict cost").sample(list(asked), min(_PAIRS, len(asked)))
     size = max(1, len(picked) // _BATCHES)
     batches = [picked[i : i + size] for i in range(0, len(picked), size)]

@@ -1,11 +1,13 @@
 """The run folder: what is fresh, missing, changed or damaged, and the lock that keeps a second process out."""
 
-from selfeval.store.archive import Archive
+from selfeval.store.archive import OF_THE_RUN, Archive
 from selfeval.store.files import (
     content_hash,
     file_hash,
     fingerprint,
+    open_file,
     open_to_umask,
+    parse_json,
     read_json,
     read_object,
     write_json,
@@ -16,13 +18,16 @@ from selfeval.store.records import read_rows
 from selfeval.store.run_store import RunStore
 
 __all__ = [
+    "OF_THE_RUN",
     "Archive",
     "RunStore",
     "check_files",
     "content_hash",
     "file_hash",
     "fingerprint",
+    "open_file",
     "open_to_umask",
+    "parse_json",
     "read_json",
     "read_object",
     "read_rows",

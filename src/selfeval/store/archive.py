@@ -12,9 +12,12 @@ from selfeval.errors import RunFolderError
 from selfeval.store.files import as_storage_error, read_object, write_json
 from selfeval.store.ledger import read_key
 
-__all__ = ["Archive"]
+__all__ = ["OF_THE_RUN", "Archive"]
 
 _FACTS = "archive.json"
+
+OF_THE_RUN = ("config", "device", "made_of", "date", "templates")
+"""Values of run.json that results depend on, and that are restored with them."""
 
 
 class Archive:
@@ -67,7 +70,7 @@ class Archive:
 
     def _new_facts(self, run: Mapping[str, Any]) -> dict[str, Any]:
         keys = {path.parent.name: read_key(self.root, path.parent.name) for path in sorted(self.root.glob("*/key.json"))}
-        kept = {name: run.get(name) for name in ("config", "device", "made_of")}
+        kept = {name: run.get(name) for name in OF_THE_RUN}
         return {**kept, "keys": keys, "stages": {}, "paths": []}
 
     def _target(self, paths: Sequence[Path]) -> Path:

@@ -1,0 +1,47 @@
+"""Runs the snippets of docs/guides/use-elsewhere.md that use TRL, and prints what the trainers logged as one JSON line.
+
+Run by benchmarks/peers/run.py with the interpreter of the peers, in a folder that holds runs/mine and exported/:
+    python snippets.py GUIDE
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "lm_eval")
+ROWS = 3
+
+
+def blocks(guide: Path) -> list[str]:
+    """The Python snippets, in the order in which a reader gives them."""
+    found = re.findall(r"^```python\n(.*?)^```", guide.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [code for code in found if "selfeval" not in code.replace("selfeval.stages", "")]
+
+
+def seen(trainer: Any) -> dict[str, Any]:
+    """What a trainer logged, and the token ids that it made of the first rows."""
+    rows = [trainer.train_dataset[number] for number in range(ROWS)]
+    ids = [{name: values for name, values in row.items() if name.endswith("_ids")} for row in rows]
+    return {"log": trainer.state.log_history, "steps": trainer.state.global_step, "ids": ids}
+
+
+def main() -> None:
+    names: dict[str, Any] = {}
+    trainers: dict[str, Any] = {}
+    for code in blocks(Path(sys.argv[1])):
+        exec(compile(code, "use-elsewhere.md", "exec"), names)
+        if "trainer = " in code:
+            trainers[type(names["trainer"]).__name__] = seen(names["trainer"])
+    prompts = [row["prompt"][0]["content"] for row in names["rows"].select(range(ROWS))]
+    working = names["evaluator"].working(prompts)
+    versions = {name: version(name) for name in LIBRARIES}
+    print("\nRESULT " + json.dumps({"versions": versions, "trainers": trainers, "prompts": prompts, "working": working}))
+
+
+if __name__ == "__main__":
+    main()

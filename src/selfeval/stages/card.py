@@ -1,0 +1,156 @@
+"""The model card of an exported folder: front matter for the hub, use, figures with n and interval, data, limits.
+
+A card is made to be published, so it never names a path of this computer: a base is named by its hub id, or by the name of its
+folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, metadata_load
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers.utils import cached_file
+
+from selfeval.errors import ExportError
+from selfeval.report.figures import describe, read_figure, section
+from selfeval.store import read_json
+
+__all__ = ["BaseModel", "card_text", "find_base"]
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENSE = ("license", "license_name", "license_link")
+
+_EVALUATOR = (
+    ("pairs it ranks as gold does", "evaluator.accuracy_gold"),
+    ("pairs it ranks as its judge does", "evaluator.accuracy_judge"),
+    ("the same pairs, ranked by the prompted judge", "evaluator.baselines.judge"),
+    ("the same pairs, ranked by mean log-probability", "evaluator.baselines.mean_logprob"),
+    ("the same pairs, ranked by length", "evaluator.baselines.longer_wins"),
+    ("calibration error of its confidence", "evaluator.ece"),
+)
+_POLICY = (
+    ("win rate against the base, by a judge that training did not use", "policy.win_rate"),
+    ("the same, controlled for length", "policy.length_controlled"),
+    ("replies right by gold, before training", "policy.gold_before"),
+    ("replies right by gold, after training", "policy.gold_after"),
+    ("gain by gold, paired", "policy.gold_gain"),
+    ("KL to the base, nats per reply", "policy.kl"),
+    ("reply length, after over before", "policy.length_ratio"),
+)
+_NO_SHARES = ("evaluator.ece", "policy.kl", "policy.length_ratio")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base as the public knows it.
+
+    Attributes:
+        hub_id: `org/name`; None for a folder that is not known to be on the hub.
+        revision: commit of the hub's repository, where it is known.
+        name: hub id, or the name of the folder.
+        license: the license keys of its own card; `other` where it has none.
+    """
+
+    hub_id: str | None
+    revision: str | None
+    name: str
+    license: Mapping[str, str]
+
+
+def find_base(model: str, given: str | None = None) -> BaseModel:
+    """Name the base of a run.
+
+    Args:
+        model: the folder or hub id that the run used. A folder in the hub's cache tells its hub id.
+        given: the hub id, by the user; for a local copy.
+
+    Raises:
+        ExportError: the given hub id is not one.
+    """
+    if given is not None and not _HUB_ID.fullmatch(given):
+        raise ExportError(f"--base-id {given} is not a hub id; give organisation and name, such as org/name")
+    folder = Path(model)
+    if not folder.is_dir():
+        return BaseModel(given or model, None, given or model, _license(model))
+    snapshot = folder.resolve()
+    cached = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+    is_cached = snapshot.parent.name == "snapshots" and _HUB_ID.fullmatch(cached)
+    hub_id = given or (cached if is_cached else None)
+    return BaseModel(hub_id, snapshot.name if is_cached and not given else None, hub_id or snapshot.name, _license(model))
+
+
+def _license(model: str) -> dict[str, str]:
+    """The license of a base, from the front matter of its card; a card that cannot be read says nothing."""
+    try:
+        found = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
+        values: Any = metadata_load(found) if found else None
+    except Exception:  # the hub client and the YAML reader raise many kinds; the card is somebody else's file
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get("license"), str):
+        return {"license": "other"}
+    return {key: str(values[key]) for key in _LICENSE if isinstance(values.get(key), str)}
+
+
+def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseModel, run: Path) -> str:
+    """Return the README of an exported folder.
+
+    Args:
+        facts: what export.json holds.
+        shown: further values of the template.
+        base: of the role.
+        run: the run's folder, whose report has the figures.
+    """
+    environment = Environment(
+        loader=PackageLoader("selfeval.stages", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+    )
+    environment.filters["python"] = repr
+    environment.filters["inline"] = _inline
+    report = read_json(run / "report.json") if (run / "report.json").is_file() else None
+    values = {**facts, **shown, "base": base, "figures": _figures(facts, report), "data": _data(report)}
+    return _front_matter(facts, base) + environment.get_template("card.md.jinja").render(values)
+
+
+def _inline(text: str) -> str:
+    """A name as one word of a line of markdown, whatever it holds."""
+    return re.sub(r"[\s|`<>]+", " ", str(text)).strip()
+
+
+def _front_matter(facts: Mapping[str, Any], base: BaseModel) -> str:
+    is_adapter, scores = "adapter" in facts["layout"], facts["bias"] is not None
+    values: dict[str, Any] = dict(base.license)
+    if base.hub_id:
+        values |= {"base_model": base.hub_id, "base_model_relation": "adapter" if is_adapter else "finetune"}
+    card = ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-classification" if scores else "text-generation",
+        tags=["self-evaluator", *_tags(facts, is_adapter, scores)],
+        **values,
+    )
+    return f"---\n{card.to_yaml()}\n---\n\n"
+
+
+def _tags(facts: Mapping[str, Any], is_adapter: bool, scores: bool) -> list[str]:
+    kind = "reward-model" if scores else "continued-pretraining" if facts["tuning"] else "reinforcement-learning"
+    return [kind, *(["lora"] if is_adapter else [])]
+
+
+def _figures(facts: Mapping[str, Any], report: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The figures of the role that the run has measured, each with its interval and n."""
+    if report is None or facts["tuning"]:
+        return []
+    rows: Sequence[tuple[str, str]] = _EVALUATOR if facts["bias"] is not None else _POLICY
+    found = [(name, path, read_figure(report, path)) for name, path in rows]
+    return [(name, describe(f, as_percent=path not in _NO_SHARES)) for name, path, f in found if f is not None]
+
+
+def _data(report: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Counts of what the role was trained on."""
+    if report is None:
+        return None
+    judged = section(report, "verdicts")
+    return {**section(report, "data"), **{name: judged.get(name) for name in ("judged", "kept", "tie", "unsure", "unparsable")}}

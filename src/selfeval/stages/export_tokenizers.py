@@ -1,0 +1,87 @@
+"""The tokenizers of an exported folder: their chat templates make the prompts that the role was trained on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfeval.backbone.merging import classifier_class, padding_tokenizer
+from selfeval.backbone.roles import Backbone
+from selfeval.judging.dialogue import dialogue_tokenizer, policy_tokenizer
+from selfeval.judging.templates import Templates
+
+__all__ = ["Tokenizers", "pick_tokenizers"]
+
+_MESSAGES = (
+    ("Tom has 3 pens.\nHe buys 2 more. How many pens has he now?", "3 + 2 = 5\n\nThe answer is 5.", "He has 5 pens."),
+    ("Wie heißt „Straße“ auf Französisch? 😀", "« rue »", "rue"),
+)
+"""Questions, replies and workings with lines, signs and letters on which a chat template has to make the run's ids."""
+
+_MARK = "QuestionOfThisPrompt"
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """What is saved with a role.
+
+    Attributes:
+        main: the folder's own.
+        asking: asks the base for the reply that the evaluator reads before the one that it scores; None where it reads none.
+        dialogue: the chat template of `main` is the evaluator's prompt.
+        chat_template: `main` has a chat template that makes the prompt of the role.
+        around_question: text before and after the question in the policy's prompt, where it is known.
+        own: `main` is one that transformers does not have; `AutoTokenizer` cannot load it, `family_tokenizer` does.
+    """
+
+    main: Any
+    asking: Any
+    dialogue: bool
+    chat_template: bool
+    around_question: tuple[str, str] | None = None
+    own: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write them to an exported folder."""
+        self.main.save_pretrained(folder)
+        if self.asking is not None:
+            self.asking.save_pretrained(folder / "reference")
+
+
+def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Tokenizers:
+    """Return the tokenizers of a role; that of a classifier has a padding token that ends nothing."""
+    own = type(backbone.loaded.tokenizer).__module__.startswith("selfeval.")
+    end, scores = backbone.loaded.eos_ids[:1], role in backbone.heads
+    tokenizer = _as_in_the_run(copy.copy(backbone.loaded.tokenizer), backbone, None if own else templates)
+    if own:  # transformers cannot load it, and so no template with it
+        return Tokenizers(tokenizer, None, dialogue=False, chat_template=templates.uses_chat, own=True)
+    asking = policy_tokenizer(templates, tokenizer, end, _MESSAGES, keep_own=not scores)
+    around = None if asking is None else _around_question(asking)
+    if not scores:
+        return Tokenizers(asking or tokenizer, None, dialogue=False, chat_template=asking is not None, around_question=around)
+    if classifier_class(backbone.model.config) is not None or tokenizer.pad_token is None:
+        tokenizer = _as_in_the_run(padding_tokenizer(backbone.loaded), backbone, templates)
+    found = dialogue_tokenizer(templates, tokenizer, end, _MESSAGES)
+    if found is None or (templates.grades_with_working and asking is None):
+        return Tokenizers(tokenizer, None, dialogue=False, chat_template=False)
+    needed = asking if templates.grades_with_working else None
+    return Tokenizers(found, needed, dialogue=True, chat_template=True, around_question=around)
+
+
+def _as_in_the_run(tokenizer: Any, backbone: Backbone, templates: Templates | None) -> Any:
+    """With the run's chat template, which may not be the base's of today, and the length of a stretched context."""
+    if templates is not None:
+        tokenizer.chat_template = templates.tokenizer.chat_template
+    if backbone.loaded.stretch:  # tools cut texts there
+        tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
+    return tokenizer
+
+
+def _around_question(tokenizer: Any) -> tuple[str, str] | None:
+    """The text before and after the question in the policy's prompt; None where it is not there exactly once."""
+    asked = [{"role": "user", "content": _MARK}]
+    text = str(tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
+    before, found, after = text.partition(_MARK)
+    return (before, after) if found and _MARK not in after else None

@@ -1,0 +1,231 @@
+"""Scores replies with the evaluator in this folder: as a reward function for TRL, or on lists of texts.
+
+This file is a copy from the package self-evaluator and needs only torch and transformers (and peft, where the folder holds an
+adapter). `selfeval export` writes it into the folder of an evaluator:
+
+    import sys
+    sys.path.insert(0, "exported/evaluator")
+    from reward import Evaluator
+
+    evaluator = Evaluator()
+    evaluator.scores(["QUESTION"], ["REPLY"])           # higher is better
+    GRPOTrainer(reward_funcs=evaluator, ...)            # prompts and completions as messages or as plain text
+
+Some evaluators read the base's own greedy reply to the question before the reply that they score. It is made here, once per
+question: by the base under the adapter, or by the copy of the base in `reference/`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
+
+__all__ = ["Evaluator"]
+
+Text = str | list[dict[str, Any]]
+"""Plain text, or messages."""
+
+
+class Evaluator:
+    """The evaluator of an exported folder. Calling it makes it a reward function of TRL.
+
+    Args:
+        folder: the exported folder; the one that this file is in by default.
+        base: folder or hub id of the base of an adapter; by default the one that adapter_config.json names.
+        device: where it computes; a GPU if there is one.
+        batch_size: replies per forward pass, and questions per generation.
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, *, base: str | None = None, device: str | None = None, batch_size: int = 16
+    ) -> None:
+        self.folder = Path(folder or Path(__file__).parent)
+        self.facts: dict[str, Any] = json.loads((self.folder / "export.json").read_text(encoding="utf-8"))
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.batch_size = batch_size
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
+        self.__name__ = self.facts["role"]  # the name under which TRL logs the reward
+        self._workings: dict[str, str] = {}
+        if self.facts["layout"] == "classifier":
+            self.model = self._load(AutoModelForSequenceClassification, self.folder)
+        else:
+            self.model, self.head = self._load_adapter(base)
+        if self.facts["working"]:
+            self.reference_tokenizer: Any = AutoTokenizer.from_pretrained(self.folder / "reference", padding_side="left")
+            self.reference = self._reference()
+
+    # -- scores ---------------------------------------------------------------------------------------------------------
+
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **others: Any) -> list[float]:
+        """Score completions of prompts, as TRL calls a reward function.
+
+        Args:
+            prompts: each one user message, or plain text: the question itself, or the policy's whole prompt.
+            completions: each one assistant message, or plain text.
+            others: further columns of the data set; not used.
+
+        Raises:
+            ValueError: a prompt is a dialogue of several turns or has control tokens that are not those of the policy's
+                prompt. The evaluator would score it on a prompt that it has never seen.
+        """
+        questions = [self._question(prompt) for prompt in prompts]
+        return self.scores(questions, [_content(completion, "assistant") for completion in completions])
+
+    @torch.no_grad()
+    def scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
+        """Score each reply to its question, on the scale of `selfeval score`; questions are not on one scale with others."""
+        texts = [
+            self.tokenizer.apply_chat_template(messages(question, reply), tokenize=False, working=working)
+            for question, reply, working in zip(questions, replies, self.working(questions), strict=True)
+        ]
+        found: list[float] = []
+        for part in _batches(texts, self.batch_size):
+            batch = self.tokenizer(part, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+            found += self._scores(batch.input_ids.to(self.device), batch.attention_mask.to(self.device)).tolist()
+        return found
+
+    def working(self, questions: Sequence[str]) -> list[str]:
+        """Return the base's own greedy reply to each question, or empty texts where this evaluator reads none."""
+        if not self.facts["working"]:
+            return [""] * len(questions)
+        for part in _batches([q for q in dict.fromkeys(questions) if q not in self._workings], self.batch_size):
+            self._workings.update(zip(part, self._greedy(part), strict=True))
+        return [self._workings[question] for question in questions]
+
+    def conversations(self, rows: dict[str, list[str]]) -> dict[str, list[Any]]:
+        """Turn texts of prompt, chosen and rejected into messages that TRL's RewardTrainer tokenizes as this run did.
+
+        For `Dataset.map(evaluator.conversations, batched=True)`.
+        """
+        return {
+            "prompt": [messages(question) for question in rows["prompt"]],
+            "chosen": [messages(None, reply) for reply in rows["chosen"]],
+            "rejected": [messages(None, reply) for reply in rows["rejected"]],
+            "chat_template_kwargs": [{"working": working} for working in self.working(rows["prompt"])],
+        }
+
+    # -- inside ---------------------------------------------------------------------------------------------------------
+
+    def _load(self, kind: Any, source: str | Path, **options: Any) -> Any:
+        precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(self.facts["precision"], "auto")
+        dtype = precision if self.facts["layout"] != "classifier" else "auto"
+        model = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def _load_adapter(self, base: str | None) -> tuple[Any, dict[str, Tensor]]:
+        """The base as a language model with the adapter on it, and the head: one copy of the weights for both uses."""
+        from peft import PeftConfig, PeftModel
+
+        config: Any = PeftConfig.from_pretrained(self.folder)
+        found = base or config.base_model_name_or_path
+        if not found:
+            raise ValueError(f"the adapter in {self.folder} does not name its base; give Evaluator(..., base=FOLDER)")
+        config.modules_to_save, config.task_type = None, None  # the head is read from its own file
+        options = {"config": AutoConfig.from_pretrained(self.folder)} if self.facts["positions"] else {}
+        model = PeftModel.from_pretrained(self._load(AutoModelForCausalLM, found, **options), self.folder, config=config)
+        head = {name: tensor.to(self.device) for name, tensor in load_file(self.folder / "head.safetensors").items()}
+        return model.eval().requires_grad_(False), head
+
+    def _reference(self) -> Any:
+        is_merged = self.facts["layout"] == "classifier"
+        model = self._load(AutoModelForCausalLM, self.folder / "reference") if is_merged else self.model.get_base_model()
+        # The base's own generation_config may have a temperature or a repetition penalty; the run used neither.
+        pad = self.reference_tokenizer.pad_token_id
+        ends = self.facts["end"]
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.facts["max_new_tokens"],
+            eos_token_id=ends or None,
+            pad_token_id=pad if pad is not None else (ends or [0])[0],
+        )
+        if self.reference_tokenizer.pad_token is None:
+            self.reference_tokenizer.pad_token_id = model.generation_config.pad_token_id
+        return model
+
+    def _scores(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
+        """Scores `[B]` of right-padded sequences, read at their last token."""
+        if self.facts["layout"] == "classifier":
+            logits_B1 = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits
+            scores_B: Tensor = logits_B1[:, 0].float() + float(self.model.config.score_bias)
+            return scores_B
+        body = self.model.get_base_model().base_model
+        options = {}
+        if "position_ids" in inspect.signature(body.forward).parameters:
+            options["position_ids"] = (attention_BT.cumsum(-1) - 1).clamp_min(0)
+        hidden_BTD = body(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False, **options).last_hidden_state
+        last_BD = hidden_BTD[torch.arange(len(ids_BT), device=self.device), attention_BT.sum(-1) - 1]
+        scores_B = (last_BD.float() @ self.head["weight"].T + self.head["bias"]).squeeze(-1)
+        return scores_B
+
+    def _greedy(self, questions: list[str]) -> list[str]:
+        tokenizer = self.reference_tokenizer
+        texts = [tokenizer.apply_chat_template(messages(q), tokenize=False, add_generation_prompt=True) for q in questions]
+        batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(self.device)
+        with self._bare():
+            ids_BT = self.reference.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        replies = ids_BT[:, batch.input_ids.shape[1] :]
+        return [text.strip() for text in tokenizer.batch_decode(replies, skip_special_tokens=True)]
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """The base without the adapter."""
+        if self.facts["layout"] == "classifier":
+            yield
+        else:
+            with self.model.disable_adapter():
+                yield
+
+    def _question(self, prompt: Text) -> str:
+        """The question in a prompt: its one user message, or what stands between the parts of the policy's prompt."""
+        text = _content(prompt, "user")
+        around = self.facts["reply_prompt"]
+        if not isinstance(prompt, str) or around is None:
+            return text
+        before, after = around
+        if before + after and text.startswith(before) and text.endswith(after) and len(text) > len(before + after):
+            return text[len(before) : len(text) - len(after)]
+        found = [token for token in self.facts["control"] if token in text]
+        if found:
+            raise ValueError(
+                f"a prompt is plain text with the control token {found[0]!r}, and it is not the policy's prompt "
+                f"({before!r} + question + {after!r}); give the question alone, or messages: "
+                '[{"role": "user", "content": question}]'
+            )
+        return text
+
+
+def messages(question: str | None, reply: str | None = None) -> list[dict[str, str]]:
+    """Return a question, a reply, or both as chat messages."""
+    asked = [] if question is None else [{"role": "user", "content": question}]
+    return asked if reply is None else [*asked, {"role": "assistant", "content": reply}]
+
+
+def _content(text: Text, role: str) -> str:
+    """Return the text of a single message of this role."""
+    if isinstance(text, str):
+        return text
+    if len(text) != 1 or text[0].get("role") != role:
+        roles = ", ".join(str(message.get("role")) for message in text)
+        raise ValueError(f"this evaluator scores one reply to one question; expected one message of the {role}, got: {roles}")
+    content = text[0]["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(texts), size):
+        yield list(texts[start : start + size])

@@ -1,0 +1,43 @@
+"""The temperature of the confidence: fitted on enough held-out pairs, or not at all, and said so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfeval.config import RunConfig
+from selfeval.stages import evaluator
+from selfeval.stages.context import Context
+from selfeval.stages.evaluators import Temperature, temperature_of
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore, write_json
+from selfeval.training.evaluator import EVALUATOR, Preference
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [(0, Temperature(1.0, 0)), (10, Temperature(1.0, 0)), (49, Temperature(1.0, 0))],
+)
+def test_few_held_out_pairs_fit_no_temperature(pairs: int, expected: Temperature, tmp_path: Path) -> None:
+    held_out = [Preference((5,), (6,), (7,), 1.0)] * pairs
+    run = Context(RunConfig(), RunStore(tmp_path / "run"), Terminal(quiet=True))
+    assert evaluator._temperature(run, held_out) == expected  # no model is asked
+
+
+def test_fifty_separable_pairs_do_not_make_the_evaluator_sure_of_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Context(RunConfig(), RunStore(tmp_path / "run"), Terminal(quiet=True))
+    monkeypatch.setattr(evaluator, "margins", lambda context, pairs: [0.02 * (i + 1) for i in range(len(pairs))])
+    found = evaluator._temperature(run, [Preference((5,), (6,), (7,), 1.0)] * 50)
+    assert found.pairs == 50
+    # Without the prior it is 0.01, and a margin of 0.5 has a confidence of 1.00.
+    assert 0.15 < found.value < 1.0
+
+
+def test_an_older_run_does_not_say_how_its_temperature_was_fitted(tmp_path: Path) -> None:
+    write_json(tmp_path / EVALUATOR / "evaluator.json", {"temperature": 0.032, "mean": 0.0, "deviation": 1.0})
+    assert temperature_of(tmp_path) == Temperature(0.032, 0)
+    write_json(tmp_path / EVALUATOR / "evaluator.json", {"temperature": 1.3, "temperature_pairs": 400})
+    assert temperature_of(tmp_path) == Temperature(1.3, 400)
