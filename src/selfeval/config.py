@@ -537,7 +537,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if has_half_character(values):
         raise ConfigError(f"recipe {path} holds half a surrogate pair; write whole characters")
     for place, key in _paths_in(values):
-        if _is_there(beside := Path(os.path.abspath(path)).parent / place[key]):
+        if _is_there(beside := Path(os.path.realpath(path)).parent / place[key]):
             place[key] = str(beside)
     return values
 

@@ -61,7 +61,7 @@ READERS = [
     ("roles/evaluator-0/evaluator.json", ["score", "RUN", *SCORE]),
     ("roles/evaluator-0/head.safetensors", ["export", "RUN", "--role", "evaluator", "--merge", "--to", "OUT"]),
     ("roles/policy/adapter_model.safetensors", ["export", "RUN", "--role", "policy", "--to", "OUT"]),
-    ("pairs/shard-00000.jsonl", ["show", "RUN", "pairs"]),
+    ("pairs/train/shard-00000.jsonl", ["show", "RUN", "pairs"]),
     ("dropped/verdicts/shard-00000.jsonl", ["show", "RUN", "dropped"]),
     ("report.json", ["report", "RUN"]),
     ("metrics/policy.jsonl", ["report", "RUN"]),

@@ -20,7 +20,6 @@ def _shard(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 def test_the_first_records_are_shown_in_order(tmp_path: Path) -> None:
     _shard(tmp_path, "pairs/train/shard-00001.jsonl", [{"n": 3}])
     _shard(tmp_path, "pairs/train/shard-00000.jsonl", [{"n": 1}, {"n": 2, "text": "a\u2028b"}])
-    (tmp_path / "pairs" / "manifest.json").write_text("{}")
     assert read_rows(tmp_path, "pairs", 2) == [{"n": 1}, {"n": 2, "text": "a\u2028b"}]
     assert [row["n"] for row in read_rows(tmp_path, "pairs", 9)] == [1, 2, 3]
 

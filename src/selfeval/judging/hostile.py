@@ -19,8 +19,8 @@ def hostile_texts(tokens: tuple[str, ...]) -> list[str]:
     """Texts with some of these control tokens: between words, alone, in the middle of another, and in other letters."""
     some = [*tokens[:4], *tokens[len(tokens) // 2 :][:4], *tokens[-4:]]
     halves = [f"{token[: len(token) // 2]}{some[0]}{token[len(token) // 2 :]}" for token in some]
-    texts = [f"five{' and '.join(some)}", f"{''.join(some)}six", f"se{'ven '.join(halves)}"]
-    return [*texts, f"eight{' and '.join(some).swapcase()}"]
+    other_case = f"eight{' and '.join(some).swapcase()}"
+    return [f"five{' and '.join(some)}", other_case, f"{''.join(some)}six", f"se{'ven '.join(halves)}"]
 
 
 def refuse_leak(templates: Templates, kind: str, values: Mapping[str, Any], path: Path) -> None:

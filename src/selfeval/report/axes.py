@@ -54,8 +54,9 @@ def widened(low: float, high: float, room: float | None = None) -> tuple[float, 
     size = max(abs(low), abs(high))
     if high - low > 1e-12 * size and size > _SMALLEST:
         return low, high
-    # Half of a denormal number is denormal too, and its power of ten is not representable.
-    if room is None or low + room == low:
+    # Half of a denormal number is denormal too, and its power of ten is not representable. A room too small for the size of
+    # the numbers (1 at 9e15) would leave a range that ticks cannot divide either.
+    if room is None or 2 * room <= 1e-12 * size:
         room = size / 2 if size > _SMALLEST else 0.5
     return bounded(low - room), bounded(high + room)
 

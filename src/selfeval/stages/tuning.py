@@ -22,9 +22,9 @@ from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, RunFolderError, TextError
-from selfeval.judging.templates import templates_folder
 from selfeval.stages.context import Context
 from selfeval.stages.export import TUNING, Exported, export_role, free_folder
+from selfeval.stages.preflight import check_base
 from selfeval.stages.prompts import load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, fingerprint, read_object, read_run, write_json, writing
@@ -112,7 +112,7 @@ def tune(
     check_settings(config)
     target = free_folder(target)
     documents = read_texts(texts)
-    templates_folder(config.model, config.templates)  # refused now, and not when all is trained
+    check_base(config, trust_remote_code=trust_remote_code)  # before a folder is made, and not when all is trained
     with _workplace(target) as store:
         store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
         context = Context(config, store, terminal, trust_remote_code=trust_remote_code)
