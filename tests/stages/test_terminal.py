@@ -43,6 +43,14 @@ def test_plain_lines_come_at_most_every_ten_seconds(clock: _Clock) -> None:
     assert text.getvalue() == "replies: 44/100, 2.0/s, 28 s left loss 0.5\n"
 
 
+def test_a_plain_line_before_anything_is_done_has_no_time_left(clock: _Clock) -> None:
+    console, text = _console(live=False)
+    with Terminal(console=console).bar("questions", 64) as bar:
+        clock.now += 12
+        bar.advance(0)
+    assert text.getvalue() == "questions: 0/64, 0.0/s\n"
+
+
 def test_quiet_shows_nothing(clock: _Clock) -> None:
     for live in (False, True):
         console, text = _console(live=live)

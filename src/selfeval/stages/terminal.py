@@ -72,8 +72,8 @@ class Bar:
     def _plain_line(self) -> str:
         seconds = time.monotonic() - self._started
         rate = (self.done - self._first) / max(seconds, 1e-9)
-        left = (self.total - self.done) / rate if rate > 0 else float("nan")
-        return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s, {max(left, 0):.0f} s left {self._figures}".rstrip()
+        left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if rate > 0 else ""
+        return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s{left} {self._figures}".rstrip()
 
     def close(self) -> None:
         if self._progress:
