@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import tiny_models
+from selfeval.backbone import logprobs
 from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone, fullest
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
 from selfeval.config import LoraConfig, PolicyConfig
 from selfeval.rollout.engine import Request, generate
+from selfeval.training import phases
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.phases import LEARNING, POLICY_ROLES, Shape, optimizer_bytes, rollout_peak, score_peak, update_peaks
 from selfeval.training.policy import train_policy
@@ -62,6 +64,25 @@ def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, n
         generate(real, requests, max_new_tokens=SHAPE.reply, seed=0)
     planned = rollout_peak(shapes, SHAPE, prompts=8, nucleus=nucleus, role="policy")["cpu"]
     assert planned.total() == pytest.approx(meter.peak.total(), rel=0.03)
+
+
+def test_tiles_left_out_on_shapes_do_not_change_the_peak(shapes: ShapeBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    def peaks() -> list[Peaks]:
+        sizes = {"minibatch": 8, "replies": 8, "grade_prompt": GRADE, "evaluator_rows": 4}
+        return [score_peak(shapes, SHAPE, grade_prompt=GRADE, replies=8), *update_peaks(shapes, SHAPE, **sizes)]
+
+    monkeypatch.setattr(phases, "tile_bytes", lambda kind: 16 << 10)  # dozens of tiles, as a large vocabulary has
+    steps: list[int] = []
+    whole = logprobs._slices
+
+    def every(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
+        steps.append(-(-length // step))
+        return whole(length, step, on_shapes=False)
+
+    few = peaks()
+    monkeypatch.setattr(logprobs, "_slices", every)
+    assert peaks() == few
+    assert max(steps) > 3
 
 
 def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:

@@ -23,13 +23,14 @@ Shapes: B sequences, R reply tokens, N tokens that count, C tokens of a chunk, D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from selfeval.backbone.output_head import OutputHead
@@ -152,11 +153,11 @@ class _Differentiated(torch.autograd.Function):
         values = [hidden_MD.new_empty(count, dtype=torch.float32) for _ in job.asked]
         gradients = [hidden_MD.new_empty(count, width) for _ in job.differentiated]
         chunk, step = _tile(job, hidden_MD)
-        for start in range(0, count, chunk):
-            part = slice(start, start + chunk)
+        on_shapes = isinstance(hidden_MD, FakeTensor)
+        for part in _slices(count, chunk, on_shapes=on_shapes):
             rows_C = job.rows_N[part]
             sums = _Sums(job, hidden_MD[rows_C], None if other_MD is None else other_MD[rows_C], job.targets_N[part])
-            for columns in _slices(job.head.vocabulary, step):
+            for columns in _slices(job.head.vocabulary, step, on_shapes=on_shapes):
                 sums.add(columns)
             for into, found in zip([*values, *gradients], chain(*sums.results()), strict=True):
                 into[part] = found
@@ -182,8 +183,15 @@ class _Differentiated(torch.autograd.Function):
         return total_ND.new_zeros(ctx.shape).index_copy_(0, rows_N, total_ND), None, None
 
 
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+def _slices(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
+    """Consecutive slices of `step`; on shapes, which have no values, the first two and the last.
+
+    All others hold the same memory as the second, and a large vocabulary has hundreds of them.
+    """
+    starts: Sequence[int] = range(0, length, step)
+    if on_shapes and len(starts) > 3:
+        starts = (*starts[:2], starts[-1])
+    return (slice(start, min(start + step, length)) for start in starts)
 
 
 def _tile(job: _Job, hidden_MD: Tensor) -> tuple[int, int]:
