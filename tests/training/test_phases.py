@@ -18,7 +18,6 @@ from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
 from selfeval.config import LoraConfig, PolicyConfig
 from selfeval.rollout.engine import Request, generate
-from selfeval.training import phases
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.phases import LEARNING, POLICY_ROLES, Shape, optimizer_bytes, rollout_peak, score_peak, update_peaks
 from selfeval.training.policy import train_policy
@@ -67,22 +66,26 @@ def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, n
 
 
 def test_tiles_left_out_on_shapes_do_not_change_the_peak(shapes: ShapeBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    def peaks() -> list[Peaks]:
-        sizes = {"minibatch": 8, "replies": 8, "grade_prompt": GRADE, "evaluator_rows": 4}
-        return [score_peak(shapes, SHAPE, grade_prompt=GRADE, replies=8), *update_peaks(shapes, SHAPE, **sizes)]
+    def peaks() -> Peaks:
+        meter = shapes.footprint()
+        with torch.no_grad(), shapes.fake, meter:
+            tokens = torch.zeros(1, 61, dtype=torch.long)  # 60 of them fill tiles, the last tile is smaller
+            mask = torch.ones(1, 61, dtype=torch.bool)
+            token_logprobs(shapes, torch.empty(1, 61, 32), tokens, mask, entropy=True, chunk_bytes=5000)
+        return meter.peaks
 
-    monkeypatch.setattr(phases, "tile_bytes", lambda kind: 16 << 10)  # dozens of tiles, as a large vocabulary has
-    steps: list[int] = []
+    made: list[int] = []
     whole = logprobs._slices
 
     def every(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
-        steps.append(-(-length // step))
+        assert on_shapes
+        made.append(-(-length // step))
         return whole(length, step, on_shapes=False)
 
     few = peaks()
     monkeypatch.setattr(logprobs, "_slices", every)
     assert peaks() == few
-    assert max(steps) > 3
+    assert max(made) > 10
 
 
 def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
