@@ -43,6 +43,8 @@ def restore(store: RunStore, number: int) -> list[str]:
     archive = Archive(store.root)
     facts = archive.facts(number)
     restored = [stage for stage in STAGES if stage.name in facts["stages"]]
+    if not restored:
+        raise RunFolderError(f"{archive.folder / str(number)} holds no stage of a run; there is nothing to restore")
     _refuse_other_sources(store, restored[0], facts)
     if not facts.get("restoring"):
         _make_room(store, restored, facts)
