@@ -517,3 +517,12 @@ def test_an_archive_without_a_list_of_paths_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "replaced" / "1" / "archive.json", {"config": {}, "keys": {}, "stages": {}, "paths": "policy"})
     with pytest.raises(RunFolderError, match=r"paths are a str, expected a list"):
         Archive(tmp_path).facts(1)
+
+
+@pytest.mark.parametrize("name", ["config", "keys", "stages"])
+@pytest.mark.parametrize("value", [[1], "text", 3])
+def test_an_archive_with_damaged_facts_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    facts = {"config": {}, "keys": {}, "stages": {}, "paths": [], name: value}
+    write_json(tmp_path / "replaced" / "1" / "archive.json", facts)
+    with pytest.raises(RunFolderError, match=rf"archive\.json is damaged \(the values of '{name}' in it are not"):
+        Archive(tmp_path).facts(1)

@@ -444,6 +444,16 @@ def test_an_archive_without_a_stage_is_refused(world: World) -> None:
         _restore(world, 1)
 
 
+def test_an_archive_of_another_version_is_refused(world: World) -> None:
+    world.run()
+    facts = {"config": {"no such": 1}, "keys": {}, "stages": {"report": {}}, "paths": ["report"]}
+    write_json(world.run_folder / "replaced" / "1" / "archive.json", facts)
+    before = world.files()
+    with pytest.raises(RunFolderError, match=r"do not hold a configuration of this version"):
+        _restore(world, 1)
+    assert world.files() == before
+
+
 # -- prompt templates ---------------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ class Archive:
             raise RunFolderError(f"{self.folder} has no results {number} that can be restored; there are: {there}")
         remedy = f"its results stay in {path.parent}; move what you need into the run folder yourself"
         facts = read_object(path, "config", "keys", "stages", "paths", remedy=remedy)
+        _refuse_other_kinds(path, facts, remedy)
         _refuse_other_places(path, facts["paths"], remedy)
         return facts
 
@@ -111,6 +112,15 @@ class Archive:
     def note_restoring(self, number: int) -> None:
         """Notes that the places of these results are free, so that a killed restore is not begun from its start."""
         write_json(self.folder / str(number) / _FACTS, {**self.facts(number), "restoring": True})
+
+
+def _refuse_other_kinds(path: Path, facts: Mapping[str, Any], remedy: str) -> None:
+    """Refuses facts that are no objects; keys and stages are objects of objects."""
+    for name in ("config", "keys", "stages"):
+        value = {} if name == "config" and facts[name] is None else facts[name]
+        whole = isinstance(value, dict) and (name == "config" or all(isinstance(one, dict) for one in value.values()))
+        if not whole:
+            raise RunFolderError(f"{path} is damaged (the values of '{name}' in it are not as they were written); {remedy}")
 
 
 def _refuse_other_places(path: Path, names: Any, remedy: str) -> None:
