@@ -31,7 +31,7 @@ def untested(folder: Path, *requirements: str) -> list[str]:
     code = "from selfeval.versions import untested_versions; print(*untested_versions(), sep='\\n')"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=metadata(folder, *requirements), capture_output=True, text=True, check=True)
-    return done.stdout.split("\n")[:-1]
+    return [line for line in done.stdout.splitlines() if line]
 
 
 def test_versions_outside_of_the_metadata_are_named_with_their_range(tmp_path: Path) -> None:
@@ -85,3 +85,12 @@ def test_the_pinned_set_names_every_dependency_within_its_range() -> None:
     pinned = pins("constraints.txt")
     for requirement in DEPENDENCIES:
         assert requirement.specifier.contains(pinned[requirement.name]), str(requirement)
+
+
+def test_uv_installs_the_pinned_versions() -> None:
+    """uv reads no constraints.txt: the pins that decide figures are repeated in [tool.uv]."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    rows = [Requirement(line) for line in tool["uv"]["constraint-dependencies"]]
+    pinned = pins("constraints.txt")
+    assert {row.name: str(row.specifier) for row in rows} == {row.name: f"=={pinned[row.name]}" for row in rows}
+    assert {"torch", "transformers", "peft"} <= {row.name for row in rows}
