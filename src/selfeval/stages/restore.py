@@ -82,9 +82,17 @@ def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
 
 def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -> None:
     """Sets aside what stands in the places of the results, those of both configurations."""
-    old = RunConfig.model_validate(facts["config"])
-    now = RunConfig.model_validate(store.run["config"])
+    old = _config(facts["config"], f"the archive.json of these results in {store.root / 'replaced'}")
+    now = _config(store.run.get("config"), str(store.root / "run.json"))
     for stage in stages:
         owned = [*dict.fromkeys([*stage.owned_paths(store.root, now), *stage.owned_paths(store.root, old)])]
         if store.has_work(stage.name, owned):
             store.set_aside(stage.name, owned)
+
+
+def _config(values: Any, where: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(f"{where} holds no configuration of this version ({reason}); nothing was moved") from error
