@@ -432,6 +432,7 @@ def _template(recipe: Path, name: str, text: str) -> tuple[str, ...]:
         (("--set", "lora.targets=[]"), "lora.targets: got []; name at least one module"),
         (("--set", 'lora.targets=["lm_head"]'), "lora.targets names the output layer, which stays frozen"),
         (("--set", 'lora.targets=["embed_tokens"]'), "lora.targets puts an adapter on the embedding"),
+        (("--set", "lora.rank=1000000"), "lora.rank = 1000000 is larger than the widest layer of"),
         (("--set", "lora.alpha=1e300"), "--set lora.alpha=1e300: lora.alpha: got 1e+300; must be between"),
         (("--set", "questions.file=none.jsonl"), "questions.file none.jsonl does not exist"),
         (("--set", "gold=/dev/zero"), "are both given; leave one out"),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
-from selfeval.store import RunStore, check_files, fingerprint, read_json, write_json, writing
+from selfeval.store import Archive, RunStore, check_files, fingerprint, read_json, write_json, writing
 
 QUESTIONS = [Question(f"q{i}", f"How many {i}?", Split.TRAIN, "self") for i in range(3)]
 
@@ -482,3 +482,47 @@ def test_a_loop_of_links_in_place_of_a_file_is_refused(store: RunStore) -> None:
     (store.root / "run.json").symlink_to(store.root / "run.json")
     with pytest.raises(RunFolderError, match=r"run\.json"):
         read_json(store.root / "run.json")
+
+
+@pytest.mark.parametrize("place", ["metrics", "checkpoints", "error.log", "metrics/policy.jsonl", "rounds/02", ".lock"])
+def test_a_link_that_leads_out_of_a_run_folder_is_not_written_through(tmp_path: Path, place: str) -> None:
+    """A run folder may be somebody else's; `run` appends to its metrics and deletes its old checkpoints."""
+    root, outside = tmp_path / "run", tmp_path / "outside"
+    write_json(root / "run.json", {})
+    outside.mkdir()
+    (outside / "kept.txt").write_text("ours")
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / place).symlink_to(outside / "kept.txt" if "." in place else outside)
+    with pytest.raises(RunFolderError, match=rf"{re.escape(place)} is a link to .*outside.*replace it with a copy"):
+        RunStore(root)
+    assert [(p.name, p.read_text()) for p in outside.iterdir()] == [("kept.txt", "ours")]
+
+
+@pytest.mark.parametrize("name", ["../x/keys", "../../.ssh/keys", "policy/../../../keys", "/etc/keys", "", "a\0b", 3, None])
+def test_an_archive_restores_nothing_outside_of_its_run_folder(tmp_path: Path, name: object) -> None:
+    """`put_back` moves DIR/replaced/1/NAME to DIR/NAME: with `..` in it, a file of the folder would land anywhere."""
+    root = tmp_path / "a" / "b" / "run"
+    facts = {"config": {}, "keys": {}, "stages": {"policy": {}}, "paths": [name]}
+    write_json(root / "replaced" / "1" / "archive.json", facts)
+    for planted in (root / "replaced" / "x", root / ".ssh"):
+        planted.mkdir()
+        (planted / "keys").write_text("theirs")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunFolderError, match=r"archive\.json is damaged .*no place in the run folder"):
+        Archive(root).put_back(1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_archive_without_a_list_of_paths_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "replaced" / "1" / "archive.json", {"config": {}, "keys": {}, "stages": {}, "paths": "policy"})
+    with pytest.raises(RunFolderError, match=r"paths are a str, expected a list"):
+        Archive(tmp_path).facts(1)
+
+
+@pytest.mark.parametrize("name", ["config", "keys", "stages"])
+@pytest.mark.parametrize("value", [[1], "text", 3])
+def test_an_archive_with_damaged_facts_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    facts = {"config": {}, "keys": {}, "stages": {}, "paths": [], name: value}
+    write_json(tmp_path / "replaced" / "1" / "archive.json", facts)
+    with pytest.raises(RunFolderError, match=rf"archive\.json is damaged \(the values of '{name}' in it are not"):
+        Archive(tmp_path).facts(1)

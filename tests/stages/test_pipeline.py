@@ -17,7 +17,7 @@ from selfeval.stages import gold, pipeline
 from selfeval.stages.gold import load_gold
 from selfeval.stages.restore import restore
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore
+from selfeval.store import RunStore, write_json
 from stage_world import FILES, SHARDS, STAGES, World
 
 
@@ -415,7 +415,7 @@ def test_results_with_an_unreadable_configuration_are_not_restored(world: World,
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "config": config}))
     before = sorted(world.folder.rglob("*"))
 
-    with pytest.raises(RunFolderError, match=r"archive.json of these results .* nothing was moved"):
+    with pytest.raises(RunFolderError, match="do not hold a configuration of this version"):
         _restore(world, 1)
 
     assert sorted(world.folder.rglob("*")) == before
@@ -450,6 +450,23 @@ def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World)
     world.run("policy.clip=0.1")
     with pytest.raises(RunFolderError, match=r"no results 7 that can be restored; there are: 1"):
         _restore(world, 7)
+
+
+def test_an_archive_without_a_stage_is_refused(world: World) -> None:
+    world.run()
+    write_json(world.run_folder / "replaced" / "1" / "archive.json", {"config": {}, "keys": {}, "stages": {}, "paths": []})
+    with pytest.raises(RunFolderError, match=r"replaced/1 holds no stage of a run"):
+        _restore(world, 1)
+
+
+def test_an_archive_of_another_version_is_refused(world: World) -> None:
+    world.run()
+    facts = {"config": {"no such": 1}, "keys": {}, "stages": {"report": {}}, "paths": ["report"]}
+    write_json(world.run_folder / "replaced" / "1" / "archive.json", facts)
+    before = world.files()
+    with pytest.raises(RunFolderError, match=r"do not hold a configuration of this version"):
+        _restore(world, 1)
+    assert world.files() == before
 
 
 # -- prompt templates ---------------------------------------------------------------------------------------------------

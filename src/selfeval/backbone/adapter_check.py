@@ -19,15 +19,15 @@ __all__ = ["check_adapters"]
 
 
 def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
-    """Refuses targets that name no module of the model, or one that no role can adapt.
+    """Refuses targets that name no module of the model, or one that no role can adapt, and a rank above every layer's width.
 
     Args:
         shell: the model on the meta device; it has adapters afterwards.
-        lora: targets of the adapters.
+        lora: targets and rank of the adapters.
         name: of the model, for messages.
 
     Raises:
-        ModelError, ConfigError: the targets cannot have adapters.
+        ModelError, ConfigError: the targets cannot have adapters, or none of this rank.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading warns of the same once more, or not at all
@@ -41,3 +41,12 @@ def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
     for layer, module in shell.named_modules():
         if isinstance(module, LoraLayer) and module.lora_embedding_A:
             raise ModelError(f"lora.targets puts an adapter on the embedding {layer}; choose linear layers, e.g. all-linear")
+    _check_rank(shell, lora.rank, name)
+
+
+def _check_rank(shell: Any, rank: int, name: str) -> None:
+    """A rank above the width changes nothing but the memory it takes; 1,000,000 would fail only when the evaluator is made."""
+    layers = [module for module in shell.modules() if isinstance(module, LoraLayer)]
+    widest = max((max(layer.in_features, layer.out_features) for layer in layers), default=rank)
+    if rank > widest:
+        raise ConfigError(f"lora.rank = {rank} is larger than the widest layer of {name} with an adapter ({widest}); lower it")

@@ -339,6 +339,7 @@ def restore(
     """
     with clear_errors(debug):
         _read_config(folder)
+        _quiet_libraries()
         from selfeval.stages.restore import listed
         from selfeval.stages.restore import restore as put_back
         from selfeval.store import RunStore

@@ -124,6 +124,7 @@ def _write_log(error: Exception, folder: Path | None) -> Path | None:
     try:
         if folder is not None and (folder / "run.json").is_file():
             path = folder / _LOG
+            path.unlink(missing_ok=True)  # in a folder from elsewhere it may be a link to any file
         else:
             handle, name = tempfile.mkstemp(prefix="selfeval-error-", suffix=".log")
             os.close(handle)

@@ -43,6 +43,8 @@ def restore(store: RunStore, number: int) -> list[str]:
     archive = Archive(store.root)
     facts = archive.facts(number)
     restored = [stage for stage in STAGES if stage.name in facts["stages"]]
+    if not restored:
+        raise RunFolderError(f"{archive.folder / str(number)} holds no stage of a run; there is nothing to restore")
     _refuse_other_sources(store, restored[0], facts)
     if not facts.get("restoring"):
         _make_room(store, restored, facts)
@@ -82,17 +84,15 @@ def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
 
 def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -> None:
     """Sets aside what stands in the places of the results, those of both configurations."""
-    old = _config(facts["config"], f"the archive.json of these results in {store.root / 'replaced'}")
-    now = _config(store.run.get("config"), str(store.root / "run.json"))
+    try:
+        old = RunConfig.model_validate(facts["config"])
+    except ValueError as error:
+        raise RunFolderError(
+            f"the archived results in {store.root / 'replaced'} do not hold a configuration of this version "
+            f"({str(error).splitlines()[0]}); move what you need into the run folder yourself"
+        ) from error
+    now = RunConfig.model_validate(store.run["config"])
     for stage in stages:
         owned = [*dict.fromkeys([*stage.owned_paths(store.root, now), *stage.owned_paths(store.root, old)])]
         if store.has_work(stage.name, owned):
             store.set_aside(stage.name, owned)
-
-
-def _config(values: Any, where: str) -> RunConfig:
-    try:
-        return RunConfig.model_validate(values)
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{where} holds no configuration of this version ({reason}); nothing was moved") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from selfeval.errors import RunFolderError
@@ -48,7 +48,10 @@ class Archive:
             there = ", ".join(map(str, self.numbers())) or "none"
             raise RunFolderError(f"{self.folder} has no results {number} that can be restored; there are: {there}")
         remedy = f"its results stay in {path.parent}; move what you need into the run folder yourself"
-        return read_object(path, "config", "keys", "stages", "paths", remedy=remedy)
+        facts = read_object(path, "config", "keys", "stages", "paths", remedy=remedy)
+        _refuse_other_kinds(path, facts, remedy)
+        _refuse_other_places(path, facts["paths"], remedy)
+        return facts
 
     def take(self, stage: str, paths: Sequence[Path], run: Mapping[str, Any]) -> None:
         """Moves the paths of a stage that exist to an archive.
@@ -109,3 +112,22 @@ class Archive:
     def note_restoring(self, number: int) -> None:
         """Notes that the places of these results are free, so that a killed restore is not begun from its start."""
         write_json(self.folder / str(number) / _FACTS, {**self.facts(number), "restoring": True})
+
+
+def _refuse_other_kinds(path: Path, facts: Mapping[str, Any], remedy: str) -> None:
+    """Refuses facts that are no objects; keys and stages are objects of objects."""
+    for name in ("config", "keys", "stages"):
+        value = {} if name == "config" and facts[name] is None else facts[name]
+        whole = isinstance(value, dict) and (name == "config" or all(isinstance(one, dict) for one in value.values()))
+        if not whole:
+            raise RunFolderError(f"{path} is damaged (the values of '{name}' in it are not as they were written); {remedy}")
+
+
+def _refuse_other_places(path: Path, names: Any, remedy: str) -> None:
+    """The run folder may be somebody else's: restoring it must not move a file into or out of any other folder."""
+    if not isinstance(names, list):
+        raise RunFolderError(f"{path} is damaged (its paths are a {type(names).__name__}, expected a list); {remedy}")
+    for name in names:
+        parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
+        if not parts or ".." in parts or parts[0] == "/" or "\\" in name:
+            raise RunFolderError(f"{path} is damaged (it names {name!r}, which is no place in the run folder); {remedy}")

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from selfeval.errors import RunFolderError
+from selfeval.links import entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
@@ -34,7 +35,7 @@ class RunStore:
         root: the folder; created when it does not exist.
 
     Raises:
-        RunFolderError: the folder exists and is not a run, or another process works in it.
+        RunFolderError: the folder exists and is not a run, holds a link that leads out of it, or another process works in it.
         StorageError: it cannot be created.
     """
 
@@ -43,6 +44,8 @@ class RunStore:
         try:
             self._refuse_other_folders()
             root.mkdir(parents=True, exist_ok=True)
+            # The folder may be somebody else's; a link in it would have this process write or delete elsewhere.
+            refuse_links(root, entries(root), RunFolderError)
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout as error:
