@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -405,20 +404,6 @@ def test_a_kill_while_results_are_restored_loses_nothing(world: World, moves: in
     assert world.files() == first
     kept = [p.read_text() for p in (world.run_folder / "replaced").rglob("adapter_model.safetensors")]
     assert kept == ['"roles/policy/adapter_model.safetensors changed"\n']
-
-
-@pytest.mark.parametrize("config", [None, {"no_such_setting": 1}])
-def test_results_with_an_unreadable_configuration_are_not_restored(world: World, config: object) -> None:
-    world.run()
-    world.run("policy.clip=0.1")
-    facts = world.run_folder / "replaced/1/archive.json"
-    facts.write_text(json.dumps({**json.loads(facts.read_text()), "config": config}))
-    before = sorted(world.folder.rglob("*"))
-
-    with pytest.raises(RunFolderError, match="do not hold a configuration of this version"):
-        _restore(world, 1)
-
-    assert sorted(world.folder.rglob("*")) == before
 
 
 def test_results_made_from_others_are_not_restored_before_those(world: World) -> None:
