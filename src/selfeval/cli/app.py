@@ -70,7 +70,7 @@ def run(
     recipe: Recipe = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face model folder or hub id.")] = None,
     seeds: Annotated[Path | None, typer.Option(help='Seed questions: JSON lines {"question": "..."} or one a line.')] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME unless given. A run in it goes on.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME. An existing run is resumed.")] = None,
     until: Annotated[
         str | None,
         typer.Option(
@@ -419,7 +419,7 @@ def export(
     role: Annotated[str, typer.Option(help="A trained role of the run: policy, or evaluator.")],
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
     precision: Annotated[str, typer.Option(help="Of merged weights: base (as in the run), fp32, bf16 or fp16.")] = "base",
-    model: Annotated[str | None, typer.Option(help="The base, where it lies elsewhere than when the run was made.")] = None,
+    model: Annotated[str | None, typer.Option(help="The base, if it has moved since the run was made.")] = None,
     base_id: Annotated[
         str | None,
         typer.Option(metavar="ORG/NAME", help="Hub id of the base, for the model card, if the run used a local copy."),
