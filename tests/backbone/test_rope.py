@@ -30,7 +30,7 @@ def asked(method: str, factor: float = 4.0, attention: str = "auto") -> ContextC
 
 
 def folder(path: Path, family: str = "llama", **changes: Any) -> Path:
-    made = tiny_models.model(family, 40, **{"max_position_embeddings": TRAINED, **changes})
+    made = tiny_models.model(family, 400, **{"max_position_embeddings": TRAINED, **changes})
     return tiny_models.save_model(made, tiny_models.words_tokenizer(), path / family)
 
 
