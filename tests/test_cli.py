@@ -233,7 +233,7 @@ def test_an_interrupted_run_says_that_nothing_is_lost(tmp_path: Path, recipe: Pa
         process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "Interrupted. Nothing is lost: give the same command again to go on."
+    assert err.splitlines()[-1] == "Interrupted. Nothing is lost: give the same command again to resume."
     run = json.loads((output / "run.json").read_text())
     assert run["stages"]["policy"]["state"] == "interrupted"
     assert run["stages"]["pairs"]["state"] == "finished"
@@ -392,7 +392,7 @@ atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
 def test_a_second_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
     found = _broken(INTERRUPTED_TWICE, "run", "--output", str(tmp_path / "run"))
     assert found.returncode == 130
-    assert found.stderr == "\nInterrupted. Nothing is lost: give the same command again to go on.\n"
+    assert found.stderr == "\nInterrupted. Nothing is lost: give the same command again to resume.\n"
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def run(
     or with --restart; `selfeval restore DIR` brings it back.
 
     With rounds above 1 the better policy writes and answers the questions of the next round, in DIR/rounds/02 and on; a
-    finished run goes on with more. Examples:
+    finished run continues if rounds is raised. Examples:
 
     selfeval run
 
@@ -148,7 +148,7 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
         worked = run_rounds(context, stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
-            typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to go on")
+            typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to continue")
         if store.is_finished("report"):
             from selfeval.cli.closing import print_closing
 
@@ -506,7 +506,7 @@ def tune(
     its config.json carries the RoPE scaling that was asked for. Without a scaling, the model is tuned to the text's domain.
     What was written is loaded again and compared with the adapter before it appears, on the CPU: memory for two copies.
 
-    The same command goes on where an interrupted one stopped; until OUT is there, the work lies in OUT.tuning. Documents are
+    The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Documents are
     packed one after the other into rows, each behind the token that begins a text and before the one that ends it.
 
     --set takes the keys of the sections tuning, context, lora and placement, and seed, device, precision, batch_tokens,
@@ -539,7 +539,7 @@ def pretrain(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Pretrain the embedded model from nothing; the same command goes on from the last checkpoint."""
+    """Pretrain the embedded model from scratch; the same command resumes from the last checkpoint."""
     with clear_errors(debug):
         _quiet_libraries()
         import torch

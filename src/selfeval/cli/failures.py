@@ -59,7 +59,7 @@ def clear_errors(debug: bool) -> Iterator[Command]:
         raise
     except KeyboardInterrupt:
         _leave_quietly_from_now_on()
-        _stop(130, "\nInterrupted. Nothing is lost: give the same command again to go on.", debug)
+        _stop(130, "\nInterrupted. Nothing is lost: give the same command again to resume.", debug)
     except InputError as error:
         _stop(2, f"Error: {error}", debug)
     except BrokenPipeError:
