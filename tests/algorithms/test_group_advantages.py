@@ -134,6 +134,18 @@ def test_equal_rewards_give_exactly_0(kind: str, dtype: torch.dtype) -> None:
     assert KINDS[kind](rewards_B[:0], groups_B[:0]).tolist() == []
 
 
+def test_rewards_that_differ_by_their_rounding_alone_count_as_equal() -> None:
+    # Group 0 spreads over 0.25 = 2 x 0.125: equal. Group 1 spreads over 1: mean 0.5, deviation 0.5, so -1 and 1.
+    rewards_B, groups_B = f64([0.0, 0.25, 0.0, 1.0]), torch.tensor([0, 0, 1, 1])
+    noise_B = f64([0.0, 0.125, 0.125, 0.125])
+    close(grpo_advantages(rewards_B, groups_B, correction=0, eps=0.0, noise_B=noise_B), [0.0, 0.0, -1.0, 1.0])
+    close(grpo_advantages(rewards_B, groups_B, correction=0, eps=0.0), [-1.0, 1.0, -1.0, 1.0])
+    broken = f64([float("nan"), 0.0, 0.0, 1.0])
+    assert grpo_advantages(broken, groups_B, noise_B=noise_B)[:2].isnan().all()
+    with pytest.raises(ValueError, match="noise"):
+        grpo_advantages(rewards_B, groups_B, noise_B=noise_B[:, None])
+
+
 # -- properties -----------------------------------------------------------------------------------------------------------
 
 REWARDS = st.floats(-4, 4).map(lambda reward: round(reward, 3))

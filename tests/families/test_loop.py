@@ -20,6 +20,7 @@ import chatglm
 import tiny_models
 from selfeval.config import RunConfig
 from selfeval.judging.templates import templates_folder
+from selfeval.quality.question_filters import QuestionFilters
 from selfeval.stages.context import Context
 from selfeval.stages.pipeline import STAGES, run_stages
 from selfeval.stages.terminal import Terminal
@@ -98,7 +99,8 @@ def figures(value: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("family", [*WIDTHS, *CHATGLM, "stories260K"])
-def test_the_whole_loop_runs(family: str, tmp_path: Path) -> None:
+def test_the_whole_loop_runs(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(QuestionFilters, "reason", lambda self, text: None)  # random words are junk, as they should be
     seeds = tmp_path / "seeds.txt"
     seeds.write_text("\n".join(SEEDS), encoding="utf-8")
     settings = config(model_folder(family, tmp_path / "model"), seeds)

@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "trpo": {"trust_region": 0.05, "iterations": 120},
     "grpo": {"questions_per_iteration": 2, "replies_per_question": 256, "minibatch": 512},
     "rloo": {},
-    "reinforce_pp": {"replies_per_question": 8, "epochs": 1, "iterations": 90},
+    "reinforce_pp": {"replies_per_question": 8, "epochs": 1, "iterations": 120},
     "remax": {"replies_per_question": 8, "epochs": 1, "iterations": 90},
     "dpo": {"questions_per_iteration": 128, "replies_per_question": 2, "iterations": 80},
     "raft": {"questions_per_iteration": 32, "replies_per_question": 16, "iterations": 40, "kl_coefficient": 1e-3},

@@ -31,7 +31,14 @@ __all__ = [
 ]
 
 
-def grpo_advantages(rewards_B: Tensor, groups_B: Tensor, *, correction: Literal[0, 1] = 1, eps: float = 1e-6) -> Tensor:
+def grpo_advantages(
+    rewards_B: Tensor,
+    groups_B: Tensor,
+    *,
+    correction: Literal[0, 1] = 1,
+    eps: float = 1e-6,
+    noise_B: Tensor | None = None,
+) -> Tensor:
     """Compute the advantages of GRPO: rewards whitened within their group.
 
     A_i = (R_i − mean) / (std + eps),   std = √(Σ (R − mean)² / (n − correction)),   n = replies in the group
@@ -44,6 +51,8 @@ def grpo_advantages(rewards_B: Tensor, groups_B: Tensor, *, correction: Literal[
         groups_B: [B], integer id of the question that it answers.
         correction: 1 divides by n − 1 (public code), 0 by n.
         eps: added to the deviation, in units of reward, >= 0; public code has from 1e-9 to 1e-4.
+        noise_B: [B], rounding error of each reward, >= 0. Rewards of a group that differ by no more than twice its largest
+            count as equal; without it, the division would make advantages of order 1 from rounding.
 
     Returns:
         Advantages [B], without unit; 0 in groups of one and in groups of equal rewards.
@@ -55,7 +64,7 @@ def grpo_advantages(rewards_B: Tensor, groups_B: Tensor, *, correction: Literal[
         >>> grpo_advantages(torch.tensor([1.0, 0.0, 5.0]), torch.tensor([7, 7, 2]), correction=0, eps=0.0).tolist()
         [1.0, -1.0, 0.0]
     """
-    groups = _grouped(rewards_B, groups_B)
+    groups = _grouped(rewards_B, groups_B, noise_B)
     variance_B = _group_sums(groups.centred_B.square(), groups.rows_B) / (groups.sizes_B - correction).clamp(min=1)
     return _divided(groups.centred_B, variance_B.sqrt() + eps).to(rewards_B.dtype)
 
@@ -214,15 +223,18 @@ class _Groups(NamedTuple):
     centred_B: Tensor  # reward less the mean of the row's group, exactly 0 where all rewards of the group are equal
 
 
-def _grouped(rewards_B: Tensor, groups_B: Tensor) -> _Groups:
-    check_same_shape(rewards=rewards_B, groups=groups_B)
+def _grouped(rewards_B: Tensor, groups_B: Tensor, noise_B: Tensor | None = None) -> _Groups:
+    check_same_shape(rewards=rewards_B, groups=groups_B, **({} if noise_B is None else {"noise": noise_B}))
     rewards_B = rewards_B.to(at_least_float32(rewards_B.dtype))
     if groups_B.is_floating_point() or groups_B.dim() != 1:
         raise ValueError(f"groups must be integer ids [B], got {groups_B.dtype} {list(groups_B.shape)}")
     _, rows_B, sizes_G = groups_B.unique(return_inverse=True, return_counts=True)
     sizes_B = sizes_G[rows_B]
     centred_B = rewards_B - _group_sums(rewards_B, rows_B) / sizes_B
-    differ_B = _group_extremes(rewards_B, rows_B, "amin") != _group_extremes(rewards_B, rows_B, "amax")
+    low_B, high_B = _group_extremes(rewards_B, rows_B, "amin"), _group_extremes(rewards_B, rows_B, "amax")
+    differ_B = low_B != high_B
+    if noise_B is not None:
+        differ_B &= ~(high_B - low_B <= 2.0 * _group_extremes(noise_B.to(rewards_B), rows_B, "amax"))  # NaN differs
     return _Groups(rows_B, sizes_B, zero_padding(centred_B, differ_B))
 
 

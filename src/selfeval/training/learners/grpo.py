@@ -6,6 +6,7 @@ differs from the paper: the KL penalty is part of the reward, where its gradient
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from selfeval.algorithms.group_advantages import grpo_advantages
@@ -20,8 +21,13 @@ __all__ = ["grpo"]
 def grpo(setting: Setting) -> PolicyGradient:
     """Group relative policy optimisation."""
 
+    resolution = torch.finfo(setting.backbone.model.dtype).eps
+
     def advantage(experience: Experience) -> Tensor:
-        whole_B = grpo_advantages(experience.rewards.sum(-1), experience.groups_B)
+        # The KL penalty is a difference of log-probs, whose rounding is all there is while the scores are equal.
+        size_B = (experience.logprobs.abs() + experience.ref_logprobs.abs()).sum(-1)
+        noise_B = experience.kl_coefficient * resolution * size_B
+        whole_B = grpo_advantages(experience.rewards.sum(-1), experience.groups_B, noise_B=noise_B)
         return broadcast_to_tokens(whole_B, experience.mask)
 
     return PolicyGradient(setting, advantage, "sequence_mean_token_mean")
