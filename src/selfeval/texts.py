@@ -67,7 +67,7 @@ def _read_bytes(path: Path, kind: str, error: type[InputError], most: int, remed
                 raise error(f"{kind} {path} is not a file but a named pipe or a device; {remedy}")
             if facts.st_size > most:
                 raise error(f"{kind} {path} has more than {most >> 20:,} MiB, the most that is read; give a smaller file")
-            return file.read(most)
+            return file.read(facts.st_size)  # `read` takes memory for all that it is asked for
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
         _refuse(path, kind, error, remedy, problem)
 

@@ -49,6 +49,14 @@ class ControlTokens:
         vocabulary = self.tokenizer.get_added_vocab()
         return self.special_ids | {i for text, i in vocabulary.items() if text in self.texts}
 
+    @cached_property
+    def forbidden_ids(self) -> frozenset[int]:
+        """Ids that no text may become: not that of unknown letters, which is no attack, unless it also ends or begins texts."""
+        tokenizer = self.tokenizer
+        other_uses = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        unknown = tokenizer.unk_token_id
+        return self.ids if unknown in other_uses else self.ids - {unknown}
+
     def clean(self, text: str) -> str:
         """`text` with a space for every control token in it, stripped; nothing that is left makes one.
 
@@ -105,16 +113,9 @@ class ControlTokens:
             return text if len(kept) == len(ids) else str(tokenizer.decode(kept))
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        for start, stop in reversed(
-            [span for i, span in spans if i in self.ids and i not in self._unknown and span[1] > span[0]]
-        ):
+        for start, stop in reversed([span for i, span in spans if i in self.forbidden_ids and span[1] > span[0]]):
             text = f"{text[:start]} {text[stop:]}"
         return text
-
-    @property
-    def _unknown(self) -> tuple[int | None]:
-        """The id of what the vocabulary cannot say: a letter without a token is no attack."""
-        return (self.tokenizer.unk_token_id,)
 
 
 def _looks_like_word(text: str) -> bool:

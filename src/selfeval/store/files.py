@@ -160,7 +160,8 @@ def read_json(path: Path, remedy: str | None = None) -> Any:
     what_helps = remedy or _REMEDY
     try:
         with open_file(path) as file:
-            data = file.read(_LARGEST_JSON + 1)
+            # Not more than there is: `read` takes memory for all that it is asked for.
+            data = file.read(min(os.fstat(file.fileno()).st_size, _LARGEST_JSON) + 1)
         if len(data) > _LARGEST_JSON:
             raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
         return parse_json(data)
