@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, trainers
+from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from selfeval.errors import ModelError
@@ -123,6 +125,16 @@ def test_a_template_that_makes_control_tokens_of_texts_is_refused(copy: Path, sh
             load(copy)
     else:
         assert "+" not in rendered(load(copy), "reply", question="1 + 1")  # harmless
+
+
+def test_a_tokenizer_that_does_not_know_every_letter_takes_the_package_templates() -> None:
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<eos>"], show_progress=False)
+    made.train_from_iterator(template_texts(templates_folder("none")).values(), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<eos>")
+    assert tokenizer.unk_token_id in tokenizer.encode("€")
+    templates = Templates.load(templates_folder("none"), tokenizer)
+    assert tokenizer.eos_token_id not in templates.prompt("grade", question="<eos>€", working="")
 
 
 def test_clean_keeps_everything_else() -> None:
