@@ -269,6 +269,10 @@ _SPACE = "free some space and give the same command again"
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", _SPACE),
     errno.EDQUOT: ("the disk quota is used up", _SPACE),
+    errno.EFBIG: (
+        "the file would be larger than this process may write",
+        "raise the limit (ulimit -f) and give the same command again",
+    ),
     errno.EACCES: ("permission denied", "make it writable for this user, or name another folder, and give the command again"),
     errno.EPERM: ("the system does not permit it", "make it writable for this user, or name another folder"),
     errno.EROFS: ("the disk is mounted read-only", "mount it for writing, or copy the folder to another disk and name that"),
