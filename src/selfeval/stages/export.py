@@ -139,7 +139,7 @@ def _refuse_links(run: Path, role: str, model: Path) -> None:
     """
     folder = run / "roles" / role
     refuse_links(run, [run / "run.json", run / "report.json", run / "roles", folder, *entries(folder)], ExportError)
-    if model.is_dir():
+    if (model / "config.json").is_file():  # a model made in memory has the name "", which is the current folder
         refuse_links(model, [path for path in entries(model) if path.suffix not in _WEIGHTS], ExportError)
 
 
