@@ -246,6 +246,22 @@ def test_the_prompts_and_the_facts_come_along(tmp_path: Path) -> None:
     assert facts["bias"] == pytest.approx(run.backbone.heads[EVALUATOR].bias.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [(0, "This confidence is not calibrated: there were too few"), (64, "The temperature was fitted on 64 held-out")],
+)
+def test_the_card_says_whether_the_confidence_is_calibrated(pairs: int, said: str, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    calibration = {"temperature": 0.5, "temperature_pairs": pairs, "mean": 0.0, "deviation": 1.0}
+    write_json(run.folder / "roles" / EVALUATOR / "evaluator.json", calibration)
+    folder = run.export("evaluator", tmp_path / "out").folder
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text.count("sigmoid((s1 - s2) / 0.5).\n  ") == 1
+    assert said in text
+    assert "\n- Scores of replies to different questions" in text
+    assert read_json(folder / "export.json")["temperature_pairs"] == pairs
+
+
 def test_the_precision_is_the_runs_unless_another_is_asked_for(tmp_path: Path) -> None:
     run = Run(tmp_path, precision="bf16")
     config = run.config.model_copy(update={"precision": "auto"})  # which was bf16 on the run's GPU

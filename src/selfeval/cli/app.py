@@ -29,7 +29,7 @@ _HELP = """From a handful of seed questions and any open language model to a tru
 No human labels, one copy of the weights. Without arguments, `selfeval run` runs the whole loop on the small model that
 comes with the package. Exit codes: 0 done, 2 something you gave cannot be used, 130 interrupted, 1 our fault."""
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 
@@ -69,7 +69,10 @@ def _config(
 def run(
     recipe: Recipe = None,
     model: Annotated[str | None, typer.Option(help="Hugging Face model folder or hub id.")] = None,
-    seeds: Annotated[Path | None, typer.Option(help='Seed questions: JSON lines {"question": "..."} or one a line.')] = None,
+    seeds: Annotated[
+        Path | None,
+        typer.Option(help='Seed questions: JSON lines {"question": "..."}, or plain text with one question per line.'),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME. An existing run is resumed.")] = None,
     until: Annotated[
         str | None,
@@ -84,12 +87,14 @@ def run(
     memory_budget: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Memory that this process may take, e.g. 2GiB. Only an automatic precision depends on it."
+            metavar="SIZE",
+            help="Memory that this process may take, e.g. 2GiB. Batches shrink to fit; of the results, "
+            "only an automatic precision depends on it.",
         ),
     ] = None,
     trust_remote_code: RemoteCode = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Run stages again whose settings changed or whose files are lost; without asking.")
+        bool, typer.Option("--restart", help="Rerun stages whose settings changed or whose files are lost, without asking.")
     ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -329,7 +334,7 @@ def report(
 def restore(
     folder: RunFolder,
     number: Annotated[
-        int | None, typer.Argument(metavar="[N]", help="Of the folder replaced/N; lists them unless given.")
+        int | None, typer.Argument(metavar="[N]", help="Results to bring back: DIR/replaced/N. Without N, they are listed.")
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -359,8 +364,10 @@ def restore(
 def show(
     folder: RunFolder,
     records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many to show.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the records as they are, one JSON object a line.")] = False,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Records to show; of dropped ones, as many of each reason.")
+    ] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print whole records, one JSON object per line.")] = False,
     debug: Debug = False,
 ) -> None:
     """Look at the records of a run. Long lists of token ids are cut, except with --json."""
@@ -383,7 +390,7 @@ def score(
         typer.Option(help='JSON lines {"question": "...", "replies": ["...", "..."]}; - reads them from standard input.'),
     ] = None,
     sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence below which the answer is `unsure`.")] = 0.8,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a question.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per question.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Lines of --file scored together; 1 answers each line at once.")] = 32,
     trust_remote_code: RemoteCode = False,
     debug: Debug = False,
@@ -418,7 +425,9 @@ def export(
     to: Annotated[Path, typer.Option(metavar="OUT", help="The new folder; it may exist if it is empty.")],
     role: Annotated[str, typer.Option(help="A trained role of the run: policy, or evaluator.")],
     merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
-    precision: Annotated[str, typer.Option(help="Of merged weights: base (as in the run), fp32, bf16 or fp16.")] = "base",
+    precision: Annotated[
+        str, typer.Option(help="Precision of merged weights: base (as in the run), fp32, bf16 or fp16.")
+    ] = "base",
     model: Annotated[str | None, typer.Option(help="The base, if it has moved since the run was made.")] = None,
     base_id: Annotated[
         str | None,

@@ -214,6 +214,7 @@ def _describe(
         "agreement": exported.agreement and asdict(exported.agreement),
         "tuning": read_json(role_folder / TUNING) if (role_folder / TUNING).is_file() else None,
         "temperature": None if calibration is None else float(calibration["temperature"]),
+        "temperature_pairs": 0 if calibration is None else int(calibration.get("temperature_pairs", 0)),
         "bias": None if head is None else round(float(head.bias.detach()), 6),
         "pad": None if head is None else tokenizers.main.pad_token,
         "dialogue": tokenizers.dialogue,

@@ -42,7 +42,7 @@ def _by_device(plan: Plan) -> Table:
     table = Table(title="GiB by device", title_justify="left")
     for name in ("device", "layers"):
         table.add_column(name)
-    for name in ("to take", *PHASES):
+    for name in ("available", *PHASES):
         table.add_column(name, justify="right")
     for device in plan.devices:
         budget = "-" if device.budget is None else _cell(device.budget)
@@ -53,7 +53,7 @@ def _by_device(plan: Plan) -> Table:
 
 def _by_kind(device: DevicePlan) -> Table:
     """Bytes of one device, a row a kind that is there."""
-    limit = "no limit known" if device.budget is None else f"{device.budget / 2**30:.2f} to take"
+    limit = "no limit known" if device.budget is None else f"{device.budget / 2**30:.2f} available"
     table = Table(title=f"GiB on {device.device}, {limit}", title_justify="left")
     table.add_column("")
     for phase in PHASES:
