@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
@@ -27,8 +29,8 @@ CONFIG = PolicyConfig(
 )  # fmt: skip
 
 
-def four_roles() -> Backbone:
-    backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
+def four_roles(dtype: torch.dtype = torch.float32) -> Backbone:
+    backbone = tiny_models.backbone("llama", eos=(1, 33, 34), dtype=dtype)
     backbone.add_role(EVALUATOR, seed=1, head=True)
     tiny_models.scramble(backbone, EVALUATOR, size=0.05)
     backbone.add_role(POLICY, seed=2)

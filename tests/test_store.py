@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
 from selfeval.store import Archive, RunStore, check_files, fingerprint, read_json, write_json, writing
+from selfeval.texts import read_text
 
 QUESTIONS = [Question(f"q{i}", f"How many {i}?", Split.TRAIN, "self") for i in range(3)]
 
@@ -526,3 +528,15 @@ def test_an_archive_with_damaged_facts_is_refused(tmp_path: Path, name: str, val
     write_json(tmp_path / "replaced" / "1" / "archive.json", facts)
     with pytest.raises(RunFolderError, match=rf"archive\.json is damaged \(the values of '{name}' in it are not"):
         Archive(tmp_path).facts(1)
+
+
+def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    # `read(n)` takes n bytes at once, whatever the file holds: 256 MiB here ended a run whose address space was limited.
+    write_json(tmp_path / "a.json", {"a": 1})
+    tracemalloc.start()
+    try:
+        assert read_json(tmp_path / "a.json") == {"a": 1}
+        assert read_text(tmp_path / "a.json", "file", RunFolderError, most=1 << 28, remedy="").startswith("{")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

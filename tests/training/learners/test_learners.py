@@ -61,6 +61,22 @@ def test_the_configuration_names_every_learner_and_no_other() -> None:
     assert set(get_args(PolicyConfig.model_fields["learner"].annotation)) == set(LEARNERS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grpo_makes_no_advantage_of_rounding(dtype: torch.dtype) -> None:
+    backbone = four_roles(dtype)  # the policy is its reference
+    with torch.no_grad():
+        for parameter in backbone.heads[EVALUATOR].parameters():
+            parameter.zero_()  # all scores are equal
+    setting = setting_of(backbone, CONFIG.model_copy(update={"learner": "grpo"}))
+    learner = make_learner(setting)
+    samples = learner.collect(PROMPTS, 1)
+    scores = setting.scorer(samples)
+    scale = RewardScale.of(scores.whole_B, samples, whiten=True)
+    experience = learner.advantages(observe(setting, samples, scores, scale, BETA), scale)
+    assert experience.rewards.abs().max() > 0  # sampled and scored in passes of different shapes
+    assert experience.advantages.abs().max() == 0
+
+
 def test_grpo_compares_the_replies_to_one_question_in_units_of_their_deviation() -> None:
     _, _, samples, experience, _ = collected("grpo")
     rewards = totals(experience)
