@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -557,6 +558,19 @@ def test_a_removed_run_json_is_rebuilt_by_the_whole_command(world: World) -> Non
     assert world.info()["status"] == "finished"
     assert world.info()["config"]["policy"]["clip"] == 0.1
     assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+def test_results_whose_run_json_was_lost_are_not_archived_with_other_settings(world: World) -> None:
+    world.run()
+    (world.run_folder / "run.json").unlink()
+    world.run("policy.clip=0.1")
+    archive = json.loads((world.run_folder / "replaced" / "1" / "archive.json").read_text())
+    assert archive["config"] is None
+    before = world.files()
+    with pytest.raises(RunFolderError, match=r"not known, because run\.json was missing .* move what you need from"):
+        _restore(world, 1)
+    assert world.files() == before
+    assert world.run("policy.clip=0.1", restart=False) == []
 
 
 def test_half_done_work_without_its_key_json_is_not_thrown_away_unasked(world: World) -> None:

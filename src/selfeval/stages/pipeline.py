@@ -272,7 +272,8 @@ def begin_round(context: Context, until: str | None = None) -> None:
     check_installed(context.config.trackers)
     agree_to_changes([context])
     if not context.store.run:
-        _begin_run(context)  # a folder without run.json is no run
+        # A folder without run.json is no run. Its results may be those of other settings: none are noted in the archive.
+        context.store.update_run(schema=1, status="running")
     set_changed_aside(context)  # before run.json has the new configuration, for the archive to have the old one
     _begin_run(context)
     _keep_templates(context)

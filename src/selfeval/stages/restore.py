@@ -22,7 +22,8 @@ def listed(store: RunStore) -> list[str]:
     for number in archive.numbers():
         facts = archive.facts(number)
         stages = "; ".join(f"{name} ({cost(row)})" for name, row in facts["stages"].items())
-        changed = "; ".join(differences(facts["config"] or {}, now)) or "the same settings"
+        known = facts["config"] is not None
+        changed = "; ".join(differences(facts["config"], now)) or "the same settings" if known else "settings unknown"
         lines.append(f"{number}: {stages}. {changed}")
     return lines
 
@@ -84,6 +85,11 @@ def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
 
 def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -> None:
     """Sets aside what stands in the places of the results, those of both configurations."""
+    if facts["config"] is None:
+        raise RunFolderError(
+            f"the settings of these results are not known, because run.json was missing when they were set aside; move what "
+            f"you need from {store.root / 'replaced'} into the run folder yourself"
+        )
     try:
         old = RunConfig.model_validate(facts["config"])
     except ValueError as error:
