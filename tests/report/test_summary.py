@@ -113,6 +113,12 @@ def test_time_that_is_saved_only_where_the_working_is_known_is_told_so() -> None
     assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster where its working is known"
 
 
+def test_an_interval_without_zero_beside_an_insignificant_test_is_explained() -> None:
+    sentence = verdict_sentences(against_judge(-0.071, -0.159, -0.001, 70, 3, 10, 0.062, "unclear"))[0]
+    assert "n = 70); the interval excludes 0, but the exact test is not significant, and both are required." in sentence
+    assert "excludes 0" not in verdict_sentences(against_judge(-0.071, -0.159, 0.001, 70, 3, 10, 0.062, "unclear"))[0]
+
+
 def test_no_difference_from_the_judge_is_not_called_equality() -> None:
     wide = against_judge(-0.001, -0.03, 0.028, 300, 9, 9, 1.0, "unclear")
     sentence = verdict_sentences(wide)[0]

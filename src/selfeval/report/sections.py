@@ -199,6 +199,10 @@ def _interval(figure: Figure) -> str:
     return f"interval {percent(figure.ci_low)} to {percent(figure.ci_high)}, n = {count(figure.n)}"
 
 
+_TRACK_NAMES = dict(zip(BASELINE_NAMES.values(), ("judge", "log-prob", "longer", "first"), strict=True))
+"""Baselines by the short name that fits beside their interval on the card."""
+
+
 def _headline_evaluator(report: dict[str, Any]) -> View:
     measured = evaluator_accuracy(report)
     if measured is None:
@@ -206,7 +210,7 @@ def _headline_evaluator(report: dict[str, Any]) -> View:
     figure, labels = measured
     tracks, baseline = [_track("evaluator", figure, accent=True)], strongest_baseline(report)
     if baseline is not None:
-        tracks.append(_track("baseline", baseline[1]))
+        tracks.append(_track(_TRACK_NAMES[baseline[0]], baseline[1]))
     label = f"Evaluator {describe(figure)}" + (f"; {baseline[0]} {describe(baseline[1])}" if baseline else "")
     title = "Evaluator accuracy, by gold" if labels == "gold" else "Evaluator agrees with judge"
     picture = interval_tracks(tracks, label=label, reference=0.5)

@@ -322,7 +322,7 @@ def _against_rules(report: dict[str, Any]) -> str:
         return f"which is worse than {name}, by {describe_difference(comparison, turned=True)}"
     if comparison.finding == "too_few":
         return "too few to claim anything"
-    return f"which is not shown to be better than {name}: the difference is {describe_difference(comparison)}"
+    return f"which is not shown to be better than {name}: the difference is {_describe_unclear(comparison)}"
 
 
 def _against_judge(report: dict[str, Any]) -> str:
@@ -335,7 +335,15 @@ def _against_judge(report: dict[str, Any]) -> str:
         return f"It is worse than its judge, by {describe_difference(comparison, turned=True)}."
     if comparison.finding == "too_few":
         return f"The pairs are too few to compare it with its judge ({tested(comparison)}, n = {comparison.difference.n})."
-    return f"No difference from its judge is shown: {describe_difference(comparison)}."
+    return f"No difference from its judge is shown: {_describe_unclear(comparison)}."
+
+
+def _describe_unclear(comparison: Comparison) -> str:
+    """Describe a difference that is not claimed; explain it where the interval and the test disagree."""
+    told, (low, high) = describe_difference(comparison), (comparison.difference.ci_low, comparison.difference.ci_high)
+    if comparison.finding != "unclear" or low is None or high is None or low <= 0 <= high:
+        return told
+    return f"{told}; the interval excludes 0, but the exact test is not significant, and both are required"
 
 
 def _cost_sentence(report: dict[str, Any]) -> str:
@@ -482,7 +490,7 @@ def _gold_clause(before: Figure, after: Figure, comparison: Comparison | None) -
         fell = describe_difference(comparison, turned=True)
         return f"The policy got worse: replies that are right by gold fell {told}, by {fell}"
     start = "Too few questions to show a gain" if comparison.finding == "too_few" else "No gain is shown"
-    return f"{start}: replies that are right by gold went {told}, a difference of {describe_difference(comparison)}"
+    return f"{start}: replies that are right by gold went {told}, a difference of {_describe_unclear(comparison)}"
 
 
 def _win_clause(report: dict[str, Any], wins: Figure | None, by_gold: Comparison | None) -> str:
