@@ -354,9 +354,9 @@ class RoundEvaluator(Part):
     """The evaluator of a round."""
 
     accuracy_gold: _Figure | None
-    """On the test pairs of its own round, by gold, as `evaluator.accuracy_gold`."""
+    """On the test pairs of the same round, by gold, as `evaluator.accuracy_gold`."""
     accuracy_judge: _Figure
-    """On the test pairs of its own round, as `evaluator.accuracy_judge`."""
+    """On the test pairs of the same round, as `evaluator.accuracy_judge`."""
     accuracy_gold_first_pairs: _Figure | None
     """By gold, on the test pairs of round 1."""
     accuracy_judge_first_pairs: _Figure
@@ -582,7 +582,7 @@ class Evaluation(Part):
 class Report(Part):
     """report.json."""
 
-    number: Annotated[Literal[1], Hidden("a page is drawn from this schema only")] = Field(alias="schema")
+    schema_number: Annotated[Literal[1], Hidden("a page is drawn from this schema only")] = Field(alias="schema")
     """1, the version of this schema."""
     name: str
     """Name of the run."""
