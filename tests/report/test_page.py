@@ -251,7 +251,7 @@ def test_the_page_is_replaced_at_once_from_the_same_folder(tmp_path: Path, monke
         ("[]", "should hold one JSON object, got list"),
         ('{"schema": 2}', "has schema 2, this version reads schema 1"),
         ("{}", "has schema None"),
-        ('{"schema": 1}', "'name' is missing; run the stage evaluation again with this version"),
+        ('{"schema": 1}', "'name' is missing; remove evaluation/figures.json in the run folder"),
     ],
 )
 def test_a_broken_report_is_the_users_to_mend(tmp_path: Path, text: str | None, message: str) -> None:

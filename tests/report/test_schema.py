@@ -108,7 +108,9 @@ def to(value: Any) -> Callable[[dict[str, Any], str], None]:
     ],
 )  # fmt: skip
 def test_a_malformed_or_older_report_is_refused_by_the_name_of_the_field(path: str, change: Any, message: str) -> None:
-    with pytest.raises(InputError, match=f"^report.json: {re.escape(message)}.*; run the stage evaluation again") as refused:
+    with pytest.raises(
+        InputError, match=f"^report.json: {re.escape(message)}.*; remove evaluation/figures.json in the run folder"
+    ) as refused:
         parse_report(changed(path, change))
     assert "\n" not in str(refused.value)
 

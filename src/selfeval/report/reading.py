@@ -21,7 +21,7 @@ Metrics = Mapping[str, Rows]
 
 P = TypeVar("P", bound=Part)
 
-_REMEDY = "run the stage evaluation again with this version, or use the version that wrote it"
+_REMEDY = "remove evaluation/figures.json in the run folder and give the same command again, or use the version that wrote it"
 
 
 def read_report(path: Path) -> Report:
@@ -56,10 +56,7 @@ def parse_report(data: bytes | str, source: str = "report.json") -> Report:
     if not isinstance(value, dict):
         raise InputError(f"{source} should hold one JSON object, got {type(value).__name__}")
     if value.get("schema") != SCHEMA:
-        raise InputError(
-            f"{source} has schema {value.get('schema')!r}, this version reads schema {SCHEMA}: "
-            f"make the report again with this version, or read it with the one that made it"
-        )
+        raise InputError(f"{source} has schema {value.get('schema')!r}, this version reads schema {SCHEMA}; {_REMEDY}")
     return parse_part(Report, data, source)
 
 

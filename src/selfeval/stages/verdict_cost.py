@@ -1,9 +1,9 @@
 """The cost of a verdict, by the evaluator and by the judge that it learned from, on the same test pairs in the same process.
 
 A verdict of the judge is one comparison in both orders, as the stage verdicts asks for it. A verdict of the evaluator is the
-scores of both replies by all its members. Where the grade template shows the model's own working, a new question needs that
-first: `evaluator` counts it, and `scoring` does not, as for all further replies to a question (best of n, policy training).
-Loading the model is part of none.
+scores of both replies by all its members. Where the grade template shows the model's reference answer, a new question needs
+that first: `evaluator` counts it, and `scoring` does not, as for all further replies to a question (best of n, policy
+training). None includes loading the model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Spent:
-    """What one batch took."""
+    """Time and tokens of one batch."""
 
     seconds: float
     read: int
