@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from selfeval.errors import InputError
 from selfeval.report.schema import SCHEMA, Part, Report
-from selfeval.store import open_file, read_metrics_file
+from selfeval.store import open_file
+from selfeval.store import read_metrics as read_metrics_file
 from selfeval.texts import parse_json
 
 __all__ = ["Metrics", "Rows", "parse_part", "parse_report", "read_metrics", "read_report"]

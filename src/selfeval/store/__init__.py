@@ -13,7 +13,7 @@ from selfeval.store.files import (
     writing,
 )
 from selfeval.store.ledger import check_files, read_run
-from selfeval.store.metrics import read_metrics as read_metrics_file
+from selfeval.store.metrics import read_metrics
 from selfeval.store.records import read_rows
 from selfeval.store.run_store import RunStore
 
@@ -28,7 +28,7 @@ __all__ = [
     "open_file",
     "open_to_umask",
     "read_json",
-    "read_metrics_file",
+    "read_metrics",
     "read_object",
     "read_rows",
     "read_run",
