@@ -148,7 +148,7 @@ def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -
     gold = FileGold(Path(path))
     if not any(gold.knows(question) for question in questions):
         raise DataError(
-            f"gold file {path} has none of the {len(questions)} test questions of this run, and the figures by gold are measured "
+            f"gold file {path} has none of the {len(questions)} test questions of this run, and figures by gold are measured "
             'on them; the texts must be the same, and "split": "test" in a line of the questions puts it there'
         )
 
