@@ -251,3 +251,17 @@ def test_confidence_is_the_label(tmp_path: Path) -> None:
     given = _given("pairs", _write(tmp_path / "a.jsonl", *rows))
     assert {pair.confidence for pairs in given.pairs.values() for pair in pairs} == {0.7}
     assert {question.split for question in given.questions} == set(Split)
+
+
+def test_a_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "questions.csv"
+    path.write_text("question,answer\nWhat is 2 + 3?,5\n")
+    assert "questions.csv is a table, which is not read; write JSON lines" in _refusal("questions", path)
+
+
+def test_thousands_of_replies_to_one_question_take_time_in_proportion(tmp_path: Path) -> None:
+    """Comparing each with all before took 22 minutes for this file."""
+    rows = [{"question": q, "replies": ["one", "two"]} for q in QUESTIONS]
+    rows.append({"question": "How many?", "replies": [f"Reply number {n}" for n in range(10_000)]})
+    given = _given("replies", _write(tmp_path / "a.jsonl", *rows))
+    assert max(len(replies) for replies in given.replies.values()) == 10_000

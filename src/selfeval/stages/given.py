@@ -56,6 +56,13 @@ class _Row:
     split: Split | None
     replies: list[str] = field(default_factory=list)
     pairs: list[Labelled] = field(default_factory=list)
+    _known: set[str] = field(default_factory=set)
+
+    def add_reply(self, text: str, form: str) -> None:
+        """Add a reply unless one of the same form is there already."""
+        if form not in self._known:
+            self._known.add(form)
+            self.replies.append(text)
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ def _rows(kind: Kind, path: Path) -> list[_Row]:
 
 def _lines(kind: Kind, path: Path, text: str) -> Iterator[Line]:
     """The lines; a file of questions may be plain text, one a line."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise DataError(f"{kind}.file {path} is a table, which is not read; write JSON lines such as {_EXAMPLES[kind]}")
     is_json = path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
     if kind != "questions" or is_json:
         yield from json_lines(text, str(path), DataError, _EXAMPLES[kind])
@@ -191,12 +200,12 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     row.split = row.split or split
     if kind == "replies":
         for reply in reader.replies():
-            if not any(normalise(reply) == normalise(other) for other in row.replies):
-                row.replies.append(reply)
+            row.add_reply(reply, normalise(reply))
     if kind == "pairs":
         pair = reader.pair()
         row.pairs.append(pair)
-        row.replies += [reply for reply in (pair.chosen, pair.rejected) if reply not in row.replies]
+        for reply in (pair.chosen, pair.rejected):
+            row.add_reply(reply, reply)
 
 
 @dataclass(frozen=True)
