@@ -15,13 +15,12 @@ from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig, VerdictsConfig
 from selfeval.judging.judge import Comparison, Judgement
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Question, Reply, Split, Verdict, VerdictState
+from selfeval.records import Question, Reply, Sampled, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import evaluation
 from selfeval.stages import policy as policies
 from selfeval.stages.context import Context
 from selfeval.stages.evaluation import _TestPair
-from selfeval.stages.policy import Sampled
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.evaluator import EVALUATOR

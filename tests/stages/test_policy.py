@@ -17,9 +17,9 @@ from selfeval.config import RunConfig
 from selfeval.errors import ExportError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, Reply, Split
+from selfeval.runs.export import export_role
 from selfeval.stages import evaluation, policy
 from selfeval.stages.context import Context
-from selfeval.stages.export import export_role
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json

@@ -30,13 +30,13 @@ from selfeval.quality.statistics import (
     ratio_of_means,
     spearman_figure,
 )
-from selfeval.records import Question, Reply, Split, Verdict, VerdictState
+from selfeval.records import Question, Reply, Sampled, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
+from selfeval.runs.members import temperature_of
 from selfeval.stages.context import Context
-from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
-from selfeval.stages.policy import Sampled, answer, ensure_policy
+from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_json, write_json, writing
 
@@ -79,7 +79,7 @@ class _TestPair:
 def run(context: Context) -> dict[str, Any]:
     """Writes evaluation/figures.json (the figures of report.json that need the model); returns counts."""
     gold = load_gold(context.config.domain, context.config.gold)
-    ensure_evaluators(context)
+    context.load_evaluators()
     guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
@@ -226,7 +226,7 @@ def _judged_test_pairs(
     both = [(replies[v.first], replies[v.second]) for v in verdicts]
     prompts = [context.grade_prompt(v.question_id, questions[v.question_id].text) for v in verdicts]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
-    scores_KB = scorer_of(context).each(prompts * 2, ids, advance)
+    scores_KB = context.scorer().each(prompts * 2, ids, advance)
     margins_KN = scores_KB[:, : len(both)] - scores_KB[:, len(both) :]
     margins, apart = margins_KN.mean(0).tolist(), margins_KN.std(0, correction=0).tolist()
     preferred = [1 if v.probability is not None and v.probability < 0.5 else 0 for v in verdicts]
@@ -443,7 +443,7 @@ def _samples(context: Context, answered: Sequence[_Answered], gold: Gold | None)
     picked = context.random("samples").sample(list(answered), count)
     prompts = [context.grade_prompt(a.question.id, a.question.text) for a in picked]
     ids = [a.before.ids for a in picked] + [a.after.ids for a in picked]
-    scores = scorer_of(context).of(prompts * 2, ids).whole_B.tolist() if picked else []
+    scores = context.scorer().of(prompts * 2, ids).whole_B.tolist() if picked else []
     return [
         {
             "question": a.question.text,

@@ -13,8 +13,9 @@ from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.judging.templates import template_texts
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
-from selfeval.stages.context import Context, pairs_of
-from selfeval.stages.prompts import TEMPLATES
+from selfeval.runs.reader import pairs_of
+from selfeval.runs.templates import TEMPLATES
+from selfeval.stages.context import Context
 from selfeval.store import RunStore, read_json, write_json
 
 __all__ = ["SCHEMA", "build_report", "run", "versions"]

@@ -106,7 +106,7 @@ def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseMode
         run: the run's folder, whose report has the figures.
     """
     environment = Environment(
-        loader=PackageLoader("selfeval.stages", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+        loader=PackageLoader("selfeval.runs", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     environment.filters["python"] = repr
     environment.filters["inline"] = _inline

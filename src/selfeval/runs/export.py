@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,12 +24,11 @@ from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
-from selfeval.stages.card import BaseModel, card_text, find_base
-from selfeval.stages.context import as_begun
-from selfeval.stages.export_tokenizers import Tokenizers, pick_tokenizers
-from selfeval.stages.policy import GUIDE
-from selfeval.stages.prompts import copy_templates, templates_of_run
-from selfeval.stages.terminal import Terminal
+from selfeval.runs.card import BaseModel, card_text, find_base
+from selfeval.runs.export_tokenizers import Tokenizers, pick_tokenizers
+from selfeval.runs.policy import GUIDE
+from selfeval.runs.reader import with_run_precision
+from selfeval.runs.templates import copy_templates, templates_of_run
 from selfeval.store import check_files, read_json, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
@@ -38,6 +38,9 @@ TUNING = "tuning.json"
 
 MERGED_PRECISIONS: Mapping[str, torch.dtype | None] = {"base": None, **DTYPES}
 """Of merged weights; `base` keeps each in the precision in which the run held it."""
+
+
+Waiting = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def export_role(
     *,
     merge: bool,
     precision: str,
-    terminal: Terminal,
+    waiting: Waiting = nullcontext,
     trust_remote_code: bool = False,
     base_id: str | None = None,
 ) -> Exported:
@@ -98,7 +101,7 @@ def export_role(
         target: the new folder; it may exist if it is empty.
         merge: a whole model instead of an adapter.
         precision: one of `MERGED_PRECISIONS`, of merged weights.
-        terminal: shows what is waited for.
+        waiting: given the name of a long step, returns a context that shows it while it takes place; shows nothing by default.
         trust_remote_code: run code that comes with the base.
         base_id: hub id of the base, for the model card and the adapter's config, where the run used a local copy.
 
@@ -113,11 +116,11 @@ def export_role(
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     base = find_base(config.model, base_id)
-    with terminal.waiting(f"loading {config.model}"):
+    with waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         backbone.load_role(name, folder / "roles" / name)
         templates = templates_of_run(folder, backbone.loaded.tokenizer)
-    with terminal.waiting(f"writing {name}"), writing(target) as part:
+    with waiting(f"writing {name}"), writing(target) as part:
         copy_templates(folder, part / "templates")
         tokenizers = pick_tokenizers(backbone, name, templates)
         source = base.hub_id or config.model
@@ -171,7 +174,7 @@ def free_folder(target: Path) -> Path:
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
     """The configuration with the precision that the run had, whole on the CPU whatever devices it had."""
-    begun = as_begun(config, read_run(folder))
+    begun = with_run_precision(config, read_run(folder))
     context = config.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
