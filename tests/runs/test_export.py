@@ -384,9 +384,10 @@ def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, 
 def test_weights_that_a_foreign_folder_wants_on_disk_go_to_a_temporary_folder(tmp_path: Path) -> None:
     run = Run(tmp_path)
     chosen = run.config.placement.model_copy(update={"folder": str(tmp_path / "chosen by them")})
-    written = read_json(run.folder / "run.json")
     config = run.config.model_copy(update={"placement": chosen})
-    write_json(run.folder / "run.json", {**written, "config": config.model_dump(mode="json")})
+    store = RunStore(run.folder)
+    store.update_run(config=config.model_dump(mode="json"))
+    store.close()
     Evaluator.load(run.folder).score(QUESTION, [REPLY])
     assert not (tmp_path / "chosen by them").exists()
 

@@ -100,8 +100,7 @@ def run(
     with clear_errors(debug) as command:
         from selfeval.stages.running import config_to_run
 
-        given = {"model": model, "seeds": seeds, "memory_budget": memory_budget, "assignments": assign or []}
-        config = config_to_run(recipe, output, **given)
+        config = config_to_run(recipe, output, model=model, seeds=seeds, memory_budget=memory_budget, assignments=assign or [])
         command.folder = output or Path("runs") / config.name
         _run(config, command.folder, until, quiet, trust_remote_code, restart)
 

@@ -151,7 +151,8 @@ class Evaluator:
         """
         score_a, score_b = self.score(question, [a, b])
         probability = sigmoid((score_a - score_b) / self._temperature.value)
-        is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b
+        # Rows of a batch differ in their last bits, so equal replies may get scores that are not quite equal.
+        is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
         return Comparison(
             probability=probability,
             preferred=("a" if score_a > score_b else "b") if is_sure else "unsure",

@@ -93,7 +93,7 @@ class Policy:
     @overload
     def reply(
         self,
-        questions: Sequence[str],
+        questions: list[str] | tuple[str, ...],
         n: int = ...,
         *,
         seed: int = ...,
@@ -103,7 +103,7 @@ class Policy:
 
     def reply(
         self,
-        questions: str | Sequence[str],
+        questions: str | list[str] | tuple[str, ...],
         n: int = 1,
         *,
         seed: int = 0,

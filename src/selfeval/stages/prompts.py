@@ -25,7 +25,7 @@ __all__ = ["has_lost_chat_template", "keep_templates", "load_templates"]
 
 
 def keep_templates(config: RunConfig, store: RunStore, day: date) -> None:
-    """Copies the templates into the run folder, unless the same are there, and notes the date and their hashes in run.json.
+    """Copy the templates into the run folder, unless the same are there, and notes the date and their hashes in run.json.
 
     The chat template there is kept: `load_templates` writes it, because it takes a tokenizer.
 
@@ -45,13 +45,13 @@ def keep_templates(config: RunConfig, store: RunStore, day: date) -> None:
 
 
 def has_lost_chat_template(store: RunStore) -> bool:
-    """Whether the chat template that the run used is not in its folder any more as it was."""
+    """Whether the chat template that the run used is missing from its folder, or changed."""
     known, text = (store.run.get(TEMPLATES) or {}).get(CHAT_TEMPLATE), stored_texts(store.root).get(CHAT_TEMPLATE)
     return known is not None and (text is None or text_hash(text) != known)
 
 
 def load_templates(config: RunConfig, store: RunStore, tokenizer: PreTrainedTokenizerBase, day: date) -> Templates:
-    """The templates of a run that is at work, checked; the chat template in use is written to the run folder.
+    """Load and check the templates of a run in progress, and write the chat template in use to the run folder.
 
     Raises:
         ModelError: see `Templates.load`.

@@ -25,7 +25,7 @@ _EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What running the loop has come to.
+    """The state of a run after the loop was run.
 
     Attributes:
         worked: a stage had something to do.
@@ -96,8 +96,7 @@ def config_to_run(
     if output and (output / "run.json").exists() and not (recipe or model or seeds):
         return _config_of_the_run(output, memory_budget, assignments)
     name = Path(os.path.abspath(output)).name if output and not recipe else None
-    given: dict[str, Any] = {"model": model, "seeds": seeds, "memory_budget": memory_budget, "assignments": assignments}
-    return new_config(recipe, name=name, **given)
+    return new_config(recipe, model=model, seeds=seeds, name=name, memory_budget=memory_budget, assignments=assignments)
 
 
 def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignments: Sequence[str]) -> RunConfig:
