@@ -20,7 +20,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("stages",),
-    ("training", "report", "runs", "serve"),
+    ("evaluation", "training", "report", "runs", "serve"),
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),

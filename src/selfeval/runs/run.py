@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, MissingPackageError
 from selfeval.records import Pair, Split, to_json
+from selfeval.report.reading import read_report
 from selfeval.report.summary import summary_rows, verdict_sentences
 from selfeval.runs.reader import KINDS, RunReader, SplitName
 
@@ -67,8 +68,9 @@ class Run:
         title = f"<b>{html.escape(str(self.folder))}</b>: {html.escape(self.status)}"
         if not (self.folder / "report.json").is_file():
             return title
-        rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in summary_rows(self.report))
-        said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdict_sentences(self.report))
+        report = read_report(self.folder / "report.json")
+        rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in summary_rows(report))
+        said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in verdict_sentences(report))
         return f"{title}<table>{rows}</table>{said}"
 
     # -- files ----------------------------------------------------------------------------------------------------------

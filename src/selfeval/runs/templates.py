@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.errors import RunFolderError
 from selfeval.judging.templates import Templates, template_texts
 from selfeval.links import refuse_links
-from selfeval.store import read_json
+from selfeval.store import read_run
 
 __all__ = ["TEMPLATES", "copy_templates", "day_of", "stored_texts", "templates_of_run", "text_hash", "write_texts"]
 
@@ -49,7 +49,7 @@ def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templa
     """
     root = _root(folder)
     refuse_links(root, [root / TEMPLATES], RunFolderError)
-    run = read_json(root / "run.json")
+    run = read_run(root)
     known, texts = run.get(TEMPLATES) or {}, stored_texts(root)
     remedy = "give the run's own command again (`selfeval run`), which copies them there"
     if not known or not texts:
@@ -66,8 +66,21 @@ def copy_templates(folder: Path, target: Path) -> None:
 
 
 def _root(folder: Path) -> Path:
-    """Return the folder of the run that a round is in."""
-    return folder.resolve().parents[1] if read_json(folder / "run.json").get("round", 1) > 1 else folder
+    """Return the folder of the run that a round is in.
+
+    Raises:
+        RunFolderError: the folder is a round that was copied without its run.
+    """
+    number = read_run(folder).get("round", 1)
+    if number == 1:
+        return folder
+    whole = folder.resolve()
+    if whole.parent.name != "rounds" or not (whole.parents[1] / "run.json").is_file():
+        raise RunFolderError(
+            f"{folder} is round {number} of a run, and the run that holds the prompt templates is not around it; copy the "
+            f"whole run folder and give RUN/rounds/{number:02d}"
+        )
+    return whole.parents[1]
 
 
 def stored_texts(root: Path) -> dict[str, str]:
