@@ -25,9 +25,9 @@ class _Stage(_Values):
 
 
 class _Device(_Values):
-    device: str
-    model: str
-    asked: str
+    device: str = ""
+    model: str = ""
+    asked: str = ""
     precision: Literal["fp32", "bf16", "fp16", "int8", "nf4"]
     notes: list[str] = []
     placement: dict[str, Any] | None = None
