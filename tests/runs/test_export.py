@@ -34,7 +34,6 @@ from selfeval.runs import export
 from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.export import export_role, find_role
 from selfeval.stages.prompts import load_templates
-from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
 from toy import environment, selfeval
@@ -88,7 +87,7 @@ class Run:
             self.folder / "run.json",
             {
                 "config": self.config.model_dump(mode="json"),
-                "device": {"model": self.config.model, "asked": "auto", "precision": precision},
+                "device": {"model": self.config.model, "asked": "auto", "device": "cpu", "precision": precision},
             },
         )
         store = RunStore(self.folder)
@@ -527,9 +526,7 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
     store = RunStore(tmp_path / "run")
     load_templates(config, store, backbone.loaded.tokenizer, date.today())
     store.close()
-    done = export_role(
-        config, tmp_path / "run", "policy", tmp_path / "out", merge=merge, precision="base", terminal=Terminal(quiet=True)
-    )
+    done = export_role(config, tmp_path / "run", "policy", tmp_path / "out", merge=merge, precision="base")
     assert done.tokenizers.own
     assert elsewhere(LOADS, done.folder) == "stopped\n"  # it does not guess
     text = (done.folder / "README.md").read_text(encoding="utf-8")

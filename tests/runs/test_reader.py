@@ -15,7 +15,7 @@ from selfeval.errors import InputError, RunFolderError
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs import reader as reading
 from selfeval.runs.reader import KINDS, RunReader, with_run_precision
-from selfeval.store import RunStore, write_json
+from selfeval.store import RunStore, write_json, writing
 
 
 @pytest.fixture
@@ -176,6 +176,16 @@ def test_a_reader_never_sees_part_of_a_shard(run: RunReader, store: RunStore) ->
     assert len(run.records("replies")) == size * written
     assert seen == sorted(seen)
     assert seen, "it read while the other wrote"
+
+
+def test_a_shard_that_is_being_written_is_not_seen(run: RunReader, store: RunStore) -> None:
+    store.write_shard("replies", 0, [_reply("q0", number) for number in range(3)])
+    text = (run.folder / "replies" / "shard-00000.jsonl").read_text()
+    with writing(run.folder / "replies" / "shard-00001.jsonl") as part:
+        part.write_text(text[: len(text) // 2])  # ends in the middle of a record
+        assert len(run.records("replies")) == 3
+        part.write_text(text)
+    assert len(run.records("replies")) == 6
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_read_again(run: RunReader, monkeypatch: pytest.MonkeyPatch) -> None:
