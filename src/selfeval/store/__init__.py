@@ -13,7 +13,7 @@ from selfeval.store.files import (
     write_json,
     writing,
 )
-from selfeval.store.ledger import check_files, read_run
+from selfeval.store.ledger import check_files, read_run, read_sealed, write_sealed
 from selfeval.store.records import read_rows
 from selfeval.store.run_store import RunStore
 
@@ -32,6 +32,8 @@ __all__ = [
     "read_object",
     "read_rows",
     "read_run",
+    "read_sealed",
     "write_json",
+    "write_sealed",
     "writing",
 ]
