@@ -36,6 +36,13 @@ app.add_typer(lab, name="lab")
 _EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
 _STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
 
+_RESUMES = "Nothing is lost: give the same command again to resume."
+_NOTHING_CHANGED = "Nothing was changed; the same command begins from the start."
+_PAGE_WHOLE = "index.html is whole, the old one or the new one; the same command draws it again."
+_NO_FOLDER = "No half-written folder is left; the same command begins from the start."
+_RESTORES = "Nothing is lost: give the same command again to restore the rest."
+"""What Ctrl-C leaves of a command's work."""
+
 Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only errors and the closing table.")]
@@ -116,7 +123,7 @@ def run(
 
     selfeval run --set rounds=3
     """
-    with clear_errors(debug) as command:
+    with clear_errors(debug, interrupted=_RESUMES) as command:
         if output and (output / "run.json").exists() and not (recipe or model or seeds):
             config = _config_of_the_run(output, assign or [], memory_budget)
         else:
@@ -144,12 +151,17 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
     stop = None if until is None else _stop_at(until, config.rounds)
     _quiet_libraries()
     check_input(config, trust_remote_code=trust_remote_code)
+    from selfeval.backbone.snapshot import ensure_snapshot
     from selfeval.stages.context import Context
     from selfeval.stages.rounds import run_rounds
     from selfeval.stages.terminal import Terminal
 
+    terminal = Terminal(quiet)
+    if not Path(config.model).is_dir():
+        with terminal.waiting(f"fetching what the cache lacks of {config.model}"):
+            ensure_snapshot(config.model)
     with run_folder(output) as store:
-        context = Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
+        context = Context(config, store, terminal, trust_remote_code=trust_remote_code, restart=restart)
         worked = run_rounds(context, stop)
         whole = store.run["status"] == "finished"
         if not worked and not whole:
@@ -237,7 +249,7 @@ def plan(
 
     selfeval plan --config path/to/config.json --memory-budget 6GiB --set context.rope_scaling=yarn --set context.rope_factor=4
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _plan(recipe, model, config_file, memory_budget, devices or [], assign or [], as_json)
 
 
@@ -255,9 +267,13 @@ def _plan(
     _quiet_libraries()
     from selfeval.backbone.facts import model_facts
     from selfeval.stages.planning import Machine, make_plan
+    from selfeval.stages.preflight import check_base
 
     facts = model_facts(str(config_file or config.model))
     with _steps("planning") as tell:
+        if config_file is None and Path(config.model).is_dir():
+            tell(f"checking {config.model}")
+            check_base(config)
         made = make_plan(config, facts, Machine.of(config, named), tell=tell)
     if as_json:
         import json
@@ -319,7 +335,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Draw index.html again from report.json and metrics/."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_PAGE_WHOLE):
         _read_config(folder)
         from selfeval.report.page import draw_page
         from selfeval.store import check_files, read_json
@@ -342,7 +358,7 @@ def restore(
 
     Without N: list what can be restored, with its cost and its settings.
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_RESTORES):
         _read_config(folder)
         _quiet_libraries()
         from selfeval.stages.restore import listed
@@ -371,7 +387,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Look at the records of a run. Long lists of token ids are cut, except with --json."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _read_config(folder)
         from selfeval.stages.show import layout, read_rows
         from selfeval.texts import safe_json
@@ -405,7 +421,7 @@ def score(
 
     selfeval score runs/mine --file replies.jsonl --json > scores.jsonl
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         config = _read_config(folder)
         from selfeval.cli.scoring import print_scores, read_asked, typed
 
@@ -451,7 +467,7 @@ def export(
 
     selfeval export runs/mine --role evaluator --merge --precision fp32 --to exported/evaluator
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NO_FOLDER):
         config = _read_config(folder)
         if model is not None:
             config = config.model_copy(update={"model": os.path.abspath(model) if Path(model).is_dir() else model})
@@ -525,7 +541,7 @@ def tune(
 
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_RESUMES):
         config = _config(None, model, None, assign or [], Path(os.path.abspath(to)).name, None)
         _quiet_libraries()
         from selfeval.stages.terminal import Terminal
@@ -549,7 +565,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Pretrain the embedded model from scratch; the same command resumes from the last checkpoint."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_RESUMES):
         _quiet_libraries()
         import torch
 
@@ -569,7 +585,7 @@ def exam(
     debug: Debug = False,
 ) -> None:
     """Measure the embedded model's skills against gold: replying, asking, judging in both orders, marking."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _quiet_libraries()
         import json
 
