@@ -47,7 +47,8 @@ check: $(VENV)/.installed-dev ## Lint, check the format and the types.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev ## Check that every link, command, setting and module named in the docs exists.
+docs: $(VENV)/.installed-dev ## Check that generated pages are up to date, and that every link, command, setting and module in the docs exists.
+	@for script in docs/generate_*.py benchmarks/figures.py; do echo "== $$script --check"; OMP_NUM_THREADS=1 $(BIN)/python $$script --check; done
 	@$(BIN)/python -m pytest tests/docs
 
 bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results, their figures into the README.
