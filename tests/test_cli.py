@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from selfeval import __version__
 from toy import copy_lab, environment, selfeval, start, toy_arguments
@@ -237,6 +238,46 @@ def test_an_interrupted_run_says_that_nothing_is_lost(tmp_path: Path, recipe: Pa
     run = json.loads((output / "run.json").read_text())
     assert run["stages"]["policy"]["state"] == "interrupted"
     assert run["stages"]["pairs"]["state"] == "finished"
+
+
+RESUMED = "Nothing is lost: give the same command again to resume."
+AGAIN = "Nothing was changed; the same command begins from the start."
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["plan"], AGAIN),
+        (["show", "DIR"], AGAIN),
+        (["score", "DIR", "--question", "q", "--reply", "r"], AGAIN),
+        (["report", "DIR"], "index.html is whole, the old one or the new one; the same command draws it again."),
+        (["restore", "DIR", "1"], "Nothing is lost: give the same command again to restore the rest."),
+        (
+            ["export", "DIR", "--role", "policy", "--to", "OUT"],
+            "No half-written folder is left; the same command begins from the start.",
+        ),
+        (["run"], RESUMED),
+        (["tune", "text.txt", "--model", "m", "--to", "OUT"], RESUMED),
+        (["lab", "pretrain"], RESUMED),
+        (["lab", "exam"], AGAIN),
+    ],
+    ids=lambda part: " ".join(part[:2]) if isinstance(part, list) else None,
+)
+def test_an_interrupted_command_says_what_is_true_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], said: str
+) -> None:
+    from selfeval.cli import app, failures
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    module = sys.modules["selfeval.cli.app"]
+    for name in ("_quiet_libraries", "_read_config", "_config"):  # each command calls one of them first
+        monkeypatch.setattr(module, name, interrupted)
+    monkeypatch.setattr(failures, "_leave_quietly_from_now_on", lambda: None)  # it is about this process
+    found = CliRunner().invoke(app, [str(tmp_path / word) if word in ("DIR", "OUT") else word for word in command])
+    assert found.exit_code == 130
+    assert found.stderr == f"\nInterrupted. {said}\n"
 
 
 def _limit_file_size(limit: int) -> Callable[[], None]:

@@ -184,7 +184,7 @@ def test_the_manifest_is_the_last_thing_written(store: RunStore, monkeypatch: py
     store.begin("questions", "key")
     store.write_shard("questions", 0, QUESTIONS, [Drop("questions", "short", "x")])
     store.finish("questions", "key", {})
-    assert moved == ["key.json", "shard-00000.jsonl", "shard-00000.jsonl", "manifest.json"]
+    assert moved == ["key.json", "written.json", "shard-00000.jsonl", "shard-00000.jsonl", "manifest.json"]
 
 
 def _work(store: RunStore, key: str, text: str) -> bool:
@@ -274,6 +274,87 @@ def test_a_damaged_shard_names_file_and_line(store: RunStore, damage: bytes) -> 
     path.write_bytes(b"\n".join([lines[0], damage, lines[2]]) + b"\n")
     with pytest.raises(RunFolderError, match=r"shard-00000\.jsonl, line 2 is damaged .*remove this file"):
         store.read("questions", Question)
+
+
+def _two_shards(store: RunStore) -> list[Path]:
+    """A stage that was killed after two shards, and every file of them."""
+    store.begin("questions", "one")
+    for index in (0, 1):
+        store.write_shard("questions", index, QUESTIONS, [Drop("questions", "odd", f"text {index}")])
+    return [store.root / kind / f"shard-{i:05d}.jsonl" for kind in ("questions", "dropped/questions") for i in (0, 1)]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_shard_of_an_interrupted_stage_that_was_changed_is_refused_and_the_remedy_works(store: RunStore, number: int) -> None:
+    path, index = _two_shards(store)[number], number % 2
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"many", b"few ").replace(b"text", b"TEXT"))
+    with pytest.raises(
+        RunFolderError, match=r"is damaged: its content is not what was written there; remove this file"
+    ) as found:
+        store.has_shard("questions", index, drops=True)
+    with pytest.raises(RunFolderError, match="is damaged"):
+        check_files(store.root, [path])  # what `show` asks
+    named = re.match(r"(\S+) is damaged.*; remove this file and give the same command again", str(found.value))
+    assert named
+    Path(named.group(1)).unlink()
+    assert not store.has_shard("questions", index, drops=True)
+    assert store.has_shard("questions", 1 - index, drops=True)
+    store.write_shard("questions", index, QUESTIONS, [Drop("questions", "odd", f"text {index}")])
+    assert store.has_shard("questions", index, drops=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("writes", range(4))
+@pytest.mark.parametrize("again", [False, True])
+def test_a_kill_while_a_shard_is_written_loses_no_other_and_leaves_none_that_is_refused(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, writes: int, again: bool
+) -> None:
+    """The journal, the dropped records and the shard are three writes; the kill comes after the first `writes` of them."""
+    _two_shards(store)
+    replace, left, index = os.replace, [writes], 1 if again else 2
+
+    def killed(source: str, target: str) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    try:
+        store.write_shard("questions", index, QUESTIONS[:2], [Drop("questions", "odd", "another text")])
+    except KeyboardInterrupt:
+        assert writes < 3
+    monkeypatch.undo()
+    assert [store.has_shard("questions", i, drops=True) for i in (0, 1)] == [True, not again or writes == 3]
+    assert store.has_shard("questions", index, drops=True) is (writes == 3)
+    store.write_shard("questions", index, QUESTIONS[:2], [Drop("questions", "odd", "another text")])
+    assert store.has_shard("questions", index, drops=True)
+
+
+def test_shards_that_no_journal_knows_are_made_again(store: RunStore) -> None:
+    """Those of a version without journals; and a damaged journal is removed, as its message says."""
+    _two_shards(store)
+    journal = store.folder("questions") / "written.json"
+    journal.write_text(journal.read_text().replace("shard-00001", "shard-00007"))
+    with pytest.raises(RunFolderError, match=r"written\.json is damaged .*; remove it and give the same command again"):
+        store.has_shard("questions", 0, drops=True)
+    journal.unlink()
+    assert not any(store.has_shard("questions", index, drops=True) for index in (0, 1))
+    store.write_shard("questions", 0, QUESTIONS, [])
+    assert [store.has_shard("questions", index, drops=True) for index in (0, 1)] == [True, False]
+
+
+def test_a_finished_stage_without_a_journal_gets_it_from_its_manifest(store: RunStore) -> None:
+    paths = _two_shards(store)
+    store.finish("questions", "one", {}, also=[store.root / "dropped" / "questions"])
+    (store.folder("questions") / "written.json").unlink()
+    paths[0].unlink()
+    store.reopen("questions")
+    assert [store.has_shard("questions", index, drops=True) for index in (0, 1)] == [False, True]
+    paths[1].write_bytes(paths[1].read_bytes().replace(b"many", b"few "))
+    with pytest.raises(RunFolderError, match="is damaged"):
+        store.has_shard("questions", 1, drops=True)
 
 
 def test_a_metrics_line_cut_by_a_kill_is_left_out(store: RunStore) -> None:

@@ -125,6 +125,17 @@ def test_soft_values_of_one_state_have_their_closed_form() -> None:
         close(solution.policy_SA, [[1 / (1 + odds), odds / (1 + odds)]], atol=1e-10)
 
 
+@pytest.mark.parametrize("solve", [soft_value_iteration, soft_policy_iteration])
+@pytest.mark.parametrize("surplus", [1e-9, -1e-9, 9e-6])
+def test_a_reference_whose_sum_is_rounded_has_the_same_optimum(solve: Any, surplus: float) -> None:
+    # Probabilities that were computed in fp32 sum to 1 up to 1e-6. Left as they are, β log of the sum would be a reward in
+    # every step: policy iteration would count it as a gain in every round and never end.
+    mdp, beta = one_state([1.0, 2.0], 0.5), 0.5
+    log_mean = beta * math.log(0.75 * math.exp(2.0) + 0.25 * math.exp(4.0))
+    solution = solve(mdp, f64([[0.75, 0.25]]) * (1 + surplus), beta=beta)
+    close(solution.values_S, [2 * log_mean], atol=1e-10)
+
+
 def test_a_forbidden_action_is_never_taken() -> None:
     # The second action would be better, but π_ref never takes it: V = 1 + γ V = 2, at no KL.
     mdp, ref_SA = one_state([1.0, 9.0], 0.5), f64([[1.0, 0.0]])

@@ -109,7 +109,8 @@ def test_a_folder_that_cannot_be_loaded_has_an_identity(folder: Path) -> None:
     before = model_identity(str(folder))
     (folder / "model.safetensors").write_bytes(b"no weights")
     assert model_identity(str(folder)) != before
-    assert model_identity("org/name") == "org/name"
+    with pytest.raises(ModelError, match="org/name is no folder here and not in the cache"):
+        model_identity("org/name")
 
 
 # -- numbers that are none ------------------------------------------------------------------------------------------------

@@ -84,6 +84,29 @@ def test_one_flipped_bit_is_named_by_every_reader_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("stage", ["questions", "replies", "verdicts"])
+def test_a_shard_of_a_killed_stage_that_was_changed_is_refused_and_its_remedy_works(run: Path, stage: str) -> None:
+    shards = sorted((run / stage).glob("shard-*.jsonl"))
+    assert len(shards) > 1
+    before = {path: path.read_bytes() for path in shards}
+    for path in (run / stage / "manifest.json", shards[-1]):  # as a kill leaves them
+        path.unlink()
+    field = {"questions": "text", "replies": "logprob", "verdicts": "probability"}[stage]
+    rows = [json.loads(line) for line in shards[0].read_text().splitlines()]
+    for row in rows:
+        row[field] = f"{row[field]}?" if stage == "questions" else None if row[field] is None else 1 - row[field]
+    shards[0].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    refused = selfeval("run", "--output", run, "--until", stage)
+    assert refused.exit_code == 2, refused.output
+    assert f"{shards[0]} is damaged: its content is not what was written there; remove this file and give the same" in (
+        refused.output
+    )
+    shards[0].unlink()
+    found = selfeval("run", "--output", run, "--until", stage)
+    assert found.exit_code == 0, found.output
+    assert {path: path.read_bytes() for path in shards} == before
+
+
 def test_a_run_is_resumed_by_its_folder_alone(run: Path) -> None:
     before = json.loads((run / "run.json").read_text())["config"]
     found = selfeval("run", "--output", run)

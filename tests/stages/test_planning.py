@@ -280,6 +280,48 @@ def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
     assert "not known here" in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting", "said"),
+    [
+        ("rwkv", "lora.rank=4", "models of type rwkv keep the state of a half-written reply"),
+        ("xlnet", "lora.rank=4", "models of type xlnet keep the state of a half-written reply"),
+        ("bert", "lora.rank=4", "not a causal language model"),
+        ("gpt2", "lora.rank=1000000", "lora.rank = 1000000 is larger than the widest layer"),
+        ("gpt2", "lora.rank=20000", "lora.rank = 20000 is larger than the widest layer"),
+        ("gpt2", 'lora.targets=["q_prooj"]', 'no module of this model is called "q_prooj"'),
+    ],
+)
+def test_a_config_that_a_run_refuses_is_refused_before_it_is_measured(
+    tmp_path: Path, kind: str, setting: str, said: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": kind, "architectures": ["BertForMaskedLM"] if kind == "bert" else None}))
+    found = CliRunner().invoke(app, ["plan", "--config", str(path), "--set", "device=cpu", "--set", setting])
+    assert found.exit_code == 2, found.output
+    assert said in " ".join(found.stderr.split())
+    assert "measuring" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("lost", "setting", "said"),
+    [
+        ("model.safetensors", "lora.rank=4", "no weights (model.safetensors)"),
+        ("tokenizer.json", "lora.rank=4", "its tokenizer cannot be read"),
+        ("", "lora.rank=20000", "lora.rank = 20000 is larger than the widest layer"),
+    ],
+)
+def test_a_folder_that_a_run_refuses_is_refused_before_it_is_measured(
+    tmp_path: Path, lost: str, setting: str, said: str
+) -> None:
+    model = tiny_models.save_model(tiny_models.model("llama", 384), tiny_models.words_tokenizer(), tmp_path / "model")
+    if lost:
+        (model / lost).unlink()
+    found = CliRunner().invoke(app, ["plan", "--model", str(model), "--set", "device=cpu", "--set", setting])
+    assert found.exit_code == 2, found.output
+    assert said in " ".join(found.stderr.split())
+    assert "measuring" not in found.stderr
+
+
 def test_an_automatic_precision_is_planned_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "Measured", _OnlyWeights)
     facts = model_facts("Qwen2.5-7B-Instruct")
@@ -317,7 +359,12 @@ def test_every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "Measured", _OnlyWeights)
     told: list[str] = []
     make_plan(RunConfig(rollout_rows=7), model_facts("gpt2"), _cards(cpu=64), tell=told.append)
-    assert told[:2] == ["placing the weights of openai-community/gpt2", "measuring 7 replies side by side"]
+    first = [
+        "checking openai-community/gpt2",
+        "placing the weights of openai-community/gpt2",
+        "measuring 7 replies side by side",
+    ]
+    assert told[:3] == first
     assert any(text.startswith("measuring micro-batches of") for text in told)
 
 

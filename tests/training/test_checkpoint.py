@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import tiny_models
 from policies import CONFIG, four_roles, train
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LostWorkError, StorageError
+from selfeval.store import write_sealed
 from selfeval.training import checkpoint
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 
@@ -263,6 +266,46 @@ def test_a_lost_file_of_the_training_is_noticed_when_it_resumes(
     how(shards[0])
     with pytest.raises(LostWorkError, match=rf"shard-1\.jsonl, which this training wrote before it stopped, {problem}"):
         keeper.restore()
+
+
+def _flip_a_digit_of_a_hash(path: Path, name: str) -> None:
+    manifest = json.loads(path.read_text())
+    written = manifest["written"][name]
+    manifest["written"][name] = ("1" if written[0] == "0" else "0") + written[1:]
+    path.write_text(json.dumps(manifest))
+
+
+def _set(path: Path, written: Any, *, seals: bool) -> None:
+    manifest = {**json.loads(path.read_text()), "written": written}
+    write_sealed(path, manifest) if seals else path.write_text(json.dumps(manifest))
+
+
+WRONG_MANIFESTS = [
+    lambda path: _flip_a_digit_of_a_hash(path, "shard-1.jsonl"),
+    partial(_set, written={}, seals=False),
+    *(partial(_set, written=value, seals=seals) for value in ([], None, 5, {"shard-1.jsonl": 1}) for seals in (False, True)),
+]
+
+
+@pytest.mark.parametrize("change", WRONG_MANIFESTS)
+def test_a_manifest_that_was_changed_costs_the_checkpoint_and_blames_no_other_file(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    backbone, optimizers, _ = training(tmp_path)
+    shards = [tmp_path / f"shard-{number}.jsonl" for number in (1, 2)]
+    for shard in shards:
+        shard.write_text("{}\n")
+    keeper = Checkpoints(tmp_path / "c", backbone, ROLES, optimizers, written=lambda step: shards[:step])
+    for step in (1, 2):
+        keeper.save(step, {})
+    change(tmp_path / "c" / "step-000002" / "manifest.json")
+    said: list[str] = []
+    backbone.budget.tell = said.append
+    assert keeper.restore() == {"step": 1}
+    assert said == [
+        "checkpoint step-000002 is damaged (its manifest.json is not what was written there); "
+        "resuming from the checkpoint before, step-000001"
+    ]
 
 
 class _Killed(Exception):

@@ -303,7 +303,8 @@ def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float,
     check_scalar(beta=beta, tolerance=tolerance)
     _check_beta(beta)
     least_gain = (1 - mdp.gamma) * _tolerance(mdp, tolerance, beta)
-    # Normalised to the last bit: beta times the rounding error of a sum of probabilities would count as a gain for ever.
+    # The KL is that from a normalised reference. Here, beta times the log of a sum that is not exactly 1 would be a gain in
+    # every round, and the iteration would not end.
     log_ref_SA = ref_policy_SA.log().log_softmax(-1)
     solution = evaluate_soft_policy(mdp, ref_policy_SA, ref_policy_SA, beta=beta)
     for _ in range(_MOST_ROUNDS):

@@ -7,6 +7,7 @@ come from.
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +54,13 @@ class ModelFacts:
     def shell(self) -> nn.Module:
         """The model on the meta device, built once: for a deep model that takes seconds."""
         return meta_model(self.config)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.shell
+
+    def forward_accepts(self, argument: str) -> bool:
+        return argument in inspect.signature(self.shell.forward).parameters
 
     @property
     def layers(self) -> int:

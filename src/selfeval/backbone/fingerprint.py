@@ -15,14 +15,12 @@ import torch
 
 from selfeval.backbone.digests import tensor_digests
 from selfeval.backbone.load import LoadedModel
+from selfeval.backbone.snapshot import READ, model_folder
 from selfeval.backbone.weights import weight_files
 from selfeval.errors import ModelError
 from selfeval.store import file_hash, fingerprint
 
 __all__ = ["base_fingerprint", "model_identity"]
-
-_READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py", ".spm", ".vocab", ".bpe")
-"""Endings of what loading reads in a model folder besides weights: configs, tokenizer files, chat templates, remote code."""
 
 
 def base_fingerprint(loaded: LoadedModel) -> str:
@@ -35,15 +33,18 @@ def base_fingerprint(loaded: LoadedModel) -> str:
 
 
 def model_identity(name: str) -> Any:
-    """All that loading reads of a model folder: the hash of each weight and of each other file; of a hub id, its name.
+    """All that loading reads of a model: the hash of each weight and of each other file, of a hub id those in the cache.
 
     Every byte is read, once in a process: hashes are kept by path, size and time of the last change.
+
+    Raises:
+        ModelError: a hub id that is not in the cache (`ensure_snapshot` downloads it), or no such folder.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        return name
+    folder = model_folder(name)
+    if folder is None:
+        raise ModelError(f"model {name} is no folder here and not in the cache of the hub's models; give a model that is there")
     paths = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    read = sorted(p for p in paths if p.suffix in _READ and p.is_file() and not p.name.endswith(".safetensors.index.json"))
+    read = sorted(p for p in paths if p.suffix in READ and p.is_file() and not p.name.endswith(".safetensors.index.json"))
     return [[[p.relative_to(folder).as_posix(), file_hash(p)] for p in read], _weights_in(folder)]
 
 

@@ -35,6 +35,13 @@ app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=Fal
 lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 
+_RESUMES = "Nothing is lost: give the same command again to resume."
+_NOTHING_CHANGED = "Nothing was changed; the same command begins from the start."
+_PAGE_WHOLE = "index.html is whole, the old one or the new one; the same command draws it again."
+_NO_FOLDER = "No half-written folder is left; the same command begins from the start."
+_RESTORES = "Nothing is lost: give the same command again to restore the rest."
+"""What Ctrl-C leaves of a command's work."""
+
 Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only errors and the closing table.")]
@@ -98,7 +105,7 @@ def run(
 
     selfeval run --set rounds=3
     """
-    with clear_errors(debug) as command:
+    with clear_errors(debug, interrupted=_RESUMES) as command:
         from selfeval.stages.running import config_to_run
 
         config = config_to_run(recipe, output, model=model, seeds=seeds, memory_budget=memory_budget, assignments=assign or [])
@@ -172,7 +179,7 @@ def plan(
 
     selfeval plan --config path/to/config.json --memory-budget 6GiB --set context.rope_scaling=yarn --set context.rope_factor=4
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _plan(recipe, model, config_file, memory_budget, devices or [], assign or [], as_json)
 
 
@@ -193,9 +200,13 @@ def _plan(
     _quiet_libraries()
     from selfeval.backbone.facts import model_facts
     from selfeval.stages.planning import Machine, make_plan
+    from selfeval.stages.preflight import check_base
 
     facts = model_facts(str(config_file or config.model))
     with _steps("planning") as tell:
+        if config_file is None and Path(config.model).is_dir():
+            tell(f"checking {config.model}")
+            check_base(config)
         made = make_plan(config, facts, Machine.of(config, named), tell=tell)
     if as_json:
         import json
@@ -257,7 +268,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Draw index.html again from report.json and metrics/."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_PAGE_WHOLE):
         from selfeval.report.page import draw_page
         from selfeval.runs.reader import RunReader
         from selfeval.texts import safe_json
@@ -281,7 +292,7 @@ def restore(
 
     Without N: list what can be restored, with its cost and its settings.
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_RESTORES):
         from selfeval.runs.reader import RunReader
 
         RunReader(folder)
@@ -312,7 +323,7 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Look at the records of a run. Long lists of token ids are cut, except with --json."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         from selfeval.cli.showing import first_rows, layout
         from selfeval.runs.reader import RunReader
         from selfeval.texts import safe_json
@@ -346,7 +357,7 @@ def score(
 
     selfeval score runs/mine --file replies.jsonl --json > scores.jsonl
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         from selfeval.cli.scoring import print_scores, read_asked, typed
         from selfeval.runs.reader import RunReader
 
@@ -395,7 +406,7 @@ def export(
 
     selfeval export runs/mine --role evaluator --merge --precision fp32 --to exported/evaluator
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NO_FOLDER):
         from selfeval.runs.reader import RunReader
 
         config = RunReader(folder).config
@@ -471,7 +482,7 @@ def tune(
 
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
     """
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_RESUMES):
         from selfeval.stages.running import new_config
 
         config = new_config(model=model, name=Path(os.path.abspath(to)).name, assignments=assign or [])
@@ -497,7 +508,7 @@ def pretrain(
     debug: Debug = False,
 ) -> None:
     """Pretrain the embedded model from scratch; the same command resumes from the last checkpoint."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_RESUMES):
         _quiet_libraries()
         import torch
 
@@ -517,7 +528,7 @@ def exam(
     debug: Debug = False,
 ) -> None:
     """Measure the embedded model's skills against gold: replying, asking, judging in both orders, marking."""
-    with clear_errors(debug):
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _quiet_libraries()
         import json
 

@@ -46,11 +46,12 @@ class Command:
 
 
 @contextmanager
-def clear_errors(debug: bool) -> Iterator[Command]:
+def clear_errors(debug: bool, *, interrupted: str) -> Iterator[Command]:
     """Ends the command with one sentence and an exit code when the block raises.
 
     Args:
         debug: print the traceback first.
+        interrupted: what Ctrl-C or SIGTERM leaves of this command's work, and what to do.
     """
     command = Command()
     try:
@@ -59,7 +60,7 @@ def clear_errors(debug: bool) -> Iterator[Command]:
         raise
     except KeyboardInterrupt:
         _leave_quietly_from_now_on()
-        _stop(130, "\nInterrupted. Nothing is lost: give the same command again to resume.", debug)
+        _stop(130, f"\nInterrupted. {interrupted}", debug)
     except InputError as error:
         _stop(2, f"Error: {error}", debug)
     except BrokenPipeError:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError, meta
 
+from selfeval.backbone.snapshot import model_folder
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date
 from selfeval.judging.templates import KINDS, read_settings, template_texts
 
@@ -79,6 +80,8 @@ _TOKENIZER_FILES = (
 
 
 def tokenizer_files(model: str) -> list[Path]:
-    """Every file of a model folder that decides which tokens a prompt becomes; none for a hub id."""
-    folder = Path(model)
+    """Every file of a model that decides which tokens a prompt becomes; none for a hub id that is not in the cache."""
+    folder = model_folder(model)
+    if folder is None:
+        return []
     return sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})

@@ -13,7 +13,9 @@ from typing import Any
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.snapshot import commit_of
 from selfeval.config import RunConfig
+from selfeval.errors import ModelError
 from selfeval.judging.templates import Templates
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs.members import load_members
@@ -74,6 +76,7 @@ class Context:
         with self.terminal.waiting(f"loading {self.config.model}"):
             config = with_run_precision(self.config, self.first.run)
             backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
+            self._refuse_other_commit()
             backbone.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
@@ -88,6 +91,15 @@ class Context:
         }
         self.store.update_run(device=device if plan is None else {**device, "placement": plan.as_json()})
         return backbone
+
+    def _refuse_other_commit(self) -> None:
+        """Loading asks the hub again, and a commit may have been published since the stages' keys were made."""
+        known, now = self.first.run.get("commit"), commit_of(self.config.model)
+        if known != now and known is not None:
+            raise ModelError(
+                f"model {self.config.model} changed on the hub while this command ran (commit {known}, now {now}); give the "
+                "same command again"
+            )
 
     def release(self) -> None:
         """Lets go of the backbone and all its roles, so that the next round's can take the memory."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from selfeval.backbone.fingerprint import model_identity
 from selfeval.backbone.meters import peak_resident_bytes
+from selfeval.backbone.snapshot import commit_of
 from selfeval.config import RunConfig
 from selfeval.errors import LostWorkError, RunFolderError
 from selfeval.judging.sources import prompt_sources, tokenizer_files
@@ -203,6 +204,9 @@ def _changes(context: Context) -> str:
     old, new = store.run.get("config") or {}, context.config.model_dump(mode="json")
     found = differences({k: v for k, v in old.items() if k in sections}, {k: v for k, v in new.items() if k in sections})
     found += changed_contents(store.run.get("made_of") or {}, _made_of(context))
+    before, now = store.run.get("commit"), commit_of(context.config.model)
+    if before and now and before != now:
+        found.append(f"commit of {context.config.model}: {before}, now {now}")
     lost = [stage.name for stage in STAGES if store.key(stage.name) is None and store.has_work(stage.name)]
     found += [f"{name}/key.json is missing" for name in lost]
     return f"{store.root} has results of another configuration: {', '.join(found) or 'it cannot be told which'}"
@@ -292,6 +296,7 @@ def _begin_run(context: Context) -> None:
         seed=config.seed,
         config=config.model_dump(mode="json"),
         made_of=_made_of(context),
+        commit=commit_of(config.model),
         versions=report.versions(),
         stages={**rows, **store.run.get("stages", {})},  # the rows are lost with a run.json that was removed
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from collections import Counter
@@ -14,8 +15,10 @@ from typing import Any, get_args
 import torch
 from transformers.utils import is_bitsandbytes_available
 
+from selfeval.backbone.adapter_check import check_adapters
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.facts import ModelFacts
+from selfeval.backbone.families.cache import check_state
 from selfeval.backbone.footprint import Peaks, ShapeBackbone, computes, fullest
 from selfeval.backbone.load import Wanted, memory_within, pick_attention, place_base
 from selfeval.backbone.meters import kept_by_allocator, kernel_bytes, resident_bytes
@@ -365,55 +368,120 @@ def make_plan(
         and sentences about what would have to change.
 
     Raises:
-        ModelError: a context that the model cannot be given, or attention that it cannot compute.
+        ModelError, ConfigError: a model that a run refuses, adapters that it cannot have, a context that it cannot be given, or
+            attention that it cannot compute.
     """
     facts = facts.within(config.context)
+    tell(f"checking {facts.name}")
+    _check_usable(config, facts)
     tell(f"placing the weights of {facts.name}")
     precision, placement, said = _place(config, facts, machine)
     work = work or workload(config, facts.context)
-
-    def measured_with(checkpointing: bool) -> Measured:
-        return Measured(facts, config, precision, placement, work, checkpointing, machine.runtime)
-
-    def missing(peaks: Peaks) -> int:
-        """Bytes that the tightest device lacks; negative where all have room."""
-        budgets = {device: machine.budget(device) for device in peaks}
-        return max((peaks[d].total() - b for d, b in budgets.items() if b is not None), default=-1)
-
-    def rollout_misses(rows: int) -> int:
-        tell(f"measuring {rows} replies side by side")
-        return missing(sampled.rollout(rows))
-
-    def most_rows(measured: Measured, wanted: int) -> int:
-        def misses(rows: int) -> int:
-            how = "recomputed" if measured.checkpointing else "kept"
-            tell(f"measuring micro-batches of {rows} rows, layers {how}")
-            return max(missing(p) for p in measured.learning(rows).values())
-
-        return largest_fitting(misses, wanted, 0)
-
-    sampled = measured = measured_with(config.checkpointing)
-    wanted = max(1, config.batch_tokens // work.longest)
-    sampling = largest_fitting(rollout_misses, config.rollout_rows, 0)
-    learning = most_rows(measured, wanted)
-    if learning == 0 and not config.checkpointing:
-        measured = measured_with(True)
-        learning = most_rows(measured, wanted)
-    checkpointing = measured.checkpointing
-    fits = sampling > 0 and learning > 0 and not any(s.startswith("does not fit") for s in said)
-    # Sampling has no backward pass, so recomputing layers changes nothing there: it is measured once.
-    phases = {"load": measured.load(), "rollout": sampled.rollout(max(1, sampling)), **measured.learning(max(1, learning))}
-    settings = {
-        "batch_tokens": config.batch_tokens if learning == wanted else max(1, learning) * work.longest,
-        "rollout_rows": max(1, sampling),
-        "checkpointing": checkpointing,
-        "micro_batch_rows": max(1, learning),
-    }
-    devices = tuple(_device_plans(placement, machine, phases))
-    parameters = measured.sizes.numbers
-    plan = Plan(facts.name, parameters, precision, placement, devices, settings, vars(work), fits, ())
+    found = _search(
+        _Search(config, machine, tell),
+        lambda checkpointing: Measured(facts, config, precision, placement, work, checkpointing, machine.runtime),
+    )
+    fits = found.fits and not any(s.startswith("does not fit") for s in said)
+    measured = found.learned
+    devices = tuple(_device_plans(placement, machine, found.phases))
+    plan = Plan(facts.name, measured.sizes.numbers, precision, placement, devices, found.settings(config), vars(work), fits, ())
     changes = _adapted(config, plan) if fits else _refused(config, facts, plan, machine)
     return replace(plan, changes=(*said, *changes, *_with_bitsandbytes(config, facts, plan)))
+
+
+def _check_usable(config: RunConfig, facts: ModelFacts) -> None:
+    """Refuses before anything is measured what a run refuses before anything is loaded.
+
+    Raises:
+        ModelError, ConfigError: the model cannot write several replies at once, or cannot have these adapters.
+    """
+    check_state(facts)
+    check_adapters(copy.deepcopy(facts.shell), config.lora, facts.name)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Looks for the largest settings up to the wanted ones with which every device has room.
+
+    Attributes:
+        tell: takes a sentence before each measurement.
+    """
+
+    config: RunConfig
+    machine: Machine
+    tell: Callable[[str], None]
+
+    def _missing(self, peaks: Peaks) -> int:
+        """Bytes that the tightest device lacks; negative where all have room."""
+        budgets = {device: self.machine.budget(device) for device in peaks}
+        return max((peaks[d].total() - b for d, b in budgets.items() if b is not None), default=-1)
+
+    def replies(self, measured: Measured) -> int:
+        """Replies side by side; 0 where not even one fits."""
+
+        def misses(rows: int) -> int:
+            self.tell(f"measuring {rows} replies side by side")
+            return self._missing(measured.rollout(rows))
+
+        return largest_fitting(misses, self.config.rollout_rows, 0)
+
+    def rows(self, measured: Measured) -> int:
+        """Rows of a micro-batch; 0 where not even one fits."""
+
+        def misses(rows: int) -> int:
+            how = "recomputed" if measured.checkpointing else "kept"
+            self.tell(f"measuring micro-batches of {rows} rows, layers {how}")
+            return max(self._missing(peaks) for peaks in measured.learning(rows).values())
+
+        return largest_fitting(misses, _wanted_rows(self.config, measured.work), 0)
+
+
+def _wanted_rows(config: RunConfig, work: Workload) -> int:
+    return max(1, config.batch_tokens // work.longest)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The settings that were found.
+
+    Attributes:
+        sampled, learned: the measurements of sampling, and of learning with layers kept or recomputed.
+        replies, rows: replies side by side and rows of a micro-batch; 0 where not even one fits.
+    """
+
+    sampled: Measured
+    learned: Measured
+    replies: int
+    rows: int
+
+    @property
+    def fits(self) -> bool:
+        return self.replies > 0 and self.rows > 0
+
+    @property
+    def phases(self) -> dict[str, Peaks]:
+        # Sampling has no backward pass, so recomputing layers changes nothing there: it is measured once.
+        rollout = self.sampled.rollout(max(1, self.replies))
+        return {"load": self.learned.load(), "rollout": rollout, **self.learned.learning(max(1, self.rows))}
+
+    def settings(self, config: RunConfig) -> dict[str, Any]:
+        work, rows = self.learned.work, max(1, self.rows)
+        return {
+            "batch_tokens": config.batch_tokens if self.rows == _wanted_rows(config, work) else rows * work.longest,
+            "rollout_rows": max(1, self.replies),
+            "checkpointing": self.learned.checkpointing,
+            "micro_batch_rows": rows,
+        }
+
+
+def _search(search: _Search, measured_with: Callable[[bool], Measured]) -> _Found:
+    """Recomputes layers where that is asked for, or where not even one row fits without."""
+    sampled = learned = measured_with(search.config.checkpointing)
+    replies, rows = search.replies(sampled), search.rows(learned)
+    if rows == 0 and not learned.checkpointing:
+        learned = measured_with(True)
+        rows = search.rows(learned)
+    return _Found(sampled, learned, replies, rows)
 
 
 def _device_plans(placement: DeviceMap, machine: Machine, phases: Mapping[str, Peaks]) -> list[DevicePlan]:

@@ -152,9 +152,13 @@ def execute(
     from selfeval.stages.preflight import check_input, run_folder
 
     check_input(config, trust_remote_code=trust_remote_code)
+    from selfeval.backbone.snapshot import ensure_snapshot
     from selfeval.stages.context import Context
     from selfeval.stages.rounds import run_rounds
 
+    if not Path(config.model).is_dir():
+        with terminal.waiting(f"fetching missing files of {config.model}"):
+            ensure_snapshot(config.model)  # the hashes of its files are part of the stages' keys
     with run_folder(output) as store:
         context = Context(config, store, terminal, trust_remote_code=trust_remote_code, restart=restart)
         worked = run_rounds(context, stop)

@@ -12,7 +12,7 @@ from selfeval.store.files import (
     write_json,
     writing,
 )
-from selfeval.store.ledger import check_files, has_manifest, read_run
+from selfeval.store.ledger import check_files, has_manifest, read_run, read_sealed, write_sealed
 from selfeval.store.metrics import read_metrics
 from selfeval.store.records import read_rows
 from selfeval.store.run_store import RunStore
@@ -33,6 +33,8 @@ __all__ = [
     "read_object",
     "read_rows",
     "read_run",
+    "read_sealed",
     "write_json",
+    "write_sealed",
     "writing",
 ]

@@ -10,13 +10,13 @@ from typing import Any
 
 from selfeval.errors import RunFolderError
 from selfeval.store.files import as_storage_error, read_object, write_json
-from selfeval.store.ledger import read_key
+from selfeval.store.ledger import JOURNAL, read_key
 
 __all__ = ["OF_THE_RUN", "Archive"]
 
 _FACTS = "archive.json"
 
-OF_THE_RUN = ("config", "device", "made_of", "date", "templates")
+OF_THE_RUN = ("config", "device", "made_of", "commit", "date", "templates")
 """Values of run.json that results depend on, and that are restored with them."""
 
 
@@ -93,7 +93,7 @@ class Archive:
             raise as_storage_error(target, error) from error
 
     def put_back(self, number: int) -> None:
-        """Moves the results of a number back; nothing may stand in their places but a stage's bare key.
+        """Moves the results of a number back; nothing may stand in their places but a stage's key and journal.
 
         A kill leaves the rest under the number, and the next call moves that.
         """
@@ -101,7 +101,8 @@ class Archive:
         for name in self.facts(number)["paths"]:
             source, target = folder / name, self.root / name
             if source.exists():
-                (target / "key.json").unlink(missing_ok=True)
+                for marker in ("key.json", JOURNAL):
+                    (target / marker).unlink(missing_ok=True)
                 if target.is_dir():
                     target.rmdir()
                 self._move(source, target)

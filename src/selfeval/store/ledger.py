@@ -1,5 +1,9 @@
 """What is known of each stage's work: its key, what it was made from, and the hash of every file that it wrote.
 
+A stage's manifest has the hashes once the stage is finished. Until then its shards have theirs in its journal, `written.json`,
+which gets the hash of a shard before the shard is in place: a shard that the journal does not know was not written by this
+version, and is made again.
+
 All of it is read without the run's lock, so that `score`, `export`, `show` and `report` use only what is whole.
 """
 
@@ -14,16 +18,24 @@ from selfeval.store.files import content_hash, fingerprint, read_object, write_j
 from selfeval.store.run_file import check_run_values
 
 __all__ = [
+    "JOURNAL",
     "check_files",
     "damaged_files",
     "has_manifest",
     "hashes",
+    "journal_of",
     "missing_files",
+    "note_shards",
+    "read_journal",
     "read_key",
     "read_manifest",
     "read_run",
+    "read_sealed",
     "write_sealed",
 ]
+
+JOURNAL = "written.json"
+"""In the folder of a stage: the hashes of its shards, and of the records that they dropped, by path in the run folder."""
 
 _SEAL = "hash"
 _REBUILD_RUN = "remove it and give the whole command again: the recipe or --model, --seeds and every --set"
@@ -39,6 +51,22 @@ def _refuse_changed(path: Path, values: Mapping[str, Any], remedy: str) -> None:
     unsealed = {key: value for key, value in values.items() if key != _SEAL}
     if values[_SEAL] != fingerprint(unsealed):
         raise RunFolderError(f"{path} is damaged (a value of it is not what was written); {remedy}")
+
+
+def read_sealed(path: Path, *keys: str, remedy: str) -> dict[str, Any]:
+    """The object that `write_sealed` wrote.
+
+    Args:
+        path: of the file.
+        keys: that it has to have.
+        remedy: what a user can do about a missing or damaged one.
+
+    Raises:
+        RunFolderError: it is missing or damaged.
+    """
+    values = read_object(path, *keys, _SEAL, remedy=remedy)
+    _refuse_changed(path, values, remedy)
+    return values
 
 
 def read_run(root: Path) -> dict[str, Any]:
@@ -68,9 +96,7 @@ def read_manifest(root: Path, stage: str) -> dict[str, Any]:
         RunFolderError: it is missing or damaged.
     """
     path, remedy = root / stage / "manifest.json", "remove it and give the same command again"
-    values = read_object(path, "key", "inputs", "counts", "files", "also", _SEAL, remedy=remedy)
-    _refuse_changed(path, values, remedy)
-    return values
+    return read_sealed(path, "key", "inputs", "counts", "files", "also", remedy=remedy)
 
 
 def read_key(root: Path, stage: str) -> dict[str, Any]:
@@ -82,6 +108,32 @@ def read_key(root: Path, stage: str) -> dict[str, Any]:
         values = read_manifest(root, stage)
         return {"key": values["key"], "inputs": values["inputs"]}
     return {}
+
+
+def journal_of(name: str) -> str:
+    """The folder whose journal has the hash of a shard, or of a shard's dropped records, given by its path in the run."""
+    return Path(name).parent.as_posix().removeprefix("dropped/")
+
+
+def read_journal(root: Path, stage: str) -> dict[str, str]:
+    """The hash of every shard of a stage, by path in the run folder; empty where nothing has been noted.
+
+    Raises:
+        RunFolderError: the journal is damaged.
+    """
+    path = root / stage / JOURNAL
+    if not path.exists():
+        return {}
+    remedy = "remove it and give the same command again, which makes the shards of this folder again"
+    found = read_sealed(path, "shards", remedy=remedy)["shards"]
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path} is damaged (its shards are a {type(found).__name__}, expected an object); {remedy}")
+    return found
+
+
+def note_shards(root: Path, stage: str, hashes: Mapping[str, str]) -> None:
+    """Adds to a stage's journal."""
+    write_sealed(root / stage / JOURNAL, {"shards": {**read_journal(root, stage), **hashes}})
 
 
 def _written(root: Path, stage: str) -> dict[str, str]:
@@ -108,17 +160,25 @@ def check_files(root: Path, paths: Iterable[Path]) -> None:
 
     Args:
         root: of the run.
-        paths: files of it; folders stand for all files in them. A file that no finished stage wrote is passed over.
+        paths: files of it; folders stand for all files in them. A file whose hash was never noted is passed over.
 
     Raises:
         RunFolderError: a file is damaged, or a file of one of the folders is missing.
     """
-    noted = {n: h for path in sorted(root.glob("*/manifest.json")) for n, h in _written(root, path.parent.name).items()}
+    noted = _in_journals(root)
+    noted.update({n: h for path in sorted(root.glob("*/manifest.json")) for n, h in _written(root, path.parent.name).items()})
     for path in paths:
         wanted = path.relative_to(root).as_posix()
         for name, written in noted.items():
             if name == wanted or name.startswith(f"{wanted}/"):
                 _refuse_damaged(root / name, written)
+
+
+def _in_journals(root: Path) -> dict[str, str]:
+    """The shards of unfinished stages; one that was noted and not written before a kill is not missed."""
+    unfinished = [path.parent.name for path in root.glob(f"*/{JOURNAL}") if not has_manifest(root, path.parent.name)]
+    noted = {name: written for stage in unfinished for name, written in read_journal(root, stage).items()}
+    return {name: written for name, written in noted.items() if (root / name).is_file()}
 
 
 def _refuse_damaged(path: Path, written: str) -> None:
@@ -132,6 +192,6 @@ def _refuse_damaged(path: Path, written: str) -> None:
 
 
 def hashes(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Hash of the content of each file, those in folders included, by its path in the run folder."""
+    """Hash of the content of each file, those in folders included and journals left out, by its path in the run folder."""
     files = [f for path in paths for f in (path.rglob("*") if path.is_dir() else [path])]
-    return {f.relative_to(root).as_posix(): content_hash(f) for f in sorted(files) if f.is_file()}
+    return {f.relative_to(root).as_posix(): content_hash(f) for f in sorted(files) if f.is_file() and f.name != JOURNAL}

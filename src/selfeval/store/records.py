@@ -12,7 +12,7 @@ from selfeval.records import from_json, to_json
 from selfeval.store.files import open_file, writing
 from selfeval.texts import parse_json
 
-__all__ = ["read_records", "read_rows", "write_records"]
+__all__ = ["as_lines", "read_records", "read_rows", "write_lines", "write_records"]
 
 _LONGEST_LINE = 64 << 20
 """Bytes; a reply of 128k tokens has about one MiB."""
@@ -22,9 +22,18 @@ R = TypeVar("R")
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
     """Writes records, atomically."""
-    lines = [json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records]
+    write_lines(path, as_lines(records))
+
+
+def as_lines(records: Iterable[Any]) -> bytes:
+    """The content of a file of records."""
+    return "".join(json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def write_lines(path: Path, lines: bytes) -> None:
+    """Writes the content of a file of records, atomically."""
     with writing(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_bytes(lines)
 
 
 def read_records(path: Path, kind: type[R], remedy: str) -> list[R]:

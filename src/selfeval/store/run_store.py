@@ -7,6 +7,7 @@ it depends on) has changed is moved to `replaced/`, never deleted.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +19,8 @@ from selfeval.links import entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
-from selfeval.store.files import as_storage_error, fingerprint, write_json
-from selfeval.store.records import read_records, write_records
+from selfeval.store.files import as_storage_error, file_hash, fingerprint, write_json
+from selfeval.store.records import as_lines, read_records, write_lines, write_records
 
 __all__ = ["RunStore"]
 
@@ -134,8 +135,8 @@ class RunStore:
 
     def has_work(self, stage: str, owned: Sequence[Path] = ()) -> bool:
         """Whether a stage has produced anything: finished or half-done work."""
-        marker = self.folder(stage) / "key.json"
-        return any(path.exists() for path in owned) or any(path != marker for path in self.folder(stage).glob("*"))
+        markers = ("key.json", ledger.JOURNAL)
+        return any(path.exists() for path in owned) or any(p.name not in markers for p in self.folder(stage).glob("*"))
 
     def begin(self, stage: str, key: str, owned: Sequence[Path] = ()) -> bool:
         """Prepares a stage for work under `key`; True when finished or half-done work of another key was set aside.
@@ -164,10 +165,21 @@ class RunStore:
 
     def reopen(self, stage: str) -> None:
         """Removes the manifest of a stage, and the shards whose dropped records are lost; keeps what else is there."""
+        self._note_from_manifest(stage)
         for name in self.missing_files(stage):
             if name.startswith(f"dropped/{stage}/"):
                 (self.folder(stage) / Path(name).name).unlink(missing_ok=True)
         (self.folder(stage) / "manifest.json").unlink(missing_ok=True)
+
+    def _note_from_manifest(self, stage: str) -> None:
+        """Gives the folders of a finished stage that have no journal one, with the hashes of the manifest."""
+        manifest, found = self.manifest(stage), dict[str, dict[str, str]]()
+        for name, written in {**manifest["files"], **manifest["also"]}.items():
+            if Path(name).match("shard-*.jsonl"):
+                found.setdefault(ledger.journal_of(name), {})[name] = written
+        for folder, hashes in found.items():
+            if not (self.root / folder / ledger.JOURNAL).exists():
+                ledger.note_shards(self.root, folder, hashes)
 
     def finish(
         self,
@@ -204,8 +216,33 @@ class RunStore:
         return sorted(self.folder(stage).glob("shard-*.jsonl"))
 
     def has_shard(self, stage: str, index: int, *, drops: bool = False) -> bool:
-        """Whether a shard is there, with the file of its dropped records where the stage drops some (`drops`)."""
-        return self.shard_path(stage, index).is_file() and (not drops or self._dropped_path(stage, index).is_file())
+        """Whether a shard is there as it was written, with the file of its dropped records where the stage drops some.
+
+        One that the stage's journal does not know (a version without journals wrote it, or the journal was lost) does not
+        count: it is made again.
+
+        Args:
+            stage: its name.
+            index: of the shard.
+            drops: the stage drops records.
+
+        Raises:
+            RunFolderError: one of the files is not what was written, or the journal is damaged.
+        """
+        paths = self._paths_of_shard(stage, index, drops=drops)
+        if not all(path.is_file() for path in paths):
+            return False
+        noted = ledger.read_journal(self.root, stage)
+        names = [path.relative_to(self.root).as_posix() for path in paths]
+        if not all(name in noted for name in names):
+            return False
+        for path, name in zip(paths, names, strict=True):
+            if file_hash(path) != noted[name]:
+                raise RunFolderError(f"{path} is damaged: its content is not what was written there; {_REDO_SHARD}")
+        return True
+
+    def _paths_of_shard(self, stage: str, index: int, *, drops: bool) -> list[Path]:
+        return [*([self._dropped_path(stage, index)] if drops else []), self.shard_path(stage, index)]
 
     def shard_path(self, stage: str, index: int) -> Path:
         return self.folder(stage) / f"shard-{index:05d}.jsonl"
@@ -214,10 +251,19 @@ class RunStore:
         return self.root / "dropped" / stage / f"shard-{index:05d}.jsonl"
 
     def write_shard(self, stage: str, index: int, records: Iterable[Any], drops: Iterable[Drop] | None = None) -> None:
-        """Writes one shard of records and, before it, what this shard dropped (None: by a stage that drops nothing)."""
-        if drops is not None:
-            write_records(self._dropped_path(stage, index), drops)
-        write_records(self.shard_path(stage, index), records)
+        """Writes one shard of records and, before it, what this shard dropped (None: by a stage that drops nothing).
+
+        Their hashes go to the stage's journal first: a kill at any point leaves no shard that the journal does not know.
+        """
+        parts = [*([] if drops is None else [as_lines(drops)]), as_lines(records)]
+        paths = self._paths_of_shard(stage, index, drops=drops is not None)
+        hashes = {path: hashlib.sha256(lines).hexdigest() for path, lines in zip(paths, parts, strict=True)}
+        for path, written in hashes.items():
+            if path.is_file() and file_hash(path) != written:
+                path.unlink()  # the journal would call it damaged, should this process be killed before it is replaced
+        ledger.note_shards(self.root, stage, {path.relative_to(self.root).as_posix(): h for path, h in hashes.items()})
+        for path, lines in zip(paths, parts, strict=True):
+            write_lines(path, lines)
 
     def write_records(self, name: str, records: Iterable[Any]) -> None:
         """Writes a file of records at the top of the run folder."""

@@ -18,7 +18,7 @@ from torch.optim import AdamW
 
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LostWorkError, RunFolderError
-from selfeval.store import file_hash, read_json, read_object, write_json, writing
+from selfeval.store import file_hash, read_json, read_sealed, write_json, write_sealed, writing
 
 __all__ = ["Checkpoints", "role_optimizer"]
 
@@ -99,7 +99,7 @@ class Checkpoints:
             save_file(tensors, temporary / "state.safetensors")
             write_json(temporary / "state.json", {"step": step, **numbers})
             self._copy_metrics(temporary / "metrics")
-            write_json(temporary / _MANIFEST, self._manifest(temporary, step))
+            write_sealed(temporary / _MANIFEST, self._manifest(temporary, step))
         for _, _, path in others:
             if path != self._last:
                 shutil.rmtree(path)
@@ -156,7 +156,7 @@ class Checkpoints:
 
     def _take(self, path: Path) -> dict[str, Any]:
         """The state of a checkpoint that is known to be whole; its weights and metrics are put in their places."""
-        self._check_written(read_object(path / _MANIFEST)["written"], read_json(path / "state.json")["step"])
+        self._check_written(_hashes_of(path)["written"], read_json(path / "state.json")["step"])
         tensors = load_file(path / "state.safetensors")
         for optimizer in self.optimizers.values():
             optimizer.state.clear()  # going back before the first step leaves none
@@ -199,15 +199,30 @@ class Checkpoints:
 def _fault_of(path: Path) -> str | None:
     """The damage of a checkpoint in words; None when every file is there with the content that was written."""
     try:
-        files = read_object(path / _MANIFEST, "files", "written")["files"]
+        files = _hashes_of(path)["files"]
         for name, written in files.items():
             if not (path / name).is_file():
                 return f"checkpoint {path.name} is damaged ({name} is missing)"
             if file_hash(path / name) != written:
                 return f"checkpoint {path.name} is damaged ({name} is not what was written there)"
-    except (AttributeError, OSError, RunFolderError):
-        return f"checkpoint {path.name} is damaged (its {_MANIFEST} cannot be read)"
+    except (OSError, TypeError, RunFolderError):
+        return f"checkpoint {path.name} is damaged (its {_MANIFEST} is not what was written there)"
     return None if {"state.json", "state.safetensors"} <= files.keys() else f"checkpoint {path.name} is damaged"
+
+
+def _hashes_of(path: Path) -> dict[str, dict[str, str]]:
+    """The `files` and `written` of a checkpoint's manifest.
+
+    Raises:
+        RunFolderError: the manifest is missing or damaged.
+        TypeError: one of them is not a hash by name.
+    """
+    manifest = read_sealed(path / _MANIFEST, "files", "written", remedy="the checkpoint before is used")
+    found = {key: manifest[key] for key in ("files", "written")}
+    for hashes in found.values():
+        if not isinstance(hashes, dict) or not all(isinstance(written, str) for written in hashes.values()):
+            raise TypeError(f"{path / _MANIFEST} holds other things than hashes")
+    return found
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -1,0 +1,79 @@
+"""A model that is given by its hub id is known by the files of its cached snapshot, and not by its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from toy import SIZES, copy_lab, selfeval
+
+COMMITS = ("a" * 40, "b" * 40)
+
+
+def publish(cache: Path, commit: str, source: Path) -> None:
+    """Puts a model folder into the hub's cache as the snapshot of `main`: links to blobs, as the hub's client writes them."""
+    repository = cache / "models--org--toy"
+    snapshot, blobs = repository / "snapshots" / commit, repository / "blobs"
+    for folder in (snapshot, blobs, repository / "refs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file():
+            blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+            blob.write_bytes(path.read_bytes())
+            (snapshot / path.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    (repository / "refs" / "main").write_text(commit)
+
+
+def change(folder: Path, what: str) -> None:
+    if what == "one matrix":
+        weights = load_file(folder / "model.safetensors")
+        weights[sorted(name for name in weights if weights[name].dim() == 2)[0]].neg_()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        (folder / "generation_config.json").write_text('{"max_length": 77}')
+
+
+@pytest.mark.parametrize("what", ["one matrix", "another file"])
+def test_a_hub_id_that_points_at_other_files_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    lab = copy_lab(tmp_path / "lab").parent
+    model, cache, output = lab / "word_problems", tmp_path / "hf" / "hub", tmp_path / "run"
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    publish(cache, COMMITS[0], model)
+    sizes = (*SIZES, f"templates={model / 'templates'}", "questions.train=12", "questions.test=4")
+    settings = [part for size in sizes for part in ("--set", size)]
+    seeds = ("--seeds", str(lab / "seeds.jsonl"))
+    command = ["run", "--model", "org/toy", *seeds, "--output", str(output), "--until", "questions", *settings]
+
+    first = selfeval(*command)
+    assert first.returncode == 0, first.stderr
+    assert json.loads((output / "run.json").read_text())["commit"] == COMMITS[0]
+    assert "is finished already" in selfeval(*command).stdout
+
+    change(model, what)
+    publish(cache, COMMITS[1], model)
+    refused = selfeval(*command)
+    assert refused.returncode == 2, refused.stdout
+    assert "the model's files changed" in refused.stderr
+    assert f"commit of org/toy: {COMMITS[0]}, now {COMMITS[1]}" in refused.stderr
+    assert not (output / "replaced").exists()
+
+    old = [*command[:2], str(cache / "models--org--toy" / "snapshots" / COMMITS[0]), *command[3:]]
+    same = selfeval(*old)
+    assert same.returncode == 0, same.stderr
+    assert "is finished already" in same.stdout
+
+
+def test_a_hub_id_that_is_neither_cached_nor_reachable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    seeds = tmp_path / "seeds.txt"
+    seeds.write_text("What is 1 + 1?\n")
+    found = selfeval("run", "--model", "org/toy", "--seeds", str(seeds), "--output", str(tmp_path / "run"))
+    assert found.returncode == 2
+    assert "org/toy" in found.stderr
+    assert not (tmp_path / "run").exists()
