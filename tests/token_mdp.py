@@ -8,7 +8,7 @@ Shapes: N whole replies, T tokens of one, P prefixes, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 import tiny_models
+from policies import CallingRecorder
 from selfeval.algorithms.mdp import TokenMDP, prefix_rows, solve_soft_token_mdp, token_mdp, token_rewards
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import PolicyConfig
 from selfeval.rollout.guide import Guide
-from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
 from selfeval.training.policy import train_policy
-from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
 __all__ = [
@@ -110,23 +110,13 @@ def train(
     backbone: Backbone, config: PolicyConfig, mdps: MDPs, folder: Path, *, steps: bool
 ) -> tuple[Guide | None, list[dict[str, float]], list[Alarm]]:
     """Trains the policy through the loop; returns what guides it if anything does, metrics and alarms."""
-    lines: list[dict[str, float]] = []
-    alarms: list[Alarm] = []
-
-    def log(values: dict[str, float], seen: Sequence[Alarm]) -> None:
-        lines.append(values)
-        alarms.extend(seen)
-
+    recorder = CallingRecorder(folder, backbone)
     guide = train_policy(
-        Setting(backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384),
+        LearnerContext(backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384),
         PROMPTS,
-        lambda roles, optimizers: Checkpoints(folder, backbone, roles, optimizers),
-        keep=lambda *_: None,
-        log=log,
-        resumed=lambda _: None,
-        rolled_back=lambda *_: None,
+        recorder,
     )
-    return guide, lines, alarms
+    return guide, recorder.lines, recorder.alarms
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from selfeval.cli.app import _STAGES, app
-from selfeval.config import RunConfig
+from selfeval.config import LEARNERS, PolicyConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
@@ -119,6 +119,9 @@ def _check_setting(assignment: str) -> str | None:
             if part not in _keys(allowed, part):
                 return f"--set {assignment}: no such key"
             continue
+        if model is PolicyConfig and part in LEARNERS:
+            model = LEARNERS[part].config
+            continue
         fields = getattr(model, "model_fields", {})
         if part not in fields:
             return f"--set {assignment}: no such key"
@@ -191,10 +194,10 @@ def test_settings_exist(page: Path) -> None:
     report_too = {"policy", "evaluator", "verdicts", "questions", "evaluation"}  # also sections of report.json and file names
     wrong = []
     for span in _spans(page):
-        match = re.fullmatch(r"(\w+)\.(\w+)( ?= ?\S+)?", span)
+        match = re.fullmatch(r"(\w+)\.(\w+(?:\.\w+)?)( ?= ?\S+)?", span)
         if not match or match.group(1) not in sections or match.group(2) in ("jsonl", "json", "py"):
             continue
-        if match.group(1) in report_too and not match.group(3) and _is_in_report(*match.groups()[:2]):
+        if match.group(1) in report_too and not match.group(3) and _is_in_report(match.group(2).partition(".")[0]):
             continue
         if _check_setting(f"{match.group(1)}.{match.group(2)}"):
             wrong.append(span)
@@ -210,7 +213,7 @@ def _figure_names() -> frozenset[str]:
     return frozenset(literals) | {"kept", "tie", "unsure", "unparsable"}
 
 
-def _is_in_report(section: str, name: str) -> bool:
+def _is_in_report(name: str) -> bool:
     return name in _figure_names()
 
 

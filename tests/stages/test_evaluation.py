@@ -24,8 +24,8 @@ from selfeval.stages.evaluation import _TestPair
 from selfeval.stages.policy import Sampled
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
+from selfeval.training.context import POLICY
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.setting import POLICY
 
 KEPT, TIE, UNSURE, UNPARSABLE = VerdictState.KEPT, VerdictState.TIE, VerdictState.UNSURE, VerdictState.UNPARSABLE
 

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 import token_mdp
-from selfeval.config import PolicyConfig
+from policies import policy_config
+from selfeval.config import LEARNERS, PolicyConfig
 from selfeval.rollout.guide import Guide
-from selfeval.training.learners import LEARNERS
 
 BETAS, LAYERS = {"sparse": 0.1, "dense": 0.15}, {"sparse": 1, "dense": 2}
 COMMON: dict[str, Any] = {
     # The optimum is exact for the reward as it is, at one weight of the KL penalty.
-    "whiten_rewards": False, "reward_clip": 0.0, "unfinished_penalty": 0.0, "kl_control": "fixed",
+    "whiten_rewards": False, "reward_clip": None, "unfinished_penalty": 0.0, "kl_control": "fixed",
     # A discount per token or a lambda below 1 would be another objective, or a bias of the critic's.
-    "gamma": 1.0, "gae_lambda": 1.0, "value_clip": 0.0,
+    "gamma": 1.0, "gae_lambda": 1.0, "value_clip": None,
     # Questions are copies of two prompts, their best replies the same: what a watchdog takes for a collapse is right here.
     "watchdogs": "warn",
-    "warmup_iterations": 0, "step_kl": 0.0, "checkpoint_every": 1000,
+    "warmup_iterations": 0, "step_kl": None, "checkpoint_every": 1000,
     "questions_per_iteration": 64, "replies_per_question": 4, "epochs": 2, "minibatch": 256,
     "iterations": 60, "learning_rate": 4e-3, "critic_learning_rate": 1e-2,
 }  # fmt: skip
@@ -56,7 +56,9 @@ def test_every_learner_is_held_to_the_optimum() -> None:
 @pytest.mark.parametrize("learner", SETTINGS)
 def test_it_reaches_the_exact_optimum_within_one_per_cent(learner: str, reward: str, tmp_path: Path) -> None:
     beta = BETAS[reward]
-    config = PolicyConfig(**{"learner": learner, "kl_coefficient": beta, **COMMON, **SETTINGS[learner]})
+    fields = {*PolicyConfig.model_fields, *LEARNERS[learner].config.model_fields}
+    common = {name: value for name, value in COMMON.items() if name in fields}
+    config = policy_config(**{"learner": learner, "kl_coefficient": beta, **common, **SETTINGS[learner]})
     mdps = token_mdp.sparse() if reward == "sparse" else token_mdp.dense()
     backbone = token_mdp.make_backbone(LAYERS[reward])
     start = token_mdp.judge(backbone, mdps, beta)

@@ -15,7 +15,7 @@ import typer
 
 from selfeval import __version__
 from selfeval.cli.failures import clear_errors, refuse_broken_arguments
-from selfeval.errors import InputError, RunFolderError
+from selfeval.errors import InputError
 from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
@@ -189,15 +189,11 @@ def _quiet_libraries() -> None:
 
 
 def _read_config(folder: Path) -> RunConfig:
-    from selfeval.config import RunConfig
+    from selfeval.config import config_of_run
     from selfeval.store import read_run
 
     run = read_run(folder)
-    try:
-        return RunConfig.model_validate(run["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{folder / 'run.json'} does not hold the configuration of this version ({reason})") from error
+    return config_of_run(run.get("config"), folder / "run.json")
 
 
 @app.command()
@@ -288,13 +284,9 @@ def _steps(title: str) -> Iterator[Callable[[str], None]]:
 
 def _beyond_the_plan(config: RunConfig) -> str:
     """What this configuration holds that the planner does not count."""
-    learner, members = config.policy.learner, config.evaluator.members
+    members = config.evaluator.members
     found = [f"the other evaluators ({members - 1})"] if members > 1 else []
-    if learner in ("ilql", "soft_q"):
-        found.append(f"the value roles of {learner}")
-    if learner == "trpo":
-        found.append("the second derivatives of trpo")
-    return " and ".join(found)
+    return " and ".join([*found, *filter(None, [config.policy.spec.not_planned])])
 
 
 def _named_devices(devices: list[str]) -> dict[str, int]:

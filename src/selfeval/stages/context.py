@@ -22,7 +22,7 @@ from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
-from selfeval.training.setting import POLICY
+from selfeval.training.context import POLICY
 
 __all__ = ["START", "Context", "as_begun", "pairs_of"]
 

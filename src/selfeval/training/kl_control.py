@@ -39,17 +39,17 @@ class KLControl:
         self.multiplier = config.kl_coefficient * math.exp(_GAIN)
         self.waiting = -(-config.iterations // 3)
 
-    def follow(self, kl: float, samples: int) -> None:
-        """Takes note of an iteration's KL in nats per reply, measured on so many replies."""
+    def update(self, kl: float, samples: int) -> None:
+        """Update the coefficient with an iteration's mean KL in nats per reply over `samples` replies."""
         config = self.config
         if config.kl_control == "adaptive":
             self.coefficient = adaptive_kl_coefficient(
                 self.coefficient, kl, target=config.kl_target, horizon=config.kl_horizon, samples=samples
             )
         elif config.kl_control == "dual":
-            self._follow_multiplier(max(-1.0, min(kl / config.kl_target - 1, 0.5)))
+            self._update_multiplier(max(-1.0, min(kl / config.kl_target - 1, 0.5)))
 
-    def _follow_multiplier(self, error: float) -> None:
+    def _update_multiplier(self, error: float) -> None:
         target, rate = self.config.kl_target, self.config.kl_rate
         self.waiting = 0 if error >= 0 else max(0, self.waiting - 1)
         if not self.waiting:

@@ -1,4 +1,4 @@
-"""What value learners learn from: the replies of past iterations with their rewards, drawn again and again.
+"""What value learners learn from: the replies of past iterations with their rewards, chosen_token_values again and again.
 
 Lin 1992, https://doi.org/10.1007/BF00992699; Mnih et al. 2015, methods, https://doi.org/10.1038/nature14236.
 

@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.ensembles import disagreement, ensemble_mean, uncertainty_weighted, worst_case
+from selfeval.algorithms.ensembles import ensemble_mean, uncertainty_weighted, worst_case
 from selfeval.backbone.roles import Backbone
+from selfeval.training.context import Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, score_replies
-from selfeval.training.setting import Samples, Scores
 
 __all__ = ["EvaluatorScorer", "Member", "Pessimism"]
 
@@ -62,7 +62,7 @@ class EvaluatorScorer:
         scores_KB = self.each(prompts, replies)
         if len(scores_KB) == 1:
             return Scores(scores_KB[0])
-        return Scores(self._combined(scores_KB), disagreement_B=disagreement(scores_KB))
+        return Scores(self._combined(scores_KB))
 
     def each(
         self,

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2402.04792. Of the replies to a question the best and the 
 Bradley-Terry model says of their rewards, so that the optimum is the KL-regularised one, pi_ref exp(R / beta) / Z. `beta` is
 the KL coefficient of the loop.
 
-With `policy.pairs = "kept"` it learns from the pairs that the judge labelled; the replies sampled are then for the curves only.
+With `policy.dpo.pairs = "kept"` it trains on the pairs that the judge labelled, and samples replies for the metrics only.
 
 Shapes: N pairs, 2N rows (all chosen, then all rejected), R reply tokens.
 """
@@ -13,9 +13,8 @@ Shapes: N pairs, 2N rows (all chosen, then all rejected), R reply tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +23,12 @@ from selfeval.algorithms.masked import masked_sum, zero_padding
 from selfeval.algorithms.preference_losses import dpo_loss, dpo_margin
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.sequences import Sequences, pad_sequences
+from selfeval.training.context import POLICY, LearnerContext, Prompt, Samples
 from selfeval.training.experience import Experience, RewardScale, collect, policy_logprobs, reference_logprobs, rows_of
-from selfeval.training.gradients import add_gradients
+from selfeval.training.gradient_accumulation import add_gradients
+from selfeval.training.learners.learner import Learner
+from selfeval.training.policy_updates import Optimizers, learning_rate_factor, mean_of
 from selfeval.training.schedules import draw
-from selfeval.training.setting import POLICY, Prompt, Samples, Setting
-from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
 
 __all__ = ["DPO"]
 
@@ -46,28 +46,25 @@ class _Pairs:
         return _Pairs(rows_of(self.batch, rows), self.ref_BR[rows], self.label_N[index_N])
 
 
-class DPO:
+class DPO(Learner):
     """Direct preference optimisation."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.roles: tuple[str, ...] = (POLICY,)
-        self.optimizers = Optimizers(setting.backbone, {POLICY: setting.config.learning_rate}, setting.config)
+    def __init__(self, context: LearnerContext) -> None:
+        self.context = context
+        self.roles = (POLICY,)
+        self.optimizers = Optimizers(context.backbone, {POLICY: context.config.learning_rate}, context.config)
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
-        return collect(self.setting, prompts, iteration)
-
-    def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
-        return experience
+        return collect(self.context, prompts, iteration)
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        config = self.setting.config
-        kept = config.pairs == "kept"
+        config = self.context.config
+        kept = config.settings.reads_kept_pairs
         pairs = self._kept(len(experience.scores_B) // 2, iteration) if kept else _best_and_worst(experience)
         rows = []
         for epoch in range(config.epochs):
             order = list(range(len(pairs.label_N)))
-            random.Random(f"{self.setting.seed}/pairs/{iteration}/{epoch}").shuffle(order)
+            random.Random(f"{self.context.seed}/pairs/{iteration}/{epoch}").shuffle(order)
             for start in range(0, len(order), config.minibatch // 2):
                 index_N = torch.tensor(order[start : start + config.minibatch // 2], device=pairs.label_N.device)
                 values = self._gradients(pairs.some(index_N), experience.kl_coefficient)
@@ -77,12 +74,12 @@ class DPO:
 
     def _gradients(self, pairs: _Pairs, beta: float) -> dict[str, float]:
         """Adds the gradient of a minibatch's mean loss; means over its pairs."""
-        setting, count = self.setting, len(pairs.label_N)
-        parameters = list(setting.backbone.parameters(POLICY).values())
+        context, count = self.context, len(pairs.label_N)
+        parameters = list(context.backbone.parameters(POLICY).values())
 
         def of_group(group: list[int]) -> tuple[float, float, float]:
             part = pairs.some(torch.tensor(group, device=pairs.label_N.device))
-            logprobs, entropy, _ = policy_logprobs(setting.backbone, part.batch, setting.config.temperature)
+            logprobs, entropy, _ = policy_logprobs(context.backbone, part.batch, context.config.temperature)
             assert entropy is not None
             ours_N, theirs_N = logprobs.sum(-1).chunk(2), zero_padding(part.ref_BR, part.batch.mask_BR).sum(-1).chunk(2)
             margin_N = dpo_margin(ours_N[0], ours_N[1], theirs_N[0], theirs_N[1])
@@ -93,26 +90,20 @@ class DPO:
 
         sizes = pairs.batch.attention_BT.sum(-1)
         together = (2 * torch.maximum(sizes[:count], sizes[count:])).tolist()
-        with setting.backbone.acting_as(POLICY):
-            groups = setting.backbone.budget.in_groups(Phase.UPDATE, together, setting.batch_tokens, of_group)
+        with context.backbone.acting_as(POLICY):
+            groups = context.backbone.budget.in_groups(Phase.UPDATE, together, context.batch_tokens, of_group)
             loss, right, entropy = (sum(column) for column in zip(*(found for _, found in groups), strict=True))
         tokens = int(pairs.batch.mask_BR.sum())
         return {"policy_loss": loss / count, "pair_accuracy": right / count, "entropy": entropy / tokens}
 
     def _kept(self, count: int, iteration: int) -> _Pairs:
         """Pairs that the judge labelled: a window of an endless sequence of shuffles."""
-        setting = self.setting
-        picked = [setting.pairs[i] for i in draw(len(setting.pairs), iteration - 1, count, f"{setting.seed}/kept")]
+        context = self.context
+        picked = [context.pairs[i] for i in draw(len(context.pairs), iteration - 1, count, f"{context.seed}/kept")]
         prompts = [p.prompt for p in picked] * 2
-        batch = pad_sequences(setting.backbone, prompts, [p.chosen for p in picked] + [p.rejected for p in picked])
+        batch = pad_sequences(context.backbone, prompts, [p.chosen for p in picked] + [p.rejected for p in picked])
         label_N = torch.tensor([p.label for p in picked], device=batch.mask_BR.device)
-        return _Pairs(batch, reference_logprobs(setting, batch), label_N)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        pass
+        return _Pairs(batch, reference_logprobs(context, batch), label_N)
 
 
 def _best_and_worst(experience: Experience) -> _Pairs:

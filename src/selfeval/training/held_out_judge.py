@@ -19,7 +19,7 @@ from selfeval.judging.judge import Comparison, compare
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
-from selfeval.training.setting import POLICY, JudgeReading
+from selfeval.training.context import POLICY, JudgeReading
 
 __all__ = ["HeldOutJudge"]
 

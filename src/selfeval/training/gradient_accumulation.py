@@ -51,8 +51,8 @@ def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad.add_(gradient, alpha=factor)
 
 
-def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float) -> float:
-    """Scales the gradients down so that their norm over all parameters is at most `largest` (0: no limit).
+def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float | None) -> float:
+    """Scales the gradients down so that their norm over all parameters is at most `largest` (None: no limit).
 
     Returns:
         The norm before.
@@ -65,7 +65,7 @@ def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float) -> fl
     norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
     if not bool(torch.isfinite(norm)):
         raise _not_finite(list(parameters.values()), gradients)
-    if largest:
+    if largest is not None:
         torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), largest, norm)
     return float(norm)
 
