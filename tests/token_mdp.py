@@ -8,7 +8,7 @@ Shapes: N whole replies, T tokens of one, P prefixes, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import PolicyConfig
 from selfeval.rollout.guide import Guide
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
 from selfeval.training.watchdogs import Alarm
 
@@ -107,12 +108,14 @@ def make_backbone(layers: int) -> Backbone:
 
 
 def train(
-    backbone: Backbone, config: PolicyConfig, mdps: MDPs, folder: Path, *, steps: bool
+    backbone: Backbone, config: PolicyConfig, mdps: MDPs, folder: Path, *, steps: bool, pairs: Sequence[Preference] = ()
 ) -> tuple[Guide | None, list[dict[str, float]], list[Alarm]]:
     """Trains the policy through the loop; returns what guides it if anything does, metrics and alarms."""
     recorder = CallingRecorder(folder, backbone)
     guide = train_policy(
-        LearnerContext(backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384),
+        LearnerContext(
+            backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384, pairs=pairs
+        ),
         PROMPTS,
         recorder,
     )

@@ -556,7 +556,7 @@ def test_a_removed_run_json_is_rebuilt_by_the_whole_command(world: World) -> Non
     (world.run_folder / "run.json").unlink()
     assert world.run("policy.ppo.clip=0.1", restart=False) == []
     assert world.info()["status"] == "finished"
-    assert world.info()["config"]["policy"]["clip"] == 0.1
+    assert world.info()["config"]["policy"]["ppo"]["clip"] == 0.1
     assert world.states() == dict.fromkeys(STAGES, "finished")
 
 

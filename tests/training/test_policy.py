@@ -273,12 +273,13 @@ def experience(
     scores = context.scorer(samples)
     scale = RewardScale.of(scores.whole_B, samples, whiten=True)
     observed = build_experience(context, samples, scores, scale, 0.3)
-    return PPO(context).advantages(observed, scale), rollouts, scale
+    return PPO(context).advantages(Samples([], []), observed, scale), rollouts, scale
 
 
 def policy_figures(backbone: Backbone, part: Experience, tokens: int) -> dict[str, float]:
     context = context_of(backbone, CONFIG, tokens)
-    return policy_updates.policy_gradients(context, part, aggregation_weights(part.mask, "token_mean"), PPO(context).loss)
+    learner, weights_BR = PPO(context), aggregation_weights(part.mask, "token_mean")
+    return policy_updates.policy_gradients(context, part, weights_BR, learner.loss, clip_fraction=learner.clip_fraction)
 
 
 def critic_figures(backbone: Backbone, part: Experience, scale: RewardScale, tokens: int) -> dict[str, float]:

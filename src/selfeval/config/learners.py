@@ -7,9 +7,9 @@ implementations are named as text and imported when they are needed, because not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from selfeval.config.fields import Count, Positive, PositiveOrNone, Section, Share, ShareOrNone
 
@@ -114,8 +114,36 @@ class TRPOConfig(EntropyFloorConfig, CriticConfig):
     """Absolute value to which advantages are clipped; none: no clipping."""
 
 
+_GRPO_CLIPS: dict[str, tuple[float, float | None]] = {
+    "grpo": (0.2, None),
+    "dr_grpo": (0.2, None),
+    "gspo": (3e-4, 4e-4),
+    "dapo": (0.2, 0.28),
+}
+"""`clip` and `clip_high` of each loss unless they are given, as in its paper."""
+
+
 class GRPOConfig(ClippedConfig):
     """Settings of `learner = "grpo"`."""
+
+    loss: Literal["grpo", "dr_grpo", "gspo", "dapo"] = "grpo"
+    """Variant of the loss (docs/algorithms/learners.md). The defaults of `clip` and `clip_high` are those of its paper:
+    0.0003 and 0.0004 for gspo, 0.2 and 0.28 for dapo."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_of_the_loss(cls, values: Any) -> Any:
+        loss = values.get("loss") if isinstance(values, dict) else None
+        if not isinstance(loss, str) or loss not in _GRPO_CLIPS:
+            return values
+        low, high = _GRPO_CLIPS[loss]
+        return {"clip": low, "clip_high": high, **values}
+
+    @model_validator(mode="after")
+    def _gspo_has_no_dual_clip(self) -> GRPOConfig:
+        if self.loss == "gspo" and self.dual_clip is not None:
+            raise ValueError('loss = "gspo" clips the ratio of whole replies and has no dual_clip; leave it at none')
+        return self
 
 
 class RLOOConfig(ClippedConfig):
@@ -133,15 +161,47 @@ class ReMaxConfig(ClippedConfig):
     """Settings of `learner = "remax"`."""
 
 
+_DPO_SETTINGS = {"label_smoothing": ("sigmoid", "simpo"), "flip_rate": ("robust",), "simpo_gamma": ("simpo",)}
+"""The losses that read a setting, where not all do."""
+_REFERENCE_FREE = {"simpo": 2.0, "orpo": 0.1}
+"""Losses without a reference, and their default of `beta`."""
+
+
 class DPOConfig(LearnerConfig):
     """Settings of `learner = "dpo"`."""
 
     pairs: Literal["sampled", "kept"] = "sampled"
     """Training pairs: the best and worst of the replies just sampled, or the pairs that the judge labelled."""
+    loss: Literal["sigmoid", "ipo", "kto", "simpo", "orpo", "robust"] = "sigmoid"
+    """Loss of a pair (docs/algorithms/preference-losses.md); sigmoid is DPO with soft labels."""
+    beta: PositiveOrNone = None
+    """Beta of the loss; none: the weight of the KL penalty, or without a reference the paper's 2.0 (simpo) and 0.1 (orpo)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share by which labels are moved towards their opposite, for sigmoid (cDPO) and simpo."""
+    flip_rate: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Assumed share of wrong labels, for robust."""
+    simpo_gamma: Annotated[float, Field(ge=0.0)] = 0.5
+    """Target margin between chosen and rejected, in units of reward, for simpo."""
 
     @property
     def reads_kept_pairs(self) -> bool:
         return self.pairs == "kept"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss needs the reference's log-probs."""
+        return self.loss not in _REFERENCE_FREE
+
+    def beta_of(self, kl_coefficient: float) -> float:
+        """Return beta at the current weight of the KL penalty."""
+        return self.beta if self.beta is not None else _REFERENCE_FREE.get(self.loss, kl_coefficient)
+
+    @model_validator(mode="after")
+    def _settings_are_read(self) -> DPOConfig:
+        for name, losses in _DPO_SETTINGS.items():
+            if self.loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} is a setting of loss = {" or ".join(losses)}, and loss is "{self.loss}"')
+        return self
 
 
 class RAFTConfig(PolicyGradientConfig):
@@ -210,7 +270,7 @@ LEARNERS: dict[str, LearnerSpec] = _registry(
         "grpo",
         GRPOConfig,
         "grpo:GRPO",
-        "Clipped policy gradient with group-relative advantages, without a critic.",
+        "Clipped policy gradient with group-relative advantages, without a critic; also Dr. GRPO, GSPO and DAPO.",
         compares_replies=True,
     ),
     LearnerSpec("rloo", RLOOConfig, "rloo:RLOO", "Policy gradient with a leave-one-out baseline.", compares_replies=True),
@@ -225,7 +285,7 @@ LEARNERS: dict[str, LearnerSpec] = _registry(
         "dpo",
         DPOConfig,
         "dpo:DPO",
-        "Direct preference optimisation on sampled or judged pairs.",
+        "Direct preference optimisation on sampled or judged pairs; also IPO, KTO, SimPO, ORPO and robust DPO.",
         compares_replies=True,
         least_minibatch=2,
     ),

@@ -8,13 +8,12 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from selfeval.algorithms.masked import masked_sum
-from selfeval.algorithms.policy_losses import approximate_kl, clip_fraction
+from selfeval.algorithms.policy_losses import approximate_kl
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
@@ -25,14 +24,11 @@ from selfeval.training.context import CRITIC, POLICY, LearnerContext
 from selfeval.training.experience import Experience, RewardScale, policy_logprobs, present
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 
-__all__ = ["ClipRange", "Optimizers", "critic_gradients", "learning_rate_factor", "mean_of", "minibatches", "policy_gradients"]
+__all__ = ["Optimizers", "critic_gradients", "learning_rate_factor", "mean_of", "minibatches", "policy_gradients"]
 
 
-class ClipRange(NamedTuple):
-    """Half-widths of the range in which PPO's clipped loss keeps the probability ratio."""
-
-    low: float
-    high: float
+PerToken = Callable[[Tensor, Experience], Tensor]
+"""A function of the log-probs under the current policy and of the rows that they belong to."""
 
 
 def learning_rate_factor(iteration: int, config: PolicyConfig) -> float:
@@ -91,10 +87,10 @@ def policy_gradients(
     context: LearnerContext,
     part: Experience,
     weights_BR: Tensor,
-    loss: Callable[[Tensor, Experience], Tensor],
+    loss: PerToken,
     *,
     entropy_bonus: float = 0.0,
-    clip: ClipRange | None = None,
+    clip_fraction: PerToken | None = None,
 ) -> dict[str, float]:
     """Accumulate the gradient of a minibatch's loss in the policy's weights, over micro-batches.
 
@@ -103,7 +99,7 @@ def policy_gradients(
         weights_BR: weight of each token's loss in the minibatch's, 0 where the mask is False.
         loss: per token, from the log-probs now and the rows they belong to.
         entropy_bonus: weight of the entropy that is added to the objective.
-        clip: range of the ratio whose clipped tokens are counted; None: no `clip_fraction`.
+        clip_fraction: share of the rows' tokens that are clipped, from the same arguments; None: not measured.
 
     Returns:
         `policy_loss`, and means over its tokens.
@@ -118,7 +114,7 @@ def policy_gradients(
         logprobs, entropy, _ = policy_logprobs(backbone, rows.policy_batch, config.temperature, gradient=wanted)  # type: ignore[arg-type]
         assert entropy is not None
         summed = masked_sum(loss(logprobs, rows) * weights_BR[index], rows.mask)
-        found = _policy_sums(rows, logprobs.detach(), entropy.detach(), clip)
+        found = _policy_sums(rows, logprobs.detach(), entropy.detach(), clip_fraction)
         found["policy_loss"] = summed.item() * tokens
         bonus = entropy_bonus * masked_sum(entropy, rows.mask) / tokens if entropy_bonus else 0.0
         add_gradients(summed - bonus, parameters)
@@ -134,14 +130,11 @@ def policy_gradients(
 
 
 @torch.no_grad()
-def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip: ClipRange | None) -> dict[str, float]:
+def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fraction: PerToken | None) -> dict[str, float]:
     """Metrics of one micro-batch, summed over its tokens."""
     count, found = int(rows.mask.sum()), {}
-    if clip is not None:
-        clipped = clip_fraction(
-            logprobs, rows.logprobs, present(rows.advantages), rows.mask, clip_low=clip.low, clip_high=clip.high
-        )
-        found["clip_fraction"] = float(clipped) * count
+    if clip_fraction is not None:
+        found["clip_fraction"] = float(clip_fraction(logprobs, rows)) * count
     return {
         **found,
         "entropy": float(masked_sum(entropy, rows.mask)),

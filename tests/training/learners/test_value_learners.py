@@ -223,7 +223,7 @@ def _check_targets(pool: Replayed, values: Tensor, taken: Tensor, traces: Tensor
 def test_the_expectile_of_ilql_learns_the_upper_values() -> None:
     # One state, whose two tokens are worth -1 and +1 equally often: the 0.9 expectile solves 0.9 (1 - v) = 0.1 (1 + v).
     backbone = four_roles()
-    learner = learner_of(backbone, learner="ilql", expectile=0.9, max_grad_norm=0.0)
+    learner = learner_of(backbone, learner="ilql", expectile=0.9, max_grad_norm=None)
     samples = Samples([PROMPTS[0]] * 2, [_one(5), _one(6)])
     experience = build_experience(learner.context, samples, Scores(torch.zeros(2)), RewardScale(0.0, 1.0, 1.0), 0.0)
     learner.replay.add(experience)

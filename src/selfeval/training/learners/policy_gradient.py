@@ -14,13 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from selfeval.algorithms.masked import Aggregation, aggregation_weights
-from selfeval.algorithms.policy_losses import ppo_clip_loss
+from selfeval.algorithms.policy_losses import clip_fraction, ppo_clip_loss
 from selfeval.config import ClippedConfig, PolicyGradientConfig
 from selfeval.training.context import POLICY, LearnerContext, Prompt, Samples
 from selfeval.training.experience import Experience, RewardScale, collect, present
 from selfeval.training.learners.learner import Learner
 from selfeval.training.policy_updates import (
-    ClipRange,
     Optimizers,
     learning_rate_factor,
     mean_of,
@@ -57,10 +56,9 @@ class PolicyGradient(Learner):
         self.floor = EntropyFloor(settings.entropy_floor)
         self.step_size = KLAdaptiveStepSize(settings.step_kl)
 
-    @property
     @abstractmethod
-    def clip(self) -> ClipRange:
-        """Range of the ratio outside which tokens are counted as clipped."""
+    def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        """Measure the share of tokens whose loss is clipped."""
 
     @abstractmethod
     def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
@@ -82,8 +80,11 @@ class PolicyGradient(Learner):
 
     def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         """Take one step of the policy on a minibatch."""
-        weights_BR = aggregation_weights(part.mask, self.aggregation)
-        values = policy_gradients(self.context, part, weights_BR, self.loss, entropy_bonus=self.floor.bonus, clip=self.clip)
+        length = self.context.limit if self.aggregation == "constant_length" else None
+        weights_BR = aggregation_weights(part.mask, self.aggregation, norm_length=length)
+        values = policy_gradients(
+            self.context, part, weights_BR, self.loss, entropy_bonus=self.floor.bonus, clip_fraction=self.clip_fraction
+        )
         return {**values, "grad_norm": self.optimizers.step(POLICY, iteration)}
 
     def state(self) -> dict[str, Any]:
@@ -107,9 +108,10 @@ class ClippedPolicyGradient(PolicyGradient):
         self.clipped = context.config.settings_as(ClippedConfig)
 
     @property
-    def clip(self) -> ClipRange:
+    def clip(self) -> tuple[float, float]:
+        """Lower and upper half-width of the range of the ratio."""
         low, high = self.clipped.clip, self.clipped.clip_high
-        return ClipRange(low, low if high is None else high)
+        return low, low if high is None else high
 
     def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         return clip_advantages(self.raw_advantages(samples, experience, scale), self.clipped.advantage_clip)
@@ -117,6 +119,11 @@ class ClippedPolicyGradient(PolicyGradient):
     @abstractmethod
     def raw_advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         """Return the experience with advantages that are not clipped yet."""
+
+    def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        return clip_fraction(
+            logprobs_BR, rows.logprobs, present(rows.advantages), rows.mask, clip_low=self.clip[0], clip_high=self.clip[1]
+        )
 
     def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
         low, high = self.clip

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 
 from selfeval.algorithms.masked import broadcast_to_tokens
-from selfeval.algorithms.policy_losses import policy_gradient_loss
+from selfeval.algorithms.policy_losses import clip_fraction, policy_gradient_loss
 from selfeval.training.context import Samples
 from selfeval.training.experience import Experience, RewardScale, present
 from selfeval.training.learners.policy_gradient import PolicyGradient
-from selfeval.training.policy_updates import ClipRange
 
 __all__ = ["RAFT"]
+
+_USUAL = 0.2
+"""PPO's usual clip range."""
 
 
 class RAFT(PolicyGradient):
     """Imitation of the best reply of each group: an advantage of 1 for it, and no clip."""
-
-    clip = ClipRange(0.2, 0.2)
-    """PPO's usual range. It only measures the update here (`clip_fraction`): imitation is not clipped."""
 
     def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         best_B = _best(experience.rewards.sum(-1), experience.groups_B.tolist())
@@ -35,6 +34,11 @@ class RAFT(PolicyGradient):
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         chosen = experience.rows(present(experience.advantages).any(-1).nonzero()[:, 0])
         return super().update(chosen, scale, iteration)
+
+    def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        """Measure the share of tokens outside PPO's usual range; imitation is not clipped."""
+        advantages_BR = present(rows.advantages)
+        return clip_fraction(logprobs_BR, rows.logprobs, advantages_BR, rows.mask, clip_low=_USUAL, clip_high=_USUAL)
 
     def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
         return policy_gradient_loss(logprobs_BR, present(rows.advantages))
