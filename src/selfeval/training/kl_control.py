@@ -1,4 +1,4 @@
-"""The weight of the KL penalty from iteration to iteration: fixed, adaptive, or the multiplier of a constraint on the KL."""
+"""Control of the KL penalty's weight: fixed, adaptive, or the Lagrange multiplier of a constraint on the KL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GAIN = 1.0
 
 
 class KLControl:
-    """Moves the weight of the KL penalty so that the KL to the reference comes to its target and stays there.
+    """Adjust the weight of the KL penalty to hold the KL to the reference at its target.
 
     With the relative error e = clip(KL / target - 1, -1, 1/2) of an iteration:
 
@@ -30,7 +30,7 @@ class KLControl:
     its way would wind it down, and overshoot. It starts so that beta is `kl_coefficient` where the KL is 0.
 
     Args:
-        config: how, and the target.
+        config: controller, target and rates.
     """
 
     def __init__(self, config: PolicyConfig) -> None:

@@ -68,10 +68,10 @@ class Outcome(NamedTuple):
 def natural_step(
     context: LearnerContext, batch: Experience, *, kl_bound: float, entropy_bonus: float = 0.0
 ) -> dict[str, float]:
-    """Moves the policy along its natural gradient, by no more than `kl_bound` nats per token.
+    """Move the policy along its natural gradient, by at most `kl_bound` nats per token.
 
     Args:
-        context: what the loop was given.
+        context: shared context of policy learning.
         batch: replies of the policy as it is, with advantages.
         kl_bound: on the mean exact KL per token, > 0.
         entropy_bonus: weight of the entropy that is added to the surrogate.
@@ -107,12 +107,12 @@ def natural_step(
 
 
 def _surrogate(logprobs_BR: Tensor, rows: Experience) -> Tensor:
-    """What is minimised, per token: -A pi / pi_old."""
+    """Compute the loss of each token: -A pi / pi_old."""
     return -importance_ratio(logprobs_BR, rows.logprobs) * present(rows.advantages)
 
 
 def _taken(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The gradients that were added up, as the direction in which the surrogate rises; they are taken away from the weights."""
+    """Return the accumulated gradients as the ascent direction of the surrogate, and clear them."""
     found_N = flatten([torch.zeros_like(p) if p.grad is None else -p.grad for p in parameters])
     for parameter in parameters:
         parameter.grad = None
@@ -159,7 +159,7 @@ def _curvature(product: Product, gradient_N: Tensor) -> float:
 
 
 def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) -> Tensor:
-    """Multiplies the policy's Fisher matrix, a mean over the reply tokens of a batch, with a vector of adapter weights.
+    """Multiply the policy's Fisher matrix (mean over the reply tokens of a batch) by a vector of adapter weights.
 
     The vector goes through the layers at length 1 and its products are summed before they are divided, so that a base in 16
     bits rounds nothing away.
@@ -192,7 +192,7 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
 
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Attention in plain operations; fused kernels have no second derivative."""
+    """Use attention in plain operations: fused kernels have no second derivative."""
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -205,7 +205,7 @@ def _twice_differentiable() -> Iterator[None]:
 def _search(
     context: LearnerContext, batch: Experience, start_N: Tensor, step_N: Tensor, kl_bound: float, entropy_bonus: float
 ) -> LineSearch:
-    """Goes as far along the step as KL and surrogate allow, and leaves the policy there; nowhere when that fails."""
+    """Backtrack along the step until KL and surrogate allow it, and leave the policy there; restore it if none does."""
     parameters, fraction = list(context.backbone.parameters(POLICY).values()), 0.0
     if not bool(step_N.any()):
         return LineSearch(0.0, [])
@@ -224,7 +224,7 @@ def _search(
 def step_outcome(
     context: LearnerContext, batch: Experience, start_N: Tensor, end_N: Tensor, *, entropy_bonus: float = 0.0
 ) -> Outcome:
-    """Exact KL per token from the policy with weights `start_N` to that with `end_N`, and how much the surrogate gains.
+    """Compute the exact KL per token from the policy with weights `start_N` to that with `end_N`, and the surrogate's gain.
 
     The policy's weights are written on the way, and left as either of the two.
     """
