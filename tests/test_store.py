@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
-from selfeval.store import Archive, RunStore, check_files, fingerprint, read_json, write_json, writing
+from selfeval.store import Archive, RunStore, check_files, fingerprint, read_json, read_run, write_json, writing
 from selfeval.texts import read_text
 
 QUESTIONS = [Question(f"q{i}", f"How many {i}?", Split.TRAIN, "self") for i in range(3)]
@@ -540,3 +540,17 @@ def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("round", "2"), ("round", 0), ("device", ["a"]), ("device", {"model": "m"}), ("templates", ["x"]), ("stages", []),
+        ("stages", {"policy": 3}), ("made_of", {"seeds": 1}), ("config", "none"), ("seed", None),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_in_run_json_is_named(tmp_path: Path, key: str, value: object) -> None:
+    """A folder from elsewhere, or an edited one: it need not have the seal that shows a change."""
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "status": "finished", key: value}))
+    with pytest.raises(RunFolderError, match=rf"run\.json is damaged: {key}.* is .*; remove it and give"):
+        read_run(tmp_path)

@@ -184,8 +184,12 @@ def shortened(text: str) -> str:
 
 
 def safe_json(value: Any, indent: int | None = None) -> str:
-    """JSON that is readable in any language and holds no control character that a terminal obeys."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    """JSON that is readable in any language and holds no control character that a terminal obeys.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON has no word for.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 

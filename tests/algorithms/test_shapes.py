@@ -145,3 +145,17 @@ def test_an_axis_too_many_is_refused(name: str, key: str) -> None:
 def test_the_three_that_gave_n_by_n_are_among_the_cases() -> None:
     assert {("bradley_terry_loss", "margin"), ("kto_loss", "baseline"), ("sac_temperature_loss", "log_alpha")} <= set(CASES)
     assert len(CASES) > 130
+
+
+def _float_arguments(name: str) -> list[str]:
+    """Hyperparameters of type float, whether or not a sample call gives them."""
+    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
+    return [p.name for p in parameters if "float" in str(p.annotation) and "Tensor" not in str(p.annotation)]
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in FUNCTIONS for key in _float_arguments(name)])
+def test_a_hyperparameter_is_one_number(name: str, key: str) -> None:
+    """A tensor of any axes in the place of a float would broadcast against the batch."""
+    for shape in ((B, 1), (1, 1), (T,)):
+        with pytest.raises((ValueError, TypeError)):
+            FUNCTIONS[name](**{**arguments_of(name), key: torch.full(shape, float(NUMBERS.get(key, 0.5)))})

@@ -279,3 +279,32 @@ def test_the_fingerprint_changes_with_any_file(copy: Path) -> None:
     assert before == template_texts(OWN)
     (copy / "grade.jinja").write_text("{{ question }}!")
     assert template_texts(copy) != before
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        "{% set n = 3000000000 %}{{ ('x' * n)|length }}",
+        "{{ ([1] * 3000000000)|length }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{% set n = 10 ** 15 %}{{ n * n * n * n * n * n }}",
+    ],
+)
+def test_a_template_that_takes_all_memory_or_time_is_refused(copy: Path, greedy: str) -> None:
+    path = copy / "reply.jinja"
+    path.write_text(path.read_text() + greedy)
+    with pytest.raises(ModelError, match=r"reply\.jinja cannot be rendered: .*a template"):
+        load(copy)
+
+
+def test_a_template_may_loop_and_repeat_within_reason(copy: Path) -> None:
+    path = copy / "reply.jinja"
+    path.write_text("{{ question }}{% for i in range(3) %}{{ i * 2 }}{% endfor %}{{ '-' * 10 }}{{ 2 ** 3 }}")
+    assert "0 2 4" in " ".join(load(copy).render("reply", question="Q ")[2:5])
+
+
+def test_a_file_that_is_too_large_for_a_template_is_refused(copy: Path) -> None:
+    (copy / "reply.jinja").write_text("{{ question }}" + " " * (1 << 20))
+    with pytest.raises(ModelError, match="larger than 1 MiB"):
+        load(copy)

@@ -8,6 +8,7 @@ import pytest
 
 from selfeval.config import RunConfig, load_config
 from selfeval.errors import ConfigError, DataError
+from selfeval.quality.dedupe import jaccard, shingles
 from selfeval.records import Split
 from selfeval.stages.given import Given, given_key, read_given
 
@@ -96,6 +97,34 @@ def test_near_duplicates_are_never_in_both_splits(tmp_path: Path) -> None:
     both[-2]["split"] = "train"
     given = _given("replies", _write(tmp_path / "e.jsonl", *both))
     assert [d.text for d in given.dropped] == [twin]
+
+
+def test_a_chain_of_near_duplicates_has_one_split(tmp_path: Path) -> None:
+    """The first and the last are no near-duplicates, but each is one of the question between them."""
+    words = [f"w{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(60)]
+    chain = [" ".join(words[start : start + 40]) for start in (0, 2, 4, 6)]
+    assert jaccard(shingles(chain[0]), shingles(chain[3])) < 0.8 <= jaccard(shingles(chain[0]), shingles(chain[1]))
+    rows = [{"prompt": q, "chosen": "yes", "rejected": "no"} for q in (*chain, *QUESTIONS)]
+    for order in (rows, [rows[0], rows[3], rows[2], rows[1], *rows[4:]]):  # the last one may join two groups
+        path = _write(tmp_path / "a.jsonl", *order)
+        for seed in range(12):
+            found = _splits(_given("pairs", path, f"seed={seed}"))
+            assert len(found) == len(rows)
+            assert len({found[q] for q in chain}) == 1
+
+
+def test_a_question_that_connects_two_splits_is_dropped(tmp_path: Path) -> None:
+    words = [f"w{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(60)]
+    first, between, last = (" ".join(words[start : start + 40]) for start in (0, 4, 8))
+    assert jaccard(shingles(first), shingles(last)) < 0.8 <= jaccard(shingles(first), shingles(between))
+    asked = {first: "train", between: None, last: "test"}
+    rows = [{"prompt": q, "chosen": "yes", "rejected": "no", **({"split": s} if s else {})} for q, s in asked.items()]
+    given = _given(
+        "pairs", _write(tmp_path / "a.jsonl", *rows, *({"prompt": q, "chosen": "a", "rejected": "b"} for q in QUESTIONS))
+    )
+    assert [(d.reason, d.text) for d in given.dropped] == [("near_duplicate", between)]
+    assert _splits(given)[first] == "train"
+    assert _splits(given)[last] == "test"
 
 
 @pytest.mark.parametrize(
@@ -222,3 +251,17 @@ def test_confidence_is_the_label(tmp_path: Path) -> None:
     given = _given("pairs", _write(tmp_path / "a.jsonl", *rows))
     assert {pair.confidence for pairs in given.pairs.values() for pair in pairs} == {0.7}
     assert {question.split for question in given.questions} == set(Split)
+
+
+def test_a_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "questions.csv"
+    path.write_text("question,answer\nWhat is 2 + 3?,5\n")
+    assert "questions.csv is a table, which is not read; write JSON lines" in _refusal("questions", path)
+
+
+def test_thousands_of_replies_to_one_question_take_time_in_proportion(tmp_path: Path) -> None:
+    """Comparing each with all before took 22 minutes for this file."""
+    rows = [{"question": q, "replies": ["one", "two"]} for q in QUESTIONS]
+    rows.append({"question": "How many?", "replies": [f"Reply number {n}" for n in range(10_000)]})
+    given = _given("replies", _write(tmp_path / "a.jsonl", *rows))
+    assert max(len(replies) for replies in given.replies.values()) == 10_000

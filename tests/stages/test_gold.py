@@ -111,7 +111,7 @@ def test_gold_that_could_not_be_asked_is_refused_early(tmp_path: Path) -> None:
         ConfigError, match=r"the model would write new ones; give questions\.file, replies\.file or pairs\.file"
     ):
         check_gold(None, path, None)
-    with pytest.raises(DataError, match="has none of the questions of this run"):
+    with pytest.raises(DataError, match="has none of the 1 test questions of this run"):
         check_gold(None, path, ["What is 9 + 9?"])
     with pytest.raises(ConfigError, match="is not installed"):
         check_gold("word-problem", "", None)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from selfeval.algorithms.masked import check_scalar
+
 __all__ = ["disagreement", "ensemble_mean", "uncertainty_weighted", "worst_case"]
 
 
@@ -67,6 +69,7 @@ def uncertainty_weighted(scores_KN: Tensor, *, weight: float) -> Tensor:
     Raises:
         ValueError: the scores are not [K, N] with at least one member, or the weight is negative.
     """
+    check_scalar(weight=weight)
     _check_members(scores_KN)
     if not weight >= 0:
         raise ValueError(f"weight must be >= 0, got {weight}: a negative one rewards disagreement")

@@ -17,7 +17,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import at_least_float32, broadcast_to_tokens, check_same_shape, whiten, zero_padding
+from selfeval.algorithms.masked import (
+    at_least_float32,
+    broadcast_to_tokens,
+    check_same_shape,
+    check_scalar,
+    whiten,
+    zero_padding,
+)
 from selfeval.algorithms.returns import discounted_returns
 
 __all__ = [
@@ -64,6 +71,7 @@ def grpo_advantages(
         >>> grpo_advantages(torch.tensor([1.0, 0.0, 5.0]), torch.tensor([7, 7, 2]), correction=0, eps=0.0).tolist()
         [1.0, -1.0, 0.0]
     """
+    check_scalar(eps=eps)
     groups = _grouped(rewards_B, groups_B, noise_B)
     variance_B = _group_sums(groups.centred_B.square(), groups.rows_B) / (groups.sizes_B - correction).clamp(min=1)
     return _divided(groups.centred_B, variance_B.sqrt() + eps).to(rewards_B.dtype)
@@ -134,6 +142,7 @@ def batch_std_advantages(rewards_B: Tensor, groups_B: Tensor, *, eps: float = 1e
     Raises:
         ValueError: the shapes differ, or the ids are not integers.
     """
+    check_scalar(eps=eps)
     centred_B = _grouped(rewards_B, groups_B).centred_B
     # Not Tensor.std: it warns and gives NaN for a batch of one, where the answer is 0.
     exact_B = rewards_B.to(centred_B.dtype)
@@ -187,6 +196,7 @@ def reinforce_pp_advantages(
     Raises:
         ValueError: the shapes differ, or fewer than two tokens count.
     """
+    check_scalar(gamma=gamma, eps=eps)
     return whiten(discounted_returns(rewards_BT, mask_BT, gamma=gamma), mask_BT, correction=correction, eps=eps)
 
 
@@ -213,6 +223,7 @@ def reinforce_pp_baseline_advantages(
     Raises:
         ValueError: the shapes differ, the ids are not integers, or fewer than two tokens count.
     """
+    check_scalar(eps=eps)
     centred_B = mean_only_advantages(rewards_B, groups_B)
     return whiten(broadcast_to_tokens(centred_B, mask_BT), mask_BT, correction=correction, eps=eps)
 

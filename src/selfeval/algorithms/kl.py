@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import check_same_shape, limit_exponent, zero_padding
+from selfeval.algorithms.masked import check_same_shape, check_scalar, limit_exponent, zero_padding
 
 __all__ = [
     "categorical_cross_entropy",
@@ -227,6 +227,7 @@ def kl_shaped_rewards(
     Raises:
         ValueError: the shapes of the three [B, T] tensors differ, or scores are not one per row.
     """
+    check_scalar(beta=beta)
     check_same_shape(logprobs=logprobs_BT, ref_logprobs=ref_logprobs_BT, mask=mask_BT)
     check_same_shape(scores=scores_B, rows=mask_BT.any(-1))
     keep_BT = mask_BT.bool()

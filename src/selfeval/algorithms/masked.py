@@ -70,11 +70,11 @@ def check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"these tensors must have one shape, got {shapes}")
 
 
-def check_scalar(**numbers: float | Tensor) -> None:
+def check_scalar(**numbers: float | Tensor | None) -> None:
     """Refuse a tensor with axes where one number is meant: [N, 1] against [N] would broadcast to [N, N].
 
     Args:
-        numbers: numbers or tensors by the name that the message should use.
+        numbers: numbers or tensors by the name that the message should use; None passes.
 
     Raises:
         ValueError: one of them has axes; the message gives its shape.
@@ -233,6 +233,7 @@ def whiten(
     Raises:
         ValueError: the shapes differ, or fewer than two tokens count (their variance is undefined).
     """
+    check_scalar(eps=eps)
     count = int(mask_BT.bool().sum())
     if count < 2:
         raise ValueError(f"whitening needs at least 2 tokens, this mask keeps {count}: their variance is undefined")

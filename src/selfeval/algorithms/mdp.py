@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from selfeval.algorithms.kl import categorical_kl
-from selfeval.algorithms.masked import check_same_shape
+from selfeval.algorithms.masked import check_same_shape, check_scalar
 
 __all__ = [
     "FiniteMDP",
@@ -170,6 +170,7 @@ def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tenso
         ValueError: the shapes differ, a row is not a distribution, the policy does what the reference never does (its
             values are −inf), or beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     _check_policy(mdp, policy_SA)
     _check_policy(mdp, ref_policy_SA)
@@ -203,6 +204,7 @@ def value_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Soluti
         ValueError: the precision of the rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
         ArithmeticError: the iteration does not converge.
     """
+    check_scalar(tolerance=tolerance)
     values_S = _iterate(mdp, lambda q_SA: q_SA.amax(-1), tolerance)
     q_SA = bellman_q(mdp, values_S)
     return Solution(values_S, q_SA, _greedy(q_SA))
@@ -229,6 +231,7 @@ def policy_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Solut
         ValueError: the precision of the rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
         ArithmeticError: the iteration does not converge.
     """
+    check_scalar(tolerance=tolerance)
     least_gain = (1 - mdp.gamma) * _tolerance(mdp, tolerance)
     solution = evaluate_policy(mdp, _greedy(mdp.rewards_SA))
     for _ in range(_MOST_ROUNDS):
@@ -264,6 +267,7 @@ def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, 
             rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
         ArithmeticError: the iteration does not converge.
     """
+    check_scalar(beta=beta, tolerance=tolerance)
     _check_beta(beta)
     _check_policy(mdp, ref_policy_SA)
     log_ref_SA = ref_policy_SA.log().log_softmax(-1)
@@ -296,6 +300,7 @@ def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float,
             rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
         ArithmeticError: the iteration does not converge.
     """
+    check_scalar(beta=beta, tolerance=tolerance)
     _check_beta(beta)
     least_gain = (1 - mdp.gamma) * _tolerance(mdp, tolerance, beta)
     # Normalised to the last bit: beta times the rounding error of a sum of probabilities would count as a gain for ever.
@@ -548,6 +553,7 @@ def solve_soft_token_mdp(mdp: TokenMDP, ref_logprobs_PV: Tensor, *, beta: float)
     Raises:
         ValueError: the shapes differ, a row is not normalised, or beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     ref_PV = _checked_logprobs(mdp, ref_logprobs_PV)
     values_P, q_PV = _sweep(mdp, lambda q, level: beta * torch.logsumexp(ref_PV[level] + q / beta, -1))
@@ -662,6 +668,7 @@ def regularised_return(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tens
     Raises:
         ValueError: the shapes differ, a row is not normalised, or beta is negative.
     """
+    check_scalar(beta=beta)
     if not beta >= 0:
         raise ValueError(f"beta must be >= 0, got {beta}")
     reward = expected_return(mdp, logprobs_PV)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from selfeval.algorithms.kl import k3
-from selfeval.algorithms.masked import broadcast_to_tokens, check_same_shape, limit_exponent, masked_mean, zero_padding
+from selfeval.algorithms.masked import (
+    broadcast_to_tokens,
+    check_same_shape,
+    check_scalar,
+    limit_exponent,
+    masked_mean,
+    zero_padding,
+)
 
 __all__ = [
     "approximate_kl",
@@ -72,6 +79,7 @@ def importance_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, *, log_ratio_
     Raises:
         ValueError: the shapes differ, or the clamp is not positive.
     """
+    check_scalar(log_ratio_clamp=log_ratio_clamp)
     return torch.exp(_log_ratio(logprobs_BT, old_logprobs_BT, log_ratio_clamp))
 
 
@@ -117,6 +125,7 @@ def ppo_clip_loss(
         >>> ppo_clip_loss(logprobs, old_logprobs, torch.ones(1, 2), clip_low=0.25, clip_high=0.25)
         tensor([[-1.2500, -0.7500]])
     """
+    check_scalar(dual_clip=dual_clip, log_ratio_clamp=log_ratio_clamp)
     check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT, advantages=advantages_BT)
     ratio_BT = importance_ratio(logprobs_BT, old_logprobs_BT, log_ratio_clamp=log_ratio_clamp)
     loss_BT = torch.maximum(*_surrogates(ratio_BT, advantages_BT, clip_low, clip_high))
@@ -159,6 +168,7 @@ def grpo_loss(
     Raises:
         ValueError: the shapes differ, or the clamp is not positive.
     """
+    check_scalar(beta=beta, log_ratio_clamp=log_ratio_clamp)
     loss_BT = ppo_clip_loss(
         logprobs_BT,
         old_logprobs_BT,
@@ -253,6 +263,7 @@ def overlong_penalty(lengths_B: Tensor, *, max_length: int, buffer: int, factor:
         >>> overlong_penalty(torch.tensor([80, 90, 100, 130]), max_length=100, buffer=20).tolist()
         [0.0, -0.5, -1.0, -1.0]
     """
+    check_scalar(factor=factor)
     if not 1 <= buffer <= max_length:
         raise ValueError(f"the buffer must be in [1, max_length], got buffer {buffer} with max_length {max_length}")
     return factor * ((max_length - buffer - lengths_B) / buffer).clamp(-1, 0)
@@ -289,6 +300,7 @@ def clip_fraction(
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(log_ratio_clamp=log_ratio_clamp)
     check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT, advantages=advantages_BT)
     ratio_BT = importance_ratio(logprobs_BT, old_logprobs_BT, log_ratio_clamp=log_ratio_clamp)
     unclipped_BT, clipped_BT = _surrogates(ratio_BT, advantages_BT, clip_low, clip_high)
@@ -328,6 +340,7 @@ def dual_clip_fraction(
     Raises:
         ValueError: the shapes differ, or dual_clip is not above 1.
     """
+    check_scalar(dual_clip=dual_clip, log_ratio_clamp=log_ratio_clamp)
     loss_BT = ppo_clip_loss(
         logprobs_BT,
         old_logprobs_BT,
@@ -368,6 +381,7 @@ def ratio_outside_fraction(
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(clip_low=clip_low, clip_high=clip_high, log_ratio_clamp=log_ratio_clamp)
     ratio_BT = importance_ratio(logprobs_BT, old_logprobs_BT, log_ratio_clamp=log_ratio_clamp)
     outside_BT = (ratio_BT < 1 - clip_low) | (ratio_BT > 1 + clip_high)
     return masked_mean(outside_BT.to(logprobs_BT.dtype), mask_BT)
@@ -436,6 +450,7 @@ def approximate_kl(
     Raises:
         ValueError: the shapes differ, or the clamp is not positive.
     """
+    check_scalar(log_ratio_clamp=log_ratio_clamp)
     check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT)
     x_BT = zero_padding(logprobs_BT, mask_BT) - zero_padding(old_logprobs_BT, mask_BT)
     if log_ratio_clamp is not None:

@@ -163,6 +163,7 @@ def implicit_reward(policy_N: Tensor, ref_N: Tensor, *, beta: float) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(beta=beta)
     check_same_shape(policy=policy_N, ref=ref_N)
     return beta * (policy_N - ref_N)
 
@@ -191,6 +192,7 @@ def dpo_loss(margin_N: Tensor, label_N: Tensor, *, beta: float) -> Tensor:
         >>> dpo_loss(torch.zeros(1), torch.ones(1), beta=0.1)
         tensor([0.6931])
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     return bradley_terry_loss(beta * margin_N, torch.zeros_like(margin_N), label_N)
 
@@ -214,6 +216,7 @@ def robust_dpo_loss(margin_N: Tensor, *, beta: float, flip_rate: float) -> Tenso
     Raises:
         ValueError: beta is not positive, or flip_rate is outside [0, 0.5).
     """
+    check_scalar(beta=beta, flip_rate=flip_rate)
     _check_beta(beta)
     if not 0 <= flip_rate < 0.5:
         raise ValueError(f"flip_rate must be in [0, 0.5), got {flip_rate}: at one half the labels say nothing")
@@ -238,6 +241,7 @@ def ipo_loss(margin_N: Tensor, *, beta: float) -> Tensor:
     Raises:
         ValueError: beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     return (margin_N - 1 / (2 * beta)).square()
 
@@ -258,6 +262,7 @@ def hinge_loss(margin_N: Tensor, *, beta: float) -> Tensor:
     Raises:
         ValueError: beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     return torch.relu(1 - beta * margin_N)
 
@@ -313,6 +318,7 @@ def kto_loss(
     Raises:
         ValueError: the shapes differ, or beta is not positive.
     """
+    check_scalar(beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     _check_beta(beta)
     check_same_shape(policy=policy_N, ref=ref_N, desirable=desirable_N)
     check_scalar(baseline=baseline)
@@ -343,6 +349,7 @@ def simpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, label_N: Tensor, 
     Raises:
         ValueError: the shapes differ, a label is outside [0, 1] or NaN, or beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     return bradley_terry_loss(beta * chosen_mean_N, beta * rejected_mean_N, label_N, margin=gamma)
 
@@ -367,6 +374,7 @@ def cpo_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, nll_N: Tenso
     Raises:
         ValueError: the shapes differ, a label is outside [0, 1] or NaN, or beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     check_same_shape(chosen=chosen_N, nll=nll_N)
     return bradley_terry_loss(beta * chosen_N, beta * rejected_N, label_N) + nll_N
@@ -391,6 +399,7 @@ def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, nll_N: Tensor, *, 
     Raises:
         ValueError: the shapes differ, beta is not positive, or a mean log-prob is not below 0: its odds are infinite.
     """
+    check_scalar(beta=beta)
     _check_beta(beta)
     check_same_shape(chosen_mean=chosen_mean_N, rejected_mean=rejected_mean_N, nll=nll_N)
     for name, mean_N in (("chosen", chosen_mean_N), ("rejected", rejected_mean_N)):

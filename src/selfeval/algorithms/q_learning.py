@@ -65,6 +65,7 @@ def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(gamma=gamma)
     check_same_shape(rewards=rewards, terminated=terminated, next_values=next_values)
     future = torch.where(terminated.bool(), torch.zeros_like(next_values), next_values)
     return (rewards + gamma * future).detach()
@@ -87,6 +88,7 @@ def dqn_target(rewards: Tensor, terminated: Tensor, target_q_next_A: Tensor, *, 
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(gamma=gamma)
     return td_target(rewards, terminated, target_q_next_A.amax(-1), gamma=gamma)
 
 
@@ -113,6 +115,7 @@ def double_dqn_target(
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(gamma=gamma)
     check_same_shape(online_q_next=online_q_next_A, target_q_next=target_q_next_A)
     return td_target(rewards, terminated, _of_action(target_q_next_A, online_q_next_A.argmax(-1)), gamma=gamma)
 
@@ -133,6 +136,7 @@ def soft_value(q_A: Tensor, *, beta: float) -> Tensor:
     Raises:
         ValueError: beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_temperature("beta", beta)
     return beta * torch.logsumexp(q_A / beta, -1)
 
@@ -154,6 +158,7 @@ def kl_soft_value(q_A: Tensor, ref_logprobs_A: Tensor, *, beta: float) -> Tensor
     Raises:
         ValueError: the shapes differ, or beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_temperature("beta", beta)
     check_same_shape(q=q_A, ref_logprobs=ref_logprobs_A)
     return beta * torch.logsumexp(ref_logprobs_A + q_A / beta, -1)
@@ -177,6 +182,7 @@ def soft_q_target(rewards: Tensor, terminated: Tensor, target_q_next_A: Tensor, 
     Raises:
         ValueError: the shapes differ, or beta is not positive.
     """
+    check_scalar(beta=beta, gamma=gamma)
     return td_target(rewards, terminated, soft_value(target_q_next_A, beta=beta), gamma=gamma)
 
 
@@ -202,6 +208,7 @@ def kl_soft_q_target(
     Raises:
         ValueError: the shapes differ, or beta is not positive.
     """
+    check_scalar(beta=beta, gamma=gamma)
     return td_target(rewards, terminated, kl_soft_value(target_q_next_A, ref_logprobs_next_A, beta=beta), gamma=gamma)
 
 
@@ -223,6 +230,7 @@ def guided_logprobs(ref_logprobs_A: Tensor, q_A: Tensor, *, beta: float) -> Tens
     Raises:
         ValueError: the shapes differ, or beta is not positive.
     """
+    check_scalar(beta=beta)
     _check_temperature("beta", beta)
     check_same_shape(ref_logprobs=ref_logprobs_A, q=q_A)
     return torch.log_softmax(ref_logprobs_A + q_A / beta, -1)
@@ -264,6 +272,7 @@ def huber_loss(errors: Tensor, *, delta: float = 1.0) -> Tensor:
     Raises:
         ValueError: delta is not positive.
     """
+    check_scalar(delta=delta)
     _check_temperature("delta", delta)
     return functional.huber_loss(errors, torch.zeros_like(errors), reduction="none", delta=delta)
 
@@ -356,6 +365,7 @@ def sac_target(
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(gamma=gamma)
     values = sac_state_value(q1_next_A, q2_next_A, logprobs_next_A, alpha=alpha, ref_logprobs_A=ref_logprobs_next_A)
     return td_target(rewards, terminated, values, gamma=gamma)
 
@@ -403,6 +413,7 @@ def sac_temperature_loss(log_alpha: Tensor, entropies: Tensor, *, target_entropy
     Raises:
         ValueError: log_alpha is not a scalar.
     """
+    check_scalar(target_entropy=target_entropy)
     check_scalar(log_alpha=log_alpha)
     return log_alpha * (entropies.detach() - target_entropy)
 
@@ -424,6 +435,7 @@ def expectile_loss(errors: Tensor, *, expectile: float) -> Tensor:
     Raises:
         ValueError: the expectile is outside (0, 1).
     """
+    check_scalar(expectile=expectile)
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must be in (0, 1), got {expectile}")
     # Number times tensor: τ is not rounded to the type of the errors, as it would be in a tensor of their type.
@@ -450,6 +462,7 @@ def ilql_value_loss(values: Tensor, target_q1_A: Tensor, target_q2_A: Tensor, ac
     Raises:
         ValueError: the shapes differ, or the expectile is outside (0, 1).
     """
+    check_scalar(expectile=expectile)
     check_same_shape(target_q1=target_q1_A, target_q2=target_q2_A)
     check_same_shape(values=values, actions=actions, target_q_of_an_action=target_q1_A[..., 0])
     lower = _of_action(torch.minimum(target_q1_A, target_q2_A), actions).detach()

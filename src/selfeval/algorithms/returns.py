@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import at_least_float32, check_same_shape, limit_exponent, zero_padding
+from selfeval.algorithms.masked import at_least_float32, check_same_shape, check_scalar, limit_exponent, zero_padding
 
 __all__ = ["VTrace", "discounted_returns", "gae", "n_step_returns", "td_lambda_returns", "vtrace"]
 
@@ -66,6 +66,7 @@ def gae(
         >>> gae(rewards, values, torch.tensor([[True, False, True]]), gamma=1.0, lam=1.0).tolist()
         [[0.5, 0.0, 0.75]]
     """
+    check_scalar(gamma=gamma, lam=lam)
     rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
     next_value_B, next_advantage_B = rows.bootstrap_B, torch.zeros_like(rows.bootstrap_B)
     columns: list[Tensor] = []
@@ -114,6 +115,7 @@ def td_lambda_returns(
         >>> td_lambda_returns(rewards, values, torch.ones(1, 2), gamma=1.0, lam=0.5).tolist()
         [[0.625, 1.0]]
     """
+    check_scalar(gamma=gamma, lam=lam)
     rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
     next_value_B = next_return_B = rows.bootstrap_B
     columns: list[Tensor] = []
@@ -162,6 +164,7 @@ def n_step_returns(
         >>> n_step_returns(rewards, values, torch.ones(1, 3), gamma=1.0, n=2).tolist()
         [[9.0, 2.0, 1.0]]
     """
+    check_scalar(gamma=gamma)
     if n < 1:
         raise ValueError(f"n must be at least 1 step, got {n}")
     rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
@@ -232,6 +235,7 @@ def vtrace(
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(gamma=gamma, lam=lam, clip_rho=clip_rho, clip_pg_rho=clip_pg_rho, clip_c=clip_c)
     check_same_shape(log_ratios=log_ratios_BT, rewards=rewards_BT)
     rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
     rho_BT = limit_exponent(zero_padding(log_ratios_BT, rows.keep_BT).to(rows.values_BT.dtype)).exp()
@@ -281,6 +285,7 @@ def discounted_returns(
         >>> discounted_returns(torch.tensor([[0.0, 0.0, 8.0]]), torch.ones(1, 3), gamma=0.5).tolist()
         [[2.0, 4.0, 8.0]]
     """
+    check_scalar(gamma=gamma)
     # With λ = 1 the values have no say.
     nothing_BT = torch.zeros_like(rewards_BT)
     return td_lambda_returns(rewards_BT, nothing_BT, mask_BT, gamma=gamma, lam=1.0, dones_BT=dones_BT, bootstrap_B=bootstrap_B)

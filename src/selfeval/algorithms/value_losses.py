@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.masked import check_same_shape, masked_mean
+from selfeval.algorithms.masked import check_same_shape, check_scalar, masked_mean
 
 __all__ = ["clipped_value_loss", "explained_variance", "value_clip_fraction"]
 
@@ -35,6 +35,7 @@ def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Ten
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(clip=clip)
     plain_BT, near_BT = _squared_errors(values_BT, old_values_BT, returns_BT, clip)
     return torch.maximum(plain_BT, near_BT) / 2
 
@@ -59,6 +60,7 @@ def value_clip_fraction(
     Raises:
         ValueError: the shapes differ.
     """
+    check_scalar(clip=clip)
     plain_BT, near_BT = _squared_errors(values_BT, old_values_BT, returns_BT, clip)
     return masked_mean((near_BT > plain_BT).to(values_BT.dtype), mask_BT)
 

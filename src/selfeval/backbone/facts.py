@@ -23,6 +23,7 @@ from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import stretch_positions
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
+from selfeval.texts import read_text
 
 __all__ = ["ModelFacts", "known_models", "model_facts", "read_facts"]
 
@@ -127,11 +128,16 @@ def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
     return ModelFacts(name, config)
 
 
+_LARGEST_CONFIG = 16 << 20
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    text = read_text(path, "config.json", ModelError, most=_LARGEST_CONFIG, remedy="give the config.json of a model")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as a config.json: {error}") from error
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ModelError(f"{path} cannot be read as a config.json: {reason}") from error
     if not isinstance(values, dict):
         raise ModelError(f"{path} is no config.json: it holds a {type(values).__name__}, not an object")
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -403,6 +404,8 @@ def score(
 
         if (file is None) == (question is None or not reply):
             raise InputError("give --question and at least one --reply, or --file; not both")
+        if math.isnan(sure):
+            raise InputError("--sure nan: give a confidence between 0.5 and 1")
         asked = typed(question or "", reply or []) if file is None else read_asked(file)
         _quiet_libraries()
         from selfeval.stages.scoring import RunScorer

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +23,7 @@ from selfeval.errors import ModelError
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, message, reason, refuse_chance, settled, uses_parts
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
 
@@ -95,7 +95,7 @@ class Templates:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    environment: Environment
+    environment: PromptEnvironment
     settings: Settings
     parts: bool = False
 
@@ -170,7 +170,8 @@ class Templates:
 
     def render(self, kind: str, **values: Any) -> str:
         """Text of a prompt, without the chat template."""
-        return self.environment.get_template(f"{kind}.jinja").render(chat=self.uses_chat, **values)
+        template = self.environment.get_template(f"{kind}.jinja")
+        return template.render(chat=self.uses_chat, range=self.environment.limited_range(), **values)
 
     def clean(self, text: str) -> str:
         """`text` without control tokens, so that a reply cannot speak for the prompt."""
@@ -229,7 +230,12 @@ def template_texts(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _text(path) for path in paths}
 
 
+_LARGEST_TEMPLATE = 1 << 20
+
+
 def _text(path: Path) -> str:
+    if path.stat().st_size > _LARGEST_TEMPLATE:
+        raise ModelError(f"{path} is larger than {_LARGEST_TEMPLATE >> 20} MiB, too large for a prompt template")
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -254,10 +260,10 @@ def read_settings(folder: Path, texts: Mapping[str, str]) -> Settings:
         raise ModelError(f"templates folder {folder}: {path}: {problems}") from error
 
 
-def _environment(folder: Path, texts: Mapping[str, str], day: date) -> Environment:
+def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnvironment:
     """Templates with the date of the run. A model's own templates are somebody's files: they may not run code."""
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
-    environment = ImmutableSandboxedEnvironment(loader=DictLoader(frozen), undefined=StrictUndefined, autoescape=False)
+    environment = PromptEnvironment(loader=DictLoader(frozen), undefined=StrictUndefined, autoescape=False)
     for name in texts:
         if name not in (SETTINGS, CHAT_TEMPLATE):
             refuse_chance(texts[name], str(folder / name))

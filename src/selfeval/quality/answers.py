@@ -2,7 +2,8 @@ r"""Whether the final answer of a reply is a known one: numbers, letters of a ch
 
 The final answer of a text is, in this order: the last `\boxed{...}`, the text behind the last `####` (GSM8K), the text behind
 the last "answer is" or "answer:"; else, for a number, the last number of the text, for a letter, a letter that stands alone at
-its end, and for any other answer the whole text. Left out: units, algebra and sets; an answer in another form is not right.
+its end, and for any other answer the whole text or, where it has a digit (a time, a ratio, a list), the end of the text.
+Units, algebra and sets are not interpreted: they are compared as texts, and a right answer in another form is not right.
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ from selfeval.quality.dedupe import normalise
 
 __all__ = ["final_answer", "is_answer"]
 
-_NUMBER = re.compile(r"(?<![\w.])[-+−]?[$€£]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?(?:[eE][-+]?\d+)?|(?<![\w.])[-+−]?\.\d+")
+_NUMBER = re.compile(
+    r"""(?<![\w.:^])(?<![\w)][+*^])(?<![+*^]\ )       # neither the rest of a word nor of a term: "3x+9", "12:30"
+        [-+−]?[$€£]?
+        (?>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?:[eE][-+]?\d+)?|\.\d+)
+        (?![.,:]?\d)(?!\s*[:^+*=]\s*[\w(])(?![A-Za-z]\s*[-+*^=/])""",
+    re.VERBOSE,
+)
 _MARKED = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
 _LETTER = re.compile(r"^\W*([A-Za-z])\W*$")
 _LAST_LETTER = re.compile(r"(?:^|[\s(\[*])([A-Z])[\s).\]*]*$")
+_SEVERAL_LETTERS = re.compile(r"\b[A-Z]\b[\s)\].,]*(?:\bor\b|\band\b|,|/|&)[\s(\[]*\b[A-Z]\b")
 _FIRST_LETTER = re.compile(r"^\W*([A-Z])[).:\]]")
 _LARGEST_EXPONENT = 400
 
@@ -60,13 +68,34 @@ def _core(answer: str) -> str:
 
 def _equals(reply: str, answer: str) -> bool:
     marked = final_answer(reply)
-    number = _number(answer)
-    if number is not None and _is_only_a_number(answer):
+    number = _whole_number(answer)
+    if number is not None:
         found = _first_number(marked) if marked is not None else _last_number(reply)
         return found == number
     if letter := _LETTER.match(answer):
         return _letter(reply if marked is None else marked, is_marked=marked is not None) == letter[1].upper()
+    if re.search(r"\d", answer):
+        return _is_exactly(answer, marked) if marked is not None else _ends_with(reply, answer)
     return _plain(reply if marked is None else marked) == _plain(answer)
+
+
+def _exact(text: str) -> str:
+    """Text without case, spaces and closing punctuation; signs within it count: 3x+9 is not 3x-9."""
+    return re.sub(r"\s+", "", _without_fractions(text)).casefold().strip("$.!").replace("−", "-")
+
+
+def _is_exactly(answer: str, text: str) -> bool:
+    return _exact(text) == _exact(answer)
+
+
+def _ends_with(text: str, answer: str) -> bool:
+    """Whether the last words of a text are the answer; the character before them belongs to no number or term."""
+    whole, end = _exact(text), _exact(answer)
+    start = len(whole) - len(end)
+    if not end or not whole.endswith(end):
+        return False
+    # Spaces are gone from `whole`, so a word may touch the answer, but not a digit or a sign.
+    return start == 0 or not re.match(r"[\d.,:/^+*-]", whole[start - 1])
 
 
 def _plain(text: str) -> str:
@@ -77,6 +106,8 @@ def _letter(text: str, *, is_marked: bool) -> str | None:
     """The letter of a choice; behind "the answer is" it may come first ("B) Paris"), else it stands alone or at the end."""
     if alone := _LETTER.match(text):
         return alone[1].upper()
+    if _SEVERAL_LETTERS.search(text):
+        return None
     first, last = _FIRST_LETTER.match(text.strip()), _LAST_LETTER.search(text.strip())
     found = (first or last) if is_marked else (last or first)
     return found[1] if found else None
@@ -85,17 +116,15 @@ def _letter(text: str, *, is_marked: bool) -> str | None:
 # -- numbers ------------------------------------------------------------------------------------------------------------
 
 
-def _is_only_a_number(text: str) -> bool:
-    """Whether nothing but a number and signs such as $ and % is there, so that text which merely holds one is text."""
-    return re.search(r"[^\W\d_]{2,}", _without_fractions(text)) is None
+def _whole_number(text: str) -> Fraction | None:
+    """The number that a text is, signs such as $ and % and one letter of a unit aside; None where it is not just a number."""
+    plain = _without_fractions(text).strip(" \t\n$€£%().!")
+    plain = re.sub(r"(?<=\d)\s*(?:[A-Za-z]|\\?%)?$", "", plain)
+    return _value(plain) if _NUMBER.fullmatch(plain) else None
 
 
 def _without_fractions(text: str) -> str:
     return re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
-
-
-def _number(text: str) -> Fraction | None:
-    return _first_number(text)
 
 
 def _first_number(text: str) -> Fraction | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
 
 __all__ = ["NearDuplicates", "jaccard", "normalise", "shingles", "units"]
 
@@ -139,9 +140,21 @@ class NearDuplicates:
         folded = normalise(text)
         if folded in self._key_of:
             return self._key_of[folded]
-        parts = shingles(text)
-        matches = (i for i in sorted(self._candidates(folded, parts)) if self._is_near(parts, self._texts[i][1]))
-        return next((self._texts[i][0] for i in matches), None)
+        return next(self._matches(text), None)
+
+    def find_all(self, text: str) -> list[str]:
+        """Return the keys of all earlier near-duplicates, in the order in which they were added.
+
+        Args:
+            text: any text; it is not remembered.
+        """
+        same = self._key_of.get(normalise(text))
+        found = list(self._matches(text))
+        return found if same is None or same in found else [same, *found]
+
+    def _matches(self, text: str) -> Iterator[str]:
+        folded, parts = normalise(text), shingles(text)
+        return (self._texts[i][0] for i in sorted(self._candidates(folded, parts)) if self._is_near(parts, self._texts[i][1]))
 
     def add(self, key: str, text: str) -> None:
         """Remember a text under a key. Of two equal texts the first keeps the key that `find` returns.

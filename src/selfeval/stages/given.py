@@ -56,6 +56,13 @@ class _Row:
     split: Split | None
     replies: list[str] = field(default_factory=list)
     pairs: list[Labelled] = field(default_factory=list)
+    _known: set[str] = field(default_factory=set)
+
+    def add_reply(self, text: str, form: str) -> None:
+        """Add a reply unless one of the same form is there already."""
+        if form not in self._known:
+            self._known.add(form)
+            self.replies.append(text)
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ def _rows(kind: Kind, path: Path) -> list[_Row]:
 
 def _lines(kind: Kind, path: Path, text: str) -> Iterator[Line]:
     """The lines; a file of questions may be plain text, one a line."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise DataError(f"{kind}.file {path} is a table, which is not read; write JSON lines such as {_EXAMPLES[kind]}")
     is_json = path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
     if kind != "questions" or is_json:
         yield from json_lines(text, str(path), DataError, _EXAMPLES[kind])
@@ -191,12 +200,12 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     row.split = row.split or split
     if kind == "replies":
         for reply in reader.replies():
-            if not any(normalise(reply) == normalise(other) for other in row.replies):
-                row.replies.append(reply)
+            row.add_reply(reply, normalise(reply))
     if kind == "pairs":
         pair = reader.pair()
         row.pairs.append(pair)
-        row.replies += [reply for reply in (pair.chosen, pair.rejected) if reply not in row.replies]
+        for reply in (pair.chosen, pair.rejected):
+            row.add_reply(reply, reply)
 
 
 @dataclass(frozen=True)
@@ -272,30 +281,56 @@ class _Reader:
 def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]:
     """Gives every question a split, and keeps near-duplicates out of the other one.
 
-    A near-duplicate of an earlier question is dropped where only questions are given. One with replies or pairs of its own is
-    kept in the split of the earlier one. It is dropped only where its line asks for the other split, and then the training
-    question is the one that is dropped.
+    Where only questions are given, a near-duplicate of an earlier one is dropped. Questions with replies or pairs are kept, and
+    near-duplicates of each other, directly or through a third question, get one split. One is dropped only where it connects
+    questions that are asked for in different splits; it is always a training question or one that asks for no split.
     """
     ordered = sorted(rows, key=lambda row: row.split != Split.TEST)  # questions asked for in the test split come first
-    index, first, dropped = NearDuplicates(config.questions.near_duplicate), {}, []
-    kept: dict[str, _Row] = {}
-    twins: dict[str, str] = {}
+    index, groups, dropped = NearDuplicates(config.questions.near_duplicate), _Groups(), []
     for row in ordered:
-        twin = index.find(row.text)
-        if twin is None:
-            index.add(row.text, row.text)
-            first[row.text] = row
-        elif not row.replies or (row.split is not None and row.split != first[twin].split and first[twin].split is not None):
-            dropped.append(Drop("questions", "near_duplicate", row.text, {"of": twin}))
+        twins = index.find_all(row.text)
+        if twins and (not row.replies or len(groups.asked(twins) | ({row.split} if row.split else set())) > 1):
+            dropped.append(Drop("questions", "near_duplicate", row.text, {"of": twins[0]}))
             continue
-        else:
-            twins[row.text] = twin
-            first[twin].split = first[twin].split or row.split
-        kept[row.text] = row
-    _draw_splits([row for row in first.values() if row.split is None], list(first.values()), config)
-    for text, twin in twins.items():
-        kept[text].split = first[twin].split
-    return [row for row in rows if row.text in kept], dropped
+        index.add(row.text, row.text)
+        groups.add(row, twins)
+    firsts = groups.firsts
+    _draw_splits([row for row in firsts if row.split is None], firsts, config)
+    groups.share_splits()
+    return [row for row in rows if row.text in groups.rows], dropped
+
+
+class _Groups:
+    """Questions that are near-duplicates of each other, directly or through others; the first of a group has its split."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, _Row] = {}
+        self._first: dict[str, str] = {}
+        self._number: dict[str, int] = {}
+
+    def add(self, row: _Row, twins: Sequence[str]) -> None:
+        """Add a question; the groups of its near-duplicates become one group with it."""
+        firsts = sorted({self._first[twin] for twin in twins}, key=self._number.__getitem__)
+        first = firsts[0] if firsts else row.text
+        self.rows[row.text], self._number[row.text], self._first[row.text] = row, len(self._number), first
+        asked = [split for text in (*firsts, row.text) if (split := self.rows[text].split)]
+        self.rows[first].split = asked[0] if asked else None
+        if len(firsts) > 1:
+            self._first = {text: first if old in firsts else old for text, old in self._first.items()}
+
+    def asked(self, texts: Sequence[str]) -> set[Split]:
+        """The splits that the groups of these questions are asked for."""
+        return {split for text in texts if (split := self.rows[self._first[text]].split)}
+
+    @property
+    def firsts(self) -> list[_Row]:
+        """The first question of each group."""
+        return [self.rows[text] for text in dict.fromkeys(self._first.values())]
+
+    def share_splits(self) -> None:
+        """Give every question the split of the first one of its group."""
+        for text, first in self._first.items():
+            self.rows[text].split = self.rows[first].split
 
 
 def _draw_splits(undecided: list[_Row], all_rows: list[_Row], config: RunConfig) -> None:

@@ -127,11 +127,11 @@ def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -
     Args:
         domain: name of an installed domain.
         path: of a gold file; empty without one.
-        questions: of the user's own file; None where the model writes them.
+        questions: test questions of the user's own file; None where the model writes them.
 
     Raises:
         ConfigError: the domain is not installed, both are given, or the questions are not known before they are written.
-        DataError: the file is missing or malformed, or knows none of the questions.
+        DataError: the file is missing or malformed, or knows none of the test questions.
     """
     check_domain(domain)
     if not path:
@@ -147,7 +147,10 @@ def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -
         )
     gold = FileGold(Path(path))
     if not any(gold.knows(question) for question in questions):
-        raise DataError(f"gold file {path} has none of the questions of this run; the texts of the questions must be the same")
+        raise DataError(
+            f"gold file {path} has none of the {len(questions)} test questions of this run, and figures by gold are measured "
+            'on them; the texts must be the same, and "split": "test" in a line of the questions puts it there'
+        )
 
 
 def gold_key(path: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from selfeval.config import RunConfig
 from selfeval.errors import InputError
+from selfeval.records import Split
 from selfeval.stages.given import read_given
 from selfeval.stages.gold import check_gold
 from selfeval.stages.seeds import read_seeds
@@ -33,7 +34,8 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     given = read_given(config)
     if config.seeds or given is None:
         read_seeds(config.seeds)
-    check_gold(config.domain, config.gold, None if given is None else [question.text for question in given.questions])
+    tested = None if given is None else [question.text for question in given.questions if question.split == Split.TEST]
+    check_gold(config.domain, config.gold, tested)
     check_installed(config.trackers)
     check_base(config, trust_remote_code=trust_remote_code)
 

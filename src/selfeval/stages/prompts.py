@@ -20,7 +20,7 @@ from selfeval.errors import RunFolderError
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date
 from selfeval.judging.templates import Templates, template_texts, templates_folder
 from selfeval.links import refuse_links
-from selfeval.store import RunStore, read_json, writing
+from selfeval.store import RunStore, read_run, writing
 
 __all__ = [
     "TEMPLATES",
@@ -109,7 +109,7 @@ def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templa
     """
     root = _root(folder)
     refuse_links(root, [root / TEMPLATES], RunFolderError)
-    run = read_json(root / "run.json")
+    run = read_run(root)
     known, texts = run.get(TEMPLATES) or {}, _stored(root)
     remedy = "give the run's own command again (`selfeval run`), which copies them there"
     if not known or not texts:
@@ -126,8 +126,21 @@ def copy_templates(folder: Path, target: Path) -> None:
 
 
 def _root(folder: Path) -> Path:
-    """The folder of the run that a round is in."""
-    return folder.resolve().parents[1] if read_json(folder / "run.json").get("round", 1) > 1 else folder
+    """The folder of the run that a round is in.
+
+    Raises:
+        RunFolderError: the folder is a round that was copied without its run.
+    """
+    number = read_run(folder).get("round", 1)
+    if number == 1:
+        return folder
+    whole = folder.resolve()
+    if whole.parent.name != "rounds" or not (whole.parents[1] / "run.json").is_file():
+        raise RunFolderError(
+            f"{folder} is round {number} of a run, and the run that holds the prompt templates is not around it; copy the "
+            f"whole run folder and give RUN/rounds/{number:02d}"
+        )
+    return whole.parents[1]
 
 
 def _sources(config: RunConfig, day: date) -> dict[str, str]:

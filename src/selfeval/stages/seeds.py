@@ -24,6 +24,8 @@ def read_seeds(path: str) -> list[Seed]:
     """
     if not path:
         raise SeedsError(f"no seeds were given; use --seeds with a file of questions, one a line (text or {_EXAMPLE})")
+    if Path(path).suffix.lower() in (".csv", ".tsv"):
+        raise SeedsError(f"seeds file {path} is a table, which is not read; {_GIVE}")
     text = read_text(Path(path), "seeds file", SeedsError, most=_LARGEST, remedy=_GIVE)
     is_json = Path(path).suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
     if is_json:

@@ -11,6 +11,7 @@ from typing import Any
 
 from selfeval.errors import RunFolderError
 from selfeval.store.files import content_hash, fingerprint, read_object, write_json
+from selfeval.store.run_file import check_run_values
 
 __all__ = [
     "check_files",
@@ -52,6 +53,7 @@ def read_run(root: Path) -> dict[str, Any]:
     values = read_object(path, remedy=_REBUILD_RUN)
     if _SEAL in values:
         _refuse_changed(path, values, _REBUILD_RUN)
+    check_run_values(path, values, _REBUILD_RUN)
     return values
 
 

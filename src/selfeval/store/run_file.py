@@ -1,0 +1,65 @@
+"""The types of the values in run.json, which may come from another person's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from selfeval.errors import RunFolderError
+from selfeval.texts import shortened, visible
+
+__all__ = ["check_run_values"]
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Stage(_Values):
+    state: str = ""
+    seconds: float = 0.0
+    counts: dict[str, Any] = {}
+    memory_events: list[dict[str, Any]] = []
+
+
+class _Device(_Values):
+    device: str
+    model: str
+    asked: str
+    precision: Literal["fp32", "bf16", "fp16", "int8", "nf4"]
+    notes: list[str] = []
+    placement: dict[str, Any] | None = None
+
+
+class _Run(_Values):
+    status: str = ""
+    kind: str | None = None
+    round: int = Field(1, ge=1, le=10**6)
+    seed: int = 0
+    config: dict[str, Any] | None = None
+    made_of: dict[str, str] | None = None
+    stages: dict[str, _Stage] = {}
+    date: str | None = None
+    templates: dict[str, str] | None = None
+    device: _Device | None = None
+
+
+def check_run_values(path: Path, values: dict[str, Any], remedy: str) -> None:
+    """Refuse a run.json whose values have other types than this program writes.
+
+    Args:
+        path: of the file, for the message.
+        values: as read.
+        remedy: what the user can do about it.
+
+    Raises:
+        RunFolderError: a value has another type; the message names it.
+    """
+    try:
+        _Run.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, got = visible(".".join(str(part) for part in first["loc"])), shortened(repr(first["input"]))
+        raise RunFolderError(f"{path} is damaged: {key} is {visible(got)}; {first['msg']}; {remedy}") from None
