@@ -148,7 +148,7 @@ def test_the_keys_of_a_round_hang_on_the_policy_of_the_one_before_and_on_its_num
     assert len({keys[stage] for keys in (first, second, third) for stage in STAGES}) == 3 * len(STAGES)
     other = stage_keys(RunConfig(evaluation={"questions": 7}), [], 2)
     assert [stage for stage in STAGES if other[stage] != second[stage]] == from_("evaluation")
-    assert stage_keys(RunConfig(policy={"clip": 0.1}), [], 2)["questions"] != second["questions"]
+    assert stage_keys(RunConfig(policy={"ppo": {"clip": 0.1}}), [], 2)["questions"] != second["questions"]
 
 
 # -- what a round starts from -------------------------------------------------------------------------------------------

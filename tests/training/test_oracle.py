@@ -102,8 +102,9 @@ def logit(share: float) -> float:
     return log(share / (1 - share))
 
 
-CHOSEN, REJECTED = (1, 0, 3, 2), (2, 2, 0)
-"""Of different lengths, so that a mean over tokens is no sum."""
+CHOSEN, REJECTED = (0, 3, 1, 2), (2, 2, 0)
+"""Of different lengths, so that a mean over tokens is no sum. Chosen does not begin with the token of the first prompt: with no
+first token of another kind, one layer of attention cannot tell (1,) from (1, 1), and could not make the reply certain."""
 OPTIMA: dict[str, tuple[dict[str, Any], float, float]] = {
     # Settings; confidence of the labels; h, the lead of chosen over rejected, that of the reference subtracted.
     "sigmoid": ({"beta": 0.5, "label_smoothing": 0.1}, 0.9, logit(0.1 + 0.8 * 0.9) / 0.5),

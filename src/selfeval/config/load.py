@@ -213,7 +213,7 @@ def config_of_run(values: Any, where: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        keys = sorted({".".join(str(part) for part in problem["loc"]) for problem in error.errors()})
+        keys = sorted({".".join(str(part) for part in problem["loc"]) or "all of it" for problem in error.errors()})
         shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
         raise RunFolderError(
             f"{where} holds the configuration of another version of selfeval (not read: {shown}). Use the version that is "

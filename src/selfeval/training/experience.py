@@ -75,11 +75,23 @@ class Experience:
 
     def rows(self, index: Tensor) -> Experience:
         """Return the experience of some of the replies."""
-        per_reply = ("groups_B", "scores_B", "logprobs", "ref_logprobs", "rewards", "values", "returns", "advantages")
-        tensors = {name: getattr(self, name) for name in per_reply}
-        picked = {name: None if tensor is None else tensor[index] for name, tensor in tensors.items()}
-        batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
-        return Experience(*batches, **picked, kl_coefficient=self.kl_coefficient)
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
+        return Experience(
+            rows_of(self.policy_batch, index),
+            rows_of(self.critic_batch, index),
+            self.groups_B[index],
+            self.scores_B[index],
+            self.logprobs[index],
+            self.ref_logprobs[index],
+            self.rewards[index],
+            self.kl_coefficient,
+            values=pick(self.values),
+            returns=pick(self.returns),
+            advantages=pick(self.advantages),
+        )
 
     def sliced(self, rows: slice) -> Experience:
         """Return the experience of a slice of the replies."""

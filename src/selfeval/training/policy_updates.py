@@ -132,15 +132,13 @@ def policy_gradients(
 @torch.no_grad()
 def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fraction: PerToken | None) -> dict[str, float]:
     """Metrics of one micro-batch, summed over its tokens."""
-    count, found = int(rows.mask.sum()), {}
+    count = int(rows.mask.sum())
+    found = {"entropy": float(masked_sum(entropy, rows.mask))}
     if clip_fraction is not None:
         found["clip_fraction"] = float(clip_fraction(logprobs, rows)) * count
-    return {
-        **found,
-        "entropy": float(masked_sum(entropy, rows.mask)),
-        "approximate_kl": float(approximate_kl(logprobs, rows.logprobs, rows.mask)) * count,
-        "ratio_gap": float(masked_sum((logprobs - rows.logprobs).exp().sub(1).abs(), rows.mask)),
-    }
+    found["approximate_kl"] = float(approximate_kl(logprobs, rows.logprobs, rows.mask)) * count
+    found["ratio_gap"] = float(masked_sum((logprobs - rows.logprobs).exp().sub(1).abs(), rows.mask))
+    return found
 
 
 def critic_gradients(context: LearnerContext, part: Experience, scale: RewardScale) -> dict[str, float]:
