@@ -6,7 +6,6 @@ python benchmarks/loop.py [--seeds 0 1 2 3 4] [--folder runs/bench-loop]
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 from pathlib import Path
@@ -14,35 +13,38 @@ from typing import Any
 
 from common import selfeval, write
 
-_FIGURES = {
-    "evaluator_gold": ("evaluator", "accuracy_gold"),
-    "evaluator_judge": ("evaluator", "accuracy_judge"),
-    "baseline_judge": ("evaluator", "baselines", "judge"),
-    "baseline_longer_wins": ("evaluator", "baselines", "longer_wins"),
-    "baseline_first_wins": ("evaluator", "baselines", "first_wins"),
-    "baseline_mean_logprob": ("evaluator", "baselines", "mean_logprob"),
-    "evaluator_less_judge": ("evaluator", "comparisons", "judge", "difference"),
-    "evaluator_less_mean_logprob": ("evaluator", "comparisons", "mean_logprob", "difference"),
-    "judge_seconds_over_evaluator": ("time", "per_verdict", "judge_over_evaluator"),
-    "judge_seconds_over_scoring": ("time", "per_verdict", "judge_over_scoring"),
-    "kept_share": ("verdicts", "kept_share"),
-    "kept_labels_right": ("verdicts", "label_accuracy_gold"),
-    "swap_consistency": ("verdicts", "swap_consistency"),
-    "gold_before": ("policy", "gold_before"),
-    "gold_after": ("policy", "gold_after"),
-    "gold_gain": ("policy", "gold_gain"),
-    "win_rate": ("policy", "win_rate"),
-    "win_rate_decisive": ("policy", "win_rate_decisive"),
-    "length_controlled": ("policy", "length_controlled"),
-    "kl": ("policy", "kl"),
-    "length_ratio": ("policy", "length_ratio"),
-}
+from selfeval.quality.statistics import Figure
+from selfeval.report.reading import read_report
+from selfeval.report.schema import Report
 
 
-def _pick(report: dict[str, Any], path: tuple[str, ...]) -> Any:
-    for key in path:
-        report = report[key]
-    return report
+def _figures(report: Report) -> dict[str, Any]:
+    """The figures that are kept of a run, under their names in the results."""
+    evaluator, verdicts, policy, times = report.evaluator, report.verdicts, report.policy, report.time.per_verdict
+    figures: dict[str, Figure | None] = {
+        "evaluator_gold": evaluator.accuracy_gold,
+        "evaluator_judge": evaluator.accuracy_judge,
+        "baseline_judge": evaluator.baselines.judge,
+        "baseline_longer_wins": evaluator.baselines.longer_wins,
+        "baseline_first_wins": evaluator.baselines.first_wins,
+        "baseline_mean_logprob": evaluator.baselines.mean_logprob,
+        "evaluator_less_judge": judge.difference if (judge := evaluator.comparisons.judge) else None,
+        "evaluator_less_mean_logprob": evaluator.comparisons.mean_logprob.difference,
+        "judge_seconds_over_evaluator": times.judge_over_evaluator if times else None,
+        "judge_seconds_over_scoring": times.judge_over_scoring if times else None,
+        "kept_share": verdicts.kept_share,
+        "kept_labels_right": verdicts.label_accuracy_gold,
+        "swap_consistency": verdicts.swap_consistency,
+        "gold_before": policy.gold_before,
+        "gold_after": policy.gold_after,
+        "gold_gain": policy.gold_gain,
+        "win_rate": policy.win_rate,
+        "win_rate_decisive": policy.win_rate_decisive,
+        "length_controlled": policy.length_controlled,
+        "kl": policy.kl,
+        "length_ratio": policy.length_ratio,
+    }
+    return {name: None if figure is None else figure.as_json() for name, figure in figures.items()}
 
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
@@ -50,10 +52,10 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
     output = folder / f"seed-{seed}"
     shutil.rmtree(output, ignore_errors=True)
     seconds = selfeval("run", "--output", str(output), "--set", f"seed={seed}", "--quiet")
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    figures = {name: _pick(report, path) for name, path in _FIGURES.items()}
-    memory = {"peak_gib": round(report["memory"]["peak_bytes"] / 2**30, 3), "weight_copies": report["memory"]["weight_copies"]}
-    return {"seed": seed, "seconds": round(seconds, 1), **memory, "watchdogs": len(report["policy"]["watchdogs"]), **figures}
+    report = read_report(output / "report.json")
+    memory = {"peak_gib": round(report.memory.peak_bytes / 2**30, 3), "weight_copies": report.memory.weight_copies}
+    alarms = {"watchdogs": len(report.policy.watchdogs)}
+    return {"seed": seed, "seconds": round(seconds, 1), **memory, **alarms, **_figures(report)}
 
 
 def targets(rows: list[dict[str, Any]]) -> dict[str, bool]:
@@ -79,7 +81,7 @@ def main() -> None:
     rows = [measure(seed, options.folder) for seed in options.seeds]
     medians = {
         name: round(statistics.median(r[name]["value"] if isinstance(r[name], dict) else r[name] for r in rows), 4)
-        for name in ("seconds", "peak_gib", *_FIGURES)
+        for name in ("seconds", "peak_gib", *(name for name, value in rows[0].items() if isinstance(value, dict)))
     }
     met = targets(rows)
     for name, value in {**medians, **met}.items():

@@ -10,12 +10,15 @@ which round it got better. A run whose folder is there already goes on, so that 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common import selfeval, write
 
+from selfeval.quality.comparisons import Comparison
+from selfeval.report.reading import read_report
+from selfeval.report.schema import Round
 from selfeval.report.summary import rounds_sentences
 
 
@@ -24,24 +27,34 @@ def measure(seed: int, rounds: int, folder: Path, settings: list[str]) -> dict[s
     output = folder / f"seed-{seed}"
     given = [part for setting in (f"seed={seed}", f"rounds={rounds}", *settings) for part in ("--set", setting)]
     selfeval("run", "--output", str(output), *given, "--quiet")
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    rows = [{**row, **_cost(output / row["folder"])} for row in report["rounds"]]
-    return {"seed": seed, "rounds": rows, "said": list(rounds_sentences(report)), "better": better(rows)}
+    report = read_report(output / "report.json")
+    rounds_of_run = report.rounds or ()
+    rows = [{**row.as_json(), **_cost(output / row.folder)} for row in rounds_of_run]
+    return {"seed": seed, "rounds": rows, "said": list(rounds_sentences(report)), "better": better(rounds_of_run)}
 
 
 def _cost(folder: Path) -> dict[str, Any]:
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    data = {name: report["data"][name] for name in ("questions", "pairs_train")}
-    memory = {name: report["memory"][name] for name in ("weight_copies", "peak_bytes")}
-    return {"seconds": report["time"]["total"], **data, **memory, "kept_share": report["verdicts"]["kept_share"]}
+    report = read_report(folder / "report.json")
+    return {
+        "seconds": report.time.total,
+        "questions": report.data.questions,
+        "pairs_train": report.data.pairs_train,
+        "weight_copies": report.memory.weight_copies,
+        "peak_bytes": report.memory.peak_bytes,
+        "kept_share": report.verdicts.kept_share.as_json(),
+    }
 
 
-def better(rows: list[dict[str, Any]]) -> dict[str, list[bool]]:
+def better(rows: Sequence[Round]) -> dict[str, list[bool]]:
     """Of each round, whether the paired comparison with the one before finds it better; of the evaluator from round 2 on."""
     return {
-        "evaluator": [row["evaluator"]["comparison"]["finding"] == "better" for row in rows[1:]],
-        "policy": [row["policy"]["comparisons"]["gold"]["finding"] == "better" for row in rows],
+        "evaluator": [is_better(row.evaluator.comparison) for row in rows[1:]],
+        "policy": [is_better(row.policy.comparisons.gold) for row in rows],
     }
+
+
+def is_better(comparison: Comparison | None) -> bool:
+    return comparison is not None and comparison.finding == "better"
 
 
 def shown(figure: dict[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("stages",),
-    ("training", "report", "serve"),
+    ("evaluation", "training", "report", "serve"),
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),

@@ -298,7 +298,7 @@ def test_metrics_after_the_last_checkpoint_are_forgotten(store: RunStore) -> Non
 def test_metrics_damaged_in_the_middle_are_no_traceback(store: RunStore) -> None:
     store.add_metrics("policy", {"step": 1})
     store.metrics_path("policy").write_text('{"step"\n{"step": 2}\n')
-    with pytest.raises(RunFolderError, match=r"policy\.jsonl is damaged"):
+    with pytest.raises(RunFolderError, match=r"policy\.jsonl, line 1 is damaged"):
         store.read_metrics("policy")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from selfeval.errors import SeedsError
-from selfeval.texts import json_lines, parse_json, read_text, visible
+from selfeval.texts import format_bytes, json_lines, parse_json, read_text, visible
 
 
 def _read(path: Path, most: int = 1 << 20) -> str:
@@ -71,3 +71,20 @@ def test_terminal_controls_are_shown_and_not_sent() -> None:
     assert visible("a\nb\tc\u202ed\ud800") == r"a\nb\tc\u202ed\ud800"
     assert visible("a\nb\x1b", keep="\n") == "a\nb\\x1b"
     assert visible("Straße 😀 中文 שלום") == "Straße 😀 中文 שלום"
+
+
+def test_bytes_have_a_binary_unit_and_the_digits_that_were_asked_for() -> None:
+    assert [format_bytes(n) for n in (0, 1023, 1024, 900_000_000, -900_000_000)] == [
+        "0 bytes", "1023 bytes", "1.00 KiB", "858 MiB", "-858 MiB",
+    ]  # fmt: skip
+    assert format_bytes(5 * 2**40) == "5,120 GiB"
+    assert [format_bytes(int(24.006 * 2**30), digits=n) for n in (2, 3, 4)] == ["24 GiB", "24.0 GiB", "24.01 GiB"]
+
+
+def test_lenient_parsing_is_for_files_of_our_own() -> None:
+    assert parse_json(b'{"a": [1.5]}') == {"a": [1.5]}
+    assert parse_json("[" * 200 + "]" * 200, lenient=True) is not None
+    assert str(parse_json("[NaN, 1e999]", lenient=True)) == "[nan, inf]"
+    for text in ("[NaN]", "[1e999]", b"\xff"):
+        with pytest.raises(ValueError, match=r"NaN is not a JSON number|too large|utf-8"):
+            parse_json(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from selfeval.errors import InputError
 
 __all__ = [
     "Line",
+    "format_bytes",
     "has_half_character",
     "json_line",
     "json_lines",
@@ -126,22 +128,29 @@ def json_line(line: str, where: str, error: type[InputError], example: str) -> d
     return values
 
 
-def parse_json(text: str) -> Any:
-    """The JSON value in a text.
+def parse_json(data: str | bytes, *, lenient: bool = False) -> Any:
+    """Parse a JSON value.
+
+    Args:
+        data: text, or bytes of UTF-8.
+        lenient: accept numbers that are not finite, and any depth that the interpreter can parse: for files of our own and of
+            libraries, which are large and read often.
 
     Raises:
-        ValueError: not JSON, nested deeper than 100 levels, a number of thousands of digits, or one that is not finite.
+        ValueError: not UTF-8, not JSON, nested too deeply (100 levels unless lenient), a number of thousands of digits, or one
+            that is not finite.
     """
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text) if lenient else json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as problem:
-        raise ValueError(f"nested more than {_DEEPEST} levels deep") from problem
+        raise ValueError("nested too deeply" if lenient else f"nested more than {_DEEPEST} levels deep") from problem
     except json.JSONDecodeError:
         raise
     except ValueError as problem:
         is_long = "set_int_max_str_digits" in str(problem)
         raise ValueError("an integer of thousands of digits" if is_long else str(problem)) from problem
-    if _is_deep(value):
+    if not lenient and _is_deep(value):
         raise ValueError(f"nested more than {_DEEPEST} levels deep")
     return value
 
@@ -176,6 +185,25 @@ def has_half_character(value: Any) -> bool:
         return _HALF.search(value) is not None
     keys = any(has_half_character(key) for key in value) if isinstance(value, dict) else False
     return keys or any(has_half_character(inner) for inner in _inner(value))
+
+
+def format_bytes(count: float, digits: int = 3) -> str:
+    """Write a number of bytes in binary units.
+
+    Args:
+        count: bytes.
+        digits: significant digits. A whole number is never cut.
+
+    Example:
+        >>> format_bytes(900), format_bytes(3_300_000), format_bytes(14 * 2**30), format_bytes(23.98 * 2**30, digits=4)
+        ('900 bytes', '3.15 MiB', '14.0 GiB', '23.98 GiB')
+    """
+    if abs(count) < 1024:
+        return f"{count:.0f} bytes"
+    power = min(3, int(math.log(abs(count), 1024)))
+    value = count / 1024**power
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f} {('KiB', 'MiB', 'GiB')[power - 1]}"
 
 
 def shortened(text: str) -> str:

@@ -18,6 +18,7 @@ from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import LoopError, ModelError, RunFolderError
 from selfeval.rollout.engine import Request, generate
+from selfeval.texts import format_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
@@ -73,7 +74,7 @@ def test_auto_takes_the_best_that_fits_and_says_so(
     else:
         assert why is not None
         assert f"precision {expected}" in why
-        assert f"{free:.1f} GiB" in why
+        assert f"{format_bytes(free * GIB)} are free" in why
 
 
 def test_an_old_gpu_gets_fp16_and_a_wish_is_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from selfeval.report.metrics import METRICS
+from selfeval.report.reading import read_report
 from toy import copy_lab, environment, selfeval, start, toy_arguments
 
 STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
@@ -78,6 +80,21 @@ def test_the_report_has_the_agreed_figures(finished: Path) -> None:
     assert verdicts["judged"] == sum(verdicts[state] for state in ("kept", "tie", "unsure", "unparsable"))
     assert report["policy"]["gold_after"]["n"] <= 16
     assert report["memory"]["weight_copies"] == 1
+
+
+def test_the_schema_reads_the_report_of_a_run_and_writes_the_same_bytes(finished: Path) -> None:
+    report = read_report(finished / "report.json")
+    assert json.dumps(report.as_json(), indent=2, ensure_ascii=False) + "\n" == (finished / "report.json").read_text("utf-8")
+    assert report.schema_number == 1
+
+
+def test_every_logged_metric_is_in_the_table_of_the_docs(finished: Path) -> None:
+    logged = {
+        path.stem: set(_without_seconds(path)[0]) for path in (finished / "metrics").glob("*.jsonl") if path.stat().st_size
+    }
+    assert {"evaluator", "policy", "evaluation"} <= set(logged)
+    for stage, keys in logged.items():
+        assert keys - {metric.name for metric in METRICS[stage]} == set(), f"metrics/{stage}.jsonl"
 
 
 def test_test_questions_are_never_trained_on(finished: Path) -> None:

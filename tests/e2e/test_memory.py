@@ -108,7 +108,7 @@ def test_a_budget_below_what_one_reply_needs_is_the_users_error(recipe: Path, tm
     assert found.returncode == 2
     last = found.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: sampling one reply alone does not fit: this process then uses ")
-    assert "memory_budget is 50 MiB" in last
+    assert "memory_budget is 50.0 MiB" in last
     assert "raise --memory-budget" in last
 
 

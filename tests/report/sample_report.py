@@ -1,4 +1,4 @@
-"""A report and metrics as a real run writes them, for the tests of the page; figures are plausible and fixed."""
+"""A report and metrics in the shape that a real run writes, for the tests of the page; figures are plausible and fixed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+from selfeval.report.reading import parse_report
+from selfeval.report.schema import Report
+
 Figure = dict[str, Any]
 
 
-def fig(value: float, ci_low: float | None, ci_high: float | None, n: int) -> Figure:
+def fig(value: float | None, ci_low: float | None, ci_high: float | None, n: int) -> Figure:
     return {"value": value, "ci_low": ci_low, "ci_high": ci_high, "n": n}
 
 
@@ -22,16 +25,29 @@ def compared(
     return {"difference": difference, "wins": wins, "losses": losses, "p_value": p, "test": test, "finding": finding}
 
 
+def parsed(report: dict[str, Any]) -> Report:
+    """The report as the readers get it, by way of its JSON."""
+    return parse_report(json.dumps(report))
+
+
 def sample_report() -> dict[str, Any]:
     """A good run on word problems with gold: the evaluator beats its baselines and the policy improves."""
     return {
         "schema": 1,
         "name": "shop",
         "seed": 0,
-        "model": {"name": "lab-812k", "model_type": "llama", "parameters": 812000, "domain": "word-problems"},
+        "model": {
+            "name": "lab-812k",
+            "model_type": "llama",
+            "parameters": 812000,
+            "precision": "fp32",
+            "domain": "word-problems",
+            "gold_file": None,
+        },
         "evaluator": _evaluator(),
         "verdicts": {
             "judged": 3000,
+            "source": "judge",
             "kept": 2700,
             "tie": 120,
             "unsure": 150,
@@ -51,6 +67,7 @@ def sample_report() -> dict[str, Any]:
         },
         "dropped": _dropped(),
         "samples": samples(),
+        "prompts": {"judge.jinja": "{{ question }} A: {{ a }} B: {{ b }}", "chat_template.jinja": ""},
         "time": {
             "questions": 12.3,
             "replies": 31.0,
@@ -70,7 +87,13 @@ def sample_report() -> dict[str, Any]:
             },
             "total": 231.0,
         },
-        "memory": {"base_bytes": 3300000, "adapter_bytes": 900000, "peak_bytes": 900000000, "weight_copies": 1},
+        "memory": {
+            "base_bytes": 3300000,
+            "adapter_bytes": 900000,
+            "weight_copies": 1.0,
+            "peak_bytes": 900000000,
+            "events": [],
+        },
         "versions": {
             "selfeval": "0.1.0",
             "torch": "2.8.0",
@@ -96,6 +119,17 @@ def sample_report() -> dict[str, Any]:
     }
 
 
+def emptied(value: Any) -> Any:
+    """The same report with no cases in any figure."""
+    if isinstance(value, dict) and set(value) == {"value", "ci_low", "ci_high", "n"}:
+        return fig(None, None, None, 0)
+    if isinstance(value, dict) and "finding" in value:
+        return {**value, "difference": fig(None, None, None, 0), "p_value": None, "finding": "too_few"}
+    if isinstance(value, dict):
+        return {key: emptied(inner) for key, inner in value.items()}
+    return value
+
+
 def _evaluator() -> dict[str, Any]:
     levels = (0.52, 0.57, 0.62, 0.67, 0.72, 0.77, 0.82, 0.87, 0.92, 0.975)
     right = (0.5, 0.61, 0.6, 0.7, 0.74, 0.75, 0.84, 0.88, 0.93, 0.986)
@@ -103,6 +137,12 @@ def _evaluator() -> dict[str, Any]:
     return {
         "accuracy_gold": fig(0.931, 0.915, 0.945, 1100),
         "accuracy_judge": fig(0.971, 0.945, 0.985, 300),
+        "first_pairs": {
+            "accuracy_gold": fig(0.931, 0.915, 0.945, 1100),
+            "accuracy_judge": fig(0.971, 0.945, 0.985, 300),
+            "gain": None,
+            "comparison": None,
+        },
         "pairs_trained": 2700,
         "baselines": {
             "longer_wins": fig(0.552, 0.522, 0.581, 1100),
@@ -128,6 +168,8 @@ def _evaluator() -> dict[str, Any]:
         "brier": fig(0.0581, 0.047, 0.07, 1100),
         "temperature": 1.31,
         "temperature_pairs": 310,
+        "members": 1,
+        "disagreement": None,
         "risk_coverage": [[k / 20, 0.069 * (k / 20) ** 2.4 + 0.001] for k in range(1, 21)],
         "calibration": [{"confidence": c, "accuracy": a, "n": n} for c, a, n in zip(levels, right, cases, strict=True)],
     }
@@ -174,7 +216,6 @@ def _policy() -> dict[str, Any]:
 def _dropped() -> dict[str, Any]:
     return {
         "questions": {"duplicate": 120, "too_long": 3, "no_question_mark": 41},
-        "replies": {"no_end": 210, "empty": 4},
         "verdicts": {"tie": 120, "unsure": 150, "unparsable": 30},
         "examples": [
             {
@@ -183,7 +224,6 @@ def _dropped() -> dict[str, Any]:
                 "text": "Mia has 4 pens and buys 7 more. How many pens has she?",
             },
             {"stage": "questions", "reason": "too_long", "text": "Tom has 3 apples and 4 apples and " * 8},
-            {"stage": "replies", "reason": "no_end", "text": "4 + 7 = 11, 11 + 11 = 22, 22 + 22 = 44, 44 +"},
             {"stage": "verdicts", "reason": "unparsable", "text": "Both of the of the better is"},
         ],
     }
@@ -213,7 +253,7 @@ def samples() -> list[dict[str, Any]]:
         (True, False, 1.92, -0.4, "loss"),
         (False, True, -1.7, 2.2, "win"),
         (False, True, -2.4, 2.3, "win"),
-        (None, None, None, 2.1, "tie"),
+        (None, None, -0.3, 2.1, "tie"),
     )
     keys = (
         *("question", "before", "after"),

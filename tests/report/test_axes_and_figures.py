@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfeval.errors import InputError
+from selfeval.quality.statistics import Figure
 from selfeval.report.axes import Scale, bounded, nice_range, nice_ticks, tick_text, widened
-from selfeval.report.figures import Figure, cells, describe, duration, finite, read_figure, section, size
+from selfeval.report.figures import cells, describe, duration, finite
 
 
 @pytest.mark.parametrize("name", ["axes", "charts", "figures", "sections"])
@@ -102,34 +102,16 @@ def test_tick_text_keeps_the_decimals_of_the_step() -> None:
 
 
 def test_a_figure_without_value_is_not_zero() -> None:
-    report = {"policy": {"win_rate": {"value": None, "ci_low": None, "ci_high": None, "n": 0}, "kl": None}}
-    assert read_figure(report, "policy.win_rate") is None
-    assert read_figure(report, "policy.kl") is None
-    assert read_figure(report, "evaluator.accuracy_gold") is None
-    assert describe(None) == "not measured"
-    assert cells(None) == ("not measured", "", "")
-
-
-def test_not_a_number_is_not_a_figure() -> None:
-    report = {"policy": {"kl": {"value": float("nan"), "ci_low": 0.0, "ci_high": 1.0, "n": 3}}}
-    assert read_figure(report, "policy.kl") is None
+    for absent in (None, Figure(None, None, None, 0)):
+        assert describe(absent) == "not measured"
+        assert cells(absent) == ("not measured", "", "")
 
 
 def test_a_figure_without_interval_says_so() -> None:
     assert describe(Figure(0.5, None, None, 3)) == "50.0% (no interval, n = 3)"
 
 
-def test_wrong_shapes_are_named() -> None:
-    with pytest.raises(InputError, match="'policy' should be an object, got list"):
-        section({"policy": []}, "policy")
-    with pytest.raises(InputError, match=r"'policy\.kl' should have value"):
-        read_figure({"policy": {"kl": {"mean": 3}}}, "policy.kl")
-
-
 def test_units() -> None:
     assert duration(59.94) == "59.9 s"
     assert duration(59.97) == "1 min 00 s"
     assert duration(3599.6) == "1 h 00 min"
-    assert size(1024) == "1.00 KiB"
-    assert size(900_000_000) == "858 MiB"
-    assert size(5 * 2**40) == "5,120 GiB"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_report import sample_metrics, sample_report
+from sample_report import emptied, parsed, sample_metrics, sample_report
 
 from selfeval.report.page import render
 
@@ -48,7 +48,7 @@ def whole_report() -> dict[str, Any]:
     report["policy"]["overoptimisation"] = {
         "points": [[k / 4, 0.4 + k / 50, 0.4 + k / 60] for k in range(10)],
         "start": [0.4, 0.4],
-        "fit": {"evaluator": {"alpha": 0.2, "beta": 0.05}, "gold": {"alpha": 0.18, "beta": 0.06}},
+        "fit": {"evaluator": {"alpha": 0.2, "beta": 0.05, "rmse": 0.01}, "gold": {"alpha": 0.18, "beta": 0.06, "rmse": 0.01}},
         "gap": {"value": 0.05, "ci_low": 0.01, "ci_high": 0.09, "n": 320},
     }
     report["prompts"] = {"judge.jinja": "Which reply is better?\n{{ first }}\n{{ second }}", "templates.toml": 'tie = "C"'}
@@ -88,12 +88,12 @@ def axe_core() -> str:
 
 def test_the_page_breaks_no_rule_of_accessibility(tmp_path: Path) -> None:
     """Heading order, names of pictures and regions, contrast, scrollable regions."""
-    assert in_browser(render(whole_report(), sample_metrics()), axe_core() + RULES, tmp_path) == []
+    assert in_browser(render(parsed(whole_report()), sample_metrics()), axe_core() + RULES, tmp_path) == []
 
 
 def test_no_text_of_a_chart_lies_on_another(tmp_path: Path) -> None:
-    assert in_browser(render(whole_report(), sample_metrics()), OVERLAPS, tmp_path) == []
+    assert in_browser(render(parsed(whole_report()), sample_metrics()), OVERLAPS, tmp_path) == []
 
 
 def test_a_page_with_nothing_measured_breaks_no_rule_either(tmp_path: Path) -> None:
-    assert in_browser(render({"schema": 1, "name": "bare"}, {}), axe_core() + RULES, tmp_path) == []
+    assert in_browser(render(parsed(emptied(sample_report())), {}), axe_core() + RULES, tmp_path) == []

@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_report import compared, fig, sample_metrics, sample_report, write_run
+from sample_report import compared, fig, parsed, sample_metrics, sample_report, write_run
 
-from selfeval.errors import InputError
+from selfeval.errors import InputError, StorageError
 from selfeval.report import charts
-from selfeval.report import page as page_module
-from selfeval.report.page import draw_page, render
+from selfeval.report import page as pages
+from selfeval.report.page import draw_page
+from selfeval.store import files
 
 ATTACK = "<script>alert(1)</script>"
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
 OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage")
+
+
+def render(report: dict[str, Any], metrics: dict[str, Any]) -> str:
+    return pages.render(parsed(report), metrics)
 
 
 class Elements(HTMLParser):
@@ -75,7 +80,7 @@ def test_every_tag_is_closed_and_every_chart_is_named() -> None:
     assert all("scope" in cell for cell in elements.of("th"))
 
 
-@pytest.mark.parametrize("place", ["question", "before", "after", "verdict"])
+@pytest.mark.parametrize("place", ["question", "before", "after"])
 def test_replies_are_text_and_never_markup(place: str) -> None:
     report = sample_report()
     report["samples"][0][place] = ATTACK
@@ -85,7 +90,7 @@ def test_replies_are_text_and_never_markup(place: str) -> None:
     assert Elements(html).of("script") == []
 
 
-KEPT = ("gold", "judge", "better", "mcnemar_exact", "sign_exact", "binomial_exact")
+KEPT = ("gold", "judge", "win", "tie", "loss", "better", "mcnemar_exact", "sign_exact", "binomial_exact")
 """Words that the report may not have otherwise."""
 
 
@@ -98,7 +103,7 @@ def test_every_other_string_of_the_report_is_escaped_too() -> None:
         return f'{ATTACK}" onload="x' if isinstance(value, str) and value not in KEPT else value
 
     def at_will(key: str) -> bool:
-        return key in ("duplicate", "kl_target", "questions_test", "torch", "verdicts_extra")
+        return key in ("duplicate", "kl_target", "torch", "judge.jinja")
 
     rows = [{"step": 1, ATTACK: 0.5}]
     elements = Elements(render(poisoned(sample_report()), {"policy": rows}))
@@ -117,16 +122,6 @@ def test_no_network_can_be_reached() -> None:
     assert "@import" not in render(sample_report(), {})
 
 
-def test_what_was_not_measured_is_said_and_not_invented() -> None:
-    html = render({"schema": 1, "name": "bare"}, {})
-    said = words(html)
-    assert "The evaluator was not measured." in said
-    assert "No policy metrics were logged in this run." in said
-    assert "Watchdogs were not recorded in this run." in said
-    assert said.count("This was not measured in this run.") == 16  # 9 curves, 2 of the evaluator, 4 pictures
-    assert re.findall(r"\d[\d,.]*%", said.replace("of 80% is right 80%", "")) == []
-
-
 def test_without_gold_the_page_says_so() -> None:
     report = sample_report()
     report["policy"]["gold_before"] = report["policy"]["gold_after"] = report["evaluator"]["accuracy_gold"] = None
@@ -139,7 +134,7 @@ def test_without_gold_the_page_says_so() -> None:
     assert "Evaluator agrees with judge" in said
     assert "▲ better, by judge" in said
     assert "✓ right" not in said
-    assert "gold's word" not in said
+    assert "by gold." not in said
     assert said.count("no gold") >= 14
 
 
@@ -171,13 +166,13 @@ def test_every_table_has_a_caption_and_headings_have_no_gap() -> None:
 
 
 def test_the_prompts_that_were_used_are_shown_as_text() -> None:
-    report = {**sample_report(), "prompts": {"judge.jinja": f"{{{{ question }}}}\n{ATTACK}", "chat_template.jinja": ""}}
+    report = sample_report()
+    report["prompts"]["judge.jinja"] += ATTACK
     html = render(report, {})
     assert "{{ question }}" in html
     assert ATTACK not in html
     assert "judge.jinja" in words(html)
     assert "chat_template.jinja" not in html  # empty: the tokenizer has none
-    assert "The prompt templates were not recorded in this run." in words(render(sample_report(), {}))
 
 
 def test_a_chart_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -225,8 +220,8 @@ def test_a_failed_write_leaves_the_old_page_whole(tmp_path: Path, monkeypatch: p
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page_module.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(StorageError, match="the disk is full"):
         draw_page(run)
     assert (run / "index.html").read_text(encoding="utf-8") == "old page"
     assert sorted(entry.name for entry in run.iterdir()) == ["index.html", "metrics", "report.json"]
@@ -242,7 +237,7 @@ def test_the_page_is_replaced_at_once_from_the_same_folder(tmp_path: Path, monke
         assert not (run / "index.html").exists()
         replace(source, target)
 
-    monkeypatch.setattr(page_module.os, "replace", watched)
+    monkeypatch.setattr(files.os, "replace", watched)
     draw_page(run)
     assert [source.parent for source, _ in seen] == [run]
     assert seen[0][1].rstrip().endswith("</html>")
@@ -254,10 +249,9 @@ def test_the_page_is_replaced_at_once_from_the_same_folder(tmp_path: Path, monke
         (None, "does not exist: finish the run first"),
         ("{", "is not JSON"),
         ("[]", "should hold one JSON object, got list"),
-        ('{"schema": 2}', "has schema 2, this version draws schema 1"),
+        ('{"schema": 2}', "has schema 2, this version reads schema 1"),
         ("{}", "has schema None"),
-        ('{"schema": 1, "samples": {}}', "'samples' should be a list of objects"),
-        ('{"schema": 1, "evaluator": {"risk_coverage": [0.5]}}', "'evaluator.risk_coverage' should be a list of pairs"),
+        ('{"schema": 1}', "'name' is missing; remove evaluation/figures.json in the run folder"),
     ],
 )
 def test_a_broken_report_is_the_users_to_mend(tmp_path: Path, text: str | None, message: str) -> None:
@@ -276,14 +270,8 @@ def test_a_metrics_line_cut_short_is_left_out_and_a_broken_one_is_named(tmp_path
     assert "KL: 0.500 at step 1, 0.750 at step 2" in draw_page(run).read_text(encoding="utf-8")
     with metrics.open("a", encoding="utf-8") as file:
         file.write("\n" + json.dumps({"step": 4}) + "\n")
-    with pytest.raises(InputError, match=r"policy\.jsonl, line 3, is not JSON"):
+    with pytest.raises(InputError, match=r"policy\.jsonl, line 3 is damaged"):
         draw_page(run)
-
-
-def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path: Path) -> None:
-    report = sample_report()
-    report["samples"][0]["after"] = "half \ud83d done"
-    assert "half ? done" in draw_page(write_run(tmp_path / "run", report)).read_text(encoding="utf-8")
 
 
 def test_a_browser_takes_the_page_without_a_complaint(tmp_path: Path) -> None:

@@ -5,11 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sample_report import compared, fig, sample_report
+from sample_report import compared, emptied, fig, parsed, sample_report
 
-from selfeval.errors import InputError
 from selfeval.quality.comparisons import compare_with_level
-from selfeval.report.summary import badges, strongest_baseline, summary_rows, verdict_sentences
+from selfeval.report import summary
+from selfeval.report.summary import Badge
+
+
+def verdict_sentences(report: dict[str, Any]) -> tuple[str, str]:
+    return summary.verdict_sentences(parsed(report))
+
+
+def badges(report: dict[str, Any]) -> tuple[Badge, Badge]:
+    return summary.badges(parsed(report))
+
+
+def summary_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    return summary.summary_rows(parsed(report))
 
 
 def words(report: dict[str, Any]) -> tuple[str, str]:
@@ -99,18 +111,17 @@ def test_a_large_loss_or_no_gain_in_time_is_none(row: Any, speed: Any, said: str
     assert words(report)[0] == "▼ worse than its judge"
 
 
-def test_time_that_is_saved_only_where_the_working_is_known_is_told_so() -> None:
+def test_time_that_is_saved_only_with_a_known_reference_answer_is_reported_so() -> None:
     report = against_judge(-0.0079, -0.0142, -0.0024, 1900, 12, 27, 0.0071, "worse")
     report["time"]["per_verdict"]["evaluator"] = fig(0.0105, 0.0101, 0.0109, 8)
     report["time"]["per_verdict"]["judge_over_evaluator"] = fig(0.8, 0.77, 0.83, 8)
     sentence = verdict_sentences(report)[0]
     assert (
-        "and the evaluator 10.5 ms, 1.2 times slower, with 96.0 tokens (the judge reads and writes 264); where its "
-        "working of the "
-        "question is known, 0.420 ms, 20 times faster, with 96.0 tokens."
+        "and the evaluator 10.5 ms, 1.2 times slower, with 96.0 tokens (the judge reads and writes 264); where the "
+        "reference answer of the question is known, 0.420 ms, 20 times faster, with 96.0 tokens."
     ) in sentence
-    assert sentence.endswith("it loses 0.8 points and answers 20 times faster where its working is known.")
-    assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster where its working is known"
+    assert sentence.endswith("it loses 0.8 points and answers 20 times faster where the reference answer is known.")
+    assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster where the reference answer is known"
 
 
 def test_an_interval_without_zero_beside_an_insignificant_test_is_explained() -> None:
@@ -148,12 +159,12 @@ def test_no_difference_from_the_judge_is_not_called_equality() -> None:
             "worse", "▼ worse than picking the longer reply",
         ),
         (
-            "chance", (0.01, -0.02, 0.04, 1100, 561, 539, 0.53, "unclear"), "is not shown to be better than tossing a coin",
-            "unclear", "◇ not shown to beat tossing a coin",
+            "chance", (0.01, -0.02, 0.04, 1100, 561, 539, 0.53, "unclear"), "is not shown to be better than chance level",
+            "unclear", "◇ not shown to beat chance level",
         ),
         (
-            "chance", (-0.06, -0.09, -0.03, 1100, 480, 620, 0.00003, "worse"), "is worse than tossing a coin, by 6.0 points",
-            "worse", "▼ worse than tossing a coin",
+            "chance", (-0.06, -0.09, -0.03, 1100, 480, 620, 0.00003, "worse"), "is worse than chance level, by 6.0 points",
+            "worse", "▼ worse than chance level",
         ),
         ("chance", (0.5, 0.01, 0.5, 4, 4, 0, 0.125, "too_few"), "too few to claim anything", "unclear", "◇ too few pairs"),
     ],
@@ -250,56 +261,10 @@ def test_without_gold_the_wins_and_losses_decide(wins: int, losses: int, ties: i
     assert standings(report)[1] == standing
 
 
-# -- reports that lack something ----------------------------------------------------------------------------------------
-
-
-def test_a_report_without_comparisons_claims_nothing() -> None:
-    report = sample_report()
-    del report["evaluator"]["comparisons"], report["policy"]["comparisons"], report["evaluator"]["cost"]
-    del report["time"]["per_verdict"]
-    evaluator, policy = verdict_sentences(report)
-    assert evaluator == (
-        "By gold, the evaluator picks the better reply in 93.1% of held-out pairs (interval 91.5% to 94.5%, n = 1,100); no "
-        "paired comparison is in this report, which an older version wrote."
-    )
-    assert policy.startswith("Replies that are right by gold went from 41.2%")
-    assert "no paired comparison is in this report" in policy
-    assert words(report) == ("not compared", "not compared")
-    assert dict(summary_rows(report))["evaluator less the prompted judge"] == "not measured"
-    report["policy"]["gold_before"] = report["policy"]["gold_after"] = None
-    assert "no paired comparison is in this report" in verdict_sentences(report)[1]
-
-
-@pytest.mark.parametrize(
-    "broken", [{"difference": fig(0.1, 0.0, 0.2, 9)}, {**compared(0.1, 0, 0.2, 9, 2, 1, 1.0, "unclear"), "test": "t"}]
-)
-def test_a_comparison_that_is_none_is_refused(broken: dict[str, Any]) -> None:
-    report = sample_report()
-    report["policy"]["comparisons"]["gold"] = broken
-    with pytest.raises(InputError, match=r"'policy.comparisons.gold' should have difference, wins, losses"):
-        verdict_sentences(report)
-
-
 def test_judge_is_no_baseline_on_its_own_labels() -> None:
-    found = strongest_baseline(without_gold())
+    found = summary.strongest_baseline(parsed(without_gold()))
     assert found is not None
     assert found[0] == "the mean log-probability"
-
-
-def test_baselines_on_other_labels_are_not_compared() -> None:
-    report = sample_report()
-    report["evaluator"]["baselines_on"] = "judge"
-    assert words(report)[0] == "not compared"
-    report["evaluator"]["baselines_on"] = "people"
-    with pytest.raises(InputError, match='"gold" or "judge", got \'people\''):
-        verdict_sentences(report)
-
-
-def test_nothing_measured_is_said_plainly() -> None:
-    evaluator, policy = verdict_sentences({"schema": 1})
-    assert evaluator == "The evaluator was not measured."
-    assert policy == "The gain of the policy was not measured."
-    assert standings({"schema": 1}) == ("unmeasured", "unmeasured")
 
 
 def test_rows_for_the_terminal() -> None:
@@ -318,10 +283,6 @@ def test_rows_for_the_terminal() -> None:
     assert rows["peak memory"] == "858 MiB"
 
 
-def test_rows_never_show_zero_for_what_was_not_measured() -> None:
-    assert {told for _, told in summary_rows({"schema": 1})} == {"not measured"}
-
-
 def test_labels_of_a_file_are_not_called_the_judges() -> None:
     report = sample_report()
     report["evaluator"]["accuracy_gold"] = None
@@ -334,3 +295,13 @@ def test_labels_of_a_file_are_not_called_the_judges() -> None:
     report["verdicts"]["source"] = "judge"
     assert "the evaluator picks the judge's choice in" in verdict_sentences(report)[0]
     assert "evaluator accuracy, judge's labels" in dict(summary_rows(report))
+
+
+def test_figures_without_cases_are_not_measured_and_never_zero() -> None:
+    report = emptied(sample_report())
+    assert verdict_sentences(report) == ("The evaluator was not measured.", "The gain of the policy was not measured.")
+    assert standings(report) == ("unmeasured", "unmeasured")
+    values = [value for name, value in summary_rows(report) if name not in ("time", "peak memory")]
+    assert set(values) == {"not measured"}
+    report["time"]["per_verdict"] = report["evaluator"]["cost"] = None
+    assert {value for name, value in summary_rows(report) if "per verdict" in name} == {"not measured"}

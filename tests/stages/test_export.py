@@ -18,6 +18,7 @@ from jinja2 import Template, TemplateError
 from jinja2.exceptions import SecurityError
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
+from sample_report import fig, sample_report
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, CohereConfig
 
 import chatglm
@@ -612,12 +613,14 @@ def front_matter(folder: Path) -> dict[str, Any]:
     return found
 
 
-REPORT = {
-    "data": {"seeds": 3, "questions": 40, "questions_test": 10, "replies": 100, "pairs_train": 30, "pairs_held_out": 9},
-    "verdicts": {"judged": 50, "kept": 39, "tie": 6, "unsure": 4, "unparsable": 1},
-    "evaluator": {"accuracy_judge": {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95, "n": 9}, "accuracy_gold": None},
-    "policy": {"win_rate": {"value": 0.7, "ci_low": 0.6, "ci_high": 0.8, "n": 200}},
-}
+def report() -> dict[str, Any]:
+    """The sample report with these counts and figures, and no gold."""
+    found = sample_report()
+    found["data"] |= {"seeds": 3, "questions": 40}
+    found["verdicts"] |= {"judged": 50, "kept": 39, "tie": 6, "unsure": 4, "unparsable": 1}
+    found["evaluator"] |= {"accuracy_judge": fig(0.9, 0.8, 0.95, 9), "accuracy_gold": None}
+    found["policy"] |= {"win_rate": fig(0.7, 0.6, 0.8, 200), "gold_before": None, "gold_after": None, "gold_gain": None}
+    return found
 
 
 @pytest.mark.parametrize(
@@ -633,7 +636,7 @@ def test_the_card_says_what_the_hub_and_a_reader_need(
     role: str, merge: bool, library: str, task: str, tags: list[str], tmp_path: Path
 ) -> None:
     run = Run(tmp_path)
-    write_json(run.folder / "report.json", REPORT)
+    write_json(run.folder / "report.json", report())
     (run.model / "README.md").write_text("---\nlicense: other\nlicense_name: tiny-1\nlicense_link: https://a.example\n---\n")
     folder = run.export(role, tmp_path / "out", merge=merge, base_id="org/tiny").folder
     assert front_matter(folder) == {

@@ -15,6 +15,7 @@ import torch
 import tiny_models
 from selfeval.config import RunConfig
 from selfeval.errors import ExportError
+from selfeval.judging.judge import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, Reply, Split
 from selfeval.stages import evaluation, policy
@@ -134,11 +135,13 @@ def test_another_process_samples_with_the_same_guide(guided: Context) -> None:
 
 def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     other = again(guided)
-    monkeypatch.setattr(evaluation, "compare", lambda *arguments, **options: [None] * 4)
-    found = evaluation._answer_and_judge(other, ensure_policy(other))
+    unparsable = Judgement(None, None, None, None, (None, None), ("", ""))
+    monkeypatch.setattr(evaluation, "compare", lambda *arguments, **options: [unparsable] * 4)
+    _, token_ids = evaluation._answer_and_judge(other, ensure_policy(other), None)
     expected = answer(other, prompts(other)[:4], ensure_policy(other), seed=other.seed("evaluation"))
-    assert [a.after for a in found] == expected
-    assert [a.after for a in found] != answer(other, prompts(other)[:4], None, seed=other.seed("evaluation"))
+    assert [after for _, after, _ in token_ids] == [reply.ids for reply in expected]
+    plain = answer(other, prompts(other)[:4], None, seed=other.seed("evaluation"))
+    assert [after for _, after, _ in token_ids] != [reply.ids for reply in plain]
 
 
 def test_a_policy_whose_weights_learned_has_no_guide(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
+from selfeval.evaluation.evaluator import JudgedPair
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState, Working
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import evaluation, questions, replies
 from selfeval.stages.context import START, Context
-from selfeval.stages.evaluation import _TestPair
 from selfeval.stages.pipeline import stage_keys
 from selfeval.stages.policy import add_roles
 from selfeval.stages.rounds import round_folder
@@ -300,7 +300,7 @@ class Gold:
         return reply == "right"
 
 
-def judged(names: Sequence[str], margins: Sequence[float]) -> list[_TestPair]:
+def judged(names: Sequence[str], margins: Sequence[float]) -> list[JudgedPair]:
     """Pairs whose first reply is right, with these margins of the evaluator."""
     found = []
     for name, margin in zip(names, margins, strict=True):
@@ -308,7 +308,7 @@ def judged(names: Sequence[str], margins: Sequence[float]) -> list[_TestPair]:
             Reply(f"{name}-r{n}", name, text, (5,), "sample", 1.0, 1.0, -1.0, True) for n, text in enumerate(("right", "no"))
         ]
         said = Verdict(name, Split.TEST, both[0].id, both[1].id, VerdictState.KEPT, 0.9, 0.9, 0.9, 0.0, (0.0, 0.0), ("", ""))
-        found.append(_TestPair(said, (both[0], both[1]), 0, margin, 0.0))
+        found.append(JudgedPair(said, (both[0], both[1]), margin, 0.0, (True, False)))
     return found
 
 
@@ -319,21 +319,24 @@ def test_every_rounds_evaluator_is_measured_on_round_ones_pairs(tmp_path: Path, 
     # Round 1 is right on 6 of 10; round 2 on 8 of the same 10: it gains three and loses one.
     then, now = [1.0] * 6 + [-1.0] * 4, [-1.0] + [1.0] * 8 + [-1.0]
     by_gold = judged(names, then)
-    found = evaluation._on_first_pairs(first, by_gold, by_gold, asked, Gold(), lambda _: None)
-    assert (found["accuracy_gold"]["value"], found["accuracy_gold"]["n"], found["gain"]) == (0.6, 10, None)
+    found = evaluation._first_pairs(first, by_gold, asked, Gold(), lambda _: None)
+    assert found.accuracy_gold is not None
+    assert (found.accuracy_gold.value, found.accuracy_gold.n, found.gain) == (0.6, 10, None)
     measured: list[RunStore] = []
 
-    def scored(context: Any, questions: Any, advance: Any, store: RunStore) -> list[_TestPair]:
+    def scored(context: Any, questions: Any, gold: Any, advance: Any, store: RunStore) -> list[JudgedPair]:
         measured.append(store)
         return judged(names, now)
 
     monkeypatch.setattr(evaluation, "_judged_test_pairs", scored)
     own = judged(names[:2], [1.0, 1.0])
-    found = evaluation._on_first_pairs(run, own, own, asked, Gold(), lambda _: None)
+    found = evaluation._first_pairs(run, own, asked, Gold(), lambda _: None)
     assert measured == [first.store]
-    assert (found["accuracy_gold"]["value"], found["accuracy_gold"]["n"]) == (0.8, 10)
-    assert (found["gain"]["value"], found["gain"]["n"]) == (0.2, 10)
-    assert found["gain"]["ci_low"] < 0 < 0.2 < found["gain"]["ci_high"]
+    assert found.accuracy_gold is not None
+    assert (found.accuracy_gold.value, found.accuracy_gold.n) == (0.8, 10)
+    assert found.gain is not None
+    assert (found.gain.value, found.gain.n) == (pytest.approx(0.2), 10)
+    assert (found.gain.ci_low or 0) < 0 < 0.2 < (found.gain.ci_high or 0)
 
 
 # -- one process, one base ----------------------------------------------------------------------------------------------

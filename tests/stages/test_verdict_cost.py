@@ -64,12 +64,12 @@ def test_the_evaluator_reads_both_replies_with_every_member_and_writes_nothing(t
     expected = (
         members * sum(2 * p + len(a.replies[0].ids) + len(a.replies[1].ids) for p, a in zip(prompts, pairs, strict=True)) / 8
     )
-    tokens = cost.tokens["evaluator"]
-    assert tokens["tokens_read"]["value"] == pytest.approx(expected)
-    assert tokens["tokens_written"]["value"] == 0
-    assert cost.tokens["scoring"] == tokens
-    assert cost.tokens["pairs"] == 8
-    assert tokens["tokens_read"]["n"] == 4  # batches
+    tokens = cost.tokens.evaluator
+    assert tokens.tokens_read.known == pytest.approx(expected)
+    assert tokens.tokens_written.known == 0
+    assert cost.tokens.scoring == tokens
+    assert cost.tokens.pairs == 8
+    assert tokens.tokens_read.n == 4  # batches
 
 
 def test_the_judge_reads_and_writes_both_orders_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +90,8 @@ def test_the_judge_reads_and_writes_both_orders_and_its_labels(tmp_path: Path, m
         for a in pairs
         for one, other in (a.replies, a.replies[::-1])
     ]
-    found = cost.tokens["judge"]
-    assert (found["tokens_read"]["value"], found["tokens_written"]["value"]) == (seen[0] / 4, seen[1] / 4)
+    found = cost.tokens.judge
+    assert (found.tokens_read.known, found.tokens_written.known) == (seen[0] / 4, seen[1] / 4)
     assert seen[0] >= sum(both_orders)
     assert seen[1] >= 2 * len(pairs)
 
@@ -101,25 +101,25 @@ def test_a_working_is_part_of_a_new_question_and_not_of_the_next_reply(tmp_path:
     assert run.templates.grades_with_working
     cost = measure_cost(run, pairs)
     assert cost is not None
-    whole, scoring = cost.tokens["evaluator"], cost.tokens["scoring"]
+    whole, scoring = cost.tokens.evaluator, cost.tokens.scoring
     asking = sum(len(run.templates.prompt("reply", question=a.question.text)) for a in pairs) / 4
-    assert whole["tokens_read"]["value"] - scoring["tokens_read"]["value"] == pytest.approx(asking)
-    assert 1 <= whole["tokens_written"]["value"] <= 5
-    assert scoring["tokens_written"]["value"] == 0
+    assert whole.tokens_read.known - scoring.tokens_read.known == pytest.approx(asking)
+    assert 1 <= whole.tokens_written.known <= 5
+    assert scoring.tokens_written.known == 0
     seconds = cost.seconds
-    assert 0 < seconds["scoring"]["value"] < seconds["evaluator"]["value"]
-    ratio = seconds["judge"]["value"] / seconds["evaluator"]["value"]
-    assert seconds["judge_over_evaluator"]["value"] == pytest.approx(ratio, rel=1e-4)
-    assert seconds["judge_over_scoring"]["value"] > seconds["judge_over_evaluator"]["value"]
+    assert 0 < seconds.scoring.known < seconds.evaluator.known
+    ratio = seconds.judge.known / seconds.evaluator.known
+    assert seconds.judge_over_evaluator.known == pytest.approx(ratio, rel=1e-4)
+    assert seconds.judge_over_scoring.known > seconds.judge_over_evaluator.known
 
 
 def test_the_same_pairs_have_the_same_tokens(tmp_path: Path) -> None:
-    run, pairs = prepared(tmp_path, "no such model"), asked(verdict_cost._PAIRS + 5)
+    run, pairs = prepared(tmp_path, "no such model"), asked(verdict_cost.PAIRS + 5)
     first, second = measure_cost(run, pairs), measure_cost(run, pairs)
     assert first is not None
     assert second is not None
     assert first.tokens == second.tokens
-    assert first.tokens["pairs"] == verdict_cost._PAIRS
+    assert first.tokens.pairs == verdict_cost.PAIRS
     assert measure_cost(run, []) is None
 
 

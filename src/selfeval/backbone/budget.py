@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from selfeval.backbone.meters import CpuMeter, Meter
 from selfeval.errors import MemoryLimitError, is_out_of_memory
+from selfeval.texts import format_bytes
 
 __all__ = ["EventKind", "MemoryBudget", "MemoryEvent", "Phase"]
 
@@ -248,9 +249,10 @@ class MemoryBudget:
     def _too_big(self, phase: Phase, units: int, peak: int | None = None) -> MemoryLimitError:
         what, advice = _SMALLEST[phase]
         if peak is None:
-            shown = f"there is no memory for it (in use {_mib(self.meter.used())}, free {_mib(self.meter.free())})"
+            used, free = format_bytes(self.meter.used()), format_bytes(self.meter.free())
+            shown = f"there is no memory for it (in use {used}, free {free})"
         else:
-            shown = f"this process then uses {_mib(peak)}, and memory_budget is {_mib(self.meter.limit or 0)}"
+            shown = f"this process then uses {format_bytes(peak)}, and memory_budget is {format_bytes(self.meter.limit or 0)}"
         return MemoryLimitError(
             f"{what.format(units=units)} alone does not fit: {shown}. Free some memory, raise --memory-budget if you gave one, "
             f"{advice}, or use a smaller model"
@@ -278,7 +280,3 @@ def _next_group(order: Sequence[int], sizes: Sequence[int], start: int, limit: i
     while end < len(order) and (end + 1 - start) * sizes[order[end]] <= limit:
         end += 1
     return list(order[start:end])
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"

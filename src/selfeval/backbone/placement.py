@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from selfeval.backbone.sizes import weight_sizes
 from selfeval.config import PlacementConfig
 from selfeval.errors import ModelError
+from selfeval.texts import format_bytes
 
 __all__ = ["DISK", "ENDLESS", "DeviceMap", "free_memory", "meta_model", "plan_placement", "usable_memory"]
 
@@ -230,24 +231,17 @@ def _device_map(parts: _Parts, main: str, devices: Sequence[str]) -> DeviceMap:
 
 
 def _too_small(parts: _Parts, memory: Mapping[str, int]) -> str:
-    here = ", ".join(f"{device} {_size(size)}" for device, size in memory.items() if size < ENDLESS)
+    here = ", ".join(f"{device} {format_bytes(size)}" for device, size in memory.items() if size < ENDLESS)
     least, most = parts.fixed_bytes + parts.largest, max((s for d, s in memory.items() if d != DISK), default=0)
     if most < least:
         what = "embeddings, output layer and the largest layer" if parts.layers else "the model, which has no list of layers"
-        need = f"one device must hold {_size(least)} ({what}), {_size(least - most)} more than the roomiest has"
+        need = f"one device must hold {format_bytes(least)} ({what}), {format_bytes(least - most)} more than the roomiest has"
     else:
-        need = f"all devices together lack {_size(parts.total + parts.largest - sum(memory.values()))}"
+        need = f"all devices together lack {format_bytes(parts.total + parts.largest - sum(memory.values()))}"
     return (
-        f"this model of {_size(parts.total)} does not fit: {need}; usable: {here}. Free memory, raise placement.max_memory, "
-        "lower placement.reserve, or use a smaller model or precision"
+        f"this model of {format_bytes(parts.total)} does not fit: {need}; usable: {here}. Free memory, raise "
+        "placement.max_memory, lower placement.reserve, or use a smaller model or precision"
     )
-
-
-def _size(count: int) -> str:
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if abs(count) >= 1 << power:
-            return f"{count / (1 << power):.1f} {unit}"
-    return f"{count} bytes"
 
 
 # -- parts of a model ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from selfeval.backbone.body import text_body
 from selfeval.errors import LoopError, ModelError
+from selfeval.texts import format_bytes
 
 __all__ = [
     "DTYPES",
@@ -92,8 +93,8 @@ def pick_precision(wanted: str, device: torch.device, size: Callable[[str], int]
     fitting = next((n for n in usable if size(n) * _ROOM <= free), usable[-1])
     if fitting == preferred[0]:
         return fitting, None
-    sizes = ", ".join(f"{n} {size(n) / 2**30:.1f}" for n in preferred)
-    return fitting, f"precision {fitting} was picked: {free / 2**30:.1f} GiB are free on {device}, the base takes (GiB) {sizes}"
+    sizes = ", ".join(f"{format_bytes(size(n))} in {n}" for n in preferred)
+    return fitting, f"precision {fitting} was picked: {format_bytes(free)} are free on {device}, the base takes {sizes}"
 
 
 def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:

@@ -28,10 +28,10 @@ def print_closing(folder: Path, worked: bool) -> None:
     from rich.console import Console
 
     from selfeval.report.page import draw_page
+    from selfeval.report.reading import read_report
     from selfeval.report.summary import rounds_sentences, summary_rows, verdict_sentences
-    from selfeval.store import read_json
 
-    report = read_json(folder / "report.json")
+    report = read_report(folder / "report.json")
     page = folder / "index.html"
     if not page.exists():
         draw_page(folder)

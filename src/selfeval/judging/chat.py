@@ -8,6 +8,7 @@ their own.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from selfeval.errors import ModelError
 
-__all__ = ["CHAT_TEMPLATE", "freeze_date", "message", "reason", "refuse_chance", "settled", "uses_parts"]
+__all__ = ["CHAT_TEMPLATE", "freeze_date", "jinja_string", "message", "reason", "refuse_chance", "settled", "uses_parts"]
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File of a templates folder that replaces the tokenizer's chat template; an empty file switches it off."""
@@ -42,13 +43,14 @@ def freeze_date(source: str, day: date, *, trims: bool = False) -> str:
     if "strftime_now" not in source or _FROZEN in source:
         return source
     steps = [("%%", _PERCENT), *((f"%{d}", day.strftime(f"%{d}")) for d in _DIRECTIVES), (_PERCENT, "%")]
-    filters = "".join(f" | replace({_quoted(old)}, {_quoted(new)})" for old, new in steps)
+    filters = "".join(f" | replace({jinja_string(old)}, {jinja_string(new)})" for old, new in steps)
     newline = "\n" if trims else ""  # removed by trim_blocks; the template still begins on a fresh line
     return f"{{% {_FROZEN} %}}{{{{ format{filters} }}}}{{% endmacro %}}{newline}{source}"
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\t", "\\t") + "'"
+def jinja_string(text: str) -> str:
+    """Write a string literal of jinja, which knows escapes of 16 bits as Python does but joins no surrogates."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def settled(tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: date) -> PreTrainedTokenizerBase:

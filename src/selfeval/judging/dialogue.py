@@ -12,7 +12,6 @@ tokenizer cannot reproduce the ids there is no template.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from selfeval.judging.chat import jinja_string
 from selfeval.judging.hostile import hostile_texts
 from selfeval.judging.templates import Templates
 
@@ -189,7 +189,7 @@ def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]
                 asked,
                 f"{{%- if loop.first -%}}{begin}{{%- endif -%}}",
                 "{{- prompt -}}{%- elif message['role'] == 'assistant' -%}{{- ' ' + cleaned(message['content']) -}}",
-                *(f"{{{{- {_quoted(token)} -}}}}" for token in end),
+                *(f"{{{{- {jinja_string(token)} -}}}}" for token in end),
                 "{%- else -%}",
                 "{{- raise_exception('this model knows user and assistant messages only, not ' + message['role']) -}}",
                 "{%- endif -%}{%- endfor -%}",
@@ -220,7 +220,7 @@ def _own_template(templates: Templates) -> str:
 
 def _cleaning(templates: Templates) -> str:
     """A macro that does what `Templates.clean` does; content in parts, as some chat clients send it, becomes their text."""
-    tokens = ", ".join(_quoted(token) for token in templates.control.texts)
+    tokens = ", ".join(jinja_string(token) for token in templates.control.texts)
     return _CLEANED.replace("TOKENS", tokens)
 
 
@@ -248,12 +248,7 @@ _NEEDS_WORKING = """{%- if working is not defined -%}
 
 
 def _literal(token: str) -> str:
-    return f"{{{{ {_quoted(token)} }}}}"
-
-
-def _quoted(token: str) -> str:
-    """A string of jinja, which knows escapes of 16 bits as Python does but joins no surrogates."""
-    return json.dumps(token, ensure_ascii=False)
+    return f"{{{{ {jinja_string(token)} }}}}"
 
 
 def _source(templates: Templates, kind: str) -> str:

@@ -14,9 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from selfeval.quality.statistics import Figure, booleans
+from selfeval.quality.statistics import Figure, booleans, sigmoid
 
 __all__ = [
+    "BINS",
+    "CASES_PER_BIN",
     "Binning",
     "aurc",
     "brier_score",
@@ -33,7 +35,9 @@ Floats = NDArray[np.float64]
 TEMPERATURE_RANGE = (1e-2, 1e2)
 """Bounds of a fitted temperature; separable labels would ask for 0, inverted ones for infinity."""
 
-_CASES_PER_BIN = 10
+BINS = 15
+"""Bins of a calibration error, at most."""
+CASES_PER_BIN = 10
 _DRAWS = 1000
 _HALVINGS = 16
 """Bisections of the strength of a miscalibration in [0, 1]: 1e-5 of a probability."""
@@ -73,7 +77,7 @@ def reliability_bins(
 
 
 def expected_calibration_error(
-    confidence: Sequence[float], correct: Sequence[float], *, bins: int = 15, scheme: Binning = "equal_mass"
+    confidence: Sequence[float], correct: Sequence[float], *, bins: int = BINS, scheme: Binning = "equal_mass"
 ) -> float | None:
     """Average the gap between claim and outcome over bins: Σ_b n_b / N · |mean confidence_b − accuracy_b|.
 
@@ -98,7 +102,7 @@ def expected_calibration_error(
     return sum(n * abs(claimed - accuracy) for claimed, accuracy, n in rows) / len(confidence)
 
 
-def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, bins: int = 15, seed: int = 0) -> Figure:
+def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, bins: int = BINS, seed: int = 0) -> Figure:
     """Estimate the expected calibration error without its bias, with a 95 % interval that covers a true 0.
 
     The plug-in error of `expected_calibration_error` sums |gap|, which noise alone makes positive; a bootstrap adds the noise
@@ -133,7 +137,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, b
     confidence_N, correct_N = _probabilities(confidence, booleans(correct, "outcomes"))
     if confidence_N.size == 0:
         return Figure(None, None, None, 0)
-    groups = _whole_groups(confidence_N, max(1, min(bins, confidence_N.size // _CASES_PER_BIN)))
+    groups = _whole_groups(confidence_N, max(1, min(bins, confidence_N.size // CASES_PER_BIN)))
     claimed_B = np.array([confidence_N[group].mean() for group in groups])
     accuracy_B = np.array([correct_N[group].mean() for group in groups])
     plug_in = _PlugIn(claimed_B, accuracy_B, np.array([len(group) for group in groups]), seed)
@@ -312,7 +316,7 @@ def fit_temperature(logits: Sequence[float], labels: Sequence[float], *, prior: 
     def rises(log_t: float) -> bool:
         scaled_N = logits_N * math.exp(-log_t)
         # >= 0: separable labels want T = 0, and there the sigmoid saturates and the slope rounds to 0.
-        return float(precision * log_t - scaled_N @ (_sigmoid(scaled_N) - labels_N)) >= 0
+        return float(precision * log_t - scaled_N @ (sigmoid(scaled_N) - labels_N)) >= 0
 
     # The loss alone has one minimum; with the prior it may have two, so that the lower one is found on a grid first.
     coldest, hottest = (math.log(bound) for bound in TEMPERATURE_RANGE)
@@ -370,7 +374,3 @@ def _check_unit_interval(values_N: Floats, name: str) -> None:
     outside = values_N[~((values_N >= 0) & (values_N <= 1))]
     if outside.size:
         raise ValueError(f"{name} must be in [0, 1], got {outside[:5].tolist()}")
-
-
-def _sigmoid(x_N: Floats) -> Floats:
-    return np.asarray(0.5 * (1 + np.tanh(x_N / 2)), dtype=np.float64)

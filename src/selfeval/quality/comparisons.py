@@ -46,6 +46,7 @@ class Comparison:
         test: `mcnemar_exact` for right and wrong on both sides, `binomial_exact` for right and wrong against a level,
             `sign_exact` where there are half credits or several cases of a question. All three are the same two-sided
             binomial test of wins against losses.
+        finding: whether a difference may be claimed, by the rule at the top of this module.
     """
 
     difference: Figure
@@ -53,18 +54,7 @@ class Comparison:
     losses: int
     p_value: float | None
     test: Test
-
-    @property
-    def finding(self) -> Finding:
-        """Whether a difference may be claimed, by the rule at the top of this module."""
-        low, high = self.difference.ci_low, self.difference.ci_high
-        if self.difference.n < FEWEST or self.p_value is None or low is None or high is None:
-            return "too_few"
-        if self.p_value > LEVEL or low <= 0 <= high:
-            return "unclear"
-        if low > 0:
-            return "better" if self.wins > self.losses else "unclear"
-        return "worse" if self.losses > self.wins else "unclear"
+    finding: Finding
 
     def as_json(self) -> dict[str, Any]:
         """Return {"difference", "wins", "losses", "p_value", "test", "finding"}, as report.json has it.
@@ -143,7 +133,19 @@ def compare_with_level(scores: Sequence[float], level: float = 0.5, questions: S
 
 def _comparison(units: Sequence[float], difference: Figure, test: Test) -> Comparison:
     wins, losses = sum(unit > 0 for unit in units), sum(unit < 0 for unit in units)
-    return Comparison(difference, wins, losses, mcnemar_exact(wins, losses) if units else None, test)
+    p_value = mcnemar_exact(wins, losses) if units else None
+    return Comparison(difference, wins, losses, p_value, test, _finding(difference, wins, losses, p_value))
+
+
+def _finding(difference: Figure, wins: int, losses: int, p_value: float | None) -> Finding:
+    low, high = difference.ci_low, difference.ci_high
+    if difference.n < FEWEST or p_value is None or low is None or high is None:
+        return "too_few"
+    if p_value > LEVEL or low <= 0 <= high:
+        return "unclear"
+    if low > 0:
+        return "better" if wins > losses else "unclear"
+    return "worse" if losses > wins else "unclear"
 
 
 def _units(differences: Sequence[float], questions: Sequence[Hashable] | None) -> list[float]:

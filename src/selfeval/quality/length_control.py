@@ -10,18 +10,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from selfeval.quality.statistics import Figure, bootstrap_interval
+from selfeval.quality.statistics import Figure, bootstrap_interval, sigmoid
 
-__all__ = ["length_controlled_win_rate"]
+__all__ = ["RESAMPLES", "length_controlled_win_rate"]
 
 Floats = NDArray[np.float64]
 
+RESAMPLES = 500
+"""Of the bootstrap."""
 RIDGE = 0.1
 """Weight of φ²/2 beside the summed log loss: holds φ finite when length alone separates wins from losses."""
 
 
 def length_controlled_win_rate(
-    scores: Sequence[float], length_differences: Sequence[float], *, seed: int = 0, resamples: int = 500
+    scores: Sequence[float], length_differences: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Figure:
     """Estimate the win rate at equal length: the length-controlled win rate of AlpacaEval 2.
 
@@ -67,14 +69,14 @@ def _win_rates(y_RN: Floats, x_RN: Floats) -> Floats:
     theta_R, _ = _fit(y_RN, x_RN)
     raw_R = y_RN.mean(-1)
     # A resample that one side won entirely has its optimum at θ = ± infinity.
-    return np.where((raw_R == 0) | (raw_R == 1), raw_R, _sigmoid(theta_R))
+    return np.where((raw_R == 0) | (raw_R == 1), raw_R, sigmoid(theta_R))
 
 
 def _fit(y_RN: Floats, x_RN: Floats) -> tuple[Floats, Floats]:
     """Fit R ridge logistic regressions at once by Newton's method, steps held to length 1 so that none overshoots."""
     theta_R, phi_R = np.zeros(len(y_RN)), np.zeros(len(y_RN))
     for _ in range(60):
-        p_RN = _sigmoid(theta_R[:, None] + phi_R[:, None] * x_RN)
+        p_RN = sigmoid(theta_R[:, None] + phi_R[:, None] * x_RN)
         error_RN, weight_RN = p_RN - y_RN, p_RN * (1 - p_RN)
         slope_theta_R, slope_phi_R = error_RN.sum(-1), (error_RN * x_RN).sum(-1) + RIDGE * phi_R
         # 1e-9 keeps the determinant positive where a resample is won entirely and its weights vanish.
@@ -102,7 +104,3 @@ def _checked_scores(scores: Sequence[float]) -> Floats:
     if not ((scores_N >= 0) & (scores_N <= 1)).all():
         raise ValueError(f"a score must be in [0, 1], got {scores_N.min()} to {scores_N.max()}")
     return scores_N
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(0.5 * (1 + np.tanh(x / 2)), dtype=np.float64)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "FEWEST_RANKS",
     "Figure",
     "booleans",
     "bootstrap_interval",
@@ -25,6 +26,8 @@ __all__ = [
     "percentile_interval",
     "proportion",
     "ratio_of_means",
+    "rounded",
+    "sigmoid",
     "spearman",
     "spearman_figure",
     "student_quantile",
@@ -34,7 +37,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-_FEWEST_RANKS = 10
+FEWEST_RANKS = 10
 INDICES_PER_CHUNK = 2_000_000
 """Bootstrap indices held at once (16 MB); more cases cost time, not memory."""
 
@@ -51,6 +54,17 @@ class Figure:
     ci_high: float | None
     n: int
 
+    @property
+    def known(self) -> float:
+        """The value of a figure that has one.
+
+        Raises:
+            ValueError: it is undefined.
+        """
+        if self.value is None:
+            raise ValueError("the figure has no cases, so it has no value")
+        return self.value
+
     def as_json(self) -> dict[str, float | int | None]:
         """Return {"value", "ci_low", "ci_high", "n"} with 6 decimals, as report.json has it.
 
@@ -59,9 +73,9 @@ class Figure:
             {'value': 0.666667, 'ci_low': 0.2, 'ci_high': 0.9, 'n': 3}
         """
         return {
-            "value": _rounded(self.value),
-            "ci_low": _rounded(self.ci_low),
-            "ci_high": _rounded(self.ci_high),
+            "value": rounded(self.value),
+            "ci_low": rounded(self.ci_low),
+            "ci_high": rounded(self.ci_high),
             "n": self.n,
         }
 
@@ -325,7 +339,7 @@ def spearman_figure(x: Sequence[float], y: Sequence[float]) -> Figure:
     value, n = spearman(x, y), len(x)
     if value is None:
         return Figure(None, None, None, n)
-    if n < _FEWEST_RANKS:
+    if n < FEWEST_RANKS:
         return Figure(value, None, None, n)
     # atanh(1) is infinite; a perfect correlation keeps the interval of one a step below it.
     centre = math.atanh(max(-1.0, min(1.0, value)) * (1 - 1 / n**2))
@@ -485,7 +499,18 @@ def percentile_interval(values: Floats, *, confidence: float = 0.95) -> tuple[fl
     return float(low), float(high)
 
 
-def _rounded(value: float | None) -> float | None:
+def sigmoid(x: Floats | float) -> Floats:
+    """Return 1 / (1 + exp(−x)), without overflow.
+
+    Example:
+        >>> float(sigmoid(0.0)), float(sigmoid(1e6))
+        (0.5, 1.0)
+    """
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500.0, 500.0))), dtype=np.float64)
+
+
+def rounded(value: float | None) -> float | None:
+    """Round to 6 decimals, as numbers are written to files."""
     return None if value is None else round(value, 6)
 
 

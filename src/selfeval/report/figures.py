@@ -1,22 +1,22 @@
-"""Read figures out of `report.json`, and write numbers the way a person reads them.
+"""Write figures and numbers the way a person reads them.
 
-A figure is `{"value", "ci_low", "ci_high", "n"}` or null. Whatever was not measured is `None` here, never zero.
+A quantity that was not measured is None, and a figure without cases has no value. Both are written as "not measured", never
+as 0.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
-from selfeval.errors import InputError
+from selfeval.quality.comparisons import Comparison
+from selfeval.quality.statistics import Figure
 
 __all__ = [
     "NOT_MEASURED",
-    "Comparison",
-    "Figure",
     "cells",
+    "compared",
     "count",
+    "defined",
     "describe",
     "describe_difference",
     "difference_cells",
@@ -25,48 +25,22 @@ __all__ = [
     "number",
     "percent",
     "points",
-    "read_comparison",
-    "read_figure",
     "seconds",
-    "section",
-    "size",
     "tested",
 ]
 
 NOT_MEASURED = "not measured"
 TESTS = {"mcnemar_exact": "exact McNemar test", "sign_exact": "exact sign test", "binomial_exact": "exact binomial test"}
-FINDINGS = ("better", "worse", "unclear", "too_few")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured quantity: its value, its interval (which may be unknown) and the number of cases behind it."""
-
-    value: float
-    ci_low: float | None
-    ci_high: float | None
-    n: int
+def defined(figure: Figure | None) -> Figure | None:
+    """Return a figure that has a value, or None."""
+    return None if figure is None or figure.value is None else figure
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One paired difference, with its exact test and the finding that the evaluation stage drew from both.
-
-    Attributes:
-        difference: ours less theirs, as a share.
-        wins: questions on which ours is higher.
-        losses: questions on which theirs is higher.
-        p_value: of the test; None where nothing was compared.
-        test: a key of `TESTS`.
-        finding: one of `FINDINGS`.
-    """
-
-    difference: Figure
-    wins: int
-    losses: int
-    p_value: float | None
-    test: str
-    finding: str
+def compared(comparison: Comparison | None) -> Comparison | None:
+    """Return a comparison of at least one question, or None."""
+    return None if comparison is None or comparison.difference.value is None else comparison
 
 
 def finite(value: object) -> float | None:
@@ -78,61 +52,6 @@ def finite(value: object) -> float | None:
     except OverflowError:  # JSON allows whole numbers that no float can hold
         return None
     return known if math.isfinite(known) else None
-
-
-def section(report: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return the object at a dotted `path` of the report, or an empty one when it is absent or null.
-
-    Raises:
-        InputError: something other than an object stands there.
-    """
-    here: Any = report
-    for key in path.split("."):
-        here = here.get(key)
-        if here is None:
-            return {}
-        if not isinstance(here, dict):
-            raise InputError(f"report.json: {path!r} should be an object, got {type(here).__name__}")
-    found: dict[str, Any] = here
-    return found
-
-
-def read_figure(report: dict[str, Any], path: str) -> Figure | None:
-    """Return the figure at a dotted `path`, or None when it is absent, null, or has no finite value.
-
-    Raises:
-        InputError: something other than a figure stands there.
-    """
-    raw = section(report, path)
-    if not raw:
-        return None
-    if "value" not in raw:
-        raise InputError(f"report.json: {path!r} should have value, ci_low, ci_high and n, got {sorted(raw)}")
-    value, cases = finite(raw["value"]), finite(raw.get("n"))
-    if value is None:
-        return None
-    return Figure(value, finite(raw.get("ci_low")), finite(raw.get("ci_high")), int(cases or 0))
-
-
-def read_comparison(report: dict[str, Any], path: str) -> Comparison | None:
-    """Return the comparison at a dotted `path`, or None when it is absent, null, or compared nothing.
-
-    Raises:
-        InputError: something other than a comparison stands there.
-    """
-    raw = section(report, path)
-    if not raw:
-        return None
-    if str(raw.get("test")) not in TESTS or raw.get("finding") not in FINDINGS:
-        raise InputError(
-            f"report.json: {path!r} should have difference, wins, losses, p_value, a test of {', '.join(TESTS)}, and a "
-            f"finding of {', '.join(FINDINGS)}; got {raw!r}"
-        )
-    difference = read_figure(report, f"{path}.difference")
-    if difference is None:
-        return None
-    wins, losses = (int(finite(raw.get(key)) or 0) for key in ("wins", "losses"))
-    return Comparison(difference, wins, losses, finite(raw.get("p_value")), raw["test"], raw["finding"])
 
 
 def points(share: float) -> str:
@@ -167,7 +86,7 @@ def describe_difference(comparison: Comparison | None, *, turned: bool = False) 
     >>> describe_difference(Comparison(Figure(-0.0079, -0.0142, -0.0024, 1900), 12, 27, 0.007, "mcnemar_exact", "worse"))
     '-0.8 points (interval -1.4 to -0.2, exact McNemar test p = 0.007, n = 1,900)'
     """
-    if comparison is None:
+    if comparison is None or comparison.difference.value is None:
         return NOT_MEASURED
     value, interval, n = difference_cells(comparison, turned=turned)
     return f"{value} ({'no interval' if interval == 'unknown' else f'interval {interval}'}, {tested(comparison)}, n = {n})"
@@ -175,13 +94,13 @@ def describe_difference(comparison: Comparison | None, *, turned: bool = False) 
 
 def difference_cells(comparison: Comparison | None, *, turned: bool = False) -> tuple[str, str, str]:
     """Write a paired difference as three cells of a table: its value, its interval in points, its n."""
-    if comparison is None:
+    if comparison is None or comparison.difference.value is None:
         return NOT_MEASURED, "", ""
     figure, sign = comparison.difference, -1 if turned else 1
     if figure.ci_low is None or figure.ci_high is None:
-        return points(sign * figure.value), "unknown", count(figure.n)
+        return points(sign * figure.known), "unknown", count(figure.n)
     low, high = sorted((sign * figure.ci_low, sign * figure.ci_high))
-    return points(sign * figure.value), f"{_in_points(low)} to {_in_points(high)}", count(figure.n)
+    return points(sign * figure.known), f"{_in_points(low)} to {_in_points(high)}", count(figure.n)
 
 
 def percent(value: float) -> str:
@@ -240,25 +159,13 @@ def seconds(value: float) -> str:
     return f"{number(value)} s" if value >= 1 else f"{number(value * 1000)} ms"
 
 
-def size(octets: float) -> str:
-    """Write bytes in binary units.
-
-    >>> size(900), size(3_300_000), size(14 * 2**30)
-    ('900 bytes', '3.15 MiB', '14.0 GiB')
-    """
-    if octets < 1024:
-        return f"{octets:.0f} bytes"
-    power = min(3, int(math.log(octets, 1024)))
-    return f"{number(octets / 1024**power)} {('KiB', 'MiB', 'GiB')[power - 1]}"
-
-
 def cells(figure: Figure | None, *, as_percent: bool = True) -> tuple[str, str, str]:
     """Write a figure as three cells of a table: its value, its interval, its n.
 
     >>> cells(Figure(1.04, 1.03, 1.05, 1800), as_percent=False)
     ('1.04', '1.03 to 1.05', '1,800')
     """
-    if figure is None:
+    if figure is None or figure.value is None:
         return NOT_MEASURED, "", ""
     write = percent if as_percent else number
     if figure.ci_low is None or figure.ci_high is None:
@@ -272,7 +179,7 @@ def describe(figure: Figure | None, *, as_percent: bool = True, of: str = "") ->
     >>> describe(Figure(0.931, 0.912, 0.946, 800), of=" of pairs")
     '93.1% of pairs (interval 91.2% to 94.6%, n = 800)'
     """
-    if figure is None:
+    if figure is None or figure.value is None:
         return NOT_MEASURED
     value, interval, n = cells(figure, as_percent=as_percent)
     known = "no interval" if interval == "unknown" else f"interval {interval}"

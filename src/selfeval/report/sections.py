@@ -1,4 +1,4 @@
-"""What each section of the page shows: the report and the metrics in, plain data and finished charts out.
+"""The content of each section of the page: the report and the metrics in, plain data and finished charts out.
 
 Each function answers for one section and names what was not measured; the template only lays the answers out.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from markupsafe import Markup
 
-from selfeval.errors import InputError
+from selfeval.quality.comparisons import Comparison
+from selfeval.quality.statistics import Figure
 from selfeval.report.charts import Bar, Bin, Line, Mark, Part, Track
 from selfeval.report.drawing import (
     bar_chart,
@@ -24,9 +26,10 @@ from selfeval.report.drawing import (
 )
 from selfeval.report.figures import (
     NOT_MEASURED,
-    Figure,
     cells,
+    compared,
     count,
+    defined,
     describe,
     describe_difference,
     difference_cells,
@@ -34,116 +37,100 @@ from selfeval.report.figures import (
     finite,
     number,
     percent,
-    read_comparison,
-    read_figure,
-    section,
-    size,
     tested,
 )
 from selfeval.report.memory import memory_rows
+from selfeval.report.reading import Metrics, Rows
+from selfeval.report.schema import (
+    Alarm,
+    Dropped,
+    Evaluator,
+    Labels,
+    OverOptimisation,
+    Policy,
+    Report,
+    Round,
+    Sample,
+    Verdicts,
+)
 from selfeval.report.summary import (
     BASELINE_NAMES,
     COSTS,
     badges,
-    baseline_labels,
+    baseline_comparisons,
+    baseline_figures,
     evaluator_accuracy,
-    rounds_of,
     rounds_sentences,
+    seconds_by,
     strongest_baseline,
+    tokens_by,
     verdict_sentences,
 )
+from selfeval.texts import format_bytes
 
 __all__ = ["all_sections", "column"]
 
 View = dict[str, Any]
-Rows = Sequence[dict[str, Any]]
 
 SMOOTHING = 0.25
 SMOOTH_FROM = 20
 SAMPLES_OPEN = 6
 
 CURVES = (
-    ("Reward", "What the policy is trained on: the evaluator's score less the price of leaving the reference.",
+    ("Reward", "Training signal of the policy: the evaluator's score less the KL penalty.",
      (("reward", "reward"), ("score", "score"))),
-    ("KL to the reference", "Nats per reply. How far the policy has walked from where it began.", (("kl", "KL"),)),
-    ("Reply length", "Tokens per reply. A steady climb would mean that length is being rewarded.",
+    ("KL to the reference", "Nats per reply: distance of the policy from its start.", (("kl", "KL"),)),
+    ("Reply length", "Tokens per reply. A steady climb means that length is being rewarded.",
      (("length", "length"),)),
-    ("Entropy", "Nats per token. A fall to zero means that the policy has stopped exploring.",
+    ("Entropy", "Nats per token. At zero the policy has stopped exploring.",
      (("entropy", "entropy"),)),
-    ("Policy loss", "The clipped surrogate. It hovers about zero by design; look for jumps.",
+    ("Policy loss", "The clipped surrogate. It stays near zero by design; look for jumps.",
      (("policy_loss", "policy loss"),)),
-    ("Value loss", "How far the critic's forecast is from the return it saw.", (("value_loss", "value loss"),)),
+    ("Value loss", "Squared error of the critic's prediction of the return.", (("value_loss", "value loss"),)),
     ("Explained variance", "Of the returns, by the critic. One is perfect; below zero is worse than a constant.",
      (("explained_variance", "explained variance"),)),
-    ("Clip fraction", "Share of tokens whose ratio was clipped. High means that steps are too large.",
+    ("Clip fraction", "Share of tokens whose ratio was clipped. A high share means that steps are too large.",
      (("clip_fraction", "clip fraction"),)),
 )  # fmt: skip
 MORE_CURVES = (
-    ("KL coefficient", "The price of one nat.", (("kl_coefficient", "KL coefficient"),)),
+    ("KL coefficient", "Penalty per nat.", (("kl_coefficient", "KL coefficient"),)),
     ("Approximate KL", "Between the policy before and after one update.", (("approximate_kl", "approximate KL"),)),
     ("Gradient norm", "Before clipping.", (("grad_norm", "gradient norm"),)),
     ("Seconds per step", "Rollout, scoring and update together.", (("seconds", "seconds"),)),
 )  # fmt: skip
-WHOSE = ("Evaluator", "Policy")
-GOLD = (("evaluator.accuracy_gold",), ("policy.gold_before", "policy.gold_after"))
-WIN_RATES = (
-    ("win_rate", "ties count half"),
-    ("win_rate_decisive", "ties dropped"),
-    ("length_controlled", "length controlled"),
-)
-ACCURACIES = (
-    ("accuracy_gold", "Accuracy on held-out pairs, gold labels"),
-    ("accuracy_judge", "Accuracy on the pairs the judge was sure of"),
-)
-CALIBRATION = (
-    ("ece", "Expected calibration error"),
-    ("brier", "Brier score"),
-)
-COST = (
-    ("time.per_verdict.{}", "Seconds"),
-    ("evaluator.cost.{}.tokens_read", "Tokens read"),
-    ("evaluator.cost.{}.tokens_written", "Tokens written"),
-)
-MEMORY = (
-    ("base_bytes", "Base weights"),
-    ("adapter_bytes", "Adapters and heads"),
-    ("peak_bytes", "Peak"),
-)
 STAGE_STYLES = ("p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8")
-STATES = (
-    ("kept", "kept", "p1", "The judge was sure, in both orders: these train the evaluator."),
-    ("tie", "tie", "p3", "The judge found both replies equally good."),
-    ("unsure", "unsure", "p2", "The judge changed its mind with the order, or was not confident enough."),
-    ("unparsable", "unparsable", "p4", "The judge's answer could not be read: a state of its own, never a default."),
-)
+MEANINGS = {
+    "kept": "The judge was sure, in both orders: these train the evaluator.",
+    "tie": "The judge found both replies equally good.",
+    "unsure": "The judge changed its mind with the order, or was not confident enough.",
+    "unparsable": "The judge's answer could not be read; it never counts as a preference.",
+}
+"""Meaning of each state of a verdict."""
 
 
-def all_sections(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]]) -> View:
+def all_sections(report: Report, metrics: Metrics) -> View:
     """Return everything the template needs, one entry per section.
 
     Args:
-        report: the report of a run, schema 1.
+        report: the report of a run.
         metrics: the rows of each `metrics/<stage>.jsonl`, by stage; stages may be absent.
-
-    Raises:
-        InputError: a part of the report does not have the shape that schema 1 gives it.
     """
     return {
         "head": _head(report),
         "verdict": _verdict(report),
-        "headline": [_headline_evaluator(report), _headline_gold(report), _headline_wins(report)],
+        "headline": [_headline_evaluator(report), _headline_gold(report.policy), _headline_wins(report.policy)],
         "rounds": _rounds(report),
-        "policy": _policy(report),
-        "curves": _curves(report, metrics),
+        "policy": _policy(report.policy),
+        "curves": _curves(report.policy, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
-        "verdicts": _verdicts(report),
-        "samples": _samples(report),
-        "dropped": _dropped(report),
+        "verdicts": _verdicts(report.verdicts),
+        "samples": _samples(report.samples),
+        "dropped": _dropped(report.dropped),
         "cost": _cost(report),
-        "data": [(name.replace("_", " "), count(value)) for name, value in section(report, "data").items()],
-        "config": _config(report),
-        "prompts": [(name, str(text)) for name, text in section(report, "prompts").items() if text],
-        "versions": [(name, str(value)) for name, value in section(report, "versions").items()],
+        "data": [(name.replace("_", " "), count(value)) for name, value in report.data],
+        "config": _config(report.config),
+        "prompts": [(name, text) for name, text in report.prompts.items() if text],
+        "versions": list(report.versions.items()),
     }
 
 
@@ -163,29 +150,36 @@ def column(rows: Rows, key: str) -> tuple[list[tuple[float, float]], int]:
     return points, broken
 
 
-def _head(report: dict[str, Any]) -> View:
-    model, seconds = section(report, "model"), finite(section(report, "time").get("total"))
-    facts = [("model", str(model["name"]))] if model.get("name") else []
-    if model.get("model_type"):
-        facts.append(("architecture", str(model["model_type"])))
-    if finite(model.get("parameters")) is not None:
-        facts.append(("parameters", count(model["parameters"])))
-    if "domain" in model:
-        facts.append(("domain", str(model["domain"] or "your own questions, no gold")))
-    if report.get("seed") is not None:
-        facts.append(("random seed", str(report["seed"])))
-    if seconds is not None:
-        facts.append(("time", duration(seconds)))
-    return {"name": str(report.get("name") or "unnamed run"), "facts": facts}
+def _head(report: Report) -> View:
+    model = report.model
+    facts = [
+        ("model", model.name),
+        ("architecture", model.model_type),
+        ("parameters", count(model.parameters)),
+        ("precision", model.precision),
+        ("domain", model.domain or "your own questions"),
+    ]
+    if model.gold_file is not None:
+        facts.append(("gold answers", PurePath(model.gold_file).name))
+    elif model.domain is None:
+        facts.append(("gold answers", "none"))
+    facts += [("random seed", str(report.seed)), ("time", duration(report.time.total))]
+    return {"name": report.name or "unnamed run", "facts": facts}
 
 
-def _verdict(report: dict[str, Any]) -> list[View]:
+def _verdict(report: Report) -> list[View]:
+    policy = report.policy
+    by_judge = (
+        defined(report.evaluator.accuracy_gold) is None,
+        defined(policy.gold_before) is None or defined(policy.gold_after) is None,
+    )
     findings = []
-    for who, gold, text, badge in zip(WHOSE, GOLD, verdict_sentences(report), badges(report), strict=True):
-        by_judge = badge.standing != "unmeasured" and any(read_figure(report, path) is None for path in gold)
-        word = f"{badge.word}, by judge" if by_judge else badge.word
-        told = text.replace("n = ", "n\u00a0=\u00a0").replace("p = ", "p\u00a0=\u00a0")
-        findings.append({"whose": who, "text": told, "standing": badge.standing, "word": word})
+    for who, judged, text, badge in zip(
+        ("Evaluator", "Policy"), by_judge, verdict_sentences(report), badges(report), strict=True
+    ):
+        word = f"{badge.word}, by judge" if judged and badge.standing != "unmeasured" else badge.word
+        unbroken = text.replace("n = ", "n\u00a0=\u00a0").replace("p = ", "p\u00a0=\u00a0")
+        findings.append({"whose": who, "text": unbroken, "standing": badge.standing, "word": word})
     return findings
 
 
@@ -200,10 +194,10 @@ def _interval(figure: Figure) -> str:
 
 
 _TRACK_NAMES = dict(zip(BASELINE_NAMES.values(), ("judge", "log-prob", "longer", "first"), strict=True))
-"""Baselines by the short name that fits beside their interval on the card."""
+"""Baselines by the short name that fits on the card next to their interval."""
 
 
-def _headline_evaluator(report: dict[str, Any]) -> View:
+def _headline_evaluator(report: Report) -> View:
     measured = evaluator_accuracy(report)
     if measured is None:
         return _headline("Evaluator accuracy", "–", NOT_MEASURED)
@@ -214,124 +208,139 @@ def _headline_evaluator(report: dict[str, Any]) -> View:
     label = f"Evaluator {describe(figure)}" + (f"; {baseline[0]} {describe(baseline[1])}" if baseline else "")
     title = "Evaluator accuracy, by gold" if labels == "gold" else "Evaluator agrees with judge"
     picture = interval_tracks(tracks, label=label, reference=0.5)
-    return _headline(title, percent(figure.value), _interval(figure), picture)
+    return _headline(title, percent(figure.known), _interval(figure), picture)
 
 
-def _headline_gold(report: dict[str, Any]) -> View:
-    before, after = read_figure(report, "policy.gold_before"), read_figure(report, "policy.gold_after")
+def _headline_gold(policy: Policy) -> View:
+    before, after = defined(policy.gold_before), defined(policy.gold_after)
     title = "Right by gold, before and after"
     if before is None or after is None:
         return _headline(title, "–", "no gold was measured both before and after")
     tracks = [_track("before", before), _track("after", after, accent=True)]
     picture = interval_tracks(tracks, label=f"Before {describe(before)}; after {describe(after)}")
-    gain = read_comparison(report, "policy.comparisons.gold")
-    under = f"after: {_interval(after)}" if gain is None else f"by {describe_difference(gain)}"
-    return _headline(title, f"{percent(before.value)} → {percent(after.value)}", under, picture)
+    under = f"by {describe_difference(policy.comparisons.gold)}"
+    return _headline(title, f"{percent(before.known)} → {percent(after.known)}", under, picture)
 
 
-def _headline_wins(report: dict[str, Any]) -> View:
-    wins = read_figure(report, "policy.win_rate")
+def _headline_wins(policy: Policy) -> View:
+    wins, decisive = defined(policy.win_rate), defined(policy.win_rate_decisive)
     if wins is None:
         return _headline("Win rate, after against before", "–", NOT_MEASURED)
     tracks = [_track("win rate", wins, accent=True)]
-    decisive = read_figure(report, "policy.win_rate_decisive")
     if decisive is not None:
         tracks.append(_track("without ties", decisive))
     picture = interval_tracks(tracks, label=f"Win rate {describe(wins)}", reference=0.5)
-    return _headline("Win rate, after against before", percent(wins.value), _interval(wins), picture)
+    return _headline("Win rate, after against before", percent(wins.known), _interval(wins), picture)
 
 
 def _track(name: str, figure: Figure, *, accent: bool = False) -> Track:
-    return Track(name, figure.value, figure.ci_low, figure.ci_high, accent)
+    return Track(name, figure.known, figure.ci_low, figure.ci_high, accent)
 
 
 def _bar(name: str, figure: Figure, *, accent: bool = False) -> Bar:
-    return Bar(name, figure.value, figure.ci_low, figure.ci_high, f"{percent(figure.value)}, n = {figure.n:,}", accent)
+    return Bar(name, figure.known, figure.ci_low, figure.ci_high, f"{percent(figure.known)}, n = {figure.n:,}", accent)
 
 
-def _policy(report: dict[str, Any]) -> View:
-    policy = section(report, "policy")
-    wins = [(name, read_figure(report, f"policy.{key}")) for key, name in WIN_RATES]
-    bars = [_bar(name, figure, accent=True) for name, figure in wins if figure is not None]
+def _policy(policy: Policy) -> View:
+    wins = [
+        ("ties count half", policy.win_rate),
+        ("ties dropped", policy.win_rate_decisive),
+        ("length controlled", policy.length_controlled),
+    ]
+    bars = [_bar(name, figure, accent=True) for name, figure in wins if defined(figure)]
     chart = bar_chart(bars, label="Win rate of the new policy against the old", reference=0.5) if bars else ""
     rows = [
-        ("Right by gold, before", *cells(read_figure(report, "policy.gold_before"))),
-        ("Right by gold, after", *cells(read_figure(report, "policy.gold_after"))),
-        _difference_row("Right by gold, after less before", report, "policy.comparisons.gold"),
+        ("Right by gold, before", *cells(policy.gold_before)),
+        ("Right by gold, after", *cells(policy.gold_after)),
+        _difference_row("Right by gold, after less before", policy.comparisons.gold),
         *((f"Win rate, {name}", *cells(figure)) for name, figure in wins),
-        _difference_row("Win rate less one half", report, "policy.comparisons.win_rate"),
-        ("KL to the reference, nats per reply", *cells(read_figure(report, "policy.kl"), as_percent=False)),
-        ("Reply length, after over before", *cells(read_figure(report, "policy.length_ratio"), as_percent=False)),
+        _difference_row("Win rate less one half", policy.comparisons.win_rate),
+        ("KL to the reference, nats per reply", *cells(policy.kl, as_percent=False)),
+        ("Reply length, after over before", *cells(policy.length_ratio, as_percent=False)),
     ]
-    outcomes = (("win", "p1"), ("tie", "p3"), ("loss", "p2"), ("unparsable", "p4"))
-    parts = [Part(name, finite(policy.get(name)) or 0.0, style) for name, style in outcomes]
+    parts = [
+        Part("win", policy.win, "p1"),
+        Part("tie", policy.tie, "p3"),
+        Part("loss", policy.loss, "p2"),
+        Part("unparsable", policy.unparsable, "p4"),
+    ]
     return {
         "wins": Markup(chart),
         "rows": rows,
         "outcomes": _stack(parts, "Comparisons of the new policy's reply with the old one's"),
-        "watchdogs": _objects(policy, "watchdogs", "policy.watchdogs"),
+        "watchdogs": [_alarm_row(alarm) for alarm in policy.watchdogs],
     }
 
 
-def _difference_row(name: str, report: dict[str, Any], path: str) -> tuple[str, str, str, str]:
+def _alarm_row(alarm: Alarm) -> View:
+    step = str(alarm.step) if alarm.seen_at is None else f"{alarm.seen_at}, back to {alarm.step}"
+    return {"step": step, "name": alarm.name.replace("_", " "), "message": alarm.message, "action": alarm.action}
+
+
+def _difference_row(name: str, difference: Comparison | None) -> tuple[str, str, str, str]:
     """A paired difference as a row of a table of figures, with its test in the name."""
-    comparison = read_comparison(report, path)
+    comparison = compared(difference)
     if comparison is None:
         return name, *difference_cells(None)
-    told = f"{name} ({comparison.wins:,} won, {comparison.losses:,} lost, {tested(comparison)})"
-    return told, *difference_cells(comparison)
+    full_name = f"{name} ({comparison.wins:,} won, {comparison.losses:,} lost, {tested(comparison)})"
+    return full_name, *difference_cells(comparison)
 
 
-def _rounds(report: dict[str, Any]) -> View:
+def _rounds(report: Report) -> View:
     """Evaluator and policy of every round; nothing to show for a run of one round."""
-    rows = rounds_of(report)
-    by_gold = bool(rows) and read_figure(rows[0], "evaluator.accuracy_gold_first_pairs") is not None
-    labels, after = ("gold", "gold_after") if by_gold else ("judge", "win_rate")
-    evaluators = _by_round(rows, f"evaluator.accuracy_{labels}_first_pairs")
-    policies = _by_round(rows, f"policy.{after}")
-    start = read_figure(rows[0], "policy.gold_before") if by_gold else None
+    rows = report.rounds or ()
+    by_gold = bool(rows) and defined(rows[0].evaluator.accuracy_gold_first_pairs) is not None
+    labels: Labels = "gold" if by_gold else "judge"
+    evaluators = _by_round(rows, [_on_first_pairs(row, labels) for row in rows])
+    policies = _by_round(rows, [row.policy.gold_after if by_gold else row.policy.win_rate for row in rows])
+    start = defined(rows[0].policy.gold_before) if by_gold else None
     if start is not None:
         policies = {0: start, **policies}
-    words = "Share right by gold; round 0 is the base." if start else "Win rate over the round before, by the judge."
+    caption = "Share right by gold; round 0 is the base." if start else "Win rate over the round before, by the judge."
     return {
-        "told": rounds_sentences(report),
+        "sentences": rounds_sentences(report),
         "labels": labels,
         "pictures": [
             _round_chart("Evaluators on round 1's pairs", f"Accuracy, by {labels}; the band is the interval.", evaluators),
-            _round_chart("Policies on the test questions", words, policies),
+            _round_chart("Policies on the test questions", caption, policies),
         ],
         "rows": [_round_row(row, labels) for row in rows],
     }
 
 
-def _by_round(rows: Rows, path: str) -> dict[int, Figure]:
-    """The figure at this path of every round that has it."""
-    found = {row["round"]: read_figure(row, path) for row in rows}
-    return {number: figure for number, figure in found.items() if figure is not None}
+def _on_first_pairs(row: Round, labels: Labels) -> Figure | None:
+    evaluator = row.evaluator
+    return evaluator.accuracy_gold_first_pairs if labels == "gold" else evaluator.accuracy_judge_first_pairs
 
 
-def _round_chart(title: str, told: str, figures: dict[int, Figure]) -> View:
-    points = [(float(number), figure.value) for number, figure in figures.items()]
+def _by_round(rows: Sequence[Round], figures: Sequence[Figure | None]) -> dict[int, Figure]:
+    """The figures of the rounds that have one."""
+    return {row.round: figure for row, figure in zip(rows, figures, strict=True) if figure is not None and defined(figure)}
+
+
+def _round_chart(title: str, caption: str, figures: dict[int, Figure]) -> View:
+    points = [(float(number), figure.known) for number, figure in figures.items()]
     ends = [(f.ci_low, f.ci_high) for f in figures.values()]
     band = [(low, high) for low, high in ends if low is not None and high is not None]
     line = Line("share", points, band=band if len(band) == len(points) else None)
     picture = line_chart([line], label=title, x_label="round", percent_axes="y") if points else ""
-    return {"title": title, "told": told, "picture": Markup(picture)}
+    return {"title": title, "caption": caption, "picture": Markup(picture)}
 
 
-def _round_row(row: dict[str, Any], labels: str) -> View:
+def _round_row(row: Round, labels: Labels) -> View:
     """A round's cells in the two tables: each figure as value, interval and n."""
-    evaluator, policy = section(row, "evaluator"), section(row, "policy")
-    shares = (f"accuracy_{labels}_first_pairs", "accuracy_gold", "accuracy_judge")
+    evaluator, policy = row.evaluator, row.policy
     return {
-        "round": row["round"],
-        "evaluator": [cells(read_figure(row, f"evaluator.{name}")) for name in shares],
-        "pairs": count(evaluator.get("pairs_trained")),
-        "policy": [
-            *(cells(read_figure(row, f"policy.{name}")) for name in ("win_rate", "gold_before", "gold_after")),
-            cells(read_figure(row, "policy.kl"), as_percent=False),
+        "round": row.round,
+        "evaluator": [
+            cells(figure) for figure in (_on_first_pairs(row, labels), evaluator.accuracy_gold, evaluator.accuracy_judge)
         ],
-        "outcomes": " / ".join(count(policy.get(name)) for name in ("win", "tie", "loss")),
+        "pairs": count(evaluator.pairs_trained),
+        "policy": [
+            *(cells(figure) for figure in (policy.win_rate, policy.gold_before, policy.gold_after)),
+            cells(policy.kl, as_percent=False),
+        ],
+        "outcomes": " / ".join(count(n) for n in (policy.win, policy.tie, policy.loss)),
     }
 
 
@@ -344,70 +353,47 @@ def _stack(parts: Sequence[Part], label: str) -> View | None:
     return {"picture": Markup(stacked_bar(parts, label=label)), "rows": rows}
 
 
-def _objects(holder: dict[str, Any], key: str, path: str) -> list[View] | None:
-    """The list of objects under `key`, or None when it was not recorded."""
-    found = holder.get(key)
-    if found is None:
-        return None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise InputError(f"report.json: {path!r} should be a list of objects")
-    return found
-
-
-def _curves(report: dict[str, Any], metrics: dict[str, list[dict[str, Any]]]) -> View:
+def _curves(policy: Policy, metrics: Metrics) -> View:
     rows = metrics.get("policy", [])
-    alarms = _objects(section(report, "policy"), "watchdogs", "policy.watchdogs") or []
-    seen = [(finite(alarm.get("seen_at", alarm.get("step"))), alarm) for alarm in alarms]
-    marks = [Mark(step, _alarm(alarm)) for step, alarm in seen if step is not None]
-    shown = [_curve(rows, title, told, keys, marks) for title, told, keys in CURVES]
+    marks = [
+        Mark(alarm.step if alarm.seen_at is None else alarm.seen_at, f"step {alarm.step}, {alarm.name}: {alarm.message}")
+        for alarm in policy.watchdogs
+    ]
+    shown = [_curve(rows, title, caption, keys, marks) for title, caption, keys in CURVES]
     known = {"step"} | {key for _, _, keys in (*CURVES, *MORE_CURVES) for key, _ in keys}
     unknown = sorted({key for row in rows for key in row if finite(row[key]) is not None} - known)
     others = [(key.replace("_", " ").capitalize(), "", ((key, key),)) for key in unknown]
-    more = [_curve(rows, title, told, keys, marks) for title, told, keys in (*MORE_CURVES, *others)]
-    by_gold = [_gold_curve(metrics.get("evaluation", []), marks), _overoptimisation(report)]
+    more = [_curve(rows, title, caption, keys, marks) for title, caption, keys in (*MORE_CURVES, *others)]
+    by_gold = [_gold_curve(metrics.get("evaluation", []), marks), _overoptimisation(policy.overoptimisation)]
     return {"shown": [*by_gold, *shown], "more": more, "measured": bool(rows)}
 
 
-def _overoptimisation(report: dict[str, Any]) -> View:
-    """What the evaluator promised and what gold gave, over how far the policy went; measured where there is gold."""
-    found = section(report, "policy").get("overoptimisation") or {}
-    raw = _rows_of_numbers(found.get("points") or [], 3)
-    told = "Nothing to draw: no gold, or too few iterations."
-    if not raw:
-        return {"title": "Promise and gold", "told": told, "picture": ""}
-    lines = [Line(name, sorted((row[0], row[place]) for row in raw)) for name, place in (("evaluator", 1), ("gold", 2))]
-    start, fits = found.get("start") or [0.0, 0.0], found.get("fit") or {}
+def _overoptimisation(found: OverOptimisation | None) -> View:
+    """Predicted and actual accuracy over the distance of the policy from its start; measured where there is gold."""
+    title = "Predicted and actual accuracy"
+    if found is None or not found.points:
+        return {"title": title, "caption": "Nothing to draw: no gold, or too few iterations.", "picture": ""}
+    lines = [Line(name, sorted((row[0], row[at]) for row in found.points)) for at, name in ((1, "predicted"), (2, "gold"))]
     xs = sorted({x for line in lines for x, _ in line.points})
-    for (key, fit), base in zip(fits.items(), start, strict=True):
+    fits = (("predicted", found.fit.evaluator), ("gold", found.fit.gold))
+    for (name, fit), base in zip(fits, found.start, strict=True):
         # At the start the distance is 0, where x log x is 0 and log x is not defined.
-        gains = [(x, x * (fit["alpha"] - fit["beta"] * math.log(x)) if x > 0 else 0.0) for x in _between(xs[0], xs[-1])]
-        curve = [(x, base + gain) for x, gain in gains]
-        lines.append(Line(f"{key}, fitted", curve))
-    gap = read_figure(report, "policy.overoptimisation.gap")
-    told = (
-        "Share right by gold, and the share that the evaluator's scores promise, over the square root of the KL to the start "
-        f"(Gao et al. 2022). Promised beyond gold in the last quarter: {describe(gap)}."
+        gains = [(x, x * (fit.alpha - fit.beta * math.log(x)) if x > 0 else 0.0) for x in _between(xs[0], xs[-1])]
+        lines.append(Line(f"{name}, fitted", [(x, base + gain) for x, gain in gains]))
+    caption = (
+        "Share right by gold, and the share that the evaluator's scores predict, over the square root of the KL to the start "
+        f"(Gao et al. 2022). Predicted less actual in the last quarter: {describe(found.gap)}."
     )
-    picture = line_chart(lines, label="Promise and gold", x_label="square root of the KL", percent_axes="y", whole_x=False)
-    return {"title": "Promise and gold", "told": told, "picture": Markup(picture)}
+    picture = line_chart(lines, label=title, x_label="square root of the KL", percent_axes="y", whole_x=False)
+    return {"title": title, "caption": caption, "picture": Markup(picture)}
 
 
 def _between(low: float, high: float, steps: int = 40) -> list[float]:
     return [low + (high - low) * k / steps for k in range(steps + 1)]
 
 
-def _rows_of_numbers(raw: object, width: int) -> list[list[float]]:
-    if not isinstance(raw, list) or not all(isinstance(row, list) and len(row) == width for row in raw):
-        raise InputError(f"report.json: 'policy.overoptimisation.points' should be a list of rows of {width} numbers")
-    return [[float(x) for x in row] for row in raw if all(finite(x) is not None for x in row)]
-
-
-def _alarm(alarm: dict[str, Any]) -> str:
-    return f"step {alarm.get('step')}, {alarm.get('name', 'watchdog')}: {alarm.get('message', '')}"
-
-
 def _curve(
-    rows: Rows, title: str, told: str, keys: Sequence[tuple[str, str]], marks: Sequence[Mark] = (), shares: str = ""
+    rows: Rows, title: str, caption: str, keys: Sequence[tuple[str, str]], marks: Sequence[Mark] = (), shares: str = ""
 ) -> View:
     """One chart of metrics, or the sentence that says it was not measured."""
     lines, broken = [], 0
@@ -418,38 +404,24 @@ def _curve(
             lines.append(Line(name, points, smoothing=SMOOTHING if len(points) >= SMOOTH_FROM else 0.0))
     picture = line_chart(lines, label=title, marks=marks, percent_axes=shares) if lines else ""
     if broken:
-        told = f"{told} {broken} value{'s were' if broken > 1 else ' was'} not finite and cannot be drawn."
-    return {"title": title, "told": told.strip(), "picture": Markup(picture)}
+        caption = f"{caption} {broken} value{'s were' if broken > 1 else ' was'} not finite and cannot be drawn."
+    return {"title": title, "caption": caption.strip(), "picture": Markup(picture)}
 
 
 def _gold_curve(rows: Rows, marks: Sequence[Mark]) -> View:
-    told = "Share of replies that are right by gold, which training never sees."
+    caption = "Share of replies that are right by gold, which training never sees."
     cases = sorted({int(n) for row in rows if (n := finite(row.get("n"))) is not None})
     if cases:
-        told += f" n = {cases[0]:,}" + (f" to {cases[-1]:,}" if cases[-1] > cases[0] else "") + " per point."
-    return _curve(rows, "Gold over training", told, (("gold", "gold"),), marks, shares="y")
+        caption += f" n = {cases[0]:,}" + (f" to {cases[-1]:,}" if cases[-1] > cases[0] else "") + " per point."
+    return _curve(rows, "Gold over training", caption, (("gold", "gold"),), marks, shares="y")
 
 
-def _evaluator(report: dict[str, Any], rows: Rows) -> View:
-    evaluator = section(report, "evaluator")
-    table = [(name, *cells(read_figure(report, f"evaluator.{key}"))) for key, name in ACCURACIES]
-    table += [(name, *cells(read_figure(report, f"evaluator.{key}"), as_percent=False)) for key, name in CALIBRATION]
-    table += [
-        _difference_row(f"Accuracy less {name}, same pairs", report, f"evaluator.comparisons.{key}")
-        for key, name in (*BASELINE_NAMES.items(), ("chance", "one half"))
-    ]
-    table += [
-        (f"{name} per verdict, {whose}", *cells(read_figure(report, path.format(who)), as_percent=False))
-        for who, whose in COSTS.items()
-        for path, name in COST
-    ]
-    table.append(("Temperature of the scores", _temperature(evaluator), "", ""))
-    table.append(("Pairs trained on", count(evaluator.get("pairs_trained")), "", ""))
+def _evaluator(report: Report, rows: Rows) -> View:
     return {
-        "rows": table,
+        "rows": _evaluator_rows(report),
         "baselines": _baselines(report),
-        "risk": _risk(evaluator),
-        "calibration": _calibration(evaluator),
+        "risk": _risk(report.evaluator),
+        "calibration": _calibration(report.evaluator),
         "training": [
             _curve(rows, "Evaluator loss", "Bradley-Terry loss on the pairs it trains on.", (("loss", "loss"),)),
             _curve(
@@ -463,144 +435,168 @@ def _evaluator(report: dict[str, Any], rows: Rows) -> View:
     }
 
 
-def _temperature(evaluator: dict[str, Any]) -> str:
-    value = finite(evaluator.get("temperature"))
-    if value is None:
-        return NOT_MEASURED
-    return number(value) + (" (not fitted: too few held-out pairs)" if evaluator.get("temperature_pairs") == 0 else "")
+def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
+    evaluator, comparisons = report.evaluator, baseline_comparisons(report)
+    rows = [
+        ("Accuracy on held-out pairs, gold labels", *cells(evaluator.accuracy_gold)),
+        ("Accuracy on the pairs the judge was sure of", *cells(evaluator.accuracy_judge)),
+        ("Expected calibration error", *cells(evaluator.ece, as_percent=False)),
+        ("Brier score", *cells(evaluator.brier, as_percent=False)),
+        *(_difference_row(f"Accuracy less {name}, same pairs", comparisons[key]) for key, name in BASELINE_NAMES.items()),
+        _difference_row("Accuracy less one half, same pairs", evaluator.comparisons.chance),
+        *_cost_rows(report),
+        ("Temperature of the scores", _temperature(evaluator), "", ""),
+        ("Pairs trained on", count(evaluator.pairs_trained), "", ""),
+        ("Members", count(evaluator.members), "", ""),
+    ]
+    if evaluator.disagreement is not None:
+        correlation = evaluator.disagreement.error_correlation
+        rows.append(("Disagreement of the members, rank correlation with errors", *cells(correlation, as_percent=False)))
+    return rows
 
 
-def _baselines(report: dict[str, Any]) -> View:
-    labels = baseline_labels(report)
-    own = read_figure(report, f"evaluator.accuracy_{labels}")
+def _cost_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    times, tokens = report.time.per_verdict, report.evaluator.cost
+    for who, name in COSTS.items():
+        read = None if tokens is None else tokens_by(tokens, who)
+        yield f"Seconds per verdict, {name}", *cells(None if times is None else seconds_by(times, who), as_percent=False)
+        yield f"Tokens read per verdict, {name}", *cells(None if read is None else read.tokens_read, as_percent=False)
+        yield f"Tokens written per verdict, {name}", *cells(None if read is None else read.tokens_written, as_percent=False)
+    if tokens is not None:
+        yield "Pairs whose tokens were counted", count(tokens.pairs), "", ""
+    if times is not None:
+        yield "Pairs that were timed", count(times.pairs), "", ""
+        yield "Judge's time over the evaluator's", *cells(times.judge_over_evaluator, as_percent=False)
+        yield f"Judge's time over the {COSTS['scoring']}", *cells(times.judge_over_scoring, as_percent=False)
+
+
+def _temperature(evaluator: Evaluator) -> str:
+    pairs = evaluator.temperature_pairs
+    fitted = f" (fitted on {count(pairs)} pairs)" if pairs else " (not fitted: too few held-out pairs)"
+    return number(evaluator.temperature) + fitted
+
+
+def _baselines(report: Report) -> View:
+    evaluator = report.evaluator
+    labels = evaluator.baselines_on
+    own = defined(evaluator.accuracy_gold if labels == "gold" else evaluator.accuracy_judge)
     bars = [] if own is None else [_bar("the evaluator", own, accent=True)]
-    for key, name in BASELINE_NAMES.items():
-        figure = read_figure(report, f"evaluator.baselines.{key}")
-        if figure is not None:
-            bars.append(_bar(name, figure))
-    told = "Gold labels" if labels == "gold" else "The judge's own labels, on which it is right by construction"
+    bars += [_bar(BASELINE_NAMES[key], figure) for key, figure in baseline_figures(report).items() if figure is not None]
+    whose = "Gold labels" if labels == "gold" else "The judge's own labels, on which it is right by construction"
     label = "Accuracy of the evaluator and its baselines"
     picture = bar_chart(bars, label=label, reference=0.5) if bars else ""
     return {
         "title": "Against its baselines",
-        "told": f"{told}, the same pairs for all; whiskers are intervals, the dashed line is a tossed coin. "
-        "Whiskers that overlap say nothing about a difference on the same pairs; the table has the paired differences.",
+        "caption": f"{whose}, the same pairs for all; whiskers are intervals, the dashed line is chance level. "
+        "Whiskers that overlap do not say whether a difference is significant; the table has the paired differences.",
         "picture": Markup(picture),
     }
 
 
-def _risk(evaluator: dict[str, Any]) -> View:
-    raw = evaluator.get("risk_coverage") or []
-    if not isinstance(raw, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in raw):
-        raise InputError("report.json: 'evaluator.risk_coverage' should be a list of pairs, coverage and risk")
-    points = [(c, r) for pair in raw if (c := finite(pair[0])) is not None and (r := finite(pair[1])) is not None]
-    told = "Read it from right to left: the more the evaluator may stay silent, the less it should be wrong."
+def _risk(evaluator: Evaluator) -> View:
+    points = list(evaluator.risk_coverage)
+    caption = "Read from right to left: the more pairs the evaluator abstains on, the fewer errors it should make."
     if points:
         coverage, risk = min(points, key=lambda point: (abs(point[0] - 0.8), point[0]))
-        told += f" Answering {percent(coverage)} of pairs, it errs on {percent(risk)} of those."
+        caption += f" Answering {percent(coverage)} of pairs, it errs on {percent(risk)} of those."
     return {
         "title": "Risk over coverage",
-        "told": told,
+        "caption": caption,
         "picture": Markup(risk_coverage_chart(points) if points else ""),
     }
 
 
-def _calibration(evaluator: dict[str, Any]) -> View:
-    bins = []
-    for entry in _objects(evaluator, "calibration", "evaluator.calibration") or []:
-        sure, right, cases = (finite(entry.get(key)) for key in ("confidence", "accuracy", "n"))
-        if sure is not None and right is not None and cases:
-            bins.append(Bin(sure, right, int(cases)))
+def _calibration(evaluator: Evaluator) -> View:
+    bins = [Bin(entry.confidence, entry.accuracy, entry.n) for entry in evaluator.calibration if entry.n]
     return {
-        "title": "Right as often as it says",
-        "told": "On the dashed diagonal a confidence of 80% is right 80% of the time; below it the evaluator is too "
-        "sure of itself, above it too modest. Larger dots hold more pairs.",
+        "title": "Calibration",
+        "caption": "On the dashed diagonal a confidence of 80% is right 80% of the time; below it the evaluator is "
+        "overconfident, above it underconfident. Larger dots hold more pairs.",
         "picture": Markup(reliability_chart(bins) if bins else ""),
     }
 
 
-def _verdicts(report: dict[str, Any]) -> View:
-    verdicts = section(report, "verdicts")
-    parts = [Part(name, finite(verdicts.get(key)) or 0.0, style) for key, name, style, _ in STATES]
-    named = (
-        ("kept_share", "Share of verdicts kept"),
-        ("swap_consistency", "Same choice (one, other, neither) when the order is swapped"),
-        ("label_accuracy_gold", "Kept labels that agree with gold"),
-    )
+def _verdicts(verdicts: Verdicts) -> View:
+    parts = [
+        Part("kept", verdicts.kept, "p1"),
+        Part("tie", verdicts.tie, "p3"),
+        Part("unsure", verdicts.unsure, "p2"),
+        Part("unparsable", verdicts.unparsable, "p4"),
+    ]
     return {
-        "judged": count(verdicts.get("judged")),
-        "stack": _stack(parts, "What became of the verdicts"),
-        "told": {name: told for _, name, _, told in STATES},
-        "rows": [(name, *cells(read_figure(report, f"verdicts.{key}"))) for key, name in named],
+        "judged": count(verdicts.judged),
+        "stack": _stack(parts, "Verdicts by state"),
+        "meanings": MEANINGS,
+        "rows": [
+            ("Share of verdicts kept", *cells(verdicts.kept_share)),
+            ("Same choice (one, other, neither) when the order is swapped", *cells(verdicts.swap_consistency)),
+            ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
+        ],
     }
 
 
-def _samples(report: dict[str, Any]) -> View:
-    samples = [_sample(raw) for raw in _objects(report, "samples", "samples") or []]
-    by_gold = any(side["gold"] is not None for sample in samples for side in sample["sides"])
-    return {"open": samples[:SAMPLES_OPEN], "more": samples[SAMPLES_OPEN:], "by_gold": by_gold}
+def _samples(samples: Sequence[Sample]) -> View:
+    views = [_sample(sample) for sample in samples]
+    by_gold = any(sample.gold_before is not None or sample.gold_after is not None for sample in samples)
+    return {"open": views[:SAMPLES_OPEN], "more": views[SAMPLES_OPEN:], "by_gold": by_gold}
 
 
-def _sample(raw: dict[str, Any]) -> View:
+def _sample(sample: Sample) -> View:
     sides = [
-        {
-            "title": title,
-            "text": str(raw.get(key, "")),
-            "gold": raw.get(f"gold_{key}"),
-            "score": None if (score := finite(raw.get(f"evaluator_{key}"))) is None else f"{score:+.2f}",
-        }
-        for key, title in (("before", "Before"), ("after", "After"))
+        _side("Before", sample.before, sample.gold_before, sample.evaluator_before),
+        _side("After", sample.after, sample.gold_after, sample.evaluator_after),
     ]
-    words = {"win": "the judge prefers the new reply", "tie": "a tie", "loss": "the judge prefers the old reply"}
-    verdict = str(raw.get("verdict") or "")
-    told = words.get(verdict, verdict or "not judged")
-    return {"question": str(raw.get("question", "")), "sides": sides, "verdict": told}
+    outcome = {
+        "win": "the judge prefers the new reply",
+        "tie": "a tie",
+        "loss": "the judge prefers the old reply",
+        "unparsable": "the judge's answer could not be read",
+    }[sample.verdict]
+    return {"question": sample.question, "sides": sides, "verdict": outcome}
 
 
-def _dropped(report: dict[str, Any]) -> View:
-    dropped = section(report, "dropped")
+def _side(title: str, text: str, gold: bool | None, score: float) -> View:
+    return {"title": title, "text": text, "gold": gold, "score": f"{score:+.2f}"}
+
+
+def _dropped(dropped: Dropped) -> View:
     rows = [
         (stage, reason.replace("_", " "), count(amount))
-        for stage, reasons in dropped.items()
-        if isinstance(reasons, dict)
+        for stage, reasons in (("questions", dropped.questions), ("verdicts", dropped.verdicts))
         for reason, amount in reasons.items()
     ]
-    examples = [
-        (str(e.get("stage", "")), str(e.get("reason", "")).replace("_", " "), str(e.get("text", "")))
-        for e in _objects(dropped, "examples", "dropped.examples") or []
-    ]
-    return {"rows": rows, "examples": examples, "recorded": bool(dropped)}
+    examples = [(drop.stage, drop.reason.replace("_", " "), drop.text) for drop in dropped.examples]
+    return {"rows": rows, "examples": examples}
 
 
-def _cost(report: dict[str, Any]) -> View:
-    times = {name: known for name, value in section(report, "time").items() if (known := finite(value)) is not None}
-    total = times.pop("total", None)
+def _cost(report: Report) -> View:
+    times, memory = report.time.stages, report.memory
     styles = [STAGE_STYLES[order % len(STAGE_STYLES)] for order in range(len(times))]
     parts = [Part(name, seconds, style) for (name, seconds), style in zip(times.items(), styles, strict=True)]
     whole = sum(times.values())
-    memory = section(report, "memory")
-    rows = []
-    for key, name in MEMORY:
-        known = finite(memory.get(key))
-        rows.append((name, NOT_MEASURED if known is None else size(known)))
     return {
-        "total": NOT_MEASURED if total is None else duration(total),
+        "total": duration(report.time.total),
         "picture": Markup(stacked_bar(parts, label="Time by stage") if whole > 0 else ""),
         "stages": [(p.name, p.style, duration(p.amount), percent(p.amount / whole) if whole else "") for p in parts],
-        "memory": [*rows, ("Copies of the base weights", count(memory.get("weight_copies"))), *memory_rows(report)],
+        "memory": [
+            ("Base weights", format_bytes(memory.base_bytes)),
+            ("Adapters and heads", format_bytes(memory.adapter_bytes)),
+            ("Peak", format_bytes(memory.peak_bytes)),
+            ("Copies of the base weights", count(memory.weight_copies)),
+            *memory_rows(memory),
+        ],
     }
 
 
-def _config(report: dict[str, Any]) -> list[View]:
-    """The resolved config, one table per top-level part; plain values at the top stand in a table of their own."""
-    config = section(report, "config")
+def _config(config: Mapping[str, Any]) -> list[View]:
+    """The resolved configuration, one table per top-level section; the values at the top form the first table."""
     alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
     nested = [(key, value) for key, value in config.items() if isinstance(value, dict)]
     tables = ([("run", alone)] if alone else []) + nested
     return [{"title": title, "rows": list(_flat(values))} for title, values in tables]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -7,7 +7,7 @@ folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +17,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers.utils import cached_file
 
 from selfeval.errors import ExportError
-from selfeval.report.figures import describe, read_figure, section
-from selfeval.store import read_json
+from selfeval.quality.statistics import Figure
+from selfeval.report.figures import defined, describe
+from selfeval.report.reading import read_report
+from selfeval.report.schema import Evaluator, Policy, Report
 
 __all__ = ["BaseModel", "card_text", "find_base"]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENSE = ("license", "license_name", "license_link")
-
-_EVALUATOR = (
-    ("pairs it ranks as gold does", "evaluator.accuracy_gold"),
-    ("pairs it ranks as its judge does", "evaluator.accuracy_judge"),
-    ("the same pairs, ranked by the prompted judge", "evaluator.baselines.judge"),
-    ("the same pairs, ranked by mean log-probability", "evaluator.baselines.mean_logprob"),
-    ("the same pairs, ranked by length", "evaluator.baselines.longer_wins"),
-    ("calibration error of its confidence", "evaluator.ece"),
-)
-_POLICY = (
-    ("win rate against the base, by a judge that training did not use", "policy.win_rate"),
-    ("the same, controlled for length", "policy.length_controlled"),
-    ("replies right by gold, before training", "policy.gold_before"),
-    ("replies right by gold, after training", "policy.gold_after"),
-    ("gain by gold, paired", "policy.gold_gain"),
-    ("KL to the base, nats per reply", "policy.kl"),
-    ("reply length, after over before", "policy.length_ratio"),
-)
-_NO_SHARES = ("evaluator.ece", "policy.kl", "policy.length_ratio")
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseMode
     )
     environment.filters["python"] = repr
     environment.filters["inline"] = _inline
-    report = read_json(run / "report.json") if (run / "report.json").is_file() else None
+    report = read_report(run / "report.json") if (run / "report.json").is_file() else None
     values = {**facts, **shown, "base": base, "figures": _figures(facts, report), "data": _data(report)}
     return _front_matter(facts, base) + environment.get_template("card.md.jinja").render(values)
 
@@ -139,18 +122,44 @@ def _tags(facts: Mapping[str, Any], is_adapter: bool, scores: bool) -> list[str]
     return [kind, *(["lora"] if is_adapter else [])]
 
 
-def _figures(facts: Mapping[str, Any], report: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _figures(facts: Mapping[str, Any], report: Report | None) -> list[tuple[str, str]]:
     """The figures of the role that the run has measured, each with its interval and n."""
     if report is None or facts["tuning"]:
         return []
-    rows: Sequence[tuple[str, str]] = _EVALUATOR if facts["bias"] is not None else _POLICY
-    found = [(name, path, read_figure(report, path)) for name, path in rows]
-    return [(name, describe(f, as_percent=path not in _NO_SHARES)) for name, path, f in found if f is not None]
+    rows = _of_evaluator(report.evaluator) if facts["bias"] is not None else _of_policy(report.policy)
+    return [(name, describe(figure, as_percent=is_share)) for name, figure, is_share in rows if defined(figure) is not None]
 
 
-def _data(report: dict[str, Any] | None) -> dict[str, Any] | None:
+def _of_evaluator(evaluator: Evaluator) -> list[tuple[str, Figure | None, bool]]:
+    """Each figure with its name, and whether it is a share."""
+    baselines = evaluator.baselines
+    return [
+        ("pairs it ranks as gold does", evaluator.accuracy_gold, True),
+        ("pairs it ranks as its judge does", evaluator.accuracy_judge, True),
+        ("the same pairs, ranked by the prompted judge", baselines.judge, True),
+        ("the same pairs, ranked by mean log-probability", baselines.mean_logprob, True),
+        ("the same pairs, ranked by length", baselines.longer_wins, True),
+        ("calibration error of its confidence", evaluator.ece, False),
+    ]
+
+
+def _of_policy(policy: Policy) -> list[tuple[str, Figure | None, bool]]:
+    """Each figure with its name, and whether it is a share."""
+    return [
+        ("win rate against the base, by a judge that training did not use", policy.win_rate, True),
+        ("the same, controlled for length", policy.length_controlled, True),
+        ("replies right by gold, before training", policy.gold_before, True),
+        ("replies right by gold, after training", policy.gold_after, True),
+        ("gain by gold, paired", policy.gold_gain, True),
+        ("KL to the base, nats per reply", policy.kl, False),
+        ("reply length, after over before", policy.length_ratio, False),
+    ]
+
+
+def _data(report: Report | None) -> dict[str, Any] | None:
     """Counts of what the role was trained on."""
     if report is None:
         return None
-    judged = section(report, "verdicts")
-    return {**section(report, "data"), **{name: judged.get(name) for name in ("judged", "kept", "tie", "unsure", "unparsable")}}
+    judged = report.verdicts
+    verdicts = {name: getattr(judged, name) for name in ("judged", "kept", "tie", "unsure", "unparsable")}
+    return {**report.data.model_dump(), **verdicts}

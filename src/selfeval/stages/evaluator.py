@@ -20,10 +20,16 @@ from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
 
-__all__ = ["margins", "preferences", "run"]
+__all__ = [
+    "FEWEST_FOR_TEMPERATURE",
+    "TEMPERATURE_PRIOR",
+    "margins",
+    "preferences",
+    "run",
+]
 
-_FEWEST_FOR_TEMPERATURE = 50
-_TEMPERATURE_PRIOR = 0.5
+FEWEST_FOR_TEMPERATURE = 50
+TEMPERATURE_PRIOR = 0.5
 """Standard deviation of log T: 95% between 0.38 and 2.7. It holds T where 50 pairs happen to be separable; 500 outweigh it."""
 _REPLIES_FOR_UNITS = 256
 
@@ -64,10 +70,10 @@ def _temperature(context: Context, held_out: Sequence[Preference]) -> Temperatur
 
     Ten pairs once gave 0.032, and a confidence of 1.00 in everything.
     """
-    if len(held_out) < _FEWEST_FOR_TEMPERATURE:
+    if len(held_out) < FEWEST_FOR_TEMPERATURE:
         return Temperature(1.0, 0)
     labels = [p.label for p in held_out]
-    return Temperature(fit_temperature(margins(context, held_out), labels, prior=_TEMPERATURE_PRIOR), len(held_out))
+    return Temperature(fit_temperature(margins(context, held_out), labels, prior=TEMPERATURE_PRIOR), len(held_out))
 
 
 def run(context: Context) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import groupby
 from typing import Any, get_args
 
@@ -27,6 +27,7 @@ from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.stages.context import START
+from selfeval.texts import format_bytes
 from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.phases import (
     LEARNING,
@@ -425,8 +426,8 @@ def _device_plans(placement: DeviceMap, machine: Machine, phases: Mapping[str, P
     return found
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+_bytes = partial(format_bytes, digits=4)
+"""The planner compares sizes that are close."""
 
 
 def _adapted(config: RunConfig, plan: Plan) -> list[str]:
@@ -437,7 +438,7 @@ def _adapted(config: RunConfig, plan: Plan) -> list[str]:
         return []
     given = " ".join(f"--set {name}={str(value).lower()}" for name, value in changed.items())
     wanted = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in changed)
-    there = ", ".join(f"{_gib(d.budget)} on {d.device}" for d in plan.devices if d.budget is not None)
+    there = ", ".join(f"{_bytes(d.budget)} on {d.device}" for d in plan.devices if d.budget is not None)
     return [f"{there} is too little for {wanted}; give {given} (a run under way: --memory-budget instead)"]
 
 
@@ -447,20 +448,20 @@ def _refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine)
     for device in (d for d in plan.devices if d.over > 0):
         base = device.phases["load"]["base"]
         said.append(
-            f"does not fit: {device.fullest} takes {_gib(device.peak)} on {device.device} with one row at a time and layers "
-            f"recomputed, of which the base is {_gib(base)}; there are {_gib(device.budget or 0)}"
+            f"does not fit: {device.fullest} takes {_bytes(device.peak)} on {device.device} with one row at a time and layers "
+            f"recomputed, of which the base is {_bytes(base)}; there are {_bytes(device.budget or 0)}"
         )
         said += _elsewhere(config, machine, device)
         said += _smaller(config, facts, plan, device) if len(plan.devices) == 1 else []
         if 0 < base < (device.budget or 0):
             said.append(
-                f"shorter texts lower the {_gib(device.peak - base)} beside the base (replies.max_new_tokens="
+                f"shorter texts lower the {_bytes(device.peak - base)} beside the base (replies.max_new_tokens="
                 f"{config.replies.max_new_tokens}, verdicts.max_new_tokens={config.verdicts.max_new_tokens} now)"
             )
     if plan.main.device != "cpu":
-        said.append(f"device=cpu has {_gib(machine.memory['cpu'])} of free memory")
+        said.append(f"device=cpu has {_bytes(machine.memory['cpu'])} of free memory")
     tight = max(plan.devices, key=lambda device: device.over)
-    return [*said, f"or take {_gib(tight.peak)} of memory on {tight.device}, or a smaller model"]
+    return [*said, f"or take {_bytes(tight.peak)} of memory on {tight.device}, or a smaller model"]
 
 
 def _elsewhere(config: RunConfig, machine: Machine, device: DevicePlan) -> list[str]:
@@ -482,7 +483,7 @@ def _smaller(config: RunConfig, facts: ModelFacts, plan: Plan, device: DevicePla
         if saved > 0 and precision != plan.precision:
             left = device.peak - saved
             verdict = "which fits" if left <= (device.budget or 0) else "which is not enough alone"
-            said.append(f"precision={precision} takes about {_gib(left)}, {verdict}")
+            said.append(f"precision={precision} takes about {_bytes(left)}, {verdict}")
     return said
 
 
@@ -497,7 +498,7 @@ def _with_bitsandbytes(config: RunConfig, facts: ModelFacts, plan: Plan) -> list
         takes = weigh(facts, precision).total + beside
         verdict = "which fits" if takes <= device.budget else "which is not enough alone"
         said.append(
-            f"precision={precision} takes about {_gib(takes)} on {device.device}, {verdict}; it needs bitsandbytes, which is "
+            f"precision={precision} takes about {_bytes(takes)} on {device.device}, {verdict}; it needs bitsandbytes, which is "
             "not installed: pip install 'self-evaluator[quantised]'"
         )
     return said

@@ -1,82 +1,105 @@
-"""report: puts the figures, counts, times and the resolved configuration into report.json, and draws the page."""
+"""report: put the figures, counts, times and the resolved configuration into report.json, and draw the page."""
 
 from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from selfeval import __version__
+from selfeval import __version__, records
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.judging.templates import template_texts
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
+from selfeval.report.reading import parse_part
+from selfeval.report.schema import (
+    SCHEMA,
+    Data,
+    Drop,
+    Dropped,
+    Evaluation,
+    Memory,
+    MemoryEvent,
+    Report,
+    Round,
+    RoundEvaluator,
+    RoundPolicy,
+    Time,
+)
 from selfeval.stages.context import Context, pairs_of
 from selfeval.stages.prompts import TEMPLATES
-from selfeval.store import RunStore, read_json, write_json
+from selfeval.store import RunStore, open_file, write_json
 
-__all__ = ["SCHEMA", "build_report", "run", "versions"]
+__all__ = [
+    "EXAMPLES_PER_REASON",
+    "build_report",
+    "run",
+    "versions",
+]
 
-SCHEMA = 1
-_DROPPING = ("questions", "verdicts")
-_EXAMPLES_PER_REASON = 2
-_POLICY_BY_ROUND = ("win_rate", "win", "tie", "loss", "gold_before", "gold_after", "gold_gain", "kl", "comparisons")
+EXAMPLES_PER_REASON = 2
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 
 
-def _dropped(context: Context) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    examples: list[dict[str, str]] = []
-    for stage in _DROPPING:
-        drops = context.store.read_dropped(stage)
-        result[stage] = dict(sorted(Counter(d.reason for d in drops).items()))
-        shown: Counter[str] = Counter()
-        for drop in drops:
-            shown[drop.reason] += 1
-            if shown[drop.reason] <= _EXAMPLES_PER_REASON:
-                examples.append({"stage": stage, "reason": drop.reason, "text": drop.text})
-    return {**result, "examples": examples}
+def _dropped(context: Context) -> Dropped:
+    drops = {stage: context.store.read_dropped(stage) for stage in ("questions", "verdicts")}
+    counts = {stage: dict(sorted(Counter(drop.reason for drop in found).items())) for stage, found in drops.items()}
+    examples = tuple(example for stage, found in drops.items() for example in _examples(stage, found))
+    return Dropped(questions=counts["questions"], verdicts=counts["verdicts"], examples=examples)
 
 
-def _data(context: Context) -> dict[str, int]:
+def _examples(stage: str, drops: Sequence[records.Drop]) -> Iterator[Drop]:
+    """The first few drops of each reason."""
+    shown: Counter[str] = Counter()
+    for drop in drops:
+        shown[drop.reason] += 1
+        if shown[drop.reason] <= EXAMPLES_PER_REASON:
+            yield Drop(stage=stage, reason=drop.reason, text=drop.text)
+
+
+def _data(context: Context) -> Data:
     questions = context.store.read("questions", Question)
-    return {
-        "seeds": len(context.seeds),
-        "questions": sum(q.split == Split.TRAIN for q in questions),
-        "questions_test": sum(q.split == Split.TEST for q in questions),
-        "replies": len(context.store.read("replies", Reply)),
-        "pairs_train": len(context.store.read(pairs_of(Split.TRAIN), Pair)),
-        "pairs_held_out": len(context.store.read(pairs_of(Split.TEST), Pair)),
-    }
+    return Data(
+        seeds=len(context.seeds),
+        questions=sum(q.split == Split.TRAIN for q in questions),
+        questions_test=sum(q.split == Split.TEST for q in questions),
+        replies=len(context.store.read("replies", Reply)),
+        pairs_train=len(context.store.read(pairs_of(Split.TRAIN), Pair)),
+        pairs_held_out=len(context.store.read(pairs_of(Split.TEST), Pair)),
+    )
 
 
-def _rounds(stores: Sequence[RunStore]) -> list[dict[str, Any]]:
-    """One row per round: what its evaluator is worth, and its policy against the one before."""
-    rows = []
-    for number, store in enumerate(stores, start=1):
-        figures = read_json(store.folder("evaluation") / "figures.json")
-        evaluator, policy = figures["evaluator"], figures["policy"]
-        first = evaluator["first_pairs"]
-        rows.append(
-            {
-                "round": number,
-                "folder": str(store.root.relative_to(stores[0].root)),
-                "evaluator": {
-                    "accuracy_gold": evaluator["accuracy_gold"],
-                    "accuracy_judge": evaluator["accuracy_judge"],
-                    "accuracy_gold_first_pairs": first["accuracy_gold"],
-                    "accuracy_judge_first_pairs": first["accuracy_judge"],
-                    "gain": first["gain"],
-                    "comparison": first.get("comparison"),
-                    "pairs_trained": evaluator["pairs_trained"],
-                },
-                # The evidence of a finished stage may be from a version that made no comparisons.
-                "policy": {name: policy.get(name) for name in _POLICY_BY_ROUND},
-            }
-        )
-    return rows
+def _evaluation(store: RunStore) -> Evaluation:
+    """The evidence of a round."""
+    path = store.folder("evaluation") / "figures.json"
+    with open_file(path) as file:
+        return parse_part(Evaluation, file.read(), str(path))
+
+
+def _rounds(stores: Sequence[RunStore]) -> tuple[Round, ...]:
+    """One row per round: its evaluator, and its policy against the one before."""
+    return tuple(_round(number, store, stores[0]) for number, store in enumerate(stores, start=1))
+
+
+def _round(number: int, store: RunStore, first: RunStore) -> Round:
+    figures = _evaluation(store)
+    evaluator, policy = figures.evaluator, figures.policy
+    return Round(
+        round=number,
+        folder=str(store.root.relative_to(first.root)),
+        evaluator=RoundEvaluator(
+            accuracy_gold=evaluator.accuracy_gold,
+            accuracy_judge=evaluator.accuracy_judge,
+            accuracy_gold_first_pairs=evaluator.first_pairs.accuracy_gold,
+            accuracy_judge_first_pairs=evaluator.first_pairs.accuracy_judge,
+            gain=evaluator.first_pairs.gain,
+            comparison=evaluator.first_pairs.comparison,
+            pairs_trained=evaluator.pairs_trained,
+        ),
+        policy=RoundPolicy(**{name: getattr(policy, name) for name in RoundPolicy.model_fields}),
+    )
 
 
 def _prompts(context: Context) -> dict[str, str]:
@@ -91,41 +114,50 @@ def versions() -> dict[str, str]:
     return {"selfeval": __version__, "python": platform.python_version(), **libraries}
 
 
-def build_report(context: Context) -> dict[str, Any]:
-    """The contents of report.json, schema 1."""
-    figures = read_json(context.store.folder("evaluation") / "figures.json")
+def build_report(context: Context) -> Report:
+    """Put the figures, counts, times and the resolved configuration together."""
+    figures = _evaluation(context.store)
+    return Report(
+        schema=SCHEMA,
+        name=context.name,
+        seed=context.config.seed,
+        model=figures.model,
+        data=_data(context),
+        evaluator=figures.evaluator,
+        verdicts=figures.verdicts,
+        policy=figures.policy,
+        rounds=_rounds([context.store, *context.later]) if context.round == 1 < context.config.rounds else None,
+        dropped=_dropped(context),
+        samples=figures.samples,
+        prompts=_prompts(context),
+        time=_time(context, figures),
+        memory=_memory(context, figures),
+        versions=versions(),
+        config=context.config.model_dump(mode="json"),
+    )
+
+
+def _time(context: Context, figures: Evaluation) -> Time:
     stages = context.store.run.get("stages", {})
     seconds = {name: row.get("seconds", 0.0) for name, row in stages.items() if name != "report"}
-    config = context.config.model_dump(mode="json")
-    peak = max([peak_resident_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())])
-    events = [{"stage": name, **event} for name, row in stages.items() for event in row.get("memory_events", [])]
-    rounds = {"rounds": _rounds([context.store, *context.later])} if context.round == 1 < context.config.rounds else {}
-    return {
-        "schema": SCHEMA,
-        "name": context.name,
-        "seed": context.config.seed,
-        "model": figures["model"],
-        "data": _data(context),
-        "evaluator": figures["evaluator"],
-        "verdicts": figures["verdicts"],
-        "policy": figures["policy"],
-        **rounds,
-        "dropped": _dropped(context),
-        "samples": figures["samples"],
-        "prompts": _prompts(context),
-        "time": {
-            **seconds,
-            "per_verdict": figures.get("seconds_per_verdict"),
-            "total": round(sum(seconds.values()), 2),
-        },
-        "memory": {**figures["memory"], "peak_bytes": peak, "events": events},
-        "versions": versions(),
-        "config": config,
-    }
+    return Time(stages=seconds, per_verdict=figures.seconds_per_verdict, total=round(sum(seconds.values()), 2))
+
+
+def _memory(context: Context, figures: Evaluation) -> Memory:
+    stages = context.store.run.get("stages", {})
+    return Memory(
+        base_bytes=figures.memory.base_bytes,
+        adapter_bytes=figures.memory.adapter_bytes,
+        weight_copies=figures.memory.weight_copies,
+        peak_bytes=max([peak_resident_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())]),
+        events=tuple(
+            MemoryEvent(stage=name, **event) for name, row in stages.items() for event in row.get("memory_events", [])
+        ),
+    )
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Writes report.json and index.html."""
-    write_json(context.store.root / "report.json", build_report(context))
+    """Write report.json and index.html."""
+    write_json(context.store.root / "report.json", build_report(context).as_json())
     draw_page(context.store.root)
     return {}

@@ -1,9 +1,9 @@
 """The cost of a verdict, by the evaluator and by the judge that it learned from, on the same test pairs in the same process.
 
 A verdict of the judge is one comparison in both orders, as the stage verdicts asks for it. A verdict of the evaluator is the
-scores of both replies by all its members. Where the grade template shows the model's own working, a new question needs that
-first: `evaluator` counts it, and `scoring` does not, as for all further replies to a question (best of n, policy training).
-Loading the model is part of none.
+scores of both replies by all its members. Where the grade template shows the model's reference answer, a new question needs
+that first: `evaluator` counts it, and `scoring` does not, as for all further replies to a question (best of n, policy
+training). None includes loading the model.
 """
 
 from __future__ import annotations
@@ -11,20 +11,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
 
 from selfeval.backbone.adapters import BASE
 from selfeval.judging.judge import Comparison, compare
 from selfeval.quality.statistics import ratio_of_means
 from selfeval.records import Question, Reply
+from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
 from selfeval.rollout.engine import Request, count_tokens, generate
 from selfeval.stages.context import Context
 from selfeval.stages.evaluators import scorer_of
 
-__all__ = ["Asked", "VerdictCost", "measure_cost"]
+__all__ = [
+    "BATCHES",
+    "PAIRS",
+    "Asked",
+    "VerdictCost",
+    "measure_cost",
+]
 
-_BATCHES, _PAIRS = 4, 128
-"""Pairs are timed in batches that alternate between evaluator and judge: what slows the machine down meets both."""
+BATCHES = 4
+"""Batches that alternate between evaluator and judge, so that a slower machine slows both."""
+PAIRS = 128
+"""Test pairs that are timed at most."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Spent:
-    """What one batch took."""
+    """Time and tokens of one batch."""
 
     seconds: float
     read: int
@@ -52,19 +60,18 @@ class VerdictCost:
     """Costs per verdict, as report.json has them; each figure is a mean over pairs with its interval over batches.
 
     Attributes:
-        tokens: {"pairs", "evaluator": {"tokens_read", "tokens_written"}, "scoring", "judge": the same}. The same in every run.
-        seconds: {"pairs", "evaluator", "scoring", "judge", "judge_over_evaluator", "judge_over_scoring"}: wall time, of this
-            machine.
+        tokens: read and written; the same in every run.
+        seconds: wall time of this machine.
     """
 
-    tokens: dict[str, Any]
-    seconds: dict[str, Any]
+    tokens: TokensPerVerdict
+    seconds: SecondsPerVerdict
 
 
 def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None:
     """Measure both on up to 128 random pairs; None where there is no pair."""
-    picked = context.random("verdict cost").sample(list(asked), min(_PAIRS, len(asked)))
-    size = max(1, len(picked) // _BATCHES)
+    picked = context.random("verdict cost").sample(list(asked), min(PAIRS, len(asked)))
+    size = max(1, len(picked) // BATCHES)
     batches = [picked[i : i + size] for i in range(0, len(picked), size)]
     if not batches:
         return None
@@ -77,25 +84,33 @@ def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None
         spent["judge"].append(_by_judge(context, batch))
     sizes = [len(batch) for batch in batches]
     return VerdictCost(
-        {"pairs": len(picked), **{who: _tokens(rows, sizes) for who, rows in spent.items()}},
-        {"pairs": len(picked), **_seconds(spent, sizes)},
+        TokensPerVerdict(
+            pairs=len(picked),
+            evaluator=_tokens(spent["evaluator"], sizes),
+            scoring=_tokens(spent["scoring"], sizes),
+            judge=_tokens(spent["judge"], sizes),
+        ),
+        _seconds(len(picked), spent, sizes),
     )
 
 
-def _tokens(rows: Sequence[_Spent], sizes: Sequence[int]) -> dict[str, Any]:
-    return {
-        "tokens_read": ratio_of_means([row.read for row in rows], sizes).as_json(),
-        "tokens_written": ratio_of_means([row.written for row in rows], sizes).as_json(),
-    }
+def _tokens(rows: Sequence[_Spent], sizes: Sequence[int]) -> TokensOf:
+    return TokensOf(
+        tokens_read=ratio_of_means([row.read for row in rows], sizes),
+        tokens_written=ratio_of_means([row.written for row in rows], sizes),
+    )
 
 
-def _seconds(spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[int]) -> dict[str, Any]:
-    seconds = {who: [row.seconds for row in rows] for who, rows in spent.items()}
-    return {
-        **{who: ratio_of_means(times, sizes).as_json() for who, times in seconds.items()},
-        "judge_over_evaluator": ratio_of_means(seconds["judge"], seconds["evaluator"]).as_json(),
-        "judge_over_scoring": ratio_of_means(seconds["judge"], seconds["scoring"]).as_json(),
-    }
+def _seconds(pairs: int, spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[int]) -> SecondsPerVerdict:
+    evaluator, scoring, judge = ([row.seconds for row in spent[who]] for who in ("evaluator", "scoring", "judge"))
+    return SecondsPerVerdict(
+        pairs=pairs,
+        evaluator=ratio_of_means(evaluator, sizes),
+        scoring=ratio_of_means(scoring, sizes),
+        judge=ratio_of_means(judge, sizes),
+        judge_over_evaluator=ratio_of_means(judge, evaluator),
+        judge_over_scoring=ratio_of_means(judge, scoring),
+    )
 
 
 def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:

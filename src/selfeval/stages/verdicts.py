@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from selfeval.backbone.adapters import BASE
 from selfeval.judging.judge import Comparison, Judgement, compare, state_of
 from selfeval.quality.dedupe import normalise
+from selfeval.quality.statistics import rounded
 from selfeval.records import Drop, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.given import Given, Labelled
@@ -46,17 +47,13 @@ def _verdict(context: Context, question: Question, first: Reply, second: Reply, 
         first=first.id,
         second=second.id,
         state=state,
-        probability=_rounded(judgement.probability),
-        in_order=_rounded(judgement.in_order),
-        swapped=_rounded(judgement.swapped),
-        tie=_rounded(judgement.tie),
-        ties=(_rounded(judgement.ties[0]), _rounded(judgement.ties[1])),
+        probability=rounded(judgement.probability),
+        in_order=rounded(judgement.in_order),
+        swapped=rounded(judgement.swapped),
+        tie=rounded(judgement.tie),
+        ties=(rounded(judgement.ties[0]), rounded(judgement.ties[1])),
         words=judgement.words,
     )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
 
 
 def _drop(question: Question, verdict: Verdict) -> Drop:

@@ -7,13 +7,13 @@ from selfeval.store.files import (
     fingerprint,
     open_file,
     open_to_umask,
-    parse_json,
     read_json,
     read_object,
     write_json,
     writing,
 )
 from selfeval.store.ledger import check_files, read_run
+from selfeval.store.metrics import read_metrics
 from selfeval.store.records import read_rows
 from selfeval.store.run_store import RunStore
 
@@ -27,8 +27,8 @@ __all__ = [
     "fingerprint",
     "open_file",
     "open_to_umask",
-    "parse_json",
     "read_json",
+    "read_metrics",
     "read_object",
     "read_rows",
     "read_run",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from selfeval.errors import RunFolderError, StorageError
+from selfeval.texts import parse_json
 
 __all__ = [
     "as_storage_error",
@@ -25,7 +26,6 @@ __all__ = [
     "fingerprint",
     "open_file",
     "open_to_umask",
-    "parse_json",
     "read_json",
     "read_object",
     "write_json",
@@ -116,7 +116,7 @@ def _add_header(found: Any, file: BinaryIO, size: int) -> None:
 
 
 def _canonical(data: bytes) -> bytes:
-    return json.dumps(parse_json(data), sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(parse_json(data, lenient=True), sort_keys=True, separators=(",", ":")).encode()
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
@@ -133,18 +133,6 @@ def open_file(path: Path) -> BinaryIO:
         kind = "folder" if path.is_dir() else "device or named pipe"
         raise RunFolderError(f"{path} is a {kind} where a file is expected; remove it and give the same command again")
     return path.open("rb")
-
-
-def parse_json(data: bytes) -> Any:
-    """The JSON value in some bytes.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply, or an integer of thousands of digits.
-    """
-    try:
-        return json.loads(data.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
 
 
 def read_json(path: Path, remedy: str | None = None) -> Any:
@@ -164,7 +152,7 @@ def read_json(path: Path, remedy: str | None = None) -> Any:
             data = file.read(min(os.fstat(file.fileno()).st_size, _LARGEST_JSON) + 1)
         if len(data) > _LARGEST_JSON:
             raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
-        return parse_json(data)
+        return parse_json(data, lenient=True)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is missing; {remedy or f'is {path.parent} a run folder?'}") from error
     except ValueError as error:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from selfeval.errors import RunFolderError
-from selfeval.store.files import as_storage_error, open_file, parse_json, writing
+from selfeval.store.files import as_storage_error, writing
+from selfeval.store.records import read_rows
 
 __all__ = ["add_metrics", "keep_metrics", "read_metrics"]
+
+_REMEDY = "remove it and give the same command again"
 
 
 def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
@@ -42,15 +45,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    with open_file(path) as file:
-        lines = [line for line in file if line.endswith(b"\n")]
-    try:
-        return [_line(parse_json(line)) for line in lines]
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); remove it and give the same command again") from error
-
-
-def _line(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(value.get("step"), int | float):
-        raise ValueError("a line is no object with a step")
-    return value
+    rows = list(read_rows(path, _REMEDY, appended=True))
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("step"), int | float):
+            raise RunFolderError(f"{path}, line {number} is damaged (it has no step); {_REMEDY}")
+    return rows

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from selfeval.errors import RunFolderError
 from selfeval.records import from_json, to_json
-from selfeval.store.files import open_file, parse_json, writing
+from selfeval.store.files import open_file, writing
+from selfeval.texts import parse_json
 
 __all__ = ["read_records", "read_rows", "write_records"]
 
@@ -40,17 +41,18 @@ def read_records(path: Path, kind: type[R], remedy: str) -> list[R]:
     return list(_read(path, lambda value: from_json(kind, value), remedy))
 
 
-def read_rows(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
-    """The lines of a file as JSON objects.
+def read_rows(path: Path, remedy: str, *, appended: bool = False) -> Iterator[dict[str, Any]]:
+    """Read the lines of a file as JSON objects.
 
     Args:
         path: of the file.
         remedy: what a user can do about a damaged line.
+        appended: the file grows line by line, so a last line without its end was cut by a kill: leave it out.
 
     Raises:
         RunFolderError: a line is damaged; the message names it.
     """
-    return _read(path, _as_object, remedy)
+    return _read(path, _as_object, remedy, appended=appended)
 
 
 def _as_object(value: Any) -> dict[str, Any]:
@@ -59,12 +61,14 @@ def _as_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _read(path: Path, parse: Callable[[Any], R], remedy: str) -> Iterator[R]:
+def _read(path: Path, parse: Callable[[Any], R], remedy: str, *, appended: bool = False) -> Iterator[R]:
     for number, line in enumerate(_lines(path), start=1):
+        if appended and not line.endswith(b"\n") and len(line) <= _LONGEST_LINE:
+            return
         try:
             if len(line) > _LONGEST_LINE:
                 raise ValueError(f"it has more than {_LONGEST_LINE >> 20} MiB")
-            yield parse(parse_json(line))
+            yield parse(parse_json(line, lenient=True))
         except (TypeError, ValueError) as error:
             raise RunFolderError(f"{path}, line {number} is damaged ({error}); {remedy}") from error
 

@@ -1,0 +1,249 @@
+"""The evaluator against its baselines, on the judged test pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from selfeval.quality.calibration import calibration_error, reliability_bins, risk_coverage
+from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
+from selfeval.quality.statistics import mean_figure, proportion, sigmoid, spearman_figure
+from selfeval.records import Reply, Verdict, VerdictState
+from selfeval.report.schema import (
+    Baselines,
+    Bin,
+    Disagreement,
+    Evaluator,
+    EvaluatorComparisons,
+    FirstPairs,
+    TokensPerVerdict,
+)
+
+__all__ = [
+    "EvaluatorFacts",
+    "JudgedPair",
+    "LabelledPair",
+    "Rights",
+    "by_gold",
+    "by_judge",
+    "measure_evaluator",
+    "measure_first_pairs",
+    "rights_of",
+]
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """A judged test pair, whatever its verdict.
+
+    Attributes:
+        verdict: of the judge.
+        replies: the first and the second.
+        margin: evaluator score of the first reply minus that of the second.
+        disagreement: standard deviation of the margin over the members of an ensemble, 0 for one evaluator.
+        right: whether gold finds each reply right, None where it cannot say; None without gold.
+    """
+
+    verdict: Verdict
+    replies: tuple[Reply, Reply]
+    margin: float
+    disagreement: float
+    right: tuple[bool | None, bool | None] | None
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """A pair of which the better reply is known, 0 or 1, by gold or by the judge."""
+
+    pair: JudgedPair
+    better: int
+
+    @property
+    def question_id(self) -> str:
+        return self.pair.verdict.question_id
+
+    @property
+    def evaluator_right(self) -> bool:
+        """Whether the evaluator scores the better reply strictly higher."""
+        return self.pair.margin != 0 and (self.pair.margin > 0) == (self.better == 0)
+
+
+@dataclass(frozen=True)
+class EvaluatorFacts:
+    """Settings and counts of the evaluators.
+
+    Attributes:
+        temperature: of the confidence sigmoid(|margin| / temperature).
+        temperature_pairs: pairs that it was fitted on.
+        pairs_trained: pairs that the evaluators were trained on.
+        members: number of evaluators.
+    """
+
+    temperature: float
+    temperature_pairs: int
+    pairs_trained: int
+    members: int
+
+
+def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
+    """Return the pairs with exactly one right reply; nothing that the judge said filters them."""
+    found = []
+    for pair in pairs:
+        first, second = pair.right or (None, None)
+        if first is not None and second is not None and first != second:
+            found.append(LabelledPair(pair, 0 if first else 1))
+    return found
+
+
+def by_judge(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
+    """Return the pairs on which the judge was sure, with its choice."""
+    kept = [pair for pair in pairs if pair.verdict.state == VerdictState.KEPT]
+    return [LabelledPair(pair, 1 if _preference_of_judge(pair) < 0 else 0) for pair in kept]
+
+
+def measure_evaluator(
+    pairs: Sequence[JudgedPair],
+    facts: EvaluatorFacts,
+    first_pairs: FirstPairs,
+    cost: TokensPerVerdict | None,
+    *,
+    has_gold: bool,
+) -> Evaluator:
+    """Measure the evaluator on judged test pairs.
+
+    Args:
+        pairs: all judged test pairs.
+        facts: settings and counts of the evaluators.
+        first_pairs: its figures on round 1's pairs.
+        cost: tokens per verdict.
+        has_gold: there is a gold oracle, even if it knows none of these questions.
+    """
+    gold, judge = by_gold(pairs), by_judge(pairs)
+    labelled = gold or judge
+    confidence = [float(sigmoid(abs(p.pair.margin) / facts.temperature)) for p in labelled]
+    right = [p.evaluator_right for p in labelled]
+    correct = [float(r) for r in right]
+    return Evaluator(
+        accuracy_gold=proportion([p.evaluator_right for p in gold]) if has_gold else None,
+        accuracy_judge=proportion([p.evaluator_right for p in judge]),
+        first_pairs=first_pairs,
+        pairs_trained=facts.pairs_trained,
+        baselines=_baselines(labelled),
+        baselines_on="gold" if gold else "judge",
+        comparisons=_comparisons(labelled, labelled_by_judge=not gold),
+        ece=calibration_error(confidence, right),
+        brier=mean_figure([(sure - c) ** 2 for sure, c in zip(confidence, correct, strict=True)]),
+        temperature=facts.temperature,
+        temperature_pairs=facts.temperature_pairs,
+        members=facts.members,
+        disagreement=_disagreement(labelled) if facts.members > 1 else None,
+        risk_coverage=tuple(risk_coverage(confidence, correct)) if correct else (),
+        calibration=tuple(Bin(confidence=c, accuracy=a, n=n) for c, a, n in reliability_bins(confidence, correct)),
+        cost=cost,
+    )
+
+
+def _disagreement(labelled: Sequence[LabelledPair]) -> Disagreement:
+    disagreement = [p.pair.disagreement for p in labelled]
+    return Disagreement(error_correlation=spearman_figure(disagreement, [float(not p.evaluator_right) for p in labelled]))
+
+
+# -- round 1's pairs ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rights:
+    """By question, whether the evaluator is right on the pair, by gold and by the judge."""
+
+    gold: Mapping[str, bool]
+    judge: Mapping[str, bool]
+
+
+def rights_of(pairs: Sequence[JudgedPair]) -> Rights:
+    """Return on which pairs the evaluator is right."""
+    gold, judge = ({p.question_id: p.evaluator_right for p in labelled} for labelled in (by_gold(pairs), by_judge(pairs)))
+    return Rights(gold, judge)
+
+
+def measure_first_pairs(now: Rights, before: Rights | None, *, has_gold: bool) -> FirstPairs:
+    """Measure the evaluator on round 1's test pairs, and its gain over the evaluator of the round before.
+
+    Args:
+        now: of this round's evaluator.
+        before: of the evaluator of the round before; None in round 1.
+        has_gold: the gain is by gold, else by the judge.
+    """
+    comparison = None
+    if before is not None:
+        ours, theirs = (now.gold, before.gold) if has_gold else (now.judge, before.judge)
+        comparison = compare_paired([float(right) for right in ours.values()], [float(theirs[question]) for question in ours])
+    return FirstPairs(
+        accuracy_gold=proportion(list(now.gold.values())) if has_gold else None,
+        accuracy_judge=proportion(list(now.judge.values())),
+        gain=None if comparison is None else comparison.difference,
+        comparison=comparison,
+    )
+
+
+# -- baselines ----------------------------------------------------------------------------------------------------------
+
+Rule = Callable[[JudgedPair], float]
+"""Above 0 where the rule prefers the first reply, below 0 where it prefers the second."""
+
+
+def _preference_of_judge(pair: JudgedPair) -> float:
+    return 0.0 if pair.verdict.probability is None else pair.verdict.probability - 0.5
+
+
+def _preference_of_length(pair: JudgedPair) -> float:
+    return len(pair.replies[0].text) - len(pair.replies[1].text)
+
+
+def _preference_of_logprob(pair: JudgedPair) -> float:
+    first, second = (reply.logprob / max(1, len(reply.ids)) for reply in pair.replies)
+    return first - second
+
+
+def _credits(labelled: Sequence[LabelledPair], rule: Rule) -> list[float]:
+    """Credit of a rule on each pair: 1 for the better reply, 0 for the other, half for a tie."""
+    return [_credit(rule(p.pair), p.better) for p in labelled]
+
+
+def _credit(preference: float, better: int) -> float:
+    return 0.5 if preference == 0 else float((preference > 0) == (better == 0))
+
+
+def _is_from_file(labelled: Sequence[LabelledPair]) -> bool:
+    """Whether the labels are from a file of the user's, so that no judge was asked."""
+    verdicts = [p.pair.verdict for p in labelled]
+    return bool(verdicts) and all(v.in_order is None and v.probability is not None for v in verdicts)
+
+
+def _baselines(labelled: Sequence[LabelledPair]) -> Baselines:
+    return Baselines(
+        longer_wins=mean_figure(_credits(labelled, _preference_of_length)),
+        first_wins=mean_figure(_credits(labelled, lambda _: 1.0)),
+        mean_logprob=mean_figure(_credits(labelled, _preference_of_logprob)),
+        judge=None if _is_from_file(labelled) else mean_figure(_credits(labelled, _preference_of_judge)),
+    )
+
+
+def _comparisons(labelled: Sequence[LabelledPair], *, labelled_by_judge: bool) -> EvaluatorComparisons:
+    """The evaluator less each baseline, and less chance.
+
+    Args:
+        labelled: pairs with their labels.
+        labelled_by_judge: the judge is right by construction, so there is no difference to measure.
+    """
+    ours, questions = [float(p.evaluator_right) for p in labelled], [p.question_id for p in labelled]
+
+    def less(rule: Rule) -> Comparison:
+        return compare_paired(ours, _credits(labelled, rule), questions)
+
+    return EvaluatorComparisons(
+        longer_wins=less(_preference_of_length),
+        first_wins=less(lambda _: 1.0),
+        mean_logprob=less(_preference_of_logprob),
+        judge=None if labelled_by_judge or _is_from_file(labelled) else less(_preference_of_judge),
+        chance=compare_with_level(ours, 0.5, questions),
+    )

@@ -1,0 +1,121 @@
+"""Predicted and actual accuracy of the replies that the policy gave during training, over its distance from the start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+from selfeval.quality.overoptimisation import GainCurve, fit_reinforcement, logistic_fit
+from selfeval.quality.statistics import Figure, clustered_mean, sigmoid
+from selfeval.report.schema import CurveFit, Fits, OverOptimisation
+
+__all__ = [
+    "FEWEST_POINTS",
+    "CheckedReply",
+    "PredictedReply",
+    "Shares",
+    "measure_over_optimisation",
+    "predict",
+    "shares_of",
+]
+
+FEWEST_POINTS = 4
+"""Iterations that a curve with two coefficients needs."""
+
+
+@dataclass(frozen=True)
+class CheckedReply:
+    """A reply of the training with its evaluator score, and whether gold finds it right."""
+
+    question_id: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class PredictedReply:
+    """The same with the probability of being right that its score predicts."""
+
+    question_id: str
+    probability: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the replies of one iteration: the share of right ones that the scores predict, the share by gold, their number."""
+
+    predicted: float
+    gold: float
+    n: int
+
+
+def predict(checked: Mapping[int, Sequence[CheckedReply]]) -> dict[int, list[PredictedReply]]:
+    """Turn scores into probabilities, by a logistic fit on the first iteration.
+
+    There the policy has not yet learned to exploit the evaluator.
+
+    Args:
+        checked: replies by iteration; iterations without one are left out.
+    """
+    known = {step: replies for step, replies in checked.items() if replies}
+    if not known:
+        return {}
+    first = known[min(known)]
+    slope, offset = logistic_fit([reply.score for reply in first], [reply.right for reply in first])
+    return {
+        step: [PredictedReply(r.question_id, float(sigmoid(slope * r.score + offset)), r.right) for r in replies]
+        for step, replies in known.items()
+    }
+
+
+def shares_of(predicted: Mapping[int, Sequence[PredictedReply]]) -> dict[int, Shares]:
+    """Return predicted and actual accuracy by iteration, first to last."""
+    return {
+        step: Shares(fmean(r.probability for r in replies), fmean(r.right for r in replies), len(replies))
+        for step, replies in sorted(predicted.items())
+    }
+
+
+def measure_over_optimisation(
+    predicted: Mapping[int, Sequence[PredictedReply]], kls: Mapping[int, float | None]
+) -> OverOptimisation | None:
+    """Fit the curve of Gao et al. 2022 through the gain by the evaluator and by gold, over the square root of the KL.
+
+    Args:
+        predicted: replies by iteration.
+        kls: KL to the reference by iteration, in nats.
+
+    Returns:
+        None with fewer than four different distances.
+    """
+    shares = shares_of(predicted)
+    points = [(math.sqrt(kl), s.predicted, s.gold) for step, s in shares.items() if (kl := kls.get(step) or 0.0) > 0.0]
+    distances = [distance for distance, _, _ in points]
+    if len(set(distances)) < FEWEST_POINTS:
+        return None
+    start = shares[min(shares)]
+    return OverOptimisation(
+        points=tuple(points),
+        start=(start.predicted, start.gold),
+        fit=Fits(
+            evaluator=_fit(fit_reinforcement(distances, [predicted - start.predicted for _, predicted, _ in points])),
+            gold=_fit(fit_reinforcement(distances, [gold - start.gold for _, _, gold in points])),
+        ),
+        gap=_gap(predicted),
+    )
+
+
+def _fit(curve: GainCurve) -> CurveFit:
+    return CurveFit(**asdict(curve))
+
+
+def _gap(predicted: Mapping[int, Sequence[PredictedReply]]) -> Figure:
+    """Predicted less actual accuracy in the last quarter of the iterations.
+
+    The cases are questions: an iteration has several replies to each, and later iterations may ask it again.
+    """
+    last = [reply for step in sorted(predicted)[-max(1, len(predicted) // 4) :] for reply in predicted[step]]
+    return clustered_mean([reply.probability - reply.right for reply in last], [reply.question_id for reply in last])

@@ -1,0 +1,119 @@
+"""The policy before and after training, reply against reply."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from selfeval.judging.judge import Judgement
+from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
+from selfeval.quality.length_control import length_controlled_win_rate
+from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_of_means
+from selfeval.report.schema import Alarm, OverOptimisation, Policy, PolicyComparisons, Sample
+
+__all__ = ["Answered", "Outcome", "compare_gold", "gold_share", "measure_policy", "outcome", "sample_of"]
+
+Outcome = Literal["win", "tie", "loss", "unparsable"]
+_CREDITS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A test question with the reply before and after.
+
+    Attributes:
+        question: text.
+        before, after: texts of the replies.
+        tokens_before, tokens_after: their lengths.
+        kl: nats from the start, of the reply after.
+        outcome: of the comparison, for the reply after.
+        gold_before, gold_after: whether gold finds each right; None where it cannot say.
+    """
+
+    question: str
+    before: str
+    after: str
+    tokens_before: int
+    tokens_after: int
+    kl: float
+    outcome: Outcome
+    gold_before: bool | None
+    gold_after: bool | None
+
+
+def outcome(judgement: Judgement, tie: float) -> Outcome:
+    """Return the outcome of a comparison for its first reply: that of the average of both orders.
+
+    It is a tie where the judge named one, the orders disagree, or they balance exactly.
+
+    Args:
+        judgement: of both orders.
+        tie: probability of `neither` above which the judge named a tie.
+    """
+    if judgement.probability is None or judgement.in_order is None or judgement.swapped is None or judgement.tie is None:
+        return "unparsable"
+    orders = {(p > 0.5) - (p < 0.5) for p in (judgement.in_order, judgement.swapped)}
+    if judgement.tie > tie or len(orders) > 1 or orders == {0}:
+        return "tie"
+    return "win" if judgement.probability > 0.5 else "loss"
+
+
+def measure_policy(
+    answered: Sequence[Answered], alarms: Sequence[Alarm], over_optimisation: OverOptimisation | None, *, has_gold: bool
+) -> Policy:
+    """Measure the policy against its start.
+
+    Args:
+        answered: the test questions with both replies.
+        alarms: of the watchdogs, during training.
+        over_optimisation: its figures.
+        has_gold: there is a gold oracle, even if it knows none of these questions.
+    """
+    decided = [(_CREDITS[a.outcome], a) for a in answered if a.outcome != "unparsable"]
+    scores = [score for score, _ in decided]
+    longer = [float(a.tokens_after - a.tokens_before) for _, a in decided]
+    counts, gold = Counter(a.outcome for a in answered), compare_gold(answered) if has_gold else None
+    return Policy(
+        win_rate=mean_figure(scores),
+        win_rate_decisive=proportion([score == 1.0 for score in scores if score != 0.5]),
+        length_controlled=length_controlled_win_rate(scores, longer),
+        win=counts["win"],
+        tie=counts["tie"],
+        loss=counts["loss"],
+        unparsable=counts["unparsable"],
+        gold_before=gold_share([a.gold_before for a in answered]) if has_gold else None,
+        gold_after=gold_share([a.gold_after for a in answered]) if has_gold else None,
+        gold_gain=None if gold is None else gold.difference,
+        comparisons=PolicyComparisons(gold=gold, win_rate=compare_with_level(scores)),
+        kl=mean_figure([a.kl for a in answered], bounds=None),
+        length_ratio=ratio_of_means([a.tokens_after for a in answered], [a.tokens_before for a in answered]),
+        watchdogs=tuple(alarms),
+        overoptimisation=over_optimisation,
+    )
+
+
+def gold_share(checked: Sequence[bool | None]) -> Figure:
+    """Return the share of right replies among those that gold can judge."""
+    return proportion([right for right in checked if right is not None])
+
+
+def compare_gold(answered: Sequence[Answered]) -> Comparison:
+    """Compare right after with right before, on the questions for which gold can judge both replies."""
+    known = [(a.gold_after, a.gold_before) for a in answered if a.gold_before is not None and a.gold_after is not None]
+    return compare_paired([float(after) for after, _ in known], [float(before) for _, before in known])
+
+
+def sample_of(answered: Answered, score_before: float, score_after: float) -> Sample:
+    """Return the replies next to each other, with their evaluator scores."""
+    return Sample(
+        question=answered.question,
+        before=answered.before,
+        after=answered.after,
+        gold_before=answered.gold_before,
+        gold_after=answered.gold_after,
+        evaluator_before=round(score_before, 4),
+        evaluator_after=round(score_after, 4),
+        verdict=answered.outcome,
+    )

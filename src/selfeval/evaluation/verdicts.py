@@ -1,0 +1,62 @@
+"""The judge's verdicts: their states, their consistency, and the accuracy of the labels that they give."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from selfeval.judging.judge import choice
+from selfeval.quality.statistics import proportion
+from selfeval.records import Verdict, VerdictState
+from selfeval.report.schema import Verdicts
+
+__all__ = ["is_consistent", "label_is_right", "measure_verdicts"]
+
+
+def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] | None, *, from_file: bool) -> Verdicts:
+    """Measure the verdicts of both splits.
+
+    Args:
+        verdicts: all verdicts.
+        labels: whether each kept label is right by gold (`label_is_right`); None without gold.
+        from_file: the labels are from a file of the user's.
+    """
+    states = Counter(verdict.state for verdict in verdicts)
+    consistent = [is_consistent(verdict) for verdict in verdicts]
+    return Verdicts(
+        judged=len(verdicts),
+        source="file" if from_file else "judge",
+        kept=states[VerdictState.KEPT],
+        tie=states[VerdictState.TIE],
+        unsure=states[VerdictState.UNSURE],
+        unparsable=states[VerdictState.UNPARSABLE],
+        kept_share=proportion([verdict.state == VerdictState.KEPT for verdict in verdicts]),
+        swap_consistency=proportion([found for found in consistent if found is not None]),
+        label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
+    )
+
+
+def is_consistent(verdict: Verdict) -> bool | None:
+    """Return whether both orders chose the same of first, second and neither; None where one did not parse.
+
+    Of two choices only, a sure tie would toss a coin for each order: its probability is close to one half, on either side.
+    """
+    choices = [
+        choice(better, tie)
+        for better, tie in zip((verdict.in_order, verdict.swapped), verdict.ties, strict=True)
+        if better is not None and tie is not None
+    ]
+    return choices[0] == choices[1] if len(choices) == 2 else None
+
+
+def label_is_right(verdict: Verdict, right: tuple[bool | None, bool | None]) -> bool | None:
+    """Return whether a kept label chose a right reply over a wrong one; None where the question has no gold.
+
+    Args:
+        verdict: a kept one.
+        right: whether gold finds each reply right.
+    """
+    first, second = right
+    if first is None or second is None or verdict.probability is None:
+        return None
+    return first and not second if verdict.probability >= 0.5 else second and not first

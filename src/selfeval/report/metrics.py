@@ -1,0 +1,227 @@
+"""Every metric that a run logs: one table, from which docs/metrics.md is generated.
+
+A stage that logs a new key adds its row here; a test compares the keys of real runs with this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["METRICS", "Metric"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key of a metrics file.
+
+    Attributes:
+        name: the key.
+        unit: empty where the number has none.
+        meaning: definition, in Markdown.
+        typical: values of a run that goes well, and the limit of a watchdog where there is one.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    typical: str
+
+
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "evaluator": (
+        Metric("step", "", "gradient step, from 1", ""),
+        Metric(
+            "loss",
+            "nats per pair",
+            "Bradley-Terry loss with soft labels plus the centering term, on the step's batch, before its update",
+            "0.693 at step 1, then falling; the entropy of the labels is its floor",
+        ),
+        Metric(
+            "accuracy",
+            "share",
+            "pairs of the batch whose chosen reply scores strictly higher, before the update",
+            "0 at step 1 (the head starts at zero), then well above 0.5. It is agreement with the judge on pairs "
+            "that are trained on",
+        ),
+        Metric("grad_norm", "", "norm of the gradient before clipping", "finite, steady"),
+        Metric("learning_rate", "", "of this step", "rises over the warm-up, then falls"),
+    ),
+    "policy": (
+        Metric("step", "", "iteration, from 1", ""),
+        Metric("score", "score", "mean raw evaluator score of the iteration's replies", "rises, then flattens"),
+        Metric(
+            "reward",
+            "deviations of the first iteration's scores",
+            "mean reward of a reply: its whitened and clipped score, less the penalties for an unfinished and for"
+            " an overlong reply, less `kl_coefficient` times its KL",
+            "near 0 at first, then rises",
+        ),
+        Metric(
+            "kl",
+            "nats per reply",
+            "mean over replies of the summed log-ratio to the reference, on the drawn tokens, at the policy's temperature",
+            "near 0 at first, then towards `policy.kl_target`. Watchdogs: below -0.5, above 5 times the target",
+        ),
+        Metric(
+            "kl_coefficient",
+            "reward per nat",
+            "weight of the KL penalty in this iteration",
+            "changes while the KL is off its target, then constant",
+        ),
+        Metric(
+            "length",
+            "tokens per reply",
+            "mean, end-of-sequence token included",
+            "steady. Watchdog: outside 0.5 to 2 times the first iteration's",
+        ),
+        Metric(
+            "repeated",
+            "share",
+            "share of the iteration's questions whose reply is the most common one",
+            "small. Watchdog: above a half, with eight questions or more",
+        ),
+        Metric(
+            "value",
+            "whitened reward",
+            "(learners with a critic) mean of the critic's values before the update",
+            "follows the returns",
+        ),
+        Metric(
+            "explained_variance",
+            "share, at most 1",
+            "(learners with a critic) of the variance of the returns that the values before the update explain; "
+            "`null` when the returns do not vary",
+            "above 0, rising",
+        ),
+        Metric(
+            "policy_loss",
+            "",
+            "loss of the learner: the clipped surrogate, the negative log-prob (raft), the loss of the pairs (dpo)",
+            "around 0 for the surrogate; falls for raft and dpo",
+        ),
+        Metric(
+            "pair_accuracy",
+            "share",
+            "(dpo) pairs of the batch that the policy orders as their label does, relative to the reference",
+            "0 at first (all margins are zero), then well above 0.5",
+        ),
+        Metric(
+            "value_loss",
+            "squared whitened reward",
+            "clipped value loss, with its factor 1/2, mean over tokens",
+            "falls, then steady",
+        ),
+        Metric(
+            "entropy",
+            "nats per token",
+            "of the policy's next-token distributions at its temperature",
+            "falls slowly. Watchdog: below 2 % of the first iteration's",
+        ),
+        Metric("clip_fraction", "share of tokens", "tokens on which the clipped loss is the larger one", "below about 0.2"),
+        Metric(
+            "approximate_kl",
+            "nats per token",
+            "between the policy that sampled the replies and the one being updated",
+            "below about 0.05",
+        ),
+        Metric(
+            "step_kl",
+            "nats per token",
+            "`trpo`: exact KL of the step over all replies of the iteration",
+            "at most `step_kl_bound`",
+        ),
+        Metric(
+            "step_kl_bound",
+            "nats per token",
+            "`trpo`: the bound in this iteration, `policy.trpo.trust_region` times the square of the schedule's factor",
+            "falls with the schedule",
+        ),
+        Metric("step_fraction", "share", "`trpo`: of the natural step that the line search took; 0: none", "0.2 to 1"),
+        Metric("surrogate_gain", "advantage per token", "`trpo`: gain of the step on the surrogate", "above 0"),
+        Metric("cg_residual", "share", "`trpo`: part of the gradient that conjugate gradient left unsolved", "below 1"),
+        Metric(
+            "first_ratio",
+            "share",
+            "mean absolute distance of the probability ratio from 1 at the first minibatch, before any update",
+            "close to 0. Watchdog: above 0.02",
+        ),
+        Metric(
+            "q_loss",
+            "",
+            "value learners: Huber loss of the Q roles and of the values of states, mean over tokens",
+            "fall, then steady",
+        ),
+        Metric(
+            "state_loss",
+            "",
+            "value learners: Huber loss of the Q roles and of the values of states, mean over tokens",
+            "fall, then steady",
+        ),
+        Metric(
+            "q",
+            "whitened reward",
+            "value learners: mean value of the drawn tokens",
+            "rises with the reward, and stays below the best one",
+        ),
+        Metric("grad_norm", "", "norm of the policy's gradient before clipping", "finite, steady"),
+        Metric(
+            "learning_rate",
+            "",
+            "of the policy in this iteration; the critic's follows the same schedule from its own peak",
+            "rises over the warm-up, then falls",
+        ),
+        Metric(
+            "judge_win_rate",
+            "share",
+            "(every `policy.judge_every` iterations) mean probability, by the held-out judge, that the policy's "
+            "reply beats the start's",
+            "rises with the score",
+        ),
+        Metric("judge_error", "share", "its standard error", ""),
+        Metric(
+            "judge_unparsed",
+            "share",
+            "questions whose verdict could not be read; they are left out",
+            "near 0; where most cannot be read nothing is logged",
+        ),
+        Metric(
+            "judge_drop",
+            "share",
+            "win rate below its best so far",
+            "0, or within noise. Watchdog: above twice its error while `score_gain` is above 0",
+        ),
+        Metric("score_gain", "score", "mean raw score now, less that at the judge's best win rate", ""),
+        Metric("seconds", "s", "of the whole iteration: sampling, scoring and update", ""),
+    ),
+    "evaluation": (
+        Metric("step", "", "policy iteration", ""),
+        Metric(
+            "gold",
+            "share",
+            "actual accuracy: right replies by gold among the first `evaluation.gold_replies` of the iteration "
+            "whose question has gold; training questions, at the policy's temperature",
+            "rises with the score. A score that rises while gold falls means that the evaluator is being exploited",
+        ),
+        Metric(
+            "expected",
+            "share",
+            "predicted accuracy of the same replies: their evaluator scores mapped to the probability of being "
+            "right by gold, by a logistic fit on the first iteration",
+            "close to `gold`. Above it: the evaluator is being exploited",
+        ),
+        Metric("n", "", "number of those replies", ""),
+    ),
+    "watchdogs": (
+        Metric("step", "", "policy iteration", ""),
+        Metric(
+            "name",
+            "",
+            "`not_finite`, `ratio_not_one`, `negative_kl`, `kl_runaway`, `length_drift`, `entropy_collapse`, "
+            "`repeated_reply`, `judge_disagrees`",
+            "",
+        ),
+        Metric("message", "", "observation, in a sentence", ""),
+        Metric("action", "", "`warn`, `roll_back`, `finish` or `stop`", ""),
+    ),
+}
+"""By stage, as in `metrics/<stage>.jsonl`."""

@@ -1,0 +1,623 @@
+"""The contract of report.json: one frozen model per part, one docstring per field.
+
+The stages evaluation and report fill these models. The page, the terminal's table, the model card, the benchmarks and
+docs/concepts/evidence.md read them. A new figure is a new field here; a test fails until the page shows the field or the field
+says why it is hidden. Nothing here imports torch.
+
+Every key is required unless its docstring says when it is absent: a report that lacks one was written by another version and is
+refused by name (see `reading.py`). A figure with no cases has null for its value; a quantity that was not measured is null as a
+whole. Neither is ever 0.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_serializer, model_validator
+
+from selfeval.quality.comparisons import Comparison
+from selfeval.quality.statistics import Figure
+
+__all__ = [
+    "SCHEMA",
+    "Alarm",
+    "Baselines",
+    "Bin",
+    "CurveFit",
+    "Data",
+    "Disagreement",
+    "Drop",
+    "Dropped",
+    "Evaluation",
+    "EvaluationMemory",
+    "Evaluator",
+    "EvaluatorComparisons",
+    "FirstPairs",
+    "Fits",
+    "Hidden",
+    "Labels",
+    "Memory",
+    "MemoryEvent",
+    "Model",
+    "OverOptimisation",
+    "Part",
+    "Policy",
+    "PolicyComparisons",
+    "Report",
+    "Round",
+    "RoundEvaluator",
+    "RoundPolicy",
+    "Sample",
+    "SecondsPerVerdict",
+    "Time",
+    "TokensOf",
+    "TokensPerVerdict",
+    "Verdicts",
+]
+
+SCHEMA: Literal[1] = 1
+"""The version of report.json that this version writes and reads."""
+
+
+class Hidden(str):
+    """Metadata of a field that neither the page nor the terminal's table shows: the reason."""
+
+
+# Numbers are rounded when they are written, so that the file is readable and equal runs give equal bytes.
+_Figure = Annotated[Figure, PlainSerializer(Figure.as_json)]
+_Comparison = Annotated[Comparison, PlainSerializer(Comparison.as_json)]
+_Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
+_Pair = tuple[_Rounded, _Rounded]
+_Triple = tuple[_Rounded, _Rounded, _Rounded]
+
+Labels = Literal["gold", "judge"]
+
+
+def _absent_if_none() -> Any:
+    """A key that is left out of the file when there is nothing to say."""
+    return Field(default=None, exclude_if=lambda value: value is None)
+
+
+class Part(BaseModel):
+    """Base of all parts: frozen, unknown keys refused, numbers finite, field docstrings become descriptions.
+
+    Strict about types, so parse JSON with `model_validate_json`, where an array is a tuple and an object is a figure.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the part as report.json has it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+# -- the evaluator ------------------------------------------------------------------------------------------------------
+
+
+class FirstPairs(Part):
+    """The evaluator on the test pairs of round 1, the one set on which the evaluators of all rounds are compared."""
+
+    accuracy_gold: _Figure | None
+    """`accuracy_gold` on those pairs. `null` without gold."""
+    accuracy_judge: _Figure
+    """`accuracy_judge` on those pairs."""
+    gain: _Figure | None
+    """Share of the pairs on which this evaluator is right less that of the round before, by gold, or by the judge without gold.
+    Newcombe. `null` in round 1."""
+    comparison: _Comparison | None
+    """`gain` as a [comparison](#comparisons). `null` in round 1."""
+
+
+class Baselines(Part):
+    """How often simple rules, and the judge itself, pick the better reply: adjusted Student, on the evaluator's own pairs."""
+
+    longer_wins: _Figure
+    """The reply with more characters."""
+    first_wins: _Figure
+    """The reply that stands first; the order is random, so this is chance level."""
+    mean_logprob: _Figure
+    """The reply with the higher mean log-prob per token under the model that sampled it."""
+    judge: _Figure | None = _absent_if_none()
+    """The judge, both orders averaged and forced to choose; a verdict that could not be read counts half. Absent when the pairs
+    are from a file, because no judge was asked."""
+
+
+class EvaluatorComparisons(Part):
+    """The evaluator less each baseline, and less chance, on the same pairs; see [comparisons](#comparisons)."""
+
+    longer_wins: _Comparison
+    """Less picking the longer reply."""
+    first_wins: _Comparison
+    """Less picking the first reply."""
+    mean_logprob: _Comparison
+    """Less picking the higher mean log-prob."""
+    judge: _Comparison | None
+    """Less its judge. `null` on the judge's own labels, on which the judge is right by construction."""
+    chance: _Comparison
+    """Less one half."""
+
+
+class TokensOf(Part):
+    """Tokens of one verdict."""
+
+    tokens_read: _Figure
+    """Tokens read. Ratio of means over batches."""
+    tokens_written: _Figure
+    """Tokens written. Ratio of means over batches."""
+
+
+class TokensPerVerdict(Part):
+    """Tokens per verdict, on random test pairs; the same in every run."""
+
+    pairs: int
+    """Number of pairs whose tokens were counted."""
+    evaluator: TokensOf
+    """The scores of both replies by all members, with the reference answer where the grade template shows one."""
+    scoring: TokensOf
+    """The same where the reference answer of the question is known, as for all further replies to it."""
+    judge: TokensOf
+    """A comparison in both orders, with everything that the judge reads and writes."""
+
+
+class Disagreement(Part):
+    """Whether an ensemble of evaluators knows what it does not know."""
+
+    error_correlation: _Figure
+    """Rank correlation of the deviation of the members' margins with being wrong. Fisher."""
+
+
+class Bin(Part):
+    """One bin of the calibration curve."""
+
+    confidence: _Rounded
+    """Mean confidence in the bin."""
+    accuracy: _Rounded
+    """Share of its pairs on which the evaluator is right."""
+    n: int
+    """Number of pairs."""
+
+
+class Evaluator(Part):
+    """The cases are the judged test pairs: two plain samples at temperature 1 per test question."""
+
+    accuracy_gold: _Figure | None
+    """Share of pairs on which the evaluator scores the right reply strictly higher; pairs with exactly one right reply by gold,
+    whatever the judge said of them (kept, tie, unsure or unparsable). Wilson. `null` without gold."""
+    accuracy_judge: _Figure
+    """The same on the pairs that the judge was sure of (`kept`), with the judge's choice as the right one. Wilson."""
+    first_pairs: Annotated[FirstPairs, Hidden("round 1's pairs are its own; later rounds are in the section of the rounds")]
+    """The evaluator on the test pairs of round 1; see [rounds](#rounds)."""
+    pairs_trained: int
+    """Number of pairs it was trained on."""
+    baselines: Baselines
+    """Accuracy of simple rules and of the judge on the same pairs."""
+    baselines_on: Labels
+    """Whose labels the baselines, the calibration and the risk are measured on. Gold when gold gives at least one pair."""
+    comparisons: EvaluatorComparisons
+    """The evaluator less each baseline."""
+    ece: _Figure
+    """Expected calibration error without its bias; see [calibration](#calibration). The confidence is
+    sigmoid(absolute score difference / temperature), so it is at least 0.5."""
+    brier: _Figure
+    """Mean squared error of that confidence. Adjusted Student."""
+    temperature: _Rounded
+    """Of the confidence, fitted on held-out training pairs against the judge's probabilities, with a prior on log T; 1
+    when too few pairs were held out (see [limits](#limits))."""
+    temperature_pairs: int
+    """Number of pairs it was fitted on; 0 means that the confidence is not calibrated, as `selfeval score` says."""
+    members: int
+    """Number of evaluators whose scores are averaged."""
+    disagreement: Disagreement | None
+    """How the members' disagreement goes with errors. `null` for one member."""
+    risk_coverage: tuple[_Pair, ...]
+    """[coverage, risk] pairs: the error rate among the most confident share of the pairs, at twenty coverages; over the pairs
+    of the accuracy on the same labels."""
+    calibration: tuple[Bin, ...]
+    """Ten bins of equal mass."""
+    cost: TokensPerVerdict | None
+    """Tokens per verdict; see [cost](#cost). `null` without a test pair."""
+
+
+# -- the verdicts -------------------------------------------------------------------------------------------------------
+
+
+class Verdicts(Part):
+    """Over all judged pairs, of both splits."""
+
+    judged: int
+    """Number of judged pairs; questions whose replies are all alike are not among them."""
+    source: Literal["judge", "file"]
+    """`file` where the pairs and their labels are [the user's own](../guides/your-own-data.md)."""
+    kept: int
+    """Pairs on which the judge was sure, in both orders. The four counts add up to `judged`."""
+    tie: int
+    """Pairs whose replies the judge found equally good."""
+    unsure: int
+    """Pairs on which the judge changed its mind with the order, or was not confident enough."""
+    unparsable: int
+    """Pairs on which the judge's output could not be read."""
+    kept_share: _Figure
+    """Coverage of the judge. Wilson."""
+    swap_consistency: _Figure
+    """Of the pairs with both orders readable, the share on which both choose the same of three: the one reply, the other, or
+    neither. The choice of an order is its likeliest label. A judge that says "neither" both times is consistent. Wilson."""
+    label_accuracy_gold: _Figure | None
+    """Of the kept labels whose question has gold, the share that chose a right reply over a wrong one. A kept label between two
+    right or two wrong replies counts as wrong. Wilson. `null` without gold."""
+
+
+# -- the policy ---------------------------------------------------------------------------------------------------------
+
+
+class PolicyComparisons(Part):
+    """The policy less its start; see [comparisons](#comparisons)."""
+
+    gold: _Comparison | None
+    """Right by gold after less before, on the same questions. `null` without gold."""
+    win_rate: _Comparison
+    """Win rate less one half."""
+
+
+class Alarm(Part):
+    """An alarm of a watchdog during training."""
+
+    step: int
+    """Policy iteration; for an alarm that was acted on, the iteration that training went back to."""
+    name: str
+    """Name of the watchdog; see [metrics](../metrics.md#metricswatchdogsjsonl)."""
+    message: str
+    """Observation that raised it."""
+    action: str
+    """`warn`, `roll_back`, `finish` or `stop`."""
+    seen_at: int | None = _absent_if_none()
+    """Iteration that raised it. Absent when it was not acted on."""
+
+
+class CurveFit(Part):
+    """A fitted gain: R(d) = d (alpha − beta log d), d = √KL; Gao et al. 2022."""
+
+    alpha: _Rounded
+    """Slope at the start."""
+    beta: _Rounded
+    """Bend."""
+    rmse: Annotated[_Rounded, Hidden("the points are drawn around the curve")]
+    """Root of the mean squared distance of the points from the curve."""
+
+
+class Fits(Part):
+    """The two fitted gains."""
+
+    evaluator: CurveFit
+    """Gain that the evaluator's scores predict."""
+    gold: CurveFit
+    """Gain by gold."""
+
+
+class OverOptimisation(Part):
+    """Predicted and actual accuracy over the distance from the start; see
+    [over-optimisation](../algorithms/over-optimisation.md)."""
+
+    points: tuple[_Triple, ...]
+    """[√KL, predicted share right, share right by gold] of each iteration."""
+    start: _Pair
+    """[predicted share right, share right by gold] of the first iteration."""
+    fit: Fits
+    """The curve of Gao et al. 2022 through each."""
+    gap: _Figure
+    """Predicted less actual share right in the last quarter of the iterations. Cluster-robust; `n` counts questions."""
+
+
+class Policy(Part):
+    """The first `evaluation.questions` test questions. *Before* is the first reply of the start to each (of the base, and in a
+    later round of the policy before), *after* one sample of the trained policy, both at temperature 1. The referee compares the
+    two in both orders."""
+
+    win_rate: _Figure
+    """Mean of 1 (the new reply won), 0.5 (tie) and 0 (lost). Adjusted Student."""
+    win_rate_decisive: _Figure
+    """Wins among wins and losses, ties left out. Wilson."""
+    length_controlled: _Figure
+    """Win rate at equal length, by a logistic regression on the difference of lengths in tokens. Bootstrap."""
+    win: int
+    """Comparisons that the new reply won."""
+    tie: int
+    """Ties: the averaged probability of `neither` is above `verdicts.tie`, the two orders disagree, or both balance exactly."""
+    loss: int
+    """Comparisons that the new reply lost."""
+    unparsable: int
+    """Comparisons that could not be read; they are in no win rate."""
+    gold_before: _Figure | None
+    """Share of right replies before, among the questions that have gold. Wilson. `null` without gold."""
+    gold_after: _Figure | None
+    """The same after. Wilson. `null` without gold."""
+    gold_gain: Annotated[_Figure | None, Hidden("the same figure as comparisons.gold.difference")]
+    """`gold_after` less `gold_before`, on the same questions. Newcombe. `null` without gold."""
+    comparisons: PolicyComparisons
+    """The policy less its start."""
+    kl: _Figure
+    """Nats per reply: sum over the tokens of the log-prob under the policy less that under the start, at temperature 1.
+    Student."""
+    length_ratio: _Figure
+    """Tokens after over tokens before. Ratio of means."""
+    watchdogs: tuple[Alarm, ...]
+    """Alarms of the training."""
+    overoptimisation: OverOptimisation | None
+    """Predicted and actual accuracy over the KL. `null` without gold, or with too few iterations."""
+
+
+# -- rounds -------------------------------------------------------------------------------------------------------------
+
+
+class RoundEvaluator(Part):
+    """The evaluator of a round."""
+
+    accuracy_gold: _Figure | None
+    """On the test pairs of the same round, by gold, as `evaluator.accuracy_gold`."""
+    accuracy_judge: _Figure
+    """On the test pairs of the same round, as `evaluator.accuracy_judge`."""
+    accuracy_gold_first_pairs: _Figure | None
+    """By gold, on the test pairs of round 1."""
+    accuracy_judge_first_pairs: _Figure
+    """By the judge, on the test pairs of round 1."""
+    gain: Annotated[_Figure | None, Hidden("the same figure as comparison.difference")]
+    """Share of round 1's pairs on which it is right less that of the round before. `null` in round 1."""
+    comparison: _Comparison | None
+    """`gain` as a [comparison](#comparisons). `null` in round 1."""
+    pairs_trained: int
+    """Number of pairs it was trained on."""
+
+
+class RoundPolicy(Part):
+    """The policy of a round against the one before, as in [policy](#policy)."""
+
+    win_rate: _Figure
+    """As `policy.win_rate`."""
+    win: int
+    """As `policy.win`."""
+    tie: int
+    """As `policy.tie`."""
+    loss: int
+    """As `policy.loss`."""
+    gold_before: _Figure | None
+    """As `policy.gold_before`."""
+    gold_after: _Figure | None
+    """As `policy.gold_after`."""
+    gold_gain: Annotated[_Figure | None, Hidden("the same figure as comparisons.gold.difference")]
+    """As `policy.gold_gain`."""
+    kl: _Figure
+    """As `policy.kl`."""
+    comparisons: PolicyComparisons
+    """As `policy.comparisons`."""
+
+
+class Round(Part):
+    """One finished round."""
+
+    round: int
+    """Number of the round, from 1."""
+    folder: Annotated[str, Hidden("the text above the table names the folders")]
+    """Folder of the round, relative to the run folder."""
+    evaluator: RoundEvaluator
+    """The evaluator of the round."""
+    policy: RoundPolicy
+    """The policy of the round."""
+
+
+# -- the rest -----------------------------------------------------------------------------------------------------------
+
+
+class Model(Part):
+    """The base model and its domain."""
+
+    name: str
+    """Folder or hub id of the base."""
+    model_type: str
+    """Architecture, as in its config.json."""
+    parameters: int
+    """Number of parameters of the base."""
+    precision: str
+    """Precision of the base weights."""
+    domain: str | None
+    """Domain whose gold oracle checks replies. `null` for a user's own questions."""
+    gold_file: str | None
+    """File of gold answers. `null` without one."""
+
+
+class Data(Part):
+    """Numbers of records."""
+
+    seeds: int
+    """Seed questions."""
+    questions: int
+    """Training questions."""
+    questions_test: int
+    """Test questions."""
+    replies: int
+    """Replies to all questions."""
+    pairs_train: int
+    """Kept pairs of training questions."""
+    pairs_held_out: int
+    """Kept pairs of test questions."""
+
+
+class Drop(Part):
+    """An example of a dropped record."""
+
+    stage: str
+    """Stage that dropped it."""
+    reason: str
+    """Reason."""
+    text: str
+    """Text of the record."""
+
+
+class Dropped(Part):
+    """Dropped records: the count of each reason per stage, and examples."""
+
+    questions: dict[str, int]
+    """Questions by reason."""
+    verdicts: dict[str, int]
+    """Judged pairs by reason."""
+    examples: tuple[Drop, ...]
+    """The first few of each stage and reason."""
+
+
+class Sample(Part):
+    """A comparison that was drawn at random, not picked."""
+
+    question: str
+    """Test question."""
+    before: str
+    """Reply of the start."""
+    after: str
+    """Reply of the trained policy."""
+    gold_before: bool | None
+    """Whether gold finds the first right. `null` without gold."""
+    gold_after: bool | None
+    """Whether gold finds the second right. `null` without gold."""
+    evaluator_before: float
+    """Score of the first."""
+    evaluator_after: float
+    """Score of the second."""
+    verdict: Literal["win", "tie", "loss", "unparsable"]
+    """Outcome by the referee, for the second."""
+
+
+class SecondsPerVerdict(Part):
+    """Seconds per verdict; ratios of means with intervals over batches; see [cost](#cost)."""
+
+    pairs: int
+    """Number of pairs that were timed."""
+    evaluator: _Figure
+    """By the evaluator, with the reference answer where the grade template shows one."""
+    scoring: _Figure
+    """By the evaluator where the reference answer is known."""
+    judge: _Figure
+    """By the judge."""
+    judge_over_evaluator: _Figure
+    """Ratio of the judge's time to the evaluator's."""
+    judge_over_scoring: _Figure
+    """Ratio of the judge's time to that of scoring."""
+
+
+class Time(Part):
+    """Seconds of this machine."""
+
+    stages: dict[str, float]
+    """Seconds by stage, without the report. In the file the stages are keys of `time` itself."""
+    per_verdict: SecondsPerVerdict | None
+    """Seconds per verdict. `null` without a test pair."""
+    total: float
+    """Sum over the stages."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "stages" in value:
+            return value
+        own = {key: value[key] for key in ("per_verdict", "total") if key in value}
+        return {"stages": {key: seconds for key, seconds in value.items() if key not in own}, **own}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: Any) -> dict[str, Any]:
+        values = handler(self)
+        return {**values.pop("stages"), **values}
+
+
+class MemoryEvent(Part):
+    """A limit that changed because memory was short."""
+
+    stage: str
+    """Stage in which it happened."""
+    phase: str
+    """Phase of the stage, such as `rollout` or `update`."""
+    kind: str
+    """`out_of_memory`, `over_budget`, `little_free` or `grown`."""
+    unit: str
+    """Unit of the limit: rows or tokens."""
+    before: int = Field(alias="from")
+    """Limit before."""
+    after: int = Field(alias="to")
+    """Limit after."""
+    free_bytes: Annotated[int | None, Hidden("the limits are shown; the free memory explains them to a developer")]
+    """Free memory at that moment."""
+    times: int
+    """How often it happened."""
+
+
+class EvaluationMemory(Part):
+    """Bytes of the base, and of all adapters and heads at the end of policy training."""
+
+    base_bytes: int
+    """Bytes of the base weights."""
+    adapter_bytes: int
+    """Bytes of all adapters and heads."""
+    weight_copies: float
+    """Copies of the base weights."""
+
+
+class Memory(EvaluationMemory):
+    """Bytes on this machine."""
+
+    peak_bytes: int
+    """Largest resident memory of the process on the host (peak RSS); memory of a GPU is not in it."""
+    events: tuple[MemoryEvent, ...]
+    """Limits that changed because memory was short."""
+
+
+class Evaluation(Part):
+    """evaluation/figures.json: the parts of the report that need the model, as the stage evaluation measured them."""
+
+    model: Model
+    evaluator: Evaluator
+    verdicts: Verdicts
+    policy: Policy
+    samples: tuple[Sample, ...]
+    memory: EvaluationMemory
+    seconds_per_verdict: SecondsPerVerdict | None
+
+
+class Report(Part):
+    """report.json."""
+
+    schema_number: Annotated[Literal[1], Hidden("a page is drawn from this schema only")] = Field(alias="schema")
+    """1, the version of this schema."""
+    name: str
+    """Name of the run."""
+    seed: int
+    """Random seed of the run."""
+    model: Model
+    """The base and its domain."""
+    data: Data
+    """Numbers of records."""
+    evaluator: Evaluator
+    """The evaluator against its baselines."""
+    verdicts: Verdicts
+    """The judge's verdicts by state."""
+    policy: Policy
+    """The policy against its start."""
+    rounds: tuple[Round, ...] | None = _absent_if_none()
+    """One row per finished round. Only with `rounds` above 1, and only in the run's own report."""
+    dropped: Dropped
+    """Dropped records."""
+    samples: tuple[Sample, ...]
+    """`evaluation.samples` comparisons drawn at random."""
+    prompts: dict[str, str]
+    """Prompt templates that the run used, by file name."""
+    time: Time
+    """Seconds."""
+    memory: Memory
+    """Bytes."""
+    versions: dict[str, str]
+    """Versions of this package, of Python, torch, transformers, peft, tokenizers and numpy."""
+    config: dict[str, Any]
+    """Every value of the configuration, defaults included."""
+
+    @model_validator(mode="after")
+    def _rounds_are_numbered(self) -> Report:
+        numbers = [row.round for row in self.rounds or ()]
+        if numbers != list(range(1, len(numbers) + 1)):
+            raise ValueError(f"rounds should be numbered from 1, got {numbers}")
+        return self

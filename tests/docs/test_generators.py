@@ -1,0 +1,45 @@
+"""Generated pages are those of today's code. docs/generate_families.py is checked by the tests whose results it shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GENERATORS = sorted(path.name for path in (ROOT / "docs").glob("generate_*.py"))
+
+
+def check(script: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), "--check"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", sorted({*GENERATORS} - {"generate_families.py"}))
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    found = check(ROOT / "docs" / name)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize(("name", "page"), [("metrics", "metrics.md"), ("evidence", "concepts/evidence.md")])
+def test_a_changed_page_is_stale(name: str, page: str, tmp_path: Path) -> None:
+    docs = shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    text = (docs / page).read_text(encoding="utf-8")
+    changed, count = re.subn(r"(<!-- generated: .*? -->\n\| .* \|\n\|[-|]+\|\n\| `?\w+)", r"\1_", text, count=1)
+    assert count == 1
+    (docs / page).write_text(changed, encoding="utf-8")
+    found = check(docs / f"generate_{name}.py")
+    assert found.returncode == 1
+    assert f"is stale; run: python docs/generate_{name}.py" in found.stderr
+    assert (docs / page).read_text(encoding="utf-8") == changed, "a check writes nothing"
+
+
+def test_make_docs_and_ci_check_every_generator() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile[makefile.index("\ndocs:") :].split("\n\n")[0]
+    assert re.search(r"for script in docs/generate_\*\.py benchmarks/figures\.py; do .* --check", recipe)
+    assert "make docs" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()

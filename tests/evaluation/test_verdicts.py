@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from evidence_records import TIE, UNPARSABLE, UNSURE, verdict
+from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "probability", "expected"),
+    [
+        pytest.param("1", "7", 0.9, True, id="chose the right one, shown first"),
+        pytest.param("1", "7", 0.1, False, id="chose the wrong one, shown second"),
+        pytest.param("7", "1", 0.1, True, id="chose the right one, shown second"),
+        pytest.param("7", "1", 0.9, False, id="chose the wrong one, shown first"),
+        pytest.param("1", "1", 0.9, False, id="both right: no right one over a wrong one"),
+        pytest.param("7", "8", 0.1, False, id="both wrong"),
+        pytest.param("1", "7", None, None, id="no verdict"),
+    ],
+)
+def test_a_label_is_right_when_it_chose_a_right_reply_over_a_wrong_one(
+    first: str, second: str, probability: float | None, expected: bool | None
+) -> None:
+    assert label_is_right(verdict("q1", probability), (first == "1", second == "1")) is expected
+
+
+def test_a_label_of_a_question_without_gold_is_neither_right_nor_wrong() -> None:
+    for right in ((None, None), (None, True), (False, None)):
+        assert label_is_right(verdict("love", 0.9), right) is None
+
+
+def test_the_verdicts_figures_by_hand() -> None:
+    verdicts = [
+        verdict("q0", 0.85, in_order=0.9, swapped=0.8),  # consistent; kept, chose the first: right
+        verdict("q1", 0.10, in_order=0.1, swapped=0.1),  # consistent; kept, chose the second: wrong
+        verdict("q2", 0.55, UNSURE, in_order=0.9, swapped=0.2),  # inconsistent
+        verdict("q3", 0.45, UNSURE, in_order=0.2, swapped=0.7),  # inconsistent
+        verdict("q4", 0.50, TIE, in_order=0.51, swapped=0.49, tie=0.8, ties=(0.8, 0.8)),  # consistent: neither, both times
+        verdict("q5", None, UNPARSABLE, in_order=0.9, swapped=None, ties=(0.0, None)),  # not asked: one order did not parse
+        verdict("q6", None, UNPARSABLE, in_order=None, swapped=None),
+        verdict("q7", 0.75, UNSURE, in_order=0.9, swapped=0.6, tie=0.35, ties=(0.1, 0.6)),  # inconsistent: first, neither
+        verdict("q8", 0.50, TIE, in_order=0.48, swapped=0.52, tie=0.9, ties=(0.9, 0.9)),  # consistent, as q4
+        verdict("love", 0.95, in_order=0.9, swapped=1.0),  # consistent; kept, no gold
+    ]
+    found = measure_verdicts(verdicts, [True, False, None], from_file=False)
+    assert (found.judged, found.kept, found.tie, found.unsure, found.unparsable) == (10, 3, 2, 3, 2)
+    assert (found.kept_share.value, found.kept_share.n) == (3 / 10, 10)
+    # Both orders parsed 8 times (q0 to q4, q7, q8, love) and agreed 5 times; they are on the same side of 1/2 only 4 times.
+    assert (found.swap_consistency.value, found.swap_consistency.n) == (5 / 8, 8)
+    assert found.label_accuracy_gold is not None
+    assert (found.label_accuracy_gold.value, found.label_accuracy_gold.n) == (0.5, 2)
+    assert found.source == "judge"
+
+
+def test_without_gold_no_label_is_checked() -> None:
+    found = measure_verdicts([verdict()], None, from_file=True)
+    assert (found.label_accuracy_gold, found.source) == (None, "file")
