@@ -15,8 +15,8 @@ from typing import Any
 from common import write
 from learning import train_all
 
+from selfeval.config import LEARNERS
 from selfeval.quality.statistics import mean_figure
-from selfeval.training.learners import LEARNERS
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

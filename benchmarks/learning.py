@@ -31,12 +31,12 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     from selfeval.config import RunConfig, load_config
     from selfeval.stages.context import Context
     from selfeval.stages.gold import load_gold
-    from selfeval.stages.policy import add_roles, prompts_of, setting_of
+    from selfeval.stages.policy import add_roles, learner_context, prompts_of
     from selfeval.stages.terminal import Terminal
     from selfeval.store import RunStore, read_json
-    from selfeval.training.checkpoint import Checkpoints
+    from selfeval.training.context import POLICY
     from selfeval.training.policy import train_policy
-    from selfeval.training.setting import POLICY
+    from selfeval.training.recorder import CheckpointRecorder
 
     saved = read_json(run / "run.json")["config"]
     assignments = [f"seed={seed}", *(f"policy.{setting}" for setting in settings)]
@@ -51,28 +51,24 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
     alarms: list[dict[str, Any]] = []
 
-    def keep(iteration: int, samples: Any, scores: Any) -> None:
-        texts = [context.templates.text(r.ids) for r in samples.rollouts]
-        right = [gold.is_right(questions[p.question_id], t) for p, t in zip(samples.asked, texts, strict=True)]
-        scored = [[round(s, 4), int(bool(x))] for s, x in zip(scores.whole_B.tolist(), right, strict=True)]
-        lines.append({"gold": sum(x for _, x in scored) / len(scored), "replies": scored})
+    class GoldRecorder(CheckpointRecorder):
+        """Judges each iteration's replies by gold, and keeps its metrics."""
 
-    def log(values: dict[str, float], seen: Any) -> None:
-        lines[-1] |= values
-        alarms.extend(alarm.as_json() for alarm in seen)
+        def samples(self, iteration: int, samples: Any, scores: Any) -> None:
+            texts = [context.templates.text(r.ids) for r in samples.rollouts]
+            right = [gold.is_right(questions[p.question_id], t) for p, t in zip(samples.asked, texts, strict=True)]
+            scored = [[round(s, 4), int(bool(x))] for s, x in zip(scores.whole_B.tolist(), right, strict=True)]
+            lines.append({"gold": sum(x for _, x in scored) / len(scored), "replies": scored})
+
+        def metrics(self, values: dict[str, float], seen: Any) -> None:
+            lines[-1] |= values
+            alarms.extend(alarm.as_json() for alarm in seen)
 
     add_roles(context)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        guide = train_policy(
-            setting_of(context),
-            prompts_of(context),
-            lambda roles, optimizers: Checkpoints(Path(folder), context.backbone, roles, optimizers),
-            keep=keep,
-            log=log,
-            resumed=lambda _: None,
-            rolled_back=lambda *_: None,
-        )
+        recorder = GoldRecorder(Path(folder), context.backbone)
+        guide = train_policy(learner_context(context), prompts_of(context), recorder)
     seconds = time.monotonic() - started
     before, after = gold_share(context, gold, BASE), gold_share(context, gold, POLICY, guide)
     shutil.rmtree(view)
@@ -145,7 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="a finished run folder")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], help="a value of [policy], such as learning_rate=5e-4")
+    parser.add_argument(
+        "--set", action="append", default=[], help="a value of [policy], e.g. learning_rate=5e-4 or ppo.clip=0.1"
+    )
     parser.add_argument("--to", type=Path, required=True, help="the file that the result goes to")
     options = parser.parse_args()
     result = train(options.run, options.seed, options.set)

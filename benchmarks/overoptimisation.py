@@ -179,7 +179,7 @@ def reinforced(folder: Path, iterations: int, workers: int) -> dict[str, Any]:
 
     settings = [
         f"iterations={iterations}", "kl_coefficient=0.001", 'kl_control="fixed"', 'watchdogs="warn"', "learning_rate=2e-3",
-        "reward_clip=0",
+        "reward_clip=none",
     ]  # fmt: skip
     jobs = [
         {

@@ -149,7 +149,7 @@ def _prompts(case: Case, count: int, vocabulary: int) -> list[Any]:
     """Random prompts, a few tokens shorter than the longest or as long."""
     import random
 
-    from selfeval.training.setting import Prompt
+    from selfeval.training.context import Prompt
 
     source = random.Random(0)
 
@@ -171,12 +171,12 @@ def measure(case: Case, model: str) -> dict[str, Any]:
     """Bytes before loading, and peaks by phase."""
     import selfeval.training.policy as policy
     from selfeval.backbone.roles import Backbone
-    from selfeval.training.checkpoint import Checkpoints
+    from selfeval.training.context import POLICY, REFERENCE, LearnerContext
     from selfeval.training.evaluator import EVALUATOR
     from selfeval.training.learners import policy_gradient
     from selfeval.training.learners.ppo import PPO
+    from selfeval.training.recorder import CheckpointRecorder
     from selfeval.training.scoring import EvaluatorScorer
-    from selfeval.training.setting import POLICY, REFERENCE, Setting
 
     config = _config(case, model)
     Backbone.load(_config(CASES["embedded"], str(EMBEDDED)))  # imports what is imported late
@@ -192,12 +192,12 @@ def measure(case: Case, model: str) -> dict[str, Any]:
     backbone.add_role(POLICY)
     backbone.add_snapshot(REFERENCE, of=POLICY)
     policy_gradient.collect = meter.around("rollout", policy_gradient.collect)
-    policy.observe = meter.around("score", policy.observe)
+    policy.build_experience = meter.around("score", policy.build_experience)
     EvaluatorScorer.__call__ = meter.around("score", EvaluatorScorer.__call__)  # type: ignore[method-assign]
     PPO.advantages = meter.around("score", PPO.advantages)  # type: ignore[method-assign]
     PPO.update = meter.around("update", PPO.update)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(
+        context = LearnerContext(
             backbone,
             config.policy,
             EvaluatorScorer(backbone, config.batch_tokens),
@@ -207,13 +207,9 @@ def measure(case: Case, model: str) -> dict[str, Any]:
             batch_tokens=config.batch_tokens,
         )
         policy.train_policy(
-            setting,
+            context,
             _prompts(case, config.policy.questions_per_iteration, backbone.model.config.vocab_size),
-            lambda roles, optimizers: Checkpoints(Path(folder), backbone, roles, optimizers),
-            keep=lambda *_: None,
-            log=lambda *_: None,
-            resumed=lambda _: None,
-            rolled_back=lambda *_: None,
+            CheckpointRecorder(Path(folder), backbone),
         )
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {

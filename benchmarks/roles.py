@@ -80,10 +80,11 @@ def _ours_rloo(folder: str) -> dict[str, Any]:
 def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
     from selfeval.config import PolicyConfig
     from selfeval.training.checkpoint import Checkpoints
+    from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt
     from selfeval.training.evaluator import EVALUATOR
     from selfeval.training.policy import train_policy
+    from selfeval.training.recorder import CheckpointRecorder
     from selfeval.training.scoring import EvaluatorScorer
-    from selfeval.training.setting import POLICY, REFERENCE, Prompt, Setting
 
     backbone = _backbone(folder)
     backbone.add_role(EVALUATOR, head=True, trainable=False)
@@ -100,17 +101,20 @@ def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
     )
     held = {"gradients": 0}
 
-    def checkpoints(roles: Any, optimizers: Any) -> Checkpoints:
-        for role, optimizer in optimizers.items():
+    class SizeRecorder(CheckpointRecorder):
+        """Notes the bytes of optimizers and gradients after every step."""
 
-            def note(stepped: Any, *_: Any, role: str = role) -> None:
-                held[role] = sum(t.nbytes for state in stepped.state.values() for t in state.values())
-                held["gradients"] = max(held["gradients"], _gradients(backbone.model))
+        def checkpoints(self, roles: Any, optimizers: Any) -> Checkpoints:
+            for role, optimizer in optimizers.items():
 
-            optimizer.register_step_post_hook(note)
-        return Checkpoints(Path(tempfile.mkdtemp()), backbone, roles, optimizers)
+                def note(stepped: Any, *_: Any, role: str = role) -> None:
+                    held[role] = sum(t.nbytes for state in stepped.state.values() for t in state.values())
+                    held["gradients"] = max(held["gradients"], _gradients(backbone.model))
 
-    setting = Setting(
+                optimizer.register_step_post_hook(note)
+            return super().checkpoints(roles, optimizers)
+
+    context = LearnerContext(
         backbone,
         config,
         EvaluatorScorer(backbone, 1 << 20),
@@ -120,13 +124,9 @@ def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
         batch_tokens=1 << 20,
     )
     train_policy(
-        setting,
+        context,
         [Prompt(str(i), tuple(p), tuple(p)) for i, p in enumerate(prompts())],
-        checkpoints,
-        keep=lambda *_: None,
-        log=lambda *_: None,
-        resumed=lambda _: None,
-        rolled_back=lambda *_: None,
+        SizeRecorder(Path(tempfile.mkdtemp()), backbone),
     )
     states = sum(held.values())
     return {

@@ -30,10 +30,10 @@ from selfeval.algorithms.mdp import TokenMDP, regularised_return, solve_soft_tok
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
-from selfeval.config import LoraConfig, PolicyConfig
-from selfeval.training.checkpoint import Checkpoints
+from selfeval.config import LoraConfig, PolicyConfig, PPOConfig
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
 from selfeval.training.policy import train_policy
-from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
+from selfeval.training.recorder import CheckpointRecorder
 
 VOCABULARY, HORIZON, BETA = 4, 7, 0.05
 PROMPT = (1,)
@@ -48,9 +48,9 @@ def config(gae_lambda: float) -> PolicyConfig:
     """PPO with the reward as it is, one weight of the KL penalty, and a rate at which this model learns in seconds."""
     return PolicyConfig(
         learner="ppo", iterations=100, questions_per_iteration=1, replies_per_question=128, epochs=2, minibatch=128,
-        learning_rate=4e-3, critic_learning_rate=1e-2, warmup_iterations=0, gae_lambda=gae_lambda, value_clip=0.0,
-        kl_control="fixed", kl_coefficient=BETA, whiten_rewards=False, reward_clip=0.0, unfinished_penalty=0.0,
-        checkpoint_every=1000, watchdogs="warn",
+        learning_rate=4e-3, warmup_iterations=0, kl_control="fixed", kl_coefficient=BETA, whiten_rewards=False,
+        reward_clip=None, unfinished_penalty=0.0, checkpoint_every=1000, watchdogs="warn",
+        ppo=PPOConfig(critic_learning_rate=1e-2, gae_lambda=gae_lambda, value_clip=None),  # type: ignore[call-arg]
     )  # fmt: skip
 
 
@@ -192,15 +192,16 @@ def train(arm: str, seed: int) -> dict[str, Any]:
     target = target_of(seed)
     backbone, scorer, mdp, started = make_backbone(seed), make_scorer(target), sparse(target), time.process_time()
     curve: list[float] = []
+
+    class Curve(CheckpointRecorder):
+        def metrics(self, *_: Any) -> None:
+            curve.append(target_probability(backbone, target))
+
     with tempfile.TemporaryDirectory() as folder:
         train_policy(
-            Setting(backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768),
+            LearnerContext(backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768),
             [Prompt("prompt", PROMPT, PROMPT)],
-            lambda roles, optimizers: Checkpoints(Path(folder), backbone, roles, optimizers),
-            keep=lambda *_: None,
-            log=lambda *_: curve.append(target_probability(backbone, target)),
-            resumed=lambda _: None,
-            rolled_back=lambda *_: None,
+            Curve(Path(folder), backbone),
         )
     seconds = time.process_time() - started
     policy_PV, ref_PV = (next_logprobs(backbone, role, mdp) for role in (POLICY, REFERENCE))

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from policies import CONFIG, four_roles, train
+from policies import CONFIG, changed, four_roles, train
 from selfeval.training import checkpoint
-from selfeval.training.setting import CRITIC, POLICY
+from selfeval.training.context import CRITIC, POLICY
 
 ITERATIONS = 80
 
@@ -40,7 +40,7 @@ def once(folder: Path, settings: dict[str, Any], *, kill_in_write: bool) -> None
 
         checkpoint.write_json = killing
     backbone = four_roles()
-    config = CONFIG.model_copy(update={"iterations": ITERATIONS, "checkpoint_every": 1, **settings})
+    config = changed(CONFIG, **{"iterations": ITERATIONS, "checkpoint_every": 1, **settings})
     train(backbone, folder / "checkpoints", config)
     tensors = {f"{role}/{n}": p.detach().clone() for role in (POLICY, CRITIC) for n, p in backbone.parameters(role).items()}
     save_file(tensors, folder / "final.safetensors")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,76 @@ import torch
 
 import tiny_models
 from selfeval.backbone.roles import Backbone
-from selfeval.config import PolicyConfig
+from selfeval.config import LEARNERS, PolicyConfig
 from selfeval.rollout.guide import Guide
-from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Prompt, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import train_policy
+from selfeval.training.recorder import CheckpointRecorder
 from selfeval.training.scoring import EvaluatorScorer
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, JudgeReading, Prompt, Setting
 from selfeval.training.watchdogs import Alarm
 
-__all__ = ["CONFIG", "DISLIKED", "LIKED", "LIMIT", "PROMPTS", "four_roles", "setting_of", "train"]
+__all__ = [
+    "CONFIG",
+    "DISLIKED",
+    "LIKED",
+    "LIMIT",
+    "PROMPTS",
+    "CallingRecorder",
+    "changed",
+    "context_of",
+    "four_roles",
+    "policy_config",
+    "train",
+]
 
 LIKED, DISLIKED, LIMIT = 10, 11, 6
 PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i in range(6)]
-CONFIG = PolicyConfig(
+
+
+def policy_config(learner: str = "ppo", **settings: Any) -> PolicyConfig:
+    """The configuration with these settings, each put where it belongs: those of the learner into its section."""
+    own = {name: settings.pop(name) for name in LEARNERS[learner].config.model_fields if name in settings}
+    return PolicyConfig(**{"learner": learner, **settings, learner: own})
+
+
+def changed(config: PolicyConfig, **settings: Any) -> PolicyConfig:
+    """A copy with other settings; another learner takes over those that it has as well."""
+    learner = settings.get("learner", config.learner)
+    values = {**config.model_dump(), **settings, "learner": learner}
+    before = values.pop(config.learner)
+    kept = {name: before[name] for name in LEARNERS[learner].config.model_fields if name in before}
+    return policy_config(**{**kept, **values})
+
+
+CONFIG = policy_config(
     iterations=8, questions_per_iteration=6, replies_per_question=8, minibatch=24, learning_rate=1e-2,
-    critic_learning_rate=1e-2, warmup_iterations=0, unfinished_penalty=0.0, kl_target=6.0, checkpoint_every=3, step_kl=0.0,
+    critic_learning_rate=1e-2, warmup_iterations=0, unfinished_penalty=0.0, kl_target=6.0, checkpoint_every=3, step_kl=None,
 )  # fmt: skip
+
+
+@dataclass
+class CallingRecorder(CheckpointRecorder):
+    """Keeps metrics and alarms, and calls what a test gives it."""
+
+    keep: Callable[..., None] = lambda *_: None
+    resume: Callable[[int], None] = lambda _: None
+    roll_back: Callable[..., None] = lambda *_: None
+    lines: list[dict[str, float]] = field(default_factory=list)
+    alarms: list[Alarm] = field(default_factory=list)
+
+    def samples(self, iteration: int, samples: Samples, scores: Scores) -> None:
+        self.keep(iteration, samples, scores)
+
+    def resumed(self, iteration: int) -> None:
+        self.resume(iteration)
+
+    def rolled_back(self, iteration: int, alarms: Sequence[Alarm]) -> None:
+        self.roll_back(iteration, alarms)
+
+    def metrics(self, values: dict[str, float], alarms: Sequence[Alarm]) -> None:
+        self.lines.append({k: v for k, v in values.items() if k != "seconds"})
+        self.alarms.extend(alarms)
 
 
 def four_roles(dtype: torch.dtype = torch.float32) -> Backbone:
@@ -40,14 +94,14 @@ def four_roles(dtype: torch.dtype = torch.float32) -> Backbone:
     return backbone
 
 
-def setting_of(
+def context_of(
     backbone: Backbone,
     config: PolicyConfig = CONFIG,
     batch_tokens: int = 300,
     judge: Callable[[Guide | None], JudgeReading] | None = None,
-) -> Setting:
+) -> LearnerContext:
     scorer = EvaluatorScorer(backbone, batch_tokens)
-    return Setting(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, judge=judge)
+    return LearnerContext(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, judge=judge)
 
 
 def train(
@@ -59,18 +113,6 @@ def train(
     judge: Callable[[Guide | None], JudgeReading] | None = None,
     **options: Any,
 ) -> tuple[list[dict[str, float]], list[Alarm]]:
-    lines: list[dict[str, float]] = []
-    alarms: list[Alarm] = []
-
-    def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(folder, backbone, roles, optimizers)
-
-    def log(values: dict[str, float], seen: Sequence[Alarm]) -> None:
-        lines.append({k: v for k, v in values.items() if k != "seconds"})
-        alarms.extend(seen)
-
-    defaults: dict[str, Any] = {
-        "keep": lambda *_: None, "log": log, "resumed": lambda step: None, "rolled_back": lambda step, alarms: None,
-    }  # fmt: skip
-    train_policy(setting_of(backbone, config, batch_tokens, judge), PROMPTS, checkpoints, **{**defaults, **options})
-    return lines, alarms
+    recorder = CallingRecorder(folder, backbone, **options)
+    train_policy(context_of(backbone, config, batch_tokens, judge), PROMPTS, recorder)
+    return recorder.lines, recorder.alarms

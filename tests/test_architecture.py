@@ -229,9 +229,24 @@ def _reaches_for_plugins(path: Path) -> set[str]:
 BLIND = [path for path in MODULES if _name(path) in TRAINING or _room(_name(path)) == "quality"]
 
 
+LOADER = "selfeval.training.learners"
+"""It imports the learner that the registry names, and can reach no module outside of its own package."""
+
+
 @pytest.mark.parametrize("path", BLIND, ids=_name)
 def test_nothing_that_trains_looks_for_installed_domains(path: Path) -> None:
-    assert _reaches_for_plugins(path) == set()
+    assert _reaches_for_plugins(path) == ({"importlib", "import_module"} if _name(path) == LOADER else set())
+
+
+@pytest.mark.parametrize("implementation", ["selfeval.lab.oracle:WordProblems", "..policy:train_policy", "os.path:join", ""])
+def test_the_loader_of_learners_reaches_no_other_package(implementation: str) -> None:
+    from types import SimpleNamespace
+
+    from selfeval.training.learners import make_learner
+
+    context = SimpleNamespace(config=SimpleNamespace(spec=SimpleNamespace(implementation=implementation)))
+    with pytest.raises(ValueError, match=r"a learner is a module of selfeval\.training\.learners"):
+        make_learner(context)  # type: ignore[arg-type]
 
 
 def test_the_search_for_plugins_finds_the_one_that_there_is() -> None:

@@ -157,7 +157,7 @@ def test_a_run_refused_for_its_model_goes_on_with_the_right_one(tmp_path: Path, 
         ("policy.iteration=3", 'unknown key "policy.iteration"; did you mean "iterations"?'),
         ("evaluater.epochs=3", 'unknown key "evaluater"; did you mean "evaluator"?'),
         ("policy.iterations=many", 'policy.iterations: got "many"; Input should be a valid integer'),
-        ("policy.clip=-1", "policy.clip: got -1; Input should be greater than 0"),
+        ("policy.ppo.clip=-1", "policy.ppo.clip: got -1; Input should be greater than 0"),
         ("policy.iterations", "--set policy.iterations: expected key=value, for example --set policy.iterations=20"),
     ],
 )
@@ -198,7 +198,9 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path, command: str) -> None:
     more = ["--question", "Why?", "--reply", "So."] if command == "score" else []
     assert "is not a run (no run.json)" in _refused(command, str(tmp_path), *more)
     (tmp_path / "run.json").write_text('{"config": {"colour": "red"}}')
-    assert "does not hold the configuration of this version" in _refused(command, str(tmp_path), *more)
+    assert "holds the configuration of another version of selfeval (not read: colour)" in _refused(
+        command, str(tmp_path), *more
+    )
     (tmp_path / "run.json").write_text('{"config": ')
     assert "run.json is damaged" in _refused(command, str(tmp_path), *more)
 

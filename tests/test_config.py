@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from selfeval.config import RunConfig, load_config, nearest
-from selfeval.errors import ConfigError
+from selfeval.config import LEARNERS, DPOConfig, PolicyConfig, PPOConfig, RunConfig, config_of_run, load_config, nearest
+from selfeval.errors import ConfigError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = [*sorted((ROOT / "recipes").rglob("*.toml")), ROOT / "src" / "selfeval" / "lab" / "recipe.toml"]
@@ -101,8 +101,8 @@ def test_a_learner_that_compares_replies_wants_two_of_them(learner: str) -> None
 def test_dpo_wants_a_minibatch_of_a_pair() -> None:
     given = ["policy.learner=dpo", "policy.minibatch=1"]
     assert "minibatch counts replies and must be at least 2, got 1" in _refusal(*given)
-    kept = ["policy.learner=dpo", "policy.pairs=kept", "policy.replies_per_question=1"]
-    assert load_config(None, {}, kept).policy.pairs == "kept"
+    kept = ["policy.learner=dpo", "policy.dpo.pairs=kept", "policy.replies_per_question=1"]
+    assert load_config(None, {}, kept).policy.settings == DPOConfig(pairs="kept")
 
 
 def test_a_range_the_wrong_way_round_is_refused() -> None:
@@ -144,9 +144,14 @@ def test_set_below_a_value_is_refused() -> None:
 
 
 def test_set_wins_over_options_and_options_over_the_recipe(tmp_path: Path) -> None:
-    path = _recipe(tmp_path, 'name = "recipe"\nseed = 3\n[policy]\niterations = 7\nclip = 0.3\n')
+    path = _recipe(tmp_path, 'name = "recipe"\nseed = 3\n[policy]\niterations = 7\n[policy.ppo]\nclip = 0.3\n')
     config = load_config(path, {"name": "option", "seeds": None}, ["policy.iterations=9"])
-    assert (config.name, config.seed, config.policy.iterations, config.policy.clip) == ("option", 3, 9, 0.3)
+    assert (config.name, config.seed, config.policy.iterations, config.policy.settings_as(PPOConfig).clip) == (
+        "option",
+        3,
+        9,
+        0.3,
+    )
     assert load_config(path, {"name": "option"}, ["name=set"]).name == "set"
 
 
@@ -192,8 +197,10 @@ def test_every_field_is_explained_and_the_config_survives_json() -> None:
     sections: list[Any] = [
         RunConfig,
         *(f.annotation for f in RunConfig.model_fields.values() if hasattr(f.annotation, "model_fields")),
+        *(spec.config for spec in LEARNERS.values()),
     ]
-    silent = [f"{s.__name__}.{name}" for s in sections for name, field in s.model_fields.items() if not field.description]
+    fields = [(s, name, field) for s in sections for name, field in s.model_fields.items() if field.validation_alias is None]
+    silent = [f"{s.__name__}.{name}" for s, name, field in fields if not field.description]
     assert [name for name in silent if not name.startswith("RunConfig.")] == []
 
 
@@ -201,7 +208,7 @@ def test_every_field_is_explained_and_the_config_survives_json() -> None:
 def test_learners_that_leave_the_policys_weights_alone_have_one_round(learner: str) -> None:
     assert load_config(None, {}, [f"policy.learner={learner}"]).rounds == 1
     said = _refusal("rounds=2", f"policy.learner={learner}")
-    assert f'rounds: got 2; policy.learner = "{learner}" leaves the policy\'s weights alone' in said
+    assert f'rounds: got 2; policy.learner = "{learner}" leaves the policy\'s weights unchanged' in said
     assert load_config(None, {}, ["rounds=2"]).rounds == 2
 
 
@@ -218,11 +225,11 @@ def test_each_problem_names_the_place_that_the_value_was_given_at(tmp_path: Path
     path = tmp_path / "recipe.toml"
     path.write_text("seed = -1\n[lora]\nrank = 4\n")
     with pytest.raises(ConfigError) as caught:
-        load_config(path, {"memory_budget": "5 parsecs"}, ["policy.clip=-1", "lora.alpha=1e300", "rollout=3"])
+        load_config(path, {"memory_budget": "5 parsecs"}, ["policy.ppo.clip=-1", "lora.alpha=1e300", "rollout=3"])
     said = str(caught.value)
     assert f"recipe {path}: seed: got -1; Input should be greater than or equal to 0" in said
     assert "--memory-budget 5 parsecs: memory_budget: got" in said
-    assert "--set policy.clip=-1: policy.clip: got -1; Input should be greater than 0" in said
+    assert "--set policy.ppo.clip=-1: policy.ppo.clip: got -1; Input should be greater than 0" in said
     assert "--set lora.alpha=1e300: lora.alpha: got 1e+300; must be between -1e+09 and 1e+09" in said
     assert '--set rollout=3: unknown key "rollout"; did you mean "rollout_rows"?' in said
     assert said.count("recipe") == 2, "the recipe is blamed for its own value only (its path holds the word too)"
@@ -261,3 +268,94 @@ def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) 
     for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
         with pytest.raises(ConfigError, match=r'"trust_remote_code": .* give the option --trust-remote-code to the command'):
             load_config(*arguments)
+
+
+# -- the sections of the learners ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_configuration_holds_the_section_of_its_learner_and_no_other(learner: str) -> None:
+    config = load_config(None, {}, [f"policy.learner={learner}"])
+    assert type(config.policy.settings) is LEARNERS[learner].config
+    dumped = config.model_dump(mode="json")
+    assert {key for key in dumped["policy"] if key in LEARNERS} == {learner}
+    assert dumped["policy"][learner].keys() == LEARNERS[learner].config.model_fields.keys()
+    assert RunConfig.model_validate(json.loads(json.dumps(dumped))) == config
+
+
+def test_an_unknown_learner_names_the_nearest_one_and_all() -> None:
+    said = _refusal("policy.learner=pp0", "policy.pp0.clip=0.1")
+    assert 'policy.learner: got "pp0"; unknown learner; did you mean "ppo"? allowed: ppo, trpo, grpo, ' in said
+    assert 'unknown key "policy.pp0"; did you mean "ppo"?' in said
+
+
+def test_the_section_of_another_learner_is_refused(tmp_path: Path) -> None:
+    expected = 'policy.dpo: policy.learner is "ppo", and only its section may be given; set policy.learner = "dpo"'
+    assert f"--set policy.dpo.pairs=kept: {expected}" in _refusal("policy.dpo.pairs=kept")
+    path = _recipe(tmp_path, '[policy.dpo]\npairs = "kept"\n')
+    with pytest.raises(ConfigError, match=re.escape(f"recipe {path}: {expected}")):
+        load_config(path, {})
+    both = _recipe(tmp_path, '[policy]\nlearner = "dpo"\n[policy.ppo]\nclip = 0.1\n[policy.dpo]\npairs = "kept"\n')
+    with pytest.raises(ConfigError, match=r'policy\.ppo: policy\.learner is "dpo"'):
+        load_config(both, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["policy.clip=0.1"], '"policy.clip" is a setting of the learner; give it as policy.ppo.clip'),
+        (["policy.learner=trpo", "policy.trust_region=0.1"], "give it as policy.trpo.trust_region"),
+        (["policy.learner=dpo", "policy.clip=0.1"], '"policy.clip" is not a setting of dpo; learners with it: ppo, grpo, rloo'),
+        (["policy.ppo.expectile=0.9"], '"policy.ppo.expectile" is not a setting of ppo; learners with it: ilql'),
+        (["policy.ppo.clop=0.1"], 'unknown key "policy.ppo.clop"; did you mean "clip"?'),
+        (["policy.settings=1"], 'unknown key "policy.settings"'),
+        (["policy.ppo=3"], "policy.ppo: got 3; Input should be a valid dictionary"),
+        (
+            ["policy.ppo.clip=2", "policy.learner=ppo"],
+            "--set policy.ppo.clip=2: policy.ppo.clip: got 2; Input should be less than 1",
+        ),
+    ],
+)
+def test_a_misplaced_setting_of_a_learner_names_its_place(given: list[str], said: str) -> None:
+    assert said in _refusal(*given)
+
+
+@pytest.mark.parametrize(
+    "key", ["max_grad_norm", "reward_clip", "judge_every", "length_guard", "reference_ema", "ppo.clip_high", "ppo.step_kl"]
+)
+def test_none_turns_a_setting_off_and_zero_does_not(key: str, tmp_path: Path) -> None:
+    config = load_config(None, {}, [f"policy.{key}=none"]).policy
+    assert getattr(config.settings if "." in key else config, key.rpartition(".")[2]) is None
+    section, _, name = f"policy.{key}".rpartition(".")
+    assert load_config(_recipe(tmp_path, f'[{section}]\n{name} = "none"\n'), {}).policy == config
+    assert f"policy.{key}: got 0; must be greater than 0; none turns it off" in _refusal(f"policy.{key}=0")
+
+
+def test_a_resumed_run_may_take_another_learner() -> None:
+    before = load_config(None, {}, ["policy.ppo.clip=0.1", "policy.iterations=7"]).model_dump(mode="json")
+    after = load_config(None, before, ["policy.learner=dpo", "policy.dpo.pairs=kept"]).policy
+    assert (after.learner, after.iterations, after.settings) == ("dpo", 7, DPOConfig(pairs="kept"))
+    same = load_config(None, before, ["policy.learner=ppo"]).policy
+    assert same.settings_as(PPOConfig).clip == 0.1
+
+
+def test_the_configuration_of_an_older_version_is_refused_in_one_message() -> None:
+    values = RunConfig().model_dump(mode="json")
+    values["policy"] |= {
+        **values["policy"].pop("ppo"),
+        "replay": 2048,
+        "expectile": 0.8,
+        "trust_region": 0.01,
+        "pairs": "sampled",
+    }
+    with pytest.raises(RunFolderError) as caught:
+        config_of_run(values, Path("runs/old/run.json"))
+    said = str(caught.value)
+    assert said.startswith("runs/old/run.json holds the configuration of another version of selfeval (not read: policy.")
+    assert "start a new run" in said
+    assert len(said) < 400
+
+
+def test_settings_are_read_as_the_class_that_they_have() -> None:
+    with pytest.raises(TypeError, match=r"the settings of ppo are PPOConfig, not DPOConfig"):
+        PolicyConfig().settings_as(DPOConfig)

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 import tiny_models
+from policies import CallingRecorder
 from selfeval.algorithms.mdp import TokenMDP, prefix_rows, solve_soft_token_mdp, token_mdp, token_rewards
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import PolicyConfig
 from selfeval.rollout.guide import Guide
-from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
-from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
 __all__ = [
@@ -107,26 +108,18 @@ def make_backbone(layers: int) -> Backbone:
 
 
 def train(
-    backbone: Backbone, config: PolicyConfig, mdps: MDPs, folder: Path, *, steps: bool
+    backbone: Backbone, config: PolicyConfig, mdps: MDPs, folder: Path, *, steps: bool, pairs: Sequence[Preference] = ()
 ) -> tuple[Guide | None, list[dict[str, float]], list[Alarm]]:
     """Trains the policy through the loop; returns what guides it if anything does, metrics and alarms."""
-    lines: list[dict[str, float]] = []
-    alarms: list[Alarm] = []
-
-    def log(values: dict[str, float], seen: Sequence[Alarm]) -> None:
-        lines.append(values)
-        alarms.extend(seen)
-
+    recorder = CallingRecorder(folder, backbone)
     guide = train_policy(
-        Setting(backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384),
+        LearnerContext(
+            backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384, pairs=pairs
+        ),
         PROMPTS,
-        lambda roles, optimizers: Checkpoints(folder, backbone, roles, optimizers),
-        keep=lambda *_: None,
-        log=log,
-        resumed=lambda _: None,
-        rolled_back=lambda *_: None,
+        recorder,
     )
-    return guide, lines, alarms
+    return guide, recorder.lines, recorder.alarms
 
 
 @dataclass(frozen=True)

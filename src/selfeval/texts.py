@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ __all__ = [
     "has_half_character",
     "json_line",
     "json_lines",
+    "nearest",
     "parse_json",
     "read_text",
     "safe_json",
@@ -233,3 +235,9 @@ def _escaped(character: str) -> str:
     names = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
     code = ord(character)
     return names.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str:
+    """Return `; did you mean "x"?` for the closest allowed name, or the list of allowed names when none is close."""
+    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else f"; allowed: {', '.join(sorted(allowed))}"

@@ -17,7 +17,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from selfeval.cli.app import app
-from selfeval.config import RunConfig
+from selfeval.config import LEARNERS, PolicyConfig, RunConfig
 from selfeval.report.schema import Report
 from selfeval.stages import STAGE_NAMES
 
@@ -121,6 +121,9 @@ def _check_setting(assignment: str) -> str | None:
             if part not in _keys(allowed, part):
                 return f"--set {assignment}: no such key"
             continue
+        if model is PolicyConfig and part in LEARNERS:
+            model = LEARNERS[part].config
+            continue
         fields = getattr(model, "model_fields", {})
         if part not in fields:
             return f"--set {assignment}: no such key"
@@ -193,10 +196,14 @@ def test_settings_exist(page: Path) -> None:
     report_too = {"policy", "evaluator", "verdicts", "questions", "evaluation"}  # also sections of report.json and file names
     wrong = []
     for span in _spans(page):
-        match = re.fullmatch(r"(\w+)\.(\w+)( ?= ?\S+)?", span)
+        match = re.fullmatch(r"(\w+)\.(\w+(?:\.\w+)?)( ?= ?\S+)?", span)
         if not match or match.group(1) not in sections or match.group(2) in ("jsonl", "json", "py"):
             continue
-        if match.group(1) in report_too and not match.group(3) and _is_in_report(*match.groups()[:2]):
+        if (
+            match.group(1) in report_too
+            and not match.group(3)
+            and _is_in_report(match.group(1), match.group(2).partition(".")[0])
+        ):
             continue
         if _check_setting(f"{match.group(1)}.{match.group(2)}"):
             wrong.append(span)

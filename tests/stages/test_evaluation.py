@@ -25,8 +25,8 @@ from selfeval.stages.context import Context
 from selfeval.stages.policy import Sampled
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
+from selfeval.training.context import POLICY
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.setting import POLICY
 
 
 def context(folder: Path, **changes: Any) -> Context:

@@ -45,7 +45,7 @@ DEPENDING = [
     ("evaluator.epochs=3", "evaluator"),
     ("lora.rank=8", "evaluator"),
     ("batch_tokens=100", "evaluator"),
-    ("policy.clip=0.1", "policy"),
+    ("policy.ppo.clip=0.1", "policy"),
     ("evaluation.questions=7", "evaluation"),
     ('domain="word-problems"', "evaluation"),
     ('name="another"', "report"),
@@ -112,7 +112,7 @@ def test_what_another_configuration_produced_is_kept_aside(world: World) -> None
     world.run()
     role = (world.run_folder / FILES["policy"][0]).read_bytes()
     world.text["policy"] = "changed"
-    world.run("policy.clip=0.1")
+    world.run("policy.ppo.clip=0.1")
     assert (world.run_folder / FILES["policy"][0]).read_bytes() != role
     kept = list((world.run_folder / "replaced").rglob("adapter_model.safetensors"))
     assert [path.read_bytes() for path in kept] == [role]
@@ -288,19 +288,19 @@ def test_a_domain_that_is_not_installed_is_refused_at_once(world: World, oracle:
 
 
 def test_a_forgotten_setting_is_refused_with_cost_and_difference_and_nothing_is_moved(world: World) -> None:
-    world.run("policy.clip=0.1", "seed=3")
+    world.run("policy.ppo.clip=0.1", "seed=3")
     before = world.files()
     with pytest.raises(RunFolderError) as caught:
         world.run("seed=3", restart=False)
     message = str(caught.value)
-    assert "policy.clip: 0.1, now 0.2." in message
+    assert "policy.ppo.clip: 0.1, now 0.2." in message
     assert "seed" not in message
     assert re.search(r"policy \(\d\.\d s; shards 2\); evaluation \(\d\.\d s; shards 2\)\. Nothing was moved", message)
     assert f"selfeval run --output {world.run_folder}." in message
     assert "--restart" in message
     assert world.files() == before
     assert not (world.run_folder / "replaced").exists()
-    assert world.run("policy.clip=0.1", "seed=3", restart=False) == []
+    assert world.run("policy.ppo.clip=0.1", "seed=3", restart=False) == []
 
 
 def test_half_done_work_counts_too(world: World) -> None:
@@ -341,8 +341,8 @@ def test_on_a_terminal_the_question_is_asked_and_the_answer_obeyed(world: World,
 
     monkeypatch.setattr(Terminal, "ask", ask)
     with pytest.raises(RunFolderError, match="Nothing was moved"):
-        world.run("policy.clip=0.1", restart=False)
-    assert world.run("policy.clip=0.1", restart=False) == from_("policy")
+        world.run("policy.ppo.clip=0.1", restart=False)
+    assert world.run("policy.ppo.clip=0.1", restart=False) == from_("policy")
     assert len(asked) == 2
     assert asked[0].endswith("Move them, and run these stages again?")
 
@@ -351,7 +351,7 @@ def test_all_rounds_are_asked_about_at_once(world: World, monkeypatch: pytest.Mo
     world.run("rounds=2")
     asked: list[str] = []
     monkeypatch.setattr(Terminal, "ask", lambda self, question: not asked.append(question))
-    world.run("rounds=2", "policy.clip=0.1", restart=False)
+    world.run("rounds=2", "policy.ppo.clip=0.1", restart=False)
     assert len(asked) == 1
     assert "policy (" in asked[0]
     assert "round 2, questions (" in asked[0]
@@ -369,7 +369,7 @@ def test_replaced_results_are_restored_with_their_configuration_and_nothing_is_l
     world.run()
     first, config = world.files(), world.info()["config"]
     world.text["policy"] = "changed"
-    world.run("policy.clip=0.1")
+    world.run("policy.ppo.clip=0.1")
     second = world.files()
     assert _restore(world, 1) == from_("policy")
     assert world.files() == first
@@ -378,7 +378,7 @@ def test_replaced_results_are_restored_with_their_configuration_and_nothing_is_l
     assert world.run(restart=False) == []  # which is finished
     assert _restore(world, 2) == from_("policy")  # and back again
     assert world.files() == second
-    assert world.run("policy.clip=0.1", restart=False) == []
+    assert world.run("policy.ppo.clip=0.1", restart=False) == []
 
 
 @pytest.mark.parametrize("moves", range(1, 12))
@@ -386,7 +386,7 @@ def test_a_kill_while_results_are_restored_loses_nothing(world: World, moves: in
     world.run()
     first = world.files()
     world.text["policy"] = "changed"
-    world.run("policy.clip=0.1")
+    world.run("policy.ppo.clip=0.1")
     replace, calls = os.replace, 0
 
     def killed(source: Path, target: Path) -> None:
@@ -409,8 +409,8 @@ def test_a_kill_while_results_are_restored_loses_nothing(world: World, moves: in
 
 def test_results_made_from_others_are_not_restored_before_those(world: World) -> None:
     world.run()
-    world.run("policy.clip=0.1")
-    world.run("policy.clip=0.1", "seed=1")
+    world.run("policy.ppo.clip=0.1")
+    world.run("policy.ppo.clip=0.1", "seed=1")
     with pytest.raises(RunFolderError, match=r"policy was made from other results of questions than .* restore those first"):
         _restore(world, 1)
     _restore(world, 2)
@@ -433,7 +433,7 @@ def test_restored_results_are_not_used_with_other_prompts_than_theirs(world: Wor
 
 def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:
     world.run()
-    world.run("policy.clip=0.1")
+    world.run("policy.ppo.clip=0.1")
     with pytest.raises(RunFolderError, match=r"no results 7 that can be restored; there are: 1"):
         _restore(world, 7)
 
@@ -450,7 +450,7 @@ def test_an_archive_of_another_version_is_refused(world: World) -> None:
     facts = {"config": {"no such": 1}, "keys": {}, "stages": {"report": {}}, "paths": ["report"]}
     write_json(world.run_folder / "replaced" / "1" / "archive.json", facts)
     before = world.files()
-    with pytest.raises(RunFolderError, match=r"do not hold a configuration of this version"):
+    with pytest.raises(RunFolderError, match=r"replaced holds the configuration of another version"):
         _restore(world, 1)
     assert world.files() == before
 
@@ -552,25 +552,25 @@ def test_a_removed_key_json_discards_nothing(world: World, stage: str) -> None:
 
 
 def test_a_removed_run_json_is_rebuilt_by_the_whole_command(world: World) -> None:
-    world.run("policy.clip=0.1")
+    world.run("policy.ppo.clip=0.1")
     (world.run_folder / "run.json").unlink()
-    assert world.run("policy.clip=0.1", restart=False) == []
+    assert world.run("policy.ppo.clip=0.1", restart=False) == []
     assert world.info()["status"] == "finished"
-    assert world.info()["config"]["policy"]["clip"] == 0.1
+    assert world.info()["config"]["policy"]["ppo"]["clip"] == 0.1
     assert world.states() == dict.fromkeys(STAGES, "finished")
 
 
 def test_results_whose_run_json_was_lost_are_not_archived_with_other_settings(world: World) -> None:
     world.run()
     (world.run_folder / "run.json").unlink()
-    world.run("policy.clip=0.1")
+    world.run("policy.ppo.clip=0.1")
     archive = json.loads((world.run_folder / "replaced" / "1" / "archive.json").read_text())
     assert archive["config"] is None
     before = world.files()
     with pytest.raises(RunFolderError, match=r"not known, because run\.json was missing .* move what you need from"):
         _restore(world, 1)
     assert world.files() == before
-    assert world.run("policy.clip=0.1", restart=False) == []
+    assert world.run("policy.ppo.clip=0.1", restart=False) == []
 
 
 def test_half_done_work_without_its_key_json_is_not_thrown_away_unasked(world: World) -> None:

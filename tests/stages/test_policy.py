@@ -27,8 +27,9 @@ from selfeval.stages.context import Context
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
+from selfeval.training.context import POLICY
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.setting import POLICY
+from selfeval.training.recorder import Recorder
 from selfeval.training.watchdogs import Alarm
 
 SETTINGS: Mapping[str, Any] = {
@@ -85,7 +86,8 @@ def test_what_watchdogs_did_stays_on_record_when_the_loop_goes_back_and_on(
     values = {"reward": 0.0, "kl": 0.0, "length": 1.0}
     nan = [Alarm(step, "not_finite", "broken", "roll_back") for step in (4, 5)]
 
-    def training(*_: Any, log: Any, resumed: Any, rolled_back: Any, **__: Any) -> None:
+    def training(_: Any, __: Any, recorder: Recorder) -> None:
+        log, resumed, rolled_back = recorder.metrics, recorder.resumed, recorder.rolled_back
         resumed(0)
         for step, alarms in ((1, []), (2, []), (3, []), (4, nan[:1])):
             log({"step": step, **values}, alarms)
@@ -168,6 +170,6 @@ def test_a_policy_whose_weights_learned_has_no_guide(tmp_path: Path) -> None:
 
 def test_a_guided_policy_is_not_exported_as_if_it_had_learned(guided: Context, tmp_path: Path) -> None:
     options: dict[str, Any] = {"merge": False, "precision": "base"}
-    with pytest.raises(ExportError, match="q-0, q-1 guide it while it samples"):
+    with pytest.raises(ExportError, match=r"q-0, q-1 guide its sampling: .*changes the weights \(ppo, trpo, grpo"):
         export_role(guided.config, guided.store.root, POLICY, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -25,8 +25,8 @@ from selfeval.stages.pipeline import stage_keys
 from selfeval.stages.policy import add_roles
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
+from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.setting import POLICY, REFERENCE
 from stage_world import STAGES, World
 
 
@@ -109,14 +109,14 @@ def test_the_folder_of_a_round_is_no_run_to_go_on_with(world: World) -> None:
 
 def test_a_changed_policy_redoes_the_rounds_after_it_and_says_so_at_once(world: World) -> None:
     world.run("rounds=3")
-    assert world.run("rounds=3", "policy.clip=0.1", until="policy") == ["policy"]
+    assert world.run("rounds=3", "policy.ppo.clip=0.1", until="policy") == ["policy"]
     for number in (2, 3):  # before a stage of theirs has begun
         assert f"round {number}, questions: the configuration has changed" in world.said.getvalue()
         assert not (round_folder(world.run_folder, number) / "questions" / "shard-00000.jsonl").exists()
         assert list((round_folder(world.run_folder, number) / "replaced").rglob("shard-00000.jsonl"))
         assert status(world, number) == "partial"
     again = ["evaluation", "report", *later(2), "report", *later(3), "report"]
-    assert world.run("rounds=3", "policy.clip=0.1") == again
+    assert world.run("rounds=3", "policy.ppo.clip=0.1") == again
 
 
 def test_a_changed_evaluation_redoes_that_of_every_round_and_nothing_else(world: World) -> None:
@@ -148,7 +148,7 @@ def test_the_keys_of_a_round_hang_on_the_policy_of_the_one_before_and_on_its_num
     assert len({keys[stage] for keys in (first, second, third) for stage in STAGES}) == 3 * len(STAGES)
     other = stage_keys(RunConfig(evaluation={"questions": 7}), [], 2)
     assert [stage for stage in STAGES if other[stage] != second[stage]] == from_("evaluation")
-    assert stage_keys(RunConfig(policy={"clip": 0.1}), [], 2)["questions"] != second["questions"]
+    assert stage_keys(RunConfig(policy={"ppo": {"clip": 0.1}}), [], 2)["questions"] != second["questions"]
 
 
 # -- what a round starts from -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import tiny_models
-from policies import CONFIG, four_roles, train
+from policies import CONFIG, changed, four_roles, train
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LostWorkError, StorageError
 from selfeval.store import write_sealed
@@ -316,16 +316,16 @@ class _Killed(Exception):
 def test_a_policy_whose_newest_checkpoint_lost_a_bit_ends_where_an_undisturbed_one_does(
     tmp_path: Path, learner: str, one_thread: None
 ) -> None:
-    config = CONFIG.model_copy(update={"learner": learner, "iterations": 6, "checkpoint_every": 2})
+    config = changed(CONFIG, **{"learner": learner, "iterations": 6, "checkpoint_every": 2})
     through = four_roles()
     train(through, tmp_path / "through", config)
 
-    def killed(values: dict[str, float], alarms: object) -> None:
-        if values["step"] == 5:
+    def killed(iteration: int, *_: object) -> None:
+        if iteration == 5:
             raise _Killed
 
     with pytest.raises(_Killed):
-        train(four_roles(), tmp_path / "killed", config, log=killed)
+        train(four_roles(), tmp_path / "killed", config, keep=killed)
     flip_a_bit(tmp_path / "killed" / "step-000004" / "state.safetensors")
     resumed, said = four_roles(), []
     resumed.budget.tell = said.append

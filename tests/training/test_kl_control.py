@@ -19,8 +19,8 @@ def control(**changes: Any) -> KLControl:
 
 def test_a_fixed_weight_stays_and_an_adaptive_one_follows_its_formula() -> None:
     fixed, adaptive = control(kl_control="fixed"), control(kl_control="adaptive", kl_horizon=500)
-    fixed.follow(50.0, 100)
-    adaptive.follow(50.0, 100)
+    fixed.update(50.0, 100)
+    adaptive.update(50.0, 100)
     assert fixed.coefficient == 0.1
     assert (
         adaptive.coefficient == adaptive_kl_coefficient(0.1, 50.0, target=2.0, horizon=500, samples=100) == pytest.approx(0.104)
@@ -30,15 +30,15 @@ def test_a_fixed_weight_stays_and_an_adaptive_one_follows_its_formula() -> None:
 def test_the_dual_weight_by_hand() -> None:
     dual = control()
     assert dual.coefficient == 0.1
-    dual.follow(0.0, 100)  # error -1, on its way: only the proportional part
+    dual.update(0.0, 100)  # error -1, on its way: only the proportional part
     assert dual.coefficient == pytest.approx(0.1)
-    dual.follow(1.0, 100)  # error -0.5
+    dual.update(1.0, 100)  # error -0.5
     assert dual.coefficient == pytest.approx(0.1 * math.exp(0.5))
-    dual.follow(3.0, 100)  # error 0.5: the target was reached, so the multiplier 0.1 e moves by exp(0.5 * 0.5)
+    dual.update(3.0, 100)  # error 0.5: the target was reached, so the multiplier 0.1 e moves by exp(0.5 * 0.5)
     assert dual.coefficient == pytest.approx(0.1 * math.exp(1 + 0.25 + 0.5))
-    dual.follow(90.0, 100)  # counts as half the target too much: 0.25 again
+    dual.update(90.0, 100)  # counts as half the target too much: 0.25 again
     assert dual.coefficient == pytest.approx(0.1 * math.exp(1 + 0.5 + 0.5))
-    dual.follow(1.6, 100)  # error -0.2: goes down now
+    dual.update(1.6, 100)  # error -0.2: goes down now
     assert dual.coefficient == pytest.approx(0.1 * math.exp(1 + 0.5 - 0.1 - 0.2))
 
 
@@ -46,7 +46,7 @@ def test_the_multiplier_waits_for_the_target_but_not_for_ever() -> None:
     dual = control()
     weights = []
     for _ in range(5):
-        dual.follow(1.8, 100)  # error -0.1, never above
+        dual.update(1.8, 100)  # error -0.1, never above
         weights.append(dual.coefficient)
     start = 0.1 * math.exp(1 - 0.1)
     # nine iterations: it moves from the third on
@@ -56,10 +56,10 @@ def test_the_multiplier_waits_for_the_target_but_not_for_ever() -> None:
 def test_it_goes_on_from_its_state() -> None:
     dual, again = control(), control()
     for kl in (0.5, 2.5, 1.0):
-        dual.follow(kl, 100)
+        dual.update(kl, 100)
     again.load(dual.as_json())
     for one in (dual, again):
-        one.follow(2.2, 100)
+        one.update(2.2, 100)
     assert again.coefficient == dual.coefficient
     assert again.as_json() == dual.as_json()
 
@@ -75,7 +75,7 @@ def last_half(config: PolicyConfig, *, seed: int, speed: float) -> float:
         seen.append(kl * (1 + 0.15 * rng.gauss(0, 1)))
         resting = max(0.0, 1.3 - 0.28 * math.log(control.coefficient / 0.04))
         kl += min(1.0, speed * (1 - 0.9 * i / config.iterations)) * (resting - kl)
-        control.follow(seen[-1], 128)
+        control.update(seen[-1], 128)
     return fmean(seen[len(seen) // 2 :]) / config.kl_target
 
 
@@ -97,5 +97,5 @@ def test_the_weight_stays_positive_for_any_horizon_and_any_kl(kl_control: str, k
     # The default batch is 128 replies: a horizon of 25 made the weight negative, and the policy was paid for its KL.
     controlled = control(kl_control=kl_control, kl_horizon=1, kl_rate=50.0)
     for _ in range(5000):
-        controlled.follow(kl, 128)
+        controlled.update(kl, 128)
         assert 0 < controlled.coefficient < math.inf

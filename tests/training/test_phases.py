@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
 from selfeval.config import LoraConfig, PolicyConfig
 from selfeval.rollout.engine import Request, generate
-from selfeval.training.checkpoint import Checkpoints, role_optimizer
+from selfeval.training.checkpoint import role_optimizer
+from selfeval.training.context import LearnerContext, Prompt
 from selfeval.training.phases import LEARNING, POLICY_ROLES, Shape, optimizer_bytes, rollout_peak, score_peak, update_peaks
 from selfeval.training.policy import train_policy
+from selfeval.training.recorder import CheckpointRecorder
 from selfeval.training.scoring import EvaluatorScorer
-from selfeval.training.setting import Prompt, Setting
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 SHAPE = Shape(rows=8, prompt=10, reply=12)
@@ -109,15 +110,11 @@ def _train(real: Any, folder: Path) -> None:
         iterations=2, questions_per_iteration=4, replies_per_question=2, minibatch=8, epochs=1, kl_target=1e6, kl_horizon=10**9
     )
 
-    def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
-        return Checkpoints(folder, real, roles, optimizers)
-
     tokens = 8 * (GRADE + SHAPE.reply)
-    setting = Setting(real, config, EvaluatorScorer(real, tokens), seed=0, limit=SHAPE.reply, rows=8, batch_tokens=tokens)
-    train_policy(
-        setting, prompts, checkpoints, keep=lambda *_: None, log=lambda *_: None, resumed=lambda _: None,
-        rolled_back=lambda *_: None,
-    )  # fmt: skip
+    context = LearnerContext(
+        real, config, EvaluatorScorer(real, tokens), seed=0, limit=SHAPE.reply, rows=8, batch_tokens=tokens
+    )
+    train_policy(context, prompts, CheckpointRecorder(folder, real))
 
 
 def test_an_iteration_on_shapes_holds_what_the_loop_holds(shapes: ShapeBackbone, tmp_path: Path) -> None:

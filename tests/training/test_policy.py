@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from policies import CONFIG, DISLIKED, LIKED, LIMIT, PROMPTS, four_roles, setting_of, train
+from policies import CONFIG, DISLIKED, LIKED, LIMIT, PROMPTS, changed, context_of, four_roles, train
 from scarce import no_memory
 from selfeval.algorithms.masked import aggregation_weights
 from selfeval.backbone.adapters import BASE
@@ -22,13 +22,13 @@ from selfeval.errors import LoopError
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.training import experience as experiences
-from selfeval.training import steps
+from selfeval.training import policy_updates
 from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
-from selfeval.training.experience import Experience, RewardScale, measure, observe
+from selfeval.training.experience import Experience, RewardScale, build_experience, experience_metrics
 from selfeval.training.learners import policy_gradient
 from selfeval.training.learners.ppo import PPO
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, JudgeReading, Samples, Scores, Setting
 
 
 def share_liked(backbone: Backbone, role: str) -> float:
@@ -71,7 +71,7 @@ def test_it_raises_what_the_trained_evaluator_likes_and_touches_nothing_else(tmp
     frozen += [p for n, p in backbone.model.named_parameters() if "lora_" not in n]
     before = [p.detach().clone() for p in frozen]
     start = share_liked(backbone, POLICY)
-    lines, alarms = train(backbone, tmp_path / "policy", CONFIG.model_copy(update={"iterations": 15}))
+    lines, alarms = train(backbone, tmp_path / "policy", changed(CONFIG, **{"iterations": 15}))
     assert start < 0.35
     assert share_liked(backbone, POLICY) > start + 0.3
     assert share_liked(backbone, REFERENCE) == start
@@ -92,13 +92,13 @@ def test_the_first_ratio_is_one_in_every_family_and_at_any_temperature(family: s
     backbone.add_role(POLICY)
     backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
     backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
-    lines, _ = train(backbone, tmp_path, CONFIG.model_copy(update={"iterations": 3, "temperature": 0.7}))
+    lines, _ = train(backbone, tmp_path, changed(CONFIG, **{"iterations": 3, "temperature": 0.7}))
     assert [line["first_ratio"] < 1e-4 for line in lines] == [True] * 3
     assert lines[-1]["approximate_kl"] > 1e-5  # the policy did move
 
 
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    through, config = four_roles(), CONFIG.model_copy(update={"iterations": 5})
+    through, config = four_roles(), changed(CONFIG, **{"iterations": 5})
     expected, _ = train(through, tmp_path / "a", config)
     seen: list[int] = []
 
@@ -110,7 +110,7 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(four_roles(), tmp_path / "b", config, keep=killed)
     resumed, steps = four_roles(), []
-    rest, _ = train(resumed, tmp_path / "b", config, resumed=steps.append)
+    rest, _ = train(resumed, tmp_path / "b", config, resume=steps.append)
     assert steps == [3]
     assert rest == expected[3:]
     for role in (POLICY, CRITIC, REFERENCE):
@@ -125,7 +125,7 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
     back: list[int] = []
     where = r"reward, score, value is NaN or infinite \(first in head.bias of evaluator-0\)"
     with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after going back 3 times"):
-        train(backbone, tmp_path, rolled_back=lambda step, alarms: back.append(step))
+        train(backbone, tmp_path, roll_back=lambda step, alarms: back.append(step))
     assert back == [0, 0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step-000000.2",
@@ -147,13 +147,13 @@ def test_weights_that_broke_before_sampling_are_named(tmp_path: Path) -> None:
 def break_once(name: str, monkeypatch: pytest.MonkeyPatch, backbone: Backbone, iteration: int) -> None:
     """In this iteration, and only the first time that it comes, the policy's weights of that name become NaN in an update."""
     broken: list[int] = []
-    original = steps.policy_gradients
+    original = policy_updates.policy_gradients
 
-    def breaking(setting: Setting, *arguments: Any, **options: Any) -> dict[str, float]:
-        found = original(setting, *arguments, **options)
+    def breaking(context: LearnerContext, *arguments: Any, **options: Any) -> dict[str, float]:
+        found = original(context, *arguments, **options)
         broken.append(1)
         if len(broken) == iteration * 4 - 3:  # four minibatches an iteration
-            gradient = setting.backbone.parameters(POLICY)[name].grad
+            gradient = context.backbone.parameters(POLICY)[name].grad
             assert gradient is not None
             gradient[0, 0] = float("nan")
         return found
@@ -165,19 +165,21 @@ def test_a_broken_gradient_is_named_and_never_stepped_along(tmp_path: Path, monk
     backbone, back = four_roles(), []
     name = next(n for n in backbone.parameters(POLICY) if "layers.1" in n and "down_proj.lora_B" in n)
     break_once(name, monkeypatch, backbone, iteration=4)
-    config = CONFIG.model_copy(update={"iterations": 5, "epochs": 2})
-    lines, alarms = train(backbone, tmp_path, config, rolled_back=lambda step, alarms: back.append((step, alarms[0].message)))
+    config = changed(CONFIG, **{"iterations": 5, "epochs": 2})
+    lines, alarms = train(backbone, tmp_path, config, roll_back=lambda step, alarms: back.append((step, alarms[0].message)))
     assert [step for step, _ in back] == [3]
     assert back[0][1].startswith(f"the gradient of {name} is NaN or infinite (1 of ")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4, 5]
     assert [a.action for a in alarms] == ["roll_back"]
-    assert lines[-1]["learning_rate"] == pytest.approx(CONFIG.learning_rate * 0.5 * steps.learning_rate_factor(5, config))
+    assert lines[-1]["learning_rate"] == pytest.approx(
+        CONFIG.learning_rate * 0.5 * policy_updates.learning_rate_factor(5, config)
+    )
     assert all(bool(torch.isfinite(p).all()) for p in backbone.parameters(POLICY).values())
 
 
 def test_going_back_is_the_same_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = next(n for n in four_roles().parameters(POLICY) if "lora_B" in n)
-    config = CONFIG.model_copy(update={"iterations": 6, "epochs": 2})
+    config = changed(CONFIG, **{"iterations": 6, "epochs": 2})
     through = four_roles()
     with monkeypatch.context() as patch:
         break_once(name, patch, through, iteration=5)
@@ -208,8 +210,8 @@ def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best
         kept.append({n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()})
         return next(readings)
 
-    config = CONFIG.model_copy(update={"iterations": 8, "judge_every": 2})
-    lines, alarms = train(backbone, tmp_path, config, judge=judge, rolled_back=lambda step, alarms: back.append(step))
+    config = changed(CONFIG, **{"iterations": 8, "judge_every": 2})
+    lines, alarms = train(backbone, tmp_path, config, judge=judge, roll_back=lambda step, alarms: back.append(step))
     assert [(a.step, a.name, a.action) for a in alarms if a.name == "judge_disagrees"] == [(6, "judge_disagrees", "finish")]
     assert back == [4]
     assert lines[-1]["judge_drop"] == pytest.approx(0.3)
@@ -224,7 +226,7 @@ def test_the_judge_remembers_what_it_liked_best_when_the_loop_goes_back(
     backbone = four_roles()
     break_once(next(n for n in backbone.parameters(POLICY) if "lora_B" in n), monkeypatch, backbone, iteration=5)
     readings = iter([JudgeReading(0.6, 0.02), JudgeReading(0.8, 0.02), JudgeReading(0.7, 0.3)])
-    config = CONFIG.model_copy(update={"iterations": 5, "judge_every": 2, "checkpoint_every": 3, "epochs": 2})
+    config = changed(CONFIG, **{"iterations": 5, "judge_every": 2, "checkpoint_every": 3, "epochs": 2})
     lines, _ = train(backbone, tmp_path, config, judge=lambda guide: next(readings))
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 4, 5]
     assert lines[-2]["judge_drop"] == pytest.approx(0.1)  # to the 0.8 of the iteration 4 that was given up
@@ -232,7 +234,7 @@ def test_the_judge_remembers_what_it_liked_best_when_the_loop_goes_back(
 
 
 def test_a_judge_that_cannot_tell_is_not_a_reading(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"iterations": 2, "judge_every": 1})
+    config = changed(CONFIG, **{"iterations": 2, "judge_every": 1})
     lines, _ = train(four_roles(), tmp_path, config, judge=lambda guide: None)
     assert not [key for line in lines for key in line if key.startswith("judge")]
     assert not (tmp_path / "best").exists()
@@ -243,14 +245,14 @@ def test_a_scoring_that_disagrees_with_sampling_is_noticed(tmp_path: Path, monke
         return generate(backbone, [Request(r.prompt, 1.3) for r in requests], **options)
 
     monkeypatch.setattr(experiences, "generate", warmer)
-    _, alarms = train(four_roles(), tmp_path, CONFIG.model_copy(update={"iterations": 1}))
+    _, alarms = train(four_roles(), tmp_path, changed(CONFIG, **{"iterations": 1}))
     assert "ratio_not_one" in {a.name for a in alarms}
 
 
 def test_every_reply_is_kept_with_its_question_and_score(tmp_path: Path) -> None:
     kept: list[tuple[int, Samples, Scores]] = []
     backbone = four_roles()
-    train(backbone, tmp_path, CONFIG.model_copy(update={"iterations": 2}), keep=lambda *row: kept.append(row))
+    train(backbone, tmp_path, changed(CONFIG, **{"iterations": 2}), keep=lambda *row: kept.append(row))
     assert [row[0] for row in kept] == [1, 2]
     for _, samples, scores in kept:
         assert Counter(p.question_id for p in samples.asked) == {p.question_id: 8 for p in PROMPTS}
@@ -267,20 +269,21 @@ def experience(
 ) -> tuple[Experience, list[Rollout], RewardScale]:
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p.reply) for p in PROMPTS], max_new_tokens=LIMIT, seed=4)
-    setting, samples = setting_of(backbone, config, tokens), Samples(PROMPTS, rollouts)
-    scores = setting.scorer(samples)
+    context, samples = context_of(backbone, config, tokens), Samples(PROMPTS, rollouts)
+    scores = context.scorer(samples)
     scale = RewardScale.of(scores.whole_B, samples, whiten=True)
-    observed = observe(setting, samples, scores, scale, 0.3)
-    return PPO(setting).advantages(observed, scale), rollouts, scale
+    observed = build_experience(context, samples, scores, scale, 0.3)
+    return PPO(context).advantages(Samples([], []), observed, scale), rollouts, scale
 
 
 def policy_figures(backbone: Backbone, part: Experience, tokens: int) -> dict[str, float]:
-    setting = setting_of(backbone, CONFIG, tokens)
-    return steps.policy_gradients(setting, part, aggregation_weights(part.mask, "token_mean"), PPO(setting).loss)
+    context = context_of(backbone, CONFIG, tokens)
+    learner, weights_BR = PPO(context), aggregation_weights(part.mask, "token_mean")
+    return policy_updates.policy_gradients(context, part, weights_BR, learner.loss, clip_fraction=learner.clip_fraction)
 
 
 def critic_figures(backbone: Backbone, part: Experience, scale: RewardScale, tokens: int) -> dict[str, float]:
-    return steps.critic_gradients(setting_of(backbone, CONFIG, tokens), part, scale)
+    return policy_updates.critic_gradients(context_of(backbone, CONFIG, tokens), part, scale)
 
 
 @torch.no_grad()
@@ -296,7 +299,7 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     backbone = four_roles()
     tiny_models.scramble(backbone, POLICY, seed=9, size=0.06)  # away from the reference
     tiny_models.scramble(backbone, CRITIC, seed=10)
-    config = CONFIG.model_copy(update={"unfinished_penalty": 1.5, "reward_clip": 0.8, "gamma": 0.9, "gae_lambda": 0.7})
+    config = changed(CONFIG, **{"unfinished_penalty": 1.5, "reward_clip": 0.8, "gamma": 0.9, "gae_lambda": 0.7})
     found, rollouts, _ = experience(backbone, config)
     assert {r.finished for r in rollouts} == {True, False}
     scores = found.scores_B.tolist()
@@ -328,7 +331,7 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     whitened = (raw - raw.mean()) / raw.std(correction=1)  # unbiased, as `whiten` promises
     torch.testing.assert_close(found.advantages[mask].double(), whitened, rtol=1e-5, atol=1e-5)
     assert bool((found.returns[~mask] == 0).all())
-    assert measure(found)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
+    assert experience_metrics(found)["reward"] == pytest.approx(sum(all_rewards) / len(all_rewards), abs=1e-4)
 
 
 def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None) -> None:
@@ -388,7 +391,7 @@ def test_out_of_memory_changes_neither_gradient(backward: bool, one_thread: None
 
 
 def test_an_iteration_with_too_little_memory_samples_and_learns_the_same(tmp_path: Path) -> None:
-    config, kept = CONFIG.model_copy(update={"iterations": 2, "replies_per_question": 4}), []
+    config, kept = changed(CONFIG, **{"iterations": 2, "replies_per_question": 4}), []
 
     def keep(iteration: int, samples: Samples, scores: Scores) -> None:
         kept.append(([p.question_id for p in samples.asked], [r.ids for r in samples.rollouts], scores.whole_B.tolist()))
@@ -431,11 +434,11 @@ def test_whitening_by_hand() -> None:
     samples = Samples(PROMPTS[:4], [Rollout((5,) * n, (0.0,) * n, True) for n in (1, 2, 3, 6)])
     scale = RewardScale.of(torch.tensor([1.0, 3.0, 5.0, 7.0]), samples, whiten=True)
     assert (scale.mean, scale.deviation, scale.length) == (4.0, pytest.approx(5**0.5), 3.0)
-    config = CONFIG.model_copy(update={"reward_clip": 1.0, "unfinished_penalty": 2.0})
+    config = changed(CONFIG, **{"reward_clip": 1.0, "unfinished_penalty": 2.0})
     scores, finished = torch.tensor([4.0, 40.0, -40.0, 5.0]), torch.tensor([True, True, False, False])
     reward = scale.reward(scores, finished, torch.tensor([3, 3, 3, 3]), config)
     assert reward.tolist() == pytest.approx([0.0, 1.0, -3.0, 5**-0.5 - 2.0])
-    guarded = config.model_copy(update={"length_guard": 2.0, "reward_clip": 0.0})  # free up to 6 tokens, then 1 for 6 more
+    guarded = changed(config, **{"length_guard": 2.0, "reward_clip": None})  # free up to 6 tokens, then 1 for 6 more
     longer = scale.reward(scores, torch.tensor([True] * 4), torch.tensor([6, 9, 12, 3]), guarded)
     assert longer.tolist() == pytest.approx([0.0, 36 / 5**0.5 - 0.5, -44 / 5**0.5 - 1.0, 5**-0.5])
     assert RewardScale.of(torch.tensor([2.0, 2.0]), samples, whiten=True).deviation == 1e-4
@@ -443,8 +446,8 @@ def test_whitening_by_hand() -> None:
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    config = CONFIG.model_copy(update={"iterations": 10, "warmup_iterations": 2})
-    factors = [steps.learning_rate_factor(i, config) for i in range(1, 11)]
+    config = changed(CONFIG, **{"iterations": 10, "warmup_iterations": 2})
+    factors = [policy_updates.learning_rate_factor(i, config) for i in range(1, 11)]
     assert factors == pytest.approx([1 / 3, 2 / 3, 0.82, 0.73, 0.64, 0.55, 0.46, 0.37, 0.28, 0.19])
 
 

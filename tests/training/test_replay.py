@@ -6,13 +6,13 @@ from collections import Counter
 import torch
 
 import tiny_models
-from policies import PROMPTS, setting_of
+from policies import PROMPTS, context_of
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Rollout
-from selfeval.training.experience import Experience, RewardScale, observe
+from selfeval.training.context import POLICY, REFERENCE, Samples, Scores
+from selfeval.training.experience import Experience, RewardScale, build_experience
 from selfeval.training.replay import Replay
-from selfeval.training.setting import POLICY, REFERENCE, Samples, Scores
 
 REPLIES = [(5, 6), (7,), (8, 9, 10), (11, 12)]
 
@@ -30,9 +30,9 @@ def observed(backbone: Backbone, first: int, count: int) -> Experience:
     samples = Samples(
         [PROMPTS[n % 6] for n in range(first, first + count)], [Rollout(r, (0.0,) * len(r), True) for r in replies]
     )
-    config = PolicyConfig(reward_clip=0.0)
+    config = PolicyConfig(reward_clip=None)
     scores = Scores(torch.arange(first, first + count).float())
-    return observe(setting_of(backbone, config), samples, scores, RewardScale(0.0, 1.0, 3.0), 0.0)
+    return build_experience(context_of(backbone, config), samples, scores, RewardScale(0.0, 1.0, 3.0), 0.0)
 
 
 def test_what_was_remembered_comes_back_with_its_prompts_and_numbers() -> None:

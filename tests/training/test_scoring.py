@@ -8,9 +8,9 @@ import tiny_models
 from policies import PROMPTS
 from selfeval.backbone.roles import Backbone
 from selfeval.rollout.engine import Rollout
+from selfeval.training.context import Samples
 from selfeval.training.evaluator import score_replies
 from selfeval.training.scoring import EvaluatorScorer, Member
-from selfeval.training.setting import Samples
 
 SAMPLES = Samples(PROMPTS, [Rollout((10 + i, 3, 20 - i, 1), (0.0,) * 4, True) for i in range(len(PROMPTS))])
 MEMBERS = [Member("evaluator-0", 0.5, 2.0), Member("evaluator-1", -1.0, 0.25), Member("evaluator-2")]
@@ -39,12 +39,9 @@ def test_members_are_combined_in_their_own_units() -> None:
     for pessimism, values in expected.items():
         scores = EvaluatorScorer(backbone, 100, MEMBERS, pessimism, weight=0.3)(SAMPLES)  # type: ignore[arg-type]
         assert scores.whole_B.tolist() == pytest.approx(values, abs=1e-4)
-        assert scores.disagreement_B is not None
-        assert scores.disagreement_B.tolist() == pytest.approx([statistics.pstdev(c) for c in columns], abs=1e-4)
 
 
-def test_one_evaluator_says_its_raw_score_and_disagrees_with_nobody() -> None:
+def test_one_evaluator_says_its_raw_score() -> None:
     backbone, rows = ensemble()
     scores = EvaluatorScorer(backbone, 100, MEMBERS[2:])(SAMPLES)
     assert scores.whole_B.tolist() == pytest.approx(rows[2], abs=1e-5)
-    assert scores.disagreement_B is None

@@ -76,7 +76,7 @@ def test_several_alarms_can_go_off_at_once() -> None:
 
 
 def test_where_watchdogs_only_tell_broken_numbers_still_go_back() -> None:
-    config = CONFIG.model_copy(update={"watchdogs": "warn"})
+    config = PolicyConfig(kl_target=4.0, watchdogs="warn")
     told = check_iteration({**FIRST, "kl": 50.0, "entropy": 0.0, "repeated": 1.0}, FIRST, config)
     assert {(a.name, a.action) for a in told} == {(n, "warn") for n in ("kl_runaway", "entropy_collapse", "repeated_reply")}
     (broken,) = check_iteration({**FIRST, "kl": math.nan}, FIRST, config)
@@ -84,5 +84,5 @@ def test_where_watchdogs_only_tell_broken_numbers_still_go_back() -> None:
 
 
 def test_equal_replies_to_a_handful_of_questions_are_no_alarm() -> None:
-    few = CONFIG.model_copy(update={"questions_per_iteration": 7})
+    few = PolicyConfig(kl_target=4.0, questions_per_iteration=7)
     assert check_iteration({**FIRST, "repeated": 1.0}, FIRST, few) == []

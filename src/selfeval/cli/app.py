@@ -237,13 +237,9 @@ def _steps(title: str) -> Iterator[Callable[[str], None]]:
 
 def _beyond_the_plan(config: RunConfig) -> str:
     """What this configuration holds that the planner does not count."""
-    learner, members = config.policy.learner, config.evaluator.members
+    members = config.evaluator.members
     found = [f"the other evaluators ({members - 1})"] if members > 1 else []
-    if learner in ("ilql", "soft_q"):
-        found.append(f"the value roles of {learner}")
-    if learner == "trpo":
-        found.append("the second derivatives of trpo")
-    return " and ".join(found)
+    return " and ".join([*found, *filter(None, [config.policy.spec.not_planned])])
 
 
 def _named_devices(devices: list[str]) -> dict[str, int]:

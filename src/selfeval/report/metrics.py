@@ -133,7 +133,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "step_kl_bound",
             "nats per token",
-            "`trpo`: the bound in this iteration, `policy.trust_region` times the square of the schedule's factor",
+            "`trpo`: the bound in this iteration, `policy.trpo.trust_region` times the square of the schedule's factor",
             "falls with the schedule",
         ),
         Metric("step_fraction", "share", "`trpo`: of the natural step that the line search took; 0: none", "0.2 to 1"),

@@ -20,7 +20,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
 from selfeval.backbone.precision import DTYPES
 from selfeval.backbone.roles import Backbone
-from selfeval.config import PlacementConfig, RunConfig
+from selfeval.config import LEARNERS, PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
@@ -151,9 +151,14 @@ def _refuse_guided(role_folder: Path) -> None:
     if (role_folder / GUIDE).is_file():
         guides = ", ".join(read_json(role_folder / GUIDE)["roles"])
         raise ExportError(
-            f"the policy of this run has its first weights; {guides} guide it while it samples, and no folder of weights says "
-            "what they say together. Train it with a learner that changes weights (policy.learner), or export one of the guides"
+            f"the policy of this run has its initial weights. {guides} guide its sampling: a folder of weights "
+            f"cannot hold that. Train it with a learner that changes the weights ({', '.join(_trainers())}), or export one of "
+            "the guides"
         )
+
+
+def _trainers() -> list[str]:
+    return [name for name, spec in LEARNERS.items() if spec.changes_policy]
 
 
 def free_folder(target: Path) -> Path:

@@ -13,7 +13,7 @@ from selfeval.rollout.guide import Guide
 from selfeval.runs.model import RunModel, described
 from selfeval.runs.reader import RunReader
 from selfeval.store import read_object
-from selfeval.training.setting import POLICY
+from selfeval.training.context import POLICY
 
 __all__ = ["GUIDE", "Policy", "load_policy"]
 

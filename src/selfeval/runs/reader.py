@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from selfeval.config import RunConfig, nearest
+from selfeval.config import RunConfig, config_of_run, nearest
 from selfeval.errors import InputError, RunFolderError
 from selfeval.records import Drop, Pair, Question, Reply, Sampled, Seed, Split, Verdict, Working, from_json
 from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
@@ -103,12 +103,7 @@ class RunReader:
         values = self.run
         if "config" not in values and values.get("status") == "running":
             raise RunFolderError(f"{self.folder} has no configuration yet; the run is just starting")
-        try:
-            return RunConfig.model_validate(values["config"])
-        except (KeyError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            place = self.folder / "run.json"
-            raise RunFolderError(f"{place} does not hold the configuration of this version ({reason})") from error
+        return config_of_run(values.get("config"), self.folder / "run.json")
 
     # -- run.json -------------------------------------------------------------------------------------------------------
 

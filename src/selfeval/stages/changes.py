@@ -47,8 +47,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """The settings in which two configurations differ, by dotted name with both values.
 
     Example:
-        >>> differences({"seed": 0, "policy": {"clip": 0.2}}, {"seed": 0, "policy": {"clip": 0.1}})
-        ['policy.clip: 0.2, now 0.1']
+        >>> differences({"seed": 0, "policy": {"epochs": 2}}, {"seed": 0, "policy": {"epochs": 1}})
+        ['policy.epochs: 2, now 1']
     """
     found = []
     for name in dict.fromkeys([*old, *new]):

@@ -27,8 +27,8 @@ from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
+from selfeval.training.context import POLICY
 from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
-from selfeval.training.setting import POLICY
 
 __all__ = ["START", "Context"]
 

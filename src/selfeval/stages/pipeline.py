@@ -27,7 +27,6 @@ from selfeval.stages.gold import check_domain, gold_key
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates
 from selfeval.stages.trackers import check_installed
 from selfeval.store import fingerprint
-from selfeval.training.learners.action_values import TWINS
 
 __all__ = [
     "STAGES",
@@ -74,7 +73,7 @@ class Stage:
 
     def prompts_read(self, config: RunConfig) -> tuple[str, ...]:
         """The kinds of prompts that its output depends on; policy training asks the referee only where it has to look."""
-        looks = self.name == "policy" and config.policy.judge_every > 0
+        looks = self.name == "policy" and config.policy.judge_every is not None
         return (*self.prompts, "referee") if looks else self.prompts
 
     def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
@@ -109,7 +108,7 @@ STAGES: tuple[Stage, ...] = (
         "policy",
         policy.run,
         ("policy",),
-        outputs=("roles/policy", *(f"roles/{role}" for role in TWINS)),
+        roles=policy.output_roles,
         owned=("checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
         trains=True,
     ),

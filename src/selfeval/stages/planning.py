@@ -31,6 +31,7 @@ from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.stages.context import START
 from selfeval.texts import format_bytes
+from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.phases import (
     LEARNING,
     POLICY_ROLES,
@@ -40,7 +41,6 @@ from selfeval.training.phases import (
     score_peak,
     update_peaks,
 )
-from selfeval.training.setting import POLICY, REFERENCE
 
 __all__ = ["Machine", "Measured", "Workload", "make_plan", "workload"]
 

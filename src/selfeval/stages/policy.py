@@ -1,51 +1,62 @@
-"""policy: learns against the evaluator. The replies sampled on the way are kept, so that evaluation can look at them later."""
+"""policy: trains the policy against the evaluator, and keeps the sampled replies for the evaluation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
+from selfeval.config import LEARNERS, RunConfig
 from selfeval.records import Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.runs.policy import GUIDE, load_policy
 from selfeval.stages.context import Context
+from selfeval.stages.terminal import Bar
 from selfeval.store import write_json, writing
 from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
 from selfeval.training.evaluator import Preference
+from selfeval.training.held_out_judge import HeldOutJudge
 from selfeval.training.policy import train_policy
-from selfeval.training.probe import HeldOutJudge
-from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm
 
 __all__ = [
     "add_roles",
     "answer",
     "ensure_policy",
+    "learner_context",
+    "output_roles",
     "prompts_of",
     "run",
     "save_policy",
-    "setting_of",
 ]
+
+_METRICS = ("policy", "watchdogs")
 
 
 def add_roles(context: Context) -> None:
-    """Policy and reference; a learner adds what else it needs."""
+    """Add policy and reference; a learner adds further roles."""
     backbone = context.backbone
     context.load_evaluators()
     start = context.ensure_start()
     backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
-    if context.config.policy.reference_ema:
+    if context.config.policy.reference_ema is not None:
         backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # it moves: weights of its own
     else:
         backbone.add_snapshot(REFERENCE, of=POLICY)
 
 
+def output_roles(config: RunConfig) -> tuple[str, ...]:
+    """Name all roles that the stage may have saved: those of every learner, because an earlier one may have been another."""
+    return (POLICY, *dict.fromkeys(role for spec in LEARNERS.values() for role in spec.outputs))
+
+
 def save_policy(context: Context, guide: Guide | None) -> None:
-    """Writes the role `policy`, after the roles that guide it and with a note of them where there are any."""
+    """Save the role `policy`, after the roles that guide it and with a note of them if there are any."""
     guides = guide.roles if guide else ()
     for role in (*guides, POLICY):
         context.backbone.freeze(role)
@@ -69,14 +80,14 @@ def answer(
     role: str = POLICY,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """The trained policy's replies, plain samples at temperature 1; guided where its learner left its weights alone.
+    """Sample replies of the trained policy at temperature 1, with value guidance if there is any.
 
     Args:
         prompts: `reply` prompts as token ids.
-        guide: what `ensure_policy` (or the training) gave.
-        seed: of the draws.
-        role: who answers; the bare base is what the policy was at its start.
-        advance: called with the number of replies just finished.
+        guide: returned by `ensure_policy` or by the training.
+        seed: of the samples.
+        role: role that replies; the bare base is the initial policy.
+        advance: called with the number of replies finished since the last call.
     """
     config, requests = context.config, [Request(prompt) for prompt in prompts]
     limit, rows = config.replies.max_new_tokens, config.rollout_rows
@@ -85,7 +96,7 @@ def answer(
 
 
 def prompts_of(context: Context) -> list[Prompt]:
-    """The training questions as token ids, less those kept aside for the held-out judge."""
+    """Return the training questions as token ids, without those of the held-out judge."""
     templates = context.templates
     return [
         Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
@@ -95,7 +106,7 @@ def prompts_of(context: Context) -> list[Prompt]:
 
 def _kept_aside(context: Context) -> int:
     config = context.config.policy
-    return min(config.judge_questions, len(context.questions(Split.TRAIN)) // 4) if config.judge_every else 0
+    return min(config.judge_questions, len(context.questions(Split.TRAIN)) // 4) if config.judge_every is not None else 0
 
 
 def _judge_of(context: Context) -> HeldOutJudge | None:
@@ -108,10 +119,10 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     return HeldOutJudge(context.backbone, context.templates, config.verdicts, texts, limit, rows, seed, start)
 
 
-def setting_of(context: Context) -> Setting:
-    """What the learner is given."""
+def learner_context(context: Context) -> LearnerContext:
+    """Build the context of the learner."""
     config = context.config
-    return Setting(
+    return LearnerContext(
         context.backbone,
         config.policy,
         context.scorer(config.policy.pessimism),
@@ -119,13 +130,13 @@ def setting_of(context: Context) -> Setting:
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
         batch_tokens=config.batch_tokens,
-        pairs=_kept_pairs(context) if config.policy.pairs == "kept" else (),
+        pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),
     )
 
 
 def _kept_pairs(context: Context) -> list[Preference]:
-    """The training pairs, their prompts as the policy reads them."""
+    """Return the training pairs with the policy's prompts."""
     templates = context.templates
     return [
         Preference(templates.prompt("reply", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
@@ -138,54 +149,58 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _sampled_until(context: Context) -> Callable[[int], list[Path]]:
-    """The files of sampled replies that the training has written up to an iteration."""
+    """Return a function that lists the files of sampled replies up to an iteration."""
     return lambda iteration: [context.store.shard_path("policy", number) for number in range(1, iteration + 1)]
 
 
-def run(context: Context) -> dict[str, Any]:
-    """Trains and saves the role `policy` (or what guides it); returns counts and what the watchdogs saw."""
-    config, store, backbone = context.config, context.store, context.backbone
-    add_roles(context)
+@dataclass(frozen=True)
+class _RunRecorder:
+    """Writes the results of the training into the run folder, and shows its progress."""
 
-    def checkpoints(roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
-        metrics = [store.metrics_path(name) for name in ("policy", "watchdogs")]
-        return Checkpoints(
-            context.checkpoint_folder("policy"), backbone, roles, optimizers, metrics=metrics, written=_sampled_until(context)
-        )
+    context: Context
+    bar: Bar
 
-    def keep(iteration: int, samples: Samples, scores: Scores) -> None:
-        texts = [context.templates.text(r.ids) for r in samples.rollouts]
+    def checkpoints(self, roles: Sequence[str], optimizers: Mapping[str, Any]) -> Checkpoints:
+        context, store = self.context, self.context.store
+        folder, metrics = context.checkpoint_folder("policy"), [store.metrics_path(name) for name in _METRICS]
+        return Checkpoints(folder, context.backbone, roles, optimizers, metrics=metrics, written=_sampled_until(context))
+
+    def resumed(self, iteration: int) -> None:
+        for name in _METRICS:
+            self.context.store.keep_metrics(name, iteration)
+        self.bar.advance(iteration - self.bar.done)
+
+    def samples(self, iteration: int, samples: Samples, scores: Scores) -> None:
+        texts = [self.context.templates.text(r.ids) for r in samples.rollouts]
         rows = zip(samples.asked, texts, scores.whole_B.tolist(), samples.rollouts, strict=True)
         sampled = [Sampled(iteration, p.question_id, t, round(s, 4), r.finished) for p, t, s, r in rows]
-        store.write_shard("policy", iteration, sampled)
+        self.context.store.write_shard("policy", iteration, sampled)
 
-    with context.terminal.bar("policy", config.policy.iterations) as bar:
+    def metrics(self, values: dict[str, float], alarms: Sequence[Alarm]) -> None:
+        context = self.context
+        context.log("policy", {**_finite(values), "step": int(values["step"])})
+        for alarm in alarms:
+            context.store.add_metrics("watchdogs", alarm.as_json())
+            context.terminal.note(f"policy, iteration {alarm.step}: {alarm.name}: {alarm.message}")
+        if "reward" in values:  # a number may have become NaN before there was a reward
+            self.bar.say(f"reward {values['reward']:.2f} kl {values['kl']:.2f} length {values['length']:.0f}")
+        self.bar.advance()
 
-        def log(values: dict[str, float], alarms: Sequence[Alarm]) -> None:
-            context.log("policy", {**_finite(values), "step": int(values["step"])})
-            for alarm in alarms:
-                store.add_metrics("watchdogs", alarm.as_json())
-                context.terminal.note(f"policy, iteration {alarm.step}: {alarm.name}: {alarm.message}")
-            if "reward" in values:  # numbers may have broken before there was one
-                bar.say(f"reward {values['reward']:.2f} kl {values['kl']:.2f} length {values['length']:.0f}")
-            bar.advance()
+    def rolled_back(self, iteration: int, alarms: Sequence[Alarm]) -> None:
+        self.resumed(iteration)
+        for alarm in alarms:  # noted at the iteration of the checkpoint, so that a resumed training keeps them
+            self.context.store.add_metrics("watchdogs", {**alarm.as_json(), "step": iteration, "seen_at": alarm.step})
+        ending = any(alarm.action == "finish" for alarm in alarms)
+        how = "where the held-out judge liked it best, and finished" if ending else "with half the learning rate"
+        self.context.terminal.note(f"policy: back to iteration {iteration}, {how}")
 
-        def resumed(iteration: int) -> None:
-            for name in ("policy", "watchdogs"):
-                store.keep_metrics(name, iteration)
-            bar.advance(iteration - bar.done)
 
-        def rolled_back(iteration: int, alarms: Sequence[Alarm]) -> None:
-            resumed(iteration)
-            for alarm in alarms:  # noted at the iteration gone back to, so that going on from there does not forget them
-                store.add_metrics("watchdogs", {**alarm.as_json(), "step": iteration, "seen_at": alarm.step})
-            ending = any(alarm.action == "finish" for alarm in alarms)
-            how = "where the held-out judge liked it best, and finished" if ending else "with half the learning rate"
-            context.terminal.note(f"policy: back to iteration {iteration}, {how}")
-
-        guide = train_policy(
-            setting_of(context), prompts_of(context), checkpoints, keep=keep, log=log, resumed=resumed, rolled_back=rolled_back
-        )
+def run(context: Context) -> dict[str, Any]:
+    """Train and save the role `policy`, or the roles that guide it; return counts and the number of alarms."""
+    store, backbone = context.store, context.backbone
+    add_roles(context)
+    with context.terminal.bar("policy", context.config.policy.iterations) as bar:
+        guide = train_policy(learner_context(context), prompts_of(context), _RunRecorder(context, bar))
     save_policy(context, guide)
     return {
         "iterations": len(store.read_metrics("policy")),

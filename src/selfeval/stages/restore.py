@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfeval.config import RunConfig
+from selfeval.config import config_of_run
 from selfeval.errors import RunFolderError
 from selfeval.stages.changes import cost, differences
 from selfeval.stages.pipeline import STAGES, Stage
@@ -90,14 +90,8 @@ def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -
             f"the settings of these results are not known, because run.json was missing when they were set aside; move what "
             f"you need from {store.root / 'replaced'} into the run folder yourself"
         )
-    try:
-        old = RunConfig.model_validate(facts["config"])
-    except ValueError as error:
-        raise RunFolderError(
-            f"the archived results in {store.root / 'replaced'} do not hold a configuration of this version "
-            f"({str(error).splitlines()[0]}); move what you need into the run folder yourself"
-        ) from error
-    now = RunConfig.model_validate(store.run["config"])
+    old = config_of_run(facts["config"], store.root / "replaced")
+    now = config_of_run(store.run["config"], store.root / "run.json")
     for stage in stages:
         owned = [*dict.fromkeys([*stage.owned_paths(store.root, now), *stage.owned_paths(store.root, old)])]
         if store.has_work(stage.name, owned):

@@ -22,7 +22,7 @@ from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradients import add_gradients, clip_gradients
+from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 from selfeval.training.schedules import warmup_and_decay
 
 __all__ = ["EVALUATOR", "Preference", "score_replies", "train_evaluator"]

@@ -1,6 +1,6 @@
-"""One iteration's replies, and what an update needs of them: collect -> score, the first two steps of the loop.
+"""Collecting and scoring an iteration's replies, the first two steps of the loop, and the tensors that an update needs.
 
-The log-probs that enter the ratio are those captured while sampling, at the one temperature of the policy.
+The log-probs in the ratio are those captured while sampling, at the policy's temperature.
 
 Shapes: B replies, R reply tokens.
 """
@@ -24,16 +24,17 @@ from selfeval.backbone.sequences import Sequences, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Prompt, Samples, Scores, Setting
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
 
 __all__ = [
     "Experience",
     "RewardScale",
+    "build_experience",
     "collect",
-    "measure",
-    "observe",
+    "experience_metrics",
     "over_microbatches",
     "policy_logprobs",
+    "present",
     "reference_logprobs",
     "rows_of",
     "sample",
@@ -43,17 +44,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Experience:
-    """One iteration's replies and what the update needs of them; all `[B, R]` unless said otherwise.
+    """One iteration's replies and the tensors of the update; all `[B, R]` unless stated otherwise.
 
     Attributes:
         policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
         groups_B: which replies answer one question.
         scores_B: raw scores.
-        logprobs: of the drawn tokens when they were drawn; `ref_logprobs`: under the reference.
-        rewards: what the policy is trained on: KL penalty at every token, score in units of the start at the last.
-        values, returns: what the critic foresees and what it is to learn; 0 for learners without one.
-        advantages: what the policy's gradient is weighted with; 0 until the learner has said.
+        logprobs: of the sampled tokens when they were sampled; `ref_logprobs`: under the reference.
+        rewards: KL penalty at every token, and the score, normalised by the first iteration's, at the last.
         kl_coefficient: weight of the KL penalty in the rewards.
+        values, returns: predictions and targets of the critic; None for learners without one.
+        advantages: weights of the policy's gradient; None until the learner has computed them.
     """
 
     policy_batch: Sequences
@@ -63,26 +64,49 @@ class Experience:
     logprobs: Tensor
     ref_logprobs: Tensor
     rewards: Tensor
-    values: Tensor
-    returns: Tensor
-    advantages: Tensor
     kl_coefficient: float
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    advantages: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
         return self.policy_batch.mask_BR
 
     def rows(self, index: Tensor) -> Experience:
-        """The experience of some of the replies."""
-        per_reply = ("groups_B", "scores_B", "logprobs", "ref_logprobs", "rewards", "values", "returns", "advantages")
-        picked = {name: getattr(self, name)[index] for name in per_reply}
-        batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
-        return Experience(*batches, **picked, kl_coefficient=self.kl_coefficient)
+        """Return the experience of some of the replies."""
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
+        return Experience(
+            rows_of(self.policy_batch, index),
+            rows_of(self.critic_batch, index),
+            self.groups_B[index],
+            self.scores_B[index],
+            self.logprobs[index],
+            self.ref_logprobs[index],
+            self.rewards[index],
+            self.kl_coefficient,
+            values=pick(self.values),
+            returns=pick(self.returns),
+            advantages=pick(self.advantages),
+        )
+
+    def sliced(self, rows: slice) -> Experience:
+        """Return the experience of a slice of the replies."""
+        return self if rows == slice(None) else self.rows(torch.arange(len(self.scores_B), device=self.mask.device)[rows])
+
+
+def present(tensor: Tensor | None) -> Tensor:
+    """Return a tensor of the experience that the learner has filled in by now."""
+    assert tensor is not None
+    return tensor
 
 
 @dataclass(frozen=True)
 class RewardScale:
-    """The units of the reward: scores when the policy was at its start, and how long its replies were.
+    """Normalisation of the reward: statistics of the first iteration's scores and lengths.
 
     Attributes:
         mean, deviation: of the scores; 0 and 1 where rewards are not whitened.
@@ -104,16 +128,16 @@ class RewardScale:
         return cls(float(exact_B.mean()), max(deviation, 1e-4), length)
 
     def units(self, scores: Tensor) -> Tensor:
-        """Scores (or values) in units of the start."""
+        """Normalise scores (or values)."""
         return (scores - self.mean) / self.deviation
 
     def reward(self, scores_B: Tensor, finished_B: Tensor, lengths_B: Tensor, config: PolicyConfig) -> Tensor:
-        """Reward of whole replies: whitened, clipped, less what an unfinished or an overlong reply costs."""
+        """Compute the reward of whole replies: whitened, clipped, minus the penalties of unfinished and overlong replies."""
         reward_B = self.units(scores_B)
-        if config.reward_clip:
+        if config.reward_clip is not None:
             reward_B = reward_B.clamp(-config.reward_clip, config.reward_clip)
         reward_B = torch.where(finished_B, reward_B, reward_B - config.unfinished_penalty)
-        if config.length_guard:
+        if config.length_guard is not None:
             reward_B = reward_B - (lengths_B / (config.length_guard * self.length) - 1).clamp_min(0)
         return reward_B
 
@@ -122,7 +146,7 @@ class RewardScale:
 
 
 def rows_of(batch: Sequences, index: Tensor) -> Sequences:
-    """Some of the rows, trimmed to the longest of them; reply positions keep their columns."""
+    """Return some of the rows, trimmed to the longest of them; reply positions keep their columns."""
     width = int(batch.attention_BT[index].sum(-1).max())
     return Sequences(
         batch.ids_BT[index, :width],
@@ -133,34 +157,34 @@ def rows_of(batch: Sequences, index: Tensor) -> Sequences:
     )
 
 
-def collect(setting: Setting, prompts: Sequence[Prompt], iteration: int, guide: Guide | None = None) -> Samples:
-    """Samples the policy's replies to an iteration's questions.
+def collect(context: LearnerContext, prompts: Sequence[Prompt], iteration: int, guide: Guide | None = None) -> Samples:
+    """Sample the policy's replies to an iteration's questions.
 
     Args:
-        guide: value functions that bend what the policy samples.
+        guide: value guidance to apply when sampling, if any.
     """
-    asked = [p for p in prompts for _ in range(setting.config.replies_per_question)]
-    return Samples(asked, sample(setting, asked, setting.sampling_seed(iteration), guide))
+    asked = [p for p in prompts for _ in range(context.config.replies_per_question)]
+    return Samples(asked, sample(context, asked, context.sampling_seed(iteration), guide))
 
 
-def sample(setting: Setting, asked: Sequence[Prompt], seed: int, guide: Guide | None = None) -> list[Rollout]:
-    """Samples a reply of the policy to each prompt: one temperature, no top-k, no top-p."""
-    requests = [Request(p.reply, temperature=setting.config.temperature) for p in asked]
-    with setting.backbone.acting_as(POLICY):
-        return generate(setting.backbone, requests, max_new_tokens=setting.limit, seed=seed, rows=setting.rows, guide=guide)
+def sample(context: LearnerContext, asked: Sequence[Prompt], seed: int, guide: Guide | None = None) -> list[Rollout]:
+    """Sample a reply of the policy to each prompt: one temperature, no top-k, no top-p."""
+    requests = [Request(p.reply, temperature=context.config.temperature) for p in asked]
+    with context.backbone.acting_as(POLICY):
+        return generate(context.backbone, requests, max_new_tokens=context.limit, seed=seed, rows=context.rows, guide=guide)
 
 
 @torch.no_grad()
-def over_microbatches(setting: Setting, batch: Sequences, compute: Callable[[Sequences], Tensor]) -> Tensor:
-    """`compute` on micro-batches of rows, put together as `[B, R]`."""
+def over_microbatches(context: LearnerContext, batch: Sequences, compute: Callable[[Sequences], Tensor]) -> Tensor:
+    """Apply `compute` to micro-batches of rows and concatenate the results to `[B, R]`."""
     result = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
 
     def fill(group: list[int]) -> None:
         index = torch.tensor(group, device=result.device)
         result[index] = compute(rows_of(batch, index))
 
-    budget, sizes = setting.backbone.budget, batch.attention_BT.sum(-1).tolist()
-    for _ in budget.in_groups(Phase.SCORE, sizes, setting.batch_tokens, fill):
+    budget, sizes = context.backbone.budget, batch.attention_BT.sum(-1).tolist()
+    for _ in budget.in_groups(Phase.SCORE, sizes, context.batch_tokens, fill):
         pass
     return result
 
@@ -168,40 +192,41 @@ def over_microbatches(setting: Setting, batch: Sequences, compute: Callable[[Seq
 def policy_logprobs(
     backbone: Backbone, batch: Sequences, temperature: float, *, gradient: Sequence[Measure] = ("logprobs",)
 ) -> TokenLogprobs:
-    """Log-probs and entropies of the reply tokens under the acting role."""
+    """Compute log-probs and entropies of the reply tokens under the acting role."""
     hidden_BRD = reply_hidden(backbone, batch)
     return token_logprobs(
         backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature, entropy=True, gradient=gradient
     )
 
 
-def reference_logprobs(setting: Setting, batch: Sequences) -> Tensor:
-    """Log-probs of the reply tokens under the reference, at the policy's temperature."""
-    backbone, temperature = setting.backbone, setting.config.temperature
+def reference_logprobs(context: LearnerContext, batch: Sequences) -> Tensor:
+    """Compute log-probs of the reply tokens under the reference, at the policy's temperature."""
+    backbone, temperature = context.backbone, context.config.temperature
 
     def compute(part: Sequences) -> Tensor:
         hidden_BRD = reply_hidden(backbone, part)
         return token_logprobs(backbone, hidden_BRD, part.reply_BR, part.mask_BR, temperature=temperature).logprobs
 
     with backbone.acting_as(REFERENCE):
-        return over_microbatches(setting, batch, compute)
+        return over_microbatches(context, batch, compute)
 
 
-def observe(setting: Setting, samples: Samples, scores: Scores, scale: RewardScale, kl_coefficient: float) -> Experience:
-    """Rewards of one iteration's replies: the score in units of the start, and the KL penalty of every token."""
-    backbone, config, replies = setting.backbone, setting.config, [r.ids for r in samples.rollouts]
+def build_experience(
+    context: LearnerContext, samples: Samples, scores: Scores, scale: RewardScale, kl_coefficient: float
+) -> Experience:
+    """Build the experience of an iteration: the normalised score and the KL penalty of every token as rewards."""
+    backbone, config, replies = context.backbone, context.config, [r.ids for r in samples.rollouts]
     policy_batch = pad_sequences(backbone, [p.reply for p in samples.asked], replies)
     critic_batch = pad_sequences(backbone, [p.grade for p in samples.asked], replies)
     mask, device = policy_batch.mask_BR, policy_batch.mask_BR.device
     finished_B = torch.tensor([r.finished for r in samples.rollouts], device=device)
     captured = torch.zeros(mask.shape, device=device)
     captured[mask] = torch.tensor([p for r in samples.rollouts for p in r.logprobs], device=device)
-    ref = reference_logprobs(setting, policy_batch)
+    ref = reference_logprobs(context, policy_batch)
     whole_B = scale.reward(scores.whole_B, finished_B, mask.sum(-1), config)
     rewards = kl_shaped_rewards(whole_B, captured, ref, mask, beta=kl_coefficient)
     if scores.steps_BR is not None:
         rewards = rewards + zero_padding(scores.steps_BR / scale.deviation, mask)
-    nothing = torch.zeros_like(captured)
     return Experience(
         policy_batch,
         critic_batch,
@@ -210,25 +235,22 @@ def observe(setting: Setting, samples: Samples, scores: Scores, scale: RewardSca
         captured,
         ref,
         rewards,
-        values=nothing,
-        returns=nothing,
-        advantages=nothing,
         kl_coefficient=kl_coefficient,
     )
 
 
-def with_values(setting: Setting, experience: Experience, scale: RewardScale) -> Experience:
-    """The experience with what the critic foresees, in units of the start."""
-    backbone = setting.backbone
+def with_values(context: LearnerContext, experience: Experience, scale: RewardScale) -> Experience:
+    """Return the experience with the critic's values, normalised like the scores."""
+    backbone = context.backbone
     with backbone.acting_as(CRITIC):
         raw = over_microbatches(
-            setting, experience.critic_batch, lambda part: backbone.score(CRITIC, reply_hidden(backbone, part))
+            context, experience.critic_batch, lambda part: backbone.score(CRITIC, reply_hidden(backbone, part))
         )
     return replace(experience, values=scale.units(raw))
 
 
-def measure(experience: Experience) -> dict[str, float]:
-    """What is logged of an iteration before its update."""
+def experience_metrics(experience: Experience) -> dict[str, float]:
+    """Compute the metrics of an iteration before its update."""
     mask = experience.mask
     kl_B = zero_padding(k1(experience.logprobs, experience.ref_logprobs), mask).sum(-1)
     found = {
@@ -239,14 +261,14 @@ def measure(experience: Experience) -> dict[str, float]:
         "length": float(mask.sum(-1).float().mean()),
         "repeated": _repeated(experience),
     }
-    if bool(experience.returns.any()):
+    if experience.values is not None and experience.returns is not None:
         found["value"] = float(masked_mean(experience.values, mask))
         found["explained_variance"] = float(explained_variance(experience.values, experience.returns, mask))
     return found
 
 
 def _repeated(experience: Experience) -> float:
-    """Share of the iteration's questions that the most common reply answers."""
+    """Compute the share of the iteration's questions that the most common reply answers."""
     rows = zip(experience.policy_batch.reply_BR.tolist(), experience.mask.sum(-1).tolist(), strict=True)
     answered = {(tuple(ids[:length]), group) for (ids, length), group in zip(rows, experience.groups_B.tolist(), strict=True)}
     questions = len({group for _, group in answered})

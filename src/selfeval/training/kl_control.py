@@ -1,4 +1,4 @@
-"""The weight of the KL penalty from iteration to iteration: fixed, adaptive, or the multiplier of a constraint on the KL."""
+"""Control of the KL penalty's weight: fixed, adaptive, or the Lagrange multiplier of a constraint on the KL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GAIN = 1.0
 
 
 class KLControl:
-    """Moves the weight of the KL penalty so that the KL to the reference comes to its target and stays there.
+    """Adjust the weight of the KL penalty to hold the KL to the reference at its target.
 
     With the relative error e = clip(KL / target - 1, -1, 1/2) of an iteration:
 
@@ -30,7 +30,7 @@ class KLControl:
     its way would wind it down, and overshoot. It starts so that beta is `kl_coefficient` where the KL is 0.
 
     Args:
-        config: how, and the target.
+        config: controller, target and rates.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -39,17 +39,17 @@ class KLControl:
         self.multiplier = config.kl_coefficient * math.exp(_GAIN)
         self.waiting = -(-config.iterations // 3)
 
-    def follow(self, kl: float, samples: int) -> None:
-        """Takes note of an iteration's KL in nats per reply, measured on so many replies."""
+    def update(self, kl: float, samples: int) -> None:
+        """Update the coefficient with an iteration's mean KL in nats per reply over `samples` replies."""
         config = self.config
         if config.kl_control == "adaptive":
             self.coefficient = adaptive_kl_coefficient(
                 self.coefficient, kl, target=config.kl_target, horizon=config.kl_horizon, samples=samples
             )
         elif config.kl_control == "dual":
-            self._follow_multiplier(max(-1.0, min(kl / config.kl_target - 1, 0.5)))
+            self._update_multiplier(max(-1.0, min(kl / config.kl_target - 1, 0.5)))
 
-    def _follow_multiplier(self, error: float) -> None:
+    def _update_multiplier(self, error: float) -> None:
         target, rate = self.config.kl_target, self.config.kl_rate
         self.waiting = 0 if error >= 0 else max(0, self.waiting - 1)
         if not self.waiting:

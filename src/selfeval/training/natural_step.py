@@ -38,9 +38,9 @@ from selfeval.backbone.curvature import self_kl
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import Sequences, reply_hidden
 from selfeval.errors import ModelError, NotFiniteError
-from selfeval.training.experience import Experience, rows_of
-from selfeval.training.setting import POLICY, Setting
-from selfeval.training.steps import policy_gradients
+from selfeval.training.context import POLICY, LearnerContext
+from selfeval.training.experience import Experience, present, rows_of
+from selfeval.training.policy_updates import policy_gradients
 
 __all__ = ["fisher_product", "natural_step", "step_outcome"]
 
@@ -65,11 +65,13 @@ class Outcome(NamedTuple):
     gain: float
 
 
-def natural_step(setting: Setting, batch: Experience, *, kl_bound: float, entropy_bonus: float = 0.0) -> dict[str, float]:
-    """Moves the policy along its natural gradient, by no more than `kl_bound` nats per token.
+def natural_step(
+    context: LearnerContext, batch: Experience, *, kl_bound: float, entropy_bonus: float = 0.0
+) -> dict[str, float]:
+    """Move the policy along its natural gradient, by at most `kl_bound` nats per token.
 
     Args:
-        setting: what the loop was given.
+        context: shared context of policy learning.
         batch: replies of the policy as it is, with advantages.
         kl_bound: on the mean exact KL per token, > 0.
         entropy_bonus: weight of the entropy that is added to the surrogate.
@@ -81,16 +83,16 @@ def natural_step(setting: Setting, batch: Experience, *, kl_bound: float, entrop
         NotFiniteError: the gradient or a product with the Fisher matrix is NaN or infinite; nothing was changed.
         ModelError: a layer of the base cannot be differentiated twice.
     """
-    parameters = list(setting.backbone.parameters(POLICY).values())
+    parameters = list(context.backbone.parameters(POLICY).values())
     weights_BR = aggregation_weights(batch.mask, "token_mean")
-    values = policy_gradients(setting, batch, weights_BR, _surrogate, entropy_bonus=entropy_bonus)
+    values = policy_gradients(context, batch, weights_BR, _surrogate, entropy_bonus=entropy_bonus)
     gradient_N = _taken(parameters)
     if not bool(gradient_N.isfinite().all()):
         raise NotFiniteError("the surrogate's gradient")
     few = batch.rows(torch.arange(min(_FISHER_REPLIES, len(batch.scores_B)), device=batch.mask.device)).policy_batch
-    step = _solved(lambda v_N: fisher_product(setting, few, v_N), gradient_N, kl_bound)
+    step = _solved(lambda v_N: fisher_product(context, few, v_N), gradient_N, kl_bound)
     start_N = flatten([p.detach() for p in parameters])
-    search = _search(setting, batch, start_N, step.step_N, kl_bound, entropy_bonus)
+    search = _search(context, batch, start_N, step.step_N, kl_bound, entropy_bonus)
     taken = search.trials[-1] if search.fraction else None
     return {
         "entropy": values["entropy"],
@@ -105,12 +107,12 @@ def natural_step(setting: Setting, batch: Experience, *, kl_bound: float, entrop
 
 
 def _surrogate(logprobs_BR: Tensor, rows: Experience) -> Tensor:
-    """What is minimised, per token: -A pi / pi_old."""
-    return -importance_ratio(logprobs_BR, rows.logprobs) * rows.advantages
+    """Compute the loss of each token: -A pi / pi_old."""
+    return -importance_ratio(logprobs_BR, rows.logprobs) * present(rows.advantages)
 
 
 def _taken(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The gradients that were added up, as the direction in which the surrogate rises; they are taken away from the weights."""
+    """Return the accumulated gradients as the ascent direction of the surrogate, and clear them."""
     found_N = flatten([torch.zeros_like(p) if p.grad is None else -p.grad for p in parameters])
     for parameter in parameters:
         parameter.grad = None
@@ -156,8 +158,8 @@ def _curvature(product: Product, gradient_N: Tensor) -> float:
     return float(gradient_N @ along_N) / float(gradient_N @ gradient_N)
 
 
-def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tensor:
-    """Multiplies the policy's Fisher matrix, a mean over the reply tokens of a batch, with a vector of adapter weights.
+def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) -> Tensor:
+    """Multiply the policy's Fisher matrix (mean over the reply tokens of a batch) by a vector of adapter weights.
 
     The vector goes through the layers at length 1 and its products are summed before they are divided, so that a base in 16
     bits rounds nothing away.
@@ -165,7 +167,7 @@ def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tens
     Raises:
         ModelError: a layer of the base cannot be differentiated twice.
     """
-    backbone, length = setting.backbone, float(vector_N.norm())
+    backbone, length = context.backbone, float(vector_N.norm())
     parameters = list(backbone.parameters(POLICY).values())
     if length == 0.0:
         return torch.zeros_like(vector_N)
@@ -175,7 +177,7 @@ def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tens
 
         def kl() -> Tensor:
             hidden_BRD = reply_hidden(backbone, rows)
-            kl_N = self_kl(backbone, hidden_BRD, rows.mask_BR, temperature=setting.config.temperature)
+            kl_N = self_kl(backbone, hidden_BRD, rows.mask_BR, temperature=context.config.temperature)
             return kl_N.sum() + sum(p.view(-1)[:0].sum() for p in parameters)  # an expert may have had no token
 
         with _twice_differentiable():
@@ -183,14 +185,14 @@ def fisher_product(setting: Setting, batch: Sequences, vector_N: Tensor) -> Tens
 
     total_N, sizes = torch.zeros_like(vector_N), batch.attention_BT.sum(-1).tolist()
     with backbone.acting_as(POLICY):
-        for _, found_N in backbone.budget.in_groups(Phase.CURVATURE, sizes, setting.batch_tokens, of_group):
+        for _, found_N in backbone.budget.in_groups(Phase.CURVATURE, sizes, context.batch_tokens, of_group):
             total_N += found_N
     return total_N * (length / int(batch.mask_BR.sum()))
 
 
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Attention in plain operations; fused kernels have no second derivative."""
+    """Use attention in plain operations: fused kernels have no second derivative."""
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -201,15 +203,15 @@ def _twice_differentiable() -> Iterator[None]:
 
 
 def _search(
-    setting: Setting, batch: Experience, start_N: Tensor, step_N: Tensor, kl_bound: float, entropy_bonus: float
+    context: LearnerContext, batch: Experience, start_N: Tensor, step_N: Tensor, kl_bound: float, entropy_bonus: float
 ) -> LineSearch:
-    """Goes as far along the step as KL and surrogate allow, and leaves the policy there; nowhere when that fails."""
-    parameters, fraction = list(setting.backbone.parameters(POLICY).values()), 0.0
+    """Backtrack along the step until KL and surrogate allow it, and leave the policy there; restore it if none does."""
+    parameters, fraction = list(context.backbone.parameters(POLICY).values()), 0.0
     if not bool(step_N.any()):
         return LineSearch(0.0, [])
     try:
         search = backtracking_line_search(
-            lambda share: step_outcome(setting, batch, start_N, start_N + share * step_N, entropy_bonus=entropy_bonus),
+            lambda share: step_outcome(context, batch, start_N, start_N + share * step_N, entropy_bonus=entropy_bonus),
             kl_bound=kl_bound,
         )
         fraction = search.fraction
@@ -219,12 +221,14 @@ def _search(
 
 
 @torch.no_grad()
-def step_outcome(setting: Setting, batch: Experience, start_N: Tensor, end_N: Tensor, *, entropy_bonus: float = 0.0) -> Outcome:
-    """Exact KL per token from the policy with weights `start_N` to that with `end_N`, and how much the surrogate gains.
+def step_outcome(
+    context: LearnerContext, batch: Experience, start_N: Tensor, end_N: Tensor, *, entropy_bonus: float = 0.0
+) -> Outcome:
+    """Compute the exact KL per token from the policy with weights `start_N` to that with `end_N`, and the surrogate's gain.
 
     The policy's weights are written on the way, and left as either of the two.
     """
-    backbone, temperature = setting.backbone, setting.config.temperature
+    backbone, temperature = context.backbone, context.config.temperature
     parameters = list(backbone.parameters(POLICY).values())
     weights_BR = aggregation_weights(batch.mask, "token_mean")
 
@@ -239,7 +243,7 @@ def step_outcome(setting: Setting, batch: Experience, start_N: Tensor, end_N: Te
         targets = rows.policy_batch.reply_BR, rows.mask
         old = token_logprobs(backbone, old_BRD, *targets, other_BRD=new_BRD, **asked)  # type: ignore[arg-type]
         new = token_logprobs(backbone, new_BRD, *targets, **asked)  # type: ignore[arg-type]
-        gain_BR = torch.expm1(new.logprobs - old.logprobs) * rows.advantages
+        gain_BR = torch.expm1(new.logprobs - old.logprobs) * present(rows.advantages)
         if old.entropy is not None and new.entropy is not None:
             gain_BR = gain_BR + entropy_bonus * (new.entropy - old.entropy)
         assert old.kl is not None
@@ -250,7 +254,7 @@ def step_outcome(setting: Setting, batch: Experience, start_N: Tensor, end_N: Te
     kl = gain = 0.0
     with backbone.acting_as(POLICY):
         sizes = batch.policy_batch.attention_BT.sum(-1).tolist()
-        for _, found in backbone.budget.in_groups(Phase.SCORE, sizes, setting.batch_tokens, of_group):
+        for _, found in backbone.budget.in_groups(Phase.SCORE, sizes, context.batch_tokens, of_group):
             kl, gain = kl + found[0], gain + found[1]
     return Outcome(kl, gain)
 

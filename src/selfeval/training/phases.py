@@ -21,9 +21,9 @@ from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone
 from selfeval.backbone.logprobs import tile_bytes, token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
 from selfeval.rollout.draws import pick
+from selfeval.training.context import CRITIC, POLICY
 from selfeval.training.evaluator import EVALUATOR
-from selfeval.training.gradients import add_gradients
-from selfeval.training.setting import CRITIC, POLICY
+from selfeval.training.gradient_accumulation import add_gradients
 
 __all__ = [
     "LEARNING",

@@ -1,30 +1,29 @@
 """Policy learning on one backbone: collect -> score -> advantage -> update -> log, the same loop for every learner.
 
-Policy, reference, evaluator and what a learner adds (a critic, value functions) are roles; which of them learn is the
-learner's business (`training/learners/`, one file each). The loop keeps what is common: the units of the reward, KL control,
-watchdogs with a way back to the last good checkpoint, and resuming bit for bit.
+Policy, reference, evaluator and the learner's own roles (a critic, value functions) are adapters on one base. The learner
+decides which of them are trained (`training/learners/`, one file each). The loop has the common parts: normalisation of the
+reward, KL control, watchdogs that roll back to the last good checkpoint, and bit-exact resuming.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.optim import AdamW
 
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.diagnosis import broken_layer
-from selfeval.training.experience import RewardScale, measure, observe
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.experience import RewardScale, build_experience, experience_metrics
 from selfeval.training.kl_control import KLControl
 from selfeval.training.learners import make_learner
-from selfeval.training.learners.value_learner import ValueLearner
+from selfeval.training.nonfinite import broken_layer
+from selfeval.training.recorder import Recorder
 from selfeval.training.schedules import draw
-from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 from selfeval.training.watchdogs import Alarm, check_iteration, not_finite, refuse_broken
 
 __all__ = ["train_policy"]
@@ -32,64 +31,56 @@ __all__ = ["train_policy"]
 _MOST_ROLL_BACKS = 3
 
 
-def train_policy(
-    setting: Setting,
-    prompts: Sequence[Prompt],
-    checkpoints: Callable[[Sequence[str], Mapping[str, AdamW]], Checkpoints],
-    *,
-    keep: Callable[[int, Samples, Scores], None],
-    log: Callable[[dict[str, float], Sequence[Alarm]], None],
-    resumed: Callable[[int], None],
-    rolled_back: Callable[[int, Sequence[Alarm]], None],
-) -> Guide | None:
-    """Trains the role `policy`, which exists and is at its start, from the last checkpoint if there is one.
+def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: Recorder) -> Guide | None:
+    """Train the role `policy`, resuming from the last checkpoint if there is one.
 
     Args:
-        setting: backbone, configuration, scorer and limits.
-        prompts: training questions; they are gone through in a fixed random order, again and again.
-        checkpoints: makes the keeper of checkpoints from the roles and optimizers that it shall hold.
-        keep: called with each iteration's number, replies and scores.
-        log: called with its metrics and what the watchdogs saw.
-        resumed: called with the iteration of the checkpoint that training goes on from (0 at a fresh start).
-        rolled_back: called with the iteration that a watchdog went back to, and what it saw.
+        context: backbone, configuration, scorer and limits. The role exists and has its initial weights.
+        prompts: training questions; every pass over them has its own fixed random order.
+        recorder: stores checkpoints, samples and metrics.
 
     Returns:
-        What bends the policy's sampling from now on, where the learner left its weights alone; None where they learned.
+        Value guidance to apply when sampling, or None if the learner updates the weights.
 
     Raises:
         LoopError: a watchdog stopped the training.
     """
-    loop = _Loop(setting)
-    keeper = checkpoints(loop.roles, loop.learner.optimizers.by_role)
+    loop = _Loop(context)
+    keeper = recorder.checkpoints(loop.roles, loop.learner.optimizers.by_role)
     best = keeper.beside("best")
     iteration = loop.restore(keeper)
     if iteration is None:
         iteration = 0
-        keeper.save(0, loop.state())  # there must be something to go back to
-    resumed(iteration)
-    per_iteration = setting.config.questions_per_iteration
-    while iteration < setting.config.iterations:
+        keeper.save(0, loop.state())  # a roll-back needs a checkpoint from the first iteration on
+    recorder.resumed(iteration)
+    while iteration < context.config.iterations:
         iteration += 1
-        started = time.monotonic()
-        asked = [prompts[i] for i in draw(len(prompts), iteration - 1, per_iteration, f"{setting.seed}/prompts")]
-        samples, scores, values, alarms = loop.iterate(asked, iteration)
-        keep(iteration, *loop.own(samples, scores))
-        log({**values, "seconds": time.monotonic() - started}, alarms)
+        alarms = _iterate(loop, prompts, iteration, recorder)
         if any(a.action == "stop" for a in alarms):
             raise _stopped(alarms)
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
-            rolled_back(iteration, alarms)  # before the checkpoint, which has a copy of the metrics
+            recorder.rolled_back(iteration, alarms)  # before the checkpoint, which has a copy of the metrics
             keeper.save(iteration, loop.state())
             continue
         if any(a.action == "finish" for a in alarms):
-            rolled_back(loop.go_back(best), alarms)
+            recorder.rolled_back(loop.go_back(best), alarms)
             break
         if loop.judged_best(iteration):
             best.save(iteration, loop.state())
-        if iteration % setting.config.checkpoint_every == 0 and iteration < setting.config.iterations:
+        if iteration % context.config.checkpoint_every == 0 and iteration < context.config.iterations:
             keeper.save(iteration, loop.state())
-    return loop.guide
+    return loop.learner.guidance()
+
+
+def _iterate(loop: _Loop, prompts: Sequence[Prompt], iteration: int, recorder: Recorder) -> list[Alarm]:
+    """Run one iteration on the prompts of its turn and record it."""
+    started, context = time.monotonic(), loop.context
+    turn = draw(len(prompts), iteration - 1, context.config.questions_per_iteration, f"{context.seed}/prompts")
+    samples, scores, values, alarms = loop.iterate([prompts[i] for i in turn], iteration)
+    recorder.samples(iteration, *loop.own(samples, scores))
+    recorder.metrics({**values, "seconds": time.monotonic() - started}, alarms)
+    return alarms
 
 
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
@@ -98,77 +89,71 @@ def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
 
 
 class _Loop:
-    """What one policy training carries from iteration to iteration."""
+    """State of a policy training between iterations."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.learner = make_learner(setting)
-        self.kl = KLControl(setting.config)
+    def __init__(self, context: LearnerContext) -> None:
+        self.context = context
+        self.learner = make_learner(context)
+        self.kl = KLControl(context.config)
         self.scale: RewardScale | None = None
         self.first: dict[str, float] = {}
         self.rolled_back = 0
-        self.looks: list[dict[str, float]] = []
+        self.readings: list[dict[str, float]] = []
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles whose weights a checkpoint holds."""
-        return (*self.learner.roles, REFERENCE) if self.setting.config.reference_ema else self.learner.roles
-
-    @property
-    def guide(self) -> Guide | None:
-        """What bends the policy's sampling now; None where its own weights learn."""
-        return self.learner.guide if isinstance(self.learner, ValueLearner) else None
+        """The roles whose weights are checkpointed."""
+        return (*self.learner.roles, REFERENCE) if self.context.config.reference_ema is not None else self.learner.roles
 
     def iterate(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
-        """One iteration; its metrics, and what the watchdogs say to them. Where numbers broke, as far as it came."""
-        config, learner = self.setting.config, self.learner
+        """Run one iteration; return samples, scores, metrics and alarms, those computed so far if a number is not finite."""
+        config, learner = self.context.config, self.learner
         samples, scores, values = Samples([], []), Scores(torch.zeros(0)), {"step": float(iteration)}
         try:
             samples = learner.collect(prompts, iteration)
-            scores = self.setting.scorer(samples)
+            scores = self.context.scorer(samples)
             self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
-            penalty = 0.0 if self.guide else self.kl.coefficient  # values are held by their own temperature
-            experience = observe(self.setting, samples, scores, self.scale, penalty)
-            experience = learner.advantages(experience, self.scale)
-            values |= measure(learner.guided(experience) if isinstance(learner, ValueLearner) else experience)
+            # Value guidance has a temperature in the place of a KL penalty.
+            penalty = 0.0 if learner.guidance() else self.kl.coefficient
+            experience = build_experience(self.context, samples, scores, self.scale, penalty)
+            experience = learner.advantages(samples, experience, self.scale)
+            values |= experience_metrics(experience.sliced(learner.own_rows))
             refuse_broken(values)
             values |= learner.update(experience, self.scale, iteration)
         except NotFiniteError as error:
             return samples, scores, values, [not_finite(iteration, f"{error}{self._where(prompts, samples)}")]
         self.first = self.first or values
-        values |= self._look(iteration, values["score"])
+        values |= self._judge_metrics(iteration, values["score"])
         alarms = check_iteration(values, self.first, config)
         if all(a.action == "warn" for a in alarms):
-            self._follow(values["kl"], len(samples.asked))
+            self._adapt(values["kl"], len(samples.asked))
         return samples, scores, values, alarms
 
     def own(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
-        """The replies that are the policy's; a value learner may have sampled the reference's beside them."""
-        if not isinstance(self.learner, ValueLearner):
-            return samples, scores
-        rows = self.learner.guided_rows
+        """Return the replies that the trained policy sampled; a value learner may have sampled from the reference as well."""
+        rows = self.learner.own_rows
         return Samples(samples.asked[rows], samples.rollouts[rows]), Scores(scores.whole_B[rows])
 
     def _where(self, prompts: Sequence[Prompt], samples: Samples) -> str:
-        """Which layer broke, where it is one: a few replies, or prompts if there are none, go through under each role."""
-        backbone, few = self.setting.backbone, list(zip(samples.asked, samples.rollouts, strict=True))[:4]
+        """Name the first layer with an output that is not finite, from a forward pass of a few replies under each role."""
+        backbone, few = self.context.backbone, list(zip(samples.asked, samples.rollouts, strict=True))[:4]
         texts = [(p.reply, r.ids) for p, r in few] or [(p.reply[:-1], p.reply[-1:]) for p in prompts[:4]]
         batch = pad_sequences(backbone, [prompt for prompt, _ in texts], [reply for _, reply in texts])
         layer = broken_layer(backbone, backbone.roles, batch)
         return f" (first in {layer})" if layer else ""
 
-    def _look(self, iteration: int, score: float) -> dict[str, float]:
-        """What the held-out judge says, when it is its turn, beside what it said when it liked the policy best."""
-        every = self.setting.config.judge_every
-        if self.setting.judge is None or not every or iteration % every:
+    def _judge_metrics(self, iteration: int, score: float) -> dict[str, float]:
+        """Return the metrics of the held-out judge in its iterations, compared with the best reading so far."""
+        every = self.context.config.judge_every
+        if self.context.judge is None or every is None or iteration % every:
             return {}
-        reading = self.setting.judge(self.guide)
+        reading = self.context.judge(self.learner.guidance())
         if reading is None:
             return {}
         now = {"step": float(iteration), "rolled_back": float(self.rolled_back)}
         now |= {"win_rate": reading.win_rate, "score": score}
-        best = max([*self.looks, now], key=lambda look: look["win_rate"])
-        self.looks.append(now)
+        best = max([*self.readings, now], key=lambda reading: reading["win_rate"])
+        self.readings.append(now)
         return {
             "judge_win_rate": reading.win_rate,
             "judge_error": reading.error,
@@ -178,18 +163,18 @@ class _Loop:
         }
 
     def judged_best(self, iteration: int) -> bool:
-        """Whether the held-out judge has just liked the policy better than ever before."""
-        best = self._best_look()
+        """Whether the latest reading of the held-out judge is the best so far."""
+        best = self._best_reading()
         return best is not None and (best["step"], best["rolled_back"]) == (iteration, self.rolled_back)
 
-    def _best_look(self) -> dict[str, float] | None:
-        return max(self.looks, key=lambda look: look["win_rate"], default=None)
+    def _best_reading(self) -> dict[str, float] | None:
+        return max(self.readings, key=lambda reading: reading["win_rate"], default=None)
 
-    def _follow(self, kl: float, samples: int) -> None:
-        """Moves the weight of the KL penalty, and the reference where it follows the policy."""
-        self.kl.follow(kl, samples)
-        if self.setting.config.reference_ema:
-            _move_towards(self.setting, self.setting.config.reference_ema)
+    def _adapt(self, kl: float, samples: int) -> None:
+        """Update the weight of the KL penalty, and the reference if it moves."""
+        self.kl.update(kl, samples)
+        if self.context.config.reference_ema is not None:
+            _move_towards(self.context, self.context.config.reference_ema)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -197,43 +182,43 @@ class _Loop:
             "scale": self.scale.as_json() if self.scale else None,
             "first": self.first,
             "rolled_back": self.rolled_back,
-            "looks": self.looks,
+            "readings": self.readings,
             "learner": self.learner.state(),
-            **self.setting.backbone.training_state(),
+            **self.context.backbone.training_state(),
         }
 
     def restore(self, keeper: Checkpoints) -> int | None:
-        """Takes everything from the newest checkpoint and returns its iteration; None where there is none."""
+        """Restore the newest checkpoint and return its iteration; None if there is none."""
         state = keeper.restore()
         if state is None:
             return None
         self.kl.load(state["kl"])
         self.scale = RewardScale(**state["scale"]) if state["scale"] else None
-        self.first, self.looks = dict(state["first"]), list(state["looks"])
+        self.first, self.readings = dict(state["first"]), list(state["readings"])
         self._slow_down(int(state["rolled_back"]))
         self.learner.load(state["learner"])
-        self.setting.backbone.load_training_state(state)
+        self.context.backbone.load_training_state(state)
         return int(state["step"])
 
     def go_back(self, keeper: Checkpoints) -> int:
-        """Takes everything from a checkpoint that must be there; returns its iteration."""
+        """Restore a checkpoint that exists and return its iteration."""
         iteration = self.restore(keeper)
         assert iteration is not None
         return iteration
 
     def roll_back(self, keeper: Checkpoints, alarms: Sequence[Alarm]) -> int:
-        """Goes back to the newest checkpoint, to learn half as fast from there; returns its iteration.
+        """Restore the newest checkpoint, halve the learning rate and return the iteration.
 
         Raises:
-            LoopError: it went back as often as is sensible.
+            LoopError: the training was rolled back too often.
         """
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
             raise _stopped(alarms, f" (after going back {_MOST_ROLL_BACKS} times, to half the learning rate each time)")
-        best = self._best_look()
+        best = self._best_reading()
         iteration = self.go_back(keeper)
-        if best is not None and best not in self.looks:
-            self.looks.append(best)  # its checkpoint is still the best one, though the iterations after it are given up
+        if best is not None and best not in self.readings:
+            self.readings.append(best)  # its checkpoint is still the best one, though the iterations after it are given up
         self._slow_down(times)
         return iteration
 
@@ -243,9 +228,9 @@ class _Loop:
 
 
 @torch.no_grad()
-def _move_towards(setting: Setting, share: float) -> None:
-    """The reference takes this share of what parts it from the policy."""
-    backbone = setting.backbone
+def _move_towards(context: LearnerContext, share: float) -> None:
+    """Move the reference towards the policy by this share of the distance (an EMA of the weights)."""
+    backbone = context.backbone
     ours, theirs = backbone.parameters(REFERENCE).values(), backbone.parameters(POLICY).values()
     for own, policy in zip(ours, theirs, strict=True):
         own.lerp_(policy, share)

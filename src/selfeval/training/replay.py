@@ -1,4 +1,4 @@
-"""What value learners learn from: the replies of past iterations with their rewards, drawn again and again.
+"""The replay buffer of the value learners: replies of past iterations with their rewards.
 
 Lin 1992, https://doi.org/10.1007/BF00992699; Mnih et al. 2015, methods, https://doi.org/10.1038/nature14236.
 
@@ -25,15 +25,15 @@ __all__ = ["Replay", "Replayed"]
 
 @dataclass(frozen=True)
 class Replayed:
-    """Remembered replies as a batch; all but the batches `[B, R]`.
+    """Replayed replies as a batch; all but the batches `[B, R]`.
 
     Attributes:
         policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
         rewards: without a KL penalty.
-        logprobs: of the tokens when they were drawn; `ref_logprobs`: under the reference.
-        taken: value of each token, by the target roles; 0 until the learner has said.
-        targets: what the value functions are to say of each token; 0 until the learner has said.
-        weights: of each token's loss; 1 until the learner has said.
+        logprobs: of the tokens when they were sampled; `ref_logprobs`: under the reference.
+        taken: value of each token by the target networks; 0 until the learner has computed it.
+        targets: of the value functions at each token; 0 until the learner has computed them.
+        weights: of each token's loss; 1 by default.
     """
 
     policy_batch: Sequences
@@ -50,14 +50,14 @@ class Replayed:
         return self.policy_batch.mask_BR
 
     def rows(self, index: Tensor) -> Replayed:
-        """Some of the replies."""
+        """Return some of the replies."""
         per_token = (self.rewards, self.logprobs, self.ref_logprobs, self.taken, self.targets, self.weights)
         batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
         return Replayed(*batches, *(part[index] for part in per_token))
 
 
 class _Row(NamedTuple):
-    """One reply on the CPU: token ids of prompt, grade prompt and reply; then what `Replayed` has of its tokens."""
+    """One reply on the CPU: token ids of prompt, grade prompt and reply, then the numbers of its tokens as in `Replayed`."""
 
     prompt: Tensor
     grade: Tensor
@@ -68,10 +68,10 @@ class _Row(NamedTuple):
 
 
 class Replay:
-    """The newest replies, up to a number.
+    """A first-in, first-out buffer of replies.
 
     Args:
-        capacity: replies remembered; the oldest leave first.
+        capacity: maximum number of replies; the oldest are dropped first.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -81,7 +81,7 @@ class Replay:
         return len(self.rows)
 
     def add(self, experience: Experience) -> None:
-        """Remembers an iteration's replies."""
+        """Add an iteration's replies."""
         policy, critic, mask = experience.policy_batch, experience.critic_batch, experience.mask
         for row in range(len(mask)):
             kept = mask[row]
@@ -96,7 +96,7 @@ class Replay:
             self.rows.append(_Row(*(part.cpu().clone() for part in parts)))
 
     def sample(self, backbone: Backbone, count: int, rng: random.Random) -> Replayed:
-        """Draws `count` different replies, all where there are not so many, each as likely as any other."""
+        """Sample `count` distinct replies uniformly, or all if there are fewer."""
         rows = rng.sample(self.rows, min(count, len(self.rows)))
         replies = [row.reply.tolist() for row in rows]
         batch = pad_sequences(backbone, [row.prompt.tolist() for row in rows], replies)
@@ -118,7 +118,7 @@ class Replay:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """All that is remembered, in flat tensors."""
+        """Return the content of the buffer in flat tensors."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(_Row._fields)
         empty = {name: torch.zeros(0, dtype=torch.int64 if i < 3 else torch.float32) for i, name in enumerate(_Row._fields)}
         flat = {name: torch.cat([empty[name], *parts]) for name, parts in zip(_Row._fields, columns, strict=True)}
@@ -126,7 +126,7 @@ class Replay:
         return {**flat, "lengths": torch.tensor(lengths, dtype=torch.int64).view(-1, len(_Row._fields))}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Remembers what `state` gave, and nothing else."""
+        """Replace the content of the buffer by that of `state`."""
         lengths = state["lengths"].tolist()
         columns = [state[name].split([row[i] for row in lengths]) for i, name in enumerate(_Row._fields)]
         self.rows.clear()

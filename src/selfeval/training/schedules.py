@@ -1,4 +1,4 @@
-"""What changes from step to step, as functions of the step alone: the learning rate, and which rows are read."""
+"""Schedules that depend on the step alone: the learning rate, and the order of the data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["draw", "warmup_and_decay"]
 
 
 def warmup_and_decay(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate: rises in a line to 1, then falls in a line; the step after the last would have 0.
+    """Compute the factor of the learning rate: linear warm-up to 1, then linear decay towards 0.
 
         min((step + 1) / w, (steps - step) / (steps - w)),   w = warmup * steps, rounded, at least 1
 
     Args:
         step: from 0; below `steps`.
-        steps: how many there are.
-        warmup: share of them in which it rises, in [0, 1].
+        steps: number of steps.
+        warmup: share of them with a rising factor, in [0, 1].
 
     Example:
         >>> [warmup_and_decay(step, 6, 1 / 3) for step in range(6)]
@@ -26,13 +26,13 @@ def warmup_and_decay(step: int, steps: int, warmup: float) -> float:
 
 
 def draw(count: int, step: int, batch: int, seed: str) -> list[int]:
-    """Indices of the rows of a step: pass after pass over all rows, each in an order of its own; a batch may span two passes.
+    """Return the row indices of a step: every pass over the rows has its own order, and a batch may span two passes.
 
     Args:
-        count: rows there are.
+        count: number of rows.
         step: from 0.
-        batch: rows of a step.
-        seed: of the orders; pass n is shuffled with `seed/n`.
+        batch: rows per step.
+        seed: pass n is shuffled with `seed/n`.
     """
     found = []
     orders: dict[int, list[int]] = {}

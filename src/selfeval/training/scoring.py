@@ -1,4 +1,4 @@
-"""The evaluator, or an ensemble of them, as the scorer of replies.
+"""The evaluator or an ensemble of evaluators as the scorer of replies.
 
 Members of an ensemble are adapters on the one base that differ in their first weights and in the order of their pairs. Their
 scores are put into common units (each member's own mean and deviation over replies that it was trained on) before they are
@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfeval.algorithms.ensembles import disagreement, ensemble_mean, uncertainty_weighted, worst_case
+from selfeval.algorithms.ensembles import ensemble_mean, uncertainty_weighted, worst_case
 from selfeval.backbone.roles import Backbone
+from selfeval.training.context import Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, score_replies
-from selfeval.training.setting import Samples, Scores
 
 __all__ = ["EvaluatorScorer", "Member", "Pessimism"]
 
@@ -29,7 +29,7 @@ Pessimism = Literal["mean", "worst", "uncertainty"]
 
 @dataclass(frozen=True)
 class Member:
-    """One evaluator: its role, and the units of its scores (mean and deviation); 0 and 1 leave them as they are."""
+    """One evaluator: its role, and the mean and deviation that normalise its scores; 0 and 1 leave them unchanged."""
 
     role: str = EVALUATOR
     mean: float = 0.0
@@ -38,13 +38,13 @@ class Member:
 
 @dataclass(frozen=True)
 class EvaluatorScorer:
-    """Scores replies as the evaluators read them, after the grade prompt.
+    """Score replies after the grade prompt of the evaluators.
 
     Attributes:
         backbone: holds the members' roles.
         batch_tokens: tokens of a micro-batch.
         members: one or more.
-        pessimism: how their scores become one.
+        pessimism: how their scores are combined.
         weight: of the variance, with `uncertainty`.
     """
 
@@ -58,11 +58,11 @@ class EvaluatorScorer:
         return self.of([p.grade for p in samples.asked], [r.ids for r in samples.rollouts])
 
     def of(self, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Scores:
-        """Scores of replies after their grade prompts."""
+        """Score replies after their grade prompts."""
         scores_KB = self.each(prompts, replies)
         if len(scores_KB) == 1:
             return Scores(scores_KB[0])
-        return Scores(self._combined(scores_KB), disagreement_B=disagreement(scores_KB))
+        return Scores(self._combined(scores_KB))
 
     def each(
         self,
@@ -70,7 +70,7 @@ class EvaluatorScorer:
         replies: Sequence[Sequence[int]],
         advance: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Scores `[K, B]` by every member, in common units; `advance` hears of the first member's progress."""
+        """Return the normalised scores `[K, B]` of all members; `advance` receives the progress of the first."""
         rows = []
         for number, member in enumerate(self.members):
             told = advance if number == 0 else None

@@ -20,7 +20,7 @@ from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logpr
 from selfeval.config import TuningConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradients import add_gradients, clip_gradients
+from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 from selfeval.training.schedules import draw, warmup_and_decay
 
 __all__ = ["pack", "text_logprobs", "tune_on_text"]

@@ -1,11 +1,11 @@
-"""Watchdogs: small checks of one iteration's numbers that name what went wrong, and say what is to be done about it.
+"""Watchdogs: checks of an iteration's metrics that name a problem and the action to take.
 
 | action      | what the loop does                                                                         |
 |-------------|--------------------------------------------------------------------------------------------|
-| `warn`      | goes on                                                                                    |
-| `roll_back` | goes back to the last good checkpoint, and learns half as fast from there; thrice at most   |
-| `finish`    | goes back to the checkpoint that the held-out judge liked best, and ends the training there |
-| `stop`      | ends with an error: the numbers mean something else than they should                        |
+| `warn`      | continues                                                                                  |
+| `roll_back` | restores the last good checkpoint and halves the learning rate; at most three times        |
+| `finish`    | restores the checkpoint with the best reading of the held-out judge and ends the training  |
+| `stop`      | raises an error: the metrics do not mean what they should                                  |
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from selfeval.errors import NotFiniteError
 __all__ = ["Alarm", "check_iteration", "not_finite", "refuse_broken"]
 
 _MAY_BE_UNDEFINED = ("explained_variance",)
-"""Metrics that are NaN where there is nothing to explain."""
+"""Metrics that may be NaN: with constant returns there is no variance to explain."""
 _FEWEST_QUESTIONS = 8
-"""With fewer questions in an iteration, equal replies to all of them may well be right."""
+"""With fewer questions in an iteration, equal replies to all of them may be correct."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a watchdog saw; `action` is `warn`, `roll_back`, `finish` or `stop` (see the top of this module)."""
+    """A problem that a watchdog found; `action` is `warn`, `roll_back`, `finish` or `stop` (see the top of this module)."""
 
     step: int
     name: str
@@ -41,16 +41,16 @@ class Alarm:
 
 Figures = Mapping[str, float]
 Seen = tuple[str, str] | None
-"""Message and action of a watchdog that saw something."""
+"""Message and action of a watchdog that found a problem, else None."""
 
 
 def check_iteration(values: Figures, first: Figures, config: PolicyConfig) -> list[Alarm]:
-    """What the watchdogs say to one iteration.
+    """Check the metrics of one iteration.
 
     Args:
         values: metrics of this iteration.
         first: metrics of the first one.
-        config: the targets; with `watchdogs = "warn"` the policy's own doings are only told.
+        config: the targets; with `watchdogs = "warn"` problems are reported without acting on them.
     """
     step = int(values["step"])
     try:
@@ -65,7 +65,7 @@ def check_iteration(values: Figures, first: Figures, config: PolicyConfig) -> li
 
 
 def refuse_broken(values: Figures) -> None:
-    """Refuses numbers that broke.
+    """Refuse metrics that are not finite.
 
     Raises:
         NotFiniteError: some are NaN or infinite; `explained_variance` may be, where returns do not vary.
@@ -76,7 +76,7 @@ def refuse_broken(values: Figures) -> None:
 
 
 def not_finite(step: int, what: str) -> Alarm:
-    """The alarm about numbers that broke, given the sentence that names them."""
+    """Return the alarm about numbers that are not finite, given the sentence that names them."""
     return Alarm(step, "not_finite", f"{what}; lower the learning rates", "roll_back")
 
 

@@ -9,56 +9,56 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import tiny_models
-from policies import CONFIG, LIMIT, PROMPTS, four_roles, setting_of
+from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles
 from selfeval.algorithms.q_learning import huber_loss, td_target
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Rollout
-from selfeval.training.experience import RewardScale, observe
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.experience import RewardScale, build_experience
 from selfeval.training.learners import action_values
 from selfeval.training.learners.action_values import (
-    STATE,
-    TARGETS,
-    TWINS,
+    Q_ROLES,
+    TARGET_ROLES,
+    VALUE_ROLE,
     add_q_roles,
-    drawn,
-    follow,
+    chosen_token_values,
     gradients,
     log_ratios,
+    polyak_update,
     q_targets,
     soft_values,
     state_values,
 )
 from selfeval.training.replay import Replay, Replayed
-from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores, Setting
 
-LEARNING = (*TWINS, STATE)
+LEARNING = (*Q_ROLES, VALUE_ROLE)
 
 
-def pool_of(setting: Setting, prompts: list[Prompt], replies: list[tuple[int, ...]]) -> Replayed:
+def pool_of(context: LearnerContext, prompts: list[Prompt], replies: list[tuple[int, ...]]) -> Replayed:
     """The replies, remembered and drawn in this order."""
     samples = Samples(prompts, [Rollout(r, (0.0,) * len(r), True) for r in replies])
-    experience = observe(setting, samples, Scores(torch.zeros(len(replies))), RewardScale(0.0, 1.0, 3.0), 0.0)
+    experience = build_experience(context, samples, Scores(torch.zeros(len(replies))), RewardScale(0.0, 1.0, 3.0), 0.0)
     replay = Replay(len(replies))
     replay.add(experience)
-    pool = replay.sample(setting.backbone, len(replies), random.Random(0))
+    pool = replay.sample(context.backbone, len(replies), random.Random(0))
     order = [replies.index(tuple(row[kept].tolist())) for row, kept in zip(pool.policy_batch.reply_BR, pool.mask, strict=True)]
     return pool.rows(torch.tensor(order).argsort())
 
 
-def twins(temperature: float = 1.0) -> tuple[Setting, Replayed]:
+def twins(temperature: float = 1.0) -> tuple[LearnerContext, Replayed]:
     """Target roles with values of their own, and replies of several lengths."""
-    setting = setting_of(four_roles(), CONFIG.model_copy(update={"temperature": temperature}))
-    add_q_roles(setting)
-    for number, role in enumerate((*LEARNING, *TARGETS.values())):
-        tiny_models.scramble(setting.backbone, role, seed=number, size=0.1)
+    context = context_of(four_roles(), changed(CONFIG, **{"temperature": temperature}))
+    add_q_roles(context)
+    for number, role in enumerate((*LEARNING, *TARGET_ROLES.values())):
+        tiny_models.scramble(context.backbone, role, seed=number, size=0.1)
     generator = random.Random(3)
     replies = [tuple(generator.randrange(2, 40) for _ in range(1 + n % LIMIT)) for n in range(6)]
-    return setting, pool_of(setting, PROMPTS, replies)
+    return context, pool_of(context, PROMPTS, replies)
 
 
-def plain_ratios(setting: Setting, role: str, prompt: Prompt, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def plain_ratios(context: LearnerContext, role: str, prompt: Prompt, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """c (log pi_q - log pi_ref) of every token before each reply token `[R, V]`, and log pi_ref: plain passes, one sequence."""
-    backbone, temperature, ids = setting.backbone, setting.config.temperature, (*prompt.reply, *reply)
+    backbone, temperature, ids = context.backbone, context.config.temperature, (*prompt.reply, *reply)
     found = []
     for name in (role, REFERENCE):
         with backbone.acting_as(name):
@@ -67,9 +67,9 @@ def plain_ratios(setting: Setting, role: str, prompt: Prompt, reply: tuple[int, 
     return 0.25 * (found[0] - found[1]), found[1]
 
 
-def plain_states(setting: Setting, role: str, prompt: Prompt, reply: tuple[int, ...]) -> Tensor:
+def plain_states(context: LearnerContext, role: str, prompt: Prompt, reply: tuple[int, ...]) -> Tensor:
     """b before each reply token `[R]`, after the grade prompt: one sequence, one plain pass."""
-    backbone, ids = setting.backbone, (*prompt.grade, *reply)
+    backbone, ids = context.backbone, (*prompt.grade, *reply)
     with torch.no_grad(), backbone.acting_as(role):
         states = backbone.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
     head = backbone.heads[role]
@@ -85,37 +85,37 @@ def test_values_start_at_zero_and_their_targets_with_them() -> None:
     bare.add_role(POLICY)
     bare.add_snapshot(REFERENCE, of=POLICY)
     for backbone in (bare, four_roles()):  # also where the policy is not the bare base
-        setting = setting_of(backbone)
-        add_q_roles(setting)
-        pool = pool_of(setting, PROMPTS, [(5 + n, 9, 2) for n in range(6)])
-        for role in (*LEARNING, *TARGETS.values()):
-            assert drawn(setting, role, pool).abs().max() < 1e-5
-        soft = soft_values(setting, pool, 0.3)
+        context = context_of(backbone)
+        add_q_roles(context)
+        pool = pool_of(context, PROMPTS, [(5 + n, 9, 2) for n in range(6)])
+        for role in (*LEARNING, *TARGET_ROLES.values()):
+            assert chosen_token_values(context, role, pool).abs().max() < 1e-5
+        soft = soft_values(context, pool, 0.3)
         assert max(float(x.abs().max()) for x in soft) < 1e-5
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_what_is_said_of_drawn_tokens_equals_the_definition(temperature: float) -> None:
-    setting, pool = twins(temperature)
-    for role in (*LEARNING, *TARGETS.values()):
-        found = drawn(setting, role, pool)
+    context, pool = twins(temperature)
+    for role in (*LEARNING, *TARGET_ROLES.values()):
+        found = chosen_token_values(context, role, pool)
         for row, (prompt, reply) in enumerate(zip(PROMPTS, replies_of(pool), strict=True)):
-            if role in setting.backbone.heads:
-                expected = plain_states(setting, role, prompt, reply)
+            if role in context.backbone.heads:
+                expected = plain_states(context, role, prompt, reply)
             else:
-                expected = plain_ratios(setting, role, prompt, reply)[0].gather(1, torch.tensor(reply)[:, None])[:, 0]
+                expected = plain_ratios(context, role, prompt, reply)[0].gather(1, torch.tensor(reply)[:, None])[:, 0]
             assert found[row, pool.mask[row]].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.5])
 def test_soft_values_equal_the_sum_over_the_vocabulary(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting, pool = twins(0.7)
+    context, pool = twins(0.7)
     monkeypatch.setattr(action_values, "_CHUNK_BYTES", 4 * 8 * 40 * 4)  # four positions of a vocabulary of 40 at a time
-    values, taken = soft_values(setting, pool, beta)
+    values, taken = soft_values(context, pool, beta)
     differ = 0.0
     for row, (prompt, reply) in enumerate(zip(PROMPTS, replies_of(pool), strict=True)):
-        (one, ref), (other, _) = (plain_ratios(setting, TARGETS[role], prompt, reply) for role in TWINS)
-        lower = (plain_states(setting, TARGETS[STATE], prompt, reply)[:, None] + torch.minimum(one, other)).double()
+        (one, ref), (other, _) = (plain_ratios(context, TARGET_ROLES[role], prompt, reply) for role in Q_ROLES)
+        lower = (plain_states(context, TARGET_ROLES[VALUE_ROLE], prompt, reply)[:, None] + torch.minimum(one, other)).double()
         expected = beta * (ref.double().exp() * (lower / beta).exp()).sum(-1).log()
         assert values[row, pool.mask[row]].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
         its = lower.gather(1, torch.tensor(reply)[:, None])[:, 0]
@@ -126,14 +126,14 @@ def test_soft_values_equal_the_sum_over_the_vocabulary(beta: float, monkeypatch:
 
 
 def test_micro_batches_change_neither_values_nor_gradients() -> None:
-    setting, pool = twins()
+    context, pool = twins()
     targets = torch.linspace(-1, 1, pool.mask.numel()).view(pool.mask.shape)
     pool = replace(pool, weights=torch.linspace(1, 0.2, pool.mask.numel()).view(pool.mask.shape))
     found = []
     for tokens in (100_000, 1):
-        parts = replace(setting, batch_tokens=tokens)
-        losses = [gradients(parts, role, pool, targets, huber_loss) for role in ("q-0", STATE)]
-        named = {**setting.backbone.parameters("q-0"), **setting.backbone.parameters(STATE)}
+        parts = replace(context, batch_tokens=tokens)
+        losses = [gradients(parts, role, pool, targets, huber_loss) for role in ("q-0", VALUE_ROLE)]
+        named = {**context.backbone.parameters("q-0"), **context.backbone.parameters(VALUE_ROLE)}
         collected = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
         for parameter in named.values():
             parameter.grad = None
@@ -144,21 +144,21 @@ def test_micro_batches_change_neither_values_nor_gradients() -> None:
     assert one.keys() == other.keys() == names  # the head's too
     for name, gradient in one.items():
         torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-6)
-    still = [role for role in setting.backbone.roles if role not in ("q-0", STATE)]
-    assert all(p.grad is None for role in still for p in setting.backbone.parameters(role).values())
+    still = [role for role in context.backbone.roles if role not in ("q-0", VALUE_ROLE)]
+    assert all(p.grad is None for role in still for p in context.backbone.parameters(role).values())
 
 
-@pytest.mark.parametrize("role", ["q-0", STATE])
+@pytest.mark.parametrize("role", ["q-0", VALUE_ROLE])
 def test_the_gradient_is_that_of_the_weighted_errors(role: str) -> None:
     # Errors below 1, where Huber's loss is half the square: -w (target - said) d said / dw, times 1 / tokens.
-    setting, pool = twins()
-    named, mask = setting.backbone.parameters(role), pool.mask
+    context, pool = twins()
+    named, mask = context.backbone.parameters(role), pool.mask
     errors = torch.linspace(-0.8, 0.8, mask.numel()).view(mask.shape)
     pool = replace(pool, weights=torch.linspace(1, 0.2, mask.numel()).view(mask.shape))
-    loss = gradients(setting, role, pool, drawn(setting, role, pool) + errors, huber_loss)
+    loss = gradients(context, role, pool, chosen_token_values(context, role, pool) + errors, huber_loss)
     assert loss == pytest.approx(float((pool.weights * errors.square() / 2)[mask].mean()), abs=1e-5)
-    with setting.backbone.acting_as(role):
-        said = state_values(setting, role, pool) if role == STATE else log_ratios(setting, pool)
+    with context.backbone.acting_as(role):
+        said = state_values(context, role, pool) if role == VALUE_ROLE else log_ratios(context, pool)
         expected = torch.autograd.grad(-(pool.weights * errors * said)[mask].mean(), list(named.values()))
     for parameter, gradient in zip(named.values(), expected, strict=True):
         assert parameter.grad is not None
@@ -172,37 +172,37 @@ def test_the_two_parts_can_say_any_values() -> None:
     backbone = tiny_models.backbone("llama", 16, eos=())
     backbone.add_role(POLICY)
     backbone.add_snapshot(REFERENCE, of=POLICY)
-    setting = setting_of(backbone, PolicyConfig())
-    add_q_roles(setting)
+    context = context_of(backbone, PolicyConfig())
+    add_q_roles(context)
     prompts = [Prompt("a", (3, 5), (3,)), Prompt("b", (7, 2, 9), (7,))]
-    pools = [pool_of(setting, [prompt] * 16, [(token,) for token in range(16)]) for prompt in prompts]
+    pools = [pool_of(context, [prompt] * 16, [(token,) for token in range(16)]) for prompt in prompts]
     wanted = 0.7 + 0.15 * torch.randn(2, 16, 1, generator=torch.Generator().manual_seed(1))
-    optimizers = {r: AdamW(list(backbone.parameters(r).values()), lr=0.02, weight_decay=0.0) for r in ("q-0", STATE)}
+    optimizers = {r: AdamW(list(backbone.parameters(r).values()), lr=0.02, weight_decay=0.0) for r in ("q-0", VALUE_ROLE)}
     for step in range(250):
-        for role, other in (("q-0", STATE), (STATE, "q-0")):
+        for role, other in (("q-0", VALUE_ROLE), (VALUE_ROLE, "q-0")):
             for pool, values in zip(pools, wanted, strict=True):
-                gradients(setting, role, pool, values - drawn(setting, other, pool), huber_loss)
+                gradients(context, role, pool, values - chosen_token_values(context, other, pool), huber_loss)
             optimizers[role].param_groups[0]["lr"] = 0.02 * (1 - step / 250)
             optimizers[role].step()
             optimizers[role].zero_grad()
     for pool, values in zip(pools, wanted, strict=True):
-        found = drawn(setting, "q-0", pool) + drawn(setting, STATE, pool)
+        found = chosen_token_values(context, "q-0", pool) + chosen_token_values(context, VALUE_ROLE, pool)
         torch.testing.assert_close(found, values, rtol=0, atol=0.01)
 
 
 def test_targets_go_a_share_of_the_way_and_only_they() -> None:
-    setting, _ = twins()
-    backbone = setting.backbone
+    context, _ = twins()
+    backbone = context.backbone
     before = {role: {n: p.detach().clone() for n, p in backbone.parameters(role).items()} for role in backbone.roles}
-    follow(backbone, 0.3)
-    for role, target in TARGETS.items():
+    polyak_update(backbone, 0.3)
+    for role, target in TARGET_ROLES.items():
         old, online = list(before[target].values()), list(before[role].values())
         for now, was, theirs in zip(backbone.parameters(target).values(), old, online, strict=True):
             torch.testing.assert_close(now, 0.7 * was + 0.3 * theirs, rtol=1e-6, atol=1e-7)
-    assert "head.weight" in before[TARGETS[STATE]]
-    for role in set(before) - set(TARGETS.values()):
+    assert "head.weight" in before[TARGET_ROLES[VALUE_ROLE]]
+    for role in set(before) - set(TARGET_ROLES.values()):
         assert all(torch.equal(p, before[role][n]) for n, p in backbone.parameters(role).items())
-    assert not any(p.requires_grad for role in TARGETS.values() for p in backbone.parameters(role).values())
+    assert not any(p.requires_grad for role in TARGET_ROLES.values() for p in backbone.parameters(role).values())
 
 
 def test_q_targets_equal_a_slow_loop() -> None:

@@ -3,37 +3,43 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import tiny_models
-from policies import CONFIG, LIMIT, PROMPTS, four_roles, setting_of, train
+from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles, train
 from selfeval.backbone.roles import Backbone
-from selfeval.config import PolicyConfig
+from selfeval.config import LEARNERS
 from selfeval.rollout.engine import Request, generate
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Samples
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies
-from selfeval.training.experience import Experience, RewardScale, collect, observe
-from selfeval.training.learners import LEARNERS, make_learner
+from selfeval.training.experience import Experience, RewardScale, build_experience, collect, present
+from selfeval.training.learners import make_learner
 from selfeval.training.learners.learner import Learner
-from selfeval.training.learners.policy_gradient import Pace
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Samples, Setting
+from selfeval.training.learners.policy_gradient import KLAdaptiveStepSize
 
 BETA = 0.3
 
 
-def collected(name: str, **changes: Any) -> tuple[Learner, Setting, Samples, Experience, RewardScale]:
+def collected(name: str, **changes: Any) -> tuple[Learner, LearnerContext, Samples, Experience, RewardScale]:
     """A learner, and what it made of replies of a policy that has left its reference."""
     backbone = four_roles()
     tiny_models.scramble(backbone, POLICY, seed=9, size=0.06)
-    setting = setting_of(backbone, CONFIG.model_copy(update={"learner": name, **changes}))
-    learner = make_learner(setting)
+    context = context_of(backbone, changed(CONFIG, **{"learner": name, **changes}))
+    learner = make_learner(context)
     samples = learner.collect(PROMPTS[:3], 1)
-    scores = setting.scorer(samples)
+    scores = context.scorer(samples)
     scale = RewardScale.of(scores.whole_B, samples, whiten=True)
-    return learner, setting, samples, learner.advantages(observe(setting, samples, scores, scale, BETA), scale), scale
+    return (
+        learner,
+        context,
+        samples,
+        learner.advantages(samples, build_experience(context, samples, scores, scale, BETA), scale),
+        scale,
+    )
 
 
 def totals(experience: Experience) -> list[float]:
@@ -50,15 +56,25 @@ def by_question(samples: Samples) -> dict[str, list[int]]:
 
 
 def of_tokens(experience: Experience, row: int) -> list[float]:
-    return [float(a) for a in experience.advantages[row][experience.mask[row]]]
+    return [float(a) for a in present(experience.advantages)[row][experience.mask[row]]]
 
 
 def length(experience: Experience, row: int) -> int:
     return int(experience.mask[row].sum())
 
 
-def test_the_configuration_names_every_learner_and_no_other() -> None:
-    assert set(get_args(PolicyConfig.model_fields["learner"].annotation)) == set(LEARNERS)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_registry_tells_the_truth_about_a_learner(name: str) -> None:
+    backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
+    backbone.add_role(POLICY)
+    backbone.add_snapshot(REFERENCE, of=POLICY)
+    before = set(backbone.roles)
+    learner, spec = make_learner(context_of(backbone, changed(CONFIG, learner=name))), LEARNERS[name]
+    assert set(backbone.roles) - before == set(spec.extra_roles)
+    assert set(learner.roles) == {*spec.extra_roles, *([POLICY] if spec.changes_policy else [])}
+    guide = learner.guidance()
+    assert (guide is None) == spec.changes_policy
+    assert spec.outputs == (guide.roles if guide else ())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,12 +83,13 @@ def test_grpo_makes_no_advantage_of_rounding(dtype: torch.dtype) -> None:
     with torch.no_grad():
         for parameter in backbone.heads[EVALUATOR].parameters():
             parameter.zero_()  # all scores are equal
-    setting = setting_of(backbone, CONFIG.model_copy(update={"learner": "grpo"}))
-    learner = make_learner(setting)
+    context = context_of(backbone, changed(CONFIG, **{"learner": "grpo"}))
+    learner = make_learner(context)
     samples = learner.collect(PROMPTS, 1)
-    scores = setting.scorer(samples)
+    scores = context.scorer(samples)
     scale = RewardScale.of(scores.whole_B, samples, whiten=True)
-    experience = learner.advantages(observe(setting, samples, scores, scale, BETA), scale)
+    experience = learner.advantages(samples, build_experience(context, samples, scores, scale, BETA), scale)
+    assert experience.advantages is not None
     assert experience.rewards.abs().max() > 0  # sampled and scored in passes of different shapes
     assert experience.advantages.abs().max() == 0
 
@@ -113,8 +130,8 @@ def test_reinforce_pp_whitens_the_rewards_to_come_over_all_tokens() -> None:
 
 
 def test_remax_subtracts_what_the_greedy_reply_gets() -> None:
-    _, setting, samples, experience, scale = collected("remax", reward_clip=0.0)
-    backbone = setting.backbone
+    _, context, samples, experience, scale = collected("remax", reward_clip=None)
+    backbone = context.backbone
     for row, prompt in enumerate(samples.asked):
         with backbone.acting_as(POLICY):
             (greedy,) = generate(backbone, [Request(prompt.reply, temperature=0.0)], max_new_tokens=LIMIT, seed=1)
@@ -132,12 +149,12 @@ def test_remax_keeps_to_the_question_where_one_is_asked_twice_and_to_the_tempera
     """A window of questions that spans two passes over them asks some of them twice."""
     backbone = four_roles()
     tiny_models.scramble(backbone, POLICY, seed=9, size=0.06)
-    setting = setting_of(backbone, CONFIG.model_copy(update={"learner": "remax", "reward_clip": 0.0, "temperature": 1.5}))
-    learner = make_learner(setting)
+    context = context_of(backbone, changed(CONFIG, **{"learner": "remax", "reward_clip": None, "temperature": 1.5}))
+    learner = make_learner(context)
     samples = learner.collect([PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[2]], 1)
     scale = RewardScale(0.0, 1.0, 1.0)
-    observed = observe(setting, samples, setting.scorer(samples), scale, BETA)
-    experience = learner.advantages(observed, scale)
+    observed = build_experience(context, samples, context.scorer(samples), scale, BETA)
+    experience = learner.advantages(samples, observed, scale)
     for row, prompt in enumerate(samples.asked):
         with backbone.acting_as(POLICY):
             (greedy,) = generate(backbone, [Request(prompt.reply, temperature=0.0)], max_new_tokens=LIMIT, seed=1)
@@ -154,21 +171,21 @@ def test_remax_keeps_to_the_question_where_one_is_asked_twice_and_to_the_tempera
 
 
 def test_raft_imitates_the_best_reply_to_each_question_alone() -> None:
-    learner, setting, samples, experience, scale = collected("raft", epochs=1, minibatch=100)
+    learner, context, samples, experience, scale = collected("raft", epochs=1, minibatch=100)
     rewards = totals(experience)
     best = [max(rows, key=lambda row: rewards[row]) for rows in by_question(samples).values()]
     assert [row for row in range(len(rewards)) if any(of_tokens(experience, row))] == sorted(best)
-    backbone = setting.backbone
+    backbone = context.backbone
     start = {n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()}
-    expected = plain_gradients(backbone, lambda: -sum(sequence_logprob(setting, samples, r) for r in best))  # type: ignore[arg-type, return-value]
+    expected = plain_gradients(backbone, lambda: -sum(sequence_logprob(context, samples, r) for r in best))  # type: ignore[arg-type, return-value]
     learner.update(experience, scale, 1)
     assert moved_along(backbone, start, expected)
 
 
-def sequence_logprob(setting: Setting, samples: Samples, row: int) -> Tensor:
+def sequence_logprob(context: LearnerContext, samples: Samples, row: int) -> Tensor:
     """Log-prob of one reply under the acting role: one sequence, one plain pass."""
     prompt, reply = samples.asked[row].reply, samples.rollouts[row].ids
-    logits = setting.backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+    logits = context.backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(reply)[:, None]).sum()
 
 
@@ -191,11 +208,11 @@ def moved_along(backbone: Backbone, start: dict[str, Tensor], gradients: dict[st
 
 @pytest.mark.parametrize("pairs", ["sampled", "kept"])
 def test_the_gradient_of_dpo_is_that_of_the_plain_loss(pairs: str) -> None:
-    learner, setting, samples, experience, scale = collected("dpo", epochs=1, minibatch=100, pairs=pairs)
-    backbone = setting.backbone
-    rewards = setting.scorer(samples).whole_B
+    learner, context, samples, experience, scale = collected("dpo", epochs=1, minibatch=100, pairs=pairs)
+    backbone = context.backbone
+    rewards = context.scorer(samples).whole_B
     finished = torch.tensor([r.finished for r in samples.rollouts])
-    whole = scale.reward(rewards, finished, experience.mask.sum(-1), setting.config).tolist()
+    whole = scale.reward(rewards, finished, experience.mask.sum(-1), context.config).tolist()
     chosen, rejected, labels = [], [], []
     for rows in by_question(samples).values():
         best, worst = max(rows, key=lambda r: whole[r]), min(rows, key=lambda r: whole[r])
@@ -205,15 +222,15 @@ def test_the_gradient_of_dpo_is_that_of_the_plain_loss(pairs: str) -> None:
     if pairs == "kept":
         labels = [0.9, 0.7, 0.55]
         kept = kept_pairs(samples, chosen, rejected, labels)
-        learner.setting = Setting(**{**vars(setting), "pairs": kept})  # type: ignore[attr-defined]
+        learner.context = LearnerContext(**{**vars(context), "pairs": kept})  # type: ignore[attr-defined]
         experience = experience.rows(torch.arange(2 * len(kept)))  # as many replies as there are rows in the pairs
     with torch.no_grad(), backbone.acting_as(REFERENCE):
-        ref = [sequence_logprob(setting, samples, r).item() for r in range(len(samples.asked))]
+        ref = [sequence_logprob(context, samples, r).item() for r in range(len(samples.asked))]
 
     def loss() -> Tensor:
         total = torch.zeros(())
         for c, r, y in zip(chosen, rejected, labels, strict=True):
-            h = sequence_logprob(setting, samples, c) - ref[c] - sequence_logprob(setting, samples, r) + ref[r]
+            h = sequence_logprob(context, samples, c) - ref[c] - sequence_logprob(context, samples, r) + ref[r]
             total = total - y * torch.nn.functional.logsigmoid(BETA * h) - (1 - y) * torch.nn.functional.logsigmoid(-BETA * h)
         return total / len(chosen)
 
@@ -232,9 +249,10 @@ def kept_pairs(samples: Samples, chosen: list[int], rejected: list[int], labels:
 
 @pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo"}))
 def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(
-        update={"learner": name, "iterations": 4, "checkpoint_every": 2, "reference_ema": 0.2, "entropy_floor": 0.999}
-    )
+    settings: dict[str, Any] = {"learner": name, "iterations": 4, "checkpoint_every": 2, "reference_ema": 0.2}
+    if "entropy_floor" in LEARNERS[name].config.model_fields:
+        settings["entropy_floor"] = 0.999
+    config = changed(CONFIG, **settings)
     through = four_roles()
     expected, _ = train(through, tmp_path / "a", config)
 
@@ -247,7 +265,7 @@ def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
     resumed = four_roles()
     rest, _ = train(resumed, tmp_path / "b", config)
     assert rest == expected[2:]
-    for role in (*make_learner(setting_of(four_roles(), config)).roles, REFERENCE):
+    for role in (*make_learner(context_of(four_roles(), config)).roles, REFERENCE):
         for one, other in zip(through.parameters(role).values(), resumed.parameters(role).values(), strict=True):
             assert torch.equal(one, other)
 
@@ -258,7 +276,7 @@ def test_only_ppo_and_trpo_hold_a_critic(name: str) -> None:
     backbone.add_role(EVALUATOR, head=True)
     backbone.add_role(POLICY)
     backbone.add_snapshot(REFERENCE, of=POLICY)
-    learner = make_learner(setting_of(backbone, CONFIG.model_copy(update={"learner": name})))
+    learner = make_learner(context_of(backbone, changed(CONFIG, **{"learner": name})))
     assert CRITIC not in backbone.roles
     assert learner.roles == (POLICY,)
 
@@ -266,35 +284,35 @@ def test_only_ppo_and_trpo_hold_a_critic(name: str) -> None:
 def test_the_samples_of_an_iteration_do_not_depend_on_the_learner() -> None:
     replies = []
     for name in ("ppo", "rloo", "dpo"):
-        setting = setting_of(four_roles(), CONFIG.model_copy(update={"learner": name}))
-        samples = make_learner(setting).collect(PROMPTS, 3)
+        context = context_of(four_roles(), changed(CONFIG, **{"learner": name}))
+        samples = make_learner(context).collect(PROMPTS, 3)
         replies.append([r.ids for r in samples.rollouts])
-        assert replies[-1] == [r.ids for r in collect(setting, PROMPTS, 3).rollouts]
+        assert replies[-1] == [r.ids for r in collect(context, PROMPTS, 3).rollouts]
     assert replies[0] == replies[1] == replies[2]
 
 
 def test_the_pace_by_hand() -> None:
-    pace = Pace(0.004)
+    pace = KLAdaptiveStepSize(0.004)
     factors = []
     for kl in (0.003, 0.016, 0.4, 0.00625, 0.001, 0.0, 0.0, 0.0):
-        pace.see(kl)
+        pace.update(kl)
         factors.append(pace.factor)
     # the root of 1/4; no more than to half; the root of 0.64; then a tenth more each time, never above 1
     expected = [1.0, 0.5, 0.25, 0.2, 0.22, 0.242, 0.2662, 0.29282]
     assert factors == pytest.approx(expected)
-    endless = Pace(0.0)
-    endless.see(9.0)
+    endless = KLAdaptiveStepSize(None)
+    endless.update(9.0)
     assert endless.factor == 1.0
 
 
 def test_an_iteration_that_went_too_far_shortens_the_steps_after_it(tmp_path: Path) -> None:
     rates, moved = {}, {}
-    for limit in (0.0, 0.001):
-        config = CONFIG.model_copy(update={"iterations": 4, "learning_rate": 0.03, "step_kl": limit})
+    for limit in (None, 0.001):
+        config = changed(CONFIG, **{"iterations": 4, "learning_rate": 0.03, "step_kl": limit})
         lines, _ = train(four_roles(), tmp_path / str(limit), config)
         rates[limit] = [line["learning_rate"] for line in lines]
         moved[limit] = [line["approximate_kl"] for line in lines]
-    assert moved[0.001][0] == moved[0.0][0] > 0.004
-    assert rates[0.001][0] == rates[0.0][0]
-    assert rates[0.001][1] == pytest.approx(rates[0.0][1] / 2)  # more than four times the limit
-    assert moved[0.001][-1] < 0.5 * moved[0.0][-1]
+    assert moved[0.001][0] == moved[None][0] > 0.004
+    assert rates[0.001][0] == rates[None][0]
+    assert rates[0.001][1] == pytest.approx(rates[None][1] / 2)  # more than four times the limit
+    assert moved[0.001][-1] < 0.5 * moved[None][-1]

@@ -10,23 +10,22 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from policies import CONFIG, LIMIT, PROMPTS, four_roles, setting_of
+from policies import CONFIG, LIMIT, PROMPTS, CallingRecorder, changed, context_of, four_roles
 from scarce import no_memory
 from selfeval.algorithms.trust_region import flatten
 from selfeval.backbone.load import load_model
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences
-from selfeval.config import LoraConfig, PolicyConfig
+from selfeval.config import LoraConfig, PolicyConfig, TRPOConfig
 from selfeval.errors import ModelError
 from selfeval.rollout.engine import Request, Rollout, generate
-from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.context import POLICY, LearnerContext, Samples, Scores
 from selfeval.training.experience import Experience
 from selfeval.training.natural_step import fisher_product, natural_step, step_outcome
 from selfeval.training.policy import train_policy
-from selfeval.training.setting import POLICY, Samples, Scores, Setting
 
 TEMPERATURE = 0.8
-TRPO = CONFIG.model_copy(update={"learner": "trpo", "trust_region": 0.02, "temperature": TEMPERATURE})
+TRPO = changed(CONFIG, **{"learner": "trpo", "trust_region": 0.02, "temperature": TEMPERATURE})
 
 
 def weights(backbone: Backbone) -> Tensor:
@@ -71,9 +70,11 @@ def explicit_fisher(backbone: Backbone, rollouts: Sequence[Rollout]) -> Tensor:
     return fisher / sum(len(r.ids) for r in rollouts)
 
 
-def experience_of(backbone: Backbone, config: PolicyConfig = TRPO, batch_tokens: int = 300) -> tuple[Setting, Experience]:
+def experience_of(
+    backbone: Backbone, config: PolicyConfig = TRPO, batch_tokens: int = 300
+) -> tuple[LearnerContext, Experience]:
     """Replies with random advantages, of a policy that has left its reference."""
-    setting, rollouts = setting_of(backbone, config, batch_tokens), replies_of(backbone, len(PROMPTS))
+    context, rollouts = context_of(backbone, config, batch_tokens), replies_of(backbone, len(PROMPTS))
     batch = batch_of(backbone, rollouts)
     mask, zero = batch.mask_BR, torch.zeros(batch.mask_BR.shape)
     captured = zero.clone()
@@ -81,18 +82,18 @@ def experience_of(backbone: Backbone, config: PolicyConfig = TRPO, batch_tokens:
     advantages = torch.randn(mask.shape, generator=torch.Generator().manual_seed(6)) * mask
     groups, scores = torch.arange(len(mask)), torch.zeros(len(mask))
     shared = {"rewards": zero, "values": zero, "returns": zero, "advantages": advantages, "kl_coefficient": 0.0}
-    return setting, Experience(batch, batch, groups, scores, captured, zero, **shared)
+    return context, Experience(batch, batch, groups, scores, captured, zero, **shared)
 
 
 def test_products_are_those_of_the_explicit_fisher_matrix(one_thread: None) -> None:
     backbone = small()
     rollouts = replies_of(backbone, 3)
     fisher = explicit_fisher(backbone, rollouts)
-    setting = setting_of(backbone, TRPO)
+    context = context_of(backbone, TRPO)
     vectors = torch.randn(3, len(fisher), generator=torch.Generator().manual_seed(5))
     for vector in vectors:
         expected = (fisher @ vector.double()).float()
-        found = fisher_product(setting, batch_of(backbone, rollouts), vector)
+        found = fisher_product(context, batch_of(backbone, rollouts), vector)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -102,9 +103,9 @@ def test_micro_batches_and_recomputed_layers_change_no_product(tokens: int, one_
     again.recompute_layers()
     batch = batch_of(backbone, replies_of(backbone, 6))
     vector = torch.randn(len(weights(backbone)), generator=torch.Generator().manual_seed(5))
-    expected = fisher_product(setting_of(backbone, TRPO, 100_000), batch, vector)
+    expected = fisher_product(context_of(backbone, TRPO, 100_000), batch, vector)
     for one in (backbone, again):
-        found = fisher_product(setting_of(one, TRPO, tokens), batch, vector)
+        found = fisher_product(context_of(one, TRPO, tokens), batch, vector)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -115,9 +116,9 @@ def test_neither_micro_batches_nor_too_little_memory_change_the_step(scarcity: d
     del expected["cg_residual"]
     for tokens, scarce in ((20, {}), (100_000, scarcity)):
         other = four_roles()
-        setting, batch = experience_of(other, batch_tokens=tokens)
+        context, batch = experience_of(other, batch_tokens=tokens)
         with no_memory(other, **scarce) as failed:
-            found = natural_step(setting, batch, kl_bound=0.02)
+            found = natural_step(context, batch, kl_bound=0.02)
         assert bool(failed) == bool(scarce)
         assert found.pop("cg_residual") < 0.1  # what is left after ten iterations feels every rounding
         assert found == pytest.approx(expected, rel=1e-2, abs=1e-5)
@@ -127,9 +128,9 @@ def test_neither_micro_batches_nor_too_little_memory_change_the_step(scarcity: d
 
 def test_the_step_gains_and_its_exact_kl_is_within_the_bound(one_thread: None) -> None:
     backbone = four_roles()
-    setting, batch = experience_of(backbone)
+    context, batch = experience_of(backbone)
     start = weights(backbone)
-    values = natural_step(setting, batch, kl_bound=0.02)
+    values = natural_step(context, batch, kl_bound=0.02)
     kl, gain, rows = 0.0, 0.0, list(enumerate(PROMPTS))
     end = weights(backbone)
     for row, prompt in rows:
@@ -155,11 +156,11 @@ def at(backbone: Backbone, weights_N: Tensor, compute: Any) -> Tensor:
 
 def test_a_natural_step_gains_more_than_a_plain_one_of_the_same_kl(one_thread: None) -> None:
     backbone = four_roles()
-    setting, batch = experience_of(backbone)
+    context, batch = experience_of(backbone)
     start = weights(backbone)
-    natural_step(setting, batch, kl_bound=0.002)
+    natural_step(context, batch, kl_bound=0.002)
     end = weights(backbone)
-    natural = step_outcome(setting, batch, start, end)
+    natural = step_outcome(context, batch, start, end)
     at(backbone, start, lambda: torch.zeros(()))
     with backbone.acting_as(POLICY):
         parameters = list(backbone.parameters(POLICY).values())
@@ -170,21 +171,21 @@ def test_a_natural_step_gains_more_than_a_plain_one_of_the_same_kl(one_thread: N
             loss = loss + (picked * batch.advantages[row][: len(ids)]).sum()
         gradient = flatten(torch.autograd.grad(loss, parameters))
     low, high = 0.0, 1.0
-    assert step_outcome(setting, batch, start, start + high * gradient / gradient.norm()).kl > natural.kl
+    assert step_outcome(context, batch, start, start + high * gradient / gradient.norm()).kl > natural.kl
     for _ in range(30):  # the plain step with the same KL, by bisection
         middle = (low + high) / 2
-        far = step_outcome(setting, batch, start, start + middle * gradient / gradient.norm()).kl > natural.kl
+        far = step_outcome(context, batch, start, start + middle * gradient / gradient.norm()).kl > natural.kl
         low, high = (low, middle) if far else (middle, high)
-    plain = step_outcome(setting, batch, start, start + low * gradient / gradient.norm())
+    plain = step_outcome(context, batch, start, start + low * gradient / gradient.norm())
     assert plain.kl == pytest.approx(natural.kl, rel=1e-2)
     assert natural.gain > 1.2 * plain.gain > 0
 
 
 def test_a_step_that_cannot_gain_is_not_taken(one_thread: None) -> None:
     backbone = four_roles()
-    setting, batch = experience_of(backbone)
+    context, batch = experience_of(backbone)
     start = weights(backbone)
-    values = natural_step(setting, replace(batch, advantages=torch.zeros_like(batch.advantages)), kl_bound=0.02)
+    values = natural_step(context, replace(batch, advantages=torch.zeros_like(batch.advantages)), kl_bound=0.02)
     assert values["step_fraction"] == values["step_kl"] == values["surrogate_gain"] == 0.0
     assert torch.equal(weights(backbone), start)
 
@@ -195,18 +196,14 @@ def likes(samples: Samples) -> Scores:
 
 
 def test_no_step_of_a_training_passes_its_bound_and_the_reward_rises(tmp_path: Path) -> None:
-    backbone, lines = four_roles(), []
-    config = TRPO.model_copy(update={"iterations": 12, "trust_region": 0.05, "kl_control": "fixed", "kl_coefficient": 0.01})
-    train_policy(
-        replace(setting_of(backbone, config), scorer=likes),
-        PROMPTS,
-        lambda roles, optimizers: Checkpoints(tmp_path, backbone, roles, optimizers),
-        keep=lambda *_: None,
-        log=lambda values, alarms: lines.append(values),
-        resumed=lambda step: None,
-        rolled_back=lambda step, alarms: None,
-    )
-    assert [line["step_kl"] <= line["step_kl_bound"] <= config.trust_region for line in lines] == [True] * 12
+    backbone = four_roles()
+    config = changed(TRPO, **{"iterations": 12, "trust_region": 0.05, "kl_control": "fixed", "kl_coefficient": 0.01})
+    recorder = CallingRecorder(tmp_path, backbone)
+    train_policy(replace(context_of(backbone, config), scorer=likes), PROMPTS, recorder)
+    lines = recorder.lines
+    assert [line["step_kl"] <= line["step_kl_bound"] <= config.settings_as(TRPOConfig).trust_region for line in lines] == [
+        True
+    ] * 12
     assert lines[-1]["step_kl_bound"] < lines[0]["step_kl_bound"]
     assert sum(line["step_fraction"] > 0 for line in lines) >= 10
     first, last = (sum(line["score"] for line in part) / 3 for part in (lines[:3], lines[-3:]))
@@ -224,14 +221,14 @@ def test_on_a_quantised_base_too_products_are_those_of_the_explicit_matrix(preci
     batch = batch_of(backbone, rollouts)
     vector = torch.randn(len(weights(backbone)), generator=torch.Generator().manual_seed(5))
     expected = (explicit_fisher(backbone, rollouts) @ vector.double()).float()
-    found = fisher_product(setting_of(backbone, TRPO), batch, vector)
+    found = fisher_product(context_of(backbone, TRPO), batch, vector)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_base_that_cannot_be_differentiated_twice_is_refused_with_what_to_do(layer: int) -> None:
     backbone = four_roles()
-    setting, batch = experience_of(backbone)
+    context, batch = experience_of(backbone)
     start = weights(backbone)
 
     class Once(torch.autograd.Function):
@@ -246,5 +243,5 @@ def test_a_base_that_cannot_be_differentiated_twice_is_refused_with_what_to_do(l
 
     backbone.model.model.layers[layer].register_forward_hook(lambda module, inputs, output: Once.apply(output))
     with pytest.raises(ModelError, match=r"cannot be differentiated twice .* another policy.learner than trpo"):
-        natural_step(setting, batch, kl_bound=0.02)
+        natural_step(context, batch, kl_bound=0.02)
     assert torch.equal(weights(backbone), start)

@@ -11,21 +11,20 @@ import torch
 from torch import Tensor
 
 import tiny_models
-from policies import CONFIG, LIKED, LIMIT, PROMPTS, four_roles, setting_of
+from policies import CONFIG, LIKED, LIMIT, PROMPTS, CallingRecorder, changed, context_of, four_roles
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
-from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.experience import Experience, RewardScale, observe
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Samples, Scores
+from selfeval.training.experience import Experience, RewardScale, build_experience
 from selfeval.training.learners import make_learner
-from selfeval.training.learners.action_values import STATE, TARGETS, TWINS, UNIT, drawn, soft_values
+from selfeval.training.learners.action_values import Q_ROLES, TARGET_ROLES, UNIT, VALUE_ROLE, chosen_token_values, soft_values
 from selfeval.training.learners.value_learner import ValueLearner
 from selfeval.training.policy import train_policy
 from selfeval.training.replay import Replayed
-from selfeval.training.setting import CRITIC, POLICY, REFERENCE, Samples, Scores, Setting
 
-VALUES = CONFIG.model_copy(update={"learner": "soft_q", "iterations": 12, "epochs": 3, "replay": 200})
+VALUES = changed(CONFIG, **{"learner": "soft_q", "iterations": 12, "epochs": 3, "replay": 200})
 BOTH = pytest.mark.parametrize("name", ["ilql", "soft_q"])
 
 
@@ -37,22 +36,15 @@ class Likes:
         return Scores(torch.tensor([float(LIKED in r.ids) for r in samples.rollouts]))
 
 
-def setting_for(backbone: Backbone, config: PolicyConfig) -> Setting:
-    return replace(setting_of(backbone, config), scorer=Likes())
+def context_for(backbone: Backbone, config: PolicyConfig) -> LearnerContext:
+    return replace(context_of(backbone, config), scorer=Likes())
 
 
 def train(backbone: Backbone, folder: Path, config: PolicyConfig, **options: Any) -> tuple[Guide, list[dict[str, float]]]:
-    lines: list[dict[str, float]] = []
-    given = {"keep": lambda *_: None, "resumed": lambda step: None, "rolled_back": lambda *_: None, **options}
-    guide = train_policy(
-        setting_for(backbone, config),
-        PROMPTS,
-        lambda roles, optimizers: Checkpoints(folder, backbone, roles, optimizers),
-        log=lambda values, alarms: lines.append({k: v for k, v in values.items() if k != "seconds"}),
-        **given,
-    )
+    recorder = CallingRecorder(folder, backbone, **options)
+    guide = train_policy(context_for(backbone, config), PROMPTS, recorder)
     assert guide is not None
-    return guide, lines
+    return guide, recorder.lines
 
 
 def share_liked(backbone: Backbone, guide: Guide | None) -> float:
@@ -74,7 +66,7 @@ def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy
     untouched = weights(backbone, (POLICY, REFERENCE))
     base = {n: p.detach().clone() for n, p in backbone.model.named_parameters() if "lora_" not in n}
     start = share_liked(backbone, None)
-    guide, lines = train(backbone, tmp_path, VALUES.model_copy(update={"learner": name}))
+    guide, lines = train(backbone, tmp_path, changed(VALUES, **{"learner": name}))
     assert start < 0.35
     assert share_liked(backbone, guide) > start + 0.2  # 0.03 is the standard error of a share
     assert share_liked(backbone, None) == start
@@ -86,9 +78,9 @@ def test_the_guide_raises_what_is_paid_for_and_leaves_every_weight_of_the_policy
 
 @BOTH
 def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    config = VALUES.model_copy(update={"learner": name, "iterations": 5, "replay": 100, "epochs": 1})
+    config = changed(VALUES, **{"learner": name, "iterations": 5, "replay": 100, "epochs": 1})
     others = [CRITIC] if name == "ilql" else []
-    roles = (*TWINS, STATE, *TARGETS.values(), *others)
+    roles = (*Q_ROLES, VALUE_ROLE, *TARGET_ROLES.values(), *others)
     through = four_roles()
     expected, lines = train(through, tmp_path / "a", config)
 
@@ -100,7 +92,7 @@ def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
         train(four_roles(), tmp_path / "b", config, keep=killed)
     resumed = four_roles()
     began: list[int] = []
-    guide, again = train(resumed, tmp_path / "b", config, resumed=began.append)
+    guide, again = train(resumed, tmp_path / "b", config, resume=began.append)
     assert began == [3]
     assert again == lines[3:]
     assert guide == expected
@@ -108,7 +100,7 @@ def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
 
 
 def test_a_fixed_temperature_stays(tmp_path: Path) -> None:
-    fixed = VALUES.model_copy(update={"kl_control": "fixed", "kl_coefficient": 0.4, "iterations": 2})
+    fixed = changed(VALUES, **{"kl_control": "fixed", "kl_coefficient": 0.4, "iterations": 2})
     guide, lines = train(four_roles(), tmp_path / "a", fixed)
     assert [line["kl_coefficient"] for line in lines] == [0.4, 0.4]
     assert guide.strength == UNIT / 0.4
@@ -118,29 +110,29 @@ def test_a_fixed_temperature_stays(tmp_path: Path) -> None:
 
 
 def learner_of(backbone: Backbone, **changes: Any) -> ValueLearner:
-    learner = make_learner(setting_for(backbone, VALUES.model_copy(update=changes)))
+    learner = make_learner(context_for(backbone, changed(VALUES, **changes)))
     assert isinstance(learner, ValueLearner)
     return learner
 
 
 def experienced(learner: ValueLearner) -> tuple[Samples, Experience, RewardScale]:
-    setting = learner.setting
+    context = learner.context
     samples = learner.collect(PROMPTS[:3], 1)
-    scores = setting.scorer(samples)
+    scores = context.scorer(samples)
     scale = RewardScale.of(scores.whole_B, samples, whiten=True)
-    return samples, observe(setting, samples, scores, scale, 0.0), scale
+    return samples, build_experience(context, samples, scores, scale, 0.0), scale
 
 
 def test_the_temperature_moves_the_kl_to_its_target() -> None:
     # Q functions that no longer change: only the temperature does.
     backbone = four_roles()
     learner = learner_of(backbone, kl_target=2.0)
-    for number, role in enumerate(TWINS):
+    for number, role in enumerate(Q_ROLES):
         tiny_models.scramble(backbone, role, seed=number, size=0.08)
     found = []
     for iteration in range(1, 60):
         samples = learner.collect(PROMPTS, iteration)
-        experience = observe(learner.setting, samples, Scores(torch.zeros(48)), RewardScale(0.0, 1.0, 6.0), 0.0)
+        experience = build_experience(learner.context, samples, Scores(torch.zeros(48)), RewardScale(0.0, 1.0, 6.0), 0.0)
         found.append(learner._follow_kl(experience, iteration)["kl"])
     assert abs(found[0] - 2.0) > 0.7
     assert sum(found[-15:]) / 15 == pytest.approx(2.0, rel=0.15)
@@ -150,7 +142,7 @@ def test_the_reported_kl_and_entropy_are_those_of_the_guided_replies() -> None:
     for name in ("ilql", "soft_q"):
         backbone = four_roles()
         learner = learner_of(backbone, learner=name)
-        for number, role in enumerate(TWINS):
+        for number, role in enumerate(Q_ROLES):
             tiny_models.scramble(backbone, role, seed=number, size=0.08)
         samples, experience, _ = experienced(learner)
         guided = [row for row in range(len(samples.asked)) if name == "soft_q" or row % 2]
@@ -161,7 +153,7 @@ def test_the_reported_kl_and_entropy_are_those_of_the_guided_replies() -> None:
             with backbone.acting_as(REFERENCE):
                 full = tiny_models.full_logprobs(backbone.model, (*prompt, *ids))
             kls.append(sum(ours) - sum(full[len(prompt) - 1 + t, token].item() for t, token in enumerate(ids)))
-        found = learner._follow_kl(learner.guided(experience), 1)
+        found = learner._follow_kl(experience.sliced(learner.own_rows), 1)
         assert found["kl"] == pytest.approx(sum(kls) / len(kls), abs=1e-3)
         assert found["entropy"] == pytest.approx(-sum(tokens) / len(tokens), abs=1e-4)
 
@@ -169,7 +161,7 @@ def test_the_reported_kl_and_entropy_are_those_of_the_guided_replies() -> None:
 def test_ilql_explores_with_the_reference_in_every_second_reply() -> None:
     backbone = four_roles()
     learner = learner_of(backbone, learner="ilql")
-    for role in TWINS:
+    for role in Q_ROLES:
         tiny_models.scramble(backbone, role, size=0.1)
     samples, experience, _ = experienced(learner)
     assert [p.question_id for p in samples.asked] == [p.question_id for p in PROMPTS[:3] for _ in range(8)]
@@ -183,12 +175,12 @@ def test_ilql_explores_with_the_reference_in_every_second_reply() -> None:
 def test_what_soft_q_is_to_learn() -> None:
     backbone = four_roles()
     learner = learner_of(backbone, gamma=0.9, gae_lambda=0.7)
-    for number, role in enumerate(TARGETS.values()):
+    for number, role in enumerate(TARGET_ROLES.values()):
         tiny_models.scramble(backbone, role, seed=number, size=0.1)
     _, experience, _ = experienced(learner)
     learner.replay.add(experience)
     pool = learner.with_targets(_drawn(learner))
-    values, taken = soft_values(learner.setting, pool, learner.beta)
+    values, taken = soft_values(learner.context, pool, learner.beta)
     logprobs = pool.ref_logprobs + (taken - values) / learner.beta  # of the guided policy
     ratios = torch.minimum(torch.ones(()), (logprobs - pool.logprobs).exp())
     assert pool.weights[pool.mask].tolist() == pytest.approx(ratios[pool.mask].tolist(), abs=1e-5)
@@ -199,22 +191,22 @@ def test_what_soft_q_is_to_learn() -> None:
 def test_what_ilql_is_to_learn() -> None:
     backbone = four_roles()
     learner = learner_of(backbone, learner="ilql", gamma=0.9, gae_lambda=0.7)
-    for number, role in enumerate((*TARGETS.values(), CRITIC)):
+    for number, role in enumerate((*TARGET_ROLES.values(), CRITIC)):
         tiny_models.scramble(backbone, role, seed=number, size=0.1)
     _, experience, _ = experienced(learner)
     learner.replay.add(experience)
     pool = learner.with_targets(_drawn(learner))
     assert pool.taken.abs().max() > 0.01
-    both = [drawn(learner.setting, TARGETS[role], pool) for role in TWINS]
-    taken = drawn(learner.setting, TARGETS[STATE], pool) + torch.minimum(*both)
-    values = drawn(learner.setting, CRITIC, pool)
+    both = [chosen_token_values(learner.context, TARGET_ROLES[role], pool) for role in Q_ROLES]
+    taken = chosen_token_values(learner.context, TARGET_ROLES[VALUE_ROLE], pool) + torch.minimum(*both)
+    values = chosen_token_values(learner.context, CRITIC, pool)
     assert torch.equal(pool.taken, taken)
     assert bool((pool.weights == 1).all())
     _check_targets(pool, values, pool.taken, torch.full_like(values, 0.7))
 
 
 def _drawn(learner: ValueLearner) -> Replayed:
-    return learner.replay.sample(learner.setting.backbone, 10, random.Random(0))
+    return learner.replay.sample(learner.context.backbone, 10, random.Random(0))
 
 
 def _check_targets(pool: Replayed, values: Tensor, taken: Tensor, traces: Tensor) -> None:
@@ -231,15 +223,15 @@ def _check_targets(pool: Replayed, values: Tensor, taken: Tensor, traces: Tensor
 def test_the_expectile_of_ilql_learns_the_upper_values() -> None:
     # One state, whose two tokens are worth -1 and +1 equally often: the 0.9 expectile solves 0.9 (1 - v) = 0.1 (1 + v).
     backbone = four_roles()
-    learner = learner_of(backbone, learner="ilql", expectile=0.9, max_grad_norm=0.0)
+    learner = learner_of(backbone, learner="ilql", expectile=0.9, max_grad_norm=None)
     samples = Samples([PROMPTS[0]] * 2, [_one(5), _one(6)])
-    experience = observe(learner.setting, samples, Scores(torch.zeros(2)), RewardScale(0.0, 1.0, 1.0), 0.0)
+    experience = build_experience(learner.context, samples, Scores(torch.zeros(2)), RewardScale(0.0, 1.0, 1.0), 0.0)
     learner.replay.add(experience)
     pool = _drawn(learner)
     pool = replace(pool, taken=torch.where(pool.policy_batch.reply_BR == 5, 1.0, -1.0))
     for _ in range(150):
         learner.step_others(pool, 1)
-    values = drawn(learner.setting, CRITIC, pool)
+    values = chosen_token_values(learner.context, CRITIC, pool)
     assert values[:, 0].tolist() == pytest.approx([0.8, 0.8], abs=0.03)
 
 
@@ -247,7 +239,7 @@ def test_the_expectile_of_ilql_learns_the_upper_values() -> None:
 def test_what_is_kept_and_measured_is_what_the_policy_said(name: str, tmp_path: Path) -> None:
     """ilql also samples the reference's replies, which are nobody's news."""
     kept: list[tuple[Samples, Scores]] = []
-    config = VALUES.model_copy(update={"learner": name, "iterations": 1})
+    config = changed(VALUES, **{"learner": name, "iterations": 1})
     keep = {"keep": lambda iteration, samples, scores: kept.append((samples, scores))}
     _, lines = train(four_roles(), tmp_path, config, **keep)
     [(samples, scores)] = kept
@@ -263,19 +255,19 @@ def _one(token: int) -> Rollout:
 def test_each_role_is_to_say_what_the_others_do_not() -> None:
     backbone = four_roles()
     learner = learner_of(backbone)
-    for number, role in enumerate((*TWINS, STATE)):
+    for number, role in enumerate((*Q_ROLES, VALUE_ROLE)):
         tiny_models.scramble(backbone, role, seed=number, size=0.1)
     _, experience, _ = experienced(learner)
     learner.replay.add(experience)
     pool = learner.with_targets(_drawn(learner))
-    said = {role: drawn(learner.setting, role, pool)[pool.mask].tolist() for role in (*TWINS, STATE)}
+    said = {role: chosen_token_values(learner.context, role, pool)[pool.mask].tolist() for role in (*Q_ROLES, VALUE_ROLE)}
     targets, shares, weights = pool.targets[pool.mask].tolist(), learner._shares(pool), pool.weights[pool.mask].tolist()
     assert min(weights) < 0.9
-    for role in TWINS:
-        rest = [y - b for y, b in zip(targets, said[STATE], strict=True)]
+    for role in Q_ROLES:
+        rest = [y - b for y, b in zip(targets, said[VALUE_ROLE], strict=True)]
         errors = [r - own for r, own in zip(rest, said[role], strict=True)]
         behind = sum(w * e for w, e in zip(weights, errors, strict=True)) / sum(weights)
         assert abs(behind) > 1e-3
         assert shares[role][pool.mask].tolist() == pytest.approx([r - behind for r in rest], abs=1e-4)
     expected = [y - (one + other) / 2 for y, one, other in zip(targets, said["q-0"], said["q-1"], strict=True)]
-    assert shares[STATE][pool.mask].tolist() == pytest.approx(expected, abs=1e-4)
+    assert shares[VALUE_ROLE][pool.mask].tolist() == pytest.approx(expected, abs=1e-4)

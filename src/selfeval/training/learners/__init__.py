@@ -1,38 +1,24 @@
-"""The learners by the name that `policy.learner` gives."""
+"""The learners, one file each; `config/learners.py` has the registry that names them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
-from selfeval.training.learners.dpo import DPO
-from selfeval.training.learners.grpo import grpo
-from selfeval.training.learners.ilql import ILQL
+from selfeval.training.context import LearnerContext
 from selfeval.training.learners.learner import Learner
-from selfeval.training.learners.ppo import PPO
-from selfeval.training.learners.raft import RAFT
-from selfeval.training.learners.reinforce_pp import reinforce_pp
-from selfeval.training.learners.remax import ReMax
-from selfeval.training.learners.rloo import rloo
-from selfeval.training.learners.soft_q import SoftQ
-from selfeval.training.learners.trpo import TRPO
-from selfeval.training.setting import Setting
 
-__all__ = ["LEARNERS", "make_learner"]
-
-LEARNERS: dict[str, Callable[[Setting], Learner]] = {
-    "ppo": PPO,
-    "trpo": TRPO,
-    "grpo": grpo,
-    "rloo": rloo,
-    "reinforce_pp": reinforce_pp,
-    "remax": ReMax,
-    "dpo": DPO,
-    "raft": RAFT,
-    "ilql": ILQL,
-    "soft_q": SoftQ,
-}
+__all__ = ["Learner", "make_learner"]
 
 
-def make_learner(setting: Setting) -> Learner:
-    """The learner that the configuration names, with the roles that it needs added to the backbone."""
-    return LEARNERS[setting.config.learner](setting)
+def make_learner(context: LearnerContext) -> Learner:
+    """Return the learner that the configuration names, after adding the roles that it needs to the backbone.
+
+    Raises:
+        ValueError: the registry names a module outside of this package.
+    """
+    implementation = context.config.spec.implementation
+    module, _, name = implementation.partition(":")
+    if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
+        raise ValueError(f"a learner is a module of {__name__}, given as module:object; got {implementation}")
+    learner: Learner = getattr(import_module(f"{__name__}.{module}"), name)(context)
+    return learner

@@ -29,29 +29,29 @@ from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_hidden
-from selfeval.training.gradients import add_gradients
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext
+from selfeval.training.gradient_accumulation import add_gradients
 from selfeval.training.replay import Replayed
-from selfeval.training.setting import POLICY, REFERENCE, Setting
 
 __all__ = [
-    "STATE",
-    "TARGETS",
-    "TWINS",
+    "Q_ROLES",
+    "TARGET_ROLES",
     "UNIT",
+    "VALUE_ROLE",
     "add_q_roles",
     "add_value_role",
-    "drawn",
-    "follow",
+    "chosen_token_values",
     "gradients",
     "log_ratios",
+    "polyak_update",
     "q_targets",
     "soft_values",
     "state_values",
 ]
 
-TWINS, STATE = ("q-0", "q-1"), "q-state"
-TARGETS = {role: f"{role}-target" for role in (*TWINS, STATE)}
-"""The frozen copy of each role, which follows it."""
+Q_ROLES, VALUE_ROLE = ("q-0", "q-1"), "q-state"
+TARGET_ROLES = {role: f"{role}-target" for role in (*Q_ROLES, VALUE_ROLE)}
+"""The target network of each role: a frozen copy that `polyak_update` moves."""
 
 UNIT = 0.25
 """c: whitened reward per nat by which a Q role leads away from the reference."""
@@ -62,24 +62,24 @@ _CHUNK_BYTES, _HELD = 64 << 20, 8
 Compute = Callable[[Replayed], Tensor]
 
 
-def add_q_roles(setting: Setting) -> None:
-    """Adds two Q roles, the role of the states, and a frozen copy of each that will follow it. All values start at 0.
+def add_q_roles(context: LearnerContext) -> None:
+    """Add two Q roles, the role of the state values, and a target copy of each. All values start at 0.
 
-    The Q roles say what the policy says, which is the reference. Where that is the bare base they differ in the random half of
-    their adapters; in any case each goes through the replies in an order of its own.
+    The Q roles start as copies of the policy, which is the reference. If that is the bare base they differ in the random half
+    of their adapters; in any case each reads the replies in a different order.
     """
-    backbone = setting.backbone
+    backbone = context.backbone
     start = None if backbone.is_bare(POLICY) else POLICY
-    for number, role in enumerate(TWINS):
-        backbone.add_role(role, seed=(setting.seed + number) % 2**31, copy_of=start)
-    add_value_role(setting, STATE)
-    for role, target in TARGETS.items():
+    for number, role in enumerate(Q_ROLES):
+        backbone.add_role(role, seed=(context.seed + number) % 2**31, copy_of=start)
+    add_value_role(context, VALUE_ROLE)
+    for role, target in TARGET_ROLES.items():
         backbone.add_role(target, copy_of=role, head=role in backbone.heads, trainable=False)
 
 
-def add_value_role(setting: Setting, role: str) -> None:
-    """Adds a role for values of states unless it is there: the evaluator's adapter where there is one, and a head of 0."""
-    backbone = setting.backbone
+def add_value_role(context: LearnerContext, role: str) -> None:
+    """Add a role for state values unless it exists: a copy of the evaluator's adapter if there is one, and a head of zeros."""
+    backbone = context.backbone
     if role not in backbone.roles:
         evaluators = [name for name in backbone.roles if name in backbone.heads]
         backbone.add_role(role, copy_of=evaluators[0] if evaluators else None, head=True)
@@ -88,57 +88,57 @@ def add_value_role(setting: Setting, role: str) -> None:
 
 
 @torch.no_grad()
-def follow(backbone: Backbone, share: float) -> None:
-    """Moves each target by a share of what parts it from its role: Polyak averaging of the weights.
+def polyak_update(backbone: Backbone, share: float) -> None:
+    """Move each target network towards its role by a share of the distance: Polyak averaging of the weights.
 
     Lillicrap et al. 2016, algorithm 1, https://arxiv.org/abs/1509.02971.
     """
-    for role, target in TARGETS.items():
+    for role, target in TARGET_ROLES.items():
         for ours, theirs in zip(backbone.parameters(target).values(), backbone.parameters(role).values(), strict=True):
             ours.lerp_(theirs, share)
 
 
-def log_ratios(setting: Setting, pool: Replayed) -> Tensor:
-    """c (log pi_q - log pi_ref) of the drawn tokens by the acting role; `[B, R]`, garbage where the mask is False."""
-    backbone, batch, temperature = setting.backbone, pool.policy_batch, setting.config.temperature
+def log_ratios(context: LearnerContext, pool: Replayed) -> Tensor:
+    """c (log pi_q - log pi_ref) of the sampled tokens by the acting role; `[B, R]`, garbage where the mask is False."""
+    backbone, batch, temperature = context.backbone, pool.policy_batch, context.config.temperature
     hidden_BRD = reply_hidden(backbone, batch)
     found = token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature)
     return UNIT * (found.logprobs - pool.ref_logprobs)
 
 
-def state_values(setting: Setting, role: str, pool: Replayed) -> Tensor:
-    """The head of `role`, which must be acting, before each token; `[B, R]`, garbage where the mask is False."""
-    return setting.backbone.score(role, reply_hidden(setting.backbone, pool.critic_batch))
+def state_values(context: LearnerContext, role: str, pool: Replayed) -> Tensor:
+    """Compute the value head of `role`, which must be acting, before each token; `[B, R]`, garbage where the mask is False."""
+    return context.backbone.score(role, reply_hidden(context.backbone, pool.critic_batch))
 
 
-def drawn(setting: Setting, role: str, pool: Replayed) -> Tensor:
-    """What a Q role (`log_ratios`) or a role with a head (`state_values`) says of the drawn tokens; `[B, R]`, no gradient."""
-    return _in_parts(setting, pool, 1, lambda part: _of_role(setting, role, part)[None])[0]
+def chosen_token_values(context: LearnerContext, role: str, pool: Replayed) -> Tensor:
+    """Compute the values of the chosen tokens by a Q role (`log_ratios`) or a role with a head; `[B, R]`, no gradient."""
+    return _in_parts(context, pool, 1, lambda part: _of_role(context, role, part)[None])[0]
 
 
-def _of_role(setting: Setting, role: str, part: Replayed) -> Tensor:
-    with setting.backbone.acting_as(role):
-        return state_values(setting, role, part) if role in setting.backbone.heads else log_ratios(setting, part)
+def _of_role(context: LearnerContext, role: str, part: Replayed) -> Tensor:
+    with context.backbone.acting_as(role):
+        return state_values(context, role, part) if role in context.backbone.heads else log_ratios(context, part)
 
 
-def soft_values(setting: Setting, pool: Replayed, beta: float) -> tuple[Tensor, Tensor]:
-    """Value of each state, and Q of the drawn token, by the targets: the lower of the twins for every token.
+def soft_values(context: LearnerContext, pool: Replayed, beta: float) -> tuple[Tensor, Tensor]:
+    """Compute the value of each state and Q of the chosen token by the target networks, the lower of the two for every token.
 
     V(s) = beta log sum_a pi_ref(a|s) exp(min_k Q_k(s, a) / beta)
 
     Returns:
         V and Q, each `[B, R]`, no gradient, 0 where the mask is False.
     """
-    above = _in_parts(setting, pool, 2, lambda part: _above_state(setting, part, beta))
-    states_BR = zero_padding(drawn(setting, TARGETS[STATE], pool), pool.mask)
+    above = _in_parts(context, pool, 2, lambda part: _above_state(context, part, beta))
+    states_BR = zero_padding(chosen_token_values(context, TARGET_ROLES[VALUE_ROLE], pool), pool.mask)
     return states_BR + above[0], states_BR + above[1]
 
 
-def _above_state(setting: Setting, part: Replayed, beta: float) -> Tensor:
+def _above_state(context: LearnerContext, part: Replayed, beta: float) -> Tensor:
     """V - b and Q - b, `[2, B, R]`."""
-    backbone, temperature = setting.backbone, setting.config.temperature
+    backbone, temperature = context.backbone, context.config.temperature
     batch, mask, hidden = part.policy_batch, part.mask, []
-    for role in (REFERENCE, *(TARGETS[twin] for twin in TWINS)):
+    for role in (REFERENCE, *(TARGET_ROLES[twin] for twin in Q_ROLES)):
         with backbone.acting_as(role):
             hidden.append(reply_hidden(backbone, batch)[mask])
     values_2N = torch.zeros(2, len(hidden[0]), device=mask.device)
@@ -155,21 +155,21 @@ def _above_state(setting: Setting, part: Replayed, beta: float) -> Tensor:
 
 
 @torch.no_grad()
-def _in_parts(setting: Setting, pool: Replayed, count: int, compute: Compute) -> Tensor:
-    """`compute` on micro-batches of replies, put together as `[count, B, R]`."""
+def _in_parts(context: LearnerContext, pool: Replayed, count: int, compute: Compute) -> Tensor:
+    """Apply `compute` to micro-batches of replies and concatenate the results to `[count, B, R]`."""
     result = torch.zeros(count, *pool.mask.shape, device=pool.mask.device)
 
     def fill(group: list[int]) -> None:
         index = torch.tensor(group, device=result.device)
         result[:, index] = compute(pool.rows(index))
 
-    for _ in setting.backbone.budget.in_groups(Phase.SCORE, _sizes(pool), setting.batch_tokens, fill):
+    for _ in context.backbone.budget.in_groups(Phase.SCORE, _sizes(pool), context.batch_tokens, fill):
         pass
     return result
 
 
 def _sizes(pool: Replayed) -> list[int]:
-    """Tokens of each reply with the longer of its two prompts."""
+    """Count the tokens of each reply with the longer of its two prompts."""
     sizes: list[int] = torch.maximum(pool.policy_batch.attention_BT.sum(-1), pool.critic_batch.attention_BT.sum(-1)).tolist()
     return sizes
 
@@ -177,7 +177,7 @@ def _sizes(pool: Replayed) -> list[int]:
 def q_targets(
     rewards_BR: Tensor, taken_BR: Tensor, values_BR: Tensor, traces_BR: Tensor, mask_BR: Tensor, *, gamma: float
 ) -> Tensor:
-    """Compute what Q is to learn: the one-step target, and what later steps showed it to have missed.
+    """Compute the targets of Q: one-step targets with the corrections of later steps.
 
     y_t = r_t + gamma (V_{t+1} + c_{t+1} (y_{t+1} - Q_{t+1})),   nothing after the last token
 
@@ -205,26 +205,28 @@ def q_targets(
     return torch.stack(columns[::-1], -1)
 
 
-def gradients(setting: Setting, role: str, part: Replayed, targets_BR: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """Adds the gradient of a minibatch's loss to the weights of one role; returns the loss, weighted mean over its tokens.
+def gradients(
+    context: LearnerContext, role: str, part: Replayed, targets_BR: Tensor, loss: Callable[[Tensor], Tensor]
+) -> float:
+    """Accumulate the gradient of a minibatch's loss in one role and return the loss, a weighted mean over its tokens.
 
     Args:
-        role: a Q role, or one with a head; it is made to act.
+        role: a Q role, or one with a head.
         part: the minibatch.
-        targets_BR: what the role is to say of the drawn tokens.
-        loss: per token, from by how much it falls short.
+        targets_BR: targets for the chosen tokens.
+        loss: per token, from the error (target minus output).
     """
-    backbone, parameters = setting.backbone, list(setting.backbone.parameters(role).values())
+    backbone, parameters = context.backbone, list(context.backbone.parameters(role).values())
     tokens = int(part.mask.sum())
 
     def of_group(group: list[int]) -> float:
         index = torch.tensor(group, device=part.mask.device)
         rows = part.rows(index)
-        errors_BR = targets_BR[index] - _of_role(setting, role, rows)
+        errors_BR = targets_BR[index] - _of_role(context, role, rows)
         summed = masked_sum(rows.weights * loss(errors_BR), rows.mask)
         found = summed.item()
         add_gradients(summed / tokens, parameters)
         return found
 
-    groups = backbone.budget.in_groups(Phase.UPDATE, _sizes(part), setting.batch_tokens, of_group)
+    groups = backbone.budget.in_groups(Phase.UPDATE, _sizes(part), context.batch_tokens, of_group)
     return sum(found for _, found in groups) / tokens

@@ -1,51 +1,62 @@
-"""What a learner is: how replies are collected, what they are worth, and how the roles that it trains follow.
+"""The protocol of a policy learner: how it collects replies, values them and updates its roles.
 
-Everything else of policy learning (scoring, KL control, watchdogs, checkpoints, metrics) is the loop's, the same for all.
+The loop in `training/policy.py` does everything else, in the same way for all learners: scoring, KL control, watchdogs,
+checkpoints and metrics.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from selfeval.rollout.guide import Guide
+from selfeval.training.context import Prompt, Samples
 from selfeval.training.experience import Experience, RewardScale
-from selfeval.training.setting import Prompt, Samples
-from selfeval.training.steps import Optimizers
+from selfeval.training.policy_updates import Optimizers
 
 __all__ = ["Learner"]
 
 
 class Learner(Protocol):
-    """One way to learn from scored replies.
+    """A way to learn from scored replies; subclasses inherit the defaults of a learner that trains the policy's weights.
 
     Attributes:
-        roles: all roles whose weights it changes; a checkpoint holds them.
-        optimizers: of those that follow a gradient.
+        roles: all roles whose weights it changes, for the checkpoints.
+        optimizers: the optimizers of the roles that it trains by gradient.
+        own_rows: the rows of an iteration that the trained policy sampled; the others are left out of metrics and records.
     """
 
     roles: tuple[str, ...]
     optimizers: Optimizers
+    own_rows: slice = slice(None)
 
+    def guidance(self) -> Guide | None:
+        """Return the value guidance to apply when sampling, or None if the learner updates the policy's weights."""
+        return None
+
+    @abstractmethod
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
-        """Samples the replies of an iteration."""
+        """Sample the replies of an iteration."""
         ...
 
-    def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
-        """The experience with what each token was worth (and what the critic is to learn)."""
-        ...
+    def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
+        """Return the experience with advantages (and values and returns if there is a critic); unchanged by default."""
+        return experience
 
+    @abstractmethod
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        """Changes the weights; returns metrics, `first_ratio` and `entropy` among them.
+        """Update the weights and return metrics, `entropy` among them.
 
         Raises:
-            NotFiniteError: a number on the way is NaN or infinite.
+            NotFiniteError: a number of the computation is NaN or infinite.
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """What it carries from iteration to iteration: JSON values, and tensors anywhere among them."""
-        ...
+        """Return the state to checkpoint besides weights and optimizers: JSON values and tensors; empty by default."""
+        return {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes them back from a checkpoint."""
-        ...
+        """Restore the state from a checkpoint."""
+        return

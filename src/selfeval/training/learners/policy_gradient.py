@@ -1,129 +1,179 @@
-"""What the learners share that raise the probability of tokens in proportion to an advantage: PPO, GRPO, RLOO, and others.
+"""Base classes of the learners that weight the gradient of token log-probs with an advantage: PPO, GRPO, RLOO and others.
 
-They differ in the advantage, in how the tokens of replies of different length are weighted, and in whether a critic learns
-beside the policy. The KL penalty is in the reward for all of them, where its gradient is the right one (algorithms/kl.py).
+They differ in the advantage, in how tokens of replies of different length are weighted, and in whether a critic is trained as
+well. The KL penalty is part of the reward in all of them, where its gradient is unbiased (algorithms/kl.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from selfeval.algorithms.masked import Aggregation, aggregation_weights
-from selfeval.algorithms.policy_losses import ppo_clip_loss
-from selfeval.training.experience import Experience, RewardScale, collect
-from selfeval.training.setting import POLICY, Prompt, Samples, Setting
-from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of, minibatches, policy_gradients
+from selfeval.algorithms.policy_losses import clip_fraction, ppo_clip_loss
+from selfeval.config import ClippedConfig, PolicyGradientConfig
+from selfeval.training.context import POLICY, LearnerContext, Prompt, Samples
+from selfeval.training.experience import Experience, RewardScale, collect, present
+from selfeval.training.learners.learner import Learner
+from selfeval.training.policy_updates import (
+    Optimizers,
+    learning_rate_factor,
+    mean_of,
+    minibatches,
+    policy_gradients,
+)
 
-__all__ = ["EntropyFloor", "Pace", "PolicyGradient"]
+__all__ = ["ClippedPolicyGradient", "EntropyFloor", "KLAdaptiveStepSize", "PolicyGradient", "clip_advantages"]
 
 _ENTROPY_BONUS = 0.02
-"""Weight of the entropy while it lies below the floor, in units of a whitened advantage per nat."""
+"""Weight of the entropy bonus while the entropy is below the floor, in units of a whitened advantage per nat."""
 
 
-class PolicyGradient:
-    """A learner that takes clipped steps on minibatches, the tokens weighted with an advantage.
+class PolicyGradient(Learner):
+    """Gradient steps on minibatches, the loss of each token weighted with an advantage.
 
     Args:
-        setting: what the loop was given.
-        advantage: per token, from rewards and groups.
-        aggregation: how tokens are weighted within a minibatch.
-        rates: peak learning rates of further roles that it trains.
+        context: shared context of policy learning.
+        aggregation: weighting of the tokens within a minibatch.
+        rates: peak learning rates of further roles that are trained.
     """
 
     def __init__(
         self,
-        setting: Setting,
-        advantage: Callable[[Experience], Tensor],
-        aggregation: Aggregation,
+        context: LearnerContext,
+        aggregation: Aggregation = "token_mean",
         rates: Mapping[str, float] | None = None,
     ) -> None:
-        self.setting, self.advantage, self.aggregation = setting, advantage, aggregation
-        by_role = {POLICY: setting.config.learning_rate, **(rates or {})}
-        self.roles: tuple[str, ...] = tuple(by_role)
-        self.optimizers = Optimizers(setting.backbone, by_role, setting.config)
-        self.floor = EntropyFloor(setting.config.entropy_floor)
-        self.pace = Pace(setting.config.step_kl)
+        self.context, self.aggregation = context, aggregation
+        by_role = {POLICY: context.config.learning_rate, **(rates or {})}
+        self.roles = tuple(by_role)
+        self.optimizers = Optimizers(context.backbone, by_role, context.config)
+        settings = context.config.settings_as(PolicyGradientConfig)
+        self.floor = EntropyFloor(settings.entropy_floor)
+        self.step_size = KLAdaptiveStepSize(settings.step_kl)
+
+    @abstractmethod
+    def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        """Measure the share of tokens whose loss is clipped."""
+
+    @abstractmethod
+    def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        """Compute the loss of each token from its log-prob under the current policy."""
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
-        return collect(self.setting, prompts, iteration)
-
-    def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
-        advantages, limit = self.advantage(experience), self.setting.config.advantage_clip
-        return replace(experience, advantages=advantages.clamp(-limit, limit) if limit else advantages)
+        return collect(self.context, prompts, iteration)
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        config = self.setting.config
-        peak = self.optimizers.rates[POLICY] = config.learning_rate * self.pace.factor
-        rows = [self.step(part, scale, iteration) for part in minibatches(experience, self.setting, iteration)]
+        config = self.context.config
+        peak = self.optimizers.rates[POLICY] = config.learning_rate * self.step_size.factor
+        rows = [self.step(part, scale, iteration) for part in minibatches(experience, self.context, iteration)]
         means = mean_of(rows)
-        self.floor.see(means["entropy"])
-        self.pace.see(means["approximate_kl"])
+        self.floor.update(means["entropy"])
+        self.step_size.update(means["approximate_kl"])
         del means["ratio_gap"]
         rate = peak * self.optimizers.scale * learning_rate_factor(iteration, config)
         return {**means, "first_ratio": rows[0]["ratio_gap"], "learning_rate": rate}
 
     def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        """One step of the policy on a minibatch."""
-        weights_BR = aggregation_weights(part.mask, self.aggregation)
-        values = policy_gradients(self.setting, part, weights_BR, self.loss, entropy_bonus=self.floor.bonus)
+        """Take one step of the policy on a minibatch."""
+        length = self.context.limit if self.aggregation == "constant_length" else None
+        weights_BR = aggregation_weights(part.mask, self.aggregation, norm_length=length)
+        values = policy_gradients(
+            self.context, part, weights_BR, self.loss, entropy_bonus=self.floor.bonus, clip_fraction=self.clip_fraction
+        )
         return {**values, "grad_norm": self.optimizers.step(POLICY, iteration)}
 
-    def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
-        """PPO's clipped surrogate with the ranges of the configuration, per token."""
-        config = self.setting.config
-        high, dual = config.clip_high or config.clip, config.dual_clip or None
-        return ppo_clip_loss(logprobs_BR, rows.logprobs, rows.advantages, clip_low=config.clip, clip_high=high, dual_clip=dual)
-
     def state(self) -> dict[str, Any]:
-        return {"floor": self.floor.as_json(), "pace": self.pace.factor}
+        return {"floor": self.floor.as_json(), "step_size": self.step_size.factor}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.floor.load(state["floor"])
-        self.pace.factor = float(state["pace"])
+        self.step_size.factor = float(state["step_size"])
 
 
-class Pace:
-    """Shortens the policy's steps after an iteration that moved it too far, and lengthens them again after the others.
+class ClippedPolicyGradient(PolicyGradient):
+    """A policy gradient with PPO's clipped surrogate loss."""
 
-    The KL of small steps goes with the square of their length, so that the factor goes with the root of limit / KL; to half
-    at most in one iteration, and back by a tenth. As in PPO with an adaptive rate, but never above the configured one.
+    def __init__(
+        self,
+        context: LearnerContext,
+        aggregation: Aggregation = "token_mean",
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(context, aggregation, rates)
+        self.clipped = context.config.settings_as(ClippedConfig)
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """Lower and upper half-width of the range of the ratio."""
+        low, high = self.clipped.clip, self.clipped.clip_high
+        return low, low if high is None else high
+
+    def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
+        return clip_advantages(self.raw_advantages(samples, experience, scale), self.clipped.advantage_clip)
+
+    @abstractmethod
+    def raw_advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
+        """Return the experience with advantages that are not clipped yet."""
+
+    def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        return clip_fraction(
+            logprobs_BR, rows.logprobs, present(rows.advantages), rows.mask, clip_low=self.clip[0], clip_high=self.clip[1]
+        )
+
+    def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        low, high = self.clip
+        dual = self.clipped.dual_clip
+        return ppo_clip_loss(logprobs_BR, rows.logprobs, present(rows.advantages), clip_low=low, clip_high=high, dual_clip=dual)
+
+
+def clip_advantages(experience: Experience, limit: float | None) -> Experience:
+    """Clip the advantages to an absolute value of at most `limit`; None leaves them unchanged."""
+    return experience if limit is None else replace(experience, advantages=present(experience.advantages).clamp(-limit, limit))
+
+
+class KLAdaptiveStepSize:
+    """Shorten the policy's steps after an iteration that moved it too far, and lengthen them again afterwards.
+
+    For small steps the KL is proportional to the square of their length, so the factor is the square root of limit / KL, at
+    least a half per iteration; it recovers by a tenth per iteration and never exceeds 1.
 
     Args:
-        limit: on the mean approximate KL over an iteration's steps, in nats per token; 0 is none.
+        limit: on the mean approximate KL over an iteration's steps, in nats per token; None: no limit.
     """
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float | None) -> None:
         self.limit = limit
         self.factor = 1.0
 
-    def see(self, kl: float) -> None:
-        """Takes note of how far an iteration's steps moved the policy."""
-        if self.limit and kl > self.limit:
+    def update(self, kl: float) -> None:
+        """Update the factor with the approximate KL of an iteration."""
+        if self.limit is not None and kl > self.limit:
             self.factor *= max(0.5, (self.limit / kl) ** 0.5)
         else:
             self.factor = min(1.0, 1.1 * self.factor)
 
 
 class EntropyFloor:
-    """Adds an entropy bonus while the policy's entropy is below a share of what it was at the start.
+    """Add an entropy bonus while the policy's entropy is below a share of its initial value.
 
     Args:
-        share: of the entropy of the first iteration; 0 is no floor.
+        share: of the entropy of the first iteration; None: no floor.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float | None) -> None:
         self.share = share
         self.first: float | None = None
         self.bonus = 0.0
 
-    def see(self, entropy: float) -> None:
-        """Takes note of an iteration's mean entropy."""
+    def update(self, entropy: float) -> None:
+        """Update the bonus with the mean entropy of an iteration."""
         self.first = entropy if self.first is None else self.first
-        self.bonus = _ENTROPY_BONUS if entropy < self.share * self.first else 0.0
+        self.bonus = _ENTROPY_BONUS if self.share is not None and entropy < self.share * self.first else 0.0
 
     def as_json(self) -> dict[str, float | None]:
         return {"first": self.first, "bonus": self.bonus}

@@ -1,45 +1,51 @@
-"""RAFT, best-of-n distillation: of the replies to each question the best is imitated, the others are dropped.
+"""RAFT, best-of-n distillation: the policy imitates the best reply to each question, and the other replies are dropped.
 
-Dong et al. 2023, https://arxiv.org/abs/2304.06767. "Best" is by the reward with its KL penalty, so that of two replies with the
-same score the one that the reference finds likelier is taken.
+Dong et al. 2023, https://arxiv.org/abs/2304.06767. The best reply has the highest reward including the KL penalty, so of two
+replies with equal scores the one that is likelier under the reference is imitated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from selfeval.algorithms.masked import broadcast_to_tokens
-from selfeval.algorithms.policy_losses import policy_gradient_loss
-from selfeval.training.experience import Experience, RewardScale
+from selfeval.algorithms.policy_losses import clip_fraction, policy_gradient_loss
+from selfeval.training.context import Samples
+from selfeval.training.experience import Experience, RewardScale, present
 from selfeval.training.learners.policy_gradient import PolicyGradient
-from selfeval.training.setting import Setting
 
 __all__ = ["RAFT"]
+
+_USUAL = 0.2
+"""PPO's usual clip range."""
 
 
 class RAFT(PolicyGradient):
     """Imitation of the best reply of each group: an advantage of 1 for it, and no clip."""
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, _is_best, "token_mean")
+    def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
+        best_B = _best(experience.rewards.sum(-1), experience.groups_B.tolist())
+        return replace(experience, advantages=broadcast_to_tokens(best_B, experience.mask))
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        chosen = experience.rows(experience.advantages.any(-1).nonzero()[:, 0])
+        chosen = experience.rows(present(experience.advantages).any(-1).nonzero()[:, 0])
         return super().update(chosen, scale, iteration)
 
+    def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
+        """Measure the share of tokens outside PPO's usual range; imitation is not clipped."""
+        advantages_BR = present(rows.advantages)
+        return clip_fraction(logprobs_BR, rows.logprobs, advantages_BR, rows.mask, clip_low=_USUAL, clip_high=_USUAL)
+
     def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
-        return policy_gradient_loss(logprobs_BR, rows.advantages)
-
-
-def _is_best(experience: Experience) -> Tensor:
-    return broadcast_to_tokens(_best(experience.rewards.sum(-1), experience.groups_B.tolist()), experience.mask)
+        return policy_gradient_loss(logprobs_BR, present(rows.advantages))
 
 
 def _best(rewards_B: Tensor, groups: Sequence[int]) -> Tensor:
-    """1 at the reply of each group with the highest reward (the first of equal ones), 0 elsewhere."""
+    """Return 1 at the reply of each group with the highest reward (the first of equal ones), 0 elsewhere."""
     best: dict[int, int] = {}
     rewards = rewards_B.tolist()
     for row, group in enumerate(groups):

@@ -1,24 +1,25 @@
-"""REINFORCE++: returns per token, whitened over the whole iteration, which is the only baseline; no critic, no groups.
+"""REINFORCE++: returns per token, whitened over the whole iteration, which is the only baseline; no critic and no groups.
 
 Hu et al. 2025, https://arxiv.org/abs/2501.03262.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
 
 from selfeval.algorithms.group_advantages import reinforce_pp_advantages
-from selfeval.training.experience import Experience
-from selfeval.training.learners.policy_gradient import PolicyGradient
-from selfeval.training.setting import Setting
+from selfeval.config import ReinforcePPConfig
+from selfeval.training.context import Samples
+from selfeval.training.experience import Experience, RewardScale
+from selfeval.training.learners.policy_gradient import ClippedPolicyGradient
 
-__all__ = ["reinforce_pp"]
+__all__ = ["ReinforcePP"]
 
 
-def reinforce_pp(setting: Setting) -> PolicyGradient:
+class ReinforcePP(ClippedPolicyGradient):
     """REINFORCE with PPO's clip and a baseline that all replies share."""
 
-    def advantage(experience: Experience) -> Tensor:
-        return reinforce_pp_advantages(experience.rewards, experience.mask, gamma=setting.config.gamma)
-
-    return PolicyGradient(setting, advantage, "token_mean")
+    def raw_advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
+        gamma = self.context.config.settings_as(ReinforcePPConfig).gamma
+        found = reinforce_pp_advantages(experience.rewards, experience.mask, gamma=gamma)
+        return replace(experience, advantages=found)

@@ -1,27 +1,25 @@
-"""RLOO: each reply's baseline is the mean reward of the other replies to its question; no critic.
+"""RLOO: the baseline of each reply is the mean reward of the other replies to its question; no critic.
 
-Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740. The steps are PPO's clipped ones, so that an iteration's replies can be
-used more than once; at the first of them the gradient is the plain one.
+Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740. The loss is PPO's clipped one, because an iteration's replies are used
+for several steps; at the first of them its gradient is the plain policy gradient.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import replace
 
 from selfeval.algorithms.group_advantages import rloo_advantages
 from selfeval.algorithms.masked import broadcast_to_tokens
-from selfeval.training.experience import Experience
-from selfeval.training.learners.policy_gradient import PolicyGradient
-from selfeval.training.setting import Setting
+from selfeval.training.context import Samples
+from selfeval.training.experience import Experience, RewardScale
+from selfeval.training.learners.policy_gradient import ClippedPolicyGradient
 
-__all__ = ["rloo"]
+__all__ = ["RLOO"]
 
 
-def rloo(setting: Setting) -> PolicyGradient:
+class RLOO(ClippedPolicyGradient):
     """REINFORCE with a leave-one-out baseline."""
 
-    def advantage(experience: Experience) -> Tensor:
+    def raw_advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         whole_B = rloo_advantages(experience.rewards.sum(-1), experience.groups_B)
-        return broadcast_to_tokens(whole_B, experience.mask)
-
-    return PolicyGradient(setting, advantage, "token_mean")
+        return replace(experience, advantages=broadcast_to_tokens(whole_B, experience.mask))

@@ -25,9 +25,9 @@ class SoftQ(ValueLearner):
     """Twin soft Q functions with an automatic temperature."""
 
     def with_targets(self, pool: Replayed) -> Replayed:
-        config = self.setting.config
-        values, taken = soft_values(self.setting, pool, self.beta)
+        settings = self.settings
+        values, taken = soft_values(self.context, pool, self.beta)
         ratios = (pool.ref_logprobs + (taken - values) / self.beta - pool.logprobs).clamp_max(0.0).exp()
-        traces = config.gae_lambda * ratios
-        targets = q_targets(pool.rewards, taken, values, traces, pool.mask, gamma=config.gamma)
+        traces = settings.gae_lambda * ratios
+        targets = q_targets(pool.rewards, taken, values, traces, pool.mask, gamma=settings.gamma)
         return replace(pool, taken=taken, targets=targets, weights=ratios)

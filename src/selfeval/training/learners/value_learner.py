@@ -1,6 +1,6 @@
-"""What the value learners share: Q roles that guide decoding, a replay of past replies, and an automatic temperature.
+"""Base class of the value learners: Q roles that guide decoding, a replay buffer, and an automatic temperature.
 
-The policy's weights are never touched. It samples pi_ref exp(mean_k Q_k / beta), normalised, of which b(s) cancels
+The policy's weights do not change. It samples pi_ref exp(mean_k Q_k / beta), normalised, of which b(s) cancels
 (`rollout/guide.py`); beta moves until the KL divergence of the guided replies from the reference is `kl_target` nats per reply,
 by gradient ascent on the dual, as the temperature of SAC does: Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905.
 
@@ -10,7 +10,7 @@ Shapes: B replies, R reply tokens.
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -22,12 +22,23 @@ from selfeval.algorithms.controllers import dual_kl_coefficient
 from selfeval.algorithms.kl import k1
 from selfeval.algorithms.masked import masked_mean, masked_sum
 from selfeval.algorithms.q_learning import huber_loss
+from selfeval.config import ValueLearnerConfig
 from selfeval.rollout.guide import Guide
+from selfeval.training.context import LearnerContext, Prompt, Samples
 from selfeval.training.experience import Experience, RewardScale, collect
-from selfeval.training.learners.action_values import STATE, TARGETS, TWINS, UNIT, add_q_roles, drawn, follow, gradients
+from selfeval.training.learners.action_values import (
+    Q_ROLES,
+    TARGET_ROLES,
+    UNIT,
+    VALUE_ROLE,
+    add_q_roles,
+    chosen_token_values,
+    gradients,
+    polyak_update,
+)
+from selfeval.training.learners.learner import Learner
+from selfeval.training.policy_updates import Optimizers, learning_rate_factor, mean_of
 from selfeval.training.replay import Replay, Replayed
-from selfeval.training.setting import Prompt, Samples, Setting
-from selfeval.training.steps import Optimizers, learning_rate_factor, mean_of
 
 __all__ = ["ValueLearner"]
 
@@ -35,62 +46,52 @@ _TEMPERATURE_RATE = 0.05
 """Change of log beta in an iteration whose KL is off by the whole target."""
 
 Step = dict[str, tuple[Replayed, Tensor]]
-"""For each role a minibatch, and what the role is to say of its tokens."""
+"""For each role a minibatch and the targets of its tokens."""
 
 
-class ValueLearner(ABC):
-    """Learns Q functions from remembered replies; a subclass says what they are to learn.
+class ValueLearner(Learner):
+    """Learn Q functions from replayed replies; a subclass computes their targets.
 
     Args:
-        setting: what the loop was given; its reward has no KL penalty.
-        others: further roles that learn, with `critic_learning_rate`.
+        context: shared context of policy learning; the rewards have no KL penalty.
+        others: further roles that are trained, with `critic_learning_rate`.
     """
 
-    def __init__(self, setting: Setting, others: Sequence[str] = ()) -> None:
-        add_q_roles(setting)
-        config = setting.config
-        self.setting = setting
-        rates = {**dict.fromkeys(TWINS, config.learning_rate), **dict.fromkeys((STATE, *others), config.critic_learning_rate)}
-        self.roles: tuple[str, ...] = (*rates, *TARGETS.values())
-        self.optimizers = Optimizers(setting.backbone, rates, config)
-        self.replay = Replay(config.replay)
+    def __init__(self, context: LearnerContext, others: Sequence[str] = ()) -> None:
+        add_q_roles(context)
+        config, settings = context.config, context.config.settings_as(ValueLearnerConfig)
+        self.context, self.settings = context, settings
+        rates = {
+            **dict.fromkeys(Q_ROLES, config.learning_rate),
+            **dict.fromkeys((VALUE_ROLE, *others), settings.critic_learning_rate),
+        }
+        self.roles = (*rates, *TARGET_ROLES.values())
+        self.optimizers = Optimizers(context.backbone, rates, config)
+        self.replay = Replay(settings.replay)
         self.automatic = config.kl_control != "fixed"
         self.beta = UNIT if self.automatic else config.kl_coefficient
 
-    guided_rows = slice(None)
-    """Which of an iteration's replies were sampled with the guide."""
-
-    @property
-    def guide(self) -> Guide:
-        """What bends the policy's replies now."""
-        return Guide(TWINS, UNIT / self.beta)
+    def guidance(self) -> Guide:
+        return Guide(Q_ROLES, UNIT / self.beta)
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
-        return collect(self.setting, prompts, iteration, self.guide)
-
-    def guided(self, experience: Experience) -> Experience:
-        """The replies that were sampled with the guide."""
-        rows = torch.arange(len(experience.scores_B), device=experience.mask.device)
-        return experience.rows(rows[self.guided_rows])
-
-    def advantages(self, experience: Experience, scale: RewardScale) -> Experience:
-        return experience
+        return collect(self.context, prompts, iteration, self.guidance())
 
     @abstractmethod
     def with_targets(self, pool: Replayed) -> Replayed:
-        """The replies with the value of each token by the targets, and what the Q functions are to learn."""
+        """Return the replies with the target networks' value of each token and the targets of the Q functions."""
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         self.replay.add(experience)
         rows = [self._step(parts, iteration) for parts in self._steps(len(experience.scores_B), iteration)]
-        return {**mean_of(rows), **self._follow_kl(self.guided(experience), iteration)}
+        return {**mean_of(rows), **self._follow_kl(experience.sliced(self.own_rows), iteration)}
 
     def _steps(self, count: int, iteration: int) -> Iterator[Step]:
-        """The steps of an iteration: in each epoch `count` replies are drawn, and their targets made anew."""
-        config = self.setting.config
+        """Yield the steps of an iteration; each epoch draws `count` replies and recomputes their targets."""
+        config = self.context.config
         for epoch in range(config.epochs):
-            rng = random.Random(f"{self.setting.seed}/replay/{iteration}/{epoch}")
-            pool = self.with_targets(self.replay.sample(self.setting.backbone, count, rng))
+            rng = random.Random(f"{self.context.seed}/replay/{iteration}/{epoch}")
+            pool = self.with_targets(self.replay.sample(self.context.backbone, count, rng))
             parts, size = self._shares(pool), len(pool.mask)
             orders = {role: torch.tensor(rng.sample(range(size), size), device=pool.mask.device) for role in parts}
             for start in range(0, size, config.minibatch):
@@ -98,16 +99,16 @@ class ValueLearner(ABC):
                 yield {role: (pool.rows(index), parts[role][index]) for role, index in picked.items()}
 
     def _shares(self, pool: Replayed) -> dict[str, Tensor]:
-        """What each role is to say: the target less what the others say now.
+        """Compute the target of each role: the target of Q less the current output of the other roles.
 
         The Q roles learn from errors less their mean, as advantages are centred for a policy gradient: while all values lag
         behind rising rewards, every drawn token is worth more than its Q, and they would imitate whatever is drawn. Where all
         errors are 0 there is nothing to take away.
         """
-        one_BR, other_BR, state_BR = (drawn(self.setting, role, pool) for role in (*TWINS, STATE))
+        one_BR, other_BR, state_BR = (chosen_token_values(self.context, role, pool) for role in (*Q_ROLES, VALUE_ROLE))
         rest_BR, weights_BR = pool.targets - state_BR, pool.weights
-        shares = {STATE: pool.targets - (one_BR + other_BR) / 2}
-        for role, said_BR in zip(TWINS, (one_BR, other_BR), strict=True):
+        shares = {VALUE_ROLE: pool.targets - (one_BR + other_BR) / 2}
+        for role, said_BR in zip(Q_ROLES, (one_BR, other_BR), strict=True):
             error = masked_sum(weights_BR * (rest_BR - said_BR), pool.mask) / masked_sum(weights_BR, pool.mask)
             shares[role] = rest_BR - error
         return shares
@@ -115,25 +116,25 @@ class ValueLearner(ABC):
     def _step(self, parts: Step, iteration: int) -> dict[str, float]:
         losses, norms = {}, {}
         for role, (part, targets_BR) in parts.items():
-            losses[role] = gradients(self.setting, role, part, targets_BR, huber_loss)
+            losses[role] = gradients(self.context, role, part, targets_BR, huber_loss)
             norms[role] = self.optimizers.step(role, iteration)
-        follow(self.setting.backbone, self.setting.config.target_share)
-        part = parts[STATE][0]
+        polyak_update(self.context.backbone, self.settings.target_share)
+        part = parts[VALUE_ROLE][0]
         return {
-            "q_loss": fmean(losses[role] for role in TWINS),
-            "state_loss": losses[STATE],
+            "q_loss": fmean(losses[role] for role in Q_ROLES),
+            "state_loss": losses[VALUE_ROLE],
             "q": float(masked_mean(part.taken, part.mask)),
-            "grad_norm": fmean(norms[role] for role in TWINS),
+            "grad_norm": fmean(norms[role] for role in Q_ROLES),
             **self.step_others(part, iteration),
         }
 
     def step_others(self, part: Replayed, iteration: int) -> dict[str, float]:
-        """A step of the further roles on a minibatch."""
+        """Take a step of the further roles on a minibatch; none by default."""
         return {}
 
     def _follow_kl(self, guided: Experience, iteration: int) -> dict[str, float]:
-        """Metrics of the guided replies; moves the temperature."""
-        config = self.setting.config
+        """Update the temperature and return metrics of the guided replies."""
+        config = self.context.config
         kl = float(masked_sum(k1(guided.logprobs, guided.ref_logprobs), guided.mask)) / len(guided.scores_B)
         found = {
             "kl": kl,

@@ -12,7 +12,7 @@ from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.errors import NotFiniteError, RoleError
-from selfeval.training.gradients import add_gradients, clip_gradients
+from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 
 
 class FailsBackward(torch.autograd.Function):

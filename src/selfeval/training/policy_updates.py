@@ -1,4 +1,4 @@
-"""The update, last step of the loop: minibatches, their gradients in micro-batches, and the optimizers of the roles.
+"""The update, the last step of the loop: minibatches, gradients over micro-batches, and the optimizers of the roles.
 
 Shapes: B replies, R reply tokens.
 """
@@ -13,34 +13,38 @@ import torch
 from torch import Tensor, nn
 
 from selfeval.algorithms.masked import masked_sum
-from selfeval.algorithms.policy_losses import approximate_kl, clip_fraction
+from selfeval.algorithms.policy_losses import approximate_kl
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_hidden
-from selfeval.config import PolicyConfig
+from selfeval.config import CriticConfig, PolicyConfig
 from selfeval.training.checkpoint import role_optimizer
-from selfeval.training.experience import Experience, RewardScale, policy_logprobs
-from selfeval.training.gradients import add_gradients, clip_gradients
-from selfeval.training.setting import CRITIC, POLICY, Setting
+from selfeval.training.context import CRITIC, POLICY, LearnerContext
+from selfeval.training.experience import Experience, RewardScale, policy_logprobs, present
+from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 
 __all__ = ["Optimizers", "critic_gradients", "learning_rate_factor", "mean_of", "minibatches", "policy_gradients"]
 
 
+PerToken = Callable[[Tensor, Experience], Tensor]
+"""A function of the log-probs under the current policy and of the rows that they belong to."""
+
+
 def learning_rate_factor(iteration: int, config: PolicyConfig) -> float:
-    """Share of the peak learning rate: rises over the warm-up, then falls to a tenth."""
+    """Compute the factor of the peak learning rate: linear warm-up, then linear decay to a tenth."""
     rising = min(1.0, iteration / max(1, config.warmup_iterations + 1))
     falling = 1.0 - 0.9 * (iteration - 1) / max(1, config.iterations)
     return min(rising, falling)
 
 
 class Optimizers:
-    """AdamW for each role that learns.
+    """AdamW for each role that is trained.
 
     Args:
-        backbone: holds the roles.
+        backbone: has the roles.
         rates: peak learning rate by role.
-        config: warm-up, length of the training, and the gradient norm that is allowed.
+        config: warm-up, number of iterations, and the maximum gradient norm.
     """
 
     def __init__(self, backbone: Backbone, rates: Mapping[str, float], config: PolicyConfig) -> None:
@@ -50,7 +54,7 @@ class Optimizers:
         self.by_role = {role: role_optimizer(self.parameters[role], rate) for role, rate in rates.items()}
 
     def step(self, role: str, iteration: int) -> float:
-        """One step along the gradients that were added up; returns their norm before clipping.
+        """Take one step along the accumulated gradients and return their norm before clipping.
 
         Raises:
             NotFiniteError: a gradient is NaN or infinite; nothing was changed.
@@ -64,41 +68,43 @@ class Optimizers:
         return norm
 
 
-def minibatches(experience: Experience, setting: Setting, iteration: int) -> Iterator[Experience]:
-    """Epochs of minibatches of replies, in an order that seed, iteration and epoch decide."""
-    config = setting.config
+def minibatches(experience: Experience, context: LearnerContext, iteration: int) -> Iterator[Experience]:
+    """Yield epochs of minibatches of replies, shuffled by seed, iteration and epoch."""
+    config = context.config
     for epoch in range(config.epochs):
         order = list(range(len(experience.scores_B)))
-        random.Random(f"{setting.seed}/policy/{iteration}/{epoch}").shuffle(order)
+        random.Random(f"{context.seed}/policy/{iteration}/{epoch}").shuffle(order)
         for start in range(0, len(order), config.minibatch):
             yield experience.rows(torch.tensor(order[start : start + config.minibatch], device=experience.mask.device))
 
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over the steps of an iteration."""
+    """Average metrics over the steps of an iteration."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def policy_gradients(
-    setting: Setting,
+    context: LearnerContext,
     part: Experience,
     weights_BR: Tensor,
-    loss: Callable[[Tensor, Experience], Tensor],
+    loss: PerToken,
     *,
     entropy_bonus: float = 0.0,
+    clip_fraction: PerToken | None = None,
 ) -> dict[str, float]:
-    """Adds the gradient of a minibatch's loss to the policy's weights, in as many micro-batches as it needs.
+    """Accumulate the gradient of a minibatch's loss in the policy's weights, over micro-batches.
 
     Args:
         part: the minibatch.
         weights_BR: weight of each token's loss in the minibatch's, 0 where the mask is False.
         loss: per token, from the log-probs now and the rows they belong to.
         entropy_bonus: weight of the entropy that is added to the objective.
+        clip_fraction: share of the rows' tokens that are clipped, from the same arguments; None: not measured.
 
     Returns:
         `policy_loss`, and means over its tokens.
     """
-    backbone, config = setting.backbone, setting.config
+    backbone, config = context.backbone, context.config
     tokens, parameters = int(part.mask.sum()), list(backbone.parameters(POLICY).values())
 
     def of_group(group: list[int]) -> dict[str, float]:
@@ -108,7 +114,7 @@ def policy_gradients(
         logprobs, entropy, _ = policy_logprobs(backbone, rows.policy_batch, config.temperature, gradient=wanted)  # type: ignore[arg-type]
         assert entropy is not None
         summed = masked_sum(loss(logprobs, rows) * weights_BR[index], rows.mask)
-        found = _policy_sums(rows, logprobs.detach(), entropy.detach(), config)
+        found = _policy_sums(rows, logprobs.detach(), entropy.detach(), clip_fraction)
         found["policy_loss"] = summed.item() * tokens
         bonus = entropy_bonus * masked_sum(entropy, rows.mask) / tokens if entropy_bonus else 0.0
         add_gradients(summed - bonus, parameters)
@@ -117,35 +123,33 @@ def policy_gradients(
     sums: dict[str, float] = defaultdict(float)
     with backbone.acting_as(POLICY):
         sizes = part.policy_batch.attention_BT.sum(-1).tolist()
-        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, setting.batch_tokens, of_group):
+        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, context.batch_tokens, of_group):
             for name, value in found.items():
                 sums[name] += value / tokens
     return dict(sums)
 
 
 @torch.no_grad()
-def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, config: PolicyConfig) -> dict[str, float]:
-    """What is logged of one micro-batch, summed over its tokens."""
+def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fraction: PerToken | None) -> dict[str, float]:
+    """Metrics of one micro-batch, summed over its tokens."""
     count = int(rows.mask.sum())
-    high = config.clip_high or config.clip
-    clipped = clip_fraction(logprobs, rows.logprobs, rows.advantages, rows.mask, clip_low=config.clip, clip_high=high)
-    return {
-        "entropy": float(masked_sum(entropy, rows.mask)),
-        "clip_fraction": float(clipped) * count,
-        "approximate_kl": float(approximate_kl(logprobs, rows.logprobs, rows.mask)) * count,
-        "ratio_gap": float(masked_sum((logprobs - rows.logprobs).exp().sub(1).abs(), rows.mask)),
-    }
+    found = {"entropy": float(masked_sum(entropy, rows.mask))}
+    if clip_fraction is not None:
+        found["clip_fraction"] = float(clip_fraction(logprobs, rows)) * count
+    found["approximate_kl"] = float(approximate_kl(logprobs, rows.logprobs, rows.mask)) * count
+    found["ratio_gap"] = float(masked_sum((logprobs - rows.logprobs).exp().sub(1).abs(), rows.mask))
+    return found
 
 
-def critic_gradients(setting: Setting, part: Experience, scale: RewardScale) -> dict[str, float]:
-    """Adds the gradient of a minibatch's clipped value loss to the critic's weights; mean over its tokens."""
-    backbone, config = setting.backbone, setting.config
+def critic_gradients(context: LearnerContext, part: Experience, scale: RewardScale) -> dict[str, float]:
+    """Accumulate the gradient of a minibatch's clipped value loss (mean over tokens) in the critic's weights."""
+    backbone, clip = context.backbone, context.config.settings_as(CriticConfig).value_clip
     tokens, parameters = int(part.mask.sum()), list(backbone.parameters(CRITIC).values())
 
     def of_group(group: list[int]) -> float:
         rows = part.rows(torch.tensor(group, device=part.mask.device))
         values = scale.units(backbone.score(CRITIC, reply_hidden(backbone, rows.critic_batch)))
-        loss = masked_sum(clipped_value_loss(values, rows.values, rows.returns, clip=config.value_clip or None), rows.mask)
+        loss = masked_sum(clipped_value_loss(values, present(rows.values), present(rows.returns), clip=clip), rows.mask)
         found = loss.item()
         add_gradients(loss / tokens, parameters)
         return found
@@ -153,6 +157,6 @@ def critic_gradients(setting: Setting, part: Experience, scale: RewardScale) -> 
     total = 0.0
     with backbone.acting_as(CRITIC):
         sizes = part.critic_batch.attention_BT.sum(-1).tolist()
-        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, setting.batch_tokens, of_group):
+        for _, found in backbone.budget.in_groups(Phase.UPDATE, sizes, context.batch_tokens, of_group):
             total += found / tokens
     return {"value_loss": total}

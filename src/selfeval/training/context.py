@@ -1,4 +1,4 @@
-"""What every step of policy learning is given: the roles by name, the questions, the scorer, and the limits of a pass."""
+"""The context that all steps of policy learning share: role names, questions, the scorer and the limits of a forward pass."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
 from selfeval.training.evaluator import Preference
 
-__all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "Prompt", "Samples", "Scorer", "Scores", "Setting"]
+__all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "LearnerContext", "Prompt", "Samples", "Scorer", "Scores"]
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A training question as the policy reads it and as evaluator and critic read it."""
+    """A training question as token ids: the prompt of the policy, and that of evaluator and critic."""
 
     question_id: str
     reply: tuple[int, ...]
@@ -31,15 +31,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Samples:
-    """An iteration's replies, each with the prompt that it answers; those to one question stand side by side.
+    """An iteration's replies, each with the prompt that it answers; replies to one question are adjacent.
 
     Attributes:
         asked: one prompt per reply.
         rollouts: the replies.
+        baselines: one further reply per question, whose reward is the baseline of the question; None for most learners.
     """
 
     asked: Sequence[Prompt]
     rollouts: Sequence[Rollout]
+    baselines: Samples | None = None
 
     @property
     def groups(self) -> list[int]:
@@ -50,22 +52,20 @@ class Samples:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a scorer says about replies. Shapes: B replies, R reply tokens.
+    """Scores of replies. Shapes: B replies, R reply tokens.
 
     Attributes:
         whole_B: one score per reply, in the scorer's own units.
-        steps_BR: further reward per token in the same units, for example of a reply's steps; None when there is none.
-        disagreement_B: standard deviation over the members of an ensemble; None when one alone scores.
+        steps_BR: additional reward per token in the same units, for example for a reply's steps; None if there is none.
     """
 
     whole_B: Tensor
     steps_BR: Tensor | None = None
-    disagreement_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class JudgeReading:
-    """What a judge that has no part in the training says of the policy.
+    """A reading of the policy by a judge that has no part in the training.
 
     Attributes:
         win_rate: against the start, mean over the questions whose verdict could be read; a tie counts half.
@@ -79,25 +79,25 @@ class JudgeReading:
 
 
 class Scorer(Protocol):
-    """Says how good replies are; the policy is trained to raise it."""
+    """Score replies; the policy is trained to maximise the score."""
 
     def __call__(self, samples: Samples) -> Scores: ...
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a learner is given.
+class LearnerContext:
+    """Context of a policy learner.
 
     Attributes:
-        backbone: with the roles `policy` and `reference`, and whatever the scorer needs.
-        scorer: gives the reward.
+        backbone: has the roles `policy` and `reference`, and those that the scorer needs.
+        scorer: computes the reward.
         seed: of every random choice.
         limit: token limit of a reply.
-        rows: replies side by side while sampling.
+        rows: batch size while sampling.
         batch_tokens: tokens of a micro-batch.
-        pairs: labelled pairs, their prompts as the policy reads them; for learners that learn from those.
-        judge: says now and then what a judge outside of the training thinks of the policy, which samples with a guide where
-            there is one; None where none is asked. A reading of None says that it cannot tell.
+        pairs: labelled pairs with the policy's prompts, for learners that train on them.
+        judge: reads the policy, given the guide that it samples with (if any), with a judge that is independent of the
+            training; returns None if most verdicts could not be parsed. None: no readings.
     """
 
     backbone: Backbone
@@ -111,5 +111,5 @@ class Setting:
     judge: Callable[[Guide | None], JudgeReading | None] | None = None
 
     def sampling_seed(self, iteration: int) -> int:
-        """Of the draws of one iteration's replies."""
+        """Return the seed for sampling the replies of an iteration."""
         return random.Random(f"{self.seed}/rollout/{iteration}").getrandbits(48)

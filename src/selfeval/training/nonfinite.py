@@ -1,4 +1,4 @@
-"""Where a pass through the backbone breaks: the first layer whose output is NaN or infinite."""
+"""Locate the first layer whose output is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["broken_layer"]
 
 @torch.no_grad()
 def broken_layer(backbone: Backbone, roles: Sequence[str], batch: Sequences) -> str | None:
-    """Names the first layer that gives NaN or infinity, and the role that acts: `layers.3.mlp of policy`.
+    """Name the first layer with a NaN or infinite output, and the acting role: `layers.3.mlp of policy`.
 
     Args:
-        roles: asked one after another.
-        batch: what goes through; a few rows are enough.
+        roles: checked in this order.
+        batch: input of the forward pass; a few rows are enough.
 
     Returns:
-        None when every layer of every role gives finite numbers.
+        None if all outputs of all roles are finite.
     """
     for role in roles:
         with backbone.acting_as(role), _noting(backbone.model) as broken:
@@ -39,7 +39,7 @@ def broken_layer(backbone: Backbone, roles: Sequence[str], batch: Sequences) -> 
 
 @contextmanager
 def _noting(model: nn.Module) -> Iterator[list[str]]:
-    """Notes modules with broken outputs, in the order in which they finish: the innermost of the first that breaks leads."""
+    """Collect modules with outputs that are not finite, in the order in which they finish, so innermost ones first."""
     broken: list[str] = []
 
     def watch(name: str) -> Any:

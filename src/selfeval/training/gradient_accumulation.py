@@ -1,4 +1,4 @@
-"""Adding up the gradients of micro-batches, so that one that fails in the middle leaves no trace."""
+"""Accumulate the gradients of micro-batches; a micro-batch that fails leaves the gradients unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Gradients = Sequence[Tensor | None]
 
 
 def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Adds the gradient of `loss` to the parameters' `.grad`, all of it or nothing.
+    """Add the gradient of `loss` to the parameters' `.grad`, all of it or nothing.
 
     `loss.backward()` writes as it goes: out of memory halfway, it leaves the gradients of the later layers, and the retried
     micro-batch would count twice there. Here they are complete before the first is added; that takes the memory of one more
@@ -28,7 +28,7 @@ def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
 
     Args:
         loss: a scalar.
-        parameters: those that are trained; frozen ones among them are passed over.
+        parameters: trained parameters; frozen ones are skipped.
 
     Raises:
         RoleError: the loss depends on none of them.
@@ -51,8 +51,8 @@ def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad.add_(gradient, alpha=factor)
 
 
-def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float) -> float:
-    """Scales the gradients down so that their norm over all parameters is at most `largest` (0: no limit).
+def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float | None) -> float:
+    """Scale the gradients down so that their norm over all parameters is at most `largest` (None: no limit).
 
     Returns:
         The norm before.
@@ -65,7 +65,7 @@ def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float) -> fl
     norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
     if not bool(torch.isfinite(norm)):
         raise _not_finite(list(parameters.values()), gradients)
-    if largest:
+    if largest is not None:
         torch.nn.utils.clip_grads_with_norm_(list(parameters.values()), largest, norm)
     return float(norm)
 
@@ -78,7 +78,7 @@ def _plain(loss: Tensor, trained: Sequence[nn.Parameter]) -> tuple[Gradients, fl
 
 
 def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> tuple[Gradients, float]:
-    """Gradients at the largest scale at or below the present one at which they are finite, and the factor to undo it."""
+    """Return the gradients at the largest scale, at most the current one, where they are finite, and the factor to undo it."""
     while True:
         # The graph is kept for another try; it goes with the loss, when the micro-batch is done.
         found = torch.autograd.grad(loss * scale.value, trained, allow_unused=True, retain_graph=True)
@@ -93,7 +93,7 @@ def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> 
 
 
 def _are_finite(tensors: Gradients) -> bool:
-    """Whether every number is; waits for the device once. A shape without numbers, which only the planner has, is."""
+    """Whether all numbers are finite, with one synchronisation. The planner's shapes without numbers count as finite."""
     checks = [t.isfinite().all() for t in tensors if t is not None and not isinstance(t, FakeTensor)]
     return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
 

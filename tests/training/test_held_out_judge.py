@@ -9,9 +9,9 @@ import tiny_models
 from selfeval.config import VerdictsConfig
 from selfeval.judging.judge import Judgement
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.training import probe
-from selfeval.training.probe import HeldOutJudge
-from selfeval.training.setting import POLICY, JudgeReading
+from selfeval.training import held_out_judge
+from selfeval.training.context import POLICY, JudgeReading
+from selfeval.training.held_out_judge import HeldOutJudge
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, said: Sequence[float | None]) -> JudgeReading | None:
@@ -22,7 +22,7 @@ def reading(monkeypatch: pytest.MonkeyPatch, said: Sequence[float | None]) -> Ju
     def compare(*_: Any, **__: Any) -> list[Judgement]:
         return [Judgement(p, p, p, None, (None, None), ("", "")) for p in said]
 
-    monkeypatch.setattr(probe, "compare", compare)
+    monkeypatch.setattr(held_out_judge, "compare", compare)
     templates = Templates.load(templates_folder("none"), backbone.loaded.tokenizer)
     questions = [f"What is {i}?" for i in range(len(said))]
     return HeldOutJudge(backbone, templates, VerdictsConfig(), questions, 2, 8, 0)(None)

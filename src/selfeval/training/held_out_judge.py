@@ -1,7 +1,7 @@
-"""A held-out judge that looks at the policy while it learns: the model itself, asked with words that gave no label.
+"""A held-out judge that reads the policy during training: the base model with a prompt that labelled no training pair.
 
-It compares the policy's replies to questions that policy training does not use with the replies of the start to the same
-questions, in both orders. What it says goes to metrics and to a watchdog, never into a reward.
+It compares the replies of the policy and of its start to questions that are not trained on, in both orders. Its readings go to
+the metrics and to a watchdog, never into a reward.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from selfeval.judging.judge import Comparison, compare
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
-from selfeval.training.setting import POLICY, JudgeReading
+from selfeval.training.context import POLICY, JudgeReading
 
 __all__ = ["HeldOutJudge"]
 
 
 @dataclass
 class HeldOutJudge:
-    """Compares policy and start on questions of its own.
+    """Compare the policy with its start on held-out questions.
 
     Attributes:
         questions: their texts.
         limit: token limit of a reply.
-        rows: replies side by side.
+        rows: batch size of the sampling.
         seed: of the replies; the same at every reading.
         start: the role that the policy started from.
     """
@@ -46,7 +46,7 @@ class HeldOutJudge:
     start: str = BASE
 
     def __call__(self, guide: Guide | None) -> JudgeReading | None:
-        """One reading of the policy as it is and samples now; None where most verdicts cannot be read."""
+        """Return a reading of the current policy, or None if most verdicts could not be parsed."""
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [Comparison(question, ours, theirs) for question, ours, theirs in pairs]
         with self.backbone.acting_as(BASE):

@@ -1,0 +1,80 @@
+"""The configuration of a run: one frozen model per section, every field with its unit and range.
+
+A recipe is a TOML file with these names; `--set policy.iterations=20` overrides one. An unknown name is an error that suggests
+the nearest one. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from selfeval.config.learners import (
+    LEARNERS,
+    ClippedConfig,
+    CriticConfig,
+    DPOConfig,
+    EntropyFloorConfig,
+    GRPOConfig,
+    ILQLConfig,
+    LearnerConfig,
+    LearnerSpec,
+    PolicyGradientConfig,
+    PPOConfig,
+    RAFTConfig,
+    ReinforcePPConfig,
+    ReMaxConfig,
+    RLOOConfig,
+    SoftQConfig,
+    TRPOConfig,
+    ValueLearnerConfig,
+)
+from selfeval.config.load import config_of_run, load_config
+from selfeval.config.policy import PolicyConfig
+from selfeval.config.run import RunConfig
+from selfeval.config.sections import (
+    ContextConfig,
+    EvaluationConfig,
+    EvaluatorConfig,
+    LoraConfig,
+    PairsConfig,
+    PlacementConfig,
+    QuestionsConfig,
+    RepliesConfig,
+    TuningConfig,
+    VerdictsConfig,
+)
+from selfeval.texts import nearest
+
+__all__ = [
+    "LEARNERS",
+    "ClippedConfig",
+    "ContextConfig",
+    "CriticConfig",
+    "DPOConfig",
+    "EntropyFloorConfig",
+    "EvaluationConfig",
+    "EvaluatorConfig",
+    "GRPOConfig",
+    "ILQLConfig",
+    "LearnerConfig",
+    "LearnerSpec",
+    "LoraConfig",
+    "PPOConfig",
+    "PairsConfig",
+    "PlacementConfig",
+    "PolicyConfig",
+    "PolicyGradientConfig",
+    "QuestionsConfig",
+    "RAFTConfig",
+    "RLOOConfig",
+    "ReMaxConfig",
+    "ReinforcePPConfig",
+    "RepliesConfig",
+    "RunConfig",
+    "SoftQConfig",
+    "TRPOConfig",
+    "TuningConfig",
+    "ValueLearnerConfig",
+    "VerdictsConfig",
+    "config_of_run",
+    "load_config",
+    "nearest",
+]

@@ -1,0 +1,78 @@
+"""Base class and annotated types of all sections of the configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationInfo, field_validator
+
+from selfeval.texts import visible
+
+__all__ = [
+    "Count",
+    "CountOrNone",
+    "DeviceName",
+    "Nucleus",
+    "Positive",
+    "PositiveOrNone",
+    "Section",
+    "Share",
+    "ShareOrNone",
+    "Size",
+]
+
+
+def _none_word(value: Any) -> Any:
+    """Read the word `none`, because TOML has no null, and refuse the 0 that a reader may take for "off"."""
+    if value == "none":
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
+        raise ValueError("must be greater than 0; none turns it off")
+    return value
+
+
+_OPTIONAL = BeforeValidator(_none_word)
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+DeviceName = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
+Size = Annotated[ByteSize, Field(gt=0)]
+
+PositiveOrNone = Annotated[Positive | None, _OPTIONAL]
+ShareOrNone = Annotated[Nucleus | None, _OPTIONAL]
+CountOrNone = Annotated[Count | None, _OPTIONAL]
+
+
+_LARGEST_NUMBER, _LARGEST_COUNT, _LARGEST_BYTES = 1e9, 2**31 - 1, 2**63 - 1
+
+
+def _is_wide(name: str | None) -> bool:
+    """Whether a whole number may take 64 bits: seeds and sizes; torch takes no larger seed."""
+    return name in ("seed", "memory_budget")
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, field docstrings become descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none_is_no_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """`--set seeds=none` takes a recipe's text away."""
+        is_text = info.field_name in cls.model_fields and cls.model_fields[info.field_name].annotation is str
+        return "" if value is None and is_text else value
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_used(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses numbers that overflow in 32 bits once the work has begun, and text that no file name or terminal takes."""
+        if isinstance(value, float) and abs(value) > _LARGEST_NUMBER:
+            raise ValueError(f"must be between -{_LARGEST_NUMBER:g} and {_LARGEST_NUMBER:g}")
+        if isinstance(value, int) and abs(value) > (_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT):
+            raise ValueError(f"must be at most {_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT:,}")
+        if isinstance(value, str) and visible(value) != value:
+            raise ValueError("must not hold control characters")
+        return value

@@ -1,0 +1,320 @@
+"""The policy learners: the settings of each, and the registry that names what the rest of the package must know of it.
+
+A new learner is one file in `training/learners/`, one section class and one row of `LEARNERS` here, and its oracle test. The
+implementations are named as text and imported when they are needed, because nothing in this package imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from selfeval.config.fields import Count, Positive, PositiveOrNone, Section, Share, ShareOrNone
+
+__all__ = [
+    "LEARNERS",
+    "ClippedConfig",
+    "CriticConfig",
+    "DPOConfig",
+    "EntropyFloorConfig",
+    "GRPOConfig",
+    "ILQLConfig",
+    "LearnerConfig",
+    "LearnerSpec",
+    "PPOConfig",
+    "PolicyGradientConfig",
+    "RAFTConfig",
+    "RLOOConfig",
+    "ReMaxConfig",
+    "ReinforcePPConfig",
+    "SoftQConfig",
+    "TRPOConfig",
+    "ValueLearnerConfig",
+]
+
+
+class LearnerConfig(Section):
+    """Base of the learners' sections."""
+
+    @property
+    def reads_kept_pairs(self) -> bool:
+        """Whether the learner trains on the pairs that the judge labelled instead of the replies that it samples."""
+        return False
+
+
+class EntropyFloorConfig(LearnerConfig):
+    """Shared by the learners that can add an entropy bonus."""
+
+    entropy_floor: ShareOrNone = None
+    """Share of the initial entropy below which an entropy bonus is added; none: no bonus."""
+
+
+class PolicyGradientConfig(EntropyFloorConfig):
+    """Shared by the learners that take several gradient steps per iteration."""
+
+    step_kl: PositiveOrNone = 5e-3
+    """Approximate KL per iteration, in nats per token, above which the following steps are shortened; none: no limit."""
+
+
+class ClippedConfig(PolicyGradientConfig):
+    """Shared by the learners with a clipped surrogate loss."""
+
+    clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Clip range of the probability ratio (PPO's epsilon)."""
+    clip_high: PositiveOrNone = None
+    """Upper half-width of the clip range (DAPO's clip-higher uses 0.28); none: the same as `clip`."""
+    dual_clip: PositiveOrNone = None
+    """Bound on the loss of tokens with a negative advantage, in units of the ratio (usually 3); none: no bound."""
+    advantage_clip: PositiveOrNone = None
+    """Absolute value to which advantages are clipped; none: no clipping."""
+
+
+class CriticConfig(LearnerConfig):
+    """Shared by the learners with a critic."""
+
+    critic_learning_rate: Positive = 1e-3
+    """Peak learning rate of the critic adapter and head."""
+    gamma: Share = 1.0
+    """Discount per token."""
+    gae_lambda: Share = 0.95
+    """Lambda of generalised advantage estimation."""
+    value_clip: PositiveOrNone = 0.2
+    """Clip range of the value update, in units of the whitened reward; none: no clipping."""
+    whiten_advantages: bool = True
+    """Normalise advantages to mean 0 and variance 1 over the tokens of an iteration."""
+
+
+class ValueLearnerConfig(LearnerConfig):
+    """Shared by the learners that train value functions and leave the policy's weights unchanged."""
+
+    critic_learning_rate: Positive = 1e-3
+    """Peak learning rate of the state-value roles; the Q roles use `policy.learning_rate`."""
+    gamma: Share = 1.0
+    """Discount per token."""
+    gae_lambda: Share = 0.95
+    """Trace decay of the multi-step Q targets; 0 gives one-step targets."""
+    replay: Count = 2048
+    """Capacity of the replay buffer, in replies."""
+    target_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Polyak coefficient tau of the target networks."""
+
+
+class PPOConfig(ClippedConfig, CriticConfig):
+    """Settings of `learner = "ppo"`."""
+
+
+class TRPOConfig(EntropyFloorConfig, CriticConfig):
+    """Settings of `learner = "trpo"`."""
+
+    trust_region: Positive = 0.01
+    """Bound on the exact KL of a policy step, in nats per token, at the peak of the learning rate schedule."""
+    advantage_clip: PositiveOrNone = None
+    """Absolute value to which advantages are clipped; none: no clipping."""
+
+
+_GRPO_CLIPS: dict[str, tuple[float, float | None]] = {
+    "grpo": (0.2, None),
+    "dr_grpo": (0.2, None),
+    "gspo": (3e-4, 4e-4),
+    "dapo": (0.2, 0.28),
+}
+"""`clip` and `clip_high` of each loss unless they are given, as in its paper."""
+
+
+class GRPOConfig(ClippedConfig):
+    """Settings of `learner = "grpo"`."""
+
+    loss: Literal["grpo", "dr_grpo", "gspo", "dapo"] = "grpo"
+    """Variant of the loss (docs/algorithms/learners.md). The defaults of `clip` and `clip_high` are those of its paper:
+    0.0003 and 0.0004 for gspo, 0.2 and 0.28 for dapo."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clip_of_the_loss(cls, values: Any) -> Any:
+        loss = values.get("loss") if isinstance(values, dict) else None
+        if not isinstance(loss, str) or loss not in _GRPO_CLIPS:
+            return values
+        low, high = _GRPO_CLIPS[loss]
+        return {"clip": low, "clip_high": high, **values}
+
+    @model_validator(mode="after")
+    def _gspo_has_no_dual_clip(self) -> GRPOConfig:
+        if self.loss == "gspo" and self.dual_clip is not None:
+            raise ValueError('loss = "gspo" clips the ratio of whole replies and has no dual_clip; leave it at none')
+        return self
+
+
+class RLOOConfig(ClippedConfig):
+    """Settings of `learner = "rloo"`."""
+
+
+class ReinforcePPConfig(ClippedConfig):
+    """Settings of `learner = "reinforce_pp"`."""
+
+    gamma: Share = 1.0
+    """Discount per token."""
+
+
+class ReMaxConfig(ClippedConfig):
+    """Settings of `learner = "remax"`."""
+
+
+_DPO_SETTINGS = {"label_smoothing": ("sigmoid", "simpo"), "flip_rate": ("robust",), "simpo_gamma": ("simpo",)}
+"""The losses that read a setting, where not all do."""
+_REFERENCE_FREE = {"simpo": 2.0, "orpo": 0.1}
+"""Losses without a reference, and their default of `beta`."""
+
+
+class DPOConfig(LearnerConfig):
+    """Settings of `learner = "dpo"`."""
+
+    pairs: Literal["sampled", "kept"] = "sampled"
+    """Training pairs: the best and worst of the replies just sampled, or the pairs that the judge labelled."""
+    loss: Literal["sigmoid", "ipo", "kto", "simpo", "orpo", "robust"] = "sigmoid"
+    """Loss of a pair (docs/algorithms/preference-losses.md); sigmoid is DPO with soft labels."""
+    beta: PositiveOrNone = None
+    """Beta of the loss; none: the weight of the KL penalty, or without a reference the paper's 2.0 (simpo) and 0.1 (orpo)."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share by which labels are moved towards their opposite, for sigmoid (cDPO) and simpo."""
+    flip_rate: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Assumed share of wrong labels, for robust."""
+    simpo_gamma: Annotated[float, Field(ge=0.0)] = 0.5
+    """Target margin between chosen and rejected, in units of reward, for simpo."""
+
+    @property
+    def reads_kept_pairs(self) -> bool:
+        return self.pairs == "kept"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss needs the reference's log-probs."""
+        return self.loss not in _REFERENCE_FREE
+
+    def beta_of(self, kl_coefficient: float) -> float:
+        """Return beta at the current weight of the KL penalty."""
+        return self.beta if self.beta is not None else _REFERENCE_FREE.get(self.loss, kl_coefficient)
+
+    @model_validator(mode="after")
+    def _settings_are_read(self) -> DPOConfig:
+        for name, losses in _DPO_SETTINGS.items():
+            if self.loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} is a setting of loss = {" or ".join(losses)}, and loss is "{self.loss}"')
+        return self
+
+
+class RAFTConfig(PolicyGradientConfig):
+    """Settings of `learner = "raft"`."""
+
+
+class ILQLConfig(ValueLearnerConfig):
+    """Settings of `learner = "ilql"`."""
+
+    expectile: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.8
+    """Expectile of the token values that V estimates: 0.5 is their mean, values near 1 approach their maximum."""
+
+
+class SoftQConfig(ValueLearnerConfig):
+    """Settings of `learner = "soft_q"`."""
+
+
+@dataclass(frozen=True)
+class LearnerSpec:
+    """What the rest of the package must know of a learner before it is imported.
+
+    Attributes:
+        name: value of `policy.learner`, and name of the learner's section, `[policy.NAME]`.
+        config: class of that section.
+        implementation: `module:object` in `training/learners/`; the object takes a `LearnerContext` and returns a `Learner`.
+        summary: one line for the documentation.
+        compares_replies: needs at least two replies to each question.
+        changes_policy: trains the policy's weights; False if it trains value functions that guide decoding.
+        extra_roles: roles that it adds to policy, reference and evaluator, all of which are checkpointed.
+        outputs: roles besides `policy` that the trained policy needs, so that the stage saves them.
+        least_minibatch: fewest replies per gradient step.
+        not_planned: part of its memory that the planner does not count, as a phrase for the user; empty if none.
+    """
+
+    name: str
+    config: type[LearnerConfig]
+    implementation: str
+    summary: str
+    compares_replies: bool = False
+    changes_policy: bool = True
+    extra_roles: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    least_minibatch: int = 1
+    not_planned: str = ""
+
+
+_Q = ("q-0", "q-1")
+_VALUES = (*_Q, "q-state", "q-0-target", "q-1-target", "q-state-target")
+
+
+def _registry(*specs: LearnerSpec) -> dict[str, LearnerSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+LEARNERS: dict[str, LearnerSpec] = _registry(
+    LearnerSpec("ppo", PPOConfig, "ppo:PPO", "Clipped policy gradient with a critic.", extra_roles=("critic",)),
+    LearnerSpec(
+        "trpo",
+        TRPOConfig,
+        "trpo:TRPO",
+        "One natural-gradient step per iteration within a KL trust region, with a critic.",
+        extra_roles=("critic",),
+        not_planned="the second derivatives of trpo",
+    ),
+    LearnerSpec(
+        "grpo",
+        GRPOConfig,
+        "grpo:GRPO",
+        "Clipped policy gradient with group-relative advantages, without a critic; also Dr. GRPO, GSPO and DAPO.",
+        compares_replies=True,
+    ),
+    LearnerSpec("rloo", RLOOConfig, "rloo:RLOO", "Policy gradient with a leave-one-out baseline.", compares_replies=True),
+    LearnerSpec(
+        "reinforce_pp",
+        ReinforcePPConfig,
+        "reinforce_pp:ReinforcePP",
+        "Policy gradient with returns that are normalised over the batch.",
+    ),
+    LearnerSpec("remax", ReMaxConfig, "remax:ReMax", "Policy gradient with the reward of a greedy reply as baseline."),
+    LearnerSpec(
+        "dpo",
+        DPOConfig,
+        "dpo:DPO",
+        "Direct preference optimisation on sampled or judged pairs; also IPO, KTO, SimPO, ORPO and robust DPO.",
+        compares_replies=True,
+        least_minibatch=2,
+    ),
+    LearnerSpec(
+        "raft",
+        RAFTConfig,
+        "raft:RAFT",
+        "Best-of-n distillation: imitation of each question's best reply.",
+        compares_replies=True,
+    ),
+    LearnerSpec(
+        "ilql",
+        ILQLConfig,
+        "ilql:ILQL",
+        "Implicit Q-learning; the Q functions guide decoding.",
+        changes_policy=False,
+        extra_roles=(*_VALUES, "critic"),
+        outputs=_Q,
+        not_planned="the value roles of ilql",
+    ),
+    LearnerSpec(
+        "soft_q",
+        SoftQConfig,
+        "soft_q:SoftQ",
+        "Soft Q-learning near the reference; the Q functions guide decoding.",
+        changes_policy=False,
+        extra_roles=_VALUES,
+        outputs=_Q,
+        not_planned="the value roles of soft_q",
+    ),
+)
+"""The learners by name. Registering another one is enough to configure, train and document it."""

@@ -1,0 +1,144 @@
+"""The section `[policy]`: the settings that all learners share, and the section of the learner that was chosen."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from selfeval.config.fields import Count, CountOrNone, Positive, PositiveOrNone, Section, ShareOrNone
+from selfeval.config.learners import LEARNERS, LearnerConfig, LearnerSpec, PPOConfig
+
+__all__ = ["PolicyConfig"]
+
+_DEFAULT = "ppo"
+_SETTINGS = "settings of the learner"
+"""Alias of the field that holds the learner's section: no key of a recipe, which has it under the learner's name."""
+
+SettingsT = TypeVar("SettingsT", bound=LearnerConfig)
+
+
+class PolicyConfig(Section):
+    """Policy learning against the evaluator. Settings of a single learner are in its own section, `[policy.LEARNER]`."""
+
+    learner: str = _DEFAULT
+    """The algorithm; docs/algorithms/learners.md compares them."""
+    settings: SerializeAsAny[LearnerConfig] = Field(default=PPOConfig(), validation_alias=_SETTINGS)
+    iterations: Count = 30
+    """Rounds of sampling and updating."""
+    questions_per_iteration: Count = 32
+    """Training questions sampled for each iteration."""
+    replies_per_question: Count = 4
+    """Replies sampled for each question."""
+    epochs: Count = 2
+    """Passes over an iteration's replies."""
+    minibatch: Count = 64
+    """Replies per gradient step."""
+    learning_rate: Positive = 1e-3
+    """Peak learning rate of the policy adapter, or of the Q roles of a value learner."""
+    warmup_iterations: Annotated[int, Field(ge=0)] = 2
+    """Iterations with a rising learning rate."""
+    temperature: Positive = 1.0
+    """Sampling temperature of the policy, at which its log-probs are taken as well."""
+    kl_target: Positive = 4.0
+    """Target KL divergence from the reference, in nats per reply."""
+    kl_coefficient: Positive = 0.05
+    """Initial weight of the KL penalty."""
+    kl_control: Literal["dual", "adaptive", "fixed"] = "dual"
+    """Controller of the KL penalty's weight: a damped Lagrange multiplier, a slow proportional controller, or none."""
+    kl_rate: Positive = 0.5
+    """Dual: change of the log weight in an iteration whose KL is off by its whole target."""
+    kl_horizon: Count = 2000
+    """Adaptive: samples over which the weight changes by at most 20% (Ziegler et al. 2019)."""
+    whiten_rewards: bool = True
+    """Normalise scores by the mean and standard deviation of the first iteration's."""
+    reward_clip: PositiveOrNone = 4.0
+    """Absolute value to which whitened scores are clipped; none: no clipping."""
+    unfinished_penalty: Annotated[float, Field(ge=0.0)] = 2.0
+    """Penalty, in units of the whitened reward, for a reply that reaches the token limit without ending."""
+    length_guard: PositiveOrNone = None
+    """Multiple of the initial mean length above which a reply loses reward in proportion to the excess; none: no penalty."""
+    reference_ema: ShareOrNone = None
+    """Share of the distance to the policy that the reference moves after each iteration; none: the reference is fixed."""
+    pessimism: Literal["mean", "worst", "uncertainty"] = "mean"
+    """How the scores of several evaluators are combined: mean, minimum, or mean minus weighted variance."""
+    uncertainty_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    """Weight of the variance over the evaluators, with `pessimism = "uncertainty"`."""
+    watchdogs: Literal["act", "warn"] = "act"
+    """Whether watchdogs may roll back, finish or stop the training, or only warn; NaN is always acted on."""
+    judge_every: CountOrNone = None
+    """Iterations between readings of the held-out judge, which stops training that exploits the evaluator; none: never."""
+    judge_questions: Count = 64
+    """Training questions held out for those readings."""
+    max_grad_norm: PositiveOrNone = 1.0
+    """Gradient norm above which gradients are scaled down; none: no clipping."""
+    checkpoint_every: Count = 5
+    """Iterations between checkpoints."""
+
+    @property
+    def spec(self) -> LearnerSpec:
+        """The registry's row of the chosen learner."""
+        return LEARNERS[self.learner]
+
+    def settings_as(self, kind: type[SettingsT]) -> SettingsT:
+        """Return the learner's section as the class that the caller reads.
+
+        Raises:
+            TypeError: the chosen learner has another section.
+        """
+        if not isinstance(self.settings, kind):
+            raise TypeError(f"the settings of {self.learner} are {type(self.settings).__name__}, not {kind.__name__}")
+        return self.settings
+
+    @field_validator("learner")
+    @classmethod
+    def _is_registered(cls, value: str) -> str:
+        if value not in LEARNERS:
+            close = difflib.get_close_matches(value, list(LEARNERS), n=1, cutoff=0.5)
+            suggestion = f'did you mean "{close[0]}"? ' if close else ""
+            raise ValueError(f"unknown learner; {suggestion}allowed: {', '.join(LEARNERS)}")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_settings(cls, values: Any) -> Any:
+        """Validate the chosen learner's section and hand it to the field; those of others stay, as unknown keys."""
+        if not isinstance(values, dict):
+            return values
+        learner = values.get("learner", _DEFAULT)
+        spec = LEARNERS.get(learner) if isinstance(learner, str) else None
+        if spec is None:  # the field's own message says so; a section can be checked only for a known learner
+            return {key: value for key, value in values.items() if key not in LEARNERS}
+        # A model of one field, so that a problem is located at `NAME.key` as in the recipe.
+        holder = create_model("PolicyConfig", **{learner: (spec.config, spec.config())})  # type: ignore[call-overload]
+        given = {learner: values[learner]} if learner in values else {}
+        settings = getattr(holder.model_validate(given), learner)
+        return {**{key: value for key, value in values.items() if key != learner}, _SETTINGS: settings}
+
+    @model_validator(mode="after")
+    def _learner_can_learn(self) -> PolicyConfig:
+        compares = self.spec.compares_replies and not self.settings.reads_kept_pairs
+        if compares and self.replies_per_question < 2:
+            raise ValueError(f"{self.learner} compares replies to one question; replies_per_question must be at least 2")
+        if self.minibatch < self.spec.least_minibatch:
+            raise ValueError(
+                f"{self.learner} learns from pairs; minibatch counts replies and must be at least {self.spec.least_minibatch}, "
+                f"got {self.minibatch}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _with_settings_by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields in the form of a recipe: the learner's section under its name, and no other learner's."""
+        values: dict[str, Any] = handler(self)
+        values[self.learner] = values.pop("settings")
+        return values

@@ -1,0 +1,88 @@
+"""The configuration of a whole run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from selfeval.config.fields import Count, Section, Size
+from selfeval.config.policy import PolicyConfig
+from selfeval.config.sections import (
+    ContextConfig,
+    EvaluationConfig,
+    EvaluatorConfig,
+    LoraConfig,
+    PairsConfig,
+    PlacementConfig,
+    QuestionsConfig,
+    RepliesConfig,
+    TuningConfig,
+    VerdictsConfig,
+)
+
+__all__ = ["RunConfig"]
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    name: str = "run"
+    """Name of the run; the output folder is runs/NAME unless --output says otherwise."""
+    model: str = ""
+    """Model folder or hub id; a relative path in a recipe is relative to the recipe."""
+    templates: str = ""
+    """Folder of prompt templates; by default the model's own `templates/`, else the package's."""
+    seeds: str = ""
+    """Seeds file: JSON lines with a `question`, or plain text with one question a line."""
+    domain: str | None = None
+    """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
+    gold: str = ""
+    """File of gold answers or labels, read by evaluation only (docs/guides/your-own-data.md); instead of a domain."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every random choice."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the backbone lives."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
+    """Precision of the frozen base, by device and free memory unless given; adapters and heads are always fp32."""
+    batch_tokens: Count = 16384
+    """Tokens per forward pass when scoring, and per micro-batch when training."""
+    checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping what it needs: far less memory, about a third more time."""
+    rollout_rows: Count = 256
+    """Replies generated side by side."""
+    memory_budget: Size | None = None
+    """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Where curves go besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
+    context: ContextConfig = ContextConfig()
+    placement: PlacementConfig = PlacementConfig()
+    lora: LoraConfig = LoraConfig()
+    tuning: TuningConfig = TuningConfig()
+    questions: QuestionsConfig = QuestionsConfig()
+    replies: RepliesConfig = RepliesConfig()
+    verdicts: VerdictsConfig = VerdictsConfig()
+    pairs: PairsConfig = PairsConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+    policy: PolicyConfig = PolicyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    rounds: Count = 1
+    """Number of rounds; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, value: str) -> str:
+        if value.strip() in ("", ".", "..") or "/" in value or "\\" in value:
+            raise ValueError("is the name of a folder below runs/: some text without / and \\, and neither . nor ..")
+        return value
+
+    @field_validator("rounds")
+    @classmethod
+    def _rounds_move_the_policy(cls, value: int, info: ValidationInfo) -> int:
+        policy = info.data.get("policy")
+        if value > 1 and policy is not None and not policy.spec.changes_policy:
+            raise ValueError(
+                f'policy.learner = "{policy.learner}" leaves the policy\'s weights unchanged, so a later round would start '
+                "where the first did; choose another learner, or rounds = 1"
+            )
+        return value
