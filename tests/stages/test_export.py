@@ -88,7 +88,7 @@ class Run:
             self.folder / "run.json",
             {
                 "config": self.config.model_dump(mode="json"),
-                "device": {"model": self.config.model, "asked": "auto", "precision": precision},
+                "device": {"model": self.config.model, "asked": "auto", "device": "cpu", "precision": precision},
             },
         )
         store = RunStore(self.folder)
