@@ -21,7 +21,7 @@ TORCH := torch torchgen functorch torch-2.13.0*.dist-info
 # Tests run side by side, one process a core, four at most: each holds a torch of its own.
 WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
-.PHONY: help run test test-lowest test-newest smoke check docs bench peers clean
+.PHONY: help run test test-lowest test-newest smoke check pages docs bench peers clean
 
 help: ## List the words.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,10 @@ check: $(VENV)/.installed-dev ## Lint, check the format and the types.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev ## Check that generated pages are up to date, and that every link, command, setting and module in the docs exists.
-	@for script in docs/generate_*.py benchmarks/figures.py; do echo "== $$script --check"; OMP_NUM_THREADS=1 $(BIN)/python $$script --check; done
+pages: $(VENV)/.installed-dev ## Check that generated pages are up to date.
+	@for script in docs/generate_*.py benchmarks/figures.py; do echo "== $$script --check"; OMP_NUM_THREADS=1 $(BIN)/python $$script --check || exit 1; done
+
+docs: pages ## Check the generated pages, and that every link, command, setting and module in the docs exists.
 	@$(BIN)/python -m pytest tests/docs
 
 bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results, their figures into the README.

@@ -80,8 +80,8 @@ def table() -> str:
         "|---|---|---|---|---|",
         *(_row(label, runs, name, percent=True) for label, name in _ROWS if name in runs[0]),
         *(_row(label, runs, name, percent=False) for label, name in _PLAIN),
-        f"| seconds for the whole loop, while other programs shared the two cores | {statistics.median(seconds):.0f} "
-        f"| {min(seconds):.0f} to {max(seconds):.0f} | | |",
+        "| seconds for the whole loop, while other programs shared the two cores | "
+        f"{statistics.median(seconds):.0f} | {min(seconds):.0f} to {max(seconds):.0f} | | |",
         f"| peak memory of the process, GiB | {statistics.median(peak):.2f} | {min(peak):.2f} to {max(peak):.2f} | | |",
         f"| copies of the base weights | {runs[0]['weight_copies']} | | | |",
     ]

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from evidence_records import judgement
 
+from evidence_records import judgement
 from selfeval.evaluation.policy import Answered, Outcome, compare_gold, gold_share, measure_policy, outcome, sample_of
 
 

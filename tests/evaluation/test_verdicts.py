@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from evidence_records import TIE, UNPARSABLE, UNSURE, verdict
 
+from evidence_records import TIE, UNPARSABLE, UNSURE, verdict
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from evidence_records import QUESTIONS, TIE, UNPARSABLE, UNSURE, Gold, judgement, reply, verdict
 
 import tiny_models
+from evidence_records import QUESTIONS, TIE, UNPARSABLE, UNSURE, Gold, judgement, reply, verdict
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
 from selfeval.evaluation.over_optimisation import predict
