@@ -82,7 +82,7 @@ $(VENV)/.installed: $(NEEDS) | $(BIN)/python
 # Dependency groups need pip 25.1.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --group notebooks -c constraints.txt
 	@touch $@
 
 $(LOWEST)/.installed: $(NEEDS) constraints-lowest.txt $(VENV)/.installed

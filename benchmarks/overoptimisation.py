@@ -40,7 +40,6 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
     from selfeval.records import Pair, Split
     from selfeval.stages.context import Context
     from selfeval.stages.evaluator import preferences
-    from selfeval.stages.evaluators import scorer_of
     from selfeval.stages.terminal import Terminal
     from selfeval.store import RunStore, read_json, write_json
     from selfeval.training.checkpoint import Checkpoints
@@ -93,7 +92,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
         context.backbone.save_role(role, target)
         write_json(target / "evaluator.json", units)
     shutil.copytree(folder / "four" / "roles" / "evaluator-0", folder / "one" / "roles" / "evaluator-0", dirs_exist_ok=True)
-    figures = {"pairs": len(train), **_accuracy(scorer_of(context), test)}
+    figures = {"pairs": len(train), **_accuracy(context.scorer(), test)}
     write_json(done, figures)
     return figures
 
@@ -123,7 +122,6 @@ def best_of(folder: Path, questions: int) -> dict[str, Any]:
     from selfeval.records import Split
     from selfeval.rollout.engine import Request, generate
     from selfeval.stages.context import Context
-    from selfeval.stages.evaluators import scorer_of
     from selfeval.stages.gold import load_gold
     from selfeval.stages.terminal import Terminal
     from selfeval.store import RunStore, read_json, write_json
@@ -143,7 +141,7 @@ def best_of(folder: Path, questions: int) -> dict[str, Any]:
     texts = [context.templates.text(r.ids) for r in replies]
     right = [bool(gold.is_right(asked[i // most].text, t)) for i, t in enumerate(texts)]  # type: ignore[union-attr]
     prompts = [context.grade_prompt(q.id, q.text) for q in asked for _ in range(most)]
-    scores_KB = scorer_of(context).each(prompts, [r.ids for r in replies])
+    scores_KB = context.scorer().each(prompts, [r.ids for r in replies])
     figures = {}
     for name, (members, pessimism) in VARIANTS.items():
         some = scores_KB[:1] if members == "one" else scores_KB

@@ -20,7 +20,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("stages",),
-    ("evaluation", "training", "report", "serve"),
+    ("evaluation", "training", "report", "runs", "serve"),
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),
@@ -68,15 +68,15 @@ def _imported_modules(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", MODULES, ids=_name)
 def test_imports_point_one_way(path: Path) -> None:
     room = _room(_name(path))
+    if room == "":  # the Python API: names of any room, loaded when they are first used
+        return
     assert room in LEVEL or room in ("", "lab"), f"{room} has no place in the house; see LEVELS"
     for module in _imported_modules(path):
         other = _room(module)
         if other == "lab":
             assert (room, other) in LAB_READERS, f"{_name(path)} imports {module}: only the lab's own commands may"
-        elif room not in ("lab", "") and other:
+        elif room != "lab" and other:
             assert LEVEL[room] <= LEVEL[other], f"{_name(path)} imports {module}, which stands above it"
-    if room == "":
-        assert not list(_imported_modules(path))
 
 
 def test_rooms_do_not_import_each_other_in_a_circle() -> None:

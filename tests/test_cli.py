@@ -81,10 +81,10 @@ def test_help_shows_the_commands_and_the_exit_codes() -> None:
 
 
 def test_until_lists_the_stages_of_the_pipeline() -> None:
-    from selfeval.cli.app import _STAGES
+    from selfeval.stages import STAGE_NAMES
     from selfeval.stages.pipeline import STAGES
 
-    assert tuple(stage.name for stage in STAGES) == _STAGES
+    assert tuple(stage.name for stage in STAGES) == STAGE_NAMES
 
 
 # -- what the user gave -------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path, command: str) -> None:
 
 def test_show_of_a_run_that_has_nothing_yet(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"config": {}}')
-    assert "has no pairs (yet); run `selfeval run` further" in _refused("show", str(tmp_path))
+    assert "has no pairs yet: the stage pairs has not written any" in _refused("show", str(tmp_path))
     assert 'no records "pear"; did you mean "pairs"?' in _refused("show", str(tmp_path), "pear")
 
 

@@ -30,7 +30,7 @@ from selfeval.config import RunConfig
 from selfeval.judging.dialogue import evaluator_ids
 from selfeval.records import Question
 from selfeval.rollout.engine import Request, generate
-from selfeval.stages.prompts import templates_of_run
+from selfeval.runs.templates import templates_of_run
 from selfeval.store import RunStore, read_json
 
 GUIDE = ROOT / "docs" / "guides" / "use-elsewhere.md"

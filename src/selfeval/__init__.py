@@ -1,7 +1,93 @@
-"""Self-Evaluator: from a handful of seed questions and an open language model to an evaluator and a better policy."""
+"""Self-Evaluator: from a handful of seed questions and an open language model to an evaluator and a better policy.
+
+The Python API. Importing this package imports no torch: each name below is loaded when it is first used.
+"""
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfeval.config import RunConfig, load_config
+    from selfeval.errors import (
+        ConfigError,
+        DataError,
+        ExportError,
+        InputError,
+        LoopError,
+        LostWorkError,
+        MemoryLimitError,
+        MissingPackageError,
+        ModelError,
+        NotFiniteError,
+        RoleError,
+        RunFolderError,
+        SeedsError,
+        SelfEvalError,
+        StorageError,
+        TextError,
+    )
+    from selfeval.runs.comparison import Comparison
+    from selfeval.runs.evaluator import Evaluator, Ranking
+    from selfeval.runs.judge import Judge
+    from selfeval.runs.policy import Policy
+    from selfeval.runs.run import Run
+    from selfeval.stages.running import run
+
+__all__ = [
+    "Comparison",
+    "ConfigError",
+    "DataError",
+    "Evaluator",
+    "ExportError",
+    "InputError",
+    "Judge",
+    "LoopError",
+    "LostWorkError",
+    "MemoryLimitError",
+    "MissingPackageError",
+    "ModelError",
+    "NotFiniteError",
+    "Policy",
+    "Ranking",
+    "RoleError",
+    "Run",
+    "RunConfig",
+    "RunFolderError",
+    "SeedsError",
+    "SelfEvalError",
+    "StorageError",
+    "TextError",
+    "__version__",
+    "load_config",
+    "run",
+]
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Comparison": "selfeval.runs.comparison",
+    "Evaluator": "selfeval.runs.evaluator",
+    "Judge": "selfeval.runs.judge",
+    "Policy": "selfeval.runs.policy",
+    "Ranking": "selfeval.runs.evaluator",
+    "Run": "selfeval.runs.run",
+    "RunConfig": "selfeval.config",
+    "load_config": "selfeval.config",
+    "run": "selfeval.stages.running",
+}
+"""Where the names of the API are defined; those that end with `Error` are in `selfeval.errors`."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the API when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(_MODULES.get(name, "selfeval.errors")), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

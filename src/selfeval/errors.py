@@ -13,7 +13,8 @@ SelfEvalError
 │   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
 │   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
 │   │   └── NotFiniteError  a number of training is NaN or infinite
-│   └── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
+│   ├── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
+│   └── MissingPackageError an optional dependency is not installed; also an ImportError
 └── RoleError               our own misuse of roles on the backbone; exit code 1
 
 A message says what was got, what is allowed, and what to do.
@@ -29,6 +30,7 @@ __all__ = [
     "LoopError",
     "LostWorkError",
     "MemoryLimitError",
+    "MissingPackageError",
     "ModelError",
     "NotFiniteError",
     "RoleError",
@@ -95,6 +97,18 @@ class NotFiniteError(LoopError):
 
 class ExportError(InputError):
     """A role cannot be exported as it was asked for."""
+
+
+class MissingPackageError(InputError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        work: what needs it.
+        package: its name, which is also that of the extra of this package.
+    """
+
+    def __init__(self, work: str, package: str) -> None:
+        super().__init__(f"{work} needs the package {package}; install it: pip install 'self-evaluator[{package}]'")
 
 
 class RoleError(SelfEvalError):

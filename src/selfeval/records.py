@@ -14,7 +14,20 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
 
-__all__ = ["Drop", "Pair", "Question", "Reply", "Seed", "Split", "Verdict", "VerdictState", "Working", "from_json", "to_json"]
+__all__ = [
+    "Drop",
+    "Pair",
+    "Question",
+    "Reply",
+    "Sampled",
+    "Seed",
+    "Split",
+    "Verdict",
+    "VerdictState",
+    "Working",
+    "from_json",
+    "to_json",
+]
 
 
 class Split(StrEnum):
@@ -124,6 +137,17 @@ class Pair:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     split: Split
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A reply that the policy gave at an iteration of its training."""
+
+    step: int
+    question_id: str
+    text: str
+    score: float
+    finished: bool
 
 
 @dataclass(frozen=True)

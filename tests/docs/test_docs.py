@@ -16,9 +16,10 @@ import pytest
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from selfeval.cli.app import _STAGES, app
+from selfeval.cli.app import app
 from selfeval.config import RunConfig
 from selfeval.report.schema import Report
+from selfeval.stages import STAGE_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")])
@@ -144,7 +145,7 @@ def _problems(words: list[str]) -> list[str]:
             found.append(f"{' '.join(words)}: no option {name}")
         elif name == "--set" and not _PLACEHOLDER.search(value) and value != "key=value" and (problem := _check_setting(value)):
             found.append(problem)
-        elif name == "--until" and not _PLACEHOLDER.search(attached or value) and (attached or value) not in _STAGES:
+        elif name == "--until" and not _PLACEHOLDER.search(attached or value) and (attached or value) not in STAGE_NAMES:
             found.append(f"{' '.join(words)}: no stage {value}")
     return found
 
@@ -219,7 +220,7 @@ def test_files_exist(page: Path) -> None:
         top = span.split("/")[0]
         if top in ("src", "tests", "docs", "recipes", "benchmarks", ".ci") and not (ROOT / span).exists():
             missing.append(span)
-        run_folders = ("questions", "replies", "verdicts", "pairs", "policy", "evaluator", "evaluation", "report")
+        run_folders = ("questions", "replies", "verdicts", "pairs", "policy", "evaluator", "evaluation", "report", "runs")
         if top in rooms - set(run_folders) and not (ROOT / "src" / "selfeval" / span).exists():
             missing.append(span)
     assert missing == []

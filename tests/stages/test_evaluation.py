@@ -53,7 +53,7 @@ def test_the_judged_test_pairs_are_all_of_the_test_split_with_their_margins(
             prompts.extend(asked)
             return torch.tensor([[float(len(i)) for i in ids], [2.0 * len(i) for i in ids]])
 
-    monkeypatch.setattr(evaluation, "scorer_of", lambda _: Two())
+    monkeypatch.setattr(Context, "scorer", lambda self: Two())
     monkeypatch.setattr(Context, "grade_prompt", lambda self, question_id, question: (question_id, question), raising=False)
     _give(run, "backbone", None)
     found = evaluation._judged_test_pairs(run, QUESTIONS, Gold())

@@ -18,9 +18,12 @@ from selfeval.errors import ExportError
 from selfeval.judging.judge import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, Reply, Split
+from selfeval.runs.export import export_role
+from selfeval.runs.model import RunModel
+from selfeval.runs.policy import Policy
+from selfeval.runs.reader import RunReader
 from selfeval.stages import evaluation, policy
 from selfeval.stages.context import Context
-from selfeval.stages.export import export_role
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
@@ -131,6 +134,20 @@ def test_another_process_samples_with_the_same_guide(guided: Context) -> None:
     assert sum(a.ids != b.ids for a, b in zip(found, answer(other, prompts(other), None, seed=3), strict=True)) > 5
 
 
+def test_the_policy_of_the_api_samples_with_its_guide(guided: Context) -> None:
+    other = again(guided)
+    other.store.update_run(config=other.config.model_dump(mode="json"))
+    loaded = Policy(RunModel(RunReader(other.store.root), other.backbone, other.templates))
+    found = loaded.reply([question.text for question in other.questions(Split.TEST)], n=5, seed=3)
+    asked = [prompt for prompt in prompts(other)[:4] for _ in range(5)]
+    with_guide, without = (
+        [other.templates.text(rollout.ids) for rollout in answer(other, asked, guide, seed=3)]
+        for guide in (ensure_policy(other), None)
+    )
+    assert [text for replies in found for text in replies] == with_guide
+    assert with_guide != without
+
+
 def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     other = again(guided)
     unparsable = Judgement(None, None, None, None, (None, None), ("", ""))
@@ -150,7 +167,7 @@ def test_a_policy_whose_weights_learned_has_no_guide(tmp_path: Path) -> None:
 
 
 def test_a_guided_policy_is_not_exported_as_if_it_had_learned(guided: Context, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"merge": False, "precision": "base", "terminal": Terminal(quiet=True)}
+    options: dict[str, Any] = {"merge": False, "precision": "base"}
     with pytest.raises(ExportError, match="q-0, q-1 guide it while it samples"):
         export_role(guided.config, guided.store.root, POLICY, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

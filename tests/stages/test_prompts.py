@@ -15,10 +15,10 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import ModelError, RunFolderError
 from selfeval.judging.templates import template_texts, templates_folder
-from selfeval.stages.export import export_role
-from selfeval.stages.prompts import day_of, has_lost_chat_template, keep_templates, load_templates, templates_of_run
-from selfeval.stages.scoring import score_texts
-from selfeval.stages.terminal import Terminal
+from selfeval.runs.evaluator import Evaluator
+from selfeval.runs.export import export_role
+from selfeval.runs.templates import day_of, templates_of_run
+from selfeval.stages.prompts import has_lost_chat_template, keep_templates, load_templates
 from selfeval.store import RunStore, write_json
 from selfeval.training.evaluator import EVALUATOR
 
@@ -48,10 +48,10 @@ class Run:
         store.close()
 
     def score(self, folder: Path | None = None) -> float:
-        return score_texts(self.config, folder or self.folder, "How many?", ["five"], 0.8).scores[0]
+        return Evaluator.load(folder or self.folder).score("How many?", ["five"])[0]
 
     def export(self, target: Path) -> Path:
-        given: Any = {"merge": True, "precision": "base", "terminal": Terminal(quiet=True)}
+        given: Any = {"merge": True, "precision": "base"}
         export_role(self.config, self.folder, EVALUATOR, target, **given)
         return target
 
@@ -100,7 +100,7 @@ def test_a_run_without_a_chat_template_stays_without(tmp_path: Path) -> None:
 def test_a_round_reads_the_prompts_of_its_run(run: Run) -> None:
     inner = run.folder / "rounds" / "02"
     shutil.copytree(run.folder / "roles", inner / "roles")
-    write_json(inner / "run.json", {"round": 2})
+    write_json(inner / "run.json", {"round": 2, "config": run.config.model_dump(mode="json")})
     assert run.score(inner) == run.score()
 
 

@@ -18,11 +18,11 @@ from selfeval.evaluation.evaluator import JudgedPair
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState, Working
 from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.runs.reader import round_folder
 from selfeval.stages import evaluation, questions, replies
 from selfeval.stages.context import START, Context
 from selfeval.stages.pipeline import stage_keys
 from selfeval.stages.policy import add_roles
-from selfeval.stages.rounds import round_folder
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.evaluator import EVALUATOR

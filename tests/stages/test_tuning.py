@@ -181,7 +181,7 @@ def test_what_was_trained_is_kept_when_writing_fails(world: World) -> None:
         raise StorageError("cannot write: the disk is full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfeval.stages.export.write_merged", full)
+        patch.setattr("selfeval.runs.export.write_merged", full)
         with pytest.raises(StorageError):
             world.tune()
     assert not world.out.exists()
@@ -404,7 +404,7 @@ def _interrupted_before_writing(world: World) -> Path:
         raise StorageError("cannot write: the disk is full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfeval.stages.export.write_merged", full)
+        patch.setattr("selfeval.runs.export.write_merged", full)
         with pytest.raises(StorageError):
             world.tune()
     return world.root / "out.tuning"

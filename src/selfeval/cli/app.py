@@ -16,12 +16,13 @@ import typer
 
 from selfeval import __version__
 from selfeval.cli.failures import clear_errors, refuse_broken_arguments
-from selfeval.errors import InputError, RunFolderError
+from selfeval.errors import InputError
+from selfeval.stages import STAGE_NAMES
 from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
-    from selfeval.stages.export import Exported
+    from selfeval.runs.export import Exported
 
 __all__ = ["app", "main"]
 
@@ -33,9 +34,6 @@ comes with the package. Exit codes: 0 done, 2 something you gave cannot be used,
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
-
-_EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
-_STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
 
 Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -49,23 +47,6 @@ RemoteCode = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, for example runs/embedded.")]
 
 
-def _config(
-    recipe: Path | None,
-    model: str | None,
-    seeds: Path | None,
-    assignments: list[str],
-    name: str | None,
-    memory_budget: str | None,
-) -> RunConfig:
-    from selfeval.config import load_config
-
-    picked = recipe or (None if model else _EMBEDDED)
-    found = os.path.abspath(model) if model and Path(model).is_dir() else model
-    given_seeds = None if seeds is None else os.path.abspath(seeds)
-    overrides = {"model": found, "seeds": given_seeds, "name": name, "memory_budget": memory_budget}
-    return load_config(picked, overrides, assignments)
-
-
 @app.command()
 def run(
     recipe: Recipe = None,
@@ -74,12 +55,12 @@ def run(
         Path | None,
         typer.Option(help='Seed questions: JSON lines {"question": "..."}, or plain text with one question per line.'),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME. An existing run is resumed.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder (default: runs/NAME). An existing run is resumed.")] = None,
     until: Annotated[
         str | None,
         typer.Option(
             metavar="STAGE",
-            help=f"Stop after this stage: {', '.join(_STAGES)}. With rounds, a stage of round 1; 2/pairs is one of round 2.",
+            help=f"Stop after this stage: {', '.join(STAGE_NAMES)}. With rounds: of round 1, or 2/pairs of round 2.",
         ),
     ] = None,
     assign: Annotated[
@@ -118,61 +99,26 @@ def run(
     selfeval run --set rounds=3
     """
     with clear_errors(debug) as command:
-        if output and (output / "run.json").exists() and not (recipe or model or seeds):
-            config = _config_of_the_run(output, assign or [], memory_budget)
-        else:
-            named = Path(os.path.abspath(output)).name if output and not recipe else None
-            config = _config(recipe, model, seeds, assign or [], named, memory_budget)
+        from selfeval.stages.running import config_to_run
+
+        config = config_to_run(recipe, output, model=model, seeds=seeds, memory_budget=memory_budget, assignments=assign or [])
         command.folder = output or Path("runs") / config.name
         _run(config, command.folder, until, quiet, trust_remote_code, restart)
 
 
-def _config_of_the_run(folder: Path, assignments: list[str], memory_budget: str | None) -> RunConfig:
-    """The configuration in a run's folder, with the values that are given now."""
-    from selfeval.config import load_config
-
-    values = _read_config(folder).model_dump(mode="json")
-    if memory_budget is not None:
-        values["memory_budget"] = memory_budget
-    if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
-        values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run has a copy
-    return load_config(None, values, assignments)
-
-
 def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool, restart: bool) -> None:
-    from selfeval.stages.preflight import check_input, run_folder
-
-    stop = None if until is None else _stop_at(until, config.rounds)
-    _quiet_libraries()
-    check_input(config, trust_remote_code=trust_remote_code)
-    from selfeval.stages.context import Context
-    from selfeval.stages.rounds import run_rounds
+    from selfeval.stages.running import execute, stop_at
     from selfeval.stages.terminal import Terminal
 
-    with run_folder(output) as store:
-        context = Context(config, store, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
-        worked = run_rounds(context, stop)
-        whole = store.run["status"] == "finished"
-        if not worked and not whole:
-            typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to continue")
-        if store.is_finished("report"):
-            from selfeval.cli.closing import print_closing
+    stop = None if until is None else stop_at(until, config.rounds)
+    _quiet_libraries()
+    done = execute(config, output, stop, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
+    if not done.worked and not done.finished:
+        typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to continue")
+    if done.reported:
+        from selfeval.cli.closing import print_closing
 
-            print_closing(output, worked or not whole)
-
-
-def _stop_at(until: str, rounds: int) -> tuple[int, str]:
-    """The round and the stage that `--until` names."""
-    from selfeval.config import nearest
-
-    number, _, stage = until.rpartition("/")
-    if stage not in _STAGES:
-        raise InputError(f'there is no stage "{stage}"{nearest(stage, _STAGES)}')
-    if number and not (number.isdecimal() and 1 <= int(number) <= rounds):
-        raise InputError(
-            f'--until {until}: there is no round "{number}", rounds = {rounds}; give one of them, or --set rounds=N'
-        )
-    return int(number or 1), stage
+        print_closing(output, done.worked or not done.finished)
 
 
 def _quiet_libraries() -> None:
@@ -187,18 +133,6 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-def _read_config(folder: Path) -> RunConfig:
-    from selfeval.config import RunConfig
-    from selfeval.store import read_run
-
-    run = read_run(folder)
-    try:
-        return RunConfig.model_validate(run["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFolderError(f"{folder / 'run.json'} does not hold the configuration of this version ({reason})") from error
 
 
 @app.command()
@@ -251,7 +185,10 @@ def _plan(
     assign: list[str],
     as_json: bool,
 ) -> None:
-    config = _config(recipe, model or (str(config_file) if config_file else None), None, assign, None, budget)
+    from selfeval.stages.running import new_config
+
+    named_model = model or (str(config_file) if config_file else None)
+    config = new_config(recipe, model=named_model, memory_budget=budget, assignments=assign)
     named = _named_devices(devices)
     _quiet_libraries()
     from selfeval.backbone.facts import model_facts
@@ -321,14 +258,15 @@ def report(
 ) -> None:
     """Draw index.html again from report.json and metrics/."""
     with clear_errors(debug):
-        _read_config(folder)
         from selfeval.report.page import draw_page
-        from selfeval.store import check_files, read_json
+        from selfeval.runs.reader import RunReader
         from selfeval.texts import safe_json
 
-        check_files(folder, [folder / "report.json", folder / "metrics"])
+        reader = RunReader(folder)
+        values = reader.report()
+        reader.check([folder / "metrics"])
         page = draw_page(folder)
-        typer.echo(safe_json(read_json(folder / "report.json"), indent=2) if as_json else f"Report: {page}")
+        typer.echo(safe_json(values, indent=2) if as_json else f"Report: {page}")
 
 
 @app.command()
@@ -344,7 +282,9 @@ def restore(
     Without N: list what can be restored, with its cost and its settings.
     """
     with clear_errors(debug):
-        _read_config(folder)
+        from selfeval.runs.reader import RunReader
+
+        RunReader(folder)
         _quiet_libraries()
         from selfeval.stages.restore import listed
         from selfeval.stages.restore import restore as put_back
@@ -373,11 +313,11 @@ def show(
 ) -> None:
     """Look at the records of a run. Long lists of token ids are cut, except with --json."""
     with clear_errors(debug):
-        _read_config(folder)
-        from selfeval.stages.show import layout, read_rows
+        from selfeval.cli.showing import first_rows, layout
+        from selfeval.runs.reader import RunReader
         from selfeval.texts import safe_json
 
-        for row in read_rows(folder, records, count):
+        for row in first_rows(RunReader(folder), records, count):
             typer.echo(safe_json(row) if as_json else layout(row))
 
 
@@ -407,8 +347,10 @@ def score(
     selfeval score runs/mine --file replies.jsonl --json > scores.jsonl
     """
     with clear_errors(debug):
-        config = _read_config(folder)
         from selfeval.cli.scoring import print_scores, read_asked, typed
+        from selfeval.runs.reader import RunReader
+
+        RunReader(folder)  # refuses what is no run before the libraries are loaded
 
         if (file is None) == (question is None or not reply):
             raise InputError("give --question and at least one --reply, or --file; not both")
@@ -416,10 +358,9 @@ def score(
             raise InputError("--sure nan: give a confidence between 0.5 and 1")
         asked = typed(question or "", reply or []) if file is None else read_asked(file)
         _quiet_libraries()
-        from selfeval.stages.scoring import RunScorer
+        from selfeval.runs.evaluator import Evaluator
 
-        scorer = RunScorer.load(config, folder, trust_remote_code=trust_remote_code)
-        print_scores(scorer, asked, sure, as_json=as_json, batch=batch)
+        print_scores(Evaluator.load(folder, trust_remote_code=trust_remote_code), asked, sure, as_json=as_json, batch=batch)
 
 
 @app.command()
@@ -455,12 +396,14 @@ def export(
     selfeval export runs/mine --role evaluator --merge --precision fp32 --to exported/evaluator
     """
     with clear_errors(debug):
-        config = _read_config(folder)
+        from selfeval.runs.reader import RunReader
+
+        config = RunReader(folder).config
         if model is not None:
             config = config.model_copy(update={"model": os.path.abspath(model) if Path(model).is_dir() else model})
         _quiet_libraries()
         from selfeval.config import nearest
-        from selfeval.stages.export import MERGED_PRECISIONS, export_role
+        from selfeval.runs.export import MERGED_PRECISIONS, export_role
         from selfeval.stages.terminal import Terminal
 
         if precision not in MERGED_PRECISIONS:
@@ -474,7 +417,7 @@ def export(
             to,
             merge=merge,
             precision=precision,
-            terminal=Terminal(quiet),
+            waiting=Terminal(quiet).waiting,
             trust_remote_code=trust_remote_code,
             base_id=base_id,
         )
@@ -529,7 +472,9 @@ def tune(
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
     """
     with clear_errors(debug):
-        config = _config(None, model, None, assign or [], Path(os.path.abspath(to)).name, None)
+        from selfeval.stages.running import new_config
+
+        config = new_config(model=model, name=Path(os.path.abspath(to)).name, assignments=assign or [])
         _quiet_libraries()
         from selfeval.stages.terminal import Terminal
         from selfeval.stages.tuning import tune as tune_model
@@ -578,7 +523,8 @@ def exam(
 
         from selfeval.lab.exam import examine
 
-        typer.echo(json.dumps(examine(model or str(_EMBEDDED.parent / "word_problems"), questions, seed), indent=2))
+        embedded = str(Path(__file__).parents[1] / "lab" / "word_problems")
+        typer.echo(json.dumps(examine(model or embedded, questions, seed), indent=2))
 
 
 @app.callback(invoke_without_command=True)

@@ -15,7 +15,7 @@ from selfeval.errors import DataError, InputError
 from selfeval.texts import json_line, json_lines, read_text, safe_json, shortened, visible
 
 if TYPE_CHECKING:
-    from selfeval.stages.scoring import RunScorer, Scored
+    from selfeval.runs.evaluator import Evaluator, Ranking
 
 __all__ = ["Asked", "print_scores", "read_asked", "typed"]
 
@@ -83,11 +83,11 @@ def _asked(values: dict[str, Any], where: str) -> Asked:
     return Asked(question, tuple(replies), values)
 
 
-def print_scores(scorer: RunScorer, asked: Iterable[Asked], sure: float, *, as_json: bool, batch: int) -> None:
+def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float, *, as_json: bool, batch: int) -> None:
     """Prints the scores of each question as soon as its batch is scored.
 
     Args:
-        scorer: the evaluator.
+        evaluator: of a run.
         asked: the questions.
         sure: confidence below which a preference is unsure.
         as_json: one JSON object a line, with all fields of the question's own line.
@@ -95,7 +95,7 @@ def print_scores(scorer: RunScorer, asked: Iterable[Asked], sure: float, *, as_j
     """
     rest, is_first = iter(asked), True
     while group := list(islice(rest, batch)):
-        for one, result in zip(group, scorer.score([(a.question, a.replies) for a in group], sure), strict=True):
+        for one, result in zip(group, evaluator.rank([(a.question, a.replies) for a in group], sure), strict=True):
             if as_json:
                 typer.echo(safe_json(_as_json(one, result)))
             else:
@@ -104,7 +104,7 @@ def print_scores(scorer: RunScorer, asked: Iterable[Asked], sure: float, *, as_j
         sys.stdout.flush()
 
 
-def _as_json(asked: Asked, result: Scored) -> dict[str, Any]:
+def _as_json(asked: Asked, result: Ranking) -> dict[str, Any]:
     return {
         **asked.line,
         "scores": [round(score, 6) for score in result.scores],
@@ -115,7 +115,7 @@ def _as_json(asked: Asked, result: Scored) -> dict[str, Any]:
     }
 
 
-def _as_text(replies: Sequence[str], result: Scored) -> list[str]:
+def _as_text(replies: Sequence[str], result: Ranking) -> list[str]:
     lines = [f"{value:+.3f}  {visible(text)}" for text, value in zip(replies, result.scores, strict=True)]
     if result.preferred is not None and result.confidence is not None:
         verdict = "unsure" if result.unsure else f"reply {result.preferred + 1}"

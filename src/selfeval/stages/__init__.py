@@ -1,1 +1,8 @@
-"""The stages of the loop. Each reads and writes files of the run folder, and nothing else connects them."""
+"""The stages of a run, connected by files, and how they are run in order."""
+
+from __future__ import annotations
+
+__all__ = ["STAGE_NAMES"]
+
+STAGE_NAMES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
+"""In their order; here, for the command line to list them without importing them."""

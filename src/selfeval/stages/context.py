@@ -16,36 +16,22 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
+from selfeval.runs.members import load_members
+from selfeval.runs.reader import pairs_of, with_run_precision
+from selfeval.runs.templates import day_of
 from selfeval.stages.given import Given, read_given
-from selfeval.stages.prompts import day_of, load_templates
+from selfeval.stages.prompts import load_templates
 from selfeval.stages.seeds import read_seeds
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
+from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
 from selfeval.training.setting import POLICY
 
-__all__ = ["START", "Context", "as_begun", "pairs_of"]
+__all__ = ["START", "Context"]
 
 START = "start"
 """Role that a later round starts from: the policy of the round before, frozen. In round 1 that is the bare base."""
-
-
-def pairs_of(split: Split) -> str:
-    """Where the pairs of a split are in the run folder: a folder of their own, so that a trainer is given one of them only."""
-    return f"pairs/{split.value}"
-
-
-def as_begun(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
-    """The configuration with the precision that was picked for this run and model, whatever memory is free now.
-
-    Args:
-        config: what is asked for.
-        run: the content of run.json.
-    """
-    device = run.get("device") or {}
-    if config.precision == "auto" == device.get("asked") and config.model == device.get("model"):
-        return config.model_copy(update={"precision": device["precision"]})
-    return config
 
 
 @dataclass
@@ -86,7 +72,7 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            config = as_begun(self.config, self.first.run)
+            config = with_run_precision(self.config, self.first.run)
             backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
             backbone.check_targets()
         backbone.budget.tell = self.terminal.note
@@ -115,6 +101,19 @@ class Context:
         if START not in self.backbone.roles:
             self.backbone.load_role(START, self.earlier[-1].root / "roles" / POLICY)
         return START
+
+    def load_evaluators(self) -> list[Member]:
+        """Load the trained evaluator members into the backbone, unless they are loaded, and return them."""
+        return load_members(self.backbone, self.store.root / "roles", self.config)
+
+    def scorer(self, pessimism: Pessimism = "mean") -> EvaluatorScorer:
+        """Return the evaluator members as one scorer.
+
+        Args:
+            pessimism: their mean, as evidence uses it, or how the policy is trained on them.
+        """
+        config, members = self.config, self.load_evaluators()
+        return EvaluatorScorer(self.backbone, config.batch_tokens, members, pessimism, config.policy.uncertainty_weight)
 
     def take_memory_events(self) -> list[dict[str, Any]]:
         """What happened to the limits of the backbone's passes since the last call; nothing while it is not loaded."""

@@ -30,7 +30,7 @@ from selfeval.evaluation.over_optimisation import (
 from selfeval.evaluation.policy import Answered, measure_policy, outcome, sample_of
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.judging.judge import Comparison, compare
-from selfeval.records import Question, Split, Verdict, VerdictState
+from selfeval.records import Question, Sampled, Split, Verdict, VerdictState
 from selfeval.report.schema import (
     Alarm,
     Evaluation,
@@ -45,10 +45,10 @@ from selfeval.report.schema import (
 )
 from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
+from selfeval.runs.members import temperature_of
 from selfeval.stages.context import Context
-from selfeval.stages.evaluators import ensure_evaluators, scorer_of, temperature_of
 from selfeval.stages.gold import Gold, load_gold
-from selfeval.stages.policy import Sampled, answer, ensure_policy
+from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_object, write_json, writing
 
@@ -63,7 +63,7 @@ Advance = Callable[[int], None]
 def run(context: Context) -> dict[str, Any]:
     """Write evaluation/figures.json (the parts of report.json that need the model); return counts."""
     gold = load_gold(context.config.domain, context.config.gold)
-    ensure_evaluators(context)
+    context.load_evaluators()
     guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
@@ -165,7 +165,7 @@ def _judged_test_pairs(
     texts = [questions[v.question_id].text for v in verdicts]
     prompts = [context.grade_prompt(v.question_id, text) for v, text in zip(verdicts, texts, strict=True)]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
-    scores_KB = scorer_of(context).each(prompts * 2, ids, advance)
+    scores_KB = context.scorer().each(prompts * 2, ids, advance)
     margins_KN = scores_KB[:, : len(both)] - scores_KB[:, len(both) :]
     margins, deviations = margins_KN.mean(0).tolist(), margins_KN.std(0, correction=0).tolist()
     right = [_both_right(gold, text, (a.text, b.text)) for text, (a, b) in zip(texts, both, strict=True)]
@@ -272,7 +272,7 @@ def _samples(context: Context, answered: Sequence[Answered], token_ids: Sequence
     picked = context.random("samples").sample(list(zip(answered, token_ids, strict=True)), count)
     prompts = [context.grade_prompt(question_id, a.question) for a, (_, _, question_id) in picked]
     ids = [before for _, (before, _, _) in picked] + [after for _, (_, after, _) in picked]
-    scores = scorer_of(context).of(prompts * 2, ids).whole_B.tolist() if picked else []
+    scores = context.scorer().of(prompts * 2, ids).whole_B.tolist() if picked else []
     return [sample_of(a, scores[i], scores[i + count]) for i, (a, _) in enumerate(picked)]
 
 

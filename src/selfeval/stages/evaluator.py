@@ -13,8 +13,8 @@ from typing import Any
 from selfeval.errors import LoopError
 from selfeval.quality.calibration import fit_temperature
 from selfeval.records import Pair
+from selfeval.runs.members import Temperature, member_roles
 from selfeval.stages.context import Context
-from selfeval.stages.evaluators import Temperature, ensure_evaluators, member_roles, scorer_of
 from selfeval.stages.terminal import Bar
 from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
@@ -45,7 +45,7 @@ def margins(context: Context, pairs: Sequence[Preference]) -> list[float]:
     """Score of the chosen reply minus score of the rejected one, by the evaluators together."""
     prompts = [p.prompt for p in pairs] * 2
     replies = [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    scores = scorer_of(context).of(prompts, replies).whole_B.tolist()
+    scores = context.scorer().of(prompts, replies).whole_B.tolist()
     return [a - b for a, b in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
 
 
@@ -87,7 +87,7 @@ def run(context: Context) -> dict[str, Any]:
             if not context.role_folder(role).is_dir():  # else it was trained before this run was interrupted
                 _train(context, role, train, steps * number, bar)
             bar.advance(steps * (number + 1) - bar.done)
-    ensure_evaluators(context)
+    context.load_evaluators()
     temperature = _temperature(context, held_out)
     written = context.role_folder(EVALUATOR) / "evaluator.json"
     saved = {"temperature": temperature.value, "temperature_pairs": temperature.pairs}

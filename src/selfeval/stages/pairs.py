@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from selfeval.errors import LoopError
 from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState
-from selfeval.stages.context import Context, pairs_of
+from selfeval.runs.reader import pairs_of
+from selfeval.stages.context import Context
 
 __all__ = ["FEWEST", "run"]
 

@@ -16,10 +16,11 @@ from selfeval.errors import LostWorkError, RunFolderError
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.records import Split
+from selfeval.runs.members import member_roles
+from selfeval.runs.reader import pairs_of
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
 from selfeval.stages.changes import Loss, agree, changed_contents, differences
-from selfeval.stages.context import Context, pairs_of
-from selfeval.stages.evaluators import member_roles
+from selfeval.stages.context import Context
 from selfeval.stages.given import given_key
 from selfeval.stages.gold import check_domain, gold_key
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
-from selfeval.records import Split
+from selfeval.records import Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
+from selfeval.runs.policy import GUIDE, load_policy
 from selfeval.stages.context import Context
-from selfeval.stages.evaluators import ensure_evaluators, scorer_of
-from selfeval.store import read_object, write_json, writing
+from selfeval.store import write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
@@ -23,8 +22,6 @@ from selfeval.training.setting import POLICY, REFERENCE, Prompt, Samples, Scores
 from selfeval.training.watchdogs import Alarm
 
 __all__ = [
-    "GUIDE",
-    "Sampled",
     "add_roles",
     "answer",
     "ensure_policy",
@@ -34,25 +31,11 @@ __all__ = [
     "setting_of",
 ]
 
-GUIDE = "guide.json"
-"""In the policy's folder: what bends its sampling, where a value learner left its weights alone."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A reply that the policy gave while it was trained."""
-
-    step: int
-    question_id: str
-    text: str
-    score: float
-    finished: bool
-
 
 def add_roles(context: Context) -> None:
     """Policy and reference; a learner adds what else it needs."""
     backbone = context.backbone
-    ensure_evaluators(context)
+    context.load_evaluators()
     start = context.ensure_start()
     backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
     if context.config.policy.reference_ema:
@@ -73,13 +56,8 @@ def save_policy(context: Context, guide: Guide | None) -> None:
 
 
 def ensure_policy(context: Context) -> Guide | None:
-    """Loads the trained policy, and what guides it, into the backbone unless they are there already; returns the guide."""
-    noted = context.role_folder(POLICY) / GUIDE
-    guide = Guide.from_json(read_object(noted)) if noted.is_file() else None
-    for role in (POLICY, *(guide.roles if guide else ())):
-        if role not in context.backbone.roles:
-            context.backbone.load_role(role, context.role_folder(role))
-    return guide
+    """Load the trained policy, and the value roles that guide it, unless they are loaded; return the guide."""
+    return load_policy(context.backbone, context.store.root / "roles")
 
 
 def answer(
@@ -136,7 +114,7 @@ def setting_of(context: Context) -> Setting:
     return Setting(
         context.backbone,
         config.policy,
-        scorer_of(context, config.policy.pessimism),
+        context.scorer(config.policy.pessimism),
         seed=context.round_seed,
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,

@@ -28,8 +28,9 @@ from selfeval.report.schema import (
     RoundPolicy,
     Time,
 )
-from selfeval.stages.context import Context, pairs_of
-from selfeval.stages.prompts import TEMPLATES
+from selfeval.runs.reader import pairs_of
+from selfeval.runs.templates import TEMPLATES
+from selfeval.stages.context import Context
 from selfeval.store import RunStore, open_file, write_json
 
 __all__ = [

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfeval.errors import RunFolderError
+from selfeval.runs.reader import round_folder
 from selfeval.stages.context import Context
 from selfeval.stages.pipeline import (
     agree_to_changes,
@@ -24,12 +25,7 @@ from selfeval.stages.pipeline import (
 )
 from selfeval.store import RunStore
 
-__all__ = ["round_folder", "run_rounds"]
-
-
-def round_folder(root: Path, number: int) -> Path:
-    """Where a round lies in the folder of its run."""
-    return root if number == 1 else root / "rounds" / f"{number:02d}"
+__all__ = ["run_rounds"]
 
 
 def run_rounds(first: Context, until: tuple[int, str | None] | None = None) -> bool:

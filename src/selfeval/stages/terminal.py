@@ -85,11 +85,12 @@ class Terminal:
 
     Args:
         quiet: show nothing but errors and the closing table.
-        console: of rich; standard error unless given, so that standard output stays clean.
+        console: of rich; standard error by default, which keeps standard output clean.
+        asks: questions may be asked on standard input.
     """
 
-    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
-        self.quiet = quiet
+    def __init__(self, quiet: bool = False, console: Console | None = None, *, asks: bool = True) -> None:
+        self.quiet, self._asks = quiet, asks
         self.console = console or Console(stderr=True)
 
     @property
@@ -117,7 +118,7 @@ class Terminal:
 
     def ask(self, question: str) -> bool:
         """Whether the user says yes; False where nobody can be asked."""
-        if not (self.console.is_terminal and sys.stdin.isatty()):
+        if not (self._asks and self.console.is_terminal and sys.stdin.isatty()):
             return False
         self.console.print(f"{question} [y/N] ", end="", highlight=False, markup=False)
         return sys.stdin.readline().strip().lower() in ("y", "yes")

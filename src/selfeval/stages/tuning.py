@@ -22,8 +22,8 @@ from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, RunFolderError, TextError
+from selfeval.runs.export import TUNING, Exported, export_role, free_folder
 from selfeval.stages.context import Context
-from selfeval.stages.export import TUNING, Exported, export_role, free_folder
 from selfeval.stages.preflight import check_base
 from selfeval.stages.prompts import load_templates
 from selfeval.stages.terminal import Terminal
@@ -131,7 +131,7 @@ def tune(
             target,
             merge=True,
             precision="base",
-            terminal=terminal,
+            waiting=terminal.waiting,
             trust_remote_code=trust_remote_code,
         )
     shutil.rmtree(store.root)

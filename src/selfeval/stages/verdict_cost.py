@@ -19,7 +19,6 @@ from selfeval.records import Question, Reply
 from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
 from selfeval.rollout.engine import Request, count_tokens, generate
 from selfeval.stages.context import Context
-from selfeval.stages.evaluators import scorer_of
 
 __all__ = [
     "BATCHES",
@@ -123,7 +122,7 @@ def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
 
 
 def _by_evaluator(context: Context, batch: Sequence[Asked], workings: Sequence[str]) -> _Spent:
-    scorer, start = scorer_of(context), perf_counter()
+    scorer, start = context.scorer(), perf_counter()
     prompts = [
         context.templates.prompt("grade", question=a.question.text, working=working)
         for a, working in zip(batch, workings, strict=True)

@@ -12,7 +12,7 @@ from selfeval.store.files import (
     write_json,
     writing,
 )
-from selfeval.store.ledger import check_files, read_run
+from selfeval.store.ledger import check_files, has_manifest, read_run
 from selfeval.store.metrics import read_metrics
 from selfeval.store.records import read_rows
 from selfeval.store.run_store import RunStore
@@ -25,6 +25,7 @@ __all__ = [
     "content_hash",
     "file_hash",
     "fingerprint",
+    "has_manifest",
     "open_file",
     "open_to_umask",
     "read_json",

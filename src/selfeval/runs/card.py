@@ -36,7 +36,7 @@ class BaseModel:
         hub_id: `org/name`; None for a folder that is not known to be on the hub.
         revision: commit of the hub's repository, where it is known.
         name: hub id, or the name of the folder.
-        license: the license keys of its own card; `other` where it has none.
+        license: the license keys of its model card; `other` where it has none.
     """
 
     hub_id: str | None
@@ -49,7 +49,7 @@ def find_base(model: str, given: str | None = None) -> BaseModel:
     """Name the base of a run.
 
     Args:
-        model: the folder or hub id that the run used. A folder in the hub's cache tells its hub id.
+        model: the folder or hub id that the run used. The path of a folder in the hub's cache contains its hub id.
         given: the hub id, by the user; for a local copy.
 
     Raises:
@@ -68,7 +68,7 @@ def find_base(model: str, given: str | None = None) -> BaseModel:
 
 
 def _license(model: str) -> dict[str, str]:
-    """The license of a base, from the front matter of its card; a card that cannot be read says nothing."""
+    """Return the license keys in the front matter of a base's card; `other` where the card cannot be read."""
     try:
         found = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
         values: Any = metadata_load(found) if found else None
@@ -89,7 +89,7 @@ def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseMode
         run: the run's folder, whose report has the figures.
     """
     environment = Environment(
-        loader=PackageLoader("selfeval.stages", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
+        loader=PackageLoader("selfeval.runs", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
     )
     environment.filters["python"] = repr
     environment.filters["inline"] = _inline
@@ -99,7 +99,7 @@ def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseMode
 
 
 def _inline(text: str) -> str:
-    """A name as one word of a line of markdown, whatever it holds."""
+    """Return a name that can stand in one line of markdown."""
     return re.sub(r"[\s|`<>]+", " ", str(text)).strip()
 
 
@@ -123,7 +123,7 @@ def _tags(facts: Mapping[str, Any], is_adapter: bool, scores: bool) -> list[str]
 
 
 def _figures(facts: Mapping[str, Any], report: Report | None) -> list[tuple[str, str]]:
-    """The figures of the role that the run has measured, each with its interval and n."""
+    """Return the measured figures of the role, each with its interval and n."""
     if report is None or facts["tuning"]:
         return []
     rows = _of_evaluator(report.evaluator) if facts["bias"] is not None else _of_policy(report.policy)
@@ -157,7 +157,7 @@ def _of_policy(policy: Policy) -> list[tuple[str, Figure | None, bool]]:
 
 
 def _data(report: Report | None) -> dict[str, Any] | None:
-    """Counts of what the role was trained on."""
+    """Return counts of the training data."""
     if report is None:
         return None
     judged = report.verdicts

@@ -35,7 +35,7 @@ from transformers import (
     GenerationConfig,
 )
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "Text", "content_of", "messages", "question_of"]
 
 Text = str | list[dict[str, Any]]
 """Plain text, or messages."""
@@ -83,8 +83,9 @@ class Evaluator:
             ValueError: a prompt is a dialogue of several turns or has control tokens that are not those of the policy's
                 prompt. The evaluator would score it on a prompt that it has never seen.
         """
-        questions = [self._question(prompt) for prompt in prompts]
-        return self.scores(questions, [_content(completion, "assistant") for completion in completions])
+        around, control = self.facts["reply_prompt"], self.facts["control"]
+        questions = [question_of(prompt, around, control) for prompt in prompts]
+        return self.scores(questions, [content_of(completion, "assistant") for completion in completions])
 
     @torch.no_grad()
     def scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
@@ -190,23 +191,32 @@ class Evaluator:
             with self.model.disable_adapter():
                 yield
 
-    def _question(self, prompt: Text) -> str:
-        """The question in a prompt: its one user message, or what stands between the parts of the policy's prompt."""
-        text = _content(prompt, "user")
-        around = self.facts["reply_prompt"]
-        if not isinstance(prompt, str) or around is None:
-            return text
-        before, after = around
-        if before + after and text.startswith(before) and text.endswith(after) and len(text) > len(before + after):
-            return text[len(before) : len(text) - len(after)]
-        found = [token for token in self.facts["control"] if token in text]
-        if found:
-            raise ValueError(
-                f"a prompt is plain text with the control token {found[0]!r}, and it is not the policy's prompt "
-                f"({before!r} + question + {after!r}); give the question alone, or messages: "
-                '[{"role": "user", "content": question}]'
-            )
+
+def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[str]) -> str:
+    """Return the question in a prompt: its one user message, or the text between the parts of the policy's prompt.
+
+    Args:
+        prompt: messages or plain text.
+        around: text before and after the question in the policy's prompt; None where it is not known.
+        control: control tokens, which no plain question may hold.
+
+    Raises:
+        ValueError: a prompt of several messages, or plain text with control tokens that is not the policy's prompt.
+    """
+    text = content_of(prompt, "user")
+    if not isinstance(prompt, str) or around is None:
         return text
+    before, after = around
+    if before + after and text.startswith(before) and text.endswith(after) and len(text) > len(before + after):
+        return text[len(before) : len(text) - len(after)]
+    found = [token for token in control if token in text]
+    if found:
+        raise ValueError(
+            f"a prompt is plain text with the control token {found[0]!r}, and it is not the policy's prompt "
+            f"({before!r} + question + {after!r}); give the question alone, or messages: "
+            '[{"role": "user", "content": question}]'
+        )
+    return text
 
 
 def messages(question: str | None, reply: str | None = None) -> list[dict[str, str]]:
@@ -215,8 +225,12 @@ def messages(question: str | None, reply: str | None = None) -> list[dict[str, s
     return asked if reply is None else [*asked, {"role": "assistant", "content": reply}]
 
 
-def _content(text: Text, role: str) -> str:
-    """Return the text of a single message of this role."""
+def content_of(text: Text, role: str) -> str:
+    """Return the text of a single message of this role, or plain text as it is.
+
+    Raises:
+        ValueError: there are several messages, or one of another role.
+    """
     if isinstance(text, str):
         return text
     if len(text) != 1 or text[0].get("role") != role:

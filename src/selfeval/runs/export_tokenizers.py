@@ -25,7 +25,7 @@ _MARK = "QuestionOfThisPrompt"
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """What is saved with a role.
+    """The tokenizers that are saved with a role.
 
     Attributes:
         main: the folder's own.
@@ -71,7 +71,7 @@ def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Toke
 
 
 def _as_in_the_run(tokenizer: Any, backbone: Backbone, templates: Templates | None) -> Any:
-    """With the run's chat template, which may not be the base's of today, and the length of a stretched context."""
+    """Set the chat template of the run, which the base may have changed since, and the length of a stretched context."""
     if templates is not None:
         tokenizer.chat_template = templates.tokenizer.chat_template
     if backbone.loaded.stretch:  # tools cut texts there
@@ -80,7 +80,7 @@ def _as_in_the_run(tokenizer: Any, backbone: Backbone, templates: Templates | No
 
 
 def _around_question(tokenizer: Any) -> tuple[str, str] | None:
-    """The text before and after the question in the policy's prompt; None where it is not there exactly once."""
+    """Return the text before and after the question in the policy's prompt; None where it does not occur exactly once."""
     asked = [{"role": "user", "content": _MARK}]
     text = str(tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
     before, found, after = text.partition(_MARK)

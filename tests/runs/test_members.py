@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from selfeval.config import RunConfig
+from selfeval.runs.members import Temperature, temperature_of
 from selfeval.stages import evaluator
 from selfeval.stages.context import Context
-from selfeval.stages.evaluators import Temperature, temperature_of
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.evaluator import EVALUATOR, Preference

@@ -30,10 +30,10 @@ from selfeval.errors import ExportError, ModelError, RunFolderError, StorageErro
 from selfeval.judging.dialogue import evaluator_ids, hostile
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.rollout.engine import Request, generate
-from selfeval.stages import export
-from selfeval.stages.export import export_role, find_role
+from selfeval.runs import export
+from selfeval.runs.evaluator import Evaluator
+from selfeval.runs.export import export_role, find_role
 from selfeval.stages.prompts import load_templates
-from selfeval.stages.scoring import score_texts
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
@@ -114,7 +114,7 @@ class Run:
         config: Any = None,
         base_id: str | None = None,
     ) -> Any:
-        given: Any = {"merge": merge, "precision": precision, "base_id": base_id, "terminal": Terminal(quiet=True)}
+        given: Any = {"merge": merge, "precision": precision, "base_id": base_id}
         return export_role(config or self.config, self.folder, role, target, **given)
 
     def score(self, question: str = QUESTION, reply: str = REPLY) -> float:
@@ -385,7 +385,11 @@ def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, 
 def test_weights_that_a_foreign_folder_wants_on_disk_go_to_a_temporary_folder(tmp_path: Path) -> None:
     run = Run(tmp_path)
     chosen = run.config.placement.model_copy(update={"folder": str(tmp_path / "chosen by them")})
-    score_texts(run.config.model_copy(update={"placement": chosen}), run.folder, QUESTION, [REPLY], 0.8)
+    config = run.config.model_copy(update={"placement": chosen})
+    store = RunStore(run.folder)
+    store.update_run(config=config.model_dump(mode="json"))
+    store.close()
+    Evaluator.load(run.folder).score(QUESTION, [REPLY])
     assert not (tmp_path / "chosen by them").exists()
 
 

@@ -1,4 +1,4 @@
-"""Exports a trained role as a folder for other tools: weights, tokenizer, prompts, and a README that says how to use them.
+"""Export a trained role as a folder for other tools: weights, tokenizer, prompts, and a model card with instructions.
 
 The folder appears whole or not at all, and only after what was written was loaded again and compared with the role.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,12 +24,11 @@ from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
-from selfeval.stages.card import BaseModel, card_text, find_base
-from selfeval.stages.context import as_begun
-from selfeval.stages.export_tokenizers import Tokenizers, pick_tokenizers
-from selfeval.stages.policy import GUIDE
-from selfeval.stages.prompts import copy_templates, templates_of_run
-from selfeval.stages.terminal import Terminal
+from selfeval.runs.card import BaseModel, card_text, find_base
+from selfeval.runs.export_tokenizers import Tokenizers, pick_tokenizers
+from selfeval.runs.policy import GUIDE
+from selfeval.runs.reader import with_run_precision
+from selfeval.runs.templates import copy_templates, templates_of_run
 from selfeval.store import check_files, read_json, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
@@ -40,9 +40,12 @@ MERGED_PRECISIONS: Mapping[str, torch.dtype | None] = {"base": None, **DTYPES}
 """Of merged weights; `base` keeps each in the precision in which the run held it."""
 
 
+Waiting = Callable[[str], AbstractContextManager[object]]
+
+
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported folder.
 
     Attributes:
         role: its full name.
@@ -60,7 +63,7 @@ class Exported:
 
 
 def find_role(folder: Path, wanted: str) -> str:
-    """The full name of a role of the run; `evaluator` means `evaluator-0` where there is one evaluator.
+    """Return the full name of a role of the run; `evaluator` means `evaluator-0` where there is one evaluator.
 
     Raises:
         RunFolderError: no role is trained yet.
@@ -85,11 +88,11 @@ def export_role(
     *,
     merge: bool,
     precision: str,
-    terminal: Terminal,
+    waiting: Waiting = nullcontext,
     trust_remote_code: bool = False,
     base_id: str | None = None,
 ) -> Exported:
-    """Writes a role of a run to a folder of its own.
+    """Write a role of a run to a new folder.
 
     Args:
         config: of the run; the base is loaded on the CPU in the run's precision.
@@ -98,14 +101,14 @@ def export_role(
         target: the new folder; it may exist if it is empty.
         merge: a whole model instead of an adapter.
         precision: one of `MERGED_PRECISIONS`, of merged weights.
-        terminal: shows what is waited for.
+        waiting: given the name of a long step, returns a context that shows it while it takes place; shows nothing by default.
         trust_remote_code: run code that comes with the base.
         base_id: hub id of the base, for the model card and the adapter's config, where the run used a local copy.
 
     Raises:
         ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
         RunFolderError: the role was trained on another base, or a file of it is damaged.
-        StorageError: the disk is full or cannot be written; nothing stands at the target then.
+        StorageError: the disk is full or cannot be written; nothing is left at the target.
     """
     name = find_role(folder, role)
     _refuse_links(folder, name, Path(config.model))
@@ -113,11 +116,11 @@ def export_role(
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     base = find_base(config.model, base_id)
-    with terminal.waiting(f"loading {config.model}"):
+    with waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         backbone.load_role(name, folder / "roles" / name)
         templates = templates_of_run(folder, backbone.loaded.tokenizer)
-    with terminal.waiting(f"writing {name}"), writing(target) as part:
+    with waiting(f"writing {name}"), writing(target) as part:
         copy_templates(folder, part / "templates")
         tokenizers = pick_tokenizers(backbone, name, templates)
         source = base.hub_id or config.model
@@ -144,7 +147,7 @@ def _refuse_links(run: Path, role: str, model: Path) -> None:
 
 
 def _refuse_guided(role_folder: Path) -> None:
-    """A policy that a value learner left alone has no weights to give away: it would be exported as it was at its start."""
+    """Refuse a policy that value roles guide: its weights are unchanged, and the export would be the policy at its start."""
     if (role_folder / GUIDE).is_file():
         guides = ", ".join(read_json(role_folder / GUIDE)["roles"])
         raise ExportError(
@@ -154,7 +157,7 @@ def _refuse_guided(role_folder: Path) -> None:
 
 
 def free_folder(target: Path) -> Path:
-    """The whole path of a folder that may be written.
+    """Return the absolute path of a folder that may be written.
 
     Raises:
         ExportError: it holds something, or is a file.
@@ -170,8 +173,8 @@ def free_folder(target: Path) -> Path:
 
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
-    """The configuration with the precision that the run had, whole on the CPU whatever devices it had."""
-    begun = as_begun(config, read_run(folder))
+    """Return the configuration to load the base on the CPU in the precision of the run."""
+    begun = with_run_precision(config, read_run(folder))
     context = config.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
@@ -179,7 +182,7 @@ def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
 def _write_weights(
     backbone: Backbone, role: str, part: Path, tokenizers: Tokenizers, base: str, dtype: torch.dtype | None, merge: bool
 ) -> tuple[Layout, Agreement | None]:
-    """The role, and beside a merged evaluator that reads the base's reply, the base; reward.py where it can score."""
+    """Write the role; for a merged evaluator that reads reference answers, also the base; reward.py where it can score."""
     tokenizers.save(part)
     agreement: Agreement | None = None
     if merge:
@@ -196,7 +199,7 @@ def _write_weights(
 def _describe(
     exported: Exported, config: RunConfig, backbone: Backbone, templates: Templates, base: BaseModel, run: Path, part: Path
 ) -> None:
-    """export.json and README.md; of an evaluator that stays a role, evaluator.json too."""
+    """Write export.json and README.md; for the adapter of an evaluator, also evaluator.json."""
     role_folder, head = run / "roles" / exported.role, backbone.heads.get(exported.role)
     calibration = read_json(role_folder / "evaluator.json") if (role_folder / "evaluator.json").is_file() else None
     if exported.agreement is None and calibration is not None:

@@ -1,0 +1,48 @@
+"""The records of a run on the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from selfeval.texts import safe_json
+
+if TYPE_CHECKING:
+    from selfeval.runs.reader import RunReader
+
+__all__ = ["first_rows", "layout"]
+
+_MOST_NUMBERS = 16
+"""Token ids that are shown of a reply."""
+
+
+def first_rows(reader: RunReader, kind: str, count: int) -> list[dict[str, Any]]:
+    """Return the first `count` records of a kind; of the dropped ones, the first `count` of every stage and reason.
+
+    Raises:
+        RunFolderError: there is no such kind, none is written yet, or a file is damaged.
+    """
+    if kind != "dropped":
+        return list(islice(reader.rows(kind), count))
+    shown: Counter[Any] = Counter()
+    rows = []
+    for row in reader.rows(kind):
+        group = (row.get("stage"), row.get("reason"))
+        shown[group] += 1
+        if shown[group] <= count:
+            rows.append(row)
+    return rows
+
+
+def layout(row: Mapping[str, Any]) -> str:
+    """Return a record as JSON with one field a line; a long list of numbers is cut and ends with their count."""
+    fields = [f"  {safe_json(name)}: {_field(value)}" for name, value in row.items()]
+    return "{\n" + ",\n".join(fields) + "\n}"
+
+
+def _field(value: Any) -> str:
+    if isinstance(value, list) and len(value) > _MOST_NUMBERS and all(isinstance(item, int | float) for item in value):
+        value = [*value[:_MOST_NUMBERS], f"... {len(value)} in all"]
+    return safe_json(value)

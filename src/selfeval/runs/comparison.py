@@ -1,0 +1,50 @@
+"""The result of comparing two replies to a question, by an evaluator or by a judge."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from selfeval.judging.judge import Judgement
+from selfeval.records import VerdictState
+
+__all__ = ["Comparison", "Preferred", "sigmoid"]
+
+Preferred = Literal["a", "b", "unsure"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which of two replies, a or b, is the better one.
+
+    Attributes:
+        probability: that a is the better one; None where the judge's answer could not be parsed.
+        preferred: `a`, `b`, or `unsure` where neither is preferred with enough confidence.
+        state: why: `kept` (sure), `unsure`, and of a judge also `tie` and `unparsable`.
+        scores: of a and of b, where an evaluator compared them.
+        calibrated: the evaluator's temperature was fitted on held-out pairs; False for a judge.
+        judgement: both orders of the judge, with its raw output, where a judge compared them.
+    """
+
+    probability: float | None
+    preferred: Preferred
+    state: VerdictState
+    scores: tuple[float, float] | None = None
+    calibrated: bool = False
+    judgement: Judgement | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """Probability of the more likely reply, from 0.5 to 1; None without a probability."""
+        return None if self.probability is None else max(self.probability, 1.0 - self.probability)
+
+
+def sigmoid(x: float) -> float:
+    """Return 1 / (1 + exp(-x)), without overflow.
+
+    Example:
+        >>> sigmoid(0.0), sigmoid(-1000.0)
+        (0.5, 0.0)
+    """
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))

@@ -1,0 +1,215 @@
+"""The trained evaluator of a run: scores replies, compares them, and serves as a reward function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfeval.errors import InputError, RunFolderError
+from selfeval.records import VerdictState
+from selfeval.runs.comparison import Comparison, sigmoid
+from selfeval.runs.export_tokenizers import pick_tokenizers
+from selfeval.runs.members import load_members, member_roles, temperature_of
+from selfeval.runs.model import RunModel, described
+from selfeval.runs.reader import RunReader
+from selfeval.runs.reward import Text, content_of, question_of
+from selfeval.training.evaluator import EVALUATOR
+from selfeval.training.scoring import EvaluatorScorer
+
+__all__ = ["Evaluator", "Ranking", "RewardFunction"]
+
+RewardFunction = Callable[..., list[float]]
+"""Called as TRL does: `reward(prompts=..., completions=..., **columns)`."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next.
+
+    `calibrated` says whether the confidence has a temperature that was fitted on held-out pairs.
+    """
+
+    scores: tuple[float, ...]
+    preferred: int | None
+    confidence: float | None
+    unsure: bool
+    calibrated: bool = False
+
+
+class Evaluator:
+    """The trained evaluator of a run, loaded once for any number of questions.
+
+    Use `Evaluator.load`. Scores of replies to one question are comparable; those of different questions are not. Several
+    members (`evaluator.members`) score as their mean.
+
+    Example:
+        >>> evaluator = Evaluator.load("runs/first")
+        >>> question = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
+        >>> good, bad = evaluator.score(question, ["3 + 2 = 5. The answer is 5.", "3 - 2 = 1. The answer is 1."])
+        >>> evaluator.compare(question, "The answer is 5.", "The answer is 5.").preferred
+        'unsure'
+    """
+
+    def __init__(self, model: RunModel) -> None:
+        self._model = model
+        members = load_members(model.backbone, model.roles, model.config)
+        self._scorer = EvaluatorScorer(model.backbone, model.config.batch_tokens, members)
+        self._temperature = temperature_of(model.roles)
+        self._reference_answers: dict[str, str] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> Evaluator:
+        """Load the base, the evaluator and the prompts of a run, in the run's precision.
+
+        Args:
+            folder: of the run, or of one of its rounds (`RUN/rounds/02`).
+            trust_remote_code: run code that comes with the base.
+
+        Raises:
+            RunFolderError: the run has no evaluator yet, or a file of it is damaged.
+            ModelError: the base cannot be loaded.
+        """
+        reader = RunReader(folder)
+        cls.check(reader)
+        return cls(RunModel.load(reader, trust_remote_code=trust_remote_code))
+
+    @staticmethod
+    def check(reader: RunReader) -> None:
+        """Refuse a run without a whole evaluator; nothing is loaded.
+
+        Raises:
+            RunFolderError: the run has no evaluator yet, or a file of it is damaged.
+        """
+        roles = reader.roles_folder
+        if not (roles / EVALUATOR / "evaluator.json").is_file():
+            raise RunFolderError(f"{reader.folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
+        reader.check([roles / role for role in member_roles(reader.config)])
+
+    def __repr__(self) -> str:
+        return described("Evaluator", self._model.reader.folder, self._model.backbone)
+
+    # -- scores ---------------------------------------------------------------------------------------------------------
+
+    def score(self, question: str | Sequence[str], replies: Sequence[str]) -> list[float]:
+        """Score replies; higher is better.
+
+        Args:
+            question: one for all replies, or one for each reply.
+            replies: the texts to score.
+
+        Returns:
+            One score per reply, in their order.
+
+        Raises:
+            InputError: a text is empty, or there is not one question per reply.
+
+        Example:
+            >>> evaluator = Evaluator.load("runs/first")
+            >>> len(evaluator.score(["What is 1 + 1?", "What is 2 + 2?"], ["2", "4"]))
+            2
+        """
+        if isinstance(replies, str):
+            raise InputError("replies is one text; give a list of texts")
+        questions = [question] * len(replies) if isinstance(question, str) else list(question)
+        if len(questions) != len(replies):
+            raise InputError(f"got {len(questions)} questions and {len(replies)} replies; give one question per reply, or one")
+        _check_texts([*questions, *replies])
+        return self._scores(questions, replies)
+
+    def rank(self, asked: Sequence[tuple[str, Sequence[str]]], sure: float = 0.8) -> list[Ranking]:
+        """Rank the replies to each question; the confidence is sigmoid(margin / temperature).
+
+        Args:
+            asked: questions with their replies.
+            sure: confidence below which a preference is unsure.
+
+        Raises:
+            InputError: a reply or a question is empty.
+
+        Example:
+            >>> Evaluator.load("runs/first").rank([("What is 1 + 1?", ["2"])])[0].preferred is None
+            True
+        """
+        _check_texts([text for question, replies in asked for text in (question, *replies)])
+        questions = [question for question, replies in asked for _ in replies]
+        scores = iter(self._scores(questions, [reply for _, replies in asked for reply in replies]))
+        return [self._ranking([next(scores) for _ in replies], sure) for _, replies in asked]
+
+    def compare(self, question: str, a: str, b: str, sure: float = 0.8) -> Comparison:
+        """Compare two replies to a question.
+
+        Args:
+            question: the question.
+            a: a reply to it.
+            b: another one.
+            sure: confidence below which neither reply is preferred.
+
+        Raises:
+            InputError: a text is empty.
+        """
+        score_a, score_b = self.score(question, [a, b])
+        probability = sigmoid((score_a - score_b) / self._temperature.value)
+        # Rows of a batch differ in their last bits, so equal replies may get scores that are not quite equal.
+        is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
+        return Comparison(
+            probability=probability,
+            preferred=("a" if score_a > score_b else "b") if is_sure else "unsure",
+            state=VerdictState.KEPT if is_sure else VerdictState.UNSURE,
+            scores=(score_a, score_b),
+            calibrated=self._temperature.pairs > 0,
+        )
+
+    def as_reward_fn(self) -> RewardFunction:
+        """Return a reward function for TRL, with the signature `(prompts, completions, **columns) -> list[float]`.
+
+        Prompts and completions may be messages (one of the user, one of the assistant) or plain text. A plain prompt is the
+        question, or the whole prompt of the run's policy. Other plain text with control tokens raises ValueError, because the
+        evaluator would score it on a prompt that it has never seen.
+
+        Example:
+            >>> reward = Evaluator.load("runs/first").as_reward_fn()
+            >>> len(reward(prompts=["What is 1 + 1?"], completions=["2"]))
+            1
+        """
+        around = pick_tokenizers(self._model.backbone, EVALUATOR, self._model.templates).around_question
+        control = self._model.templates.control.texts
+
+        def evaluator_reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float]:
+            questions = [question_of(prompt, around, control) for prompt in prompts]
+            return self._scores(questions, [content_of(completion, "assistant") for completion in completions])
+
+        return evaluator_reward
+
+    # -- inside ---------------------------------------------------------------------------------------------------------
+
+    def _scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
+        self._answer(questions)
+        templates, end = self._model.templates, self._model.backbone.loaded.eos_ids[:1]
+        prompts = {
+            question: templates.prompt("grade", question=question, working=self._reference_answers.get(question, ""))
+            for question in dict.fromkeys(questions)
+        }
+        ids = [(*templates.reply_ids(text), *end) for text in replies]
+        found: list[float] = self._scorer.of([prompts[question] for question in questions], ids).whole_B.tolist() if ids else []
+        return found
+
+    def _answer(self, questions: Sequence[str]) -> None:
+        """Let the base answer new questions, where the grade template shows its reply; a trainer asks each many times."""
+        new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
+        if new and self._model.templates.grades_with_working:
+            self._reference_answers.update(zip(new, self._model.reference_answers(new), strict=True))
+
+    def _ranking(self, scores: Sequence[float], sure: float) -> Ranking:
+        if len(scores) < 2:
+            return Ranking(tuple(scores), None, None, unsure=False)
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        confidence = sigmoid((scores[order[0]] - scores[order[1]]) / self._temperature.value)
+        calibrated = self._temperature.pairs > 0
+        return Ranking(tuple(scores), order[0], confidence, unsure=confidence < sure, calibrated=calibrated)
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if any(not text.strip() for text in texts):
+        raise InputError("the question and every reply need some text")

@@ -1,0 +1,132 @@
+"""The prompted judge: compares two replies in both orders, with abstention; from a model, or as a run used it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig, VerdictsConfig, load_config
+from selfeval.errors import InputError
+from selfeval.judging import judge as judging
+from selfeval.judging.judge import Judgement
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.records import VerdictState
+from selfeval.runs.comparison import Comparison, Preferred
+from selfeval.runs.model import RunModel, described
+from selfeval.runs.reader import RunReader
+
+__all__ = ["Judge", "Precision"]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"]
+
+
+class Judge:
+    """A language model prompted to compare two replies, loaded once for any number of comparisons. Use `Judge.load`.
+
+    It is asked in both orders, and the probabilities of its verdict are averaged, which removes its position bias. It abstains
+    where it is not sure, calls a tie, or gives no verdict that can be parsed.
+
+    Example:
+        >>> judge = Judge.load("runs/first")
+        >>> question = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
+        >>> judge.compare(question, "The answer is 5.", "The answer is 5.").preferred
+        'unsure'
+    """
+
+    def __init__(self, backbone: Backbone, templates: Templates, config: RunConfig, source: str | Path) -> None:
+        self._backbone, self._templates, self._config, self._source = backbone, templates, config, source
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        precision: Precision = "auto",
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        trust_remote_code: bool = False,
+    ) -> Judge:
+        """Load a judge.
+
+        Args:
+            source: a model folder or hub id, whose prompts are its own or the package's; or the folder of a run, for its base
+                with the run's prompts, precision and device.
+            precision: of a model's weights; picked by device and free memory by default. A run has its own.
+            device: of a model; a GPU where there is one by default. A run has its own.
+            trust_remote_code: run code that comes with the model.
+
+        Raises:
+            ModelError: the model or its templates cannot be used.
+            RunFolderError: the run or its prompts cannot be read.
+            InputError: a precision or a device is given for a run.
+        """
+        if (Path(source) / "run.json").exists():
+            if (precision, device) != ("auto", "auto"):
+                raise InputError(
+                    f"{source} is a run, which has its own precision and device; leave them out, or give its model"
+                )
+            return cls.of_run(RunModel.load(RunReader(source), trust_remote_code=trust_remote_code))
+        config = load_config(None, {"model": str(source), "precision": precision, "device": device})
+        backbone = Backbone.load(config, trust_remote_code=trust_remote_code)
+        templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer)
+        return cls(backbone, templates, config, source)
+
+    @classmethod
+    def of_run(cls, model: RunModel) -> Judge:
+        """Return the judge of a run whose base is loaded."""
+        return cls(model.backbone, model.templates, model.config, model.reader.folder)
+
+    def __repr__(self) -> str:
+        return described("Judge", self._source, self._backbone)
+
+    def compare(self, question: str, a: str, b: str, sure: float | None = None) -> Comparison:
+        """Compare two replies to a question, in both orders.
+
+        Args:
+            question: the question.
+            a: a reply to it.
+            b: another one.
+            sure: confidence below which neither is preferred (default: `verdicts.keep`, 0.8 unless a run says otherwise).
+
+        Raises:
+            InputError: a text is empty.
+        """
+        return self.compare_all([(question, a, b)], sure)[0]
+
+    def compare_all(self, cases: Sequence[tuple[str, str, str]], sure: float | None = None) -> list[Comparison]:
+        """Compare two replies to each of many questions, batched.
+
+        Args:
+            cases: question, reply a and reply b.
+            sure: see `compare`.
+
+        Raises:
+            InputError: a text is empty.
+
+        Example:
+            >>> Judge.load("runs/first").compare_all([])
+            []
+        """
+        if any(not text.strip() for case in cases for text in case):
+            raise InputError("the question and both replies need some text")
+        config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
+        with self._backbone.acting_as(BASE):
+            judgements = judging.compare(
+                self._backbone,
+                self._templates,
+                "judge",
+                [judging.Comparison(*case) for case in cases],
+                config,
+                rows=self._config.rollout_rows,
+            )
+        return [_comparison(judgement, config) for judgement in judgements]
+
+
+def _comparison(judgement: Judgement, config: VerdictsConfig) -> Comparison:
+    state, probability = judging.state_of(judgement, config), judgement.probability
+    preferred: Preferred = "unsure"
+    if state == VerdictState.KEPT and probability is not None:
+        preferred = "a" if probability > 0.5 else "b"
+    return Comparison(probability, preferred, state, judgement=judgement)

@@ -1,0 +1,72 @@
+"""The model of a run: its base and its prompts, loaded once for its evaluator, its policy and its judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig
+from selfeval.judging.templates import Templates
+from selfeval.rollout.engine import Request, generate
+from selfeval.runs.reader import RunReader, with_run_precision
+from selfeval.runs.templates import templates_of_run
+
+__all__ = ["RunModel", "described"]
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """The base model and the prompts of a run. Roles are loaded onto the base by those that need them.
+
+    Attributes:
+        reader: the run's files.
+        backbone: the base, in the precision of the run.
+        templates: the prompts that the run used, whatever its model folder holds now.
+    """
+
+    reader: RunReader
+    backbone: Backbone
+    templates: Templates
+
+    @classmethod
+    def load(cls, reader: RunReader, *, trust_remote_code: bool = False) -> RunModel:
+        """Load the base and the prompts of a run.
+
+        Args:
+            reader: of the run, or of one of its rounds.
+            trust_remote_code: run code that comes with the base.
+
+        Raises:
+            ModelError: the base cannot be loaded.
+            RunFolderError: the prompts of the run are missing or changed.
+        """
+        config = with_run_precision(reader.config, reader.run)
+        # A run folder may come from somebody else: it does not choose where weights that do not fit in memory are written.
+        config = config.model_copy(update={"placement": config.placement.model_copy(update={"folder": ""})})
+        backbone = Backbone.load(config, trust_remote_code=trust_remote_code)
+        return cls(reader, backbone, templates_of_run(reader.folder, backbone.loaded.tokenizer))
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the run."""
+        return self.reader.config
+
+    @property
+    def roles(self) -> Path:
+        """The folder of the run's roles."""
+        return self.reader.roles_folder
+
+    def reference_answers(self, questions: list[str]) -> list[str]:
+        """Return the base's own greedy reply to each question, which some grade templates show to the evaluator."""
+        requests = [Request(self.templates.prompt("reply", question=question), temperature=0.0) for question in questions]
+        limit, rows = self.config.replies.max_new_tokens, self.config.rollout_rows
+        with self.backbone.acting_as(BASE):
+            rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, rows=rows)
+        return [self.templates.text(rollout.ids) for rollout in rollouts]
+
+
+def described(kind: str, source: str | Path, backbone: Backbone) -> str:
+    """Return a representation that names what was loaded, its precision and its device."""
+    return f"{kind}({str(source)!r}, {backbone.loaded.precision} on {backbone.loaded.device})"

@@ -1,0 +1,161 @@
+"""The trained policy of a run, with the value roles that guide its sampling where a learner left its weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+from selfeval.backbone.roles import Backbone
+from selfeval.errors import InputError, RunFolderError
+from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.guide import Guide
+from selfeval.runs.model import RunModel, described
+from selfeval.runs.reader import RunReader
+from selfeval.store import read_object
+from selfeval.training.setting import POLICY
+
+__all__ = ["GUIDE", "Policy", "load_policy"]
+
+GUIDE = "guide.json"
+"""In the policy's folder: the value roles that guide its sampling, where the learner left its weights alone."""
+
+
+def _read_guide(roles: Path) -> Guide | None:
+    noted = roles / POLICY / GUIDE
+    return Guide.from_json(read_object(noted, "roles", "strength")) if noted.is_file() else None
+
+
+def load_policy(backbone: Backbone, roles: Path) -> Guide | None:
+    """Load the policy and its guiding roles from a folder of roles, except those that are loaded already.
+
+    Returns:
+        The guide under which to sample, or None.
+    """
+    guide = _read_guide(roles)
+    for role in (POLICY, *(guide.roles if guide else ())):
+        if role not in backbone.roles:
+            backbone.load_role(role, roles / role)
+    return guide
+
+
+class Policy:
+    """The trained policy of a run, loaded once for any number of questions. Use `Policy.load`.
+
+    Example:
+        >>> policy = Policy.load("runs/first")
+        >>> len(policy.reply("Tom has 3 pens. He buys 2 more. How many pens does Tom have now?", n=4))
+        4
+    """
+
+    def __init__(self, model: RunModel) -> None:
+        self._model = model
+        self._guide = load_policy(model.backbone, model.roles)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> Policy:
+        """Load the base, the policy and the prompts of a run, in the run's precision.
+
+        Args:
+            folder: of the run, or of one of its rounds (`RUN/rounds/02`).
+            trust_remote_code: run code that comes with the base.
+
+        Raises:
+            RunFolderError: the run has no policy yet, or a file of it is damaged.
+            ModelError: the base cannot be loaded.
+        """
+        reader = RunReader(folder)
+        cls.check(reader)
+        return cls(RunModel.load(reader, trust_remote_code=trust_remote_code))
+
+    @staticmethod
+    def check(reader: RunReader) -> None:
+        """Refuse a run without a whole policy; nothing is loaded.
+
+        Raises:
+            RunFolderError: the run has no policy yet, or a file of it is damaged.
+        """
+        roles = reader.roles_folder
+        if not (roles / POLICY / "role.json").is_file():
+            raise RunFolderError(f"{reader.folder} has no policy yet; `selfeval run` trains it (stage policy)")
+        reader.check([roles / POLICY])
+        guide = _read_guide(roles)
+        reader.check([roles / role for role in guide.roles] if guide else [])
+
+    def __repr__(self) -> str:
+        return described("Policy", self._model.reader.folder, self._model.backbone)
+
+    @overload
+    def reply(
+        self, questions: str, n: int = ..., *, seed: int = ..., temperature: float = ..., max_new_tokens: int | None = ...
+    ) -> list[str]: ...
+
+    @overload
+    def reply(
+        self,
+        questions: list[str] | tuple[str, ...],
+        n: int = ...,
+        *,
+        seed: int = ...,
+        temperature: float = ...,
+        max_new_tokens: int | None = ...,
+    ) -> list[list[str]]: ...
+
+    def reply(
+        self,
+        questions: str | list[str] | tuple[str, ...],
+        n: int = 1,
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+        max_new_tokens: int | None = None,
+    ) -> list[str] | list[list[str]]:
+        """Sample replies.
+
+        Args:
+            questions: one question, or several.
+            n: replies per question.
+            seed: of all draws; the same call gives the same replies.
+            temperature: of the sampling, at least 0; 0 is greedy.
+            max_new_tokens: limit per reply (default: `replies.max_new_tokens` of the run).
+
+        Returns:
+            The n replies to one question; for several questions, a list for each of them.
+
+        Raises:
+            InputError: a question is empty, or a number is out of its range.
+            LoopError: a prompt is longer than the model's context.
+
+        Example:
+            >>> policy = Policy.load("runs/first")
+            >>> [len(replies) for replies in policy.reply(["What is 1 + 1?", "What is 2 + 2?"], n=2, temperature=0)]
+            [2, 2]
+        """
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        limit = self._model.config.replies.max_new_tokens if max_new_tokens is None else max_new_tokens
+        _check(asked, n, temperature, limit)
+        texts = self._sample(asked, n, seed, temperature, limit)
+        grouped = [texts[i : i + n] for i in range(0, len(texts), n)]
+        return grouped[0] if isinstance(questions, str) else grouped
+
+    def _sample(self, questions: Sequence[str], n: int, seed: int, temperature: float, limit: int) -> list[str]:
+        model, prompts = self._model, [self._model.templates.prompt("reply", question=question) for question in questions]
+        requests = [Request(prompt, temperature=temperature) for prompt in prompts for _ in range(n)]
+        with model.backbone.acting_as(POLICY):
+            rollouts = generate(
+                model.backbone,
+                requests,
+                max_new_tokens=limit,
+                seed=seed,
+                rows=model.config.rollout_rows,
+                guide=self._guide,
+            )
+        return [model.templates.text(rollout.ids) for rollout in rollouts]
+
+
+def _check(questions: Sequence[str], n: int, temperature: float, limit: int) -> None:
+    if not all(question.strip() for question in questions):
+        raise InputError("every question needs some text")
+    for name, value, least in (("n", n, 1), ("temperature", temperature, 0), ("max_new_tokens", limit, 1)):
+        if not value >= least:
+            raise InputError(f"{name} = {value}; give at least {least}")

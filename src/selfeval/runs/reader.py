@@ -1,0 +1,251 @@
+"""Read the files of a run folder without its lock, also while the run is in progress.
+
+Files are written whole or not at all (`selfeval.store.writing`): a reader sees all of a shard or nothing of it. No torch is
+imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from selfeval.config import RunConfig, nearest
+from selfeval.errors import InputError, RunFolderError
+from selfeval.records import Drop, Pair, Question, Reply, Sampled, Seed, Split, Verdict, Working, from_json
+from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
+
+__all__ = ["KINDS", "RunReader", "SplitName", "pairs_of", "round_folder", "with_run_precision"]
+
+SplitName = Literal["train", "test"]
+
+_REDO = "remove this file and redo it: selfeval run --output DIR"
+
+
+def pairs_of(split: Split) -> str:
+    """Return the folder of the pairs of a split; each has its own folder, for a trainer to be given one of them only."""
+    return f"pairs/{split.value}"
+
+
+def round_folder(root: Path, number: int) -> Path:
+    """Return the folder of a round, in the folder of its run."""
+    return root if number == 1 else root / "rounds" / f"{number:02d}"
+
+
+def with_run_precision(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration with the precision that was picked for this run and model, however much memory is free now.
+
+    Args:
+        config: what is asked for.
+        run: the content of run.json.
+    """
+    device = run.get("device") or {}
+    if config.precision == "auto" == device.get("asked") and config.model == device.get("model"):
+        return config.model_copy(update={"precision": device["precision"]})
+    return config
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of record: its class, the stage that writes it, and the files (glob patterns) that hold it."""
+
+    record: Any
+    stage: str
+    files: tuple[str, ...]
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the record's fields."""
+        return [field.name for field in fields(self.record)]
+
+
+KINDS: Mapping[str, _Kind] = {
+    "seeds": _Kind(Seed, "questions", ("seeds.jsonl",)),
+    "questions": _Kind(Question, "questions", ("questions/shard-*.jsonl",)),
+    "replies": _Kind(Reply, "replies", ("replies/shard-*.jsonl",)),
+    "workings": _Kind(Working, "replies", ("workings/shard-*.jsonl",)),
+    "verdicts": _Kind(Verdict, "verdicts", ("verdicts/shard-*.jsonl",)),
+    "pairs": _Kind(Pair, "pairs", tuple(f"{pairs_of(split)}/shard-*.jsonl" for split in Split)),
+    "sampled": _Kind(Sampled, "policy", ("policy/shard-*.jsonl",)),
+    "dropped": _Kind(Drop, "questions", ("dropped/*/shard-*.jsonl",)),
+}
+"""Every kind of record of a run, by the name under which it is read."""
+
+
+class RunReader:
+    """The files of one round of a run. A run without rounds is its round 1.
+
+    Args:
+        folder: of the run, or of one of its rounds (`RUN/rounds/02`).
+
+    Raises:
+        RunFolderError: the folder is not a run, or its run.json is damaged or was written by an incompatible version.
+
+    Example:
+        >>> reader = RunReader("runs/first")
+        >>> reader.status
+        'finished'
+        >>> reader.records("questions")[0].split.value
+        'train'
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config = self._read_config()
+
+    def __repr__(self) -> str:
+        return f"RunReader({str(self.folder)!r}, {self.status})"
+
+    def _read_config(self) -> RunConfig:
+        if (self.folder / ".lock").exists() and not (self.folder / "run.json").exists():
+            raise RunFolderError(f"{self.folder} has no run.json yet; the run is just starting, or was stopped before it began")
+        values = self.run
+        if "config" not in values and values.get("status") == "running":
+            raise RunFolderError(f"{self.folder} has no configuration yet; the run is just starting")
+        try:
+            return RunConfig.model_validate(values["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            place = self.folder / "run.json"
+            raise RunFolderError(f"{place} does not hold the configuration of this version ({reason})") from error
+
+    # -- run.json -------------------------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The content of run.json as it is now."""
+        return read_run(self.folder)
+
+    @property
+    def status(self) -> str:
+        """`running`, `finished`, `partial` (stopped by --until) or `interrupted`."""
+        return str(self.run.get("status", "unknown"))
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The row of each stage that has begun: state, seconds, counts."""
+        return dict(self.run.get("stages") or {})
+
+    @property
+    def round(self) -> int:
+        """The number of this round, from 1."""
+        return int(self.run.get("round", 1))
+
+    @property
+    def rounds(self) -> list[RunReader]:
+        """This round, and those after it that have begun, when this is the folder of a run; else this round alone."""
+        found = [self]
+        while self.round == 1 and (round_folder(self.folder, len(found) + 1) / "run.json").is_file():
+            found.append(RunReader(round_folder(self.folder, len(found) + 1)))
+        return found
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether a stage has written its manifest, and with it all its records."""
+        return has_manifest(self.folder, stage)
+
+    # -- records --------------------------------------------------------------------------------------------------------
+
+    def records(self, kind: str, *, split: Split | SplitName | None = None) -> list[Any]:
+        """Read the records of a kind that have been written so far.
+
+        Args:
+            kind: one of `KINDS`.
+            split: only those of training or of test questions; all of them by default.
+
+        Raises:
+            RunFolderError: there is no such kind, none is written yet, or a file is damaged.
+            InputError: these records have no split, or there is no such split.
+        """
+        record = _kind(kind).record
+        return [from_json(record, row) for row in self.rows(kind, split=split)]
+
+    def rows(self, kind: str, *, split: Split | SplitName | None = None) -> Iterator[dict[str, Any]]:
+        """Read records as JSON objects, file by file; see `records`."""
+        paths = self._paths(kind)
+        belongs = self._filter(kind, None if split is None else _split(split))
+        for path in paths:
+            yield from filter(belongs, self._rows_of(path))
+
+    def _filter(self, kind: str, split: Split | None) -> Callable[[dict[str, Any]], bool]:
+        """Return whether a record belongs to a split; one without its own has that of the question that it names."""
+        names = _kind(kind).fields
+        if split is None:
+            return lambda row: True
+        if "split" in names:
+            return lambda row: row["split"] == split.value
+        if "question_id" not in names:
+            raise InputError(f'records "{kind}" have no split; leave it out')
+        ids = {row["id"] for row in self.rows("questions", split=split)}
+        return lambda row: row["question_id"] in ids
+
+    def _paths(self, kind: str) -> list[Path]:
+        found = [path for pattern in _kind(kind).files for path in sorted(self.folder.glob(pattern))]
+        stage = _kind(kind).stage
+        if not found and not self.is_finished(stage):
+            raise RunFolderError(
+                f"{self.folder} has no {kind} yet: the stage {stage} has not written any. Wait while the run is in progress, "
+                f"or resume it: selfeval run --output {self.folder}"
+            )
+        return found
+
+    def _rows_of(self, path: Path) -> Iterator[dict[str, Any]]:
+        self.check([path])
+        try:
+            yield from read_rows(path, _REDO)
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{path} was just set aside by a run with other settings; read the run again") from error
+
+    # -- other files ----------------------------------------------------------------------------------------------------
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """Read the metrics of a stage, one dict per step; empty before its first step."""
+        return read_metrics(self.folder / "metrics" / f"{stage}.jsonl")
+
+    def report(self) -> dict[str, Any]:
+        """Read report.json.
+
+        Raises:
+            RunFolderError: it is not written yet, or damaged.
+        """
+        path = self.folder / "report.json"
+        if not path.is_file() and not self.is_finished("report"):
+            done = [name for name, row in self.stages.items() if row.get("state") == "finished"]
+            raise RunFolderError(
+                f"{self.folder} has no report yet (stages finished so far: {', '.join(done) or 'none'}). Wait while the run "
+                f"is in progress, or resume it: selfeval run --output {self.folder}"
+            )
+        self.check([path])
+        return read_object(path)
+
+    @property
+    def roles_folder(self) -> Path:
+        """The folder that holds a folder for each trained role."""
+        return self.folder / "roles"
+
+    def check(self, paths: list[Path]) -> None:
+        """Refuse files whose content is not what a finished stage wrote; see `selfeval.store.check_files`.
+
+        Raises:
+            RunFolderError: a file is damaged or missing.
+        """
+        try:
+            check_files(self.folder, paths)
+        except RunFolderError:
+            # A run in progress may have replaced a file between the reading of its manifest and that of its content.
+            if self.status != "running":
+                raise
+            check_files(self.folder, paths)
+
+
+def _kind(name: str) -> _Kind:
+    if name not in KINDS:
+        raise RunFolderError(f'there are no records "{name}"{nearest(name, list(KINDS))}')
+    return KINDS[name]
+
+
+def _split(name: str) -> Split:
+    try:
+        return Split(name)
+    except ValueError:
+        raise InputError(f'there is no split "{name}"{nearest(name, [split.value for split in Split])}') from None

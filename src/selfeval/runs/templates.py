@@ -1,0 +1,100 @@
+"""The prompt templates that a run used, read from its folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from selfeval.errors import RunFolderError
+from selfeval.judging.templates import Templates, template_texts
+from selfeval.links import refuse_links
+from selfeval.store import read_run
+
+__all__ = ["TEMPLATES", "copy_templates", "day_of", "stored_texts", "templates_of_run", "text_hash", "write_texts"]
+
+TEMPLATES = "templates"
+"""Their folder in a run folder, and the key of their hashes in run.json."""
+
+
+def day_of(run: Mapping[str, Any]) -> date:
+    """Return the day that templates print: that on which the run began; today before it has begun.
+
+    Args:
+        run: the content of run.json.
+
+    Raises:
+        RunFolderError: it holds no date.
+    """
+    found = run.get("date")
+    try:
+        return date.today() if found is None else date.fromisoformat(found)
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f'run.json has the date {found!r}; write the day of the run as "2026-01-31"') from error
+
+
+def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templates:
+    """Return the templates that a run used, whatever its model folder holds now.
+
+    Args:
+        folder: of the run or of one of its rounds.
+        tokenizer: of its model.
+
+    Raises:
+        RunFolderError: they are missing, or are not as the run wrote them.
+    """
+    root = _root(folder)
+    refuse_links(root, [root / TEMPLATES], RunFolderError)
+    run = read_run(root)
+    known, texts = run.get(TEMPLATES) or {}, stored_texts(root)
+    remedy = "give the run's own command again (`selfeval run`), which copies them there"
+    if not known or not texts:
+        raise RunFolderError(f"{root / TEMPLATES} does not hold the prompt templates that the run used; {remedy}")
+    changed = sorted(name for name in {*known, *texts} if name not in texts or known.get(name) != text_hash(texts[name]))
+    if changed:
+        raise RunFolderError(f"{root / TEMPLATES / changed[0]} is not what the run used; put it back, or {remedy}")
+    return Templates.load(root / TEMPLATES, tokenizer, day_of(run), texts)
+
+
+def copy_templates(folder: Path, target: Path) -> None:
+    """Copy the templates that a run used into an exported folder; `templates_of_run` has checked them."""
+    write_texts(stored_texts(_root(folder)), target)
+
+
+def _root(folder: Path) -> Path:
+    """Return the folder of the run that a round is in.
+
+    Raises:
+        RunFolderError: the folder is a round that was copied without its run.
+    """
+    number = read_run(folder).get("round", 1)
+    if number == 1:
+        return folder
+    whole = folder.resolve()
+    if whole.parent.name != "rounds" or not (whole.parents[1] / "run.json").is_file():
+        raise RunFolderError(
+            f"{folder} is round {number} of a run, and the run that holds the prompt templates is not around it; copy the "
+            f"whole run folder and give RUN/rounds/{number:02d}"
+        )
+    return whole.parents[1]
+
+
+def stored_texts(root: Path) -> dict[str, str]:
+    """Return file name and text of all templates in a run folder; empty before they were copied there."""
+    return template_texts(root / TEMPLATES) if (root / TEMPLATES).is_dir() else {}
+
+
+def write_texts(texts: Mapping[str, str], target: Path) -> None:
+    """Write templates to a folder, byte for byte."""
+    for name, text in texts.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(text, encoding="utf-8", newline="")
+
+
+def text_hash(text: str) -> str:
+    """Return the hash by which run.json knows a template."""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,226 @@
+"""Run the loop: the one way that the command `selfeval run` and the function `selfeval.run` share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfeval.config import RunConfig, load_config, nearest
+from selfeval.errors import InputError
+from selfeval.runs.reader import RunReader
+from selfeval.runs.run import Run
+from selfeval.stages import STAGE_NAMES
+
+if TYPE_CHECKING:
+    from selfeval.stages.terminal import Terminal
+
+__all__ = ["Outcome", "config_to_run", "execute", "new_config", "run", "stop_at"]
+
+_EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The state of a run after the loop was run.
+
+    Attributes:
+        worked: a stage had something to do.
+        finished: every stage of every round is finished.
+        reported: there is an up-to-date report.
+    """
+
+    worked: bool
+    finished: bool
+    reported: bool
+
+
+# -- configuration ------------------------------------------------------------------------------------------------------
+
+
+def new_config(
+    recipe: str | Path | None = None,
+    *,
+    model: str | None = None,
+    seeds: str | Path | None = None,
+    name: str | None = None,
+    memory_budget: str | int | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """Return the configuration of a new run; that of the embedded model without a recipe and a model.
+
+    Args:
+        recipe: a TOML file.
+        model: model folder or hub id.
+        seeds: seeds file.
+        name: of the run.
+        memory_budget: memory that the process may take, such as `2GiB`.
+        assignments: `key=value` strings that win over all else.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+    """
+    picked = Path(recipe) if recipe else None if model else _EMBEDDED
+    found = os.path.abspath(model) if model and Path(model).is_dir() else model
+    given_seeds = None if seeds is None else os.path.abspath(seeds)
+    overrides = {"model": found, "seeds": given_seeds, "name": name, "memory_budget": memory_budget}
+    return load_config(picked, overrides, assignments)
+
+
+def config_to_run(
+    recipe: str | Path | None,
+    output: Path | None,
+    *,
+    model: str | None = None,
+    seeds: str | Path | None = None,
+    memory_budget: str | int | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """Return the configuration to run: that of the run in `output` where nothing else is named, else a new one.
+
+    Args:
+        recipe: see `new_config`, as for the others.
+        output: the run folder; its last part names a new run that has no recipe.
+        model: see `new_config`.
+        seeds: see `new_config`.
+        memory_budget: see `new_config`.
+        assignments: see `new_config`.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+        RunFolderError: the run in `output` cannot be read.
+    """
+    if output and (output / "run.json").exists() and not (recipe or model or seeds):
+        return _config_of_the_run(output, memory_budget, assignments)
+    name = Path(os.path.abspath(output)).name if output and not recipe else None
+    return new_config(recipe, model=model, seeds=seeds, name=name, memory_budget=memory_budget, assignments=assignments)
+
+
+def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignments: Sequence[str]) -> RunConfig:
+    values = RunReader(folder).config.model_dump(mode="json")
+    if memory_budget is not None:
+        values["memory_budget"] = memory_budget
+    if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
+        values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run has a copy
+    return load_config(None, values, assignments)
+
+
+def stop_at(until: str, rounds: int) -> tuple[int, str]:
+    """Return the round and the stage that `until` names: `pairs`, or `2/pairs` for one of round 2.
+
+    Raises:
+        InputError: there is no such stage or round.
+    """
+    number, _, stage = until.rpartition("/")
+    if stage not in STAGE_NAMES:
+        raise InputError(f'there is no stage "{stage}"{nearest(stage, STAGE_NAMES)}')
+    if number and not (number.isdecimal() and 1 <= int(number) <= rounds):
+        raise InputError(
+            f'--until {until}: there is no round "{number}", rounds = {rounds}; give one of them, or --set rounds=N'
+        )
+    return int(number or 1), stage
+
+
+# -- running ------------------------------------------------------------------------------------------------------------
+
+
+def execute(
+    config: RunConfig,
+    output: Path,
+    stop: tuple[int, str] | None,
+    terminal: Terminal,
+    *,
+    trust_remote_code: bool = False,
+    restart: bool = False,
+) -> Outcome:
+    """Check the input, then run every unfinished stage.
+
+    Args:
+        config: of the run.
+        output: the run folder; an existing run is resumed.
+        stop: the round and the stage after which to stop; the last of all by default.
+        terminal: shows progress, and asks whether finished work may be set aside.
+        trust_remote_code: run code that comes with the model.
+        restart: rerun stages whose settings changed or whose files are lost, without asking.
+
+    Raises:
+        InputError: something that was given cannot be used; nothing is left of a new run folder then.
+    """
+    from selfeval.stages.preflight import check_input, run_folder
+
+    check_input(config, trust_remote_code=trust_remote_code)
+    from selfeval.stages.context import Context
+    from selfeval.stages.rounds import run_rounds
+
+    with run_folder(output) as store:
+        context = Context(config, store, terminal, trust_remote_code=trust_remote_code, restart=restart)
+        worked = run_rounds(context, stop)
+        return Outcome(worked, store.run["status"] == "finished", store.is_finished("report"))
+
+
+def run(
+    recipe: RunConfig | str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    until: str | None = None,
+    restart: bool = False,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> Run:
+    """Run the loop, or resume it, as `selfeval run` does: questions, replies, verdicts, pairs, evaluator, policy, evaluation.
+
+    Without a recipe and without `model`, the embedded model is run. With `output` alone, the run in that folder is resumed with
+    its own settings. Nothing is ever asked on standard input.
+
+    Args:
+        recipe: a configuration (see `load_config`), or the path of a TOML recipe.
+        output: run folder (default: `runs/NAME`). An existing run is resumed.
+        until: stop after this stage; `2/pairs` is a stage of round 2.
+        restart: rerun stages whose settings changed or whose files are lost; their old results are moved to `replaced/`.
+        progress: write progress to standard error.
+        trust_remote_code: run code that comes with the model. No setting can switch this on.
+        **settings: values of the configuration that override the recipe, such as `model`, `seeds`, `seed`; sections are dicts,
+            such as `policy={"iterations": 4}`.
+
+    Returns:
+        The run, opened for reading.
+
+    Raises:
+        InputError: something that was given cannot be used, or finished work would be replaced and `restart` is False.
+
+    Example:
+        >>> run(output="runs/first", progress=False).status  # a finished run: nothing is left to do
+        'finished'
+    """
+    folder = None if output is None else Path(output)
+    if isinstance(recipe, RunConfig):
+        config = load_config(None, recipe.model_dump(mode="json"), [*_assignments(settings)])
+    else:
+        named = {key: settings.pop(key) for key in ("model", "seeds", "memory_budget") if settings.get(key) is not None}
+        config = config_to_run(recipe, folder, **named, assignments=[*_assignments(settings)])
+    folder = folder or Path("runs") / config.name
+    stop = None if until is None else stop_at(until, config.rounds)
+    from selfeval.stages.terminal import Terminal
+
+    terminal = Terminal(quiet=not progress, asks=False)
+    execute(config, folder, stop, terminal, trust_remote_code=trust_remote_code, restart=restart)
+    return Run.open(folder, trust_remote_code=trust_remote_code)
+
+
+def _assignments(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield settings as `--set` takes them, dotted key by dotted key, for messages to name what was given.
+
+    Example:
+        >>> list(_assignments({"seed": 3, "policy": {"learner": "dpo", "iterations": 4}, "domain": None}))
+        ['seed=3', 'policy.learner="dpo"', 'policy.iterations=4', 'domain=none']
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _assignments(value, f"{prefix}{key}.")
+        else:
+            # JSON texts, numbers, booleans and lists are TOML as well.
+            yield f"{prefix}{key}={'none' if value is None else json.dumps(value, ensure_ascii=False, default=str)}"

@@ -1,0 +1,348 @@
+"""The Python API: what `import selfeval` offers, and that it does what the commands do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import selfeval
+from selfeval import errors
+from toy import SIZES, copy_lab, environment, start, toy_arguments
+from toy import selfeval as command
+
+QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
+REPLIES = ["3 + 2 = 5. The answer is 5.", "3 - 2 = 1. The answer is 1.", "Well, 6"]
+
+
+# -- names --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_name_is_there_documented_and_listed() -> None:
+    assert set(selfeval.__all__) <= set(dir(selfeval))
+    for name in selfeval.__all__:
+        found = getattr(selfeval, name)
+        assert name == "__version__" or inspect.getdoc(found), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = selfeval.nothing
+
+
+def test_all_errors_are_exported() -> None:
+    assert {name for name in selfeval.__all__ if name.endswith("Error")} == {n for n in errors.__all__ if n.endswith("Error")}
+
+
+def test_type_checkers_see_every_name_where_it_is_loaded_from() -> None:
+    tree = ast.parse(Path(selfeval.__file__).read_text(encoding="utf-8"))
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(seen) == set(selfeval.__all__) - {"__version__"}
+    for name, module in seen.items():
+        assert getattr(selfeval, name).__module__ == module, name
+
+
+def test_reading_a_run_imports_no_torch() -> None:
+    code = (
+        "import sys, selfeval\n"
+        "assert 'pydantic' not in sys.modules, 'import selfeval imports more than it needs'\n"
+        "selfeval.Run, selfeval.run, selfeval.load_config, selfeval.InputError\n"
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
+# -- run ----------------------------------------------------------------------------------------------------------------
+
+
+def _settings() -> dict[str, Any]:
+    """The toy sizes as keywords."""
+    found: dict[str, Any] = {}
+    for size in SIZES:
+        key, _, value = size.partition("=")
+        section, _, name = key.partition(".")
+        found.setdefault(section, {})[name] = json.loads(value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_lab(tmp_path_factory.mktemp("api") / "lab")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> selfeval.Run:
+    return selfeval.run(recipe, output=tmp_path_factory.mktemp("api") / "run", progress=False, **_settings())
+
+
+def test_run_does_what_the_command_does(finished: selfeval.Run, recipe: Path) -> None:
+    """The command finds nothing left to do in the folder: the same keys, and so the same configuration, stage by stage."""
+    assert finished.status == "finished"
+    done = command(*toy_arguments(recipe, finished.folder))
+    assert done.returncode == 0, done.stderr
+    assert f"This run is finished; nothing was left to do in {finished.folder}." in done.stdout
+
+
+def test_a_finished_run_is_returned_as_it_is(finished: selfeval.Run) -> None:
+    before = (finished.folder / "report.json").stat().st_mtime_ns
+    assert selfeval.run(output=finished.folder, progress=False).report == finished.report
+    assert (finished.folder / "report.json").stat().st_mtime_ns == before
+
+
+def test_a_configuration_object_is_run_and_keywords_override_it(finished: selfeval.Run, tmp_path: Path) -> None:
+    run = selfeval.run(finished.config, output=tmp_path / "run", until="questions", progress=False, questions={"train": 16})
+    assert run.status == "partial"
+    assert run.config.questions.train == 16
+    assert run.config.questions.test == finished.config.questions.test
+    assert len(run.records("questions", split="train")) == 16
+
+
+def test_changed_settings_are_refused_and_nobody_is_asked(
+    finished: selfeval.Run, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setattr("sys.stdin", None)  # asking would fail
+    changed = {**_settings(), "policy": {**_settings()["policy"], "iterations": 2}}
+    with pytest.raises(selfeval.RunFolderError, match=r"policy\.iterations: 7, now 2.*--restart"):
+        selfeval.run(recipe, output=finished.folder, progress=True, **changed)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"policy": {"iteration": 3}}, 'unknown key "policy.iteration"; did you mean "iterations"?'),
+        ({"seed": -1}, "seed: got -1"),
+        ({"until": "pair"}, 'there is no stage "pair"; did you mean "pairs"?'),
+        ({"model": "./none", "seeds": "none.txt"}, "seeds file .* does not exist"),
+    ],
+)
+def test_input_that_cannot_be_used_leaves_no_folder(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(selfeval.InputError, match=said):
+        selfeval.run(output=tmp_path / "run", progress=False, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_be_read_while_another_process_works_in_it(recipe: Path, tmp_path: Path) -> None:
+    """From before its first file to its last record: whole records, or one sentence that says that there are none yet."""
+    folder, said, most = tmp_path / "run", set(), 0
+    process = start(toy_arguments(recipe, folder, "--until", "pairs"))
+    try:
+        while process.poll() is None:
+            time.sleep(0.05)
+            for kind in ("seeds", "questions", "replies", "verdicts", "pairs", "dropped"):
+                try:
+                    most = max(most, len(selfeval.Run.open(folder).records(kind)))
+                except selfeval.RunFolderError as error:
+                    said.add(str(error).split(";")[0].split(":")[0].replace(str(folder), "RUN"))
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    assert said - {f"RUN has no {kind} yet" for kind in ("seeds", "questions", "replies", "verdicts", "pairs", "dropped")} <= {
+        "RUN is not a run (no run.json)",
+        "RUN has no run.json yet",
+        "RUN has no configuration yet",
+    }
+    assert said
+    assert most > 0
+
+
+# -- records ------------------------------------------------------------------------------------------------------------
+
+
+def test_records_are_as_many_as_the_stages_say(finished: selfeval.Run) -> None:
+    stages = json.loads((finished.folder / "run.json").read_text())["stages"]
+    assert len(finished.records("questions", split="test")) == stages["questions"]["counts"]["test"] == 16
+    assert len(finished.records("replies")) == stages["replies"]["counts"]["replies"]
+    kept = [verdict for verdict in finished.records("verdicts", split="train") if verdict.state == "kept"]
+    assert len(kept) == len(finished.records("pairs", split="train")) == stages["pairs"]["counts"]["train"]
+    assert [step["step"] for step in finished.metrics("policy")] == list(range(1, 8))
+    assert {sampled.step for sampled in finished.records("sampled")} == set(range(1, 8))
+
+
+def test_a_notebook_shows_the_figures(finished: selfeval.Run) -> None:
+    shown = finished._repr_html_()
+    assert f"<b>{finished.folder}</b>: finished" in shown
+    assert "<td>win rate, after against before</td>" in shown
+
+
+def test_records_as_a_data_frame(finished: selfeval.Run) -> None:
+    pytest.importorskip("pandas")
+    frame = finished.to_pandas("verdicts")
+    records = finished.records("verdicts")
+    assert list(frame["question_id"]) == [verdict.question_id for verdict in records]
+    assert list(frame["state"]) == [verdict.state for verdict in records]
+    assert list(finished.to_pandas("workings", split="test").columns) == ["question_id", "text"]
+
+
+def test_pairs_as_a_data_set(finished: selfeval.Run) -> None:
+    pytest.importorskip("datasets")
+    pairs = finished.records("pairs", split="test")
+    rows = finished.to_datasets("test")
+    assert rows[0] == {
+        "prompt": [{"role": "user", "content": pairs[0].prompt}],
+        "chosen": [{"role": "assistant", "content": pairs[0].chosen}],
+        "rejected": [{"role": "assistant", "content": pairs[0].rejected}],
+    }
+    plain = finished.to_datasets("test", format="standard")
+    assert [row["chosen"] for row in plain] == [pair.chosen for pair in pairs]
+    with pytest.raises(selfeval.InputError, match='no format "chat"; give conversational or standard'):
+        finished.to_datasets("test", format="chat")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("package", "call"), [("pandas", "to_pandas"), ("datasets", "to_datasets")])
+def test_a_missing_package_names_its_extra(
+    finished: selfeval.Run, package: str, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(selfeval.MissingPackageError, match=rf"{call} needs .* pip install 'self-evaluator\[{package}\]'"):
+        getattr(finished, call)("pairs" if package == "pandas" else "train")
+
+
+# -- evaluator ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluator(finished: selfeval.Run) -> selfeval.Evaluator:
+    return selfeval.Evaluator.load(finished.folder)
+
+
+def test_scores_are_those_of_the_command(finished: selfeval.Run, evaluator: selfeval.Evaluator) -> None:
+    given = [part for reply in REPLIES for part in ("--reply", reply)]
+    done = command("score", str(finished.folder), "--question", QUESTION, *given, "--json")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert [round(score, 6) for score in evaluator.score(QUESTION, REPLIES)] == pytest.approx(printed["scores"], abs=2e-6)
+    (ranking,) = evaluator.rank([(QUESTION, REPLIES)])
+    assert ranking.preferred == printed["preferred"]
+    assert ranking.confidence == pytest.approx(printed["confidence"], abs=2e-6)
+
+
+def test_one_question_per_reply(evaluator: selfeval.Evaluator) -> None:
+    other = "Ann has 7 pens. She gives 3 away. How many pens does Ann have now?"
+    together = evaluator.score([QUESTION, other, QUESTION], [REPLIES[0], "4", REPLIES[1]])
+    apart = [evaluator.score(QUESTION, REPLIES[:1]), evaluator.score(other, ["4"]), evaluator.score(QUESTION, REPLIES[1:2])]
+    assert together == pytest.approx([scores[0] for scores in apart], abs=1e-4)
+    with pytest.raises(selfeval.InputError, match="got 1 questions and 2 replies"):
+        evaluator.score([QUESTION], REPLIES[:2])
+    with pytest.raises(selfeval.InputError, match="replies is one text"):
+        evaluator.score(QUESTION, REPLIES[0])
+    with pytest.raises(selfeval.InputError, match="need some text"):
+        evaluator.score(QUESTION, [" "])
+
+
+def test_a_comparison_follows_the_scores_and_abstains(evaluator: selfeval.Evaluator) -> None:
+    a, b = sorted(REPLIES[:2], key=lambda reply: -evaluator.score(QUESTION, [reply])[0])
+    found, swapped = evaluator.compare(QUESTION, a, b, sure=0.5), evaluator.compare(QUESTION, b, a, sure=0.5)
+    assert (found.preferred, swapped.preferred) == ("a", "b")
+    assert found.probability is not None
+    assert swapped.probability is not None
+    assert found.probability + swapped.probability == pytest.approx(1.0, abs=1e-6)
+    assert found.probability > 0.5
+    assert evaluator.compare(QUESTION, a, b, sure=1.0).preferred == "unsure"
+    assert evaluator.compare(QUESTION, a, a, sure=0.5).preferred == "unsure"
+    assert not found.calibrated, "a toy run holds out too few pairs to fit a temperature"
+
+
+def test_the_reward_function_takes_messages_questions_and_the_policys_prompt(
+    finished: selfeval.Run, evaluator: selfeval.Evaluator
+) -> None:
+    expected = evaluator.score(QUESTION, REPLIES)
+    reward = evaluator.as_reward_fn()
+    assert reward.__name__ == "evaluator_reward"
+    asked = [[{"role": "user", "content": QUESTION}]] * 3
+    replied = [[{"role": "assistant", "content": reply}] for reply in REPLIES]
+    assert reward(prompts=asked, completions=replied, trainer_state=None, answer=[1, 2, 3]) == expected
+    assert reward(prompts=[QUESTION] * 3, completions=REPLIES) == expected
+    templates = evaluator._model.templates
+    whole = str(templates.tokenizer.decode(list(templates.prompt("reply", question=QUESTION))))
+    assert whole != QUESTION
+    assert reward(prompts=[whole] * 3, completions=REPLIES) == expected
+    with pytest.raises(ValueError, match="one message of the user"):
+        reward(prompts=[[*asked[0], *replied[0]]], completions=[REPLIES[0]])
+
+
+# -- policy and judge ---------------------------------------------------------------------------------------------------
+
+
+def test_the_policy_replies_as_it_was_trained(finished: selfeval.Run) -> None:
+    policy = selfeval.Policy.load(finished.folder)
+    questions = [question.text for question in finished.records("questions", split="test")]
+    replies = policy.reply(questions, n=2, seed=3)
+    assert [len(group) for group in replies] == [2] * len(questions)
+    assert policy.reply(questions, n=2, seed=3) == replies
+    assert policy.reply(questions, n=2, seed=4) != replies
+    assert len({*policy.reply(questions[0], n=3, temperature=0)}) == 1
+    backbone = policy._model.backbone
+    adapter = list(backbone.parameters("policy").values())
+    kept = [p.detach().clone() for p in adapter]
+    for parameter in adapter:
+        parameter.data.zero_()
+    assert policy.reply(questions, n=2, seed=3) != replies, "it replied with its adapter"
+    for parameter, value in zip(adapter, kept, strict=True):
+        parameter.data.copy_(value)
+
+
+@pytest.mark.parametrize("given", [{"n": 0}, {"temperature": -1.0}, {"max_new_tokens": 0}, {"temperature": float("nan")}])
+def test_numbers_that_the_policy_cannot_use(finished: selfeval.Run, given: dict[str, Any]) -> None:
+    policy = selfeval.Policy.load(finished.folder)
+    with pytest.raises(selfeval.InputError, match=f"{next(iter(given))} = .*; give at least"):
+        policy.reply(QUESTION, **given)
+
+
+def test_the_judge_says_what_the_run_recorded(finished: selfeval.Run) -> None:
+    judge = selfeval.Judge.load(finished.folder)
+    texts = {reply.id: reply.text for reply in finished.records("replies")}
+    questions = {question.id: question.text for question in finished.records("questions")}
+    verdicts = finished.records("verdicts")[:12]
+    cases = [(questions[v.question_id], texts[v.first], texts[v.second]) for v in verdicts]
+    for found, recorded in zip(judge.compare_all(cases), verdicts, strict=True):
+        assert found.state == recorded.state
+        assert found.probability == pytest.approx(recorded.probability, abs=1e-3)
+        assert (found.preferred == "unsure") == (recorded.state != "kept")
+    alone = judge.compare(*cases[0])
+    assert alone.probability == pytest.approx(verdicts[0].probability, abs=1e-3)
+    assert judge.compare(*cases[0], sure=1.0).preferred == "unsure"
+
+
+def test_a_judge_from_a_model_folder(finished: selfeval.Run) -> None:
+    judge = selfeval.Judge.load(finished.config.model, precision="fp32")
+    of_run = finished.judge()
+    case = (QUESTION, REPLIES[0], REPLIES[1])
+    found, expected = judge.compare(*case), of_run.compare(*case)
+    assert found.judgement is not None
+    assert expected.judgement is not None
+    assert found.judgement.words == expected.judgement.words or finished.config.verdicts.max_new_tokens < 256
+    with pytest.raises(selfeval.InputError, match="is a run, which has its own precision"):
+        selfeval.Judge.load(finished.folder, precision="bf16")
+
+
+def test_a_run_shares_one_base(finished: selfeval.Run) -> None:
+    run = selfeval.Run.open(finished.folder)
+    evaluator, policy = run.evaluator(), run.policy()
+    assert evaluator._model is policy._model
+    alone = selfeval.Evaluator.load(finished.folder)
+    policy.reply(QUESTION)
+    assert evaluator.score(QUESTION, REPLIES) == alone.score(QUESTION, REPLIES), "the policy on the same base changes nothing"
+
+
+@pytest.mark.parametrize(("load", "said"), [("evaluator", "no evaluator yet"), ("policy", "no policy yet")])
+def test_roles_that_are_not_trained_yet(finished: selfeval.Run, tmp_path: Path, load: str, said: str) -> None:
+    (tmp_path / "run.json").write_text((finished.folder / "run.json").read_text())
+    with pytest.raises(selfeval.RunFolderError, match=said):
+        getattr(selfeval.Run.open(tmp_path), load)()
