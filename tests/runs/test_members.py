@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+import tiny_models
 from selfeval.config import RunConfig
-from selfeval.runs.members import Temperature, temperature_of
+from selfeval.errors import RunFolderError
+from selfeval.runs.members import Temperature, load_members, temperature_of
 from selfeval.stages import evaluator
 from selfeval.stages.context import Context
 from selfeval.stages.terminal import Terminal
@@ -41,3 +44,15 @@ def test_an_older_run_does_not_say_how_its_temperature_was_fitted(tmp_path: Path
     assert temperature_of(tmp_path) == Temperature(0.032, 0)
     write_json(tmp_path / EVALUATOR / "evaluator.json", {"temperature": 1.3, "temperature_pairs": 400})
     assert temperature_of(tmp_path) == Temperature(1.3, 400)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", None, [1], True])
+@pytest.mark.parametrize("key", ["deviation", "temperature"])
+def test_a_scale_that_makes_scores_meaningless_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    backbone = tiny_models.backbone("llama", 384)
+    backbone.add_role(EVALUATOR, head=True)
+    path = tmp_path / EVALUATOR / "evaluator.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"temperature": 1.0, "mean": 0.0, "deviation": 1.0, key: value}))
+    with pytest.raises(RunFolderError, match=r"evaluator\.json"):
+        temperature_of(tmp_path) if key == "temperature" else load_members(backbone, tmp_path, RunConfig())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
+from selfeval.errors import RunFolderError
 from selfeval.store import read_object
+from selfeval.texts import shortened
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import Member
 
@@ -26,6 +30,20 @@ def _saved(roles: Path, role: str, *keys: str) -> dict[str, Any]:
     return read_object(roles / role / "evaluator.json", *keys, remedy=remedy)
 
 
+def _number(saved: Mapping[str, Any], key: str, path: Path, *, positive: bool = False) -> float:
+    """Return a finite number of evaluator.json. NaN or a deviation of 0 would give every reply a score that means nothing.
+
+    Raises:
+        RunFolderError: the value is something else.
+    """
+    value = saved[key]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (positive and value <= 0):
+        kind = "a number above 0" if positive else "a finite number"
+        raise RunFolderError(f"{path} is damaged: {key} is {shortened(repr(value))} instead of {kind}; put back a good copy")
+    return float(value)
+
+
 def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Member]:
     """Load the members from a folder of roles, except those that are loaded already.
 
@@ -41,8 +59,8 @@ def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Mem
     for role in member_roles(config):
         if role not in backbone.roles:
             backbone.load_role(role, roles / role)
-        saved = _saved(roles, role, "mean", "deviation")
-        members.append(Member(role, float(saved["mean"]), float(saved["deviation"])))
+        saved, path = _saved(roles, role, "mean", "deviation"), roles / role / "evaluator.json"
+        members.append(Member(role, _number(saved, "mean", path), _number(saved, "deviation", path, positive=True)))
     return members
 
 
@@ -62,4 +80,6 @@ class Temperature:
 def temperature_of(roles: Path) -> Temperature:
     """Read the temperature from a folder of roles; `pairs` is 0 where an older version did not write it."""
     saved = _saved(roles, EVALUATOR, "temperature")
-    return Temperature(float(saved["temperature"]), int(saved.get("temperature_pairs", 0)))
+    path = roles / EVALUATOR / "evaluator.json"
+    value = _number(saved, "temperature", path, positive=True)
+    return Temperature(value, int(_number({"temperature_pairs": 0, **saved}, "temperature_pairs", path)))
