@@ -201,9 +201,14 @@ def test_going_back_is_the_same_after_a_kill(tmp_path: Path, monkeypatch: pytest
         assert torch.equal(one, other)
 
 
+def reading(wins: int) -> JudgeReading:
+    """Return a reading of 20 questions, the first of which are won."""
+    return JudgeReading((1.0,) * wins + (0.0,) * (20 - wins))
+
+
 def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best(tmp_path: Path) -> None:
     backbone, kept, back = four_roles(), [], []
-    readings = iter([JudgeReading(0.6, 0.02), JudgeReading(0.7, 0.02), JudgeReading(0.4, 0.02)])
+    readings = iter([reading(12), reading(14), reading(4)])
 
     def judge(guide: Guide | None) -> JudgeReading:
         assert guide is None  # the policy itself learns
@@ -214,7 +219,7 @@ def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best
     lines, alarms = train(backbone, tmp_path, config, judge=judge, roll_back=lambda step, alarms: back.append(step))
     assert [(a.step, a.name, a.action) for a in alarms if a.name == "judge_disagrees"] == [(6, "judge_disagrees", "finish")]
     assert back == [4]
-    assert lines[-1]["judge_drop"] == pytest.approx(0.3)
+    assert lines[-1]["judge_drop"] == pytest.approx(0.5)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for name, parameter in backbone.parameters(POLICY).items():
         assert torch.equal(parameter, kept[1][name])
@@ -225,7 +230,7 @@ def test_the_judge_remembers_what_it_liked_best_when_the_loop_goes_back(
 ) -> None:
     backbone = four_roles()
     break_once(next(n for n in backbone.parameters(POLICY) if "lora_B" in n), monkeypatch, backbone, iteration=5)
-    readings = iter([JudgeReading(0.6, 0.02), JudgeReading(0.8, 0.02), JudgeReading(0.7, 0.3)])
+    readings = iter([reading(12), reading(16), reading(14)])
     config = changed(CONFIG, **{"iterations": 5, "judge_every": 2, "checkpoint_every": 3, "epochs": 2})
     lines, _ = train(backbone, tmp_path, config, judge=lambda guide: next(readings))
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 4, 5]

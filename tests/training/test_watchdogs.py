@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from selfeval.config import PolicyConfig
+from selfeval.training.policy import _drop_p_value
 from selfeval.training.watchdogs import check_iteration
 
 CONFIG = PolicyConfig(kl_target=4.0)
@@ -18,7 +20,7 @@ FIRST = {
     "explained_variance": 0.3,
     "repeated": 0.05,
 }
-JUDGED = {"judge_win_rate": 0.5, "judge_error": 0.05, "judge_drop": 0.2, "score_gain": 0.5}
+JUDGED = {"judge_win_rate": 0.5, "judge_error": 0.05, "judge_drop": 0.2, "judge_drop_p": 1e-5, "score_gain": 0.5}
 
 
 def alarms(**changes: float) -> dict[str, str]:
@@ -34,7 +36,7 @@ def test_a_healthy_iteration_sets_off_nothing() -> None:
     # Just inside every limit.
     assert alarms(first_ratio=0.02, kl=20.0, length=80.0, entropy=0.02) == {}
     assert alarms(kl=-0.5, length=20.0, repeated=0.5) == {}
-    assert alarms(**{**JUDGED, "judge_drop": 0.1}) == {}  # no more than noise
+    assert alarms(**{**JUDGED, "judge_drop_p": 0.06}) == {}  # no more than noise
     assert alarms(**{**JUDGED, "score_gain": -0.1}) == {}  # both went down: nothing is exploited
 
 
@@ -86,3 +88,27 @@ def test_where_watchdogs_only_tell_broken_numbers_still_go_back() -> None:
 def test_equal_replies_to_a_handful_of_questions_are_no_alarm() -> None:
     few = PolicyConfig(kl_target=4.0, questions_per_iteration=7)
     assert check_iteration({**FIRST, "repeated": 1.0}, FIRST, few) == []
+
+
+def test_a_judge_that_is_asked_often_seldom_ends_a_training_without_a_change() -> None:
+    """Readings of the same 64 questions, correlated, with a win rate that never changes: a false alarm in 5% at most."""
+    rng, false_alarms, trainings, readings = random.Random(0), 0, 200, 10
+    config = PolicyConfig(iterations=readings, judge_every=1)
+    for _ in range(trainings):
+        skill = [rng.random() for _ in range(64)]
+        taken = [[float(rng.random() < p) for p in skill] for _ in range(readings)]
+        for number, now in enumerate(taken[1:], start=1):
+            best = max(taken[:number], key=sum)
+            values = {**FIRST, **JUDGED, "judge_drop": (sum(best) - sum(now)) / 64, "judge_drop_p": _drop_p_value(best, now)}
+            if "judge_disagrees" in {alarm.name for alarm in check_iteration(values, FIRST, config)}:
+                false_alarms += 1
+                break
+    assert false_alarms <= 0.05 * trainings
+
+
+def test_a_clear_drop_ends_a_training() -> None:
+    best, now = [1.0] * 50 + [0.0] * 14, [1.0] * 20 + [0.0] * 44
+    values = {**FIRST, **JUDGED, "judge_drop": 30 / 64, "judge_drop_p": _drop_p_value(best, now)}
+    found = check_iteration(values, FIRST, PolicyConfig(iterations=20, judge_every=1))
+    assert "judge_disagrees" in {alarm.name for alarm in found}
+    assert _drop_p_value([1.0, None, 1.0], [0.0, 1.0, None]) == 1.0  # one question that both could read is too few

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 from typing import Protocol
 
 from torch import Tensor
@@ -68,14 +70,30 @@ class JudgeReading:
     """A reading of the policy by a judge that has no part in the training.
 
     Attributes:
-        win_rate: against the start, mean over the questions whose verdict could be read; a tie counts half.
-        error: its standard error.
-        unparsed: share of the questions whose verdict could not be read.
+        outcomes: probability per question that the policy's reply beats the start's; None where the verdict could not be read.
+            The questions are the same at every reading.
     """
 
-    win_rate: float
-    error: float
-    unparsed: float = 0.0
+    outcomes: tuple[float | None, ...]
+
+    @property
+    def _read(self) -> list[float]:
+        return [outcome for outcome in self.outcomes if outcome is not None]
+
+    @property
+    def win_rate(self) -> float:
+        """Mean over the questions whose verdict could be read; a tie counts half."""
+        return fmean(self._read)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the win rate."""
+        return pstdev(self._read) / math.sqrt(len(self._read))
+
+    @property
+    def unparsed(self) -> float:
+        """Share of the questions whose verdict could not be read."""
+        return 1 - len(self._read) / len(self.outcomes)
 
 
 class Scorer(Protocol):

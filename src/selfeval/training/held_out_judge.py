@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
-from statistics import fmean, pstdev
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
@@ -54,7 +52,7 @@ class HeldOutJudge:
         wins = [j.probability for j in judged if j.probability is not None]
         if len(wins) < max(2, len(judged) / 2):
             return None
-        return JudgeReading(fmean(wins), pstdev(wins) / sqrt(len(wins)), 1 - len(wins) / len(judged))
+        return JudgeReading(tuple(j.probability for j in judged))
 
     @cached_property
     def _start(self) -> list[str]:

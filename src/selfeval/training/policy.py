@@ -15,6 +15,7 @@ import torch
 
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.quality.comparisons import FEWEST, compare_paired
 from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
@@ -83,6 +84,16 @@ def _iterate(loop: _Loop, prompts: Sequence[Prompt], iteration: int, recorder: R
     return alarms
 
 
+def _drop_p_value(best: Sequence[float | None], now: Sequence[float | None]) -> float:
+    """Return the p-value of the paired difference between two readings; 1 for too few questions, or where nothing fell."""
+    both = [(old, new) for old, new in zip(best, now, strict=True) if old is not None and new is not None]
+    if not both:
+        return 1.0
+    found = compare_paired([new for _, new in both], [old for old, _ in both])
+    fell = found.difference.n >= FEWEST and found.losses > found.wins and found.p_value is not None
+    return found.p_value if fell and found.p_value is not None else 1.0
+
+
 def _stopped(alarms: Sequence[Alarm], note: str = "") -> LoopError:
     worst = next(a for a in alarms if a.action != "warn")
     return LoopError(f"policy training stopped at iteration {worst.step}: {worst.message}{note}")
@@ -98,7 +109,7 @@ class _Loop:
         self.scale: RewardScale | None = None
         self.first: dict[str, float] = {}
         self.rolled_back = 0
-        self.readings: list[dict[str, float]] = []
+        self.readings: list[dict[str, Any]] = []
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -150,8 +161,8 @@ class _Loop:
         reading = self.context.judge(self.learner.guidance())
         if reading is None:
             return {}
-        now = {"step": float(iteration), "rolled_back": float(self.rolled_back)}
-        now |= {"win_rate": reading.win_rate, "score": score}
+        now: dict[str, Any] = {"step": float(iteration), "rolled_back": float(self.rolled_back)}
+        now |= {"win_rate": reading.win_rate, "score": score, "outcomes": list(reading.outcomes)}
         best = max([*self.readings, now], key=lambda reading: reading["win_rate"])
         self.readings.append(now)
         return {
@@ -159,6 +170,7 @@ class _Loop:
             "judge_error": reading.error,
             "judge_unparsed": reading.unparsed,
             "judge_drop": best["win_rate"] - reading.win_rate,
+            "judge_drop_p": _drop_p_value(best["outcomes"], reading.outcomes),
             "score_gain": score - best["score"],
         }
 
@@ -167,7 +179,7 @@ class _Loop:
         best = self._best_reading()
         return best is not None and (best["step"], best["rolled_back"]) == (iteration, self.rolled_back)
 
-    def _best_reading(self) -> dict[str, float] | None:
+    def _best_reading(self) -> dict[str, Any] | None:
         return max(self.readings, key=lambda reading: reading["win_rate"], default=None)
 
     def _adapt(self, kl: float, samples: int) -> None:

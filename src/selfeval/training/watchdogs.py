@@ -17,6 +17,7 @@ from typing import Any
 
 from selfeval.config import PolicyConfig
 from selfeval.errors import NotFiniteError
+from selfeval.quality.comparisons import LEVEL
 
 __all__ = ["Alarm", "check_iteration", "not_finite", "refuse_broken"]
 
@@ -126,7 +127,12 @@ def _repeated_reply(values: Figures, first: Figures, config: PolicyConfig) -> Se
 
 
 def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
-    if "judge_win_rate" not in values or values["judge_drop"] <= 2 * values["judge_error"] or values["score_gain"] <= 0:
+    if "judge_win_rate" not in values or values["score_gain"] <= 0 or values["judge_drop"] <= 0:
+        return None
+    # The best reading was picked among all. With one test for each pair of readings, a training in which nothing changes is
+    # ended in at most 5% of cases, however often the judge is asked.
+    readings = max(2, config.iterations // (config.judge_every or 1))
+    if values["judge_drop_p"] > LEVEL / math.comb(readings, 2):
         return None
     text = (
         f"since the held-out judge liked the policy best the evaluator's score rose by {values['score_gain']:.2f} and the "
