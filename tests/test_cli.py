@@ -269,13 +269,17 @@ def test_an_interrupted_command_says_what_is_true_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], said: str
 ) -> None:
     from selfeval.cli import app, failures
+    from selfeval.runs import reader
+    from selfeval.stages import running
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    module = sys.modules["selfeval.cli.app"]
-    for name in ("_quiet_libraries", "_read_config", "_config"):  # each command calls one of them first
-        monkeypatch.setattr(module, name, interrupted)
+    # Each command calls one of these first.
+    monkeypatch.setattr(sys.modules["selfeval.cli.app"], "_quiet_libraries", interrupted)
+    monkeypatch.setattr(reader, "RunReader", interrupted)
+    for name in ("config_to_run", "new_config"):
+        monkeypatch.setattr(running, name, interrupted)
     monkeypatch.setattr(failures, "_leave_quietly_from_now_on", lambda: None)  # it is about this process
     found = CliRunner().invoke(app, [str(tmp_path / word) if word in ("DIR", "OUT") else word for word in command])
     assert found.exit_code == 130
@@ -563,21 +567,22 @@ def _closing(folder: Path, monkeypatch: pytest.MonkeyPatch, columns: int | None)
 
 
 def test_the_closing_table_in_a_pipe_has_a_tab_between_name_and_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sample_report import sample_report
+    from sample_report import parsed, sample_report
 
     from selfeval.report.summary import summary_rows, verdict_sentences
 
+    report = parsed(sample_report())
     lines = _closing(tmp_path, monkeypatch, None).splitlines()
-    rows = summary_rows(sample_report())
+    rows = summary_rows(report)
     assert lines[: len(rows)] == [f"{name.strip()}\t{value}" for name, value in rows]
-    assert lines[len(rows) : len(rows) + 2] == list(verdict_sentences(sample_report())), "sentences are not wrapped"
+    assert lines[len(rows) : len(rows) + 2] == list(verdict_sentences(report)), "sentences are not wrapped"
 
 
 @pytest.mark.parametrize("columns", [20, 40, 80, 200])
 def test_the_closing_table_fits_any_terminal_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
-    from sample_report import sample_report
+    from sample_report import parsed, sample_report
 
     from selfeval.report.summary import summary_rows
 
@@ -585,12 +590,12 @@ def test_the_closing_table_fits_any_terminal_and_loses_nothing(
     table = shown[: shown.index("Report:")]
     assert max(len(line.rstrip()) for line in table.splitlines()) <= columns
     assert "…" not in table
-    for name, value in summary_rows(sample_report()):
+    for name, value in summary_rows(parsed(sample_report())):
         for word in f"{name} {value}".split():
             assert word in table or columns < 60, word
     said = "".join(table.split())
     if columns < 60:
-        assert all("".join(f"{name}{value}".split()) in said for name, value in summary_rows(sample_report()))
+        assert all("".join(f"{name}{value}".split()) in said for name, value in summary_rows(parsed(sample_report())))
 
 
 def test_score_wants_a_question_or_a_file(tmp_path: Path) -> None:

@@ -5,7 +5,20 @@ from typing import Any
 
 import pytest
 
-from selfeval.records import Drop, Pair, Question, Reply, Seed, Split, Verdict, VerdictState, Working, from_json, to_json
+from selfeval.records import (
+    Drop,
+    Pair,
+    Question,
+    Reply,
+    Sampled,
+    Seed,
+    Split,
+    Verdict,
+    VerdictState,
+    Working,
+    from_json,
+    to_json,
+)
 
 VERDICT = Verdict(
     "q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.5, 0.0, 0.125, (0.25, 0.0), ("one", "two\n\u2028")
@@ -16,6 +29,7 @@ RECORDS: list[Any] = [
     Question("q1", "How «many»?", Split.TRAIN, "self"),
     Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
     VERDICT,
+    Sampled(3, "q1", "The answer is 3", 0.25, True),
     Working("q1", "6 * 7 = 42. The answer is 42"),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, 0.5, None, (None, 0.5), ("", "")),
     Pair("q1", "How many?", "2", "3", 0.75, (5, 2), (6, 2), Split.TRAIN),

