@@ -30,13 +30,13 @@ run: $(VENV)/.installed ## Install what is needed and run the whole loop on the 
 	@$(BIN)/selfeval run
 
 test: $(VENV)/.installed-dev ## Run all tests (some of them: make test TESTS=tests/test_store.py).
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-lowest: $(LOWEST)/.installed ## Run the backbone and rollout tests with the lowest versions of all dependencies.
-	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(LIBRARY_TESTS)
+	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LIBRARY_TESTS)
 
 test-newest: $(NEWEST)/.installed ## Run the backbone and rollout tests with the newest versions of all dependencies but torch.
-	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(LIBRARY_TESTS)
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LIBRARY_TESTS)
 
 smoke: $(BIN)/python ## Build the wheel, install it outside of the checkout with the newest and with the lowest versions, run the loop.
 	@.ci/smoke $(BIN)/python

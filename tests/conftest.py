@@ -16,3 +16,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+_LONG = ("tests/training/test_oracle.py", "tests/e2e/", "tests/test_api.py", "tests/docs/test_python_api.py", "tests/test_cli.py")
+"""Files that take minutes. Distributed last, one of them would keep one process busy after all others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((number for number, start in enumerate(_LONG) if item.nodeid.startswith(start)), len(_LONG))
+
+    items.sort(key=rank)  # stable: the order within a file stays
