@@ -18,7 +18,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-_LONG = ("tests/training/test_oracle.py", "tests/e2e/", "tests/test_api.py", "tests/docs/test_python_api.py", "tests/test_cli.py")
+_LONG = (
+    "tests/training/test_oracle.py",
+    "tests/e2e/",
+    "tests/test_api.py",
+    "tests/docs/test_python_api.py",
+    "tests/test_cli.py",
+)
 """Files that take minutes. Distributed last, one of them would keep one process busy after all others have ended."""
 
 
