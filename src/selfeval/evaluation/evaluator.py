@@ -120,7 +120,7 @@ def measure_evaluator(
     """
     gold, judge = by_gold(pairs), by_judge(pairs)
     labelled = gold or judge
-    confidence = [float(sigmoid(abs(p.pair.margin) / facts.temperature)) for p in labelled]
+    confidence = [sigmoid(abs(p.pair.margin) / facts.temperature) for p in labelled]
     right = [p.evaluator_right for p in labelled]
     correct = [float(r) for r in right]
     return Evaluator(

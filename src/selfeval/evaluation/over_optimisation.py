@@ -66,7 +66,7 @@ def predict(checked: Mapping[int, Sequence[CheckedReply]]) -> dict[int, list[Pre
     first = known[min(known)]
     slope, offset = logistic_fit([reply.score for reply in first], [reply.right for reply in first])
     return {
-        step: [PredictedReply(r.question_id, float(sigmoid(slope * r.score + offset)), r.right) for r in replies]
+        step: [PredictedReply(r.question_id, sigmoid(slope * r.score + offset), r.right) for r in replies]
         for step, replies in known.items()
     }
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -499,14 +500,26 @@ def percentile_interval(values: Floats, *, confidence: float = 0.95) -> tuple[fl
     return float(low), float(high)
 
 
-def sigmoid(x: Floats | float) -> Floats:
-    """Return 1 / (1 + exp(−x)), without overflow.
+@overload
+def sigmoid(x: float) -> float: ...
+
+
+@overload
+def sigmoid(x: Floats) -> Floats: ...
+
+
+def sigmoid(x: Floats | float) -> Floats | float:
+    """Return 1 / (1 + exp(−x)) without overflow, of a number or of an array.
 
     Example:
-        >>> float(sigmoid(0.0)), float(sigmoid(1e6))
+        >>> sigmoid(0.0), sigmoid(1e6)
         (0.5, 1.0)
     """
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -500.0, 500.0))), dtype=np.float64)
+    # The two forms differ in the last bit. A fitted temperature or a confidence that changes there can move a case over the edge
+    # of a bin, so each caller keeps the form that its recorded figures were computed with.
+    if isinstance(x, np.ndarray):
+        return np.asarray(0.5 * (1 + np.tanh(x / 2)), dtype=np.float64)
+    return 1 / (1 + math.exp(-max(-500.0, min(x, 500.0))))
 
 
 def rounded(value: float | None) -> float | None:
