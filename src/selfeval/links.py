@@ -41,7 +41,7 @@ def refuse_links(root: Path, paths: Iterable[Path], error: type[InputError]) -> 
         return
     allowed = _allowed(Path(os.path.realpath(root)))
     for path in paths:
-        target = Path(os.path.realpath(path))  # not Path.resolve, which raises on a loop of links
+        target = Path(os.path.realpath(path))  # not Path.resolve, which raises on a symlink loop
         if os.path.lexists(path) and not any(target.is_relative_to(place) for place in allowed):
             raise error(
                 f"{path} is a link to {target}, outside of {root}, and links are not followed out of a folder; replace it with "
