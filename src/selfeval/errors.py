@@ -88,7 +88,7 @@ class MemoryLimitError(InputError):
 
 
 class LoopError(InputError):
-    """The loop cannot continue with the output of its own stages."""
+    """The loop cannot continue with the output of its stages."""
 
 
 class NotFiniteError(LoopError):

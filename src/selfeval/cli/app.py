@@ -1,4 +1,4 @@
-"""The command line. Commands import heavy libraries themselves, so that `selfeval --help` is fast."""
+"""The command line. Commands import heavy libraries themselves to keep `selfeval --help` fast."""
 
 from __future__ import annotations
 

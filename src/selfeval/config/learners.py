@@ -231,7 +231,7 @@ class LearnerSpec:
         compares_replies: whether it needs at least two replies to each question. Default: False.
         changes_policy: whether it trains the policy's weights; False if it trains value functions that guide decoding.
         extra_roles: roles that it adds to policy, reference and evaluator; all of them are checkpointed.
-        outputs: roles besides `policy` that the trained policy needs, so that the stage saves them.
+        outputs: roles besides `policy` that the trained policy needs, and that the stage saves.
         least_minibatch: minimum number of replies per gradient step.
         not_planned: part of its memory that the planner does not count, as a phrase for the user; empty if none.
     """

@@ -41,7 +41,7 @@ _OPTIONS = {
         "that code"
     )
 }
-"""Former keys that are now command options, so that no file can set them."""
+"""Former keys that are now command options only, because no file may set them."""
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str, learner: str) -> ConfigError:

@@ -1,4 +1,4 @@
-"""Texts that contain control tokens, tested on every template at load time, so that no reply can pose as part of the prompt."""
+"""Texts that contain control tokens, tested on every template at load time: no reply may pose as part of the prompt."""
 
 from __future__ import annotations
 

@@ -164,9 +164,9 @@ class Evaluator:
     def as_reward_fn(self) -> RewardFunction:
         """Return a reward function for TRL, with the signature `(prompts, completions, **columns) -> list[float]`.
 
-        Prompts and completions may be messages (one user message, one assistant message) or plain text. A plain prompt is either
-        the question or the policy's full prompt. Other plain text with control tokens raises ValueError, because the evaluator
-        was not trained on such prompts.
+        Prompts and completions may be messages (one user message, one assistant message) or plain text. A plain prompt is the
+        question, or the policy's full prompt. Other plain text with control tokens raises ValueError, because the evaluator was
+        not trained on such prompts.
 
         Example:
             >>> reward = Evaluator.load("runs/first").as_reward_fn()

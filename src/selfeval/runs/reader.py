@@ -24,7 +24,7 @@ _REDO = "remove this file and redo it: selfeval run --output DIR"
 
 
 def pairs_of(split: Split) -> str:
-    """Return the folder of the pairs of a split. Each split has a separate folder, so that a trainer can be given only one."""
+    """Return the folder of the pairs of a split. Separate folders allow passing a trainer only one split."""
     return f"pairs/{split.value}"
 
 

@@ -93,7 +93,7 @@ class FileGold:
 
 
 def _plain(text: str) -> str:
-    """Normalise white space, so that texts compare equal regardless of it."""
+    """Normalise white space before comparing texts."""
     return " ".join(text.split())
 
 
@@ -180,7 +180,7 @@ def load_gold(domain: str | None, path: str = "") -> Gold | None:
 
 
 class _Answers:
-    """Wraps a domain so that its answers are True, False or None.
+    """Adapter of a domain that returns only True, False or None.
 
     Domains come from other packages. An answer of 1, or numpy's True, is converted. An answer of 0.5 is refused, because it
     would count as right wherever it is used as a condition.

@@ -54,7 +54,7 @@ class Stage:
         roles: returns the names of the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
-        gathers: whether it only combines the output of other stages, so that it is overwritten when that changes.
+        gathers: whether it only combines the output of other stages, and is overwritten when that changes.
     """
 
     name: str

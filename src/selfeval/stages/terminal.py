@@ -129,5 +129,5 @@ class Terminal:
             self._line(text)
 
     def _line(self, text: str) -> None:
-        """Print one line. Output to a file is not wrapped, so that it can be searched."""
+        """Print one line. Output to a file is not wrapped, to keep it searchable."""
         self.console.print(visible(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)

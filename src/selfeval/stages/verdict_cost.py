@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 BATCHES = 4
-"""Number of batches. They alternate between evaluator and judge, so that a slower machine slows both."""
+"""Number of batches. They alternate between evaluator and judge, so a temporary slowdown affects both."""
 PAIRS = 128
 """Maximum number of test pairs that are timed."""
 

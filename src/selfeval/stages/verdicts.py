@@ -80,7 +80,7 @@ def _write_shard(context: Context, shard: int, pairs: Sequence[tuple[Question, R
 
 
 def _take_given(context: Context, given: Given, questions: Sequence[Question]) -> None:
-    """Convert the user's pairs to verdicts without a judge. Only one pair per test question, so that each counts once."""
+    """Convert the user's pairs to verdicts without a judge. Take one pair per test question, so each counts once."""
     replies: dict[str, dict[str, Reply]] = defaultdict(dict)
     for reply in context.replies().values():
         if reply.way == "file":
@@ -97,7 +97,7 @@ def _take_given(context: Context, given: Given, questions: Sequence[Question]) -
 
 
 def _as_verdict(context: Context, question: Question, pair: Labelled, replies: Mapping[str, Reply]) -> Verdict:
-    """Return a pair in random order, so that the position does not reveal the preference."""
+    """Return a pair in random order, because the position must not reveal the preference."""
     chosen, rejected = replies[pair.chosen].id, replies[pair.rejected].id
     turned = context.random("order", question.id, chosen, rejected).random() < 0.5
     return Verdict(
