@@ -155,6 +155,7 @@ class _Reader:
         """
         text = self._decode(said.ids)
         thinking = thinking_of(text, self._decode(prompt[-_TAIL:]))
+        # Still thinking: close the block first, or the lead would be read as part of the draft.
         if thinking.end is None:
             close = tuple(self.templates.tokenizer.encode(thinking.close, add_special_tokens=False))
             return self._appended(prompt, said, (*self._without_end(said.ids), *close))
@@ -182,6 +183,7 @@ class _Reader:
         place = self._statement(said, text, begin)
         if place is None:
             return None
+        # Token and character positions can differ by a token or two around spaces and decoration, so search nearby.
         near = self._tokens_before(said, place.label)
         label = text[place.label :]
         return next((i for i in range(max(0, near - 2), min(near + 3, len(said.ids))) if self._begins(said, i, label)), None)
@@ -219,6 +221,7 @@ class _Reader:
         """Return the log-probs of the three labels at each position, summed along their paths."""
         seen: dict[tuple[Prompt, Prompt], tuple[float, ...]] = {}
         seen |= {(p, ()): spot.watched for p, spot in spots.items() if spot.watched is not None}
+        # Labels of several tokens need one extra forward pass per shared prefix.
         cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
         requests = [Request((*spots[prompt].before, *fork), temperature=0.0) for prompt, fork in cases]
         watch = self.tokens.all

@@ -61,6 +61,7 @@ def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
     """Return the training pairs and the pairs held out by question for the temperature. Test questions are in neither."""
     share, seed = context.config.evaluator.held_out, context.config.seed
     pairs = context.training_pairs()
+    # At least one question is held out, even if the share selects none.
     aside = {p.question_id for p in pairs if _is_held_out(p.question_id, share, seed)} or {pairs[0].question_id}
     held, kept = ([p for p in pairs if (p.question_id in aside) == wanted] for wanted in (True, False))
     if not kept:

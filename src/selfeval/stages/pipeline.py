@@ -148,6 +148,7 @@ def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date |
     """
     values, day = _with_contents(config), day or date.today()
     sources = prompt_sources(templates_folder(config.model, config.templates), day)
+    # A later round's key contains the key of the previous round's policy, so changes propagate across rounds.
     if number > 1:
         before: Any = ["round", number, stage_keys(config, seeds, number - 1, day)["policy"]]
     else:
@@ -157,6 +158,7 @@ def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date |
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
         prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
+        # Chained: a stage's key changes whenever the key of an earlier stage does.
         before = keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
     return keys
 
@@ -354,6 +356,7 @@ def _inputs(context: Context, stage: Stage) -> str:
     if not index:
         return context.earlier[-1].content("policy") if context.earlier else ""
     before = context.store.content(STAGES[index - 1].name)
+    # Only the report of round 1 covers several rounds, so it also depends on their evidence.
     if stage.name != "report" or context.earlier or context.config.rounds == 1:
         return before
     return fingerprint([before, context.config.rounds, *(store.content("evaluation") for store in context.later)])
@@ -386,6 +389,7 @@ def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
     elif store.is_finished(stage.name):
         return False
     elif was_finished and stage.trains:
+        # Lost shards can be regenerated one by one, but a partly lost training has to restart from scratch.
         _set_aside(context, stage, f"{store.missing_files(stage.name)[0]} is missing")
     elif was_finished:
         _say(context, stage, "a file of it is missing; it is made again")

@@ -251,6 +251,7 @@ class Measured:
             trial: trial of a phase; may consist of several consecutive steps.
             brought: bytes of streamed weights on the main device at a time.
         """
+        # Transpose: for each step of the trial, its peaks on the shallow model and on each deeper one.
         found = zip(*(trial(backbone) for backbone in self.backbones), strict=True)
         return fullest(self._at_full_depth(first, deeper, brought) for first, *deeper in found)
 

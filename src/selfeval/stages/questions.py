@@ -119,6 +119,7 @@ def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
     requests, sampled = _requests(context, shard, list(acceptance.accepted)), 0
     outcomes: list[Question | Drop | None] = []
     while len(acceptance.accepted) < acceptance.wanted:
+        # Sample 50% more than needed, because some are dropped; doubling the total bounds the number of batches.
         needed = (acceptance.wanted - len(acceptance.accepted)) * 3 // 2
         batch = list(islice(requests, max(needed, _FEWEST_AT_ONCE, sampled)))
         if not batch:
@@ -165,6 +166,7 @@ def run(context: Context) -> dict[str, int]:
         for question in store.read_shard("questions", shard, Question):
             acceptance.accept(question)
         shard += 1
+    # A later round takes over round 1's test questions as its first shard.
     if acceptance.tests and not shard:
         store.write_shard("questions", 0, [acceptance.accept(question) for question in acceptance.tests], [])
         shard = 1
