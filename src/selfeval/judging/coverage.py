@@ -67,7 +67,7 @@ def check_seeds(tokenizer: PreTrainedTokenizerBase, seeds: Sequence[str], model:
     """Return a note if a tokenizer represents the seeds badly, else None.
 
     Raises:
-        SeedsError: no character of the seeds survives.
+        SeedsError: the tokenizer loses at least 99% of the characters.
     """
     found = coverage(tokenizer, seeds)
     shown = found.example if len(found.example) <= 40 else found.example[:37] + "..."

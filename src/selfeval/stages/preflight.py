@@ -77,7 +77,7 @@ def run_folder(root: Path) -> Iterator[RunStore]:
 
 
 def _clear(root: Path, *, keep: bool, only_if: bool) -> None:
-    """Remove the files that this command created."""
+    """Empty the folder if `only_if`, and remove it unless `keep`."""
     if not only_if:
         return
     for path in root.iterdir():
