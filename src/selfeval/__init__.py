@@ -1,6 +1,6 @@
 """Self-Evaluator: from a handful of seed questions and an open language model to an evaluator and a better policy.
 
-The Python API. Importing this package imports no torch: each name below is loaded when it is first used.
+The Python API. Importing this package does not import torch: each name below is loaded on first use.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ _MODULES = {
     "load_config": "selfeval.config",
     "run": "selfeval.stages.running",
 }
-"""Where the names of the API are defined; those that end with `Error` are in `selfeval.errors`."""
+"""Modules that define the names of the API; names that end with `Error` are in `selfeval.errors`."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of the API when it is first used."""
+    """Import a name of the API on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m selfeval` is the command `selfeval`."""
+"""Make `python -m selfeval` run the command `selfeval`."""
 
 from __future__ import annotations
 

@@ -1,23 +1,23 @@
-"""Every error that this package raises on purpose.
+"""The exceptions that this package raises on purpose.
 
 SelfEvalError
-├── InputError              what the user gave; exit code 2, one sentence, no traceback
+├── InputError              invalid user input; exit code 2, one sentence, no traceback
 │   ├── ConfigError         a recipe or a --set key or value
 │   ├── SeedsError          the seeds file
 │   ├── DataError           a file of questions, replies, pairs or gold answers
 │   ├── TextError           the text to tune on
 │   ├── ModelError          the model folder or hub id
 │   ├── RunFolderError      the output folder: not a run, in use, or damaged
-│   │   └── LostWorkError   a stage cannot resume from what is left of its work; --restart runs it from its start
+│   │   └── LostWorkError   a stage cannot resume because files of its work are lost; --restart reruns it from its start
 │   ├── StorageError        the disk is full or not writable
-│   ├── MemoryLimitError    one sequence alone is more than the memory, or the memory budget, holds
-│   ├── LoopError           the loop cannot go on with what its stages produced (for example: no pair survived judging)
+│   ├── MemoryLimitError    a single sequence exceeds the memory, or the memory budget
+│   ├── LoopError           the output of the stages cannot be used (for example: no pair survived judging)
 │   │   └── NotFiniteError  a number of training is NaN or infinite
-│   ├── ExportError         a role cannot be exported as asked: no such role, a folder in the way, no such kind of model
+│   ├── ExportError         a role cannot be exported as requested: no such role, target not empty, unsupported model kind
 │   └── MissingPackageError an optional dependency is not installed; also an ImportError
-└── RoleError               our own misuse of roles on the backbone; exit code 1
+└── RoleError               incorrect use of roles inside this package; exit code 1
 
-A message says what was got, what is allowed, and what to do.
+A message states the actual value, the allowed values, and what to do.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ __all__ = [
 
 
 class SelfEvalError(Exception):
-    """Base of all errors of this package."""
+    """Base class of all exceptions of this package."""
 
 
 class InputError(SelfEvalError):
-    """Something the user gave cannot be used."""
+    """User input that cannot be used."""
 
 
 class ConfigError(InputError):
@@ -76,7 +76,7 @@ class RunFolderError(InputError):
 
 
 class LostWorkError(RunFolderError):
-    """A stage cannot resume, because a file of its work is missing or damaged; `--restart` runs it from its start."""
+    """A stage cannot resume because a file of its work is missing or damaged; `--restart` reruns it from its start."""
 
 
 class StorageError(InputError):
@@ -84,27 +84,27 @@ class StorageError(InputError):
 
 
 class MemoryLimitError(InputError):
-    """The smallest piece of work does not fit in the memory that there is."""
+    """The smallest unit of work does not fit in the available memory."""
 
 
 class LoopError(InputError):
-    """The loop cannot go on with what its own stages produced."""
+    """The loop cannot continue with the output of its stages."""
 
 
 class NotFiniteError(LoopError):
-    """A number of training is NaN or infinite; the message names the tensor."""
+    """A number of training is NaN or infinite. The message names the tensor."""
 
 
 class ExportError(InputError):
-    """A role cannot be exported as it was asked for."""
+    """A role cannot be exported as requested."""
 
 
 class MissingPackageError(InputError, ImportError):
     """An optional dependency is not installed.
 
     Args:
-        work: what needs it.
-        package: its name, which is also that of the extra of this package.
+        work: the feature that needs it.
+        package: name of the dependency, which is also the name of this package's extra.
     """
 
     def __init__(self, work: str, package: str) -> None:
@@ -112,17 +112,17 @@ class MissingPackageError(InputError, ImportError):
 
 
 class RoleError(SelfEvalError):
-    """A role was used in a way that could measure or train the wrong weights."""
+    """A role was used in a way that could evaluate or train the wrong weights."""
 
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
-"""What torch's CPU allocator, CUDA, C++ and cuBLAS write into a plain RuntimeError when there is no memory."""
+"""Messages of plain RuntimeErrors raised on out-of-memory by torch's CPU allocator, CUDA, C++ and cuBLAS."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was no memory: Python's MemoryError, torch's own error on a GPU, or one of those it takes from below.
+    """Return whether an error means out of memory: Python's MemoryError, torch's on a GPU, or one of a lower library.
 
-    Names and texts tell them, so that torch need not be imported.
+    Errors are recognised by class name and message to avoid importing torch.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

@@ -1,6 +1,6 @@
-"""The records that stages exchange: frozen dataclasses, one JSON object a line.
+"""The records that stages exchange: frozen dataclasses, one JSON object per line.
 
-Pairs use `prompt`, `chosen`, `rejected`, so that HF `datasets`, TRL and LLaMA-Factory read them as they are.
+Pairs have the columns `prompt`, `chosen` and `rejected`, which HF `datasets`, TRL and LLaMA-Factory read directly.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ __all__ = [
 
 
 class Split(StrEnum):
-    """Where a question may be used; test questions are never trained on."""
+    """Split of a question; test questions are never trained on."""
 
     TRAIN = "train"
     TEST = "test"
 
 
 class VerdictState(StrEnum):
-    """What became of a judged pair: only KEPT ones become training pairs."""
+    """Outcome of a judged pair; only KEPT pairs become training pairs."""
 
     KEPT = "kept"
     TIE = "tie"
@@ -48,7 +48,7 @@ class VerdictState(StrEnum):
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed question as the user gave it; `extra` holds any other fields of its line."""
+    """A seed question from the user; `extra` holds any other fields of its line."""
 
     question: str
     reply: str | None = None
@@ -57,7 +57,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the run; `source` is `self` (the model wrote it), `seed` or `file` (the user gave it)."""
+    """A question of the run; `source` is `self` (written by the model), `seed` or `file` (provided by the user)."""
 
     id: str
     text: str
@@ -70,9 +70,9 @@ class Reply:
     """A sampled reply as token ids (end-of-sequence included) and as text.
 
     Attributes:
-        way: `sample`, `beam`, or `file` (the user gave it).
-        logprob: sum of the token log-probs at the temperature it was sampled at (1 for beams), in nats.
-        finished: whether it ended by itself, before the token limit.
+        way: sampling method: `sample`, `beam`, or `file` (provided by the user).
+        logprob: sum of the token log-probs at the sampling temperature (1 for beams), in nats.
+        finished: whether it ended with an end-of-sequence token, before the token limit.
     """
 
     id: str
@@ -88,7 +88,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Working:
-    """The model's own greedy reply to a question: what evaluator and critic may read before they score another reply."""
+    """The model's own greedy reply to a question: its reference answer, which evaluator and critic may read before a reply."""
 
     question_id: str
     text: str
@@ -96,15 +96,15 @@ class Working:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge said about two replies, asked in both orders.
+    """The judge's verdict on two replies, asked in both orders.
 
     Attributes:
         first, second: reply ids.
-        probability: that `first` is the better one, averaged over both orders; None when unparsable.
-        in_order, swapped: the same probability from each order alone; None where that order did not parse.
+        probability: probability that `first` is better, averaged over both orders; None if unparsable.
+        in_order, swapped: the same probability from each order alone; None if that order was unparsable.
         tie: probability that neither is better, averaged over both orders.
         ties: the same probability from each order alone: in order, swapped.
-        words: what the judge wrote in each order.
+        words: raw output of the judge in each order.
     """
 
     question_id: str
@@ -121,13 +121,13 @@ class Verdict:
 
     @property
     def confidence(self) -> float:
-        """Probability of the more likely reply; 0.5 when there is no verdict."""
+        """Probability of the more likely reply; 0.5 if there is no verdict."""
         return 0.5 if self.probability is None else max(self.probability, 1.0 - self.probability)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A kept preference; `confidence` is the judge's probability that `chosen` is the better one."""
+    """A kept preference; `confidence` is the judge's probability that `chosen` is better."""
 
     question_id: str
     prompt: str
@@ -141,7 +141,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A reply that the policy gave at an iteration of its training."""
+    """A reply sampled from the policy in one iteration of its training."""
 
     step: int
     question_id: str
@@ -152,7 +152,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Drop:
-    """Something a stage threw away, and why."""
+    """A dropped item of a stage, and the reason."""
 
     stage: str
     reason: str
@@ -164,12 +164,12 @@ R = TypeVar("R")
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """The record as a JSON-ready dict (tuples become lists, enums their values)."""
+    """Return the record as a JSON-ready dict (tuples become lists, enums their values)."""
     return dataclasses.asdict(record)
 
 
 def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
-    """The record of type `kind` that `to_json` turned into `values`.
+    """Return the record of type `kind` from the output of `to_json`.
 
     Raises:
         TypeError: a field is missing, unknown, or of another type.
@@ -181,7 +181,7 @@ def from_json(kind: type[R], values: Mapping[str, Any]) -> R:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """The types of the fields; finding them out takes longer than all else in reading a record."""
+    """Return the types of the fields. Cached, because resolving them takes longer than reading a record."""
     return typing.get_type_hints(kind)
 
 
@@ -195,7 +195,7 @@ def _restore(hint: Any, value: Any) -> Any:
     kinds = typing.get_args(hint)
     if kinds[1:] == (...,):
         if kinds[0] is int and set(map(type, value)) <= {int} and max(map(abs, value), default=0) < 2**63:
-            return tuple(value)  # token ids: checking them one by one takes ten times as long as reading the record
+            return tuple(value)  # token ids are not checked one by one: that takes ten times as long as reading the record
         return tuple(_checked(kinds[0], part) for part in value)
     return tuple(_checked(kind, part) for kind, part in zip(kinds, value, strict=True))
 
@@ -204,7 +204,7 @@ _PLAIN = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(Non
 
 
 def _checked(hint: Any, value: Any) -> Any:
-    """The value, if it is of the kind that the field holds."""
+    """Return the value if it has the type of the field."""
     if type(value) is hint and hint is not int:
         return value
     if type(value) is int and not -(2**63) <= value < 2**63:

@@ -1,4 +1,4 @@
-"""Text that a user gives: files read within bounds, JSON lines with the number of the line, and text made safe to print."""
+"""Text from the user: bounded file reading, JSON lines with line numbers, and escaping of text for the terminal."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ __all__ = [
 ]
 
 Line = tuple[int, dict[str, Any]]
-"""The number of a line, from 1, and the JSON object in it."""
+"""Line number, counted from 1, and the JSON object in the line."""
 
 _SHOWN = 80
 _DEEPEST = 100
-"""Levels of lists and objects in a line; Python's own limit depends on how deep the caller already is."""
+"""Maximum nesting depth of lists and objects in a line; Python's own limit depends on the caller's stack depth."""
 _HALF = re.compile("[\ud800-\udfff]")
-# C0 and C1 controls (an escape sequence can begin with U+009B alone), and the marks that reorder what a terminal shows.
+# C0 and C1 controls (U+009B alone can begin an escape sequence), and the bidirectional marks that reorder output.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def read_text(path: Path, kind: str, error: type[InputError], *, most: int, remedy: str) -> str:
-    """Reads a UTF-8 text file, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
-    Named pipes and devices are refused: reading one could wait or fill the memory for ever.
+    Named pipes and devices are refused: reading one could block forever or fill the memory.
 
     Args:
-        path: of the file.
+        path: path of the file.
         kind: its name in messages, such as "seeds file".
         error: class of the errors.
-        most: bytes that it may have.
-        remedy: what to give instead.
+        most: maximum size in bytes.
+        remedy: what to provide instead, for messages.
 
     Raises:
-        InputError: of class `error`; the file is missing, no regular file, too large, unreadable or not UTF-8.
+        InputError: an instance of `error`; the file is missing, not a regular file, too large, unreadable or not UTF-8.
     """
     data = _read_bytes(path, kind, error, most, remedy)
     try:
@@ -71,13 +71,13 @@ def _read_bytes(path: Path, kind: str, error: type[InputError], most: int, remed
                 raise error(f"{kind} {path} is not a file but a named pipe or a device; {remedy}")
             if facts.st_size > most:
                 raise error(f"{kind} {path} has more than {most >> 20:,} MiB, the most that is read; give a smaller file")
-            return file.read(facts.st_size)  # `read` takes memory for all that it is asked for
-    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+            return file.read(facts.st_size)  # `read` allocates the full size that it is given
+    except (OSError, ValueError) as problem:  # ValueError: NUL in the path
         _refuse(path, kind, error, remedy, problem)
 
 
 def _open_without_waiting(name: str, flags: int) -> int:
-    """Opening a named pipe waits until somebody writes to it."""
+    """Open a file without blocking; a named pipe would otherwise wait for a writer."""
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -94,24 +94,24 @@ def _refuse(path: Path, kind: str, error: type[InputError], remedy: str, problem
 
 
 def json_lines(text: str, where: str, error: type[InputError], example: str) -> Iterator[Line]:
-    """Yields the objects of JSON lines; empty lines are skipped.
+    """Yield the objects of JSON lines; empty lines are skipped.
 
     Args:
         text: the lines.
         where: the file's name, for messages.
         error: class of the errors.
-        example: a line as it should be, for messages.
+        example: a valid line, for messages.
 
     Raises:
-        InputError: of class `error`; a line is not a JSON object. The message names it and shows its beginning.
+        InputError: an instance of `error`; a line is not a JSON object. The message names it and shows its beginning.
     """
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would split at U+2028 too
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at U+2028
         if line.strip():
             yield number, json_line(line.strip(), f"{where}, line {number}", error, example)
 
 
 def json_line(line: str, where: str, error: type[InputError], example: str) -> dict[str, Any]:
-    """The object in one line of JSON lines.
+    """Return the object in one line of JSON lines.
 
     Raises:
         InputError: see `json_lines`.
@@ -133,12 +133,12 @@ def parse_json(data: str | bytes, *, lenient: bool = False) -> Any:
 
     Args:
         data: text, or bytes of UTF-8.
-        lenient: accept numbers that are not finite, and any depth that the interpreter can parse: for files of our own and of
-            libraries, which are large and read often.
+        lenient: accept non-finite numbers, and any depth that the interpreter can parse: for files written by this package and
+            by libraries, which are large and read often. Default: False.
 
     Raises:
-        ValueError: not UTF-8, not JSON, nested too deeply (100 levels unless lenient), a number of thousands of digits, or one
-            that is not finite.
+        ValueError: not UTF-8, not JSON, nested too deeply (100 levels unless lenient), a number with thousands of digits, or a
+            non-finite number.
     """
     text = data.decode("utf-8") if isinstance(data, bytes) else data
     try:
@@ -180,7 +180,7 @@ def _inner(value: Any) -> Iterable[Any]:
 
 
 def has_half_character(value: Any) -> bool:
-    """Whether a text, or any key or text inside lists and objects, holds half a surrogate pair, which no file can hold."""
+    """Return whether a text, or any key or text inside lists and objects, contains a lone surrogate, which no file can hold."""
     if isinstance(value, str):
         return _HALF.search(value) is not None
     keys = any(has_half_character(key) for key in value) if isinstance(value, dict) else False
@@ -188,11 +188,11 @@ def has_half_character(value: Any) -> bool:
 
 
 def format_bytes(count: float, digits: int = 3) -> str:
-    """Write a number of bytes in binary units.
+    """Format a number of bytes in binary units.
 
     Args:
         count: bytes.
-        digits: significant digits. A whole number is never cut.
+        digits: significant digits; the integer part is never truncated. Default: 3.
 
     Example:
         >>> format_bytes(900), format_bytes(3_300_000), format_bytes(14 * 2**30), format_bytes(23.98 * 2**30, digits=4)
@@ -207,26 +207,26 @@ def format_bytes(count: float, digits: int = 3) -> str:
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, for messages."""
+    """Return the beginning of a text, for messages."""
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def safe_json(value: Any, indent: int | None = None) -> str:
-    """JSON that is readable in any language and holds no control character that a terminal obeys.
+    """Serialise to JSON that keeps non-ASCII text readable and contains no control character that a terminal interprets.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON has no word for.
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def visible(text: str, keep: str = "") -> str:
-    r"""`text` with control characters written as escapes such as `\x1b`, so that printing it cannot move or colour anything.
+    r"""Return `text` with control characters escaped as in `\x1b`, so printing it cannot move the cursor or change colours.
 
     Args:
         text: any text.
-        keep: control characters that stay, such as the end of a line.
+        keep: control characters that are not escaped, such as the newline. Default: none.
     """
     return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
@@ -238,6 +238,6 @@ def _escaped(character: str) -> str:
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str:
-    """Return `; did you mean "x"?` for the closest allowed name, or the list of allowed names when none is close."""
+    """Return `; did you mean "x"?` for the closest allowed name, or the list of allowed names if none is close."""
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else f"; allowed: {', '.join(sorted(allowed))}"

@@ -1,7 +1,7 @@
-"""Whether the installed versions of our dependencies are among those that this release was tested with.
+"""Check whether the installed dependencies are among the versions that this release was tested with.
 
-The ranges are those of the package's own metadata, so that they are written once, in pyproject.toml. pip enforces them when it
-installs this package, but not when a later `pip install` of something else moves a dependency, nor with `--no-deps`.
+The ranges are read from the package metadata, so they are defined only in pyproject.toml. pip enforces them when it
+installs this package, but not with `--no-deps`, nor when a later `pip install` of another package changes a dependency.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PACKAGE = "self-evaluator"
 
 @cache
 def untested_versions() -> tuple[str, ...]:
-    """Dependencies that are installed outside of their tested range, each as `transformers 5.30.0 (tested: >=5.16.1,<5.25)`.
+    """Return the dependencies installed outside their tested range, each as `transformers 5.30.0 (tested: >=5.16.1,<5.25)`.
 
-    Optional dependencies count where they are installed. Empty where this package runs from a source tree without metadata.
+    Optional dependencies count if they are installed. Empty if this package runs from a source tree without metadata.
     """
     try:
         requirements = [Requirement(line) for line in metadata.requires(_PACKAGE) or ()]
@@ -34,19 +34,19 @@ def _outside(requirement: Requirement) -> str | None:
     try:
         installed = metadata.version(canonicalize_name(requirement.name))
     except metadata.PackageNotFoundError:
-        return None  # an extra that nobody asked for, or an import error of its own
+        return None  # an extra that is not installed; a missing requirement fails on import anyway
     if requirement.specifier.contains(installed, prereleases=True):
         return None
     return f"{requirement.name} {installed} (tested: {_readable(requirement)})"
 
 
 def _readable(requirement: Requirement) -> str:
-    """The specifier from its floor to its ceiling; `str` of it sorts by character."""
+    """Return the specifier with its lower bound first; `str` of it sorts by character."""
     return ",".join(sorted(str(requirement.specifier).split(","), key=lambda part: part.startswith("<")))
 
 
 def versions_note() -> str | None:
-    """One sentence for the user, or None where every version was tested."""
+    """Return one sentence for the user, or None if every version was tested."""
     found = untested_versions()
     if not found:
         return None

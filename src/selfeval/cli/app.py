@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported inside the commands, so that `selfeval --help` answers at once."""
+"""The command line. Commands import heavy libraries themselves to keep `selfeval --help` fast."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NOTHING_CHANGED = "Nothing was changed; the same command begins from the start.
 _PAGE_WHOLE = "index.html is whole, the old one or the new one; the same command draws it again."
 _NO_FOLDER = "No half-written folder is left; the same command begins from the start."
 _RESTORES = "Nothing is lost: give the same command again to restore the rest."
-"""What Ctrl-C leaves of a command's work."""
+"""Shown after Ctrl-C in `restore`."""
 
 Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -90,12 +90,12 @@ def run(
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command resumes an interrupted run; a finished run says so. `selfeval run --output DIR` resumes the run in DIR with
-    its own settings, and with others where --set gives them. Finished work of other settings is only set aside when you agree,
-    or with --restart; `selfeval restore DIR` brings it back.
+    The same command resumes an interrupted run; if the run is finished, it says so. `selfeval run --output DIR` resumes the run
+    in DIR with its own settings, except those overridden by --set. Finished work of other settings is set aside only if you
+    agree, or with --restart; `selfeval restore DIR` brings it back.
 
-    With rounds above 1 the better policy writes and answers the questions of the next round, in DIR/rounds/02 and on; a
-    finished run continues if rounds is raised. Examples:
+    With rounds above 1, the improved policy writes and answers the questions of the next round, in DIR/rounds/02 and so on. To
+    extend a finished run, raise rounds. Examples:
 
     selfeval run
 
@@ -129,13 +129,13 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
 
 
 def _quiet_libraries() -> None:
-    """One voice on the terminal: ours; a note where a library is not one that this release was tested with."""
+    """Silence the libraries' own messages, and print a note if a dependency's version is untested."""
     if note := versions_note():
         typer.echo(f"Note: {note}", err=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it would download
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that it would download
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -160,14 +160,14 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a run takes in memory, by device, phase and kind, and with which settings it fits; nothing is loaded.
+    """Show how much memory a run needs, by device, phase and kind, and which settings fit. Nothing is loaded.
 
-    Precision and device map are chosen as loading would choose them, for the machine at hand or for one that you name. Where
-    the wanted sizes do not fit, smaller ones are found; where nothing fits, it says what would have to change (exit code 2).
+    Precision and device map are chosen as they would be when loading, for this machine or for devices that you name. If the
+    requested sizes do not fit, smaller ones are found; if nothing fits, the output says what has to change (exit code 2).
 
     Rows: runtime (Python, torch, libraries; RAM only), base (frozen weights), adapters, gradients and optimizer (of the roles
-    that learn), KV cache (while replies are sampled), activations, logits chunk, kernels (16 bits on a CPU), and what malloc
-    keeps (small models on a CPU).
+    being trained), KV cache (while sampling replies), activations, logits chunk, kernels (16-bit on a CPU), and memory retained
+    by malloc (small models on a CPU).
 
     Examples:
 
@@ -224,7 +224,7 @@ def _plan(
 
 @contextmanager
 def _steps(title: str) -> Iterator[Callable[[str], None]]:
-    """Shows the step at hand on standard error: in one line of a terminal, or as a line a step."""
+    """Show the current step on standard error: updated in place on a terminal, one line per step elsewhere."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -236,14 +236,14 @@ def _steps(title: str) -> Iterator[Callable[[str], None]]:
 
 
 def _beyond_the_plan(config: RunConfig) -> str:
-    """What this configuration holds that the planner does not count."""
+    """Name the memory of this configuration that the planner does not count."""
     members = config.evaluator.members
     found = [f"the other evaluators ({members - 1})"] if members > 1 else []
     return " and ".join([*found, *filter(None, [config.policy.spec.not_planned])])
 
 
 def _named_devices(devices: list[str]) -> dict[str, int]:
-    """`--device` values; names and sizes are those of `placement.max_memory`."""
+    """Parse `--device` values; names and sizes are those of `placement.max_memory`."""
     from selfeval.config import PlacementConfig
     from selfeval.errors import ConfigError
 
@@ -263,7 +263,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Draw index.html again from report.json and metrics/."""
+    """Redraw index.html from report.json and metrics/."""
     with clear_errors(debug, interrupted=_PAGE_WHOLE):
         from selfeval.report.page import draw_page
         from selfeval.runs.reader import RunReader
@@ -284,9 +284,9 @@ def restore(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Bring back results that another configuration replaced, with their configuration; those there now are set aside.
+    """Restore results that another configuration replaced, with their configuration. The current results are set aside.
 
-    Without N: list what can be restored, with its cost and its settings.
+    Without N: list the results that can be restored, with their cost and settings.
     """
     with clear_errors(debug, interrupted=_RESTORES):
         from selfeval.runs.reader import RunReader
@@ -318,7 +318,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print whole records, one JSON object per line.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Look at the records of a run. Long lists of token ids are cut, except with --json."""
+    """Show records of a run. Long lists of token ids are truncated, except with --json."""
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         from selfeval.cli.showing import first_rows, layout
         from selfeval.runs.reader import RunReader
@@ -343,11 +343,11 @@ def score(
     trust_remote_code: RemoteCode = False,
     debug: Debug = False,
 ) -> None:
-    """Score replies with a run's evaluator: the preferred one, with a confidence, or "unsure".
+    """Score replies with a run's evaluator and print the preferred reply with a confidence, or "unsure".
 
-    With --file the model is loaded once, and results come in the order of the lines, each batch as soon as it is scored. With
-    --json a result has all fields of its line, and scores, preferred (the number of a reply, from 0), confidence, unsure, and
-    calibrated (whether the confidence was fitted on held-out pairs). Examples:
+    With --file the model is loaded once, and results are printed in the order of the lines, as soon as each batch is scored.
+    With --json a result contains all fields of its line, and scores, preferred (the number of a reply, from 0), confidence,
+    unsure, and calibrated (whether the confidence was fitted on held-out pairs). Examples:
 
     selfeval score runs/mine --question "How many?" --reply "Two." --reply "Three."
 
@@ -357,7 +357,7 @@ def score(
         from selfeval.cli.scoring import print_scores, read_asked, typed
         from selfeval.runs.reader import RunReader
 
-        RunReader(folder)  # refuses what is no run before the libraries are loaded
+        RunReader(folder)  # refuses a folder that is not a run before loading the libraries
 
         if (file is None) == (question is None or not reply):
             raise InputError("give --question and at least one --reply, or --file; not both")
@@ -390,13 +390,13 @@ def export(
 ) -> None:
     """Write a trained role as a folder that transformers, PEFT, TRL and reward-bench load.
 
-    Without --merge: a PEFT adapter folder for the run's base, with the scalar head of an evaluator in it.
+    Without --merge: a PEFT adapter folder for the run's base; for an evaluator it includes the scalar head.
 
     With --merge: the policy as an ordinary language model, an evaluator as a sequence classifier with one label. The result is
-    loaded again and compared with the role before it appears. It takes memory for two copies of the base and no GPU.
+    reloaded and compared with the role before the folder appears. This needs memory for two copies of the base, and no GPU.
 
-    The tokenizer with a chat template that makes the run's prompts, the prompts themselves (templates/), a model card with
-    figures and a snippet, and for an evaluator reward.py, a reward function for TRL, come along. Examples:
+    The folder also contains the tokenizer with a chat template that builds the run's prompts, the prompts themselves
+    (templates/), a model card with figures and a snippet, and for an evaluator reward.py, a reward function for TRL. Examples:
 
     selfeval export runs/mine --role policy --merge --to exported/policy
 
@@ -462,14 +462,14 @@ def tune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Tune an adapter on text and write a whole model, for example one that reads further than it was trained to.
+    """Tune an adapter on text and write a whole model, for example to extend the context length.
 
-    The adapter is merged into the base, and OUT is an ordinary model folder for `selfeval run --model OUT` and transformers;
-    its config.json carries the RoPE scaling that was asked for. Without a scaling, the model is tuned to the text's domain.
-    What was written is loaded again and compared with the adapter before it appears, on the CPU: memory for two copies.
+    The adapter is merged into the base. OUT is an ordinary model folder for `selfeval run --model OUT` and transformers; its
+    config.json contains the requested RoPE scaling. Without RoPE scaling, the model is adapted to the text's domain. The
+    written model is reloaded on the CPU and compared with the adapter before OUT appears; this needs memory for two copies.
 
-    The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Documents are
-    packed one after the other into rows, each behind the token that begins a text and before the one that ends it.
+    The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Documents are packed one after the
+    other into rows, each with the tokenizer's start token before it and the end token after it.
 
     --set takes the keys of the sections tuning, context, lora and placement, and seed, device, precision, batch_tokens,
     checkpointing, memory_budget, templates. Examples:
@@ -503,7 +503,7 @@ def pretrain(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Pretrain the embedded model from scratch; the same command resumes from the last checkpoint."""
+    """Pretrain the embedded model from scratch. The same command resumes from the last checkpoint."""
     with clear_errors(debug, interrupted=_RESUMES):
         _quiet_libraries()
         import torch
@@ -546,7 +546,7 @@ def _interrupt(*arguments: Any) -> None:
 
 
 def main(handler: Callable[..., None] = _interrupt) -> None:
-    """The entry point: SIGTERM is treated like Ctrl-C."""
+    """Run the command line. SIGTERM is handled like Ctrl-C."""
     signal.signal(signal.SIGTERM, handler)
     refuse_broken_arguments(sys.argv[1:])
     try:

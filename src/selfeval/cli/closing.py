@@ -1,7 +1,7 @@
-"""The table and the sentences that close a run.
+"""The summary table and sentences printed at the end of a run.
 
-On a terminal they are wrapped to its width, however narrow. Elsewhere each is one line, with a tab between a name and its
-value, so that `selfeval run | grep` and `cut -f2` work.
+On a terminal they are wrapped to its width, however narrow. Elsewhere each is one line, with a tab between name and value, for
+`selfeval run | grep` and `cut -f2`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["print_closing"]
 
 _NARROW = 60
-"""Columns below which a value is put under its name."""
+"""Width in columns below which a value is put under its name."""
 
 
 def print_closing(folder: Path, worked: bool) -> None:
-    """Print the summary of a run's report.json; `worked` is False when nothing was left to do."""
+    """Print the summary of a run's report.json; `worked` is False if nothing was left to do."""
     from rich.console import Console
 
     from selfeval.report.page import draw_page

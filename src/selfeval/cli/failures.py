@@ -1,7 +1,7 @@
 """Errors as one sentence and an exit code.
 
-2: something that the user gave; it is raised as an `InputError` where it is found, and its message says what to do.
-1: anything else is our fault; the traceback goes to a file that the message names, for a report.
+2: invalid user input. It is raised as an `InputError` where it is detected, and its message says what to do.
+1: anything else is a bug. The traceback is written to a file that the message names, for a bug report.
 130: interrupted.
 """
 
@@ -36,10 +36,10 @@ _BROKEN_PIPE = 128 + signal.SIGPIPE
 
 @dataclass
 class Command:
-    """A command that runs.
+    """A command that is running.
 
     Attributes:
-        folder: its run folder, where the log of a fault of ours is written once the folder is there.
+        folder: Optional. Its run folder; the log of a bug is written there once the folder exists.
     """
 
     folder: Path | None = None
@@ -47,11 +47,11 @@ class Command:
 
 @contextmanager
 def clear_errors(debug: bool, *, interrupted: str) -> Iterator[Command]:
-    """Ends the command with one sentence and an exit code when the block raises.
+    """Exit with one sentence and an exit code if the block raises.
 
     Args:
         debug: print the traceback first.
-        interrupted: what Ctrl-C or SIGTERM leaves of this command's work, and what to do.
+        interrupted: message after Ctrl-C or SIGTERM: the state of this command's work, and what to do.
     """
     command = Command()
     try:
@@ -74,8 +74,8 @@ def clear_errors(debug: bool, *, interrupted: str) -> Iterator[Command]:
 
 
 def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
-    """Ends the command with one sentence, after the traceback if that was asked for; the exit code is the same."""
-    if code == 1 and (note := versions_note()):  # perhaps neither the user's input nor our fault
+    """Exit with one sentence, after the traceback if `debug` is set. The exit code does not depend on `debug`."""
+    if code == 1 and (note := versions_note()):  # an untested dependency may be the cause
         sentence += f"\nNote: {note}"
     if debug:
         traceback.print_exc()
@@ -84,14 +84,14 @@ def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
 
 
 def _leave_quietly_from_now_on() -> None:
-    """A second Ctrl-C ends the process at once: there is nothing left to tidy, and its traceback would hide the sentence."""
+    """Make a second Ctrl-C exit at once: nothing is left to clean up, and its traceback would hide the sentence."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(130))
 
 
 def _end_without_reader() -> NoReturn:
-    """Whoever read our output is gone (`selfeval show DIR | head`): ends as other tools do, without a word."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
+    """Exit silently, as other tools do, when the reader of our output is gone (`selfeval show DIR | head`)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports an error when it flushes at exit
     raise typer.Exit(_BROKEN_PIPE) from None
 
 
@@ -106,7 +106,7 @@ def _system_error(error: OSError) -> str:
     return f"{error.strerror}{where}. Nothing is lost: correct that and give the same command again"
 
 
-# -- our own faults -----------------------------------------------------------------------------------------------------
+# -- bugs ---------------------------------------------------------------------------------------------------------------
 
 
 def _our_fault(error: Exception, folder: Path | None) -> str:
@@ -120,12 +120,12 @@ def _our_fault(error: Exception, folder: Path | None) -> str:
 
 
 def _write_log(error: Exception, folder: Path | None) -> Path | None:
-    """The file with the traceback: in the run folder, or a temporary one; None where neither can be written."""
+    """Write the traceback to the run folder, or else to a temporary file; return None if neither is writable."""
     text = f"{_facts()}\n\n{''.join(traceback.format_exception(error))}"
     try:
         if folder is not None and (folder / "run.json").is_file():
             path = folder / _LOG
-            path.unlink(missing_ok=True)  # in a folder from elsewhere it may be a link to any file
+            path.unlink(missing_ok=True)  # in a folder of unknown origin it may be a link to any file
         else:
             handle, name = tempfile.mkstemp(prefix="selfeval-error-", suffix=".log")
             os.close(handle)
@@ -142,7 +142,7 @@ def _facts() -> str:
 
 
 def _address() -> str | None:
-    """Where the package says that faults are reported: its issue tracker, else its repository or page."""
+    """Return the bug report address from the package metadata: its issue tracker, else its repository or home page."""
     try:
         found: Any = metadata("self-evaluator").get_all("Project-URL") or []
     except PackageNotFoundError:
@@ -156,7 +156,7 @@ def _address() -> str | None:
 
 
 def refuse_broken_arguments(arguments: list[str]) -> None:
-    """Ends the program if an argument is not valid UTF-8: neither run.json nor a message could hold it."""
+    """Exit if an argument is not valid UTF-8, because neither run.json nor a message could hold it."""
     for number, argument in enumerate(arguments, start=1):
         try:
             argument.encode("utf-8")

@@ -25,7 +25,7 @@ _LARGEST, _LONGEST_LINE = 1 << 30, 1 << 24
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with its replies, and the whole line that they come from."""
+    """A question with its replies, and the full line that they come from."""
 
     question: str
     replies: tuple[str, ...]
@@ -33,10 +33,10 @@ class Asked:
 
 
 def read_asked(source: Path) -> Iterable[Asked]:
-    """The questions of JSON lines; `-` is standard input, whose lines are read as they come.
+    """Read questions from JSON lines; `-` is standard input, whose lines are read as they arrive.
 
     Raises:
-        DataError: a line is malformed; the message names it. Those of a file are all read first.
+        DataError: a line is malformed; the message names it. A file is read completely before the first result.
     """
     if str(source) == "-":
         return _from_standard_input()
@@ -49,10 +49,10 @@ def read_asked(source: Path) -> Iterable[Asked]:
 
 
 def typed(question: str, replies: Sequence[str]) -> list[Asked]:
-    """The one question of the command line.
+    """Return the question given on the command line.
 
     Raises:
-        InputError: it, or a reply, has no text.
+        InputError: the question or a reply is empty.
     """
     if not question.strip() or not all(reply.strip() for reply in replies):
         raise InputError("the question and every reply need some text")
@@ -84,14 +84,14 @@ def _asked(values: dict[str, Any], where: str) -> Asked:
 
 
 def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float, *, as_json: bool, batch: int) -> None:
-    """Prints the scores of each question as soon as its batch is scored.
+    """Print the scores of each question as soon as its batch is scored.
 
     Args:
-        evaluator: of a run.
+        evaluator: evaluator of a run.
         asked: the questions.
         sure: confidence below which a preference is unsure.
-        as_json: one JSON object a line, with all fields of the question's own line.
-        batch: questions that are read before any of them is scored.
+        as_json: print one JSON object per line, with all fields of the question's line.
+        batch: number of questions that are read before any of them is scored.
     """
     rest, is_first = iter(asked), True
     while group := list(islice(rest, batch)):

@@ -1,4 +1,4 @@
-"""The records of a run on the terminal."""
+"""Show the records of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["first_rows", "layout"]
 
 _MOST_NUMBERS = 16
-"""Token ids that are shown of a reply."""
+"""Maximum number of token ids shown per reply."""
 
 
 def first_rows(reader: RunReader, kind: str, count: int) -> list[dict[str, Any]]:
-    """Return the first `count` records of a kind; of the dropped ones, the first `count` of every stage and reason.
+    """Return the first `count` records of a kind; for dropped records, the first `count` of every stage and reason.
 
     Raises:
         RunFolderError: there is no such kind, none is written yet, or a file is damaged.
@@ -37,7 +37,7 @@ def first_rows(reader: RunReader, kind: str, count: int) -> list[dict[str, Any]]
 
 
 def layout(row: Mapping[str, Any]) -> str:
-    """Return a record as JSON with one field a line; a long list of numbers is cut and ends with their count."""
+    """Return a record as JSON with one field per line. A long list of numbers is truncated and ends with its length."""
     fields = [f"  {safe_json(name)}: {_field(value)}" for name, value in row.items()]
     return "{\n" + ",\n".join(fields) + "\n}"
 

@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen model per section, every field with its unit and range.
 
-A recipe is a TOML file with these names; `--set policy.iterations=20` overrides one. An unknown name is an error that suggests
-the nearest one. Nothing here imports torch.
+A recipe is a TOML file with these names; `--set policy.iterations=20` overrides one. An unknown name raises an error that
+suggests the nearest one. This package does not import torch.
 """
 
 from __future__ import annotations

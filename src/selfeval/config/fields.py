@@ -1,4 +1,4 @@
-"""Base class and annotated types of all sections of the configuration."""
+"""Base class and annotated types of the configuration sections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def _none_word(value: Any) -> Any:
-    """Read the word `none`, because TOML has no null, and refuse the 0 that a reader may take for "off"."""
+    """Parse the word `none`, because TOML has no null, and refuse 0, which a reader may take for "off"."""
     if value == "none":
         return None
     if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
@@ -49,26 +49,26 @@ _LARGEST_NUMBER, _LARGEST_COUNT, _LARGEST_BYTES = 1e9, 2**31 - 1, 2**63 - 1
 
 
 def _is_wide(name: str | None) -> bool:
-    """Whether a whole number may take 64 bits: seeds and sizes; torch takes no larger seed."""
+    """Return whether an integer field takes 64 bits: seeds and sizes. Torch takes no larger seed."""
     return name in ("seed", "memory_budget")
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, field docstrings become descriptions."""
+    """Base of all sections: frozen, rejects unknown keys, and uses field docstrings as descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _none_is_no_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """`--set seeds=none` takes a recipe's text away."""
+        """Let `--set seeds=none` reset a recipe's text to empty."""
         is_text = info.field_name in cls.model_fields and cls.model_fields[info.field_name].annotation is str
         return "" if value is None and is_text else value
 
     @field_validator("*")
     @classmethod
     def _can_be_used(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses numbers that overflow in 32 bits once the work has begun, and text that no file name or terminal takes."""
+        """Refuse numbers that would overflow 32 bits during a run, and text with control characters."""
         if isinstance(value, float) and abs(value) > _LARGEST_NUMBER:
             raise ValueError(f"must be between -{_LARGEST_NUMBER:g} and {_LARGEST_NUMBER:g}")
         if isinstance(value, int) and abs(value) > (_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT):

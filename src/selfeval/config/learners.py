@@ -1,7 +1,7 @@
-"""The policy learners: the settings of each, and the registry that names what the rest of the package must know of it.
+"""The policy learners: the settings of each, and the registry of the facts that the rest of the package needs about it.
 
 A new learner is one file in `training/learners/`, one section class and one row of `LEARNERS` here, and its oracle test. The
-implementations are named as text and imported when they are needed, because nothing in this package imports torch.
+implementations are given as strings and imported on demand, because this package must not import torch.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ __all__ = [
 
 
 class LearnerConfig(Section):
-    """Base of the learners' sections."""
+    """Base class of the learners' sections."""
 
     @property
     def reads_kept_pairs(self) -> bool:
-        """Whether the learner trains on the pairs that the judge labelled instead of the replies that it samples."""
+        """Whether the learner trains on the pairs labelled by the judge instead of the replies that it samples."""
         return False
 
 
 class EntropyFloorConfig(LearnerConfig):
-    """Shared by the learners that can add an entropy bonus."""
+    """Shared by learners with an optional entropy bonus."""
 
     entropy_floor: ShareOrNone = None
     """Share of the initial entropy below which an entropy bonus is added; none: no bonus."""
 
 
 class PolicyGradientConfig(EntropyFloorConfig):
-    """Shared by the learners that take several gradient steps per iteration."""
+    """Shared by learners that take several gradient steps per iteration."""
 
     step_kl: PositiveOrNone = 5e-3
     """Approximate KL per iteration, in nats per token, above which the following steps are shortened; none: no limit."""
 
 
 class ClippedConfig(PolicyGradientConfig):
-    """Shared by the learners with a clipped surrogate loss."""
+    """Shared by learners with a clipped surrogate loss."""
 
     clip: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Clip range of the probability ratio (PPO's epsilon)."""
     clip_high: PositiveOrNone = None
-    """Upper half-width of the clip range (DAPO's clip-higher uses 0.28); none: the same as `clip`."""
+    """Upper half-width of the clip range (DAPO's clip-higher uses 0.28); none: same as `clip`."""
     dual_clip: PositiveOrNone = None
     """Bound on the loss of tokens with a negative advantage, in units of the ratio (usually 3); none: no bound."""
     advantage_clip: PositiveOrNone = None
@@ -72,12 +72,12 @@ class ClippedConfig(PolicyGradientConfig):
 
 
 class CriticConfig(LearnerConfig):
-    """Shared by the learners with a critic."""
+    """Shared by learners with a critic."""
 
     critic_learning_rate: Positive = 1e-3
     """Peak learning rate of the critic adapter and head."""
     gamma: Share = 1.0
-    """Discount per token."""
+    """Discount factor per token."""
     gae_lambda: Share = 0.95
     """Lambda of generalised advantage estimation."""
     value_clip: PositiveOrNone = 0.2
@@ -87,12 +87,12 @@ class CriticConfig(LearnerConfig):
 
 
 class ValueLearnerConfig(LearnerConfig):
-    """Shared by the learners that train value functions and leave the policy's weights unchanged."""
+    """Shared by learners that train value functions and leave the policy's weights unchanged."""
 
     critic_learning_rate: Positive = 1e-3
     """Peak learning rate of the state-value roles; the Q roles use `policy.learning_rate`."""
     gamma: Share = 1.0
-    """Discount per token."""
+    """Discount factor per token."""
     gae_lambda: Share = 0.95
     """Trace decay of the multi-step Q targets; 0 gives one-step targets."""
     replay: Count = 2048
@@ -120,7 +120,7 @@ _GRPO_CLIPS: dict[str, tuple[float, float | None]] = {
     "gspo": (3e-4, 4e-4),
     "dapo": (0.2, 0.28),
 }
-"""`clip` and `clip_high` of each loss unless they are given, as in its paper."""
+"""Defaults of `clip` and `clip_high` for each loss, as in its paper."""
 
 
 class GRPOConfig(ClippedConfig):
@@ -154,7 +154,7 @@ class ReinforcePPConfig(ClippedConfig):
     """Settings of `learner = "reinforce_pp"`."""
 
     gamma: Share = 1.0
-    """Discount per token."""
+    """Discount factor per token."""
 
 
 class ReMaxConfig(ClippedConfig):
@@ -162,22 +162,22 @@ class ReMaxConfig(ClippedConfig):
 
 
 _DPO_SETTINGS = {"label_smoothing": ("sigmoid", "simpo"), "flip_rate": ("robust",), "simpo_gamma": ("simpo",)}
-"""The losses that read a setting, where not all do."""
+"""Settings that only some losses read, with those losses."""
 _REFERENCE_FREE = {"simpo": 2.0, "orpo": 0.1}
-"""Losses without a reference, and their default of `beta`."""
+"""Losses without a reference, with their default of `beta`."""
 
 
 class DPOConfig(LearnerConfig):
     """Settings of `learner = "dpo"`."""
 
     pairs: Literal["sampled", "kept"] = "sampled"
-    """Training pairs: the best and worst of the replies just sampled, or the pairs that the judge labelled."""
+    """Training pairs: best and worst of the replies sampled in the iteration, or the pairs labelled by the judge."""
     loss: Literal["sigmoid", "ipo", "kto", "simpo", "orpo", "robust"] = "sigmoid"
     """Loss of a pair (docs/algorithms/preference-losses.md); sigmoid is DPO with soft labels."""
     beta: PositiveOrNone = None
-    """Beta of the loss; none: the weight of the KL penalty, or without a reference the paper's 2.0 (simpo) and 0.1 (orpo)."""
+    """Beta of the loss; none: the KL penalty's weight, or without a reference the paper's 2.0 (simpo) or 0.1 (orpo)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """Share by which labels are moved towards their opposite, for sigmoid (cDPO) and simpo."""
+    """Label smoothing: share by which labels move towards their opposite, for sigmoid (cDPO) and simpo."""
     flip_rate: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Assumed share of wrong labels, for robust."""
     simpo_gamma: Annotated[float, Field(ge=0.0)] = 0.5
@@ -221,18 +221,18 @@ class SoftQConfig(ValueLearnerConfig):
 
 @dataclass(frozen=True)
 class LearnerSpec:
-    """What the rest of the package must know of a learner before it is imported.
+    """Facts that the rest of the package needs about a learner before it is imported.
 
     Attributes:
         name: value of `policy.learner`, and name of the learner's section, `[policy.NAME]`.
         config: class of that section.
         implementation: `module:object` in `training/learners/`; the object takes a `LearnerContext` and returns a `Learner`.
         summary: one line for the documentation.
-        compares_replies: needs at least two replies to each question.
-        changes_policy: trains the policy's weights; False if it trains value functions that guide decoding.
-        extra_roles: roles that it adds to policy, reference and evaluator, all of which are checkpointed.
-        outputs: roles besides `policy` that the trained policy needs, so that the stage saves them.
-        least_minibatch: fewest replies per gradient step.
+        compares_replies: whether it needs at least two replies to each question. Default: False.
+        changes_policy: whether it trains the policy's weights; False if it trains value functions that guide decoding.
+        extra_roles: roles that it adds to policy, reference and evaluator; all of them are checkpointed.
+        outputs: roles besides `policy` that the trained policy needs, and that the stage saves.
+        least_minibatch: minimum number of replies per gradient step.
         not_planned: part of its memory that the planner does not count, as a phrase for the user; empty if none.
     """
 
@@ -317,4 +317,4 @@ LEARNERS: dict[str, LearnerSpec] = _registry(
         not_planned="the value roles of soft_q",
     ),
 )
-"""The learners by name. Registering another one is enough to configure, train and document it."""
+"""The learners by name. Registering a learner here is enough to configure, train and document it."""

@@ -1,4 +1,4 @@
-"""Reading the configuration of a run from a recipe, options and `--set`, with messages that name the place of a problem."""
+"""Load the configuration of a run from a recipe, options and `--set`, with errors that name the source of a problem."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _OPTIONS = {
         "that code"
     )
 }
-"""Former keys that are options of the commands, so that no file can set them."""
+"""Former keys that are now command options only, because no file may set them."""
 
 
 def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str, learner: str) -> ConfigError:
-    """Describe every problem in one message, each after the place where the value was given.
+    """Describe every problem in one message, each prefixed with the source of the value.
 
     Args:
         error: raised by pydantic.
-        sources: by dotted key, the place of each value that is not from the recipe.
-        recipe: the place of all others.
+        sources: by dotted key, the source of each value that is not from the recipe.
+        recipe: source of all other values.
         learner: value of `policy.learner`.
     """
     found: dict[str, list[str]] = {}
@@ -69,13 +69,13 @@ def _problem(problem: Any, learner: str) -> str:
         return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))}'
     try:
         got = json.dumps(problem["input"], default=str)
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:  # an integer with thousands of digits
         got = "a number of thousands of digits"
     return f"{key}: got {shortened(got)}; {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _of_a_learner(location: Sequence[str | int], learner: str) -> str | None:
-    """Explain a key of the policy that belongs to a learner's section; None for other keys."""
+    """Explain a policy key that belongs to a learner's section; None for other keys."""
     if len(location) < 2 or location[0] != "policy":
         return None
     name = str(location[-1])
@@ -90,7 +90,7 @@ def _of_a_learner(location: Sequence[str | int], learner: str) -> str | None:
 
 
 def _source(location: Sequence[str | int], sources: Mapping[str, str], recipe: str) -> str:
-    """Where the value came from: the longest key that was given and holds the place of the problem, or is held by it."""
+    """Return the source of a value: that of the longest given key that contains the location, or that it contains."""
     key = ".".join(str(part) for part in location) + "."
     above = [given for given in sources if key.startswith(f"{given}.")]
     below = [given for given in sources if f"{given}.".startswith(key)]
@@ -103,12 +103,12 @@ def _parse_value(text: str) -> Any:
         return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):  # plain words; or what no field takes, and is refused with its key
+    except (ValueError, RecursionError):  # plain words; anything invalid is refused later, with its key
         return text
 
 
 def _override(values: dict[str, Any], assignment: str) -> str:
-    """Sets one value; returns its dotted key."""
+    """Set one value and return its dotted key."""
     key, separator, text = assignment.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {assignment}: expected key=value, for example --set policy.iterations=20")
@@ -130,7 +130,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     text = read_text(path, "recipe", ConfigError, most=_LARGEST_RECIPE, remedy=remedy)
     try:
         values = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not TOML, an integer of thousands of digits, or nested too deeply
+    except (ValueError, RecursionError) as error:  # not TOML, an integer with thousands of digits, or nested too deeply
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"recipe {path} is not valid TOML: {reason}") from error
     if has_half_character(values):
@@ -145,7 +145,7 @@ _PATHS = ("model", "seeds", "templates", "gold", "questions.file", "replies.file
 
 
 def _paths_in(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each path among the values: the section that holds it, and its key there."""
+    """Yield each path setting among the values: the section that contains it, and its key there."""
     for dotted in _PATHS:
         *sections, key = dotted.split(".")
         place: Any = values
@@ -158,7 +158,7 @@ def _paths_in(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
@@ -169,12 +169,13 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
     """Return the resolved configuration of a run.
 
     Args:
-        recipe: a TOML file, or None for the defaults.
-        overrides: top-level values that win over the recipe (from options such as `--model`).
-        assignments: `key=value` strings that win over both, keys dotted, values in TOML or plain words.
+        recipe: Optional. Path of a TOML file. None: use the defaults.
+        overrides: top-level values that override the recipe (from options such as `--model`).
+        assignments: `key=value` strings that override both; keys are dotted, values are TOML or plain words.
 
     Raises:
-        ConfigError: a file that is no TOML, an unknown key (with the nearest known one), a value of the wrong type or range.
+        ConfigError: a file is not TOML, a key is unknown (the message suggests the nearest one), or a value has the wrong type
+            or range.
     """
     values = _read_recipe(recipe) if recipe else {}
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -183,10 +184,10 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
     learner = _learner_of(values)
     for assignment in assignments:
         sources[_override(values, assignment)] = f"--set {assignment}"
-    if "policy" in given and (now := _learner_of(values)) != learner:  # a run's own policy, to be trained with another learner
+    if "policy" in given and (now := _learner_of(values)) != learner:  # the stored section is of another learner
         values["policy"] = {key: value for key, value in values["policy"].items() if key != learner or key == now}
     for place, key in _paths_in(values):
-        if _is_there(Path(place[key])):  # the run goes on from wherever the next command is given
+        if _is_there(Path(place[key])):  # the next command may be run in another directory
             place[key] = os.path.abspath(place[key])
     try:
         return RunConfig.model_validate(values)
@@ -201,14 +202,14 @@ def _learner_of(values: Mapping[str, Any]) -> str:
 
 
 def config_of_run(values: Any, where: Path) -> RunConfig:
-    """Return the configuration that a run wrote down.
+    """Return the configuration stored by a run.
 
     Args:
         values: `config` of its run.json.
-        where: the file that holds them, for the message.
+        where: path of that file, for the message.
 
     Raises:
-        RunFolderError: another version wrote them.
+        RunFolderError: the values were written by another version.
     """
     try:
         return RunConfig.model_validate(values)

@@ -1,4 +1,4 @@
-"""The section `[policy]`: the settings that all learners share, and the section of the learner that was chosen."""
+"""The section `[policy]`: the settings that all learners share, and the section of the chosen learner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["PolicyConfig"]
 
 _DEFAULT = "ppo"
 _SETTINGS = "settings of the learner"
-"""Alias of the field that holds the learner's section: no key of a recipe, which has it under the learner's name."""
+"""Alias of the field that holds the learner's section. Not a recipe key: recipes use the learner's name."""
 
 SettingsT = TypeVar("SettingsT", bound=LearnerConfig)
 
@@ -34,7 +34,7 @@ class PolicyConfig(Section):
     """The algorithm; docs/algorithms/learners.md compares them."""
     settings: SerializeAsAny[LearnerConfig] = Field(default=PPOConfig(), validation_alias=_SETTINGS)
     iterations: Count = 30
-    """Rounds of sampling and updating."""
+    """Number of iterations of sampling and updating."""
     questions_per_iteration: Count = 32
     """Training questions sampled for each iteration."""
     replies_per_question: Count = 4
@@ -44,11 +44,11 @@ class PolicyConfig(Section):
     minibatch: Count = 64
     """Replies per gradient step."""
     learning_rate: Positive = 1e-3
-    """Peak learning rate of the policy adapter, or of the Q roles of a value learner."""
+    """Peak learning rate of the policy adapter; for value learners, of the Q roles."""
     warmup_iterations: Annotated[int, Field(ge=0)] = 2
-    """Iterations with a rising learning rate."""
+    """Warmup: iterations with a rising learning rate."""
     temperature: Positive = 1.0
-    """Sampling temperature of the policy, at which its log-probs are taken as well."""
+    """Sampling temperature of the policy, also used for its log-probs."""
     kl_target: Positive = 4.0
     """Target KL divergence from the reference, in nats per reply."""
     kl_coefficient: Positive = 0.05
@@ -56,29 +56,29 @@ class PolicyConfig(Section):
     kl_control: Literal["dual", "adaptive", "fixed"] = "dual"
     """Controller of the KL penalty's weight: a damped Lagrange multiplier, a slow proportional controller, or none."""
     kl_rate: Positive = 0.5
-    """Dual: change of the log weight in an iteration whose KL is off by its whole target."""
+    """Dual control: change of the log weight in an iteration whose KL misses the target by its full value."""
     kl_horizon: Count = 2000
-    """Adaptive: samples over which the weight changes by at most 20% (Ziegler et al. 2019)."""
+    """Adaptive control: samples over which the weight changes by at most 20% (Ziegler et al. 2019)."""
     whiten_rewards: bool = True
-    """Normalise scores by the mean and standard deviation of the first iteration's."""
+    """Normalise scores by mean and standard deviation of the first iteration's scores."""
     reward_clip: PositiveOrNone = 4.0
     """Absolute value to which whitened scores are clipped; none: no clipping."""
     unfinished_penalty: Annotated[float, Field(ge=0.0)] = 2.0
-    """Penalty, in units of the whitened reward, for a reply that reaches the token limit without ending."""
+    """Penalty, in units of the whitened reward, for a reply that reaches the token limit before its end-of-sequence token."""
     length_guard: PositiveOrNone = None
     """Multiple of the initial mean length above which a reply loses reward in proportion to the excess; none: no penalty."""
     reference_ema: ShareOrNone = None
-    """Share of the distance to the policy that the reference moves after each iteration; none: the reference is fixed."""
+    """EMA rate of the reference: share of its distance to the policy that it moves per iteration; none: a fixed reference."""
     pessimism: Literal["mean", "worst", "uncertainty"] = "mean"
     """How the scores of several evaluators are combined: mean, minimum, or mean minus weighted variance."""
     uncertainty_weight: Annotated[float, Field(ge=0.0)] = 0.5
     """Weight of the variance over the evaluators, with `pessimism = "uncertainty"`."""
     watchdogs: Literal["act", "warn"] = "act"
-    """Whether watchdogs may roll back, finish or stop the training, or only warn; NaN is always acted on."""
+    """Whether watchdogs may roll back, finish or stop training, or only warn; NaN always triggers an action."""
     judge_every: CountOrNone = None
     """Iterations between readings of the held-out judge, which stops training that exploits the evaluator; none: never."""
     judge_questions: Count = 64
-    """Training questions held out for those readings."""
+    """Training questions held out for the readings of the held-out judge."""
     max_grad_norm: PositiveOrNone = 1.0
     """Gradient norm above which gradients are scaled down; none: no clipping."""
     checkpoint_every: Count = 5
@@ -86,14 +86,14 @@ class PolicyConfig(Section):
 
     @property
     def spec(self) -> LearnerSpec:
-        """The registry's row of the chosen learner."""
+        """The registry entry of the chosen learner."""
         return LEARNERS[self.learner]
 
     def settings_as(self, kind: type[SettingsT]) -> SettingsT:
-        """Return the learner's section as the class that the caller reads.
+        """Return the learner's section as an instance of the class that the caller expects.
 
         Raises:
-            TypeError: the chosen learner has another section.
+            TypeError: the chosen learner's section is of another class.
         """
         if not isinstance(self.settings, kind):
             raise TypeError(f"the settings of {self.learner} are {type(self.settings).__name__}, not {kind.__name__}")
@@ -111,14 +111,14 @@ class PolicyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _read_settings(cls, values: Any) -> Any:
-        """Validate the chosen learner's section and hand it to the field; those of others stay, as unknown keys."""
+        """Validate the chosen learner's section and store it in the field. Other learners' sections remain, as unknown keys."""
         if not isinstance(values, dict):
             return values
         learner = values.get("learner", _DEFAULT)
         spec = LEARNERS.get(learner) if isinstance(learner, str) else None
-        if spec is None:  # the field's own message says so; a section can be checked only for a known learner
+        if spec is None:  # the field's own validator reports it; a section can be checked only for a known learner
             return {key: value for key, value in values.items() if key not in LEARNERS}
-        # A model of one field, so that a problem is located at `NAME.key` as in the recipe.
+        # A model with one field makes pydantic report the location as `NAME.key`, as in the recipe.
         holder = create_model("PolicyConfig", **{learner: (spec.config, spec.config())})  # type: ignore[call-overload]
         given = {learner: values[learner]} if learner in values else {}
         settings = getattr(holder.model_validate(given), learner)
@@ -138,7 +138,7 @@ class PolicyConfig(Section):
 
     @model_serializer(mode="wrap")
     def _with_settings_by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields in the form of a recipe: the learner's section under its name, and no other learner's."""
+        """Serialise the fields as in a recipe: the learner's section under its name, and no other learner's."""
         values: dict[str, Any] = handler(self)
         values[self.learner] = values.pop("settings")
         return values

@@ -25,36 +25,36 @@ __all__ = ["RunConfig"]
 
 
 class RunConfig(Section):
-    """Everything a run depends on."""
+    """All settings of a run."""
 
     name: str = "run"
-    """Name of the run; the output folder is runs/NAME unless --output says otherwise."""
+    """Name of the run. The output folder is runs/NAME unless --output is given."""
     model: str = ""
-    """Model folder or hub id; a relative path in a recipe is relative to the recipe."""
+    """Model folder or hub id. A relative path in a recipe is relative to the recipe."""
     templates: str = ""
-    """Folder of prompt templates; by default the model's own `templates/`, else the package's."""
+    """Folder of prompt templates. Optional; default: the model's own `templates/`, else the package's."""
     seeds: str = ""
-    """Seeds file: JSON lines with a `question`, or plain text with one question a line."""
+    """Seeds file: JSON lines with a `question`, or plain text with one question per line."""
     domain: str | None = None
-    """Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
+    """Optional. Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
     gold: str = ""
-    """File of gold answers or labels, read by evaluation only (docs/guides/your-own-data.md); instead of a domain."""
+    """Optional. File of gold answers or labels instead of a domain, read by evaluation only (docs/guides/your-own-data.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the backbone lives."""
+    """Device of the backbone; `auto` uses a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
-    """Precision of the frozen base, by device and free memory unless given; adapters and heads are always fp32."""
+    """Precision of the frozen base; `auto` chooses by device and free memory. Adapters and heads are always fp32."""
     batch_tokens: Count = 16384
     """Tokens per forward pass when scoring, and per micro-batch when training."""
     checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping what it needs: far less memory, about a third more time."""
+    """Activation checkpointing: recompute each layer in the backward pass. Far less memory, about a third more time."""
     rollout_rows: Count = 256
-    """Replies generated side by side."""
+    """Batch size of generation, in replies."""
     memory_budget: Size | None = None
-    """Memory that this process may take, such as 2GiB (on a GPU, torch's there); passes shrink to stay within it."""
+    """Optional. Memory that this process may use, such as 2GiB (on a GPU: torch's memory there); batches shrink to fit."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
-    """Where curves go besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
+    """Trackers to log curves to besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
     context: ContextConfig = ContextConfig()
     placement: PlacementConfig = PlacementConfig()
     lora: LoraConfig = LoraConfig()
@@ -67,7 +67,7 @@ class RunConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     rounds: Count = 1
-    """Number of rounds; each later round starts from the policy of the one before (docs/concepts/loop.md)."""
+    """Number of rounds; each later round starts from the previous round's policy (docs/concepts/loop.md)."""
 
     @field_validator("name")
     @classmethod

@@ -1,4 +1,4 @@
-"""The sections of a recipe, one frozen model per stage; the policy and its learners have modules of their own.
+"""The sections of a recipe, one frozen model per stage; policy and learners are in separate modules.
 
 Every field has a docstring with its unit and its range.
 """
@@ -26,14 +26,14 @@ __all__ = [
 
 
 class ContextConfig(Section):
-    """How far and how the model attends: longer text than it was trained on, by scaling its rotary positions (RoPE)."""
+    """Context length and attention: longer text than the model was trained on, by scaling its rotary positions (RoPE)."""
 
     rope_scaling: Literal["none", "linear", "dynamic", "yarn"] = "none"
-    """Position interpolation, dynamic NTK or YaRN (docs/concepts/long-context.md); `none`: as the model's config says."""
+    """Position interpolation, dynamic NTK or YaRN (docs/concepts/long-context.md); `none`: as in the model's config."""
     rope_factor: Annotated[float, Field(ge=1.0)] = 1.0
-    """Context as a multiple of the trained one; 1 changes nothing."""
+    """Context length as a multiple of the trained one; 1 changes nothing."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """How attention is computed; `auto` leaves it to transformers (sdpa where the family has it)."""
+    """Attention implementation; `auto` leaves the choice to transformers (sdpa if the family supports it)."""
 
     @field_validator("rope_scaling", mode="before")
     @classmethod
@@ -48,16 +48,16 @@ class ContextConfig(Section):
 
 
 class TuningConfig(Section):
-    """Next-token tuning of an adapter on plain text, by `selfeval tune`; no stage of a run reads it."""
+    """Next-token tuning of an adapter on plain text, by `selfeval tune`; not used by the stages of a run."""
 
     steps: Count = 100
     """Gradient steps."""
     batch: Count = 1
-    """Rows of text per step."""
+    """Batch size: rows of text per step."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
     warmup: Share = 0.05
-    """Share of the steps with a rising learning rate; it falls to zero from there."""
+    """Warmup as a share of the steps; after it, the learning rate decays to zero."""
     max_grad_norm: Positive = 1.0
     """Gradient norm above which gradients are scaled down."""
     checkpoint_every: Count = 50
@@ -65,16 +65,16 @@ class TuningConfig(Section):
 
 
 class LoraConfig(Section):
-    """The LoRA adapters that the roles are (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+    """LoRA adapters, one per role (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
 
     rank: Count = 16
     """Rank of every adapter."""
     alpha: Positive = 32.0
     """Scale: the update is (alpha / rank) B A, or (alpha / sqrt(rank)) B A with rslora."""
     rslora: bool = False
-    """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
+    """Use rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
     targets: str | tuple[str, ...] = "all-linear"
-    """Which modules get adapters: `all-linear`, or names of modules."""
+    """Modules that get adapters: `all-linear`, or names of modules."""
 
     @field_validator("targets")
     @classmethod
@@ -86,64 +86,64 @@ class LoraConfig(Section):
 
 
 class PlacementConfig(Section):
-    """Which devices hold the frozen base, from their free memory (see concepts/placement.md)."""
+    """Placement of the frozen base on devices, by their free memory (see concepts/placement.md)."""
 
     mode: Literal["auto", "single"] = "auto"
     """`auto` spreads a model that fits on no single device over cards, cpu and disk; `single` puts it on one device."""
     max_memory: dict[DeviceName, ByteSize] = Field(default={})
-    """Most bytes of weights on a device, by its name: `cuda:0`, `cpu`, `disk`; for example "10GiB"."""
+    """Optional. Maximum bytes of weights per device, by its name: `cuda:0`, `cpu`, `disk`; for example "10GiB"."""
     reserve: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Share of each device's free memory that weights leave to activations, caches, adapters and optimizers."""
+    """Share of each device's free memory that is reserved for activations, caches, adapters and optimizers."""
     folder: str = ""
-    """Where weights are written that cannot be read from the model's own files; a temporary folder unless given."""
+    """Optional. Folder for weights that cannot be read from the model's own files. Default: a temporary folder."""
 
 
 class QuestionsConfig(Section):
     """Self-instruct: the model writes new questions in the domain of the seeds (https://arxiv.org/abs/2212.10560)."""
 
     file: str = ""
-    """File of questions to use instead of writing any (docs/guides/your-own-data.md); `test` to `train` is their proportion."""
+    """Optional. File of questions that replaces generated ones (docs/guides/your-own-data.md); split as `test` to `train`."""
     train: Count = 400
-    """Questions to train on, after near-duplicates are removed."""
+    """Number of training questions, after near-duplicates are removed."""
     test: Count = 200
-    """Questions held out for evaluation; never trained on."""
+    """Number of questions held out for evaluation; never trained on."""
     examples: Annotated[int, Field(ge=0, le=32)] = 4
     """Example questions shown in each prompt, drawn from the seeds and from earlier questions."""
     seed_examples: Annotated[int, Field(ge=0, le=32)] = 2
-    """At least so many of them are the user's own seeds (when there are that many)."""
+    """Minimum number of examples that are the user's own seeds (if there are that many)."""
     temperature: Positive = 1.0
     """Sampling temperature."""
     top_p: Nucleus = 0.98
-    """Nucleus of the sampling distribution."""
+    """Nucleus (top-p) of the sampling distribution."""
     max_new_tokens: Count = 64
     """Token limit of a question."""
     shortest: Count = 8
-    """Shorter questions, in characters, are dropped."""
+    """Minimum length of a question in characters; shorter ones are dropped."""
     near_duplicate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """Two questions are near-duplicates when their word shingles overlap by this Jaccard share and their numbers agree."""
     attempts: Positive = 4.0
-    """Give up after this many times the wanted number of samples."""
+    """Maximum number of samples, as a multiple of the requested number of questions."""
     shard: Count = 512
-    """Most samples per shard; no more are drawn than are needed."""
+    """Maximum samples per shard; no more are drawn than needed."""
 
 
 class RepliesConfig(Section):
-    """Replies to the training questions are diverse (for collecting only); those to test questions are plain samples."""
+    """Replies: diverse ones to training questions, which are used only to collect pairs; plain samples to test questions."""
 
     file: str = ""
-    """File of questions with replies to use instead of writing any; the judge compares them (docs/guides/your-own-data.md)."""
+    """Optional. File of questions with replies for the judge, instead of generated ones (docs/guides/your-own-data.md)."""
     per_question: Annotated[int, Field(ge=2)] = 2
     """Replies per question."""
     temperature: tuple[Positive, Positive] = (0.8, 1.2)
-    """Range from which each reply to a training question draws its own temperature."""
+    """Range of the sampling temperature, drawn separately for each reply to a training question."""
     top_p: tuple[Nucleus, Nucleus] = (0.9, 1.0)
-    """Range from which each reply to a training question draws its own nucleus."""
+    """Range of the nucleus (top-p), drawn separately for each reply to a training question."""
     beam_share: Share = 0.1
     """Share of training questions whose last reply comes from beam search."""
     beams: Annotated[int, Field(ge=2)] = 4
-    """Beams of the beam search."""
+    """Number of beams of the beam search."""
     max_new_tokens: Count = 128
-    """Token limit of a reply, here and in policy training."""
+    """Token limit of a reply, also in policy training."""
     shard: Count = 512
     """Questions per shard."""
 
@@ -157,58 +157,58 @@ class RepliesConfig(Section):
 
 
 class VerdictsConfig(Section):
-    """The judge compares two replies in both orders; what it is unsure of is thrown away."""
+    """The judge compares two replies in both orders; verdicts with low confidence are dropped."""
 
     keep: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
-    """A verdict is kept when the averaged probability of the better reply is at least this."""
+    """Minimum confidence of a kept verdict: the averaged probability of the better reply."""
     tie: Share = 0.5
-    """A verdict is a tie when the averaged probability of `neither is better` is above this."""
+    """A verdict is a tie if the averaged probability of `neither is better` is above this."""
     label_mass: Share = 0.5
-    """An order whose verdict labels together have less probability than this is unparsable."""
+    """An order is unparsable if its verdict labels together have less probability than this."""
     max_new_tokens: Count = 256
-    """Token limit of the judge's working; working that is cut there gives no verdict."""
+    """Token limit of the judge's chain of thought; if it is cut off there, there is no verdict."""
     working: bool = True
-    """Let the judge work the answer out before it names the better reply; false reads its verdict at once."""
+    """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
     shard: Count = 256
     """Pairs per shard."""
 
 
 class PairsConfig(Section):
-    """Preference pairs: the kept verdicts, or those of a file."""
+    """Preference pairs: the kept verdicts, or pairs from a file."""
 
     file: str = ""
-    """File of pairs to use; nothing is written and nothing is judged before the evaluator (docs/guides/your-own-data.md)."""
+    """Optional. File of pairs to use; nothing is generated or judged before the evaluator (docs/guides/your-own-data.md)."""
 
 
 class EvaluatorConfig(Section):
-    """The evaluator: LoRA and a scalar head, Bradley-Terry on the kept pairs, soft labels from the judge."""
+    """The evaluator: LoRA and a scalar head, trained with a Bradley-Terry loss on the kept pairs, with soft labels."""
 
     members: Count = 1
-    """Evaluators that are trained, each from first weights and an order of pairs of its own; together they are an ensemble."""
+    """Number of evaluators in the ensemble, each with a separate initialisation and order of pairs."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
     epochs: Count = 2
     """Passes over the training pairs."""
     batch: Count = 32
-    """Pairs per step."""
+    """Batch size: pairs per step."""
     held_out: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    """Share of the training questions kept aside for the temperature of its confidence."""
+    """Share of the training questions held out to fit the temperature of the confidence."""
     warmup: Share = 0.05
-    """Share of the steps with a rising learning rate."""
+    """Warmup: share of the steps with a rising learning rate."""
     max_grad_norm: Positive = 1.0
     """Gradient norm above which gradients are scaled down."""
     centering: Annotated[float, Field(ge=0.0)] = 0.01
-    """Weight of the squared sum of a pair's scores, which keeps scores around zero (https://arxiv.org/abs/2312.09244)."""
+    """Weight of the squared sum of a pair's scores, which keeps scores near zero (https://arxiv.org/abs/2312.09244)."""
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
 
 
 class EvaluationConfig(Section):
-    """The evidence."""
+    """The evidence: evaluation of evaluator and policy."""
 
     questions: Count = 200
-    """Test questions answered before and after, and judged by the held-out judge."""
+    """Test questions that are answered before and after training, and judged by the held-out judge."""
     samples: Count = 12
-    """Replies shown side by side on the page."""
+    """Pairs of replies, before and after training, that the page shows."""
     gold_replies: Count = 128
-    """Rollouts per policy iteration that are checked against gold for the curve (when the domain has gold)."""
+    """Rollouts per policy iteration that are checked against gold for the curve (if the domain has gold)."""

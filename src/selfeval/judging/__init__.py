@@ -1,1 +1,1 @@
-"""Prompts, the judge in both orders, its confidence, and when it abstains."""
+"""Prompts, and the judge: both orders, confidence, and abstention."""

@@ -1,8 +1,8 @@
-"""The tokenizer's chat template: tried before it is used, and with the date of the run in place of today's.
+"""The tokenizer's chat template: tested before use, and with the date of the run in place of today's.
 
-Chat templates come with the model, and three kinds fail silently or late: some print today's date, so that the same score
-differs tomorrow; some expect the content of a message as a list of parts and drop a plain string; some raise an error of
-their own.
+Chat templates come with the model, and three kinds fail silently or late: some print today's date, so the same score
+differs tomorrow; some expect the content of a message as a list of parts and drop a plain string; some raise their own
+errors.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from selfeval.errors import ModelError
 __all__ = ["CHAT_TEMPLATE", "freeze_date", "jinja_string", "message", "reason", "refuse_chance", "settled", "uses_parts"]
 
 CHAT_TEMPLATE = "chat_template.jinja"
-"""File of a templates folder that replaces the tokenizer's chat template; an empty file switches it off."""
+"""File in a templates folder that replaces the tokenizer's chat template; an empty file disables it."""
 
 _SAMPLE = "How many apples does Mary have?"
 _DIRECTIVES = (*"aAbBcdHIjmMpSUwWxXyYZzGuVfDFTeRhklnrt", "-d", "-m", "-j", "-y", "-H", "-I", "-M", "-S")
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 _FROZEN = "macro strftime_now(format)"
-_PERCENT = "\ue000"  # private use: stands for a literal % while directives are replaced
+_PERCENT = "\ue000"  # private-use character: replaces a literal % while directives are replaced
 
 
 def freeze_date(source: str, day: date, *, trims: bool = False) -> str:
-    """A template in which `strftime_now`, the only clock that templates have, shows a fixed day at midnight.
+    """Return a template in which `strftime_now`, the only clock available to templates, shows a fixed day at midnight.
 
-    A macro of the same name is put before the template. It travels with the text: exports and other tools show the same date.
+    A macro of the same name is prepended to the template, so exports and other tools show the same date.
 
     Args:
-        source: of the template.
+        source: source of the template.
         day: the date to show.
-        trims: it is rendered with `trim_blocks`, as chat templates are.
+        trims: whether it is rendered with `trim_blocks`, as chat templates are. Default: False.
     """
     if "strftime_now" not in source or _FROZEN in source:
         return source
@@ -49,17 +49,17 @@ def freeze_date(source: str, day: date, *, trims: bool = False) -> str:
 
 
 def jinja_string(text: str) -> str:
-    """Write a string literal of jinja, which knows escapes of 16 bits as Python does but joins no surrogates."""
+    """Return a jinja string literal. Jinja has Python's 16-bit escapes but does not join surrogates."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def settled(tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: date) -> PreTrainedTokenizerBase:
-    """The tokenizer with the chat template of the run; a copy where that differs from its own.
+    """Return the tokenizer with the chat template of the run; a copy if that differs from its own.
 
     Args:
         tokenizer: as loaded.
         replacement: text of `CHAT_TEMPLATE`; None keeps the tokenizer's own, an empty text means no chat template.
-        day: shown for today's date.
+        day: shown instead of today's date.
 
     Raises:
         ModelError: the tokenizer's own chat template is empty.
@@ -80,22 +80,22 @@ def settled(tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: da
 
 
 def _each(templates: Any, day: date) -> Any:
-    """Some tokenizers have several templates by name."""
+    """Freeze the date in every template; some tokenizers have several, by name."""
     if isinstance(templates, Mapping):
         return {name: freeze_date(text, day, trims=True) for name, text in templates.items()}
     return freeze_date(templates, day, trims=True) if templates else templates
 
 
 def message(text: str, *, parts: bool) -> list[dict[str, Any]]:
-    """A conversation of one user message."""
+    """Return a conversation of one user message."""
     return [{"role": "user", "content": [{"type": "text", "text": text}] if parts else text}]
 
 
 def uses_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template wants the content of a message in parts, found out by rendering a sample.
+    """Return whether the chat template expects message content as a list of parts, by rendering a sample.
 
     Raises:
-        ModelError: it raises, or shows the content in neither form.
+        ModelError: the template raises, or shows the content in neither form.
     """
     any_tokenizer: Any = tokenizer
     refuse_chance(str(any_tokenizer.chat_template), f"the chat template of {_name(tokenizer)}")
@@ -116,7 +116,7 @@ def uses_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """One line about what a template raised, with its line number where jinja knows it."""
+    """Describe in one line what a template raised, with its line number if jinja reports it."""
     text = " ".join(str(error).split()) or type(error).__name__
     line = getattr(error, "lineno", None)
     return text if line is None else f"line {line}: {text}"
@@ -127,6 +127,6 @@ def _name(tokenizer: Any) -> str:
 
 
 def refuse_chance(source: str, name: str) -> None:
-    """Refuse a template that draws at random: no prompt would be the same twice, and no run could be resumed exactly."""
+    """Refuse a template that uses randomness: its prompts would differ every time, and no run could be resumed exactly."""
     if found := _RANDOM.search(source):
         raise ModelError(f"{name} uses `{found.group().strip('|( ')}`, so that prompts differ each time; remove it")

@@ -1,8 +1,8 @@
-"""How well a tokenizer can write the seeds: a model cannot work in a language that its tokenizer spells out byte by byte.
+"""Measure how well a tokenizer covers the seeds: a model cannot work in a language that its tokenizer spells out byte by byte.
 
-Tokenizers of bytes represent every text, so nothing is lost and nothing fails: the embedded model reads Chinese as three
-unrelated tokens a character and writes garbled text. Two measures tell that in time: what is lost on the way through the
-tokenizer, and how many words are spelled letter by letter.
+Byte-level tokenizers represent every text, so nothing is lost and nothing fails: the embedded model reads Chinese as three
+unrelated tokens per character and writes garbled text. Two measures detect this in time: the characters lost in a round trip
+through the tokenizer, and the words spelled out letter by letter.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = ["Coverage", "check_seeds", "coverage"]
 
 _WORD = re.compile(r"[^\W\d_]+")
 _LOST = 0.01
-"""Share of lost characters from which on a note is given."""
+"""Share of lost characters from which a note is shown."""
 _SPELLED = 0.5
-"""Share of spelled-out letters from which on a note is given."""
+"""Share of spelled-out letters from which a note is shown."""
 _LETTERS_PER_TOKEN = 2.0
-"""A word of fewer bytes per token is spelled out: a token is hardly more than a letter, or less than one."""
+"""A word with fewer bytes per token counts as spelled out: each token is about one letter or less."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What becomes of texts in a tokenizer.
+    """How well a tokenizer represents some texts.
 
     Attributes:
-        lost: share of their characters, without white space, that are unknown or do not come back.
-        spelled: share of the letters of their words that stand in words spelled out letter by letter or byte by byte.
-        example: a word that is spelled out most, or a text that is lost.
+        lost: share of the characters, without white space, that are unknown or do not survive a round trip.
+        spelled: share of the letters that are in words spelled out letter by letter or byte by byte.
+        example: the word with the fewest bytes per token, or a text that is lost.
     """
 
     lost: float
@@ -45,11 +45,11 @@ class Coverage:
 
 
 def coverage(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Coverage:
-    """Measure what a tokenizer loses of texts, and what it spells out.
+    """Measure which share of texts a tokenizer loses or spells out.
 
     Args:
-        tokenizer: of the model.
-        texts: in the domain, such as the seeds.
+        tokenizer: tokenizer of the model.
+        texts: texts of the domain, such as the seeds.
     """
     lost = [(_lost(tokenizer, text), text) for text in texts]
     characters = sum(_characters(text).total() for text in texts)
@@ -64,10 +64,10 @@ def coverage(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Covera
 
 
 def check_seeds(tokenizer: PreTrainedTokenizerBase, seeds: Sequence[str], model: str) -> str | None:
-    """A note where a tokenizer writes the seeds badly; None where it writes them well.
+    """Return a note if a tokenizer represents the seeds badly, else None.
 
     Raises:
-        SeedsError: nothing of the seeds survives.
+        SeedsError: the tokenizer loses at least 99% of the characters.
     """
     found = coverage(tokenizer, seeds)
     shown = found.example if len(found.example) <= 40 else found.example[:37] + "..."
@@ -85,18 +85,18 @@ def check_seeds(tokenizer: PreTrainedTokenizerBase, seeds: Sequence[str], model:
 
 
 def _lost(tokenizer: Any, text: str) -> int:
-    """Characters that do not come back; unknown tokens come back as something else or as nothing."""
+    """Count the characters that do not survive a round trip; unknown tokens decode to something else or to nothing."""
     known = [i for i in _ids(tokenizer, text) if i != tokenizer.unk_token_id]
     return (_characters(text) - _characters(str(tokenizer.decode(known)))).total()
 
 
 def _characters(text: str) -> Counter[str]:
-    """Without case and white space, which many tokenizers change on purpose."""
+    """Count characters, ignoring case and white space, which many tokenizers change on purpose."""
     return Counter("".join(unicodedata.normalize("NFKC", text).casefold().split()))
 
 
 def _bytes_per_token(tokenizer: Any, word: str) -> float:
-    """At the beginning of a text or behind a space, wherever it takes fewer tokens."""
+    """Return the bytes per token of a word, at the start of a text or after a space, whichever takes fewer tokens."""
     return len(word.encode()) / max(1, min(len(_ids(tokenizer, word)), len(_ids(tokenizer, " " + word))))
 
 

@@ -1,12 +1,12 @@
-"""The run's prompts as chat templates, so that tools which only know messages build the run's token ids.
+"""The run's prompts as chat templates, for tools that build token ids from messages.
 
-A classifier is usually fed with `tokenizer.apply_chat_template([{user}, {assistant}])`. With a model's own chat template that
-is not what the evaluator was trained on: the `grade` template is missing, and often text follows the end token, so that the
-head is read at the wrong place. A policy on a base without a chat template is usually fed with the bare question, which is not
-the prompt that it was trained on either.
+A classifier is usually called with `tokenizer.apply_chat_template([{user}, {assistant}])`. With a model's own chat template
+this differs from what the evaluator was trained on: the `grade` template is missing, and often text follows the end token, so
+the head is read at the wrong position. A policy on a base without a chat template is usually called with the bare question,
+which is not the prompt that it was trained on either.
 
-The templates made here give exactly the run's token ids. They are tried on samples, hostile ones included, and where a
-tokenizer cannot reproduce the ids there is no template.
+The templates built here produce exactly the run's token ids. They are tested on samples, including hostile ones; if a
+tokenizer cannot reproduce the ids, there is no template.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from selfeval.judging.templates import Templates
 __all__ = ["dialogue_tokenizer", "evaluator_ids", "hostile", "policy_tokenizer"]
 
 Sample = tuple[str, str, str]
-"""A question, a reply to it, and the base's own working."""
+"""A question, a reply to it, and the base's reference answer."""
 
 
 def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> tuple[int, ...]:
@@ -36,7 +36,7 @@ def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> t
 
 
 def hostile(templates: Templates) -> list[Sample]:
-    """Return questions, replies and workings that hold control tokens."""
+    """Return questions, replies and reference answers that contain control tokens."""
     texts = hostile_texts(templates.control.texts)
     return [(text, texts[-1 - i], text) for i, text in enumerate(texts)]
 
@@ -44,18 +44,18 @@ def hostile(templates: Templates) -> list[Sample]:
 def dialogue_tokenizer(
     templates: Templates, tokenizer: PreTrainedTokenizerBase, end: Sequence[int], samples: Sequence[Sample]
 ) -> PreTrainedTokenizerBase | None:
-    """Return a copy of `tokenizer` whose chat template makes the evaluator's ids of [user, assistant].
+    """Return a copy of `tokenizer` whose chat template produces the evaluator's ids from [user, assistant].
 
-    Where the grade prompt shows a working, it is given as `apply_chat_template(..., working=...)`.
+    If the grade prompt shows a reference answer, pass it as `apply_chat_template(..., working=...)`.
 
     Args:
-        templates: the run's, with the tokenizer it used.
-        tokenizer: the one to be exported.
-        end: the end-of-sequence token, or nothing.
+        templates: the run's templates, with the tokenizer it used.
+        tokenizer: the tokenizer to export.
+        end: the end-of-sequence token, or empty.
         samples: texts on which its ids have to equal the evaluator's.
 
     Returns:
-        None where no such template gives equal ids, on these and on texts that hold control tokens.
+        None if no such template produces equal ids, on these and on texts that contain control tokens.
     """
 
     def equal(candidate: Any) -> bool:
@@ -73,20 +73,20 @@ def policy_tokenizer(
     *,
     keep_own: bool = True,
 ) -> PreTrainedTokenizerBase | None:
-    """Return a copy of `tokenizer` whose chat template makes the run's `reply` prompt of a user message.
+    """Return a copy of `tokenizer` whose chat template produces the run's `reply` prompt from a user message.
 
-    A base with a chat template keeps it where the reply prompt is the bare question, so that system messages and tools work
-    as before. Such a template does not take control tokens out of texts.
+    A base with a chat template keeps it if the reply prompt is the bare question, so system messages and tools still work. Such
+    a template does not remove control tokens from texts.
 
     Args:
-        templates: the run's, with the tokenizer it used.
-        tokenizer: the one to be exported.
-        end: the end-of-sequence token, or nothing.
-        samples: texts on which its ids have to equal the run's; workings are not used.
-        keep_own: keep the base's own template if it makes the ids of texts without control tokens.
+        templates: the run's templates, with the tokenizer it used.
+        tokenizer: the tokenizer to export.
+        end: the end-of-sequence token, or empty.
+        samples: texts on which its ids have to equal the run's; reference answers are not used.
+        keep_own: keep the base's own template if it produces the ids of texts without control tokens. Default: True.
 
     Returns:
-        None where no such template gives equal ids, on these and on texts that hold control tokens.
+        None if no such template produces equal ids, on these and on texts that contain control tokens.
     """
 
     def equal(candidate: Any) -> bool:
@@ -112,7 +112,10 @@ def _tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 _BEGINNINGS = ("", "{{- bos_token -}}", "{{- bos_token + ' ' -}}")
-"""What a plain-text prompt begins with: the last one for tokenizers that put a space before a text, but not behind a token."""
+"""Possible beginnings of a plain-text prompt.
+
+The last one is for tokenizers that put a space before a text, but not after a token.
+"""
 
 
 # -- token ids ----------------------------------------------------------------------------------------------------------
@@ -130,7 +133,10 @@ def _asks_alike(templates: Templates, tokenizer: Any, question: str) -> bool:
 
 
 def _answers_alike(templates: Templates, tokenizer: Any, sample: Sample, end: Sequence[int]) -> bool:
-    """Whether prompts, and prompts with a reply, are the run's; a base's own chat template decides what follows a reply."""
+    """Return whether prompts, and prompts with a reply, equal the run's.
+
+    A base's own chat template decides what follows a reply.
+    """
     question, reply, _ = sample
     if templates.uses_chat or not _asks_alike(templates, tokenizer, question):
         return _asks_alike(templates, tokenizer, question)
@@ -139,11 +145,11 @@ def _answers_alike(templates: Templates, tokenizer: Any, sample: Sample, end: Se
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tuple[int, ...] | None:
-    """The ids of a conversation as tools make them; None where the template cannot render it or the two ways differ."""
+    """Return the ids of a conversation as tools compute them; None if the template cannot render it or the two ways differ."""
     try:
         ids = tuple(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options))
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except (TemplateError, TypeError):  # the template needs what chat templates do not have: a filter, another file
+    except (TemplateError, TypeError):  # the template needs a filter or another file, which chat templates cannot have
         return None
     return ids if tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) == ids else None
 
@@ -152,7 +158,7 @@ def _ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tupl
 
 
 def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]:
-    """The grade prompt, put into the model's own chat template where it has one, then the reply and the end token."""
+    """Yield the grade prompt, in the model's own chat template if it has one, followed by the reply and the end token."""
     chat = templates.uses_chat
     start = [
         _CHECK,
@@ -175,7 +181,10 @@ def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[s
 
 
 def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]:
-    """Every user message as the `reply` prompt: in the model's own chat template where it has one, else one after the other."""
+    """Yield templates that render every user message as the `reply` prompt.
+
+    They use the model's own chat template if it has one, else the prompts are concatenated.
+    """
     source = f"{{%- set prompt +%}}{_untrimmed(_source(templates, 'reply'))}{{%+ endset -%}}"
     asked = f"{{%- set question = cleaned(message['content']) -%}}{source}"
     if templates.uses_chat:
@@ -198,12 +207,12 @@ def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]
 
 
 def _content(templates: Templates, text: str) -> str:
-    """The content of a message as the model's own template wants it."""
+    """Return message content in the form that the model's own template expects."""
     return f"[{{'type': 'text', 'text': {text}}}]" if templates.parts else text
 
 
 def _rewritten(asked: str, content: str) -> str:
-    """Replace the user messages by prompts before the model's own template reads them."""
+    """Replace the user messages with prompts before the model's own template reads them."""
     return (
         "{%- set chat = true -%}{%- set rewritten = namespace(messages=[]) -%}{%- for message in messages -%}"
         f"{{%- if message['role'] == 'user' -%}}{asked}"
@@ -219,7 +228,7 @@ def _own_template(templates: Templates) -> str:
 
 
 def _cleaning(templates: Templates) -> str:
-    """A macro that does what `Templates.clean` does; content in parts, as some chat clients send it, becomes their text."""
+    """Return a macro equivalent to `Templates.clean`; content in parts, as some chat clients send it, is joined to its text."""
     tokens = ", ".join(jinja_string(token) for token in templates.control.texts)
     return _CLEANED.replace("TOKENS", tokens)
 
@@ -258,5 +267,5 @@ def _source(templates: Templates, kind: str) -> str:
 
 
 def _untrimmed(source: str) -> str:
-    """Chat templates are rendered with trimmed blocks, ours are not: every tag says that nothing is to be trimmed."""
+    """Disable trimming in every tag, because chat templates are rendered with trimmed blocks and ours are not."""
     return re.sub(r"(?<!-)%}", "+%}", re.sub(r"{%(?![-+])", "{%+", source))

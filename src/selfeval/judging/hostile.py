@@ -1,4 +1,4 @@
-"""Texts that hold control tokens: tried on every template when it is loaded, so that no reply can speak for a prompt."""
+"""Texts that contain control tokens, tested on every template at load time: no reply may pose as part of the prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["hostile_texts", "refuse_leak"]
 
 
 def hostile_texts(tokens: tuple[str, ...]) -> list[str]:
-    """Texts with some of these control tokens: between words, alone, in the middle of another, and in other letters."""
+    """Return texts with some of these control tokens: between words, alone, nested in another one, and in other case."""
     some = [*tokens[:4], *tokens[len(tokens) // 2 :][:4], *tokens[-4:]]
     halves = [f"{token[: len(token) // 2]}{some[0]}{token[len(token) // 2 :]}" for token in some]
     other_case = f"eight{' and '.join(some).swapcase()}"
@@ -24,18 +24,18 @@ def hostile_texts(tokens: tuple[str, ...]) -> list[str]:
 
 
 def refuse_leak(templates: Templates, kind: str, values: Mapping[str, Any], path: Path) -> None:
-    """Refuses a template in whose prompt a text's control tokens would arrive, though texts are cleaned before.
+    """Refuse a template whose prompt contains a text's control tokens although texts are cleaned first.
 
-    So it is where the template changes the text that it shows, for example to lower case.
+    This happens if the template changes the text that it shows, for example to lower case.
 
     Args:
-        templates: with this one.
-        kind: of prompt.
-        values: a sample of its texts, without control tokens.
-        path: of the template, for messages.
+        templates: templates that include this one.
+        kind: kind of prompt.
+        values: sample texts without control tokens.
+        path: path of the template, for messages.
 
     Raises:
-        ModelError: it lets control tokens through.
+        ModelError: the template lets control tokens through.
     """
     control = templates.control
     honest = Counter(i for i in templates.prompt(kind, **values) if i in control.forbidden_ids)

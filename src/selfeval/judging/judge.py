@@ -1,8 +1,8 @@
 """The judge: a language model prompted to compare two replies, in both orders, and to abstain.
 
-A verdict is read where the judge names the better reply: the probabilities of the three labels (first, second, neither)
-there, not the sampled word alone. Averaging both orders removes the position bias (Zheng et al. 2023,
-https://arxiv.org/abs/2306.05685, section 3.4). What does not parse has no probability; it is never a default.
+A verdict is read at the position where the judge names the better reply: the probabilities of the three labels (first,
+second, neither) there, not the sampled word alone. Averaging both orders removes the position bias (Zheng et al. 2023,
+https://arxiv.org/abs/2306.05685, section 3.4). An unparsable answer has no probability, never a default.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one order of a comparison gave: probabilities of the labels (None when unparsable), and the judge's words."""
+    """The result of one order of a comparison: label probabilities (None if unparsable) and the judge's raw output."""
 
     probabilities: tuple[float, float, float] | None
     words: str
 
     @property
     def first_better(self) -> float | None:
-        """Probability that the reply shown first is better; half of `neither` counts for it."""
+        """Probability that the reply shown first is better, plus half of that of `neither`."""
         if self.probabilities is None:
             return None
         first, second, tie = self.probabilities
@@ -67,7 +67,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Both orders of a comparison put together; `probability` is that of the comparison's own `first`, `ties` of each order."""
+    """Both orders of a comparison combined.
+
+    `probability` is that of the comparison's own `first`; `ties` has one value per order.
+    """
 
     probability: float | None
     in_order: float | None
@@ -87,12 +90,12 @@ def compare(
     rows: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[Judgement]:
-    """Judges every comparison in both orders, greedily, under the role that is acting.
+    """Judge every comparison in both orders, greedily, under the active role.
 
     Args:
-        kind: the prompt: `judge`, or `referee` for evaluation.
-        rows: comparisons side by side.
-        advance: called with the number of orders just judged.
+        kind: kind of prompt: `judge`, or `referee` for evaluation.
+        rows: batch size in comparisons.
+        advance: Optional. Called with the number of orders just judged.
     """
     prompts = [templates.prompt(kind, question=c.question, first=c.first, second=c.second) for c in comparisons]
     prompts += [templates.prompt(kind, question=c.question, first=c.second, second=c.first) for c in comparisons]
@@ -102,16 +105,16 @@ def compare(
 
 
 _TAIL = 32
-"""Last tokens of a prompt in which an opening marker of thinking is looked for."""
+"""Number of last tokens of a prompt searched for an opening marker of thinking."""
 
 
 @dataclass(frozen=True)
 class _Spot:
-    """Where the labels of one order are read.
+    """Position at which the labels of one order are read.
 
     Attributes:
         before: all tokens up to the labels.
-        watched: log-probs of the watched tokens there, where the engine has seen them already.
+        watched: Optional. Log-probs of the watched tokens there, if the engine has already computed them.
     """
 
     before: Prompt
@@ -119,14 +122,14 @@ class _Spot:
 
 
 class _Reader:
-    """Lets the judge work and reads its verdicts."""
+    """Runs the judge and reads its verdicts."""
 
     def __init__(self, backbone: Backbone, templates: Templates, labels: Labels, config: VerdictsConfig, rows: int) -> None:
         self.backbone, self.templates, self.labels, self.config, self.rows = backbone, templates, labels, config, rows
         self.tokens = verdict_tokens(templates, labels)
 
     def read(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> list[Reading]:
-        """One reading per prompt; a prompt that does not fit the model's context is unparsable, and its words say so."""
+        """Return one reading per prompt. A prompt longer than the model's context is unparsable, and its raw output says so."""
         working = self._work(prompts, advance)
         spots = {prompt: spot for prompt, said in working.items() if (spot := self._spot(prompt, said)) is not None}
         logprobs = self._label_logprobs(spots)
@@ -146,12 +149,13 @@ class _Reader:
         return dict(zip(distinct, rollouts, strict=True))
 
     def _spot(self, prompt: Prompt, said: Rollout) -> _Spot | None:
-        """Where the labels are read: at the judge's verdict, or behind a lead that is appended to its words.
+        """Return the position of the labels: at the judge's verdict, or after a lead that is appended to its output.
 
-        None where there is nothing to read: the judge was cut off before it decided, or there is no lead to append.
+        None if there is nothing to read: the judge was cut off before it decided, or there is no lead to append.
         """
         text = self._decode(said.ids)
         thinking = thinking_of(text, self._decode(prompt[-_TAIL:]))
+        # Still thinking: close the block first, or the lead would be read as part of the draft.
         if thinking.end is None:
             close = tuple(self.templates.tokenizer.encode(thinking.close, add_special_tokens=False))
             return self._appended(prompt, said, (*self._without_end(said.ids), *close))
@@ -164,12 +168,12 @@ class _Reader:
         return _Spot(self._with_lead(prompt, said.ids[: self._tokens_before(said, place.lead)]))
 
     def _statement(self, said: Rollout, text: str, begin: int) -> Place | None:
-        """The statement that decides, as places in `text`."""
+        """Return the deciding statement, as positions in `text`."""
         place = find_verdict(text[begin:], self.labels, finished=said.finished) if self.labels.lead else None
         return None if place is None else Place(begin + place.lead, begin + place.label)
 
     def _label(self, said: Rollout, text: str, begin: int) -> int | None:
-        """Index of the token that begins the deciding label; None where it is spelled as no label is."""
+        """Return the index of the token that begins the deciding label; None if its tokens match no label."""
         names = {path[0] for path in self.tokens.paths}
         if not self.labels.lead:
             shared = self._decode(self.tokens.lead).strip()
@@ -179,12 +183,13 @@ class _Reader:
         place = self._statement(said, text, begin)
         if place is None:
             return None
+        # Token and character positions can differ by a token or two around spaces and decoration, so search nearby.
         near = self._tokens_before(said, place.label)
         label = text[place.label :]
         return next((i for i in range(max(0, near - 2), min(near + 3, len(said.ids))) if self._begins(said, i, label)), None)
 
     def _begins(self, said: Rollout, index: int, label: str) -> bool:
-        """Whether the token at `index` begins, or continues what all labels share of, the text `label`."""
+        """Return whether the token at `index` begins the text `label`, or continues the prefix that all labels share."""
         if said.ids[index] not in {path[0] for path in self.tokens.paths}:
             return False
         shared = self._decode(self.tokens.lead).strip().removeprefix(self.labels.lead.strip()).strip()
@@ -202,20 +207,21 @@ class _Reader:
         return tuple(i for i in ids if i not in ends)
 
     def _appended(self, prompt: Prompt, said: Rollout, words: Prompt) -> _Spot | None:
-        """Behind an appended lead, unless the working was cut off: half a thought has no verdict."""
+        """Return the position after an appended lead; None if the chain of thought was cut off, because it has no verdict."""
         if self.config.working and not (self.labels.lead and said.finished):
             return None
         return _Spot(self._with_lead(prompt, words))
 
     def _with_lead(self, prompt: Prompt, words: Prompt) -> Prompt:
-        """The lead behind the words, cut where the context has no room for all of them."""
+        """Append the lead to the output, truncating the output if the context is too short."""
         lead = self.tokens.lead
         return (*prompt, *words[: self._room(prompt) - len(lead) - self.tokens.longest], *lead)
 
     def _label_logprobs(self, spots: dict[Prompt, _Spot]) -> dict[Prompt, tuple[float, ...]]:
-        """Log-probs of the three labels at each spot, summed along their paths."""
+        """Return the log-probs of the three labels at each position, summed along their paths."""
         seen: dict[tuple[Prompt, Prompt], tuple[float, ...]] = {}
         seen |= {(p, ()): spot.watched for p, spot in spots.items() if spot.watched is not None}
+        # Labels of several tokens need one extra forward pass per shared prefix.
         cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
         requests = [Request((*spots[prompt].before, *fork), temperature=0.0) for prompt, fork in cases]
         watch = self.tokens.all
@@ -241,7 +247,7 @@ def _probabilities(logprobs: Sequence[float], label_mass: float) -> tuple[float,
 
 
 def combine(in_order: Reading, swapped: Reading) -> Judgement:
-    """Averages both orders; no probability when either order did not parse."""
+    """Average both orders. The probability is None if either order was unparsable."""
     forward = in_order.first_better
     backward = None if swapped.first_better is None else 1.0 - swapped.first_better
     ties, words = (in_order.tie, swapped.tie), (in_order.words, swapped.words)
@@ -251,10 +257,10 @@ def combine(in_order: Reading, swapped: Reading) -> Judgement:
 
 
 def choice(first: float, tie: float) -> Choice:
-    """What one order chose: the likeliest of its three labels, `neither` where two are equally likely.
+    """Return the choice of one order: the likeliest of its three labels, `neither` on a tie.
 
     Args:
-        first: probability that the first is better, half of `neither` included, as `Judgement.in_order` has it.
+        first: probability that the first is better, including half of `neither`, as in `Judgement.in_order`.
         tie: probability of `neither`.
     """
     ahead = first - tie / 2, 1 - first - tie / 2
@@ -264,7 +270,7 @@ def choice(first: float, tie: float) -> Choice:
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:
-    """Kept, tie, unsure or unparsable."""
+    """Return the state of a judgement: kept, tie, unsure or unparsable."""
     if judgement.probability is None or judgement.tie is None:
         return VerdictState.UNPARSABLE
     if judgement.tie > config.tie:

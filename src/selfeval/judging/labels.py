@@ -1,4 +1,4 @@
-"""The words of a verdict, and the tokens that tell them apart."""
+"""The words of a verdict, and the tokens that distinguish them."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Labels(BaseModel):
 
 @dataclass(frozen=True)
 class VerdictTokens:
-    """How a tokenizer writes the three verdicts. Many write a label as several tokens: " 1" as " " and "1".
+    """Token sequences of the three verdicts. Many tokenizers split a label into several tokens: " 1" into " " and "1".
 
     Attributes:
-        lead: tokens of the lead, and of whatever all labels begin with.
-        paths: of each label (first, second, neither), the tokens that follow, up to the first that no other label shares.
+        lead: tokens of the lead, and of any prefix that all labels share.
+        paths: per label (first, second, neither), the tokens that follow, up to the first that no other label shares.
     """
 
     lead: tuple[int, ...]
@@ -47,25 +47,25 @@ class VerdictTokens:
 
     @property
     def all(self) -> tuple[int, ...]:
-        """Every token of the paths."""
+        """All tokens of the paths."""
         return tuple(sorted({token for path in self.paths for token in path}))
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest path."""
+        """Length of the longest path in tokens."""
         return max(len(path) for path in self.paths)
 
     @property
     def forks(self) -> tuple[Prompt, ...]:
-        """The beginnings of paths after which probabilities are read; the empty one comes first."""
+        """Prefixes of paths after which probabilities are read; the empty one comes first."""
         return tuple(dict.fromkeys(path[:k] for k in range(self.longest) for path in self.paths if k < len(path)))
 
 
 def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
-    """How this tokenizer writes the three verdicts: a shared beginning, then the tokens in which they differ.
+    """Return this tokenizer's encoding of the three verdicts: a shared prefix, then the tokens in which they differ.
 
     Raises:
-        ModelError: one label is the beginning of another, so that they cannot be told apart.
+        ModelError: one label is a prefix of another, so they cannot be distinguished.
     """
     encoded = [tuple(templates.tokenizer.encode(labels.lead + label, add_special_tokens=False)) for label in labels.all]
     shared = _common(encoded)
@@ -79,6 +79,6 @@ def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
 
 
 def _common(sequences: Sequence[Prompt]) -> int:
-    """How many first tokens the sequences share."""
+    """Return the length of the longest common prefix."""
     columns = zip(*sequences, strict=False)
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))

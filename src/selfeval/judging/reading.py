@@ -1,4 +1,4 @@
-"""Find the verdict in the words of a judge: after its thinking, not where it quotes the instruction.
+"""Find the verdict in a judge's output: after its thinking, and not where it quotes the instruction.
 
 Reasoning models write a draft first, between markers such as <think> and </think>, and a draft often names verdicts that the
 model rejects later. A judge also tends to repeat the sentence that asks it for "Verdict: A" or "Verdict: B".
@@ -24,14 +24,14 @@ _MARKERS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
-    # Harmony (gpt-oss): everything before the channel `final` is working.
+    # Harmony (gpt-oss): everything before the channel `final` is thinking.
     ("<|channel|>analysis", "<|channel|>final<|message|>"),
     ("<|channel|>commentary", "<|channel|>final<|message|>"),
 )
-"""What begins and ends the thinking of published reasoning models."""
+"""Opening and closing markers of the thinking of published reasoning models."""
 
 _PROMPTED = (*_MARKERS, ("<|start|>assistant", "<|channel|>final<|message|>"))
-"""Ends of a prompt after which thinking begins; a chat template may write the opening marker itself."""
+"""Ends of a prompt after which thinking begins; a chat template may contain the opening marker itself."""
 
 _DECORATION = r"[\s*_`\"'“”(\[{\\$]*"
 _QUOTES = ('"', "'", "`", "“", "”", "‘", "’", "«", "»", "„")
@@ -40,10 +40,10 @@ _LINE_END = re.compile(r"[ \t.*_`\"')\]}$\\]*(?:\n|<[|/\w])")
 
 @dataclass(frozen=True)
 class Thinking:
-    """How much of a text is thinking.
+    """The extent of the thinking in a text.
 
     Attributes:
-        end: where the answer begins; 0 where nothing was thought, None while a block is still open.
+        end: index at which the answer begins; 0 without thinking, None while a block is still open.
         close: the marker that would end the open block.
     """
 
@@ -53,7 +53,7 @@ class Thinking:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a verdict stands in a text.
+    """Position of a verdict in a text.
 
     Attributes:
         lead: index of the first character of its lead.
@@ -68,8 +68,8 @@ def thinking_of(text: str, prompt: str = "") -> Thinking:
     """Separate thinking from the answer.
 
     Args:
-        text: written by the model, control tokens included.
-        prompt: the text before; only its end is looked at.
+        text: text written by the model, control tokens included.
+        prompt: the preceding text; only its end is used. Default: empty.
 
     Example:
         >>> thinking_of("<think>A? No.</think>Verdict: B").end
@@ -87,21 +87,21 @@ def thinking_of(text: str, prompt: str = "") -> Thinking:
 
 
 def _marks(text: str, start: str, close: str) -> list[tuple[int, bool, str]]:
-    """End of every marker, whether it closes, and what closes it."""
+    """Return, for every marker, its end, whether it closes a block, and its closing marker."""
     opening = [(match.end(), False, close) for match in re.finditer(re.escape(start), text)]
     return opening + [(match.end(), True, close) for match in re.finditer(re.escape(close), text)]
 
 
 def find_verdict(text: str, labels: Labels, *, finished: bool) -> Place | None:
-    """Find the statement that decides: the last one of a finished judge, the first of one that was cut off.
+    """Find the deciding statement: the last one of a finished judge, the first one of a judge that was cut off.
 
-    A statement in quotation marks counts only where no other is made and all quoted ones agree. A judge that was cut off may
-    have been on its way to another verdict, so its statement has to fill a line of its own.
+    A statement in quotation marks counts only if there is no other and all quoted ones agree. A judge that was cut off may
+    have been about to change its verdict, so its statement has to fill a whole line.
 
     Args:
         text: the answer, without thinking.
         labels: the words of a verdict; `lead` must not be empty.
-        finished: the judge ended by itself.
+        finished: whether the judge's output ended by itself.
     """
     found = [(match, match.group("label")) for match in _statement(labels).finditer(text)]
     if not finished:
@@ -118,29 +118,29 @@ def _place(match: re.Match[str]) -> Place:
 
 
 def _fills_line(text: str, match: re.Match[str]) -> bool:
-    """Nothing else on its line; the line has ended, or a control token has."""
+    """Return whether a match is alone on its line, and the line ends or a control token follows."""
     before = text[: match.start()].rpartition("\n")[2]
     return not before.strip(" \t>#-") and bool(_LINE_END.match(text, match.end()))
 
 
 def _statement(labels: Labels) -> re.Pattern[str]:
-    """Lead and label with the decoration that models add: bold, quotation marks, LaTeX boxes, another case."""
+    """Compile a pattern for lead and label with the decoration that models add: bold, quotation marks, LaTeX boxes, case."""
     lead = r"[\s*_`]*".join(re.escape(part) for part in re.findall(r"\w+|[^\w\s]", labels.lead))
     return re.compile(rf"[*_]*(?i:{lead}){_DECORATION}(?P<label>{_any(labels.all)})(?!\w)")
 
 
 def _any(labels: Sequence[str]) -> str:
-    """One of the labels. A single letter keeps its case: "Verdict: a close call" names no reply."""
+    """Return a pattern for any of the labels. A single letter is case-sensitive: "Verdict: a close call" names no reply."""
     longest_first = sorted((label.strip() for label in labels), key=len, reverse=True)
     return "|".join(re.escape(label) if len(label) == 1 else f"(?i:{re.escape(label)})" for label in longest_first)
 
 
 def token_at(decode: Callable[[int], str], length: int, character: int) -> int:
-    """Number of tokens that are complete before a character of the decoded text.
+    """Return the number of tokens that are complete before a character of the decoded text.
 
     Args:
-        decode: text of the first n tokens.
-        length: tokens in all.
+        decode: returns the text of the first n tokens.
+        length: total number of tokens.
         character: index into the text of all tokens.
     """
     low, high = 0, length

@@ -1,7 +1,7 @@
-"""The environment that renders prompt templates, which may come from another person's folder.
+"""The environment that renders prompt templates, which may come from an untrusted folder.
 
-jinja2's sandbox keeps a template from reaching Python's internals, but not from taking all memory or time: `'x' * 10**10` is
-one operation, and three nested loops over 10**5 numbers never end. Results of `*` and `**`, and the numbers that loops run
+jinja2's sandbox keeps a template away from Python's internals, but does not limit memory or time: `'x' * 10**10` is one
+operation, and three nested loops over 10**5 numbers never end. The results of `*` and `**`, and the ranges that loops iterate
 over, are limited here.
 """
 
@@ -28,7 +28,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Refuse products and powers that are too large before they are computed."""
+        """Refuse products and powers that are too large, before computing them."""
         if operator == "**":
             if not (isinstance(left, int | float) and isinstance(right, int | float) and abs(right) <= 64 and abs(left) <= 1e6):
                 raise SecurityError("a template may raise numbers up to 1,000,000 to powers up to 64, and nothing else")
@@ -41,7 +41,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def limited_range(self) -> Any:
-        """Return a `range` for one rendering, whose numbers are limited over all calls."""
+        """Return a `range` for one rendering, limited in the total length of all its calls."""
         left = _MOST_STEPS
 
         def limited(*bounds: int) -> range:

@@ -1,4 +1,4 @@
-"""What prompts are made from: the files and settings that a stage depends on."""
+"""Sources of the prompts: the files and settings that a stage's output depends on."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _READS = {
     "judge": ("judge",),
     "referee": ("referee",),
 }
-"""Settings that the prompts of a kind depend on; the workings of `grade` are written along with the replies."""
+"""Settings that each kind of prompt depends on; the reference answers of `grade` are written along with the replies."""
 
 
 def fixed_text(folder: Path, kind: str) -> str:
-    """The words of a template that are the same in every prompt."""
+    """Return the text of a template that is the same in every prompt."""
     return "\n".join(_pieces(template_texts(folder)[f"{kind}.jinja"]))
 
 
@@ -35,13 +35,13 @@ def _pieces(source: str) -> list[str]:
 
 
 def prompt_sources(folder: Path, day: date) -> dict[str, Any]:
-    """What the prompts of each kind are made from: templates, also those that are included, and settings.
+    """Return the sources of each kind of prompt: templates, including those that they include, and settings.
 
     A stage that reads prompts of one kind depends on that entry alone. The kind `chat` holds the folder's chat template.
 
     Args:
-        folder: of templates.
-        day: that they print; part of what the kinds are made from which print it.
+        folder: folder of templates.
+        day: date that they print; part of the sources of those kinds that print it.
     """
     texts = template_texts(folder)
     settings = read_settings(folder, texts).model_dump(mode="json")
@@ -53,7 +53,7 @@ def prompt_sources(folder: Path, day: date) -> dict[str, Any]:
 
 
 def _with_included(name: str, texts: Mapping[str, str]) -> dict[str, str]:
-    """A template and all that it includes, extends or imports; every template where a name is only known at run time."""
+    """Return a template and all that it includes, extends or imports; every template if a name is only known at run time."""
     found: dict[str, str] = {}
     waiting: list[str | None] = [name]
     while waiting:
@@ -69,7 +69,7 @@ def _with_included(name: str, texts: Mapping[str, str]) -> dict[str, str]:
 def _referenced(source: str) -> list[str | None]:
     try:
         return list(meta.find_referenced_templates(Environment(autoescape=False).parse(source)))
-    except TemplateError:  # `Templates.load` has the message
+    except TemplateError:  # `Templates.load` reports it
         return []
 
 
@@ -80,7 +80,7 @@ _TOKENIZER_FILES = (
 
 
 def tokenizer_files(model: str) -> list[Path]:
-    """Every file of a model that decides which tokens a prompt becomes; none for a hub id that is not in the cache."""
+    """Return every file of a model that affects tokenization; empty for a hub id that is not in the cache."""
     folder = model_folder(model)
     if folder is None:
         return []

@@ -1,7 +1,7 @@
-"""Prompt templates: jinja files of the model's folder, or the package's own for a model that brings none.
+"""Prompt templates: jinja files of the model's folder, or the package's own if the model has none.
 
-`Templates.load` is the one place where they are checked: it renders every template on sample values, so that a mistake in any
-of them is found before the first stage, not after a training. It needs a tokenizer and no model.
+`Templates.load` makes all checks: it renders every template on sample values, so a mistake in any of them is found before
+the first stage rather than after a training. It needs a tokenizer but no model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 KINDS = ("ask", "grade", "judge", "referee", "reply")
-"""ask: write a question. reply: answer one. grade: what evaluator and critic read first. judge, referee: compare two."""
+"""ask: write a question. reply: answer one. grade: prompt of evaluator and critic. judge, referee: compare two replies."""
 
 SETTINGS = "templates.toml"
 
@@ -50,7 +50,7 @@ _SAMPLES: dict[str, dict[str, Any]] = {
     "judge": {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."},
     "referee": {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."},
 }
-"""Values of every kind of prompt."""
+"""Sample values for each kind of prompt."""
 _OTHER: dict[str, Any] = {
     **dict.fromkeys(("question", "first", "second", "working"), "Something else entirely"),
     "examples": [],
@@ -69,10 +69,10 @@ class Settings(BaseModel):
 
 
 def templates_folder(model: str, chosen: str = "") -> Path:
-    """The folder of templates: the one that was chosen, else the model's own where it has one, else the package's.
+    """Return the folder of templates: the configured one, else the model's own if it has one, else the package's.
 
     Raises:
-        ModelError: the chosen folder is no folder of templates.
+        ModelError: the configured folder is not a folder of templates.
     """
     if chosen:
         if not (Path(chosen) / "templates.toml").is_file():
@@ -90,8 +90,8 @@ class Templates:
     """Renders prompts as token ids.
 
     Attributes:
-        tokenizer: with the chat template that is used.
-        parts: the chat template wants the content of a message as a list of parts.
+        tokenizer: tokenizer with the chat template that is used.
+        parts: whether the chat template expects message content as a list of parts.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -107,16 +107,17 @@ class Templates:
         day: date | None = None,
         texts: Mapping[str, str] | None = None,
     ) -> Templates:
-        """Reads a folder of templates and renders each on sample values.
+        """Read a folder of templates and render each on sample values.
 
         Args:
-            folder: with `templates.toml` and a template of every kind; a `chat_template.jinja` in it replaces the tokenizer's.
-            tokenizer: of the model.
-            day: shown by templates that print today's date; today by default.
-            texts: of the folder's files, where they were read already.
+            folder: folder with `templates.toml` and a template of every kind; a `chat_template.jinja` in it replaces the
+                tokenizer's.
+            tokenizer: tokenizer of the model.
+            day: Optional. Date shown by templates that print it. Default: today.
+            texts: Optional. Texts of the folder's files, if they were already read.
 
         Raises:
-            ModelError: a file is missing, malformed, or cannot be rendered; a template drops a text that it is for.
+            ModelError: a file is missing, malformed, or cannot be rendered; a template does not show one of its texts.
         """
         day, texts = day or date.today(), template_texts(folder) if texts is None else texts
         missing = [f"{kind}.jinja" for kind in KINDS if f"{kind}.jinja" not in texts]
@@ -148,7 +149,7 @@ class Templates:
         return labels
 
     def prompt(self, kind: str, **values: Any) -> tuple[int, ...]:
-        """Token ids of a prompt; inserted texts are cleaned of the tokenizer's control tokens first.
+        """Return the token ids of a prompt. The tokenizer's control tokens are removed from inserted texts first.
 
         Args:
             kind: one of `KINDS`.
@@ -164,21 +165,21 @@ class Templates:
         return tuple(int(i) for i in ids)
 
     def _rendered(self, kind: str, values: dict[str, Any]) -> str:
-        """Text of a prompt with cleaned values, before the chat template is put around it."""
+        """Return the text of a prompt with cleaned values, before the chat template is applied."""
         clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
         return self.render(kind, **clean)
 
     def render(self, kind: str, **values: Any) -> str:
-        """Text of a prompt, without the chat template."""
+        """Return the text of a prompt, without the chat template."""
         template = self.environment.get_template(f"{kind}.jinja")
         return template.render(chat=self.uses_chat, range=self.environment.limited_range(), **values)
 
     def clean(self, text: str) -> str:
-        """`text` without control tokens, so that a reply cannot speak for the prompt."""
+        """Return `text` without control tokens, so that a reply cannot pose as part of the prompt."""
         return self.control.clean(text)
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a typed reply, as a model would have sampled them (after a space in plain-text prompts)."""
+        """Return the token ids of a typed reply, as a model would have sampled them (after a space in plain-text prompts)."""
         return self._typed.encode(self.clean(text))
 
     @cached_property
@@ -191,38 +192,38 @@ class Templates:
         return TypedReplies(self.tokenizer, text, ids, "" if self.uses_chat else " ")
 
     def text(self, ids: tuple[int, ...]) -> str:
-        """What a reply says, control tokens left out."""
+        """Decode a reply, omitting control tokens."""
         return str(self.tokenizer.decode(self.control.without_special(ids))).strip()
 
     @property
     def grades_with_working(self) -> bool:
-        """Whether evaluator and critic read the model's own greedy reply before the reply that they score."""
+        """Whether evaluator and critic read the model's reference answer before the reply that they score."""
         return self.settings.grade_working
 
     @property
     def ask_stop_ids(self) -> tuple[int, ...]:
-        """The stop texts that are one token: a question that reaches one is finished."""
+        """Stop texts that are a single token; a question that reaches one is finished."""
         encoded = [self.tokenizer.encode(stop, add_special_tokens=False) for stop in self.settings.ask_stop]
         return tuple(int(ids[0]) for ids in encoded if len(ids) == 1)
 
     def question_from(self, ids: tuple[int, ...]) -> str:
-        """The question that was written: its first line or whatever stands before the first stop text."""
+        """Return the generated question: the text before the first stop text."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
         for stop in self.settings.ask_stop:
             text = text.split(stop)[0]
         return self.clean(text)
 
     def has_stop(self, ids: tuple[int, ...]) -> bool:
-        """Whether a stop text was reached (it need not be a token of its own)."""
+        """Return whether a stop text was reached. It need not be a single token."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
         return any(stop in text for stop in self.settings.ask_stop)
 
 
 def template_texts(folder: Path) -> dict[str, str]:
-    """File name -> text of all templates of a folder and of its templates.toml.
+    """Return file name -> text of all templates of a folder and of its templates.toml.
 
     Raises:
-        ModelError: a file is no UTF-8 text, or a link to something outside of the folder.
+        ModelError: a file is not UTF-8 text, or is a link out of the folder.
     """
     refuse_links(folder, entries(folder), ModelError)  # any file of the folder can be included by a template
     paths = [path for path in sorted(folder.rglob("*.jinja")) if path.is_file()]
@@ -243,7 +244,7 @@ def _text(path: Path) -> str:
 
 
 def read_settings(folder: Path, texts: Mapping[str, str]) -> Settings:
-    """The settings among the texts of a folder.
+    """Return the settings among the texts of a folder.
 
     Raises:
         ModelError: there is no templates.toml, or it is malformed.
@@ -261,7 +262,7 @@ def read_settings(folder: Path, texts: Mapping[str, str]) -> Settings:
 
 
 def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnvironment:
-    """Templates with the date of the run. A model's own templates are somebody's files: they may not run code."""
+    """Return an environment with the date of the run. A model's own templates are untrusted: they must not run code."""
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
     environment = PromptEnvironment(loader=DictLoader(frozen), undefined=StrictUndefined, autoescape=False)
     for name in texts:
@@ -275,7 +276,7 @@ def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnv
 
 
 def _check(templates: Templates, kind: str, path: Path) -> None:
-    """Renders a sample, and each of its texts changed: a prompt that stays the same does not show that text."""
+    """Render a sample, then change each of its texts in turn: if the prompt stays the same, it does not show that text."""
     values = _SAMPLES[kind] if kind != "grade" or templates.grades_with_working else {**_SAMPLES[kind], "working": ""}
     _refuse_unknown(templates.environment, kind, path, {*values, "chat"})
     try:
@@ -293,7 +294,7 @@ def _check(templates: Templates, kind: str, path: Path) -> None:
 
 
 def _refuse_unknown(environment: Environment, kind: str, path: Path, known: set[str]) -> None:
-    """A name that no prompt of this kind has is a typing mistake, in a branch that the samples do not reach as well."""
+    """Refuse a name that no prompt of this kind has: it is a typo, possibly in a branch that the samples do not reach."""
     loader: Any = environment.loader
     tree = environment.parse(loader.get_source(environment, f"{kind}.jinja")[0])
     unknown = sorted(meta.find_undeclared_variables(tree) - known - set(environment.globals))

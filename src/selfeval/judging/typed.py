@@ -1,8 +1,8 @@
-"""Replies that a person typed, as the token ids that a model would have sampled for them.
+"""Typed replies, encoded as the token ids that a model would have sampled for them.
 
-Encoded alone, a text is not always what it is behind a prompt: tokenizers of Llama 2's kind put a space before every text that
-they encode, so that " five" becomes two spaces and a word. A reply is therefore encoded behind a prompt, and the prompt's ids
-are taken off again.
+Encoding a text alone can differ from encoding it after a prompt: Llama 2-style tokenizers put a space before every text that
+they encode, so " five" becomes two spaces and a word. A reply is therefore encoded after a prompt, and the prompt's ids are
+removed again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["TypedReplies"]
 
 @dataclass(frozen=True)
 class TypedReplies:
-    """Encodes replies behind one prompt.
+    """Encodes replies after one prompt.
 
     Attributes:
         prompt: a prompt as text, its control tokens included.
-        ids: the same as the model reads it.
-        lead: what stands between prompt and reply: a space in plain-text prompts, nothing in a chat.
+        ids: the same prompt as token ids for the model.
+        lead: text between prompt and reply: a space in plain-text prompts, empty in a chat.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -30,11 +30,11 @@ class TypedReplies:
     lead: str
 
     def encode(self, reply: str) -> tuple[int, ...]:
-        """Token ids of a reply without control tokens.
+        """Return the token ids of a reply without control tokens.
 
-        Where the prompt's own last token changes with what follows, the reply is encoded alone, with or without the space that
-        the tokenizer may put before it: as it reads right behind the prompt. So it is where a chat is made of parts that are
-        encoded apart (ChatGLM).
+        If the prompt's last token depends on the text after it, the reply is encoded alone, with or without the space that the
+        tokenizer may put before it, whichever decodes correctly after the prompt. This is the case for chats whose parts are
+        encoded separately (ChatGLM).
         """
         text = self.lead + reply
         before, both = self._encoded(self.prompt), self._encoded(self.prompt + text)

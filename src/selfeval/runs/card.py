@@ -1,7 +1,6 @@
-"""The model card of an exported folder: front matter for the hub, use, figures with n and interval, data, limits.
+"""The model card of an exported folder: front matter for the hub, usage, figures with n and interval, data, limitations.
 
-A card is made to be published, so it never names a path of this computer: a base is named by its hub id, or by the name of its
-folder.
+A card is meant to be published, so it never contains a local path: a base is identified by its hub id or its folder's name.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ _LICENSE = ("license", "license_name", "license_link")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base as the public knows it.
+    """Public identity of a base model.
 
     Attributes:
         hub_id: `org/name`; None for a folder that is not known to be on the hub.
-        revision: commit of the hub's repository, where it is known.
+        revision: commit of the hub repository; None if it is not known.
         name: hub id, or the name of the folder.
-        license: the license keys of its model card; `other` where it has none.
+        license: the license keys of its model card; `other` if it has none.
     """
 
     hub_id: str | None
@@ -46,14 +45,14 @@ class BaseModel:
 
 
 def find_base(model: str, given: str | None = None) -> BaseModel:
-    """Name the base of a run.
+    """Return the public identity of the base of a run.
 
     Args:
         model: the folder or hub id that the run used. The path of a folder in the hub's cache contains its hub id.
-        given: the hub id, by the user; for a local copy.
+        given: Optional. Hub id specified by the user, for a local copy.
 
     Raises:
-        ExportError: the given hub id is not one.
+        ExportError: `given` is not a valid hub id.
     """
     if given is not None and not _HUB_ID.fullmatch(given):
         raise ExportError(f"--base-id {given} is not a hub id; give organisation and name, such as org/name")
@@ -68,11 +67,11 @@ def find_base(model: str, given: str | None = None) -> BaseModel:
 
 
 def _license(model: str) -> dict[str, str]:
-    """Return the license keys in the front matter of a base's card; `other` where the card cannot be read."""
+    """Return the license keys in the front matter of a base's card; `other` if the card cannot be read."""
     try:
         found = cached_file(model, "README.md", _raise_exceptions_for_missing_entries=False)
         values: Any = metadata_load(found) if found else None
-    except Exception:  # the hub client and the YAML reader raise many kinds; the card is somebody else's file
+    except Exception:  # the hub client and the YAML parser raise many types, and the card is an external file
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("license"), str):
         return {"license": "other"}
@@ -83,10 +82,10 @@ def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseMode
     """Return the README of an exported folder.
 
     Args:
-        facts: what export.json holds.
+        facts: content of export.json.
         shown: further values of the template.
-        base: of the role.
-        run: the run's folder, whose report has the figures.
+        base: base of the role.
+        run: folder of the run, whose report has the figures.
     """
     environment = Environment(
         loader=PackageLoader("selfeval.runs", "."), undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True
@@ -99,7 +98,7 @@ def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseMode
 
 
 def _inline(text: str) -> str:
-    """Return a name that can stand in one line of markdown."""
+    """Escape a name for use within a line of markdown."""
     return re.sub(r"[\s|`<>]+", " ", str(text)).strip()
 
 
@@ -131,7 +130,7 @@ def _figures(facts: Mapping[str, Any], report: Report | None) -> list[tuple[str,
 
 
 def _of_evaluator(evaluator: Evaluator) -> list[tuple[str, Figure | None, bool]]:
-    """Each figure with its name, and whether it is a share."""
+    """Return each figure with its name, and whether it is a share."""
     baselines = evaluator.baselines
     return [
         ("pairs it ranks as gold does", evaluator.accuracy_gold, True),
@@ -144,7 +143,7 @@ def _of_evaluator(evaluator: Evaluator) -> list[tuple[str, Figure | None, bool]]
 
 
 def _of_policy(policy: Policy) -> list[tuple[str, Figure | None, bool]]:
-    """Each figure with its name, and whether it is a share."""
+    """Return each figure with its name, and whether it is a share."""
     return [
         ("win rate against the base, by a judge that training did not use", policy.win_rate, True),
         ("the same, controlled for length", policy.length_controlled, True),

@@ -16,15 +16,15 @@ Preferred = Literal["a", "b", "unsure"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which of two replies, a or b, is the better one.
+    """Which of two replies, a or b, is better.
 
     Attributes:
-        probability: that a is the better one; None where the judge's answer could not be parsed.
-        preferred: `a`, `b`, or `unsure` where neither is preferred with enough confidence.
-        state: why: `kept` (sure), `unsure`, and of a judge also `tie` and `unparsable`.
-        scores: of a and of b, where an evaluator compared them.
-        calibrated: the evaluator's temperature was fitted on held-out pairs; False for a judge.
-        judgement: both orders of the judge, with its raw output, where a judge compared them.
+        probability: probability that a is better; None if the judge's answer was unparsable.
+        preferred: `a`, `b`, or `unsure` if the confidence is too low.
+        state: reason: `kept` (sure), `unsure`, and for a judge also `tie` and `unparsable`.
+        scores: scores of a and of b; None if a judge compared them.
+        calibrated: whether the evaluator's temperature was fitted on held-out pairs; False for a judge.
+        judgement: both orders of the judge, with its raw output; None if an evaluator compared them.
     """
 
     probability: float | None
@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def confidence(self) -> float | None:
-        """Probability of the more likely reply, from 0.5 to 1; None without a probability."""
+        """Probability of the more likely reply, from 0.5 to 1; None if there is no probability."""
         return None if self.probability is None else max(self.probability, 1.0 - self.probability)
 
 

@@ -21,14 +21,14 @@ from selfeval.training.scoring import EvaluatorScorer
 __all__ = ["Evaluator", "Ranking", "RewardFunction"]
 
 RewardFunction = Callable[..., list[float]]
-"""Called as TRL does: `reward(prompts=..., completions=..., **columns)`."""
+"""Reward function with TRL's signature: `reward(prompts=..., completions=..., **columns)`."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores in the order of the replies; with two or more, the best one and the confidence that it beats the next.
+    """Scores in the order of the replies; for two or more, the best one and the confidence that it beats the next.
 
-    `calibrated` says whether the confidence has a temperature that was fitted on held-out pairs.
+    `calibrated` is True if the temperature of the confidence was fitted on held-out pairs.
     """
 
     scores: tuple[float, ...]
@@ -41,8 +41,8 @@ class Ranking:
 class Evaluator:
     """The trained evaluator of a run, loaded once for any number of questions.
 
-    Use `Evaluator.load`. Scores of replies to one question are comparable; those of different questions are not. Several
-    members (`evaluator.members`) score as their mean.
+    Use `Evaluator.load`. Scores of replies to one question are comparable; those of different questions are not. An ensemble
+    (`evaluator.members`) scores as the mean of its members.
 
     Example:
         >>> evaluator = Evaluator.load("runs/first")
@@ -64,11 +64,11 @@ class Evaluator:
         """Load the base, the evaluator and the prompts of a run, in the run's precision.
 
         Args:
-            folder: of the run, or of one of its rounds (`RUN/rounds/02`).
-            trust_remote_code: run code that comes with the base.
+            folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
+            trust_remote_code: run code that comes with the base. Default: False.
 
         Raises:
-            RunFolderError: the run has no evaluator yet, or a file of it is damaged.
+            RunFolderError: the run has no evaluator yet, or one of its files is damaged.
             ModelError: the base cannot be loaded.
         """
         reader = RunReader(folder)
@@ -77,10 +77,10 @@ class Evaluator:
 
     @staticmethod
     def check(reader: RunReader) -> None:
-        """Refuse a run without a whole evaluator; nothing is loaded.
+        """Refuse a run without a complete evaluator, without loading anything.
 
         Raises:
-            RunFolderError: the run has no evaluator yet, or a file of it is damaged.
+            RunFolderError: the run has no evaluator yet, or one of its files is damaged.
         """
         roles = reader.roles_folder
         if not (roles / EVALUATOR / "evaluator.json").is_file():
@@ -96,14 +96,14 @@ class Evaluator:
         """Score replies; higher is better.
 
         Args:
-            question: one for all replies, or one for each reply.
+            question: one question for all replies, or one per reply.
             replies: the texts to score.
 
         Returns:
             One score per reply, in their order.
 
         Raises:
-            InputError: a text is empty, or there is not one question per reply.
+            InputError: a text is empty, or the numbers of questions and replies differ.
 
         Example:
             >>> evaluator = Evaluator.load("runs/first")
@@ -123,7 +123,7 @@ class Evaluator:
 
         Args:
             asked: questions with their replies.
-            sure: confidence below which a preference is unsure.
+            sure: confidence below which a preference is unsure. Default: 0.8.
 
         Raises:
             InputError: a reply or a question is empty.
@@ -143,15 +143,15 @@ class Evaluator:
         Args:
             question: the question.
             a: a reply to it.
-            b: another one.
-            sure: confidence below which neither reply is preferred.
+            b: another reply.
+            sure: confidence below which neither reply is preferred. Default: 0.8.
 
         Raises:
             InputError: a text is empty.
         """
         score_a, score_b = self.score(question, [a, b])
         probability = sigmoid((score_a - score_b) / self._temperature.value)
-        # Rows of a batch differ in their last bits, so equal replies may get scores that are not quite equal.
+        # Position in a batch affects the last bits, so equal replies may get slightly different scores.
         is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
         return Comparison(
             probability=probability,
@@ -164,9 +164,9 @@ class Evaluator:
     def as_reward_fn(self) -> RewardFunction:
         """Return a reward function for TRL, with the signature `(prompts, completions, **columns) -> list[float]`.
 
-        Prompts and completions may be messages (one of the user, one of the assistant) or plain text. A plain prompt is the
-        question, or the whole prompt of the run's policy. Other plain text with control tokens raises ValueError, because the
-        evaluator would score it on a prompt that it has never seen.
+        Prompts and completions may be messages (one user message, one assistant message) or plain text. A plain prompt is the
+        question, or the policy's full prompt. Other plain text with control tokens raises ValueError, because the evaluator was
+        not trained on such prompts.
 
         Example:
             >>> reward = Evaluator.load("runs/first").as_reward_fn()
@@ -196,7 +196,7 @@ class Evaluator:
         return found
 
     def _answer(self, questions: Sequence[str]) -> None:
-        """Let the base answer new questions, where the grade template shows its reply; a trainer asks each many times."""
+        """Generate and cache reference answers if the grade template shows them; trainers repeat each question often."""
         new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
         if new and self._model.templates.grades_with_working:
             self._reference_answers.update(zip(new, self._model.reference_answers(new), strict=True))

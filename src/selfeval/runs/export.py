@@ -1,6 +1,6 @@
 """Export a trained role as a folder for other tools: weights, tokenizer, prompts, and a model card with instructions.
 
-The folder appears whole or not at all, and only after what was written was loaded again and compared with the role.
+The folder appears atomically, and only after the written files were reloaded and compared with the role.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TUNING = "tuning.json"
 """File in the folder of a role that was tuned on text: the facts of the tuning."""
 
 MERGED_PRECISIONS: Mapping[str, torch.dtype | None] = {"base": None, **DTYPES}
-"""Of merged weights; `base` keeps each in the precision in which the run held it."""
+"""Precisions of merged weights; `base` keeps each weight in the precision of the run."""
 
 
 Waiting = Callable[[str], AbstractContextManager[object]]
@@ -49,9 +49,9 @@ class Exported:
 
     Attributes:
         role: its full name.
-        agreement: how closely the merged folder agrees with the role; None for an adapter, whose weights are the role's own.
-        tokenizers: what was saved of them.
-        base: the base as the public knows it.
+        agreement: how closely the merged folder agrees with the role; None for an adapter, whose weights are copied unchanged.
+        tokenizers: the tokenizers that were saved.
+        base: public identity of the base.
     """
 
     folder: Path
@@ -63,11 +63,11 @@ class Exported:
 
 
 def find_role(folder: Path, wanted: str) -> str:
-    """Return the full name of a role of the run; `evaluator` means `evaluator-0` where there is one evaluator.
+    """Return the full name of a role of the run; `evaluator` means `evaluator-0` if there is one evaluator.
 
     Raises:
         RunFolderError: no role is trained yet.
-        ExportError: there is no such role, or several; names those there are.
+        ExportError: there is no such role, or several; the message lists the existing ones.
     """
     there = sorted(path.parent.name for path in (folder / "roles").glob("*/role.json"))
     if not there:
@@ -95,20 +95,20 @@ def export_role(
     """Write a role of a run to a new folder.
 
     Args:
-        config: of the run; the base is loaded on the CPU in the run's precision.
-        folder: of the run; only read.
+        config: configuration of the run; the base is loaded on the CPU in the run's precision.
+        folder: folder of the run; only read.
         role: see `find_role`.
         target: the new folder; it may exist if it is empty.
-        merge: a whole model instead of an adapter.
-        precision: one of `MERGED_PRECISIONS`, of merged weights.
-        waiting: given the name of a long step, returns a context that shows it while it takes place; shows nothing by default.
-        trust_remote_code: run code that comes with the base.
-        base_id: hub id of the base, for the model card and the adapter's config, where the run used a local copy.
+        merge: write a whole model instead of an adapter.
+        precision: precision of merged weights, one of `MERGED_PRECISIONS`.
+        waiting: called with the name of a long step, returns a context manager that shows it. Default: shows nothing.
+        trust_remote_code: run code that comes with the base. Default: False.
+        base_id: Optional. Hub id of the base, for the model card and the adapter's config, if the run used a local copy.
 
     Raises:
-        ExportError: the target holds something, there is no such role, or it cannot be exported as asked.
-        RunFolderError: the role was trained on another base, or a file of it is damaged.
-        StorageError: the disk is full or cannot be written; nothing is left at the target.
+        ExportError: the target is not empty, there is no such role, or it cannot be exported as requested.
+        RunFolderError: the role was trained on another base, or one of its files is damaged.
+        StorageError: the disk is full or not writable; nothing is left at the target.
     """
     name = find_role(folder, role)
     _refuse_links(folder, name, Path(config.model))
@@ -131,14 +131,14 @@ def export_role(
 
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-"""Weights of a base are often links to another disk; they are written from the loaded model and never copied."""
+"""Weight files of a base. They are often links to another disk; weights are written from the loaded model, never copied."""
 
 
 def _refuse_links(run: Path, role: str, model: Path) -> None:
-    """Refuse links that would bring a file from elsewhere on this disk into a folder that is made to be published.
+    """Refuse links that would copy a file from elsewhere on this disk into a folder that is meant to be published.
 
     Raises:
-        ExportError: a file of the run or of the model folder is one.
+        ExportError: a file of the run or of the model folder is such a link.
     """
     folder = run / "roles" / role
     refuse_links(run, [run / "run.json", run / "report.json", run / "roles", folder, *entries(folder)], ExportError)
@@ -147,7 +147,7 @@ def _refuse_links(run: Path, role: str, model: Path) -> None:
 
 
 def _refuse_guided(role_folder: Path) -> None:
-    """Refuse a policy that value roles guide: its weights are unchanged, and the export would be the policy at its start."""
+    """Refuse a policy that is guided by value roles: its weights are unchanged, so the export would be the initial policy."""
     if (role_folder / GUIDE).is_file():
         guides = ", ".join(read_json(role_folder / GUIDE)["roles"])
         raise ExportError(
@@ -165,9 +165,9 @@ def free_folder(target: Path) -> Path:
     """Return the absolute path of a folder that may be written.
 
     Raises:
-        ExportError: it holds something, or is a file.
+        ExportError: the folder is not empty, or is a file.
     """
-    target = Path(os.path.abspath(target))  # Path.resolve raises at a loop of links
+    target = Path(os.path.abspath(target))  # Path.resolve raises on a symlink loop
     if target.is_dir() and any(target.iterdir()):
         raise ExportError(
             f"{target} exists and is not empty, and nothing is overwritten; give --to a folder that is new or empty"
@@ -178,7 +178,7 @@ def free_folder(target: Path) -> Path:
 
 
 def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
-    """Return the configuration to load the base on the CPU in the precision of the run."""
+    """Return a configuration that loads the base on the CPU in the precision of the run."""
     begun = with_run_precision(config, read_run(folder))
     context = config.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
@@ -187,7 +187,7 @@ def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
 def _write_weights(
     backbone: Backbone, role: str, part: Path, tokenizers: Tokenizers, base: str, dtype: torch.dtype | None, merge: bool
 ) -> tuple[Layout, Agreement | None]:
-    """Write the role; for a merged evaluator that reads reference answers, also the base; reward.py where it can score."""
+    """Write the role; for a merged evaluator that reads reference answers, also the base; reward.py if it can score."""
     tokenizers.save(part)
     agreement: Agreement | None = None
     if merge:

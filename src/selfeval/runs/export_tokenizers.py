@@ -1,4 +1,4 @@
-"""The tokenizers of an exported folder: their chat templates make the prompts that the role was trained on."""
+"""The tokenizers of an exported folder: their chat templates produce the prompts that the role was trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MESSAGES = (
     ("Tom has 3 pens.\nHe buys 2 more. How many pens has he now?", "3 + 2 = 5\n\nThe answer is 5.", "He has 5 pens."),
     ("Wie heißt „Straße“ auf Französisch? 😀", "« rue »", "rue"),
 )
-"""Questions, replies and workings with lines, signs and letters on which a chat template has to make the run's ids."""
+"""Questions, replies and reference answers with special characters, for which a chat template must reproduce the run's ids."""
 
 _MARK = "QuestionOfThisPrompt"
 
@@ -28,12 +28,12 @@ class Tokenizers:
     """The tokenizers that are saved with a role.
 
     Attributes:
-        main: the folder's own.
-        asking: asks the base for the reply that the evaluator reads before the one that it scores; None where it reads none.
-        dialogue: the chat template of `main` is the evaluator's prompt.
-        chat_template: `main` has a chat template that makes the prompt of the role.
-        around_question: text before and after the question in the policy's prompt, where it is known.
-        own: `main` is one that transformers does not have; `AutoTokenizer` cannot load it, `family_tokenizer` does.
+        main: the folder's main tokenizer.
+        asking: Optional. Asks the base for the reference answer that the evaluator reads; None if it reads none.
+        dialogue: whether the chat template of `main` is the evaluator's prompt.
+        chat_template: whether `main` has a chat template that produces the prompt of the role.
+        around_question: text before and after the question in the policy's prompt; None if it is not known.
+        own: whether `main` is a class that transformers does not have: `family_tokenizer` loads it, `AutoTokenizer` cannot.
     """
 
     main: Any
@@ -44,18 +44,18 @@ class Tokenizers:
     own: bool = False
 
     def save(self, folder: Path) -> None:
-        """Write them to an exported folder."""
+        """Write the tokenizers to an exported folder."""
         self.main.save_pretrained(folder)
         if self.asking is not None:
             self.asking.save_pretrained(folder / "reference")
 
 
 def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Tokenizers:
-    """Return the tokenizers of a role; that of a classifier has a padding token that ends nothing."""
+    """Return the tokenizers of a role; for a classifier, the padding token differs from the end token."""
     own = type(backbone.loaded.tokenizer).__module__.startswith("selfeval.")
     end, scores = backbone.loaded.eos_ids[:1], role in backbone.heads
     tokenizer = _as_in_the_run(copy.copy(backbone.loaded.tokenizer), backbone, None if own else templates)
-    if own:  # transformers cannot load it, and so no template with it
+    if own:  # transformers can load neither it nor its template
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=templates.uses_chat, own=True)
     asking = policy_tokenizer(templates, tokenizer, end, _MESSAGES, keep_own=not scores)
     around = None if asking is None else _around_question(asking)
@@ -71,16 +71,16 @@ def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Toke
 
 
 def _as_in_the_run(tokenizer: Any, backbone: Backbone, templates: Templates | None) -> Any:
-    """Set the chat template of the run, which the base may have changed since, and the length of a stretched context."""
+    """Set the chat template of the run, which the base may have changed since, and the length of an extended context."""
     if templates is not None:
         tokenizer.chat_template = templates.tokenizer.chat_template
-    if backbone.loaded.stretch:  # tools cut texts there
+    if backbone.loaded.stretch:  # tools truncate texts at this length
         tokenizer.model_max_length = max(tokenizer.model_max_length, backbone.loaded.stretch.reach)
     return tokenizer
 
 
 def _around_question(tokenizer: Any) -> tuple[str, str] | None:
-    """Return the text before and after the question in the policy's prompt; None where it does not occur exactly once."""
+    """Return the text before and after the question in the policy's prompt; None if it does not occur exactly once."""
     asked = [{"role": "user", "content": _MARK}]
     text = str(tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
     before, found, after = text.partition(_MARK)

@@ -26,8 +26,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"]
 class Judge:
     """A language model prompted to compare two replies, loaded once for any number of comparisons. Use `Judge.load`.
 
-    It is asked in both orders, and the probabilities of its verdict are averaged, which removes its position bias. It abstains
-    where it is not sure, calls a tie, or gives no verdict that can be parsed.
+    Each comparison is judged in both orders, and the verdict probabilities are averaged, which removes the position bias. The
+    judge abstains if it is not sure, calls a tie, or gives no parsable verdict.
 
     Example:
         >>> judge = Judge.load("runs/first")
@@ -51,11 +51,11 @@ class Judge:
         """Load a judge.
 
         Args:
-            source: a model folder or hub id, whose prompts are its own or the package's; or the folder of a run, for its base
-                with the run's prompts, precision and device.
-            precision: of a model's weights; picked by device and free memory by default. A run has its own.
-            device: of a model; a GPU where there is one by default. A run has its own.
-            trust_remote_code: run code that comes with the model.
+            source: a model folder or hub id, with its own prompts or the package's; or the folder of a run, for its base with
+                the run's prompts, precision and device.
+            precision: precision of a model's weights; not allowed for a run. Default: chosen by device and free memory.
+            device: device of a model; not allowed for a run. Default: a GPU if there is one.
+            trust_remote_code: run code that comes with the model. Default: False.
 
         Raises:
             ModelError: the model or its templates cannot be used.
@@ -75,7 +75,7 @@ class Judge:
 
     @classmethod
     def of_run(cls, model: RunModel) -> Judge:
-        """Return the judge of a run whose base is loaded."""
+        """Return the judge of a run whose base is already loaded."""
         return cls(model.backbone, model.templates, model.config, model.reader.folder)
 
     def __repr__(self) -> str:
@@ -87,8 +87,8 @@ class Judge:
         Args:
             question: the question.
             a: a reply to it.
-            b: another one.
-            sure: confidence below which neither is preferred (default: `verdicts.keep`, 0.8 unless a run says otherwise).
+            b: another reply.
+            sure: Optional. Confidence below which neither is preferred (default: `verdicts.keep`, 0.8 unless a run sets it).
 
         Raises:
             InputError: a text is empty.
@@ -99,8 +99,8 @@ class Judge:
         """Compare two replies to each of many questions, batched.
 
         Args:
-            cases: question, reply a and reply b.
-            sure: see `compare`.
+            cases: question, reply a and reply b of each comparison.
+            sure: Optional. See `compare`.
 
         Raises:
             InputError: a text is empty.

@@ -31,7 +31,7 @@ def _saved(roles: Path, role: str, *keys: str) -> dict[str, Any]:
 
 
 def _number(saved: Mapping[str, Any], key: str, path: Path, *, positive: bool = False) -> float:
-    """Return a finite number of evaluator.json. NaN or a deviation of 0 would give every reply a score that means nothing.
+    """Return a finite number of evaluator.json. NaN or a standard deviation of 0 would make every score meaningless.
 
     Raises:
         RunFolderError: the value is something else.
@@ -45,12 +45,12 @@ def _number(saved: Mapping[str, Any], key: str, path: Path, *, positive: bool = 
 
 
 def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Member]:
-    """Load the members from a folder of roles, except those that are loaded already.
+    """Load the members from a folder of roles, except those that are already loaded.
 
     Args:
-        backbone: gets their roles.
+        backbone: backbone to load the roles into.
         roles: the folder `roles` of a run.
-        config: of the run; says how many members there are.
+        config: configuration of the run; sets the number of members.
 
     Raises:
         RunFolderError: a file of a member is missing or damaged.
@@ -66,11 +66,11 @@ def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Mem
 
 @dataclass(frozen=True)
 class Temperature:
-    """Temperature of the confidence sigmoid(margin / value) of all members together.
+    """Temperature of the confidence sigmoid(margin / value) of the ensemble.
 
     Attributes:
-        value: 1 where it was not fitted.
-        pairs: held-out pairs that it was fitted on; 0 where they were too few, and the confidence is not calibrated.
+        value: temperature; 1 if it was not fitted.
+        pairs: number of held-out pairs used for the fit; 0 if there were too few, so the confidence is not calibrated.
     """
 
     value: float
@@ -78,7 +78,7 @@ class Temperature:
 
 
 def temperature_of(roles: Path) -> Temperature:
-    """Read the temperature from a folder of roles; `pairs` is 0 where an older version did not write it."""
+    """Read the temperature from a folder of roles; `pairs` is 0 if an older version did not write it."""
     saved = _saved(roles, EVALUATOR, "temperature")
     path = roles / EVALUATOR / "evaluator.json"
     value = _number(saved, "temperature", path, positive=True)

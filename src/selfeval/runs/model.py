@@ -18,12 +18,12 @@ __all__ = ["RunModel", "described"]
 
 @dataclass(frozen=True)
 class RunModel:
-    """The base model and the prompts of a run. Roles are loaded onto the base by those that need them.
+    """The base model and the prompts of a run. Roles are loaded onto the base on demand.
 
     Attributes:
-        reader: the run's files.
+        reader: files of the run.
         backbone: the base, in the precision of the run.
-        templates: the prompts that the run used, whatever its model folder holds now.
+        templates: the prompts that the run used, even if the model folder has changed since.
     """
 
     reader: RunReader
@@ -35,15 +35,15 @@ class RunModel:
         """Load the base and the prompts of a run.
 
         Args:
-            reader: of the run, or of one of its rounds.
-            trust_remote_code: run code that comes with the base.
+            reader: reader of the run, or of one of its rounds.
+            trust_remote_code: run code that comes with the base. Default: False.
 
         Raises:
             ModelError: the base cannot be loaded.
             RunFolderError: the prompts of the run are missing or changed.
         """
         config = with_run_precision(reader.config, reader.run)
-        # A run folder may come from somebody else: it does not choose where weights that do not fit in memory are written.
+        # A run folder may come from an untrusted source, so it must not choose where offloaded weights are written.
         config = config.model_copy(update={"placement": config.placement.model_copy(update={"folder": ""})})
         backbone = Backbone.load(config, trust_remote_code=trust_remote_code)
         return cls(reader, backbone, templates_of_run(reader.folder, backbone.loaded.tokenizer))
@@ -59,7 +59,7 @@ class RunModel:
         return self.reader.roles_folder
 
     def reference_answers(self, questions: list[str]) -> list[str]:
-        """Return the base's own greedy reply to each question, which some grade templates show to the evaluator."""
+        """Return the base's greedy reply to each question, which some grade templates show to the evaluator."""
         requests = [Request(self.templates.prompt("reply", question=question), temperature=0.0) for question in questions]
         limit, rows = self.config.replies.max_new_tokens, self.config.rollout_rows
         with self.backbone.acting_as(BASE):

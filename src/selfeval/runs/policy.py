@@ -1,4 +1,4 @@
-"""The trained policy of a run, with the value roles that guide its sampling where a learner left its weights alone."""
+"""The trained policy of a run, with the value roles that guide its sampling if the learner did not change its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from selfeval.training.context import POLICY
 __all__ = ["GUIDE", "Policy", "load_policy"]
 
 GUIDE = "guide.json"
-"""In the policy's folder: the value roles that guide its sampling, where the learner left its weights alone."""
+"""File in the policy's folder: the value roles that guide its sampling, if the learner did not change its weights."""
 
 
 def _read_guide(roles: Path) -> Guide | None:
@@ -27,10 +27,10 @@ def _read_guide(roles: Path) -> Guide | None:
 
 
 def load_policy(backbone: Backbone, roles: Path) -> Guide | None:
-    """Load the policy and its guiding roles from a folder of roles, except those that are loaded already.
+    """Load the policy and its guiding roles from a folder of roles, except those that are already loaded.
 
     Returns:
-        The guide under which to sample, or None.
+        The value guidance to apply when sampling, or None.
     """
     guide = _read_guide(roles)
     for role in (POLICY, *(guide.roles if guide else ())):
@@ -57,11 +57,11 @@ class Policy:
         """Load the base, the policy and the prompts of a run, in the run's precision.
 
         Args:
-            folder: of the run, or of one of its rounds (`RUN/rounds/02`).
-            trust_remote_code: run code that comes with the base.
+            folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
+            trust_remote_code: run code that comes with the base. Default: False.
 
         Raises:
-            RunFolderError: the run has no policy yet, or a file of it is damaged.
+            RunFolderError: the run has no policy yet, or one of its files is damaged.
             ModelError: the base cannot be loaded.
         """
         reader = RunReader(folder)
@@ -70,10 +70,10 @@ class Policy:
 
     @staticmethod
     def check(reader: RunReader) -> None:
-        """Refuse a run without a whole policy; nothing is loaded.
+        """Refuse a run without a complete policy, without loading anything.
 
         Raises:
-            RunFolderError: the run has no policy yet, or a file of it is damaged.
+            RunFolderError: the run has no policy yet, or one of its files is damaged.
         """
         roles = reader.roles_folder
         if not (roles / POLICY / "role.json").is_file():
@@ -114,13 +114,13 @@ class Policy:
 
         Args:
             questions: one question, or several.
-            n: replies per question.
-            seed: of all draws; the same call gives the same replies.
-            temperature: of the sampling, at least 0; 0 is greedy.
-            max_new_tokens: limit per reply (default: `replies.max_new_tokens` of the run).
+            n: number of replies per question. Default: 1.
+            seed: sampling seed; the same call returns the same replies. Default: 0.
+            temperature: sampling temperature, at least 0; 0 is greedy. Default: 1.0.
+            max_new_tokens: Optional. Token limit per reply (default: `replies.max_new_tokens` of the run).
 
         Returns:
-            The n replies to one question; for several questions, a list for each of them.
+            The n replies to one question; for several questions, one list per question.
 
         Raises:
             InputError: a question is empty, or a number is out of its range.

@@ -1,7 +1,7 @@
-"""Read the files of a run folder without its lock, also while the run is in progress.
+"""Read the files of a run folder without its lock, even while the run is in progress.
 
-Files are written whole or not at all (`selfeval.store.writing`): a reader sees all of a shard or nothing of it. No torch is
-imported here.
+Files are written atomically (`selfeval.store.writing`): a reader sees a whole shard or nothing of it. This module does not
+import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REDO = "remove this file and redo it: selfeval run --output DIR"
 
 
 def pairs_of(split: Split) -> str:
-    """Return the folder of the pairs of a split; each has its own folder, for a trainer to be given one of them only."""
+    """Return the folder of the pairs of a split. Separate folders allow passing a trainer only one split."""
     return f"pairs/{split.value}"
 
 
@@ -34,11 +34,11 @@ def round_folder(root: Path, number: int) -> Path:
 
 
 def with_run_precision(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration with the precision that was picked for this run and model, however much memory is free now.
+    """Return the configuration with the precision chosen for this run and model, regardless of the memory that is free now.
 
     Args:
-        config: what is asked for.
-        run: the content of run.json.
+        config: the requested configuration.
+        run: content of run.json.
     """
     device = run.get("device") or {}
     if config.precision == "auto" == device.get("asked") and config.model == device.get("model"):
@@ -56,7 +56,7 @@ class _Kind:
 
     @property
     def fields(self) -> list[str]:
-        """The names of the record's fields."""
+        """Names of the record's fields."""
         return [field.name for field in fields(self.record)]
 
 
@@ -70,14 +70,14 @@ KINDS: Mapping[str, _Kind] = {
     "sampled": _Kind(Sampled, "policy", ("policy/shard-*.jsonl",)),
     "dropped": _Kind(Drop, "questions", ("dropped/*/shard-*.jsonl",)),
 }
-"""Every kind of record of a run, by the name under which it is read."""
+"""Every kind of record of a run, by name."""
 
 
 class RunReader:
     """The files of one round of a run. A run without rounds is its round 1.
 
     Args:
-        folder: of the run, or of one of its rounds (`RUN/rounds/02`).
+        folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
 
     Raises:
         RunFolderError: the folder is not a run, or its run.json is damaged or was written by an incompatible version.
@@ -109,7 +109,7 @@ class RunReader:
 
     @property
     def run(self) -> dict[str, Any]:
-        """The content of run.json as it is now."""
+        """Current content of run.json."""
         return read_run(self.folder)
 
     @property
@@ -124,19 +124,19 @@ class RunReader:
 
     @property
     def round(self) -> int:
-        """The number of this round, from 1."""
+        """Number of this round, counted from 1."""
         return int(self.run.get("round", 1))
 
     @property
     def rounds(self) -> list[RunReader]:
-        """This round, and those after it that have begun, when this is the folder of a run; else this round alone."""
+        """This round and, if this is the folder of a run, the later rounds that have begun."""
         found = [self]
         while self.round == 1 and (round_folder(self.folder, len(found) + 1) / "run.json").is_file():
             found.append(RunReader(round_folder(self.folder, len(found) + 1)))
         return found
 
     def is_finished(self, stage: str) -> bool:
-        """Whether a stage has written its manifest, and with it all its records."""
+        """Return whether a stage has written its manifest, which it does after all its records."""
         return has_manifest(self.folder, stage)
 
     # -- records --------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class RunReader:
 
         Args:
             kind: one of `KINDS`.
-            split: only those of training or of test questions; all of them by default.
+            split: Optional. Only those of training or of test questions. Default: all.
 
         Raises:
             RunFolderError: there is no such kind, none is written yet, or a file is damaged.
@@ -163,7 +163,7 @@ class RunReader:
             yield from filter(belongs, self._rows_of(path))
 
     def _filter(self, kind: str, split: Split | None) -> Callable[[dict[str, Any]], bool]:
-        """Return whether a record belongs to a split; one without its own has that of the question that it names."""
+        """Return a predicate for records of a split; a record without a split has that of the question it refers to."""
         names = _kind(kind).fields
         if split is None:
             return lambda row: True
@@ -201,7 +201,7 @@ class RunReader:
         """Read report.json.
 
         Raises:
-            RunFolderError: it is not written yet, or damaged.
+            RunFolderError: it is not written yet, or is damaged.
         """
         path = self.folder / "report.json"
         if not path.is_file() and not self.is_finished("report"):
@@ -215,7 +215,7 @@ class RunReader:
 
     @property
     def roles_folder(self) -> Path:
-        """The folder that holds a folder for each trained role."""
+        """The folder that contains one folder per trained role."""
         return self.folder / "roles"
 
     def check(self, paths: list[Path]) -> None:
@@ -227,7 +227,7 @@ class RunReader:
         try:
             check_files(self.folder, paths)
         except RunFolderError:
-            # A run in progress may have replaced a file between the reading of its manifest and that of its content.
+            # A run in progress may have replaced a file after its manifest was read.
             if self.status != "running":
                 raise
             check_files(self.folder, paths)

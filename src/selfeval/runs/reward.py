@@ -1,6 +1,6 @@
-"""Scores replies with the evaluator in this folder: as a reward function for TRL, or on lists of texts.
+"""Score replies with the evaluator in this folder: as a reward function for TRL, or on lists of texts.
 
-This file is a copy from the package self-evaluator and needs only torch and transformers (and peft, where the folder holds an
+This file is a copy from the package self-evaluator and needs only torch and transformers (and peft, if the folder contains an
 adapter). `selfeval export` writes it into the folder of an evaluator:
 
     import sys
@@ -11,8 +11,8 @@ adapter). `selfeval export` writes it into the folder of an evaluator:
     evaluator.scores(["QUESTION"], ["REPLY"])           # higher is better
     GRPOTrainer(reward_funcs=evaluator, ...)            # prompts and completions as messages or as plain text
 
-Some evaluators read the base's own greedy reply to the question before the reply that they score. It is made here, once per
-question: by the base under the adapter, or by the copy of the base in `reference/`.
+Some evaluators read the base's own greedy reply to the question before the reply that they score. It is generated here, once
+per question: by the base under the adapter, or by the copy of the base in `reference/`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Evaluator:
     """The evaluator of an exported folder. Calling it makes it a reward function of TRL.
 
     Args:
-        folder: the exported folder; the one that this file is in by default.
-        base: folder or hub id of the base of an adapter; by default the one that adapter_config.json names.
-        device: where it computes; a GPU if there is one.
+        folder: Optional. The exported folder. Default: the folder of this file.
+        base: Optional. Folder or hub id of the base of an adapter. Default: the one named in adapter_config.json.
+        device: Optional. Device to compute on. Default: a GPU if there is one.
         batch_size: replies per forward pass, and questions per generation.
     """
 
@@ -72,16 +72,16 @@ class Evaluator:
     # -- scores ---------------------------------------------------------------------------------------------------------
 
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **others: Any) -> list[float]:
-        """Score completions of prompts, as TRL calls a reward function.
+        """Score completions of prompts, with the signature of a TRL reward function.
 
         Args:
-            prompts: each one user message, or plain text: the question itself, or the policy's whole prompt.
+            prompts: each one user message, or plain text: the question itself, or the policy's full prompt.
             completions: each one assistant message, or plain text.
-            others: further columns of the data set; not used.
+            others: further columns of the data set; ignored.
 
         Raises:
             ValueError: a prompt is a dialogue of several turns or has control tokens that are not those of the policy's
-                prompt. The evaluator would score it on a prompt that it has never seen.
+                prompt. The evaluator was not trained on such prompts.
         """
         around, control = self.facts["reply_prompt"], self.facts["control"]
         questions = [question_of(prompt, around, control) for prompt in prompts]
@@ -89,7 +89,7 @@ class Evaluator:
 
     @torch.no_grad()
     def scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
-        """Score each reply to its question, on the scale of `selfeval score`; questions are not on one scale with others."""
+        """Score each reply to its question, on the scale of `selfeval score`. Do not compare scores of different questions."""
         texts = [
             self.tokenizer.apply_chat_template(messages(question, reply), tokenize=False, working=working)
             for question, reply, working in zip(questions, replies, self.working(questions), strict=True)
@@ -101,7 +101,7 @@ class Evaluator:
         return found
 
     def working(self, questions: Sequence[str]) -> list[str]:
-        """Return the base's own greedy reply to each question, or empty texts where this evaluator reads none."""
+        """Return the base's greedy reply to each question, or empty texts if this evaluator reads none."""
         if not self.facts["working"]:
             return [""] * len(questions)
         for part in _batches([q for q in dict.fromkeys(questions) if q not in self._workings], self.batch_size):
@@ -129,7 +129,7 @@ class Evaluator:
         return model.to(self.device).eval().requires_grad_(False)
 
     def _load_adapter(self, base: str | None) -> tuple[Any, dict[str, Tensor]]:
-        """The base as a language model with the adapter on it, and the head: one copy of the weights for both uses."""
+        """Return the base as a language model with the adapter, and the head: one copy of the weights for both uses."""
         from peft import PeftConfig, PeftModel
 
         config: Any = PeftConfig.from_pretrained(self.folder)
@@ -159,7 +159,7 @@ class Evaluator:
         return model
 
     def _scores(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Scores `[B]` of right-padded sequences, read at their last token."""
+        """Return scores `[B]` of right-padded sequences, read at their last token."""
         if self.facts["layout"] == "classifier":
             logits_B1 = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits
             scores_B: Tensor = logits_B1[:, 0].float() + float(self.model.config.score_bias)
@@ -184,7 +184,7 @@ class Evaluator:
 
     @contextmanager
     def _bare(self) -> Iterator[None]:
-        """The base without the adapter."""
+        """Disable the adapter within the context."""
         if self.facts["layout"] == "classifier":
             yield
         else:
@@ -197,8 +197,8 @@ def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[st
 
     Args:
         prompt: messages or plain text.
-        around: text before and after the question in the policy's prompt; None where it is not known.
-        control: control tokens, which no plain question may hold.
+        around: Optional. Text before and after the question in the policy's prompt; None if it is not known.
+        control: control tokens, which a plain question must not contain.
 
     Raises:
         ValueError: a prompt of several messages, or plain text with control tokens that is not the policy's prompt.
@@ -226,7 +226,7 @@ def messages(question: str | None, reply: str | None = None) -> list[dict[str, s
 
 
 def content_of(text: Text, role: str) -> str:
-    """Return the text of a single message of this role, or plain text as it is.
+    """Return the text of a single message of this role; plain text is returned unchanged.
 
     Raises:
         ValueError: there are several messages, or one of another role.

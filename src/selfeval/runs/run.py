@@ -1,4 +1,4 @@
-"""A run as an object: its report, its records, and what it trained."""
+"""A run as an object: its report, its records, and its trained models."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _FORMATS = ("conversational", "standard")
 class Run:
     """A run folder, opened for reading. No lock is taken: it can be opened while the run is in progress.
 
-    Use `Run.open`, or `selfeval.run`, which returns one. The base model is loaded when `evaluator`, `policy` or `judge` is
-    first called, and they share it.
+    Use `Run.open`, or `selfeval.run`, which returns one. The base model is loaded by the first call of `evaluator`, `policy` or
+    `judge`, which share it.
 
     Example:
         >>> run = Run.open("runs/first")
@@ -52,8 +52,8 @@ class Run:
         """Open a run folder.
 
         Args:
-            folder: of the run, or of one of its rounds (`RUN/rounds/02`).
-            trust_remote_code: run code that comes with the base, when it is loaded.
+            folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
+            trust_remote_code: run code that comes with the base when it is loaded. Default: False.
 
         Raises:
             RunFolderError: the folder is not a run, or its run.json is damaged or was written by an incompatible version.
@@ -64,7 +64,7 @@ class Run:
         return f"Run({str(self.folder)!r}, {self.status})"
 
     def _repr_html_(self) -> str:
-        """The name and the status, and once there is a report its figures and sentences, for a notebook."""
+        """Return name and status, and the report's figures and sentences if there is one, for a notebook."""
         title = f"<b>{html.escape(str(self.folder))}</b>: {html.escape(self.status)}"
         if not (self.folder / "report.json").is_file():
             return title
@@ -100,7 +100,7 @@ class Run:
         """The content of report.json; a figure is a dict of `value`, `ci_low`, `ci_high` and `n`.
 
         Raises:
-            RunFolderError: it is not written yet, or damaged.
+            RunFolderError: it is not written yet, or is damaged.
         """
         return self._reader.report()
 
@@ -119,7 +119,7 @@ class Run:
         Args:
             kind: `seeds`, `questions`, `replies`, `workings` (reference answers), `verdicts`, `pairs`, `sampled` (the policy's
                 replies in training) or `dropped`.
-            split: only those of training (`train`) or of test questions (`test`); all of them by default.
+            split: Optional. Only those of training (`train`) or of test questions (`test`). Default: all.
 
         Raises:
             RunFolderError: there is no such kind, none is written yet, or a file is damaged.
@@ -151,9 +151,9 @@ class Run:
         """Read the preference pairs of a split into a data set with the columns `prompt`, `chosen` and `rejected`.
 
         Args:
-            split: `train`, or `test` for held-out pairs.
-            format: `conversational` for messages, as TRL's trainers for preferences read them; `standard` for plain text, the
-                prompt being the question itself.
+            split: `train`, or `test` for held-out pairs. Default: `train`.
+            format: `conversational` for messages, as read by TRL's preference trainers; `standard` for plain text, with the
+                question itself as the prompt. Default: `conversational`.
 
         Raises:
             MissingPackageError: datasets is not installed.

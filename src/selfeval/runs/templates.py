@@ -18,17 +18,17 @@ from selfeval.store import read_run
 __all__ = ["TEMPLATES", "copy_templates", "day_of", "stored_texts", "templates_of_run", "text_hash", "write_texts"]
 
 TEMPLATES = "templates"
-"""Their folder in a run folder, and the key of their hashes in run.json."""
+"""Folder of the templates in a run folder, and key of their hashes in run.json."""
 
 
 def day_of(run: Mapping[str, Any]) -> date:
-    """Return the day that templates print: that on which the run began; today before it has begun.
+    """Return the date that templates print: the day the run began, or today if it has not begun.
 
     Args:
-        run: the content of run.json.
+        run: content of run.json.
 
     Raises:
-        RunFolderError: it holds no date.
+        RunFolderError: it contains no date.
     """
     found = run.get("date")
     try:
@@ -38,14 +38,14 @@ def day_of(run: Mapping[str, Any]) -> date:
 
 
 def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templates:
-    """Return the templates that a run used, whatever its model folder holds now.
+    """Return the templates that a run used, even if the model folder has changed since.
 
     Args:
-        folder: of the run or of one of its rounds.
-        tokenizer: of its model.
+        folder: folder of the run or of one of its rounds.
+        tokenizer: tokenizer of its model.
 
     Raises:
-        RunFolderError: they are missing, or are not as the run wrote them.
+        RunFolderError: they are missing, or have changed since the run wrote them.
     """
     root = _root(folder)
     refuse_links(root, [root / TEMPLATES], RunFolderError)
@@ -66,7 +66,7 @@ def copy_templates(folder: Path, target: Path) -> None:
 
 
 def _root(folder: Path) -> Path:
-    """Return the folder of the run that a round is in.
+    """Return the folder of the run that a round belongs to.
 
     Raises:
         RunFolderError: the folder is a round that was copied without its run.
@@ -84,7 +84,7 @@ def _root(folder: Path) -> Path:
 
 
 def stored_texts(root: Path) -> dict[str, str]:
-    """Return file name and text of all templates in a run folder; empty before they were copied there."""
+    """Return the text of all templates in a run folder by file name; empty before they were copied there."""
     return template_texts(root / TEMPLATES) if (root / TEMPLATES).is_dir() else {}
 
 
@@ -96,5 +96,5 @@ def write_texts(texts: Mapping[str, str], target: Path) -> None:
 
 
 def text_hash(text: str) -> str:
-    """Return the hash by which run.json knows a template."""
+    """Return the hash of a template that run.json stores."""
     return hashlib.sha256(text.encode()).hexdigest()

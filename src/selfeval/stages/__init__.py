@@ -5,4 +5,4 @@ from __future__ import annotations
 __all__ = ["STAGE_NAMES"]
 
 STAGE_NAMES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
-"""In their order; here, for the command line to list them without importing them."""
+"""The stages in order. Defined here so that the command line can list them without importing them."""

@@ -1,6 +1,6 @@
-"""What another configuration would set aside: named with its cost, and only done when the user agrees.
+"""Work that a changed configuration would set aside: listed with its cost, and moved only if the user agrees.
 
-`--restart` agrees; on a terminal the question is asked; elsewhere the command is refused, and nothing has been moved.
+`--restart` counts as agreement. On a terminal the user is asked. Otherwise the command is refused and nothing is moved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Loss:
     """Work that would be set aside.
 
     Attributes:
-        stage: its name, with the round where it is a later one.
+        stage: name of the stage, including the round if it is a later one.
         row: the stage's row in run.json.
     """
 
@@ -32,7 +32,7 @@ class Loss:
 
 
 def cost(row: Mapping[str, Any]) -> str:
-    """The work of a stage in words: seconds and counts.
+    """Describe the cost of a stage: seconds and counts.
 
     Example:
         >>> cost({"state": "finished", "seconds": 12.34, "counts": {"train": 48}})
@@ -44,7 +44,7 @@ def cost(row: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The settings in which two configurations differ, by dotted name with both values.
+    """List the settings in which two configurations differ, by dotted name with both values.
 
     Example:
         >>> differences({"seed": 0, "policy": {"epochs": 2}}, {"seed": 0, "policy": {"epochs": 1}})
@@ -66,15 +66,15 @@ def _shown(value: Any) -> str:
 
 
 def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> None:
-    """Returns when the losses are agreed to; from then on this command asks no more.
+    """Ask the user to accept the losses; return if they do. Later calls in the same command do not ask again.
 
     Args:
-        context: of the run.
-        losses: what would be set aside.
-        reasons: why, one each.
+        context: context of the run.
+        losses: the work that would be set aside.
+        reasons: why each of them would be.
 
     Raises:
-        RunFolderError: they are not; nothing has been moved.
+        RunFolderError: the user did not agree; nothing has been moved.
     """
     if context.restart or not losses:
         return
@@ -90,5 +90,5 @@ def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> N
 
 
 def changed_contents(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """The ingredients of a run (the model's files, templates, seeds) whose content is not what it was."""
+    """List the inputs of a run (model files, templates, seeds) whose content has changed."""
     return [f"{name} changed" for name in new if name in old and old[name] != new[name]]

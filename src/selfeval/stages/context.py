@@ -1,4 +1,4 @@
-"""What every stage is given: configuration, run folder, backbone, templates, and a way to show progress."""
+"""The context passed to every stage: configuration, run folder, backbone, templates, and progress display."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
 __all__ = ["START", "Context"]
 
 START = "start"
-"""Role that a later round starts from: the policy of the round before, frozen. In round 1 that is the bare base."""
+"""Role that a later round starts from: the previous round's policy, frozen. Round 1 starts from the bare base."""
 
 
 @dataclass
 class Context:
-    """One round of a run in this process; the backbone is loaded when a stage first needs it.
+    """One round of a run in this process. The backbone is loaded when a stage first needs it.
 
     Attributes:
-        store: the folder of this round; that of round 1 is the run's own.
-        earlier: the folders of the rounds before, first to last.
-        later: the folders of the rounds after, which the report of round 1 tells of.
-        trust_remote_code: run code that comes with the model; the user asked for it on the command line.
-        restart: whether the user agrees that finished or half-done work is set aside where it has to be made again.
+        store: folder of this round; for round 1, the run folder itself.
+        earlier: folders of the previous rounds, in order.
+        later: folders of the following rounds, which the report of round 1 covers.
+        trust_remote_code: run code that comes with the model; set by the user on the command line.
+        restart: whether the user agrees to set aside finished or partial work that has to be redone.
     """
 
     config: RunConfig
@@ -58,17 +58,17 @@ class Context:
 
     @property
     def round(self) -> int:
-        """The number of this round, from 1."""
+        """Number of this round, counted from 1."""
         return len(self.earlier) + 1
 
     @property
     def first(self) -> RunStore:
-        """The folder of round 1."""
+        """Folder of round 1."""
         return self.earlier[0] if self.earlier else self.store
 
     @property
     def name(self) -> str:
-        """The run's name, with the round where it is a later one."""
+        """Name of the run, including the round if it is a later one."""
         return self.config.name if self.round == 1 else f"{self.config.name}, round {self.round}"
 
     @cached_property
@@ -93,7 +93,10 @@ class Context:
         return backbone
 
     def _refuse_other_commit(self) -> None:
-        """Loading asks the hub again, and a commit may have been published since the stages' keys were made."""
+        """Refuse a hub commit that differs from the one in the stages' keys.
+
+        Loading queries the hub again, and a new commit may have been published in the meantime.
+        """
         known, now = self.first.run.get("commit"), commit_of(self.config.model)
         if known != now and known is not None:
             raise ModelError(
@@ -102,12 +105,12 @@ class Context:
             )
 
     def release(self) -> None:
-        """Lets go of the backbone and all its roles, so that the next round's can take the memory."""
+        """Release the backbone and all its roles to free memory for the next round."""
         if self.__dict__.pop("backbone", None) is not None:
-            gc.collect()  # a model and its hooks point at each other
+            gc.collect()  # a model and its hooks form a reference cycle
 
     def ensure_start(self) -> str:
-        """The role that this round starts from, loaded unless it is there."""
+        """Load the role that this round starts from if needed, and return its name."""
         if not self.earlier:
             return BASE
         if START not in self.backbone.roles:
@@ -115,31 +118,31 @@ class Context:
         return START
 
     def load_evaluators(self) -> list[Member]:
-        """Load the trained evaluator members into the backbone, unless they are loaded, and return them."""
+        """Load the trained evaluator members into the backbone if needed, and return them."""
         return load_members(self.backbone, self.store.root / "roles", self.config)
 
     def scorer(self, pessimism: Pessimism = "mean") -> EvaluatorScorer:
         """Return the evaluator members as one scorer.
 
         Args:
-            pessimism: their mean, as evidence uses it, or how the policy is trained on them.
+            pessimism: how the members' scores are combined. Default: their mean, as the evidence uses it.
         """
         config, members = self.config, self.load_evaluators()
         return EvaluatorScorer(self.backbone, config.batch_tokens, members, pessimism, config.policy.uncertainty_weight)
 
     def take_memory_events(self) -> list[dict[str, Any]]:
-        """What happened to the limits of the backbone's passes since the last call; nothing while it is not loaded."""
+        """Return the changes to the backbone's batch limits since the last call; empty if no backbone is loaded."""
         backbone: Backbone | None = self.__dict__.get("backbone")
         return [event.as_json() for event in backbone.budget.take_events()] if backbone else []
 
     @cached_property
     def templates(self) -> Templates:
-        """Those that were copied into the run folder when the run began."""
+        """The templates that were copied into the run folder at the start of the run."""
         return load_templates(self.config, self.first, self.backbone.loaded.tokenizer, self.day)
 
     @cached_property
     def day(self) -> date:
-        """The day that templates print instead of today's: that on which the run began."""
+        """The date that templates print instead of today's: the day the run began."""
         return day_of(self.first.run)
 
     @cached_property
@@ -148,7 +151,7 @@ class Context:
         return Trackers(named, self.store.root / "trackers", self.terminal)
 
     def log(self, stage: str, values: Mapping[str, Any]) -> None:
-        """One line of a stage's metrics: to its file, and to the trackers that are asked for."""
+        """Write one line of a stage's metrics to its file and to the configured trackers."""
         self.store.add_metrics(stage, values)
         self.trackers.log(stage, values)
 
@@ -158,14 +161,14 @@ class Context:
 
     @cached_property
     def given(self) -> Given | None:
-        """The questions, replies or pairs of the user's file; None where the model writes them."""
+        """The questions, replies or pairs of the user's file; None if the model writes them."""
         return read_given(self.config)
 
     def questions(self, split: Split) -> list[Question]:
         return [q for q in self.store.read("questions", Question) if q.split == split]
 
     def training_pairs(self) -> list[Pair]:
-        """The kept pairs of the training questions of all rounds so far."""
+        """Return the kept pairs of the training questions of all rounds so far."""
         return [p for store in (*self.earlier, self.store) for p in store.read(pairs_of(Split.TRAIN), Pair)]
 
     @cached_property
@@ -173,27 +176,34 @@ class Context:
         return {w.question_id: w.text for store in (*self.earlier, self.store) for w in store.read("workings", Working)}
 
     def grade_prompt(self, question_id: str, question: str) -> tuple[int, ...]:
-        """What evaluator and critic read before a reply; with the model's own working where the template shows it."""
+        """Return the prompt that evaluator and critic read before a reply.
+
+        It includes the model's reference answer if the template shows one.
+        """
         working = self._workings[question_id] if self.templates.grades_with_working else ""
         return self.templates.prompt("grade", question=question, working=working)
 
     def replies(self, store: RunStore | None = None) -> dict[str, Reply]:
-        """By id, the replies of this round, or of the round whose folder is given."""
+        """Return the replies of a round by id.
+
+        Args:
+            store: Optional. Folder of the round. Default: this round.
+        """
         return {r.id: r for r in (store or self.store).read("replies", Reply)}
 
     @property
     def round_seed(self) -> int:
-        """The run's seed, and in a later round one that depends on it and on the round's number alone."""
+        """The run's seed in round 1; in a later round, a seed derived only from the run's seed and the round number."""
         if self.round == 1:
             return self.config.seed
         return random.Random(f"{self.config.seed}/round/{self.round}").getrandbits(48)
 
     def random(self, *names: object) -> random.Random:
-        """A generator that depends on the run's seed, the round and these names alone."""
+        """Return a generator seeded only by the run's seed, the round and these names."""
         return random.Random("/".join(str(part) for part in (self.round_seed, *names)))
 
     def seed(self, *names: object) -> int:
-        """A seed that depends on the run's seed, the round and these names alone."""
+        """Return a seed derived only from the run's seed, the round and these names."""
         return self.random(*names).getrandbits(48)
 
     def role_folder(self, role: str) -> Path:

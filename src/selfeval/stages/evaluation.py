@@ -1,7 +1,7 @@
-"""evaluation: the evidence. The evaluator against its baselines on unfiltered test pairs; the policy before and after.
+"""evaluation: the evidence. The evaluator against its baselines on unfiltered test pairs; the policy before and after training.
 
-This is the only stage that may look at gold. Nothing here is read by a training stage. This module collects what the figures
-need (scores, replies, judgements, the answers of gold); `selfeval.evaluation` computes them from that.
+This is the only stage that may read gold, and no training stage reads its output. This module collects the inputs of the
+figures (scores, replies, judgements, gold answers); `selfeval.evaluation` computes the figures from them.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from selfeval.store import RunStore, read_object, write_json, writing
 __all__ = ["FIRST_PAIRS", "run"]
 
 FIRST_PAIRS = "first_pairs.json"
-"""In the stage's folder: on which of round 1's test pairs this round's evaluator is right, by gold and by the judge."""
+"""File in the stage's folder: on which of round 1's test pairs this round's evaluator is right, by gold and by the judge."""
 
 Advance = Callable[[int], None]
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Write evaluation/figures.json (the parts of report.json that need the model); return counts."""
+    """Write evaluation/figures.json (the parts of report.json that need the model), and return counts."""
     gold = load_gold(context.config.domain, context.config.gold)
     context.load_evaluators()
     guide = ensure_policy(context)
@@ -88,7 +88,7 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _passes(context: Context) -> int:
-    """Units of the progress bar: two scores a test pair; a reply and two comparisons an evaluated question."""
+    """Return the length of the progress bar: two scores per test pair; one reply and two comparisons per evaluated question."""
     scored = [context.store, context.first] if context.earlier else [context.store]
     pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
@@ -108,7 +108,7 @@ def _model(context: Context) -> Model:
 
 
 def _memory(context: Context) -> EvaluationMemory:
-    """Bytes of the base, and of all adapters and heads at the end of policy training (as counted there)."""
+    """Return the bytes of the base, and of all adapters and heads as counted at the end of policy training."""
     trained = context.store.manifest("policy")["counts"]
     return EvaluationMemory(
         base_bytes=context.backbone.base_bytes,
@@ -118,7 +118,7 @@ def _memory(context: Context) -> EvaluationMemory:
 
 
 def _both_right(gold: Gold | None, question: str, replies: tuple[str, str]) -> tuple[bool | None, bool | None] | None:
-    """Whether gold finds each reply right; None without gold."""
+    """Return whether each reply is right by gold; None without gold."""
     return None if gold is None else (gold.is_right(question, replies[0]), gold.is_right(question, replies[1]))
 
 
@@ -150,14 +150,14 @@ def _judged_test_pairs(
     advance: Advance | None = None,
     store: RunStore | None = None,
 ) -> list[JudgedPair]:
-    """Every judged pair of a test question, whatever its verdict, with the evaluator's margin and the answers of gold.
+    """Return every judged pair of a test question, whatever its verdict, with the evaluator's margin and the gold answers.
 
     Args:
-        context: of the round.
-        questions: by id.
-        gold: oracle of the domain.
-        advance: of the progress bar.
-        store: the round whose pairs they are; by default this one.
+        context: context of the round.
+        questions: questions by id.
+        gold: Optional. Gold oracle of the domain.
+        advance: Optional. Callback that advances the progress bar.
+        store: Optional. Folder of the round whose pairs are read. Default: this round.
     """
     replies = context.replies(store)
     verdicts = [v for v in (store or context.store).read("verdicts", Verdict) if v.split == Split.TEST]
@@ -179,14 +179,14 @@ def _first_pairs(
     gold: Gold | None,
     advance: Advance,
 ) -> FirstPairs:
-    """The evaluator on round 1's test pairs, the one set on which the evaluators of all rounds can be compared.
+    """Evaluate on round 1's test pairs, the one set on which the evaluators of all rounds can be compared.
 
     Args:
-        context: of the round.
-        pairs: those of this round, which in round 1 are that set.
-        questions: by id.
-        gold: oracle of the domain.
-        advance: of the progress bar.
+        context: context of the round.
+        pairs: the pairs of this round; in round 1, they are that set.
+        questions: questions by id.
+        gold: Optional. Gold oracle of the domain.
+        advance: callback that advances the progress bar.
     """
     before = None
     if context.earlier:
@@ -199,7 +199,7 @@ def _first_pairs(
 
 
 def _verdict_cost(context: Context, questions: Mapping[str, Question]) -> VerdictCost | None:
-    """The cost of a verdict on the test pairs that were judged."""
+    """Measure the cost of a verdict on the judged test pairs."""
     replies = context.replies()
     verdicts = [v for v in context.store.read("verdicts", Verdict) if v.split == Split.TEST]
     return measure_cost(context, [Asked(questions[v.question_id], (replies[v.first], replies[v.second])) for v in verdicts])
@@ -223,13 +223,13 @@ def _verdicts(context: Context, questions: Mapping[str, Question], gold: Gold | 
 # -- the policy ---------------------------------------------------------------------------------------------------------
 
 TokenIds = tuple[tuple[int, ...], tuple[int, ...], str]
-"""Of an answered question: the ids of the replies before and after, and the question's id."""
+"""Token ids of an answered question: the replies before and after training, followed by the question's id."""
 
 
 def _answer_and_judge(
     context: Context, guide: Guide | None, gold: Gold | None, advance: Advance | None = None
 ) -> tuple[list[Answered], list[TokenIds]]:
-    """Reply to the test questions with the trained policy, and compare each reply with the first one of the start."""
+    """Answer the test questions with the trained policy, and compare each reply with the start role's first reply."""
     config, templates = context.config, context.templates
     questions = context.questions(Split.TEST)[: config.evaluation.questions]
     replies = context.replies()
@@ -259,7 +259,7 @@ def _answer_and_judge(
 
 
 def _kl_to_start(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
-    """Per reply: sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
+    """Return, per reply, the sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
     ids = [r.ids for r in rollouts]
     with context.backbone.acting_as(context.ensure_start()):
         start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.batch_tokens)
@@ -267,7 +267,7 @@ def _kl_to_start(context: Context, prompts: Sequence[tuple[int, ...]], rollouts:
 
 
 def _samples(context: Context, answered: Sequence[Answered], token_ids: Sequence[TokenIds]) -> list[Sample]:
-    """A random few replies before and after (drawn with the run's seed, not picked)."""
+    """Return a few random replies before and after training, drawn with the run's seed rather than picked."""
     count = min(context.config.evaluation.samples, len(answered))
     picked = context.random("samples").sample(list(zip(answered, token_ids, strict=True)), count)
     prompts = [context.grade_prompt(question_id, a.question) for a, (_, _, question_id) in picked]
@@ -284,7 +284,7 @@ def _alarms(context: Context) -> list[Alarm]:
 
 
 def _checked_replies(context: Context, questions: Mapping[str, Question], gold: Gold) -> dict[int, list[CheckedReply]]:
-    """The first replies of each iteration whose question has gold; iterations that were given up are left out."""
+    """Return the first replies of each iteration whose question has gold, without iterations that were rolled back."""
     found: dict[int, list[CheckedReply]] = {}
     counted = {int(line["step"]) for line in context.store.read_metrics("policy")}
     for sample in context.store.read("policy", Sampled):
@@ -298,7 +298,7 @@ def _checked_replies(context: Context, questions: Mapping[str, Question], gold: 
 
 
 def _write_gold_curve(context: Context, predicted: Mapping[int, Sequence[PredictedReply]]) -> None:
-    """Write metrics/evaluation.jsonl: predicted and actual accuracy of the replies of each iteration."""
+    """Write metrics/evaluation.jsonl: the predicted and actual accuracy of each iteration's replies."""
     rows = [
         {"step": step, "gold": round(shares.gold, 6), "expected": round(shares.predicted, 6), "n": shares.n}
         for step, shares in shares_of(predicted).items()

@@ -1,6 +1,6 @@
-"""evaluator: trains the scalar evaluators on the training pairs; fits the temperature of their confidence on held-out ones.
+"""evaluator: train the scalar evaluators on the training pairs, and fit their confidence temperature on held-out pairs.
 
-They begin anew in every round, and learn from the pairs of all rounds so far.
+Each round trains new evaluators from scratch on the pairs of all rounds so far.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ __all__ = [
 
 FEWEST_FOR_TEMPERATURE = 50
 TEMPERATURE_PRIOR = 0.5
-"""Standard deviation of log T: 95% between 0.38 and 2.7. It holds T where 50 pairs happen to be separable; 500 outweigh it."""
+"""Standard deviation of log T: 95% between 0.38 and 2.7.
+
+It keeps T in range when 50 pairs happen to be separable; 500 pairs outweigh it.
+"""
 _REPLIES_FOR_UNITS = 256
 
 
 def preferences(context: Context, pairs: Sequence[Pair]) -> list[Preference]:
-    """Pairs as token ids, the prompt being the one under which the evaluator reads replies."""
+    """Convert pairs to token ids, with the evaluator's prompt."""
     return [
         Preference(context.grade_prompt(p.question_id, p.prompt), p.chosen_ids, p.rejected_ids, p.confidence) for p in pairs
     ]
 
 
 def margins(context: Context, pairs: Sequence[Preference]) -> list[float]:
-    """Score of the chosen reply minus score of the rejected one, by the evaluators together."""
+    """Return the ensemble's score of the chosen reply minus its score of the rejected reply, per pair."""
     prompts = [p.prompt for p in pairs] * 2
     replies = [p.chosen for p in pairs] + [p.rejected for p in pairs]
     scores = context.scorer().of(prompts, replies).whole_B.tolist()
@@ -55,9 +58,10 @@ def _is_held_out(question_id: str, share: float, seed: int) -> bool:
 
 
 def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
-    """Training pairs, and those held out (by question) for the temperature; test questions are in neither."""
+    """Return the training pairs and the pairs held out by question for the temperature. Test questions are in neither."""
     share, seed = context.config.evaluator.held_out, context.config.seed
     pairs = context.training_pairs()
+    # At least one question is held out, even if the share selects none.
     aside = {p.question_id for p in pairs if _is_held_out(p.question_id, share, seed)} or {pairs[0].question_id}
     held, kept = ([p for p in pairs if (p.question_id in aside) == wanted] for wanted in (True, False))
     if not kept:
@@ -66,9 +70,9 @@ def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
 
 
 def _temperature(context: Context, held_out: Sequence[Preference]) -> Temperature:
-    """Temperature of the confidence sigmoid(margin / T); 1, fitted on no pair, where the held-out pairs are too few.
+    """Fit the temperature T of the confidence sigmoid(margin / T). With too few held-out pairs, T is 1, fitted on no pair.
 
-    Ten pairs once gave 0.032, and a confidence of 1.00 in everything.
+    A fit on ten pairs once gave 0.032, and a confidence of 1.00 everywhere.
     """
     if len(held_out) < FEWEST_FOR_TEMPERATURE:
         return Temperature(1.0, 0)
@@ -77,14 +81,14 @@ def _temperature(context: Context, held_out: Sequence[Preference]) -> Temperatur
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Trains and saves the roles `evaluator-0`, ...; returns counts and the temperature."""
+    """Train and save the roles `evaluator-0`, ...; return counts and the temperature."""
     config = context.config
     train, held_out = _split(context)
     roles = member_roles(config)
     steps = -(-len(train) // config.evaluator.batch) * config.evaluator.epochs
     with context.terminal.bar("evaluator", steps * len(roles)) as bar:
         for number, role in enumerate(roles):
-            if not context.role_folder(role).is_dir():  # else it was trained before this run was interrupted
+            if not context.role_folder(role).is_dir():  # a member trained before an interruption is kept
                 _train(context, role, train, steps * number, bar)
             bar.advance(steps * (number + 1) - bar.done)
     context.load_evaluators()
@@ -97,7 +101,7 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _train(context: Context, role: str, pairs: Sequence[Preference], before: int, bar: Bar) -> None:
-    """Trains one member and saves it; `before` steps of other members come before its own in the metrics."""
+    """Train one member and save it. `before` is the number of steps of the previous members, to number its metrics."""
     config, backbone = context.config, context.backbone
     backbone.add_role(role, seed=context.seed("role", role) % 2**31, head=True)
     folder = context.checkpoint_folder("evaluator") / role
@@ -130,7 +134,7 @@ def _train(context: Context, role: str, pairs: Sequence[Preference], before: int
 
 
 def _units(context: Context, role: str, pairs: Sequence[Preference]) -> dict[str, float]:
-    """Mean and deviation of a member's scores of training replies: the units in which members are compared."""
+    """Return mean and standard deviation of a member's scores of training replies, used to put members on one scale."""
     some = pairs[:_REPLIES_FOR_UNITS]
     prompts, replies = [p.prompt for p in some] * 2, [p.chosen for p in some] + [p.rejected for p in some]
     scores = score_replies(context.backbone, role, prompts, replies, context.config.batch_tokens)

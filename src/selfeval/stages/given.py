@@ -1,9 +1,9 @@
-"""Questions, replies or pairs from a file of the user's, instead of those that the model writes and judges.
+"""Questions, replies or pairs read from a user's file instead of written and judged by the model.
 
-One of `questions.file`, `replies.file` and `pairs.file` is given: a file of replies holds its questions too, and a file of
-pairs holds both. Files are JSON lines in the run's own format or the common ones; see docs/guides/your-own-data.md. A line may
-say `"split": "train"` or `"test"`; all others are split at random, by the run's seed. No question is in both splits, nor are
-near-duplicates of each other.
+At most one of `questions.file`, `replies.file` and `pairs.file` is set: a file of replies contains its questions, and a file of
+pairs contains both. Files are JSON lines in the run's own format or in common ones; see docs/guides/your-own-data.md. A line
+may set `"split": "train"` or `"test"`; the others are split at random, by the run's seed. No question is in both splits, nor
+are near-duplicates of each other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["FEWEST", "Given", "Labelled", "given_key", "read_given"]
 Kind = Literal["questions", "replies", "pairs"]
 
 FEWEST = 4
-"""Fewest questions that can be split and trained on."""
+"""Minimum number of questions for splitting and training."""
 
 _LARGEST = 1 << 30
 _EXAMPLES: dict[Kind, str] = {
@@ -40,7 +40,7 @@ _QUESTION, _REPLY = ("question", "prompt"), ("reply", "response", "completion")
 
 @dataclass(frozen=True)
 class Labelled:
-    """A pair of replies of which the user says which is better, and how sure that is."""
+    """A pair of replies with the user's preference and its confidence."""
 
     chosen: str
     rejected: str
@@ -49,7 +49,7 @@ class Labelled:
 
 @dataclass
 class _Row:
-    """Everything that the file says about one question."""
+    """All data of the file about one question."""
 
     text: str
     line: int
@@ -59,7 +59,7 @@ class _Row:
     _known: set[str] = field(default_factory=set)
 
     def add_reply(self, text: str, form: str) -> None:
-        """Add a reply unless one of the same form is there already."""
+        """Add a reply unless one of the same form is already present."""
         if form not in self._known:
             self._known.add(form)
             self.replies.append(text)
@@ -70,11 +70,11 @@ class Given:
     """The content of the file.
 
     Attributes:
-        kind: of the file.
-        questions: with their splits.
+        kind: kind of the file.
+        questions: questions with their splits.
         dropped: questions that are not used.
-        replies: by question id, those that differ.
-        pairs: by question id.
+        replies: distinct replies by question id.
+        pairs: pairs by question id.
     """
 
     kind: Kind
@@ -85,7 +85,7 @@ class Given:
 
 
 def given_key(config: RunConfig) -> list[str]:
-    """What tells one file from another: its kind and a hash of its content; nothing without a file.
+    """Return the identity of the file: its kind and a hash of its content; empty if there is no file.
 
     Raises:
         ConfigError, DataError: see `read_given`.
@@ -123,10 +123,10 @@ def _chosen(config: RunConfig) -> tuple[Kind, Path] | None:
 
 
 def read_given(config: RunConfig) -> Given | None:
-    """The questions, replies or pairs of the file that the configuration names; None where it names none.
+    """Read the questions, replies or pairs of the configured file; None if no file is configured.
 
     Raises:
-        ConfigError: it names several files, or one that later rounds cannot use.
+        ConfigError: several files are configured, or one that later rounds cannot use.
         DataError: the file is missing or malformed, or has too few questions; the message names the line.
     """
     found = _chosen(config)
@@ -163,7 +163,7 @@ def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: S
 
 
 def _rows(kind: Kind, path: Path) -> list[_Row]:
-    """The questions in order of their first lines, with what all their lines say."""
+    """Return the questions in order of their first lines, each with the data of all its lines."""
     example = _EXAMPLES[kind]
     text = read_text(path, f"{kind}.file", DataError, most=_LARGEST, remedy=f"give JSON lines ({example})")
     rows: dict[str, _Row] = {}
@@ -175,7 +175,7 @@ def _rows(kind: Kind, path: Path) -> list[_Row]:
 
 
 def _lines(kind: Kind, path: Path, text: str) -> Iterator[Line]:
-    """The lines; a file of questions may be plain text, one a line."""
+    """Yield the lines. A file of questions may be plain text, one question per line."""
     if path.suffix.lower() in (".csv", ".tsv"):
         raise DataError(f"{kind}.file {path} is a table, which is not read; write JSON lines such as {_EXAMPLES[kind]}")
     is_json = path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
@@ -210,14 +210,14 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the fields of one line; messages name the line and show its beginning."""
+    """Reads the fields of one line. Messages name the line and show its beginning."""
 
     values: dict[str, Any]
     where: str
     example: str
 
     def question(self) -> str:
-        """The question: a text, or a dialogue of one message of the user; in pairs, perhaps as the start of `chosen`."""
+        """Return the question: a text, or a dialogue of one user message; for pairs, optionally the start of `chosen`."""
         for name in _QUESTION:
             if name in self.values:
                 return self._text(name, self.values[name], "user")
@@ -261,7 +261,7 @@ class _Reader:
         return found
 
     def _text(self, name: str, value: Any, role: str) -> str:
-        """A text, or the content of the one message of a dialogue."""
+        """Return a text, or the content of the single message of a dialogue."""
         if isinstance(value, list):
             if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != role:
                 raise self._wrong(f'"{name}" must be one message of the {role}; dialogues of several turns are not read')
@@ -279,13 +279,13 @@ class _Reader:
 
 
 def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]:
-    """Gives every question a split, and keeps near-duplicates out of the other one.
+    """Assign a split to every question, and keep near-duplicates out of the other split.
 
-    Where only questions are given, a near-duplicate of an earlier one is dropped. Questions with replies or pairs are kept, and
-    near-duplicates of each other, directly or through a third question, get one split. One is dropped only where it connects
-    questions that are asked for in different splits; it is always a training question or one that asks for no split.
+    If the file has only questions, a near-duplicate of an earlier one is dropped. Questions with replies or pairs are kept, and
+    near-duplicates of each other, direct or through a third question, get the same split. One is dropped only if it connects
+    questions whose lines request different splits; it is always a training question or one that requests no split.
     """
-    ordered = sorted(rows, key=lambda row: row.split != Split.TEST)  # questions asked for in the test split come first
+    ordered = sorted(rows, key=lambda row: row.split != Split.TEST)  # questions whose lines request the test split come first
     index, groups, dropped = NearDuplicates(config.questions.near_duplicate), _Groups(), []
     for row in ordered:
         twins = index.find_all(row.text)
@@ -301,7 +301,7 @@ def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]
 
 
 class _Groups:
-    """Questions that are near-duplicates of each other, directly or through others; the first of a group has its split."""
+    """Groups of near-duplicates, direct or through other questions. The first question of a group has the group's split."""
 
     def __init__(self) -> None:
         self.rows: dict[str, _Row] = {}
@@ -309,7 +309,7 @@ class _Groups:
         self._number: dict[str, int] = {}
 
     def add(self, row: _Row, twins: Sequence[str]) -> None:
-        """Add a question; the groups of its near-duplicates become one group with it."""
+        """Add a question, merging the groups of its near-duplicates into one group with it."""
         firsts = sorted({self._first[twin] for twin in twins}, key=self._number.__getitem__)
         first = firsts[0] if firsts else row.text
         self.rows[row.text], self._number[row.text], self._first[row.text] = row, len(self._number), first
@@ -319,22 +319,22 @@ class _Groups:
             self._first = {text: first if old in firsts else old for text, old in self._first.items()}
 
     def asked(self, texts: Sequence[str]) -> set[Split]:
-        """The splits that the groups of these questions are asked for."""
+        """Return the splits requested for the groups of these questions."""
         return {split for text in texts if (split := self.rows[self._first[text]].split)}
 
     @property
     def firsts(self) -> list[_Row]:
-        """The first question of each group."""
+        """Return the first question of each group."""
         return [self.rows[text] for text in dict.fromkeys(self._first.values())]
 
     def share_splits(self) -> None:
-        """Give every question the split of the first one of its group."""
+        """Give every question the split of the first question of its group."""
         for text, first in self._first.items():
             self.rows[text].split = self.rows[first].split
 
 
 def _draw_splits(undecided: list[_Row], all_rows: list[_Row], config: RunConfig) -> None:
-    """Test questions in the proportion of questions.test to questions.train, drawn by the run's seed and the texts alone."""
+    """Draw test questions in the proportion of questions.test to questions.train, using only the run's seed and the texts."""
     share = config.questions.test / (config.questions.train + config.questions.test)
     asked = sum(row.split == Split.TEST for row in all_rows)
     wanted = max(0, max(1, round(share * len(all_rows))) - asked)

@@ -1,7 +1,7 @@
 """Gold: a domain installed under the entry point group `selfeval.domains`, or a file of answers or labels.
 
-Evaluation alone asks it. The file has JSON lines: `{"question": "...", "answer": "..."}`, whose answer a reply has to end in
-(`quality/answers.py`), or `{"question": "...", "reply": "...", "label": true}`, which knows just that reply.
+Only evaluation reads it. The file has JSON lines: `{"question": "...", "answer": "..."}`, where a right reply has to end in
+the answer (`quality/answers.py`), or `{"question": "...", "reply": "...", "label": true}`, which covers only that reply.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Gold(Protocol):
     name: str
 
     def is_right(self, question: str, reply: str) -> bool | None:
-        """Whether the reply is right; None when the question has no gold."""
+        """Return whether the reply is right; None if the question has no gold."""
         ...
 
 
@@ -39,10 +39,10 @@ class FileGold:
     """Gold answers or labels from a file.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Raises:
-        DataError: it is missing or malformed; the message names the line.
+        DataError: the file is missing or malformed; the message names the line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,14 +57,14 @@ class FileGold:
 
     @property
     def questions(self) -> frozenset[str]:
-        """The questions that it knows, as `_plain` gives them."""
+        """The questions in the file, normalised by `_plain`."""
         return frozenset(self._answers) | {question for question, _ in self._labels}
 
     def knows(self, question: str) -> bool:
         return _plain(question) in self.questions
 
     def is_right(self, question: str, reply: str) -> bool | None:
-        """Whether the reply is labelled right, or else ends in the answer; None where the file has neither."""
+        """Return the reply's label if it has one, else whether it ends in the answer; None if the file has neither."""
         known = _plain(question)
         label = self._labels.get((known, _plain(reply)))
         if label is not None:
@@ -93,7 +93,7 @@ class FileGold:
 
 
 def _plain(text: str) -> str:
-    """Texts are the same whatever their white space."""
+    """Normalise white space before comparing texts."""
     return " ".join(text.split())
 
 
@@ -112,7 +112,7 @@ def _installed(domain: str) -> EntryPoint:
 
 
 def check_domain(domain: str | None) -> None:
-    """Says early that a domain is not installed, without loading its oracle.
+    """Check that a domain is installed, without loading its oracle.
 
     Raises:
         ConfigError: no such domain is installed.
@@ -122,16 +122,16 @@ def check_domain(domain: str | None) -> None:
 
 
 def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -> None:
-    """Refuses gold that could not be asked, before any work.
+    """Refuse unusable gold before any work is done.
 
     Args:
-        domain: name of an installed domain.
-        path: of a gold file; empty without one.
-        questions: test questions of the user's own file; None where the model writes them.
+        domain: Optional. Name of an installed domain.
+        path: path of a gold file; empty without one.
+        questions: test questions of the user's own file; None if the model writes them.
 
     Raises:
         ConfigError: the domain is not installed, both are given, or the questions are not known before they are written.
-        DataError: the file is missing or malformed, or knows none of the test questions.
+        DataError: the file is missing or malformed, or has none of the test questions.
     """
     check_domain(domain)
     if not path:
@@ -154,10 +154,10 @@ def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -
 
 
 def gold_key(path: str) -> str:
-    """Hash of the content of a gold file, empty without one.
+    """Return a hash of the content of a gold file; empty without one.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         return file_hash(Path(path)) if path else ""
@@ -166,10 +166,10 @@ def gold_key(path: str) -> str:
 
 
 def load_gold(domain: str | None, path: str = "") -> Gold | None:
-    """The gold oracle: that of a domain, or a file; None without either.
+    """Load the gold oracle of a domain or a file; None without either.
 
     Raises:
-        ConfigError: no such domain is installed; and from `is_right`, an answer that is neither yes, no nor unknown.
+        ConfigError: no such domain is installed; from `is_right`, an answer other than yes, no or unknown.
         DataError: the file is missing or malformed.
     """
     if path:
@@ -180,10 +180,10 @@ def load_gold(domain: str | None, path: str = "") -> Gold | None:
 
 
 class _Answers:
-    """A domain whose answers are True, False or None.
+    """Adapter of a domain that returns only True, False or None.
 
-    Domains come from other packages. One that answers 1, or numpy's True, is understood. One that answers 0.5 would count as
-    right wherever its answer is used as a condition, and is refused.
+    Domains come from other packages. An answer of 1, or numpy's True, is converted. An answer of 0.5 is refused, because it
+    would count as right wherever it is used as a condition.
     """
 
     def __init__(self, domain: str, gold: Gold) -> None:

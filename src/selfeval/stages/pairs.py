@@ -1,6 +1,6 @@
-"""pairs: kept verdicts become preference pairs, with the judge's confidence as their label.
+"""pairs: convert kept verdicts to preference pairs, with the judge's confidence as the label.
 
-Pairs to train on and held-out pairs are in folders of their own, pairs/train and pairs/test.
+Training and held-out pairs are in separate folders, pairs/train and pairs/test.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from selfeval.stages.context import Context
 __all__ = ["FEWEST", "run"]
 
 FEWEST = 4
-"""Fewest training pairs that an evaluator can be trained on."""
+"""Minimum number of training pairs for an evaluator."""
 
 
 def run(context: Context) -> dict[str, int]:
-    """Writes the pairs; returns counts.
+    """Write the pairs and return counts.
 
     Raises:
-        LoopError: hardly any verdict was kept; the message says what the others were.
+        LoopError: too few verdicts were kept; the message counts the others by state.
     """
     pairs = _kept(context)
     train = len(pairs[Split.TRAIN])
-    if train < FEWEST and not context.earlier:  # the better the policy, the fewer; earlier rounds have left some
+    if train < FEWEST and not context.earlier:  # a better policy yields fewer; earlier rounds have some
         raise LoopError(_too_few(train, context.store.read("verdicts", Verdict)))
     for split, found in pairs.items():
         context.store.write_shard(pairs_of(split), 0, found)
@@ -35,7 +35,7 @@ def run(context: Context) -> dict[str, int]:
 
 
 def _kept(context: Context) -> dict[Split, list[Pair]]:
-    """The pairs of the kept verdicts by split."""
+    """Return the pairs of the kept verdicts by split."""
     questions = {q.id: q.text for q in context.store.read("questions", Question)}
     replies = context.replies()
     pairs: dict[Split, list[Pair]] = {split: [] for split in Split}

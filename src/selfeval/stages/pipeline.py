@@ -1,4 +1,4 @@
-"""Runs the stages of a round in order, skipping what is finished and setting aside what another configuration produced."""
+"""Run the stages of a round in order, skipping finished ones and setting aside results of another configuration."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Stage:
-    """One arrow of the road that data takes.
+    """One stage of the pipeline.
 
     Attributes:
-        run: does the work; returns counts for the manifest.
-        sections: configuration that its output depends on, besides that of the stages before it.
-        prompts: kinds of prompts that it reads, besides those of the stages before it.
-        outputs: files and folders, besides its shards, that it has to have written when it is finished.
-        roles: names the roles that it writes, which are outputs too.
+        run: does the work and returns counts for the manifest.
+        sections: configuration sections that its output depends on, in addition to those of the previous stages.
+        prompts: kinds of prompts that it reads, in addition to those of the previous stages.
+        outputs: files and folders that must exist when it is finished, in addition to its shards.
+        roles: returns the names of the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
-        trains: it trains a role: when a file of it is lost, it begins anew instead of filling the gap.
-        gathers: it only puts together what other stages wrote, so that it is written over when that changes.
+        trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
+        gathers: whether it only combines the output of other stages, and is overwritten when that changes.
     """
 
     name: str
@@ -72,7 +72,10 @@ class Stage:
         return [*(root / path for path in self.outputs), *(root / "roles" / role for role in roles)]
 
     def prompts_read(self, config: RunConfig) -> tuple[str, ...]:
-        """The kinds of prompts that its output depends on; policy training asks the referee only where it has to look."""
+        """Return the kinds of prompts that its output depends on.
+
+        Policy training depends on the referee prompt only if the held-out judge is enabled.
+        """
         looks = self.name == "policy" and config.policy.judge_every is not None
         return (*self.prompts, "referee") if looks else self.prompts
 
@@ -80,7 +83,7 @@ class Stage:
         return [*self.output_paths(root, config), *(root / path for path in self.owned)]
 
     def kept_paths(self, root: Path) -> list[Path]:
-        """What it writes and nothing is made from, but that has to be whole: metrics, and the records that it dropped."""
+        """Return outputs that no stage reads but that must be intact: metrics and dropped records."""
         return [root / path for path in self.owned if path.startswith(("dropped/", "metrics/"))]
 
 
@@ -125,7 +128,7 @@ STAGES: tuple[Stage, ...] = (
 
 
 def _tokenizer_day(name: str, day: date) -> str | None:
-    """The date, where a chat template of the model may print it."""
+    """Return the date if a chat template of the model may print it, else None."""
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in tokenizer_files(name) if _is_text(path))
     return day.isoformat() if any("strftime_now" in text for text in texts) else None
 
@@ -135,16 +138,17 @@ def _is_text(path: Path) -> bool:
 
 
 def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date | None = None) -> dict[str, str]:
-    """Fingerprint of everything that each stage's output depends on, stage by stage.
+    """Compute, for each stage, a fingerprint of everything that its output depends on.
 
     Args:
-        config: of the run.
-        seeds: its seeds.
-        number: of the round; a later one depends on the policy of the one before.
-        day: that templates print; today by default.
+        config: configuration of the run.
+        seeds: seeds of the run.
+        number: number of the round; a later round depends on the previous round's policy. Default: 1.
+        day: Optional. Date that templates print. Default: today.
     """
     values, day = _with_contents(config), day or date.today()
     sources = prompt_sources(templates_folder(config.model, config.templates), day)
+    # A later round's key contains the key of the previous round's policy, so changes propagate across rounds.
     if number > 1:
         before: Any = ["round", number, stage_keys(config, seeds, number - 1, day)["policy"]]
     else:
@@ -154,12 +158,13 @@ def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date |
     for stage in STAGES:
         sections = {name: values[name] for name in stage.sections}
         prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
+        # Chained: a stage's key changes whenever the key of an earlier stage does.
         before = keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
     return keys
 
 
 def _with_contents(config: RunConfig) -> dict[str, Any]:
-    """The configuration with files of the user's by their content, wherever they are."""
+    """Return the configuration with user files identified by content instead of by path."""
     values = config.model_dump(mode="json")
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
@@ -167,13 +172,13 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
 
 
 def agree_to_changes(contexts: Sequence[Context]) -> None:
-    """Asks whether the work of another configuration may be set aside, that of all rounds at once.
+    """Ask once, for all rounds, whether work of another configuration may be set aside.
 
     Args:
-        contexts: the rounds that were begun, from the first.
+        contexts: the rounds that have begun, in order.
 
     Raises:
-        RunFolderError: it may not; nothing has been moved.
+        RunFolderError: the user did not agree; nothing has been moved.
     """
     losses = [
         _loss(context, stage)
@@ -198,7 +203,7 @@ def _loss(context: Context, stage: Stage) -> Loss:
 
 
 def _changes(context: Context) -> str:
-    """How the configuration of the results differs from this one."""
+    """Describe how this configuration differs from that of the results."""
     store, sections = context.store, {section for stage in STAGES for section in stage.sections}
     old, new = store.run.get("config") or {}, context.config.model_dump(mode="json")
     found = differences({k: v for k, v in old.items() if k in sections}, {k: v for k, v in new.items() if k in sections})
@@ -212,7 +217,7 @@ def _changes(context: Context) -> str:
 
 
 def _made_of(context: Context) -> dict[str, str]:
-    """Fingerprints of what the keys cover besides the configuration, to say which of them changed."""
+    """Return fingerprints of the inputs that the keys cover besides the configuration, to report which of them changed."""
     config = context.config
     return {
         "the model's files": fingerprint(model_identity(config.model)),
@@ -224,7 +229,7 @@ def _made_of(context: Context) -> dict[str, str]:
 
 
 def set_changed_aside(context: Context) -> bool:
-    """Sets aside whatever another configuration produced, and says so; True when there was something."""
+    """Set aside results of another configuration, with a note to the user. Return True if there were any."""
     keys, moved = _keys(context), []
     for stage in STAGES:
         if context.store.begin(stage.name, keys[stage.name], stage.owned_paths(context.store.root, context.config)):
@@ -234,7 +239,7 @@ def set_changed_aside(context: Context) -> bool:
 
 
 def _check_finished(context: Context) -> None:
-    """Refuses damaged files of finished stages; with `restart`, a training with one is set aside instead."""
+    """Refuse damaged files of finished stages; with `restart`, set a damaged training aside instead."""
     store = context.store
     for stage in STAGES:
         damaged = store.damaged_files(stage.name) if store.has_manifest(stage.name) else []
@@ -263,10 +268,10 @@ def _say(context: Context, stage: Stage, text: str) -> None:
 
 
 def begin_round(context: Context, until: str | None = None) -> None:
-    """Refuses what can be refused at once, writes run.json, and sets aside what another configuration produced.
+    """Make all early checks, write run.json, and set aside results of another configuration.
 
     Raises:
-        RunFolderError: `until` is no stage.
+        RunFolderError: `until` is not a stage.
         ConfigError: the domain or a tracker is not installed.
     """
     names = [stage.name for stage in STAGES]
@@ -276,9 +281,9 @@ def begin_round(context: Context, until: str | None = None) -> None:
     check_installed(context.config.trackers)
     agree_to_changes([context])
     if not context.store.run:
-        # A folder without run.json is no run. Its results may be those of other settings: none are noted in the archive.
+        # A folder without run.json is not a run. Its results may be from other settings, so the archive records none.
         context.store.update_run(schema=1, status="running")
-    set_changed_aside(context)  # before run.json has the new configuration, for the archive to have the old one
+    set_changed_aside(context)  # before run.json is updated, so the archive gets the old configuration
     _begin_run(context)
     _keep_templates(context)
 
@@ -297,27 +302,30 @@ def _begin_run(context: Context) -> None:
         made_of=_made_of(context),
         commit=commit_of(config.model),
         versions=report.versions(),
-        stages={**rows, **store.run.get("stages", {})},  # the rows are lost with a run.json that was removed
+        stages={**rows, **store.run.get("stages", {})},  # restore the rows if run.json was removed
     )
     context.store.write_records("seeds.jsonl", context.seeds)
 
 
 def _keep_templates(context: Context) -> None:
-    """After the results of other templates were set aside: from here on those in the run folder are read."""
+    """Copy the templates into the run folder, from which they are read from now on.
+
+    Called after results of other templates were set aside.
+    """
     if not context.earlier:
         keep_templates(context.config, context.store, context.day)
         if has_lost_chat_template(context.store):
-            _ = context.templates  # loads the tokenizer and writes it again
+            _ = context.templates  # loads the tokenizer and rewrites the chat template
 
 
 def run_stages(context: Context, until: str | None = None) -> bool:
-    """Runs every unfinished stage of a round up to `until` (all of them by default).
+    """Run every unfinished stage of a round up to `until` (default: all).
 
     Returns:
-        False when there was nothing left to do.
+        False if there was nothing left to do.
 
     Raises:
-        RunFolderError: `until` is no stage.
+        RunFolderError: `until` is not a stage.
     """
     begin_round(context, until)
     _check_finished(context)
@@ -335,23 +343,27 @@ def run_stages(context: Context, until: str | None = None) -> bool:
 
 
 def is_finished(context: Context) -> bool:
-    """Whether every stage of the round is."""
+    """Return whether every stage of the round is finished."""
     return all(context.store.is_finished(stage.name) for stage in STAGES)
 
 
 def _inputs(context: Context, stage: Stage) -> str:
-    """Fingerprint of what the stage before wrote, and so of all before it; of the first stage, what the round starts from."""
+    """Return a fingerprint of the previous stage's output, and so of all stages before it.
+
+    For the first stage, it is the fingerprint of what the round starts from.
+    """
     index = STAGES.index(stage)
     if not index:
         return context.earlier[-1].content("policy") if context.earlier else ""
     before = context.store.content(STAGES[index - 1].name)
+    # Only the report of round 1 covers several rounds, so it also depends on their evidence.
     if stage.name != "report" or context.earlier or context.config.rounds == 1:
         return before
     return fingerprint([before, context.config.rounds, *(store.content("evaluation") for store in context.later)])
 
 
 def has_current_evidence(context: Context) -> bool:
-    """Whether every stage up to evaluation is finished, and made from what is there now."""
+    """Return whether every stage up to evaluation is finished and based on the current output of the one before it."""
     stages = [stage for stage in STAGES if not stage.gathers]
     return all(
         context.store.is_finished(stage.name) and context.store.made_from(stage.name) == _inputs(context, stage)
@@ -360,13 +372,13 @@ def has_current_evidence(context: Context) -> bool:
 
 
 def bring_report_up_to_date(context: Context) -> bool:
-    """Writes the report of round 1 again if it does not tell of `context.later` as it is now; True when it did."""
+    """Rewrite the report of round 1 if it does not reflect `context.later`. Return True if it was rewritten."""
     stage = STAGES[-1]
     return _bring_up_to_date(context, stage, _keys(context)[stage.name])
 
 
 def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
-    """Runs a stage unless it is finished and made from what is there now; True when it ran."""
+    """Run a stage unless it is finished and based on its current inputs. Return True if it ran."""
     store, inputs = context.store, _inputs(context, stage)
     was_finished = store.has_manifest(stage.name)
     if store.made_from(stage.name) not in (None, inputs):
@@ -377,6 +389,7 @@ def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
     elif store.is_finished(stage.name):
         return False
     elif was_finished and stage.trains:
+        # Lost shards can be regenerated one by one, but a partly lost training has to restart from scratch.
         _set_aside(context, stage, f"{store.missing_files(stage.name)[0]} is missing")
     elif was_finished:
         _say(context, stage, "a file of it is missing; it is made again")
@@ -387,7 +400,7 @@ def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
     except LostWorkError as error:
         if not context.restart:
             raise
-        context.release()  # roles are half trained
+        context.release()  # its roles are only partly trained
         _set_aside(context, stage, str(error).partition(". ")[0])
         store.note_inputs(stage.name, inputs)
         _run_stage(context, stage, key, inputs)
@@ -395,7 +408,7 @@ def _bring_up_to_date(context: Context, stage: Stage, key: str) -> bool:
 
 
 def _set_aside(context: Context, stage: Stage, reason: str) -> None:
-    """Moves the work of a stage to `replaced/`, if the user agrees."""
+    """Move the work of a stage to `replaced/` if the user agrees."""
     agree(context, [_loss(context, stage)], [f"{context.store.root}, {stage.name}: {reason}"])
     _say(context, stage, f"{reason}, so it is made again; the old result was moved to replaced/")
     context.store.set_aside(stage.name, stage.owned_paths(context.store.root, context.config))
@@ -425,6 +438,6 @@ def _run_stage(context: Context, stage: Stage, key: str, inputs: str) -> None:
 
 
 def _memory_events(context: Context, stage: Stage) -> list[dict[str, Any]]:
-    """Those of this stage, with those of earlier, interrupted tries."""
+    """Return the memory events of this stage, including those of earlier, interrupted attempts."""
     earlier: list[dict[str, Any]] = context.store.run.get("stages", {}).get(stage.name, {}).get("memory_events", [])
     return [*earlier, *context.take_memory_events()]

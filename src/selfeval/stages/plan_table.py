@@ -1,4 +1,4 @@
-"""A memory plan as tables on the terminal."""
+"""Print a memory plan as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LABELS = {"kv_cache": "KV cache", "logits": "logits chunk", "allocator": "kept 
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
-    """Prints which device holds what, GiB per device, phase and kind, the settings, and what was or has to be changed."""
+    """Print the device map, GiB per device, phase and kind, the settings, and any changes made or needed."""
     console = console or Console()
     _say(console, f"{plan.model}, {plan.parameters / 1e9:.3g}B parameters, {plan.precision} on {plan.main.device}")
     if not plan.placement.is_whole:
@@ -38,7 +38,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _by_device(plan: Plan) -> Table:
-    """Totals of each phase, a row a device."""
+    """Build a table of the totals of each phase, one row per device."""
     table = Table(title="GiB by device", title_justify="left")
     for name in ("device", "layers"):
         table.add_column(name)
@@ -52,7 +52,7 @@ def _by_device(plan: Plan) -> Table:
 
 
 def _by_kind(device: DevicePlan) -> Table:
-    """Bytes of one device, a row a kind that is there."""
+    """Build a table of one device's bytes, one row per kind that occurs."""
     limit = "no limit known" if device.budget is None else f"{device.budget / 2**30:.2f} available"
     table = Table(title=f"GiB on {device.device}, {limit}", title_justify="left")
     table.add_column("")

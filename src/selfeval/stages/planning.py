@@ -1,4 +1,4 @@
-"""plan: what a run will take in memory, before anything is loaded, and the settings with which it fits."""
+"""plan: predict a run's memory use before anything is loaded, and find settings that fit."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ __all__ = ["Machine", "Measured", "Workload", "make_plan", "workload"]
 
 _CHARACTERS_PER_TOKEN = 3
 _CHAT_TOKENS = 16
-"""What a chat template adds around a message, about."""
+"""Approximate number of tokens that a chat template adds around a message."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Tokens of the longest texts that the configuration allows, and how many lie side by side.
+    """Lengths of the longest texts that the configuration allows, and how many are processed at once.
 
     Attributes:
-        reply_prompt, grade_prompt, judge_prompt: tokens before a reply, as policy, evaluator and judge read it.
-        reply, working: token limits of a reply and of the judge's working.
+        reply_prompt, grade_prompt, judge_prompt: tokens before a reply, as read by policy, evaluator and judge.
+        reply, working: token limits of a reply and of the judge's chain of thought.
     """
 
     reply_prompt: int
@@ -71,7 +71,7 @@ class Workload:
 
 
 def workload(config: RunConfig, context: int | None) -> Workload:
-    """The largest workload that the limits allow; texts of templates are counted at three characters a token."""
+    """Compute the largest workload that the limits allow; template text is counted at three characters per token."""
     texts = template_texts(templates_folder(config.model, config.templates))
     own = {name.removesuffix(".jinja"): len(text) // _CHARACTERS_PER_TOKEN + _CHAT_TOKENS for name, text in texts.items()}
     question, reply = config.questions.max_new_tokens, config.replies.max_new_tokens
@@ -94,12 +94,12 @@ def workload(config: RunConfig, context: int | None) -> Workload:
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices that are planned for: those that are here, or those that somebody names.
+    """The devices to plan for: those of this machine, or those named by the user.
 
     Attributes:
-        memory: free bytes by device, in the order of their use: cards, cpu, disk.
-        limit: bytes that may be taken on each, if that is less.
-        runtime: bytes that the process itself takes in RAM: Python, torch and the other libraries.
+        memory: free bytes by device, in the order of use: cards, cpu, disk.
+        limit: maximum bytes per device, if less than the free bytes.
+        runtime: bytes of RAM used by the process itself: Python, torch and the other libraries.
     """
 
     memory: Mapping[str, int]
@@ -108,14 +108,14 @@ class Machine:
 
     @classmethod
     def of(cls, config: RunConfig, named: Mapping[str, int] | None = None) -> Machine:
-        """The machine that a configuration means.
+        """Return the machine that a configuration runs on.
 
         Args:
-            config: its `device` and `memory_budget` count.
-            named: free bytes of devices to plan for in place of those that are here.
+            config: its `device` and `memory_budget` are used.
+            named: Optional. Free bytes of the devices to plan for. Default: the devices of this machine.
 
         Raises:
-            ConfigError: `device = cuda` with devices named, none of which is a card.
+            ConfigError: `device = cuda` with named devices, none of which is a card.
         """
         runtime = _runtime_bytes()
         if named:
@@ -131,23 +131,26 @@ class Machine:
 
     @property
     def kind(self) -> str:
-        """What computes: cuda or cpu."""
+        """Device type that computes: cuda or cpu."""
         return "cuda" if any(name.startswith("cuda:") for name in self.memory) else "cpu"
 
     @property
     def weights(self) -> dict[str, int]:
-        """Free bytes as loading sees them."""
+        """Free bytes as seen when loading."""
         return memory_within(self.memory, self.limit)
 
     def budget(self, device: str) -> int | None:
-        """Bytes that all a run has there may take; in RAM, the process itself is counted, and was not in what is free."""
+        """Return the total bytes that a run may use on a device.
+
+        In RAM this includes the process itself, which the free bytes do not.
+        """
         free = self.memory[device] + (self.runtime if device == "cpu" else 0)
         found = free if self.limit is None or device == DISK else min(free, self.limit)
         return None if found >= ENDLESS else found
 
 
 def _runtime_bytes() -> int:
-    """What this process takes once it has imported what a run imports, and used once what sets itself up when it is used."""
+    """Measure the memory of this process after importing a run's libraries and triggering their lazy initialisation."""
     importlib.import_module("selfeval.stages.pipeline")
     weight = torch.zeros(64, 64, requires_grad=True)
     query, key, value = (torch.zeros(1, 2, 8, 16, requires_grad=True) for _ in range(3))
@@ -158,17 +161,20 @@ def _runtime_bytes() -> int:
 
 
 def _roles(config: RunConfig) -> dict[str, bool]:
-    """The adapters in memory while the policy learns; later rounds hold what it starts from, and a copy as its reference."""
+    """Return the adapters in memory during policy training.
+
+    Later rounds also hold the role they start from, and a copy of it as the reference.
+    """
     return POLICY_ROLES | ({START: False, REFERENCE: False} if config.rounds > 1 else {})
 
 
 def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str, DeviceMap, list[str]]:
-    """Precision and device map as loading picks them, with sentences; where nothing fits, everything on the first device."""
+    """Choose precision and device map as loading does, with notes; if nothing fits, put everything on the first device."""
     model, memory = facts.shell, machine.weights
     target = torch.device(machine.kind)
     wanted = Wanted(facts.name, model, config.device, config.precision, config.placement, memory)
     said: list[str] = []
-    usable_memory(memory, config.placement)  # a limit for a device that is not there is no matter of size
+    usable_memory(memory, config.placement)  # refuse a limit for a missing device early: no size would fix it
     try:
         picked, why, placement = place_base(wanted, target)
     except ModelError as error:
@@ -184,13 +190,13 @@ def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str,
 
 
 class Measured:
-    """Peaks of the phases of one model, by running them on shapes of some of its depths.
+    """Peak memory of the phases of one model, measured by running them on shapes at a few of its depths.
 
-    Layers that lie together form a span. A model with a few layers (or periods of layers) in each span is run, and one more for
-    each span with another there; what that adds is what every further one adds.
+    Consecutive layers on one device form a span. The model is run with a few layers (or periods of layers) in each span, then
+    once per span with one more layer there. The difference is the cost of each additional layer of that span.
 
     Args:
-        checkpointing: layers are recomputed in the backward pass.
+        checkpointing: whether layers are recomputed in the backward pass.
     """
 
     def __init__(
@@ -209,12 +215,12 @@ class Measured:
         self.kernels = kernel_bytes() if placement.main == "cpu" and precision != "fp32" else 0
         self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
         self.period = facts.period or facts.layers
-        self.few = 2 if len(self.spans) <= 2 else 1  # every span costs a model more
+        self.few = 2 if len(self.spans) <= 2 else 1  # every span adds a model to run
         self.whole = (self.few * len(self.spans) + 1) * self.period >= facts.layers
         self.rollout, self.learning = cache(self._rollout), cache(self._learning)
 
     def _shallow(self, deeper: int | None = None) -> DeviceMap:
-        """The device map with few periods of layers in each span, another in one of them."""
+        """Return the device map with few periods of layers in each span, and optionally one more period in one span."""
         counts = [(self.few + (number == deeper)) * self.period for number in range(len(self.spans))]
         devices = [d for (d, _), count in zip(self.spans, counts, strict=True) for _ in range(count)]
         return replace(self.placement, layers=self.placement.layers[: len(devices)], devices=tuple(devices))
@@ -239,12 +245,13 @@ class Measured:
         return made
 
     def _peak(self, trial: Callable[[ShapeBackbone], list[Peaks]], brought: int) -> Peaks:
-        """The fullest of a trial's peaks, each of them at full depth and on the weights as they lie in memory.
+        """Return the maximum of a trial's peaks, each extrapolated to full depth and the actual weights.
 
         Args:
-            trial: of a phase; may consist of several things done one after the other.
-            brought: bytes of streamed weights that are on the main device at a time.
+            trial: trial of a phase; may consist of several consecutive steps.
+            brought: bytes of streamed weights on the main device at a time.
         """
+        # Transpose: for each step of the trial, its peaks on the shallow model and on each deeper one.
         found = zip(*(trial(backbone) for backbone in self.backbones), strict=True)
         return fullest(self._at_full_depth(first, deeper, brought) for first, *deeper in found)
 
@@ -259,7 +266,7 @@ class Measured:
         return found
 
     def _with_process(self, device: str, peak: Counter[str]) -> Counter[str]:
-        """On the CPU, the process and what its allocator keeps count too."""
+        """Add the process and its allocator's cached memory, on the CPU only."""
         if device != "cpu":
             return peak
         alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
@@ -283,11 +290,11 @@ class Measured:
         return max((size for name, size in self.sizes.bytes.items() if streamed and name.startswith(streamed)), default=0)
 
     def load(self) -> Peaks:
-        """What there is before the first pass."""
+        """Return the memory in use before the first pass."""
         return {d: self._with_process(d, Counter(base=size)) for d, size in self.placement.bytes.items()}
 
     def of_policy(self, rows: int) -> Peaks:
-        """Sampling `rows` side by side in policy training."""
+        """Return the peak of sampling `rows` replies at once in policy training."""
         policy, work = self.config.policy, self.work
         in_iteration = min(rows, policy.questions_per_iteration * policy.replies_per_question)
         prompts = min(in_iteration, policy.questions_per_iteration)
@@ -301,7 +308,7 @@ class Measured:
         return self._peak(trial, self._matrix)
 
     def _of_base(self, shape: Shape, *, nucleus: bool) -> Peaks:
-        """Sampling from the bare base, each reply to a prompt of its own."""
+        """Return the peak of sampling from the bare base, one reply per prompt."""
 
         def trial(backbone: ShapeBackbone) -> list[Peaks]:
             peaks = rollout_peak(backbone, shape, prompts=shape.rows, nucleus=nucleus, role=BASE)
@@ -312,14 +319,17 @@ class Measured:
         return self._peak(trial, self._matrix)
 
     def _rollout(self, rows: int) -> Peaks:
-        """Sampling `rows` side by side: in policy training, the judge's working, replies to collect; whichever is most."""
+        """Return the highest peak of sampling `rows` replies at once.
+
+        The candidates are policy training, the judge's chain of thought, and collecting replies.
+        """
         work = self.work
         judging = self._of_base(Shape(rows, work.judge_prompt, work.working), nucleus=False)
         replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), nucleus=True)
         return fullest([self.of_policy(rows), judging, replying])
 
     def _learning(self, rows: int) -> dict[str, Peaks]:
-        """Scoring and updating with micro-batches of `rows` of the longest sequences."""
+        """Return the peaks of scoring and updating with micro-batches of `rows` of the longest sequences."""
         policy, work = self.config.policy, self.work
         replies = policy.questions_per_iteration * policy.replies_per_question
         minibatch = min(policy.minibatch, replies)
@@ -354,22 +364,21 @@ def make_plan(
     work: Workload | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Plans a run of `facts`' model under this configuration.
+    """Plan the memory of a run of one model under this configuration.
 
     Args:
-        config: what is wanted; its `batch_tokens`, `rollout_rows` and `checkpointing` are kept where they fit.
-        facts: of the model; nothing of it is loaded.
-        machine: the devices and what is free there.
-        work: tokens; by default the longest that the configuration allows.
-        tell: takes a sentence before each step that may take seconds.
+        config: requested settings; `batch_tokens`, `rollout_rows` and `checkpointing` are kept if they fit.
+        facts: facts of the model; no weight is loaded.
+        machine: the devices and their free memory.
+        work: Optional. Token counts. Default: the longest that the configuration allows.
+        tell: called with a sentence before each step that may take seconds. Default: does nothing.
 
     Returns:
-        The plan with the largest settings up to the wanted ones that fit. Where nothing fits, the plan of one row at a time
-        and sentences about what would have to change.
+        The plan with the largest settings that fit, up to the requested ones. If nothing fits, the plan of one row at a time,
+        with sentences about what would have to change.
 
     Raises:
-        ModelError, ConfigError: a model that a run refuses, adapters that it cannot have, a context that it cannot be given, or
-            attention that it cannot compute.
+        ModelError, ConfigError: a model that a run refuses, or adapters, a context or attention that it does not support.
     """
     facts = facts.within(config.context)
     tell(f"checking {facts.name}")
@@ -390,10 +399,10 @@ def make_plan(
 
 
 def _check_usable(config: RunConfig, facts: ModelFacts) -> None:
-    """Refuses before anything is measured what a run refuses before anything is loaded.
+    """Make the checks that a run makes before loading, before anything is measured.
 
     Raises:
-        ModelError, ConfigError: the model cannot write several replies at once, or cannot have these adapters.
+        ModelError, ConfigError: the model cannot write several replies at once, or does not support these adapters.
     """
     check_state(facts)
     check_adapters(copy.deepcopy(facts.shell), config.lora, facts.name)
@@ -401,10 +410,10 @@ def _check_usable(config: RunConfig, facts: ModelFacts) -> None:
 
 @dataclass(frozen=True)
 class _Search:
-    """Looks for the largest settings up to the wanted ones with which every device has room.
+    """Searches for the largest settings that fit on every device, up to the requested ones.
 
     Attributes:
-        tell: takes a sentence before each measurement.
+        tell: called with a sentence before each measurement.
     """
 
     config: RunConfig
@@ -412,12 +421,12 @@ class _Search:
     tell: Callable[[str], None]
 
     def _missing(self, peaks: Peaks) -> int:
-        """Bytes that the tightest device lacks; negative where all have room."""
+        """Return the bytes that the tightest device lacks; negative if everything fits."""
         budgets = {device: self.machine.budget(device) for device in peaks}
         return max((peaks[d].total() - b for d, b in budgets.items() if b is not None), default=-1)
 
     def replies(self, measured: Measured) -> int:
-        """Replies side by side; 0 where not even one fits."""
+        """Return the number of replies sampled at once; 0 if not even one fits."""
 
         def misses(rows: int) -> int:
             self.tell(f"measuring {rows} replies side by side")
@@ -426,7 +435,7 @@ class _Search:
         return largest_fitting(misses, self.config.rollout_rows, 0)
 
     def rows(self, measured: Measured) -> int:
-        """Rows of a micro-batch; 0 where not even one fits."""
+        """Return the rows of a micro-batch; 0 if not even one fits."""
 
         def misses(rows: int) -> int:
             how = "recomputed" if measured.checkpointing else "kept"
@@ -442,11 +451,11 @@ def _wanted_rows(config: RunConfig, work: Workload) -> int:
 
 @dataclass(frozen=True)
 class _Found:
-    """The settings that were found.
+    """The settings found by the search.
 
     Attributes:
-        sampled, learned: the measurements of sampling, and of learning with layers kept or recomputed.
-        replies, rows: replies side by side and rows of a micro-batch; 0 where not even one fits.
+        sampled, learned: measurements of sampling, and of learning with activations kept or recomputed.
+        replies, rows: replies sampled at once and rows of a micro-batch; 0 if not even one fits.
     """
 
     sampled: Measured
@@ -460,7 +469,7 @@ class _Found:
 
     @property
     def phases(self) -> dict[str, Peaks]:
-        # Sampling has no backward pass, so recomputing layers changes nothing there: it is measured once.
+        # Sampling has no backward pass, so checkpointing does not affect it: measure it once.
         rollout = self.sampled.rollout(max(1, self.replies))
         return {"load": self.learned.load(), "rollout": rollout, **self.learned.learning(max(1, self.rows))}
 
@@ -475,7 +484,7 @@ class _Found:
 
 
 def _search(search: _Search, measured_with: Callable[[bool], Measured]) -> _Found:
-    """Recomputes layers where that is asked for, or where not even one row fits without."""
+    """Search with activation checkpointing if it is configured, or if not even one row fits without it."""
     sampled = learned = measured_with(search.config.checkpointing)
     replies, rows = search.replies(sampled), search.rows(learned)
     if rows == 0 and not learned.checkpointing:
@@ -485,7 +494,7 @@ def _search(search: _Search, measured_with: Callable[[bool], Measured]) -> _Foun
 
 
 def _device_plans(placement: DeviceMap, machine: Machine, phases: Mapping[str, Peaks]) -> list[DevicePlan]:
-    """What each device takes, the main one first."""
+    """Return the memory use of each device, the main one first."""
     found = []
     for device in sorted(placement.bytes, key=lambda name: (name != placement.main, list(machine.memory).index(name))):
         layers = tuple(span for span, where in placement.spans() if where == device)
@@ -495,11 +504,11 @@ def _device_plans(placement: DeviceMap, machine: Machine, phases: Mapping[str, P
 
 
 _bytes = partial(format_bytes, digits=4)
-"""The planner compares sizes that are close."""
+"""Four digits, because the planner compares sizes that are close."""
 
 
 def _adapted(config: RunConfig, plan: Plan) -> list[str]:
-    """What was made smaller, as settings to give."""
+    """List the settings that were reduced, in the form in which to set them."""
     names = ("batch_tokens", "rollout_rows", "checkpointing")
     changed = {name: plan.settings[name] for name in names if plan.settings[name] != getattr(config, name)}
     if not changed:
@@ -511,7 +520,7 @@ def _adapted(config: RunConfig, plan: Plan) -> list[str]:
 
 
 def _refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine) -> list[str]:
-    """Why nothing fits, and what would have to change."""
+    """Explain why nothing fits, and what would have to change."""
     said = []
     for device in (d for d in plan.devices if d.over > 0):
         base = device.phases["load"]["base"]
@@ -533,7 +542,7 @@ def _refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine)
 
 
 def _elsewhere(config: RunConfig, machine: Machine, device: DevicePlan) -> list[str]:
-    """The reserve that would leave more of this device to what is not weights, where weights can go to another."""
+    """Suggest a larger reserve on this device, if its weights can move to another one."""
     others = list(machine.memory)[list(machine.memory).index(device.device) + 1 :]
     beside = device.peak - device.phases["load"]["base"]
     free = max(1, machine.weights[device.device])
@@ -544,7 +553,7 @@ def _elsewhere(config: RunConfig, machine: Machine, device: DevicePlan) -> list[
 
 
 def _smaller(config: RunConfig, facts: ModelFacts, plan: Plan, device: DevicePlan) -> Sequence[str]:
-    """What lower precisions would take."""
+    """Estimate the memory use at lower precisions."""
     said, base = [], device.phases["load"]["base"]
     for precision in _precisions(config):
         saved = base - weigh(facts, precision).total
@@ -556,7 +565,7 @@ def _smaller(config: RunConfig, facts: ModelFacts, plan: Plan, device: DevicePla
 
 
 def _with_bitsandbytes(config: RunConfig, facts: ModelFacts, plan: Plan) -> list[str]:
-    """The packed precisions that were left out because bitsandbytes is missing, where the plan could do with them."""
+    """List quantised precisions that would help but were skipped because bitsandbytes is not installed."""
     device, is_tight = plan.main, not plan.fits or not plan.placement.is_whole
     if config.precision != "auto" or not is_tight or device.budget is None or is_bitsandbytes_available():
         return []
@@ -573,6 +582,6 @@ def _with_bitsandbytes(config: RunConfig, facts: ModelFacts, plan: Plan) -> list
 
 
 def _precisions(config: RunConfig) -> list[str]:
-    """Precisions that the configuration allows and the plan knows, largest first."""
+    """Return the precisions that the configuration allows and the planner supports, largest first."""
     allowed: tuple[Any, ...] = get_args(type(config).model_fields["precision"].annotation)
     return [name for name in PRECISIONS if name in allowed and name != "fp16"]

@@ -1,4 +1,4 @@
-"""policy: trains the policy against the evaluator, and keeps the sampled replies for the evaluation."""
+"""policy: train the policy against the evaluator, and keep the sampled replies for evaluation."""
 
 from __future__ import annotations
 
@@ -39,24 +39,27 @@ _METRICS = ("policy", "watchdogs")
 
 
 def add_roles(context: Context) -> None:
-    """Add policy and reference; a learner adds further roles."""
+    """Add policy and reference. A learner adds further roles."""
     backbone = context.backbone
     context.load_evaluators()
     start = context.ensure_start()
     backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
     if context.config.policy.reference_ema is not None:
-        backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # it moves: weights of its own
+        backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # the reference moves, so it needs separate weights
     else:
         backbone.add_snapshot(REFERENCE, of=POLICY)
 
 
 def output_roles(config: RunConfig) -> tuple[str, ...]:
-    """Name all roles that the stage may have saved: those of every learner, because an earlier one may have been another."""
+    """Return all roles that the stage may have saved.
+
+    Those of every learner are included, because an earlier run of the stage may have used another one.
+    """
     return (POLICY, *dict.fromkeys(role for spec in LEARNERS.values() for role in spec.outputs))
 
 
 def save_policy(context: Context, guide: Guide | None) -> None:
-    """Save the role `policy`, after the roles that guide it and with a note of them if there are any."""
+    """Save the role `policy`; with a guide, save its roles first and record them next to the policy."""
     guides = guide.roles if guide else ()
     for role in (*guides, POLICY):
         context.backbone.freeze(role)
@@ -67,7 +70,7 @@ def save_policy(context: Context, guide: Guide | None) -> None:
 
 
 def ensure_policy(context: Context) -> Guide | None:
-    """Load the trained policy, and the value roles that guide it, unless they are loaded; return the guide."""
+    """Load the trained policy and its guiding value roles if needed, and return the guide."""
     return load_policy(context.backbone, context.store.root / "roles")
 
 
@@ -80,14 +83,14 @@ def answer(
     role: str = POLICY,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Sample replies of the trained policy at temperature 1, with value guidance if there is any.
+    """Sample replies of the trained policy at temperature 1, with value guidance if available.
 
     Args:
         prompts: `reply` prompts as token ids.
-        guide: returned by `ensure_policy` or by the training.
-        seed: of the samples.
-        role: role that replies; the bare base is the initial policy.
-        advance: called with the number of replies finished since the last call.
+        guide: Optional. Guide returned by `ensure_policy` or by the training.
+        seed: sampling seed.
+        role: role that replies; the bare base is the initial policy. Default: the policy.
+        advance: Optional. Called with the number of replies finished since the last call.
     """
     config, requests = context.config, [Request(prompt) for prompt in prompts]
     limit, rows = config.replies.max_new_tokens, config.rollout_rows
@@ -96,7 +99,7 @@ def answer(
 
 
 def prompts_of(context: Context) -> list[Prompt]:
-    """Return the training questions as token ids, without those of the held-out judge."""
+    """Return the training questions as token ids, excluding those of the held-out judge."""
     templates = context.templates
     return [
         Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
@@ -149,13 +152,13 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _sampled_until(context: Context) -> Callable[[int], list[Path]]:
-    """Return a function that lists the files of sampled replies up to an iteration."""
+    """Return a function that lists the files of sampled replies up to a given iteration."""
     return lambda iteration: [context.store.shard_path("policy", number) for number in range(1, iteration + 1)]
 
 
 @dataclass(frozen=True)
 class _RunRecorder:
-    """Writes the results of the training into the run folder, and shows its progress."""
+    """Writes training results to the run folder and shows progress."""
 
     context: Context
     bar: Bar
@@ -182,13 +185,13 @@ class _RunRecorder:
         for alarm in alarms:
             context.store.add_metrics("watchdogs", alarm.as_json())
             context.terminal.note(f"policy, iteration {alarm.step}: {alarm.name}: {alarm.message}")
-        if "reward" in values:  # a number may have become NaN before there was a reward
+        if "reward" in values:  # a NaN may stop the iteration before it has a reward
             self.bar.say(f"reward {values['reward']:.2f} kl {values['kl']:.2f} length {values['length']:.0f}")
         self.bar.advance()
 
     def rolled_back(self, iteration: int, alarms: Sequence[Alarm]) -> None:
         self.resumed(iteration)
-        for alarm in alarms:  # noted at the iteration of the checkpoint, so that a resumed training keeps them
+        for alarm in alarms:  # logged at the checkpoint's iteration, so a resumed training keeps them
             self.context.store.add_metrics("watchdogs", {**alarm.as_json(), "step": iteration, "seen_at": alarm.step})
         ending = any(alarm.action == "finish" for alarm in alarms)
         how = "where the held-out judge liked it best, and finished" if ending else "with half the learning rate"

@@ -1,4 +1,4 @@
-"""Everything that can be refused about the input before a run folder is created, cheapest first."""
+"""All checks of the input that can be made before a run folder is created, cheapest first."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PRODUCED = ("**/shard-*.jsonl", "roles/*", "checkpoints/*", "replaced/*", "roun
 
 
 def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
-    """Reads the files and the model that a run is given as far as is needed to know that they can be used.
+    """Read a run's files and model far enough to know that they are usable.
 
     Args:
-        config: of the run.
-        trust_remote_code: run code that comes with the model.
+        config: configuration of the run.
+        trust_remote_code: run code that comes with the model. Default: False.
 
     Raises:
-        InputError: seeds, a file of the user's, gold, a tracker, the model, its templates or its adapters cannot be used.
+        InputError: seeds, a user's file, gold, a tracker, the model, its templates or its adapters cannot be used.
     """
     given = read_given(config)
     if config.seeds or given is None:
@@ -41,12 +41,12 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
 
 
 def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
-    """Checks model, templates and adapters, without reading a weight.
+    """Check model, templates and adapters without reading a weight.
 
     Raises:
         InputError: one of them cannot be used.
     """
-    # Here, so that a misspelt seeds file is refused without waiting for torch.
+    # Imported here so that a misspelt seeds file is refused without waiting for torch.
     from selfeval.backbone.adapter_check import check_adapters
     from selfeval.backbone.check import read_parts
     from selfeval.judging.templates import Templates, templates_folder
@@ -58,10 +58,10 @@ def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
 
 @contextmanager
 def run_folder(root: Path) -> Iterator[RunStore]:
-    """The run folder, held by this process; removed again if the input is refused before any stage produced something.
+    """Open and lock the run folder; remove it again if the input is refused before any stage produced something.
 
     Raises:
-        RunFolderError: it is in use, or not a run.
+        RunFolderError: the folder is in use, or is not a run.
     """
     was_there, was_empty = root.exists(), root.is_dir() and not any(root.iterdir())
     store = RunStore(root)
@@ -77,7 +77,7 @@ def run_folder(root: Path) -> Iterator[RunStore]:
 
 
 def _clear(root: Path, *, keep: bool, only_if: bool) -> None:
-    """Takes away what this command has put there."""
+    """Empty the folder if `only_if`, and remove it unless `keep`."""
     if not only_if:
         return
     for path in root.iterdir():

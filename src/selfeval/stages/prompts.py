@@ -1,9 +1,9 @@
-"""The prompt templates of a run, as it writes them to its folder.
+"""The prompt templates of a run, as written to its folder.
 
-A model folder changes: somebody edits a template or pulls a new revision. Scores and exports of a finished run have to come
-from the prompts that its evaluator was trained on. Therefore RUN/templates/ holds them all: the templates with the date of the
-run in place of today's, their settings, and the chat template in use (an empty file where the tokenizer has none). They are
-read by `selfeval.runs.templates`.
+A model folder can change: a template is edited, or a new revision is pulled. Scores and exports of a finished run have to
+use the prompts that its evaluator was trained on. Therefore RUN/templates/ holds all of them: the templates with the date of
+the run in place of today's, their settings, and the chat template in use (an empty file if the tokenizer has none).
+`selfeval.runs.templates` reads them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["has_lost_chat_template", "keep_templates", "load_templates"]
 
 
 def keep_templates(config: RunConfig, store: RunStore, day: date) -> None:
-    """Copy the templates into the run folder, unless the same are there, and notes the date and their hashes in run.json.
+    """Copy the templates into the run folder if they differ, and record the date and their hashes in run.json.
 
-    The chat template there is kept: `load_templates` writes it, because it takes a tokenizer.
+    An existing chat template is kept: `load_templates` writes it, because that needs a tokenizer.
 
     Args:
-        config: of the run.
-        store: of round 1, whatever the round.
-        day: that templates print.
+        config: configuration of the run.
+        store: folder of round 1, for any round.
+        day: date that templates print.
     """
     wanted, stored = _sources(config, day), stored_texts(store.root)
     if CHAT_TEMPLATE in stored:
@@ -45,7 +45,7 @@ def keep_templates(config: RunConfig, store: RunStore, day: date) -> None:
 
 
 def has_lost_chat_template(store: RunStore) -> bool:
-    """Whether the chat template that the run used is missing from its folder, or changed."""
+    """Return whether the chat template that the run used is missing from its folder or has changed."""
     known, text = (store.run.get(TEMPLATES) or {}).get(CHAT_TEMPLATE), stored_texts(store.root).get(CHAT_TEMPLATE)
     return known is not None and (text is None or text_hash(text) != known)
 

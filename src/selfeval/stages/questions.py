@@ -1,14 +1,15 @@
 """questions: the model writes new questions in the domain of the seeds; near-duplicates and junk are dropped.
 
-Junk is told apart by `quality/question_filters.py`; every drop is kept with its reason in dropped/questions/.
+`quality/question_filters.py` detects junk. Every drop is recorded with its reason in dropped/questions/.
 
-In a later round it is the policy of the round before that writes, training questions only, new ones in every round. The test
-questions are those of round 1 in all rounds, so that rounds can be compared and none of them is ever trained on.
+In a later round, the previous round's policy writes new training questions. All rounds use the test questions of round 1, so
+rounds can be compared and no test question is ever trained on.
 
-Every accepted question is put into the training or the test split at random (by the run's seed). The near-duplicate check
-covers both, so that no question has a twin across the split, and a prompt's examples are seeds and training questions only.
+Every accepted question is assigned to the training or the test split at random, by the run's seed. The near-duplicate check
+covers both splits, so no question has a near-duplicate in the other one. A prompt's examples are seeds and training questions
+only.
 
-With a file of questions, replies or pairs (`stages/given.py`) the model writes none.
+With a file of questions, replies or pairs (`stages/given.py`) the model writes no questions.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ __all__ = ["run"]
 
 
 _CHECKED = 1000
-"""Seeds that are looked at to tell whether the tokenizer can write them."""
+"""Number of seeds checked for whether the tokenizer can represent them."""
 
 
 class _Acceptance:
-    """Decides, sample by sample and in order, what becomes a question."""
+    """Decides, sample by sample and in order, which samples become questions."""
 
     def __init__(self, context: Context) -> None:
         self._context, self.config = context, context.config.questions
@@ -63,7 +64,7 @@ class _Acceptance:
         return self.config.train + self.wanted_tests
 
     def consider(self, text: str, finished: bool) -> Question | Drop | None:
-        """The accepted question, the drop, or None when there are enough questions already."""
+        """Return the accepted question, the drop, or None if there are enough questions already."""
         if len(self.accepted) >= self.wanted:
             return None
         if not finished:
@@ -81,7 +82,7 @@ class _Acceptance:
         return "thinking" if thinking_of(text).end != 0 else self.filters.reason(text)
 
     def _split(self) -> Split:
-        """Train or test at random, in the wanted proportion, until one of them is full."""
+        """Draw train or test at random, in the requested proportion, until one of them is full."""
         if self._counts[Split.TEST] >= self.wanted_tests:
             return Split.TRAIN
         if self._counts[Split.TRAIN] >= self.config.train:
@@ -97,11 +98,11 @@ class _Acceptance:
 
 
 _FEWEST_AT_ONCE = 16
-"""Samples; fewer do not fill a batch."""
+"""Minimum number of samples per batch; fewer do not fill it."""
 
 
 def _requests(context: Context, shard: int, earlier: list[Question]) -> Iterator[Request]:
-    """One shard of prompts, each with its own examples: some seeds, the rest training questions of earlier shards."""
+    """Yield one shard of prompts, each with its own examples: some seeds, the rest training questions of earlier shards."""
     config, rng = context.config.questions, context.random("questions", shard)
     seeds = [seed.question for seed in context.seeds]
     pool = [q.text for q in earlier if q.split == Split.TRAIN]
@@ -114,10 +115,11 @@ def _requests(context: Context, shard: int, earlier: list[Question]) -> Iterator
 
 
 def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
-    """Samples a shard, or as much of it as is needed: the samples are those of the whole shard."""
+    """Sample a shard, or as much of it as is needed. The samples do not depend on how many of them are needed."""
     requests, sampled = _requests(context, shard, list(acceptance.accepted)), 0
     outcomes: list[Question | Drop | None] = []
     while len(acceptance.accepted) < acceptance.wanted:
+        # Sample 50% more than needed, because some are dropped; doubling the total bounds the number of batches.
         needed = (acceptance.wanted - len(acceptance.accepted)) * 3 // 2
         batch = list(islice(requests, max(needed, _FEWEST_AT_ONCE, sampled)))
         if not batch:
@@ -132,7 +134,7 @@ def _write_shard(context: Context, shard: int, acceptance: _Acceptance) -> None:
 def _consider(
     context: Context, shard: int, first: int, requests: list[Request], acceptance: _Acceptance
 ) -> list[Question | Drop | None]:
-    """What becomes of some samples of a shard, from number `first`."""
+    """Return the outcome of consecutive samples of a shard, starting at number `first`."""
     config, templates = context.config, context.templates
     with context.backbone.acting_as(context.ensure_start()):
         rollouts = generate(
@@ -148,11 +150,11 @@ def _consider(
 
 
 def run(context: Context) -> dict[str, int]:
-    """Writes questions until there are enough; returns counts.
+    """Write questions until there are enough; return counts.
 
     Raises:
         LoopError: far too few samples are usable.
-        SeedsError: the model's tokenizer cannot write the seeds.
+        SeedsError: the model's tokenizer cannot represent the seeds.
     """
     store, config = context.store, context.config.questions
     if context.given:
@@ -164,6 +166,7 @@ def run(context: Context) -> dict[str, int]:
         for question in store.read_shard("questions", shard, Question):
             acceptance.accept(question)
         shard += 1
+    # A later round takes over round 1's test questions as its first shard.
     if acceptance.tests and not shard:
         store.write_shard("questions", 0, [acceptance.accept(question) for question in acceptance.tests], [])
         shard = 1
@@ -184,7 +187,7 @@ def _check_seeds(context: Context) -> None:
 
 
 def _take_given(context: Context, given: Given) -> dict[str, int]:
-    """The questions of the user's file; every round has the same."""
+    """Take the questions of the user's file. Every round has the same ones."""
     context.store.write_shard("questions", 0, given.questions, given.dropped)
     train = sum(q.split == Split.TRAIN for q in given.questions)
     drops = Counter(d.reason for d in given.dropped)

@@ -1,10 +1,12 @@
-"""replies: answers to every question. Training questions get diverse ones (each reply its own temperature and nucleus, some
-by beam search); test questions get plain samples at temperature 1, because they measure the model as it is.
+"""replies: sample answers to every question.
 
-In a later round the policy of the round before replies. The workings, by which evaluators read, stay the bare base's, and those
-of the test questions are round 1's.
+Training questions get diverse replies: each has its own temperature and nucleus, and some come from beam search. Test
+questions get plain samples at temperature 1, because they measure the model as it is.
 
-With a file of replies or pairs (`stages/given.py`) its replies are taken, and only the test questions get one sample each.
+In a later round the previous round's policy replies. Reference answers still come from the bare base, and those of the test
+questions are round 1's.
+
+With a file of replies or pairs (`stages/given.py`) its replies are used, and only the test questions get one sample each.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def _beamed(context: Context, asked: Sequence[tuple[Question, int]]) -> list[Rep
 
 
 def _workings(context: Context, questions: Sequence[Question]) -> list[Working]:
-    """The base's own greedy reply to each question."""
+    """Generate the base's greedy reply to each question: its reference answer."""
     with context.backbone.acting_as(BASE):
         rollouts = generate(
             context.backbone,
@@ -85,9 +87,9 @@ def _workings(context: Context, questions: Sequence[Question]) -> list[Working]:
 
 
 def _asked(context: Context, questions: Sequence[Question]) -> tuple[list[tuple[Question, int]], list[tuple[Question, int]]]:
-    """The replies to sample, and those to search for with beams, each by its question and number.
+    """Return the replies to sample and those to generate by beam search, each as its question and number.
 
-    With replies of the user's, only a first one to each test question: the policy's are compared with it.
+    With the user's own replies, only one reply per test question is sampled, to compare the policy with.
     """
     config = context.config.replies
     if context.given and context.given.replies:
@@ -102,9 +104,9 @@ def _asked(context: Context, questions: Sequence[Question]) -> tuple[list[tuple[
 
 
 def _typed(context: Context, given: Given, questions: Sequence[Question]) -> list[Reply]:
-    """The user's replies to some questions, with their log-probs under the start; those too long for its context are left out.
+    """Return the user's replies with their log-probs under the start role, without those too long for its context.
 
-    They have the token ids under which any text is scored, the end-of-sequence token included.
+    Their token ids are those under which any text is scored, including the end-of-sequence token.
     """
     end = context.backbone.loaded.eos_ids[:1]
     texts = [(q, n, text) for q in questions for n, text in enumerate(given.replies.get(q.id, ()))]
@@ -119,7 +121,7 @@ def _typed(context: Context, given: Given, questions: Sequence[Question]) -> lis
 
 
 def _fits(context: Context, question: Question, ids: Sequence[int]) -> bool:
-    """Whether the evaluator can read the reply: its prompt, the working where the prompt has one, and the reply."""
+    """Return whether prompt, reference answer (if the prompt has one) and reply fit the evaluator's context."""
     length = context.backbone.loaded.context_length
     working = context.config.replies.max_new_tokens if context.templates.grades_with_working else 0
     prompt = context.templates.prompt("grade", question=question.text, working="")
@@ -141,7 +143,7 @@ def _write_shard(context: Context, shard: int, questions: Sequence[Question]) ->
 
 
 def run(context: Context) -> dict[str, int]:
-    """Writes the replies to all questions; returns counts."""
+    """Write the replies to all questions; return counts."""
     questions, size = context.store.read("questions", Question), context.config.replies.shard
     shards = [questions[i : i + size] for i in range(0, len(questions), size)]
     needed = ("replies", "workings") if context.templates.grades_with_working else ("replies",)

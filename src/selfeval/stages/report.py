@@ -1,4 +1,4 @@
-"""report: put the figures, counts, times and the resolved configuration into report.json, and draw the page."""
+"""report: combine figures, counts, times and the resolved configuration into report.json, and draw the page."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _dropped(context: Context) -> Dropped:
 
 
 def _examples(stage: str, drops: Sequence[records.Drop]) -> Iterator[Drop]:
-    """The first few drops of each reason."""
+    """Yield the first few drops of each reason."""
     shown: Counter[str] = Counter()
     for drop in drops:
         shown[drop.reason] += 1
@@ -73,14 +73,14 @@ def _data(context: Context) -> Data:
 
 
 def _evaluation(store: RunStore) -> Evaluation:
-    """The evidence of a round."""
+    """Read the evidence of a round."""
     path = store.folder("evaluation") / "figures.json"
     with open_file(path) as file:
         return parse_part(Evaluation, file.read(), str(path))
 
 
 def _rounds(stores: Sequence[RunStore]) -> tuple[Round, ...]:
-    """One row per round: its evaluator, and its policy against the one before."""
+    """Return one row per round: its evaluator, and its policy compared with the previous one."""
     return tuple(_round(number, store, stores[0]) for number, store in enumerate(stores, start=1))
 
 
@@ -104,19 +104,19 @@ def _round(number: int, store: RunStore, first: RunStore) -> Round:
 
 
 def _prompts(context: Context) -> dict[str, str]:
-    """The prompt templates that the run used, by file name; the folder of round 1 holds them for all rounds."""
+    """Return the prompt templates of the run by file name; the folder of round 1 holds them for all rounds."""
     folder = context.first.root / TEMPLATES
     return template_texts(folder) if folder.is_dir() else {}
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, of Python, and of the libraries that the figures depend on."""
+    """Return the versions of this package, of Python, and of the libraries that affect the figures."""
     libraries = {name: version(name) for name in _LIBRARIES}
     return {"selfeval": __version__, "python": platform.python_version(), **libraries}
 
 
 def build_report(context: Context) -> Report:
-    """Put the figures, counts, times and the resolved configuration together."""
+    """Combine the figures, counts, times and the resolved configuration."""
     figures = _evaluation(context.store)
     return Report(
         schema=SCHEMA,

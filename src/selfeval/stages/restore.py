@@ -1,4 +1,4 @@
-"""Brings back results that were set aside: `selfeval restore`."""
+"""Restore results that were set aside: `selfeval restore`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["listed", "restore"]
 
 
 def listed(store: RunStore) -> list[str]:
-    """What can be restored, a line for each number: stages, their cost, and the settings that differ from today's."""
+    """List the results that can be restored, one line per number: stages, cost, and settings that differ from today's."""
     archive, now = Archive(store.root), store.run.get("config") or {}
     lines = []
     for number in archive.numbers():
@@ -29,17 +29,17 @@ def listed(store: RunStore) -> list[str]:
 
 
 def restore(store: RunStore, number: int) -> list[str]:
-    """Puts results that were set aside back in their places, with their configuration; what stands there is set aside.
+    """Move results that were set aside back, with their configuration. The current results are set aside.
 
     Args:
-        store: of the run, or of one of its later rounds.
-        number: of the folder in `replaced/`.
+        store: folder of the run, or of one of its later rounds.
+        number: number of the folder in `replaced/`.
 
     Returns:
         The names of the stages that were restored.
 
     Raises:
-        RunFolderError: there is no such number, or its results were made from others than there are now.
+        RunFolderError: there is no such number, or its results were computed from inputs that have changed since.
     """
     archive = Archive(store.root)
     facts = archive.facts(number)
@@ -58,7 +58,7 @@ def restore(store: RunStore, number: int) -> list[str]:
 
 
 def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any]) -> None:
-    """Refuses results of stages before which other results stand now than those that they were made from."""
+    """Refuse results whose input stages have changed since they were computed."""
     index = STAGES.index(first)
     for stage in STAGES[:index]:
         wanted = facts["keys"].get(stage.name, {}).get("key")
@@ -72,7 +72,10 @@ def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any
 
 
 def _is_made_from(store: RunStore, stage: Stage, before: Stage, inputs: str) -> bool:
-    """Whether a stage was made from what the stage before has now; a report of several rounds is checked when it is run."""
+    """Return whether a stage was computed from the previous stage's current output.
+
+    A report of several rounds is checked when the run is run.
+    """
     return stage.gathers or inputs == store.content(before.name)
 
 
@@ -84,7 +87,7 @@ def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
 
 
 def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -> None:
-    """Sets aside what stands in the places of the results, those of both configurations."""
+    """Set aside the results in the places to be filled, those of both configurations."""
     if facts["config"] is None:
         raise RunFolderError(
             f"the settings of these results are not known, because run.json was missing when they were set aside; move what "

@@ -1,7 +1,7 @@
-"""Rounds: the loop is gone through again, each time from the policy of the round before.
+"""Rounds: repeat the loop, each time starting from the previous round's policy.
 
-Round 1 is the run folder itself. Round 2 lies in its `rounds/02`, round 3 in `rounds/03`, in the same layout, so that whatever
-reads a run reads a round. What a round does otherwise than the first is told where it happens: `Context.ensure_start` (who
+Round 1 is the run folder itself. Round 2 is in its `rounds/02`, round 3 in `rounds/03`, all with the same layout, so code that
+reads a run also reads a round. How later rounds differ from the first is described at each place: `Context.ensure_start` (who
 writes and replies), `stages/questions.py`, `stages/evaluator.py` and `stages/evaluation.py`.
 """
 
@@ -29,14 +29,15 @@ __all__ = ["run_rounds"]
 
 
 def run_rounds(first: Context, until: tuple[int, str | None] | None = None) -> bool:
-    """Runs every unfinished stage of every round.
+    """Run every unfinished stage of every round.
 
     Args:
-        first: of round 1.
-        until: the round and the stage of it after which to stop (None: its last one); the last of all unless given.
+        first: context of round 1.
+        until: Optional. Round and stage after which to stop; a stage of None is the round's last. Default: the last round's
+            last stage.
 
     Returns:
-        False when there was nothing left to do.
+        False if there was nothing left to do.
 
     Raises:
         RunFolderError: the folder is itself a round of a run, or there is no such round or stage.
@@ -68,7 +69,7 @@ def _refuse_a_round(store: RunStore) -> None:
 
 
 def _begun(first: Context) -> list[Context]:
-    """The later rounds that were begun before, less what another configuration produced."""
+    """Return the later rounds that have begun, without results of another configuration."""
     found = [first]
     while len(found) < first.config.rounds and (_next_folder(found) / "run.json").is_file():
         found.append(_next(found))
@@ -80,7 +81,7 @@ def _next_folder(contexts: Sequence[Context]) -> Path:
 
 
 def _next(contexts: Sequence[Context]) -> Context:
-    """The round after these."""
+    """Return the context of the next round."""
     first = contexts[0]
     store = RunStore(_next_folder(contexts))
     return replace(first, store=store, earlier=tuple(c.store for c in contexts), later=[])
@@ -117,7 +118,7 @@ def _run_later(context: Context, stage: str | None) -> bool:
 
 
 def _current(contexts: Sequence[Context]) -> list[RunStore]:
-    """The later rounds whose evidence is made from what is there now; none after the first that is not."""
+    """Return the later rounds whose evidence is up to date, stopping at the first that is not."""
     found: list[RunStore] = []
     for context in contexts:
         if not has_current_evidence(context):

@@ -1,4 +1,4 @@
-"""Run the loop: the one way that the command `selfeval run` and the function `selfeval.run` share."""
+"""Run the loop: the code shared by the command `selfeval run` and the function `selfeval.run`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Outcome:
     """The state of a run after the loop was run.
 
     Attributes:
-        worked: a stage had something to do.
-        finished: every stage of every round is finished.
-        reported: there is an up-to-date report.
+        worked: whether any stage had work to do.
+        finished: whether every stage of every round is finished.
+        reported: whether there is an up-to-date report.
     """
 
     worked: bool
@@ -50,15 +50,15 @@ def new_config(
     memory_budget: str | int | None = None,
     assignments: Sequence[str] = (),
 ) -> RunConfig:
-    """Return the configuration of a new run; that of the embedded model without a recipe and a model.
+    """Return the configuration of a new run. Default: the embedded model's, if neither recipe nor model is given.
 
     Args:
-        recipe: a TOML file.
-        model: model folder or hub id.
-        seeds: seeds file.
-        name: of the run.
-        memory_budget: memory that the process may take, such as `2GiB`.
-        assignments: `key=value` strings that win over all else.
+        recipe: Optional. Path of a TOML file.
+        model: Optional. Model folder or hub id.
+        seeds: Optional. Path of the seeds file.
+        name: Optional. Name of the run.
+        memory_budget: Optional. Memory that the process may use, such as `2GiB`.
+        assignments: `key=value` strings that override everything else.
 
     Raises:
         ConfigError: a key or a value is wrong.
@@ -79,11 +79,11 @@ def config_to_run(
     memory_budget: str | int | None = None,
     assignments: Sequence[str] = (),
 ) -> RunConfig:
-    """Return the configuration to run: that of the run in `output` where nothing else is named, else a new one.
+    """Return the configuration to run: that of the run in `output` unless recipe, model or seeds are given, else a new one.
 
     Args:
-        recipe: see `new_config`, as for the others.
-        output: the run folder; its last part names a new run that has no recipe.
+        recipe: see `new_config`.
+        output: Optional. Run folder; its last part names a new run that has no recipe.
         model: see `new_config`.
         seeds: see `new_config`.
         memory_budget: see `new_config`.
@@ -104,7 +104,7 @@ def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignment
     if memory_budget is not None:
         values["memory_budget"] = memory_budget
     if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
-        values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run has a copy
+        values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run folder has a copy
     return load_config(None, values, assignments)
 
 
@@ -139,15 +139,15 @@ def execute(
     """Check the input, then run every unfinished stage.
 
     Args:
-        config: of the run.
-        output: the run folder; an existing run is resumed.
-        stop: the round and the stage after which to stop; the last of all by default.
+        config: configuration of the run.
+        output: run folder; an existing run is resumed.
+        stop: Optional. Round and stage after which to stop. Default: the last of all.
         terminal: shows progress, and asks whether finished work may be set aside.
-        trust_remote_code: run code that comes with the model.
-        restart: rerun stages whose settings changed or whose files are lost, without asking.
+        trust_remote_code: run code that comes with the model. Default: False.
+        restart: rerun stages whose settings changed or whose files are lost, without asking. Default: False.
 
     Raises:
-        InputError: something that was given cannot be used; nothing is left of a new run folder then.
+        InputError: an input cannot be used; a new run folder is removed again.
     """
     from selfeval.stages.preflight import check_input, run_folder
 
@@ -177,24 +177,25 @@ def run(
 ) -> Run:
     """Run the loop, or resume it, as `selfeval run` does: questions, replies, verdicts, pairs, evaluator, policy, evaluation.
 
-    Without a recipe and without `model`, the embedded model is run. With `output` alone, the run in that folder is resumed with
-    its own settings. Nothing is ever asked on standard input.
+    Without a recipe and without `model`, the embedded model is used. With `output` alone, the run in that folder is resumed
+    with its own settings. This function never reads standard input.
 
     Args:
-        recipe: a configuration (see `load_config`), or the path of a TOML recipe.
-        output: run folder (default: `runs/NAME`). An existing run is resumed.
-        until: stop after this stage; `2/pairs` is a stage of round 2.
+        recipe: Optional. A configuration (see `load_config`), or the path of a TOML recipe.
+        output: Optional. Run folder (default: `runs/NAME`). An existing run is resumed.
+        until: Optional. Stop after this stage; `2/pairs` is a stage of round 2. Default: run all stages.
         restart: rerun stages whose settings changed or whose files are lost; their old results are moved to `replaced/`.
-        progress: write progress to standard error.
-        trust_remote_code: run code that comes with the model. No setting can switch this on.
-        **settings: values of the configuration that override the recipe, such as `model`, `seeds`, `seed`; sections are dicts,
+            Default: False.
+        progress: write progress to standard error. Default: True.
+        trust_remote_code: run code that comes with the model. No setting can enable this. Default: False.
+        **settings: configuration values that override the recipe, such as `model`, `seeds`, `seed`; sections are dicts,
             such as `policy={"iterations": 4}`.
 
     Returns:
         The run, opened for reading.
 
     Raises:
-        InputError: something that was given cannot be used, or finished work would be replaced and `restart` is False.
+        InputError: an input cannot be used, or finished work would be replaced and `restart` is False.
 
     Example:
         >>> run(output="runs/first", progress=False).status  # a finished run: nothing is left to do
@@ -216,7 +217,7 @@ def run(
 
 
 def _assignments(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield settings as `--set` takes them, dotted key by dotted key, for messages to name what was given.
+    """Yield settings in the form of `--set`, one per dotted key, so that messages can name the argument.
 
     Example:
         >>> list(_assignments({"seed": 3, "policy": {"learner": "dpo", "iterations": 4}, "domain": None}))
@@ -226,5 +227,5 @@ def _assignments(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]
         if isinstance(value, Mapping):
             yield from _assignments(value, f"{prefix}{key}.")
         else:
-            # JSON texts, numbers, booleans and lists are TOML as well.
+            # JSON strings, numbers, booleans and lists are valid TOML.
             yield f"{prefix}{key}={'none' if value is None else json.dumps(value, ensure_ascii=False, default=str)}"

@@ -1,4 +1,4 @@
-"""Reads the user's seed questions: JSON lines with a `question`, or plain text with one question a line."""
+"""Read the user's seed questions: JSON lines with a `question`, or plain text with one question per line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _GIVE = f"give a file of questions, one a line (text or {_EXAMPLE})"
 
 
 def read_seeds(path: str) -> list[Seed]:
-    """The seeds in a file.
+    """Read the seeds from a file.
 
     Raises:
-        SeedsError: no file was given or it is missing, empty or malformed; the message names the line and what stood there.
+        SeedsError: no file was given, or it is missing, empty or malformed; the message quotes the line.
     """
     if not path:
         raise SeedsError(f"no seeds were given; use --seeds with a file of questions, one a line (text or {_EXAMPLE})")

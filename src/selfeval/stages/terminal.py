@@ -1,4 +1,4 @@
-"""What the user sees while the loop runs: progress bars on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Progress display while the loop runs: bars on a terminal, plain lines elsewhere, nothing in quiet mode."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """Progress of one stage; `advance` counts, `say` shows a few live figures behind the bar."""
+    """Progress bar of one stage; `advance` counts units, `say` shows a few live figures after the bar."""
 
     def __init__(self, terminal: Terminal, name: str, total: int, done: int) -> None:
         self._terminal, self.name, self.total, self.done = terminal, name, total, done
@@ -81,12 +81,12 @@ class Bar:
 
 
 class Terminal:
-    """Where progress goes.
+    """Output for progress.
 
     Args:
         quiet: show nothing but errors and the closing table.
-        console: of rich; standard error by default, which keeps standard output clean.
-        asks: questions may be asked on standard input.
+        console: Optional. A rich console. Default: standard error, which keeps standard output clean.
+        asks: whether questions may be asked on standard input.
     """
 
     def __init__(self, quiet: bool = False, console: Console | None = None, *, asks: bool = True) -> None:
@@ -99,7 +99,7 @@ class Terminal:
 
     @contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """A progress bar for a stage of `total` units, of which `done` are finished already."""
+        """Show a progress bar for a stage of `total` units, of which `done` are already finished."""
         bar = Bar(self, name, total, done)
         try:
             yield bar
@@ -108,7 +108,7 @@ class Terminal:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """A spinner (or a line) while something without a length goes on."""
+        """Show a spinner (or a line) during a step of unknown length."""
         if self.is_live:
             with self.console.status(what):
                 yield
@@ -117,17 +117,17 @@ class Terminal:
             yield
 
     def ask(self, question: str) -> bool:
-        """Whether the user says yes; False where nobody can be asked."""
+        """Ask the user a yes/no question. Return True for yes; False for no, or if nobody can be asked."""
         if not (self._asks and self.console.is_terminal and sys.stdin.isatty()):
             return False
         self.console.print(f"{question} [y/N] ", end="", highlight=False, markup=False)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def note(self, text: str) -> None:
-        """One line for the user."""
+        """Print one line for the user."""
         if not self.quiet:
             self._line(text)
 
     def _line(self, text: str) -> None:
-        """One line, which a file gets unwrapped, so that it can be searched."""
+        """Print one line. Output to a file is not wrapped, to keep it searchable."""
         self.console.print(visible(text), highlight=False, markup=False, soft_wrap=not self.console.is_terminal)

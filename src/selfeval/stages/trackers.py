@@ -1,7 +1,7 @@
 """Curves in TensorBoard, Weights & Biases, MLflow or trackio, through accelerate's trackers.
 
-They are copies: everything is in metrics/*.jsonl as well, and nothing reads a curve from a tracker. A tracker that breaks in
-the middle of a run (its server is away) is told of and left out; the run goes on.
+They are copies: everything is in metrics/*.jsonl as well, and nothing reads a curve from a tracker. If a tracker fails during
+a run (for example, its server is down), a note is printed, the tracker is dropped, and the run continues.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Trackers", "check_installed"]
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Refuses trackers whose package is missing.
+    """Refuse trackers whose package is not installed.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: a tracker's package is missing.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -34,12 +34,12 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of one run; each begins when the first figure comes.
+    """The trackers of one run. Each is started when the first figure is logged.
 
     Args:
-        config: says which, and goes to them as the run's settings.
-        folder: where those that write files write them.
-        terminal: is told of one that breaks.
+        config: names the trackers, and is sent to them as the run's settings.
+        folder: folder for trackers that write files.
+        terminal: prints a note when a tracker fails.
     """
 
     def __init__(self, config: RunConfig, folder: Path, terminal: Terminal) -> None:
@@ -47,17 +47,17 @@ class Trackers:
         self._started: dict[str, Any] | None = None
 
     def log(self, stage: str, values: Mapping[str, Any]) -> None:
-        """Sends one line of a stage's metrics as `stage/name`, at the step that it carries."""
+        """Send one line of a stage's metrics as `stage/name`, at the step in the line."""
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
         named = {f"{stage}/{name}": value for name, value in numbers.items()}
         for name, tracker in list(self._running().items()):
-            # Stages count steps of their own. Weights & Biases and trackio want one count that never falls, and draw over a
+            # Each stage counts its own steps. Weights & Biases and trackio need one count that never falls, and plot against a
             # figure of the line instead; the others take the step as it is.
             step = None if name in ("wandb", "trackio") else int(values["step"])
             self._guarded(name, lambda tracker=tracker, step=step: tracker.log(named, step=step))
 
     def close(self) -> None:
-        """Lets them write what they hold back."""
+        """Flush and close the trackers."""
         for name, tracker in (self._started or {}).items():
             self._guarded(name, tracker.finish)
         self._started = None
@@ -75,7 +75,7 @@ class Trackers:
 
         PartialState()
         self.folder.mkdir(parents=True, exist_ok=True)
-        if name == "mlflow":  # a file of the run, unless the user names a server
+        if name == "mlflow":  # log to a file in the run folder unless the user names a server
             os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(self.folder / 'mlflow.db').resolve()}")
         tracker = LOGGER_TYPE_TO_CLASS[name](**self._arguments(name))
         tracker.start()
@@ -87,7 +87,7 @@ class Trackers:
                 tracker.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
     def _arguments(self, name: str) -> dict[str, Any]:
-        """Project `self-evaluator`, and the run's own name where the tracker has a place for it."""
+        """Return the project `self-evaluator`, and the run's name if the tracker supports one."""
         run = self.config.name
         arguments: dict[str, dict[str, Any]] = {
             "tensorboard": {"run_name": run, "logging_dir": self.folder},
@@ -98,7 +98,7 @@ class Trackers:
         return arguments[name]
 
     def _guarded(self, name: str, work: Any) -> None:
-        """Somebody else's server must not end a run: whatever it raises is told, and the tracker is left out."""
+        """Call a tracker; on any exception, print a note and drop the tracker, because a remote server must not end a run."""
         try:
             work()
         except Exception as error:
@@ -109,7 +109,7 @@ class Trackers:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `section.key`; lists as text, as the trackers take plain values only."""
+    """Flatten nested settings to `section.key`; lists become text, because trackers accept only plain values."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""Tunes an adapter on the user's text and writes it, merged into the base, as a model folder: `selfeval tune`.
+"""Tune an adapter on the user's text and write it, merged into the base, as a model folder: `selfeval tune`.
 
-It is no stage of a run: a run starts from the folder that it writes. Until that folder is there, the work lies beside it in
-OUT.tuning, a run folder with one role, so that checkpoints, resuming and exporting are those of any run. Left out: `dynamic`
-RoPE scaling, which no config.json can carry.
+This is not a stage of a run; a run starts from the folder that it writes. Until that folder exists, the work is next to it in
+OUT.tuning, a run folder with one role, so checkpoints, resuming and exporting work as in any run. Not supported: `dynamic`
+RoPE scaling, which config.json cannot express.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ _READ = (
     *("name", "model", "templates", "seed", "device", "precision", "batch_tokens", "checkpointing", "memory_budget"),
     *("context", "placement", "lora", "tuning"),
 )
-"""What a tuning depends on, or where and how it works; the rest of a configuration is about the stages of a run."""
+"""Settings that tuning uses. The rest of the configuration is about the stages of a run."""
 _DECIDING = ("context", "lora", "tuning", "seed", "batch_tokens")
 _EXAMPLE = '{"text": "..."}'
 _LARGEST = 1 << 30
-"""Bytes of a file of text; all of it is held in memory, as characters and as tokens."""
+"""Maximum size of a text file in bytes; the whole text is held in memory, as characters and as tokens."""
 
 Rows = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was done.
+    """The result of tuning.
 
     Attributes:
         exported: the model folder.
-        facts: steps, rows, tokens of a row, tokens read; loss in nats per token at the start and the end, each the mean over a
+        facts: steps, rows, tokens per row, tokens read; loss in nats per token at the start and the end, each the mean over a
             tenth of the steps.
     """
 
@@ -63,10 +63,10 @@ class Tuned:
 
 
 def check_settings(config: RunConfig) -> None:
-    """Refuses what could only be a mistake: a setting that no tuning reads, or a scaling that cannot be written down.
+    """Refuse settings that tuning does not use, and RoPE scaling that config.json cannot express.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: there is such a setting.
     """
     unread = [name for name in RunConfig.model_fields if name not in _READ and getattr(config, name) != _default(name)]
     if unread:
@@ -91,28 +91,28 @@ def tune(
     *,
     trust_remote_code: bool = False,
 ) -> Tuned:
-    """Tunes an adapter on text and writes base and adapter as one model folder; called again, it goes on where it stopped.
+    """Tune an adapter on text and write base and adapter as one model folder. A second call resumes.
 
     Args:
-        config: model, context, lora, tuning, and where the base goes; see `check_settings`.
-        texts: see `read_texts`.
+        config: model, context, lora, tuning, and placement of the base; see `check_settings`.
+        texts: paths; see `read_texts`.
         target: the new folder; it may exist if it is empty.
-        length: tokens of a row; the whole context of the model (stretched, if it is) unless given.
+        length: Optional. Tokens per row. Default: the model's whole context, after RoPE scaling.
         terminal: shows progress.
-        trust_remote_code: run code that comes with the model.
+        trust_remote_code: run code that comes with the model. Default: False.
 
     Raises:
         TextError: the text cannot be read or is too short, or the length does not fit the model.
         ConfigError: see `check_settings`.
-        ModelError: the base cannot be loaded or its context not be stretched.
-        ExportError: the target holds something, or what was written does not say what the adapter says.
-        RunFolderError: another process tunes to this target, or something else lies at OUT.tuning.
+        ModelError: the base cannot be loaded, or its context cannot be extended.
+        ExportError: the target is not empty, or the written model disagrees with the adapter.
+        RunFolderError: another process tunes to this target, or OUT.tuning holds something else.
         LoopError: the loss is not finite.
     """
     check_settings(config)
     target = free_folder(target)
     documents = read_texts(texts)
-    check_base(config, trust_remote_code=trust_remote_code)  # before a folder is made, and not when all is trained
+    check_base(config, trust_remote_code=trust_remote_code)  # fail before a folder is created, not after the training
     with _workplace(target) as store:
         store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
         context = Context(config, store, terminal, trust_remote_code=trust_remote_code)
@@ -120,7 +120,7 @@ def tune(
         _set_others_aside(context, rows)
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
-        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # for the export
+        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # the export needs them in the run folder
         role = context.role_folder(_ROLE)
         facts = read_object(role / TUNING, remedy=f"remove {role} and give the same command again")
         context.release()
@@ -140,11 +140,11 @@ def tune(
 
 @contextmanager
 def _workplace(target: Path) -> Iterator[RunStore]:
-    """The folder beside the target, held by this process, where the work lies until the target is there."""
+    """Open and lock the working folder next to the target; remove it on an error if nothing was done yet."""
     folder = target.with_name(f"{target.name}.tuning")
     begun = (".lock", ".run.json.part")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    key = folder / _STAGE / "key.json"  # where run.json was removed
+    key = folder / _STAGE / "key.json"  # identifies the folder if run.json was removed
     is_ours = read_run(folder).get("kind") == _STAGE if "run.json" in held else ".lock" in held and key.is_file()
     if not is_ours and any(name not in begun for name in held):
         raise RunFolderError(f"{folder} is where this tuning would work, and it holds something else; give another --to")
@@ -163,11 +163,10 @@ def _workplace(target: Path) -> Iterator[RunStore]:
 
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
-    """The documents in some files: each line's `text` of `.jsonl` and `.json` files, all of any other file.
+    """Read the documents in files: each line's `text` in `.jsonl` and `.json` files, the whole content of any other file.
 
     Raises:
-        TextError: a file is missing, empty, not UTF-8, or has a line without a `text`; the message names the line and what
-            stood there.
+        TextError: a file is missing, empty, not UTF-8, or has a line without a `text`; the message quotes the line.
     """
     return [document for path in paths for document in _read_text(path)]
 
@@ -193,7 +192,7 @@ def _document(path: Path, line: Line) -> str:
 
 
 def _rows(context: Context, documents: Sequence[str], length: int | None) -> Rows:
-    """The documents as rows of tokens; what is left at the end is not used."""
+    """Pack the documents into rows of tokens; the remainder is dropped."""
     loaded = context.backbone.loaded
     row = _row_length(loaded, length)
     with context.terminal.waiting("reading the text"):
@@ -223,7 +222,7 @@ def _row_length(loaded: LoadedModel, wanted: int | None) -> int:
 
 
 def _encode(tokenizer: Any, document: str) -> list[int]:
-    """A document as the tokenizer begins a text, with the end token behind it: what stands between two in a row."""
+    """Encode a document with the tokenizer's start tokens and an end token, which separate it from its neighbours."""
     ids = [int(i) for i in tokenizer.encode(document)]
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, int(end)]
@@ -233,7 +232,7 @@ def _encode(tokenizer: Any, document: str) -> list[int]:
 
 
 def _set_others_aside(context: Context, rows: Rows) -> None:
-    """What was begun with another model, other settings or another text is not gone on with."""
+    """Set aside work that was begun with another model, other settings or another text, instead of resuming it."""
     store, config, loaded = context.store, context.config.model_dump(mode="json"), context.backbone.loaded
     deciding = {name: config[name] for name in _DECIDING}
     key = fingerprint([base_fingerprint(loaded), loaded.precision, deciding, _digest(rows)])
@@ -253,7 +252,7 @@ def _digest(rows: Rows) -> str:
 
 
 def _train(context: Context, rows: Rows) -> None:
-    """Trains the adapter from its last checkpoint if there is one, and saves it with the facts."""
+    """Train the adapter from its last checkpoint, if there is one, and save it with the facts."""
     config, backbone, store = context.config, context.backbone, context.store
     backbone.add_role(_ROLE, seed=context.seed("role", _ROLE) % 2**31)
     folder = context.checkpoint_folder(_STAGE)
@@ -285,7 +284,7 @@ def _train(context: Context, rows: Rows) -> None:
 
 
 def _facts(lines: Sequence[dict[str, float]], rows: Rows) -> dict[str, Any]:
-    """What the folder that is written tells of its tuning."""
+    """Return the facts of the tuning that are written to the model folder."""
     losses, tenth = [line["loss"] for line in lines], max(1, len(lines) // 10)
     return {
         "steps": int(lines[-1]["step"]),

@@ -1,9 +1,9 @@
-"""The cost of a verdict, by the evaluator and by the judge that it learned from, on the same test pairs in the same process.
+"""The cost of a verdict by the evaluator and by the judge that it learned from, on the same test pairs in the same process.
 
-A verdict of the judge is one comparison in both orders, as the stage verdicts asks for it. A verdict of the evaluator is the
-scores of both replies by all its members. Where the grade template shows the model's reference answer, a new question needs
-that first: `evaluator` counts it, and `scoring` does not, as for all further replies to a question (best of n, policy
-training). None includes loading the model.
+A verdict of the judge is one comparison in both orders, as in the verdicts stage. A verdict of the evaluator is the scores of
+both replies by all its members. If the grade template shows the model's reference answer, a new question needs that first:
+`evaluator` includes it; `scoring` does not, as for all further replies to a question (best of n, policy training). Loading
+the model is never included.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 BATCHES = 4
-"""Batches that alternate between evaluator and judge, so that a slower machine slows both."""
+"""Number of batches. They alternate between evaluator and judge, so a temporary slowdown affects both."""
 PAIRS = 128
-"""Test pairs that are timed at most."""
+"""Maximum number of test pairs that are timed."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class _Spent:
 
 @dataclass(frozen=True)
 class VerdictCost:
-    """Costs per verdict, as report.json has them; each figure is a mean over pairs with its interval over batches.
+    """Costs per verdict, as in report.json; each figure is a mean over pairs with its interval over batches.
 
     Attributes:
-        tokens: read and written; the same in every run.
-        seconds: wall time of this machine.
+        tokens: tokens read and written; the same in every run.
+        seconds: wall time on this machine.
     """
 
     tokens: TokensPerVerdict
@@ -68,7 +68,7 @@ class VerdictCost:
 
 
 def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None:
-    """Measure both on up to 128 random pairs; None where there is no pair."""
+    """Measure both on up to 128 random pairs; None if there are no pairs."""
     picked = context.random("verdict cost").sample(list(asked), min(PAIRS, len(asked)))
     size = max(1, len(picked) // BATCHES)
     batches = [picked[i : i + size] for i in range(0, len(picked), size)]
@@ -128,13 +128,13 @@ def _by_evaluator(context: Context, batch: Sequence[Asked], workings: Sequence[s
         for a, working in zip(batch, workings, strict=True)
     ]
     replies = [a.replies[0].ids for a in batch] + [a.replies[1].ids for a in batch]
-    scorer.of(prompts * 2, replies).whole_B.tolist()  # read back, so that a GPU has finished
+    scorer.of(prompts * 2, replies).whole_B.tolist()  # reading back waits for the GPU
     scored = 2 * sum(map(len, prompts)) + sum(map(len, replies))
     return _Spent(perf_counter() - start, scored * len(scorer.members), 0)
 
 
 def _workings(context: Context, batch: Sequence[Asked]) -> tuple[list[str], _Spent]:
-    """The base's own greedy reply to each question, as the stage replies writes it; nothing where the template shows none."""
+    """Generate the base's reference answer to each question, as in the replies stage; empty if the template shows none."""
     config, templates = context.config, context.templates
     if not templates.grades_with_working:
         return [""] * len(batch), _Spent(0.0, 0, 0)

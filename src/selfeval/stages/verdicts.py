@@ -1,4 +1,4 @@
-"""verdicts: the judge compares two replies to each question, in both orders, and abstains where it is not sure.
+"""verdicts: the judge compares two replies to each question, in both orders, and abstains if it is not sure.
 
 Pairs of test questions are judged too, for evaluation only: nothing trains on them. A user's own pairs are not judged.
 """
@@ -20,7 +20,7 @@ __all__ = ["run"]
 
 
 def _pairs(context: Context, questions: Sequence[Question]) -> list[tuple[Question, Reply, Reply] | Drop]:
-    """Two replies per question, drawn at random among those that differ; a drop where all are the same."""
+    """Draw two distinct replies per question at random; return a drop if all replies are equal."""
     by_question: dict[str, list[Reply]] = defaultdict(list)
     for reply in context.replies().values():
         by_question[reply.question_id].append(reply)
@@ -80,7 +80,7 @@ def _write_shard(context: Context, shard: int, pairs: Sequence[tuple[Question, R
 
 
 def _take_given(context: Context, given: Given, questions: Sequence[Question]) -> None:
-    """The user's pairs as verdicts, which no judge gave: of a test question one pair only, so that questions count once."""
+    """Convert the user's pairs to verdicts without a judge. Take one pair per test question, so each counts once."""
     replies: dict[str, dict[str, Reply]] = defaultdict(dict)
     for reply in context.replies().values():
         if reply.way == "file":
@@ -97,7 +97,7 @@ def _take_given(context: Context, given: Given, questions: Sequence[Question]) -
 
 
 def _as_verdict(context: Context, question: Question, pair: Labelled, replies: Mapping[str, Reply]) -> Verdict:
-    """A pair in random order, so that being the first of two says nothing about being the better one."""
+    """Return a pair in random order, because the position must not reveal the preference."""
     chosen, rejected = replies[pair.chosen].id, replies[pair.rejected].id
     turned = context.random("order", question.id, chosen, rejected).random() < 0.5
     return Verdict(
@@ -116,7 +116,7 @@ def _as_verdict(context: Context, question: Question, pair: Labelled, replies: M
 
 
 def run(context: Context) -> dict[str, int]:
-    """Judges one pair per question; returns how many ended in each state."""
+    """Judge one pair per question; return the number of verdicts in each state."""
     questions, size = context.store.read("questions", Question), context.config.verdicts.shard
     if context.given and context.given.pairs:
         _take_given(context, context.given, questions)
