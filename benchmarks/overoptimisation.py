@@ -4,8 +4,8 @@ python benchmarks/overoptimisation.py [--run runs/bench-loop/seed-0] [--pairs 20
 
 Four evaluators are trained on few of the run's pairs, to leave something to exploit. Then (1) best of n on replies of the
 initial policy, n = 1 ... 256, and (2) PPO with a very small KL penalty, against one member and against all four, combined by
-the mean, the worst case, and the mean minus the variance. Scores are mapped to the scale of gold by a logistic fit on the initial
-replies: `expected` is the predicted share of right replies. Curves are fitted as in Gao et al. 2022,
+the mean, the worst case, and the mean minus the variance. Scores are mapped to the scale of gold by a logistic fit on the
+initial replies: `expected` is the predicted share of right replies. Curves are fitted as in Gao et al. 2022,
 https://arxiv.org/abs/2210.10760.
 """
 
