@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's description, running the real command, and writing results."""
+"""Shared helpers of the benchmarks: describe the machine, run the command, write results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Cores, memory and versions: what a reader needs to compare."""
+    """Return cores, memory and versions of this machine."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cores": len(os.sched_getaffinity(0)),
@@ -28,14 +28,14 @@ def machine() -> dict[str, Any]:
 
 
 def selfeval(*arguments: str) -> float:
-    """Runs the real command in a process of its own and returns its wall time in seconds."""
+    """Run the command in a separate process and return its wall time in seconds."""
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "selfeval", *arguments], check=True)
     return time.monotonic() - started
 
 
 def write(name: str, command: str, figures: dict[str, Any]) -> Path:
-    """Writes results/NAME.json."""
+    """Write results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"command": command, "machine": machine(), **figures}, indent=2) + "\n", encoding="utf-8")

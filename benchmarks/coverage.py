@@ -1,9 +1,9 @@
-"""Does a 95% interval hold the truth in 95% of draws, and is a difference that is none claimed in at most 5% of them?
+"""Measure the coverage of the report's 95% intervals, and the rate at which differences are claimed where there are none.
 
 python benchmarks/coverage.py [--draws 600]
 
-Every statistic that the report uses, on simulated cases whose truth is known, for few and for many cases. One thread, fixed
-seeds. A coverage that is measured on 600 draws has a standard error of 0.9 points.
+Every statistic of the report is tested on simulated cases with known true values, for small and large n. One thread, fixed
+seeds. A coverage measured on 600 draws has a standard error of 0.9 points.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from selfeval.quality.statistics import Figure, clustered_mean, mean_figure, pro
 
 Rng = np.random.Generator
 Draw = Callable[[Rng, int], tuple[Figure, float]]
-"""Cases of this number, their figure, and the true value."""
+"""Draw n cases; return their figure and the true value."""
 
 SIZES = (5, 10, 20, 50, 200)
 SLOW = {"length-controlled win rate": 0.3, "calibration error, true value 0": 0.3, "calibration error, too sure": 0.3}
-"""Share of the draws for statistics that are simulations themselves."""
+"""Share of the draws used for statistics that are themselves simulations."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A statistic with the numbers of cases at which it is tried."""
+    """A statistic and the numbers of cases at which it is tested."""
 
     name: str
     draw: Draw
@@ -58,7 +58,7 @@ def _half_credits(rng: Rng, n: int) -> tuple[Figure, float]:
 
 
 def _clustered(rng: Rng, n: int) -> tuple[Figure, float]:
-    """Four replies to each of n questions, whose difficulty they share."""
+    """Draw four replies to each of n questions; replies to one question share its difficulty."""
     chance_N = np.repeat(rng.beta(2, 1, size=n), 4)
     scores = (rng.random(4 * n) < chance_N).astype(float).tolist()
     return compare_with_level(scores, questions=np.repeat(np.arange(n), 4).tolist()).difference, 2 / 3 - 0.5
@@ -73,7 +73,7 @@ def _mostly_ties(rng: Rng, n: int) -> tuple[Figure, float]:
 
 
 def _mean(rng: Rng, n: int) -> tuple[Figure, float]:
-    """Nats of KL per reply: skewed, as they are."""
+    """Draw the KL of replies in nats, from a skewed distribution."""
     return mean_figure(rng.gamma(2.0, 1.5, size=n).tolist(), bounds=None), 3.0
 
 
@@ -83,7 +83,7 @@ def _ratio(rng: Rng, n: int) -> tuple[Figure, float]:
 
 
 def _gap(rng: Rng, n: int) -> tuple[Figure, float]:
-    """What is promised beyond gold, for four replies to each of n questions."""
+    """Draw the difference of predicted and actual accuracy, for four replies to each of n questions."""
     values_N = 0.05 + np.repeat(rng.normal(0, 0.2, size=n), 4) + rng.normal(0, 0.3, size=4 * n)
     return clustered_mean(values_N.tolist(), np.repeat(np.arange(n), 4).tolist()), 0.05
 
@@ -134,7 +134,7 @@ INTERVALS = (
 
 
 def coverage(study: Study, n: int, draws: int) -> dict[str, Any]:
-    """How often the interval holds the truth; draws without an interval are counted apart."""
+    """Return how often the interval contains the true value; draws without an interval are counted separately."""
     rng, held, without = np.random.default_rng(n), 0, 0
     draws = max(100, round(draws * SLOW.get(study.name, 1.0)))
     for _ in range(draws):
@@ -156,7 +156,7 @@ NULLS = {
 
 
 def false_claims(name: str, n: int, draws: int) -> dict[str, Any]:
-    """How often a difference is claimed where there is none."""
+    """Return how often a difference is claimed where there is none."""
     scores, chances = NULLS[name]
     drawn = np.random.default_rng(n).choice(scores, size=(draws, n), p=chances).tolist()
     claimed = [compare_with_level(row).finding in ("better", "worse") for row in drawn]

@@ -1,4 +1,4 @@
-"""The embedded model's skills against gold.
+"""Measure the embedded model's skills against gold.
 
 python benchmarks/exam.py
 """

@@ -1,4 +1,4 @@
-"""Writes the figures of README, model card and docs from results/*.json, so that none is typed by hand.
+"""Write the figures of README, model card and docs from results/*.json.
 
 python benchmarks/figures.py [--check]
 """
@@ -67,7 +67,7 @@ def _row(label: str, runs: list[dict[str, Any]], name: str, percent: bool) -> st
 
 
 def table() -> str:
-    """The table of the README, from results/loop.json."""
+    """Return the table of the README, from results/loop.json."""
     loop = _load("loop")
     runs = loop["runs"]
     seconds, peak = ([run[key] for run in runs] for key in ("seconds", "peak_gib"))
@@ -104,7 +104,7 @@ _SKILLS = {
 
 
 def skills_table() -> str:
-    """The table of the model card, from results/exam.json."""
+    """Return the table of the model card, from results/exam.json."""
     exam = _load("exam")
     lines = [f"By `{exam['command']}`, fresh problems.", "", "| skill | share | 95% interval | n |", "|---|---|---|---|"]
     for name, value in exam["skills"].items():
@@ -180,7 +180,7 @@ def long_context_plot() -> str:
 
 
 def _side_by_side(panels: list[tuple[str, str]]) -> str:
-    """Charts with their titles as one file, two in a row."""
+    """Combine titled charts into one file, two per row."""
     body = []
     for number, (title, chart) in enumerate(panels):
         x, y = 380 * (number % 2), 250 * (number // 2)
@@ -324,7 +324,7 @@ def control_table() -> str:
 
 
 def _not_measured(found: dict[str, Any]) -> list[str]:
-    """A sentence on the seeds that are missing, if any are."""
+    """Return a sentence about missing seeds; empty if there are none."""
     missing = [f"{name} ({count} {'seed' if count == 1 else 'seeds'})" for name, count in found["missing_seeds"].items()]
     return ["", f"Not measured yet: {', '.join(missing)}."] if missing else []
 
@@ -342,7 +342,7 @@ def _reached(name: str, theirs: float, ours: dict[str, Any]) -> str:
 
 
 def stability_tables() -> str:
-    """The tables of docs/algorithms/stability.md, from results/stability.json and ablations.json, as far as these are there."""
+    """The tables of docs/algorithms/stability.md, from results/stability.json and ablations.json, if they exist."""
     return "\n".join([*_stability_lines(), "", *_ablation_lines()]) + "\n"
 
 
@@ -509,7 +509,7 @@ def coverage_tables() -> str:
 
 
 def _by_size(rows: list[dict[str, Any]], key: str, sizes: list[int]) -> list[str]:
-    """One line of a table for each name, with a cell for each number of cases."""
+    """Return one table row per name, with a cell per number of cases."""
     names = dict.fromkeys(row[key] for row in rows)
     cells = {(row[key], row["n"]): f"{100 * row['measured']['value']:.1f}%" for row in rows}
     return [f"| {name} | {' | '.join(cells.get((name, n), '') for n in sizes)} |" for name in names]
@@ -563,19 +563,19 @@ def over_tables() -> str:
 
 
 def _share(value: float, n: int) -> dict[str, Any]:
-    """A share of n with its interval."""
+    """Format a share of n with its interval."""
     right = round(value * n)
     return proportion([True] * right + [False] * (n - right)).as_json()
 
 
 def _best_gap(row: dict[str, Any]) -> float:
-    """What the scores of the best of the most replies promise beyond gold."""
+    """Return predicted minus actual accuracy at the largest n of best of n."""
     point = row["points"][-1]
     return float(point["expected"] - point["gold"])
 
 
 def over_plot() -> str:
-    """Promise and gold over the square root of the KL, for one evaluator and for the mean of four."""
+    """Plot predicted and actual accuracy over the square root of the KL, for one evaluator and for the mean of four."""
     found, panels = _load("overoptimisation"), []
     for name in ("one evaluator", "mean of four"):
         for kind, title in (("best_of_n", "best of n"), ("ppo", "PPO")):

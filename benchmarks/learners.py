@@ -1,8 +1,8 @@
-"""Every learner at equal samples on the embedded model: gold before and after, seconds, peak memory; five seeds and evaluators.
+"""Compare all learners at equal samples on the embedded model: gold before and after, seconds, peak memory; five seeds.
 
 python benchmarks/learners.py [--runs runs/bench-loop/seed-0 ...] [--iterations 16] [--folder runs/bench-learners] [--workers 2]
 
-The evaluators are those of benchmarks/loop.py. A training whose result is in the folder already is not run again.
+The evaluators, one per seed, are those of benchmarks/loop.py. Trainings with a result in the folder are skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from selfeval.quality.statistics import mean_figure
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of one learner over its seeds; intervals are over seeds, not over questions."""
+    """Summarize one learner over its seeds; intervals are over seeds, not over questions."""
     after = [row["gold_after"]["value"] for row in rows]
     gains = [row["gold_after"]["value"] - row["gold_before"]["value"] for row in rows]
     last = [statistics.fmean(line["kl"] for line in row["iterations"][-4:]) for row in rows]

@@ -1,7 +1,7 @@
-"""One policy training on the evaluator of a finished run, by the stage's own code, and what gold says before and after.
+"""Train one policy on the evaluator of a finished run with the code of the stage; measure gold before and after.
 
-The benchmarks of policy learning share it: a run of `benchmarks/loop.py` gives questions, replies and the evaluator, so that
-they need not be made again for every setting. Each training is a process of its own, with one thread:
+Shared by the benchmarks of policy learning: questions, replies and the evaluator come from a run of `benchmarks/loop.py` and
+are reused for every setting. Each training runs in a separate process with one thread:
 
 python benchmarks/learning.py --run runs/bench-loop/seed-0 --seed 3 --set learning_rate=5e-4 --to out.json
 """
@@ -25,7 +25,7 @@ TEST_QUESTIONS = 500
 
 
 def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
-    """Trains a policy in this process; returns settings, metrics of each iteration, gold before and after, seconds, peak."""
+    """Train a policy in this process; return settings, metrics of each iteration, gold before and after, seconds, peak."""
     from selfeval.backbone.adapters import BASE
     from selfeval.backbone.meters import peak_resident_bytes
     from selfeval.config import RunConfig, load_config
@@ -52,7 +52,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     alarms: list[dict[str, Any]] = []
 
     class GoldRecorder(CheckpointRecorder):
-        """Judges each iteration's replies by gold, and keeps its metrics."""
+        """Evaluates each iteration's replies by gold, and keeps its metrics."""
 
         def samples(self, iteration: int, samples: Any, scores: Any) -> None:
             texts = [context.templates.text(r.ids) for r in samples.rollouts]
@@ -87,7 +87,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _view(run: Path) -> Path:
-    """A folder with the run's data, so that trainings side by side do not wait for its lock."""
+    """Create a folder with the run's data, because parallel trainings cannot share its lock."""
     folder = Path(tempfile.mkdtemp())
     for name in ("questions", "workings", "pairs", "roles"):
         (folder / name).symlink_to((run / name).resolve())
@@ -96,7 +96,7 @@ def _view(run: Path) -> Path:
 
 
 def gold_share(context: Any, gold: Any, role: str, guide: Any = None) -> dict[str, Any]:
-    """Share of right replies to test questions at the policy's temperature: of its start, or of what it became."""
+    """Return the share of right replies to test questions at the policy's temperature, before or after training."""
     from selfeval.quality.statistics import proportion
     from selfeval.records import Split
     from selfeval.stages.policy import answer
@@ -109,7 +109,7 @@ def gold_share(context: Any, gold: Any, role: str, guide: Any = None) -> dict[st
 
 
 def train_all(jobs: Sequence[dict[str, Any]], folder: Path, workers: int = 2) -> list[dict[str, Any]]:
-    """Runs many trainings, each in a process of its own; those whose result is there already are not run again.
+    """Run many trainings, each in a separate process; skip those that already have a result.
 
     Args:
         jobs: each `{"name", "run", "seed", "settings"}`; the name is that of the file with its result.

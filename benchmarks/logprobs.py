@@ -1,8 +1,8 @@
-"""Log-probs without logits against the plain version (all logits, log-softmax, gather, autograd): memory and time.
+"""Compare chunked log-probs with the plain version (all logits, log-softmax, gather, autograd): memory and time.
 
-Memory: peak resident size of a fresh process less what it held before the call (head, hidden states, targets). Time: forward
-and backward, the two versions in turns in one process, medians. Seconds are CPU seconds of the process, so that others on the
-machine disturb little; the ratio of wall times stands beside. The head is random, and there is no model around it.
+Memory: peak resident size of a fresh process minus that before the call (head, hidden states, targets). Time: medians of
+forward and backward, alternating between the two versions in one process. Seconds are CPU seconds of the process, which other
+processes affect little; the ratio of wall times is reported as well. The head is random, without a model.
 
 python benchmarks/logprobs.py [--threads 1] [--rounds 5]
 """
@@ -59,7 +59,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Problem:
-    """A random head with a bias, hidden states of two roles, and targets."""
+    """Create a random head with a bias, hidden states of two roles, and targets."""
 
     case: Case
     head: Head
@@ -78,7 +78,7 @@ class Problem:
 
 
 def ours(problem: Problem) -> Tensor:
-    """Forward and backward; the gradient of the hidden states."""
+    """Run forward and backward; return the gradient of the hidden states."""
     everything = problem.case.asked == "all"
     measures: tuple[Measure, ...] = ("logprobs", "entropy", "kl") if everything else ("logprobs",)
     mask = torch.ones_like(problem.targets, dtype=torch.bool)
@@ -90,7 +90,7 @@ def ours(problem: Problem) -> Tensor:
 
 
 def plain(problem: Problem) -> Tensor:
-    """The same by holding all logits."""
+    """Compute the same with all logits in memory."""
     everything = problem.case.asked == "all"
     logp = torch.log_softmax(problem.head.output_head.logits(problem.hidden), -1)
     outputs = [logp.gather(-1, problem.targets[..., None])[..., 0]]
@@ -112,13 +112,13 @@ VERSIONS = {"ours": ours, "plain": plain}
 
 
 def _status(key: str) -> int:
-    """Bytes of one line of /proc/self/status."""
+    """Return one field of /proc/self/status in bytes."""
     line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(key))
     return int(line.split()[1]) * 1024
 
 
 def extra_peak(version: str, case: Case) -> dict[str, Any]:
-    """Peak of this process during one forward and backward, less what it held before."""
+    """Return the peak memory of this process during one forward and backward, minus that before."""
     problem = Problem.of(case)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     idle = _status("VmRSS")
@@ -128,7 +128,7 @@ def extra_peak(version: str, case: Case) -> dict[str, Any]:
 
 
 def ratio(case: Case, rounds: int) -> dict[str, Any]:
-    """Medians over alternating runs, and how far the gradients are apart."""
+    """Return medians over alternating runs, and the difference of the gradients."""
     problem = Problem.of(case)
     gradients = {name: run(problem).float() for name, run in VERSIONS.items()}  # also the warm-up
     cpu, wall = ({name: [] for name in VERSIONS} for _ in range(2))
@@ -153,7 +153,7 @@ def ratio(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def _fresh(options: argparse.Namespace, kind: str, version: str, case: Case) -> dict[str, Any]:
-    """One measurement in a process of its own."""
+    """Run one measurement in a separate process."""
     order = json.dumps({"kind": kind, "version": version, "case": asdict(case)})
     command = [sys.executable, __file__, "--threads", str(options.threads), "--rounds", str(options.rounds), "--measure", order]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout

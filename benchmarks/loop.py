@@ -1,4 +1,4 @@
-"""The whole loop on several seeds, by the real command, with the targets that it is held to.
+"""Run the whole loop on several seeds with the `selfeval` command, and check the project's targets.
 
 python benchmarks/loop.py [--seeds 0 1 2 3 4] [--folder runs/bench-loop]
 """
@@ -19,7 +19,7 @@ from selfeval.report.schema import Report
 
 
 def _figures(report: Report) -> dict[str, Any]:
-    """The figures that are kept of a run, under their names in the results."""
+    """Return the figures of a run by their names in the results."""
     evaluator, verdicts, policy, times = report.evaluator, report.verdicts, report.policy, report.time.per_verdict
     figures: dict[str, Figure | None] = {
         "evaluator_gold": evaluator.accuracy_gold,
@@ -48,7 +48,7 @@ def _figures(report: Report) -> dict[str, Any]:
 
 
 def measure(seed: int, folder: Path) -> dict[str, Any]:
-    """One fresh run with this seed."""
+    """Run the loop from scratch with this seed."""
     output = folder / f"seed-{seed}"
     shutil.rmtree(output, ignore_errors=True)
     seconds = selfeval("run", "--output", str(output), "--set", f"seed={seed}", "--quiet")
@@ -59,7 +59,7 @@ def measure(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def targets(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """Which of the project's targets every seed meets."""
+    """Return which of the project's targets are met by every seed."""
     return {
         "seconds <= 300": all(r["seconds"] <= 300 for r in rows),
         "evaluator_gold >= 0.96": all(r["evaluator_gold"]["value"] >= 0.96 for r in rows),

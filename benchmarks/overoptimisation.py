@@ -1,11 +1,11 @@
-"""How far an evaluator can be pushed before gold turns away from it: one weak evaluator, and ensembles of four.
+"""Measure over-optimisation: one weak evaluator, and ensembles of four.
 
 python benchmarks/overoptimisation.py [--run runs/bench-loop/seed-0] [--pairs 200] [--folder runs/bench-overoptimisation]
 
-Four evaluators are trained on few of the run's pairs, so that there is something to exploit. Then (1) best of n on the start's
-own replies, n = 1 ... 256, and (2) PPO with hardly any KL penalty, against one member and against all four, combined as a mean,
-as the worst case, and as the mean less their variance. Scores are put into the units of gold by a logistic fit on the start's
-replies: `expected` is the share right that the scores promise. Curves are fitted as in Gao et al. 2022,
+Four evaluators are trained on few of the run's pairs, to leave something to exploit. Then (1) best of n on replies of the
+initial policy, n = 1 ... 256, and (2) PPO with a very small KL penalty, against one member and against all four, combined by
+the mean, the worst case, and the mean minus the variance. Scores are mapped to the scale of gold by a logistic fit on the
+initial replies: `expected` is the predicted share of right replies. Curves are fitted as in Gao et al. 2022,
 https://arxiv.org/abs/2210.10760.
 """
 
@@ -113,7 +113,7 @@ def _accuracy(scorer: Any, test: list[Any]) -> dict[str, Any]:
 
 
 def best_of(folder: Path, questions: int) -> dict[str, Any]:
-    """Best of n on the start's replies, chosen by each variant."""
+    """Select the best of n initial replies with each variant."""
     import torch
 
     from selfeval.backbone.adapters import BASE
@@ -174,7 +174,7 @@ def _combined(scores_KB: Any, pessimism: str, torch: Any) -> Any:
 
 
 def reinforced(folder: Path, iterations: int, workers: int) -> dict[str, Any]:
-    """PPO against each variant with hardly any penalty."""
+    """Train PPO against each variant with a very small KL penalty."""
     from selfeval.quality.overoptimisation import fit_reinforcement, logistic_fit
 
     settings = [

@@ -1,4 +1,4 @@
-"""The planner's figures against the memory that the loop really takes, each model in a process of its own.
+"""Compare the planner's figures with the measured memory of the loop, each model in a separate process.
 
 python benchmarks/planner.py
 
@@ -81,7 +81,7 @@ def _status(field: str) -> int:
 
 
 class _Meter:
-    """Peak bytes of blocks, and what there was at the start."""
+    """Measures the peak bytes of blocks, and the bytes at the start."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -118,7 +118,7 @@ class _Meter:
 
 
 def _warm_up() -> None:
-    """Uses what the libraries set up once: thread pools, autograd, sampling."""
+    """Trigger one-time initialization of the libraries: thread pools, autograd, sampling."""
     import torch
 
     weight = torch.randn(64, 64, requires_grad=True)
@@ -168,7 +168,7 @@ def _config(case: Case, model: str) -> Any:
 
 
 def measure(case: Case, model: str) -> dict[str, Any]:
-    """Bytes before loading, and peaks by phase."""
+    """Return bytes before loading, and peaks by phase."""
     import selfeval.training.policy as policy
     from selfeval.backbone.roles import Backbone
     from selfeval.training.context import POLICY, REFERENCE, LearnerContext
@@ -224,7 +224,7 @@ def measure(case: Case, model: str) -> dict[str, Any]:
 
 
 def planned(case: Case, model: Path) -> dict[str, dict[str, int]]:
-    """What the planner says of the same work, in bytes by phase and kind."""
+    """Return the planner's figures for the same work, in bytes by phase and kind."""
     from selfeval.backbone.facts import model_facts
     from selfeval.backbone.placement import meta_model, plan_placement
     from selfeval.stages.planning import Machine, Measured, Workload
@@ -259,7 +259,7 @@ def _against(plan: dict[str, int], measured: dict[str, int]) -> dict[str, Any]:
 
 
 def compare(name: str, folder: Path) -> dict[str, Any]:
-    """Planned and measured MiB by phase: of the whole process, and beside its runtime."""
+    """Return planned and measured MiB by phase, with and without the runtime of the process."""
     model = folder / name if CASES[name].shape else EMBEDDED
     if CASES[name].shape:
         _in_own_process({}, "save", name, str(model))

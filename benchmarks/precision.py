@@ -1,4 +1,4 @@
-"""How far each precision of the base drifts from fp32: the model's loss, its distributions, and a run's evaluator on it.
+"""Measure the drift of each base precision from fp32: loss, token distributions, and the accuracy of a run's evaluator.
 
 python benchmarks/precision.py [--run runs/bench-loop/seed-0]
 
@@ -58,7 +58,7 @@ def _distributions(backbone: Backbone, documents: list[Any]) -> tuple[torch.Tens
 
 
 def _pairs(templates: Templates, eos: int) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Grade prompt, right reply, wrong reply."""
+    """Return grade prompt, right reply and wrong reply."""
     rng, made = random.Random("precision/pairs"), []
     for _ in range(PAIRS):
         problem = draw_problem(rng)

@@ -1,6 +1,6 @@
-"""The same command gives the same report: run twice, and once more with three kill -9 at random moments.
+"""Check reproducibility: run the same command twice, and once more with three kill -9 at random moments.
 
-Everything in report.json is compared but what is measured of the process itself: `time` and `memory.peak_bytes`.
+Everything in report.json is compared except measurements of the process: `time` and `memory.peak_bytes`.
 
 python benchmarks/repeat.py [--folder runs/bench-repeat] [--first runs/bench-loop/seed-0]
 """
@@ -22,7 +22,7 @@ from common import selfeval, write
 
 
 def comparable(folder: Path) -> dict[str, Any]:
-    """report.json without what is measured of the process."""
+    """Return report.json without measurements of the process."""
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     report.pop("time")
     report["memory"].pop("peak_bytes")
@@ -30,7 +30,7 @@ def comparable(folder: Path) -> dict[str, Any]:
 
 
 def killed_run(output: Path, seconds: float, kills: int, seed: int) -> list[dict[str, Any]]:
-    """Kills the run at random moments, then lets it finish; returns when and in which stage each kill struck."""
+    """Kill the run at random moments, then let it finish; return the time and stage of each kill."""
     rng, struck = random.Random(seed), []
     for _ in range(kills):
         process = subprocess.Popen([sys.executable, "-m", "selfeval", "run", "--output", str(output), "--quiet"])

@@ -1,4 +1,4 @@
-"""What four roles on one base cost: memory beside other people's PPO, RLOO and GRPO, and time beside one plain pass.
+"""Measure the cost of four roles on one base: memory compared with TRL's PPO, RLOO and GRPO, and time of a mixed pass.
 
 python benchmarks/roles.py                  everything; the peers are installed into build/peers, each into its own environment
 python benchmarks/roles.py --without-peers  our own figures only
@@ -150,7 +150,7 @@ def _batch() -> Any:
 
 
 def _ours_sft(folder: str) -> dict[str, Any]:
-    """LoRA-SFT through our own chunked log-probs, two steps."""
+    """Run two steps of LoRA-SFT with our chunked log-probs."""
     import torch
 
     from selfeval.backbone.logprobs import token_logprobs
@@ -170,7 +170,7 @@ def _ours_sft(folder: str) -> dict[str, Any]:
 
 
 def _plain_sft(folder: str) -> dict[str, Any]:
-    """LoRA-SFT as transformers and PEFT do it by themselves, two steps."""
+    """Run two steps of LoRA-SFT with plain transformers and PEFT."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -187,7 +187,7 @@ def _plain_sft(folder: str) -> dict[str, Any]:
 
 
 def _mixed_time(folder: str) -> dict[str, Any]:
-    """Median seconds of a pass with rows of four roles, of four passes, and of one bare pass over the same rows."""
+    """Return median seconds of a pass with rows of four roles, of four passes, and of one bare pass over the same rows."""
     import torch
 
     backbone = _backbone(folder)
@@ -242,7 +242,7 @@ VARIANTS = {
 
 
 def measure(variant: str, folder: str) -> None:
-    """One variant in this process, as a JSON line."""
+    """Run one variant in this process and print a JSON line."""
     import peft  # noqa: F401 - so that imports are not counted
     import torch
     import transformers  # noqa: F401
@@ -257,7 +257,7 @@ def measure(variant: str, folder: str) -> None:
 
 
 def _peer_python(requirement: str) -> Path:
-    """The interpreter of an environment that holds this peer; made when it is not there."""
+    """Return the interpreter of the environment with this peer; create it if it does not exist."""
     home = PEERS / requirement.replace("==", "-")
     python = home / "bin" / "python"
     if not (home / "ready").exists():

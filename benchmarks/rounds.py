@@ -1,10 +1,10 @@
-"""Rounds: the better policy goes back to write and answer the next questions. Does another round still pay?
+"""Measure whether further rounds, each started from the improved policy, still pay.
 
 python benchmarks/rounds.py [--seeds 0] [--rounds 3] [--folder runs/bench-rounds] [--set KEY=VALUE]
 
 By the real command on the embedded recipe. Of every round: the evaluator on the test pairs of round 1 (one set for all), with
 its change to the round before on the same pairs; the policy against the one before; and one sentence on each that says up to
-which round it got better. A run whose folder is there already goes on, so that a benchmark that was interrupted does too.
+which round it got better. An existing run folder is resumed, so an interrupted benchmark can be repeated.
 """
 
 from __future__ import annotations
