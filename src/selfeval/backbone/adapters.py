@@ -89,7 +89,7 @@ class AdapterStack:
         return self._stack[-1] if self._stack else None
 
     def block(self, acting: Acting) -> AbstractContextManager[None]:
-        """Passes inside are this one's; nests, and an exception restores the outer one."""
+        """Pass inside are this one's; nests, and an exception restores the outer one."""
         return _Block(self._stack, acting)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -98,7 +98,7 @@ class AdapterStack:
         return nullcontext(), nullcontext() if acting is None else _Block(self._stack, acting)
 
     def attach(self, model: nn.Module) -> None:
-        """Lets the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
+        """Let the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
 
         Raises:
             ModelError: an adapter sits on an embedding, which this version cannot train.
@@ -136,7 +136,7 @@ class AdapterStack:
 
 
 def remove_adapters(model: nn.Module, role: str) -> None:
-    """Takes the adapters of a role out; a layer that is left with none is the base's own module again."""
+    """Take the adapters of a role out; a layer that is left with none is the base's own module again."""
     for name, layer in reversed(list(model.named_modules())):  # inner ones first: those on fused experts are nested
         if not isinstance(layer, BaseTunerLayer):
             continue

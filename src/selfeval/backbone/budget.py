@@ -137,7 +137,7 @@ class MemoryBudget:
     def in_groups(
         self, phase: Phase, sizes: Sequence[int], limit: int, work: Callable[[list[int]], R]
     ) -> Iterator[tuple[list[int], R]]:
-        """Calls `work` on groups of similar size, and on halves of a group for which there was no memory.
+        """Call `work` on groups of similar size, and on halves of a group for which there was no memory.
 
         Args:
             phase: what is done; free memory is read anew when it begins.
@@ -165,7 +165,7 @@ class MemoryBudget:
                 yield group, results[0]
 
     def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
-        """Reads what is free, and starts smaller where it is less than this phase needed before."""
+        """Read what is free, and starts smaller where it is less than this phase needed before."""
         if gauge.phase is not self._phase:
             self._phase = gauge.phase
             self.meter.between_phases()

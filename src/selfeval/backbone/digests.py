@@ -53,7 +53,7 @@ def tensor_digests(files: Sequence[Path]) -> list[TensorDigest]:
 
 
 def check_finite(files: Sequence[Path], name: str) -> None:
-    """Refuses weights that are no numbers; whatever a model computes with them is NaN.
+    """Refuse weights that are no numbers; whatever a model computes with them is NaN.
 
     Raises:
         ModelError: some are NaN or infinite.

@@ -60,7 +60,7 @@ class Agreement:
 def write_merged(
     backbone: Backbone, role: str, folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None = None
 ) -> tuple[Layout, Agreement]:
-    """Writes the role merged into its base, as sharded safetensors, and loads the result to compare it with the role.
+    """Write the role merged into its base, as sharded safetensors, and loads the result to compare it with the role.
 
     Args:
         backbone: is not changed.
@@ -93,7 +93,7 @@ def write_merged(
 
 
 def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Layout:
-    """Writes the role in PEFT's layout, for the base as it lies at `base` (a folder or hub id), and reads it back.
+    """Write the role in PEFT's layout, for the base as it lies at `base` (a folder or hub id), and read it back.
 
     The folder can be loaded as a role too (`Backbone.load_role`), which refuses another base; PEFT does not look. Where the
     positions of the base were scaled, the folder holds the scaled `config.json` to load the base with, and does not name the
@@ -124,7 +124,7 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
 
 
 def _save(merged: Any, folder: Path) -> Any:
-    """Saves a merged model and returns its class only, so that it is gone from memory before it is loaded again."""
+    """Save a merged model and return its class only, so that it is gone from memory before it is loaded again."""
     merged.save_pretrained(folder, max_shard_size=_SHARD)
     return type(merged)
 

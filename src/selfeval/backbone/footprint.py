@@ -79,7 +79,7 @@ class Footprint(TorchDispatchMode):
         return self.peaks.get(self.main, Counter())
 
     def know(self, tensors: Iterable[Tensor], kind: str, device: str) -> None:
-        """Counts tensors that are there already."""
+        """Count tensors that are there already."""
         for tensor in tensors:
             self._see(tensor, kind, device)
 
@@ -142,7 +142,7 @@ class Footprint(TorchDispatchMode):
         self._total[device] -= size
 
     def label(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Says that these living tensors are of another kind than it seemed."""
+        """Say that these living tensors are of another kind than it seemed."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             before, device, size = self._live[key]
@@ -228,7 +228,7 @@ class ShapeBackbone(Backbone):
         return "shapes"
 
     def _to_fake(self, device: torch.device) -> None:
-        """Turns every weight into a fake tensor; tied ones stay tied."""
+        """Turn every weight into a fake tensor; tied ones stay tied."""
         made: dict[int, Tensor] = {}
 
         def fake(tensor: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class ShapeBackbone(Backbone):
         self.loaded.device = device
 
     def _place(self, placement: DeviceMap) -> None:
-        """Lets every part take its inputs to the device that computes it, as accelerate's hooks do."""
+        """Let every part take its inputs to the device that computes it, as accelerate's hooks do."""
         beside = [name for name in placement.fixed if isinstance(_part(self.model, name), nn.Module)]
         for name in [*beside, *placement.layers]:
             self._move_inputs(self.model.get_submodule(name), self.computes(f"{name}."))

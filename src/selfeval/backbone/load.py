@@ -137,7 +137,7 @@ def load_model(
     placement: PlacementConfig | None = None,
     room: int | None = None,
 ) -> LoadedModel:
-    """Loads a model folder or hub id, frozen and in eval mode, onto the devices that have room for it.
+    """Load a model folder or hub id, frozen and in eval mode, onto the devices that have room for it.
 
     Args:
         name: folder or hub id.
@@ -180,7 +180,7 @@ def load_model(
 
 
 def _stretch_notes(model: Any, stretch: Stretch, name: str) -> list[str]:
-    """Checks that the model follows the stretch, and says what it is."""
+    """Check that the model follows the stretch, and say what it is."""
     note = check_stretch(model, stretch, name)
     return [
         f"context of {stretch.reach} tokens, trained on {stretch.trained} (RoPE scaling {stretch})",

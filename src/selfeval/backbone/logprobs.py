@@ -290,7 +290,7 @@ class _Sums:
         return other_CS.neg_().add_(z_CS).sub_(self.centre_C1)
 
     def _raise_maximum(self, z_CS: Tensor) -> None:
-        """Brings all sums to the maximum that includes these logits; entropy's x moves with it."""
+        """Bring all sums to the maximum that includes these logits; entropy's x moves with it."""
         highest_C1 = torch.maximum(self.max_C1, z_CS.amax(-1, keepdim=True))
         step_C1 = self.max_C1 - highest_C1
         factor_C1, self.max_C1 = step_C1.exp(), highest_C1

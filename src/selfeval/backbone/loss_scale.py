@@ -35,7 +35,7 @@ class LossScale:
         self.value, self._well, self._lowest, self._tell = _FIRST, 0, _FIRST, tell
 
     def halve(self) -> bool:
-        """Halves the scale after an overflow; False where it is 1 already, so that scaling was not the cause."""
+        """Halve the scale after an overflow; False where it is 1 already, so that scaling was not the cause."""
         if self.value == 1.0:
             return False
         self.value, self._well = self.value / 2, 0
@@ -45,7 +45,7 @@ class LossScale:
         return True
 
     def went_well(self) -> None:
-        """Counts a backward pass whose gradients were finite."""
+        """Count a backward pass whose gradients were finite."""
         self._well += 1
         if self._well >= _PATIENCE and self.value < _MOST:
             self.value, self._well = 2 * self.value, 0
@@ -55,7 +55,7 @@ class LossScale:
         return {"value": self.value, "well": self._well}
 
     def load(self, state: dict[str, float]) -> None:
-        """Puts back what `state` gave."""
+        """Put back what `state` gave."""
         self.value, self._well = state["value"], int(state["well"])
         self._lowest = min(self._lowest, self.value)
 
@@ -69,7 +69,7 @@ class Origin:
 
 
 def mark(parameter: nn.Parameter, origin: Origin) -> None:
-    """Notes on a weight where it belongs."""
+    """Note on a weight where it belongs."""
     vars(parameter)["origin"] = origin
 
 

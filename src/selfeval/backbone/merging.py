@@ -151,7 +151,7 @@ def _empty(kind: Any, config: Any) -> Any:
 
 
 def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None, skip: tuple[str, ...]) -> None:
-    """Gives every weight of `merged` but those in `skip` the role's value, found on the live base under the same name."""
+    """Give every weight of `merged` but those in `skip` the role's value, found on the live base under the same name."""
     if role not in (BASE, *backbone.roles):
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles)}')
     names = [name for name in merged.state_dict() if name not in skip]

@@ -62,10 +62,10 @@ class Meter(Protocol):
         """Most bytes in use since `restart`."""
 
     def release(self) -> None:
-        """Gives back what is only kept for later."""
+        """Give back what is only kept for later."""
 
     def between_phases(self) -> None:
-        """Gives back what the last phase kept and the next one does not need, where that costs next to no time."""
+        """Give back what the last phase kept and the next one does not need, where that costs next to no time."""
 
 
 class CpuMeter:
@@ -149,7 +149,7 @@ def meter_for(devices: Iterable[torch.device], budget: int | None = None) -> Met
 
 
 def cap_gpus(budget: int) -> None:
-    """Lets torch take `budget` bytes at most on every visible GPU; what CUDA itself takes (a few 100 MiB) is not counted."""
+    """Let torch take `budget` bytes at most on every visible GPU; what CUDA itself takes (a few 100 MiB) is not counted."""
     for index in range(torch.cuda.device_count()):
         total = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), index)
@@ -204,7 +204,7 @@ def resident_bytes() -> int:
 
 
 def return_freed_memory(base_bytes: int) -> None:
-    """Makes the C library (glibc) give large blocks back to the system as soon as they are freed, on behalf of a large base.
+    """Make the C library (glibc) give large blocks back to the system as soon as they are freed, on behalf of a large base.
 
     Left alone, it raises the size from which blocks are given back up to 32 MiB, and keeps what training freed: half as much
     again as was alive, for a base of 400 MB. Asking the system for every block costs time, which small models feel most.
@@ -230,7 +230,7 @@ def kept_by_allocator(base_bytes: int, alive: int, *, learning: bool) -> int:
 
 
 def keep_few_kernels() -> None:
-    """Lets torch and oneDNN remember the kernels of few shapes, where nothing else is set.
+    """Let torch and oneDNN remember the kernels of few shapes, where nothing else is set.
 
     In 16 bits, oneDNN compiles a kernel for every shape of a product and keeps 1024 of them. Replies have many lengths, so that
     this would grow to 600 MiB. A few are enough: within a pass, all layers have the same shapes. To be called before the
@@ -246,6 +246,6 @@ def kernel_bytes() -> int:
 
 
 def _trim_heap() -> None:
-    """Asks the C library to give freed memory back to the system, where it can (glibc)."""
+    """Ask the C library to give freed memory back to the system, where it can (glibc)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

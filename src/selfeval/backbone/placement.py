@@ -70,7 +70,7 @@ class DeviceMap:
         return {name: int(device.removeprefix("cuda:")) if device.startswith("cuda:") else device for name, device in pairs}
 
     def spans(self) -> list[tuple[str, str]]:
-        """Runs of layers and their device, in order: `[("0-11", "cuda:0"), ("12-27", "cpu")]`."""
+        """Run of layers and their device, in order: `[("0-11", "cuda:0"), ("12-27", "cpu")]`."""
         found = []
         for device, run in groupby(enumerate(self.devices), key=lambda pair: pair[1]):
             numbers = [number for number, _ in run]
@@ -170,7 +170,7 @@ class _Parts:
 
 
 def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) -> DeviceMap:
-    """Places a model: on the roomiest card that holds all of it, else over the devices in the order given.
+    """Place a model: on the roomiest card that holds all of it, else over the devices in the order given.
 
     The first device that holds everything but the layers, and a layer, is the main one; those before it are left out. The
     CPU is the main one where no card can be: beside a card, it only keeps what the card computes.

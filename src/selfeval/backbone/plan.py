@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 
 def weigh(facts: ModelFacts, precision: str) -> WeightSizes:
-    """Counts a model's weights without making any."""
+    """Count a model's weights without making any."""
     return weight_sizes(facts.shell, precision)
 
 

@@ -22,7 +22,7 @@ Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManage
 
 
 def recompute(model: nn.Module, layers: Iterable[str], contexts: Contexts) -> None:
-    """Makes each of these layers keep only its input for the backward, which computes it again.
+    """Make each of these layers keep only its input for the backward, which computes it again.
 
     Args:
         model: whose layers they are.

@@ -14,7 +14,7 @@ _SEALED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors
 
 
 def save_adapter_config(config: Any, folder: Path) -> None:
-    """Writes PEFT's adapter_config.json with its lists of names in order.
+    """Write PEFT's adapter_config.json with its lists of names in order.
 
     PEFT holds these names in sets, and writes them in the order of the set: another one in every process, as it depends on
     PYTHONHASHSEED.
@@ -27,7 +27,7 @@ def save_adapter_config(config: Any, folder: Path) -> None:
 
 
 def seal_role(folder: Path, base: str, base_fingerprint: str) -> None:
-    """Writes role.json: the base that the role belongs to, and the hash of each of its files."""
+    """Write role.json: the base that the role belongs to, and the hash of each of its files."""
     files = {name: content_hash(folder / name) for name in _SEALED if (folder / name).is_file()}
     write_json(folder / "role.json", {"base": base, "base_fingerprint": base_fingerprint, "files": files})
 

@@ -180,7 +180,7 @@ class Backbone:
     def add_role(
         self, role: str, *, seed: int = 0, copy_of: str | None = None, head: bool = False, trainable: bool = True
     ) -> None:
-        """Adds a role: a LoRA adapter that starts as the bare base, or as a copy of another role.
+        """Add a role: a LoRA adapter that starts as the bare base, or as a copy of another role.
 
         Args:
             role: its name.
@@ -209,7 +209,7 @@ class Backbone:
         self._mark_trainable()
 
     def add_snapshot(self, role: str, of: str) -> None:
-        """Adds a frozen role that stays what another is now: what a policy is held close to while it learns.
+        """Add a frozen role that stays what another is now: what a policy is held close to while it learns.
 
         A policy that has not moved from the bare base yet needs no second adapter: its snapshot is the base with all
         adapters off. Any other policy (one that starts from a fine-tuned adapter) gets a frozen copy.
@@ -232,7 +232,7 @@ class Backbone:
             raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.roles])}')
 
     def check_targets(self) -> None:
-        """Finds out whether `lora.targets` can have adapters that passes read, before any work needs them.
+        """Find out whether `lora.targets` can have adapters that passes read, before any work needs them.
 
         Raises:
             ModelError, ConfigError: they cannot.
@@ -251,7 +251,7 @@ class Backbone:
                 raise
 
     def _leave_out_unread(self, role: str, seed: int) -> None:
-        """Makes the adapter again without layers that no pass reads, or refuses these where they were named."""
+        """Make the adapter again without layers that no pass reads, or refuses these where they were named."""
         try:
             unread = self._unread_layers(role)
             if unread and self.lora.targets != ALL_LINEAR:
@@ -300,7 +300,7 @@ class Backbone:
         self._stack.attach(self.loaded.model)
 
     def _withdraw(self, role: str) -> None:
-        """Leaves nothing of a role, not even of one that was injected in part."""
+        """Leave nothing of a role, not even of one that was injected in part."""
         remove_adapters(self.loaded.model, role)
         self._trainable.pop(role, None)
         self.heads.pop(role, None)
@@ -335,7 +335,7 @@ class Backbone:
 
     @contextmanager
     def acting_as(self, role: str | Sequence[str]) -> Iterator[None]:
-        """Passes inside the block use this role's adapter; blocks nest, and an exception restores the outer role.
+        """Pass inside the block use this role's adapter; blocks nest, and an exception restores the outer role.
 
         Args:
             role: one role for all rows, or the role of each row of the passes inside. Rows of several roles share one
@@ -359,7 +359,7 @@ class Backbone:
                 mark(parameter, Origin(name if f".{role}." in name else f"{role}.{name}", self.loss_scale))
 
     def recompute_layers(self) -> None:
-        """Makes passes with gradients keep only what enters each layer, and compute the layer again in the backward pass.
+        """Make passes with gradients keep only what enters each layer, and compute the layer again in the backward pass.
 
         Gradients are the same, and so is the role (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
 
@@ -409,7 +409,7 @@ class Backbone:
     # -- files ------------------------------------------------------------------------------------------------------
 
     def save_role(self, role: str, folder: Path) -> None:
-        """Writes the role in PEFT's layout, with `head.safetensors` when it has a head, and the base it belongs to."""
+        """Write the role in PEFT's layout, with `head.safetensors` when it has a head, and the base it belongs to."""
         if self._peft is None or role not in self._peft.peft_config:
             raise RoleError(f'there is no role "{role}" with an adapter to save')
         folder.mkdir(parents=True, exist_ok=True)
@@ -429,11 +429,11 @@ class Backbone:
         self.seal_role(folder)
 
     def seal_role(self, folder: Path) -> None:
-        """Notes the base and the hash of each file in the folder of a role; after the last change to its files."""
+        """Note the base and the hash of each file in the folder of a role; after the last change to its files."""
         seal_role(folder, self.base_name, self._base_fingerprint)
 
     def load_role(self, role: str, folder: Path, *, trainable: bool = False) -> None:
-        """Adds the role that `save_role` wrote.
+        """Add the role that `save_role` wrote.
 
         Raises:
             RunFolderError: files are missing or damaged, or the role was trained on another base or with other `[lora]` values.
@@ -469,7 +469,7 @@ class Backbone:
         return {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state()}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `training_state` gave; other keys are passed over."""
+        """Put back what `training_state` gave; other keys are passed over."""
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load(state["loss_scale"])
 

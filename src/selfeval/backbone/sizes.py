@@ -50,7 +50,7 @@ class WeightSizes:
 
 
 def weight_sizes(model: nn.Module, precision: str) -> WeightSizes:
-    """Counts the weights of a model, which may be on the meta device and of any precision itself.
+    """Count the weights of a model, which may be on the meta device and of any precision itself.
 
     Args:
         model: of transformers.

@@ -149,7 +149,7 @@ def _lfs_message(files: Sequence[Path]) -> str:
 
 
 def check_pointers(folder: Path) -> None:
-    """Refuses a folder that was cloned without git-lfs.
+    """Refuse a folder that was cloned without git-lfs.
 
     Raises:
         ModelError: some of its files are pointers.
@@ -210,7 +210,7 @@ def _tensor(path: Path, entry: Mapping[str, Any], base: int) -> TensorHeader:
 
 
 def check_fit(made: nn.Module, headers: Mapping[str, TensorHeader], name: str) -> list[str]:
-    """Compares names and shapes of the files' tensors with those that config.json asks for, by transformers' own loading.
+    """Compare names and shapes of the files' tensors with those that config.json asks for, by transformers' own loading.
 
     transformers renames, splits and fuses weights as it loads them. It does the same here with tensors of the headers' shapes
     that hold nothing (on the meta device).
@@ -262,7 +262,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def check_report(report: Mapping[str, Any], made: nn.Module, name: str) -> list[str]:
-    """Refuses what transformers only warns of: it fills gaps with random numbers and leaves out what has no place.
+    """Refuse what transformers only warns of: it fills gaps with random numbers and leaves out what has no place.
 
     Args:
         report: transformers' `loading_info`.

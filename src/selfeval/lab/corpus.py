@@ -105,7 +105,7 @@ def _marked_steps(problem: Problem, reply: Reply, rng: random.Random, marked_sha
 
 
 def _sums(rng: random.Random) -> Document:
-    """Sums, one after the other, each marked right or wrong: to check a step is learned here, where every line is a check."""
+    """Sum, one after the other, each marked right or wrong: to check a step is learned here, where every line is a check."""
     document: Document = [("<|bos|><|grade|>", 0.0)]
     for _ in range(_SUMS):
         line, is_right = draw_sum(rng)

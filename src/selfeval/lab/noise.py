@@ -116,7 +116,7 @@ _MAKERS = {"misreading": _misread, "operand": _wrong_operand, "slip": _slip, "mi
 def wrong_steps(
     problem: Problem, rng: random.Random, kinds: Mapping[str, float] = MappingProxyType(ERROR_KINDS)
 ) -> tuple[Step, ...]:
-    """Steps that end on a wrong answer, every number in 0..60, the kind of error drawn with the weights in `kinds`."""
+    """Step that end on a wrong answer, every number in 0..60, the kind of error drawn with the weights in `kinds`."""
     while True:
         kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
         steps = _MAKERS[kind](problem, rng)

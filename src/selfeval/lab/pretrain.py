@@ -157,7 +157,7 @@ def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, pro
 
 
 def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, config: PretrainConfig) -> dict[str, Any]:
-    """Puts a checkpoint back and returns its progress.
+    """Put a checkpoint back and return its progress.
 
     Raises:
         InputError: it belongs to another configuration.
@@ -187,7 +187,7 @@ def _step(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, batch: dict[str
 
 
 def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None] = print) -> None:
-    """Trains the model and writes an ordinary Hugging Face folder (config, safetensors, tokenizer) to `output`.
+    """Train the model and write an ordinary Hugging Face folder (config, safetensors, tokenizer) to `output`.
 
     Args:
         output: the folder; `checkpoint.safetensors` and `pretrain.jsonl` lie in it as well.
@@ -220,7 +220,7 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
 
 
 def _export(output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]) -> None:
-    """Writes the model folder: weights, tokenizer, the prompt templates that belong to it, and how it was made."""
+    """Write the model folder: weights, tokenizer, the prompt templates that belong to it, and how it was made."""
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     for weights in output.glob("*.safetensors"):

@@ -100,7 +100,7 @@ def generate(
     first: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Samples one rollout per request, under the role that is acting.
+    """Sample one rollout per request, under the role that is acting.
 
     Args:
         backbone: with a role acting.
@@ -151,7 +151,7 @@ def generate(
 
 
 def check_room(backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
-    """Refuses prompts that fill the model's context.
+    """Refuse prompts that fill the model's context.
 
     Raises:
         LoopError: one of them does.
@@ -203,7 +203,7 @@ class _Pass:
         return self.backbone.acting_as([role for role in self.roles for _ in range(rows)] if self.roles[1:] else self.roles[0])
 
     def select(self, rows: Tensor, of: int) -> None:
-        """Keeps (or repeats) these rows of the `of` that there are of each role."""
+        """Keep (or repeats) these rows of the `of` that there are of each role."""
         starts = of * torch.arange(len(self.roles), device=rows.device)
         select_rows(self.cache, (starts[:, None] + rows).flatten())
 
@@ -257,7 +257,7 @@ class _Batch:
         ]
 
     def _prefill(self) -> tuple[Tensor, Tensor]:
-        """Passes each distinct prompt once (left-padded), then spreads the cache over the rows that share it."""
+        """Pass each distinct prompt once (left-padded), then spreads the cache over the rows that share it."""
         distinct = list(dict.fromkeys(r.prompt for r in self.requests))
         width = max(len(p) for p in distinct)
         pad, device = self.backbone.loaded.pad_id, self.backbone.loaded.device
@@ -286,7 +286,7 @@ class _Batch:
         return logprobs_NBV[0] if self.guide is None else self.guide.logprobs(logprobs_NBV[0], logprobs_NBV[1:])
 
     def _draw(self, logits_NBV: Tensor, step: int) -> Tensor:
-        """Draws a token per row and notes its log-prob (and those of the watched tokens)."""
+        """Draw a token per row and note its log-prob (and those of the watched tokens)."""
         temperature = self.temperature_B[self.alive]
         greedy = temperature == 0
         scaled_NBV = logits_NBV / torch.where(greedy, 1.0, temperature)[:, None]
@@ -302,7 +302,7 @@ class _Batch:
         return tokens_B
 
     def _record(self, tokens_B: Tensor) -> Tensor:
-        """Appends the drawn tokens to their rows; True where the row goes on."""
+        """Append the drawn tokens to their rows; True where the row goes on."""
         watched = self._seen.tolist() if self._seen is not None else None
         keep = []
         for position, (row, token, logprob) in enumerate(
@@ -317,7 +317,7 @@ class _Batch:
         return torch.tensor(keep, device=tokens_B.device)
 
     def _compact(self, keep: Tensor, tokens_B: Tensor, attention_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Drops the rows that have ended."""
+        """Drop the rows that have ended."""
         if keep.all():
             return tokens_B, attention_BT
         rows = keep.nonzero()[:, 0]

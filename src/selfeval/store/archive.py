@@ -54,7 +54,7 @@ class Archive:
         return facts
 
     def take(self, stage: str, paths: Sequence[Path], run: Mapping[str, Any]) -> None:
-        """Moves the paths of a stage that exist to an archive.
+        """Move the paths of a stage that exist to an archive.
 
         Args:
             stage: its name.
@@ -93,7 +93,7 @@ class Archive:
             raise as_storage_error(target, error) from error
 
     def put_back(self, number: int) -> None:
-        """Moves the results of a number back; nothing may stand in their places but a stage's key and journal.
+        """Move the results of a number back; nothing may stand in their places but a stage's key and journal.
 
         A kill leaves the rest under the number, and the next call moves that.
         """
@@ -111,12 +111,12 @@ class Archive:
             shutil.rmtree(folder)
 
     def note_restoring(self, number: int) -> None:
-        """Notes that the places of these results are free, so that a killed restore is not begun from its start."""
+        """Note that the places of these results are free, so that a killed restore is not begun from its start."""
         write_json(self.folder / str(number) / _FACTS, {**self.facts(number), "restoring": True})
 
 
 def _refuse_other_kinds(path: Path, facts: Mapping[str, Any], remedy: str) -> None:
-    """Refuses facts that are no objects; keys and stages are objects of objects."""
+    """Refuse facts that are no objects; keys and stages are objects of objects."""
     for name in ("config", "keys", "stages"):
         value = {} if name == "config" and facts[name] is None else facts[name]
         whole = isinstance(value, dict) and (name == "config" or all(isinstance(one, dict) for one in value.values()))

@@ -94,7 +94,7 @@ def _cached_hash(path: Path, kind: str, size: int, changed_ns: int) -> str:
 
 
 def _add_json(found: Any, file: BinaryIO, size: int) -> None:
-    """Reads the whole file and adds it in canonical form; leaves it unread where it is not JSON."""
+    """Read the whole file and add it in canonical form; leaves it unread where it is not JSON."""
     if size > _LARGEST_JSON:
         return
     try:
@@ -104,7 +104,7 @@ def _add_json(found: Any, file: BinaryIO, size: int) -> None:
 
 
 def _add_header(found: Any, file: BinaryIO, size: int) -> None:
-    """Reads the header of a safetensors file and adds it in canonical form; leaves it unread where there is none."""
+    """Read the header of a safetensors file and add it in canonical form; leaves it unread where there is none."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     try:
@@ -123,7 +123,7 @@ def _canonical(data: bytes) -> bytes:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Opens a regular file for reading.
+    """Open a regular file for reading.
 
     Raises:
         RunFolderError: it is something else; reading a named pipe or a terminal would wait for ever.
@@ -185,7 +185,7 @@ def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, and moves it into place when the block succeeds.
+    """Yield a path beside `path` to write to, and move it into place when the block succeeds.
 
     Raises:
         StorageError: the disk is full or cannot be written; what stood at `path` is untouched.
@@ -219,7 +219,7 @@ def _ignoring_system_errors() -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 

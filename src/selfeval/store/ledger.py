@@ -42,7 +42,7 @@ _REBUILD_RUN = "remove it and give the whole command again: the recipe or --mode
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes an object with a hash of itself, so that a change of any value is noticed."""
+    """Write an object with a hash of itself, so that a change of any value is noticed."""
     unsealed = {key: value for key, value in values.items() if key != _SEAL}
     write_json(path, {**unsealed, _SEAL: fingerprint(unsealed)})
 
@@ -132,7 +132,7 @@ def read_journal(root: Path, stage: str) -> dict[str, str]:
 
 
 def note_shards(root: Path, stage: str, hashes: Mapping[str, str]) -> None:
-    """Adds to a stage's journal."""
+    """Add to a stage's journal."""
     write_sealed(root / stage / JOURNAL, {"shards": {**read_journal(root, stage), **hashes}})
 
 
@@ -156,7 +156,7 @@ def _is(path: Path, written: str) -> bool:
 
 
 def check_files(root: Path, paths: Iterable[Path]) -> None:
-    """Refuses files whose content is not what the stage that wrote them noted.
+    """Refuse files whose content is not what the stage that wrote them noted.
 
     Args:
         root: of the run.

@@ -17,7 +17,7 @@ _REMEDY = "remove it and give the same command again"
 
 
 def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
-    """Appends one line.
+    """Append one line.
 
     Raises:
         StorageError: the disk is full or cannot be written.
@@ -31,7 +31,7 @@ def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def keep_metrics(path: Path, last_step: int) -> None:
-    """Removes the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
+    """Remove the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
     lines = read_metrics(path)
     with writing(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last_step))

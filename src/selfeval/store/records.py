@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
-    """Writes records, atomically."""
+    """Write records, atomically."""
     write_lines(path, as_lines(records))
 
 
@@ -31,7 +31,7 @@ def as_lines(records: Iterable[Any]) -> bytes:
 
 
 def write_lines(path: Path, lines: bytes) -> None:
-    """Writes the content of a file of records, atomically."""
+    """Write the content of a file of records, atomically."""
     with writing(path) as temporary:
         temporary.write_bytes(lines)
 

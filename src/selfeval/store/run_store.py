@@ -70,7 +70,7 @@ class RunStore:
         return ours and any(self.root.glob("*/key.json"))
 
     def close(self) -> None:
-        """Lets another process in."""
+        """Let another process in."""
         self._lock.release()
 
     # -- run.json ---------------------------------------------------------------------------------------------------
@@ -81,11 +81,11 @@ class RunStore:
         return ledger.read_run(self.root) if (self.root / "run.json").exists() else {}
 
     def update_run(self, **values: Any) -> None:
-        """Sets top-level values of run.json."""
+        """Set top-level values of run.json."""
         ledger.write_sealed(self.root / "run.json", {**self.run, **values})
 
     def record_stage(self, stage: str, **values: Any) -> None:
-        """Updates one stage's row (state, seconds, counts) in run.json; seconds add up over interrupted tries."""
+        """Update one stage's row (state, seconds, counts) in run.json; seconds add up over interrupted tries."""
         stages = dict(self.run.get("stages", {}))
         row = dict(stages.get(stage, {}))
         row.update(values, seconds=round(row.get("seconds", 0.0) + values.get("seconds", 0.0), 2))
@@ -130,7 +130,7 @@ class RunStore:
         return ledger.read_key(self.root, stage).get("inputs")
 
     def note_inputs(self, stage: str, inputs: str) -> None:
-        """Writes down, before a stage begins to work, what it works from."""
+        """Write down, before a stage begins to work, what it works from."""
         write_json(self.folder(stage) / "key.json", {**ledger.read_key(self.root, stage), "inputs": inputs})
 
     def has_work(self, stage: str, owned: Sequence[Path] = ()) -> bool:
@@ -139,7 +139,7 @@ class RunStore:
         return any(path.exists() for path in owned) or any(p.name not in markers for p in self.folder(stage).glob("*"))
 
     def begin(self, stage: str, key: str, owned: Sequence[Path] = ()) -> bool:
-        """Prepares a stage for work under `key`; True when finished or half-done work of another key was set aside.
+        """Prepare a stage for work under `key`; True when finished or half-done work of another key was set aside.
 
         Args:
             stage: its name.
@@ -154,7 +154,7 @@ class RunStore:
         return changed and produced
 
     def set_aside(self, stage: str, owned: Sequence[Path] = ()) -> None:
-        """Moves everything of a stage to `replaced/`; its key is kept, so that the stage starts again."""
+        """Move everything of a stage to `replaced/`; its key is kept, so that the stage starts again."""
         key, run = self.key(stage), self.run
         # The folder with the marker goes last: a kill before that leaves the old key, and the next run continues from here.
         paths = [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]
@@ -164,7 +164,7 @@ class RunStore:
             write_json(self.folder(stage) / "key.json", {"key": key})
 
     def reopen(self, stage: str) -> None:
-        """Removes the manifest of a stage, and the shards whose dropped records are lost; keeps what else is there."""
+        """Remove the manifest of a stage, and the shards whose dropped records are lost; keeps what else is there."""
         self._note_from_manifest(stage)
         for name in self.missing_files(stage):
             if name.startswith(f"dropped/{stage}/"):
@@ -172,7 +172,7 @@ class RunStore:
         (self.folder(stage) / "manifest.json").unlink(missing_ok=True)
 
     def _note_from_manifest(self, stage: str) -> None:
-        """Gives the folders of a finished stage that have no journal one, with the hashes of the manifest."""
+        """Give the folders of a finished stage that have no journal one, with the hashes of the manifest."""
         manifest, found = self.manifest(stage), dict[str, dict[str, str]]()
         for name, written in {**manifest["files"], **manifest["also"]}.items():
             if Path(name).match("shard-*.jsonl"):
@@ -190,7 +190,7 @@ class RunStore:
         inputs: str = "",
         also: Sequence[Path] = (),
     ) -> None:
-        """Writes the manifest: from now on the stage is finished.
+        """Write the manifest: from now on the stage is finished.
 
         Args:
             stage: its name.
@@ -251,7 +251,7 @@ class RunStore:
         return self.root / "dropped" / stage / f"shard-{index:05d}.jsonl"
 
     def write_shard(self, stage: str, index: int, records: Iterable[Any], drops: Iterable[Drop] | None = None) -> None:
-        """Writes one shard of records and, before it, what this shard dropped (None: by a stage that drops nothing).
+        """Write one shard of records and, before it, what this shard dropped (None: by a stage that drops nothing).
 
         Their hashes go to the stage's journal first: a kill at any point leaves no shard that the journal does not know.
         """
@@ -266,7 +266,7 @@ class RunStore:
             write_lines(path, lines)
 
     def write_records(self, name: str, records: Iterable[Any]) -> None:
-        """Writes a file of records at the top of the run folder."""
+        """Write a file of records at the top of the run folder."""
         write_records(self.root / name, records)
 
     def read_shard(self, stage: str, index: int, kind: type[R]) -> list[R]:
@@ -286,11 +286,11 @@ class RunStore:
         return self.root / "metrics" / f"{stage}.jsonl"
 
     def add_metrics(self, stage: str, values: Mapping[str, Any]) -> None:
-        """Appends one line to the stage's metrics."""
+        """Append one line to the stage's metrics."""
         metrics.add_metrics(self.metrics_path(stage), values)
 
     def keep_metrics(self, stage: str, last_step: int) -> None:
-        """Removes the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
+        """Remove the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
         metrics.keep_metrics(self.metrics_path(stage), last_step)
 
     def read_metrics(self, stage: str) -> list[dict[str, Any]]:

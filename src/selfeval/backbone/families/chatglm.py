@@ -107,7 +107,7 @@ class ChatGLM2ForCausalLM(GlmForCausalLM):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
-        """Loads the published weights, converted; takes what transformers' own method takes (precision, placement, ...)."""
+        """Load the published weights, converted; takes what transformers' own method takes (precision, placement, ...)."""
         name = str(pretrained_model_name_or_path)
         plain = GlmConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"})
         weights = dict(glm_weights(_tensors(name), plain))

@@ -158,7 +158,7 @@ def _rotary(positions_B2T: Tensor, size: int, dtype: torch.dtype) -> tuple[Tenso
 
 
 def _turn(states_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns both halves of every head, each by its own positions (pairs j and j + R/2 of a half)."""
+    """Turn both halves of every head, each by its own positions (pairs j and j + R/2 of a half)."""
     halves = states_BNTH.unflatten(-1, (2, -1))
     one, two = halves.chunk(2, dim=-1)
     turned: Tensor = halves * cos + torch.cat([-two, one], dim=-1) * sin
