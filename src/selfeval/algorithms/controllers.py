@@ -106,7 +106,7 @@ def dual_temperature(
 
     Args:
         temperature: α now, in reward per nat, > 0.
-        entropy: H that was just measured, in nats.
+        entropy: h that was just measured, in nats.
         target: H̄, the entropy to hold, in nats.
         learning_rate: change of log α per nat, > 0.
         parameter: "log" or "exp".
@@ -132,7 +132,7 @@ def direct_temperature(temperature: float, entropy: float, *, target: float, lea
 
     Args:
         temperature: α now, in reward per nat, >= 0.
-        entropy: H that was just measured, in nats.
+        entropy: h that was just measured, in nats.
         target: H̄, the entropy to hold, in nats.
         learning_rate: change of α per nat, > 0.
 

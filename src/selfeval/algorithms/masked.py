@@ -223,7 +223,7 @@ def whiten(
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
-        shift_mean: True gives mean 0; False adds the mean back after scaling.
+        shift_mean: true gives mean 0; False adds the mean back after scaling.
         correction: 1 divides by n − 1 (unbiased), 0 by n (the population variance).
         eps: added to the variance, >= 0; keeps a constant batch at 0 instead of 0/0.
 
@@ -273,7 +273,7 @@ def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_lengt
         loss_BT: [B, T], loss per token, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
         mode: one of the seven above.
-        norm_length: L in tokens, > 0; with the two modes that divide by L, and only there.
+        norm_length: l in tokens, > 0; with the two modes that divide by L, and only there.
 
     Returns:
         Scalar. 0 with a gradient of 0 when no token counts: such a batch teaches nothing.

@@ -90,8 +90,8 @@ def token_logprobs(
         backbone: whose output layer is used; no role need act.
         hidden_BRD: states that predict each token.
         targets_BR: the tokens.
-        mask_BR: True at the tokens that count; the others cost nothing and give 0.
-        temperature: T of both distributions, > 0.
+        mask_BR: true at the tokens that count; the others cost nothing and give 0.
+        temperature: t of both distributions, > 0.
         entropy: whether entropies are wanted.
         other_BRD: hidden states of another role at the same tokens; gives KL(this role || other).
         gradient: outputs that will be differentiated (the others come without gradient). Each further one costs one more
