@@ -65,7 +65,7 @@ class DeviceMap:
         return tuple(name for name, device in zip(self.layers, self.devices, strict=True) if device in kept)
 
     def for_transformers(self) -> dict[str, int | str]:
-        """Return the `device_map` for `from_pretrained`, with GPUs as integers because it uses the lowest as its main device."""
+        """Return the `device_map` for `from_pretrained`, with GPUs as integers (the lowest becomes the main one)."""
         pairs = [*((name, self.main) for name in self.fixed), *zip(self.layers, self.devices, strict=True)]
         return {name: int(device.removeprefix("cuda:")) if device.startswith("cuda:") else device for name, device in pairs}
 

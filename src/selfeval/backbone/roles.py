@@ -86,7 +86,7 @@ class Backbone:
 
     @torch.no_grad()
     def _check_logits(self) -> None:
-        """Check in one short pass that `logits(hidden)` equals the model's own logits; otherwise all log-probs would be wrong."""
+        """Check with a short pass that `logits(hidden)` equals the model's own logits, which all log-probs rely on."""
         ids = torch.tensor([[0, 1, 2, 3]], device=self.loaded.device)
         mask = torch.ones_like(ids)
         with self.acting_as(BASE):

@@ -284,7 +284,7 @@ class _Batch:
         return logprobs_NBV[0] if self.guide is None else self.guide.logprobs(logprobs_NBV[0], logprobs_NBV[1:])
 
     def _draw(self, logits_NBV: Tensor, step: int) -> Tensor:
-        """Draw a token per row and note its log-prob (and those of the watched tokens)."""
+        """Sample a token per row and record its log-prob and those of the watched tokens."""
         temperature = self.temperature_B[self.alive]
         greedy = temperature == 0
         scaled_NBV = logits_NBV / torch.where(greedy, 1.0, temperature)[:, None]
