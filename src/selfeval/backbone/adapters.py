@@ -93,7 +93,7 @@ class AdapterStack:
         return _Block(self._stack, acting)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """What surrounds a checkpointed layer the first time and when its backward runs it again: the same role."""
+        """Return the contexts for a checkpointed layer's forward and its recomputation, which must use the same role."""
         acting = self.acting
         return nullcontext(), nullcontext() if acting is None else _Block(self._stack, acting)
 

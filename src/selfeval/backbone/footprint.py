@@ -1,4 +1,4 @@
-"""What a pass would hold in memory, found by running it on shapes: no weight is made, no number is computed.
+"""Memory footprint of a forward or backward pass, traced on shapes only: no weights are allocated, nothing is computed.
 
 A model is built on torch's meta device and given its roles; then its weights become fake tensors. The very code of the loop
 runs on them while `Footprint` counts the bytes of every living storage. Where several devices share the layers, each storage is
@@ -89,7 +89,7 @@ class Footprint(TorchDispatchMode):
 
     @contextmanager
     def on(self, device: str) -> Iterator[None]:
-        """What is made inside the block is on that device, whatever it is made of: a copy from one to another."""
+        """Assign tensors created inside the block to this device, regardless of their inputs: a copy between devices."""
         outer, self._forced = self._forced, device
         try:
             yield
@@ -260,7 +260,7 @@ class ShapeBackbone(Backbone):
         part.register_forward_pre_hook(move, with_kwargs=True)
 
     def keeps(self, name: str) -> str:
-        """The device on which a weight of the base lies."""
+        """Return the device of a weight of the base."""
         placed = self.loaded.placement
         layers = zip(placed.layers, placed.devices, strict=True) if placed else ()
         return next((device for layer, device in layers if name.startswith(f"{layer}.")), self.main)

@@ -163,7 +163,7 @@ def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None,
 def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Tensor:
     """The weight as its class holds it: GPT-2's layers keep `[I, O]`, and bitsandbytes turned them when it coded them.
 
-    Told by the kinds of layer and not by the shape, which a square weight has either way.
+    Determined by the layer type, because the shape of a square weight is ambiguous.
     """
     path, _, leaf = name.rpartition(".")
     if leaf != "weight" or not isinstance(merged.get_submodule(path), Conv1D):
@@ -175,7 +175,7 @@ def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Ten
 
 @torch.no_grad()
 def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -> Tensor:
-    """One weight or buffer of the live base with the role's update on it, a tensor of its own on the CPU."""
+    """Return a weight or buffer of the live base with the role's update applied, as a separate CPU tensor."""
     path, _, leaf = name.rpartition(".")
     try:
         module = live.get_submodule(path)
@@ -229,7 +229,7 @@ def _expert_update(module: Any, leaf: str, role: str) -> Tensor | None:
 def _decoded(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The matrix that a layer with coded weights multiplies by, read off by passing the identity through it.
 
-    How codes are laid out depends on the device and on whether a pass was made; reading them wrongly gives plausible numbers.
+    How codes are laid out depends on the device and on whether a pass was made; reading them wrongly returns plausible numbers.
     """
     bare: Any = copy.copy(layer)  # the same weight, and no bias in the sum
     bare._parameters = {**layer._parameters, "bias": None}

@@ -53,7 +53,7 @@ class Meter(Protocol):
         """Bytes in use now."""
 
     def free(self) -> int:
-        """Bytes that this process could still take, read anew: other people's jobs take memory too."""
+        """Measure the bytes still available to this process; not cached, because other jobs use memory too."""
 
     def restart(self) -> None:
         """Begins to watch for a peak."""
@@ -100,9 +100,9 @@ class CpuMeter:
 
 
 class CudaMeter:
-    """Memory of the GPUs that the backbone lies on; the fullest one counts.
+    """Memory of the backbone's GPUs; the fullest one counts.
 
-    A budget is enforced by torch's allocator (`cap_gpus`), so that passing it is an error like any other lack of memory.
+    A budget is enforced by torch's allocator (`cap_gpus`), so exceeding it raises an ordinary out-of-memory error.
 
     Args:
         devices: the GPUs.
@@ -215,7 +215,7 @@ def return_freed_memory(base_bytes: int) -> None:
 
 
 def kept_by_allocator(base_bytes: int, alive: int, *, learning: bool) -> int:
-    """Bytes that the C library keeps beside what a phase holds alive, where `return_freed_memory` does not stop it.
+    """Estimate the freed bytes that the C library retains during a phase, unless `return_freed_memory` prevents it.
 
     Measured, not derived: by benchmarks/planner.py on models of 1 and 4 MiB, as much again without a backward pass and half as
     much again with one.
@@ -241,7 +241,7 @@ def keep_few_kernels() -> None:
 
 
 def kernel_bytes() -> int:
-    """What the kernels of 16-bit products take on a CPU, once there are as many as `keep_few_kernels` allows."""
+    """Estimate the memory of compiled 16-bit matmul kernels on a CPU, at the limit set by `keep_few_kernels`."""
     return _KERNELS * _KERNEL_BYTES
 
 

@@ -98,7 +98,7 @@ def pick_precision(wanted: str, device: torch.device, size: Callable[[str], int]
 
 
 def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` needs for this precision.
+    """Return the arguments of `from_pretrained` for this precision.
 
     Raises:
         ModelError: a quantised one without bitsandbytes.

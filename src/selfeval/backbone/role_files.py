@@ -1,4 +1,4 @@
-"""The files of a saved role, sealed by the hash of their content, so that a damaged role is never loaded."""
+"""Files of a saved role, with content hashes that prevent loading a damaged role."""
 
 from __future__ import annotations
 

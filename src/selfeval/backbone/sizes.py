@@ -28,11 +28,11 @@ _TABLES = 4 * (16 + 256 + 1)
 
 @dataclass(frozen=True)
 class WeightSizes:
-    """What a base takes.
+    """Size of a base.
 
     Attributes:
-        bytes: of each parameter and buffer as it lies in memory, by name, tied ones once.
-        numbers: what the parameters hold, tied ones once.
+        bytes: bytes of each parameter and buffer in memory, by name; tied ones count once.
+        numbers: number of elements in the parameters; tied ones count once.
         unpacked: bytes of the largest packed matrix while it is unpacked for its product; 0 where nothing is packed.
     """
 

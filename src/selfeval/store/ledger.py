@@ -116,7 +116,7 @@ def journal_of(name: str) -> str:
 
 
 def read_journal(root: Path, stage: str) -> dict[str, str]:
-    """The hash of every shard of a stage, by path in the run folder; empty where nothing has been noted.
+    """Read the hash of every shard of a stage, by path in the run folder; empty if there is no journal.
 
     Raises:
         RunFolderError: the journal is damaged.
@@ -132,7 +132,7 @@ def read_journal(root: Path, stage: str) -> dict[str, str]:
 
 
 def note_shards(root: Path, stage: str, hashes: Mapping[str, str]) -> None:
-    """Add to a stage's journal."""
+    """Add hashes to a stage's journal."""
     write_sealed(root / stage / JOURNAL, {"shards": {**read_journal(root, stage), **hashes}})
 
 
@@ -142,12 +142,12 @@ def _written(root: Path, stage: str) -> dict[str, str]:
 
 
 def missing_files(root: Path, stage: str) -> list[str]:
-    """The files of a finished stage that are not there."""
+    """Return the missing files of a finished stage."""
     return [name for name in _written(root, stage) if not (root / name).is_file()]
 
 
 def damaged_files(root: Path, stage: str) -> list[str]:
-    """The files of a finished stage whose content is not what was written."""
+    """Return the files of a finished stage whose content has changed since it was written."""
     return [name for name, written in _written(root, stage).items() if not _is(root / name, written)]
 
 
@@ -156,11 +156,11 @@ def _is(path: Path, written: str) -> bool:
 
 
 def check_files(root: Path, paths: Iterable[Path]) -> None:
-    """Refuse files whose content is not what the stage that wrote them noted.
+    """Refuse files whose content differs from the hash recorded by their stage.
 
     Args:
-        root: of the run.
-        paths: files of it; folders stand for all files in them. A file whose hash was never noted is passed over.
+        root: run folder.
+        paths: files of the run; a folder stands for all files in it. Files without a recorded hash are skipped.
 
     Raises:
         RunFolderError: a file is damaged, or a file of one of the folders is missing.

@@ -39,7 +39,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Fields of a config that say how many experts there are."""
 
 _ROUTERS = ("gate", "router")
-"""What mixtures of experts call the module that picks the experts."""
+"""Names of the router module in mixture-of-experts models."""
 
 
 def adapter_targets(model: Any, wanted: str | tuple[str, ...], unread: tuple[str, ...] = ()) -> dict[str, Any]:

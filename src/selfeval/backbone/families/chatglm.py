@@ -72,7 +72,7 @@ _PACKED = "self_attention.query_key_value"
 
 
 class PublishedConfig(ChatGLMConfig):
-    """What `model_type: chatglm` stands for: reads a published config.json as the config of the model that it describes."""
+    """Config of `model_type: chatglm`, which maps a published config.json to the config of the actual model."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -101,7 +101,7 @@ class ChatGLM2Config(GlmConfig):
 
 
 class ChatGLM2ForCausalLM(GlmForCausalLM):
-    """Only a way in: loading it gives a plain `GlmForCausalLM`."""
+    """Only used for loading, which returns a plain `GlmForCausalLM`."""
 
     config_class = ChatGLM2Config
 
@@ -129,7 +129,7 @@ def generation(name: str, config: dict[str, Any]) -> int:
     3 knows roles), which is read here and never run, and the names that the config and the folder have.
 
     Raises:
-        ModelError: nothing tells 2 from 3.
+        ModelError: versions 2 and 3 cannot be distinguished.
     """
     if "padded_vocab_size" not in config:
         return 1
