@@ -57,7 +57,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def check_same_shape(**tensors: Tensor) -> None:
     """Refuse tensors that would broadcast against each other instead of lining up.
 
-    A [B, 1] tensor that meets a [B, T] one gives a plausible loss and a wrong gradient; this makes it an error.
+    A [B, 1] tensor broadcast against a [B, T] one yields a plausible loss and a wrong gradient; raise an error instead.
 
     Args:
         tensors: tensors by the name that the message should use.
@@ -77,7 +77,7 @@ def check_scalar(**numbers: float | Tensor | None) -> None:
         numbers: numbers or tensors by the name that the message should use; None passes.
 
     Raises:
-        ValueError: one of them has axes; the message gives its shape.
+        ValueError: one of them is not a scalar; the message names its shape.
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor) and number.dim():
@@ -92,7 +92,7 @@ def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
         numbers: numbers or tensors by the name that the message should use.
 
     Raises:
-        ValueError: one of them has another shape; the message gives both.
+        ValueError: one of them has another shape; the message names both.
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor) and number.dim() and number.shape != like.shape:
@@ -100,7 +100,7 @@ def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
 
 
 def limit_exponent(x: Tensor) -> Tensor:
-    """Limit x so that exp(x) and 20 times it are finite; the gradient is 0 above the limit.
+    """Clamp x to keep exp(x) and 20 times it finite; the gradient is 0 above the limit.
 
     y = min(x, log(largest number of the type) − 3):  85.7 in float32 and bfloat16, 8.1 in float16, 707 in float64
 
@@ -322,7 +322,7 @@ def aggregation_weights(
 
 
 def _divisors(lengths_B: Tensor, mode: Aggregation, norm_length: int) -> Tensor:
-    """By what the loss of a token of each row is divided; at least 1, so that an empty batch gives 0."""
+    """Return the divisor of each row's token losses; at least 1, so an empty batch has loss 0."""
     filled_rows = (lengths_B > 0).sum().clamp(min=1)
     divisors: dict[Aggregation, Tensor | int] = {
         "token_mean": lengths_B.sum().clamp(min=1),

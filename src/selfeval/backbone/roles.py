@@ -381,7 +381,7 @@ class Backbone:
         return self._stack.mixes_rows
 
     def refuse_mixed_rows(self, work: str) -> None:
-        """Raise if the acting block assigns a role to each row; for callers that reorder rows.
+        """Raise an error if the acting block assigns a role to each row; for callers that reorder rows.
 
         Raises:
             RoleError: the acting block names a role for each row.

@@ -94,7 +94,7 @@ def _cached_hash(path: Path, kind: str, size: int, changed_ns: int) -> str:
 
 
 def _add_json(found: Any, file: BinaryIO, size: int) -> None:
-    """Read the whole file and add it in canonical form; leaves it unread where it is not JSON."""
+    """Read the whole file and hash it in canonical form; rewind it if it is not JSON."""
     if size > _LARGEST_JSON:
         return
     try:
@@ -104,7 +104,7 @@ def _add_json(found: Any, file: BinaryIO, size: int) -> None:
 
 
 def _add_header(found: Any, file: BinaryIO, size: int) -> None:
-    """Read the header of a safetensors file and add it in canonical form; leaves it unread where there is none."""
+    """Read the header of a safetensors file and hash it in canonical form; rewind the file if it has no valid header."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     try:
@@ -185,10 +185,10 @@ def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to, and move it into place when the block succeeds.
+    """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
     Raises:
-        StorageError: the disk is full or cannot be written; what stood at `path` is untouched.
+        StorageError: the disk is full or cannot be written; an existing file at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -227,8 +227,8 @@ def write_json(path: Path, value: Any) -> None:
 def open_to_umask(path: Path) -> None:
     """Set the permissions of a file, or of a folder and its contents, to those implied by the umask.
 
-    safetensors 0.8 writes files with mode 0600 regardless of the umask, and copies keep the mode of their source. Colleagues, or
-    the server of a shared folder, could not read the weights otherwise.
+    safetensors 0.8 writes files with mode 0600 regardless of the umask, and copies keep the mode of their source. Otherwise
+    other users, or the server of a shared folder, could not read the weights.
     """
     umask = os.umask(0o077)  # reading it means setting it; the stricter value cannot expose a file of another thread
     os.umask(umask)

@@ -36,7 +36,7 @@ class RunStore:
         root: the folder, created if it does not exist.
 
     Raises:
-        RunFolderError: the folder exists and is not a run, contains a link that points outside, or is locked by another process.
+        RunFolderError: the folder exists and is not a run, contains a link to the outside, or is locked by another process.
         StorageError: the folder cannot be created.
     """
 
