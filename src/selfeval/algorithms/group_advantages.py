@@ -5,7 +5,7 @@ Shapes: B batch, T time, G groups. A mask says what is KEPT: True = this token c
 A group is the replies to one question. Its id may be any integer, and its rows may be anywhere in the batch. Groups
 may differ in size. The advantage belongs to the whole reply; `masked.broadcast_to_tokens` assigns it to every token.
 
-A group without information has advantage exactly 0: a single reply (there is no other to compare it with), and replies with equal
+A group without information has advantage 0: a single reply (there is no other to compare it with), and replies with equal
 rewards. In floating point the mean of equal numbers is often not that number, and the rest, divided by a standard
 deviation of next to nothing, would look like a real advantage.
 """

@@ -223,7 +223,7 @@ def whiten(
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
-        shift_mean: true gives mean 0; False adds the mean back after scaling.
+        shift_mean: whether the result has mean 0; if False, the mean is added back after scaling.
         correction: 1 divides by n − 1 (unbiased), 0 by n (the population variance).
         eps: added to the variance, >= 0; keeps a constant batch at 0 instead of 0/0.
 

@@ -248,7 +248,7 @@ def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, 
 
     V ← β log Σ_a π_ref(a|s) exp(Q(s, a) / β),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
 
-    A contraction like `value_iteration`, with the same bound on the error. β → 0 yields the unregularised optimum, β → ∞ the values
+    A contraction like `value_iteration`, with the same bound on the error. β → 0 yields the plain optimum, β → ∞ the values
     of the reference. Geist et al. 2019, section 3 (https://arxiv.org/abs/1901.11275); with a uniform reference, soft
     Q-iteration: Haarnoja et al. 2017, theorem 3 (https://arxiv.org/abs/1702.08165).
 

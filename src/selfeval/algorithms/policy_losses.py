@@ -98,8 +98,8 @@ def ppo_clip_loss(
     l_t = max(−A_t r_t, −A_t clip(r_t, 1 − clip_low, 1 + clip_high)),   r_t = exp(log π_t − log π_old,t)
     with dual_clip = c, where A_t < 0:   l_t ← min(l_t, −c A_t)
 
-    The gradient is 0 where the ratio has already left the range in the direction that the advantage asks for. The only unbounded
-    case is a bad token that became much likelier (A < 0, r large); the dual clip bounds it, and gives no
+    The gradient is 0 where the ratio has already left the range in the direction that the advantage asks for. The only
+    unbounded case is a bad token that became much likelier (A < 0, r large); the dual clip bounds it, and gives no
     gradient there. Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347); two bounds, "clip-higher": DAPO,
     section 3.1 (https://arxiv.org/abs/2503.14476); dual clip: Ye et al. 2020, section "Dual-clip PPO"
     (https://arxiv.org/abs/1912.09729).

@@ -3,7 +3,7 @@
 Shapes: ... any leading axes ([B] states, or [B, T] tokens), A actions (or the vocabulary V). Nothing here is reduced or
 masked: a loss comes per state, and `masked.aggregate` reduces it. All logarithms are natural.
 
-A target is always y = r + γ (1 − terminated) · (value of the next state), and never passes a gradient. What differs is
+A target is always y = r + γ (1 − terminated) · (value of the next state), and never passes a gradient. They differ in
 that value:
 
 | target                  | value of the next state                         | greedy for                         |
@@ -328,7 +328,7 @@ def sac_state_value(
         check_same_shape(logprobs=logprobs_A, ref_logprobs=ref_logprobs_A)
         costs_A = logprobs_A - ref_logprobs_A
     p_A = logprobs_A.exp()
-    # A product of 0 with inf would be NaN, in the value and in the gradient of alpha: actions with probability 0 contribute nothing.
+    # A product of 0 with inf would be NaN, in the value and in the gradient of alpha: such actions contribute 0.
     nothing_A = torch.zeros_like(p_A)
     gains_A = torch.where(p_A > 0, torch.minimum(q1_A, q2_A), nothing_A) - alpha * torch.where(p_A > 0, costs_A, nothing_A)
     return (p_A * gains_A).sum(-1)

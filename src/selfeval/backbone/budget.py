@@ -186,7 +186,7 @@ class MemoryBudget:
     def _attempt(self, gauge: _Gauge, group: list[int], units: int, work: Callable[[list[int]], R]) -> list[R]:
         """The result in a list, or an empty one when there was no memory for it."""
         if self.meter.limit is not None:
-            self.meter.release()  # what the allocator kept would hide what the group takes
+            self.meter.release()  # memory cached by the allocator would hide the group's use
         before = self.meter.used()
         self.meter.restart()
         try:

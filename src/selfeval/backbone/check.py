@@ -249,5 +249,5 @@ def _check_weights(shell: Any, files: tuple[Path, ...], name: str) -> list[str]:
     headers = read_headers(files)
     is_native = type(shell).__module__.startswith("transformers.")
     if not files or not is_native or getattr(shell.config, "quantization_config", None) is not None:
-        return []  # packed weights, and models with code of their own: compared as they are loaded
+        return []  # packed weights and custom model code: compared while loading
     return check_fit(shell, headers, name)

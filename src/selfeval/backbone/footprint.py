@@ -2,8 +2,8 @@
 
 A model is built on torch's meta device and given its roles; then its weights become fake tensors. The very code of the loop
 runs on them while `Footprint` counts the bytes of every living storage. Where several devices share the layers, each storage is
-booked on the one that would hold it; no such device need be here. What a kernel takes for itself while it runs is not seen, nor
-what an allocator keeps back.
+booked on the one that would hold it; no such device need be here. The workspace of kernels and memory cached by the
+allocator are not counted.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Footprint(TorchDispatchMode):
 
 
 def computes(device: str, main: str) -> bool:
-    """Whether anything is computed there; on disk, and in RAM beside cards, weights only wait."""
+    """Whether anything is computed there; disk, and RAM if there are GPUs, only store weights."""
     return device == main or device.startswith("cuda:")
 
 
@@ -292,7 +292,7 @@ class ShapeBackbone(Backbone):
         return found
 
     def footprint(self) -> Footprint:
-        """A counter that knows the weights and the gradients that are there; the newest one is told of what is moved."""
+        """A counter that knows the weights and the gradients that are there; the newest one is notified of transfers."""
         self.meter = Footprint({}, self.vocabulary, self.main)
         for device, tensors in self.base().items():
             self.meter.know(tensors, "base", device)

@@ -149,7 +149,7 @@ def meter_for(devices: Iterable[torch.device], budget: int | None = None) -> Met
 
 
 def cap_gpus(budget: int) -> None:
-    """Let torch take `budget` bytes at most on every visible GPU; what CUDA itself takes (a few 100 MiB) is not counted."""
+    """Limit torch to `budget` bytes on every visible GPU; memory of CUDA itself (a few 100 MiB) is not counted."""
     for index in range(torch.cuda.device_count()):
         total = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), index)

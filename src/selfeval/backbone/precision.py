@@ -121,7 +121,7 @@ def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
 def settle_quantised(model: Any) -> None:
     """Keep 4-bit weights as they were loaded.
 
-    On some CPUs bitsandbytes would pack them anew at the first pass without gradients: into a layout that needs sizes divisible
+    On some CPUs bitsandbytes would repack them in the first pass without gradients: into a layout that needs sizes divisible
     by 32 and that a later pass with gradients would have to undo.
     """
     for module in model.modules():

@@ -125,7 +125,7 @@ def check_stretch(model: nn.Module, stretch: Stretch, name: str) -> str | None:
     """Make sure that a loaded model computes its positions this way.
 
     With `dynamic`, transformers keeps the angles of the longest pass so far, so that what a text is given would depend on what
-    was read before it; every pass begins anew here.
+    was read before it; here every pass starts from scratch.
 
     Returns:
         A sentence for the user about what the method cannot do, or None.

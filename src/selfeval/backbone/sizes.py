@@ -1,6 +1,6 @@
 """How many bytes each weight of a base takes in a precision: the one rule that loading, placing and planning share.
 
-int8 and nf4 are bitsandbytes' layouts. It packs a module's matrix where transformers tells it to: every `nn.Linear` and every
+int8 and nf4 are bitsandbytes' layouts. It packs the matrices that transformers selects: every `nn.Linear` and every
 `Conv1D` (GPT-2's linear layer, which stores its matrix transposed), but not the output layer, tied weights, the last module, or
 what the family keeps in fp32. Experts that are one fused parameter are no module of theirs, and stay in 16 bits.
 """

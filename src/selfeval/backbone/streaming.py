@@ -3,8 +3,8 @@
 accelerate's hooks bring a module's weights in before its forward and drop them after it; in between, its parameters are on
 the meta device and hold nothing. Three things follow from that, and are solved here:
 
-- An adapter is made beside its base weight, and a weight on meta would take it along: `stand_in_weights`.
-- Autograd keeps every weight of the forward until the backward, so that the whole model would pile up in training. A
+- PEFT creates an adapter on its base weight's device, which would be meta: `stand_in_weights`.
+- Autograd keeps every weight of the forward until the backward, so the whole model would pile up in training. A
   streamed layer is therefore computed again in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174), and the
   weights of one layer are held at a time: `recompute.py`.
 - Code that reads or counts the base's weights must look up their location: `held_weights`.

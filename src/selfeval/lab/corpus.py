@@ -1,7 +1,7 @@
 """The pretraining text: questions, noisy replies, judged pairs and replies marked step by step, as segments of text.
 
 A document is a list of `(text, weight)` segments; the weight scales the loss of the segment's tokens. Markers such as
-`<|reply|>` are single tokens of the tokenizer. What each kind of document teaches, and its share of the tokens:
+`<|reply|>` are single tokens of the tokenizer. Each kind of document, its purpose and its share of the tokens:
 see `KINDS`. Nothing here is read when the loop runs.
 """
 

@@ -65,7 +65,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[lis
 def _packed_rows(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, length: int
 ) -> list[list[tuple[list[int], list[float]]]]:
-    """`rows` lists of whole documents, each list at most `length` tokens long; documents that do not fit are kept for the next row."""
+    """`rows` lists of whole documents, each list at most `length` tokens long; the rest is kept for later rows."""
     waiting: list[tuple[list[int], list[float]]] = []
     packed = []
     for _ in range(rows):

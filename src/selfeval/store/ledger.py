@@ -42,7 +42,7 @@ _REBUILD_RUN = "remove it and give the whole command again: the recipe or --mode
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object with a hash of its own content, to detect any later change."""
+    """Write a JSON object with a hash of its content, to detect any later change."""
     unsealed = {key: value for key, value in values.items() if key != _SEAL}
     write_json(path, {**unsealed, _SEAL: fingerprint(unsealed)})
 

@@ -1,6 +1,6 @@
 """ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B from the folders they were published in, without the code in those folders.
 
-All three call themselves `model_type: chatglm`. The first is a model of its own (`chatglm_v1`). The other two compute what
+All three call themselves `model_type: chatglm`. The first is a separate model (`chatglm_v1`). The other two compute what
 transformers' GLM computes, so that they become a `GlmForCausalLM`: weights renamed, the packed projection cut in three. Saved
 again, they are ordinary GLM folders.
 """
@@ -125,7 +125,7 @@ AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForCausalLM, exist_ok=True
 def generation(name: str, config: dict[str, Any]) -> int:
     """1, 2 or 3: which ChatGLM a folder holds.
 
-    2 and 3 have the same config fields and the same tokenizer file. What differs is the published tokenizer code (only that of
+    2 and 3 have the same config fields and the same tokenizer file. They differ in the published tokenizer code (only that of
     3 knows roles), which is read here and never run, and the names that the config and the folder have.
 
     Raises:

@@ -1,6 +1,6 @@
 """ChatGLM-6B as a native model: the published weights under their own names, no code from the checkpoint.
 
-What sets it apart from other decoders (GLM, https://arxiv.org/abs/2103.10360; this is the last public revision, vocabulary
+Differences from other decoders (GLM, https://arxiv.org/abs/2103.10360; this is the last public revision, vocabulary
 130528): a sequence is `context [gMASK] <sop> answer`. The context, everything before the first `<sop>`, sees itself in both
 directions; from `<sop>` on the sequence is causal. Every token has two positions, each turning one half of a head (2-D rotary):
 
