@@ -89,7 +89,7 @@ class AdapterStack:
         return self._stack[-1] if self._stack else None
 
     def block(self, acting: Acting) -> AbstractContextManager[None]:
-        """Pass inside are this one's; nests, and an exception restores the outer one."""
+        """Activate this role for the passes inside the block. Blocks nest, and the outer role is restored on exit."""
         return _Block(self._stack, acting)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

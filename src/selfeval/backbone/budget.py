@@ -165,7 +165,7 @@ class MemoryBudget:
                 yield group, results[0]
 
     def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
-        """Read what is free, and starts smaller where it is less than this phase needed before."""
+        """Measure free memory, and start smaller if it is less than this phase needed before."""
         if gauge.phase is not self._phase:
             self._phase = gauge.phase
             self.meter.between_phases()

@@ -60,7 +60,7 @@ class Agreement:
 def write_merged(
     backbone: Backbone, role: str, folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None = None
 ) -> tuple[Layout, Agreement]:
-    """Write the role merged into its base, as sharded safetensors, and loads the result to compare it with the role.
+    """Write the role merged into its base, as sharded safetensors, and load the result to compare it with the role.
 
     Args:
         backbone: is not changed.
@@ -97,7 +97,7 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
 
     The folder can be loaded as a role too (`Backbone.load_role`), which refuses another base; PEFT does not look. Where the
     positions of the base were scaled, the folder holds the scaled `config.json` to load the base with, and does not name the
-    base: what finds it by itself (`AutoPeftModel...`) would load it with its own config, and score on plain positions.
+    base: otherwise `AutoPeftModel...` would load it with its original config, and score on unscaled positions.
 
     Raises:
         RoleError: there is no such role.
