@@ -4,8 +4,9 @@ W' = W + s B A for every adapted matrix, summed in fp32 and only then stored in 
 live base and shares no tensor with it, so that a merge can never change what the other roles stand on.
 
 Known failures elsewhere, and the checks against them: a scalar head that is lost or reinitialised (every weight of the
-classifier is taken from the role or refused); a head read at the wrong token, because padding and end of sequence are one id (the classifier
-gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied: no role adapts them).
+classifier is taken from the role or refused); a head read at the wrong token, because padding and end of sequence are one
+id (the classifier gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied:
+no role adapts them).
 """
 
 from __future__ import annotations
