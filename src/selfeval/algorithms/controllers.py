@@ -22,7 +22,7 @@ _SMALLEST, _LARGEST = 1e-300, 1e300
 def adaptive_kl_coefficient(
     coefficient: float, kl: float, *, target: float, horizon: int, samples: int, error_clip: float = 0.2
 ) -> float:
-    """Move the weight of the KL penalty so that the KL approaches its target.
+    """Adjust the KL penalty coefficient to move the KL towards its target.
 
     e = clip(KL / target − 1, ± error_clip),   β ← β (1 + e · min(1, samples / horizon))
 
@@ -67,7 +67,7 @@ def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learnin
 
     log β ← log β + lr (KL − target)
 
-    Gradient ascent on the dual, in log β so that β stays positive. Unlike `adaptive_kl_coefficient` its step grows with the
+    Gradient ascent on the dual, in log β to keep β positive. Unlike `adaptive_kl_coefficient` its step grows with the
     distance from the target, in nats and without a clip. Abdolmaleki et al. 2018
     (https://arxiv.org/abs/1806.06920).
 
@@ -95,18 +95,18 @@ def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learnin
 def dual_temperature(
     temperature: float, entropy: float, *, target: float, learning_rate: float, parameter: Literal["log", "exp"] = "log"
 ) -> float:
-    """Move the temperature of soft Q-learning or SAC so that the entropy approaches its target.
+    """Adjust the temperature of soft Q-learning or SAC to move the entropy towards its target.
 
     log:  log α ← log α − lr (H − H̄)            gradient of log α · (H − H̄)
     exp:  log α ← log α − lr α (H − H̄)          gradient of α · (H − H̄) with α = exp(log α)
 
-    Too little entropy raises α. "exp" is the paper's objective; its steps shrink with α, so that a small temperature hardly
+    Too little entropy raises α. "exp" is the paper's objective; its steps shrink with α, so a small temperature hardly
     moves. Public code has both. Against a reference pass −KL as the entropy and −(target KL) as the target. Haarnoja et al.
     2018, eq. 18 (https://arxiv.org/abs/1812.05905).
 
     Args:
         temperature: α now, in reward per nat, > 0.
-        entropy: H that was just measured, in nats.
+        entropy: h that was just measured, in nats.
         target: H̄, the entropy to hold, in nats.
         learning_rate: change of log α per nat, > 0.
         parameter: "log" or "exp".
@@ -132,7 +132,7 @@ def direct_temperature(temperature: float, entropy: float, *, target: float, lea
 
     Args:
         temperature: α now, in reward per nat, >= 0.
-        entropy: H that was just measured, in nats.
+        entropy: h that was just measured, in nats.
         target: H̄, the entropy to hold, in nats.
         learning_rate: change of α per nat, > 0.
 
@@ -149,7 +149,7 @@ def direct_temperature(temperature: float, entropy: float, *, target: float, lea
 
 @dataclass(frozen=True)
 class AdamState:
-    """What Adam remembers of one number: moving means of the gradient and of its square, and the updates so far."""
+    """Adam state of a scalar: moving averages of the gradient and its square, and the number of updates."""
 
     mean: float = 0.0
     square: float = 0.0

@@ -1,4 +1,4 @@
-"""What several evaluators say together, and how far to trust it.
+"""Combine the scores of several evaluators and measure their disagreement.
 
 Shapes: K members, N replies. Scores of different members must be in one unit (whitened, or of one training) before they
 are compared. A policy finds the replies that one evaluator overrates; on those the members disagree.

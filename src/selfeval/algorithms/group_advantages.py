@@ -1,11 +1,11 @@
-"""Advantages without a critic: what a reply is worth beside other replies to the same question, or beside the batch.
+"""Advantages without a critic: a reply's reward relative to other replies to the same question, or to the batch.
 
 Shapes: B batch, T time, G groups. A mask says what is KEPT: True = this token counts.
 
-A group is the replies to one question. Its id may be any integer, and its rows may lie anywhere in the batch. Groups
-may differ in size. The advantage belongs to the whole reply; `masked.broadcast_to_tokens` gives it to every token.
+A group is the replies to one question. Its id may be any integer, and its rows may be anywhere in the batch. Groups
+may differ in size. The advantage belongs to the whole reply; `masked.broadcast_to_tokens` assigns it to every token.
 
-A group that says nothing gives exactly 0: a single reply (there is no other to compare it with), and replies with equal
+A group without information has advantage 0: a single reply (there is no other to compare it with), and replies with equal
 rewards. In floating point the mean of equal numbers is often not that number, and the rest, divided by a standard
 deviation of next to nothing, would look like a real advantage.
 """
@@ -144,7 +144,7 @@ def batch_std_advantages(rewards_B: Tensor, groups_B: Tensor, *, eps: float = 1e
     """
     check_scalar(eps=eps)
     centred_B = _grouped(rewards_B, groups_B).centred_B
-    # Not Tensor.std: it warns and gives NaN for a batch of one, where the answer is 0.
+    # Not Tensor.std: it warns and returns NaN for a batch of one, where the answer is 0.
     exact_B = rewards_B.to(centred_B.dtype)
     squares = (exact_B - exact_B.mean()).square().sum()
     return _divided(centred_B, (squares / max(len(rewards_B) - 1, 1)).sqrt() + eps).to(rewards_B.dtype)

@@ -214,7 +214,7 @@ def kl_shaped_rewards(
     (https://arxiv.org/abs/2203.02155).
 
     Args:
-        scores_B: [B], what the evaluator gives to the whole reply, any range.
+        scores_B: [B], evaluator score of the whole reply, in any range.
         logprobs_BT: [B, T], log π of the drawn token, at the temperature it was drawn at; garbage where the mask is
             False.
         ref_logprobs_BT: [B, T], log π_ref of the same token, at the same temperature.

@@ -57,7 +57,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 def check_same_shape(**tensors: Tensor) -> None:
     """Refuse tensors that would broadcast against each other instead of lining up.
 
-    A [B, 1] tensor that meets a [B, T] one gives a plausible loss and a wrong gradient; this makes it an error.
+    A [B, 1] tensor broadcast against a [B, T] one yields a plausible loss and a wrong gradient; raise an error instead.
 
     Args:
         tensors: tensors by the name that the message should use.
@@ -77,7 +77,7 @@ def check_scalar(**numbers: float | Tensor | None) -> None:
         numbers: numbers or tensors by the name that the message should use; None passes.
 
     Raises:
-        ValueError: one of them has axes; the message gives its shape.
+        ValueError: one of them is not a scalar; the message names its shape.
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor) and number.dim():
@@ -92,7 +92,7 @@ def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
         numbers: numbers or tensors by the name that the message should use.
 
     Raises:
-        ValueError: one of them has another shape; the message gives both.
+        ValueError: one of them has another shape; the message names both.
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor) and number.dim() and number.shape != like.shape:
@@ -100,7 +100,7 @@ def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
 
 
 def limit_exponent(x: Tensor) -> Tensor:
-    """Limit x so that exp(x) and 20 times it are finite; the gradient is 0 above the limit.
+    """Clamp x to keep exp(x) and 20 times it finite; the gradient is 0 above the limit.
 
     y = min(x, log(largest number of the type) − 3):  85.7 in float32 and bfloat16, 8.1 in float16, 707 in float64
 
@@ -223,7 +223,7 @@ def whiten(
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
-        shift_mean: True gives mean 0; False adds the mean back after scaling.
+        shift_mean: whether the result has mean 0; if False, the mean is added back after scaling.
         correction: 1 divides by n − 1 (unbiased), 0 by n (the population variance).
         eps: added to the variance, >= 0; keeps a constant batch at 0 instead of 0/0.
 
@@ -273,7 +273,7 @@ def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_lengt
         loss_BT: [B, T], loss per token, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
         mode: one of the seven above.
-        norm_length: L in tokens, > 0; with the two modes that divide by L, and only there.
+        norm_length: l in tokens, > 0; with the two modes that divide by L, and only there.
 
     Returns:
         Scalar. 0 with a gradient of 0 when no token counts: such a batch teaches nothing.
@@ -322,7 +322,7 @@ def aggregation_weights(
 
 
 def _divisors(lengths_B: Tensor, mode: Aggregation, norm_length: int) -> Tensor:
-    """By what the loss of a token of each row is divided; at least 1, so that an empty batch gives 0."""
+    """Return the divisor of each row's token losses; at least 1, so an empty batch has loss 0."""
     filled_rows = (lengths_B > 0).sum().clamp(min=1)
     divisors: dict[Aggregation, Tensor | int] = {
         "token_mean": lengths_B.sum().clamp(min=1),

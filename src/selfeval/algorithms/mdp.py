@@ -5,7 +5,7 @@ float64. All logarithms are natural.
 
 Two kinds. A `FiniteMDP` is a table of transitions with a discount below 1, solved by iteration. A `TokenMDP` is what a
 language model walks through: a state is the prefix of tokens so far, an action is the next token, nothing is random but
-the policy, and every sequence ends, so that one sweep from the longest prefixes to the empty one is exact, with a
+the policy, and every sequence ends, so one sweep from the longest prefixes to the empty one is exact, with a
 discount of 1.
 
 The Bellman equations, with V the value of a state and Q that of an action in a state, and s' the next state:
@@ -248,7 +248,7 @@ def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, 
 
     V ← β log Σ_a π_ref(a|s) exp(Q(s, a) / β),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
 
-    A contraction like `value_iteration`, with the same bound on the error. β → 0 gives the plain optimum, β → ∞ the values
+    A contraction like `value_iteration`, with the same bound on the error. β → 0 yields the plain optimum, β → ∞ the values
     of the reference. Geist et al. 2019, section 3 (https://arxiv.org/abs/1901.11275); with a uniform reference, soft
     Q-iteration: Haarnoja et al. 2017, theorem 3 (https://arxiv.org/abs/1702.08165).
 
@@ -647,7 +647,7 @@ def sequence_kl(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tensor) -> 
     policy_PV, ref_PV = _checked_logprobs(mdp, logprobs_PV), _checked_logprobs(mdp, ref_logprobs_PV)
     reach_P = reach_probabilities(mdp, policy_PV)
     kl_P = categorical_kl(policy_PV, ref_PV)
-    # What is never reached adds nothing, even if its KL is infinite.
+    # Unreachable states contribute nothing, even if their KL is infinite.
     return (reach_P * torch.where(reach_P > 0, kl_P, torch.zeros_like(kl_P))).sum()
 
 

@@ -64,7 +64,7 @@ def importance_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, *, log_ratio_
     """Compute how much likelier the drawn token has become: r_t = exp(x_t), x_t = log π_t − log π_old,t.
 
     With `log_ratio_clamp` = b, x is first held in [−b, b], and the gradient is 0 outside. Without it x is held below the
-    limit of `limit_exponent` (85.7 in float32), so that exp cannot overflow. Schulman et al. 2017, section 2.2
+    limit of `limit_exponent` (85.7 in float32), so exp cannot overflow. Schulman et al. 2017, section 2.2
     (https://arxiv.org/abs/1707.06347) call r the probability ratio; the clamp is none of the paper's, public code uses
     b = 20.
 
@@ -98,8 +98,8 @@ def ppo_clip_loss(
     l_t = max(−A_t r_t, −A_t clip(r_t, 1 − clip_low, 1 + clip_high)),   r_t = exp(log π_t − log π_old,t)
     with dual_clip = c, where A_t < 0:   l_t ← min(l_t, −c A_t)
 
-    The gradient is 0 where the ratio has already left the range in the direction that the advantage asks for. What is
-    left unbounded is a bad token that became much likelier (A < 0, r large); the dual clip bounds it, and gives no
+    The gradient is 0 where the ratio has already left the range in the direction that the advantage asks for. The only
+    unbounded case is a bad token that became much likelier (A < 0, r large); the dual clip bounds it, and gives no
     gradient there. Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347); two bounds, "clip-higher": DAPO,
     section 3.1 (https://arxiv.org/abs/2503.14476); dual clip: Ye et al. 2020, section "Dual-clip PPO"
     (https://arxiv.org/abs/1912.09729).

@@ -227,7 +227,7 @@ def robust_dpo_loss(margin_N: Tensor, *, beta: float, flip_rate: float) -> Tenso
 def ipo_loss(margin_N: Tensor, *, beta: float) -> Tensor:
     """Compute the squared loss of identity preference optimisation: l = (h − 1 / (2β))².
 
-    Its optimum is finite whatever the label, so that it does not run away on pairs that are always won. From summed
+    Its optimum is finite for every label, so it does not diverge on pairs that are always won. From summed
     log-probs it is the paper's; from means per token h is in nats per token, and β has another meaning. Azar et al. 2023,
     eq. 17 (https://arxiv.org/abs/2310.12036).
 

@@ -3,7 +3,7 @@
 Shapes: ... any leading axes ([B] states, or [B, T] tokens), A actions (or the vocabulary V). Nothing here is reduced or
 masked: a loss comes per state, and `masked.aggregate` reduces it. All logarithms are natural.
 
-A target is always y = r + γ (1 − terminated) · (value of the next state), and never passes a gradient. What differs is
+A target is always y = r + γ (1 − terminated) · (value of the next state), and never passes a gradient. They differ in
 that value:
 
 | target                  | value of the next state                         | greedy for                         |
@@ -12,7 +12,7 @@ that value:
 | `double_dqn_target`     | q̄ at the argmax of the online q                 | the return                         |
 | `soft_q_target`         | β log Σ_a exp(q̄ / β)                            | return + β entropy                 |
 | `kl_soft_q_target`      | β log Σ_a π_ref exp(q̄ / β)                      | return − β KL(π‖π_ref)             |
-| `sac_target`            | Σ_a π (min(q̄1, q̄2) − α log π/π_ref)             | the same, for a policy of its own  |
+| `sac_target`            | Σ_a π (min(q̄1, q̄2) − α log π/π_ref)             | the same, for a separate policy    |
 
 A state that was cut off by a limit is not terminated: its next value counts.
 """
@@ -50,7 +50,7 @@ __all__ = [
 def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma: float) -> Tensor:
     """Compute the one-step target: y = r + γ (1 − terminated) V(s').
 
-    Sutton and Barto 2018, eq. 6.5 (http://incompleteideas.net/book/the-book-2nd.html). With V of its own network this is
+    Sutton and Barto 2018, eq. 6.5 (http://incompleteideas.net/book/the-book-2nd.html). With a separate network for V this is
     the target of Q in implicit Q-learning: Kostrikov et al. 2021, eq. 6 (https://arxiv.org/abs/2110.06169).
 
     Args:
@@ -144,7 +144,7 @@ def soft_value(q_A: Tensor, *, beta: float) -> Tensor:
 def kl_soft_value(q_A: Tensor, ref_logprobs_A: Tensor, *, beta: float) -> Tensor:
     """Compute the value of a state whose policy maximises return less β KL(π‖π_ref): V = β log Σ_a π_ref exp(q / β).
 
-    It lies between the mean of q under π_ref (β → ∞) and the maximum of q where π_ref > 0 (β → 0). Schulman et al. 2017,
+    It is between the mean of q under π_ref (β → ∞) and the maximum of q where π_ref > 0 (β → 0). Schulman et al. 2017,
     section 2 (https://arxiv.org/abs/1704.06440).
 
     Args:
@@ -328,7 +328,7 @@ def sac_state_value(
         check_same_shape(logprobs=logprobs_A, ref_logprobs=ref_logprobs_A)
         costs_A = logprobs_A - ref_logprobs_A
     p_A = logprobs_A.exp()
-    # A product of 0 with inf would be NaN, in the value and in the gradient of alpha: what is never taken adds nothing.
+    # A product of 0 with inf would be NaN, in the value and in the gradient of alpha: such actions contribute 0.
     nothing_A = torch.zeros_like(p_A)
     gains_A = torch.where(p_A > 0, torch.minimum(q1_A, q2_A), nothing_A) - alpha * torch.where(p_A > 0, costs_A, nothing_A)
     return (p_A * gains_A).sum(-1)
@@ -398,7 +398,7 @@ def sac_actor_loss(
 def sac_temperature_loss(log_alpha: Tensor, entropies: Tensor, *, target_entropy: float) -> Tensor:
     """Compute the loss that moves the temperature until the entropy is at its target: l = log α · (H − H̄).
 
-    Its gradient with respect to log α is H − H̄: too little entropy raises α. The paper has α in the place of log α, so that
+    Its gradient with respect to log α is H − H̄: too little entropy raises α. The paper has α in place of log α, so
     the step shrinks with α; both are in use. Against a reference pass −KL as the entropy and −(target KL) as the target.
     Haarnoja et al. 2018, eq. 18 (https://arxiv.org/abs/1812.05905).
 
@@ -446,7 +446,7 @@ def expectile_loss(errors: Tensor, *, expectile: float) -> Tensor:
 def ilql_value_loss(values: Tensor, target_q1_A: Tensor, target_q2_A: Tensor, actions: Tensor, *, expectile: float) -> Tensor:
     """Compute the loss of the value network in implicit Q-learning: the expectile loss of min(q̄1, q̄2)(s, a) − V(s).
 
-    V becomes an upper expectile of the actions in the data, so that no action outside the data is ever valued. Snell et al.
+    V becomes an upper expectile over the actions in the data, so actions outside the data are never evaluated. Snell et al.
     2022, section 4 (https://arxiv.org/abs/2206.11871); Kostrikov et al. 2021, eq. 5 (https://arxiv.org/abs/2110.06169).
 
     Args:

@@ -1,12 +1,12 @@
-"""What a token is worth: returns and advantages, over rows with padding and holes, and over segments of many episodes.
+"""Per-token returns and advantages, for rows with padding and gaps, and for segments with several episodes.
 
 Shapes: B batch, T time (position of a token in its row).
 A mask says what is KEPT: True = this token is part of the episode. A reward at t is paid for token t; a value at t is
 the expected return *before* token t is drawn. Padding may sit left, right or inside the row and may hold anything.
 
 In every formula t' is the *next token whose mask is True*: holes (tool output, masked turns) are skipped and cost no
-discount. What lies behind the last token of a row is worth `bootstrap_B` (None = 0: the episode ends there), and
-γ_t = γ (1 − done_t), so that nothing behind a token with done = 1 reaches it. A done on a token
+discount. The value after the last token of a row is `bootstrap_B` (None = 0: the episode ends there), and
+γ_t = γ (1 − done_t), so nothing after a token with done = 1 affects it. A done on a token
 whose mask is False counts for the kept token before it: a masked end of text still ends the episode. Rows of text need
 neither; segments of a control task, which hold several episodes and stop in the middle of one, need both. An episode that
 was *cut off* at t (a time limit) rather than ended is done too, and γ V(the state where it was cut) belongs into its reward.
@@ -178,7 +178,7 @@ def n_step_returns(
 
 
 class VTrace(NamedTuple):
-    """What `vtrace` gives.
+    """Results of `vtrace`.
 
     Attributes:
         targets_BT: [B, T], vs_t, what the critic learns, in units of reward.

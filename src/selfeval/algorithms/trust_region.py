@@ -1,4 +1,4 @@
-"""The trust-region step: how far to go along the natural gradient so that the policy moves by a chosen KL and no more.
+"""Trust-region step: scale the natural gradient so the policy changes by at most a chosen KL.
 
 Shapes: N all parameters in one flat vector, K iterations.
 
@@ -219,7 +219,7 @@ def fisher_vector_product(
 
     The second derivative of KL(π_old‖π) at π = π_old is the Fisher matrix; elsewhere it is not, and may have negative
     eigenvalues. Two backward passes: the forward must allow differentiating twice (attention: the math kernel). The graph
-    is freed, so that the products of micro-batches may be summed at the memory of one. Pearlmutter 1994
+    is freed, so the products of micro-batches can be summed with the memory of one. Pearlmutter 1994
     (https://doi.org/10.1162/neco.1994.6.1.147); Schulman et al. 2015, appendix C.1 (https://arxiv.org/abs/1502.05477).
 
     Args:

@@ -20,7 +20,7 @@ def clipped_value_loss(values_BT: Tensor, old_values_BT: Tensor, returns_BT: Ten
     l_t = ½ max((V_t − R_t)², (clip(V_t, V_old,t − c, V_old,t + c) − R_t)²);   c = None: l_t = ½ (V_t − R_t)²
 
     The ½ is inside. Engstrom et al. 2020, section 3 (https://arxiv.org/abs/2005.12729) describe the clip; it helps less
-    often than it is used, hence None.
+    often than it is used; the default is therefore None.
 
     Args:
         values_BT: [B, T], critic's value before token t, in units of reward. Zero non-finite padding first
@@ -85,7 +85,7 @@ def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -
     check_same_shape(values=values_BT, returns=returns_BT, mask=mask_BT)
     keep_BT = mask_BT.bool()
     returns_N, residuals_N = returns_BT[keep_BT], (returns_BT - values_BT)[keep_BT]
-    # Compared exactly: the variance of a constant is often 1e-34, not 0, and dividing by it gives a figure that looks
+    # Compared exactly: the variance of a constant is often 1e-34, not 0, and dividing by it yields a figure that looks
     # real.
     if not bool((returns_N != returns_N[:1]).any()):
         return returns_N.new_full((), torch.nan)

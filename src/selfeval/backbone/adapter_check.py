@@ -19,7 +19,7 @@ __all__ = ["check_adapters"]
 
 
 def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
-    """Refuses targets that name no module of the model, or one that no role can adapt, and a rank above every layer's width.
+    """Refuse targets that name no module of the model, or one that no role can adapt, and a rank above every layer's width.
 
     Args:
         shell: the model on the meta device; it has adapters afterwards.

@@ -89,16 +89,16 @@ class AdapterStack:
         return self._stack[-1] if self._stack else None
 
     def block(self, acting: Acting) -> AbstractContextManager[None]:
-        """Passes inside are this one's; nests, and an exception restores the outer one."""
+        """Activate this role for the passes inside the block. Blocks nest, and the outer role is restored on exit."""
         return _Block(self._stack, acting)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """What surrounds a checkpointed layer the first time and when its backward runs it again: the same role."""
+        """Return the contexts for a checkpointed layer's forward and its recomputation, which must use the same role."""
         acting = self.acting
         return nullcontext(), nullcontext() if acting is None else _Block(self._stack, acting)
 
     def attach(self, model: nn.Module) -> None:
-        """Lets the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
+        """Let the adapted layers of `model` ask this stack; PEFT itself adds nothing from here on.
 
         Raises:
             ModelError: an adapter sits on an embedding, which this version cannot train.
@@ -136,7 +136,7 @@ class AdapterStack:
 
 
 def remove_adapters(model: nn.Module, role: str) -> None:
-    """Takes the adapters of a role out; a layer that is left with none is the base's own module again."""
+    """Take the adapters of a role out; a layer that is left with none is the base's own module again."""
     for name, layer in reversed(list(model.named_modules())):  # inner ones first: those on fused experts are nested
         if not isinstance(layer, BaseTunerLayer):
             continue

@@ -1,4 +1,4 @@
-"""The part of a causal language model below its output layer: what turns tokens into hidden states."""
+"""The body of a causal language model: everything below the output layer, from tokens to hidden states."""
 
 from __future__ import annotations
 

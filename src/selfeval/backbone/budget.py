@@ -1,8 +1,8 @@
-"""How much goes through the backbone at once, and what happens when that is too much.
+"""Adaptive group sizes that keep the backbone's passes within memory.
 
-Out of memory is an event, not the end: the group that failed (a micro-batch, or the replies that are sampled side by side) is
-made again in halves, later groups begin smaller, and after a while they grow back. What is computed does not depend on it: a
-logical batch is a sum over its groups, and every reply has draws of its own.
+An out-of-memory error does not end the run. The failed group (a micro-batch, or a batch of sampled replies) is split in half
+and retried, later groups start smaller, and after a while they grow back. Results do not depend on the group size: a logical
+batch is a sum over its groups, and every reply has a separate random stream.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["EventKind", "MemoryBudget", "MemoryEvent", "Phase"]
 R = TypeVar("R")
 
 _PATIENCE, _MOST_PATIENCE = 16, 1024
-"""Groups that must go well before the limit doubles again; doubled each time that growing back was too early."""
+"""Successful groups required before the limit doubles; doubled after each premature increase."""
 _FIRST_SHARE = 16
-"""Under a budget that the system does not enforce, a phase begins with this part of its limit, to see what that needs."""
+"""If the system does not enforce the budget, a phase starts with this fraction of its limit, to measure memory use."""
 
 
 class Phase(StrEnum):
-    """What the groups are; each kind needs its own amount of memory, and so has a limit of its own."""
+    """Type of work in a group; memory use differs between types, so each has a separate limit."""
 
     ROLLOUT = "rollout"
     BEAMS = "beams"
@@ -37,7 +37,7 @@ class Phase(StrEnum):
 
     @property
     def unit(self) -> str:
-        """What its limit counts."""
+        """Unit of the limit."""
         return "rows" if self in (Phase.ROLLOUT, Phase.BEAMS) else "tokens"
 
 
@@ -56,7 +56,7 @@ class MemoryEvent:
 
     Attributes:
         before, after: the limit, in the phase's unit.
-        free_bytes: what was free at the last of the `times` that this happened, once what had failed was given back.
+        free_bytes: free memory at the last of the `times` occurrences, after the failed group was released.
     """
 
     phase: Phase
@@ -80,15 +80,15 @@ class MemoryEvent:
 
 @dataclass
 class _Gauge:
-    """What is known of one phase.
+    """Measurements and limit of a phase.
 
     Attributes:
-        cap: units at once; None where nothing but the caller's limit holds.
-        patience: groups that must go well before the cap doubles.
-        well: groups that went well since the cap last changed, and would have been larger without it.
-        grew: the cap has doubled since it last shrank.
-        refused: how often in a row the budget did not let it double.
-        units, used: size of a large group (the last that was not small beside it) and the bytes that it took.
+        cap: maximum units per group, or None if only the caller's limit applies.
+        patience: successful groups required before the cap doubles.
+        well: successful groups since the cap last changed that the cap made smaller.
+        grew: whether the cap has doubled since it last shrank.
+        refused: number of consecutive times that the budget prevented doubling.
+        units, used: size of a recent large group and the bytes it took.
     """
 
     phase: Phase
@@ -105,20 +105,20 @@ class _Gauge:
         return limit if self.cap is None else min(self.cap, limit)
 
     def need(self, units: int) -> int:
-        """Bytes that so many units are expected to take; 0 before anything was measured."""
+        """Estimate the bytes for this many units; 0 before the first measurement."""
         return self.used * units // self.units if self.units else 0
 
     def note_use(self, units: int, used: int) -> None:
-        if 2 * units >= self.units:  # in a small one, what does not grow with the group would be taken for what does
+        if 2 * units >= self.units:  # in a small group, fixed costs would be mistaken for costs per unit
             self.units, self.used = units, max(0, used)
 
 
 class MemoryBudget:
-    """Runs work in groups that fit the memory; one per backbone.
+    """Run work in groups that fit in memory; one instance per backbone.
 
     Args:
-        meter: of the memory that the backbone's passes take from; this process's resident memory unless given.
-        tell: called with a sentence when a limit shrinks for a new reason.
+        meter: optional meter of the memory that the backbone's passes use. Default: resident memory of this process.
+        tell: optional callback that receives a message when a limit shrinks for a new reason.
     """
 
     def __init__(self, meter: Meter | None = None, tell: Callable[[str], None] | None = None) -> None:
@@ -129,7 +129,7 @@ class MemoryBudget:
         self._events: dict[tuple[Phase, EventKind, int, int], MemoryEvent] = {}
 
     def take_events(self) -> list[MemoryEvent]:
-        """What happened since the last call, in order of first occurrence."""
+        """Return and clear the events since the last call, in order of first occurrence."""
         events = list(self._events.values())
         self._events.clear()
         return events
@@ -137,20 +137,20 @@ class MemoryBudget:
     def in_groups(
         self, phase: Phase, sizes: Sequence[int], limit: int, work: Callable[[list[int]], R]
     ) -> Iterator[tuple[list[int], R]]:
-        """Calls `work` on groups of similar size, and on halves of a group for which there was no memory.
+        """Call `work` on groups of similar size; split a group in half if it runs out of memory.
 
         Args:
-            phase: what is done; free memory is read anew when it begins.
-            sizes: of each item, in the phase's unit: tokens when padded, or 1 for a row.
-            limit: most units in a group, padding counted (one item at least).
-            work: is given the indices of a group. It must change nothing before it is sure to succeed: it may fail in the
-                middle, and is called again with fewer.
+            phase: type of work; free memory is measured again when the phase changes.
+            sizes: size of each item in the phase's unit: padded tokens, or 1 for a row.
+            limit: maximum units per group, including padding (a group has at least one item).
+            work: function of the indices of a group. It must not have side effects before it succeeds, because it may fail
+                midway and be called again with fewer items.
 
         Yields:
             Each group and its result; the groups cover every index once.
 
         Raises:
-            MemoryLimitError: one item alone does not fit.
+            MemoryLimitError: a single item does not fit.
         """
         gauge, start = self._gauges[phase], 0
         order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
@@ -165,7 +165,7 @@ class MemoryBudget:
                 yield group, results[0]
 
     def _begin(self, gauge: _Gauge, limit: int, items: int, largest: int) -> None:
-        """Reads what is free, and starts smaller where it is less than this phase needed before."""
+        """Measure free memory, and start smaller if it is less than this phase needed before."""
         if gauge.phase is not self._phase:
             self._phase = gauge.phase
             self.meter.between_phases()
@@ -186,7 +186,7 @@ class MemoryBudget:
     def _attempt(self, gauge: _Gauge, group: list[int], units: int, work: Callable[[list[int]], R]) -> list[R]:
         """The result in a list, or an empty one when there was no memory for it."""
         if self.meter.limit is not None:
-            self.meter.release()  # what the allocator kept would hide what the group takes
+            self.meter.release()  # memory cached by the allocator would hide the group's use
         before = self.meter.used()
         self.meter.restart()
         try:
@@ -199,7 +199,7 @@ class MemoryBudget:
         else:
             gauge.note_use(units, self.meter.peak() - before)
             return [result]
-        # Out of the except block, so that what the failed pass held is no longer held by the error's traceback.
+        # Outside the except block, because the traceback would keep the tensors of the failed pass alive.
         self.meter.release()
         self._shrink_after_failure(gauge, EventKind.OUT_OF_MEMORY, units)
         return []

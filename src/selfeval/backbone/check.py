@@ -60,7 +60,7 @@ class ModelParts:
 
 
 def check_model(name: str, *, trust_remote_code: bool = False, context: ContextConfig | None = None) -> None:
-    """Refuses a model that cannot be used, in a moment: the checks that `load_model` makes before it reads weights.
+    """Refuse a model that cannot be used, in a moment: the checks that `load_model` makes before it reads weights.
 
     Of a hub id that is not in the cache, config and tokenizer are downloaded, and the weight files are checked when they are
     loaded.
@@ -189,7 +189,7 @@ def _base_of(adapter: Path) -> str:
 
 
 def check_causal(config: Any, name: str) -> None:
-    """Refuses a model that does not write text, by its config alone: the check that run and plan share.
+    """Refuse a model that does not write text, by its config alone: the check that run and plan share.
 
     Raises:
         ModelError: another architecture than that of a causal language model.
@@ -228,7 +228,7 @@ def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
 
 
 def _check_tokens(shell: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> list[str]:
-    """Refuses a tokenizer that gives the model numbers which it has no embedding for; a note where no text is given them.
+    """Refuse a tokenizer that gives the model numbers which it has no embedding for; a note where no text is given them.
 
     So it is when tokens were added to a tokenizer and the model was not resized.
     """
@@ -249,5 +249,5 @@ def _check_weights(shell: Any, files: tuple[Path, ...], name: str) -> list[str]:
     headers = read_headers(files)
     is_native = type(shell).__module__.startswith("transformers.")
     if not files or not is_native or getattr(shell.config, "quantization_config", None) is not None:
-        return []  # packed weights, and models with code of their own: compared as they are loaded
+        return []  # packed weights and custom model code: compared while loading
     return check_fit(shell, headers, name)

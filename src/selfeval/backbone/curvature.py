@@ -45,7 +45,7 @@ def self_kl(backbone: HasOutputHead, hidden_BRD: Tensor, mask_BR: Tensor, *, tem
         backbone: whose output layer is used.
         hidden_BRD: [B, R, D], states that predict each token; differentiable.
         mask_BR: [B, R], True at the tokens that count.
-        temperature: T of the distributions, > 0.
+        temperature: t of the distributions, > 0.
 
     Returns:
         [N], zeros in nats, one per token that counts.

@@ -24,7 +24,7 @@ _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 @dataclass(frozen=True)
 class TensorDigest:
-    """What a tensor of a file is.
+    """Content of a tensor in a file.
 
     Attributes:
         dtype: name of its type in the file, for example BF16.
@@ -53,7 +53,7 @@ def tensor_digests(files: Sequence[Path]) -> list[TensorDigest]:
 
 
 def check_finite(files: Sequence[Path], name: str) -> None:
-    """Refuses weights that are no numbers; whatever a model computes with them is NaN.
+    """Refuse NaN or infinite weights, because all outputs of such a model would be NaN.
 
     Raises:
         ModelError: some are NaN or infinite.

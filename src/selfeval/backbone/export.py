@@ -1,8 +1,8 @@
 """Writes a role as a folder that other tools load, and reads it back to see that it computes what the role computes.
 
 Merged, a role without a head is an ordinary language model and one with a head a sequence classifier. Not merged, it is a PEFT
-adapter folder; with a head it is in PEFT's layout for sequence classification where the family has such a class, so that
-`AutoPeftModelForSequenceClassification` finds the head, and the head is a file of its own in any case.
+adapter folder; with a head it is in PEFT's layout for sequence classification where the family has such a class, so
+`AutoPeftModelForSequenceClassification` finds the head. The head is always saved to a separate file as well.
 
 Shapes: B sequences, T tokens, V vocabulary.
 """
@@ -60,7 +60,7 @@ class Agreement:
 def write_merged(
     backbone: Backbone, role: str, folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | None = None
 ) -> tuple[Layout, Agreement]:
-    """Writes the role merged into its base, as sharded safetensors, and loads the result to compare it with the role.
+    """Write the role merged into its base, as sharded safetensors, and load the result to compare it with the role.
 
     Args:
         backbone: is not changed.
@@ -93,11 +93,11 @@ def write_merged(
 
 
 def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Layout:
-    """Writes the role in PEFT's layout, for the base as it lies at `base` (a folder or hub id), and reads it back.
+    """Write the role in PEFT's layout for the base at `base` (a folder or hub id), and read it back.
 
     The folder can be loaded as a role too (`Backbone.load_role`), which refuses another base; PEFT does not look. Where the
     positions of the base were scaled, the folder holds the scaled `config.json` to load the base with, and does not name the
-    base: what finds it by itself (`AutoPeftModel...`) would load it with its own config, and score on plain positions.
+    base: otherwise `AutoPeftModel...` would load it with its original config, and score on unscaled positions.
 
     Raises:
         RoleError: there is no such role.
@@ -124,7 +124,7 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
 
 
 def _save(merged: Any, folder: Path) -> Any:
-    """Saves a merged model and returns its class only, so that it is gone from memory before it is loaded again."""
+    """Save a merged model and return only its class, to free the model before it is loaded again."""
     merged.save_pretrained(folder, max_shard_size=_SHARD)
     return type(merged)
 
@@ -143,14 +143,14 @@ def _write_generation_config(live: Any, folder: Path) -> None:
 
 
 def _add_head(folder: Path, weight: Tensor) -> None:
-    """The head under the name that PEFT gives to a saved module of a classifier."""
+    """Return the head under the name that PEFT uses for saved modules of a classifier."""
     path = folder / "adapter_model.safetensors"
     tensors = {**load_file(path), "base_model.model.score.weight": weight.detach().cpu().contiguous()}
     save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _check_adapter(backbone: Backbone, role: str, folder: Path) -> None:
-    """Every weight of the role is in the files, and nothing but the head beside them."""
+    """Check that the files contain all weights of the role and, apart from the head, nothing else."""
     saved = load_file(folder / "adapter_model.safetensors")
     wanted = {
         "base_model.model." + name.replace(f".{role}.", "."): p

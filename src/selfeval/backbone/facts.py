@@ -36,7 +36,7 @@ class ModelFacts:
     """A model's name and its config of transformers, and how it will attend.
 
     Attributes:
-        attention: as transformers is told; None for the family's own way.
+        attention: optional `attn_implementation` for transformers. Default: None, the default of the family.
         reach: tokens of a stretched context; None where the config's own holds.
     """
 

@@ -1,9 +1,9 @@
-"""What a pass would hold in memory, found by running it on shapes: no weight is made, no number is computed.
+"""Memory footprint of a forward or backward pass, traced on shapes only: no weights are allocated, nothing is computed.
 
 A model is built on torch's meta device and given its roles; then its weights become fake tensors. The very code of the loop
 runs on them while `Footprint` counts the bytes of every living storage. Where several devices share the layers, each storage is
-booked on the one that would hold it; no such device need be here. What a kernel takes for itself while it runs is not seen, nor
-what an allocator keeps back.
+booked on the one that would hold it; no such device need be here. The workspace of kernels and memory cached by the
+allocator are not counted.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Footprint(TorchDispatchMode):
         return self.peaks.get(self.main, Counter())
 
     def know(self, tensors: Iterable[Tensor], kind: str, device: str) -> None:
-        """Counts tensors that are there already."""
+        """Count tensors that are there already."""
         for tensor in tensors:
             self._see(tensor, kind, device)
 
@@ -89,7 +89,7 @@ class Footprint(TorchDispatchMode):
 
     @contextmanager
     def on(self, device: str) -> Iterator[None]:
-        """What is made inside the block is on that device, whatever it is made of: a copy from one to another."""
+        """Assign tensors created inside the block to this device, regardless of their inputs: a copy between devices."""
         outer, self._forced = self._forced, device
         try:
             yield
@@ -142,7 +142,7 @@ class Footprint(TorchDispatchMode):
         self._total[device] -= size
 
     def label(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Says that these living tensors are of another kind than it seemed."""
+        """Say that these living tensors are of another kind than it seemed."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             before, device, size = self._live[key]
@@ -152,7 +152,7 @@ class Footprint(TorchDispatchMode):
 
 
 def computes(device: str, main: str) -> bool:
-    """Whether anything is computed there; on disk, and in RAM beside cards, weights only wait."""
+    """Whether anything is computed there; disk, and RAM if there are GPUs, only store weights."""
     return device == main or device.startswith("cuda:")
 
 
@@ -228,7 +228,7 @@ class ShapeBackbone(Backbone):
         return "shapes"
 
     def _to_fake(self, device: torch.device) -> None:
-        """Turns every weight into a fake tensor; tied ones stay tied."""
+        """Turn every weight into a fake tensor; tied ones stay tied."""
         made: dict[int, Tensor] = {}
 
         def fake(tensor: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class ShapeBackbone(Backbone):
         self.loaded.device = device
 
     def _place(self, placement: DeviceMap) -> None:
-        """Lets every part take its inputs to the device that computes it, as accelerate's hooks do."""
+        """Let every part take its inputs to the device that computes it, as accelerate's hooks do."""
         beside = [name for name in placement.fixed if isinstance(_part(self.model, name), nn.Module)]
         for name in [*beside, *placement.layers]:
             self._move_inputs(self.model.get_submodule(name), self.computes(f"{name}."))
@@ -260,7 +260,7 @@ class ShapeBackbone(Backbone):
         part.register_forward_pre_hook(move, with_kwargs=True)
 
     def keeps(self, name: str) -> str:
-        """The device on which a weight of the base lies."""
+        """Return the device of a weight of the base."""
         placed = self.loaded.placement
         layers = zip(placed.layers, placed.devices, strict=True) if placed else ()
         return next((device for layer, device in layers if name.startswith(f"{layer}.")), self.main)
@@ -292,7 +292,7 @@ class ShapeBackbone(Backbone):
         return found
 
     def footprint(self) -> Footprint:
-        """A counter that knows the weights and the gradients that are there; the newest one is told of what is moved."""
+        """A counter that knows the weights and the gradients that are there; the newest one is notified of transfers."""
         self.meter = Footprint({}, self.vocabulary, self.main)
         for device, tensors in self.base().items():
             self.meter.know(tensors, "base", device)

@@ -1,4 +1,4 @@
-"""Loads any Hugging Face causal language model, frozen, with a tokenizer that can be used for rollouts."""
+"""Load any Hugging Face causal language model, frozen, together with its tokenizer."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ __all__ = [
 
 @dataclass
 class LoadedModel:
-    """A frozen model with what generation needs to know about it.
+    """A frozen model, its tokenizer, and the facts that generation needs.
 
     Attributes:
-        device: where batches are made and heads lie.
-        eos_ids: tokens that end a reply; empty when the model has none.
-        pad_id: fills batches; always masked, so that any valid id will do.
-        notes: sentences about what was picked or missing, for the user.
-        files: the safetensors files that the weights came from; empty for a model made in memory.
-        placement: which device holds what; None when it was not planned.
+        device: device of batches and heads.
+        eos_ids: tokens that end a reply; empty if the model has none.
+        pad_id: padding token. Padding is always masked, so any valid id works.
+        notes: messages for the user about automatic choices and missing features.
+        files: safetensors files of the weights; empty for a model created in memory.
+        stretch: context extension (RoPE scaling), or None if the context is the trained one.
+        placement: device of each part of the model, or None if no placement was planned.
     """
 
     model: nn.Module
@@ -86,7 +87,7 @@ class LoadedModel:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device that `wanted` (auto, cpu or cuda) means on this machine."""
+    """Resolve `wanted` (auto, cpu or cuda) to a device of this machine."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -95,20 +96,20 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def memory_within(free: Mapping[str, int], room: int | None) -> dict[str, int]:
-    """Free bytes of every device that may hold the base, none above `room` but the disk."""
+    """Return the free bytes of every device that may hold the base, limited to `room` on all devices except disk."""
     return {name: size if room is None or name == DISK else min(size, room) for name, size in free.items()}
 
 
 def _sum(memory: Mapping[str, int], device: torch.device) -> int:
-    """Bytes on all devices of the kind that computes."""
+    """Sum the bytes of all devices of the same type as `device`."""
     return sum(size for name, size in memory.items() if name.startswith(device.type))
 
 
 def pick_attention(wanted: str, device: torch.device, precision: str) -> str | None:
-    """What transformers is told about attention: None leaves it to the family's own default.
+    """Return the `attn_implementation` for transformers; None selects the default of the model family.
 
     Raises:
-        ModelError: flash attention where it cannot run.
+        ModelError: flash attention cannot run on this device, in this precision, or without its package.
     """
     if wanted == "flash_attention_2":
         problem = (
@@ -137,20 +138,20 @@ def load_model(
     placement: PlacementConfig | None = None,
     room: int | None = None,
 ) -> LoadedModel:
-    """Loads a model folder or hub id, frozen and in eval mode, onto the devices that have room for it.
+    """Load a model folder or hub id, frozen and in eval mode, onto the devices with enough memory.
 
     Args:
-        name: folder or hub id.
-        device: auto, cpu or cuda.
-        precision: of the base; auto picks one that fits.
-        trust_remote_code: run code that comes with the model.
-        context: how far and how it attends.
-        placement: which devices may hold it.
-        room: bytes that may be taken on each device, if that is less than what is free there.
+        name: model folder or hub id.
+        device: auto, cpu or cuda. Default: auto.
+        precision: precision of the base. Default: auto, which picks one that fits.
+        trust_remote_code: run code that ships with the model. Default: False.
+        context: optional context length and attention settings.
+        placement: optional settings of the devices that may hold the model.
+        room: optional limit in bytes per device. Default: all free memory.
 
     Raises:
-        ModelError: not found, not a causal language model, damaged files, a context that it cannot be given, or too large for
-            every device.
+        ModelError: the model is not found, is not a causal language model, has damaged files, does not support the
+            requested context, or fits on no device.
     """
     target = pick_device(device)
     context, placement = context or ContextConfig(), placement or PlacementConfig()
@@ -180,7 +181,7 @@ def load_model(
 
 
 def _stretch_notes(model: Any, stretch: Stretch, name: str) -> list[str]:
-    """Checks that the model follows the stretch, and says what it is."""
+    """Check that the model applies the context extension, and describe it."""
     note = check_stretch(model, stretch, name)
     return [
         f"context of {stretch.reach} tokens, trained on {stretch.trained} (RoPE scaling {stretch})",
@@ -189,7 +190,7 @@ def _stretch_notes(model: Any, stretch: Stretch, name: str) -> list[str]:
 
 
 def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) -> None:
-    """Frozen, in eval mode, where it belongs, and watched where numbers can overflow."""
+    """Freeze the model, switch it to eval mode, move it to its device, and guard fp16 against overflow."""
     model.requires_grad_(False)
     model.eval()
     if PRECISIONS[precision].quantised:
@@ -202,15 +203,15 @@ def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) ->
 
 @dataclass(frozen=True)
 class Wanted:
-    """What decides in which precision a base is loaded, and where it goes.
+    """Inputs to the choice of precision and placement.
 
     Attributes:
-        name: of the model, for messages.
-        model: on the meta device.
+        name: name of the model, for messages.
+        model: the model on the meta device.
         device: auto, cpu or cuda.
-        precision: one of them, or auto.
-        placement: which devices may hold it.
-        memory: free bytes by device, in the order of their use.
+        precision: a precision, or auto.
+        placement: devices that may hold the model.
+        memory: free bytes by device, in order of preference.
     """
 
     name: str
@@ -224,7 +225,7 @@ class Wanted:
         return weight_sizes(self.model, precision).total
 
     def plan(self, precision: str) -> DeviceMap | None:
-        """Which device holds what; None where there is nothing to choose."""
+        """Plan the placement, or return None if the model must be on a single device."""
         if self.placement.mode == "single":
             return None
         plan = plan_placement(self.model, usable_memory(self.memory, self.placement), precision)
@@ -236,16 +237,17 @@ class Wanted:
 
 
 def place_base(wanted: Wanted, target: torch.device) -> tuple[str, str | None, DeviceMap | None]:
-    """The precision, a sentence about why when it was picked, and which device holds what.
-
-    Loading does this, and so does a plan that loads nothing.
+    """Choose precision and placement; used by both loading and dry-run planning.
 
     Args:
-        wanted: the model, and the memory that there is for it.
-        target: kind of device that computes.
+        wanted: the model and the memory available for it.
+        target: type of the compute device.
+
+    Returns:
+        The precision, the reason if it was chosen automatically, and the placement.
 
     Raises:
-        ModelError: it does not fit.
+        ModelError: the model does not fit.
     """
     picked, why = pick_precision(wanted.precision, target, wanted.size, _sum(wanted.memory, target))
     plan = wanted.plan(picked)
@@ -256,17 +258,17 @@ def place_base(wanted: Wanted, target: torch.device) -> tuple[str, str | None, D
 
 
 def _can_hold(precision: str, plan: DeviceMap | None) -> bool:
-    """Quantised weights stay where they are made: whole on a device, or on cards alone."""
+    """Whether the placement supports the precision: quantised weights need one whole device or GPUs only."""
     if plan is None or plan.is_whole or not PRECISIONS[precision].quantised:
         return True
     return all(device.startswith("cuda") for device in plan.devices)
 
 
 def _spread_instead(name: str, wanted: str, precision: str, device: torch.device) -> tuple[str, str]:
-    """A precision that can be spread over RAM and disk, where it was for us to choose.
+    """Fall back to a precision that can be spread over RAM and disk.
 
     Raises:
-        ModelError: the user chose the quantised one.
+        ModelError: the user requested the quantised precision explicitly.
     """
     if wanted != "auto":
         raise ModelError(
@@ -277,7 +279,7 @@ def _spread_instead(name: str, wanted: str, precision: str, device: torch.device
 
 
 def _from_files(name: str, plan: DeviceMap | None, placement: PlacementConfig, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The model and transformers' report; weights on disk stay in the model's files where these can be read as they are."""
+    """Load the model and transformers' report; offloaded weights are read from the model's own files where possible."""
     folder = None
     if plan is not None and not plan.is_whole:
         options["device_map"] = plan.for_transformers()
@@ -313,7 +315,7 @@ def _described(
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> tuple[int, ...]:
-    """Tokens that end a reply, the one that the model itself writes first."""
+    """Collect the tokens that end a reply, with the token the model itself writes in first position."""
     generation = getattr(model, "generation_config", None)
     turn = None if hasattr(tokenizer, "stop_ids") else end_of_turn(tokenizer)
     found: list[int] = [] if turn is None or turn.id is None else [turn.id]

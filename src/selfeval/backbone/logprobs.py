@@ -44,18 +44,18 @@ _ONLY_LOGPROBS: tuple[Measure, ...] = ("logprobs",)
 _MIB = 1 << 20
 _ROWS = 512
 _LOWEST = -1e30
-"""Start of a running maximum: finite, so that differences of it are no NaN."""
+"""Start of a running maximum: finite, because inf - inf is NaN."""
 
 
 class HasOutputHead(Protocol):
-    """What is needed of a backbone."""
+    """Interface required of a backbone."""
 
     @property
     def output_head(self) -> OutputHead: ...
 
 
 class TokenLogprobs(NamedTuple):
-    """What `token_logprobs` found, each `[B, R]`, fp32, in nats, 0 where the mask is False.
+    """Results of `token_logprobs`, each `[B, R]` in fp32 and nats, 0 where the mask is False.
 
     Attributes:
         logprobs: of the tokens.
@@ -90,10 +90,10 @@ def token_logprobs(
         backbone: whose output layer is used; no role need act.
         hidden_BRD: states that predict each token.
         targets_BR: the tokens.
-        mask_BR: True at the tokens that count; the others cost nothing and give 0.
-        temperature: T of both distributions, > 0.
+        mask_BR: true at the tokens that count; the others cost nothing and give 0.
+        temperature: t of both distributions, > 0.
         entropy: whether entropies are wanted.
-        other_BRD: hidden states of another role at the same tokens; gives KL(this role || other).
+        other_BRD: optional hidden states of another role at the same tokens, to compute KL(this role || other).
         gradient: outputs that will be differentiated (the others come without gradient). Each further one costs one more
             product with the head.
         chunk_bytes: memory for tiles and their temporary copies; by default 64 MiB, and 16 MiB on a CPU, whose caches are
@@ -133,7 +133,7 @@ def tile_bytes(kind: str) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is computed of which rows."""
+    """Requested outputs and their rows."""
 
     head: OutputHead
     rows_N: Tensor
@@ -195,7 +195,7 @@ def _slices(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
 
 
 def _tile(job: _Job, hidden_MD: Tensor) -> tuple[int, int]:
-    """Rows and columns of a tile, so that a chunk's sums and a tile's temporaries stay within the budget."""
+    """Return the rows and columns of a tile that keep a chunk's sums and a tile's temporaries within the budget."""
     element, width, vocabulary = _bytes_per_logit(job, hidden_MD.dtype), hidden_MD.shape[1], job.head.vocabulary
     row = 4 * width * (4 + 2 * len(job.differentiated))
     if not job.head.can_be_sliced:
@@ -290,7 +290,7 @@ class _Sums:
         return other_CS.neg_().add_(z_CS).sub_(self.centre_C1)
 
     def _raise_maximum(self, z_CS: Tensor) -> None:
-        """Brings all sums to the maximum that includes these logits; entropy's x moves with it."""
+        """Bring all sums to the maximum that includes these logits; entropy's x moves with it."""
         highest_C1 = torch.maximum(self.max_C1, z_CS.amax(-1, keepdim=True))
         step_C1 = self.max_C1 - highest_C1
         factor_C1, self.max_C1 = step_C1.exp(), highest_C1

@@ -1,4 +1,4 @@
-"""Loss scaling: what keeps gradients alive on their way through a base in fp16.
+"""Loss scaling, which prevents gradient underflow in an fp16 base.
 
 The smallest number of fp16 is 6e-8, and below 6e-5 it loses digits; the gradient of a mean over the tokens of a batch is often
 there. The loss is multiplied by a power of two before the backward pass, and the gradients of the adapters, which are fp32, are
@@ -25,7 +25,7 @@ class LossScale:
     """The factor of the loss: halved when a gradient overflows, doubled after a while without.
 
     Args:
-        tell: called with a sentence each time it is halved for the first time to that value.
+        tell: callback that receives a message each time the scale reaches a new minimum.
 
     Attributes:
         value: a power of two, at least 1.
@@ -35,7 +35,7 @@ class LossScale:
         self.value, self._well, self._lowest, self._tell = _FIRST, 0, _FIRST, tell
 
     def halve(self) -> bool:
-        """Halves the scale after an overflow; False where it is 1 already, so that scaling was not the cause."""
+        """Halve the scale after an overflow; return False if it is already 1, because scaling was then not the cause."""
         if self.value == 1.0:
             return False
         self.value, self._well = self.value / 2, 0
@@ -45,36 +45,36 @@ class LossScale:
         return True
 
     def went_well(self) -> None:
-        """Counts a backward pass whose gradients were finite."""
+        """Count a backward pass whose gradients were finite."""
         self._well += 1
         if self._well >= _PATIENCE and self.value < _MOST:
             self.value, self._well = 2 * self.value, 0
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps, so that a resumed training rounds as one that was never stopped."""
+        """Return the state for a checkpoint; with it, resumed training rounds exactly like uninterrupted training."""
         return {"value": self.value, "well": self._well}
 
     def load(self, state: dict[str, float]) -> None:
-        """Puts back what `state` gave."""
+        """Put back what `state` gave."""
         self.value, self._well = state["value"], int(state["well"])
         self._lowest = min(self._lowest, self.value)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a trained weight is called, and the scale of losses that reach it through its base; None where none is needed."""
+    """Name of a trained weight, and the loss scale that applies to it; None if no scaling is needed."""
 
     name: str
     scale: LossScale | None
 
 
 def mark(parameter: nn.Parameter, origin: Origin) -> None:
-    """Notes on a weight where it belongs."""
+    """Note on a weight where it belongs."""
     vars(parameter)["origin"] = origin
 
 
 def name_of(parameter: nn.Parameter) -> str | None:
-    """What a marked weight is called."""
+    """Return the name of a marked weight."""
     origin: Origin | None = vars(parameter).get("origin")
     return None if origin is None else origin.name
 

@@ -3,9 +3,10 @@
 W' = W + s B A for every adapted matrix, summed in fp32 and only then stored in the wanted precision. The copy is built from the
 live base and shares no tensor with it, so that a merge can never change what the other roles stand on.
 
-What goes wrong elsewhere, and what stands against it: a scalar head that is lost or set anew (every weight of the classifier is
-taken from the role or refused); a head read at the wrong token, because padding and end of sequence are one id (the classifier
-gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied: no role adapts them).
+Known failures elsewhere, and the checks against them: a scalar head that is lost or reinitialised (every weight of the
+classifier is taken from the role or refused); a head read at the wrong token, because padding and end of sequence are one
+id (the classifier gets a padding token that ends nothing); tied embeddings that a merge unties or changes (they stay tied:
+no role adapts them).
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def _empty(kind: Any, config: Any) -> Any:
 
 
 def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None, skip: tuple[str, ...]) -> None:
-    """Gives every weight of `merged` but those in `skip` the role's value, found on the live base under the same name."""
+    """Give every weight of `merged` but those in `skip` the role's value, found on the live base under the same name."""
     if role not in (BASE, *backbone.roles):
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles)}')
     names = [name for name in merged.state_dict() if name not in skip]
@@ -163,7 +164,7 @@ def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None,
 def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Tensor:
     """The weight as its class holds it: GPT-2's layers keep `[I, O]`, and bitsandbytes turned them when it coded them.
 
-    Told by the kinds of layer and not by the shape, which a square weight has either way.
+    Determined by the layer type, because the shape of a square weight is ambiguous.
     """
     path, _, leaf = name.rpartition(".")
     if leaf != "weight" or not isinstance(merged.get_submodule(path), Conv1D):
@@ -175,7 +176,7 @@ def _laid_out(weight: Tensor, merged: Any, name: str, backbone: Backbone) -> Ten
 
 @torch.no_grad()
 def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -> Tensor:
-    """One weight or buffer of the live base with the role's update on it, a tensor of its own on the CPU."""
+    """Return a weight or buffer of the live base with the role's update applied, as a separate CPU tensor."""
     path, _, leaf = name.rpartition(".")
     try:
         module = live.get_submodule(path)
@@ -229,7 +230,7 @@ def _expert_update(module: Any, leaf: str, role: str) -> Tensor | None:
 def _decoded(layer: nn.Module, dtype: torch.dtype) -> Tensor:
     """The matrix that a layer with coded weights multiplies by, read off by passing the identity through it.
 
-    How codes are laid out depends on the device and on whether a pass was made; reading them wrongly gives plausible numbers.
+    How codes are laid out depends on the device and on whether a pass was made; reading them wrongly returns plausible numbers.
     """
     bare: Any = copy.copy(layer)  # the same weight, and no bias in the sum
     bare._parameters = {**layer._parameters, "bias": None}

@@ -53,7 +53,7 @@ class Meter(Protocol):
         """Bytes in use now."""
 
     def free(self) -> int:
-        """Bytes that this process could still take, read anew: other people's jobs take memory too."""
+        """Measure the bytes still available to this process; not cached, because other jobs use memory too."""
 
     def restart(self) -> None:
         """Begins to watch for a peak."""
@@ -62,10 +62,10 @@ class Meter(Protocol):
         """Most bytes in use since `restart`."""
 
     def release(self) -> None:
-        """Gives back what is only kept for later."""
+        """Give back what is only kept for later."""
 
     def between_phases(self) -> None:
-        """Gives back what the last phase kept and the next one does not need, where that costs next to no time."""
+        """Give back what the last phase kept and the next one does not need, where that costs next to no time."""
 
 
 class CpuMeter:
@@ -100,9 +100,9 @@ class CpuMeter:
 
 
 class CudaMeter:
-    """Memory of the GPUs that the backbone lies on; the fullest one counts.
+    """Memory of the backbone's GPUs; the fullest one counts.
 
-    A budget is enforced by torch's allocator (`cap_gpus`), so that passing it is an error like any other lack of memory.
+    A budget is enforced by torch's allocator (`cap_gpus`), so exceeding it raises an ordinary out-of-memory error.
 
     Args:
         devices: the GPUs.
@@ -149,7 +149,7 @@ def meter_for(devices: Iterable[torch.device], budget: int | None = None) -> Met
 
 
 def cap_gpus(budget: int) -> None:
-    """Lets torch take `budget` bytes at most on every visible GPU; what CUDA itself takes (a few 100 MiB) is not counted."""
+    """Limit torch to `budget` bytes on every visible GPU; memory of CUDA itself (a few 100 MiB) is not counted."""
     for index in range(torch.cuda.device_count()):
         total = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), index)
@@ -204,7 +204,7 @@ def resident_bytes() -> int:
 
 
 def return_freed_memory(base_bytes: int) -> None:
-    """Makes the C library (glibc) give large blocks back to the system as soon as they are freed, on behalf of a large base.
+    """Make the C library (glibc) give large blocks back to the system as soon as they are freed, on behalf of a large base.
 
     Left alone, it raises the size from which blocks are given back up to 32 MiB, and keeps what training freed: half as much
     again as was alive, for a base of 400 MB. Asking the system for every block costs time, which small models feel most.
@@ -215,7 +215,7 @@ def return_freed_memory(base_bytes: int) -> None:
 
 
 def kept_by_allocator(base_bytes: int, alive: int, *, learning: bool) -> int:
-    """Bytes that the C library keeps beside what a phase holds alive, where `return_freed_memory` does not stop it.
+    """Estimate the freed bytes that the C library retains during a phase, unless `return_freed_memory` prevents it.
 
     Measured, not derived: by benchmarks/planner.py on models of 1 and 4 MiB, as much again without a backward pass and half as
     much again with one.
@@ -230,7 +230,7 @@ def kept_by_allocator(base_bytes: int, alive: int, *, learning: bool) -> int:
 
 
 def keep_few_kernels() -> None:
-    """Lets torch and oneDNN remember the kernels of few shapes, where nothing else is set.
+    """Let torch and oneDNN remember the kernels of few shapes, where nothing else is set.
 
     In 16 bits, oneDNN compiles a kernel for every shape of a product and keeps 1024 of them. Replies have many lengths, so that
     this would grow to 600 MiB. A few are enough: within a pass, all layers have the same shapes. To be called before the
@@ -241,11 +241,11 @@ def keep_few_kernels() -> None:
 
 
 def kernel_bytes() -> int:
-    """What the kernels of 16-bit products take on a CPU, once there are as many as `keep_few_kernels` allows."""
+    """Estimate the memory of compiled 16-bit matmul kernels on a CPU, at the limit set by `keep_few_kernels`."""
     return _KERNELS * _KERNEL_BYTES
 
 
 def _trim_heap() -> None:
-    """Asks the C library to give freed memory back to the system, where it can (glibc)."""
+    """Ask the C library to give freed memory back to the system, where it can (glibc)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -65,7 +65,7 @@ class OutputHead:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def slope(self, logits: Tensor) -> Tensor | None:
-        """What the cap multiplies gradients by, from the capped logits: 1 - (y / cap)^2; None without a cap."""
+        """Return the gradient factor of the cap, computed from the capped logits: 1 - (y / cap)^2; None without a cap."""
         return None if self.cap is None else logits.div(self.cap).square_().neg_().add_(1.0)
 
     def part(self, hidden_ND: Tensor, columns: slice, *, pull: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

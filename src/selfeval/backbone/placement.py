@@ -1,9 +1,9 @@
-"""Which device holds which part of the model: a plan made from free memory before anything is loaded.
+"""Assign model parts to devices, based on free memory, before anything is loaded.
 
-Decoder layers stay whole and in order. Everything else (embeddings, final norm, output layer) lies with the batches and
-the roles' heads on the *main* device, so that hidden states come back there once per pass and logits never travel. What
-does not fit on devices that compute is *streamed*: it lies in RAM or in the model's files, and is brought to the main
-device for the moment that a pass needs it (see `streaming`).
+Decoder layers are never split and stay in order. Everything else (embeddings, final norm, output layer) is placed on the
+*main* device together with the batches and the roles' heads, so hidden states return there once per pass and logits are
+never transferred. Layers that do not fit on the compute devices are *streamed*: they stay in RAM or in the model's files and
+are copied to the main device only while a pass needs them (see `streaming`).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from selfeval.texts import format_bytes
 __all__ = ["DISK", "ENDLESS", "DeviceMap", "free_memory", "meta_model", "plan_placement", "usable_memory"]
 
 DISK = "disk"
-"""The last device: the model's own files."""
+"""Last device in the order: the model's own files."""
 
 ENDLESS = 1 << 62
-"""Bytes that no device has: no limit is known."""
+"""Size that stands for unlimited memory."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class DeviceMap:
-    """Where each part of a model lies.
+    """Device of each part of a model.
 
     Attributes:
-        main: device of batches, embeddings, final norm, output layer and heads; streamed layers are computed there.
-        fixed: names of the modules (and loose parameters) besides the decoder layers.
+        main: device of batches, embeddings, final norm, output layer and heads; streamed layers are also computed there.
+        fixed: names of all modules and direct parameters other than the decoder layers.
         layers: names of the decoder layers, in order.
         devices: the device of each layer.
         bytes: weight bytes per device.
@@ -55,22 +55,22 @@ class DeviceMap:
 
     @property
     def is_whole(self) -> bool:
-        """Everything lies on the main device."""
+        """Whether the whole model is on the main device."""
         return all(device == self.main for device in self.devices)
 
     @property
     def streamed(self) -> tuple[str, ...]:
-        """Layers that lie where nothing is computed: on disk, or in RAM beside cards."""
+        """Layers on devices that do not compute: disk, or RAM if the main device is a GPU."""
         kept = ("cpu", DISK) if self.main != "cpu" else (DISK,)
         return tuple(name for name, device in zip(self.layers, self.devices, strict=True) if device in kept)
 
     def for_transformers(self) -> dict[str, int | str]:
-        """The `device_map` of `from_pretrained`: cards by number, since it takes the lowest number as its main device."""
+        """Return the `device_map` for `from_pretrained`, with GPUs as integers (the lowest becomes the main one)."""
         pairs = [*((name, self.main) for name in self.fixed), *zip(self.layers, self.devices, strict=True)]
         return {name: int(device.removeprefix("cuda:")) if device.startswith("cuda:") else device for name, device in pairs}
 
     def spans(self) -> list[tuple[str, str]]:
-        """Runs of layers and their device, in order: `[("0-11", "cuda:0"), ("12-27", "cpu")]`."""
+        """Run of layers and their device, in order: `[("0-11", "cuda:0"), ("12-27", "cpu")]`."""
         found = []
         for device, run in groupby(enumerate(self.devices), key=lambda pair: pair[1]):
             numbers = [number for number, _ in run]
@@ -78,7 +78,7 @@ class DeviceMap:
         return found
 
     def sentence(self) -> str:
-        """The plan for the user."""
+        """Describe the plan in a sentence for the user."""
         parts = [f"{'layers' if '-' in span else 'layer'} {span} on {device}" for span, device in self.spans()]
         text = f"{', '.join(parts)}; embeddings, output layer and heads on {self.main}"
         return f"{text}; {self._streaming()}" if self.streamed else text
@@ -88,7 +88,7 @@ class DeviceMap:
         return f"{count} {'layer is' if count == 1 else 'layers are'} brought to {self.main} for each pass, which is slow"
 
     def as_json(self) -> dict[str, Any]:
-        """The plan for run.json."""
+        """Return the plan as stored in run.json."""
         return {"main": self.main, "layers": [list(pair) for pair in self.spans()], "bytes": dict(self.bytes)}
 
 
@@ -96,9 +96,9 @@ class DeviceMap:
 
 
 def free_memory(device: torch.device) -> dict[str, int]:
-    """Free bytes of every device that a model on `device` may use, in the order of their use: cards, cpu, disk.
+    """Return the free bytes of every device that a model on `device` may use, in order of preference: GPUs, cpu, disk.
 
-    A card without a number means all cards; with a number, that one.
+    A CUDA device without an index means all GPUs.
     """
     cards: Iterable[int] = ()
     if device.type == "cuda":
@@ -108,11 +108,13 @@ def free_memory(device: torch.device) -> dict[str, int]:
 
 def _free_on_card(card: int) -> int:
     free: int = torch.cuda.mem_get_info(card)[0]
-    return free + torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)  # what torch holds and does not use
+    return (
+        free + torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
+    )  # add memory that torch caches but does not use
 
 
 def _free_ram() -> int:
-    """RAM that can be had without swapping, within the limit of the container this process runs in."""
+    """Return the RAM available without swapping, within the memory limit of the container."""
     free = int(psutil.virtual_memory().available)
     limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
     return free if limit is None or used is None else max(0, min(free, limit - used + _file_cache()))
@@ -124,17 +126,17 @@ def _number(path: Path) -> int | None:
 
 
 def _file_cache() -> int:
-    """Page cache that the container would give up."""
+    """Return the page cache that the container can reclaim."""
     path = _CGROUP / "memory.stat"
     found = re.search(r"^inactive_file (\d+)$", path.read_text(), re.MULTILINE) if path.is_file() else None
     return int(found[1]) if found else 0
 
 
 def usable_memory(free: Mapping[str, int], config: PlacementConfig) -> dict[str, int]:
-    """Bytes for weights: free memory less the reserve, and at most `max_memory`.
+    """Return the bytes available for weights: free memory minus the reserve, limited by `max_memory`.
 
     Raises:
-        ModelError: `max_memory` names a device that is not here.
+        ModelError: `max_memory` names a device that does not exist on this machine.
     """
     unknown = sorted(set(config.max_memory) - set(free))
     if unknown:
@@ -147,7 +149,7 @@ def usable_memory(free: Mapping[str, int], config: PlacementConfig) -> dict[str,
 
 
 def meta_model(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model of a config without its weights."""
+    """Build the model of a config on the meta device, without weights."""
     with torch.device("meta"):
         made: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return made
@@ -170,18 +172,18 @@ class _Parts:
 
 
 def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) -> DeviceMap:
-    """Places a model: on the roomiest card that holds all of it, else over the devices in the order given.
+    """Place the model on the GPU with the most memory if it fits there as a whole, else spread it over the devices in order.
 
-    The first device that holds everything but the layers, and a layer, is the main one; those before it are left out. The
-    CPU is the main one where no card can be: beside a card, it only keeps what the card computes.
+    The main device is the first that can hold all non-layer parts plus the largest layer; earlier devices are not used. The
+    CPU becomes the main device only if no GPU qualifies; otherwise it only stores layers that a GPU computes.
 
     Args:
         model: on the meta device, or any other.
-        memory: usable bytes by device (`cuda:N`, `cpu`, `disk`), in the order of their use.
-        precision: of the weights: fp32, bf16, fp16, int8 or nf4 (see `sizes`).
+        memory: usable bytes by device (`cuda:N`, `cpu`, `disk`), in order of preference.
+        precision: precision of the weights: fp32, bf16, fp16, int8 or nf4 (see `sizes`).
 
     Raises:
-        ModelError: it does not fit.
+        ModelError: the model does not fit.
     """
     parts = _parts(model, precision)
     cards = [device for device, size in memory.items() if device.startswith("cuda:") and size >= parts.total]
@@ -197,7 +199,7 @@ def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) 
 
 
 def _spread(parts: _Parts, memory: Mapping[str, int], main: str) -> list[str] | None:
-    """The device of each layer, from `main` onwards; room for one layer stays free on it when others are streamed."""
+    """Assign each layer to a device from `main` onwards; if layers are streamed, reserve space for one of them on `main`."""
     order = list(memory)[list(memory).index(main) :]
     room = {**memory, main: memory[main] - parts.fixed_bytes}
     computing = [device for device in order if device == main or device.startswith("cuda:")]
@@ -209,7 +211,7 @@ def _spread(parts: _Parts, memory: Mapping[str, int], main: str) -> list[str] | 
 
 
 def _fill(sizes: Sequence[int], room: Sequence[tuple[str, int]]) -> list[str] | None:
-    """Layers in order onto devices in order; a device that is too small for the next layer is left behind."""
+    """Fill devices with layers in order, moving on for good once the next layer does not fit; None if they run out."""
     found, devices = [], iter(room)
     device, left = next(devices)
     for size in sizes:
@@ -257,13 +259,13 @@ def _parts(model: nn.Module, precision: str) -> _Parts:
 
 
 def _layers_path(model: nn.Module) -> str | None:
-    """Name of the list of decoder layers: the list of modules with the most weights."""
+    """Return the name of the list of decoder layers: the `ModuleList` with the most weights."""
     lists = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     return max(lists, key=lambda name: lists[name]) if lists else None
 
 
 def _beside(model: nn.Module, path: str) -> Iterator[str]:
-    """Names of everything that is not on the way to `path`."""
+    """Yield the names of all modules and parameters that do not contain `path`."""
     steps = path.split(".")
     for depth, step in enumerate(steps):
         parent = ".".join(steps[:depth])

@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 
 
 def weigh(facts: ModelFacts, precision: str) -> WeightSizes:
-    """Counts a model's weights without making any."""
+    """Count a model's weights without making any."""
     return weight_sizes(facts.shell, precision)
 
 
@@ -82,11 +82,11 @@ def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int) -> 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """What a run would take on one device.
+    """Estimated memory of a run on one device.
 
     Attributes:
         device: `cuda:N`, `cpu` or `disk`.
-        layers: numbers of the decoder layers that lie there, as `("0-11",)`.
+        layers: decoder layers on this device, as `("0-11",)`.
         budget: bytes that may be taken there, None where nothing is known to limit them.
         phases: phase -> kind -> bytes at that phase's fullest moment on this device.
     """
@@ -122,15 +122,15 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would take, and with which settings.
+    """Estimated memory of a run, and the settings it applies to.
 
     Attributes:
         placement: which device holds what; as loading would place it.
-        devices: what each takes, the main device first.
+        devices: estimate per device, the main device first.
         settings: values of the configuration that the plan has chosen.
         workload: tokens and rows that it was made for.
         fits: every phase is within the budget of every device.
-        changes: sentences: what was picked or changed to make it fit, or what would have to change.
+        changes: messages about settings chosen or changed to make the run fit, or changes that would be needed.
     """
 
     model: str

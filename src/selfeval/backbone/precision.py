@@ -98,7 +98,7 @@ def pick_precision(wanted: str, device: torch.device, size: Callable[[str], int]
 
 
 def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` needs for this precision.
+    """Return the arguments of `from_pretrained` for this precision.
 
     Raises:
         ModelError: a quantised one without bitsandbytes.
@@ -119,9 +119,9 @@ def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
 
 
 def settle_quantised(model: Any) -> None:
-    """Keeps 4-bit weights as they were loaded.
+    """Keep 4-bit weights as they were loaded.
 
-    On some CPUs bitsandbytes would pack them anew at the first pass without gradients: into a layout that needs sizes divisible
+    On some CPUs bitsandbytes would repack them in the first pass without gradients: into a layout that needs sizes divisible
     by 32 and that a later pass with gradients would have to undo.
     """
     for module in model.modules():

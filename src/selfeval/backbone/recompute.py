@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward pass, so that only what enters them is kept (gradient checkpointing).
+"""Gradient checkpointing: keep only the inputs of layers and recompute the layers in the backward pass.
 
 Chen et al. 2016, https://arxiv.org/abs/1604.06174. Transformers' own switch would also put the layers in training mode, and
 take the cache of every pass away, that of sampling among them.
@@ -22,12 +22,12 @@ Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManage
 
 
 def recompute(model: nn.Module, layers: Iterable[str], contexts: Contexts) -> None:
-    """Makes each of these layers keep only its input for the backward, which computes it again.
+    """Make each of these layers keep only its input for the backward, which computes it again.
 
     Args:
         model: whose layers they are.
         layers: their names.
-        contexts: called in the forward; gives the context of the forward and that of the computing again.
+        contexts: called in the forward pass; returns the contexts of the forward pass and of the recomputation.
     """
     for name in layers:
         layer = model.get_submodule(name)

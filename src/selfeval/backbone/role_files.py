@@ -1,4 +1,4 @@
-"""The files of a saved role, sealed by the hash of their content, so that a damaged role is never loaded."""
+"""Files of a saved role, with content hashes that prevent loading a damaged role."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SEALED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors
 
 
 def save_adapter_config(config: Any, folder: Path) -> None:
-    """Writes PEFT's adapter_config.json with its lists of names in order.
+    """Write PEFT's adapter_config.json with its lists of names in order.
 
     PEFT holds these names in sets, and writes them in the order of the set: another one in every process, as it depends on
     PYTHONHASHSEED.
@@ -27,7 +27,7 @@ def save_adapter_config(config: Any, folder: Path) -> None:
 
 
 def seal_role(folder: Path, base: str, base_fingerprint: str) -> None:
-    """Writes role.json: the base that the role belongs to, and the hash of each of its files."""
+    """Write role.json: the base that the role belongs to, and the hash of each of its files."""
     files = {name: content_hash(folder / name) for name in _SEALED if (folder / name).is_file()}
     write_json(folder / "role.json", {"base": base, "base_fingerprint": base_fingerprint, "files": files})
 

@@ -1,7 +1,7 @@
-"""The backbone: one frozen base, and roles on it that cannot touch one another.
+"""The backbone: one frozen base model shared by several independent roles.
 
-A role is a LoRA adapter (through PEFT) and perhaps a scalar head. `acting_as` selects one for the passes inside its block;
-there is no lingering role, and a pass outside such a block is an error.
+A role is a LoRA adapter (through PEFT) with an optional scalar head. `acting_as` activates a role for the forward passes
+inside its block. No role stays active afterwards: a forward pass outside such a block raises an error.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from selfeval.store import read_json
 __all__ = ["Backbone"]
 
 _PROBE = "probe"
-"""Role that is there only while `check_targets` looks at it."""
+"""Temporary role that exists only inside `check_targets`."""
 
 _PACKED = (torch.int8, torch.uint8)
-"""What quantised weights are stored as."""
+"""Storage dtypes of quantised weights."""
 
 
 class Backbone:
@@ -53,9 +53,9 @@ class Backbone:
 
     Args:
         loaded: the model.
-        lora: rank, scale and targets of every adapter.
-        source: what the model is called in messages and in role files.
-        memory_budget: bytes that this process should not pass; on a GPU, `cap_gpus` enforces them.
+        lora: Rank, scale and target modules of every adapter.
+        source: name of the model in messages and in role files.
+        memory_budget: optional memory limit of this process in bytes; on a GPU, `cap_gpus` enforces it. Default: no limit.
     """
 
     def __init__(self, loaded: LoadedModel, lora: LoraConfig, source: str, memory_budget: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Backbone:
 
     @torch.no_grad()
     def _check_logits(self) -> None:
-        """One short pass: `logits(hidden)` must be what the model itself says, or every log-prob would be silently wrong."""
+        """Check with a short pass that `logits(hidden)` equals the model's own logits, which all log-probs rely on."""
         ids = torch.tensor([[0, 1, 2, 3]], device=self.loaded.device)
         mask = torch.ones_like(ids)
         with self.acting_as(BASE):
@@ -111,7 +111,7 @@ class Backbone:
         ) from error
 
     def _own_logits(self, ids: Tensor, mask: Tensor) -> Tensor | None:
-        """The logits as rollouts and losses make them; None where the output layer does not fit the hidden states."""
+        """Compute logits as rollouts and losses do; None if the output layer does not fit the hidden states."""
         try:
             return self.logits(self.hidden(ids, mask))
         except (RuntimeError, AttributeError) as error:
@@ -121,11 +121,11 @@ class Backbone:
 
     @classmethod
     def load(cls, config: RunConfig, *, trust_remote_code: bool = False) -> Backbone:
-        """Load the model that the configuration names.
+        """Load the model named in the configuration.
 
         Args:
-            config: of a run. It may come from somebody else's run folder, so it never decides whether code runs.
-            trust_remote_code: run code that comes with the model; from the option of the command only.
+            config: configuration of a run. It may come from an untrusted run folder, so it never decides whether code runs.
+            trust_remote_code: run code that ships with the model; set by the command-line option only. Default: False.
         """
         keep_few_kernels()
         if config.memory_budget is not None and pick_device(config.device).type == "cuda":
@@ -149,7 +149,7 @@ class Backbone:
 
     @property
     def model(self) -> Any:
-        """The Hugging Face model (adapters injected once there are roles)."""
+        """The Hugging Face model, with adapters injected once a role exists."""
         return self.loaded.model
 
     @property
@@ -159,7 +159,7 @@ class Backbone:
 
     @property
     def base_name(self) -> str:
-        """The base in messages and role files: what it is called, and how its context was stretched."""
+        """Name of the base in messages and role files, including any context extension."""
         return f"{self.source} ({self.loaded.stretch})" if self.loaded.stretch else self.source
 
     @property
@@ -168,7 +168,7 @@ class Backbone:
 
     @property
     def acting(self) -> str | None:
-        """The role (`a+b` where rows of several act) of the innermost `acting_as` block, None outside of any."""
+        """Role of the innermost `acting_as` block (`a+b` if its rows have several roles), or None outside any block."""
         return self._stack.acting.name if self._stack.acting else None
 
     def _refuse_without_role(self, module: nn.Module, arguments: Any) -> None:
@@ -180,18 +180,18 @@ class Backbone:
     def add_role(
         self, role: str, *, seed: int = 0, copy_of: str | None = None, head: bool = False, trainable: bool = True
     ) -> None:
-        """Adds a role: a LoRA adapter that starts as the bare base, or as a copy of another role.
+        """Add a role: a LoRA adapter initialised to the base model or copied from another role.
 
         Args:
-            role: its name.
-            seed: of the adapter's random half (A); the other half (B) is zero.
-            copy_of: role whose adapter is copied, and its head where both have one.
-            head: give it a scalar head, fp32, zero at the start.
-            trainable: whether its weights get gradients.
+            role: name of the role.
+            seed: seed of the adapter's random matrix A; B starts at zero. Default: 0.
+            copy_of: optional role whose adapter is copied, along with its head if both roles have one.
+            head: add a scalar head in fp32, initialised to zero. Default: False.
+            trainable: whether its weights receive gradients. Default: True.
 
         Raises:
-            RoleError: the role exists, or `copy_of` does not.
-            ModelError, ConfigError: `lora.targets` cannot have adapters; the backbone is then what it was before.
+            RoleError: the role already exists, or `copy_of` does not.
+            ModelError, ConfigError: `lora.targets` cannot have adapters; the backbone is left unchanged.
         """
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
@@ -209,10 +209,10 @@ class Backbone:
         self._mark_trainable()
 
     def add_snapshot(self, role: str, of: str) -> None:
-        """Adds a frozen role that stays what another is now: what a policy is held close to while it learns.
+        """Add a frozen snapshot of another role, for example the reference policy of a KL penalty.
 
-        A policy that has not moved from the bare base yet needs no second adapter: its snapshot is the base with all
-        adapters off. Any other policy (one that starts from a fine-tuned adapter) gets a frozen copy.
+        An untrained role needs no second adapter: its snapshot is the base with all adapters disabled. Any other role (such
+        as one that starts from a fine-tuned adapter) is copied.
 
         Raises:
             RoleError: the role exists, or `of` does not.
@@ -224,7 +224,7 @@ class Backbone:
             self.add_role(role, copy_of=of, trainable=False)
 
     def is_bare(self, role: str) -> bool:
-        """Whether the role's adapter changes nothing yet: a pass under it is one of the bare base."""
+        """Whether the role's adapter is still zero, so that a forward pass under it equals one of the base."""
         return all(not p.any() for n, p in self.parameters(role).items() if ".lora_B." in n)
 
     def _refuse_taken(self, role: str) -> None:
@@ -232,7 +232,7 @@ class Backbone:
             raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.roles])}')
 
     def check_targets(self) -> None:
-        """Finds out whether `lora.targets` can have adapters that passes read, before any work needs them.
+        """Check early that `lora.targets` can have adapters that forward passes use.
 
         Raises:
             ModelError, ConfigError: they cannot.
@@ -251,7 +251,7 @@ class Backbone:
                 raise
 
     def _leave_out_unread(self, role: str, seed: int) -> None:
-        """Makes the adapter again without layers that no pass reads, or refuses these where they were named."""
+        """Recreate the adapter without layers that no forward pass uses; raise if the user named such a layer."""
         try:
             unread = self._unread_layers(role)
             if unread and self.lora.targets != ALL_LINEAR:
@@ -300,7 +300,7 @@ class Backbone:
         self._stack.attach(self.loaded.model)
 
     def _withdraw(self, role: str) -> None:
-        """Leaves nothing of a role, not even of one that was injected in part."""
+        """Remove a role completely, including one that was only partly injected."""
         remove_adapters(self.loaded.model, role)
         self._trainable.pop(role, None)
         self.heads.pop(role, None)
@@ -308,7 +308,7 @@ class Backbone:
             self._peft.peft_config.pop(role, None)
         if self._peft is None or not self._peft.peft_config:
             self._peft = None
-            vars(self.loaded.model).pop("peft_config", None)  # PEFT would take the next first role for a second one
+            vars(self.loaded.model).pop("peft_config", None)  # otherwise PEFT treats the next first role as a second one
         self._mark_trainable()
 
     def _copy(self, source: str, target: str) -> None:
@@ -323,23 +323,25 @@ class Backbone:
         return [p for name, p in self.loaded.model.named_parameters() if f".{role}." in name and "lora_" in name]
 
     def parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """The role's own weights by name: adapter, and head when it has one."""
+        """Return the role's own weights by name: the adapter and the optional head."""
         named = {n: p for n, p in self.loaded.model.named_parameters() if f".{role}." in n and "lora_" in n}
         head = self.heads.get(role)
         return named if head is None else {**named, **{f"head.{name}": p for name, p in head.named_parameters()}}
 
     def freeze(self, role: str) -> None:
-        """No more gradients for this role."""
+        """Stop computing gradients for this role."""
         self._trainable[role] = False
         self._mark_trainable()
 
     @contextmanager
     def acting_as(self, role: str | Sequence[str]) -> Iterator[None]:
-        """Passes inside the block use this role's adapter; blocks nest, and an exception restores the outer role.
+        """Run the forward passes inside the block with this role's adapter.
+
+        Blocks nest. The outer role is restored on exit, also after an exception.
 
         Args:
-            role: one role for all rows, or the role of each row of the passes inside. Rows of several roles share one
-                pass and get what passes of their own would give them.
+            role: one role for all rows, or one role per row. Rows of different roles share a forward pass, and their
+                results equal those of separate passes.
 
         Raises:
             RoleError: there is no such role.
@@ -352,19 +354,20 @@ class Backbone:
             yield
 
     def _mark_trainable(self) -> None:
-        """Who gets gradients, once and for all: injecting an adapter marks others as PEFT likes it, switching does not."""
+        """Reset `requires_grad` of every role, because PEFT changes it on other adapters when it injects one."""
         for role, trainable in self._trainable.items():
             for name, parameter in self.parameters(role).items():
                 parameter.requires_grad_(trainable)
                 mark(parameter, Origin(name if f".{role}." in name else f"{role}.{name}", self.loss_scale))
 
     def recompute_layers(self) -> None:
-        """Makes passes with gradients keep only what enters each layer, and compute the layer again in the backward pass.
+        """Enable gradient checkpointing: keep only the inputs of each layer and recompute the layer in the backward pass.
 
-        Gradients are the same, and so is the role (Chen et al. 2016, https://arxiv.org/abs/1604.06174).
+        Gradients are unchanged, and the layer is recomputed under the same role (Chen et al. 2016,
+        https://arxiv.org/abs/1604.06174).
 
         Raises:
-            ModelError: this family has no layers that can be run again.
+            ModelError: this model family does not support recomputation.
         """
         layers = [name for name, module in self.model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
@@ -374,11 +377,11 @@ class Backbone:
 
     @property
     def mixes_rows(self) -> bool:
-        """Whether one pass may carry rows of several roles: not where fused experts have adapters."""
+        """Whether one forward pass may mix rows of several roles; False if fused experts have adapters."""
         return self._stack.mixes_rows
 
     def refuse_mixed_rows(self, work: str) -> None:
-        """For work that puts its rows in an order of its own.
+        """Raise an error if the acting block assigns a role to each row; for callers that reorder rows.
 
         Raises:
             RoleError: the acting block names a role for each row.
@@ -389,7 +392,7 @@ class Backbone:
     # -- passes -----------------------------------------------------------------------------------------------------
 
     def hidden(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Last hidden states `[B, T, D]` of right-padded sequences under the acting role."""
+        """Compute the last hidden states `[B, T, D]` of right-padded sequences under the acting role."""
         if self._stack.acting is None:
             raise RoleError("a pass through the backbone outside of `with backbone.acting_as(role)`; say whose pass it is")
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}
@@ -398,18 +401,18 @@ class Backbone:
         return text_body(self.loaded.model)(**arguments, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits, fp32, of hidden states `[..., D]`: the model's own, with its family's scale and cap."""
+        """Compute next-token logits in fp32 from hidden states `[..., D]`, with the scale and cap of the model family."""
         return self.output_head.logits(hidden)
 
     def score(self, role: str, hidden: Tensor) -> Tensor:
-        """The role's scalar head on hidden states `[..., D]` -> `[...]`, computed in fp32."""
+        """Apply the role's scalar head to hidden states in fp32: `[..., D]` -> `[...]`."""
         scores: Tensor = self.heads[role](hidden.float())
         return scores.squeeze(-1)
 
     # -- files ------------------------------------------------------------------------------------------------------
 
     def save_role(self, role: str, folder: Path) -> None:
-        """Writes the role in PEFT's layout, with `head.safetensors` when it has a head, and the base it belongs to."""
+        """Save the role in PEFT's layout, with `head.safetensors` if it has a head, and record its base model."""
         if self._peft is None or role not in self._peft.peft_config:
             raise RoleError(f'there is no role "{role}" with an adapter to save')
         folder.mkdir(parents=True, exist_ok=True)
@@ -429,11 +432,11 @@ class Backbone:
         self.seal_role(folder)
 
     def seal_role(self, folder: Path) -> None:
-        """Notes the base and the hash of each file in the folder of a role; after the last change to its files."""
+        """Record the base and the hash of each file in a role's folder; call after the last change to its files."""
         seal_role(folder, self.base_name, self._base_fingerprint)
 
     def load_role(self, role: str, folder: Path, *, trainable: bool = False) -> None:
-        """Adds the role that `save_role` wrote.
+        """Load a role written by `save_role`.
 
         Raises:
             RunFolderError: files are missing or damaged, or the role was trained on another base or with other `[lora]` values.
@@ -465,16 +468,16 @@ class Backbone:
             self.heads[role].load_state_dict(load_file(folder / "head.safetensors"))
 
     def training_state(self) -> dict[str, Any]:
-        """Numbers that a checkpoint keeps beside the roles: the loss scale, on a base that needs one."""
+        """Return the state that a checkpoint stores in addition to the roles: the loss scale, if the base needs one."""
         return {} if self.loss_scale is None else {"loss_scale": self.loss_scale.state()}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `training_state` gave; other keys are passed over."""
+        """Restore the result of `training_state`; other keys are ignored."""
         if self.loss_scale is not None and "loss_scale" in state:
             self.loss_scale.load(state["loss_scale"])
 
     def _check_lora(self, folder: Path) -> None:
-        """Another scale would fit the weights and give other scores."""
+        """Check the LoRA settings: with a different scale the weights would still load, but scores would change."""
         saved = read_json(folder / "adapter_config.json")
         found = {"rank": saved["r"], "alpha": saved["lora_alpha"], "rslora": saved["use_rslora"]}
         wanted = self.lora.model_dump(include=set(found))
@@ -485,7 +488,7 @@ class Backbone:
 
     @property
     def base_bytes(self) -> int:
-        """Bytes of the base weights, wherever they lie."""
+        """Bytes of the base weights on all devices, including disk."""
         return self._base_bytes
 
     @property
@@ -498,20 +501,20 @@ class Backbone:
         return sum(p.numel() for n, p in self.loaded.model.named_parameters() if "lora_" not in n)
 
     def weight_copies(self) -> float:
-        """How many copies of the base weights this process holds now, to two decimals: must be 1 (what is on disk is not held).
+        """Return how many copies of the base weights are in memory, to two decimals; must be 1 (weights on disk do not count).
 
-        Counted over every live matrix (parameter or plain tensor) that has the shape of a base weight, in any model and
-        any precision, by distinct storage; adapters and heads are not weights.
+        The count covers every live matrix (parameter or plain tensor) with the shape of a base weight, in any model and
+        any precision, by distinct storage. Adapters and heads are excluded.
         """
-        gc.collect()  # what only waits for the collector is not held
+        gc.collect()  # do not count garbage that was not collected yet
         own = {id(p) for role in self.roles for p in self.parameters(role).values()}
-        # type() and not isinstance(): lazy modules among the objects warn or import when they are asked for their class.
+        # type() instead of isinstance(): lazy modules among the objects warn or import when their __class__ is read.
         live = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and id(o) not in own]
         weights = [p for p in held_weights(self.loaded.model) if tuple(p.shape) in self._base_shapes and id(p) not in own]
         return round(_elements(t for t in live if tuple(t.shape) in self._base_shapes) / _elements(weights), 2)
 
 
 def _elements(tensors: Iterable[Tensor]) -> int:
-    """Numbers that these tensors hold, those of a shared storage once."""
+    """Return the number of elements in these tensors, counting shared storage once."""
     real = [t for t in tensors if t.device.type != "meta" and (t.is_floating_point() or t.dtype in _PACKED)]
     return sum({(t.untyped_storage().data_ptr(), int(t.storage_offset())): t.numel() for t in real}.values())

@@ -53,7 +53,7 @@ class Stretch:
 
 
 def stretch_positions(config: Any, context: ContextConfig, name: str) -> Stretch | None:
-    """Sets the RoPE parameters of a model config, in place, before the model is made from it.
+    """Set the RoPE parameters of a model config, in place, before the model is made from it.
 
     The trained base, the rotated share of each head and whatever else the family keeps there stay as they are. Where
     parameters differ by type of layer, those of the full-attention layers are set: sliding layers never look further than
@@ -122,10 +122,10 @@ def _scaling(stretch: Stretch) -> dict[str, Any]:
 
 
 def check_stretch(model: nn.Module, stretch: Stretch, name: str) -> str | None:
-    """Makes sure that a loaded model computes its positions this way.
+    """Make sure that a loaded model computes its positions this way.
 
     With `dynamic`, transformers keeps the angles of the longest pass so far, so that what a text is given would depend on what
-    was read before it; every pass begins anew here.
+    was read before it; here every pass starts from scratch.
 
     Returns:
         A sentence for the user about what the method cannot do, or None.

@@ -28,7 +28,7 @@ class Sequences:
         attention_BT: 1 at real tokens.
         prompt_lengths_B: tokens before the reply.
         reply_BR: the reply tokens alone, padded.
-        mask_BR: True at real reply tokens.
+        mask_BR: true at real reply tokens.
     """
 
     ids_BT: Tensor
@@ -43,8 +43,8 @@ def pad_sequences(backbone: Backbone, prompts: Sequence[Sequence[int]], replies:
 
     Args:
         backbone: where they will be passed through.
-        prompts: B lists of token ids.
-        replies: B lists of token ids, each of at least one token.
+        prompts: b lists of token ids.
+        replies: b lists of token ids, each of at least one token.
 
     Raises:
         LoopError: a prompt with its reply is longer than the model's context.

@@ -1,6 +1,6 @@
 """How many bytes each weight of a base takes in a precision: the one rule that loading, placing and planning share.
 
-int8 and nf4 are bitsandbytes' layouts. It packs a module's matrix where transformers tells it to: every `nn.Linear` and every
+int8 and nf4 are bitsandbytes' layouts. It packs the matrices that transformers selects: every `nn.Linear` and every
 `Conv1D` (GPT-2's linear layer, which stores its matrix transposed), but not the output layer, tied weights, the last module, or
 what the family keeps in fp32. Experts that are one fused parameter are no module of theirs, and stay in 16 bits.
 """
@@ -28,11 +28,11 @@ _TABLES = 4 * (16 + 256 + 1)
 
 @dataclass(frozen=True)
 class WeightSizes:
-    """What a base takes.
+    """Size of a base.
 
     Attributes:
-        bytes: of each parameter and buffer as it lies in memory, by name, tied ones once.
-        numbers: what the parameters hold, tied ones once.
+        bytes: bytes of each parameter and buffer in memory, by name; tied ones count once.
+        numbers: number of elements in the parameters; tied ones count once.
         unpacked: bytes of the largest packed matrix while it is unpacked for its product; 0 where nothing is packed.
     """
 
@@ -50,7 +50,7 @@ class WeightSizes:
 
 
 def weight_sizes(model: nn.Module, precision: str) -> WeightSizes:
-    """Counts the weights of a model, which may be on the meta device and of any precision itself.
+    """Count the weights of a model, which may be on the meta device and of any precision itself.
 
     Args:
         model: of transformers.

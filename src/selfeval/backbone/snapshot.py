@@ -1,6 +1,6 @@
 """The folder that a model is read from: one that is given, or the snapshot of a hub id in the local cache.
 
-A hub id is a name that moves: its files change with every commit. What a run is made from is the snapshot.
+A hub id is a name that moves: its files change with every commit. A run is therefore tied to a snapshot.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def commit_of(name: str) -> str | None:
 
 
 def ensure_snapshot(name: str) -> None:
-    """Downloads whatever loading a hub id will read and the cache lacks, so that its content is known before it is used.
+    """Download the files of a hub id that are not cached, so their content is known before they are used.
 
     Raises:
         ModelError: it cannot be downloaded, or has no safetensors files.

@@ -3,11 +3,11 @@
 accelerate's hooks bring a module's weights in before its forward and drop them after it; in between, its parameters are on
 the meta device and hold nothing. Three things follow from that, and are solved here:
 
-- An adapter is made beside its base weight, and a weight on meta would take it along: `stand_in_weights`.
-- Autograd keeps every weight of the forward until the backward, so that the whole model would pile up in training. A
+- PEFT creates an adapter on its base weight's device, which would be meta: `stand_in_weights`.
+- Autograd keeps every weight of the forward until the backward, so the whole model would pile up in training. A
   streamed layer is therefore computed again in the backward (Chen et al. 2016, https://arxiv.org/abs/1604.06174), and the
   weights of one layer are held at a time: `recompute.py`.
-- Whoever wants to read or count the base's weights has to ask where they lie: `held_weights`.
+- Code that reads or counts the base's weights must look up their location: `held_weights`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _streamed_modules(model: nn.Module) -> Iterator[tuple[nn.Module, AlignDevice
 def stand_in_weights(model: nn.Module) -> Iterator[None]:
     """Inside the block, streamed weights are one number seen in their shape (no memory), on the device that computes them.
 
-    So that adapters made in the block are real, and lie where their layer is computed.
+    Create adapters inside the block as real tensors on the device that computes their layer.
     """
     absent = []
     for module, hook in _streamed_modules(model):
@@ -51,7 +51,7 @@ def stand_in_weights(model: nn.Module) -> Iterator[None]:
 
 
 def _kept(model: nn.Module) -> dict[int, tuple[OffloadedWeightsLoader, str]]:
-    """Where each absent weight lies, by the identity of its parameter."""
+    """Return the location of each offloaded weight, by the id of its parameter."""
     found = {}
     for module, hook in _streamed_modules(model):
         for name, parameter in module.named_parameters(recurse=False):
@@ -61,7 +61,7 @@ def _kept(model: nn.Module) -> dict[int, tuple[OffloadedWeightsLoader, str]]:
 
 
 def held_weights(model: nn.Module) -> list[Tensor]:
-    """The base's tensors in memory: parameters that are there, and those that wait in RAM; what is on disk is not held."""
+    """Return the base's tensors in memory, including those offloaded to RAM but not those on disk."""
     kept = _kept(model)
     held: list[Tensor] = []
     for parameter in model.parameters():
@@ -74,7 +74,7 @@ def held_weights(model: nn.Module) -> list[Tensor]:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters, wherever they lie; those of a shared storage once."""
+    """Return the bytes of all parameters on all devices and on disk; shared storage counts once."""
     there = {
         p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters() if p.device.type != "meta"
     }

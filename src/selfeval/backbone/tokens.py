@@ -38,7 +38,7 @@ class ControlTokens:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """What no inserted text may hold, longest first."""
+        """Strings that inserted text must not contain, longest first."""
         ends = {self.tokenizer.eos_token, self.tokenizer.bos_token}
         special = {text for text in self._special.values() if not _looks_like_word(text) or (text in ends and text.strip())}
         return tuple(sorted({NEW_PAD} | special | self._markers, key=lambda text: (-len(text), text)))
@@ -148,7 +148,7 @@ def _conversation(tokenizer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """What the chat template puts behind an assistant's message; `id` is None where that is no single token."""
+    """Text that the chat template appends to an assistant message; `id` is None if it is not a single token."""
 
     text: str
     id: int | None
@@ -172,7 +172,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn | None:
 
 
 def sample_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of a short text and of the chat template's conversation: what every prompt is made of."""
+    """Encode a short text and a conversation in the chat template, the building blocks of every prompt."""
     texts = [_USER, _conversation(tokenizer) or "" if _template_source(tokenizer) else ""]
     plain = tokenizer.encode(texts[0], add_special_tokens=True)
     return {int(i) for i in [*plain, *tokenizer.encode(texts[1], add_special_tokens=False)]}

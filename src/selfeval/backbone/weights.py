@@ -1,6 +1,6 @@
-"""The weight files of a model: which there are, whether they are whole, and whether they fit config.json.
+"""Find a model's weight files, check that they are complete, and check that they match config.json.
 
-Only headers are read here, so that a damaged or unsuitable model is refused in a moment and not after minutes of loading.
+Only headers are read, so a damaged or unsuitable model is rejected immediately instead of after minutes of loading.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-"""Bits of a number of each safetensors type."""
+"""Bits per element of each safetensors dtype."""
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Where a safetensors file holds a tensor.
+    """Location, dtype and shape of a tensor in a safetensors file.
 
     Attributes:
-        file: that holds it.
-        dtype: name of its type in the file, for example BF16.
-        shape: sizes of its dimensions.
-        start, stop: its bytes in the file, from the file's first byte.
+        file: path of the file.
+        dtype: dtype name used in the file, for example BF16.
+        shape: tensor shape.
+        start, stop: byte range, counted from the start of the file.
     """
 
     file: Path
@@ -65,14 +65,15 @@ class TensorHeader:
 
 
 def weight_files(name: str, *, download: bool = True) -> tuple[Path, ...]:
-    """The safetensors files of a model folder or hub id, in order.
+    """Return the safetensors files of a model folder or hub id, in order.
 
     Args:
-        name: folder or hub id.
-        download: fetch what a hub id lacks in the cache; otherwise a hub id that is not cached has no files.
+        name: model folder or hub id.
+        download: download files of a hub id that are not cached. If False, a hub id that is not cached has no files.
+            Default: True.
 
     Raises:
-        ModelError: a folder without safetensors files, or with an index that cannot be used.
+        ModelError: the folder has no safetensors files, or its index is invalid.
     """
 
     def find(file: str) -> Path | None:
@@ -99,7 +100,7 @@ def weight_files(name: str, *, download: bool = True) -> tuple[Path, ...]:
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names, sorted."""
+    """Return the files listed in an index, sorted."""
     if is_lfs_pointer(index):
         raise ModelError(_lfs_message([index]))
     try:
@@ -114,7 +115,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def _no_weights(folder: Path) -> str:
-    """The message about a folder without safetensors files, by what there is instead."""
+    """Return the error message for a folder without safetensors files, based on the files it has instead."""
     there = sorted(path.name for path in folder.iterdir() if path.is_file())
     pickles = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt")) and name != "training_args.bin"]
     gguf = [name for name in there if name.endswith(".gguf")]
@@ -135,7 +136,7 @@ def _no_weights(folder: Path) -> str:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is only git-lfs's note about the real one."""
+    """Whether a file is a git-lfs pointer instead of the actual content."""
     with path.open("rb") as file:
         return file.read(len(_LFS)) == _LFS
 
@@ -149,7 +150,7 @@ def _lfs_message(files: Sequence[Path]) -> str:
 
 
 def check_pointers(folder: Path) -> None:
-    """Refuses a folder that was cloned without git-lfs.
+    """Reject a folder that was cloned without git-lfs.
 
     Raises:
         ModelError: some of its files are pointers.
@@ -160,10 +161,10 @@ def check_pointers(folder: Path) -> None:
 
 
 def read_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
-    """Name, type, shape and place of every tensor of these files.
+    """Read name, dtype, shape and byte range of every tensor in these files.
 
     Raises:
-        ModelError: a file is a git-lfs pointer, cut off, or no safetensors file.
+        ModelError: a file is a git-lfs pointer, truncated, or not a safetensors file.
     """
     return {name: header for path in files for name, header in _read_header(path).items()}
 
@@ -210,18 +211,18 @@ def _tensor(path: Path, entry: Mapping[str, Any], base: int) -> TensorHeader:
 
 
 def check_fit(made: nn.Module, headers: Mapping[str, TensorHeader], name: str) -> list[str]:
-    """Compares names and shapes of the files' tensors with those that config.json asks for, by transformers' own loading.
+    """Compare tensor names and shapes in the files with those that config.json requires, using transformers' own loader.
 
-    transformers renames, splits and fuses weights as it loads them. It does the same here with tensors of the headers' shapes
-    that hold nothing (on the meta device).
+    transformers renames, splits and fuses weights while loading. Here it does so on the meta device, with empty tensors of the
+    shapes in the headers.
 
     Args:
-        made: the model of the config, on the meta device.
-        headers: of all its files.
-        name: of the model, for messages.
+        made: model built from the config, on the meta device.
+        headers: headers of all its files.
+        name: name of the model, for messages.
 
     Returns:
-        Sentences about weights that are not used.
+        Messages about unused weights.
 
     Raises:
         ModelError: weights are missing, of another shape, or of more layers than config.json names.
@@ -238,7 +239,7 @@ def check_fit(made: nn.Module, headers: Mapping[str, TensorHeader], name: str) -
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        except RuntimeError as error:  # weights that cannot be fused, because some have other shapes than the rest
+        except RuntimeError as error:  # weights that cannot be fused because their shapes differ
             raise ModelError(
                 f"{name}: its weights cannot be put together as config.json ({kind.__name__}) asks; config.json and weight "
                 "files must come from the same model"
@@ -248,7 +249,7 @@ def check_fit(made: nn.Module, headers: Mapping[str, TensorHeader], name: str) -
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bar and no loading report of transformers: what is wrong is said in one message."""
+    """Silence transformers' progress bar and loading report; problems are reported in a single message instead."""
     shows_bars, logger = transformers_logging.is_progress_bar_enabled(), logging.getLogger("transformers")
     level = logger.level
     transformers_logging.disable_progress_bar()
@@ -262,15 +263,15 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def check_report(report: Mapping[str, Any], made: nn.Module, name: str) -> list[str]:
-    """Refuses what transformers only warns of: it fills gaps with random numbers and leaves out what has no place.
+    """Turn transformers' warnings into errors: it initialises missing weights randomly and drops unexpected ones.
 
     Args:
         report: transformers' `loading_info`.
-        made: the model that was loaded, or the same on the meta device.
-        name: for messages.
+        made: the loaded model, or the same model on the meta device.
+        name: name of the model, for messages.
 
     Returns:
-        Sentences about weights that are not used.
+        Messages about unused weights.
 
     Raises:
         ModelError: weights are missing, of another shape, or of more layers than config.json names.
@@ -305,10 +306,10 @@ def _some(names: Collection[str]) -> str:
 
 
 def _surplus_layers(unexpected: Collection[str], made: nn.Module) -> list[str]:
-    """Weights of layers behind the last one of a list, but for those that predict several tokens ahead.
+    """Return weights of layers after the last one in config.json, except multi-token prediction layers.
 
-    Checkpoints with multi-token prediction keep its layers behind the decoder's own (DeepSeek-V3,
-    https://arxiv.org/abs/2412.19437, section 2.2); config.json counts them apart.
+    Checkpoints with multi-token prediction store its layers after the decoder layers (DeepSeek-V3,
+    https://arxiv.org/abs/2412.19437, section 2.2); config.json counts them separately.
     """
     ahead = int(getattr(getattr(made, "config", None), "num_nextn_predict_layers", 0) or 0)
     lists = {name: len(module) for name, module in made.named_modules() if isinstance(module, nn.ModuleList)}

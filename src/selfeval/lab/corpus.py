@@ -1,7 +1,7 @@
 """The pretraining text: questions, noisy replies, judged pairs and replies marked step by step, as segments of text.
 
 A document is a list of `(text, weight)` segments; the weight scales the loss of the segment's tokens. Markers such as
-`<|reply|>` are single tokens of the tokenizer. What each kind of document teaches, and its share of the tokens:
+`<|reply|>` are single tokens of the tokenizer. Each kind of document, its purpose and its share of the tokens:
 see `KINDS`. Nothing here is read when the loop runs.
 """
 
@@ -105,7 +105,7 @@ def _marked_steps(problem: Problem, reply: Reply, rng: random.Random, marked_sha
 
 
 def _sums(rng: random.Random) -> Document:
-    """Sums, one after the other, each marked right or wrong: to check a step is learned here, where every line is a check."""
+    """Sum, one after the other, each marked right or wrong: to check a step is learned here, where every line is a check."""
     document: Document = [("<|bos|><|grade|>", 0.0)]
     for _ in range(_SUMS):
         line, is_right = draw_sum(rng)

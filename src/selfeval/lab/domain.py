@@ -1,8 +1,8 @@
 """Short word problems in natural sentences: ten families, each with several phrasings and its worked steps.
 
 A *phrasing* is a sentence pattern with slots. The same pattern writes a question (`Phrasing.fill`) and reads one
-(`Phrasing.read`), so that the oracle understands exactly the questions that the domain can ask, whoever wrote them.
-Every number that may appear lies in 0..60; a problem whose steps leave that range is not a problem of this domain.
+(`Phrasing.read`), so the oracle understands exactly the questions that the domain can ask, regardless of their author.
+Every number is in 0..60; a problem whose steps leave that range is not a problem of this domain.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMES = {"Tom": "He", "Anna": "She", "Ben": "He", "Lily": "She", "Sam": "He", "M
 
 ITEMS = ("apples", "pens", "books", "eggs", "cards", "shells", "stamps", "balls", "cakes", "plums")
 THINGS = {"pen": "pens", "book": "books", "card": "cards", "ball": "balls", "cake": "cakes", "stamp": "stamps"}
-"""What a shop sells, one and many."""
+"""Goods of a shop, singular and plural."""
 BOXES = ("boxes", "bags", "baskets", "shelves")
 UNITS = {("weeks", "days"): 7, ("yards", "feet"): 3, ("hands", "fingers"): 5}
 """Large unit, small unit: how many small ones make a large one."""
@@ -116,7 +116,7 @@ class Problem:
         return self.steps[-1].result
 
     def misread_steps(self) -> tuple[Step, ...] | None:
-        """The popular misreading of this problem, or None where it leaves the domain or gives the right answer."""
+        """The popular misreading of this problem, or None if it leaves the domain or yields the right answer."""
         steps = self.family.misread(*self.numbers)
         fits = all(step.in_range for step in steps) and steps[-1].result != self.answer
         return steps if fits else None

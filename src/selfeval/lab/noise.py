@@ -20,7 +20,7 @@ RIGHT_SHARE = 0.36
 """Share of right replies in the pretraining text."""
 
 ERROR_KINDS = {"misreading": 0.36, "operand": 0.18, "slip": 0.28, "missed": 0.08, "extra": 0.10}
-"""What a wrong reply gets wrong, as weights; a kind that does not fit the problem is drawn again."""
+"""Weights of the error types in wrong replies; a type that does not fit the problem is drawn again."""
 
 GRADED_ERRORS = {"misreading": 0.16, "operand": 0.30, "slip": 0.40, "missed": 0.06, "extra": 0.08}
 """The same for replies that are marked: more of the errors that only a check of the numbers finds."""
@@ -116,7 +116,7 @@ _MAKERS = {"misreading": _misread, "operand": _wrong_operand, "slip": _slip, "mi
 def wrong_steps(
     problem: Problem, rng: random.Random, kinds: Mapping[str, float] = MappingProxyType(ERROR_KINDS)
 ) -> tuple[Step, ...]:
-    """Steps that end on a wrong answer, every number in 0..60, the kind of error drawn with the weights in `kinds`."""
+    """Step that end on a wrong answer, every number in 0..60, the kind of error drawn with the weights in `kinds`."""
     while True:
         kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
         steps = _MAKERS[kind](problem, rng)

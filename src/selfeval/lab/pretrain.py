@@ -1,7 +1,7 @@
 """Pretrains the embedded model from nothing: tokenizer, random weights, AdamW on generated text.
 
-Every step draws its own documents from `(seed, step)`, so a run that is killed goes on from its last checkpoint and ends
-where it would have ended. The checkpoint lies in the output folder; the model's own files are written last.
+Every step draws its own documents from `(seed, step)`, so a killed run resumes from its last checkpoint with the
+same result. The checkpoint is in the output folder; the model's own files are written last.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TEMPLATES = Path(__file__).parent / "word_problems" / "templates"
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """What `selfeval lab pretrain` trains, and for how long; the shipped model used these values."""
+    """Model and training settings of `selfeval lab pretrain`; the defaults are those of the shipped model."""
 
     seed: int = 0
     steps: int = 24_000
@@ -65,7 +65,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[lis
 def _packed_rows(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, length: int
 ) -> list[list[tuple[list[int], list[float]]]]:
-    """`rows` lists of whole documents, each list at most `length` tokens long; what does not fit waits for the next row."""
+    """`rows` lists of whole documents, each list at most `length` tokens long; the rest is kept for later rows."""
     waiting: list[tuple[list[int], list[float]]] = []
     packed = []
     for _ in range(rows):
@@ -157,7 +157,7 @@ def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, pro
 
 
 def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, config: PretrainConfig) -> dict[str, Any]:
-    """Puts a checkpoint back and returns its progress.
+    """Put a checkpoint back and return its progress.
 
     Raises:
         InputError: it belongs to another configuration.
@@ -187,10 +187,10 @@ def _step(model: LlamaForCausalLM, optimizer: torch.optim.AdamW, batch: dict[str
 
 
 def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None] = print) -> None:
-    """Trains the model and writes an ordinary Hugging Face folder (config, safetensors, tokenizer) to `output`.
+    """Train the model and write an ordinary Hugging Face folder (config, safetensors, tokenizer) to `output`.
 
     Args:
-        output: the folder; `checkpoint.safetensors` and `pretrain.jsonl` lie in it as well.
+        output: output folder; also contains `checkpoint.safetensors` and `pretrain.jsonl`.
         config: sizes, steps and rates.
         report: called with a line of progress every 100 steps.
     """
@@ -220,7 +220,7 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
 
 
 def _export(output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]) -> None:
-    """Writes the model folder: weights, tokenizer, the prompt templates that belong to it, and how it was made."""
+    """Write the model folder: weights, tokenizer, the prompt templates that belong to it, and how it was made."""
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     for weights in output.glob("*.safetensors"):

@@ -1,4 +1,4 @@
-"""The random numbers of sampling: each row has its own, whatever rows are beside it.
+"""Random numbers for sampling: a separate stream per row, independent of the other rows in the batch.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -38,5 +38,5 @@ def pick(logprobs_BV: Tensor, draws_B: Tensor) -> Tensor:
         draws_B: in [0, 1), fp64.
     """
     cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
-    wanted_B = draws_B.clamp_max(1 - 2.0**-40) * cumulative_BV[:, -1]  # so that rounding cannot carry it to the very end
+    wanted_B = draws_B.clamp_max(1 - 2.0**-40) * cumulative_BV[:, -1]  # rounding must not push it past the last token
     return torch.searchsorted(cumulative_BV, wanted_B[:, None], right=True)[:, 0]

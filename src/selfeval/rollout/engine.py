@@ -1,12 +1,12 @@
-"""Sampling token ids from the acting role, with the log-prob of every token as it was drawn.
+"""Sample token ids from the acting role, and record the log-prob of every sampled token.
 
-Rows that share a prompt share its prefix pass; rows leave the batch when they end. Everything is ids from end to end: the
-end-of-sequence token that was drawn is part of the reply. Left out for now: new rows entering a running batch.
+Rows with the same prompt share its prefill, and finished rows leave the batch. The engine works on token ids throughout: a
+sampled end-of-sequence token is part of the reply. Continuous batching (new rows joining a running batch) is not implemented.
 
-With a guide, value functions say with the acting role what is drawn: roles that read the same tokens in the same pass, as rows
-of their own with keys and values of their own (a pass for each role where a family cannot mix rows of several).
+With a guide, value functions modify the distribution of the acting role. Their roles read the same tokens in the same forward
+pass, as additional rows with separate keys and values (or in one pass per role if the family cannot mix roles in a batch).
 
-Shapes: B rows now in the batch, T tokens so far, V vocabulary, W watched tokens, N roles that are read (the acting one first).
+Shapes: B active rows, T tokens so far, V vocabulary, W watched tokens, N roles per pass (the acting role first).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Request", "Rollout", "Tally", "check_room", "count_tokens", "generat
 
 @dataclass(frozen=True)
 class Request:
-    """One reply wanted: the prompt's token ids, and how to sample it (temperature 0 is greedy)."""
+    """A request for one reply: prompt token ids and sampling parameters (temperature 0 is greedy)."""
 
     prompt: tuple[int, ...]
     temperature: float = 1.0
@@ -45,11 +45,11 @@ class Rollout:
     """One sampled reply.
 
     Attributes:
-        ids: the drawn tokens, the end-of-sequence token included.
-        logprobs: of each token under the sampling temperature (temperature 1 when greedy), before any nucleus, in nats; of
-            the guided distribution where there was a guide.
-        finished: an end-of-sequence token was drawn before the limit.
-        watched: log-probs at temperature 1 of the watched tokens at each step, `[T][W]`; empty when none are watched.
+        ids: sampled tokens, including the end-of-sequence token.
+        logprobs: log-prob of each token in nats at the sampling temperature (1 if greedy), before top-p filtering; under
+            the guided distribution if a guide was used.
+        finished: whether an end-of-sequence token was sampled before the limit.
+        watched: log-probs of the watched tokens at temperature 1 for each step, `[T][W]`; empty by default.
     """
 
     ids: tuple[int, ...]
@@ -60,7 +60,7 @@ class Rollout:
 
 @dataclass
 class Tally:
-    """Tokens that `generate` passed through the model: of prompts (one that rows share counts once), and of replies."""
+    """Number of tokens processed by `generate`: prompt tokens read (shared prompts count once) and reply tokens written."""
 
     read: int = 0
     written: int = 0
@@ -71,7 +71,7 @@ _TALLY: ContextVar[Tally | None] = ContextVar("tally", default=None)
 
 @contextmanager
 def count_tokens() -> Iterator[Tally]:
-    """Count the tokens of every `generate` inside the block, whoever calls it.
+    """Count the tokens of every `generate` call inside the block, including nested calls.
 
     Example:
         >>> with count_tokens() as tally:
@@ -100,31 +100,29 @@ def generate(
     first: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Samples one rollout per request, under the role that is acting.
+    """Sample one rollout per request under the acting role.
 
     Args:
-        backbone: with a role acting.
-        requests: any number; worked off in batches of similar length.
-        max_new_tokens: limit per reply.
-        seed: of all draws; the same requests in the same order give the same rollouts. Each request has draws of its own,
-            so that they do not depend on `rows`, nor on which replies are sampled side by side.
-        rows: replies side by side (a guided one counts once for each role that is read); halved where there is no memory for
-            so many.
-        stop: token ids that end a reply like the end-of-sequence token does.
-        watch: token ids whose log-probs are kept at every step.
-        guide: value functions that bend the distribution of every reply.
-        first: number of the first request, where these are a part of a longer list that is sampled bit by bit: they get the
-            draws that they would have in the whole list.
-        advance: called with the number of replies just finished.
+        backbone: backbone with an acting role.
+        requests: requests, processed in batches of similar prompt length.
+        max_new_tokens: maximum number of new tokens per reply.
+        seed: sampling seed. The same requests in the same order produce the same rollouts. Each request has a separate
+            random stream, so its draws do not depend on `rows` or on the other replies in the batch.
+        rows: batch size (a guided reply counts once per role); halved when memory runs out. Default: 256.
+        stop: additional token ids that end a reply. Default: none.
+        watch: token ids whose log-probs are recorded at every step. Default: none.
+        guide: optional value functions that modify the distribution of every reply.
+        first: index of the first request if `requests` is a slice of a longer list. The slice then gets the same draws as
+            in the whole list. Default: 0.
+        advance: optional callback that receives the number of newly finished replies.
 
     Returns:
-        Rollouts in the order of the requests; where the model's context is shorter than prompt and limit together, a row
-        stops at its end.
+        Rollouts in the order of the requests. A reply is cut off at the end of the model's context.
 
     Raises:
-        LoopError: a prompt alone fills the model's context.
-        ModelError: the model keeps its state in a way that rows cannot leave.
-        MemoryLimitError: there is no memory for one row alone.
+        LoopError: a prompt fills the model's context.
+        ModelError: the model's cache does not support removing rows.
+        MemoryLimitError: there is not enough memory for a single row.
         RoleError: no role is acting, or the guide names one that does not exist.
     """
     check_state(backbone.loaded)
@@ -151,10 +149,10 @@ def generate(
 
 
 def check_room(backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
-    """Refuses prompts that fill the model's context.
+    """Check that every prompt leaves room for a reply in the model's context.
 
     Raises:
-        LoopError: one of them does.
+        LoopError: a prompt fills the context.
     """
     context, longest = backbone.loaded.context_length, max((len(p) for p in prompts), default=0)
     if context is not None and longest >= context:
@@ -165,13 +163,13 @@ def check_room(backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
 
 
 class _Pass:
-    """Some of the roles that are read, in one pass: the rows of the first, then those of the next, with their cache.
+    """One forward pass over one or more roles, whose rows are concatenated role by role, and its cache.
 
     Args:
-        backbone: with the acting role acting.
-        guides: roles that act in its place in rows of their own.
-        own: whether the acting role has rows too.
-        room: tokens that the cache will have to hold beside the prompt's.
+        backbone: backbone with an acting role.
+        guides: roles of the guide, each with separate rows.
+        own: whether the acting role has rows in this pass.
+        room: number of tokens to reserve in the cache beyond the prompt.
     """
 
     def __init__(self, backbone: Backbone, guides: Sequence[str], own: bool, room: int) -> None:
@@ -182,7 +180,7 @@ class _Pass:
         self.cache = roomy_cache(backbone.model.config, room)
 
     def logits(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Next-token logits `[roles, B, V]` after these tokens."""
+        """Compute next-token logits `[roles, B, V]` after these tokens."""
         loaded, count = self.backbone.loaded, len(self.roles)
         ids, attention = ids_BT.repeat(count, 1), attention_BT.repeat(count, 1)
         arguments: dict[str, Any] = {"input_ids": ids, **state_arguments(loaded, self.cache, attention, ids.shape[1])}
@@ -190,8 +188,8 @@ class _Pass:
             positions = (attention.cumsum(-1) - 1).clamp_min(0)
             arguments["position_ids"] = positions[:, -ids.shape[1] :]
         if loaded.forward_accepts("logits_to_keep"):
-            # An index, not a count: a view of the last position has gaps, and for it a product in bf16 on a CPU would copy the
-            # output layer once for every row.
+            # An index instead of a count: a view of the last position is not contiguous, and a bf16 matmul on a CPU would then
+            # copy the output layer once per row.
             arguments["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         with self._acting(len(ids_BT)):
             logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
@@ -203,13 +201,13 @@ class _Pass:
         return self.backbone.acting_as([role for role in self.roles for _ in range(rows)] if self.roles[1:] else self.roles[0])
 
     def select(self, rows: Tensor, of: int) -> None:
-        """Keeps (or repeats) these rows of the `of` that there are of each role."""
+        """Keep (or repeat) these rows out of the `of` rows of each role."""
         starts = of * torch.arange(len(self.roles), device=rows.device)
         select_rows(self.cache, (starts[:, None] + rows).flatten())
 
 
 class _Batch:
-    """The rows of one batch while they are being written."""
+    """State of one batch during sampling."""
 
     def __init__(
         self,
@@ -257,7 +255,7 @@ class _Batch:
         ]
 
     def _prefill(self) -> tuple[Tensor, Tensor]:
-        """Passes each distinct prompt once (left-padded), then spreads the cache over the rows that share it."""
+        """Prefill each distinct prompt once (left-padded), then expand the cache to all rows that share it."""
         distinct = list(dict.fromkeys(r.prompt for r in self.requests))
         width = max(len(p) for p in distinct)
         pad, device = self.backbone.loaded.pad_id, self.backbone.loaded.device
@@ -272,7 +270,7 @@ class _Batch:
         return logits[:, rows], attention[rows]
 
     def _forward(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Next-token logits `[N, B, V]` after these tokens."""
+        """Compute next-token logits `[N, B, V]` after these tokens."""
         found = [part.logits(ids_BT, attention_BT) for part in self.passes]
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -281,17 +279,17 @@ class _Batch:
             part.select(rows, of)
 
     def _logprobs(self, logits_NBV: Tensor) -> Tensor:
-        """The distribution that these logits give, `[B, V]`."""
+        """Compute log-probs `[B, V]` from the logits, with the guide applied if there is one."""
         logprobs_NBV = torch.log_softmax(logits_NBV, dim=-1)
         return logprobs_NBV[0] if self.guide is None else self.guide.logprobs(logprobs_NBV[0], logprobs_NBV[1:])
 
     def _draw(self, logits_NBV: Tensor, step: int) -> Tensor:
-        """Draws a token per row and notes its log-prob (and those of the watched tokens)."""
+        """Sample a token per row and record its log-prob and those of the watched tokens."""
         temperature = self.temperature_B[self.alive]
         greedy = temperature == 0
         scaled_NBV = logits_NBV / torch.where(greedy, 1.0, temperature)[:, None]
         logprobs_BV = self._logprobs(scaled_NBV)
-        if bool(logprobs_BV[:, 0].isnan().any()):  # one broken logit breaks the sum of its whole row
+        if bool(logprobs_BV[:, 0].isnan().any()):  # a single NaN or infinite logit makes the whole row NaN
             raise NotFiniteError(f"what the model says of token {step + 1} of a reply is NaN or infinite")
         tokens_B = logprobs_BV.argmax(-1)
         if self.draws_BT is not None:
@@ -302,7 +300,7 @@ class _Batch:
         return tokens_B
 
     def _record(self, tokens_B: Tensor) -> Tensor:
-        """Appends the drawn tokens to their rows; True where the row goes on."""
+        """Append the sampled tokens to their rows; return True for rows that are not finished."""
         watched = self._seen.tolist() if self._seen is not None else None
         keep = []
         for position, (row, token, logprob) in enumerate(
@@ -317,7 +315,7 @@ class _Batch:
         return torch.tensor(keep, device=tokens_B.device)
 
     def _compact(self, keep: Tensor, tokens_B: Tensor, attention_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Drops the rows that have ended."""
+        """Drop finished rows."""
         if keep.all():
             return tokens_B, attention_BT
         rows = keep.nonzero()[:, 0]
@@ -327,14 +325,14 @@ class _Batch:
 
 
 def _passes(backbone: Backbone, guides: Sequence[str], room: int) -> list[_Pass]:
-    """The passes that read the acting role and these: one, or one for each where rows of several cannot share it."""
+    """Create the passes over the acting role and the guides: a single one, or one per role if roles cannot share a pass."""
     if backbone.mixes_rows:
         return [_Pass(backbone, guides, True, room)]
     return [_Pass(backbone, (), True, room), *(_Pass(backbone, (role,), False, room) for role in guides)]
 
 
 def _nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:
-    """Log-probs with everything outside of each row's nucleus at minus infinity (Holtzman et al. 2020)."""
+    """Set log-probs outside each row's nucleus to minus infinity (top-p sampling, Holtzman et al. 2020)."""
     if bool((top_p_B >= 1).all()):
         return logprobs_BV
     sorted_BV, index_BV = logprobs_BV.sort(dim=-1, descending=True)

@@ -1,4 +1,4 @@
-"""What bends the sampling of a role that is itself left alone: value functions that are roles beside it.
+"""Value guidance: value functions in separate roles that modify the sampling distribution of an unchanged role.
 
 Shapes: B rows, V vocabulary, K guiding roles.
 """

@@ -1,4 +1,4 @@
-"""The run folder: what is fresh, missing, changed or damaged, and the lock that keeps a second process out."""
+"""The run folder: results on disk, their integrity and freshness, and the lock that excludes other processes."""
 
 from selfeval.store.archive import OF_THE_RUN, Archive
 from selfeval.store.files import (

@@ -1,4 +1,4 @@
-"""Results that were set aside: `replaced/1`, `replaced/2`, ... in a run folder, each with what is needed to restore it."""
+"""Replaced results in `replaced/1`, `replaced/2`, ... of a run folder, each with the metadata needed to restore it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["OF_THE_RUN", "Archive"]
 _FACTS = "archive.json"
 
 OF_THE_RUN = ("config", "device", "made_of", "commit", "date", "templates")
-"""Values of run.json that results depend on, and that are restored with them."""
+"""Values of run.json that results depend on; restored together with them."""
 
 
 class Archive:
-    """The results that were set aside in one run folder.
+    """Archive of replaced results in a run folder.
 
-    What one process sets aside shares a number, unless a stage is set aside twice.
+    Results that one process sets aside share a number, unless a stage is set aside twice.
 
     Args:
         root: the run folder.
@@ -34,14 +34,14 @@ class Archive:
         self._number: int | None = None
 
     def numbers(self) -> list[int]:
-        """The numbers of what can be restored, oldest first."""
+        """Return the numbers of restorable results, oldest first."""
         return sorted(int(p.parent.name) for p in self.folder.glob(f"*/{_FACTS}") if p.parent.name.isdecimal())
 
     def facts(self, number: int) -> dict[str, Any]:
-        """Configuration, keys, stages (with their rows in run.json) and paths of what was set aside under a number.
+        """Read the metadata of archived results: configuration, keys, stages (with their entries in run.json) and paths.
 
         Raises:
-            RunFolderError: there is no such number, or its facts are damaged.
+            RunFolderError: there is no such number, or its metadata is damaged.
         """
         path = self.folder / str(number) / _FACTS
         if number not in self.numbers():
@@ -54,12 +54,12 @@ class Archive:
         return facts
 
     def take(self, stage: str, paths: Sequence[Path], run: Mapping[str, Any]) -> None:
-        """Moves the paths of a stage that exist to an archive.
+        """Move the existing paths of a stage to the archive.
 
         Args:
-            stage: its name.
-            paths: files and folders of the run; the last one holds the stage's key.
-            run: the contents of run.json while these results were made.
+            stage: name of the stage.
+            paths: files and folders of the run; the last one contains the stage's key.
+            run: contents of run.json when these results were created.
         """
         found = [path for path in paths if path.exists()]
         target = self._target(found)
@@ -93,9 +93,9 @@ class Archive:
             raise as_storage_error(target, error) from error
 
     def put_back(self, number: int) -> None:
-        """Moves the results of a number back; nothing may stand in their places but a stage's key and journal.
+        """Restore archived results; only a stage's key and journal may exist at their destination.
 
-        A kill leaves the rest under the number, and the next call moves that.
+        If killed, the remaining files stay in the archive, and the next call resumes.
         """
         folder = self.folder / str(number)
         for name in self.facts(number)["paths"]:
@@ -111,12 +111,12 @@ class Archive:
             shutil.rmtree(folder)
 
     def note_restoring(self, number: int) -> None:
-        """Notes that the places of these results are free, so that a killed restore is not begun from its start."""
+        """Record that the destination of these results is free, so a killed restore resumes instead of restarting."""
         write_json(self.folder / str(number) / _FACTS, {**self.facts(number), "restoring": True})
 
 
 def _refuse_other_kinds(path: Path, facts: Mapping[str, Any], remedy: str) -> None:
-    """Refuses facts that are no objects; keys and stages are objects of objects."""
+    """Check that the metadata are objects, and keys and stages objects of objects."""
     for name in ("config", "keys", "stages"):
         value = {} if name == "config" and facts[name] is None else facts[name]
         whole = isinstance(value, dict) and (name == "config" or all(isinstance(one, dict) for one in value.values()))
@@ -125,7 +125,7 @@ def _refuse_other_kinds(path: Path, facts: Mapping[str, Any], remedy: str) -> No
 
 
 def _refuse_other_places(path: Path, names: Any, remedy: str) -> None:
-    """The run folder may be somebody else's: restoring it must not move a file into or out of any other folder."""
+    """Reject paths outside the run folder, which may be untrusted: restoring must not touch any other folder."""
     if not isinstance(names, list):
         raise RunFolderError(f"{path} is damaged (its paths are a {type(names).__name__}, expected a list); {remedy}")
     for name in names:

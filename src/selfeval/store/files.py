@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, read within bounds, and known by a hash of their content."""
+"""Atomic writes, size-limited reads, and content hashes of files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _LARGEST_JSON = 256 << 20
-"""Bytes of a JSON file; the largest that a run writes, report.json, has a few MiB."""
+"""Size limit of JSON files in bytes; the largest file of a run, report.json, has a few MiB."""
 
 _REMEDY = "remove it and give the same command again to rebuild it"
 
 
 def fingerprint(value: Any) -> str:
-    """Short content hash of a JSON-ready value."""
+    """Return a short hash of a JSON-serialisable value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -48,27 +48,27 @@ def fingerprint(value: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of all bytes of a file, as hex.
+    """Compute the SHA-256 of a file's bytes, as hex.
 
-    Cached for this process by path, size and time of the last change, because a model's weights are asked for many times.
+    Cached in this process by path, size and modification time, because weight files are hashed repeatedly.
 
     Raises:
-        RunFolderError: it is no regular file.
-        OSError: it is missing or cannot be read.
+        RunFolderError: not a regular file.
+        OSError: the file is missing or cannot be read.
     """
     return _hash(path, "bytes")
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the content of a file, whatever order its format happened to write it in.
+    """Compute the SHA-256 of a file's content, independent of key order.
 
-    `.json` files are hashed in canonical form. In the header of `.safetensors` files the order of the metadata differs from
-    process to process (the library keeps it in a hash map), so the header is hashed in canonical form too. A file that does
-    not parse as its name says, and any other file, is hashed byte for byte.
+    `.json` files are hashed in canonical form. So are the headers of `.safetensors` files, because the order of their metadata
+    differs between processes (the library keeps it in a hash map). Other files, and files that do not parse as their suffix
+    suggests, are hashed byte for byte.
 
     Raises:
-        RunFolderError: it is no regular file.
-        OSError: it is missing or cannot be read.
+        RunFolderError: not a regular file.
+        OSError: the file is missing or cannot be read.
     """
     kinds = {".json": "json", ".safetensors": "safetensors"}
     return _hash(path, kinds.get(path.suffix, "bytes"))
@@ -94,7 +94,7 @@ def _cached_hash(path: Path, kind: str, size: int, changed_ns: int) -> str:
 
 
 def _add_json(found: Any, file: BinaryIO, size: int) -> None:
-    """Reads the whole file and adds it in canonical form; leaves it unread where it is not JSON."""
+    """Read the whole file and hash it in canonical form; rewind it if it is not JSON."""
     if size > _LARGEST_JSON:
         return
     try:
@@ -104,7 +104,7 @@ def _add_json(found: Any, file: BinaryIO, size: int) -> None:
 
 
 def _add_header(found: Any, file: BinaryIO, size: int) -> None:
-    """Reads the header of a safetensors file and adds it in canonical form; leaves it unread where there is none."""
+    """Read the header of a safetensors file and hash it in canonical form; rewind the file if it has no valid header."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     try:
@@ -123,11 +123,11 @@ def _canonical(data: bytes) -> bytes:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Opens a regular file for reading.
+    """Open a regular file for reading.
 
     Raises:
-        RunFolderError: it is something else; reading a named pipe or a terminal would wait for ever.
-        OSError: it is missing or cannot be opened.
+        RunFolderError: not a regular file; reading a named pipe or a terminal would block forever.
+        OSError: the file is missing or cannot be opened.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         kind = "folder" if path.is_dir() else "device or named pipe"
@@ -136,11 +136,11 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path, remedy: str | None = None) -> Any:
-    """The JSON value in `path`.
+    """Read a JSON file.
 
     Args:
-        path: of the file.
-        remedy: what a user can do about a missing or damaged one; to rebuild it with the same command unless given.
+        path: path of the file.
+        remedy: advice for the error message if the file is missing or damaged. Default: rerun the command to rebuild it.
 
     Raises:
         RunFolderError: the file is missing or damaged.
@@ -148,7 +148,7 @@ def read_json(path: Path, remedy: str | None = None) -> Any:
     what_helps = remedy or _REMEDY
     try:
         with open_file(path) as file:
-            # Not more than there is: `read` takes memory for all that it is asked for.
+            # Limit to the file size, because `read` allocates as much as it is asked for.
             data = file.read(min(os.fstat(file.fileno()).st_size, _LARGEST_JSON) + 1)
         if len(data) > _LARGEST_JSON:
             raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
@@ -162,12 +162,12 @@ def read_json(path: Path, remedy: str | None = None) -> Any:
 
 
 def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, Any]:
-    """The JSON object in `path`.
+    """Read a JSON object from a file.
 
     Args:
-        path: of the file.
-        keys: that it has to have.
-        remedy: see `read_json`.
+        path: path of the file.
+        keys: required keys.
+            remedy: see `read_json`.
 
     Raises:
         RunFolderError: the file is missing or damaged, is not an object, or lacks a key.
@@ -185,10 +185,10 @@ def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, and moves it into place when the block succeeds.
+    """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
     Raises:
-        StorageError: the disk is full or cannot be written; what stood at `path` is untouched.
+        StorageError: the disk is full or cannot be written; an existing file at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -211,7 +211,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _ignoring_system_errors() -> Iterator[None]:
-    """For cleaning up after an error that is reported already: a second one must not take its place."""
+    """Suppress OS errors during cleanup, so they do not hide the original error."""
     try:
         yield
     except OSError:
@@ -219,16 +219,16 @@ def _ignoring_system_errors() -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically."""
+    """Write `value` atomically as indented JSON."""
     with writing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
 def open_to_umask(path: Path) -> None:
-    """Give a file, or a folder and everything in it, the permissions that plain writing would have given it.
+    """Set the permissions of a file, or of a folder and its contents, to those implied by the umask.
 
-    safetensors 0.8 writes 0600 whatever the umask is, and copies keep the mode of their source: a colleague, or the server that
-    a shared folder is mounted on, could not read the weights.
+    safetensors 0.8 writes files with mode 0600 regardless of the umask, and copies keep the mode of their source. Otherwise
+    other users, or the server of a shared folder, could not read the weights.
     """
     umask = os.umask(0o077)  # reading it means setting it; the stricter value cannot expose a file of another thread
     os.umask(umask)
@@ -271,22 +271,22 @@ _CAUSES = {
     errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n) and give the same command again"),
     errno.ENFILE: ("the system has too many files open", "close other programs and give the same command again"),
 }
-"""What the system says, in words, and what helps."""
+"""Cause and remedy for each OS error code."""
 
 
 def as_storage_error(path: Path, error: OSError) -> StorageError:
-    """The system's error about a path as one that names the cause and what helps against it."""
+    """Convert an OS error into a `StorageError` that names the cause and a remedy."""
     unknown = error.strerror or str(error), "correct that and give the same command again"
     cause, remedy = _CAUSES.get(error.errno or 0, unknown)
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        # Both mean that a folder is wanted where there is a file; the system does not say where.
+        # Both mean that a path component is a file instead of a folder; the OS does not say which one.
         blocking = next((p for p in reversed(path.parents) if p.exists() and not p.is_dir()), path)
         cause, remedy = f"{blocking} is a file, not a folder", "move that file away, or name another folder"
     return StorageError(f"cannot write {path}: {cause}. Nothing is lost: {remedy}")
 
 
 def _as_os_error(error: BaseException) -> OSError | None:
-    """The system's error behind `error`; safetensors wraps those of its own writes in a text that ends in `(os error N)`."""
+    """Return the OS error behind `error`, if any; safetensors only mentions it in its message, as `(os error N)`."""
     if isinstance(error, OSError):
         return error
     found = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, Exception) else None

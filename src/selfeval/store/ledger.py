@@ -1,10 +1,10 @@
-"""What is known of each stage's work: its key, what it was made from, and the hash of every file that it wrote.
+"""State of each stage: its key, the fingerprint of its inputs, and the hash of every file it wrote.
 
-A stage's manifest has the hashes once the stage is finished. Until then its shards have theirs in its journal, `written.json`,
-which gets the hash of a shard before the shard is in place: a shard that the journal does not know was not written by this
-version, and is made again.
+The hashes of a finished stage are in its manifest. Before that, those of its shards are in its journal, `written.json`, which
+records the hash of a shard before the shard is written. A shard without a journal entry was not written by this version
+and is recreated.
 
-All of it is read without the run's lock, so that `score`, `export`, `show` and `report` use only what is whole.
+Everything is read without the run's lock: `score`, `export`, `show` and `report` can check files during a run.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = [
 ]
 
 JOURNAL = "written.json"
-"""In the folder of a stage: the hashes of its shards, and of the records that they dropped, by path in the run folder."""
+"""Journal in a stage's folder: hashes of its shards and of their dropped records, by path relative to the run folder."""
 
 _SEAL = "hash"
 _REBUILD_RUN = "remove it and give the whole command again: the recipe or --model, --seeds and every --set"
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes an object with a hash of itself, so that a change of any value is noticed."""
+    """Write a JSON object with a hash of its content, to detect any later change."""
     unsealed = {key: value for key, value in values.items() if key != _SEAL}
     write_json(path, {**unsealed, _SEAL: fingerprint(unsealed)})
 
@@ -54,15 +54,15 @@ def _refuse_changed(path: Path, values: Mapping[str, Any], remedy: str) -> None:
 
 
 def read_sealed(path: Path, *keys: str, remedy: str) -> dict[str, Any]:
-    """The object that `write_sealed` wrote.
+    """Read an object written by `write_sealed`.
 
     Args:
-        path: of the file.
-        keys: that it has to have.
-        remedy: what a user can do about a missing or damaged one.
+        path: path of the file.
+        keys: required keys.
+        remedy: advice for the error message if the file is missing or damaged.
 
     Raises:
-        RunFolderError: it is missing or damaged.
+        RunFolderError: the file is missing or damaged.
     """
     values = read_object(path, *keys, _SEAL, remedy=remedy)
     _refuse_changed(path, values, remedy)
@@ -70,10 +70,10 @@ def read_sealed(path: Path, *keys: str, remedy: str) -> dict[str, Any]:
 
 
 def read_run(root: Path) -> dict[str, Any]:
-    """The contents of run.json.
+    """Read run.json.
 
     Raises:
-        RunFolderError: it is missing or damaged.
+        RunFolderError: the file is missing or damaged.
     """
     path = root / "run.json"
     if not path.exists():
@@ -90,10 +90,10 @@ def has_manifest(root: Path, stage: str) -> bool:
 
 
 def read_manifest(root: Path, stage: str) -> dict[str, Any]:
-    """The manifest of a finished stage.
+    """Read the manifest of a finished stage.
 
     Raises:
-        RunFolderError: it is missing or damaged.
+        RunFolderError: the manifest is missing or damaged.
     """
     path, remedy = root / stage / "manifest.json", "remove it and give the same command again"
     return read_sealed(path, "key", "inputs", "counts", "files", "also", remedy=remedy)
@@ -116,7 +116,7 @@ def journal_of(name: str) -> str:
 
 
 def read_journal(root: Path, stage: str) -> dict[str, str]:
-    """The hash of every shard of a stage, by path in the run folder; empty where nothing has been noted.
+    """Read the hash of every shard of a stage, by path in the run folder; empty if there is no journal.
 
     Raises:
         RunFolderError: the journal is damaged.
@@ -132,7 +132,7 @@ def read_journal(root: Path, stage: str) -> dict[str, str]:
 
 
 def note_shards(root: Path, stage: str, hashes: Mapping[str, str]) -> None:
-    """Adds to a stage's journal."""
+    """Add hashes to a stage's journal."""
     write_sealed(root / stage / JOURNAL, {"shards": {**read_journal(root, stage), **hashes}})
 
 
@@ -142,12 +142,12 @@ def _written(root: Path, stage: str) -> dict[str, str]:
 
 
 def missing_files(root: Path, stage: str) -> list[str]:
-    """The files of a finished stage that are not there."""
+    """Return the missing files of a finished stage."""
     return [name for name in _written(root, stage) if not (root / name).is_file()]
 
 
 def damaged_files(root: Path, stage: str) -> list[str]:
-    """The files of a finished stage whose content is not what was written."""
+    """Return the files of a finished stage whose content has changed since it was written."""
     return [name for name, written in _written(root, stage).items() if not _is(root / name, written)]
 
 
@@ -156,11 +156,11 @@ def _is(path: Path, written: str) -> bool:
 
 
 def check_files(root: Path, paths: Iterable[Path]) -> None:
-    """Refuses files whose content is not what the stage that wrote them noted.
+    """Refuse files whose content differs from the hash recorded by their stage.
 
     Args:
-        root: of the run.
-        paths: files of it; folders stand for all files in them. A file whose hash was never noted is passed over.
+        root: run folder.
+        paths: files of the run; a folder stands for all files in it. Files without a recorded hash are skipped.
 
     Raises:
         RunFolderError: a file is damaged, or a file of one of the folders is missing.
@@ -192,6 +192,6 @@ def _refuse_damaged(path: Path, written: str) -> None:
 
 
 def hashes(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Hash of the content of each file, those in folders included and journals left out, by its path in the run folder."""
+    """Hash the content of each file, recursing into folders and skipping journals, by path relative to the run folder."""
     files = [f for path in paths for f in (path.rglob("*") if path.is_dir() else [path])]
     return {f.relative_to(root).as_posix(): content_hash(f) for f in sorted(files) if f.is_file() and f.name != JOURNAL}

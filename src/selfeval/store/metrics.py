@@ -1,4 +1,4 @@
-"""Metrics: the only files that are appended to, one JSON object a line."""
+"""Metrics in JSON Lines, the only files of a run that are appended to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _REMEDY = "remove it and give the same command again"
 
 
 def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
-    """Appends one line.
+    """Append a line.
 
     Raises:
-        StorageError: the disk is full or cannot be written.
+        StorageError: the disk is full or not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,14 +31,14 @@ def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def keep_metrics(path: Path, last_step: int) -> None:
-    """Removes the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
+    """Remove lines after `last_step`, written by a run that was killed after its last checkpoint."""
     lines = read_metrics(path)
     with writing(path) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last_step))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines; a last line that was cut by a kill is left out.
+    """Read all lines; skip a truncated last line.
 
     Raises:
         RunFolderError: another line is damaged.

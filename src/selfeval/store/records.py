@@ -1,4 +1,4 @@
-"""Files of records: one JSON object a line, written whole, and read line by line so that a damaged one is named."""
+"""JSON Lines files of records, written atomically and read line by line, so errors name the damaged line."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from selfeval.texts import parse_json
 __all__ = ["as_lines", "read_records", "read_rows", "write_lines", "write_records"]
 
 _LONGEST_LINE = 64 << 20
-"""Bytes; a reply of 128k tokens has about one MiB."""
+"""Size limit of a line in bytes; a reply of 128k tokens takes about one MiB."""
 
 R = TypeVar("R")
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
-    """Writes records, atomically."""
+    """Write records atomically."""
     write_lines(path, as_lines(records))
 
 
 def as_lines(records: Iterable[Any]) -> bytes:
-    """The content of a file of records."""
+    """Serialise records as JSON Lines."""
     return "".join(json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records).encode()
 
 
 def write_lines(path: Path, lines: bytes) -> None:
-    """Writes the content of a file of records, atomically."""
+    """Write serialised records atomically."""
     with writing(path) as temporary:
         temporary.write_bytes(lines)
 
 
 def read_records(path: Path, kind: type[R], remedy: str) -> list[R]:
-    """The records in a file.
+    """Read the records in a file.
 
     Args:
-        path: of the file.
-        kind: their class.
-        remedy: what a user can do about a damaged line.
+        path: path of the file.
+        kind: class of the records.
+        remedy: advice for the error message about a damaged line.
 
     Raises:
         RunFolderError: a line is damaged; the message names it.
@@ -54,9 +54,9 @@ def read_rows(path: Path, remedy: str, *, appended: bool = False) -> Iterator[di
     """Read the lines of a file as JSON objects.
 
     Args:
-        path: of the file.
-        remedy: what a user can do about a damaged line.
-        appended: the file grows line by line, so a last line without its end was cut by a kill: leave it out.
+        path: path of the file.
+        remedy: advice for the error message about a damaged line.
+        appended: the file is appended to, so skip a truncated last line (no newline) left by a kill. Default: False.
 
     Raises:
         RunFolderError: a line is damaged; the message names it.
@@ -83,7 +83,7 @@ def _read(path: Path, parse: Callable[[Any], R], remedy: str, *, appended: bool 
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, each up to one byte more than the longest allowed; text would be split at U+2028 as well."""
+    """Yield lines of at most one byte over the limit; read as bytes because text mode also splits at U+2028."""
     with open_file(path) as file:
         while line := file.readline(_LONGEST_LINE + 1):
             yield line

@@ -1,4 +1,4 @@
-"""The types of the values in run.json, which may come from another person's folder."""
+"""Validation of run.json, which may come from an untrusted folder."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class _Run(_Values):
 
 
 def check_run_values(path: Path, values: dict[str, Any], remedy: str) -> None:
-    """Refuse a run.json whose values have other types than this program writes.
+    """Validate the types of the values in run.json.
 
     Args:
-        path: of the file, for the message.
-        values: as read.
-        remedy: what the user can do about it.
+        path: path of the file, for the error message.
+        values: contents of the file.
+        remedy: advice for the error message.
 
     Raises:
-        RunFolderError: a value has another type; the message names it.
+        RunFolderError: a value has an unexpected type; the message names it.
     """
     try:
         _Run.model_validate(values)

@@ -1,8 +1,8 @@
-"""The run folder of one process: shards, manifests, metrics, and the lock that keeps a second process out.
+"""Run folder: shards, manifests, metrics, and a lock that excludes other processes.
 
-Nothing is ever half written: every file is written beside itself and moved into place, and a stage's `manifest.json` is
-written last, so that its existence means that the stage is finished. A stage whose key (its configuration and that of all
-it depends on) has changed is moved to `replaced/`, never deleted.
+All writes are atomic: files are written to a temporary name and renamed. A stage's `manifest.json` is written last, so its
+existence means that the stage is finished. If a stage's key (a fingerprint of its configuration and that of its
+dependencies) has changed, its results are moved to `replaced/`, never deleted.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ R = TypeVar("R")
 
 
 class RunStore:
-    """One run folder, held by one process.
+    """A run folder, locked by this process.
 
     Args:
-        root: the folder; created when it does not exist.
+        root: the folder, created if it does not exist.
 
     Raises:
-        RunFolderError: the folder exists and is not a run, holds a link that leads out of it, or another process works in it.
-        StorageError: it cannot be created.
+        RunFolderError: the folder exists and is not a run, contains a link to the outside, or is locked by another process.
+        StorageError: the folder cannot be created.
     """
 
     def __init__(self, root: Path) -> None:
@@ -45,7 +45,7 @@ class RunStore:
         try:
             self._refuse_other_folders()
             root.mkdir(parents=True, exist_ok=True)
-            # The folder may be somebody else's; a link in it would have this process write or delete elsewhere.
+            # The folder may be untrusted: through a link in it, this process could write or delete files elsewhere.
             refuse_links(root, entries(root), RunFolderError)
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
@@ -62,7 +62,7 @@ class RunStore:
             raise RunFolderError(f"output folder {self.root} exists and is not a run (no run.json); give another --output")
 
     def _is_run(self) -> bool:
-        """Whether it is a run, one that lost its run.json, or one that was killed before it had one."""
+        """Whether the folder is a run, including one without run.json (lost, or killed before it was written)."""
         begun = (".lock", ".run.json.part")
         if (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir()):
             return True
@@ -70,22 +70,22 @@ class RunStore:
         return ours and any(self.root.glob("*/key.json"))
 
     def close(self) -> None:
-        """Lets another process in."""
+        """Release the lock."""
         self._lock.release()
 
     # -- run.json ---------------------------------------------------------------------------------------------------
 
     @property
     def run(self) -> dict[str, Any]:
-        """The contents of run.json (an empty dict before the first write)."""
+        """Contents of run.json; an empty dict before the first write."""
         return ledger.read_run(self.root) if (self.root / "run.json").exists() else {}
 
     def update_run(self, **values: Any) -> None:
-        """Sets top-level values of run.json."""
+        """Set top-level values of run.json."""
         ledger.write_sealed(self.root / "run.json", {**self.run, **values})
 
     def record_stage(self, stage: str, **values: Any) -> None:
-        """Updates one stage's row (state, seconds, counts) in run.json; seconds add up over interrupted tries."""
+        """Update a stage's entry (state, seconds, counts) in run.json; seconds accumulate over interrupted attempts."""
         stages = dict(self.run.get("stages", {}))
         row = dict(stages.get(stage, {}))
         row.update(values, seconds=round(row.get("seconds", 0.0) + values.get("seconds", 0.0), 2))
@@ -98,23 +98,23 @@ class RunStore:
         return self.root / stage
 
     def has_manifest(self, stage: str) -> bool:
-        """Whether the stage was finished, whatever has become of its files."""
+        """Whether the stage was finished, even if its files are now missing or damaged."""
         return ledger.has_manifest(self.root, stage)
 
     def is_finished(self, stage: str) -> bool:
-        """Whether the manifest exists, and every file that it names is still there."""
+        """Whether the manifest and every file listed in it exist."""
         return self.has_manifest(stage) and not self.missing_files(stage)
 
     def missing_files(self, stage: str) -> list[str]:
-        """The files of a finished stage that are not there."""
+        """Return the missing files of a finished stage."""
         return ledger.missing_files(self.root, stage)
 
     def damaged_files(self, stage: str) -> list[str]:
-        """The files of a finished stage whose content is not what was written."""
+        """Return the files of a finished stage whose content has changed since it was written."""
         return ledger.damaged_files(self.root, stage)
 
     def content(self, stage: str) -> str:
-        """Fingerprint of what a finished stage wrote and of what it was made from."""
+        """Return the fingerprint of a finished stage's outputs and inputs."""
         manifest = self.manifest(stage)
         return fingerprint([manifest["inputs"], manifest["files"]])
 
@@ -122,29 +122,32 @@ class RunStore:
         return ledger.read_manifest(self.root, stage)
 
     def key(self, stage: str) -> str | None:
-        """Fingerprint of the configuration that the stage's work so far depends on; None before it began."""
+        """Return the fingerprint of the configuration that the stage depends on, or None if it has not started."""
         return ledger.read_key(self.root, stage).get("key")
 
     def made_from(self, stage: str) -> str | None:
-        """Fingerprint of what the stage's work so far was made from; None before it began."""
+        """Return the fingerprint of the stage's inputs, or None if it has not started."""
         return ledger.read_key(self.root, stage).get("inputs")
 
     def note_inputs(self, stage: str, inputs: str) -> None:
-        """Writes down, before a stage begins to work, what it works from."""
+        """Record the fingerprint of a stage's inputs before it starts."""
         write_json(self.folder(stage) / "key.json", {**ledger.read_key(self.root, stage), "inputs": inputs})
 
     def has_work(self, stage: str, owned: Sequence[Path] = ()) -> bool:
-        """Whether a stage has produced anything: finished or half-done work."""
+        """Whether a stage has produced anything, finished or not."""
         markers = ("key.json", ledger.JOURNAL)
         return any(path.exists() for path in owned) or any(p.name not in markers for p in self.folder(stage).glob("*"))
 
     def begin(self, stage: str, key: str, owned: Sequence[Path] = ()) -> bool:
-        """Prepares a stage for work under `key`; True when finished or half-done work of another key was set aside.
+        """Prepare a stage for work under `key`, and set aside results of another key.
 
         Args:
-            stage: its name.
+            stage: name of the stage.
             key: fingerprint of the configuration that its output depends on.
-            owned: further files and folders of the run that belong to this stage.
+            owned: additional files and folders of the run that belong to this stage. Default: none.
+
+        Returns:
+            True if finished or partial results of another key were set aside.
         """
         changed, produced = self.key(stage) != key, self.has_work(stage, owned)
         if changed and produced:
@@ -154,9 +157,9 @@ class RunStore:
         return changed and produced
 
     def set_aside(self, stage: str, owned: Sequence[Path] = ()) -> None:
-        """Moves everything of a stage to `replaced/`; its key is kept, so that the stage starts again."""
+        """Move all files of a stage to `replaced/`, keeping its key, so the stage starts over."""
         key, run = self.key(stage), self.run
-        # The folder with the marker goes last: a kill before that leaves the old key, and the next run continues from here.
+        # Move the folder with key.json last: if the process is killed before, the old key remains and the next run retries.
         paths = [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]
         self._archive.take(stage, paths, run)
         self.update_run(stages={name: row for name, row in run.get("stages", {}).items() if name != stage})
@@ -164,7 +167,7 @@ class RunStore:
             write_json(self.folder(stage) / "key.json", {"key": key})
 
     def reopen(self, stage: str) -> None:
-        """Removes the manifest of a stage, and the shards whose dropped records are lost; keeps what else is there."""
+        """Remove a stage's manifest and the shards whose dropped records are lost; keep all other files."""
         self._note_from_manifest(stage)
         for name in self.missing_files(stage):
             if name.startswith(f"dropped/{stage}/"):
@@ -172,7 +175,7 @@ class RunStore:
         (self.folder(stage) / "manifest.json").unlink(missing_ok=True)
 
     def _note_from_manifest(self, stage: str) -> None:
-        """Gives the folders of a finished stage that have no journal one, with the hashes of the manifest."""
+        """Recreate missing journals of a finished stage from the hashes in its manifest."""
         manifest, found = self.manifest(stage), dict[str, dict[str, str]]()
         for name, written in {**manifest["files"], **manifest["also"]}.items():
             if Path(name).match("shard-*.jsonl"):
@@ -190,15 +193,15 @@ class RunStore:
         inputs: str = "",
         also: Sequence[Path] = (),
     ) -> None:
-        """Writes the manifest: from now on the stage is finished.
+        """Write the manifest, which marks the stage as finished.
 
         Args:
-            stage: its name.
-            key: its key.
-            counts: what it did, for the user and for later stages.
-            outputs: files and folders, besides the shards, that later stages need.
-            inputs: fingerprint of what the stage was made from (`content` of the stage before).
-            also: further files and folders that it wrote and nothing is made from, but that have to be whole.
+            stage: name of the stage.
+            key: key of the stage.
+            counts: statistics for the user and for later stages.
+            outputs: files and folders, in addition to the shards, that later stages need. Default: none.
+            inputs: fingerprint of the inputs (`content` of the previous stage). Default: empty.
+            also: additional files and folders whose integrity is checked, although no stage depends on them. Default: none.
         """
         manifest = {
             "stage": stage,
@@ -216,18 +219,18 @@ class RunStore:
         return sorted(self.folder(stage).glob("shard-*.jsonl"))
 
     def has_shard(self, stage: str, index: int, *, drops: bool = False) -> bool:
-        """Whether a shard is there as it was written, with the file of its dropped records where the stage drops some.
+        """Whether an intact shard exists, with its file of dropped records if the stage drops records.
 
-        One that the stage's journal does not know (a version without journals wrote it, or the journal was lost) does not
-        count: it is made again.
+        A shard that is not in the stage's journal (written by a version without journals, or the journal was lost) does not
+        count and is recreated.
 
         Args:
-            stage: its name.
-            index: of the shard.
-            drops: the stage drops records.
+            stage: name of the stage.
+            index: index of the shard.
+            drops: whether the stage drops records. Default: False.
 
         Raises:
-            RunFolderError: one of the files is not what was written, or the journal is damaged.
+            RunFolderError: a file's content has changed since it was written, or the journal is damaged.
         """
         paths = self._paths_of_shard(stage, index, drops=drops)
         if not all(path.is_file() for path in paths):
@@ -251,29 +254,29 @@ class RunStore:
         return self.root / "dropped" / stage / f"shard-{index:05d}.jsonl"
 
     def write_shard(self, stage: str, index: int, records: Iterable[Any], drops: Iterable[Drop] | None = None) -> None:
-        """Writes one shard of records and, before it, what this shard dropped (None: by a stage that drops nothing).
+        """Write a shard, preceded by the records it dropped (None if the stage never drops records).
 
-        Their hashes go to the stage's journal first: a kill at any point leaves no shard that the journal does not know.
+        Their hashes are added to the stage's journal first, so a kill at any point leaves no shard without a journal entry.
         """
         parts = [*([] if drops is None else [as_lines(drops)]), as_lines(records)]
         paths = self._paths_of_shard(stage, index, drops=drops is not None)
         hashes = {path: hashlib.sha256(lines).hexdigest() for path, lines in zip(paths, parts, strict=True)}
         for path, written in hashes.items():
             if path.is_file() and file_hash(path) != written:
-                path.unlink()  # the journal would call it damaged, should this process be killed before it is replaced
+                path.unlink()  # if killed before the replacement, the old file would not match the new journal entry
         ledger.note_shards(self.root, stage, {path.relative_to(self.root).as_posix(): h for path, h in hashes.items()})
         for path, lines in zip(paths, parts, strict=True):
             write_lines(path, lines)
 
     def write_records(self, name: str, records: Iterable[Any]) -> None:
-        """Writes a file of records at the top of the run folder."""
+        """Write a file of records at the top level of the run folder."""
         write_records(self.root / name, records)
 
     def read_shard(self, stage: str, index: int, kind: type[R]) -> list[R]:
         return read_records(self.shard_path(stage, index), kind, _REDO_SHARD)
 
     def read(self, stage: str, kind: type[R]) -> list[R]:
-        """All records of a stage, in order."""
+        """Read all records of a stage, in order."""
         return [record for path in self.shards(stage) for record in read_records(path, kind, _REDO_SHARD)]
 
     def read_dropped(self, stage: str) -> list[Drop]:
@@ -286,13 +289,13 @@ class RunStore:
         return self.root / "metrics" / f"{stage}.jsonl"
 
     def add_metrics(self, stage: str, values: Mapping[str, Any]) -> None:
-        """Appends one line to the stage's metrics."""
+        """Append a line to the stage's metrics."""
         metrics.add_metrics(self.metrics_path(stage), values)
 
     def keep_metrics(self, stage: str, last_step: int) -> None:
-        """Removes the lines after `last_step` (written by a run that was killed after its last checkpoint)."""
+        """Remove lines after `last_step`, written by a run that was killed after its last checkpoint."""
         metrics.keep_metrics(self.metrics_path(stage), last_step)
 
     def read_metrics(self, stage: str) -> list[dict[str, Any]]:
-        """The lines of a stage's metrics; a last line that was cut by a kill is left out."""
+        """Read the stage's metrics; skip a truncated last line."""
         return metrics.read_metrics(self.metrics_path(stage))

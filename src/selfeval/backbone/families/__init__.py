@@ -1,1 +1,1 @@
-"""What differs between model families (logits, adapters, caches), and those that transformers does not know by itself."""
+"""Differences between model families (logits, adapters, caches), and families that transformers does not include."""

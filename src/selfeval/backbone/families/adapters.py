@@ -39,7 +39,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Fields of a config that say how many experts there are."""
 
 _ROUTERS = ("gate", "router")
-"""What mixtures of experts call the module that picks the experts."""
+"""Names of the router module in mixture-of-experts models."""
 
 
 def adapter_targets(model: Any, wanted: str | tuple[str, ...], unread: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def adapter_targets(model: Any, wanted: str | tuple[str, ...], unread: tuple[str
 
 
 def _refuse_unknown(model: Any, names: tuple[str, ...]) -> None:
-    """Refuses names of no module; those of experts that transformers has fused since are known to PEFT's conversion."""
+    """Refuse names of no module; those of experts that transformers has fused since are known to PEFT's conversion."""
     modules = {name for name, _ in model.named_modules()}
     unknown = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in modules)]
     if not unknown:

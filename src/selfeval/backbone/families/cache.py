@@ -40,7 +40,7 @@ CACHE_FIELD = next(f.name for f in fields(CausalLMOutputWithPast) if f.name in (
 _ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 _OWN_STATE = frozenset({"minimax", "reformer", "rwkv", "xlnet", "xlstm"})
-"""Types of model whose state is of a kind of its own, which rows cannot leave or join."""
+"""Model types with a custom state that does not support adding or removing rows."""
 
 
 # -- the names of a model's cache ---------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def check_state(loaded: Any) -> None:
     """Refuse models that cannot write several replies at once here.
 
     Raises:
-        ModelError: the model keeps its state in a way of its own.
+        ModelError: the model uses a custom state.
     """
     kind = loaded.model.config.model_type
     if kind in _OWN_STATE or cache_argument(loaded) is None:

@@ -1,6 +1,6 @@
 """ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B from the folders they were published in, without the code in those folders.
 
-All three call themselves `model_type: chatglm`. The first is a model of its own (`chatglm_v1`). The other two compute what
+All three call themselves `model_type: chatglm`. The first is a separate model (`chatglm_v1`). The other two compute what
 transformers' GLM computes, so that they become a `GlmForCausalLM`: weights renamed, the packed projection cut in three. Saved
 again, they are ordinary GLM folders.
 """
@@ -72,7 +72,7 @@ _PACKED = "self_attention.query_key_value"
 
 
 class PublishedConfig(ChatGLMConfig):
-    """What `model_type: chatglm` stands for: reads a published config.json as the config of the model that it describes."""
+    """Config of `model_type: chatglm`, which maps a published config.json to the config of the actual model."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -101,13 +101,13 @@ class ChatGLM2Config(GlmConfig):
 
 
 class ChatGLM2ForCausalLM(GlmForCausalLM):
-    """Only a way in: loading it gives a plain `GlmForCausalLM`."""
+    """Only used for loading, which returns a plain `GlmForCausalLM`."""
 
     config_class = ChatGLM2Config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
-        """Loads the published weights, converted; takes what transformers' own method takes (precision, placement, ...)."""
+        """Load the published weights, converted; takes what transformers' own method takes (precision, placement, ...)."""
         name = str(pretrained_model_name_or_path)
         plain = GlmConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"})
         weights = dict(glm_weights(_tensors(name), plain))
@@ -125,11 +125,11 @@ AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForCausalLM, exist_ok=True
 def generation(name: str, config: dict[str, Any]) -> int:
     """1, 2 or 3: which ChatGLM a folder holds.
 
-    2 and 3 have the same config fields and the same tokenizer file. What differs is the published tokenizer code (only that of
+    2 and 3 have the same config fields and the same tokenizer file. They differ in the published tokenizer code (only that of
     3 knows roles), which is read here and never run, and the names that the config and the folder have.
 
     Raises:
-        ModelError: nothing tells 2 from 3.
+        ModelError: versions 2 and 3 cannot be distinguished.
     """
     if "padded_vocab_size" not in config:
         return 1

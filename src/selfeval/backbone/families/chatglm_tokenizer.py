@@ -1,6 +1,6 @@
 """The tokenizers of ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B, on the SentencePiece file that each was published with.
 
-What the published code adds around SentencePiece, and what is here:
+Features that the published code adds to SentencePiece, as implemented here:
 
     1   newlines, tabs and runs of spaces are pieces; [gMASK] <sop> stand behind a text; a chat is "[Round 0]\\n问：...\\n答："
     2   [gMASK] sop stand before a text, as numbers behind the last piece; a chat is "[Round 1]\\n\\n问：...\\n\\n答："
@@ -50,7 +50,7 @@ _CHAT_3 = (
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """What the three share: SentencePiece encodes, numbers behind its last piece are control tokens.
+    """Base of the three tokenizers: SentencePiece encodes, and ids after its last piece are control tokens.
 
     Args:
         vocab_file: the SentencePiece file.
@@ -243,7 +243,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
 
     @property
     def prefix(self) -> list[int]:
-        """[gMASK] sop: what every text begins with."""
+        """[gMASK] sop, the prefix of every text."""
         return [self.controls["[gMASK]"], self.controls["sop"]]
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:

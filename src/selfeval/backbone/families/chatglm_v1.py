@@ -1,6 +1,6 @@
 """ChatGLM-6B as a native model: the published weights under their own names, no code from the checkpoint.
 
-What sets it apart from other decoders (GLM, https://arxiv.org/abs/2103.10360; this is the last public revision, vocabulary
+Differences from other decoders (GLM, https://arxiv.org/abs/2103.10360; this is the last public revision, vocabulary
 130528): a sequence is `context [gMASK] <sop> answer`. The context, everything before the first `<sop>`, sees itself in both
 directions; from `<sop>` on the sequence is causal. Every token has two positions, each turning one half of a head (2-D rotary):
 
@@ -88,7 +88,7 @@ def answer_start(ids_BT: Tensor, attention_BT: Tensor, config: ChatGLMConfig) ->
 
     Args:
         ids_BT: token ids.
-        attention_BT: 1 at real tokens; padding may lie on either side.
+        attention_BT: 1 at real tokens; padding may be on either side.
 
     Returns:
         `[B, 2]`, counted in real tokens: the index of the first `<sop>` (very large where there is none), and that of the first
@@ -117,12 +117,12 @@ def layout(start_B2: Tensor, attention_BS: Tensor, new: int) -> tuple[Tensor, Te
     """Positions of the last `new` tokens and what they may see.
 
     Args:
-        start_B2: as `answer_start` gives it.
+        start_B2: the result of `answer_start`.
         attention_BS: 1 at real tokens, of all tokens so far.
         new: T, tokens of this pass.
 
     Returns:
-        positions_B2T, allowed_B1TS (True where token t may look at token s; padding sees itself, so that no row is empty).
+        positions_B2T, allowed_B1TS (True where token t may attend to token s; padding attends to itself, so no row is empty).
     """
     index_BS = (attention_BS.long().cumsum(-1) - 1).clamp_min(0)
     start_B1, shared_B1 = start_B2[:, :1], start_B2[:, 1:]
@@ -158,7 +158,7 @@ def _rotary(positions_B2T: Tensor, size: int, dtype: torch.dtype) -> tuple[Tenso
 
 
 def _turn(states_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns both halves of every head, each by its own positions (pairs j and j + R/2 of a half)."""
+    """Turn both halves of every head, each by its own positions (pairs j and j + R/2 of a half)."""
     halves = states_BNTH.unflatten(-1, (2, -1))
     one, two = halves.chunk(2, dim=-1)
     turned: Tensor = halves * cos + torch.cat([-two, one], dim=-1) * sin
@@ -166,7 +166,7 @@ def _turn(states_BNTH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class ChatGLMAttention(nn.Module):
-    """Attention over one packed projection: per head its query, key and value lie side by side.
+    """Attention over one packed projection: query, key and value of each head are adjacent.
 
     The published code divides the scores by (layer + 1) in fp16 and multiplies them back in fp32; the factor cancels, and the
     fused attention sums in fp32 anyway.
@@ -225,7 +225,7 @@ class ChatGLMBlock(GradientCheckpointingLayer):
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know to load, place and checkpoint this family."""
+    """Attributes that transformers needs to load, place and checkpoint this family."""
 
     config_class = ChatGLMConfig
     base_model_prefix = "transformer"
@@ -271,7 +271,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             cache: a cache of transformers.
             use_cache: make a cache when there is none.
             output_hidden_states: also return the input of every layer, and the last state after the final norm.
-            past_key_values: the name that transformers before 5.24 gives to `cache`.
+            past_key_values: name of `cache` in transformers before 5.24.
 
         Raises:
             ValueError: the mask is not 2-D, or a context came in pieces.

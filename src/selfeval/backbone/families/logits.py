@@ -1,4 +1,4 @@
-"""What a family does to the output layer's result; none of it is part of any module.
+"""Family-specific post-processing of logits, which is not part of any module.
 
 `logits = cap * tanh(scale * head(hidden) / cap)`; most families have scale 1 and no cap. A model that does anything else is
 refused when it is loaded (`Backbone` compares its own logits with the model's).
@@ -32,7 +32,7 @@ _OVER = {
 
 
 def logit_scale(config: Any) -> float:
-    """What the output layer's result is multiplied by, given the model's config (of the text part, where it has several)."""
+    """Return the factor applied to the logits, from the model's config (of the text part, where it has several)."""
     text = config.get_text_config()
     kind = str(text.model_type)
     if kind in _TIMES:

@@ -2,7 +2,7 @@
 
 A family's module registers its models with transformers' Auto classes when it is imported, so that they load the way every
 other model does. It is imported for its own models alone: all others stay independent of what such a module needs from
-transformers and from SentencePiece. Only tokenizers need a function of their own, because the published ones are code.
+transformers and from SentencePiece. Only tokenizers need a separate function, because the published ones are code.
 """
 
 from __future__ import annotations
