@@ -515,8 +515,8 @@ def sigmoid(x: Floats | float) -> Floats | float:
         >>> sigmoid(0.0), sigmoid(1e6)
         (0.5, 1.0)
     """
-    # The two forms differ in the last bit. A fitted temperature or a confidence that changes there can move a case over the edge
-    # of a bin, so each caller keeps the form that its recorded figures were computed with.
+    # The two forms differ in the last bit. A fitted temperature or a confidence that changes there can move a case over the
+    # edge of a bin, so each caller keeps the form that its recorded figures were computed with.
     if isinstance(x, np.ndarray):
         return np.asarray(0.5 * (1 + np.tanh(x / 2)), dtype=np.float64)
     return 1 / (1 + math.exp(-max(-500.0, min(x, 500.0))))
