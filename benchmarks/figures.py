@@ -290,7 +290,7 @@ def _planner_lines() -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name, case in found["cases"].items():
-        for label, words in (("process", "whole process"), ("beside_runtime", "beside the runtime")):
+        for label, words in (("process", "whole process"), ("beside_runtime", "without the runtime")):
             part = case[label]
             cells = [f"{100 * part['error'][p]:+.0f}% of {part['measured_mib'][p]:.0f} MiB" for p in part["error"]]
             lines.append(f"| {name} | {words} | {' | '.join(cells)} |")

@@ -95,7 +95,7 @@ def _table(model: type[BaseModel]) -> list[str]:
     lines = ["| name | type | default | range | meaning |", "|---|---|---|---|---|"]
     for name, field in model.model_fields.items():
         if not _is_section(field) and not _is_settings(field):
-            meaning = (field.description or "").replace("|", "\\|")
+            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
             kind = _names_of_learners() if model is PolicyConfig and name == "learner" else _type_of(field.annotation)
             lines.append(f"| `{name}` | {kind} | {_default_of(field)} | {_range_of(field)} | {meaning} |")
     return lines

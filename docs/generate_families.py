@@ -38,7 +38,7 @@ ADAPTERS = """
 never get an adapter. Three kinds of module are left out, since an adapter there costs more than it gives or is never used:
 
 - **Experts and their router.** transformers keeps the experts of a layer as one fused parameter. An adapter on it is a
-  full-size update of all experts, built anew in every pass, with the rank once for every expert: on Qwen3-30B-A3B each role
+  full-size update of all experts, rebuilt in every pass, with the rank once for every expert: on Qwen3-30B-A3B each role
   would be 48 times as large. A router that moves during reinforcement learning also sends a reply through other experts than
   those that wrote it. Experts can be asked for by name, as two rows of the table do; the router is left alone unless it is
   named. In DeepSeek models PEFT takes the names of the shared experts and of the first dense layers for those of the fused
@@ -47,7 +47,7 @@ never get an adapter. Three kinds of module are left out, since an adapter there
   is trained, and a merge would suddenly give it one.
 - **Towers for pictures or sound**, which no text passes through.
 
-What differs between families is in `src/selfeval/backbone/families/`: the scale and the cap of logits, these targets, and the
+Differences between families are in `src/selfeval/backbone/families/`: the scale and the cap of logits, these targets, and the
 argument that carries the state of a half-written reply. A new family is a row of `tests/tiny_families.py`, and whatever its
 checks then ask for.
 """

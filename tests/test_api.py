@@ -256,6 +256,11 @@ def test_a_comparison_follows_the_scores_and_abstains(evaluator: selfeval.Evalua
     assert found.probability > 0.5
     assert evaluator.compare(QUESTION, a, b, sure=1.0).preferred == "unsure"
     assert evaluator.compare(QUESTION, a, a, sure=0.5).preferred == "unsure"
+    for sure in (0.3, 1.5, float("nan")):
+        with pytest.raises(selfeval.InputError, match="give a confidence between"):
+            evaluator.compare(QUESTION, a, b, sure=sure)
+        with pytest.raises(selfeval.InputError, match="give a confidence between"):
+            evaluator.rank([(QUESTION, [a, b])], sure=sure)
     assert not found.calibrated, "a toy run holds out too few pairs to fit a temperature"
 
 
@@ -318,6 +323,8 @@ def test_the_judge_says_what_the_run_recorded(finished: selfeval.Run) -> None:
     alone = judge.compare(*cases[0])
     assert alone.probability == pytest.approx(verdicts[0].probability, abs=1e-3)
     assert judge.compare(*cases[0], sure=1.0).preferred == "unsure"
+    with pytest.raises(selfeval.InputError, match="give a confidence between"):
+        judge.compare(*cases[0], sure=80)
 
 
 def test_a_judge_from_a_model_folder(finished: selfeval.Run) -> None:

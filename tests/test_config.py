@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from selfeval.config import LEARNERS, DPOConfig, PolicyConfig, PPOConfig, RunConfig, config_of_run, load_config, nearest
+from selfeval.config import (
+    LEARNERS,
+    DPOConfig,
+    GRPOConfig,
+    PolicyConfig,
+    PPOConfig,
+    RunConfig,
+    config_of_run,
+    load_config,
+    nearest,
+)
 from selfeval.errors import ConfigError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -329,6 +339,20 @@ def test_none_turns_a_setting_off_and_zero_does_not(key: str, tmp_path: Path) ->
     section, _, name = f"policy.{key}".rpartition(".")
     assert load_config(_recipe(tmp_path, f'[{section}]\n{name} = "none"\n'), {}).policy == config
     assert f"policy.{key}: got 0; must be greater than 0; none turns it off" in _refusal(f"policy.{key}=0")
+
+
+def test_a_resumed_run_with_another_loss_has_the_clip_range_of_that_loss() -> None:
+    """A range that was written down with the first loss would clip nothing: GSPO's is 0.0003."""
+    begun = load_config(None, {}, ["policy.learner=grpo"])
+    assert begun.policy.settings_as(GRPOConfig).clip_range == (0.2, 0.2)
+    resumed = load_config(None, begun.model_dump(mode="json"), ["policy.grpo.loss=gspo"])
+    assert resumed.policy.settings_as(GRPOConfig).clip_range == (3e-4, 4e-4)
+    chosen = load_config(None, resumed.model_dump(mode="json"), ["policy.grpo.clip=0.1"])
+    assert chosen.policy.settings_as(GRPOConfig).clip_range == (0.1, 0.1)
+    back = load_config(None, chosen.model_dump(mode="json"), ["policy.grpo.clip=none", "policy.grpo.loss=dapo"])
+    assert back.policy.settings_as(GRPOConfig).clip_range == (0.2, 0.28)
+    with pytest.raises(ConfigError, match=r"policy\.grpo\.clip"):
+        load_config(None, {}, ["policy.learner=grpo", "policy.grpo.clip=1.5"])
 
 
 def test_a_resumed_run_may_take_another_learner() -> None:

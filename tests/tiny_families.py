@@ -246,7 +246,7 @@ REFUSED: dict[str, Family] = {
     "rwkv": Family(
         "RWKV", "rwkv", "rwkv-4-169m-pile",
         {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "context_length": 128}, {},
-        note="keeps its state in a way of its own",
+        note="has a cache of an unsupported form",
     ),
 }  # fmt: skip
 """Families that the loop refuses, with a sentence."""

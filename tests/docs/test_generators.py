@@ -25,6 +25,14 @@ def test_generated_pages_are_up_to_date(name: str) -> None:
     assert found.returncode == 0, found.stderr
 
 
+def test_every_row_of_a_table_is_one_line() -> None:
+    """A line break in a description would end the table there."""
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert all(line.endswith(" |") and line.replace("\\|", "").count("|") == 6 for line in rows)
+
+
 @pytest.mark.parametrize(("name", "page"), [("metrics", "metrics.md"), ("evidence", "concepts/evidence.md")])
 def test_a_changed_page_is_stale(name: str, page: str, tmp_path: Path) -> None:
     docs = shutil.copytree(ROOT / "docs", tmp_path / "docs")

@@ -104,8 +104,8 @@ def centering_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
 def preference_accuracy(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
     """Measure the share of pairs whose chosen reply has the strictly higher score. A tie counts as wrong.
 
-    Lambert et al. 2024, section 4 (https://arxiv.org/abs/2403.13787) score reward models so. An evaluator that gives
-    every reply the same score is right on no pair, not on half of them.
+    Lambert et al. 2024, section 4 (https://arxiv.org/abs/2403.13787) score reward models so. An evaluator with
+    equal scores for all replies is right on no pair, not on half of them.
 
     Args:
         chosen_N: [N], score of the better reply.

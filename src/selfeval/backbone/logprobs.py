@@ -15,8 +15,8 @@ hidden states h, and each output has one vector per token, with W_v the head's r
     d KL / dh       = sum_v p_v (log p_v - log q_v - KL) s_v W_v
 
 These are summed in the forward, over the same tiles: the backward only multiplies them by what comes from above, and the head
-is multiplied twice for one output, as in the plain version (recomputing the logits would make it three). What is kept from
-forward to backward is `[N, D]` per differentiated output, in the precision of the hidden states.
+is multiplied twice for one output, as in the plain version (recomputing the logits would make it three). The tensors
+saved for the backward pass are `[N, D]` per differentiated output, in the precision of the hidden states.
 
 Shapes: B sequences, R reply tokens, N tokens that count, C tokens of a chunk, D hidden, V vocabulary, S a slice of it.
 """
@@ -219,7 +219,7 @@ class _Sums:
 
     The target is left out of every sum and joined at the end. For a token that the model is sure of, the sum over the others is
     small, and `W_target - sum_v p_v W_v` would be a difference of nearly equal numbers, lost in the rounding of a 16-bit head.
-    The centre, near z - z_other of the target, keeps the KL's terms small for the same reason; any value gives the same result.
+    The centre, near z - z_other of the target, keeps the KL's terms small for the same reason; any value has the same result.
     """
 
     def __init__(self, job: _Job, hidden_CD: Tensor, other_CD: Tensor | None, targets_C: Tensor) -> None:

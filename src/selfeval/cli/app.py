@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
@@ -361,8 +360,6 @@ def score(
 
         if (file is None) == (question is None or not reply):
             raise InputError("give --question and at least one --reply, or --file; not both")
-        if math.isnan(sure):
-            raise InputError("--sure nan: give a confidence between 0.5 and 1")
         asked = typed(question or "", reply or []) if file is None else read_asked(file)
         _quiet_libraries()
         from selfeval.runs.evaluator import Evaluator

@@ -12,6 +12,7 @@ __all__ = [
     "Count",
     "CountOrNone",
     "DeviceName",
+    "FractionOrNone",
     "Nucleus",
     "Positive",
     "PositiveOrNone",
@@ -41,6 +42,7 @@ DeviceName = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 Size = Annotated[ByteSize, Field(gt=0)]
 
 PositiveOrNone = Annotated[Positive | None, _OPTIONAL]
+FractionOrNone = Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | None, _OPTIONAL]
 ShareOrNone = Annotated[Nucleus | None, _OPTIONAL]
 CountOrNone = Annotated[Count | None, _OPTIONAL]
 

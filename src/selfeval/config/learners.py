@@ -7,11 +7,11 @@ implementations are given as strings and imported on demand, because this packag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from selfeval.config.fields import Count, Positive, PositiveOrNone, Section, Share, ShareOrNone
+from selfeval.config.fields import Count, FractionOrNone, Positive, PositiveOrNone, Section, Share, ShareOrNone
 
 __all__ = [
     "LEARNERS",
@@ -70,6 +70,11 @@ class ClippedConfig(PolicyGradientConfig):
     advantage_clip: PositiveOrNone = None
     """Absolute value to which advantages are clipped; none: no clipping."""
 
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Lower and upper half-width of the range of the ratio."""
+        return self.clip, self.clip if self.clip_high is None else self.clip_high
+
 
 class CriticConfig(LearnerConfig):
     """Shared by learners with a critic."""
@@ -94,7 +99,7 @@ class ValueLearnerConfig(LearnerConfig):
     gamma: Share = 1.0
     """Discount factor per token."""
     gae_lambda: Share = 0.95
-    """Trace decay of the multi-step Q targets; 0 gives one-step targets."""
+    """Trace decay of the multi-step Q targets; 0 means one-step targets."""
     replay: Count = 2048
     """Capacity of the replay buffer, in replies."""
     target_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
@@ -114,30 +119,30 @@ class TRPOConfig(EntropyFloorConfig, CriticConfig):
     """Absolute value to which advantages are clipped; none: no clipping."""
 
 
-_GRPO_CLIPS: dict[str, tuple[float, float | None]] = {
-    "grpo": (0.2, None),
-    "dr_grpo": (0.2, None),
-    "gspo": (3e-4, 4e-4),
-    "dapo": (0.2, 0.28),
-}
-"""Defaults of `clip` and `clip_high` for each loss, as in its paper."""
+_GRPO_CLIPS = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "gspo": (3e-4, 4e-4), "dapo": (0.2, 0.28)}
+"""Lower and upper half-width of the clip range of each loss, as in its paper."""
 
 
 class GRPOConfig(ClippedConfig):
     """Settings of `learner = "grpo"`."""
 
     loss: Literal["grpo", "dr_grpo", "gspo", "dapo"] = "grpo"
-    """Variant of the loss (docs/algorithms/learners.md). The defaults of `clip` and `clip_high` are those of its paper:
-    0.0003 and 0.0004 for gspo, 0.2 and 0.28 for dapo."""
+    """Variant of the loss (docs/algorithms/learners.md)."""
+    clip: FractionOrNone = None  # type: ignore[assignment]
+    """Clip range of the probability ratio; none: that of the loss's paper, 0.2, or 0.0003 for gspo."""
+    clip_high: PositiveOrNone = None
+    """Upper half-width of the clip range; none: same as `clip` if that is given, else 0.2, 0.0004 for gspo, 0.28 for dapo."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _clip_of_the_loss(cls, values: Any) -> Any:
-        loss = values.get("loss") if isinstance(values, dict) else None
-        if not isinstance(loss, str) or loss not in _GRPO_CLIPS:
-            return values
-        low, high = _GRPO_CLIPS[loss]
-        return {"clip": low, "clip_high": high, **values}
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """Lower and upper half-width of the range of the ratio.
+
+        Resolved here rather than stored, so a run that is resumed with another loss gets the range of that loss.
+        """
+        own_low, own_high = _GRPO_CLIPS[self.loss]
+        low = own_low if self.clip is None else self.clip
+        high = self.clip_high or (own_high if self.clip is None else low)
+        return low, high
 
     @model_validator(mode="after")
     def _gspo_has_no_dual_clip(self) -> GRPOConfig:

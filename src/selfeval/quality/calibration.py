@@ -122,7 +122,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, b
         confidence: [N] probabilities in [0, 1].
         correct: [N] booleans.
         bins: of equal mass; fewer where a bin would hold fewer than 10 cases, and equal confidences share a bin.
-        seed: of the simulation; one seed gives one interval.
+        seed: seed of the simulation; the interval depends on it alone.
 
     Returns:
         The error in [0, 1]; None for no cases.

@@ -84,7 +84,7 @@ def compare_paired(ours: Sequence[float], theirs: Sequence[float], questions: Se
     Args:
         ours: [N], in [0, 1]: 1 right, 0 wrong, 0.5 half a credit.
         theirs: [N], the same for the same cases in the same order.
-        questions: [N], the question of each case; every case is a question of its own by default.
+        questions: [N], Optional. The question of each case. Default: every case is a separate question.
 
     Raises:
         ValueError: the lengths differ, or a credit is outside [0, 1].
@@ -110,7 +110,7 @@ def compare_with_level(scores: Sequence[float], level: float = 0.5, questions: S
     Args:
         scores: [N], in [0, 1]: 1 won, 0 lost, 0.5 tied.
         level: that stands for no difference, in (0, 1). The test of wins against losses has this meaning at 0.5 alone.
-        questions: [N], the question of each case; every case is a question of its own by default.
+        questions: [N], Optional. The question of each case. Default: every case is a separate question.
 
     Returns:
         Mean of the scores less the level. Interval: Wilson's for right and wrong with one case per question; otherwise the

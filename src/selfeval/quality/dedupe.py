@@ -30,8 +30,7 @@ def normalise(text: str) -> str:
     """Reduce a text to what it says: compatibility forms, case, punctuation and whitespace are folded.
 
     NFKC and case folding (Unicode Standard Annex 15, https://www.unicode.org/reports/tr15/), then punctuation becomes a
-    space. What changes a question stays: decimal points, % and ^, and - * / where they are arithmetic (as − × ÷). 1,000
-    becomes 1000.
+    space. Characters that change a question stay: decimal points, % and ^, and arithmetic - * / (as − × ÷). 1,000 becomes 1000.
 
     Args:
         text: any text in any language.

@@ -1,4 +1,4 @@
-"""What would the win rate be if both replies had the same length?
+"""Length-controlled win rate: an estimate of the win rate if both replies had the same length.
 
 Shapes: N comparisons, M = N + 2 with the two that are added, R bootstrap resamples.
 """
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 500
 """Of the bootstrap."""
 RIDGE = 0.1
-"""Weight of φ²/2 beside the summed log loss: holds φ finite when length alone separates wins from losses."""
+"""Weight of φ²/2 relative to the summed log loss: holds φ finite when length alone separates wins from losses."""
 
 
 def length_controlled_win_rate(
@@ -29,7 +29,7 @@ def length_controlled_win_rate(
 
     score ~ σ(θ + φ tanh(d / std(d))),   win rate = σ(θ)
 
-    Judges like long replies; a policy can win by length alone. The logistic regression gives length its own term φ and
+    Judges like long replies; a policy can win by length alone. The logistic regression has a separate term φ for length and
     then sets the difference to 0. Dubois et al. 2024, section 3 (https://arxiv.org/abs/2404.04475).
 
     Left out: the paper's third term, the difficulty of each instruction. It is shared by all models on the leaderboard

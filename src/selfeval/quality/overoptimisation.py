@@ -1,4 +1,4 @@
-"""What is gained by the proxy and what by gold as a policy leaves its start: Gao et al. 2022, https://arxiv.org/abs/2210.10760.
+"""Gain by the proxy and by gold as a policy moves away from its start: Gao et al. 2022, https://arxiv.org/abs/2210.10760.
 
 d = √KL(π‖start) says how far the policy went. The proxy (the evaluator) is what it was trained on, gold is what was meant. With
 R the gain over the start, the paper finds
@@ -135,7 +135,7 @@ def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float,
     """Fit the chance of being right to a score: P(right) = σ(a s + b), which puts a proxy into the units of gold.
 
     Maximum likelihood with a slight ridge on the slope of the standardised scores, by Newton's method with step halving. The
-    ridge gives a finite optimum where one threshold splits the samples without an error; the halving reaches it from
+    ridge keeps the optimum finite where one threshold splits the samples without an error; the halving reaches it from
     anywhere, where a full Newton step would overshoot into saturated probabilities and a singular Hessian. Platt 1999,
     "Probabilistic outputs for support vector machines"; Lin, Lin and Weng 2007
     (https://doi.org/10.1007/s10994-007-5018-6) on the step.

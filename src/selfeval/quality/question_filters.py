@@ -30,7 +30,7 @@ _USED = 0.01
 
 @dataclass(frozen=True)
 class QuestionFilters:
-    """What makes a text unusable as a question, given the seeds and the instruction that asked for it.
+    """Filters for texts that are unusable as questions, given the seeds and the instruction that asked for them.
 
     Attributes:
         scripts: Unicode scripts that the seeds use.

@@ -459,7 +459,7 @@ def bootstrap_interval(
     Args:
         statistic: maps case indices [R, N] to R values; NaN = undefined on that resample, left out.
         n: number of cases, > 0.
-        seed: of the resampling; one seed gives one interval, whatever the memory.
+        seed: seed of the resampling; the interval depends on it alone, not on the memory.
         resamples: R, > 0.
         confidence: coverage, in (0, 1).
 

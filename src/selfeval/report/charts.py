@@ -328,7 +328,7 @@ def interval_tracks(tracks: Sequence[Track], *, label: str, reference: float | N
 
 
 def stacked_bar(parts: Sequence[Part], *, label: str) -> str:
-    """Draw parts of a whole as one bar; the page writes the names and amounts in a table beside it.
+    """Draw parts of a whole as one bar; the page lists the names and amounts in a table next to it.
 
     Args:
         parts: left to right; those of amount 0 are left out.

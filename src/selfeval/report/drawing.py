@@ -30,7 +30,7 @@ def _or_note(draw: Callable[P, str]) -> Callable[P, str]:
     def attempt(*args: P.args, **kwargs: P.kwargs) -> str:
         try:
             return draw(*args, **kwargs)
-        except Exception:  # any fault of a chart: the figures beside it are worth more than the picture
+        except Exception:  # a chart may fail in any way, and the figures next to it matter more
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             label = str(given.arguments["label"])

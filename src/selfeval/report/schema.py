@@ -194,7 +194,7 @@ class Evaluator(Part):
     baselines: Baselines
     """Accuracy of simple rules and of the judge on the same pairs."""
     baselines_on: Labels
-    """Whose labels the baselines, the calibration and the risk are measured on. Gold when gold gives at least one pair."""
+    """Whose labels the baselines, the calibration and the risk are measured on. Gold if gold labels at least one pair."""
     comparisons: EvaluatorComparisons
     """The evaluator less each baseline."""
     ece: _Figure

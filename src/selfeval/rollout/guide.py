@@ -21,7 +21,7 @@ class Guide:
     """Value functions over the next token, and how far they may lead away from the role that acts.
 
     Role k says log pi_k of the next token, and its log-ratio to the acting role is the value of that token up to a number
-    that is the same for all tokens. What is sampled is
+    that is the same for all tokens. The sampling distribution is
 
         log pi = log pi_acting + strength * mean_k (log pi_k - log pi_acting),  normalised
 

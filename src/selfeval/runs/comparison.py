@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from selfeval.errors import InputError
 from selfeval.judging.judge import Judgement
 from selfeval.records import VerdictState
 
-__all__ = ["Comparison", "Preferred", "sigmoid"]
+__all__ = ["Comparison", "Preferred", "check_sure"]
 
 Preferred = Literal["a", "b", "unsure"]
 
@@ -40,11 +40,11 @@ class Comparison:
         return None if self.probability is None else max(self.probability, 1.0 - self.probability)
 
 
-def sigmoid(x: float) -> float:
-    """Return 1 / (1 + exp(-x)), without overflow.
+def check_sure(sure: float) -> None:
+    """Refuse a confidence threshold that no comparison could fail or reach.
 
-    Example:
-        >>> sigmoid(0.0), sigmoid(-1000.0)
-        (0.5, 0.0)
+    Raises:
+        InputError: it is not between 0.5 and 1.
     """
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
+    if not 0.5 <= sure <= 1:  # NaN too
+        raise InputError(f"sure = {sure}; give a confidence between 0.5 and 1")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from selfeval.errors import InputError, RunFolderError
+from selfeval.quality.statistics import sigmoid
 from selfeval.records import VerdictState
-from selfeval.runs.comparison import Comparison, sigmoid
+from selfeval.runs.comparison import Comparison, check_sure
 from selfeval.runs.export_tokenizers import pick_tokenizers
 from selfeval.runs.members import load_members, member_roles, temperature_of
-from selfeval.runs.model import RunModel, described
+from selfeval.runs.model import RunModel, TrainedModel
 from selfeval.runs.reader import RunReader
 from selfeval.runs.reward import Text, content_of, question_of
 from selfeval.training.evaluator import EVALUATOR
@@ -38,7 +38,7 @@ class Ranking:
     calibrated: bool = False
 
 
-class Evaluator:
+class Evaluator(TrainedModel):
     """The trained evaluator of a run, loaded once for any number of questions.
 
     Use `Evaluator.load`. Scores of replies to one question are comparable; those of different questions are not. An ensemble
@@ -53,27 +53,11 @@ class Evaluator:
     """
 
     def __init__(self, model: RunModel) -> None:
-        self._model = model
+        super().__init__(model)
         members = load_members(model.backbone, model.roles, model.config)
         self._scorer = EvaluatorScorer(model.backbone, model.config.batch_tokens, members)
         self._temperature = temperature_of(model.roles)
         self._reference_answers: dict[str, str] = {}
-
-    @classmethod
-    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> Evaluator:
-        """Load the base, the evaluator and the prompts of a run, in the run's precision.
-
-        Args:
-            folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
-            trust_remote_code: run code that comes with the base. Default: False.
-
-        Raises:
-            RunFolderError: the run has no evaluator yet, or one of its files is damaged.
-            ModelError: the base cannot be loaded.
-        """
-        reader = RunReader(folder)
-        cls.check(reader)
-        return cls(RunModel.load(reader, trust_remote_code=trust_remote_code))
 
     @staticmethod
     def check(reader: RunReader) -> None:
@@ -86,9 +70,6 @@ class Evaluator:
         if not (roles / EVALUATOR / "evaluator.json").is_file():
             raise RunFolderError(f"{reader.folder} has no evaluator yet; `selfeval run` trains it (stage evaluator)")
         reader.check([roles / role for role in member_roles(reader.config)])
-
-    def __repr__(self) -> str:
-        return described("Evaluator", self._model.reader.folder, self._model.backbone)
 
     # -- scores ---------------------------------------------------------------------------------------------------------
 
@@ -126,12 +107,13 @@ class Evaluator:
             sure: confidence below which a preference is unsure. Default: 0.8.
 
         Raises:
-            InputError: a reply or a question is empty.
+            InputError: a reply or a question is empty, or `sure` is not between 0.5 and 1.
 
         Example:
             >>> Evaluator.load("runs/first").rank([("What is 1 + 1?", ["2"])])[0].preferred is None
             True
         """
+        check_sure(sure)
         _check_texts([text for question, replies in asked for text in (question, *replies)])
         questions = [question for question, replies in asked for _ in replies]
         scores = iter(self._scores(questions, [reply for _, replies in asked for reply in replies]))
@@ -147,8 +129,9 @@ class Evaluator:
             sure: confidence below which neither reply is preferred. Default: 0.8.
 
         Raises:
-            InputError: a text is empty.
+            InputError: a text is empty, or `sure` is not between 0.5 and 1.
         """
+        check_sure(sure)
         score_a, score_b = self.score(question, [a, b])
         probability = sigmoid((score_a - score_b) / self._temperature.value)
         # Position in a batch affects the last bits, so equal replies may get slightly different scores.

@@ -14,7 +14,7 @@ from selfeval.judging import judge as judging
 from selfeval.judging.judge import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import VerdictState
-from selfeval.runs.comparison import Comparison, Preferred
+from selfeval.runs.comparison import Comparison, Preferred, check_sure
 from selfeval.runs.model import RunModel, described
 from selfeval.runs.reader import RunReader
 
@@ -103,12 +103,14 @@ class Judge:
             sure: Optional. See `compare`.
 
         Raises:
-            InputError: a text is empty.
+            InputError: a text is empty, or `sure` is not between 0.5 and 1.
 
         Example:
             >>> Judge.load("runs/first").compare_all([])
             []
         """
+        if sure is not None:
+            check_sure(sure)
         if any(not text.strip() for case in cases for text in case):
             raise InputError("the question and both replies need some text")
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
@@ -13,7 +15,7 @@ from selfeval.rollout.engine import Request, generate
 from selfeval.runs.reader import RunReader, with_run_precision
 from selfeval.runs.templates import templates_of_run
 
-__all__ = ["RunModel", "described"]
+__all__ = ["RunModel", "TrainedModel", "described"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,45 @@ class RunModel:
         with self.backbone.acting_as(BASE):
             rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, rows=rows)
         return [self.templates.text(rollout.ids) for rollout in rollouts]
+
+
+class TrainedModel(ABC):
+    """Base class of the trained models of a run.
+
+    Args:
+        model: base and prompts of the run, onto which the roles are loaded.
+    """
+
+    def __init__(self, model: RunModel) -> None:
+        self._model = model
+
+    @classmethod
+    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> Self:
+        """Load the base, the trained roles and the prompts of a run, in the run's precision.
+
+        Args:
+            folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
+            trust_remote_code: run code that comes with the base. Default: False.
+
+        Raises:
+            RunFolderError: the run has not trained this model yet, or one of its files is damaged.
+            ModelError: the base cannot be loaded.
+        """
+        reader = RunReader(folder)
+        cls.check(reader)
+        return cls(RunModel.load(reader, trust_remote_code=trust_remote_code))
+
+    @staticmethod
+    @abstractmethod
+    def check(reader: RunReader) -> None:
+        """Refuse a run without complete files of this model, without loading anything.
+
+        Raises:
+            RunFolderError: the model is not trained yet, or one of its files is damaged.
+        """
+
+    def __repr__(self) -> str:
+        return described(type(self).__name__, self._model.reader.folder, self._model.backbone)
 
 
 def described(kind: str, source: str | Path, backbone: Backbone) -> str:

@@ -10,7 +10,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.errors import InputError, RunFolderError
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
-from selfeval.runs.model import RunModel, described
+from selfeval.runs.model import RunModel, TrainedModel
 from selfeval.runs.reader import RunReader
 from selfeval.store import read_object
 from selfeval.training.context import POLICY
@@ -39,7 +39,7 @@ def load_policy(backbone: Backbone, roles: Path) -> Guide | None:
     return guide
 
 
-class Policy:
+class Policy(TrainedModel):
     """The trained policy of a run, loaded once for any number of questions. Use `Policy.load`.
 
     Example:
@@ -49,24 +49,8 @@ class Policy:
     """
 
     def __init__(self, model: RunModel) -> None:
-        self._model = model
+        super().__init__(model)
         self._guide = load_policy(model.backbone, model.roles)
-
-    @classmethod
-    def load(cls, folder: str | Path, *, trust_remote_code: bool = False) -> Policy:
-        """Load the base, the policy and the prompts of a run, in the run's precision.
-
-        Args:
-            folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
-            trust_remote_code: run code that comes with the base. Default: False.
-
-        Raises:
-            RunFolderError: the run has no policy yet, or one of its files is damaged.
-            ModelError: the base cannot be loaded.
-        """
-        reader = RunReader(folder)
-        cls.check(reader)
-        return cls(RunModel.load(reader, trust_remote_code=trust_remote_code))
 
     @staticmethod
     def check(reader: RunReader) -> None:
@@ -81,9 +65,6 @@ class Policy:
         reader.check([roles / POLICY])
         guide = _read_guide(roles)
         reader.check([roles / role for role in guide.roles] if guide else [])
-
-    def __repr__(self) -> str:
-        return described("Policy", self._model.reader.folder, self._model.backbone)
 
     @overload
     def reply(

@@ -101,7 +101,7 @@ def _step(
 
 
 def _order(role: str) -> str:
-    """What the order of the pairs depends on, besides the seed: `evaluator` for the first member."""
+    """Name that the order of the pairs depends on in addition to the seed: `evaluator` for the first member."""
     return role if role != EVALUATOR else "evaluator"
 
 
@@ -121,10 +121,10 @@ def train_evaluator(
 
     Args:
         pairs: training pairs.
-        seed: of the order of the pairs; members of an ensemble have orders of their own.
+        seed: determines the order of the pairs; each member of an ensemble has a different one.
         checkpoints: makes the checkpoint keeper for these optimizers.
         log: called with step, loss, accuracy and learning rate after every step.
-        resumed: called with the step of the checkpoint that training goes on from (0 at a fresh start).
+        resumed: called with the step of the checkpoint that training resumes from (0 for a new training).
 
     Raises:
         LoopError: the loss or its gradient became NaN or infinite.

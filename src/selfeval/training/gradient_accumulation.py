@@ -40,7 +40,7 @@ def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
     found, factor = _plain(loss, trained) if scale is None else _scaled(loss, trained, scale)
     if all(gradient is None for gradient in found):
         raise RoleError("the loss depends on none of the weights that are trained; another role was acting when it was made")
-    # A first gradient may be a view of something shared; it becomes a tensor of its own before anything is written.
+    # A first gradient may be a view of something shared; it is copied before it is modified.
     ready = [g * factor if g is not None and p.grad is None else g for p, g in zip(trained, found, strict=True)]
     for parameter, gradient in zip(trained, ready, strict=True):
         if gradient is None:

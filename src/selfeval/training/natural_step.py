@@ -139,7 +139,7 @@ def _solved(product: Product, gradient_N: Tensor, kl_bound: float) -> NaturalSte
 
 
 def _curvature(product: Product, gradient_N: Tensor) -> float:
-    """g^T F g / g^T g, once it is known that the base gives true products.
+    """g^T F g / g^T g, once the base is known to return true products.
 
     A layer whose backward cannot itself be differentiated is no error of autograd: it cuts the second derivative of the layers
     below it off, on one side only. Then (F g)^T (F g) and g^T F (F g) differ, or nothing is left of both.

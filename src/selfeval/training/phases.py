@@ -1,4 +1,4 @@
-"""What each phase of the loop holds in memory: its own passes, run on shapes.
+"""Peak memory of each phase of the loop, from its own passes run on shapes.
 
 Shapes: B rows, P prompt tokens, R reply tokens, T = P + R.
 """

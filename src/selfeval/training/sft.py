@@ -59,10 +59,10 @@ def tune_on_text(
     log: Callable[[dict[str, float]], None],
     resumed: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Trains an adapter, which exists and is at its start, from its last checkpoint if there is one.
+    """Train an adapter that exists and is at its initial weights; resume from its last checkpoint if there is one.
 
-    The loss of a step is the mean over all predicted tokens of its rows, whatever the micro-batches. Rows are shuffled anew
-    for every pass over them.
+    The loss of a step is the mean over all predicted tokens of its rows, regardless of the micro-batches. Rows are reshuffled
+    in every epoch.
 
     Args:
         role: whose adapter is trained.
@@ -71,7 +71,7 @@ def tune_on_text(
         seed: of the order of the rows.
         batch_tokens: tokens per micro-batch.
         log: called with step, loss (nats per token), tokens, gradient norm and learning rate after every step.
-        resumed: called with the step of the checkpoint that training goes on from (0 at a fresh start).
+        resumed: called with the step of the checkpoint that training resumes from (0 for a new training).
 
     Raises:
         LoopError: there are no rows, one is of one token or longer than the model's context, or the loss or its gradient is not

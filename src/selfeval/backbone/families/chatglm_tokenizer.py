@@ -237,7 +237,7 @@ class ChatGLM2Tokenizer(ChatGLMTokenizer):
     def get_added_vocab(self) -> dict[str, int]:
         """Without `sop` and `eop`: texts are cleaned of the names in here, which would cut "philosophy" in two.
 
-        No text gives their numbers in any case.
+        No text is encoded to their ids in any case.
         """
         return {text: i for text, i in self.controls.items() if not text.isalpha()}
 

@@ -1,4 +1,4 @@
-"""Q functions that are roles: adapters on the one base, without an output layer of their own.
+"""Q functions that are roles: adapters on the one base, without a separate output layer.
 
 With pi_ref the reference and pi_q what a Q role says of the next token through the frozen output layer:
 
@@ -6,7 +6,7 @@ With pi_ref the reference and pi_q what a Q role says of the next token through 
 
 Any Q can be written so, with pi_q = pi_ref exp((Q - b) / c) and b(s) = c log sum_a pi_ref(a|s) exp(Q(s, a) / c), its soft
 value at temperature c (the identity of Rafailov et al. 2024, section 4, https://arxiv.org/abs/2404.12358). The two parts have
-roles of their own, as in a dueling network (Wang et al. 2016, https://arxiv.org/abs/1511.06581): learning what a state is worth
+separate roles, as in a dueling network (Wang et al. 2016, https://arxiv.org/abs/1511.06581): learning what a state is worth
 moves the hidden states far, and would move what the adapter says of the next token with them. b is the same number for all
 tokens and cancels in decoding; so its role may read what the evaluator reads.
 
@@ -181,8 +181,8 @@ def q_targets(
 
     y_t = r_t + gamma (V_{t+1} + c_{t+1} (y_{t+1} - Q_{t+1})),   nothing after the last token
 
-    The general operator of Munos et al. 2016, eq. 3 (https://arxiv.org/abs/1606.02647), with traces c: 0 gives `td_target`,
-    lambda gives Q(lambda), lambda min(1, pi / mu) gives their Retrace. Where Q and V are exact every correction is 0, whoever
+    The general operator of Munos et al. 2016, eq. 3 (https://arxiv.org/abs/1606.02647), with traces c: 0 is `td_target`,
+    lambda is Q(lambda), lambda min(1, pi / mu) is their Retrace. Where Q and V are exact every correction is 0, whoever
     drew the tokens, so that the fixed point does not depend on c. With Q = V = 0 and c = 1 it is the return.
 
     Args:

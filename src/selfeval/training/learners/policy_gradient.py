@@ -110,8 +110,7 @@ class ClippedPolicyGradient(PolicyGradient):
     @property
     def clip(self) -> tuple[float, float]:
         """Lower and upper half-width of the range of the ratio."""
-        low, high = self.clipped.clip, self.clipped.clip_high
-        return low, low if high is None else high
+        return self.clipped.clip_range
 
     def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         return clip_advantages(self.raw_advantages(samples, experience, scale), self.clipped.advantage_clip)

@@ -7,7 +7,7 @@ samples with what it has learned, and its optimum is the KL-regularised one of t
 
 Remembered tokens count by min(1, pi / mu), pi the guided policy now and mu the one that drew them (Retrace: Munos et al. 2016,
 https://arxiv.org/abs/1606.02647): in the traces, and in the loss, where the optimum is the same for any weights. Without them
-replies of long ago go on pushing down what is no longer sampled, by many nats, and tokens that no reply had come up instead.
+old replies keep lowering, by many nats, tokens that are no longer sampled, and tokens that no reply had rise instead.
 """
 
 from __future__ import annotations
