@@ -75,5 +75,6 @@ def test_a_hub_id_that_is_neither_cached_nor_reachable_is_refused(tmp_path: Path
     seeds.write_text("What is 1 + 1?\n")
     found = selfeval("run", "--model", "org/toy", "--seeds", str(seeds), "--output", str(tmp_path / "run"))
     assert found.returncode == 2
-    assert "org/toy" in found.stderr
+    assert found.stderr.startswith("Error: cannot load model org/toy: ")
+    assert found.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -25,6 +25,10 @@ class Comparison:
         scores: scores of a and of b; None if a judge compared them.
         calibrated: whether the evaluator's temperature was fitted on held-out pairs; False for a judge.
         judgement: both orders of the judge, with its raw output; None if an evaluator compared them.
+
+    Example:
+        >>> Comparison(probability=0.25, preferred="b", state="kept").confidence
+        0.75
     """
 
     probability: float | None
