@@ -94,7 +94,7 @@ def test_exact_divergences_in_float32_match_golden() -> None:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_expected_values_and_gradients_match_golden(estimator: str) -> None:
-    """What the docstrings claim about values and losses, by enumerating all tokens instead of sampling them."""
+    """Check the docstrings' claims about values and losses by enumerating all tokens instead of sampling them."""
     entry = golden("2_kl")["expected_gradients_V5"]
     logits_V, ref_logprobs_V = (
         f64(entry["inputs"]["logits"]).requires_grad_(),
