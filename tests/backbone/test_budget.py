@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 class ToldMeter:
-    """A meter that says what a test tells it: nobody can make a machine's free memory come and go."""
+    """A meter that reports scripted values, because a test cannot control the free memory of the machine."""
 
     def __init__(self, free: int = 10**12, limit: int | None = None) -> None:
         self.limit, self.now, self.available, self.highest, self.released = limit, 0, free, 0, 0

@@ -1,4 +1,4 @@
-"""What only ChatGLM-6B has: 2-D positions, the context that sees itself, and a cache that remembers where the answer began."""
+"""Features of ChatGLM-6B alone: 2-D positions, bidirectional attention in the context, and the answer start in the cache."""
 
 from __future__ import annotations
 
