@@ -244,7 +244,7 @@ class Oracle:
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An installed domain `oracle`; the list tells when it was loaded."""
+    """Install a domain `oracle`; the list records when it was loaded."""
     loaded: list[str] = []
 
     def load(point: EntryPoint) -> type[Oracle]:
