@@ -13,7 +13,7 @@ from selfeval.backbone.plan import weigh
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 
-# What the makers publish (the number of elements in the weight files).
+# Published parameter counts (the number of elements in the weight files).
 PUBLISHED = {
     "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,

@@ -26,7 +26,7 @@ def test_the_peak_is_that_since_the_restart_and_what_was_freed_counts() -> None:
     assert meter.used() < peak - 100 * MIB
     meter.restart()
     assert meter.peak() < peak - 100 * MIB
-    assert peak_resident_bytes() >= peak  # what the report says is not set back with it
+    assert peak_resident_bytes() >= peak  # resetting the peak does not reset the report
 
 
 @linux
