@@ -141,7 +141,7 @@ def test_a_7b_on_two_uneven_cards_and_ram() -> None:
         assert count > 0
         mixed = {kind for phase in PHASES for kind, size in device.phases[phase].items() if size}
         if device.device == "cpu":
-            assert mixed == {"base"}  # its layers are streamed: what they hold is on the main card
+            assert mixed == {"base"}  # its layers are streamed: all else of theirs is on the main card
     first, second = plan.devices[:2]
     streamed = plan.placement.devices.count("cpu")
     own = 3 * ADAPTER * (plan.placement.devices.count("cuda:0") + streamed) + 2 * (3584 + 1) * 4

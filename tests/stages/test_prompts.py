@@ -1,4 +1,4 @@
-"""A run keeps its prompts: what changes in the model folder changes no score and no export."""
+"""A run keeps its prompts: later changes in the model folder change no score and no export."""
 
 from __future__ import annotations
 
