@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 HOME = Path(__file__).resolve().parents[2] / "build" / "gymnasium"
-# Everything that Gymnasium imports besides NumPy; without their own dependencies, so that NumPy stays the project's.
+# Everything that Gymnasium imports besides NumPy, without transitive dependencies, to keep the project's version of NumPy.
 REQUIREMENTS = ("gymnasium==1.4.0", "cloudpickle==3.1.3", "farama-notifications==0.0.6")
 
 Act = Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ Act = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Space:
-    """What an agent sees and does: so many numbers in; one of so many choices out, or so many numbers up to ±`bound`."""
+    """Sizes of observation and action: one of `actions` choices or, with a `bound`, `actions` numbers within ±`bound`."""
 
     observations: int
     actions: int
@@ -37,7 +37,7 @@ class Space:
 
 
 class Step(NamedTuple):
-    """What one step of every environment gave."""
+    """Result of one step of every environment."""
 
     rewards_E: Tensor
     terminated_E: Tensor  # the episode ended: nothing follows
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 
 class Environments(Protocol):
-    """Copies of one task that step together and start anew by themselves."""
+    """Copies of one task that step together and reset automatically."""
 
     count: int
     space: Space
@@ -79,7 +79,7 @@ class Gymnasium:
         return torch.from_numpy(observations_EO)
 
     def step(self, actions: Tensor) -> Step:
-        """Steps every copy; what lies outside the range of an action is clipped to it."""
+        """Step every copy; actions are clipped to their range."""
         bound = self.space.bound
         taken = actions.numpy() if bound is None else actions.clamp(-bound, bound).numpy()
         observations_EO, rewards_E, terminated_E, truncated_E, found = self._copies.step(taken)

@@ -1,7 +1,7 @@
 """Small networks, and the distributions over actions that they parametrise.
 
-Only what a language model brings with it by itself lives here: log-probabilities, entropies, samples. What is learned
-from them is in `selfeval.algorithms`. Shapes: ... any, A action (numbers, or choices), O observation.
+This file holds only what a language model would provide: log-probabilities, entropies, samples. The losses and targets
+are in `selfeval.algorithms`. Shapes: ... any, A action (numbers, or choices), O observation.
 """
 
 from __future__ import annotations

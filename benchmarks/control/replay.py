@@ -14,7 +14,7 @@ from environments import Step
 
 
 class Transitions(NamedTuple):
-    """What one update learns from."""
+    """Transitions of one update."""
 
     observations_BO: Tensor
     actions: Tensor  # [B] choices or [B, A] numbers

@@ -28,7 +28,7 @@ class Rollout(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one update learns from."""
+    """Samples of one update."""
 
     observations: Tensor  # [N, O]
     actions: Tensor  # [N] or [N, A]

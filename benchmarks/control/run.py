@@ -3,8 +3,8 @@
 python benchmarks/control/run.py                                         everything; writes results/control.json
 python benchmarks/control/run.py --task Pendulum-v1 --learner sac --seeds 2
 
-Every run of a task, a learner and a seed is kept in runs/bench-control as soon as it ends, so that a killed command goes on
-where it was; a run whose settings have changed is done anew. One core is enough. Gymnasium is installed, into build/gymnasium.
+Every run of a task, a learner and a seed is kept in runs/bench-control as soon as it ends, so a killed command resumes
+where it stopped; a run whose settings changed is repeated. One core is enough. Gymnasium is installed into build/gymnasium.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from selfeval.algorithms.value_losses import clipped_value_loss
 
 @dataclass(frozen=True)
 class TRPO:
-    """Settings. The critic has an optimizer and epochs of its own."""
+    """Settings. The critic has a separate optimizer and number of epochs."""
 
     steps: int  # of all environments together
     environments: int
