@@ -38,7 +38,7 @@ def build() -> Path:
     venv.create(FOLDER, with_pip=True, clear=True)
     python = FOLDER / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, torch.group()], check=True)  # first and alone, so that nothing else decides on its version
+    subprocess.run([*pip, torch.group()], check=True)  # first and alone: no other requirement may choose its version
     subprocess.run([*pip, torch.group(), *PACKAGES], check=True)
     return python
 

@@ -4,7 +4,7 @@ python benchmarks/peers/run.py [--run runs/embedded] [--folder runs/peers]
 
 Runs the snippets of docs/guides/use-elsewhere.md as they are written, in an environment with TRL and lm-eval, which is built
 first (`environment.py`). Without --run, a run of the embedded model is made at a small size. lm-eval is asked the run's test
-questions, with the replies that this package's own engine gives: every one has to match.
+questions, and its replies must all match those of this package's engine.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def lay_out(folder: Path, run: Path) -> None:
 
 
 def peer(python: Path, *arguments: str | Path, folder: Path) -> str:
-    """Output of a command of the peers in a folder; no network, so that nothing is fetched."""
+    """Return the output of a command of the peers in a folder, with the network off to rule out downloads."""
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [python, *arguments], cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True, check=False
@@ -66,7 +66,7 @@ def peer(python: Path, *arguments: str | Path, folder: Path) -> str:
 
 
 def trained(python: Path, folder: Path) -> dict[str, Any]:
-    """What the trainers of the guide's snippets did."""
+    """Return the logs of the trainers in the guide's snippets."""
     out = peer(python, Path(__file__).with_name("snippets.py"), GUIDE, folder=folder)
     found: dict[str, Any] = json.loads(out.rsplit("RESULT ", 1)[1])
     return found
