@@ -47,7 +47,7 @@ def read_documents(path: Path, tokenizer: Any) -> list[list[int]]:
 
 
 def tuning_rows(documents: Sequence[Sequence[int]], trained: int, count: int) -> Rows:
-    """Rows of text of its own each: of ten, one has 8 times the trained length, two have 4 times, seven twice."""
+    """Return rows of distinct text: of ten, one has 8 times the trained length, two have 4 times, seven twice."""
     stream = [token for document in documents for token in document]
     rows, start = [], 0
     for number in range(count):
@@ -140,7 +140,7 @@ def examined(method: str, model: Path, rows: Rows, windows: Rows, trained: int, 
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gives, from the file when it was made before."""
+    """Return the result of `make`, or read it from the file if that exists."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, make())

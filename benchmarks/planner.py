@@ -4,7 +4,7 @@ python benchmarks/planner.py
 
 Every case loads a model and runs two iterations of policy training: sampling, scoring, updating. On a CPU, the peak of each
 phase is the largest resident memory of the process during it (VmHWM, set back before the phase). Compared twice: as it is,
-with the plan's total, whose `runtime` the planner measured in a process of its own; and less what the process held before the
+with the plan's total, whose `runtime` the planner measured in a separate process; and less what the process held before the
 model was loaded, with the plan less its runtime. Weights are mapped from their file, where a page counts once it was read:
 loading counts with every page read. On a GPU it is torch's largest allocated memory, and there is no runtime.
 """

@@ -2,7 +2,7 @@
 
 python benchmarks/roles.py                  everything; the peers are installed into build/peers, each into its own environment
 python benchmarks/roles.py --without-peers  our own figures only
-python benchmarks/roles.py --learners       PPO beside RLOO only, several times; writes results/roles-learners.json
+python benchmarks/roles.py --learners       PPO next to RLOO only, several times; writes results/roles-learners.json
 
 Every variant runs in a fresh process, on the same random Llama of 100 million parameters, the same prompts, batch, reply
 length, rank and precision (fp32). Peak memory is the process's high-water mark less what it held before a model was loaded.
@@ -243,7 +243,7 @@ VARIANTS = {
 
 def measure(variant: str, folder: str) -> None:
     """Run one variant in this process and print a JSON line."""
-    import peft  # noqa: F401 - so that imports are not counted
+    import peft  # noqa: F401 - imported before the measurement
     import torch
     import transformers  # noqa: F401
 

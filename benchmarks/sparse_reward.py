@@ -221,7 +221,7 @@ def train(arm: str, seed: int) -> dict[str, Any]:
 
 
 def optima(target: Sequence[int]) -> dict[str, dict[str, float]]:
-    """What shaping and step rewards do to the optimum, at the reference of the model: exactly, in fp64."""
+    """Return the exact effect of shaping and step rewards on the optimum, at the model's reference, in fp64."""
     plain = sparse(target)
     ref_PV = next_logprobs(make_backbone(0), REFERENCE, plain)
     best = solve_soft_token_mdp(plain, ref_PV, beta=BETA)

@@ -1,7 +1,7 @@
 """Does policy learning hold: many seeds, three learning rates that span ten times, each part of the stability kit on and off.
 
-Every training is benchmarks/learning.py on the embedded model with the evaluator of a run of benchmarks/loop.py, its result a
-file of its own; a command that was cut off goes on where it was.
+Every training is benchmarks/learning.py on the embedded model with the evaluator of a run of benchmarks/loop.py. Each writes
+its result to a separate file; an interrupted command resumes where it stopped.
 
 python benchmarks/stability.py [--runs runs/bench-loop/seed-*] [--folder runs/stability] [--workers 1]
 python benchmarks/stability.py --ablations
@@ -47,13 +47,13 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "reference follows by 0.05": ("reference_ema=0.05",),
     "held-out judge looks every 4 iterations": ("judge_every=4",),
 }
-"""What is changed against the defaults, one part at a time."""
+"""Changes from the defaults, one part at a time."""
 ABLATION_SEEDS, ABLATION_RATE = 3, "6e-3"
 """At the largest of the three rates, where a part of the kit has something to do."""
 
 
 def jobs(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The trainings of the main benchmark; seeds first, so that a part of them says something about every rate."""
+    """Return the trainings of the main benchmark; every rate of a seed before the next seed, so a part covers all rates."""
     return [
         _job(f"rate-{rate}-seed-{seed}", runs, seed, (*SHAPE, *CONTROL, f"learning_rate={rate}"))
         for seed in range(SEEDS)
@@ -76,12 +76,12 @@ def _job(name: str, runs: Sequence[Path], seed: int, settings: Sequence[str]) ->
 
 
 def judge(result: dict[str, Any]) -> dict[str, Any]:
-    """What one training says about stability.
+    """Return the stability figures of one training.
 
     `collapsed`: gold ends below its start by the test questions, or a watchdog saw entropy, length or KL leave their ranges by
-    so much that it went back or stopped, or the last replies' entropy or length is out of a fifth to three times the first's.
+    so much that it rolled back or stopped, or the last replies' entropy or length is out of a fifth to three times the first's.
     `final_over_best_3`: gold of the last three iterations over that of the best three in a row, by the replies sampled for
-    training; the best of many noisy means lies above the true best, by some two points here, so that a policy that holds its
+    training; the best of many noisy means is above the true best, by some two points here, so a policy that holds its
     best would be at about 0.98. `final_over_best_6`: the same with six, where it would be at about 0.99.
     """
     if "failed" in result:
