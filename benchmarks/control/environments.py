@@ -1,7 +1,7 @@
-"""Gymnasium's classic-control tasks, several copies side by side, and the judgement of a finished policy.
+"""Gymnasium's classic-control tasks, several copies side by side, and the evaluation of a finished policy.
 
-Gymnasium is no dependency of the package: `install` puts it, and nothing else, into build/gymnasium. Its own
-environments are used as they are.
+Gymnasium is not a dependency of the package: `install` installs it, and nothing else, into build/gymnasium. Its
+environments are used unchanged.
 
 Shapes: E environments, O observation, A action (absent where actions are discrete).
 """
@@ -74,7 +74,7 @@ class Gymnasium:
         )
 
     def reset(self) -> Tensor:
-        """Starts every copy, from the seed."""
+        """Reset every copy with the seed."""
         observations_EO, _ = self._copies.reset(seed=self._seed)
         return torch.from_numpy(observations_EO)
 
@@ -91,7 +91,7 @@ class Gymnasium:
 
 
 def install() -> None:
-    """Puts Gymnasium into build/gymnasium, once."""
+    """Install Gymnasium into build/gymnasium unless it is there."""
     if not (HOME / "ready").exists():
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--upgrade"]
         subprocess.run([*command, "--target", str(HOME), *REQUIREMENTS], check=True)
@@ -99,7 +99,7 @@ def install() -> None:
 
 
 def installed() -> Any:
-    """The module `gymnasium`, from build/gymnasium."""
+    """Return the module `gymnasium` from build/gymnasium."""
     if str(HOME) not in sys.path:
         sys.path.append(str(HOME))
     import gymnasium
@@ -109,7 +109,7 @@ def installed() -> Any:
 
 @torch.no_grad()
 def evaluate(act: Act, environments: Environments) -> list[float]:
-    """The sum of rewards of the first episode of every copy."""
+    """Return the sum of rewards of each copy's first episode."""
     observations_EO = environments.reset()
     returns_E, running_E = torch.zeros(environments.count), torch.ones(environments.count, dtype=torch.bool)
     while running_E.any():

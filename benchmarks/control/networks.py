@@ -50,13 +50,13 @@ class Distribution(Protocol):
         ...
 
     def frozen(self) -> Distribution:
-        """The same distribution as it is now, whatever becomes of the parameters behind it."""
+        """Return a detached copy, which later changes of the parameters do not affect."""
         ...
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of A choices."""
+    """Categorical distribution over A choices."""
 
     logits: Tensor
 
@@ -82,7 +82,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A numbers, independent of each other."""
+    """Gaussian over A independent numbers."""
 
     mean: Tensor
     log_std: Tensor
@@ -113,7 +113,7 @@ class Gaussian:
 
 
 class Policy(nn.Module):
-    """Observations to a distribution: categorical, or Gaussian with one spread for all observations."""
+    """Map observations to a distribution: categorical, or Gaussian with one spread for all observations."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Policy(nn.Module):
 
 
 class Critic(nn.Module):
-    """Observations to a value."""
+    """Map observations to a value."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
