@@ -1,8 +1,8 @@
-"""The environment of the peers: TRL and lm-eval with the newest transformers that they take, and this project's torch.
+"""The environment of the peers: TRL and lm-eval with the newest transformers that they support, and this project's torch.
 
 python benchmarks/peers/environment.py        builds .venv-peers (once) and prints its interpreter
 
-The variable SELFEVAL_PEERS names the interpreter of another environment that holds them.
+The variable SELFEVAL_PEERS names the interpreter of another environment that has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGES = ("trl", "lm-eval", "peft")
 
 
 def interpreter() -> Path | None:
-    """Return the interpreter of the environment, or None where it is not built."""
+    """Return the interpreter of the environment, or None if it is not built."""
     found = Path(os.environ.get("SELFEVAL_PEERS", FOLDER / "bin" / "python"))
     if not found.is_file():
         return None

@@ -43,11 +43,11 @@ SMALL = (
     "lora.rank=4",
 )
 LIMIT = 64
-"""Tokens of a reply in the guide's task."""
+"""Reply length in tokens in the guide's task."""
 
 
 def lay_out(folder: Path, run: Path) -> None:
-    """A folder as the guide assumes it: runs/mine, and the exports."""
+    """Create a folder as the guide assumes it: runs/mine, and the exports."""
     (folder / "runs").mkdir(parents=True)
     shutil.copytree(run, folder / "runs" / "mine")
     for role in ("policy", "evaluator"):
@@ -73,7 +73,7 @@ def trained(python: Path, folder: Path) -> dict[str, Any]:
 
 
 class Here:
-    """The run in this package, to compare with."""
+    """Return the figures of the run in this package, for comparison."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -97,7 +97,7 @@ class Here:
         return [self.templates.text(r.ids) for r in rollouts]
 
     def ids(self, found: dict[str, Any], row: dict[str, Any], number: int) -> dict[str, dict[str, list[int]]]:
-        """Token ids that each trainer has to make of a pair."""
+        """Return the token ids that each trainer must produce for a pair."""
         question, prompt = found["prompts"][number], self.templates.prompt("reply", question=found["prompts"][number])
         sides = {f"{side}_ids": row[side] for side in ("chosen", "rejected")}
         graded = {
@@ -111,7 +111,7 @@ class Here:
 
 
 def equal_ids(here: Here, found: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> dict[str, bool]:
-    """Whether the trainers made the run's ids of the first pairs."""
+    """Return whether the trainers' token ids of the first pairs are those of the run."""
     equal: dict[str, bool] = {}
     for number, row in enumerate(pairs[: len(found["prompts"])]):
         for trainer, ids in here.ids(found, row, number).items():
@@ -120,7 +120,7 @@ def equal_ids(here: Here, found: dict[str, Any], pairs: Sequence[dict[str, Any]]
 
 
 def evaluated(python: Path, folder: Path, here: Here) -> dict[str, Any]:
-    """lm-eval's exact match with the replies of this package's engine, with and without the chat template."""
+    """Return lm-eval's exact match with the replies of this package's engine, with and without the chat template."""
     (folder / "tasks").mkdir()
     (task,) = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     (command,) = re.findall(r"^lm_eval (.*)$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -139,7 +139,7 @@ def evaluated(python: Path, folder: Path, here: Here) -> dict[str, Any]:
 
 
 def measure(python: Path, folder: Path, run: Path) -> dict[str, Any]:
-    """Everything, on one run."""
+    """Run all comparisons on one run."""
     lay_out(folder, run)
     here, found = Here(run), trained(python, folder)
     paths = sorted((run / "pairs" / "train").glob("shard-*.jsonl"))

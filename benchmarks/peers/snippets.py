@@ -1,4 +1,4 @@
-"""Runs the snippets of docs/guides/use-elsewhere.md that use TRL, and prints what the trainers logged as one JSON line.
+"""Run the snippets of docs/guides/use-elsewhere.md that use TRL, and print the trainers' logs as one JSON line.
 
 Run by benchmarks/peers/run.py with the interpreter of the peers, in a folder that holds runs/mine and exported/:
     python snippets.py GUIDE

@@ -45,7 +45,7 @@ def nbytes(tensors: Any) -> int:
 
 
 class Held(TrainerCallback):
-    """Notes gradients and optimizer states after the first optimizer step."""
+    """Record gradients and optimizer states after the first optimizer step."""
 
     def __init__(self) -> None:
         self.bytes = 0
