@@ -3,7 +3,7 @@
 python benchmarks/rounds.py [--seeds 0] [--rounds 3] [--folder runs/bench-rounds] [--set KEY=VALUE]
 
 Runs the real command on the embedded recipe. Reports per round: the evaluator on the test pairs of round 1 (for all), with
-its change from the previous round on the same pairs; the policy against the previous one; and a sentence on each that says until
+its change from the previous round on the same pairs; the policy against the last one; and a sentence on each that says until
 which round it improved. An existing run folder is resumed, so an interrupted benchmark can be repeated.
 """
 
