@@ -45,7 +45,7 @@ def k1(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     part of the reward, but not as a loss, because its expected gradient is 0. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
 
     Args:
-        logprobs_BT: [B, T], log π of the token drawn from π, <= 0.
+        logprobs_BT: [B, T], log π of the token sampled from π, <= 0.
         ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
 
     Returns:
@@ -65,7 +65,7 @@ def k2(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     gradient is that of KL(π‖π_ref). Tang and Munos 2025 (https://arxiv.org/abs/2506.09477).
 
     Args:
-        logprobs_BT: [B, T], log π of the token drawn from π, <= 0. Zero non-finite padding first (`zero_padding`).
+        logprobs_BT: [B, T], log π of the token sampled from π, <= 0. Zero non-finite padding first (`zero_padding`).
         ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
 
     Returns:
@@ -85,7 +85,7 @@ def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     (https://arxiv.org/abs/2402.03300, eq. 4) uses it in this way. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
 
     Args:
-        logprobs_BT: [B, T], log π of the token drawn from π, <= 0. Zero non-finite padding first (`zero_padding`).
+        logprobs_BT: [B, T], log π of the token sampled from π, <= 0. Zero non-finite padding first (`zero_padding`).
         ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
 
     Returns:
@@ -215,7 +215,7 @@ def kl_shaped_rewards(
 
     Args:
         scores_B: [B], evaluator score of the whole reply, in any range.
-        logprobs_BT: [B, T], log π of the drawn token, at the temperature it was drawn at; garbage where the mask is
+        logprobs_BT: [B, T], log π of the sampled token, at the temperature it was drawn at; garbage where the mask is
             False.
         ref_logprobs_BT: [B, T], log π_ref of the same token, at the same temperature.
         mask_BT: [B, T], True = token of the reply, EOS included.

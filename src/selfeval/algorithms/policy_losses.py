@@ -97,7 +97,8 @@ def ppo_clip_loss(
     with dual_clip = c, where A_t < 0:   l_t ← min(l_t, −c A_t)
 
     The gradient is 0 if the ratio has already left the range in the direction of the advantage. The only unbounded case is a
-    bad token that became much likelier (A < 0, r large); the dual clip bounds its loss and sets its gradient to 0. Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347); two bounds, "clip-higher": DAPO,
+    bad token that became much likelier (A < 0, r large); the dual clip bounds its loss and sets its gradient to 0.
+    Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347); two bounds, "clip-higher": DAPO,
     section 3.1 (https://arxiv.org/abs/2503.14476); dual clip: Ye et al. 2020, section "Dual-clip PPO"
     (https://arxiv.org/abs/1912.09729).
 
@@ -152,7 +153,7 @@ def grpo_loss(
     Args:
         logprobs_BT: [B, T], as in `ppo_clip_loss`.
         old_logprobs_BT: [B, T], as in `ppo_clip_loss`.
-        ref_logprobs_BT: [B, T], log π_ref of the drawn token, at the same temperature; no gradient.
+        ref_logprobs_BT: [B, T], log π_ref of the sampled token, at the same temperature; no gradient.
         advantages_BT: [B, T], the advantage of the reply at each of its tokens (`broadcast_to_tokens`); no gradient.
         clip_low: as in `ppo_clip_loss`.
         clip_high: as in `ppo_clip_loss`.
@@ -185,8 +186,8 @@ def sequence_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor
     Zheng et al. 2025, GSPO, eq. 7 (https://arxiv.org/abs/2507.18071).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token, garbage where the mask is False.
-        old_logprobs_BT: [B, T], the same under the policy that drew it; no gradient.
+        logprobs_BT: [B, T], log π of the sampled token, garbage where the mask is False.
+        old_logprobs_BT: [B, T], the same under the policy that sampled it; no gradient.
         mask_BT: [B, T], True = token of the reply.
 
     Returns:
@@ -217,8 +218,8 @@ def gspo_loss(
     narrower than in PPO. Zheng et al. 2025, eq. 5 (https://arxiv.org/abs/2507.18071).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token, garbage where the mask is False.
-        old_logprobs_BT: [B, T], the same under the policy that drew it; no gradient.
+        logprobs_BT: [B, T], log π of the sampled token, garbage where the mask is False.
+        old_logprobs_BT: [B, T], the same under the policy that sampled it; no gradient.
         advantages_B: [B], the advantage of the reply, any range; no gradient.
         mask_BT: [B, T], True = token of the reply.
         clip_low: lower half-width of the trusted range, in (0, 1); 3e-4 in the paper.
@@ -292,7 +293,7 @@ def clip_fraction(
         log_ratio_clamp: as in `ppo_clip_loss`.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -332,7 +333,7 @@ def dual_clip_fraction(
         log_ratio_clamp: as in `ppo_clip_loss`.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ, or dual_clip is not above 1.
@@ -374,7 +375,7 @@ def ratio_outside_fraction(
         log_ratio_clamp: as in `ppo_clip_loss`.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -410,7 +411,7 @@ def gspo_clip_fraction(
         per: "reply" counts non-empty replies; "token" counts tokens, so long replies have more weight.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ, advantages are not one per row, or `per` is neither of the two.
@@ -437,13 +438,13 @@ def approximate_kl(
     rollout and update disagree. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token, garbage where the mask is False.
+        logprobs_BT: [B, T], log π of the sampled token, garbage where the mask is False.
         old_logprobs_BT: [B, T], log π_old of the same token.
         mask_BT: [B, T], True = token counts.
         log_ratio_clamp: Optional. As in `importance_ratio`; the estimate is too small if the clamp is active.
 
     Returns:
-        Scalar in nats per token, >= 0, inf where exp(x) overflows; NaN when no token counts.
+        Scalar in nats per token, >= 0, inf where exp(x) overflows; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ, or the clamp is not positive.

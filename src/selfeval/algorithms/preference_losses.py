@@ -55,7 +55,7 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
     (https://arxiv.org/abs/2307.09288).
 
     Args:
-        chosen_N: [N], score of the reply that is called chosen.
+        chosen_N: [N], score of the chosen reply.
         rejected_N: [N], score of the other reply.
         label_N: [N], probability in [0, 1] that the chosen reply is better.
         margin: target margin between chosen and rejected, in units of score; a number, a scalar tensor or [N]. Default: 0.
@@ -88,7 +88,7 @@ def centering_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
     (https://arxiv.org/abs/2312.09244), with a weight of 0.01.
 
     Args:
-        chosen_N: [N], score of the reply that is called chosen.
+        chosen_N: [N], score of the chosen reply.
         rejected_N: [N], score of the other reply.
 
     Returns:
@@ -179,7 +179,7 @@ def dpo_loss(margin_N: Tensor, label_N: Tensor, *, beta: float) -> Tensor:
 
     Args:
         margin_N: [N], h of `dpo_margin` from summed log-probs.
-        label_N: [N], probability in [0, 1] that chosen is the better one.
+        label_N: [N], probability in [0, 1] that the chosen reply is better.
         beta: β in reward per nat, > 0; 0.1 is usual. Small = further from the reference.
 
     Returns:
@@ -249,8 +249,8 @@ def ipo_loss(margin_N: Tensor, *, beta: float) -> Tensor:
 def hinge_loss(margin_N: Tensor, *, beta: float) -> Tensor:
     """Compute the hinge loss of a preference: l = max(0, 1 − βh).
 
-    Pairs with a margin of at least 1/β have no gradient. Zhao et al. 2023, section 2 (https://arxiv.org/abs/2305.10425), with the
-    reference in the margin as in Liu et al. 2023 (https://arxiv.org/abs/2309.06657).
+    Pairs with a margin of at least 1/β have no gradient. Zhao et al. 2023, section 2 (https://arxiv.org/abs/2305.10425), with
+    the reference in the margin as in Liu et al. 2023 (https://arxiv.org/abs/2309.06657).
 
     Args:
         margin_N: [N], h of `dpo_margin` from summed log-probs.
@@ -339,7 +339,7 @@ def simpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, label_N: Tensor, 
     Args:
         chosen_mean_N: [N], log π of the chosen reply, mean per token, <= 0.
         rejected_mean_N: [N], the same of the rejected reply.
-        label_N: [N], probability in [0, 1] that chosen is the better one; 1 − ε for label smoothing.
+        label_N: [N], probability in [0, 1] that the chosen reply is better; 1 − ε for label smoothing.
         beta: β in reward per nat per token, > 0; 2 to 2.5 is usual.
         gamma: γ, target margin in units of reward, >= 0; 0.5 to 1.5 is usual.
 
@@ -364,7 +364,7 @@ def cpo_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, nll_N: Tenso
     Args:
         chosen_N: [N], log π of the chosen reply, summed over its tokens.
         rejected_N: [N], the same of the rejected reply.
-        label_N: [N], probability in [0, 1] that chosen is the better one.
+        label_N: [N], probability in [0, 1] that the chosen reply is better.
         nll_N: [N], imitation loss of the chosen reply, with any weight; −`chosen_N` in the paper.
         beta: β in reward per nat, > 0.
 
