@@ -58,7 +58,7 @@ def score_replies(
         prompts: grade prompt of each reply.
         replies: token ids.
         batch_tokens: maximum tokens of a micro-batch.
-        advance: Optional. Called with the number of replies that were scored, for a progress display.
+        advance: Optional. Called after each micro-batch with its number of replies, for progress.
 
     Returns:
         One score per reply, in the order of the arguments.

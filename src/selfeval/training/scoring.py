@@ -75,7 +75,7 @@ class EvaluatorScorer:
         Args:
             prompts: grade prompt of each reply.
             replies: token ids.
-            advance: Optional. Called with the number of replies that the first member has scored, for a progress display.
+            advance: Optional. Called after each micro-batch of the first member with its number of replies, for progress.
         """
         rows = []
         for number, member in enumerate(self.members):
