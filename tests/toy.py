@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
-import json
+import multiprocessing
 import os
+import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -82,52 +82,59 @@ def start(arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment(), **pipes, **options)
 
 
-def selfeval(*arguments: str, preexec_fn: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the real command to its end, in a process of its own.
+PRELOADED = ["peft", "selfeval.cli.app", "selfeval.cli.scoring", "selfeval.stages.pipeline", "selfeval.stages.running"]
+"""Imported once by the fork server. Importing torch, transformers and PEFT takes about five seconds of CPU time."""
 
-    The process is forked by a server (`command_server.py`) unless it needs another environment or a `preexec_fn`.
+
+def selfeval(*arguments: str, preexec_fn: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the real command to its end, in a separate process.
+
+    The process is forked from one that has imported the libraries, unless it needs an environment other than the one that they
+    were imported with, or a `preexec_fn`.
     """
-    if preexec_fn is None and sys.platform == "linux" and all(text.isprintable() for text in arguments):
-        kept = {name: value for name, value in environment().items() if name != "PYTEST_CURRENT_TEST"}
-        return _server(json.dumps(kept, sort_keys=True)).run(arguments)
+    if preexec_fn is None and sys.platform == "linux" and _environment() == _fork_server()[1]:
+        return _run_forked(arguments)
     process = start(arguments, preexec_fn=preexec_fn)
     out, err = process.communicate(timeout=TIMEOUT)
     return subprocess.CompletedProcess(list(arguments), process.returncode, out, err)
 
 
-class _Server:
-    """A process of `command_server.py`."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("command_server.py"))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        atexit.register(self.stop)
-
-    def run(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            out.touch()
-            err.touch()
-            self._send({"arguments": arguments, "folder": str(Path.cwd()), "out": str(out), "err": str(err)})
-            timer = threading.Timer(TIMEOUT, os.kill, (self._receive("pid"), signal.SIGKILL))
-            timer.start()
-            code = self._receive("returncode")
-            timer.cancel()
-            return subprocess.CompletedProcess(list(arguments), code, out.read_text("utf-8"), err.read_text("utf-8"))
-
-    def _send(self, request: Mapping[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-
-    def _receive(self, key: str) -> int:
-        assert self.process.stdout is not None
-        return int(json.loads(self.process.stdout.readline())[key])
-
-    def stop(self) -> None:
-        self.process.communicate()
+def _environment() -> dict[str, str]:
+    """Return the environment of the command, without the variable in which pytest stores the name of the current test."""
+    return {name: value for name, value in environment().items() if name != "PYTEST_CURRENT_TEST"}
 
 
 @cache
-def _server(environment: str) -> _Server:
-    return _Server(json.loads(environment))
+def _fork_server() -> tuple[ForkServerContext, dict[str, str]]:
+    """Start the fork server in the environment of the command; return its context and that environment."""
+    context, before, expected = multiprocessing.get_context("forkserver"), dict(os.environ), _environment()
+    context.set_forkserver_preload(PRELOADED)
+    os.environ.update(expected)
+    try:
+        ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context, expected
+
+
+def _run_forked(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = _fork_server()[0].Process(target=_run_here, args=(list(arguments), Path.cwd(), out, err))
+        process.start()
+        process.join(TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(list(arguments), TIMEOUT)
+        return subprocess.CompletedProcess(list(arguments), process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
+
+
+def _run_here(arguments: list[str], folder: Path, out: Path, err: Path) -> None:
+    """Run the command as `python -m selfeval` does, in this process, with its output in files."""
+    os.chdir(folder)
+    for number, path in ((1, out), (2, err)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = ["selfeval", *arguments]
+    runpy.run_module("selfeval", run_name="__main__", alter_sys=True)

@@ -218,7 +218,7 @@ def _is_in_report(section: str, name: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_exist(page: Path) -> None:
-    """Return the spans that are paths from the repository root, or packages of the source."""
+    """Check the spans that are paths from the repository root, or packages of the source."""
     rooms = {path.name for path in (ROOT / "src" / "selfeval").iterdir() if path.is_dir()}
     missing = []
     for span in _spans(page):
