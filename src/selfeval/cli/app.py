@@ -197,8 +197,9 @@ def _plan(
     config = new_config(recipe, model=named_model, memory_budget=budget, assignments=assign)
     named = _named_devices(devices)
     _quiet_libraries()
-    from selfeval.backbone.facts import model_facts
-    from selfeval.stages.planning import Machine, make_plan
+    from selfeval.planner.machine import Machine
+    from selfeval.planner.model_configs import model_facts
+    from selfeval.planner.planning import make_plan
     from selfeval.stages.preflight import check_base
 
     facts = model_facts(str(config_file or config.model))
@@ -212,7 +213,7 @@ def _plan(
 
         typer.echo(json.dumps(made.as_json(), indent=2))
     else:
-        from selfeval.stages.plan_table import print_plan
+        from selfeval.planner.table import print_plan
 
         print_plan(made)
         if beyond := _beyond_the_plan(config):

@@ -12,16 +12,19 @@ from typer.testing import CliRunner
 import chatglm
 import tiny_models
 from selfeval.backbone import precision
-from selfeval.backbone.facts import ModelFacts, model_facts
-from selfeval.backbone.footprint import Peaks
 from selfeval.backbone.meters import kernel_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, meta_model, plan_placement, usable_memory
-from selfeval.backbone.plan import KINDS, PHASES, Plan
 from selfeval.cli import app
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
-from selfeval.stages import planning
-from selfeval.stages.planning import Machine, Workload, make_plan, workload
+from selfeval.planner import advice, planning
+from selfeval.planner.machine import Machine
+from selfeval.planner.measurement import Measured
+from selfeval.planner.memory_plan import KINDS, PHASES, Plan
+from selfeval.planner.model_configs import ModelFacts, model_facts
+from selfeval.planner.planning import make_plan
+from selfeval.planner.shape_tracing import Peaks
+from selfeval.planner.workload import Workload, workload
 
 GIB = 1 << 30
 WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, working=8)
@@ -71,10 +74,10 @@ def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
     placed = replace(whole, devices=tuple(devices), bytes=dict.fromkeys(devices, 0))
     found = []
     for at_once in (False, True):
-        measured = planning.Measured(facts, _config(), "fp32", placed, WORK, False, 0)
+        measured = Measured(facts, _config(), "fp32", placed, WORK, False, 0)
         measured.whole = at_once
         found.append({"rollout": measured.rollout(8), **measured.learning(4)})
-        assert len(measured.backbones) == (1 if at_once else 1 + len(set(devices)))
+        assert len(measured.loops) == (1 if at_once else 1 + len(set(devices)))
     shallow, deep = found
     for phase, peaks in deep.items():
         for device, peak in peaks.items():
@@ -347,7 +350,7 @@ def test_a_packed_precision_that_needs_bitsandbytes_is_named(monkeypatch: pytest
         return " ".join(make_plan(RunConfig.model_validate(values), facts, machine).changes)
 
     assert "bitsandbytes" not in changes()  # it is installed, and nf4 is picked
-    for module in (planning, precision):
+    for module in (advice, precision):
         monkeypatch.setattr(module, "is_bitsandbytes_available", lambda: False)
     said = changes()
     assert re.search(r"precision=nf4 takes about 5\.\d{3} GiB on cuda:0, which fits; it needs bitsandbytes", said), said
@@ -368,7 +371,7 @@ def test_every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(text.startswith("measuring micro-batches of") for text in told)
 
 
-class _OnlyWeights(planning.Measured):
+class _OnlyWeights(Measured):
     """Without passes."""
 
     def _rollout(self, rows: int) -> Peaks:

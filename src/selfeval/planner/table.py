@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from selfeval.backbone.plan import KINDS, PHASES, DevicePlan, Plan
+from selfeval.planner.memory_plan import KINDS, PHASES, DevicePlan, Plan
 
 __all__ = ["print_plan"]
 
