@@ -15,7 +15,7 @@ from selfeval.backbone import precision
 from selfeval.backbone.meters import kernel_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, meta_model, plan_placement, usable_memory
 from selfeval.cli import app
-from selfeval.config import PlacementConfig, RunConfig
+from selfeval.config import LEARNERS, PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.planner import advice, planning
 from selfeval.planner.machine import Machine
@@ -272,7 +272,8 @@ def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
     # fp32: 100 KiB of embeddings and output layer, 30 KiB a layer; a fifth of each card is kept.
     cards = ["--device", "cuda:0=180KiB", "--device", "cuda:1=130KiB", "--set", "precision=fp32", "--set", "device=auto"]
     spread = _command(tmp_path, *cards)
-    for word in ("layer 0 on cuda:0, layer 1 on cuda:1;", "GiB by device", "GiB on cuda:0", "GiB on cuda:1"):
+    titles = ("Memory by device", "Memory on cuda:0", "Memory on cuda:1")
+    for word in ("layer 0 on cuda:0, layer 1 on cuda:1;", *titles, "180.0 KiB"):
         assert word in spread.stdout, spread.output
     for unclear in ("gpu=1GiB", "cuda:0", "cpu=much"):
         refused = CliRunner().invoke(app, ["plan", "--device", unclear])
@@ -404,6 +405,26 @@ def test_named_devices_take_the_place_of_those_that_are_here() -> None:
     assert list(Machine.of(RunConfig(device="cpu"), {"cuda:0": 3, "cpu": 7}).memory) == ["cpu", DISK]
     with pytest.raises(ConfigError, match="name a card too"):
         Machine.of(RunConfig(device="cuda"), {"cpu": 7})
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_is_planned_with_its_roles_and_its_optimizers(free: Plan, learner: str) -> None:
+    plan = _plan(None, policy={"learner": learner, "questions_per_iteration": 8, "replies_per_question": 4, "minibatch": 16})
+    update = plan.main.phases["update"]
+    # Adapters of evaluator, policy and those of the learner; a moment pair for each trained role, none for the copies.
+    heads = {"ppo": 2, "trpo": 2, "ilql": 4, "soft_q": 3}.get(learner, 1)
+    adapter = (update["adapters"] - heads * 4 * (32 + 1)) / (2 + len(LEARNERS[learner].extra_roles))
+    assert adapter == free.main.phases["update"]["gradients"]  # those of the policy
+    trained = {"ppo": 2, "trpo": 1, "ilql": 4, "soft_q": 3}.get(learner, 1)
+    assert trained * 2 * adapter < update["optimizer"] < (trained + 0.5) * 2 * adapter
+    assert plan.fits
+
+
+def test_every_evaluator_and_a_moving_reference_have_adapters(free: Plan) -> None:
+    policy = {"questions_per_iteration": 8, "replies_per_question": 4, "minibatch": 16, "reference_ema": 0.01}
+    more = _plan(None, evaluator={"members": 3}, policy=policy)
+    one = free.main.phases["update"]["adapters"] - 2 * 4 * (32 + 1)
+    assert 3 * (more.main.phases["update"]["adapters"] - 4 * 4 * (32 + 1)) == 6 * one
 
 
 def test_later_rounds_hold_two_adapters_more(free: Plan) -> None:

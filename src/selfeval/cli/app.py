@@ -216,8 +216,6 @@ def _plan(
         from selfeval.planner.table import print_plan
 
         print_plan(made)
-        if beyond := _beyond_the_plan(config):
-            typer.echo(f"The plan is that of PPO with one evaluator; {beyond} are not in it.")
     if not made.fits:
         raise typer.Exit(2)
 
@@ -233,13 +231,6 @@ def _steps(title: str) -> Iterator[Callable[[str], None]]:
         return
     with console.status(title) as status:
         yield lambda text: status.update(f"{title}: {text}")
-
-
-def _beyond_the_plan(config: RunConfig) -> str:
-    """Name the memory of this configuration that the planner does not count."""
-    members = config.evaluator.members
-    found = [f"the other evaluators ({members - 1})"] if members > 1 else []
-    return " and ".join([*found, *filter(None, [config.policy.spec.not_planned])])
 
 
 def _named_devices(devices: list[str]) -> dict[str, int]:
