@@ -205,13 +205,14 @@ def test_eager_attention_keeps_a_matrix_of_tokens_by_tokens() -> None:
         work = replace(WORK, reply_prompt=tokens, grade_prompt=tokens)
         config = _config(context={"attention": attention}, batch_tokens=4 * (tokens + 16))
         plan = make_plan(config, _facts(2), Machine({"cpu": ENDLESS, DISK: ENDLESS}), work=work)
-        return plan.main.phases["update"]["activations"]
+        return plan.main.phases["update"]["activations"] + plan.main.phases["update"].get("logits", 0)
 
     extra = [activations("eager", t) - activations("sdpa", t) for t in (112, 240)]
     # Two layers keep the weights of 4 rows x 4 heads, 128 and 256 tokens squared, fp32, one at least.
     for more, tokens in zip(extra, (128, 256), strict=True):
         assert more > 2 * 4 * 4 * tokens**2 * 4
-    assert extra[1] == pytest.approx(4 * extra[0], rel=0.15)
+    # Squares, not lengths: 4 times as much for twice the tokens, where the fullest moment may be another one.
+    assert extra[1] == pytest.approx(4 * extra[0], rel=0.25)
 
 
 def test_attention_that_loading_would_refuse_is_refused() -> None:
@@ -409,7 +410,8 @@ def test_named_devices_take_the_place_of_those_that_are_here() -> None:
 
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_every_learner_is_planned_with_its_roles_and_its_optimizers(free: Plan, learner: str) -> None:
-    plan = _plan(None, policy={"learner": learner, "questions_per_iteration": 8, "replies_per_question": 4, "minibatch": 16})
+    policy = {"learner": learner, "questions_per_iteration": 8, "replies_per_question": 4, "minibatch": 16}
+    plan = _plan(None, policy=policy, evaluator={"batch": 1})  # training the evaluator then takes less than the policy
     update = plan.main.phases["update"]
     # Adapters of evaluator, policy and those of the learner; a moment pair for each trained role, none for the copies.
     heads = {"ppo": 2, "trpo": 2, "ilql": 4, "soft_q": 3}.get(learner, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ __all__ = [
     "score_peaks",
     "update_peaks",
 ]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -250,12 +253,11 @@ def update_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> list[Peaks]:
 def _update_peak(loop: ShapeLoop, peak: Peak, shape: Shape, replies: int) -> Peaks:
     rows = _microbatch(peak, shape.rows)
 
-    def work() -> Tensor | None:
-        """Hold the iteration's experience and the minibatch, as the loop does."""
-        kept = [_experience(shape.of(n), critic=loop.has_critic) for n in (replies, peak.replies, rows)]
-        return peak.work(kept[-1])
+    def batches() -> list[Experience]:
+        """Return the iteration's experience, the minibatch and the micro-batch, which the loop all holds."""
+        return [_experience(shape.of(n), critic=loop.has_critic) for n in (replies, peak.replies, rows)]
 
-    peaks = _backward_peak(loop.backbone, peak.role, work)
+    peaks = _backward_peak(loop.backbone, peak.role, batches, lambda held: peak.work(held[-1]))
     add_optimizer(peaks, loop.backbone, loop.trained)
     return peaks
 
@@ -274,11 +276,10 @@ def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfi
         config: settings of the evaluator.
     """
 
-    def work() -> Tensor:
-        loss, _ = pair_loss(backbone, EVALUATOR, shape.critic_batch(), torch.zeros(shape.rows // 2), config)
-        return loss
+    def loss(batch: Sequences) -> Tensor:
+        return pair_loss(backbone, EVALUATOR, batch, torch.zeros(shape.rows // 2), config)[0]
 
-    peaks = _backward_peak(backbone, EVALUATOR, work)
+    peaks = _backward_peak(backbone, EVALUATOR, shape.critic_batch, loss)
     add_optimizer(peaks, backbone, (EVALUATOR,))
     own = backbone.adapters((EVALUATOR,))
     for device, peak in peaks.items():
@@ -286,17 +287,25 @@ def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfi
     return peaks
 
 
-def _backward_peak(backbone: ShapeBackbone, role: str, work: Callable[[], Tensor | None]) -> Peaks:
-    """Trace a backward pass; only the gradients of its own role are in memory."""
+def _backward_peak(backbone: ShapeBackbone, role: str, hold: Callable[[], T], work: Callable[[T], Tensor | None]) -> Peaks:
+    """Trace a backward pass; only the gradients of its own role are in memory.
+
+    Args:
+        role: acting role.
+        hold: creates the tensors that are in memory during the forward and the backward pass.
+        work: computes the loss from them, or None if nothing is differentiated further.
+    """
     parameters = list(backbone.parameters(role).values())
     with backbone.fake:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
     meter = backbone.footprint()
     with backbone.fake, meter, backbone.acting_as(role):
-        loss = work()
+        held = hold()
+        loss = work(held)
         if loss is not None:
             add_gradients(loss, parameters)
+        del held
     for parameter in parameters:
         parameter.grad = None
     return meter.peaks
