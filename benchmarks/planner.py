@@ -225,9 +225,11 @@ def measure(case: Case, model: str) -> dict[str, Any]:
 
 def planned(case: Case, model: Path) -> dict[str, dict[str, int]]:
     """Return the planner's figures for the same work, in bytes by phase and kind."""
-    from selfeval.backbone.facts import model_facts
     from selfeval.backbone.placement import meta_model, plan_placement
-    from selfeval.stages.planning import Machine, Measured, Workload
+    from selfeval.planner.machine import Machine
+    from selfeval.planner.measurement import Measured
+    from selfeval.planner.model_configs import model_facts
+    from selfeval.planner.workload import Workload
 
     config, facts = _config(case, str(model)), model_facts(str(model))
     device, policy = "cuda:0" if case.device == "cuda" else "cpu", config.policy

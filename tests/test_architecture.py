@@ -19,6 +19,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (
     ("cli", "__main__"),
+    ("planner",),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),
     ("judging", "quality", "rollout", "scale"),

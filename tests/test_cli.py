@@ -335,18 +335,6 @@ def test_a_live_terminal_gets_bars_and_a_pipe_gets_clean_output(tmp_path: Path, 
     assert b"64/64" in shown
 
 
-def test_the_plan_says_what_it_does_not_count() -> None:
-    from selfeval.cli.app import _beyond_the_plan
-    from selfeval.config import load_config
-
-    def said(*assignments: str) -> str:
-        return _beyond_the_plan(load_config(None, {}, list(assignments)))
-
-    assert said() == said("policy.learner=rloo") == ""
-    assert said("policy.learner=trpo", "evaluator.members=4") == ("the other evaluators (3) and the second derivatives of trpo")
-    assert said("policy.learner=ilql") == "the value roles of ilql"
-
-
 # -- our own faults, and the end of a command ----------------------------------------------------------------------------
 
 BROKEN = """

@@ -73,7 +73,7 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
     """
     check_same_shape(chosen=chosen_N, rejected=rejected_N, label=label_N)
     check_scalar_or_shape(chosen_N, margin=margin)
-    if not bool(((label_N >= 0) & (label_N <= 1)).all()):
+    if bool((~((label_N >= 0) & (label_N <= 1))).any()):  # a NaN is outside as well
         raise ValueError(f"a label is a probability in [0, 1], got {label_N.tolist()}")
     delta_N = chosen_N - rejected_N - margin
     return -label_N * functional.logsigmoid(delta_N) - (1 - label_N) * functional.logsigmoid(-delta_N)
@@ -403,7 +403,7 @@ def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, nll_N: Tensor, *, 
     _check_beta(beta)
     check_same_shape(chosen_mean=chosen_mean_N, rejected_mean=rejected_mean_N, nll=nll_N)
     for name, mean_N in (("chosen", chosen_mean_N), ("rejected", rejected_mean_N)):
-        if not bool((mean_N < 0).all()):
+        if bool((~(mean_N < 0)).any()):
             raise ValueError(f"mean log-probs must be below 0 (a probability below 1), got {mean_N.max().item()} for {name}")
     log_odds_ratio_N = _log_odds(chosen_mean_N) - _log_odds(rejected_mean_N)
     return nll_N - beta * functional.logsigmoid(log_odds_ratio_N)

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from selfeval.backbone.logprobs import HasOutputHead
+from selfeval.backbone.logprobs import HasOutputHead, slices
 from selfeval.backbone.output_head import OutputHead
 
 __all__ = ["self_kl"]
@@ -89,14 +90,13 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, direction_ND: Tensor) -> tuple[Tensor, None, None]:
         hidden_ND, above_N = ctx.saved_tensors
         found_ND, rows = torch.empty_like(hidden_ND), _rows(ctx.job.head, hidden_ND)
-        for start in range(0, len(hidden_ND), rows):
-            part = slice(start, start + rows)
+        for part in slices(len(hidden_ND), rows, on_shapes=isinstance(hidden_ND, FakeTensor)):
             found_ND[part] = _times_curvature(ctx.job, hidden_ND[part], direction_ND[part]) * above_N[part, None]
         return found_ND, None, None
 
 
 def _rows(head: OutputHead, hidden_ND: Tensor) -> int:
-    budget = _BYTES.get(hidden_ND.device.type, _OTHER_BYTES)
+    budget = _BYTES.get(head.device or hidden_ND.device.type, _OTHER_BYTES)
     return max(1, budget // (4 * _COPIES * head.vocabulary))
 
 

@@ -35,7 +35,7 @@ from torch.autograd.function import once_differentiable
 
 from selfeval.backbone.output_head import OutputHead
 
-__all__ = ["HasOutputHead", "Measure", "TokenLogprobs", "tile_bytes", "token_logprobs"]
+__all__ = ["HasOutputHead", "Measure", "TokenLogprobs", "slices", "tile_bytes", "token_logprobs"]
 
 Measure = Literal["logprobs", "entropy", "kl"]
 
@@ -110,7 +110,7 @@ def token_logprobs(
     differentiated = tuple(m for m in asked if m in gradient) if torch.is_grad_enabled() and hidden_BRD.requires_grad else ()
     rows_N = mask_BR.reshape(-1).nonzero()[:, 0]
     targets_N = targets_BR.reshape(-1)[rows_N]
-    budget = chunk_bytes or tile_bytes(hidden_BRD.device.type)
+    budget = chunk_bytes or tile_bytes(backbone.output_head.device or hidden_BRD.device.type)
     job = _Job(backbone.output_head, rows_N, targets_N, temperature, asked, differentiated, budget)
     other_MD = None if other_BRD is None else other_BRD.detach().flatten(0, -2)
     found = _Differentiated.apply(hidden_BRD.flatten(0, -2), other_MD, job)  # type: ignore[no-untyped-call]
@@ -154,10 +154,10 @@ class _Differentiated(torch.autograd.Function):
         gradients = [hidden_MD.new_empty(count, width) for _ in job.differentiated]
         chunk, step = _tile(job, hidden_MD)
         on_shapes = isinstance(hidden_MD, FakeTensor)
-        for part in _slices(count, chunk, on_shapes=on_shapes):
+        for part in slices(count, chunk, on_shapes=on_shapes):
             rows_C = job.rows_N[part]
             sums = _Sums(job, hidden_MD[rows_C], None if other_MD is None else other_MD[rows_C], job.targets_N[part])
-            for columns in _slices(job.head.vocabulary, step, on_shapes=on_shapes):
+            for columns in slices(job.head.vocabulary, step, on_shapes=on_shapes):
                 sums.add(columns)
             for into, found in zip([*values, *gradients], chain(*sums.results()), strict=True):
                 into[part] = found
@@ -183,7 +183,7 @@ class _Differentiated(torch.autograd.Function):
         return total_ND.new_zeros(ctx.shape).index_copy_(0, rows_N, total_ND), None, None
 
 
-def _slices(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
+def slices(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
     """Consecutive slices of `step`; on shapes, which have no values, the first two and the last.
 
     All others hold the same memory as the second, and a large vocabulary has hundreds of them.

@@ -26,12 +26,15 @@ class OutputHead:
         vocabulary: its outputs.
         scale: factor of the family, 1 for most.
         cap: bound of the soft cap (Gemma 2), None for most.
+        device: optional device type to compute for. Default: that of the hidden states; the planner sets that of the device
+            that it plans for.
     """
 
     module: nn.Module
     vocabulary: int
     scale: float = 1.0
     cap: float | None = None
+    device: str | None = None
 
     @classmethod
     def of(cls, model: Any) -> OutputHead:

@@ -197,8 +197,9 @@ def _plan(
     config = new_config(recipe, model=named_model, memory_budget=budget, assignments=assign)
     named = _named_devices(devices)
     _quiet_libraries()
-    from selfeval.backbone.facts import model_facts
-    from selfeval.stages.planning import Machine, make_plan
+    from selfeval.planner.machine import Machine
+    from selfeval.planner.model_configs import model_facts
+    from selfeval.planner.planning import make_plan
     from selfeval.stages.preflight import check_base
 
     facts = model_facts(str(config_file or config.model))
@@ -212,11 +213,9 @@ def _plan(
 
         typer.echo(json.dumps(made.as_json(), indent=2))
     else:
-        from selfeval.stages.plan_table import print_plan
+        from selfeval.planner.table import print_plan
 
         print_plan(made)
-        if beyond := _beyond_the_plan(config):
-            typer.echo(f"The plan is that of PPO with one evaluator; {beyond} are not in it.")
     if not made.fits:
         raise typer.Exit(2)
 
@@ -232,13 +231,6 @@ def _steps(title: str) -> Iterator[Callable[[str], None]]:
         return
     with console.status(title) as status:
         yield lambda text: status.update(f"{title}: {text}")
-
-
-def _beyond_the_plan(config: RunConfig) -> str:
-    """Name the memory of this configuration that the planner does not count."""
-    members = config.evaluator.members
-    found = [f"the other evaluators ({members - 1})"] if members > 1 else []
-    return " and ".join([*found, *filter(None, [config.policy.spec.not_planned])])
 
 
 def _named_devices(devices: list[str]) -> dict[str, int]:

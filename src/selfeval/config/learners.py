@@ -238,7 +238,6 @@ class LearnerSpec:
         extra_roles: roles that it adds to policy, reference and evaluator; all of them are checkpointed.
         outputs: roles besides `policy` that the trained policy needs, and that the stage saves.
         least_minibatch: minimum number of replies per gradient step.
-        not_planned: part of its memory that the planner does not count, as a phrase for the user; empty if none.
     """
 
     name: str
@@ -250,7 +249,6 @@ class LearnerSpec:
     extra_roles: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     least_minibatch: int = 1
-    not_planned: str = ""
 
 
 _Q = ("q-0", "q-1")
@@ -269,7 +267,6 @@ LEARNERS: dict[str, LearnerSpec] = _registry(
         "trpo:TRPO",
         "One natural-gradient step per iteration within a KL trust region, with a critic.",
         extra_roles=("critic",),
-        not_planned="the second derivatives of trpo",
     ),
     LearnerSpec(
         "grpo",
@@ -309,7 +306,6 @@ LEARNERS: dict[str, LearnerSpec] = _registry(
         changes_policy=False,
         extra_roles=(*_VALUES, "critic"),
         outputs=_Q,
-        not_planned="the value roles of ilql",
     ),
     LearnerSpec(
         "soft_q",
@@ -319,7 +315,6 @@ LEARNERS: dict[str, LearnerSpec] = _registry(
         changes_policy=False,
         extra_roles=_VALUES,
         outputs=_Q,
-        not_planned="the value roles of soft_q",
     ),
 )
 """The learners by name. Registering a learner here is enough to configure, train and document it."""

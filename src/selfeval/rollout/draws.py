@@ -27,7 +27,7 @@ def row_draws(seed: int, rows: Sequence[int], steps: int) -> Tensor:
     """
     keys = np.array([(seed, row) for row in rows], dtype=np.uint64)
     raw = np.stack([np.random.Philox(key=key).random_raw(steps) for key in keys])
-    return torch.from_numpy((raw >> np.uint64(11)) * 2.0**-53)
+    return torch.tensor((raw >> np.uint64(11)) * 2.0**-53)
 
 
 def pick(logprobs_BV: Tensor, draws_B: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from selfeval.errors import LoopError, NotFiniteError, RoleError
 from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
 
-__all__ = ["Request", "Rollout", "Tally", "check_room", "count_tokens", "generate"]
+__all__ = ["Batch", "Request", "Rollout", "Tally", "check_room", "count_tokens", "generate"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def generate(
     def of_group(group: list[int]) -> list[Rollout]:
         chosen = [requests[order[i]] for i in group]
         numbers = [first + order[i] for i in group]
-        return _Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide).run()
+        return Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide).run()
 
     results: dict[int, Rollout] = {}
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
@@ -206,8 +206,19 @@ class _Pass:
         select_rows(self.cache, (starts[:, None] + rows).flatten())
 
 
-class _Batch:
-    """State of one batch during sampling."""
+class Batch:
+    """State of one batch during sampling.
+
+    `prefill`, `draw` and `advance` do not depend on tensor values, except to check for NaN, and the planner calls them on
+    shapes. `run` decides which rows are finished.
+
+    Args:
+        backbone: backbone with an acting role.
+        requests: one per row.
+        numbers: index of each request, which selects its random stream.
+        limit: maximum number of new tokens per reply.
+        stop, watch, seed, guide: as in `generate`.
+    """
 
     def __init__(
         self,
@@ -229,7 +240,10 @@ class _Batch:
         self.watch = torch.tensor(list(watch), dtype=torch.long, device=device)
         self.temperature_B = torch.tensor([r.temperature for r in requests], device=device)
         self.top_p_B = torch.tensor([r.top_p for r in requests], device=device)
-        self.draws_BT = row_draws(seed, numbers, max(self.limits)).to(device) if self.temperature_B.any() else None
+        self.filters = any(r.top_p < 1 for r in requests)
+        self.draws_BT = None
+        if any(r.temperature for r in requests):
+            self.draws_BT = row_draws(seed, numbers, max(self.limits)).to(device)
         self.guide = guide
         self.passes = _passes(backbone, guide.roles if guide else (), max(self.limits))
         self.alive = torch.arange(len(requests), device=device)
@@ -240,22 +254,24 @@ class _Batch:
 
     @torch.no_grad()
     def run(self) -> list[Rollout]:
-        logits_NBV, attention_BT = self._prefill()
+        logits_NBV, attention_BT = self.prefill()
         for step in range(max(self.limits)):
-            tokens_B = self._draw(logits_NBV, step)
+            tokens_B = self.draw(logits_NBV, step)
+            del logits_NBV  # the next pass makes as many
             keep = self._record(tokens_B)
-            if not keep.any():
+            if not keep:
                 break
-            tokens_B, attention_BT = self._compact(keep, tokens_B, attention_BT)
-            attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(attention_BT), 1)], dim=1)
-            logits_NBV = self._forward(tokens_B[:, None], attention_BT)
+            logits_NBV, attention_BT = self.advance(keep, tokens_B, attention_BT)  # noqa: RUF059 (read by the next step)
         return [
             Rollout(tuple(i), tuple(p), f, tuple(w))
             for i, p, f, w in zip(self.ids, self.logprobs, self.finished, self.watched, strict=True)
         ]
 
-    def _prefill(self) -> tuple[Tensor, Tensor]:
-        """Prefill each distinct prompt once (left-padded), then expand the cache to all rows that share it."""
+    def prefill(self) -> tuple[Tensor, Tensor]:
+        """Return next-token logits `[N, B, V]` and the attention mask after the prompts.
+
+        Prefill each distinct prompt once (left-padded), then expand the cache to all rows that share it.
+        """
         distinct = list(dict.fromkeys(r.prompt for r in self.requests))
         width = max(len(p) for p in distinct)
         pad, device = self.backbone.loaded.pad_id, self.backbone.loaded.device
@@ -283,7 +299,17 @@ class _Batch:
         logprobs_NBV = torch.log_softmax(logits_NBV, dim=-1)
         return logprobs_NBV[0] if self.guide is None else self.guide.logprobs(logprobs_NBV[0], logprobs_NBV[1:])
 
-    def _draw(self, logits_NBV: Tensor, step: int) -> Tensor:
+    def advance(self, keep: Sequence[int], tokens_B: Tensor, attention_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Drop all rows except `keep`, and return logits and attention mask after the sampled tokens."""
+        if len(keep) < len(tokens_B):
+            rows = torch.tensor(keep, device=tokens_B.device)
+            self._select(rows, len(tokens_B))
+            self.alive = self.alive[rows]
+            tokens_B, attention_BT = tokens_B[rows], attention_BT[rows]
+        attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(attention_BT), 1)], dim=1)
+        return self._forward(tokens_B[:, None], attention_BT), attention_BT
+
+    def draw(self, logits_NBV: Tensor, step: int) -> Tensor:
         """Sample a token per row and record its log-prob and those of the watched tokens."""
         temperature = self.temperature_B[self.alive]
         greedy = temperature == 0
@@ -293,14 +319,14 @@ class _Batch:
             raise NotFiniteError(f"what the model says of token {step + 1} of a reply is NaN or infinite")
         tokens_B = logprobs_BV.argmax(-1)
         if self.draws_BT is not None:
-            allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive])
+            allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive]) if self.filters else logprobs_BV
             tokens_B = torch.where(greedy, tokens_B, pick(allowed_BV, self.draws_BT[self.alive, step]))
         self._drawn = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
         self._seen = self._logprobs(logits_NBV)[:, self.watch] if len(self.watch) else None
         return tokens_B
 
-    def _record(self, tokens_B: Tensor) -> Tensor:
-        """Append the sampled tokens to their rows; return True for rows that are not finished."""
+    def _record(self, tokens_B: Tensor) -> list[int]:
+        """Append the sampled tokens to their rows; return the positions of the rows that are not finished."""
         watched = self._seen.tolist() if self._seen is not None else None
         keep = []
         for position, (row, token, logprob) in enumerate(
@@ -311,17 +337,9 @@ class _Batch:
             if watched is not None:
                 self.watched[row].append(tuple(watched[position]))
             self.finished[row] = token in self.ends
-            keep.append(not self.finished[row] and len(self.ids[row]) < self.limits[row])
-        return torch.tensor(keep, device=tokens_B.device)
-
-    def _compact(self, keep: Tensor, tokens_B: Tensor, attention_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Drop finished rows."""
-        if keep.all():
-            return tokens_B, attention_BT
-        rows = keep.nonzero()[:, 0]
-        self._select(rows, len(keep))
-        self.alive = self.alive[rows]
-        return tokens_B[rows], attention_BT[rows]
+            if not self.finished[row] and len(self.ids[row]) < self.limits[row]:
+                keep.append(position)
+        return keep
 
 
 def _passes(backbone: Backbone, guides: Sequence[str], room: int) -> list[_Pass]:
@@ -333,8 +351,6 @@ def _passes(backbone: Backbone, guides: Sequence[str], room: int) -> list[_Pass]
 
 def _nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:
     """Set log-probs outside each row's nucleus to minus infinity (top-p sampling, Holtzman et al. 2020)."""
-    if bool((top_p_B >= 1).all()):
-        return logprobs_BV
     sorted_BV, index_BV = logprobs_BV.sort(dim=-1, descending=True)
     before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
     outside_BV = (before_BV >= top_p_B[:, None]) & (top_p_B < 1)[:, None]

@@ -18,14 +18,14 @@ from torch import Tensor
 from selfeval.algorithms.preference_losses import bradley_terry_loss, centering_penalty
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import final_scores, pad_sequences
+from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 from selfeval.training.schedules import warmup_and_decay
 
-__all__ = ["EVALUATOR", "Preference", "score_replies", "train_evaluator"]
+__all__ = ["EVALUATOR", "Preference", "pair_loss", "score_replies", "train_evaluator"]
 
 EVALUATOR = "evaluator-0"
 """Role name of the evaluator, or of the first member of an ensemble."""
@@ -80,13 +80,11 @@ def score_replies(
     return scores
 
 
-def _pair_losses(backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig) -> tuple[Tensor, Tensor]:
-    """Return the summed loss of the pairs and their score differences `[N]`."""
-    prompts = [p.prompt for p in pairs] * 2
-    batch = pad_sequences(backbone, prompts, [p.chosen for p in pairs] + [p.rejected for p in pairs])
-    scores = final_scores(backbone, role, batch)
-    chosen_N, rejected_N = scores[: len(pairs)], scores[len(pairs) :]
-    label_N = torch.tensor([p.label for p in pairs], device=scores.device)
+def pair_loss(
+    backbone: Backbone, role: str, batch: Sequences, label_N: Tensor, config: EvaluatorConfig
+) -> tuple[Tensor, Tensor]:
+    """Compute the summed loss of a micro-batch of pairs (all chosen replies, then all rejected), and the margins `[N]`."""
+    chosen_N, rejected_N = final_scores(backbone, role, batch).split(len(label_N))
     losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N)
     return (losses_N + config.centering * centering_penalty(chosen_N, rejected_N)).sum(), chosen_N - rejected_N
 
@@ -98,7 +96,10 @@ def _step(
     parameters = list(backbone.parameters(role).values())
 
     def of_group(group: list[int]) -> tuple[float, int]:
-        loss, margins = _pair_losses(backbone, role, [pairs[i] for i in group], config)
+        some = [pairs[i] for i in group]
+        batch = pad_sequences(backbone, [p.prompt for p in some] * 2, [p.chosen for p in some] + [p.rejected for p in some])
+        label_N = torch.tensor([p.label for p in some], device=batch.ids_BT.device)
+        loss, margins = pair_loss(backbone, role, batch, label_N, config)
         found = loss.item(), int((margins > 0).sum())
         add_gradients(loss / len(pairs), parameters)
         return found

@@ -29,6 +29,7 @@ from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext,
 __all__ = [
     "Experience",
     "RewardScale",
+    "acting_logprobs",
     "build_experience",
     "collect",
     "experience_metrics",
@@ -38,6 +39,7 @@ __all__ = [
     "reference_logprobs",
     "rows_of",
     "sample",
+    "token_values",
     "with_values",
 ]
 
@@ -207,16 +209,16 @@ def policy_logprobs(
     )
 
 
+def acting_logprobs(context: LearnerContext, batch: Sequences) -> Tensor:
+    """Compute log-probs of the reply tokens of a micro-batch under the acting role, at the policy's temperature."""
+    hidden_BRD, temperature = reply_hidden(context.backbone, batch), context.config.temperature
+    return token_logprobs(context.backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature).logprobs
+
+
 def reference_logprobs(context: LearnerContext, batch: Sequences) -> Tensor:
     """Compute log-probs of the reply tokens under the reference, at the policy's temperature."""
-    backbone, temperature = context.backbone, context.config.temperature
-
-    def compute(part: Sequences) -> Tensor:
-        hidden_BRD = reply_hidden(backbone, part)
-        return token_logprobs(backbone, hidden_BRD, part.reply_BR, part.mask_BR, temperature=temperature).logprobs
-
-    with backbone.acting_as(REFERENCE):
-        return over_microbatches(context, batch, compute)
+    with context.backbone.acting_as(REFERENCE):
+        return over_microbatches(context, batch, lambda part: acting_logprobs(context, part))
 
 
 def build_experience(
@@ -248,13 +250,15 @@ def build_experience(
     )
 
 
+def token_values(context: LearnerContext, batch: Sequences) -> Tensor:
+    """Compute the critic's raw values before each reply token of a micro-batch; the critic must be acting."""
+    return context.backbone.score(CRITIC, reply_hidden(context.backbone, batch))
+
+
 def with_values(context: LearnerContext, experience: Experience, scale: RewardScale) -> Experience:
     """Return the experience with the critic's values, normalised like the scores."""
-    backbone = context.backbone
-    with backbone.acting_as(CRITIC):
-        raw = over_microbatches(
-            context, experience.critic_batch, lambda part: backbone.score(CRITIC, reply_hidden(backbone, part))
-        )
+    with context.backbone.acting_as(CRITIC):
+        raw = over_microbatches(context, experience.critic_batch, lambda part: token_values(context, part))
     return replace(experience, values=scale.units(raw))
 
 

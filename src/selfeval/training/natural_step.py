@@ -42,7 +42,15 @@ from selfeval.training.context import POLICY, LearnerContext
 from selfeval.training.experience import Experience, present, rows_of
 from selfeval.training.policy_updates import policy_gradients
 
-__all__ = ["fisher_product", "natural_step", "step_outcome"]
+__all__ = [
+    "FISHER_REPLIES",
+    "fisher_product",
+    "microbatch_fisher_product",
+    "microbatch_outcome",
+    "natural_step",
+    "step_outcome",
+    "surrogate_loss",
+]
 
 _DAMPING = 1.0
 """Added to the diagonal of the Fisher matrix, relative to its curvature along the gradient, which adapts it to any scale."""
@@ -54,7 +62,7 @@ _ONCE = (
     'a layer of this base cannot be differentiated twice ({why}); set context.attention = "eager", precision = "bf16" or '
     '"fp32", or another policy.learner than trpo'
 )
-_FISHER_REPLIES = 32
+FISHER_REPLIES = 32
 """Replies used for the Fisher matrix; gradient and line search use all of them (Schulman et al. 2015, appendix C.1)."""
 
 
@@ -85,11 +93,11 @@ def natural_step(
     """
     parameters = list(context.backbone.parameters(POLICY).values())
     weights_BR = aggregation_weights(batch.mask, "token_mean")
-    values = policy_gradients(context, batch, weights_BR, _surrogate, entropy_bonus=entropy_bonus)
+    values = policy_gradients(context, batch, weights_BR, surrogate_loss, entropy_bonus=entropy_bonus)
     gradient_N = _taken(parameters)
     if not bool(gradient_N.isfinite().all()):
         raise NotFiniteError("the surrogate's gradient")
-    few = batch.rows(torch.arange(min(_FISHER_REPLIES, len(batch.scores_B)), device=batch.mask.device)).policy_batch
+    few = batch.rows(torch.arange(min(FISHER_REPLIES, len(batch.scores_B)), device=batch.mask.device)).policy_batch
     step = _solved(lambda v_N: fisher_product(context, few, v_N), gradient_N, kl_bound)
     start_N = flatten([p.detach() for p in parameters])
     search = _search(context, batch, start_N, step.step_N, kl_bound, entropy_bonus)
@@ -106,7 +114,7 @@ def natural_step(
     }
 
 
-def _surrogate(logprobs_BR: Tensor, rows: Experience) -> Tensor:
+def surrogate_loss(logprobs_BR: Tensor, rows: Experience) -> Tensor:
     """Compute the loss of each token, -A pi / pi_old."""
     return -importance_ratio(logprobs_BR, rows.logprobs) * present(rows.advantages)
 
@@ -158,6 +166,26 @@ def _curvature(product: Product, gradient_N: Tensor) -> float:
     return float(gradient_N @ along_N) / float(gradient_N @ gradient_N)
 
 
+def microbatch_fisher_product(context: LearnerContext, rows: Sequences, direction_N: Tensor) -> Tensor:
+    """Multiply the Fisher matrix, summed over the reply tokens of a micro-batch, by a vector of adapter weights.
+
+    The policy must be acting.
+
+    Raises:
+        ModelError: a layer of the base cannot be differentiated twice.
+    """
+    backbone, parameters = context.backbone, list(context.backbone.parameters(POLICY).values())
+
+    def kl() -> Tensor:
+        hidden_BRD = reply_hidden(backbone, rows)
+        kl_N = self_kl(backbone, hidden_BRD, rows.mask_BR, temperature=context.config.temperature)
+        # The empty sums connect every parameter to the graph: an expert that received no token would be missing from it.
+        return kl_N.sum() + sum(p.view(-1)[:0].sum() for p in parameters)
+
+    with _twice_differentiable():
+        return fisher_vector_product(kl, parameters, direction_N)
+
+
 def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) -> Tensor:
     """Multiply the policy's Fisher matrix (mean over the reply tokens of a batch) by a vector of adapter weights.
 
@@ -173,21 +201,12 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
         ModelError: a layer of the base cannot be differentiated twice.
     """
     backbone, length = context.backbone, float(vector_N.norm())
-    parameters = list(backbone.parameters(POLICY).values())
     if length == 0.0:
         return torch.zeros_like(vector_N)
 
     def of_group(group: list[int]) -> Tensor:
         rows = rows_of(batch, torch.tensor(group, device=batch.mask_BR.device))
-
-        def kl() -> Tensor:
-            hidden_BRD = reply_hidden(backbone, rows)
-            kl_N = self_kl(backbone, hidden_BRD, rows.mask_BR, temperature=context.config.temperature)
-            # The empty sums connect every parameter to the graph: an expert that received no token would be missing from it.
-            return kl_N.sum() + sum(p.view(-1)[:0].sum() for p in parameters)
-
-        with _twice_differentiable():
-            return fisher_vector_product(kl, parameters, vector_N / length)
+        return microbatch_fisher_product(context, rows, vector_N / length)
 
     total_N, sizes = torch.zeros_like(vector_N), batch.attention_BT.sum(-1).tolist()
     with backbone.acting_as(POLICY):
@@ -229,6 +248,36 @@ def _search(
     return search
 
 
+def microbatch_outcome(
+    context: LearnerContext,
+    rows: Experience,
+    weights_BR: Tensor,
+    start_N: Tensor,
+    end_N: Tensor,
+    *,
+    entropy_bonus: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Compute a micro-batch's weighted sums of the exact KL and of the surrogate's gain, scalars, as in `step_outcome`.
+
+    The policy must be acting, without gradient.
+    """
+    backbone, temperature = context.backbone, context.config.temperature
+    parameters = list(backbone.parameters(POLICY).values())
+    _put(parameters, start_N)
+    old_BRD = reply_hidden(backbone, rows.policy_batch)
+    _put(parameters, end_N)
+    new_BRD = reply_hidden(backbone, rows.policy_batch)
+    asked = {"temperature": temperature, "entropy": bool(entropy_bonus)}
+    targets = rows.policy_batch.reply_BR, rows.mask
+    old = token_logprobs(backbone, old_BRD, *targets, other_BRD=new_BRD, **asked)  # type: ignore[arg-type]
+    new = token_logprobs(backbone, new_BRD, *targets, **asked)  # type: ignore[arg-type]
+    # expm1: the ratio of a small step is so close to 1 that subtracting 1 afterwards would cancel its digits.
+    gain_BR = torch.expm1(new.logprobs - old.logprobs) * present(rows.advantages)
+    if old.entropy is not None and new.entropy is not None:
+        gain_BR = gain_BR + entropy_bonus * (new.entropy - old.entropy)
+    return masked_sum(present(old.kl) * weights_BR, rows.mask), masked_sum(gain_BR * weights_BR, rows.mask)
+
+
 @torch.no_grad()
 def step_outcome(
     context: LearnerContext, batch: Experience, start_N: Tensor, end_N: Tensor, *, entropy_bonus: float = 0.0
@@ -237,29 +286,12 @@ def step_outcome(
 
     The policy's weights are overwritten; the caller must restore them.
     """
-    backbone, temperature = context.backbone, context.config.temperature
-    parameters = list(backbone.parameters(POLICY).values())
-    weights_BR = aggregation_weights(batch.mask, "token_mean")
+    backbone, weights_BR = context.backbone, aggregation_weights(batch.mask, "token_mean")
 
     def of_group(group: list[int]) -> tuple[float, float]:
         index = torch.tensor(group, device=batch.mask.device)
-        rows = batch.rows(index)
-        _put(parameters, start_N)
-        old_BRD = reply_hidden(backbone, rows.policy_batch)
-        _put(parameters, end_N)
-        new_BRD = reply_hidden(backbone, rows.policy_batch)
-        asked = {"temperature": temperature, "entropy": bool(entropy_bonus)}
-        targets = rows.policy_batch.reply_BR, rows.mask
-        old = token_logprobs(backbone, old_BRD, *targets, other_BRD=new_BRD, **asked)  # type: ignore[arg-type]
-        new = token_logprobs(backbone, new_BRD, *targets, **asked)  # type: ignore[arg-type]
-        # expm1: the ratio of a small step is so close to 1 that subtracting 1 afterwards would cancel its digits.
-        gain_BR = torch.expm1(new.logprobs - old.logprobs) * present(rows.advantages)
-        if old.entropy is not None and new.entropy is not None:
-            gain_BR = gain_BR + entropy_bonus * (new.entropy - old.entropy)
-        assert old.kl is not None
-        sums = (masked_sum(x_BR * weights_BR[index], rows.mask) for x_BR in (old.kl, gain_BR))
-        kl, gain = (float(x) for x in sums)
-        return kl, gain
+        found = microbatch_outcome(context, batch.rows(index), weights_BR[index], start_N, end_N, entropy_bonus=entropy_bonus)
+        return float(found[0]), float(found[1])
 
     kl = gain = 0.0
     with backbone.acting_as(POLICY):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,26 @@ from selfeval.algorithms.masked import masked_sum
 from selfeval.algorithms.policy_losses import approximate_kl
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.budget import Phase
+from selfeval.backbone.logprobs import Measure
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import reply_hidden
 from selfeval.config import CriticConfig, PolicyConfig
 from selfeval.training.checkpoint import role_optimizer
 from selfeval.training.context import CRITIC, POLICY, LearnerContext
-from selfeval.training.experience import Experience, RewardScale, policy_logprobs, present
+from selfeval.training.experience import Experience, RewardScale, policy_logprobs, present, token_values
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 
-__all__ = ["Optimizers", "critic_gradients", "learning_rate_factor", "mean_of", "minibatches", "policy_gradients"]
+__all__ = [
+    "Optimizers",
+    "PerToken",
+    "PolicyLoss",
+    "critic_gradients",
+    "critic_loss",
+    "learning_rate_factor",
+    "mean_of",
+    "minibatches",
+    "policy_gradients",
+    "policy_loss",
+]
 
 
 PerToken = Callable[[Tensor, Experience], Tensor]
@@ -84,6 +96,47 @@ def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
+class PolicyLoss(NamedTuple):
+    """Loss of a micro-batch, and the quantities it was computed from.
+
+    Attributes:
+        objective: scalar to minimise: `loss` less the entropy bonus.
+        loss: weighted sum over tokens, a scalar.
+        logprobs, entropy: `[B, R]`.
+    """
+
+    objective: Tensor
+    loss: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def policy_loss(
+    context: LearnerContext,
+    rows: Experience,
+    weights_BR: Tensor,
+    loss: PerToken,
+    *,
+    entropy_bonus: float = 0.0,
+    tokens: int = 1,
+) -> PolicyLoss:
+    """Compute the loss of a micro-batch under the policy, which must be acting.
+
+    Args:
+        rows: the micro-batch.
+        weights_BR: weight of each token's loss.
+        loss: per token, from the log-probs now and the rows they belong to.
+        entropy_bonus: weight of the mean entropy of the minibatch in the objective. Default: 0.
+        tokens: number of tokens in the minibatch. Default: 1.
+    """
+    wanted: tuple[Measure, ...] = ("logprobs", "entropy") if entropy_bonus else ("logprobs",)
+    found = policy_logprobs(context.backbone, rows.policy_batch, context.config.temperature, gradient=wanted)
+    logprobs, entropy = found.logprobs, present(found.entropy)
+    summed = masked_sum(loss(logprobs, rows) * weights_BR, rows.mask)
+    bonus = entropy_bonus * masked_sum(entropy, rows.mask) / tokens if entropy_bonus else 0.0
+    return PolicyLoss(summed - bonus, summed, logprobs, entropy)
+
+
 def policy_gradients(
     context: LearnerContext,
     part: Experience,
@@ -107,20 +160,16 @@ def policy_gradients(
     Returns:
         `policy_loss`, and metrics averaged over tokens.
     """
-    backbone, config = context.backbone, context.config
+    backbone = context.backbone
     tokens, parameters = int(part.mask.sum()), list(backbone.parameters(POLICY).values())
 
     def of_group(group: list[int]) -> dict[str, float]:
         index = torch.tensor(group, device=part.mask.device)
         rows = part.rows(index)
-        wanted = ("logprobs", "entropy") if entropy_bonus else ("logprobs",)
-        logprobs, entropy, _ = policy_logprobs(backbone, rows.policy_batch, config.temperature, gradient=wanted)  # type: ignore[arg-type]
-        assert entropy is not None
-        summed = masked_sum(loss(logprobs, rows) * weights_BR[index], rows.mask)
-        found = _policy_sums(rows, logprobs.detach(), entropy.detach(), clip_fraction)
-        found["policy_loss"] = summed.item() * tokens
-        bonus = entropy_bonus * masked_sum(entropy, rows.mask) / tokens if entropy_bonus else 0.0
-        add_gradients(summed - bonus, parameters)
+        made = policy_loss(context, rows, weights_BR[index], loss, entropy_bonus=entropy_bonus, tokens=tokens)
+        found = _policy_sums(rows, made.logprobs.detach(), made.entropy.detach(), clip_fraction)
+        found["policy_loss"] = made.loss.item() * tokens
+        add_gradients(made.objective, parameters)
         return found
 
     sums: dict[str, float] = defaultdict(float)
@@ -144,15 +193,20 @@ def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fract
     return found
 
 
+def critic_loss(context: LearnerContext, rows: Experience, scale: RewardScale) -> Tensor:
+    """Compute the clipped value loss of a micro-batch under the critic, which must be acting; a sum over tokens."""
+    clip = context.config.settings_as(CriticConfig).value_clip
+    values = scale.units(token_values(context, rows.critic_batch))
+    return masked_sum(clipped_value_loss(values, present(rows.values), present(rows.returns), clip=clip), rows.mask)
+
+
 def critic_gradients(context: LearnerContext, part: Experience, scale: RewardScale) -> dict[str, float]:
     """Accumulate the gradient of the clipped value loss of a minibatch (mean over tokens) in the critic."""
-    backbone, clip = context.backbone, context.config.settings_as(CriticConfig).value_clip
+    backbone = context.backbone
     tokens, parameters = int(part.mask.sum()), list(backbone.parameters(CRITIC).values())
 
     def of_group(group: list[int]) -> float:
-        rows = part.rows(torch.tensor(group, device=part.mask.device))
-        values = scale.units(backbone.score(CRITIC, reply_hidden(backbone, rows.critic_batch)))
-        loss = masked_sum(clipped_value_loss(values, present(rows.values), present(rows.returns), clip=clip), rows.mask)
+        loss = critic_loss(context, part.rows(torch.tensor(group, device=part.mask.device)), scale)
         found = loss.item()
         add_gradients(loss / tokens, parameters)
         return found

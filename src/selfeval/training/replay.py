@@ -20,7 +20,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences
 from selfeval.training.experience import Experience, rows_of
 
-__all__ = ["Replay", "Replayed"]
+__all__ = ["Replay", "Replayed", "replayed"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,21 @@ class Replayed:
         per_token = (self.rewards, self.logprobs, self.ref_logprobs, self.taken, self.targets, self.weights)
         batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
         return Replayed(*batches, *(part[index] for part in per_token))
+
+
+def replayed(experience: Experience) -> Replayed:
+    """Return an iteration's replies as if they had been replayed, with targets of 0 and weights of 1."""
+    nothing = torch.zeros_like(experience.logprobs)
+    return Replayed(
+        experience.policy_batch,
+        experience.critic_batch,
+        rewards=experience.rewards,
+        logprobs=experience.logprobs,
+        ref_logprobs=experience.ref_logprobs,
+        taken=nothing,
+        targets=nothing,
+        weights=torch.ones_like(nothing),
+    )
 
 
 class _Row(NamedTuple):

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from policies import CONFIG, changed, four_roles, train
-from selfeval.cli.app import _beyond_the_plan
 from selfeval.config import LEARNERS, LearnerConfig, LearnerSpec, RunConfig, load_config
 from selfeval.config.fields import Positive
 from selfeval.errors import ConfigError
@@ -46,6 +45,9 @@ class Stubborn(Learner):
     def update(self, experience: Any, scale: Any, iteration: int) -> dict[str, float]:
         return {"entropy": 1.0, "patience": self.patience}
 
+    def update_peaks(self, replies: int) -> list[Any]:
+        return []
+
 
 @pytest.fixture
 def stubborn(monkeypatch: pytest.MonkeyPatch) -> LearnerSpec:
@@ -54,7 +56,7 @@ def stubborn(monkeypatch: pytest.MonkeyPatch) -> LearnerSpec:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     spec = LearnerSpec(
         "stubborn", StubbornConfig, "stubborn:Stubborn", "Changes nothing.",
-        compares_replies=True, outputs=("left-over",), not_planned="the patience of stubborn",
+        compares_replies=True, outputs=("left-over",),
     )  # fmt: skip
     monkeypatch.setitem(LEARNERS, "stubborn", spec)
     return spec
@@ -64,7 +66,6 @@ def test_it_is_configured(stubborn: LearnerSpec) -> None:
     config = load_config(None, {}, ["policy.learner=stubborn", "policy.stubborn.patience=4"])
     assert config.policy.settings == StubbornConfig(patience=4.0)
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
-    assert _beyond_the_plan(config) == "the patience of stubborn"
     assert "left-over" in output_roles(config)
     for given, said in [
         (["policy.learner=stubbor"], 'did you mean "stubborn"?'),

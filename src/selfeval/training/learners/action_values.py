@@ -22,11 +22,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from selfeval.algorithms.masked import masked_sum, zero_padding
 from selfeval.algorithms.q_learning import kl_soft_value
 from selfeval.backbone.budget import Phase
-from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.logprobs import slices, token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_hidden
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext
@@ -45,8 +46,11 @@ __all__ = [
     "log_ratios",
     "polyak_update",
     "q_targets",
+    "role_loss",
     "soft_values",
     "state_values",
+    "values_above_state",
+    "values_of_role",
 ]
 
 Q_ROLES, VALUE_ROLE = ("q-0", "q-1"), "q-state"
@@ -113,10 +117,11 @@ def state_values(context: LearnerContext, role: str, pool: Replayed) -> Tensor:
 
 def chosen_token_values(context: LearnerContext, role: str, pool: Replayed) -> Tensor:
     """Compute the outputs of a Q role (`log_ratios`) or of a role with a head at the chosen tokens; `[B, R]`, no gradient."""
-    return _in_parts(context, pool, 1, lambda part: _of_role(context, role, part)[None])[0]
+    return _in_parts(context, pool, 1, lambda part: values_of_role(context, role, part)[None])[0]
 
 
-def _of_role(context: LearnerContext, role: str, part: Replayed) -> Tensor:
+def values_of_role(context: LearnerContext, role: str, part: Replayed) -> Tensor:
+    """Compute the values of the chosen tokens of a micro-batch by a role, `[B, R]`, garbage where the mask is False."""
     with context.backbone.acting_as(role):
         return state_values(context, role, part) if role in context.backbone.heads else log_ratios(context, part)
 
@@ -129,13 +134,13 @@ def soft_values(context: LearnerContext, pool: Replayed, beta: float) -> tuple[T
     Returns:
         V and Q, each `[B, R]`, no gradient, 0 where the mask is False.
     """
-    above = _in_parts(context, pool, 2, lambda part: _above_state(context, part, beta))
+    above = _in_parts(context, pool, 2, lambda part: values_above_state(context, part, beta))
     states_BR = zero_padding(chosen_token_values(context, TARGET_ROLES[VALUE_ROLE], pool), pool.mask)
     return states_BR + above[0], states_BR + above[1]
 
 
-def _above_state(context: LearnerContext, part: Replayed, beta: float) -> Tensor:
-    """Compute V - b and Q - b, `[2, B, R]`."""
+def values_above_state(context: LearnerContext, part: Replayed, beta: float) -> Tensor:
+    """Compute V - b and Q - b of a micro-batch, `[2, B, R]`, without gradient."""
     backbone, temperature = context.backbone, context.config.temperature
     batch, mask, hidden = part.policy_batch, part.mask, []
     for role in (REFERENCE, *(TARGET_ROLES[twin] for twin in Q_ROLES)):
@@ -143,8 +148,7 @@ def _above_state(context: LearnerContext, part: Replayed, beta: float) -> Tensor
             hidden.append(reply_hidden(backbone, batch)[mask])
     values_2N = torch.zeros(2, len(hidden[0]), device=mask.device)
     size = max(1, _CHUNK_BYTES // (4 * _HELD * backbone.output_head.vocabulary))
-    for start in range(0, len(hidden[0]), size):
-        chunk = slice(start, start + size)
+    for chunk in slices(len(hidden[0]), size, on_shapes=isinstance(values_2N, FakeTensor)):
         ref_CV, *roles_CV = (torch.log_softmax(backbone.logits(h[chunk]) / temperature, -1) for h in hidden)
         lower_CV = UNIT * (torch.minimum(*roles_CV) - ref_CV)
         values_2N[0, chunk] = kl_soft_value(lower_CV, ref_CV, beta=beta)
@@ -205,6 +209,14 @@ def q_targets(
     return torch.stack(columns[::-1], -1)
 
 
+def role_loss(
+    context: LearnerContext, role: str, rows: Replayed, targets_BR: Tensor, loss: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Compute the loss of a role on a micro-batch, a weighted sum over its tokens; arguments as in `gradients`."""
+    errors_BR = targets_BR - values_of_role(context, role, rows)
+    return masked_sum(rows.weights * loss(errors_BR), rows.mask)
+
+
 def gradients(
     context: LearnerContext, role: str, part: Replayed, targets_BR: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> float:
@@ -222,9 +234,7 @@ def gradients(
 
     def of_group(group: list[int]) -> float:
         index = torch.tensor(group, device=part.mask.device)
-        rows = part.rows(index)
-        errors_BR = targets_BR[index] - _of_role(context, role, rows)
-        summed = masked_sum(rows.weights * loss(errors_BR), rows.mask)
+        summed = role_loss(context, role, part.rows(index), targets_BR[index], loss)
         found = summed.item()
         add_gradients(summed / tokens, parameters)
         return found

@@ -45,7 +45,7 @@ from selfeval.training.experience import (
     reference_logprobs,
 )
 from selfeval.training.gradient_accumulation import add_gradients
-from selfeval.training.learners.learner import Learner
+from selfeval.training.learners.learner import Learner, Peak
 from selfeval.training.policy_updates import Optimizers, learning_rate_factor, mean_of
 from selfeval.training.preference_pairs import Pairs, best_and_worst, kept_pairs, mismatched
 from selfeval.training.schedules import draw
@@ -174,10 +174,8 @@ class DPO(Learner):
 
         def of_group(group: list[int]) -> tuple[float, float, float]:
             part = pairs.some(torch.tensor(group, device=pairs.label_N.device))
-            logprobs, entropy, _ = policy_logprobs(context.backbone, part.batch, context.config.temperature)
-            found = _summed(part, logprobs, baseline)
-            summed = _LOSSES[self.settings.loss](found, self.settings, beta).sum()
-            values = summed.item(), _count_right(found), float(masked_sum(present(entropy).detach(), part.batch.mask_BR))
+            summed, found, entropy = self._loss(part, baseline, beta)
+            values = summed.item(), _count_right(found), float(masked_sum(entropy.detach(), part.batch.mask_BR))
             add_gradients(summed / count, parameters)
             return values
 
@@ -188,6 +186,24 @@ class DPO(Learner):
             loss, right, entropy = (sum(column) for column in zip(*(found for _, found in groups), strict=True))
         tokens = int(pairs.batch.mask_BR.sum())
         return {"policy_loss": loss / count, "pair_accuracy": right / count, "entropy": entropy / tokens}
+
+    def _loss(self, part: Pairs, baseline: Tensor, beta: float) -> tuple[Tensor, _LogProbs, Tensor]:
+        """Compute the summed loss of a micro-batch, the log-probs behind it, and the entropies `[2N, R]`."""
+        found = policy_logprobs(self.context.backbone, part.batch, self.context.config.temperature)
+        whole = _summed(part, found.logprobs, baseline)
+        return _LOSSES[self.settings.loss](whole, self.settings, beta).sum(), whole, present(found.entropy)
+
+    def update_peaks(self, replies: int) -> Sequence[Peak]:
+        config = self.context.config
+        paired = replies if self.settings.reads_kept_pairs else min(replies, 2 * config.questions_per_iteration)
+        return [Peak(POLICY, self._planned_loss, min(config.minibatch, paired), in_pairs=True)]
+
+    def _planned_loss(self, rows: Experience) -> Tensor:
+        """Compute the loss of the first half of the rows against the second half."""
+        label_N = rows.scores_B[: len(rows.scores_B) // 2]
+        reference = rows.ref_logprobs if self.settings.has_reference else None
+        loss, _, _ = self._loss(Pairs(rows.policy_batch, label_N, reference), torch.zeros(()), beta=1.0)
+        return loss
 
     def _baseline(self, pairs: Pairs) -> Tensor:
         """Estimate KTO's reference point over the minibatch; 0 for other losses, and if there is only one question."""

@@ -7,15 +7,36 @@ Scoring, KL control, watchdogs, checkpoints and metrics are common to all learne
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from selfeval.rollout.guide import Guide
 from selfeval.training.context import Prompt, Samples
 from selfeval.training.experience import Experience, RewardScale
 from selfeval.training.policy_updates import Optimizers
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "Peak"]
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Work on a micro-batch that may hold the most memory of an iteration; the planner runs it on shapes.
+
+    Attributes:
+        role: acting role.
+        work: takes a micro-batch. In an update it returns the loss whose gradient is accumulated, or None if it does not
+            accumulate any.
+        replies: number of replies that the micro-batches are taken from.
+        in_pairs: whether a micro-batch has an even number of replies. Default: False.
+    """
+
+    role: str
+    work: Callable[[Experience], Tensor | None]
+    replies: int
+    in_pairs: bool = False
 
 
 class Learner(Protocol):
@@ -50,6 +71,23 @@ class Learner(Protocol):
 
         Raises:
             NotFiniteError: a number is NaN or infinite.
+        """
+        ...
+
+    def scoring_peaks(self, replies: int) -> Sequence[Peak]:
+        """Declare the learner's passes without gradient, in addition to those of reference and evaluator; none by default.
+
+        Args:
+            replies: replies of an iteration.
+        """
+        return ()
+
+    @abstractmethod
+    def update_peaks(self, replies: int) -> Sequence[Peak]:
+        """Declare the passes of an update with the most memory: at least one for every role that is trained.
+
+        Args:
+            replies: replies of an iteration.
         """
         ...
 

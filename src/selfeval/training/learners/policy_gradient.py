@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from selfeval.algorithms.masked import Aggregation, aggregation_weights
@@ -18,13 +19,14 @@ from selfeval.algorithms.policy_losses import clip_fraction, ppo_clip_loss
 from selfeval.config import ClippedConfig, PolicyGradientConfig
 from selfeval.training.context import POLICY, LearnerContext, Prompt, Samples
 from selfeval.training.experience import Experience, RewardScale, collect, present
-from selfeval.training.learners.learner import Learner
+from selfeval.training.learners.learner import Learner, Peak
 from selfeval.training.policy_updates import (
     Optimizers,
     learning_rate_factor,
     mean_of,
     minibatches,
     policy_gradients,
+    policy_loss,
 )
 
 __all__ = ["ClippedPolicyGradient", "EntropyFloor", "KLAdaptiveStepSize", "PolicyGradient", "clip_advantages"]
@@ -87,6 +89,14 @@ class PolicyGradient(Learner):
             self.context, part, weights_BR, self.loss, entropy_bonus=self.floor.bonus, clip_fraction=self.clip_fraction
         )
         return {**values, "grad_norm": self.optimizers.step(POLICY, iteration)}
+
+    def microbatch_loss(self, rows: Experience) -> Tensor:
+        """Compute the loss of a micro-batch under the policy, which must be acting, with every token weighted equally."""
+        bonus = 0.0 if self.floor.share is None else _ENTROPY_BONUS
+        return policy_loss(self.context, rows, torch.ones_like(rows.logprobs), self.loss, entropy_bonus=bonus).objective
+
+    def update_peaks(self, replies: int) -> Sequence[Peak]:
+        return [Peak(POLICY, self.microbatch_loss, min(self.context.config.minibatch, replies))]
 
     def state(self) -> dict[str, Any]:
         return {"floor": self.floor.as_json(), "step_size": self.step_size.factor}

@@ -6,6 +6,7 @@ Huang et al. 2024, https://arxiv.org/abs/2403.17031, and reads the same prompt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,11 +15,12 @@ from selfeval.algorithms.masked import whiten
 from selfeval.algorithms.returns import gae
 from selfeval.config import CriticConfig
 from selfeval.training.context import CRITIC, LearnerContext, Samples
-from selfeval.training.experience import Experience, RewardScale, present, with_values
+from selfeval.training.experience import Experience, RewardScale, present, token_values, with_values
+from selfeval.training.learners.learner import Peak
 from selfeval.training.learners.policy_gradient import ClippedPolicyGradient
-from selfeval.training.policy_updates import critic_gradients
+from selfeval.training.policy_updates import critic_gradients, critic_loss
 
-__all__ = ["PPO", "ensure_critic", "with_generalised_advantages"]
+__all__ = ["PPO", "critic_scoring", "critic_update", "ensure_critic", "with_generalised_advantages"]
 
 
 def ensure_critic(context: LearnerContext) -> None:
@@ -43,6 +45,17 @@ def with_generalised_advantages(context: LearnerContext, experience: Experience,
     return replace(experience, returns=torch.where(mask, raw + values, 0.0), advantages=advantages)
 
 
+def critic_scoring(context: LearnerContext, replies: int) -> Peak:
+    """Declare the critic's pass over the replies of an iteration."""
+    return Peak(CRITIC, lambda rows: token_values(context, rows.critic_batch), replies)
+
+
+def critic_update(context: LearnerContext, replies: int) -> Peak:
+    """Declare the critic's update."""
+    unit = RewardScale(0.0, 1.0, 1.0)
+    return Peak(CRITIC, lambda rows: critic_loss(context, rows, unit), min(context.config.minibatch, replies))
+
+
 class PPO(ClippedPolicyGradient):
     """Proximal policy optimisation with a critic."""
 
@@ -53,6 +66,12 @@ class PPO(ClippedPolicyGradient):
 
     def raw_advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         return with_generalised_advantages(self.context, experience, scale)
+
+    def scoring_peaks(self, replies: int) -> Sequence[Peak]:
+        return [critic_scoring(self.context, replies)]
+
+    def update_peaks(self, replies: int) -> Sequence[Peak]:
+        return [*super().update_peaks(replies), critic_update(self.context, replies)]
 
     def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         """Step the policy, then the critic: in this order only one role's gradients are in memory at a time."""

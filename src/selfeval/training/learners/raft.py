@@ -16,6 +16,7 @@ from selfeval.algorithms.masked import broadcast_to_tokens
 from selfeval.algorithms.policy_losses import clip_fraction, policy_gradient_loss
 from selfeval.training.context import Samples
 from selfeval.training.experience import Experience, RewardScale, present
+from selfeval.training.learners.learner import Peak
 from selfeval.training.learners.policy_gradient import PolicyGradient
 
 __all__ = ["RAFT"]
@@ -34,6 +35,10 @@ class RAFT(PolicyGradient):
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         chosen = experience.rows(present(experience.advantages).any(-1).nonzero()[:, 0])
         return super().update(chosen, scale, iteration)
+
+    def update_peaks(self, replies: int) -> Sequence[Peak]:
+        """Declare those of a policy gradient, on the best reply to each question."""
+        return super().update_peaks(min(replies, self.context.config.questions_per_iteration))
 
     def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
         """Return the share of tokens outside the usual clip range of PPO, although imitation is not clipped."""

@@ -13,17 +13,28 @@ no reply rise instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from selfeval.training.learners.action_values import q_targets, soft_values
+from selfeval.training.context import POLICY
+from selfeval.training.experience import Experience
+from selfeval.training.learners.action_values import q_targets, soft_values, values_above_state
+from selfeval.training.learners.learner import Peak
 from selfeval.training.learners.value_learner import ValueLearner
-from selfeval.training.replay import Replayed
+from selfeval.training.replay import Replayed, replayed
 
 __all__ = ["SoftQ"]
 
 
 class SoftQ(ValueLearner):
     """Twin soft Q functions with an automatic temperature."""
+
+    def scoring_peaks(self, replies: int) -> Sequence[Peak]:
+        """Declare those of a value learner, and the values of the states, which are sums over the vocabulary."""
+        return [*super().scoring_peaks(replies), Peak(POLICY, self._state_values, replies)]
+
+    def _state_values(self, rows: Experience) -> None:
+        values_above_state(self.context, replayed(rows), self.beta)
 
     def with_targets(self, pool: Replayed) -> Replayed:
         settings = self.settings

@@ -12,16 +12,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from selfeval.algorithms.trust_region import flatten
 from selfeval.config import TRPOConfig
 from selfeval.training.context import CRITIC, POLICY, LearnerContext, Prompt, Samples
 from selfeval.training.experience import Experience, RewardScale, collect
-from selfeval.training.learners.learner import Learner
+from selfeval.training.learners.learner import Learner, Peak
 from selfeval.training.learners.policy_gradient import EntropyFloor, clip_advantages
-from selfeval.training.learners.ppo import ensure_critic, with_generalised_advantages
-from selfeval.training.natural_step import natural_step
-from selfeval.training.policy_updates import Optimizers, critic_gradients, learning_rate_factor, mean_of, minibatches
+from selfeval.training.learners.ppo import critic_scoring, critic_update, ensure_critic, with_generalised_advantages
+from selfeval.training.natural_step import (
+    FISHER_REPLIES,
+    microbatch_fisher_product,
+    microbatch_outcome,
+    natural_step,
+    surrogate_loss,
+)
+from selfeval.training.policy_updates import (
+    Optimizers,
+    critic_gradients,
+    learning_rate_factor,
+    mean_of,
+    minibatches,
+    policy_loss,
+)
 
 __all__ = ["TRPO"]
+
+_CG_VECTORS = 6
+"""Vectors of adapter weights held during a product with the Fisher matrix, besides its argument and the gradient: solution,
+residual and search direction of conjugate gradient, the sum of the products so far, the undamped argument, and its norm's
+temporary."""
+_SEARCH_VECTORS = 4
+"""Vectors held during the line search besides the two ends: gradient, step, direction, and the scaled step."""
 
 
 class TRPO(Learner):
@@ -48,6 +72,40 @@ class TRPO(Learner):
         self.floor.update(values["entropy"])
         rows = [self._critic_step(part, scale, iteration) for part in minibatches(experience, self.context, iteration)]
         return {**values, **mean_of(rows)}
+
+    def scoring_peaks(self, replies: int) -> Sequence[Peak]:
+        return [critic_scoring(self.context, replies), Peak(POLICY, self._line_search, replies)]
+
+    def update_peaks(self, replies: int) -> Sequence[Peak]:
+        return [
+            Peak(POLICY, self._surrogate, replies),
+            Peak(POLICY, self._fisher_product, min(FISHER_REPLIES, replies)),
+            critic_update(self.context, replies),
+        ]
+
+    @property
+    def _planned_bonus(self) -> float:
+        """A weight of the entropy bonus that is not 0 if the bonus can be added."""
+        return 0.0 if self.settings.entropy_floor is None else 1.0
+
+    def _surrogate(self, rows: Experience) -> Tensor:
+        weights_BR = torch.ones_like(rows.logprobs)
+        return policy_loss(self.context, rows, weights_BR, surrogate_loss, entropy_bonus=self._planned_bonus).objective
+
+    def _fisher_product(self, rows: Experience) -> None:
+        """Multiply once, with the other vectors of conjugate gradient in memory."""
+        direction_N = flatten(list(self.context.backbone.parameters(POLICY).values())).detach()
+        others = [torch.zeros_like(direction_N) for _ in range(_CG_VECTORS)]
+        microbatch_fisher_product(self.context, rows.policy_batch, direction_N)
+        del others
+
+    def _line_search(self, rows: Experience) -> None:
+        """Evaluate one trial, with the gradient and the step in memory."""
+        start_N = flatten(list(self.context.backbone.parameters(POLICY).values()))
+        others = [torch.zeros_like(start_N) for _ in range(_SEARCH_VECTORS)]
+        weights_BR = torch.ones_like(rows.logprobs)
+        microbatch_outcome(self.context, rows, weights_BR, start_N, start_N.clone(), entropy_bonus=self._planned_bonus)
+        del others
 
     def _critic_step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         values = critic_gradients(self.context, part, scale)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -35,10 +36,12 @@ from selfeval.training.learners.action_values import (
     chosen_token_values,
     gradients,
     polyak_update,
+    role_loss,
+    values_of_role,
 )
-from selfeval.training.learners.learner import Learner
+from selfeval.training.learners.learner import Learner, Peak
 from selfeval.training.policy_updates import Optimizers, learning_rate_factor, mean_of
-from selfeval.training.replay import Replay, Replayed
+from selfeval.training.replay import Replay, Replayed, replayed
 
 __all__ = ["ValueLearner"]
 
@@ -80,6 +83,24 @@ class ValueLearner(Learner):
     @abstractmethod
     def with_targets(self, pool: Replayed) -> Replayed:
         """Return the replies with `taken` and `targets` filled in."""
+
+    def scoring_peaks(self, replies: int) -> Sequence[Peak]:
+        """Declare the passes of the target networks, which hold as much as those of the roles themselves."""
+        return [
+            Peak(role, partial(self._value, role), replies) for role in (TARGET_ROLES[Q_ROLES[0]], TARGET_ROLES[VALUE_ROLE])
+        ]
+
+    def update_peaks(self, replies: int) -> Sequence[Peak]:
+        count = min(self.context.config.minibatch, replies)
+        trained = tuple(self.optimizers.by_role)
+        return [Peak(role, partial(self._planned_loss, role), count) for role in trained]
+
+    def _value(self, role: str, rows: Experience) -> None:
+        values_of_role(self.context, role, replayed(rows))
+
+    def _planned_loss(self, role: str, rows: Experience) -> Tensor:
+        pool = replayed(rows)
+        return role_loss(self.context, role, pool, pool.targets, huber_loss)
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         self.replay.add(experience)

@@ -1,7 +1,6 @@
-"""Facts of models from their config.json alone: nothing is downloaded, no weight is read.
+"""Facts about models from their config.json alone: nothing is downloaded, and no weights are read.
 
-The files in `model_facts/` hold the public config fields of common models that decide how large things are, and where they
-come from.
+The files in `published_configs/` contain the public config fields that determine the sizes of common models, and their source.
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ from selfeval.backbone.check import check_causal
 from selfeval.backbone.families.table import FAMILIES, register_family
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import stretch_positions
+from selfeval.backbone.sizes import WeightSizes, weight_sizes
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 from selfeval.texts import read_text
 
-__all__ = ["ModelFacts", "known_models", "model_facts", "read_facts"]
+__all__ = ["ModelFacts", "known_models", "model_facts", "read_facts", "weigh"]
 
-_SHIPPED = Path(__file__).parent / "model_facts"
+_SHIPPED = Path(__file__).parent / "published_configs"
 
 
 @dataclass(frozen=True)
@@ -175,3 +175,8 @@ def model_facts(model: str) -> ModelFacts:
             f"--config with its config.json, or one of: {', '.join(known)}"
         )
     return read_facts(name, _read_json(known[name])["config"])
+
+
+def weigh(facts: ModelFacts, precision: str) -> WeightSizes:
+    """Count the bytes of a model's weights in a precision, without creating any."""
+    return weight_sizes(facts.shell, precision)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from selfeval.backbone.load import LoadedModel
+from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig
@@ -51,7 +53,7 @@ class Footprint(TorchDispatchMode):
 
     New tensors are `activations`, those whose last dimension is the vocabulary `logits`. A tensor is where the first tensor is
     that it was made of (streamed weights come to it), else on the main device. Fake tensors have no values: a mask picks
-    everything, and a yes or no is no.
+    everything, a yes or no is no, and a number is 0.
 
     Args:
         known: tensors that are there already, by kind, on the main device; `know` names those of other devices.
@@ -115,11 +117,16 @@ class Footprint(TorchDispatchMode):
         if func is _ATEN.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         if func is _ATEN.index.Tensor and _is_mask(args[1]):
-            return args[0].new_empty((args[1][0].numel(), *args[0].shape[args[1][0].ndim :]))
+            (mask,) = (part for part in args[1] if part is not None)
+            whole = len(args[1]) - 1
+            rest = args[0].shape[whole + mask.ndim :]
+            return args[0].new_empty((*args[0].shape[:whole], mask.numel(), *rest))
         if func in (_ATEN.index_put_.default, _ATEN._index_put_impl_.default) and _is_mask(args[1]):
             return args[0]
         if func is _ATEN._local_scalar_dense.default and args[0].dtype == torch.bool:
             return False
+        if func is _ATEN._local_scalar_dense.default and args[0].is_floating_point():
+            return 0.0
         return None
 
     def _see(self, tensor: Tensor, kind: str, device: str) -> None:
@@ -172,7 +179,9 @@ class _Moved(torch.autograd.Function):
 
 
 def _is_mask(index: Sequence[Tensor | None]) -> bool:
-    return len(index) == 1 and index[0] is not None and index[0].dtype == torch.bool
+    """Whether a mask picks entries, of the first dimensions or of those after whole ones (`x[:, mask]`)."""
+    given = [part for part in index if part is not None]
+    return len(given) == 1 and index[-1] is given[0] and given[0].dtype == torch.bool
 
 
 class ShapeBackbone(Backbone):
@@ -186,6 +195,7 @@ class ShapeBackbone(Backbone):
         placement: which device holds which layer; one device holds all unless given. Streamed layers are computed on the main
             device, and again in the backward pass.
         attention: how attention is computed; the family's own way unless given.
+        more_roles: adds further roles, as a learner does.
 
     Raises:
         ModelError: the family cannot compute attention in that way.
@@ -199,6 +209,7 @@ class ShapeBackbone(Backbone):
         roles: Mapping[str, bool],
         placement: DeviceMap | None = None,
         attention: str | None = None,
+        more_roles: Callable[[ShapeBackbone], None] = lambda backbone: None,
     ) -> None:
         try:
             with torch.device("meta"):
@@ -213,6 +224,7 @@ class ShapeBackbone(Backbone):
         self.meter: Footprint | None = None
         for role, head in roles.items():
             self.add_role(role, head=head)
+        more_roles(self)
         self.fake = FakeTensorMode()
         self._to_fake(torch.device("cpu"))
         if placement is not None and not placement.is_whole:
@@ -220,6 +232,18 @@ class ShapeBackbone(Backbone):
 
     def _check_logits(self) -> None:
         """There are no logits to check."""
+
+    def is_bare(self, role: str) -> bool:
+        """Return True: a new role has no values."""
+        return True
+
+    @property
+    def output_head(self) -> OutputHead:
+        """The output layer as on the main device, where a tile of logits may have another size."""
+        return replace(super().output_head, device=self.main.partition(":")[0])
+
+    def _copy(self, source: str, target: str) -> None:
+        """There are no values to copy."""
 
     def _unread_layers(self, role: str) -> tuple[str, ...]:
         return ()

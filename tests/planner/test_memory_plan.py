@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from selfeval.backbone.plan import at_depth, largest_fitting
+from selfeval.planner.memory_plan import at_depth, largest_fitting
 
 
 def test_depth_adds_the_same_for_every_layer() -> None:

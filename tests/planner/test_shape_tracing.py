@@ -7,10 +7,10 @@ import torch
 from transformers import Gemma3TextConfig
 
 import tiny_models
-from selfeval.backbone.footprint import Footprint, ShapeBackbone
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
+from selfeval.planner.shape_tracing import Footprint, ShapeBackbone
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 PROMPTS, REPLIES = [(5, 9, 2, 7, 6), (7, 8, 9)], [(3, 4, 5, 6), (9, 9, 8)]

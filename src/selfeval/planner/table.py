@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from selfeval.backbone.plan import KINDS, PHASES, DevicePlan, Plan
+from selfeval.planner.memory_plan import KINDS, PHASES, DevicePlan, Plan
+from selfeval.texts import format_bytes
 
 __all__ = ["print_plan"]
 
@@ -39,7 +40,7 @@ def _say(console: Console, text: str) -> None:
 
 def _by_device(plan: Plan) -> Table:
     """Build a table of the totals of each phase, one row per device."""
-    table = Table(title="GiB by device", title_justify="left")
+    table = Table(title="Memory by device", title_justify="left")
     for name in ("device", "layers"):
         table.add_column(name)
     for name in ("available", *PHASES):
@@ -52,9 +53,9 @@ def _by_device(plan: Plan) -> Table:
 
 
 def _by_kind(device: DevicePlan) -> Table:
-    """Build a table of one device's bytes, one row per kind that occurs."""
-    limit = "no limit known" if device.budget is None else f"{device.budget / 2**30:.2f} available"
-    table = Table(title=f"GiB on {device.device}, {limit}", title_justify="left")
+    """Build a table of one device's memory, one row per kind that occurs."""
+    limit = "no limit known" if device.budget is None else f"{_cell(device.budget)} available"
+    table = Table(title=f"Memory on {device.device}, {limit}", title_justify="left")
     table.add_column("")
     for phase in PHASES:
         table.add_column(phase, justify="right")
@@ -68,4 +69,4 @@ def _by_kind(device: DevicePlan) -> Table:
 
 
 def _cell(size: int) -> str:
-    return f"{size / 2**30:.3f}" if size else "-"
+    return format_bytes(size, digits=4) if size else "-"

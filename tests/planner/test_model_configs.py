@@ -8,10 +8,9 @@ import pytest
 from safetensors import safe_open
 
 import chatglm
-from selfeval.backbone.facts import ModelFacts, known_models, model_facts, read_facts
-from selfeval.backbone.plan import weigh
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
+from selfeval.planner.model_configs import ModelFacts, known_models, model_facts, read_facts, weigh
 
 # Published parameter counts (the number of elements in the weight files).
 PUBLISHED = {

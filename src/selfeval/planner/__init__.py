@@ -1,0 +1,1 @@
+"""The memory planner: predict a run's memory use before anything is loaded, and find settings that fit."""

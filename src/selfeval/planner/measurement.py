@@ -1,0 +1,195 @@
+"""Peak memory of the phases of a model at full depth, from traces of a few of its layers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
+from itertools import groupby
+
+import torch
+
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.meters import kept_by_allocator, kernel_bytes
+from selfeval.backbone.placement import DeviceMap
+from selfeval.backbone.precision import DTYPES
+from selfeval.backbone.sizes import WeightSizes
+from selfeval.config import RunConfig
+from selfeval.planner.memory_plan import at_depth
+from selfeval.planner.model_configs import ModelFacts, weigh
+from selfeval.planner.phase_peaks import (
+    Shape,
+    ShapeLoop,
+    add_optimizer,
+    evaluator_peak,
+    rollout_peak,
+    score_peaks,
+    update_peaks,
+)
+from selfeval.planner.shape_tracing import Peaks, computes, fullest
+from selfeval.planner.workload import Workload
+from selfeval.training.context import CRITIC, POLICY
+
+__all__ = ["Measured"]
+
+_NUCLEUS = 0.9
+"""Any top-p below 1: the memory of sorting the vocabulary does not depend on it."""
+
+
+class Measured:
+    """Peak memory of the phases of one model, measured by running them on shapes at a few of its depths.
+
+    Consecutive layers on one device form a span. The model is run with a few layers (or periods of layers) in each span, then
+    once per span with one more layer there. The difference is the cost of each additional layer of that span.
+
+    Args:
+        checkpointing: whether layers are recomputed in the backward pass.
+    """
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        config: RunConfig,
+        precision: str,
+        placement: DeviceMap,
+        work: Workload,
+        checkpointing: bool,
+        runtime: int,
+    ) -> None:
+        self.facts, self.config, self.precision, self.work = facts, config, precision, work
+        self.placement, self.checkpointing = placement, checkpointing
+        self.runtime = runtime
+        self.kernels = kernel_bytes() if placement.main == "cpu" and precision != "fp32" else 0
+        self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
+        self.period = facts.period or facts.layers
+        self.few = 2 if len(self.spans) <= 2 else 1  # every span adds a model to run
+        self.whole = (self.few * len(self.spans) + 1) * self.period >= facts.layers
+        self.rollout, self.learning = cache(self._rollout), cache(self._learning)
+
+    def _shallow(self, deeper: int | None = None) -> DeviceMap:
+        """Return the device map with few periods of layers in each span, and optionally one more period in one span."""
+        counts = [(self.few + (number == deeper)) * self.period for number in range(len(self.spans))]
+        devices = [d for (d, _), count in zip(self.spans, counts, strict=True) for _ in range(count)]
+        return replace(self.placement, layers=self.placement.layers[: len(devices)], devices=tuple(devices))
+
+    @cached_property
+    def loops(self) -> list[ShapeLoop]:
+        """The shallow model, and for each span one that is deeper there; only the whole model if it is not deep."""
+        spread = [self._shallow(), *(self._shallow(number) for number in range(len(self.spans)))]
+        # Packed weights are computed in bf16.
+        dtype = DTYPES.get(self.precision, torch.bfloat16)
+        made = []
+        for placed in [self.placement] if self.whole else spread:
+            model = self.facts.with_layers(len(placed.devices))
+            made.append(ShapeLoop.of(self.config, model, dtype, placed, self.facts.attention))
+        for loop in made if self.checkpointing else []:
+            loop.backbone.recompute_layers()
+        return made
+
+    def _peak(self, trial: Callable[[ShapeLoop], list[Peaks]], brought: int) -> Peaks:
+        """Return the maximum of a trial's peaks, each extrapolated to full depth and the actual weights.
+
+        Args:
+            trial: trial of a phase; may consist of several consecutive steps.
+            brought: bytes of streamed weights on the main device at a time.
+        """
+        # Transpose: for each step of the trial, its peaks on the shallow model and on each deeper one.
+        found = zip(*(trial(loop) for loop in self.loops), strict=True)
+        return fullest(self._at_full_depth(first, deeper, brought) for first, *deeper in found)
+
+    def _at_full_depth(self, first: Peaks, deeper: Sequence[Peaks], brought: int) -> Peaks:
+        steps = [count / self.period - self.few for _, count in self.spans] if deeper else []
+        found: Peaks = {}
+        for device, size in self.placement.bytes.items():
+            peak = at_depth(first.get(device, {}), [one.get(device, {}) for one in deeper], steps)
+            peak["base"] = size + (brought if device == self.placement.main else 0)
+            peak["activations"] += self.sizes.unpacked if computes(device, self.placement.main) else 0
+            found[device] = self._with_process(device, peak)
+        return found
+
+    def _with_process(self, device: str, peak: Counter[str]) -> Counter[str]:
+        """Add the process and its allocator's cached memory, on the CPU only."""
+        if device != "cpu":
+            return peak
+        alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
+        learning = peak["gradients"] > 0
+        kept = kept_by_allocator(self.sizes.total, alive, learning=learning) if self.placement.main == "cpu" else 0
+        return peak + Counter(runtime=self.runtime, kernels=self.kernels, allocator=kept)
+
+    @cached_property
+    def sizes(self) -> WeightSizes:
+        return weigh(self.facts, self.precision)
+
+    @cached_property
+    def _layer(self) -> int:
+        """Bytes of the largest layer."""
+        return max((self.sizes.within(layer) for layer in self.placement.streamed), default=0)
+
+    @cached_property
+    def _matrix(self) -> int:
+        """Bytes of the largest weight of a streamed layer."""
+        streamed = tuple(f"{layer}." for layer in self.placement.streamed)
+        return max((size for name, size in self.sizes.bytes.items() if streamed and name.startswith(streamed)), default=0)
+
+    def load(self) -> Peaks:
+        """Return the memory in use before the first pass."""
+        return {d: self._with_process(d, Counter(base=size)) for d, size in self.placement.bytes.items()}
+
+    @property
+    def replies(self) -> int:
+        """Replies of an iteration."""
+        return self.config.policy.questions_per_iteration * self.config.policy.replies_per_question
+
+    def of_policy(self, rows: int) -> Peaks:
+        """Return the peak of sampling `rows` replies at once in policy training; a guided reply is a row per role."""
+        work = self.work
+
+        def trial(loop: ShapeLoop) -> list[Peaks]:
+            guide = loop.learner.guidance()
+            replies = min(max(1, rows // (1 + len(guide.roles))) if guide else rows, self.replies)
+            shape = Shape(replies, work.reply_prompt, work.reply)
+            prompts = min(replies, self.config.policy.questions_per_iteration)
+            peaks = rollout_peak(loop.backbone, shape, prompts=prompts, top_p=1.0, role=POLICY, guide=guide)
+            add_optimizer(peaks, loop.backbone, loop.trained)
+            return [peaks]
+
+        return self._peak(trial, self._matrix)
+
+    def _of_base(self, shape: Shape, *, top_p: float) -> Peaks:
+        """Return the peak of sampling from the bare base, one reply per prompt."""
+
+        def trial(loop: ShapeLoop) -> list[Peaks]:
+            peaks = rollout_peak(loop.backbone, shape, prompts=shape.rows, top_p=top_p, role=BASE)
+            for peak in peaks.values():
+                peak["adapters"] = 0
+            return [peaks]
+
+        return self._peak(trial, self._matrix)
+
+    def _rollout(self, rows: int) -> Peaks:
+        """Return the highest peak of sampling `rows` replies at once.
+
+        The candidates are policy training, the judge's chain of thought, and collecting replies.
+        """
+        work = self.work
+        judging = self._of_base(Shape(rows, work.judge_prompt, work.working), top_p=1.0)
+        replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), top_p=_NUCLEUS)
+        return fullest([self.of_policy(rows), judging, replying])
+
+    def _learning(self, rows: int) -> dict[str, Peaks]:
+        """Return the peaks of scoring and updating with micro-batches of `rows` of the longest sequences."""
+        shape = Shape(rows, self.work.reply_prompt, self.work.reply, self.work.grade_prompt)
+
+        def score(loop: ShapeLoop) -> list[Peaks]:
+            return [score_peaks(loop, shape.of(min(rows, self.replies)), replies=self.replies)]
+
+        def update(loop: ShapeLoop) -> list[Peaks]:
+            found = update_peaks(loop, shape, replies=self.replies)
+            pairs = min(max(2, rows - rows % 2), 2 * self.config.evaluator.batch)
+            # A critic reads the same as the evaluator, and has more roles in memory.
+            if CRITIC not in loop.trained or pairs > min(rows, self.config.policy.minibatch, self.replies):
+                found.append(evaluator_peak(loop.backbone, shape.of(pairs), self.config.evaluator))
+            return found
+
+        return {"score": self._peak(score, self._matrix), "update": self._peak(update, self._layer)}

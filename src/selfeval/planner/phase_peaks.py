@@ -1,0 +1,326 @@
+"""Peak memory of each phase of a run, from the engine's and the learners' own functions run on shapes.
+
+Shapes: B rows, P prompt tokens, R reply tokens, T = P + R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from selfeval.backbone.families.cache import RoomyLayer
+from selfeval.backbone.placement import DeviceMap
+from selfeval.backbone.sequences import Sequences, final_scores
+from selfeval.config import CriticConfig, EvaluatorConfig, RunConfig
+from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
+from selfeval.rollout.engine import Batch, Request
+from selfeval.rollout.guide import Guide
+from selfeval.runs.members import member_roles
+from selfeval.stages.context import START
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext
+from selfeval.training.evaluator import EVALUATOR, pair_loss
+from selfeval.training.experience import Experience, acting_logprobs
+from selfeval.training.gradient_accumulation import add_gradients
+from selfeval.training.learners import Learner, make_learner
+from selfeval.training.learners.learner import Peak
+from selfeval.training.scoring import EvaluatorScorer
+
+__all__ = [
+    "Shape",
+    "ShapeLoop",
+    "add_optimizer",
+    "evaluator_peak",
+    "optimizer_bytes",
+    "rollout_peak",
+    "score_peaks",
+    "update_peaks",
+]
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch of `rows` replies that all have the maximum length.
+
+    Attributes:
+        prompt, reply: tokens of a prompt and of a reply.
+        grade: tokens of the prompt of evaluator and critic.
+    """
+
+    rows: int
+    prompt: int
+    reply: int
+    grade: int = 0
+
+    def of(self, rows: int) -> Shape:
+        """Return the shape of another number of rows."""
+        return Shape(rows, self.prompt, self.reply, self.grade)
+
+    def policy_batch(self) -> Sequences:
+        return _sequences(self.rows, self.prompt, self.reply)
+
+    def critic_batch(self) -> Sequences:
+        return _sequences(self.rows, self.grade, self.reply)
+
+
+@dataclass(frozen=True)
+class ShapeLoop:
+    """The policy training of a configuration on shapes: a backbone with all roles, and the learner that declares the peaks."""
+
+    backbone: ShapeBackbone
+    context: LearnerContext
+    learner: Learner
+
+    @classmethod
+    def of(cls, config: RunConfig, model: Any, dtype: torch.dtype, placement: DeviceMap, attention: str | None) -> ShapeLoop:
+        """Build the roles of policy training on shapes.
+
+        Args:
+            config: configuration of the run.
+            model: config of transformers.
+            dtype: of the base weights.
+            placement: which device holds which layer.
+            attention: optional attention implementation. Default: that of the family.
+        """
+        made: list[tuple[LearnerContext, Learner]] = []
+
+        def add_learner(backbone: ShapeBackbone) -> None:
+            if REFERENCE not in backbone.roles:
+                backbone.add_snapshot(REFERENCE, of=POLICY)
+            # The token limits are not read: the micro-batches are formed below.
+            scorer = EvaluatorScorer(backbone, batch_tokens=1)
+            context = LearnerContext(backbone, config.policy, scorer, seed=0, limit=1, rows=1, batch_tokens=1)
+            made.append((context, make_learner(context)))
+
+        backbone = ShapeBackbone(model, dtype, config.lora, _roles(config), placement, attention, add_learner)
+        return cls(backbone, *made[0])
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Roles with an optimizer."""
+        return tuple(self.learner.optimizers.by_role)
+
+    @property
+    def has_critic(self) -> bool:
+        return issubclass(self.context.config.spec.config, CriticConfig)
+
+
+def _roles(config: RunConfig) -> dict[str, bool]:
+    """Return the adapters of policy training before the learner adds its own; True for those with a head.
+
+    The reference is the bare base, without an adapter, unless it moves or is the policy of an earlier round.
+    """
+    roles = dict.fromkeys(member_roles(config), True) | {POLICY: False}
+    if config.rounds > 1:
+        roles[START] = False
+    if config.rounds > 1 or config.policy.reference_ema is not None:
+        roles[REFERENCE] = False
+    return roles
+
+
+def _sequences(rows: int, prompt: int, reply: int) -> Sequences:
+    return Sequences(
+        torch.zeros(rows, prompt + reply, dtype=torch.int64),
+        torch.ones(rows, prompt + reply, dtype=torch.int64),
+        torch.zeros(rows, dtype=torch.int64),
+        torch.zeros(rows, reply, dtype=torch.int64),
+        torch.ones(rows, reply, dtype=torch.bool),
+    )
+
+
+def _experience(shape: Shape, *, critic: bool) -> Experience:
+    """Return an experience of this shape; values and returns only for learners with a critic."""
+
+    def per_token() -> Tensor:
+        return torch.zeros(shape.rows, shape.reply)
+
+    return Experience(
+        shape.policy_batch(),
+        shape.critic_batch(),
+        groups_B=torch.zeros(shape.rows, dtype=torch.int64),
+        scores_B=torch.zeros(shape.rows),
+        logprobs=per_token(),
+        ref_logprobs=per_token(),
+        rewards=per_token(),
+        kl_coefficient=0.0,
+        values=per_token() if critic else None,
+        returns=per_token() if critic else None,
+        advantages=per_token(),
+    )
+
+
+# -- sampling -------------------------------------------------------------------------------------------------------------
+
+
+def rollout_peak(
+    backbone: ShapeBackbone, shape: Shape, *, prompts: int, top_p: float, role: str, guide: Guide | None = None
+) -> Peaks:
+    """Trace the first and the last steps of a batch of the engine, and return the peak by device and kind.
+
+    Args:
+        shape: of the batch.
+        prompts: number of distinct prompts.
+        top_p: 1 samples from the whole distribution.
+        role: acting role.
+        guide: optional value guidance.
+    """
+    meter = backbone.footprint()
+    requests = [Request((row % prompts,) * shape.prompt, top_p=top_p) for row in range(shape.rows)]
+    with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
+        batch = Batch(backbone, requests, range(shape.rows), shape.reply, (), (), 0, guide)
+        layers = _metered(batch, meter)
+        tokens = batch.draw(batch.prefill()[0], 0)
+        # The last two steps; in the very last, the rows move together because one is finished.
+        for step, rows in ((shape.reply - 2, shape.rows), (shape.reply - 1, max(1, shape.rows - 1))):
+            if step > 0:
+                length = shape.prompt + step - 1
+                for layer in layers:
+                    layer.length = length
+                attention = torch.ones(len(tokens), length, dtype=torch.int64)
+                tokens = batch.draw(batch.advance(range(rows), tokens, attention)[0], step)
+    return meter.peaks
+
+
+def _metered(batch: Batch, meter: Footprint) -> list[RoomyLayer]:
+    """Replace the preallocated layers of a batch's caches by layers that label their tensors, and return these."""
+    found = []
+    for part in batch.passes:
+        layers = [_MeteredLayer(meter, layer.room) if isinstance(layer, RoomyLayer) else layer for layer in part.cache.layers]
+        part.cache.layers = layers
+        found += [layer for layer in layers if isinstance(layer, RoomyLayer)]
+    return found
+
+
+class _MeteredLayer(RoomyLayer):
+    """The engine's cache layer, which labels its tensors as `kv_cache`."""
+
+    def __init__(self, meter: Footprint, room: int) -> None:
+        super().__init__(room)
+        self.meter = meter
+
+    def _empty(self, states: Tensor) -> Tensor:
+        made = super()._empty(states)
+        self.meter.label([made], "kv_cache")
+        return made
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.meter.label([t for t in (self.keys, self.values) if t is not None], "kv_cache")
+
+
+# -- scoring and updating -------------------------------------------------------------------------------------------------
+
+
+def score_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> Peaks:
+    """Trace the passes without gradient: reference, evaluator, and those that the learner declares.
+
+    Args:
+        shape: of the largest micro-batch.
+        replies: replies of an iteration.
+    """
+    backbone, learner = loop.backbone, loop.learner
+    meter = backbone.footprint()
+    with torch.no_grad(), backbone.fake, meter:
+        kept = _experience(shape.of(replies), critic=loop.has_critic)
+        with backbone.acting_as(REFERENCE):
+            acting_logprobs(loop.context, shape.policy_batch())
+        with backbone.acting_as(EVALUATOR):
+            final_scores(backbone, EVALUATOR, shape.critic_batch())
+        for peak in learner.scoring_peaks(replies):
+            with backbone.acting_as(peak.role):
+                peak.work(_experience(shape.of(_microbatch(peak, shape.rows)), critic=loop.has_critic))
+        del kept
+    add_optimizer(meter.peaks, backbone, loop.trained)
+    return meter.peaks
+
+
+def update_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> list[Peaks]:
+    """Trace the backward passes that the learner declares, with the gradients of earlier micro-batches in memory.
+
+    Args:
+        shape: of the largest micro-batch.
+        replies: replies of an iteration.
+    """
+    return [_update_peak(loop, peak, shape, replies) for peak in loop.learner.update_peaks(replies)]
+
+
+def _update_peak(loop: ShapeLoop, peak: Peak, shape: Shape, replies: int) -> Peaks:
+    rows = _microbatch(peak, shape.rows)
+
+    def batches() -> list[Experience]:
+        """Return the iteration's experience, the minibatch and the micro-batch, which the loop all holds."""
+        return [_experience(shape.of(n), critic=loop.has_critic) for n in (replies, peak.replies, rows)]
+
+    peaks = _backward_peak(loop.backbone, peak.role, batches, lambda held: peak.work(held[-1]))
+    add_optimizer(peaks, loop.backbone, loop.trained)
+    return peaks
+
+
+def _microbatch(peak: Peak, rows: int) -> int:
+    """Return the rows of a micro-batch if `rows` fit."""
+    rows = min(rows, peak.replies)
+    return max(2, rows - rows % 2) if peak.in_pairs else rows
+
+
+def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfig) -> Peaks:
+    """Trace the training of an evaluator, which has no other role in memory.
+
+    Args:
+        shape: of a micro-batch; an even number of rows.
+        config: settings of the evaluator.
+    """
+
+    def loss(batch: Sequences) -> Tensor:
+        return pair_loss(backbone, EVALUATOR, batch, torch.zeros(shape.rows // 2), config)[0]
+
+    peaks = _backward_peak(backbone, EVALUATOR, shape.critic_batch, loss)
+    add_optimizer(peaks, backbone, (EVALUATOR,))
+    own = backbone.adapters((EVALUATOR,))
+    for device, peak in peaks.items():
+        peak["adapters"] = _bytes(own.get(device, []))
+    return peaks
+
+
+def _backward_peak(backbone: ShapeBackbone, role: str, hold: Callable[[], T], work: Callable[[T], Tensor | None]) -> Peaks:
+    """Trace a backward pass; only the gradients of its own role are in memory.
+
+    Args:
+        role: acting role.
+        hold: creates the tensors that are in memory during the forward and the backward pass.
+        work: computes the loss from them, or None if nothing is differentiated further.
+    """
+    parameters = list(backbone.parameters(role).values())
+    with backbone.fake:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    meter = backbone.footprint()
+    with backbone.fake, meter, backbone.acting_as(role):
+        held = hold()
+        loss = work(held)
+        if loss is not None:
+            add_gradients(loss, parameters)
+        del held
+    for parameter in parameters:
+        parameter.grad = None
+    return meter.peaks
+
+
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def optimizer_bytes(backbone: ShapeBackbone, roles: Sequence[str]) -> dict[str, int]:
+    """Return AdamW's state by device: two moments of every weight, and a step counter of every tensor (fp32)."""
+    return {device: 2 * _bytes(held) + 4 * len(held) for device, held in backbone.adapters(roles).items()}
+
+
+def add_optimizer(peaks: Peaks, backbone: ShapeBackbone, roles: Sequence[str]) -> None:
+    """Add the optimizers of these roles to the peaks, which were found without them."""
+    for device, size in optimizer_bytes(backbone, roles).items():
+        peaks[device]["optimizer"] = size

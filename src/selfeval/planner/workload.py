@@ -1,0 +1,54 @@
+"""The longest texts that a configuration allows, in tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfeval.config import RunConfig
+from selfeval.judging.templates import template_texts, templates_folder
+
+__all__ = ["Workload", "workload"]
+
+_CHARACTERS_PER_TOKEN = 3
+_CHAT_TOKENS = 16
+"""Approximate number of tokens that a chat template adds around a message."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Lengths of the longest texts that the configuration allows, and how many are processed at once.
+
+    Attributes:
+        reply_prompt, grade_prompt, judge_prompt: tokens before a reply, as read by policy, evaluator and judge.
+        reply, working: token limits of a reply and of the judge's chain of thought.
+    """
+
+    reply_prompt: int
+    grade_prompt: int
+    judge_prompt: int
+    reply: int
+    working: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is scored or trained on."""
+        return max(self.reply_prompt, self.grade_prompt) + self.reply
+
+
+def workload(config: RunConfig, context: int | None) -> Workload:
+    """Compute the largest workload that the limits allow; template text is counted at three characters per token."""
+    texts = template_texts(templates_folder(config.model, config.templates))
+    own = {name.removesuffix(".jinja"): len(text) // _CHARACTERS_PER_TOKEN + _CHAT_TOKENS for name, text in texts.items()}
+    question, reply = config.questions.max_new_tokens, config.replies.max_new_tokens
+    room = (context or 1 << 40) - 1
+    reply_prompt = min(own["reply"] + question, room)
+    shown_working = reply if "working" in texts["grade.jinja"] else 0
+    grade_prompt = min(own["grade"] + question + shown_working, room)
+    judge_prompt = min(own["judge"] + question + 2 * reply, room)
+    return Workload(
+        reply_prompt,
+        grade_prompt,
+        judge_prompt,
+        min(reply, room + 1 - max(reply_prompt, grade_prompt)),
+        min(config.verdicts.max_new_tokens if config.verdicts.working else 1, room + 1 - judge_prompt),
+    )

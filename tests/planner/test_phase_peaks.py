@@ -1,0 +1,257 @@
+"""The peaks of the phases on shapes against those of the engine and the loop, whose storages are counted while they run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny_models
+from policies import policy_config
+from selfeval.backbone import logprobs
+from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
+from selfeval.config import LEARNERS, RunConfig
+from selfeval.planner.phase_peaks import (
+    Shape,
+    ShapeLoop,
+    add_optimizer,
+    evaluator_peak,
+    optimizer_bytes,
+    rollout_peak,
+    score_peaks,
+    update_peaks,
+)
+from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone, fullest
+from selfeval.rollout.engine import Request, generate
+from selfeval.training.checkpoint import role_optimizer
+from selfeval.training.context import LearnerContext, Prompt
+from selfeval.training.policy import train_policy
+from selfeval.training.recorder import CheckpointRecorder
+from selfeval.training.scoring import EvaluatorScorer
+
+GRADE = 14
+SHAPE = Shape(rows=8, prompt=10, reply=12, grade=GRADE)
+LEARNING = ("policy", "critic")
+SETTINGS: dict[str, Any] = {
+    "iterations": 2, "questions_per_iteration": 4, "replies_per_question": 2, "minibatch": 8, "epochs": 1,
+    "kl_target": 1e6, "kl_horizon": 10**9, "watchdogs": "warn",
+}  # fmt: skip
+
+
+def _real() -> Any:
+    real = tiny_models.backbone("llama", rank=4, eos=())
+    real.add_role("evaluator-0", head=True, trainable=False)
+    real.add_role("policy")
+    real.add_snapshot("reference", of="policy")
+    return real
+
+
+def _config(learner: str = "ppo", **settings: Any) -> RunConfig:
+    lora = {"rank": 4, "alpha": 8.0}
+    return RunConfig.model_validate({"lora": lora, "policy": policy_config(learner, **SETTINGS, **settings).model_dump()})
+
+
+def _loop(config: RunConfig | None = None, placed: DeviceMap | None = None, vocabulary: int = 40, **changes: Any) -> ShapeLoop:
+    model = tiny_models.tiny_config("llama", vocabulary, **changes)
+    placed = placed or plan_placement(meta_model(model), {"cpu": 1 << 30}, "fp32")
+    return ShapeLoop.of(config or _config(), model, torch.float32, placed, None)
+
+
+@pytest.fixture(scope="module")
+def loop() -> ShapeLoop:
+    return _loop()
+
+
+@pytest.fixture(scope="module")
+def shapes(loop: ShapeLoop) -> ShapeBackbone:
+    return loop.backbone
+
+
+def _meter(real: Any) -> Footprint:
+    own = [p for role in real.roles for p in real.parameters(role).values()]
+    base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
+    return Footprint({"base": base, "adapters": own}, 40)
+
+
+def test_the_cache_is_counted_exactly(shapes: ShapeBackbone) -> None:
+    found = rollout_peak(shapes, SHAPE, prompts=8, top_p=1.0, role="policy")["cpu"]
+    layers, kinds, heads, size = 2, 2, 2, 8
+    tokens = SHAPE.prompt + SHAPE.reply  # room for them all
+    assert found["kv_cache"] == layers * kinds * heads * size * SHAPE.rows * tokens * 4
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, top_p: float) -> None:
+    real = _real()
+    real.add_role("critic", head=True)
+    requests = [Request(tuple(range(2 + i, 12 + i)), top_p=top_p) for i in range(SHAPE.rows)]
+    meter = _meter(real)
+    with meter, real.acting_as("policy"):
+        generate(real, requests, max_new_tokens=SHAPE.reply, seed=0)
+    planned = rollout_peak(shapes, SHAPE, prompts=8, top_p=top_p, role="policy")["cpu"]
+    assert planned.total() == pytest.approx(meter.peak.total(), rel=0.03)
+
+
+def test_tiles_left_out_on_shapes_do_not_change_the_peak(shapes: ShapeBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    def peaks() -> Peaks:
+        meter = shapes.footprint()
+        with torch.no_grad(), shapes.fake, meter:
+            tokens = torch.zeros(1, 61, dtype=torch.long)  # 60 of them fill tiles, the last tile is smaller
+            mask = torch.ones(1, 61, dtype=torch.bool)
+            token_logprobs(shapes, torch.empty(1, 61, 32), tokens, mask, entropy=True, chunk_bytes=5000)
+        return meter.peaks
+
+    made: list[int] = []
+    whole = logprobs.slices
+
+    def every(length: int, step: int, *, on_shapes: bool) -> Iterator[slice]:
+        assert on_shapes
+        made.append(-(-length // step))
+        return whole(length, step, on_shapes=False)
+
+    few = peaks()
+    monkeypatch.setattr(logprobs, "slices", every)
+    assert peaks() == few
+    assert max(made) > 10
+
+
+def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
+    real = _real()
+    real.add_role("critic", head=True)
+    size = 0
+    for role in LEARNING:
+        parameters = real.parameters(role)
+        optimizer = role_optimizer(parameters, 1e-3)
+        for parameter in parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        size += sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
+    assert optimizer_bytes(shapes, LEARNING) == {"cpu": size}
+
+
+def _train(real: Any, folder: Path, config: RunConfig) -> None:
+    # One prompt is a token shorter, so that there is padding to mask, as the plan assumes.
+    ends = [12, 12, 12, 11]
+    prompts = [Prompt(f"q{i}", tuple(range(2, end)), tuple(range(2, end + GRADE - 10))) for i, end in enumerate(ends)]
+    tokens = 8 * (GRADE + SHAPE.reply)
+    scorer = EvaluatorScorer(real, tokens)
+    context = LearnerContext(real, config.policy, scorer, seed=0, limit=SHAPE.reply, rows=24, batch_tokens=tokens)
+    train_policy(context, prompts, CheckpointRecorder(folder, real))
+
+
+VARIANTS = {
+    **{name: _config(name) for name in LEARNERS},
+    "entropy_floor": _config("grpo", entropy_floor=0.5),
+    "simpo": _config("dpo", loss="simpo"),
+    "gspo": _config("grpo", loss="gspo"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_iteration_on_shapes_holds_what_the_loop_holds(name: str, tmp_path: Path) -> None:
+    """The fullest moment of training with each learner, over all phases."""
+    config = VARIANTS[name]
+    real, loop = _real(), _loop(config)
+    meter = _meter(real)
+    with meter:
+        _train(real, tmp_path, config)
+    guide = loop.learner.guidance()
+    sampled = rollout_peak(loop.backbone, SHAPE, prompts=4, top_p=1.0, role="policy", guide=guide)
+    add_optimizer(sampled, loop.backbone, loop.trained)
+    phases = {
+        "rollout": sampled,
+        "score": score_peaks(loop, SHAPE, replies=8),
+        "update": fullest(update_peaks(loop, SHAPE, replies=8)),
+    }
+    planned = fullest(phases.values())["cpu"]
+    assert planned.total() == pytest.approx(meter.peak.total(), rel=0.05)
+    assert planned["adapters"] == real.adapter_bytes
+    assert set(loop.backbone.roles) == set(real.roles)
+
+
+def test_the_evaluator_in_training_has_no_other_role_in_memory(loop: ShapeLoop) -> None:
+    alone = evaluator_peak(loop.backbone, SHAPE, RunConfig().evaluator)["cpu"]
+    own = sum(p.numel() * 4 for p in loop.backbone.parameters("evaluator-0").values())
+    assert alone["adapters"] == alone["gradients"] == own
+    assert alone["optimizer"] < _update(loop)["optimizer"]
+
+
+def _fullest_update(loop: ShapeLoop) -> Peaks:
+    return fullest(update_peaks(loop, SHAPE, replies=8))
+
+
+def _update(loop: ShapeLoop) -> Counter[str]:
+    return _fullest_update(loop)["cpu"]
+
+
+def test_scoring_holds_less_than_learning_and_no_gradients(loop: ShapeLoop) -> None:
+    scored = score_peaks(loop, SHAPE, replies=8)["cpu"]
+    assert scored["gradients"] == 0
+    assert scored["activations"] < _update(loop)["activations"]
+
+
+def test_an_entropy_floor_adds_a_gradient_to_the_update() -> None:
+    """A vector per token for the gradient of the entropy, 8 x 12 tokens of 32 numbers, while the loss is computed."""
+    update = [_update(_loop(_config("grpo", entropy_floor=floor))) for floor in (None, 0.5)]
+    assert update[1]["activations"] >= update[0]["activations"] + 8 * 12 * 32 * 4
+
+
+# -- several devices ------------------------------------------------------------------------------------------------------
+
+
+def _map(*devices: str, main: str = "cuda:0") -> DeviceMap:
+    made = meta_model(tiny_models.tiny_config("llama", 40, num_hidden_layers=len(devices)))
+    whole = plan_placement(made, {main: 1 << 30}, "fp32")
+    return replace(whole, devices=devices, bytes={})
+
+
+def _spread(*devices: str) -> ShapeLoop:
+    return _loop(placed=_map(*devices), num_hidden_layers=len(devices))
+
+
+@pytest.fixture(scope="module")
+def on_one() -> ShapeLoop:
+    return _spread(*["cuda:0"] * 6)
+
+
+def test_every_device_holds_the_base_caches_and_adapters_of_its_own_layers(on_one: ShapeLoop) -> None:
+    one, two = on_one, _spread(*["cuda:0"] * 2, *["cuda:1"] * 4)
+    for trial in (
+        lambda loop: rollout_peak(loop.backbone, SHAPE, prompts=8, top_p=1.0, role="policy"),
+        lambda loop: _fullest_update(loop),
+    ):  # fmt: skip
+        whole, parts = trial(one)["cuda:0"], trial(two)
+        assert set(parts) == {"cuda:0", "cuda:1"}
+        for kind in ("base", "adapters", "optimizer", "kv_cache"):
+            assert parts["cuda:0"][kind] + parts["cuda:1"][kind] == whole[kind], kind
+    layers = {device: sum(t.numel() * 4 for t in held) for device, held in two.backbone.base().items()}
+    assert parts["cuda:1"]["base"] == layers["cuda:1"]
+    # The heads of two roles (32 weights and a bias) are on the main card; the rest of the adapters is where the layers are.
+    heads = 2 * (32 + 1) * 4
+    assert 2 * (parts["cuda:0"]["adapters"] - heads) == parts["cuda:1"]["adapters"]
+    # Activations of learning: layers keep tensors for the backward on their device, more for four layers than for two.
+    assert 1.5 * parts["cuda:0"]["activations"] < parts["cuda:1"]["activations"] < whole["activations"]
+    assert sum(peak.total() for peak in parts.values()) == pytest.approx(whole.total(), rel=0.15)
+
+
+def test_a_streamed_layer_is_kept_elsewhere_and_computed_on_the_main_device(on_one: ShapeLoop) -> None:
+    shared = _spread(*["cuda:0"] * 2, *["cpu"] * 4)
+    whole, parts = on_one, _fullest_update(shared)
+    kept = _fullest_update(whole)["cuda:0"]
+    assert set(parts["cpu"]) == {"base"}
+    assert parts["cuda:0"]["base"] + parts["cpu"]["base"] == kept["base"]
+    assert parts["cuda:0"]["adapters"] == kept["adapters"]  # where they are computed
+    assert parts["cuda:0"]["activations"] < kept["activations"]  # they are computed again in the backward
+
+
+def test_recomputed_layers_hold_less() -> None:
+    kept = _loop(num_hidden_layers=6)
+    before = _update(kept)
+    kept.backbone.recompute_layers()
+    assert _update(kept)["activations"] < 0.5 * before["activations"]
