@@ -149,14 +149,15 @@ def _prompts(case: Case, count: int, vocabulary: int) -> list[Any]:
     """Random prompts, a few tokens shorter than the longest or as long."""
     import random
 
-    from selfeval.training.context import Prompt
+    from selfeval.prompt import Prompt
+    from selfeval.training.context import QuestionPrompts
 
     source = random.Random(0)
 
     def ids(longest: int) -> tuple[int, ...]:
         return tuple(source.randrange(3, min(vocabulary, 600)) for _ in range(longest - source.randrange(4)))
 
-    return [Prompt(f"q{i}", ids(case.reply_prompt), ids(case.grade_prompt)) for i in range(count)]
+    return [QuestionPrompts(f"q{i}", Prompt(ids(case.reply_prompt)), Prompt(ids(case.grade_prompt))) for i in range(count)]
 
 
 def _config(case: Case, model: str) -> Any:

@@ -26,6 +26,7 @@ from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab.domain import draw_problem
 from selfeval.lab.noise import draw_reply, plain_reply
+from selfeval.prompt import Prompt
 from selfeval.quality.statistics import proportion
 from selfeval.store import read_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
@@ -33,7 +34,7 @@ from selfeval.training.evaluator import EVALUATOR, score_replies
 DOCUMENTS, PAIRS, BATCH_TOKENS = 600, 600, 8192
 
 
-def _documents(templates: Templates, eos: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _documents(templates: Templates, eos: int) -> list[tuple[Prompt, tuple[int, ...]]]:
     rng, made = random.Random("precision/documents"), []
     for _ in range(DOCUMENTS):
         problem = draw_problem(rng)
@@ -52,12 +53,12 @@ def _distributions(backbone: Backbone, documents: list[Any]) -> tuple[torch.Tens
         return torch.log_softmax(logits, -1), batch.reply_BR[batch.mask_BR]
 
     with backbone.acting_as(BASE):
-        sizes = [len(p) + len(r) for p, r in documents]
+        sizes = [len(p.ids) + len(r) for p, r in documents]
         found = [rows for _, rows in backbone.budget.in_groups(Phase.SCORE, sizes, BATCH_TOKENS, of_group)]
     return torch.cat([rows for rows, _ in found]), torch.cat([targets for _, targets in found])
 
 
-def _pairs(templates: Templates, eos: int) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+def _pairs(templates: Templates, eos: int) -> list[tuple[Prompt, tuple[int, ...], tuple[int, ...]]]:
     """Return grade prompt, right reply and wrong reply."""
     rng, made = random.Random("precision/pairs"), []
     for _ in range(PAIRS):

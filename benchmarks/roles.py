@@ -79,8 +79,9 @@ def _ours_rloo(folder: str) -> dict[str, Any]:
 
 def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
     from selfeval.config import PolicyConfig
+    from selfeval.prompt import Prompt
     from selfeval.training.checkpoint import Checkpoints
-    from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt
+    from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts
     from selfeval.training.evaluator import EVALUATOR
     from selfeval.training.policy import train_policy
     from selfeval.training.recorder import CheckpointRecorder
@@ -125,7 +126,7 @@ def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
     )
     train_policy(
         context,
-        [Prompt(str(i), tuple(p), tuple(p)) for i, p in enumerate(prompts())],
+        [QuestionPrompts(str(i), Prompt(tuple(p)), Prompt(tuple(p))) for i, p in enumerate(prompts())],
         SizeRecorder(Path(tempfile.mkdtemp()), backbone),
     )
     states = sum(held.values())
@@ -155,11 +156,14 @@ def _ours_sft(folder: str) -> dict[str, Any]:
 
     from selfeval.backbone.logprobs import token_logprobs
     from selfeval.backbone.sequences import pad_sequences, reply_hidden
+    from selfeval.prompt import Prompt
 
     backbone = _backbone(folder)
     backbone.add_role("policy")
     optimizer = torch.optim.AdamW(backbone.parameters("policy").values(), lr=1e-4)
-    batch = pad_sequences(backbone, [row[:1].tolist() for row in _batch()], [row[1:].tolist() for row in _batch()])
+    batch = pad_sequences(
+        backbone, [Prompt(tuple(row[:1].tolist())) for row in _batch()], [row[1:].tolist() for row in _batch()]
+    )
     for _ in range(2):
         with backbone.acting_as("policy"):
             found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)

@@ -31,7 +31,8 @@ from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LoraConfig, PolicyConfig, PPOConfig
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.prompt import Prompt
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
 
@@ -179,7 +180,7 @@ def next_logprobs(backbone: Backbone, role: str, mdp: TokenMDP) -> Tensor:
 
 def target_probability(backbone: Backbone, target: Sequence[int]) -> float:
     with backbone.acting_as(POLICY):
-        [logprobs] = reply_logprobs(backbone, [PROMPT], [tuple(target)], batch_tokens=32768)
+        [logprobs] = reply_logprobs(backbone, [Prompt(PROMPT)], [tuple(target)], batch_tokens=32768)
     return float(torch.tensor(logprobs).sum().exp())
 
 
@@ -200,7 +201,7 @@ def train(arm: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         train_policy(
             LearnerContext(backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768),
-            [Prompt("prompt", PROMPT, PROMPT)],
+            [QuestionPrompts("prompt", Prompt(PROMPT), Prompt(PROMPT))],
             Curve(Path(folder), backbone),
         )
     seconds = time.process_time() - started

@@ -22,8 +22,10 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from tiny_families import FAMILIES, WINDOW
+from token_prompts import as_prompts
 
 __all__ = ["CHECKS", "logits", "make_two_roles", "passes", "two_roles"]
 
@@ -67,7 +69,7 @@ def distance(these: list[Tensor], those: list[Tensor]) -> float:
 
 def reply_loss(backbone: Backbone) -> Tensor:
     """Negative mean log-prob of the replies under the acting role: what every policy step differentiates."""
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     logprobs_BR, *_ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
     return -logprobs_BR[batch.mask_BR].mean()
 
@@ -120,7 +122,7 @@ def logprobs_equal_a_plain_pass(family: str) -> None:
     for row, prompt, reply in zip(logits(backbone, "policy"), PROMPTS, REPLIES, strict=True):
         steps = torch.log_softmax(row, dim=-1)[len(prompt) - 1 : -1]
         expected.append(steps[torch.arange(len(reply)), torch.tensor(reply)])
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     with torch.no_grad(), backbone.acting_as("policy"):
         found_BR, *_ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
     torch.testing.assert_close(found_BR[batch.mask_BR], torch.cat(expected), rtol=0, atol=1e-5)
@@ -147,7 +149,7 @@ def greedy_equals_transformers(family: str) -> None:
     go on past any sliding window. The log-probs noted on the way are those that training recomputes.
     """
     backbone = two_roles(family)
-    requests = [Request(p, 0.0) for p in [*PROMPTS, PROMPTS[0]]]
+    requests = [Request(Prompt(p), 0.0) for p in [*PROMPTS, PROMPTS[0]]]
     with backbone.acting_as("policy"):
         backbone.loaded.eos_ids = ()
         free = generate(backbone, requests, max_new_tokens=LIMIT, seed=0)
@@ -200,7 +202,7 @@ def a_saved_role_comes_back(family: str) -> None:
     scores = []
     for each in (backbone, fresh):
         with torch.no_grad(), each.acting_as("evaluator-0"):
-            scores.append(final_scores(each, "evaluator-0", pad_sequences(each, PROMPTS, REPLIES)))
+            scores.append(final_scores(each, "evaluator-0", pad_sequences(each, as_prompts(PROMPTS), REPLIES)))
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-5)
     assert scores[0].std() > 1e-3
 

@@ -12,8 +12,9 @@ import torch
 import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LEARNERS, PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.guide import Guide
-from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 LIKED, DISLIKED, LIMIT = 10, 11, 6
-PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i in range(6)]
+PROMPTS = [QuestionPrompts(f"q{i}", Prompt((12 + i, 20, 30 - i)), Prompt((31, 12 + i, 20, 30 - i))) for i in range(6)]
 
 
 def policy_config(learner: str = "ppo", **settings: Any) -> PolicyConfig:

@@ -24,7 +24,7 @@ LEVELS = (
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),
-    ("config", "records", "errors", "texts", "versions"),
+    ("config", "records", "errors", "prompt", "texts", "versions"),
 )
 """From the top of the house to the bottom; a room may import those below it, and its neighbours where that makes no circle."""
 

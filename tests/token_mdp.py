@@ -22,11 +22,13 @@ from selfeval.algorithms.mdp import TokenMDP, prefix_rows, solve_soft_token_mdp,
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.guide import Guide
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
 from selfeval.training.watchdogs import Alarm
+from token_prompts import as_prompts
 
 __all__ = [
     "HORIZON",
@@ -47,7 +49,7 @@ VOCABULARY, HORIZON = 4, 4
 TASKS = {"first": (1,), "second": (3, 2)}
 """Two prompts, of different lengths, so that padding and grouping by question can go wrong."""
 
-PROMPTS = [Prompt(f"{task}/{copy}", ids, ids) for copy in range(64) for task, ids in TASKS.items()]
+PROMPTS = [QuestionPrompts(f"{task}/{copy}", Prompt(ids), Prompt(ids)) for copy in range(64) for task, ids in TASKS.items()]
 """Each asked as many questions: learners that compare the replies to one question have many small groups."""
 
 MDPs = Mapping[str, TokenMDP]
@@ -169,7 +171,7 @@ def next_logprobs(backbone: Backbone, role: str, prompt: tuple[int, ...], mdp: T
     """
     replies = mdp.terminal_sequences
     with backbone.acting_as(role):
-        found = reply_logprobs(backbone, [prompt] * len(replies), replies, batch_tokens=16384)
+        found = reply_logprobs(backbone, as_prompts([prompt] * len(replies)), replies, batch_tokens=16384)
     tokens_NT = torch.tensor(replies)
     logprobs_PV = torch.zeros_like(mdp.rewards_PV)
     logprobs_PV[prefix_rows(mdp, tokens_NT), tokens_NT] = torch.tensor(found, dtype=torch.float64)

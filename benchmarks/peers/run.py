@@ -106,7 +106,7 @@ class Here:
         answered = {name: [*self.templates.reply_ids(r), *self.end] for name, r in sides.items()}
         return {
             "RewardTrainer": {name: list(ids) for name, ids in graded.items()},
-            "DPOTrainer": {"prompt_ids": list(prompt), **answered},
+            "DPOTrainer": {"prompt_ids": list(prompt.ids), **answered},
         }
 
 

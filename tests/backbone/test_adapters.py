@@ -10,8 +10,10 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError, RoleError
+from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 ROLES = ("policy", "reference", "evaluator-0", "evaluator-1", "critic")
 
@@ -241,8 +243,8 @@ def test_work_that_sorts_its_rows_refuses_a_role_for_each_row() -> None:
     prompts, replies = [(5, 6), (5, 6)], [(7, 8, 9), (7,)]
     with backbone.acting_as(["policy", "reference"]):
         with pytest.raises(RoleError, match="order of its own"):
-            reply_logprobs(backbone, prompts, replies, batch_tokens=100)
+            reply_logprobs(backbone, as_prompts(prompts), replies, batch_tokens=100)
         with pytest.raises(RoleError, match="order of its own"):
-            generate(backbone, [Request(p) for p in prompts], max_new_tokens=2, seed=0)
+            generate(backbone, [Request(Prompt(p)) for p in prompts], max_new_tokens=2, seed=0)
         with pytest.raises(RoleError, match="order of its own"):
-            beam_search(backbone, prompts, beams=2, max_new_tokens=2, rows=4, batch_tokens=100)
+            beam_search(backbone, as_prompts(prompts), beams=2, max_new_tokens=2, rows=4, batch_tokens=100)

@@ -20,7 +20,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ExportError, RunFolderError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
@@ -49,7 +51,7 @@ def trained(folder: Path) -> Backbone:
 @torch.no_grad()
 def scores(backbone: Backbone, role: str = "evaluator-0") -> Tensor:
     with backbone.acting_as(role):
-        return final_scores(backbone, role, pad_sequences(backbone, PROMPTS, REPLIES))
+        return final_scores(backbone, role, pad_sequences(backbone, as_prompts(PROMPTS), REPLIES))
 
 
 @torch.no_grad()
@@ -72,7 +74,9 @@ def test_transformers_generates_from_a_merged_policy_what_our_engine_generates(f
     assert (layout, agreement.compared, agreement.precision) == ("language model", "logits", "float32")
     assert agreement.difference <= 1e-4 < agreement.largest
     with backbone.acting_as("policy"):
-        ours = [r.ids for r in generate(backbone, [Request(p, temperature=0.0) for p in PROMPTS], max_new_tokens=12, seed=0)]
+        ours = [
+            r.ids for r in generate(backbone, [Request(Prompt(p), temperature=0.0) for p in PROMPTS], max_new_tokens=12, seed=0)
+        ]
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     theirs = []
     for prompt in PROMPTS:
@@ -171,7 +175,7 @@ def test_peft_loads_an_evaluator_with_its_head_from_the_folder_alone(family: str
     assert expected.abs().min() > 1e-2
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1).eval()
     theirs.config.pad_token_id = tiny_models.PAD
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     found = theirs(input_ids=batch.ids_BT, attention_mask=batch.attention_BT).logits.detach()[:, 0]
     close(found + backbone.heads["evaluator-0"].bias.detach(), expected, 1e-5)
 

@@ -11,6 +11,7 @@ from selfeval.backbone.footprint import Footprint, ShapeBackbone
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
+from token_prompts import as_prompts
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 PROMPTS, REPLIES = [(5, 9, 2, 7, 6), (7, 8, 9)], [(3, 4, 5, 6), (9, 9, 8)]
@@ -55,10 +56,10 @@ def test_a_pass_on_shapes_holds_what_a_real_one_holds(family: str) -> None:
     real.add_role("evaluator-0", head=True)
     own = [p for role in real.roles for p in real.parameters(role).values()]
     base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
-    batch = pad_sequences(real, PROMPTS, REPLIES)
+    batch = pad_sequences(real, as_prompts(PROMPTS), REPLIES)
     measured = peak(real, Footprint({"base": base, "adapters": own}, 40), batch)
     with fake.fake:
-        imagined = pad_sequences(fake, PROMPTS, REPLIES)
+        imagined = pad_sequences(fake, as_prompts(PROMPTS), REPLIES)
         planned = peak(fake, fake.footprint(), imagined)
     # A mask picks all 8 places of the fake batch and 7 of the real one.
     assert planned == pytest.approx(measured, rel=0.02)

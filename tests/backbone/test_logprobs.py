@@ -24,6 +24,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError
+from token_prompts import as_prompts
 
 MEASURES: tuple[Measure, ...] = ("logprobs", "entropy", "kl")
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
@@ -293,7 +294,7 @@ def reference_distribution(backbone: Backbone, prompt: Sequence[int], reply: Seq
 
 def check_against_plain_passes(backbone: Backbone, temperature: float, budget: int | None) -> None:
     """Values, and gradients to the LoRA weights of the policy, for all outputs."""
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     parameters = list(backbone.parameters("policy").values())
     with torch.no_grad(), backbone.acting_as("reference"):
         other = reply_hidden(backbone, batch)
@@ -377,7 +378,7 @@ def test_an_adapter_on_the_output_layer_is_refused() -> None:
 
 def test_log_probs_of_the_bare_base_need_no_gradient() -> None:
     backbone = trained("llama")
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     with torch.no_grad(), backbone.acting_as(BASE):
         found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
         for row, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True)):

@@ -24,6 +24,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ExportError, RoleError
+from token_prompts import as_prompts
 
 FAMILIES = (*tiny_models.FAMILIES, "mistral")
 VOCABULARY = 40
@@ -66,7 +67,7 @@ def logits(backbone: Backbone, role: str) -> Tensor:
 @torch.no_grad()
 def scores(backbone: Backbone) -> Tensor:
     with backbone.acting_as("evaluator-0"):
-        return final_scores(backbone, "evaluator-0", pad_sequences(backbone, PROMPTS, REPLIES))
+        return final_scores(backbone, "evaluator-0", pad_sequences(backbone, as_prompts(PROMPTS), REPLIES))
 
 
 @torch.no_grad()

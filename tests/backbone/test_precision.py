@@ -17,8 +17,10 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import LoopError, ModelError, RunFolderError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.texts import format_bytes
+from token_prompts import as_prompts
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
@@ -107,7 +109,7 @@ def test_adapters_heads_and_logprobs_are_fp32_on_every_base(folder: Path, precis
     made.add_role("policy")
     made.add_role("critic", head=True)
     optimizer = torch.optim.AdamW(made.parameters("policy").values(), lr=1e-2)
-    batch = pad_sequences(made, [[5, 9, 22], [7]], [[17, 30], [33, 21, 4]])
+    batch = pad_sequences(made, as_prompts([[5, 9, 22], [7]]), [[17, 30], [33, 21, 4]])
     before = logprobs(made, "policy")
     frozen = {n: p.detach().clone() for n, p in made.model.named_parameters() if "lora_" not in n}
     losses = []
@@ -136,8 +138,8 @@ def test_every_base_can_roll_out_and_its_logprobs_are_those_of_training(folder: 
     tiny_models.scramble(made, "policy", size=0.05)
     prompts = ((5, 9, 22), (7, 33, 21))
     with made.acting_as("policy"):
-        rollouts = generate(made, [Request(p) for p in prompts], max_new_tokens=8, seed=0)
-        batch = pad_sequences(made, prompts, [r.ids for r in rollouts])
+        rollouts = generate(made, [Request(Prompt(p)) for p in prompts], max_new_tokens=8, seed=0)
+        batch = pad_sequences(made, as_prompts(prompts), [r.ids for r in rollouts])
         with torch.no_grad():
             values = token_logprobs(made, reply_hidden(made, batch), batch.reply_BR, batch.mask_BR).logprobs
     sampled = torch.tensor([p for r in rollouts for p in r.logprobs])
@@ -202,7 +204,7 @@ def test_overflow_while_generating_is_caught_too(folder: Path) -> None:
     with torch.no_grad():
         made.model.model.layers[0].mlp.down_proj.weight *= 1e6
     with made.acting_as(BASE), pytest.raises(LoopError, match=r"layers\.0"):
-        generate(made, [Request((5, 9, 22))], max_new_tokens=4, seed=0)
+        generate(made, [Request(Prompt((5, 9, 22)))], max_new_tokens=4, seed=0)
 
 
 def test_the_guard_sees_nothing_where_nothing_is_wrong() -> None:

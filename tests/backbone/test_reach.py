@@ -17,7 +17,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 NAMED = [("mamba", "dt_proj"), ("falcon_mamba", "dt_proj"), ("mamba", "x_proj")]
 
@@ -84,7 +86,9 @@ def scores(family: str, folder: Path, **sizes: Any) -> torch.Tensor:
     backbone.add_role("evaluator-0", head=True)
     tiny_models.scramble(backbone, "evaluator-0")
     with torch.no_grad(), backbone.acting_as("evaluator-0"):
-        return final_scores(backbone, "evaluator-0", pad_sequences(backbone, [(5, 6, 7), (9,)], [(8, 9, 1), (4, 1)]))
+        return final_scores(
+            backbone, "evaluator-0", pad_sequences(backbone, as_prompts([(5, 6, 7), (9,)]), [(8, 9, 1), (4, 1)])
+        )
 
 
 def test_hidden_states_may_be_narrower_than_the_model(tmp_path: Path) -> None:
@@ -132,7 +136,7 @@ def test_models_that_read_pictures_are_used_as_language_models(kind: str, tmp_pa
     assert "self_attn" in layers
     assert "cross_attn" not in layers  # reads pictures only
     with backbone.acting_as("policy"):
-        assert len(generate(backbone, [Request((5, 6, 7)), Request((9,))], max_new_tokens=3, seed=0)) == 2
+        assert len(generate(backbone, [Request(Prompt((5, 6, 7))), Request(Prompt((9,)))], max_new_tokens=3, seed=0)) == 2
 
 
 def test_a_body_that_the_familys_prefix_does_not_name(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.errors import ModelError, RoleError, RunFolderError
+from selfeval.prompt import Prompt
+from token_prompts import as_prompts
 
 FOUR = ("policy", "reference", "evaluator-0", "critic")
 IDS = torch.tensor([[5, 9, 2, 17, 30], [7, 7, 3, 21, 4]])
@@ -198,7 +200,7 @@ def test_base_equals_the_untouched_model_even_after_training_a_role(family: str)
 
 def test_a_copy_gives_equal_outputs_head_included() -> None:
     backbone = four_roles()
-    batch = pad_sequences(backbone, [(5, 9)], [(2, 17, 30)])
+    batch = pad_sequences(backbone, as_prompts([(5, 9)]), [(2, 17, 30)])
     scores = {}
     for role in ("evaluator-0", "critic"):
         with backbone.acting_as(role), torch.no_grad():
@@ -283,7 +285,7 @@ def test_a_saved_role_scores_the_same_when_loaded(family: str, tmp_path: Path) -
     }  # fmt: skip
     fresh = tiny_models.backbone(family)
     fresh.load_role("evaluator-0", tmp_path / "role")
-    batch = pad_sequences(backbone, [(5, 9), (4,)], [(2, 17, 30), (8, 8)])
+    batch = pad_sequences(backbone, as_prompts([(5, 9), (4,)]), [(2, 17, 30), (8, 8)])
     scores = []
     for each in (backbone, fresh):
         with each.acting_as("evaluator-0"), torch.no_grad():
@@ -334,7 +336,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_the_cache() -> None:
         tiny_models.scramble(made, "policy")
         with made.acting_as("policy"):
             made.hidden(ids, torch.ones_like(ids)).square().sum().backward()
-            replies = generate(made, [Request((5, 9, 2), temperature=0.0)], max_new_tokens=6, seed=0)
+            replies = generate(made, [Request(Prompt((5, 9, 2)), temperature=0.0)], max_new_tokens=6, seed=0)
         found.append(([p.grad for p in made.parameters("policy").values()], replies[0].ids))
     for ours, theirs in zip(found[0][0], found[1][0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

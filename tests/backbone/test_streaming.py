@@ -21,8 +21,10 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import ModelError, RoleError
+from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 IDS = torch.tensor([[5, 9, 2, 17, 30], [7, 7, 3, 21, 4]])
 ONES = torch.ones_like(IDS)
@@ -156,12 +158,15 @@ def test_a_backward_after_the_block_computes_again_under_the_role_of_the_forward
 def test_rollouts_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
     whole, placed = both(tmp_path, family, resident=0)
     prompts = [(5, 9, 2), (7,), (5, 9, 2), (30, 31, 32, 33)]
-    requests = [*(Request(p, temperature=0.0) for p in prompts), Request((5, 9), temperature=1.0)]
+    requests = [*(Request(Prompt(p), temperature=0.0) for p in prompts), Request(Prompt((5, 9)), temperature=1.0)]
     results = []
     for each in (whole, placed):
         with each.acting_as("other"):
             results.append(
-                (generate(each, requests, max_new_tokens=8, seed=5), beam_search(each, prompts[:2], beams=2, max_new_tokens=4))
+                (
+                    generate(each, requests, max_new_tokens=8, seed=5),
+                    beam_search(each, as_prompts(prompts[:2]), beams=2, max_new_tokens=4),
+                )
             )
     for found, expected in zip(results[1], results[0], strict=True):
         assert [r.ids for r in found] == [r.ids for r in expected]
@@ -188,7 +193,7 @@ def test_roles_move_between_placements(from_whole: bool, tmp_path: Path) -> None
     scores = []
     for each, role in ((source, "policy"), (target, "evaluator-0")):
         with each.acting_as(role), torch.no_grad():
-            scores.append(final_scores(each, role, pad_sequences(each, [(5, 9), (4,)], [(2, 17, 30), (8, 8)])))
+            scores.append(final_scores(each, role, pad_sequences(each, as_prompts([(5, 9), (4,)]), [(2, 17, 30), (8, 8)])))
     close(scores[1], scores[0])
     assert scores[0].abs().min() > 1e-3
 
@@ -329,7 +334,12 @@ def test_a_card_and_the_cpu_train_like_the_cpu_alone(tmp_path: Path) -> None:
             hidden = each.hidden(ids, torch.ones_like(ids))
             (each.score("policy", hidden).sum() - torch.log_softmax(each.logits(hidden), -1)[..., 3].sum()).backward()
             rollouts.append(
-                generate(each, [Request((5, 9, 2), temperature=0.0), Request((7,), temperature=0.0)], max_new_tokens=6, seed=0)
+                generate(
+                    each,
+                    [Request(Prompt((5, 9, 2)), temperature=0.0), Request(Prompt((7,)), temperature=0.0)],
+                    max_new_tokens=6,
+                    seed=0,
+                )
             )
         grads.append({name: gradient.cpu() for name, gradient in gradients(each, "policy").items()})
     close_gradients(grads[1], grads[0], 1e-3)

@@ -17,6 +17,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import ExportError
 from selfeval.judging.judge import Judgement
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Split
 from selfeval.runs.export import export_role
 from selfeval.runs.model import RunModel
@@ -107,7 +108,7 @@ def test_what_watchdogs_did_stays_on_record_when_the_loop_goes_back_and_on(
     assert [line["step"] for line in made.store.read_metrics("policy")] == [1, 2, 3, 4, 5]
 
 
-def prompts(made: Context) -> list[tuple[int, ...]]:
+def prompts(made: Context) -> list[Prompt]:
     return [made.templates.prompt("reply", question=q.text) for q in made.questions(Split.TEST)] * 5
 
 

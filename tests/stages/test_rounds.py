@@ -28,6 +28,7 @@ from selfeval.store import RunStore, write_json
 from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.evaluator import EVALUATOR
 from stage_world import STAGES, World
+from token_prompts import as_prompts
 
 
 def later(number: int, stages: Sequence[str] = STAGES) -> list[str]:
@@ -265,7 +266,7 @@ def test_kl_is_measured_to_the_start_and_not_to_the_base(tmp_path: Path) -> None
     _, run = rounds(tmp_path)
     run.ensure_start()
     run.backbone.add_role(POLICY, copy_of=START)
-    prompts = [(5, 9, 2), (7,), (30, 31, 32, 33)]
+    prompts = as_prompts([(5, 9, 2), (7,), (30, 31, 32, 33)])
     with run.backbone.acting_as(POLICY):
         rollouts = generate(run.backbone, [Request(p) for p in prompts], max_new_tokens=6, seed=3)
     assert evaluation._kl_to_start(run, prompts, rollouts) == pytest.approx([0.0] * 3, abs=1e-5)

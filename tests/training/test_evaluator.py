@@ -16,6 +16,7 @@ from scarce import no_memory
 from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig
 from selfeval.errors import LoopError, MemoryLimitError
+from selfeval.prompt import Prompt
 from selfeval.training import evaluator
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
@@ -36,7 +37,7 @@ def pairs(count: int, seed: int, label: float = 0.95) -> list[Preference]:
         ids[rng.randrange(len(ids))] = token
         return (*ids, tiny_models.EOS)
 
-    return [Preference(tuple(words(rng.randrange(1, 4))), reply(LIKED), reply(DISLIKED), label) for _ in range(count)]
+    return [Preference(Prompt(tuple(words(rng.randrange(1, 4)))), reply(LIKED), reply(DISLIKED), label) for _ in range(count)]
 
 
 def fresh(**changes: Any) -> Backbone:

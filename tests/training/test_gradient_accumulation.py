@@ -13,6 +13,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.errors import NotFiniteError, RoleError
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
+from token_prompts import as_prompts
 
 
 class FailsBackward(torch.autograd.Function):
@@ -161,7 +162,7 @@ def small(dtype: torch.dtype, weights: torch.dtype | None = None) -> Backbone:
 
 def mean_loss(backbone: Backbone, tokens: int = 12) -> Tensor:
     """Minus the log-probs of a micro-batch, over the tokens of its whole batch."""
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
     return -found.logprobs.sum() / tokens
 

@@ -17,9 +17,10 @@ from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone, fullest
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.placement import DeviceMap, meta_model, plan_placement
 from selfeval.config import LoraConfig, PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.checkpoint import role_optimizer
-from selfeval.training.context import LearnerContext, Prompt
+from selfeval.training.context import LearnerContext, QuestionPrompts
 from selfeval.training.phases import LEARNING, POLICY_ROLES, Shape, optimizer_bytes, rollout_peak, score_peak, update_peaks
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
@@ -58,7 +59,7 @@ def test_the_cache_is_counted_exactly(shapes: ShapeBackbone) -> None:
 @pytest.mark.parametrize("nucleus", [False, True])
 def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, nucleus: bool) -> None:
     real = _real()
-    requests = [Request(tuple(range(2 + i, 12 + i)), top_p=0.5 if nucleus else 1.0) for i in range(SHAPE.rows)]
+    requests = [Request(Prompt(tuple(range(2 + i, 12 + i))), top_p=0.5 if nucleus else 1.0) for i in range(SHAPE.rows)]
     meter = _meter(real)
     with meter, real.acting_as("policy"):
         generate(real, requests, max_new_tokens=SHAPE.reply, seed=0)
@@ -105,7 +106,10 @@ def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
 def _train(real: Any, folder: Path) -> None:
     # One prompt is a token shorter, so that there is padding to mask, as the plan takes for granted.
     ends = [12, 12, 12, 11]
-    prompts = [Prompt(f"q{i}", tuple(range(2, end)), tuple(range(2, end + GRADE - 10))) for i, end in enumerate(ends)]
+    prompts = [
+        QuestionPrompts(f"q{i}", Prompt(tuple(range(2, end))), Prompt(tuple(range(2, end + GRADE - 10))))
+        for i, end in enumerate(ends)
+    ]
     config = PolicyConfig(
         iterations=2, questions_per_iteration=4, replies_per_question=2, minibatch=8, epochs=1, kl_target=1e6, kl_horizon=10**9
     )

@@ -19,6 +19,7 @@ from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.training import experience as experiences
@@ -292,12 +293,12 @@ def critic_figures(backbone: Backbone, part: Experience, scale: RewardScale, tok
 
 
 @torch.no_grad()
-def values_of(backbone: Backbone, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+def values_of(backbone: Backbone, prompt: Prompt, reply: Sequence[int]) -> Tensor:
     """The critic before each reply token: one sequence, one plain pass."""
     with backbone.acting_as(CRITIC):
-        states = backbone.model.base_model(input_ids=torch.tensor([[*prompt, *reply]])).last_hidden_state[0]
+        states = backbone.model.base_model(input_ids=torch.tensor([[*prompt.ids, *reply]])).last_hidden_state[0]
     head = backbone.heads[CRITIC]
-    return (states @ head.weight[0] + head.bias)[len(prompt) - 1 : -1]
+    return (states @ head.weight[0] + head.bias)[len(prompt.ids) - 1 : -1]
 
 
 def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
@@ -315,8 +316,8 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     all_rewards: list[float] = []
     for row, (prompt, rollout) in enumerate(zip(PROMPTS, rollouts, strict=True)):
         with backbone.acting_as(REFERENCE):
-            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply, *rollout.ids))
-        reference = [full[len(prompt.reply) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
+            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply.ids, *rollout.ids))
+        reference = [full[len(prompt.reply.ids) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
         values = [(v - mean) / deviation for v in values_of(backbone, prompt.grade, rollout.ids).tolist()]
         rewards = [-0.3 * (p - q) for p, q in zip(rollout.logprobs, reference, strict=True)]
         rewards[-1] += max(-0.8, min(0.8, (scores[row] - mean) / deviation)) - (0.0 if rollout.finished else 1.5)
@@ -424,8 +425,8 @@ def test_the_first_policy_gradient_is_that_of_the_plain_objective() -> None:
     loss = torch.zeros(())
     with backbone.acting_as(POLICY):
         for row, (prompt, rollout) in enumerate(zip(PROMPTS, rollouts, strict=True)):
-            logits = backbone.model(input_ids=torch.tensor([[*prompt.reply, *rollout.ids]])).logits[
-                0, len(prompt.reply) - 1 : -1
+            logits = backbone.model(input_ids=torch.tensor([[*prompt.reply.ids, *rollout.ids]])).logits[
+                0, len(prompt.reply.ids) - 1 : -1
             ]
             logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
             loss = loss - (logprobs * found.advantages[row, : len(rollout.ids)]).sum() / tokens

@@ -28,6 +28,7 @@ from selfeval.backbone.merging import (
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
 from selfeval.errors import ExportError, RoleError
+from selfeval.prompt import Prompt
 from selfeval.store import read_json, write_json
 
 __all__ = ["Agreement", "Layout", "write_adapter", "write_merged"]
@@ -175,7 +176,7 @@ def _probe(backbone: Backbone, avoid: int | None) -> Sequences:
     usable = torch.tensor([i for i in range(size) if i not in (avoid, loaded.pad_id, *loaded.eos_ids)])
     generator, end = torch.Generator().manual_seed(0), list(loaded.eos_ids[:1])
     rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in _PROBE_LENGTHS]
-    return pad_sequences(backbone, [row[:1] for row in rows], [row[1:] + end for row in rows])
+    return pad_sequences(backbone, [Prompt(tuple(row[:1])) for row in rows], [row[1:] + end for row in rows])
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from selfeval.backbone.snapshot import commit_of
 from selfeval.config import RunConfig
 from selfeval.errors import ModelError
 from selfeval.judging.templates import Templates
+from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import pairs_of, with_run_precision
@@ -175,7 +176,7 @@ class Context:
     def _workings(self) -> dict[str, str]:
         return {w.question_id: w.text for store in (*self.earlier, self.store) for w in store.read("workings", Working)}
 
-    def grade_prompt(self, question_id: str, question: str) -> tuple[int, ...]:
+    def grade_prompt(self, question_id: str, question: str) -> Prompt:
         """Return the prompt that evaluator and critic read before a reply.
 
         It includes the model's reference answer if the template shows one.

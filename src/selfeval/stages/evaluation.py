@@ -30,6 +30,7 @@ from selfeval.evaluation.over_optimisation import (
 from selfeval.evaluation.policy import Answered, measure_policy, outcome, sample_of
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.judging.judge import Comparison, compare
+from selfeval.prompt import Prompt
 from selfeval.records import Question, Sampled, Split, Verdict, VerdictState
 from selfeval.report.schema import (
     Alarm,
@@ -258,7 +259,7 @@ def _answer_and_judge(
     return answered, [(b.ids, a.ids, q.id) for q, b, a in zip(questions, before, after, strict=True)]
 
 
-def _kl_to_start(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
+def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
     """Return, per reply, the sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
     ids = [r.ids for r in rollouts]
     with context.backbone.acting_as(context.ensure_start()):

@@ -10,6 +10,7 @@ from typing import Any
 
 from selfeval.backbone.adapters import BASE
 from selfeval.config import LEARNERS, RunConfig
+from selfeval.prompt import Prompt
 from selfeval.records import Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
@@ -18,7 +19,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.terminal import Bar
 from selfeval.store import write_json, writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.evaluator import Preference
 from selfeval.training.held_out_judge import HeldOutJudge
 from selfeval.training.policy import train_policy
@@ -76,7 +77,7 @@ def ensure_policy(context: Context) -> Guide | None:
 
 def answer(
     context: Context,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Prompt],
     guide: Guide | None,
     *,
     seed: int,
@@ -86,7 +87,7 @@ def answer(
     """Sample replies of the trained policy at temperature 1, with value guidance if available.
 
     Args:
-        prompts: `reply` prompts as token ids.
+        prompts: `reply` prompts.
         guide: Optional. Guide returned by `ensure_policy` or by the training.
         seed: sampling seed.
         role: role that replies; the bare base is the initial policy. Default: the policy.
@@ -98,11 +99,11 @@ def answer(
         return generate(context.backbone, requests, max_new_tokens=limit, seed=seed, rows=rows, guide=guide, advance=advance)
 
 
-def prompts_of(context: Context) -> list[Prompt]:
+def prompts_of(context: Context) -> list[QuestionPrompts]:
     """Return the training questions as token ids, excluding those of the held-out judge."""
     templates = context.templates
     return [
-        Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
+        QuestionPrompts(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
         for q in context.questions(Split.TRAIN)[_kept_aside(context) :]
     ]
 

@@ -13,22 +13,23 @@ from torch import Tensor
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
 from selfeval.training.evaluator import Preference
 
-__all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "LearnerContext", "Prompt", "Samples", "Scorer", "Scores"]
+__all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "LearnerContext", "QuestionPrompts", "Samples", "Scorer", "Scores"]
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A training question as token ids: the prompt of the policy, and that of evaluator and critic."""
+class QuestionPrompts:
+    """The prompts of a training question: that of the policy, and that of evaluator and critic."""
 
     question_id: str
-    reply: tuple[int, ...]
-    grade: tuple[int, ...]
+    reply: Prompt
+    grade: Prompt
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Samples:
         baselines: one further reply per question, whose reward is the baseline of the question; None for most learners.
     """
 
-    asked: Sequence[Prompt]
+    asked: Sequence[QuestionPrompts]
     rollouts: Sequence[Rollout]
     baselines: Samples | None = None
 

@@ -21,6 +21,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 from selfeval.training.schedules import warmup_and_decay
@@ -33,9 +34,9 @@ EVALUATOR = "evaluator-0"
 
 @dataclass(frozen=True)
 class Preference:
-    """A pair as token ids; `label` is the probability that `chosen` is the better reply."""
+    """A pair of replies as token ids, with their prompt; `label` is the probability that `chosen` is the better reply."""
 
-    prompt: tuple[int, ...]
+    prompt: Prompt
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     label: float
@@ -45,7 +46,7 @@ class Preference:
 def score_replies(
     backbone: Backbone,
     role: str,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     replies: Sequence[Sequence[int]],
     batch_tokens: int,
     advance: Callable[[int], None] | None = None,
@@ -58,7 +59,7 @@ def score_replies(
         return found
 
     scores = [0.0] * len(prompts)
-    sizes = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
+    sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with backbone.acting_as(role):
         for group, found in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, of_group):
             for index, value in zip(group, found, strict=True):
@@ -92,7 +93,7 @@ def _step(
         return found
 
     total, right = 0.0, 0
-    sizes = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in pairs]
+    sizes = [2 * (len(p.prompt.ids) + max(len(p.chosen), len(p.rejected))) for p in pairs]
     with backbone.acting_as(role):
         for _, (loss, correct) in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group):
             total += loss

@@ -15,10 +15,11 @@ import torch
 
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.prompt import Prompt
 from selfeval.quality.comparisons import FEWEST, compare_paired
 from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.experience import RewardScale, build_experience, experience_metrics
 from selfeval.training.kl_control import KLControl
 from selfeval.training.learners import make_learner
@@ -32,7 +33,7 @@ __all__ = ["train_policy"]
 _MOST_ROLL_BACKS = 3
 
 
-def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: Recorder) -> Guide | None:
+def train_policy(context: LearnerContext, prompts: Sequence[QuestionPrompts], recorder: Recorder) -> Guide | None:
     """Train the role `policy`, resuming from the last checkpoint if there is one.
 
     Args:
@@ -74,7 +75,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: R
     return loop.learner.guidance()
 
 
-def _iterate(loop: _Loop, prompts: Sequence[Prompt], iteration: int, recorder: Recorder) -> list[Alarm]:
+def _iterate(loop: _Loop, prompts: Sequence[QuestionPrompts], iteration: int, recorder: Recorder) -> list[Alarm]:
     """Run one iteration on the prompts of its turn and record it."""
     started, context = time.monotonic(), loop.context
     turn = draw(len(prompts), iteration - 1, context.config.questions_per_iteration, f"{context.seed}/prompts")
@@ -116,7 +117,9 @@ class _Loop:
         """The roles whose weights are checkpointed."""
         return (*self.learner.roles, REFERENCE) if self.context.config.reference_ema is not None else self.learner.roles
 
-    def iterate(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
+    def iterate(
+        self, prompts: Sequence[QuestionPrompts], iteration: int
+    ) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
         """Run one iteration; return samples, scores, metrics and alarms, those computed so far if a number is not finite."""
         config, learner = self.context.config, self.learner
         samples, scores, values = Samples([], []), Scores(torch.zeros(0)), {"step": float(iteration)}
@@ -145,10 +148,12 @@ class _Loop:
         rows = self.learner.own_rows
         return Samples(samples.asked[rows], samples.rollouts[rows]), Scores(scores.whole_B[rows])
 
-    def _where(self, prompts: Sequence[Prompt], samples: Samples) -> str:
+    def _where(self, prompts: Sequence[QuestionPrompts], samples: Samples) -> str:
         """Name the first layer with an output that is not finite, from a forward pass of a few replies under each role."""
         backbone, few = self.context.backbone, list(zip(samples.asked, samples.rollouts, strict=True))[:4]
-        texts = [(p.reply, r.ids) for p, r in few] or [(p.reply[:-1], p.reply[-1:]) for p in prompts[:4]]
+        texts = [(p.reply, r.ids) for p, r in few] or [
+            (Prompt(p.reply.ids[:-1], p.reply.images), p.reply.ids[-1:]) for p in prompts[:4]
+        ]
         batch = pad_sequences(backbone, [prompt for prompt, _ in texts], [reply for _, reply in texts])
         layer = broken_layer(backbone, backbone.roles, batch)
         return f" (first in {layer})" if layer else ""

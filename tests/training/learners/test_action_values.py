@@ -12,8 +12,9 @@ import tiny_models
 from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles
 from selfeval.algorithms.q_learning import huber_loss, td_target
 from selfeval.config import PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Rollout
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.experience import RewardScale, build_experience
 from selfeval.training.learners import action_values
 from selfeval.training.learners.action_values import (
@@ -34,7 +35,7 @@ from selfeval.training.replay import Replay, Replayed
 LEARNING = (*Q_ROLES, VALUE_ROLE)
 
 
-def pool_of(context: LearnerContext, prompts: list[Prompt], replies: list[tuple[int, ...]]) -> Replayed:
+def pool_of(context: LearnerContext, prompts: list[QuestionPrompts], replies: list[tuple[int, ...]]) -> Replayed:
     """The replies, remembered and drawn in this order."""
     samples = Samples(prompts, [Rollout(r, (0.0,) * len(r), True) for r in replies])
     experience = build_experience(context, samples, Scores(torch.zeros(len(replies))), RewardScale(0.0, 1.0, 3.0), 0.0)
@@ -56,24 +57,24 @@ def twins(temperature: float = 1.0) -> tuple[LearnerContext, Replayed]:
     return context, pool_of(context, PROMPTS, replies)
 
 
-def plain_ratios(context: LearnerContext, role: str, prompt: Prompt, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def plain_ratios(context: LearnerContext, role: str, prompt: QuestionPrompts, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """c (log pi_q - log pi_ref) of every token before each reply token `[R, V]`, and log pi_ref: plain passes, one sequence."""
-    backbone, temperature, ids = context.backbone, context.config.temperature, (*prompt.reply, *reply)
+    backbone, temperature, ids = context.backbone, context.config.temperature, (*prompt.reply.ids, *reply)
     found = []
     for name in (role, REFERENCE):
         with backbone.acting_as(name):
             full = tiny_models.full_logprobs(backbone.model, ids, temperature)
-        found.append(full[len(prompt.reply) - 1 : len(ids) - 1])
+        found.append(full[len(prompt.reply.ids) - 1 : len(ids) - 1])
     return 0.25 * (found[0] - found[1]), found[1]
 
 
-def plain_states(context: LearnerContext, role: str, prompt: Prompt, reply: tuple[int, ...]) -> Tensor:
+def plain_states(context: LearnerContext, role: str, prompt: QuestionPrompts, reply: tuple[int, ...]) -> Tensor:
     """b before each reply token `[R]`, after the grade prompt: one sequence, one plain pass."""
-    backbone, ids = context.backbone, (*prompt.grade, *reply)
+    backbone, ids = context.backbone, (*prompt.grade.ids, *reply)
     with torch.no_grad(), backbone.acting_as(role):
         states = backbone.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
     head = backbone.heads[role]
-    return (states @ head.weight[0] + head.bias)[len(prompt.grade) - 1 : len(ids) - 1]
+    return (states @ head.weight[0] + head.bias)[len(prompt.grade.ids) - 1 : len(ids) - 1]
 
 
 def replies_of(pool: Replayed) -> list[tuple[int, ...]]:
@@ -174,7 +175,7 @@ def test_the_two_parts_can_say_any_values() -> None:
     backbone.add_snapshot(REFERENCE, of=POLICY)
     context = context_of(backbone, PolicyConfig())
     add_q_roles(context)
-    prompts = [Prompt("a", (3, 5), (3,)), Prompt("b", (7, 2, 9), (7,))]
+    prompts = [QuestionPrompts("a", Prompt((3, 5)), Prompt((3,))), QuestionPrompts("b", Prompt((7, 2, 9)), Prompt((7,)))]
     pools = [pool_of(context, [prompt] * 16, [(token,) for token in range(16)]) for prompt in prompts]
     wanted = 0.7 + 0.15 * torch.randn(2, 16, 1, generator=torch.Generator().manual_seed(1))
     optimizers = {r: AdamW(list(backbone.parameters(r).values()), lr=0.02, weight_decay=0.0) for r in ("q-0", VALUE_ROLE)}

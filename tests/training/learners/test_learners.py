@@ -136,8 +136,8 @@ def test_remax_subtracts_what_the_greedy_reply_gets() -> None:
         with backbone.acting_as(POLICY):
             (greedy,) = generate(backbone, [Request(prompt.reply, temperature=0.0)], max_new_tokens=LIMIT, seed=1)
         with backbone.acting_as(REFERENCE):
-            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply, *greedy.ids))
-        reference = [full[len(prompt.reply) - 1 + t, token].item() for t, token in enumerate(greedy.ids)]
+            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply.ids, *greedy.ids))
+        reference = [full[len(prompt.reply.ids) - 1 + t, token].item() for t, token in enumerate(greedy.ids)]
         (score,) = score_replies(backbone, EVALUATOR, [prompt.grade], [greedy.ids], 300)
         baseline = (score - scale.mean) / scale.deviation - BETA * (sum(greedy.logprobs) - sum(reference))
         tokens = [float(r) for r in experience.rewards[row][experience.mask[row]]]
@@ -161,9 +161,9 @@ def test_remax_keeps_to_the_question_where_one_is_asked_twice_and_to_the_tempera
         kl = 0.0
         for role, sign in ((POLICY, 1), (REFERENCE, -1)):
             with backbone.acting_as(role), torch.no_grad():
-                ids = torch.tensor([[*prompt.reply, *greedy.ids]])
+                ids = torch.tensor([[*prompt.reply.ids, *greedy.ids]])
                 logits = backbone.logits(backbone.hidden(ids, torch.ones_like(ids)))[0] / 1.5
-            said = logits.log_softmax(-1)[len(prompt.reply) - 1 : -1]
+            said = logits.log_softmax(-1)[len(prompt.reply.ids) - 1 : -1]
             kl += sign * float(said.gather(-1, torch.tensor(greedy.ids)[:, None]).sum())
         (score,) = score_replies(backbone, EVALUATOR, [prompt.grade], [greedy.ids], 300)
         tokens = [float(r) for r in experience.rewards[row][experience.mask[row]]]
@@ -185,7 +185,7 @@ def test_raft_imitates_the_best_reply_to_each_question_alone() -> None:
 def sequence_logprob(context: LearnerContext, samples: Samples, row: int) -> Tensor:
     """Log-prob of one reply under the acting role: one sequence, one plain pass."""
     prompt, reply = samples.asked[row].reply, samples.rollouts[row].ids
-    logits = context.backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+    logits = context.backbone.model(input_ids=torch.tensor([[*prompt.ids, *reply]])).logits[0, len(prompt.ids) - 1 : -1]
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(reply)[:, None]).sum()
 
 

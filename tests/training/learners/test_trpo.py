@@ -18,6 +18,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences
 from selfeval.config import LoraConfig, PolicyConfig, TRPOConfig
 from selfeval.errors import ModelError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.training.context import POLICY, LearnerContext, Samples, Scores
 from selfeval.training.experience import Experience
@@ -50,9 +51,9 @@ def small(**changes: Any) -> Backbone:
     return backbone
 
 
-def logprobs_of(backbone: Backbone, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+def logprobs_of(backbone: Backbone, prompt: Prompt, reply: Sequence[int]) -> Tensor:
     """`[R, V]` at the temperature: one sequence, one plain pass."""
-    logits = backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].float()
+    logits = backbone.model(input_ids=torch.tensor([[*prompt.ids, *reply]])).logits[0, len(prompt.ids) - 1 : -1].float()
     return torch.log_softmax(logits / TEMPERATURE, -1)
 
 

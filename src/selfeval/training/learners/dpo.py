@@ -34,7 +34,7 @@ from selfeval.algorithms.preference_losses import (
 )
 from selfeval.backbone.budget import Phase
 from selfeval.config import DPOConfig
-from selfeval.training.context import POLICY, LearnerContext, Prompt, Samples
+from selfeval.training.context import POLICY, LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import (
     Experience,
     RewardScale,
@@ -137,7 +137,7 @@ class DPO(Learner):
         self.roles = (POLICY,)
         self.optimizers = Optimizers(context.backbone, {POLICY: context.config.learning_rate}, context.config)
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         return collect(self.context, prompts, iteration)
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:

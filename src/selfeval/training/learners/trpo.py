@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfeval.config import TRPOConfig
-from selfeval.training.context import CRITIC, POLICY, LearnerContext, Prompt, Samples
+from selfeval.training.context import CRITIC, POLICY, LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import Experience, RewardScale, collect
 from selfeval.training.learners.learner import Learner
 from selfeval.training.learners.policy_gradient import EntropyFloor, clip_advantages
@@ -34,7 +34,7 @@ class TRPO(Learner):
         self.optimizers = Optimizers(context.backbone, {CRITIC: self.settings.critic_learning_rate}, context.config)
         self.floor = EntropyFloor(self.settings.entropy_floor)
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         return collect(self.context, prompts, iteration)
 
     def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
