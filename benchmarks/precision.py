@@ -20,6 +20,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.load import load_model
 from selfeval.backbone.precision import PRECISIONS
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import RunConfig
@@ -84,7 +85,7 @@ def main() -> None:
     reference: Any = None
     for precision in PRECISIONS:
         backbone = Backbone(load_model(config.model, device="cpu", precision=precision), config.lora, Path(config.model).name)
-        backbone.load_role(EVALUATOR, run / "roles" / EVALUATOR)
+        load_role(backbone, EVALUATOR, run / "roles" / EVALUATOR)
         templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
         eos = backbone.loaded.eos_ids[0]
         logprobs, targets = _distributions(backbone, _documents(templates, eos))
@@ -92,7 +93,7 @@ def main() -> None:
         scores = _scores(backbone, _pairs(templates, eos))
         reference = reference or (logprobs, loss, scores)
         figures[precision] = {
-            "base_bytes": backbone.base_bytes,
+            "base_bytes": backbone.census.base_bytes,
             "loss": round(loss, 5),
             "loss_gap": round(loss / reference[1] - 1, 5),
             "kl_from_fp32": round((reference[0].exp() * (reference[0] - logprobs)).sum(-1).mean().item(), 6),

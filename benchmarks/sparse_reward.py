@@ -159,8 +159,8 @@ def make_backbone(seed: int) -> Backbone:
     no_tokenizer = cast(PreTrainedTokenizerBase, None)  # there is no text here
     loaded = LoadedModel(made, no_tokenizer, torch.device("cpu"), "fp32", (), 0)
     backbone = Backbone(loaded, LoraConfig(rank=8, alpha=16.0), "four tokens")
-    backbone.add_role(POLICY, seed=seed)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(POLICY, seed=seed)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     return backbone
 
 
@@ -200,7 +200,9 @@ def train(arm: str, seed: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         train_policy(
-            LearnerContext(backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768),
+            LearnerContext(
+                backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768, evaluator=None
+            ),
             [QuestionPrompts("prompt", Prompt(PROMPT), Prompt(PROMPT))],
             Curve(Path(folder), backbone),
         )

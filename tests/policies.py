@@ -86,12 +86,12 @@ class CallingRecorder(CheckpointRecorder):
 
 def four_roles(dtype: torch.dtype = torch.float32) -> Backbone:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34), dtype=dtype)
-    backbone.add_role(EVALUATOR, seed=1, head=True)
+    backbone.roles.add(EVALUATOR, seed=1, head=True)
     tiny_models.scramble(backbone, EVALUATOR, size=0.05)
-    backbone.add_role(POLICY, seed=2)
+    backbone.roles.add(POLICY, seed=2)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # so that the reference is not the bare base
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.roles.add(CRITIC, copy_of=EVALUATOR, head=True)
     return backbone
 
 
@@ -102,7 +102,10 @@ def context_of(
     judge: Callable[[Guide | None], JudgeReading] | None = None,
 ) -> LearnerContext:
     scorer = EvaluatorScorer(backbone, batch_tokens)
-    return LearnerContext(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, judge=judge)
+    evaluator = EVALUATOR if EVALUATOR in backbone.roles.names else None
+    return LearnerContext(
+        backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, evaluator=evaluator, judge=judge
+    )
 
 
 def train(

@@ -294,7 +294,7 @@ def test_the_policy_replies_as_it_was_trained(finished: selfeval.Run) -> None:
     assert policy.reply(questions, n=2, seed=4) != replies
     assert len({*policy.reply(questions[0], n=3, temperature=0)}) == 1
     backbone = policy._model.backbone
-    adapter = list(backbone.parameters("policy").values())
+    adapter = list(backbone.roles.parameters("policy").values())
     kept = [p.detach().clone() for p in adapter]
     for parameter in adapter:
         parameter.data.zero_()

@@ -39,7 +39,7 @@ def _name(path: Path) -> str:
 
 
 def _room(module: str) -> str:
-    """`selfeval.backbone.roles` -> `backbone`; the package itself -> ``."""
+    """`selfeval.backbone.roles.names` -> `backbone`; the package itself -> ``."""
     return [*module.split("."), ""][1]
 
 

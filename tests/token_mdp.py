@@ -104,8 +104,8 @@ def make_backbone(layers: int) -> Backbone:
     """A random Llama over exactly the tokens of the MDP (none of them ends a reply), with policy and reference on it."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "initializer_range": 0.15}
     backbone = tiny_models.backbone("llama", VOCABULARY, rank=8, eos=(), pad_token_id=None, eos_token_id=None, **sizes)
-    backbone.add_role(POLICY, seed=1)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(POLICY, seed=1)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     return backbone
 
 
@@ -116,7 +116,15 @@ def train(
     recorder = CallingRecorder(folder, backbone)
     guide = train_policy(
         LearnerContext(
-            backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384, pairs=pairs
+            backbone,
+            config,
+            TokenScorer(mdps, steps),
+            seed=0,
+            limit=HORIZON,
+            rows=1024,
+            batch_tokens=16384,
+            evaluator=None,
+            pairs=pairs,
         ),
         PROMPTS,
         recorder,

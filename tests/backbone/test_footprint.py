@@ -28,11 +28,11 @@ def shapes(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> S
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_weights_are_counted_exactly(family: str) -> None:
     real = tiny_models.backbone(family, rank=4)
-    own_base = real.base_bytes + _bytes(real.model.buffers())
-    real.add_role("policy")
-    real.add_role("evaluator-0", head=True)
+    own_base = real.census.base_bytes + _bytes(real.model.buffers())
+    real.roles.add("policy")
+    real.roles.add("evaluator-0", head=True)
     found = shapes(family).footprint().peak
-    assert found == {"base": own_base, "adapters": real.adapter_bytes}
+    assert found == {"base": own_base, "adapters": real.census.adapter_bytes}
 
 
 def test_tied_weights_count_once_and_adapters_are_fp32() -> None:
@@ -52,9 +52,9 @@ def test_a_pass_on_shapes_holds_what_a_real_one_holds(family: str) -> None:
         return meter.peak.total()
 
     real, fake = tiny_models.backbone(family, rank=4), shapes(family)
-    real.add_role("policy")
-    real.add_role("evaluator-0", head=True)
-    own = [p for role in real.roles for p in real.parameters(role).values()]
+    real.roles.add("policy")
+    real.roles.add("evaluator-0", head=True)
+    own = [p for role in real.roles.names for p in real.roles.parameters(role).values()]
     base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
     batch = pad_sequences(real, as_prompts(PROMPTS), REPLIES)
     measured = peak(real, Footprint({"base": base, "adapters": own}, 40), batch)

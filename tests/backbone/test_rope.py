@@ -14,6 +14,7 @@ from selfeval.backbone import load
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.families.cache import cache_of
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
 from selfeval.backbone.sequences import reply_logprobs
@@ -324,13 +325,13 @@ def test_rollouts_and_scores_go_beyond_the_old_limit(tmp_path: Path, method: str
 def test_a_role_belongs_to_the_stretched_base(tmp_path: Path) -> None:
     path = folder(tmp_path)
     made = backbone(path, asked("yarn"))
-    made.add_role("policy")
-    made.save_role("policy", tmp_path / "role")
-    backbone(path, asked("yarn")).load_role("policy", tmp_path / "role")
+    made.roles.add("policy")
+    save_role(made, "policy", tmp_path / "role")
+    load_role(backbone(path, asked("yarn")), "policy", tmp_path / "role")
     with pytest.raises(RunFolderError, match=r"trained on llama \(yarn x4\) .*, not on llama \(weights"):
-        backbone(path).load_role("policy", tmp_path / "role")
+        load_role(backbone(path), "policy", tmp_path / "role")
     with pytest.raises(RunFolderError, match=r"not on llama \(linear x4\)"):
-        backbone(path, asked("linear")).load_role("policy", tmp_path / "role")
+        load_role(backbone(path, asked("linear")), "policy", tmp_path / "role")
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_padding_changes_nothing_and_the_score_reads_the_last_real_token(family: str) -> None:
     backbone = tiny_models.backbone(family)
-    backbone.add_role("evaluator-0", head=True)
+    backbone.roles.add("evaluator-0", head=True)
     tiny_models.scramble(backbone, "evaluator-0")
     with torch.no_grad(), backbone.acting_as("evaluator-0"):
         together = final_scores(backbone, "evaluator-0", pad_sequences(backbone, as_prompts(PROMPTS), REPLIES))
@@ -29,7 +29,7 @@ def test_padding_changes_nothing_and_the_score_reads_the_last_real_token(family:
             alone = final_scores(backbone, "evaluator-0", pad_sequences(backbone, as_prompts([prompt]), [reply]))
             close(together[row : row + 1], alone)
             states = backbone.model.base_model(input_ids=torch.tensor([[*prompt, *reply]])).last_hidden_state[0]
-            head = backbone.heads["evaluator-0"]
+            head = backbone.roles.heads["evaluator-0"]
             scores = states @ head.weight[0] + head.bias
             close(alone[0], scores[-1])
             assert (scores[-1] - scores[-2]).abs() > 1e-3  # another position would have been seen

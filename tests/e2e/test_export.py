@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
@@ -45,7 +46,7 @@ def backbone(run: Path) -> Backbone:
     config = RunConfig.model_validate(json.loads((run / "run.json").read_text())["config"])
     backbone = Backbone.load(config)
     for role in ("policy", EVALUATOR):
-        backbone.load_role(role, run / "roles" / role)
+        load_role(backbone, role, run / "roles" / role)
     return backbone
 
 

@@ -19,7 +19,7 @@ PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
 def test_beam_search_returns_what_transformers_finds_for_each_prompt_alone(family: str, role: str) -> None:
     ends = (1, 20, 21, 22, 23)
     backbone = tiny_models.backbone(family, eos=ends)
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     tiny_models.scramble(backbone, "policy", size=0.1)
     with backbone.acting_as(role):
         rollouts = beam_search(backbone, as_prompts(PROMPTS), beams=4, max_new_tokens=10, rows=3)

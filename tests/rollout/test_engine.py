@@ -37,7 +37,7 @@ def sample(backbone: Backbone, requests: list[Request], *, role: str = BASE, see
 
 def trained(family: str, vocabulary: int = 40, **changes: Any) -> Backbone:
     backbone = tiny_models.backbone(family, vocabulary, **changes)
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     tiny_models.scramble(backbone, "policy", size=0.1)
     return backbone
 

@@ -22,7 +22,7 @@ def guided_backbone(family: str = "llama", vocabulary: int = 40) -> Backbone:
     """A policy, and two value functions that say something else."""
     backbone = tiny_models.backbone(family, vocabulary, eos=ENDS)
     for number, role in enumerate(("policy", "q-0", "q-1")):
-        backbone.add_role(role, seed=number)
+        backbone.roles.add(role, seed=number)
         tiny_models.scramble(backbone, role, seed=number, size=0.1)
     return backbone
 
@@ -47,7 +47,7 @@ def plain_logprobs(backbone: Backbone, ids: Sequence[int], guide: Guide, tempera
 def test_roles_that_say_what_the_policy_says_change_nothing(family: str) -> None:
     backbone = tiny_models.backbone(family, eos=ENDS)
     for role in ("policy", "q-0", "q-1"):
-        backbone.add_role(role)
+        backbone.roles.add(role)
     for role in ("policy", "q-0", "q-1"):
         tiny_models.scramble(backbone, role, size=0.1)  # the same weights
     requests = [Request(Prompt(p), (1.0, 0.0, 0.7)[i % 3]) for i, p in enumerate(PROMPTS * 6)]

@@ -51,7 +51,7 @@ def test_an_older_run_does_not_say_how_its_temperature_was_fitted(tmp_path: Path
 @pytest.mark.parametrize("key", ["deviation", "temperature"])
 def test_a_scale_that_makes_scores_meaningless_is_refused(key: str, value: object, tmp_path: Path) -> None:
     backbone = tiny_models.backbone("llama", 384)
-    backbone.add_role(EVALUATOR, head=True)
+    backbone.roles.add(EVALUATOR, head=True)
     path = tmp_path / EVALUATOR / "evaluator.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"temperature": 1.0, "mean": 0.0, "deviation": 1.0, key: value}))

@@ -134,9 +134,9 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
     """A run with a policy whose replies and judge are scripted; `seen` tells what they were asked, and as whom."""
     run = context(tmp_path, evaluation={"questions": 3, "samples": 2}, batch_tokens=64)
     backbone = tiny_models.backbone("llama", 384)
-    backbone.add_role(EVALUATOR, head=True)
+    backbone.roles.add(EVALUATOR, head=True)
     write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     _give(run, "backbone", backbone)
     _give(run, "templates", Templates.load(templates_folder("no such model"), backbone.loaded.tokenizer))
     train = Question("t", "What is 9?", Split.TRAIN, "self")
@@ -224,7 +224,7 @@ def test_samples_are_drawn_from_the_answers_and_scored(answering: tuple[Context,
 def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_tokens: int, tmp_path: Path) -> None:
     run = context(tmp_path, batch_tokens=batch_tokens)
     backbone = tiny_models.backbone(family, eos=(1, 20, 21))
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     tiny_models.scramble(backbone, POLICY, size=0.1)
     _give(run, "backbone", backbone)
     prompts = as_prompts([(5, 9, 2), (7,), (30, 31, 32, 33), (11, 12)]) * 4
@@ -250,7 +250,7 @@ def _summed(backbone: Any, role: str, prompt: Prompt, ids: tuple[int, ...]) -> f
 def test_a_policy_at_its_start_has_no_kl(tmp_path: Path) -> None:
     run, prompts = context(tmp_path), as_prompts([(5, 9, 2), (7,)])
     backbone = tiny_models.backbone("llama")
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     _give(run, "backbone", backbone)
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p) for p in prompts], max_new_tokens=6, seed=3)

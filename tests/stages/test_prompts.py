@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import tiny_models
+from selfeval.backbone.role_files import save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import ModelError, RunFolderError
@@ -37,9 +38,9 @@ class Run:
         shutil.copytree(templates_folder("none"), self.model / "templates")
         self.config = RunConfig.model_validate({"model": str(self.model), "precision": "fp32", "lora": {"rank": 4}})
         backbone = Backbone.load(self.config)
-        backbone.add_role(EVALUATOR, seed=1, head=True)
+        backbone.roles.add(EVALUATOR, seed=1, head=True)
         tiny_models.scramble(backbone, EVALUATOR, seed=2)
-        backbone.save_role(EVALUATOR, self.folder / "roles" / EVALUATOR)
+        save_role(backbone, EVALUATOR, self.folder / "roles" / EVALUATOR)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
         write_json(self.folder / "run.json", {"config": self.config.model_dump(mode="json")})
         self.tokenizer = backbone.loaded.tokenizer

@@ -48,7 +48,7 @@ def prepared(folder: Path, templates: str, members: int = 1) -> Context:
     backbone = tiny_models.backbone("llama", 384)
     for number in range(members):
         role = EVALUATOR.replace("0", str(number))
-        backbone.add_role(role, head=True)
+        backbone.roles.add(role, head=True)
         write_json(run.role_folder(role) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
     vars(run)["backbone"] = backbone
     vars(run)["templates"] = Templates.load(templates_folder(templates), backbone.loaded.tokenizer)

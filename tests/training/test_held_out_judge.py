@@ -17,7 +17,7 @@ from selfeval.training.held_out_judge import HeldOutJudge
 def reading(monkeypatch: pytest.MonkeyPatch, said: Sequence[float | None]) -> JudgeReading | None:
     """What the judge makes of these probabilities that the policy's reply is the better one; None: not to be read."""
     backbone = tiny_models.backbone("llama", 384)
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
 
     def compare(*_: Any, **__: Any) -> list[Judgement]:
         return [Judgement(p, p, p, None, (None, None), ("", "")) for p in said]

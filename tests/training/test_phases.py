@@ -21,6 +21,7 @@ from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.checkpoint import role_optimizer
 from selfeval.training.context import LearnerContext, QuestionPrompts
+from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.phases import LEARNING, POLICY_ROLES, Shape, optimizer_bytes, rollout_peak, score_peak, update_peaks
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
@@ -34,8 +35,8 @@ GRADE = 14
 def _real() -> Any:
     real = tiny_models.backbone("llama", rank=4, eos=())
     for role, head in POLICY_ROLES.items():
-        real.add_role(role, head=head, trainable=role in LEARNING)
-    real.add_snapshot("reference", of="policy")
+        real.roles.add(role, head=head, trainable=role in LEARNING)
+    real.roles.add_snapshot("reference", of="policy")
     return real
 
 
@@ -45,7 +46,7 @@ def shapes() -> ShapeBackbone:
 
 
 def _meter(real: Any) -> Footprint:
-    own = [p for role in real.roles for p in real.parameters(role).values()]
+    own = [p for role in real.roles.names for p in real.roles.parameters(role).values()]
     base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
     return Footprint({"base": base, "adapters": own}, 40)
 
@@ -94,7 +95,7 @@ def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
     real = _real()
     size = 0
     for role in LEARNING:
-        parameters = real.parameters(role)
+        parameters = real.roles.parameters(role)
         optimizer = role_optimizer(parameters, 1e-3)
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -116,7 +117,7 @@ def _train(real: Any, folder: Path) -> None:
 
     tokens = 8 * (GRADE + SHAPE.reply)
     context = LearnerContext(
-        real, config, EvaluatorScorer(real, tokens), seed=0, limit=SHAPE.reply, rows=8, batch_tokens=tokens
+        real, config, EvaluatorScorer(real, tokens), seed=0, limit=SHAPE.reply, rows=8, batch_tokens=tokens, evaluator=EVALUATOR
     )
     train_policy(context, prompts, CheckpointRecorder(folder, real))
 
@@ -128,7 +129,7 @@ def test_an_iteration_on_shapes_holds_what_the_loop_holds(shapes: ShapeBackbone,
         _train(real, tmp_path)
     planned = _update(shapes)
     assert planned.total() == pytest.approx(meter.peak.total(), rel=0.05)
-    assert planned["adapters"] == real.adapter_bytes
+    assert planned["adapters"] == real.census.adapter_bytes
 
 
 def _fullest_update(backbone: ShapeBackbone) -> Peaks:

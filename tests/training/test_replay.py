@@ -19,8 +19,8 @@ REPLIES = [(5, 6), (7,), (8, 9, 10), (11, 12)]
 
 def roles() -> Backbone:
     backbone = tiny_models.backbone()
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     return backbone
 
 

@@ -212,7 +212,7 @@ class ShapeBackbone(Backbone):
         self.main = placement.main if placement else "cpu"
         self.meter: Footprint | None = None
         for role, head in roles.items():
-            self.add_role(role, head=head)
+            self.roles.add(role, head=head)
         self.fake = FakeTensorMode()
         self._to_fake(torch.device("cpu"))
         if placement is not None and not placement.is_whole:
@@ -237,7 +237,7 @@ class ShapeBackbone(Backbone):
                 made[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
             return made[id(tensor)]
 
-        for module in [*self.model.modules(), *self.heads.values()]:
+        for module in [*self.model.modules(), *self.roles.heads.values()]:
             for held in (module._parameters, module._buffers):
                 held.update({name: fake(value) for name, value in held.items() if value is not None})
         self.loaded.device = device
@@ -277,8 +277,8 @@ class ShapeBackbone(Backbone):
     def adapters(self, roles: Iterable[str] | None = None) -> dict[str, list[nn.Parameter]]:
         """Weights of these roles (of all unless given), by device."""
         found: dict[str, list[nn.Parameter]] = {self.main: []}
-        for role in self.roles if roles is None else roles:
-            for name, parameter in self.parameters(role).items():
+        for role in self.roles.names if roles is None else roles:
+            for name, parameter in self.roles.parameters(role).items():
                 found.setdefault(self.computes(name), []).append(parameter)
         return found
 

@@ -11,18 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from selfeval.backbone.facts import ModelFacts
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.sizes import WeightSizes, weight_sizes
 
-__all__ = ["DTYPES", "KINDS", "PHASES", "DevicePlan", "Plan", "at_depth", "largest_fitting", "weigh"]
+__all__ = ["KINDS", "PHASES", "DevicePlan", "Plan", "at_depth", "largest_fitting", "weigh"]
 
 PHASES = ("load", "rollout", "score", "update")
 KINDS = ("runtime", "base", "adapters", "gradients", "optimizer", "kv_cache", "activations", "logits", "kernels", "allocator")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16, "nf4": torch.bfloat16}
-"""Precision -> what hidden states are computed in."""
 
 
 def weigh(facts: ModelFacts, precision: str) -> WeightSizes:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from selfeval.backbone.budget import Phase
-from selfeval.backbone.families.cache import check_state, roomy_cache, select_rows, state_arguments
+from selfeval.backbone.families.cache import check_state, preallocated_cache, select_rows, state_arguments
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import refuse_images
 from selfeval.errors import LoopError, NotFiniteError, RoleError
@@ -186,7 +186,7 @@ class _Pass:
             raise RoleError("sampling outside of `with backbone.acting_as(role)`; say whose replies they are")
         self.backbone, self.own = backbone, own
         self.roles = (*((backbone.acting,) if own else ()), *guides)
-        self.cache = roomy_cache(backbone.model.config, room)
+        self.cache = preallocated_cache(backbone.model.config, room)
 
     def logits(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute next-token logits `[roles, B, V]` after these tokens."""

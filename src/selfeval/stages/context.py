@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.snapshot import commit_of
 from selfeval.config import RunConfig
@@ -78,7 +79,7 @@ class Context:
             config = with_run_precision(self.config, self.first.run)
             backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
             self._refuse_other_commit()
-            backbone.check_targets()
+            backbone.roles.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
@@ -114,8 +115,8 @@ class Context:
         """Load the role that this round starts from if needed, and return its name."""
         if not self.earlier:
             return BASE
-        if START not in self.backbone.roles:
-            self.backbone.load_role(START, self.earlier[-1].root / "roles" / POLICY)
+        if START not in self.backbone.roles.names:
+            load_role(self.backbone, START, self.earlier[-1].root / "roles" / POLICY)
         return START
 
     def load_evaluators(self) -> list[Member]:

@@ -101,7 +101,7 @@ def _model(context: Context) -> Model:
     return Model(
         name=backbone.source,
         model_type=backbone.model.config.model_type,
-        parameters=backbone.parameter_count,
+        parameters=backbone.census.parameter_count,
         precision=backbone.loaded.precision,
         domain=context.config.domain,
         gold_file=context.config.gold or None,
@@ -112,7 +112,7 @@ def _memory(context: Context) -> EvaluationMemory:
     """Return the bytes of the base, and of all adapters and heads as counted at the end of policy training."""
     trained = context.store.manifest("policy")["counts"]
     return EvaluationMemory(
-        base_bytes=context.backbone.base_bytes,
+        base_bytes=context.backbone.census.base_bytes,
         adapter_bytes=trained["adapter_bytes"],
         weight_copies=trained["weight_copies"],
     )

@@ -23,8 +23,8 @@ from selfeval.backbone.footprint import Peaks, ShapeBackbone, computes, fullest
 from selfeval.backbone.load import Wanted, memory_within, pick_attention, place_base
 from selfeval.backbone.meters import kept_by_allocator, kernel_bytes, resident_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, plan_placement, usable_memory
-from selfeval.backbone.plan import DTYPES, PHASES, DevicePlan, Plan, at_depth, largest_fitting, weigh
-from selfeval.backbone.precision import PRECISIONS
+from selfeval.backbone.plan import PHASES, DevicePlan, Plan, at_depth, largest_fitting, weigh
+from selfeval.backbone.precision import PRECISIONS, compute_dtype
 from selfeval.backbone.sizes import WeightSizes
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
@@ -232,7 +232,7 @@ class Measured:
         made = [
             ShapeBackbone(
                 self.facts.with_layers(len(placed.devices)),
-                DTYPES[self.precision],
+                compute_dtype(self.precision),
                 self.config.lora,
                 _roles(self.config),
                 placed,

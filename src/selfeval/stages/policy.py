@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import save_role
 from selfeval.config import LEARNERS, RunConfig
 from selfeval.prompt import Prompt
 from selfeval.records import Sampled, Split
@@ -20,7 +21,7 @@ from selfeval.stages.terminal import Bar
 from selfeval.store import write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
-from selfeval.training.evaluator import Preference
+from selfeval.training.evaluator import EVALUATOR, Preference
 from selfeval.training.held_out_judge import HeldOutJudge
 from selfeval.training.policy import train_policy
 from selfeval.training.watchdogs import Alarm
@@ -44,11 +45,11 @@ def add_roles(context: Context) -> None:
     backbone = context.backbone
     context.load_evaluators()
     start = context.ensure_start()
-    backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
+    backbone.roles.add(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
     if context.config.policy.reference_ema is not None:
-        backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # the reference moves, so it needs separate weights
+        backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)  # the reference moves, so it needs separate weights
     else:
-        backbone.add_snapshot(REFERENCE, of=POLICY)
+        backbone.roles.add_snapshot(REFERENCE, of=POLICY)
 
 
 def output_roles(config: RunConfig) -> tuple[str, ...]:
@@ -63,9 +64,9 @@ def save_policy(context: Context, guide: Guide | None) -> None:
     """Save the role `policy`; with a guide, save its roles first and record them next to the policy."""
     guides = guide.roles if guide else ()
     for role in (*guides, POLICY):
-        context.backbone.freeze(role)
+        context.backbone.roles.freeze(role)
         with writing(context.role_folder(role)) as folder:
-            context.backbone.save_role(role, folder)
+            save_role(context.backbone, role, folder)
             if guide and role == POLICY:
                 write_json(folder / GUIDE, guide.as_json())
 
@@ -134,6 +135,7 @@ def learner_context(context: Context) -> LearnerContext:
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
         batch_tokens=config.batch_tokens,
+        evaluator=EVALUATOR,
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),
     )
@@ -209,6 +211,6 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "iterations": len(store.read_metrics("policy")),
         "watchdogs": len(store.read_metrics("watchdogs")),
-        "adapter_bytes": backbone.adapter_bytes,
-        "weight_copies": backbone.weight_copies(),
+        "adapter_bytes": backbone.census.adapter_bytes,
+        "weight_copies": backbone.census.weight_copies(),
     }

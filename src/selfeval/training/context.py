@@ -114,6 +114,7 @@ class LearnerContext:
         limit: token limit of a reply.
         rows: batch size while sampling.
         batch_tokens: tokens of a micro-batch.
+        evaluator: role that critics and state values start from; None to start them from the base.
         pairs: labelled pairs with the policy's prompts, for learners that train on them.
         judge: reads the policy, given the guide that it samples with (if any), with a judge that is independent of the
             training; returns None if most verdicts could not be parsed. None: no readings.
@@ -126,6 +127,7 @@ class LearnerContext:
     limit: int
     rows: int
     batch_tokens: int
+    evaluator: str | None
     pairs: Sequence[Preference] = ()
     judge: Callable[[Guide | None], JudgeReading | None] | None = None
 

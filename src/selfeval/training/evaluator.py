@@ -84,7 +84,7 @@ def _step(
     backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int
 ) -> dict[str, float]:
     """Gradients of one batch, in as many micro-batches as its tokens need."""
-    parameters = list(backbone.parameters(role).values())
+    parameters = list(backbone.roles.parameters(role).values())
 
     def of_group(group: list[int]) -> tuple[float, int]:
         loss, margins = _pair_losses(backbone, role, [pairs[i] for i in group], config)
@@ -130,7 +130,7 @@ def train_evaluator(
     Raises:
         LoopError: the loss or its gradient became NaN or infinite.
     """
-    parameters = backbone.parameters(role)
+    parameters = backbone.roles.parameters(role)
     optimizer = role_optimizer(parameters, config.learning_rate)
     keeper = checkpoints({role: optimizer})
     state = keeper.restore()

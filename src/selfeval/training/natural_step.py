@@ -83,7 +83,7 @@ def natural_step(
         NotFiniteError: the gradient or a product with the Fisher matrix is NaN or infinite; nothing was changed.
         ModelError: a layer of the base cannot be differentiated twice.
     """
-    parameters = list(context.backbone.parameters(POLICY).values())
+    parameters = list(context.backbone.roles.parameters(POLICY).values())
     weights_BR = aggregation_weights(batch.mask, "token_mean")
     values = policy_gradients(context, batch, weights_BR, _surrogate, entropy_bonus=entropy_bonus)
     gradient_N = _taken(parameters)
@@ -168,7 +168,7 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
         ModelError: a layer of the base cannot be differentiated twice.
     """
     backbone, length = context.backbone, float(vector_N.norm())
-    parameters = list(backbone.parameters(POLICY).values())
+    parameters = list(backbone.roles.parameters(POLICY).values())
     if length == 0.0:
         return torch.zeros_like(vector_N)
 
@@ -206,7 +206,7 @@ def _search(
     context: LearnerContext, batch: Experience, start_N: Tensor, step_N: Tensor, kl_bound: float, entropy_bonus: float
 ) -> LineSearch:
     """Backtrack along the step until KL and surrogate allow it, and leave the policy there; restore it if none does."""
-    parameters, fraction = list(context.backbone.parameters(POLICY).values()), 0.0
+    parameters, fraction = list(context.backbone.roles.parameters(POLICY).values()), 0.0
     if not bool(step_N.any()):
         return LineSearch(0.0, [])
     try:
@@ -229,7 +229,7 @@ def step_outcome(
     The policy's weights are written on the way, and left as either of the two.
     """
     backbone, temperature = context.backbone, context.config.temperature
-    parameters = list(backbone.parameters(POLICY).values())
+    parameters = list(backbone.roles.parameters(POLICY).values())
     weights_BR = aggregation_weights(batch.mask, "token_mean")
 
     def of_group(group: list[int]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from selfeval.algorithms.masked import masked_sum
 from selfeval.algorithms.policy_losses import ppo_clip_loss
 from selfeval.algorithms.value_losses import clipped_value_loss
 from selfeval.backbone.adapters import BASE
-from selfeval.backbone.families.cache import RoomyLayer, roomy_cache, select_rows, state_arguments
+from selfeval.backbone.families.cache import PreallocatedLayer, preallocated_cache, select_rows, state_arguments
 from selfeval.backbone.footprint import Footprint, Peaks, ShapeBackbone
 from selfeval.backbone.logprobs import tile_bytes, token_logprobs
 from selfeval.backbone.sequences import Sequences, final_scores, reply_hidden
@@ -81,8 +81,10 @@ def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus
     """Bytes by device and kind when sampling `shape` from `prompts` distinct prompts is fullest, up to the last token."""
     meter = backbone.footprint()
     with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
-        cache = roomy_cache(backbone.model.config, shape.reply)
-        cache.layers = [_MeteredLayer(meter, shape.reply) if isinstance(layer, RoomyLayer) else layer for layer in cache.layers]
+        cache = preallocated_cache(backbone.model.config, shape.reply)
+        cache.layers = [
+            _MeteredLayer(meter, shape.reply) if isinstance(layer, PreallocatedLayer) else layer for layer in cache.layers
+        ]
         logits = _next_logits(backbone, cache, prompts, shape.prompt, shape.prompt)
         if prompts < shape.rows:
             rows = torch.zeros(shape.rows, dtype=torch.int64)
@@ -90,7 +92,7 @@ def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus
             logits = logits[rows]
         _sample(logits, nucleus)
         for layer in cache.layers:
-            if isinstance(layer, RoomyLayer):
+            if isinstance(layer, PreallocatedLayer):
                 layer.length = shape.length - 1
         del logits
         _sample(_next_logits(backbone, cache, shape.rows, 1, shape.length), nucleus)
@@ -124,7 +126,7 @@ def _within_nucleus(logprobs_BV: Tensor) -> Tensor:
     return sorted_BV.masked_fill(outside_BV, float("-inf")).gather(1, index_BV.argsort(-1))
 
 
-class _MeteredLayer(RoomyLayer):
+class _MeteredLayer(PreallocatedLayer):
     """The engine's cache layer, its tensors counted as what they are."""
 
     def __init__(self, meter: Footprint, room: int) -> None:
@@ -200,7 +202,7 @@ def update_peaks(
 def _backward_peak(
     backbone: ShapeBackbone, role: str, learning: Sequence[str], loss: Callable[[], Tensor], kept: Callable[[], list[Any]]
 ) -> Peaks:
-    parameters = list(backbone.parameters(role).values())  # those of the others are gone before its own are made
+    parameters = list(backbone.roles.parameters(role).values())  # those of the others are gone before its own are made
     with backbone.fake:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)

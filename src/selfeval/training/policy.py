@@ -155,7 +155,7 @@ class _Loop:
             (Prompt(p.reply.ids[:-1], p.reply.images), p.reply.ids[-1:]) for p in prompts[:4]
         ]
         batch = pad_sequences(backbone, [prompt for prompt, _ in texts], [reply for _, reply in texts])
-        layer = broken_layer(backbone, backbone.roles, batch)
+        layer = broken_layer(backbone, backbone.roles.names, batch)
         return f" (first in {layer})" if layer else ""
 
     def _judge_metrics(self, iteration: int, score: float) -> dict[str, float]:
@@ -248,6 +248,6 @@ class _Loop:
 def _move_towards(context: LearnerContext, share: float) -> None:
     """Move the reference towards the policy by this share of the distance (an EMA of the weights)."""
     backbone = context.backbone
-    ours, theirs = backbone.parameters(REFERENCE).values(), backbone.parameters(POLICY).values()
+    ours, theirs = backbone.roles.parameters(REFERENCE).values(), backbone.roles.parameters(POLICY).values()
     for own, policy in zip(ours, theirs, strict=True):
         own.lerp_(policy, share)

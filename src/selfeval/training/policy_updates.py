@@ -48,7 +48,7 @@ class Optimizers:
     """
 
     def __init__(self, backbone: Backbone, rates: Mapping[str, float], config: PolicyConfig) -> None:
-        self.parameters: dict[str, dict[str, nn.Parameter]] = {role: backbone.parameters(role) for role in rates}
+        self.parameters: dict[str, dict[str, nn.Parameter]] = {role: backbone.roles.parameters(role) for role in rates}
         self.rates, self.config = dict(rates), config
         self.scale = 1.0
         self.by_role = {role: role_optimizer(self.parameters[role], rate) for role, rate in rates.items()}
@@ -105,7 +105,7 @@ def policy_gradients(
         `policy_loss`, and means over its tokens.
     """
     backbone, config = context.backbone, context.config
-    tokens, parameters = int(part.mask.sum()), list(backbone.parameters(POLICY).values())
+    tokens, parameters = int(part.mask.sum()), list(backbone.roles.parameters(POLICY).values())
 
     def of_group(group: list[int]) -> dict[str, float]:
         index = torch.tensor(group, device=part.mask.device)
@@ -144,7 +144,7 @@ def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fract
 def critic_gradients(context: LearnerContext, part: Experience, scale: RewardScale) -> dict[str, float]:
     """Accumulate the gradient of a minibatch's clipped value loss (mean over tokens) in the critic's weights."""
     backbone, clip = context.backbone, context.config.settings_as(CriticConfig).value_clip
-    tokens, parameters = int(part.mask.sum()), list(backbone.parameters(CRITIC).values())
+    tokens, parameters = int(part.mask.sum()), list(backbone.roles.parameters(CRITIC).values())
 
     def of_group(group: list[int]) -> float:
         rows = part.rows(torch.tensor(group, device=part.mask.device))

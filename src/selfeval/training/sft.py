@@ -81,7 +81,7 @@ def tune_on_text(
             finite.
     """
     _check_rows(backbone, rows)
-    parameters = backbone.parameters(role)
+    parameters = backbone.roles.parameters(role)
     optimizer = role_optimizer(parameters, config.learning_rate)
     keeper = checkpoints({role: optimizer})
     state = keeper.restore()
@@ -124,7 +124,7 @@ def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
 
 def _step(backbone: Backbone, role: str, rows: Sequence[Sequence[int]], batch_tokens: int) -> float:
     """Gradients of one batch, in as many micro-batches as its tokens need, and its mean loss."""
-    tokens, parameters = sum(len(row) - 1 for row in rows), list(backbone.parameters(role).values())
+    tokens, parameters = sum(len(row) - 1 for row in rows), list(backbone.roles.parameters(role).values())
 
     def of_group(group: list[int]) -> float:
         chosen = [rows[i] for i in group]

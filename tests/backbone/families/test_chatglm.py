@@ -233,7 +233,7 @@ def test_sampled_logprobs_equal_those_of_a_training_pass(name: str) -> None:
     """Left-padded and cached while sampling, right-padded and whole while training."""
     base = backbone(name)
     asked = [p for p in prompts(numbers(name), "generate_batch") for _ in range(3)]
-    base.add_role("policy")
+    base.roles.add("policy")
     tiny_models.scramble(base, "policy", size=0.05)
     with base.acting_as("policy"):
         drawn = generate(base, [Request(Prompt(p)) for p in asked], max_new_tokens=12, seed=3)
@@ -263,9 +263,9 @@ def test_roles_differ_and_leave_the_base_alone(name: str) -> None:
     golden, base = numbers(name), backbone(name)
     ids, attention = golden["single.input_ids"], torch.ones_like(golden["single.input_ids"])
     for number, role in enumerate(("policy", "critic")):
-        base.add_role(role)
+        base.roles.add(role)
         tiny_models.scramble(base, role, seed=number)
-    adapted = {n.split(".lora_")[0].split(".")[-1] for n in base.parameters("policy")}
+    adapted = {n.split(".lora_")[0].split(".")[-1] for n in base.roles.parameters("policy")}
     packed = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
     split = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}
     assert adapted == (packed if name == "chatglm1" else split)
@@ -282,14 +282,14 @@ def test_roles_differ_and_leave_the_base_alone(name: str) -> None:
 def test_checkpointed_gradients_are_the_same(name: str) -> None:
     base = backbone(name)
     asked = prompts(numbers(name), "generate_batch")
-    base.add_role("policy")
+    base.roles.add("policy")
     tiny_models.scramble(base, "policy", size=0.05)
 
     def gradients() -> dict[str, Tensor]:
         with base.acting_as("policy"):
             batch = pad_sequences(base, as_prompts(asked), [(7, 8, 9), (10, 11, 12, 13)])
             token_logprobs(base, reply_hidden(base, batch), batch.reply_BR, batch.mask_BR).logprobs.sum().backward()
-        found = {n: p.grad.clone() for n, p in base.parameters("policy").items() if p.grad is not None}
+        found = {n: p.grad.clone() for n, p in base.roles.parameters("policy").items() if p.grad is not None}
         base.model.zero_grad()
         return found
 
@@ -299,7 +299,7 @@ def test_checkpointed_gradients_are_the_same(name: str) -> None:
     checkpointed = gradients()
     assert passes() == 2 * base.model.config.num_hidden_layers  # each layer ran again in the backward pass
     assert plain.keys() == checkpointed.keys()
-    assert len(plain) == len(base.parameters("policy"))
+    assert len(plain) == len(base.roles.parameters("policy"))
     for key, gradient in plain.items():
         assert float(gradient.abs().max()) > 0
         assert torch.allclose(gradient, checkpointed[key], rtol=1e-4, atol=1e-6)
@@ -334,7 +334,7 @@ def test_a_published_folder_loads_without_its_code(published: tuple[int, Path]) 
     ends = {1: (305,), 2: (2,), 3: (2, first + 6, first + 8)}
     assert (loaded.eos_ids, loaded.pad_id) == (ends[number], 3 if number == 1 else 0)
     assert not any(p.requires_grad for p in loaded.model.parameters())
-    assert sum(p.numel() * 4 for p in loaded.model.parameters()) == Backbone(loaded, LoraConfig(), "tiny").base_bytes
+    assert sum(p.numel() * 4 for p in loaded.model.parameters()) == Backbone(loaded, LoraConfig(), "tiny").census.base_bytes
     # Asked to trust it, it is still not needed.
     assert load_model(str(folder), device="cpu", trust_remote_code=True).eos_ids == ends[number]
 

@@ -66,11 +66,11 @@ def length(experience: Experience, row: int) -> int:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_registry_tells_the_truth_about_a_learner(name: str) -> None:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
-    before = set(backbone.roles)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
+    before = set(backbone.roles.names)
     learner, spec = make_learner(context_of(backbone, changed(CONFIG, learner=name))), LEARNERS[name]
-    assert set(backbone.roles) - before == set(spec.extra_roles)
+    assert set(backbone.roles.names) - before == set(spec.extra_roles)
     assert set(learner.roles) == {*spec.extra_roles, *([POLICY] if spec.changes_policy else [])}
     guide = learner.guidance()
     assert (guide is None) == spec.changes_policy
@@ -81,7 +81,7 @@ def test_the_registry_tells_the_truth_about_a_learner(name: str) -> None:
 def test_grpo_makes_no_advantage_of_rounding(dtype: torch.dtype) -> None:
     backbone = four_roles(dtype)  # the policy is its reference
     with torch.no_grad():
-        for parameter in backbone.heads[EVALUATOR].parameters():
+        for parameter in backbone.roles.heads[EVALUATOR].parameters():
             parameter.zero_()  # all scores are equal
     context = context_of(backbone, changed(CONFIG, **{"learner": "grpo"}))
     learner = make_learner(context)
@@ -176,7 +176,7 @@ def test_raft_imitates_the_best_reply_to_each_question_alone() -> None:
     best = [max(rows, key=lambda row: rewards[row]) for rows in by_question(samples).values()]
     assert [row for row in range(len(rewards)) if any(of_tokens(experience, row))] == sorted(best)
     backbone = context.backbone
-    start = {n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()}
+    start = {n: p.detach().clone() for n, p in backbone.roles.parameters(POLICY).items()}
     expected = plain_gradients(backbone, lambda: -sum(sequence_logprob(context, samples, r) for r in best))  # type: ignore[arg-type, return-value]
     learner.update(experience, scale, 1)
     assert moved_along(backbone, start, expected)
@@ -190,7 +190,7 @@ def sequence_logprob(context: LearnerContext, samples: Samples, row: int) -> Ten
 
 
 def plain_gradients(backbone: Backbone, loss: Any) -> dict[str, Tensor]:
-    parameters = backbone.parameters(POLICY)
+    parameters = backbone.roles.parameters(POLICY)
     with backbone.acting_as(POLICY):
         found = torch.autograd.grad(loss(), list(parameters.values()))
     return dict(zip(parameters, found, strict=True))
@@ -199,7 +199,7 @@ def plain_gradients(backbone: Backbone, loss: Any) -> dict[str, Tensor]:
 def moved_along(backbone: Backbone, start: dict[str, Tensor], gradients: dict[str, Tensor]) -> bool:
     """Whether the first step of Adam went against the sign of each gradient that is not tiny."""
     agree = total = 0
-    for name, parameter in backbone.parameters(POLICY).items():
+    for name, parameter in backbone.roles.parameters(POLICY).items():
         clear = gradients[name].abs() > 1e-3 * gradients[name].abs().max()
         agree += int(((parameter.detach() - start[name]).sign() == -gradients[name].sign())[clear].sum())
         total += int(clear.sum())
@@ -235,7 +235,7 @@ def test_the_gradient_of_dpo_is_that_of_the_plain_loss(pairs: str) -> None:
         return total / len(chosen)
 
     expected = plain_gradients(backbone, loss)
-    start = {n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()}
+    start = {n: p.detach().clone() for n, p in backbone.roles.parameters(POLICY).items()}
     values = learner.update(experience, scale, 1)
     assert moved_along(backbone, start, expected)
     norm = sum(float(g.square().sum()) for g in expected.values()) ** 0.5
@@ -266,18 +266,18 @@ def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
     rest, _ = train(resumed, tmp_path / "b", config)
     assert rest == expected[2:]
     for role in (*make_learner(context_of(four_roles(), config)).roles, REFERENCE):
-        for one, other in zip(through.parameters(role).values(), resumed.parameters(role).values(), strict=True):
+        for one, other in zip(through.roles.parameters(role).values(), resumed.roles.parameters(role).values(), strict=True):
             assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo", "trpo", "ilql", "soft_q"}))
 def test_only_ppo_and_trpo_hold_a_critic(name: str) -> None:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
-    backbone.add_role(EVALUATOR, head=True)
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(EVALUATOR, head=True)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     learner = make_learner(context_of(backbone, changed(CONFIG, **{"learner": name})))
-    assert CRITIC not in backbone.roles
+    assert CRITIC not in backbone.roles.names
     assert learner.roles == (POLICY,)
 
 

@@ -46,11 +46,11 @@ def logprobs(backbone: Backbone, prompt: Prompt, reply: tuple[int, ...]) -> Tens
 
 def gradients(backbone: Backbone, loss: Callable[[], Tensor]) -> list[Tensor]:
     with backbone.acting_as(POLICY):
-        return list(torch.autograd.grad(loss(), list(backbone.parameters(POLICY).values())))
+        return list(torch.autograd.grad(loss(), list(backbone.roles.parameters(POLICY).values())))
 
 
 def accumulated(backbone: Backbone) -> list[Tensor]:
-    found = [p.grad for p in backbone.parameters(POLICY).values()]
+    found = [p.grad for p in backbone.roles.parameters(POLICY).values()]
     return [g for g in found if g is not None]
 
 

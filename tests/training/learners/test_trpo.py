@@ -30,7 +30,7 @@ TRPO = changed(CONFIG, **{"learner": "trpo", "trust_region": 0.02, "temperature"
 
 
 def weights(backbone: Backbone) -> Tensor:
-    return flatten([p.detach().clone() for p in backbone.parameters(POLICY).values()])
+    return flatten([p.detach().clone() for p in backbone.roles.parameters(POLICY).values()])
 
 
 def replies_of(backbone: Backbone, count: int) -> list[Rollout]:
@@ -46,7 +46,7 @@ def batch_of(backbone: Backbone, rollouts: Sequence[Rollout]) -> Sequences:
 def small(**changes: Any) -> Backbone:
     """A policy of few weights, so that its Fisher matrix can be written down."""
     backbone = tiny_models.backbone("llama", rank=1, targets=("q_proj", "v_proj", "down_proj"), eos=(1, 33, 34), **changes)
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.1)
     return backbone
 
@@ -59,7 +59,7 @@ def logprobs_of(backbone: Backbone, prompt: Prompt, reply: Sequence[int]) -> Ten
 
 def explicit_fisher(backbone: Backbone, rollouts: Sequence[Rollout]) -> Tensor:
     """E over tokens and outcomes of grad log p grad log p^T, from the gradient of every single log-prob."""
-    parameters = list(backbone.parameters(POLICY).values())
+    parameters = list(backbone.roles.parameters(POLICY).values())
     fisher = torch.zeros(())
     with backbone.acting_as(POLICY):
         for prompt, rollout in zip(PROMPTS, rollouts, strict=False):
@@ -150,7 +150,7 @@ def test_the_step_gains_and_its_exact_kl_is_within_the_bound(one_thread: None) -
 
 @torch.no_grad()
 def at(backbone: Backbone, weights_N: Tensor, compute: Any) -> Tensor:
-    torch.nn.utils.vector_to_parameters(weights_N.clone(), backbone.parameters(POLICY).values())
+    torch.nn.utils.vector_to_parameters(weights_N.clone(), backbone.roles.parameters(POLICY).values())
     with backbone.acting_as(POLICY):
         return compute()  # type: ignore[no-any-return]
 
@@ -164,7 +164,7 @@ def test_a_natural_step_gains_more_than_a_plain_one_of_the_same_kl(one_thread: N
     natural = step_outcome(context, batch, start, end)
     at(backbone, start, lambda: torch.zeros(()))
     with backbone.acting_as(POLICY):
-        parameters = list(backbone.parameters(POLICY).values())
+        parameters = list(backbone.roles.parameters(POLICY).values())
         loss = torch.zeros(())
         for row, prompt in enumerate(PROMPTS):
             ids = batch.policy_batch.reply_BR[row][batch.mask[row]].tolist()
@@ -216,7 +216,7 @@ def test_on_a_quantised_base_too_products_are_those_of_the_explicit_matrix(preci
     made = tiny_models.model("llama", 384, hidden_size=64, intermediate_size=128, initializer_range=0.06)
     folder = tiny_models.save_model(made, tiny_models.words_tokenizer(), tmp_path)
     backbone = Backbone(load_model(str(folder), device="cpu", precision=precision), LoraConfig(rank=1, alpha=2.0), "tiny")
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.1)
     rollouts = replies_of(backbone, 2)
     batch = batch_of(backbone, rollouts)

@@ -54,7 +54,7 @@ def share_liked(backbone: Backbone, guide: Guide | None) -> float:
 
 
 def weights(backbone: Backbone, roles: Sequence[str]) -> dict[str, Tensor]:
-    return {f"{role}/{n}": p.detach().clone() for role in roles for n, p in backbone.parameters(role).items()}
+    return {f"{role}/{n}": p.detach().clone() for role in roles for n, p in backbone.roles.parameters(role).items()}
 
 
 # -- the whole loop -----------------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ class DPO(Learner):
     def _gradients(self, pairs: Pairs, beta: float) -> dict[str, float]:
         """Accumulate the gradient of a minibatch's mean loss; return means over its pairs."""
         context, count = self.context, len(pairs.label_N)
-        parameters, baseline = list(context.backbone.parameters(POLICY).values()), self._baseline(pairs)
+        parameters, baseline = list(context.backbone.roles.parameters(POLICY).values()), self._baseline(pairs)
 
         def of_group(group: list[int]) -> tuple[float, float, float]:
             part = pairs.some(torch.tensor(group, device=pairs.label_N.device))
