@@ -366,5 +366,5 @@ def test_an_image_is_refused_by_every_pass_with_the_models_name() -> None:
             lambda: beam_search(backbone, [prompt], beams=2, max_new_tokens=1),
             lambda: reply_logprobs(backbone, [prompt], [(3,)], batch_tokens=100),
         ):
-            with pytest.raises(ModelError, match="tiny: a prompt contains an image, but models of type llama are supported"):
+            with pytest.raises(ModelError, match="tiny-llama-0: a prompt contains an image, but models of type llama"):
                 refused()

@@ -179,7 +179,7 @@ def test_a_broken_gradient_is_named_and_never_stepped_along(tmp_path: Path, monk
 
 
 def test_going_back_is_the_same_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = next(n for n in four_roles().parameters(POLICY) if "lora_B" in n)
+    name = next(n for n in four_roles().roles.parameters(POLICY) if "lora_B" in n)
     config = changed(CONFIG, **{"iterations": 6, "epochs": 2})
     through = four_roles()
     with monkeypatch.context() as patch:

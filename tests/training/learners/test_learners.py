@@ -316,3 +316,19 @@ def test_an_iteration_that_went_too_far_shortens_the_steps_after_it(tmp_path: Pa
     assert rates[0.001][0] == rates[None][0]
     assert rates[0.001][1] == pytest.approx(rates[None][1] / 2)  # more than four times the limit
     assert moved[0.001][-1] < 0.5 * moved[None][-1]
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo", "soft_q", "ilql"])
+def test_critics_and_state_values_start_from_the_named_evaluator_not_from_the_first_head(name: str) -> None:
+    backbone = tiny_models.backbone("llama")
+    for number, role in enumerate(("other-head", EVALUATOR)):
+        backbone.roles.add(role, seed=number, head=True, trainable=False)
+        tiny_models.scramble(backbone, role, seed=number, size=0.05)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
+    make_learner(context_of(backbone, changed(CONFIG, **{"learner": name})))
+    added = [role for role in backbone.roles.heads if role not in ("other-head", EVALUATOR)]
+    assert added
+    for role in added:
+        for ours, theirs in zip(backbone.roles.adapter(role).values(), backbone.roles.adapter(EVALUATOR).values(), strict=True):
+            assert torch.equal(ours, theirs)
