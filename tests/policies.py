@@ -62,7 +62,7 @@ CONFIG = policy_config(
 
 @dataclass
 class CallingRecorder(CheckpointRecorder):
-    """Keeps metrics and alarms, and calls what a test gives it."""
+    """Record metrics and alarms, and call the test's callback."""
 
     keep: Callable[..., None] = lambda *_: None
     resume: Callable[[int], None] = lambda _: None
@@ -89,7 +89,7 @@ def four_roles(dtype: torch.dtype = torch.float32) -> Backbone:
     backbone.roles.add(EVALUATOR, seed=1, head=True)
     tiny_models.scramble(backbone, EVALUATOR, size=0.05)
     backbone.roles.add(POLICY, seed=2)
-    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # so that the reference is not the bare base
+    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # the reference must differ from the bare base
     backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)
     backbone.roles.add(CRITIC, copy_of=EVALUATOR, head=True)
     return backbone
