@@ -93,7 +93,7 @@ def measure(backbone: Backbone, role: str, windows: Rows, trained: int, multiple
 
 def tuned(backbone: Backbone, rows: Rows, config: TuningConfig) -> dict[str, float]:
     """Tune an adapter; return its CPU time, and the loss of its first and last ten steps."""
-    backbone.add_role(ROLE)
+    backbone.roles.add(ROLE)
     lines: list[dict[str, float]] = []
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:

@@ -24,6 +24,8 @@ from typing import Any
 from common import write
 from learning import train_all
 
+from selfeval.backbone.role_files import save_role
+
 MEMBERS = 4
 VARIANTS = {
     "one evaluator": ("one", "mean"),
@@ -71,7 +73,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
     train, test = preferences(context, pairs[:count]), preferences(context, held_out)
     for number in range(MEMBERS):
         role = f"evaluator-{number}"
-        context.backbone.add_role(role, seed=number, head=True)
+        context.backbone.roles.add(role, seed=number, head=True)
         train_evaluator(
             context.backbone,
             train,
@@ -83,13 +85,13 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
             resumed=lambda _: None,
             role=role,
         )
-        context.backbone.freeze(role)
+        context.backbone.roles.freeze(role)
         replies = [p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]
         scores = score_replies(context.backbone, role, *replies, config.batch_tokens)
         mean = fmean(scores)
         units = {"mean": mean, "deviation": math.sqrt(fmean((s - mean) ** 2 for s in scores)), "temperature": 1.0}
         target = folder / "four" / "roles" / role
-        context.backbone.save_role(role, target)
+        save_role(context.backbone, role, target)
         write_json(target / "evaluator.json", units)
     shutil.copytree(folder / "four" / "roles" / "evaluator-0", folder / "one" / "roles" / "evaluator-0", dirs_exist_ok=True)
     figures = {"pairs": len(train), **_accuracy(context.scorer(), test)}

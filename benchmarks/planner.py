@@ -149,14 +149,15 @@ def _prompts(case: Case, count: int, vocabulary: int) -> list[Any]:
     """Return random prompts, up to a few tokens shorter than the longest."""
     import random
 
-    from selfeval.training.context import Prompt
+    from selfeval.prompt import Prompt
+    from selfeval.training.context import QuestionPrompts
 
     source = random.Random(0)
 
     def ids(longest: int) -> tuple[int, ...]:
         return tuple(source.randrange(3, min(vocabulary, 600)) for _ in range(longest - source.randrange(4)))
 
-    return [Prompt(f"q{i}", ids(case.reply_prompt), ids(case.grade_prompt)) for i in range(count)]
+    return [QuestionPrompts(f"q{i}", Prompt(ids(case.reply_prompt)), Prompt(ids(case.grade_prompt))) for i in range(count)]
 
 
 def _config(case: Case, model: str) -> Any:
@@ -187,10 +188,10 @@ def measure(case: Case, model: str) -> dict[str, Any]:
         for weight in backbone.model.parameters():
             weight.view(-1)[::1024].sum()  # every page of a mapped file
     backbone.loaded.eos_ids = ()  # every reply is as long as planned for
-    backbone.add_role(EVALUATOR, head=True)
-    backbone.freeze(EVALUATOR)
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(EVALUATOR, head=True)
+    backbone.roles.freeze(EVALUATOR)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     policy_gradient.collect = meter.around("rollout", policy_gradient.collect)
     policy.build_experience = meter.around("score", policy.build_experience)
     EvaluatorScorer.__call__ = meter.around("score", EvaluatorScorer.__call__)  # type: ignore[method-assign]
@@ -205,6 +206,7 @@ def measure(case: Case, model: str) -> dict[str, Any]:
             limit=case.reply,
             rows=config.rollout_rows,
             batch_tokens=config.batch_tokens,
+            evaluator=EVALUATOR,
         )
         policy.train_policy(
             context,

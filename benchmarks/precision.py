@@ -20,12 +20,14 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.load import load_model
 from selfeval.backbone.precision import PRECISIONS
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab.domain import draw_problem
 from selfeval.lab.noise import draw_reply, plain_reply
+from selfeval.prompt import Prompt
 from selfeval.quality.statistics import proportion
 from selfeval.store import read_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
@@ -33,7 +35,7 @@ from selfeval.training.evaluator import EVALUATOR, score_replies
 DOCUMENTS, PAIRS, BATCH_TOKENS = 600, 600, 8192
 
 
-def _documents(templates: Templates, eos: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _documents(templates: Templates, eos: int) -> list[tuple[Prompt, tuple[int, ...]]]:
     rng, made = random.Random("precision/documents"), []
     for _ in range(DOCUMENTS):
         problem = draw_problem(rng)
@@ -52,12 +54,12 @@ def _distributions(backbone: Backbone, documents: list[Any]) -> tuple[torch.Tens
         return torch.log_softmax(logits, -1), batch.reply_BR[batch.mask_BR]
 
     with backbone.acting_as(BASE):
-        sizes = [len(p) + len(r) for p, r in documents]
+        sizes = [len(p.ids) + len(r) for p, r in documents]
         found = [rows for _, rows in backbone.budget.in_groups(Phase.SCORE, sizes, BATCH_TOKENS, of_group)]
     return torch.cat([rows for rows, _ in found]), torch.cat([targets for _, targets in found])
 
 
-def _pairs(templates: Templates, eos: int) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+def _pairs(templates: Templates, eos: int) -> list[tuple[Prompt, tuple[int, ...], tuple[int, ...]]]:
     """Return grade prompt, right reply and wrong reply."""
     rng, made = random.Random("precision/pairs"), []
     for _ in range(PAIRS):
@@ -83,7 +85,7 @@ def main() -> None:
     reference: Any = None
     for precision in PRECISIONS:
         backbone = Backbone(load_model(config.model, device="cpu", precision=precision), config.lora, Path(config.model).name)
-        backbone.load_role(EVALUATOR, run / "roles" / EVALUATOR)
+        load_role(backbone, EVALUATOR, run / "roles" / EVALUATOR)
         templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
         eos = backbone.loaded.eos_ids[0]
         logprobs, targets = _distributions(backbone, _documents(templates, eos))
@@ -91,7 +93,7 @@ def main() -> None:
         scores = _scores(backbone, _pairs(templates, eos))
         reference = reference or (logprobs, loss, scores)
         figures[precision] = {
-            "base_bytes": backbone.base_bytes,
+            "base_bytes": backbone.census.base_bytes,
             "loss": round(loss, 5),
             "loss_gap": round(loss / reference[1] - 1, 5),
             "kl_from_fp32": round((reference[0].exp() * (reference[0] - logprobs)).sum(-1).mean().item(), 6),

@@ -79,17 +79,18 @@ def _ours_rloo(folder: str) -> dict[str, Any]:
 
 def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
     from selfeval.config import PolicyConfig
+    from selfeval.prompt import Prompt
     from selfeval.training.checkpoint import Checkpoints
-    from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt
+    from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts
     from selfeval.training.evaluator import EVALUATOR
     from selfeval.training.policy import train_policy
     from selfeval.training.recorder import CheckpointRecorder
     from selfeval.training.scoring import EvaluatorScorer
 
     backbone = _backbone(folder)
-    backbone.add_role(EVALUATOR, head=True, trainable=False)
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(EVALUATOR, head=True, trainable=False)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     count = SHAPE["prompts"]
     config = PolicyConfig(
         learner=learner,
@@ -122,19 +123,20 @@ def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
         limit=SHAPE["reply_tokens"],
         rows=count,
         batch_tokens=1 << 20,
+        evaluator=EVALUATOR,
     )
     train_policy(
         context,
-        [Prompt(str(i), tuple(p), tuple(p)) for i, p in enumerate(prompts())],
+        [QuestionPrompts(str(i), Prompt(tuple(p)), Prompt(tuple(p))) for i, p in enumerate(prompts())],
         SizeRecorder(Path(tempfile.mkdtemp()), backbone),
     )
     states = sum(held.values())
     return {
-        "base_bytes": backbone.base_bytes,
-        "adapter_bytes": backbone.adapter_bytes,
+        "base_bytes": backbone.census.base_bytes,
+        "adapter_bytes": backbone.census.adapter_bytes,
         "optimizer_and_gradient_bytes": states,
-        "non_activation_bytes": backbone.base_bytes + backbone.adapter_bytes + states,
-        "weight_copies": backbone.weight_copies(),
+        "non_activation_bytes": backbone.census.base_bytes + backbone.census.adapter_bytes + states,
+        "weight_copies": backbone.census.weight_copies(),
     }
 
 
@@ -155,18 +157,21 @@ def _ours_sft(folder: str) -> dict[str, Any]:
 
     from selfeval.backbone.logprobs import token_logprobs
     from selfeval.backbone.sequences import pad_sequences, reply_hidden
+    from selfeval.prompt import Prompt
 
     backbone = _backbone(folder)
-    backbone.add_role("policy")
-    optimizer = torch.optim.AdamW(backbone.parameters("policy").values(), lr=1e-4)
-    batch = pad_sequences(backbone, [row[:1].tolist() for row in _batch()], [row[1:].tolist() for row in _batch()])
+    backbone.roles.add("policy")
+    optimizer = torch.optim.AdamW(backbone.roles.parameters("policy").values(), lr=1e-4)
+    batch = pad_sequences(
+        backbone, [Prompt(tuple(row[:1].tolist())) for row in _batch()], [row[1:].tolist() for row in _batch()]
+    )
     for _ in range(2):
         with backbone.acting_as("policy"):
             found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
             (-found.logprobs.sum() / batch.mask_BR.sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return {"base_bytes": backbone.base_bytes}
+    return {"base_bytes": backbone.census.base_bytes}
 
 
 def _plain_sft(folder: str) -> dict[str, Any]:
@@ -193,8 +198,8 @@ def _mixed_time(folder: str) -> dict[str, Any]:
     backbone = _backbone(folder)
     roles = ("policy", "reference", "evaluator-0", "critic")
     for number, role in enumerate(roles):
-        backbone.add_role(role, seed=number)
-        for name, parameter in backbone.parameters(role).items():
+        backbone.roles.add(role, seed=number)
+        for name, parameter in backbone.roles.parameters(role).items():
             if ".lora_B." in name:
                 parameter.data.normal_(std=0.01)
     ids = _batch().repeat(2, 1)

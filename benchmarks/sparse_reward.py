@@ -31,7 +31,8 @@ from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LoraConfig, PolicyConfig, PPOConfig
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.prompt import Prompt
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
 
@@ -158,8 +159,8 @@ def make_backbone(seed: int) -> Backbone:
     no_tokenizer = cast(PreTrainedTokenizerBase, None)  # there is no text here
     loaded = LoadedModel(made, no_tokenizer, torch.device("cpu"), "fp32", (), 0)
     backbone = Backbone(loaded, LoraConfig(rank=8, alpha=16.0), "four tokens")
-    backbone.add_role(POLICY, seed=seed)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(POLICY, seed=seed)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     return backbone
 
 
@@ -179,7 +180,7 @@ def next_logprobs(backbone: Backbone, role: str, mdp: TokenMDP) -> Tensor:
 
 def target_probability(backbone: Backbone, target: Sequence[int]) -> float:
     with backbone.acting_as(POLICY):
-        [logprobs] = reply_logprobs(backbone, [PROMPT], [tuple(target)], batch_tokens=32768)
+        [logprobs] = reply_logprobs(backbone, [Prompt(PROMPT)], [tuple(target)], batch_tokens=32768)
     return float(torch.tensor(logprobs).sum().exp())
 
 
@@ -199,8 +200,10 @@ def train(arm: str, seed: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         train_policy(
-            LearnerContext(backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768),
-            [Prompt("prompt", PROMPT, PROMPT)],
+            LearnerContext(
+                backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768, evaluator=None
+            ),
+            [QuestionPrompts("prompt", Prompt(PROMPT), Prompt(PROMPT))],
             Curve(Path(folder), backbone),
         )
     seconds = time.process_time() - started

@@ -20,10 +20,13 @@ from torch import Tensor
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.logprobs import token_logprobs
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from tiny_families import FAMILIES, WINDOW
+from token_prompts import as_prompts
 
 __all__ = ["CHECKS", "logits", "make_two_roles", "passes", "two_roles"]
 
@@ -41,8 +44,8 @@ def new(family: str) -> Backbone:
 def make_two_roles(family: str) -> Backbone:
     """A backbone with a policy and an evaluator, as if trained."""
     backbone = new(family)
-    backbone.add_role("policy", seed=1)
-    backbone.add_role("evaluator-0", seed=2, head=True)
+    backbone.roles.add("policy", seed=1)
+    backbone.roles.add("evaluator-0", seed=2, head=True)
     tiny_models.scramble(backbone, "policy", 7, SCRAMBLE)
     tiny_models.scramble(backbone, "evaluator-0", 8, SCRAMBLE)
     return backbone
@@ -67,7 +70,7 @@ def distance(these: list[Tensor], those: list[Tensor]) -> float:
 
 def reply_loss(backbone: Backbone) -> Tensor:
     """Negative mean log-prob of the replies under the acting role: what every policy step differentiates."""
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     logprobs_BR, *_ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
     return -logprobs_BR[batch.mask_BR].mean()
 
@@ -81,7 +84,7 @@ def adapters_are_where_they_should_be(family: str) -> None:
     assert not isinstance(backbone.model.get_output_embeddings(), BaseTunerLayer)
     with backbone.acting_as("policy"):
         reply_loss(backbone).backward()
-    gradients = {name: p.grad for name, p in backbone.parameters("policy").items()}
+    gradients = {name: p.grad for name, p in backbone.roles.parameters("policy").items()}
     backbone.model.zero_grad()
     assert [name for name, gradient in gradients.items() if gradient is None or not gradient.abs().max() > 0] == []
 
@@ -98,7 +101,7 @@ def roles_do_not_touch_one_another(family: str) -> None:
             distance(before[BASE], [untouched(input_ids=_row(i), use_cache=False).logits[0].float() for i in range(5)]) < 1e-5
         )
     frozen = {n: p.detach().clone() for n, p in backbone.model.named_parameters() if ".policy." not in n}
-    optimizer = torch.optim.AdamW(list(backbone.parameters("policy").values()), lr=0.05)
+    optimizer = torch.optim.AdamW(list(backbone.roles.parameters("policy").values()), lr=0.05)
     with backbone.acting_as("policy"):
         reply_loss(backbone).backward()
     optimizer.step()
@@ -120,7 +123,7 @@ def logprobs_equal_a_plain_pass(family: str) -> None:
     for row, prompt, reply in zip(logits(backbone, "policy"), PROMPTS, REPLIES, strict=True):
         steps = torch.log_softmax(row, dim=-1)[len(prompt) - 1 : -1]
         expected.append(steps[torch.arange(len(reply)), torch.tensor(reply)])
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     with torch.no_grad(), backbone.acting_as("policy"):
         found_BR, *_ = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
     torch.testing.assert_close(found_BR[batch.mask_BR], torch.cat(expected), rtol=0, atol=1e-5)
@@ -147,7 +150,7 @@ def greedy_equals_transformers(family: str) -> None:
     go on past any sliding window. The log-probs noted on the way are those that training recomputes.
     """
     backbone = two_roles(family)
-    requests = [Request(p, 0.0) for p in [*PROMPTS, PROMPTS[0]]]
+    requests = [Request(Prompt(p), 0.0) for p in [*PROMPTS, PROMPTS[0]]]
     with backbone.acting_as("policy"):
         backbone.loaded.eos_ids = ()
         free = generate(backbone, requests, max_new_tokens=LIMIT, seed=0)
@@ -181,7 +184,7 @@ def merging_gives_the_role(family: str) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match.*")
-        backbone.save_role("policy", Path(folder))
+        save_role(backbone, "policy", Path(folder))
         merged = PeftModel.from_pretrained(tiny_models.model(family, VOCABULARY + 4), folder).merge_and_unload()
     assert not any("lora_" in name for name, _ in merged.named_parameters())
     with torch.no_grad():
@@ -194,13 +197,13 @@ def a_saved_role_comes_back(family: str) -> None:
     """A role saved and loaded on a fresh base gives the same logits, and its head the same scores, within 1e-5."""
     backbone, fresh = two_roles(family), new(family)
     with tempfile.TemporaryDirectory() as folder:
-        backbone.save_role("evaluator-0", Path(folder))
-        fresh.load_role("evaluator-0", Path(folder))
+        save_role(backbone, "evaluator-0", Path(folder))
+        load_role(fresh, "evaluator-0", Path(folder))
     assert distance(logits(fresh, "evaluator-0"), logits(backbone, "evaluator-0")) < 1e-5
     scores = []
     for each in (backbone, fresh):
         with torch.no_grad(), each.acting_as("evaluator-0"):
-            scores.append(final_scores(each, "evaluator-0", pad_sequences(each, PROMPTS, REPLIES)))
+            scores.append(final_scores(each, "evaluator-0", pad_sequences(each, as_prompts(PROMPTS), REPLIES)))
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-5)
     assert scores[0].std() > 1e-3
 

@@ -42,7 +42,9 @@ def once(folder: Path, settings: dict[str, Any], *, kill_in_write: bool) -> None
     backbone = four_roles()
     config = changed(CONFIG, **{"iterations": ITERATIONS, "checkpoint_every": 1, **settings})
     train(backbone, folder / "checkpoints", config)
-    tensors = {f"{role}/{n}": p.detach().clone() for role in (POLICY, CRITIC) for n, p in backbone.parameters(role).items()}
+    tensors = {
+        f"{role}/{n}": p.detach().clone() for role in (POLICY, CRITIC) for n, p in backbone.roles.parameters(role).items()
+    }
     save_file(tensors, folder / "final.safetensors")
 
 

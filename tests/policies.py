@@ -12,8 +12,9 @@ import torch
 import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LEARNERS, PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.guide import Guide
-from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 LIKED, DISLIKED, LIMIT = 10, 11, 6
-PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i in range(6)]
+PROMPTS = [QuestionPrompts(f"q{i}", Prompt((12 + i, 20, 30 - i)), Prompt((31, 12 + i, 20, 30 - i))) for i in range(6)]
 
 
 def policy_config(learner: str = "ppo", **settings: Any) -> PolicyConfig:
@@ -85,12 +86,12 @@ class CallingRecorder(CheckpointRecorder):
 
 def four_roles(dtype: torch.dtype = torch.float32) -> Backbone:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34), dtype=dtype)
-    backbone.add_role(EVALUATOR, seed=1, head=True)
+    backbone.roles.add(EVALUATOR, seed=1, head=True)
     tiny_models.scramble(backbone, EVALUATOR, size=0.05)
-    backbone.add_role(POLICY, seed=2)
+    backbone.roles.add(POLICY, seed=2)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # the reference must differ from the bare base
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.roles.add(CRITIC, copy_of=EVALUATOR, head=True)
     return backbone
 
 
@@ -101,7 +102,10 @@ def context_of(
     judge: Callable[[Guide | None], JudgeReading] | None = None,
 ) -> LearnerContext:
     scorer = EvaluatorScorer(backbone, batch_tokens)
-    return LearnerContext(backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, judge=judge)
+    evaluator = EVALUATOR if EVALUATOR in backbone.roles.names else None
+    return LearnerContext(
+        backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, evaluator=evaluator, judge=judge
+    )
 
 
 def train(

@@ -275,7 +275,7 @@ def test_the_reward_function_takes_messages_questions_and_the_policys_prompt(
     assert reward(prompts=asked, completions=replied, trainer_state=None, answer=[1, 2, 3]) == expected
     assert reward(prompts=[QUESTION] * 3, completions=REPLIES) == expected
     templates = evaluator._model.templates
-    whole = str(templates.tokenizer.decode(list(templates.prompt("reply", question=QUESTION))))
+    whole = str(templates.tokenizer.decode(list(templates.prompt("reply", question=QUESTION).ids)))
     assert whole != QUESTION
     assert reward(prompts=[whole] * 3, completions=REPLIES) == expected
     with pytest.raises(ValueError, match="one message of the user"):
@@ -294,7 +294,7 @@ def test_the_policy_replies_as_it_was_trained(finished: selfeval.Run) -> None:
     assert policy.reply(questions, n=2, seed=4) != replies
     assert len({*policy.reply(questions[0], n=3, temperature=0)}) == 1
     backbone = policy._model.backbone
-    adapter = list(backbone.parameters("policy").values())
+    adapter = list(backbone.roles.parameters("policy").values())
     kept = [p.detach().clone() for p in adapter]
     for parameter in adapter:
         parameter.data.zero_()

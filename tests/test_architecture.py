@@ -25,7 +25,7 @@ LEVELS = (
     ("judging", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),
-    ("config", "records", "errors", "texts", "versions"),
+    ("config", "records", "errors", "prompt", "texts", "versions"),
 )
 """Layers from top to bottom; a package may import those below it, and those of its own layer without a cycle."""
 
@@ -40,7 +40,7 @@ def _name(path: Path) -> str:
 
 
 def _room(module: str) -> str:
-    """`selfeval.backbone.roles` -> `backbone`; the package itself -> ``."""
+    """`selfeval.backbone.roles.names` -> `backbone`; the package itself -> ``."""
     return [*module.split("."), ""][1]
 
 

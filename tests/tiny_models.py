@@ -99,7 +99,7 @@ def scramble(backbone: Backbone, role: str, seed: int = 7, size: float = 0.2) ->
     """Set every weight of a role to a random value, as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in backbone.parameters(role).values():
+        for parameter in backbone.roles.parameters(role).values():
             parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
 
 

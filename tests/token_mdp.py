@@ -22,11 +22,13 @@ from selfeval.algorithms.mdp import TokenMDP, prefix_rows, solve_soft_token_mdp,
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.guide import Guide
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.evaluator import Preference
 from selfeval.training.policy import train_policy
 from selfeval.training.watchdogs import Alarm
+from token_prompts import as_prompts
 
 __all__ = [
     "HORIZON",
@@ -47,7 +49,7 @@ VOCABULARY, HORIZON = 4, 4
 TASKS = {"first": (1,), "second": (3, 2)}
 """Two prompts of different lengths, to detect mistakes in padding and in grouping by question."""
 
-PROMPTS = [Prompt(f"{task}/{copy}", ids, ids) for copy in range(64) for task, ids in TASKS.items()]
+PROMPTS = [QuestionPrompts(f"{task}/{copy}", Prompt(ids), Prompt(ids)) for copy in range(64) for task, ids in TASKS.items()]
 """Each asked as many questions: learners that compare the replies to one question have many small groups."""
 
 MDPs = Mapping[str, TokenMDP]
@@ -102,8 +104,8 @@ def make_backbone(layers: int) -> Backbone:
     """A random Llama over exactly the tokens of the MDP (none of them ends a reply), with policy and reference on it."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "initializer_range": 0.15}
     backbone = tiny_models.backbone("llama", VOCABULARY, rank=8, eos=(), pad_token_id=None, eos_token_id=None, **sizes)
-    backbone.add_role(POLICY, seed=1)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(POLICY, seed=1)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     return backbone
 
 
@@ -114,7 +116,15 @@ def train(
     recorder = CallingRecorder(folder, backbone)
     guide = train_policy(
         LearnerContext(
-            backbone, config, TokenScorer(mdps, steps), seed=0, limit=HORIZON, rows=1024, batch_tokens=16384, pairs=pairs
+            backbone,
+            config,
+            TokenScorer(mdps, steps),
+            seed=0,
+            limit=HORIZON,
+            rows=1024,
+            batch_tokens=16384,
+            evaluator=None,
+            pairs=pairs,
         ),
         PROMPTS,
         recorder,
@@ -169,7 +179,7 @@ def next_logprobs(backbone: Backbone, role: str, prompt: tuple[int, ...], mdp: T
     """
     replies = mdp.terminal_sequences
     with backbone.acting_as(role):
-        found = reply_logprobs(backbone, [prompt] * len(replies), replies, batch_tokens=16384)
+        found = reply_logprobs(backbone, as_prompts([prompt] * len(replies)), replies, batch_tokens=16384)
     tokens_NT = torch.tensor(replies)
     logprobs_PV = torch.zeros_like(mdp.rewards_PV)
     logprobs_PV[prefix_rows(mdp, tokens_NT), tokens_NT] = torch.tensor(found, dtype=torch.float64)

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import selfeval, write
 from environment import ROOT, build
 
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.dialogue import evaluator_ids
@@ -79,7 +80,7 @@ class Here:
         self.run = run
         self.config = RunConfig.model_validate(read_json(run / "run.json")["config"])
         self.backbone = Backbone.load(self.config)
-        self.backbone.load_role("policy", run / "roles" / "policy")
+        load_role(self.backbone, "policy", run / "roles" / "policy")
         self.templates = templates_of_run(run, self.backbone.loaded.tokenizer)
         self.end = self.backbone.loaded.eos_ids[:1]
 
@@ -106,7 +107,7 @@ class Here:
         answered = {name: [*self.templates.reply_ids(r), *self.end] for name, r in sides.items()}
         return {
             "RewardTrainer": {name: list(ids) for name, ids in graded.items()},
-            "DPOTrainer": {"prompt_ids": list(prompt), **answered},
+            "DPOTrainer": {"prompt_ids": list(prompt.ids), **answered},
         }
 
 

@@ -10,8 +10,10 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError, RoleError
+from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 ROLES = ("policy", "reference", "evaluator-0", "evaluator-1", "critic")
 
@@ -19,7 +21,7 @@ ROLES = ("policy", "reference", "evaluator-0", "evaluator-1", "critic")
 def all_roles(family: str = "llama") -> Backbone:
     backbone = tiny_models.backbone(family)
     for number, role in enumerate(ROLES):
-        backbone.add_role(role, seed=number, head=role.startswith(("evaluator", "critic")), trainable=role != "reference")
+        backbone.roles.add(role, seed=number, head=role.startswith(("evaluator", "critic")), trainable=role != "reference")
         tiny_models.scramble(backbone, role, seed=number)
     return backbone
 
@@ -61,20 +63,20 @@ def test_gradients_of_a_shared_pass_are_those_of_separate_passes() -> None:
     weights = torch.randn(backbone.loaded.hidden_size, generator=torch.Generator().manual_seed(0))
     with backbone.acting_as(names):
         ((backbone.hidden(ids, mask) @ weights) * mask).square().mean().backward()
-    shared = {(r, n): p.grad for r in ROLES for n, p in backbone.parameters(r).items()}
+    shared = {(r, n): p.grad for r in ROLES for n, p in backbone.roles.parameters(r).items()}
     backbone.model.zero_grad()
     for name in ("policy", "critic"):
         at = [i for i, n in enumerate(names) if n == name]
         with backbone.acting_as(name):
             ((backbone.hidden(ids[at], mask[at]) @ weights) * mask[at]).square().sum().div(mask.numel()).backward()
     for role in ROLES:
-        for name, parameter in backbone.parameters(role).items():
+        for name, parameter in backbone.roles.parameters(role).items():
             theirs = shared[role, name]
             if parameter.grad is None:
                 assert theirs is None, name
             else:
                 torch.testing.assert_close(theirs, parameter.grad, rtol=1e-5, atol=1e-5)
-    assert all(p.grad is None for p in backbone.parameters("reference").values())
+    assert all(p.grad is None for p in backbone.roles.parameters("reference").values())
 
 
 def test_a_pass_with_other_rows_than_were_named_is_refused() -> None:
@@ -108,7 +110,7 @@ def test_checkpointed_layers_run_again_under_the_role_that_they_had(family: str)
         with backbone.acting_as(["policy", "critic", BASE, "evaluator-0"]):
             losses.append((backbone.hidden(ids, mask) * mask[..., None]).square().sum())
         torch.stack(losses).sum().backward()
-        return {f"{r}/{n}": p.grad for r in ROLES for n, p in backbone.parameters(r).items() if p.grad is not None}
+        return {f"{r}/{n}": p.grad for r in ROLES for n, p in backbone.roles.parameters(r).items() if p.grad is not None}
 
     plain, again = gradients(False), gradients(True)
     assert plain.keys() == again.keys()
@@ -139,7 +141,7 @@ def test_checkpointing_keeps_fewer_activations() -> None:
 
 def test_dropout_stays_off_under_checkpointing() -> None:
     backbone = tiny_models.backbone("gpt2")  # its configuration has dropout at 0.1
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     backbone.recompute_layers()
     ids, mask = rows(4)
     with backbone.acting_as("policy"):
@@ -149,31 +151,31 @@ def test_dropout_stays_off_under_checkpointing() -> None:
 
 def test_members_of_an_ensemble_cost_an_adapter_each() -> None:
     backbone = tiny_models.backbone()
-    base = backbone.base_bytes
-    backbone.add_role("evaluator-0", head=True)
-    one = backbone.adapter_bytes
+    base = backbone.census.base_bytes
+    backbone.roles.add("evaluator-0", head=True)
+    one = backbone.census.adapter_bytes
     for member in (1, 2, 3):
-        backbone.add_role(f"evaluator-{member}", seed=member, head=True)
-    assert backbone.adapter_bytes == 4 * one
-    assert backbone.base_bytes == base
+        backbone.roles.add(f"evaluator-{member}", seed=member, head=True)
+    assert backbone.census.adapter_bytes == 4 * one
+    assert backbone.census.base_bytes == base
 
 
 def test_an_adapter_on_an_embedding_is_refused() -> None:
     backbone = tiny_models.backbone()
-    backbone.lora = LoraConfig(targets=("embed_tokens",))
+    backbone.roles.lora = LoraConfig(targets=("embed_tokens",))
     with pytest.raises(ModelError, match="embedding"):
-        backbone.add_role("policy")
+        backbone.roles.add("policy")
 
 
 def test_one_misspelled_target_among_good_ones_is_refused() -> None:
     """PEFT leaves such a name out, and the role would be smaller than what was asked for."""
     backbone = tiny_models.backbone()
-    backbone.lora = LoraConfig(targets=("q_proj", "v_projj"))
+    backbone.roles.lora = LoraConfig(targets=("q_proj", "v_projj"))
     with pytest.raises(ConfigError, match=r'no module of this model is called "v_projj"; did you mean "v_proj"\?'):
-        backbone.add_role("policy")
-    backbone.lora = LoraConfig(targets=("self_attn.q_proj", "v_proj"))
-    backbone.add_role("policy")
-    assert len(backbone.parameters("policy")) == 2 * 2 * backbone.model.config.num_hidden_layers
+        backbone.roles.add("policy")
+    backbone.roles.lora = LoraConfig(targets=("self_attn.q_proj", "v_proj"))
+    backbone.roles.add("policy")
+    assert len(backbone.roles.parameters("policy")) == 2 * 2 * backbone.model.config.num_hidden_layers
 
 
 REFUSED = {
@@ -190,7 +192,7 @@ def said(backbone: Backbone, role: str) -> Tensor:
     ids, mask = rows(3)
     with torch.no_grad(), backbone.acting_as(role):
         hidden = backbone.hidden(ids, mask)
-        scores = [backbone.score(role, hidden)[..., None]] if role in backbone.heads else []
+        scores = [backbone.score(role, hidden)[..., None]] if role in backbone.roles.heads else []
         return torch.cat([backbone.logits(hidden), *scores], -1)
 
 
@@ -201,20 +203,20 @@ def test_a_refused_first_role_leaves_the_backbone_as_it_was(why: str) -> None:
     bad = (*EXPERTS, "lm_head") if why == "experts" else REFUSED[why]
     backbone, fresh = (tiny_models.backbone(family) for _ in range(2))
     before = {name: id(module) for name, module in backbone.model.named_modules()}
-    backbone.lora = LoraConfig(rank=4, alpha=8.0, targets=bad)
+    backbone.roles.lora = LoraConfig(rank=4, alpha=8.0, targets=bad)
     with pytest.raises((ConfigError, ModelError)):
-        backbone.add_role("policy", head=True)
+        backbone.roles.add("policy", head=True)
     assert {name: id(module) for name, module in backbone.model.named_modules()} == before
-    assert backbone.roles == ()
+    assert backbone.roles.names == ()
     assert torch.equal(said(backbone, BASE), said(fresh, BASE))
     for each in (backbone, fresh):
-        each.lora = LoraConfig(rank=4, alpha=8.0, targets=good)
-        each.add_role("policy", seed=1, head=True)
+        each.roles.lora = LoraConfig(rank=4, alpha=8.0, targets=good)
+        each.roles.add("policy", seed=1, head=True)
         tiny_models.scramble(each, "policy")
-    assert backbone.parameters("policy").keys() == fresh.parameters("policy").keys()
+    assert backbone.roles.parameters("policy").keys() == fresh.roles.parameters("policy").keys()
     assert torch.equal(said(backbone, "policy"), said(fresh, "policy"))
     assert (said(fresh, "policy")[..., :-1] - said(fresh, BASE)).abs().max() > 1e-2  # else the comparison could not fail
-    assert all(p.requires_grad for p in backbone.parameters("policy").values())
+    assert all(p.requires_grad for p in backbone.roles.parameters("policy").values())
 
 
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning")
@@ -223,15 +225,15 @@ def test_a_refused_further_role_leaves_the_others_alone(why: str) -> None:
     backbone = all_roles()
     before = {name: id(module) for name, module in backbone.model.named_modules()}
     expected = {role: said(backbone, role) for role in ROLES}
-    trained = {role: [p.requires_grad for p in backbone.parameters(role).values()] for role in ROLES}
-    good, backbone.lora = backbone.lora, LoraConfig(targets=REFUSED[why])
+    trained = {role: [p.requires_grad for p in backbone.roles.parameters(role).values()] for role in ROLES}
+    good, backbone.roles.lora = backbone.roles.lora, LoraConfig(targets=REFUSED[why])
     with pytest.raises((ConfigError, ModelError)):
-        backbone.add_role("judge")
+        backbone.roles.add("judge")
     assert {name: id(module) for name, module in backbone.model.named_modules()} == before
-    assert {role: [p.requires_grad for p in backbone.parameters(role).values()] for role in ROLES} == trained
+    assert {role: [p.requires_grad for p in backbone.roles.parameters(role).values()] for role in ROLES} == trained
     assert all(torch.equal(said(backbone, role), expected[role]) for role in ROLES)
-    backbone.lora = good
-    backbone.add_role("judge", copy_of="policy")
+    backbone.roles.lora = good
+    backbone.roles.add("judge", copy_of="policy")
     assert torch.equal(said(backbone, "judge"), expected["policy"])
 
 
@@ -241,8 +243,8 @@ def test_work_that_sorts_its_rows_refuses_a_role_for_each_row() -> None:
     prompts, replies = [(5, 6), (5, 6)], [(7, 8, 9), (7,)]
     with backbone.acting_as(["policy", "reference"]):
         with pytest.raises(RoleError, match="order of its own"):
-            reply_logprobs(backbone, prompts, replies, batch_tokens=100)
+            reply_logprobs(backbone, as_prompts(prompts), replies, batch_tokens=100)
         with pytest.raises(RoleError, match="order of its own"):
-            generate(backbone, [Request(p) for p in prompts], max_new_tokens=2, seed=0)
+            generate(backbone, [Request(Prompt(p)) for p in prompts], max_new_tokens=2, seed=0)
         with pytest.raises(RoleError, match="order of its own"):
-            beam_search(backbone, prompts, beams=2, max_new_tokens=2, rows=4, batch_tokens=100)
+            beam_search(backbone, as_prompts(prompts), beams=2, max_new_tokens=2, rows=4, batch_tokens=100)

@@ -16,11 +16,14 @@ from selfeval.backbone import export
 from selfeval.backbone.export import write_adapter, write_merged
 from selfeval.backbone.load import load_model
 from selfeval.backbone.merging import padding_tokenizer
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ExportError, RunFolderError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
@@ -39,8 +42,8 @@ def backbone_at(folder: Path) -> Backbone:
 
 def trained(folder: Path) -> Backbone:
     backbone = backbone_at(folder)
-    backbone.add_role("policy", seed=1)
-    backbone.add_role("evaluator-0", seed=2, head=True)
+    backbone.roles.add("policy", seed=1)
+    backbone.roles.add("evaluator-0", seed=2, head=True)
     tiny_models.scramble(backbone, "policy")
     tiny_models.scramble(backbone, "evaluator-0", seed=8)
     return backbone
@@ -49,7 +52,7 @@ def trained(folder: Path) -> Backbone:
 @torch.no_grad()
 def scores(backbone: Backbone, role: str = "evaluator-0") -> Tensor:
     with backbone.acting_as(role):
-        return final_scores(backbone, role, pad_sequences(backbone, PROMPTS, REPLIES))
+        return final_scores(backbone, role, pad_sequences(backbone, as_prompts(PROMPTS), REPLIES))
 
 
 @torch.no_grad()
@@ -72,7 +75,9 @@ def test_transformers_generates_from_a_merged_policy_what_our_engine_generates(f
     assert (layout, agreement.compared, agreement.precision) == ("language model", "logits", "float32")
     assert agreement.difference <= 1e-4 < agreement.largest
     with backbone.acting_as("policy"):
-        ours = [r.ids for r in generate(backbone, [Request(p, temperature=0.0) for p in PROMPTS], max_new_tokens=12, seed=0)]
+        ours = [
+            r.ids for r in generate(backbone, [Request(Prompt(p), temperature=0.0) for p in PROMPTS], max_new_tokens=12, seed=0)
+        ]
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     theirs = []
     for prompt in PROMPTS:
@@ -171,9 +176,9 @@ def test_peft_loads_an_evaluator_with_its_head_from_the_folder_alone(family: str
     assert expected.abs().min() > 1e-2
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1).eval()
     theirs.config.pad_token_id = tiny_models.PAD
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     found = theirs(input_ids=batch.ids_BT, attention_mask=batch.attention_BT).logits.detach()[:, 0]
-    close(found + backbone.heads["evaluator-0"].bias.detach(), expected, 1e-5)
+    close(found + backbone.roles.heads["evaluator-0"].bias.detach(), expected, 1e-5)
 
 
 @pytest.mark.parametrize("role", ["policy", "evaluator-0"])
@@ -182,10 +187,10 @@ def test_an_exported_adapter_is_a_role_again(role: str, tmp_path: Path) -> None:
     backbone = trained(base)
     write_adapter(backbone, role, tmp_path / "out", str(base))
     fresh = backbone_at(base)
-    fresh.load_role("again", tmp_path / "out")
+    load_role(fresh, "again", tmp_path / "out")
     ids = torch.tensor([[5, 9, 2, 17, 30]])
     close(logits(fresh, "again", ids), logits(backbone, role, ids), 1e-5)
-    assert ("again" in fresh.heads) == (role == "evaluator-0")
+    assert ("again" in fresh.roles.heads) == (role == "evaluator-0")
     if role == "evaluator-0":
         close(scores(fresh, "again"), scores(backbone), 1e-5)
 
@@ -195,7 +200,7 @@ def test_an_exported_adapter_on_another_base_is_refused_naming_both(tmp_path: Pa
     write_adapter(trained(base), "evaluator-0", tmp_path / "out", str(base))
     other = backbone_at(model_folder(tmp_path / "second", seed=5))
     with pytest.raises(RunFolderError, match=r"was trained on first \(weights \w+\), not on second \(weights \w+\)"):
-        other.load_role("evaluator-0", tmp_path / "out")
+        load_role(other, "evaluator-0", tmp_path / "out")
 
 
 def test_an_exported_adapter_with_another_scale_is_refused(tmp_path: Path) -> None:
@@ -203,7 +208,7 @@ def test_an_exported_adapter_with_another_scale_is_refused(tmp_path: Path) -> No
     write_adapter(trained(base), "evaluator-0", tmp_path / "out", str(base))
     other = Backbone(load_model(str(base)), LoraConfig(rank=4, alpha=16.0), "model")
     with pytest.raises(RunFolderError, match=r"trained with lora .*'alpha': 8.0.*not with .*'alpha': 16.0"):
-        other.load_role("evaluator-0", tmp_path / "out")
+        load_role(other, "evaluator-0", tmp_path / "out")
 
 
 def test_a_family_without_a_classifier_keeps_adapter_and_head(tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ def test_a_family_without_a_classifier_keeps_adapter_and_head(tmp_path: Path) ->
     backbone = trained(base)
     assert write_adapter(backbone, "evaluator-0", tmp_path / "out", str(base)) == "adapter and head"
     fresh = backbone_at(base)
-    fresh.load_role("evaluator-0", tmp_path / "out")
+    load_role(fresh, "evaluator-0", tmp_path / "out")
     close(scores(fresh), scores(backbone), 1e-5)
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out").eval()
     ids = torch.tensor([[5, 9, 2, 17, 30]])
@@ -227,10 +232,9 @@ def test_a_family_without_a_classifier_keeps_adapter_and_head(tmp_path: Path) ->
 def test_files_that_do_not_hold_the_role_are_not_exported(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = model_folder(tmp_path / "model")
     backbone = trained(base)
-    saved = backbone.save_role
 
-    def save_badly(role: str, folder: Path) -> None:
-        saved(role, folder)
+    def save_badly(backbone: Backbone, role: str, folder: Path) -> None:
+        save_role(backbone, role, folder)
         path = folder / ("head.safetensors" if damage == "loses the head" else "adapter_model.safetensors")
         tensors = load_file(path)
         name = sorted(tensors)[0]
@@ -239,6 +243,6 @@ def test_files_that_do_not_hold_the_role_are_not_exported(damage: str, tmp_path:
             del tensors[name]
         save_file(tensors, path)
 
-    monkeypatch.setattr(backbone, "save_role", save_badly)
+    monkeypatch.setattr("selfeval.backbone.export.save_role", save_badly)
     with pytest.raises(ExportError, match="do not hold the weights of evaluator-0"):
         write_adapter(backbone, "evaluator-0", tmp_path / "out", str(base))

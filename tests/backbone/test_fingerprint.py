@@ -14,6 +14,7 @@ import tiny_models
 from selfeval.backbone.digests import tensor_digests
 from selfeval.backbone.fingerprint import base_fingerprint, model_identity
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import ModelError, RunFolderError
@@ -47,13 +48,13 @@ def change(folder: Path, weight: str, index: int) -> None:
 )
 def test_one_changed_number_is_another_base(folder: Path, tmp_path: Path, weight: str, index: int) -> None:
     identity, backbone = model_identity(str(folder)), Backbone(load(folder), LoraConfig(), "base")
-    backbone.add_role("policy")
-    backbone.save_role("policy", tmp_path / "role")
+    backbone.roles.add("policy")
+    save_role(backbone, "policy", tmp_path / "role")
     change(folder, weight, index)
     assert model_identity(str(folder)) != identity
-    assert base_fingerprint(load(folder)) != backbone._base_fingerprint
+    assert base_fingerprint(load(folder)) != backbone.fingerprint
     with pytest.raises(RunFolderError, match="load it on its own base"):
-        Backbone(load(folder), LoraConfig(), "base").load_role("policy", tmp_path / "role")
+        load_role(Backbone(load(folder), LoraConfig(), "base"), "policy", tmp_path / "role")
 
 
 def test_every_precision_and_placement_of_a_base_is_the_same_base(folder: Path) -> None:
@@ -75,10 +76,10 @@ def test_the_same_weights_in_other_files_are_the_same_base(folder: Path, tmp_pat
 
 def test_weights_in_memory_are_hashed_too() -> None:
     one, other = (tiny_models.backbone("llama") for _ in range(2))
-    assert one._base_fingerprint == other._base_fingerprint
+    assert one.fingerprint == other.fingerprint
     with torch.no_grad():
         other.model.lm_head.weight[17, 3] += 1e-3
-    assert base_fingerprint(other.loaded) != one._base_fingerprint
+    assert base_fingerprint(other.loaded) != one.fingerprint
 
 
 READ = [

@@ -24,6 +24,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError
+from token_prompts import as_prompts
 
 MEASURES: tuple[Measure, ...] = ("logprobs", "entropy", "kl")
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
@@ -280,7 +281,7 @@ def test_gradients_of_confident_tokens_survive_a_16_bit_head(wrapped: bool, dtyp
 def trained(family: str) -> Backbone:
     backbone = tiny_models.backbone(family)
     for seed, role in enumerate(("policy", "reference")):
-        backbone.add_role(role, trainable=role == "policy")
+        backbone.roles.add(role, trainable=role == "policy")
         tiny_models.scramble(backbone, role, seed=seed)
     return backbone
 
@@ -293,8 +294,8 @@ def reference_distribution(backbone: Backbone, prompt: Sequence[int], reply: Seq
 
 def check_against_plain_passes(backbone: Backbone, temperature: float, budget: int | None) -> None:
     """Values, and gradients to the LoRA weights of the policy, for all outputs."""
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
-    parameters = list(backbone.parameters("policy").values())
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
+    parameters = list(backbone.roles.parameters("policy").values())
     with torch.no_grad(), backbone.acting_as("reference"):
         other = reply_hidden(backbone, batch)
         q = [reference_distribution(backbone, p, r, temperature) for p, r in zip(PROMPTS, REPLIES, strict=True)]
@@ -345,7 +346,7 @@ def test_families_that_scale_or_cap_their_logits(kind: str) -> None:
     loaded = LoadedModel(model, tiny_models.words_tokenizer(), torch.device("cpu"), "fp32", (1,), 0)
     backbone = Backbone(loaded, LoraConfig(rank=4), kind)
     for seed, role in enumerate(("policy", "reference")):
-        backbone.add_role(role, trainable=role == "policy")
+        backbone.roles.add(role, trainable=role == "policy")
         tiny_models.scramble(backbone, role, seed=seed)
     check_against_plain_passes(backbone, 0.8, 3000)
 
@@ -372,12 +373,12 @@ def test_an_adapter_on_the_output_layer_is_refused() -> None:
     loaded = LoadedModel(made, tiny_models.words_tokenizer(), torch.device("cpu"), "fp32", (1,), 0)
     backbone = Backbone(loaded, LoraConfig(targets=("q_proj", "lm_head")), "tiny")
     with pytest.raises(ConfigError, match="output layer"):
-        backbone.add_role("policy")
+        backbone.roles.add("policy")
 
 
 def test_log_probs_of_the_bare_base_need_no_gradient() -> None:
     backbone = trained("llama")
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     with torch.no_grad(), backbone.acting_as(BASE):
         found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
         for row, (prompt, reply) in enumerate(zip(PROMPTS, REPLIES, strict=True)):

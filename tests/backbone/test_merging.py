@@ -24,6 +24,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ExportError, RoleError
+from token_prompts import as_prompts
 
 FAMILIES = (*tiny_models.FAMILIES, "mistral")
 VOCABULARY = 40
@@ -43,8 +44,8 @@ def from_config(config: Any, **lora: Any) -> Backbone:
 
 def with_roles(backbone: Backbone) -> Backbone:
     """A policy and an evaluator that look trained."""
-    backbone.add_role("policy", seed=1)
-    backbone.add_role("evaluator-0", seed=2, head=True)
+    backbone.roles.add("policy", seed=1)
+    backbone.roles.add("evaluator-0", seed=2, head=True)
     tiny_models.scramble(backbone, "policy")
     tiny_models.scramble(backbone, "evaluator-0", seed=8)
     return backbone
@@ -66,7 +67,7 @@ def logits(backbone: Backbone, role: str) -> Tensor:
 @torch.no_grad()
 def scores(backbone: Backbone) -> Tensor:
     with backbone.acting_as("evaluator-0"):
-        return final_scores(backbone, "evaluator-0", pad_sequences(backbone, PROMPTS, REPLIES))
+        return final_scores(backbone, "evaluator-0", pad_sequences(backbone, as_prompts(PROMPTS), REPLIES))
 
 
 @torch.no_grad()
@@ -107,9 +108,9 @@ def test_a_merged_policy_says_what_the_role_says(family: str, tied: bool, tmp_pa
 @pytest.mark.parametrize("rslora", [False, True])
 def test_a_merge_is_the_sum_in_fp32_rounded_once(rslora: bool) -> None:
     backbone = tiny_models.backbone("llama", VOCABULARY, dtype=torch.bfloat16)
-    backbone.lora = LoraConfig(rank=4, alpha=8.0, rslora=rslora)
+    backbone.roles.lora = LoraConfig(rank=4, alpha=8.0, rslora=rslora)
     with_roles(backbone)
-    own = {name: p.double() for name, p in backbone.parameters("policy").items()}
+    own = {name: p.double() for name, p in backbone.roles.parameters("policy").items()}
     name = "model.layers.1.mlp.down_proj"
     base = backbone.model.get_submodule(name).base_layer.weight
     scale = 8.0 / 4**0.5 if rslora else 8.0 / 4
@@ -158,7 +159,7 @@ EXPERTS = {
 @pytest.mark.parametrize("family", EXPERTS)
 def test_fused_experts_are_merged(family: str, tmp_path: Path) -> None:
     backbone = with_roles(tiny_models.backbone(family, VOCABULARY, targets=EXPERTS[family]))
-    assert any(".experts." in name for name in backbone.parameters("policy"))
+    assert any(".experts." in name for name in backbone.roles.parameters("policy"))
     expected = logits(backbone, "policy")
     assert (expected - logits(backbone, "base")).abs().max() > 0.1
     merged_language_model(backbone, "policy").save_pretrained(tmp_path / "policy")
@@ -173,7 +174,7 @@ def test_fused_experts_are_merged(family: str, tmp_path: Path) -> None:
 def test_the_sum_of_each_expert_is_taken_in_fp32_and_rounded_once() -> None:
     """Expert by expert, from PEFT's layout: A holds the ranks of one expert after those of another, B those of all experts."""
     backbone = with_roles(tiny_models.backbone("mixtral", VOCABULARY, targets=EXPERTS["mixtral"], dtype=torch.bfloat16))
-    own = {name: p.detach().double() for name, p in backbone.parameters("policy").items()}
+    own = {name: p.detach().double() for name, p in backbone.roles.parameters("policy").items()}
     path, experts, scale = "model.layers.1.mlp.experts", 4, 8.0 / 4
     exact = {}
     # gate_up_proj is two matrices in one, for which PEFT doubles the rank; it is the inner of the two wrappers, or the outer.
@@ -216,7 +217,7 @@ def test_a_merged_evaluator_scores_a_padded_batch_as_the_role_does(family: str, 
     backbone = backbone_of(family)
     expected = scores(backbone)
     assert expected.abs().min() > 1e-2
-    assert backbone.heads["evaluator-0"].bias.abs().item() > 1e-2  # a forgotten bias would show
+    assert backbone.roles.heads["evaluator-0"].bias.abs().item() > 1e-2  # a forgotten bias would show
     merged_classifier(backbone, "evaluator-0", NEW_PAD).save_pretrained(tmp_path)
     close(classifier_scores(tmp_path), expected)
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
@@ -311,7 +312,7 @@ def test_a_quantised_base_is_decoded_as_it_computes(bits: int, tmp_path: Path) -
         reference = weight.data.float() * weight.SCB[:, None] / 127
     loaded = LoadedModel(quantised, tiny_models.words_tokenizer(), torch.device("cpu"), "fp32", (1,), 0)
     backbone = Backbone(loaded, LoraConfig(rank=4, alpha=8.0), "tiny")
-    backbone.add_role("policy", seed=1)  # B = 0: the merged weights are the base's
+    backbone.roles.add("policy", seed=1)  # B = 0: the merged weights are the base's
     assert is_quantised(backbone.model)
     before = logits(backbone, "policy")
     merged = merged_language_model(backbone, "policy")
@@ -336,7 +337,7 @@ def test_a_quantised_gpt2_is_merged_in_the_layout_of_its_own_layers(precision: s
     loaded = load_model(str(folder), device="cpu", precision=precision)
     backbone = with_roles(Backbone(loaded, LoraConfig(rank=4, alpha=8.0), "tiny-gpt2"))
     merged = merged_language_model(backbone, "policy", torch.float32)
-    own = backbone.parameters("policy")
+    own = backbone.roles.parameters("policy")
     for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
         path = f"transformer.h.1.{layer}"
         update = 2.0 * own[f"{path}.lora_B.policy.weight"].detach() @ own[f"{path}.lora_A.policy.weight"].detach()

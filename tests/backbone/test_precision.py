@@ -13,12 +13,15 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import load_model
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.precision import PRECISIONS, OverflowGuard, load_arguments, pick_precision
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import LoopError, ModelError, RunFolderError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.texts import format_bytes
+from token_prompts import as_prompts
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
@@ -104,10 +107,10 @@ def test_quantised_without_bitsandbytes_is_a_sentence(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_adapters_heads_and_logprobs_are_fp32_on_every_base(folder: Path, precision: str) -> None:
     made = backbone(folder, precision)
-    made.add_role("policy")
-    made.add_role("critic", head=True)
-    optimizer = torch.optim.AdamW(made.parameters("policy").values(), lr=1e-2)
-    batch = pad_sequences(made, [[5, 9, 22], [7]], [[17, 30], [33, 21, 4]])
+    made.roles.add("policy")
+    made.roles.add("critic", head=True)
+    optimizer = torch.optim.AdamW(made.roles.parameters("policy").values(), lr=1e-2)
+    batch = pad_sequences(made, as_prompts([[5, 9, 22], [7]]), [[17, 30], [33, 21, 4]])
     before = logprobs(made, "policy")
     frozen = {n: p.detach().clone() for n, p in made.model.named_parameters() if "lora_" not in n}
     losses = []
@@ -123,21 +126,21 @@ def test_adapters_heads_and_logprobs_are_fp32_on_every_base(folder: Path, precis
     assert (logprobs(made, "policy") - before).abs().max() > 1e-3
     assert torch.equal(logprobs(made, BASE), before)
     assert torch.equal(logprobs(made, "critic"), before)
-    assert {p.dtype for role in made.roles for p in made.parameters(role).values()} == {torch.float32}
+    assert {p.dtype for role in made.roles.names for p in made.roles.parameters(role).values()} == {torch.float32}
     assert all(torch.equal(p, frozen[n]) for n, p in made.model.named_parameters() if n in frozen)
-    state = optimizer.state[next(iter(made.parameters("policy").values()))]
+    state = optimizer.state[next(iter(made.roles.parameters("policy").values()))]
     assert state["exp_avg"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_base_can_roll_out_and_its_logprobs_are_those_of_training(folder: Path, precision: str) -> None:
     made = backbone(folder, precision)
-    made.add_role("policy")
+    made.roles.add("policy")
     tiny_models.scramble(made, "policy", size=0.05)
     prompts = ((5, 9, 22), (7, 33, 21))
     with made.acting_as("policy"):
-        rollouts = generate(made, [Request(p) for p in prompts], max_new_tokens=8, seed=0)
-        batch = pad_sequences(made, prompts, [r.ids for r in rollouts])
+        rollouts = generate(made, [Request(Prompt(p)) for p in prompts], max_new_tokens=8, seed=0)
+        batch = pad_sequences(made, as_prompts(prompts), [r.ids for r in rollouts])
         with torch.no_grad():
             values = token_logprobs(made, reply_hidden(made, batch), batch.reply_BR, batch.mask_BR).logprobs
     sampled = torch.tensor([p for r in rollouts for p in r.logprobs])
@@ -145,7 +148,7 @@ def test_every_base_can_roll_out_and_its_logprobs_are_those_of_training(folder: 
 
 
 def test_bytes_shrink_and_there_is_still_one_copy(folder: Path) -> None:
-    sizes = {p: backbone(folder, p).base_bytes for p in PRECISIONS}
+    sizes = {p: backbone(folder, p).census.base_bytes for p in PRECISIONS}
     assert sizes["fp32"] == 2 * sizes["bf16"] == 2 * sizes["fp16"]
     assert sizes["nf4"] < sizes["int8"] < sizes["bf16"]
 
@@ -153,31 +156,31 @@ def test_bytes_shrink_and_there_is_still_one_copy(folder: Path) -> None:
 @pytest.mark.parametrize(("precision", "drift"), [("bf16", 0.1), ("fp16", 0.02), ("int8", 0.2), ("nf4", 0.6)])
 def test_a_role_trained_on_one_precision_loads_on_another(folder: Path, tmp_path: Path, precision: str, drift: float) -> None:
     made = backbone(folder, "fp32")
-    made.add_role("evaluator-0", head=True)
+    made.roles.add("evaluator-0", head=True)
     tiny_models.scramble(made, "evaluator-0", size=0.1)
-    made.save_role("evaluator-0", tmp_path / "role")
+    save_role(made, "evaluator-0", tmp_path / "role")
     other = backbone(folder, precision)
-    other.load_role("evaluator-0", tmp_path / "role")
-    for name, parameter in made.parameters("evaluator-0").items():
-        assert torch.equal(other.parameters("evaluator-0")[name], parameter)
+    load_role(other, "evaluator-0", tmp_path / "role")
+    for name, parameter in made.roles.parameters("evaluator-0").items():
+        assert torch.equal(other.roles.parameters("evaluator-0")[name], parameter)
     away = (logprobs(made, "evaluator-0") - logprobs(made, BASE)).abs().mean()
     found = (logprobs(made, "evaluator-0") - logprobs(other, "evaluator-0")).abs().mean()
     assert 0 < found < drift
     assert found < away / 2  # the role is unchanged there
-    other.save_role("evaluator-0", tmp_path / "back")
-    made.load_role("again", tmp_path / "back")
+    save_role(other, "evaluator-0", tmp_path / "back")
+    load_role(made, "again", tmp_path / "back")
 
 
 def test_a_base_that_differs_in_its_linear_layers_alone_is_another_base(folder: Path, tmp_path: Path) -> None:
     made = backbone(folder, "nf4")
-    made.add_role("policy")
-    made.save_role("policy", tmp_path / "role")
+    made.roles.add("policy")
+    save_role(made, "policy", tmp_path / "role")
     changed = tiny_models.model("llama", 384, hidden_size=96, intermediate_size=136, initializer_range=0.06)
     with torch.no_grad():
         changed.model.layers[1].mlp.down_proj.weight += 0.01
     other = tiny_models.save_model(changed, tiny_models.words_tokenizer(), tmp_path / "other")
     with pytest.raises(RunFolderError, match="trained on tiny"):
-        backbone(other, "nf4").load_role("policy", tmp_path / "role")
+        load_role(backbone(other, "nf4"), "policy", tmp_path / "role")
 
 
 # -- overflow -----------------------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ def test_overflow_while_generating_is_caught_too(folder: Path) -> None:
     with torch.no_grad():
         made.model.model.layers[0].mlp.down_proj.weight *= 1e6
     with made.acting_as(BASE), pytest.raises(LoopError, match=r"layers\.0"):
-        generate(made, [Request((5, 9, 22))], max_new_tokens=4, seed=0)
+        generate(made, [Request(Prompt((5, 9, 22)))], max_new_tokens=4, seed=0)
 
 
 def test_the_guard_sees_nothing_where_nothing_is_wrong() -> None:

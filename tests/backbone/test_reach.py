@@ -17,7 +17,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig
 from selfeval.errors import ConfigError, ModelError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 NAMED = [("mamba", "dt_proj"), ("falcon_mamba", "dt_proj"), ("mamba", "x_proj")]
 
@@ -26,11 +28,11 @@ NAMED = [("mamba", "dt_proj"), ("falcon_mamba", "dt_proj"), ("mamba", "x_proj")]
 def test_layers_that_no_pass_reads_are_refused_by_name(family: str, layer: str) -> None:
     backbone = tiny_models.backbone(family, targets=("in_proj", layer))
     if layer == "x_proj":  # is called
-        backbone.add_role("policy")
+        backbone.roles.add("policy")
         return
     with pytest.raises(ModelError, match=rf"lora\.targets names mixer\.{layer}, but no pass of models of type {family}"):
-        backbone.add_role("policy")
-    assert backbone.roles == ()
+        backbone.roles.add("policy")
+    assert backbone.roles.names == ()
     assert not any("lora_" in name for name, _ in backbone.model.named_parameters())
 
 
@@ -38,39 +40,41 @@ def test_all_linear_leaves_them_out_and_says_so(monkeypatch: pytest.MonkeyPatch)
     """Even if the table of families does not name them."""
     monkeypatch.setattr(adapters, "_UNREACHED", {"mamba": ("out_proj",)})
     backbone = tiny_models.backbone("mamba")
-    backbone.add_role("policy", seed=3)
-    backbone.add_role("other", seed=3)
+    backbone.roles.add("policy", seed=3)
+    backbone.roles.add("other", seed=3)
     assert [note for note in backbone.loaded.notes if "mixer.dt_proj" in note] == backbone.loaded.notes[-1:]
     for role in ("policy", "other"):
-        assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in backbone.parameters(role)} == {"in_proj", "x_proj"}
+        assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in backbone.roles.parameters(role)} == {"in_proj", "x_proj"}
     monkeypatch.undo()
     plain = tiny_models.backbone("mamba")
-    plain.add_role("policy", seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(*(b.parameters("policy").values() for b in (backbone, plain)), strict=True))
+    plain.roles.add("policy", seed=3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(b.roles.parameters("policy").values() for b in (backbone, plain)), strict=True)
+    )
 
 
 def test_experts_that_no_token_came_to_are_not_unread() -> None:
     backbone = tiny_models.backbone("mixtral_experts", targets="all-linear")
-    backbone.add_role("policy")
-    assert backbone._unread == ()
+    backbone.roles.add("policy")
+    assert backbone.roles._unread == ()
 
 
 def test_the_check_leaves_nothing_behind() -> None:
     backbone = tiny_models.backbone("llama")
     before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
-    backbone.check_targets()
-    assert backbone.roles == ()
+    backbone.roles.check_targets()
+    assert backbone.roles.names == ()
     after = dict(backbone.model.named_parameters())
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], p) and not after[name].requires_grad for name, p in before.items())
-    backbone.add_role("policy", trainable=False)
-    assert all(p.grad is None and not p.requires_grad for p in backbone.parameters("policy").values())
+    backbone.roles.add("policy", trainable=False)
+    assert all(p.grad is None and not p.requires_grad for p in backbone.roles.parameters("policy").values())
 
 
 @pytest.mark.parametrize("targets", [("no_such_layer",), ("lm_head",)])
 def test_targets_are_checked_before_a_role_needs_them(targets: tuple[str, ...]) -> None:
     with pytest.raises((ModelError, ConfigError), match=r"lora\.targets"):
-        tiny_models.backbone("llama", targets=targets).check_targets()
+        tiny_models.backbone("llama", targets=targets).roles.check_targets()
 
 
 # -- families that differ from config to module -----------------------------------------------------------------------------
@@ -81,10 +85,12 @@ def scores(family: str, folder: Path, **sizes: Any) -> torch.Tensor:
     tiny_models.save_model(made, tiny_models.words_tokenizer(), folder)
     loaded = load_model(str(folder), device="cpu", precision="fp32")
     backbone = Backbone(loaded, LoraConfig(rank=2), "model")
-    backbone.add_role("evaluator-0", head=True)
+    backbone.roles.add("evaluator-0", head=True)
     tiny_models.scramble(backbone, "evaluator-0")
     with torch.no_grad(), backbone.acting_as("evaluator-0"):
-        return final_scores(backbone, "evaluator-0", pad_sequences(backbone, [(5, 6, 7), (9,)], [(8, 9, 1), (4, 1)]))
+        return final_scores(
+            backbone, "evaluator-0", pad_sequences(backbone, as_prompts([(5, 6, 7), (9,)]), [(8, 9, 1), (4, 1)])
+        )
 
 
 def test_hidden_states_may_be_narrower_than_the_model(tmp_path: Path) -> None:
@@ -127,12 +133,12 @@ def test_models_that_read_pictures_are_used_as_language_models(kind: str, tmp_pa
     loaded = load_model(str(folder), device="cpu", precision="fp32")
     assert any("vision_model" in note and "not used" in note for note in loaded.notes)
     backbone = Backbone(loaded, LoraConfig(rank=2), "model")
-    backbone.add_role("policy")
-    layers = {name.split(".lora_")[0].rsplit(".", 2)[1] for name in backbone.parameters("policy")}
+    backbone.roles.add("policy")
+    layers = {name.split(".lora_")[0].rsplit(".", 2)[1] for name in backbone.roles.parameters("policy")}
     assert "self_attn" in layers
     assert "cross_attn" not in layers  # used for images only
     with backbone.acting_as("policy"):
-        assert len(generate(backbone, [Request((5, 6, 7)), Request((9,))], max_new_tokens=3, seed=0)) == 2
+        assert len(generate(backbone, [Request(Prompt((5, 6, 7))), Request(Prompt((9,)))], max_new_tokens=3, seed=0)) == 2
 
 
 def test_a_body_that_the_familys_prefix_does_not_name(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import tiny_models
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import RunFolderError
 from selfeval.store import content_hash, file_hash
@@ -19,9 +20,10 @@ SAVE = """
 import sys
 from pathlib import Path
 import tiny_models
+from selfeval.backbone.role_files import save_role
 backbone = tiny_models.backbone()
-backbone.add_role("evaluator-0", seed=1, head=True)
-backbone.save_role("evaluator-0", Path(sys.argv[1]))
+backbone.roles.add("evaluator-0", seed=1, head=True)
+save_role(backbone, "evaluator-0", Path(sys.argv[1]))
 """
 
 
@@ -65,9 +67,9 @@ def test_the_order_of_metadata_in_a_safetensors_file_does_not_count_and_its_numb
 
 def saved_role(folder: Path) -> Backbone:
     backbone = tiny_models.backbone()
-    backbone.add_role("evaluator-0", seed=1, head=True)
+    backbone.roles.add("evaluator-0", seed=1, head=True)
     tiny_models.scramble(backbone, "evaluator-0")
-    backbone.save_role("evaluator-0", folder)
+    save_role(backbone, "evaluator-0", folder)
     return backbone
 
 
@@ -92,8 +94,8 @@ def test_a_damaged_role_is_never_loaded(tmp_path: Path, name: str, how: Callable
     how(tmp_path / "role" / name)
     fresh = tiny_models.backbone()
     with pytest.raises(RunFolderError, match=rf"{name} is (damaged|missing)"):
-        fresh.load_role("evaluator-0", tmp_path / "role")
-    assert fresh.roles == ()
+        load_role(fresh, "evaluator-0", tmp_path / "role")
+    assert fresh.roles.names == ()
 
 
 def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
@@ -103,4 +105,4 @@ def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
     weights["weight"][0, 3] *= 2
     save_file(weights, path)
     with pytest.raises(RunFolderError, match=r"head\.safetensors is damaged"):
-        tiny_models.backbone().load_role("evaluator-0", tmp_path / "role")
+        load_role(tiny_models.backbone(), "evaluator-0", tmp_path / "role")

@@ -14,12 +14,15 @@ from selfeval.backbone import load
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.families.cache import cache_of
 from selfeval.backbone.load import LoadedModel, load_model
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.rope import Stretch, check_stretch, stretch_positions
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import ContextConfig, LoraConfig, load_config
 from selfeval.errors import ConfigError, LoopError, ModelError, RunFolderError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
+from token_prompts import as_prompts
 
 METHODS = ("linear", "dynamic", "yarn")
 TRAINED = 16
@@ -247,7 +250,10 @@ LONG = tuple(2 + (7 * i) % 38 for i in range(20))  # already longer than the mod
 def greedy(made: Backbone, limit: int = 30) -> list[Rollout]:
     with made.acting_as(BASE):
         return generate(
-            made, [Request(LONG, temperature=0.0), Request(LONG[:5], temperature=0.0)], max_new_tokens=limit, seed=0
+            made,
+            [Request(Prompt(LONG), temperature=0.0), Request(Prompt(LONG[:5]), temperature=0.0)],
+            max_new_tokens=limit,
+            seed=0,
         )
 
 
@@ -270,9 +276,9 @@ def test_dynamic_decoding_is_exact_up_to_the_trained_length_and_not_beyond(tmp_p
     """Cached keys keep the angles of the pass that made them; a full pass uses the angles of its length for all keys."""
     made = backbone(folder(tmp_path), asked("dynamic"))
     with made.acting_as(BASE):
-        found = generate(made, [Request(LONG[:5], temperature=0.0)], max_new_tokens=40, seed=0)[0]
+        found = generate(made, [Request(Prompt(LONG[:5]), temperature=0.0)], max_new_tokens=40, seed=0)[0]
         short = found.ids[: TRAINED - 5]
-        whole = [reply_logprobs(made, [LONG[:5]], [ids], batch_tokens=64)[0] for ids in (short, found.ids)]
+        whole = [reply_logprobs(made, as_prompts([LONG[:5]]), [ids], batch_tokens=64)[0] for ids in (short, found.ids)]
     within = max(abs(a - b) for a, b in zip(found.logprobs[: len(short)], whole[0], strict=True))
     beyond = max(abs(a - b) for a, b in zip(found.logprobs, whole[1], strict=True))
     assert within < 1e-4
@@ -305,27 +311,27 @@ def test_rollouts_and_scores_go_beyond_the_old_limit(tmp_path: Path, method: str
     path = folder(tmp_path)
     plain = backbone(path)
     with plain.acting_as(BASE), pytest.raises(LoopError, match="context of 16"):
-        generate(plain, [Request(LONG)], max_new_tokens=8, seed=0)
+        generate(plain, [Request(Prompt(LONG))], max_new_tokens=8, seed=0)
     made = backbone(path, asked(method))
     with made.acting_as(BASE):
-        rollouts = generate(made, [Request(LONG[:10]), Request(LONG)], max_new_tokens=100, seed=0)
+        rollouts = generate(made, [Request(Prompt(LONG[:10])), Request(Prompt(LONG))], max_new_tokens=100, seed=0)
         assert [len(r.ids) for r in rollouts] == [54, 44]  # 64 is the new end of each
-        scored = reply_logprobs(made, [LONG[:10]], [rollouts[0].ids], batch_tokens=64)[0]
+        scored = reply_logprobs(made, as_prompts([LONG[:10]]), [rollouts[0].ids], batch_tokens=64)[0]
         assert all(math.isfinite(x) for x in scored)
         with pytest.raises(LoopError, match="context of 64"):
-            reply_logprobs(made, [LONG], [(*rollouts[0].ids, 3)], batch_tokens=64)
+            reply_logprobs(made, as_prompts([LONG]), [(*rollouts[0].ids, 3)], batch_tokens=64)
 
 
 def test_a_role_belongs_to_the_stretched_base(tmp_path: Path) -> None:
     path = folder(tmp_path)
     made = backbone(path, asked("yarn"))
-    made.add_role("policy")
-    made.save_role("policy", tmp_path / "role")
-    backbone(path, asked("yarn")).load_role("policy", tmp_path / "role")
+    made.roles.add("policy")
+    save_role(made, "policy", tmp_path / "role")
+    load_role(backbone(path, asked("yarn")), "policy", tmp_path / "role")
     with pytest.raises(RunFolderError, match=r"trained on llama \(yarn x4\) .*, not on llama \(weights"):
-        backbone(path).load_role("policy", tmp_path / "role")
+        load_role(backbone(path), "policy", tmp_path / "role")
     with pytest.raises(RunFolderError, match=r"not on llama \(linear x4\)"):
-        backbone(path, asked("linear")).load_role("policy", tmp_path / "role")
+        load_role(backbone(path, asked("linear")), "policy", tmp_path / "role")
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.placement import DISK, meta_model, plan_placement
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences
 from selfeval.config import LoraConfig, PlacementConfig
 from selfeval.errors import ModelError, RoleError
+from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 IDS = torch.tensor([[5, 9, 2, 17, 30], [7, 7, 3, 21, 4]])
 ONES = torch.ones_like(IDS)
@@ -58,8 +61,8 @@ def both(tmp_path: Path, family: str = "llama", resident: int = 1) -> tuple[Back
     found = []
     for placement in (None, limits(model, resident)):
         backbone = Backbone(load(model, placement), LoraConfig(rank=4, alpha=8.0), "tiny")
-        backbone.add_role("policy", seed=3, head=True)
-        backbone.add_role("other", seed=4)
+        backbone.roles.add("policy", seed=3, head=True)
+        backbone.roles.add("other", seed=4)
         tiny_models.scramble(backbone, "other")
         found.append(backbone)
     assert found[0].loaded.placement is not None
@@ -71,13 +74,13 @@ def both(tmp_path: Path, family: str = "llama", resident: int = 1) -> tuple[Back
 
 def loss(backbone: Backbone, role: str = "policy") -> Tensor:
     hidden = backbone.hidden(IDS, ONES)
-    scores = backbone.score(role, hidden).sum() if role in backbone.heads else 0.0
+    scores = backbone.score(role, hidden).sum() if role in backbone.roles.heads else 0.0
     return scores - torch.log_softmax(backbone.logits(hidden), -1)[..., 3].sum()
 
 
 def gradients(backbone: Backbone, role: str) -> dict[str, Tensor]:
-    found = {name: p.grad for name, p in backbone.parameters(role).items() if p.grad is not None}
-    assert found.keys() == backbone.parameters(role).keys()
+    found = {name: p.grad for name, p in backbone.roles.parameters(role).items() if p.grad is not None}
+    assert found.keys() == backbone.roles.parameters(role).keys()
     return found
 
 
@@ -117,11 +120,11 @@ def test_the_forward_is_that_of_the_whole_model(family: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_adapters_are_real_and_learn_the_same(family: str, resident: int, tmp_path: Path) -> None:
     whole, placed = both(tmp_path, family, resident)
-    assert {p.device.type for role in placed.roles for p in placed.parameters(role).values()} == {"cpu"}
-    for name, parameter in placed.parameters("policy").items():  # the seed draws the same adapter
-        assert torch.equal(parameter, whole.parameters("policy")[name])
+    assert {p.device.type for role in placed.roles.names for p in placed.roles.parameters(role).values()} == {"cpu"}
+    for name, parameter in placed.roles.parameters("policy").items():  # the seed draws the same adapter
+        assert torch.equal(parameter, whole.roles.parameters("policy")[name])
     streamed = absent(placed)
-    optimizers = [torch.optim.AdamW(list(each.parameters("policy").values()), lr=0.05) for each in (whole, placed)]
+    optimizers = [torch.optim.AdamW(list(each.roles.parameters("policy").values()), lr=0.05) for each in (whole, placed)]
     for _ in range(2):
         for each, optimizer in zip((whole, placed), optimizers, strict=True):
             optimizer.zero_grad()
@@ -132,10 +135,10 @@ def test_adapters_are_real_and_learn_the_same(family: str, resident: int, tmp_pa
         assert sum(float(g.abs().sum()) > 0 for g in found.values()) > len(found) / 2  # B learns at once, A from then on
         for optimizer in optimizers:
             optimizer.step()
-    for name, parameter in placed.parameters("policy").items():
-        close(parameter, whole.parameters("policy")[name], 1e-5)
+    for name, parameter in placed.roles.parameters("policy").items():
+        close(parameter, whole.roles.parameters("policy")[name], 1e-5)
     assert absent(placed) == streamed
-    assert not any(p.grad is not None for p in placed.parameters("other").values())
+    assert not any(p.grad is not None for p in placed.roles.parameters("other").values())
 
 
 def test_a_backward_after_the_block_computes_again_under_the_role_of_the_forward(tmp_path: Path) -> None:
@@ -149,19 +152,22 @@ def test_a_backward_after_the_block_computes_again_under_the_role_of_the_forward
             assert each.acting == "policy"
         grads.append(gradients(each, "other"))
     close_gradients(grads[1], grads[0])
-    assert all(p.grad is None for p in placed.parameters("policy").values())
+    assert all(p.grad is None for p in placed.roles.parameters("policy").values())
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_rollouts_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
     whole, placed = both(tmp_path, family, resident=0)
     prompts = [(5, 9, 2), (7,), (5, 9, 2), (30, 31, 32, 33)]
-    requests = [*(Request(p, temperature=0.0) for p in prompts), Request((5, 9), temperature=1.0)]
+    requests = [*(Request(Prompt(p), temperature=0.0) for p in prompts), Request(Prompt((5, 9)), temperature=1.0)]
     results = []
     for each in (whole, placed):
         with each.acting_as("other"):
             results.append(
-                (generate(each, requests, max_new_tokens=8, seed=5), beam_search(each, prompts[:2], beams=2, max_new_tokens=4))
+                (
+                    generate(each, requests, max_new_tokens=8, seed=5),
+                    beam_search(each, as_prompts(prompts[:2]), beams=2, max_new_tokens=4),
+                )
             )
     for found, expected in zip(results[1], results[0], strict=True):
         assert [r.ids for r in found] == [r.ids for r in expected]
@@ -183,12 +189,12 @@ def test_a_pass_outside_of_a_block_is_refused(tmp_path: Path) -> None:
 def test_roles_move_between_placements(from_whole: bool, tmp_path: Path) -> None:
     source, target = both(tmp_path)[:: 1 if from_whole else -1]
     tiny_models.scramble(source, "policy", seed=11)
-    source.save_role("policy", tmp_path / "role")
-    target.load_role("evaluator-0", tmp_path / "role", trainable=True)
+    save_role(source, "policy", tmp_path / "role")
+    load_role(target, "evaluator-0", tmp_path / "role", trainable=True)
     scores = []
     for each, role in ((source, "policy"), (target, "evaluator-0")):
         with each.acting_as(role), torch.no_grad():
-            scores.append(final_scores(each, role, pad_sequences(each, [(5, 9), (4,)], [(2, 17, 30), (8, 8)])))
+            scores.append(final_scores(each, role, pad_sequences(each, as_prompts([(5, 9), (4,)]), [(2, 17, 30), (8, 8)])))
     close(scores[1], scores[0])
     assert scores[0].abs().min() > 1e-3
 
@@ -202,7 +208,7 @@ def test_a_role_of_another_base_is_told_apart_by_weights_on_disk(tmp_path: Path)
         weights.model.layers[2].mlp.up_proj.weight.add_(0.01)  # a layer that is on disk
     weights.save_pretrained(model)
     second = Backbone(load(model, placement), LoraConfig(rank=4), "second")
-    assert second._base_fingerprint != first._base_fingerprint
+    assert second.fingerprint != first.fingerprint
 
 
 def test_weights_that_are_not_in_the_files_as_they_are_used_are_written_out_and_cleaned_up(tmp_path: Path) -> None:
@@ -242,13 +248,13 @@ def test_bytes_and_copies_are_counted_wherever_the_weights_lie(tmp_path: Path) -
     expected = sum(p.numel() for p in load(model).model.parameters())
     gc.collect()
     placed = Backbone(load(model, limits(model, 1)), LoraConfig(rank=4), "tiny")
-    placed.add_role("policy")
+    placed.roles.add("policy")
     with placed.acting_as("policy"):
         loss(placed).backward()
-    assert (placed.base_bytes, placed.parameter_count) == (4 * expected, expected)
-    assert placed.weight_copies() == 1
+    assert (placed.census.base_bytes, placed.census.parameter_count) == (4 * expected, expected)
+    assert placed.census.weight_copies() == 1
     second = load(model)
-    assert placed.weight_copies() > 1.5
+    assert placed.census.weight_copies() > 1.5
     del second
 
 
@@ -278,7 +284,7 @@ def test_training_holds_the_weights_of_one_streamed_layer_at_a_time(tmp_path: Pa
         if name == "piled up":  # autograd's default, to prove that the measure detects it
             monkeypatch.setattr("selfeval.backbone.roles.recompute", lambda *_: None)
         placed = Backbone(load(model, placement), LoraConfig(rank=4), "tiny")
-        placed.add_role("policy")
+        placed.roles.add("policy")
         brought.most = 0
         with placed.acting_as("policy"):
             loss(placed).backward()
@@ -313,15 +319,15 @@ def test_a_card_and_the_cpu_train_like_the_cpu_alone(tmp_path: Path) -> None:
     placed = Backbone(
         load_model(str(model), device="cuda", precision="fp32", placement=placement), LoraConfig(rank=4, alpha=8.0), "tiny"
     )
-    assert placed.weight_copies() == 1
+    assert placed.census.weight_copies() == 1
     whole = Backbone(load(model), LoraConfig(rank=4, alpha=8.0), "tiny")
-    assert placed._base_fingerprint == whole._base_fingerprint
+    assert placed.fingerprint == whole.fingerprint
     assert placed.loaded.placement is not None
     assert placed.loaded.placement.devices == ("cuda:0", "cpu", "cpu")
     for each in (whole, placed):
-        each.add_role("policy", seed=3, head=True)
+        each.roles.add("policy", seed=3, head=True)
         tiny_models.scramble(each, "policy")
-    assert {p.device.type for p in placed.parameters("policy").values()} == {"cuda"}
+    assert {p.device.type for p in placed.roles.parameters("policy").values()} == {"cuda"}
     grads, rollouts = [], []
     for each in (whole, placed):
         ids = IDS.to(each.loaded.device)
@@ -329,7 +335,12 @@ def test_a_card_and_the_cpu_train_like_the_cpu_alone(tmp_path: Path) -> None:
             hidden = each.hidden(ids, torch.ones_like(ids))
             (each.score("policy", hidden).sum() - torch.log_softmax(each.logits(hidden), -1)[..., 3].sum()).backward()
             rollouts.append(
-                generate(each, [Request((5, 9, 2), temperature=0.0), Request((7,), temperature=0.0)], max_new_tokens=6, seed=0)
+                generate(
+                    each,
+                    [Request(Prompt((5, 9, 2)), temperature=0.0), Request(Prompt((7,)), temperature=0.0)],
+                    max_new_tokens=6,
+                    seed=0,
+                )
             )
         grads.append({name: gradient.cpu() for name, gradient in gradients(each, "policy").items()})
     close_gradients(grads[1], grads[0], 1e-3)

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.evaluator import EVALUATOR, score_replies
 from toy import SIZES, copy_lab, selfeval, start, toy_arguments
@@ -44,7 +46,7 @@ def backbone(run: Path) -> Backbone:
     config = RunConfig.model_validate(json.loads((run / "run.json").read_text())["config"])
     backbone = Backbone.load(config)
     for role in ("policy", EVALUATOR):
-        backbone.load_role(role, run / "roles" / role)
+        load_role(backbone, role, run / "roles" / role)
     return backbone
 
 
@@ -53,7 +55,7 @@ def templates(run: Path, backbone: Backbone) -> Templates:
     return Templates.load(run.parent / "lab" / "word_problems" / "templates", backbone.loaded.tokenizer)
 
 
-def greedy(backbone: Backbone, role: str, prompts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def greedy(backbone: Backbone, role: str, prompts: list[Prompt]) -> list[tuple[int, ...]]:
     with backbone.acting_as(role):
         rollouts = generate(backbone, [Request(p, temperature=0.0) for p in prompts], max_new_tokens=40, seed=0)
     return [r.ids for r in rollouts]

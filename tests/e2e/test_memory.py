@@ -35,7 +35,7 @@ from selfeval.cli import main
 from selfeval.config import load_config
 
 backbone = Backbone.load(load_config(Path(sys.argv[2]), {}))  # so that everything is imported and set up before the limit
-backbone.add_role("any")
+backbone.roles.add("any")
 ids = torch.ones(2, 5, dtype=torch.long)
 with backbone.acting_as("any"):
     backbone.hidden(ids, ids).sum().backward()

@@ -14,6 +14,7 @@ import family_checks
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.errors import ModelError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from tiny_families import FAMILIES, REFUSED, WINDOW
 
@@ -37,7 +38,7 @@ def test_the_family_passes(family: str, check: str) -> None:
 def test_the_family_is_refused(family: str) -> None:
     backbone = tiny_models.backbone(family)
     with backbone.acting_as(BASE), pytest.raises(ModelError, match=f"models of type {REFUSED[family].model_type} keep"):
-        generate(backbone, [Request((5, 9))], max_new_tokens=2, seed=0)
+        generate(backbone, [Request(Prompt((5, 9)))], max_new_tokens=2, seed=0)
 
 
 @pytest.mark.parametrize("family", [name for name, f in FAMILIES.items() if f.window and not f.nested])

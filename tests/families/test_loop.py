@@ -116,7 +116,7 @@ def test_the_whole_loop_runs(family: str, tmp_path: Path, monkeypatch: pytest.Mo
 
     report = json.loads((root / "report.json").read_text(encoding="utf-8"))
     assert report["memory"]["weight_copies"] == 1
-    assert report["memory"]["base_bytes"] == context.backbone.base_bytes
+    assert report["memory"]["base_bytes"] == context.backbone.census.base_bytes
     assert report["data"]["questions"] == TRAIN
     assert report["data"]["questions_test"] == TEST
     assert report["data"]["pairs_train"] >= 4

@@ -33,7 +33,7 @@ def load(chat: str | None, day: date = DAY, folder: Path = OWN) -> Templates:
 
 
 def shown(templates: Templates, question: str = "How many?") -> str:
-    return str(templates.tokenizer.decode(list(templates.prompt("reply", question=question))))
+    return str(templates.tokenizer.decode(list(templates.prompt("reply", question=question).ids)))
 
 
 # -- the date -----------------------------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def test_a_chat_client_asks_a_policy_as_the_run_did(make: Any, reply: str, tmp_p
     assert (stranger.chat_template == tokenizer.chat_template) == keeps_own
     for question, answer, _ in samples[: 2 if keeps_own else None]:
         asked = messages(question, answer)
-        expected = ours.prompt("reply", question=question)
+        expected = ours.prompt("reply", question=question).ids
         ids = stranger.apply_chat_template(asked[:1], add_generation_prompt=True, tokenize=True, return_dict=False)
         assert tuple(ids) == expected
         if not tokenizer.chat_template:

@@ -20,6 +20,7 @@ from selfeval.judging import judge
 from selfeval.judging.judge import Comparison, Judgement, Reading, choice, combine, compare, state_of
 from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.prompt import Prompt
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout
 
@@ -113,7 +114,7 @@ class Script:
         return [self._rollout(r, options["max_new_tokens"], options["watch"]) for r in requests]
 
     def _rollout(self, request: Request, limit: int, watch: Sequence[int]) -> Rollout:
-        prompt = self.tokenizer.decode(list(request.prompt))
+        prompt = self.tokenizer.decode(list(request.prompt.ids))
         said = [*self.tokenizer.encode(self.words(prompt), add_special_tokens=False), tiny_models.EOS]
         ids = said if limit > 1 else [2]
         watched = [self._chances(prompt + self.tokenizer.decode(ids[:i]), watch) for i in range(len(ids))]
@@ -193,7 +194,7 @@ def test_probabilities_multiply_along_labels_of_several_tokens(monkeypatch: pyte
     def chances(text: str) -> dict[str, float]:
         return {"1": 0.75, "2": 0.25} if text.endswith("response: ") else {" ": 0.4, " neither": 0.2, "1": 1e-9, "2": 1e-9}
 
-    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: (2, 3) if v["first"] == "five" else (3, 2))
+    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt((2, 3) if v["first"] == "five" else (3, 2)))
     monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("response:", " 1", " 2", " neither"))
     (found,), script = judged(monkeypatch, lambda prompt: "", chances, config(working=False), kind="referee", own=own)
     # P(1) = 0.4 * 0.75, P(2) = 0.4 * 0.25, P(neither) = 0.2; first better = (0.3 + 0.1) / 0.6.
@@ -205,7 +206,7 @@ def test_probabilities_multiply_along_labels_of_several_tokens(monkeypatch: pyte
 
 def test_a_label_of_several_tokens_that_was_written_is_followed_up(monkeypatch: pytest.MonkeyPatch) -> None:
     own = templates(character_tokenizer(" neither"))
-    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: (2, 3) if v["first"] == "five" else (3, 2))
+    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt((2, 3) if v["first"] == "five" else (3, 2)))
     monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("response:", " 1", " 2", " neither"))
 
     def chances(text: str) -> dict[str, float]:
@@ -256,7 +257,7 @@ def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> N
         for judgement, duel in zip(found, DUELS, strict=True):
             better = []
             for first, second in ((duel.first, duel.second), (duel.second, duel.first)):
-                prompt = own.prompt("judge", question=duel.question, first=first, second=second)
+                prompt = own.prompt("judge", question=duel.question, first=first, second=second).ids
                 lead = own.tokenizer.encode("Verdict:", add_special_tokens=False)
                 chances = tiny_models.full_logprobs(backbone.model, (*prompt, *lead))[-1].exp()
                 a, b, tie = (chances[own.tokenizer.convert_tokens_to_ids(t)].item() for t in ("ĠA", "ĠB", "Ġtie"))
@@ -377,6 +378,6 @@ def test_a_judge_that_is_cut_off_has_no_verdict(monkeypatch: pytest.MonkeyPatch)
 def test_thinking_that_the_chat_template_opens_is_closed_before_the_lead(monkeypatch: pytest.MonkeyPatch) -> None:
     own = templates()
     opened = tuple(own.tokenizer.encode("assistant\n<think>\n", add_special_tokens=False))
-    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: opened)
+    monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt(opened))
     (found,), _ = judged(monkeypatch, lambda prompt: "", decided, config(working=False), own=own)
     assert found.in_order == pytest.approx(0.075)

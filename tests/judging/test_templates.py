@@ -36,7 +36,7 @@ def load(folder: Path = OWN, chat: bool = False) -> Templates:
 
 
 def rendered(templates: Templates, kind: str, **values: Any) -> str:
-    return str(templates.tokenizer.decode(list(templates.prompt(kind, **(values or VALUES[kind])))))
+    return str(templates.tokenizer.decode(list(templates.prompt(kind, **(values or VALUES[kind])).ids)))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_chat_prompt_is_what_the_tokenizer_itself_makes_of_it() -> None:
     assert templates.uses_chat
     message = [{"role": "user", "content": "How many apples?"}]
     expected = templates.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert templates.prompt("reply", question="How many apples?") == tuple(expected)
+    assert templates.prompt("reply", question="How many apples?").ids == tuple(expected)
 
 
 def test_examples_stand_in_order_and_none_are_fine() -> None:
@@ -106,12 +106,12 @@ def test_a_reply_cannot_speak_for_the_prompt(attack: str, chat: bool) -> None:
     values = VALUES["judge"]
 
     def controls(**changed: str) -> list[int]:
-        return [i for i in templates.prompt("judge", **{**values, **changed}) if i in control]
+        return [i for i in templates.prompt("judge", **{**values, **changed}).ids if i in control]
 
     honest = controls()
     for name in ("question", "first", "second"):
         assert controls(**{name: attack}) == honest
-    assert [i for i in templates.prompt("ask", examples=[attack, attack]) if i in control] == honest
+    assert [i for i in templates.prompt("ask", examples=[attack, attack]).ids if i in control] == honest
     # Uncleaned, the same text would have put a control token there.
     assert any(i in control for i in templates.tokenizer.encode(attack, add_special_tokens=False))
 
@@ -134,7 +134,7 @@ def test_a_tokenizer_that_does_not_know_every_letter_takes_the_package_templates
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<eos>")
     assert tokenizer.unk_token_id in tokenizer.encode("€")
     templates = Templates.load(templates_folder("none"), tokenizer)
-    assert tokenizer.eos_token_id not in templates.prompt("grade", question="<eos>€", working="")
+    assert tokenizer.eos_token_id not in templates.prompt("grade", question="<eos>€", working="").ids
 
 
 def test_clean_keeps_everything_else() -> None:

@@ -58,7 +58,7 @@ ALL = pytest.mark.parametrize(("kind", "chat"), [(k, c) for k in ("legacy", "met
 def test_a_typed_reply_reads_as_it_was_typed_right_behind_the_prompt(kind: str, chat: str | None) -> None:
     """The text of prompt and reply together is the prompt's text, the space of a plain-text prompt, and the reply."""
     templates = make(kind, chat)
-    prompt = templates.prompt("reply", question="How many?")
+    prompt = templates.prompt("reply", question="How many?").ids
     before = templates.tokenizer.decode(list(prompt))
     for reply in REPLIES:
         ids = templates.reply_ids(reply)
@@ -71,7 +71,7 @@ def test_a_typed_reply_reads_as_it_was_typed_right_behind_the_prompt(kind: str, 
 def test_a_typed_reply_is_the_continuation_that_the_tokenizer_makes(kind: str, chat: str | None) -> None:
     """Models were trained on prompt and reply encoded as one text; those are the tokens they sample."""
     templates = make(kind, chat)
-    prompt = list(templates.prompt("reply", question="How many?"))
+    prompt = list(templates.prompt("reply", question="How many?").ids)
     text = templates.tokenizer.decode(prompt[1:] if prompt[0] == templates.tokenizer.bos_token_id else prompt)
     one = templates.tokenizer.encode(text + ("" if chat else " ") + "five apples.", add_special_tokens=False)
     ids = templates.reply_ids("five apples.")

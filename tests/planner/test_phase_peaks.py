@@ -28,9 +28,10 @@ from selfeval.planner.phase_peaks import (
     update_peaks,
 )
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone, fullest
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.checkpoint import role_optimizer
-from selfeval.training.context import LearnerContext, Prompt
+from selfeval.training.context import LearnerContext, QuestionPrompts
 from selfeval.training.policy import train_policy
 from selfeval.training.recorder import CheckpointRecorder
 from selfeval.training.scoring import EvaluatorScorer
@@ -46,9 +47,9 @@ SETTINGS: dict[str, Any] = {
 
 def _real() -> Any:
     real = tiny_models.backbone("llama", rank=4, eos=())
-    real.add_role("evaluator-0", head=True, trainable=False)
-    real.add_role("policy")
-    real.add_snapshot("reference", of="policy")
+    real.roles.add("evaluator-0", head=True, trainable=False)
+    real.roles.add("policy")
+    real.roles.add_snapshot("reference", of="policy")
     return real
 
 
@@ -74,7 +75,7 @@ def shapes(loop: ShapeLoop) -> ShapeBackbone:
 
 
 def _meter(real: Any) -> Footprint:
-    own = [p for role in real.roles for p in real.parameters(role).values()]
+    own = [p for role in real.roles.names for p in real.roles.parameters(role).values()]
     base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
     return Footprint({"base": base, "adapters": own}, 40)
 
@@ -89,8 +90,8 @@ def test_the_cache_is_counted_exactly(shapes: ShapeBackbone) -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
 def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, top_p: float) -> None:
     real = _real()
-    real.add_role("critic", head=True)
-    requests = [Request(tuple(range(2 + i, 12 + i)), top_p=top_p) for i in range(SHAPE.rows)]
+    real.roles.add("critic", head=True)
+    requests = [Request(Prompt(tuple(range(2 + i, 12 + i))), top_p=top_p) for i in range(SHAPE.rows)]
     meter = _meter(real)
     with meter, real.acting_as("policy"):
         generate(real, requests, max_new_tokens=SHAPE.reply, seed=0)
@@ -123,10 +124,10 @@ def test_tiles_left_out_on_shapes_do_not_change_the_peak(shapes: ShapeBackbone, 
 
 def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
     real = _real()
-    real.add_role("critic", head=True)
+    real.roles.add("critic", head=True)
     size = 0
     for role in LEARNING:
-        parameters = real.parameters(role)
+        parameters = real.roles.parameters(role)
         optimizer = role_optimizer(parameters, 1e-3)
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
@@ -138,10 +139,15 @@ def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
 def _train(real: Any, folder: Path, config: RunConfig) -> None:
     # One prompt is a token shorter, so that there is padding to mask, as the plan assumes.
     ends = [12, 12, 12, 11]
-    prompts = [Prompt(f"q{i}", tuple(range(2, end)), tuple(range(2, end + GRADE - 10))) for i, end in enumerate(ends)]
+    prompts = [
+        QuestionPrompts(f"q{i}", Prompt(tuple(range(2, end))), Prompt(tuple(range(2, end + GRADE - 10))))
+        for i, end in enumerate(ends)
+    ]
     tokens = 8 * (GRADE + SHAPE.reply)
     scorer = EvaluatorScorer(real, tokens)
-    context = LearnerContext(real, config.policy, scorer, seed=0, limit=SHAPE.reply, rows=24, batch_tokens=tokens)
+    context = LearnerContext(
+        real, config.policy, scorer, seed=0, limit=SHAPE.reply, rows=24, batch_tokens=tokens, evaluator="evaluator-0"
+    )
     train_policy(context, prompts, CheckpointRecorder(folder, real))
 
 
@@ -171,13 +177,13 @@ def test_an_iteration_on_shapes_holds_what_the_loop_holds(name: str, tmp_path: P
     }
     planned = fullest(phases.values())["cpu"]
     assert planned.total() == pytest.approx(meter.peak.total(), rel=0.05)
-    assert planned["adapters"] == real.adapter_bytes
-    assert set(loop.backbone.roles) == set(real.roles)
+    assert planned["adapters"] == real.census.adapter_bytes
+    assert set(loop.backbone.roles.names) == set(real.roles.names)
 
 
 def test_the_evaluator_in_training_has_no_other_role_in_memory(loop: ShapeLoop) -> None:
     alone = evaluator_peak(loop.backbone, SHAPE, RunConfig().evaluator)["cpu"]
-    own = sum(p.numel() * 4 for p in loop.backbone.parameters("evaluator-0").values())
+    own = sum(p.numel() * 4 for p in loop.backbone.roles.parameters("evaluator-0").values())
     assert alone["adapters"] == alone["gradients"] == own
     assert alone["optimizer"] < _update(loop)["optimizer"]
 

@@ -11,6 +11,7 @@ from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.config import LoraConfig
 from selfeval.planner.shape_tracing import Footprint, ShapeBackbone
+from token_prompts import as_prompts
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 PROMPTS, REPLIES = [(5, 9, 2, 7, 6), (7, 8, 9)], [(3, 4, 5, 6), (9, 9, 8)]
@@ -27,11 +28,11 @@ def shapes(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> S
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_weights_are_counted_exactly(family: str) -> None:
     real = tiny_models.backbone(family, rank=4)
-    own_base = real.base_bytes + _bytes(real.model.buffers())
-    real.add_role("policy")
-    real.add_role("evaluator-0", head=True)
+    own_base = real.census.base_bytes + _bytes(real.model.buffers())
+    real.roles.add("policy")
+    real.roles.add("evaluator-0", head=True)
     found = shapes(family).footprint().peak
-    assert found == {"base": own_base, "adapters": real.adapter_bytes}
+    assert found == {"base": own_base, "adapters": real.census.adapter_bytes}
 
 
 def test_tied_weights_count_once_and_adapters_are_fp32() -> None:
@@ -51,14 +52,14 @@ def test_a_pass_on_shapes_holds_what_a_real_one_holds(family: str) -> None:
         return meter.peak.total()
 
     real, fake = tiny_models.backbone(family, rank=4), shapes(family)
-    real.add_role("policy")
-    real.add_role("evaluator-0", head=True)
-    own = [p for role in real.roles for p in real.parameters(role).values()]
+    real.roles.add("policy")
+    real.roles.add("evaluator-0", head=True)
+    own = [p for role in real.roles.names for p in real.roles.parameters(role).values()]
     base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
-    batch = pad_sequences(real, PROMPTS, REPLIES)
+    batch = pad_sequences(real, as_prompts(PROMPTS), REPLIES)
     measured = peak(real, Footprint({"base": base, "adapters": own}, 40), batch)
     with fake.fake:
-        imagined = pad_sequences(fake, PROMPTS, REPLIES)
+        imagined = pad_sequences(fake, as_prompts(PROMPTS), REPLIES)
         planned = peak(fake, fake.footprint(), imagined)
     # A mask picks all 8 places of the fake batch and 7 of the real one.
     assert planned == pytest.approx(measured, rel=0.02)

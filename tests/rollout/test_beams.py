@@ -9,6 +9,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError
 from selfeval.rollout.beams import beam_search
+from token_prompts import as_prompts
 
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
 
@@ -18,10 +19,10 @@ PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12)]
 def test_beam_search_returns_what_transformers_finds_for_each_prompt_alone(family: str, role: str) -> None:
     ends = (1, 20, 21, 22, 23)
     backbone = tiny_models.backbone(family, eos=ends)
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     tiny_models.scramble(backbone, "policy", size=0.1)
     with backbone.acting_as(role):
-        rollouts = beam_search(backbone, PROMPTS, beams=4, max_new_tokens=10, rows=3)
+        rollouts = beam_search(backbone, as_prompts(PROMPTS), beams=4, max_new_tokens=10, rows=3)
         for prompt, rollout in zip(PROMPTS, rollouts, strict=True):
             out = backbone.model.generate(
                 input_ids=torch.tensor([prompt]),
@@ -39,9 +40,9 @@ def test_out_of_memory_changes_no_reply() -> None:
     backbone = tiny_models.backbone("llama", eos=(1, 20, 21, 22, 23))
     prompts = PROMPTS * 3
     with backbone.acting_as(BASE):
-        expected = beam_search(backbone, prompts, beams=4, max_new_tokens=10)
+        expected = beam_search(backbone, as_prompts(prompts), beams=4, max_new_tokens=10)
         with no_memory(backbone, rows=12) as failed:
-            found = beam_search(backbone, prompts, beams=4, max_new_tokens=10)
+            found = beam_search(backbone, as_prompts(prompts), beams=4, max_new_tokens=10)
     assert failed
     assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in expected]
     for one, other in zip(found, expected, strict=True):
@@ -53,7 +54,7 @@ def test_out_of_memory_changes_no_reply() -> None:
 def test_a_wider_beam_finds_a_likelier_reply_than_greedy() -> None:
     backbone = tiny_models.backbone("llama", eos=())
     with backbone.acting_as(BASE):
-        wide = beam_search(backbone, PROMPTS, beams=8, max_new_tokens=6)
+        wide = beam_search(backbone, as_prompts(PROMPTS), beams=8, max_new_tokens=6)
         greedy = [
             backbone.model.generate(
                 input_ids=torch.tensor([p]), attention_mask=torch.ones(1, len(p), dtype=torch.long), do_sample=False,
@@ -77,7 +78,7 @@ def test_a_models_own_generation_defaults_change_nothing() -> None:
         backbone = tiny_models.backbone("llama")
         backbone.model.generation_config.update(**own)
         with backbone.acting_as(BASE):
-            found.append(beam_search(backbone, PROMPTS, beams=4, max_new_tokens=10))
+            found.append(beam_search(backbone, as_prompts(PROMPTS), beams=4, max_new_tokens=10))
         assert {name: getattr(backbone.model.generation_config, name) for name in own} == own  # they are still the model's
         if own:  # and they would have changed something
             replies = [_beams_of_transformers(backbone, prompt) for prompt in PROMPTS]
@@ -105,7 +106,7 @@ def test_a_prompt_near_the_end_of_the_context_gets_what_fits(length: int) -> Non
     backbone = tiny_models.backbone("gpt2", eos=(), n_positions=CONTEXT)
     prompt = tuple(range(2, 2 + length))
     with backbone.acting_as(BASE):
-        (rollout,) = beam_search(backbone, [prompt], beams=4, max_new_tokens=10)
+        (rollout,) = beam_search(backbone, as_prompts([prompt]), beams=4, max_new_tokens=10)
         full = tiny_models.full_logprobs(backbone.model, (*prompt, *rollout.ids))
     assert len(rollout.ids) == min(10, CONTEXT - length)
     assert not rollout.finished
@@ -118,7 +119,7 @@ def test_long_and_short_prompts_side_by_side_stay_inside_the_context() -> None:
     backbone = tiny_models.backbone("gpt2", n_positions=CONTEXT)
     prompts = [tuple(range(2, 2 + length)) for length in (15, 1, 14, 8, 12)]
     with backbone.acting_as(BASE):
-        rollouts = beam_search(backbone, prompts, beams=4, max_new_tokens=10, rows=64)
+        rollouts = beam_search(backbone, as_prompts(prompts), beams=4, max_new_tokens=10, rows=64)
     for prompt, rollout in zip(prompts, rollouts, strict=True):
         assert 1 <= len(rollout.ids) <= min(10, CONTEXT - len(prompt))
 
@@ -126,4 +127,4 @@ def test_long_and_short_prompts_side_by_side_stay_inside_the_context() -> None:
 def test_a_prompt_that_fills_the_context_is_refused() -> None:
     backbone = tiny_models.backbone("gpt2", n_positions=CONTEXT)
     with backbone.acting_as(BASE), pytest.raises(LoopError, match=r"a prompt of 16 tokens leaves no room .* context of 16"):
-        beam_search(backbone, [(5, 9), tuple(range(2, 18))], beams=4, max_new_tokens=10)
+        beam_search(backbone, as_prompts([(5, 9), tuple(range(2, 18))]), beams=4, max_new_tokens=10)

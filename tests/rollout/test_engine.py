@@ -13,10 +13,13 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import LoadedModel, load_model
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
-from selfeval.backbone.sequences import pad_sequences, reply_hidden
+from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import LoraConfig
-from selfeval.errors import LoopError, MemoryLimitError, RoleError
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.errors import LoopError, MemoryLimitError, ModelError, RoleError
+from selfeval.prompt import Image, Prompt
+from selfeval.rollout.beams import beam_search
+from selfeval.rollout.engine import Request, Rollout, _by_length, _distinct_prompts, generate
+from token_prompts import as_prompts
 
 STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "stories260K"
 PROMPTS = [(5, 9, 2), (7,), (30, 31, 32, 33, 34, 35), (11, 12), (5, 9, 2, 14)]
@@ -34,7 +37,7 @@ def sample(backbone: Backbone, requests: list[Request], *, role: str = BASE, see
 
 def trained(family: str, vocabulary: int = 40, **changes: Any) -> Backbone:
     backbone = tiny_models.backbone(family, vocabulary, **changes)
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     tiny_models.scramble(backbone, "policy", size=0.1)
     return backbone
 
@@ -65,7 +68,7 @@ def theirs(backbone: Backbone, prompt: tuple[int, ...], limit: int) -> tuple[int
 def test_greedy_equals_transformers_token_for_token(family: str, role: str) -> None:
     # Three end tokens, to make rows end at different steps and leave the batch.
     backbone = trained(family, eos=(1, 3, 20, 21, 22, 23, 24, 25))
-    rollouts = sample(backbone, [Request(p, temperature=0.0) for p in PROMPTS], role=role, limit=24)
+    rollouts = sample(backbone, [Request(Prompt(p), temperature=0.0) for p in PROMPTS], role=role, limit=24)
     with backbone.acting_as(role):
         expected = [theirs(backbone, p, 24) for p in PROMPTS]
     assert [r.ids for r in rollouts] == expected
@@ -79,7 +82,7 @@ def test_greedy_equals_transformers_on_a_trained_model() -> None:
     tokenizer = backbone.loaded.tokenizer
     texts = ("Once upon a time", "Lily and Ben went to", "The", "One day, a big dog saw a red ball and")
     prompts = [(1, *tokenizer.encode(t, add_special_tokens=False)) for t in texts]
-    rollouts = sample(backbone, [Request(p, temperature=0.0) for p in prompts], limit=48)
+    rollouts = sample(backbone, [Request(Prompt(p), temperature=0.0) for p in prompts], limit=48)
     with backbone.acting_as(BASE):
         expected = [theirs(backbone, p, 48) for p in prompts]
     assert [r.ids for r in rollouts] == expected
@@ -89,8 +92,8 @@ def test_greedy_equals_transformers_on_a_trained_model() -> None:
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_rows_that_share_a_prompt_equal_rows_of_their_own(family: str) -> None:
     backbone = trained(family, eos=(1, 20, 21, 22))
-    alone = [sample(backbone, [Request(p, temperature=0.0)])[0] for p in PROMPTS]
-    shared = sample(backbone, [Request(p, temperature=0.0) for p in [*PROMPTS, *PROMPTS[::-1], PROMPTS[0]]])
+    alone = [sample(backbone, [Request(Prompt(p), temperature=0.0)])[0] for p in PROMPTS]
+    shared = sample(backbone, [Request(Prompt(p), temperature=0.0) for p in [*PROMPTS, *PROMPTS[::-1], PROMPTS[0]]])
     for found, expected in zip(shared, [*alone, *alone[::-1], alone[0]], strict=True):
         assert (found.ids, found.finished) == (expected.ids, expected.finished)
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
@@ -98,7 +101,7 @@ def test_rows_that_share_a_prompt_equal_rows_of_their_own(family: str) -> None:
 
 def test_batches_of_any_size_give_the_same_greedy_replies() -> None:
     backbone = trained("llama", eos=(1, 20, 21, 22))
-    requests = [Request(p, temperature=0.0) for p in PROMPTS * 2]
+    requests = [Request(Prompt(p), temperature=0.0) for p in PROMPTS * 2]
     finished: list[int] = []
     small = sample(backbone, requests, rows=3, advance=finished.append)
     assert [r.ids for r in small] == [r.ids for r in sample(backbone, requests)]
@@ -113,9 +116,9 @@ def test_batches_of_any_size_give_the_same_greedy_replies() -> None:
 def test_captured_logprobs_are_those_that_training_recomputes(family: str, temperature: float) -> None:
     backbone = trained(family, eos=(1, 3, 20, 21))
     prompts = [p for p in PROMPTS for _ in range(6)]
-    rollouts = sample(backbone, [Request(p, temperature) for p in prompts], role="policy", seed=3)
+    rollouts = sample(backbone, [Request(Prompt(p), temperature) for p in prompts], role="policy", seed=3)
     with torch.no_grad(), backbone.acting_as("policy"):
-        batch = pad_sequences(backbone, prompts, [r.ids for r in rollouts])
+        batch = pad_sequences(backbone, as_prompts(prompts), [r.ids for r in rollouts])
         hidden = reply_hidden(backbone, batch)
         now = token_logprobs(backbone, hidden, batch.reply_BR, batch.mask_BR, temperature=temperature).logprobs
     then = torch.tensor([p for r in rollouts for p in r.logprobs])
@@ -125,7 +128,7 @@ def test_captured_logprobs_are_those_that_training_recomputes(family: str, tempe
 
 def test_a_nucleus_does_not_change_the_logprobs_that_are_noted() -> None:
     backbone = trained("llama", eos=())
-    (rollout,) = sample(backbone, [Request((5, 9), 0.8, top_p=0.5)], seed=1)
+    (rollout,) = sample(backbone, [Request(Prompt((5, 9)), 0.8, top_p=0.5)], seed=1)
     ids = (5, 9, *rollout.ids)
     with backbone.acting_as(BASE):
         full = tiny_models.full_logprobs(backbone.model, ids, 0.8)
@@ -137,14 +140,14 @@ def test_watched_logprobs_equal_a_full_pass_at_temperature_1(temperature: float)
     backbone = trained("qwen3", eos=(1, 20))
     watch = (3, 17, 1)
     for rollout, prompt in zip(
-        sample(backbone, [Request(p, temperature) for p in PROMPTS], watch=watch, seed=5), PROMPTS, strict=True
+        sample(backbone, [Request(Prompt(p), temperature) for p in PROMPTS], watch=watch, seed=5), PROMPTS, strict=True
     ):
         with backbone.acting_as(BASE):
             full = tiny_models.full_logprobs(backbone.model, (*prompt, *rollout.ids))
         assert len(rollout.watched) == len(rollout.ids)
         for step, row in enumerate(rollout.watched):
             assert row == pytest.approx(full[len(prompt) - 1 + step, list(watch)].tolist(), abs=1e-4)
-    assert sample(backbone, [Request((5,))])[0].watched == ()
+    assert sample(backbone, [Request(Prompt((5,)))])[0].watched == ()
 
 
 # -- sampling -----------------------------------------------------------------------------------------------------------
@@ -179,7 +182,7 @@ def chi_square_p(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_sampling_has_the_exact_distribution(temperature: float) -> None:
     backbone = tiny_models.backbone("llama", 8, eos=())
-    counts = draws(backbone, Request((5, 2, 3), temperature), 8000)
+    counts = draws(backbone, Request(Prompt((5, 2, 3)), temperature), 8000)
     assert chi_square_p(counts, exact(backbone, (5, 2, 3), temperature)) > 1e-4
     # The same draws would not pass for another temperature, nor for another prompt.
     assert chi_square_p(counts, exact(backbone, (5, 2, 3), temperature * 1.15)) < 1e-6
@@ -188,7 +191,7 @@ def test_sampling_has_the_exact_distribution(temperature: float) -> None:
 
 def test_rows_with_different_temperatures_share_a_batch() -> None:
     backbone = tiny_models.backbone("llama", 8, eos=())
-    requests = [Request((5, 2, 3), 0.7), Request((5, 2, 3), 1.4), Request((5, 2, 3), 0.0)] * 4000
+    requests = [Request(Prompt((5, 2, 3)), 0.7), Request(Prompt((5, 2, 3)), 1.4), Request(Prompt((5, 2, 3)), 0.0)] * 4000
     first = torch.tensor([r.ids[0] for r in sample(backbone, requests, limit=1, rows=12000)])
     for offset, temperature in enumerate((0.7, 1.4)):
         counts = torch.bincount(first[offset::3], minlength=8).double()
@@ -209,7 +212,9 @@ def test_a_nucleus_is_never_left_and_is_filled_in_proportion(top_p: float) -> No
             break
     assert 1 < len(nucleus) < 12 or top_p == 0.3
     # A wide row next to it: each row has its own nucleus.
-    rollouts = sample(backbone, [Request((5, 2, 3), 1.0, top_p), Request((5, 2, 3))] * 6000, limit=1, rows=12000)
+    rollouts = sample(
+        backbone, [Request(Prompt((5, 2, 3)), 1.0, top_p), Request(Prompt((5, 2, 3)))] * 6000, limit=1, rows=12000
+    )
     counts = torch.bincount(torch.tensor([r.ids[0] for r in rollouts[::2]]), minlength=12).double()
     assert set(counts.nonzero()[:, 0].tolist()) == set(nucleus)
     inside = torch.zeros(12, dtype=torch.float64)
@@ -221,7 +226,7 @@ def test_a_nucleus_is_never_left_and_is_filled_in_proportion(top_p: float) -> No
 
 def test_the_same_seed_gives_the_same_rollouts() -> None:
     backbone = trained("llama")
-    requests = [Request(p) for p in PROMPTS * 3]
+    requests = [Request(Prompt(p)) for p in PROMPTS * 3]
     first = sample(backbone, requests, seed=11)
     assert sample(backbone, requests, seed=11) == first
     assert sample(backbone, requests, seed=12) != first
@@ -235,20 +240,20 @@ def test_what_is_sampled_does_not_depend_on_the_rows_beside_it(family: str) -> N
     # that is enough for another token: not here.)
     backbone = trained(family, eos=(1, 20, 21, 22))
     ways = [(0.8, 1.0), (1.3, 0.7), (0.0, 1.0), (1.0, 1.0)]
-    requests = [Request(p, *ways[i % 4]) for i, p in enumerate(PROMPTS * 20)]
+    requests = [Request(Prompt(p), *ways[i % 4]) for i, p in enumerate(PROMPTS * 20)]
     whole = sample(backbone, requests, seed=5, rows=64)
     for rows in (4, 200):
         found = sample(backbone, requests, seed=5, rows=rows)
         assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in whole], rows
         for one, other in zip(found, whole, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-    alike = {r.ids for r in sample(backbone, [Request(PROMPTS[0], 1.3)] * 30, seed=5)}
+    alike = {r.ids for r in sample(backbone, [Request(Prompt(PROMPTS[0]), 1.3)] * 30, seed=5)}
     assert len(alike) > 20  # the replies to one prompt are drawn independently
 
 
 @pytest.mark.parametrize("scarcity", [{"rows": 9}, {"tokens": 20}, {"rows": 9, "written": 12}], ids=lambda s: "-".join(s))
 def test_out_of_memory_changes_no_token(scarcity: dict[str, int]) -> None:
-    requests = [Request(p, 1.0 + 0.1 * (i % 3)) for i, p in enumerate(PROMPTS * 8)]
+    requests = [Request(Prompt(p), 1.0 + 0.1 * (i % 3)) for i, p in enumerate(PROMPTS * 8)]
     expected = sample(trained("llama", eos=(1, 20)), requests, seed=5, watch=(3, 17))
     backbone = trained("llama", eos=(1, 20))
     finished: list[int] = []
@@ -267,7 +272,7 @@ def test_out_of_memory_changes_no_token(scarcity: dict[str, int]) -> None:
 def test_a_reply_for_which_there_is_no_memory_is_an_error() -> None:
     backbone = trained("llama", eos=())
     with no_memory(backbone, rows=0), pytest.raises(MemoryLimitError, match=r"sampling one reply alone does not fit"):
-        sample(backbone, [Request(p) for p in PROMPTS])
+        sample(backbone, [Request(Prompt(p)) for p in PROMPTS])
 
 
 # -- ends ---------------------------------------------------------------------------------------------------------------
@@ -275,7 +280,7 @@ def test_a_reply_for_which_there_is_no_memory_is_an_error() -> None:
 
 def test_the_end_is_part_of_the_reply_and_flagged() -> None:
     backbone = trained("llama", eos=(1, 20, 21, 22))
-    rollouts = sample(backbone, [Request(p) for p in PROMPTS * 20], seed=2, limit=10)
+    rollouts = sample(backbone, [Request(Prompt(p)) for p in PROMPTS * 20], seed=2, limit=10)
     ended = [r for r in rollouts if r.finished]
     assert 0 < len(ended) < len(rollouts)
     for rollout in rollouts:
@@ -287,23 +292,23 @@ def test_the_end_is_part_of_the_reply_and_flagged() -> None:
 
 def test_stop_ids_end_rows_too() -> None:
     backbone = trained("llama", eos=())
-    (free,) = sample(backbone, [Request((5, 9), 0.0)])
+    (free,) = sample(backbone, [Request(Prompt((5, 9)), 0.0)])
     stop = free.ids[4]
     cut = free.ids[: free.ids.index(stop) + 1]
-    (stopped,) = sample(backbone, [Request((5, 9), 0.0)], stop=[stop])
+    (stopped,) = sample(backbone, [Request(Prompt((5, 9)), 0.0)], stop=[stop])
     assert (stopped.ids, stopped.finished) == (cut, True)
     assert (len(free.ids), free.finished) == (LIMIT, False)
 
 
 def test_a_limit_of_one_token_and_no_requests() -> None:
     backbone = trained("gpt2")
-    assert [len(r.ids) for r in sample(backbone, [Request((5, 9)), Request((4,))], limit=1)] == [1, 1]
+    assert [len(r.ids) for r in sample(backbone, [Request(Prompt((5, 9))), Request(Prompt((4,)))], limit=1)] == [1, 1]
     assert sample(backbone, []) == []
 
 
 def test_sampling_outside_of_a_role_is_refused() -> None:
     with pytest.raises(RoleError):
-        generate(trained("llama"), [Request((5,))], max_new_tokens=1, seed=0)
+        generate(trained("llama"), [Request(Prompt((5,)))], max_new_tokens=1, seed=0)
 
 
 # -- limits of the model ------------------------------------------------------------------------------------------------
@@ -316,7 +321,7 @@ def test_greedy_equals_transformers_with_a_sliding_window() -> None:
     model = AutoModelForCausalLM.from_config(MistralConfig(**config, sliding_window=4)).eval()
     loaded = LoadedModel(model, tiny_models.words_tokenizer(), torch.device("cpu"), "fp32", (1, 3, 20, 21, 22), 0)
     backbone = Backbone(loaded, LoraConfig(), "tiny-mistral")
-    rollouts = sample(backbone, [Request(p, temperature=0.0) for p in PROMPTS], limit=16)
+    rollouts = sample(backbone, [Request(Prompt(p), temperature=0.0) for p in PROMPTS], limit=16)
     with backbone.acting_as(BASE):
         assert [r.ids for r in rollouts] == [theirs(backbone, p, 16) for p in PROMPTS]
     assert len({len(r.ids) for r in rollouts}) > 1
@@ -326,10 +331,10 @@ def test_greedy_equals_transformers_with_a_sliding_window() -> None:
 def test_the_context_of_the_model_is_not_left(family: str) -> None:
     size = {"n_positions": 8} if family == "gpt2" else {"max_position_embeddings": 8}
     backbone = trained(family, eos=(), **size)
-    (rollout,) = sample(backbone, [Request((5, 9, 2, 4, 4))], limit=50)
+    (rollout,) = sample(backbone, [Request(Prompt((5, 9, 2, 4, 4)))], limit=50)
     assert (len(rollout.ids), rollout.finished) == (3, False)
     with pytest.raises(LoopError, match="context of 8"):
-        sample(backbone, [Request((5,) * 8)])
+        sample(backbone, [Request(Prompt((5,) * 8))])
 
 
 def test_the_output_layer_is_not_multiplied_row_by_row() -> None:
@@ -337,6 +342,29 @@ def test_the_output_layer_is_not_multiplied_row_by_row() -> None:
     backbone = tiny_models.backbone(dtype=torch.bfloat16)
     seen = []
     backbone.model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    sample(backbone, [Request(prompt) for prompt in PROMPTS], limit=2)
+    sample(backbone, [Request(Prompt(prompt)) for prompt in PROMPTS], limit=2)
     assert tuple(seen[0].shape[:2]) == (len(PROMPTS), 1)
     assert all(hidden.is_contiguous() for hidden in seen)
+
+
+def test_two_images_under_equal_placeholder_ids_never_share_a_prefix() -> None:
+    one, other = (Prompt((5, 9), (Image(data),)) for data in (b"one", b"two"))
+    plain = Prompt((5, 9))
+    distinct, owners = _distinct_prompts([Request(p) for p in (one, other, plain, one, other)])
+    assert distinct == [one, other, plain]
+    assert owners == [0, 1, 2, 0, 1]
+    ordered = sorted([other, plain, one, other, one], key=_by_length)
+    assert [ordered.count(p) for p in dict.fromkeys(ordered)] == [1, 2, 2]
+    assert all(a == b for a, b in (ordered[1:3], ordered[3:]))  # equal prompts are neighbours, so they share a batch
+
+
+def test_an_image_is_refused_by_every_pass_with_the_models_name() -> None:
+    backbone, prompt = tiny_models.backbone("llama"), Prompt((5, 9), (Image(b"one"),))
+    with backbone.acting_as(BASE):
+        for refused in (
+            lambda: generate(backbone, [Request(Prompt((5, 9))), Request(prompt)], max_new_tokens=1, seed=0),
+            lambda: beam_search(backbone, [prompt], beams=2, max_new_tokens=1),
+            lambda: reply_logprobs(backbone, [prompt], [(3,)], batch_tokens=100),
+        ):
+            with pytest.raises(ModelError, match="tiny-llama-0: a prompt contains an image, but models of type llama"):
+                refused()

@@ -10,6 +10,7 @@ import tiny_models
 from scarce import no_memory
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import RoleError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 
@@ -21,7 +22,7 @@ def guided_backbone(family: str = "llama", vocabulary: int = 40) -> Backbone:
     """A policy, and two value functions with different outputs."""
     backbone = tiny_models.backbone(family, vocabulary, eos=ENDS)
     for number, role in enumerate(("policy", "q-0", "q-1")):
-        backbone.add_role(role, seed=number)
+        backbone.roles.add(role, seed=number)
         tiny_models.scramble(backbone, role, seed=number, size=0.1)
     return backbone
 
@@ -46,10 +47,10 @@ def plain_logprobs(backbone: Backbone, ids: Sequence[int], guide: Guide, tempera
 def test_roles_that_say_what_the_policy_says_change_nothing(family: str) -> None:
     backbone = tiny_models.backbone(family, eos=ENDS)
     for role in ("policy", "q-0", "q-1"):
-        backbone.add_role(role)
+        backbone.roles.add(role)
     for role in ("policy", "q-0", "q-1"):
         tiny_models.scramble(backbone, role, size=0.1)  # the same weights
-    requests = [Request(p, (1.0, 0.0, 0.7)[i % 3]) for i, p in enumerate(PROMPTS * 6)]
+    requests = [Request(Prompt(p), (1.0, 0.0, 0.7)[i % 3]) for i, p in enumerate(PROMPTS * 6)]
     found, expected = sample(backbone, requests, Guide(("q-0", "q-1"), 3.0)), sample(backbone, requests, None)
     assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in expected]
     for one, other in zip(found, expected, strict=True):
@@ -62,12 +63,12 @@ def test_guided_logprobs_equal_plain_passes_of_every_role(family: str, mixes: bo
     # Rows leave at different steps: a cache that kept another row would give other log-probs from there on.
     backbone, guide = guided_backbone(family), Guide(("q-0", "q-1"), 1.6)
     monkeypatch.setattr(backbone._stack, "mixes_rows", mixes)
-    requests = [Request(p, (1.0, 0.7)[i % 2]) for i, p in enumerate(PROMPTS * 6)]
+    requests = [Request(Prompt(p), (1.0, 0.7)[i % 2]) for i, p in enumerate(PROMPTS * 6)]
     found = sample(backbone, requests, guide)
     assert len({len(r.ids) for r in found}) > 3
     for request, rollout in zip(requests, found, strict=True):
-        full = plain_logprobs(backbone, (*request.prompt, *rollout.ids), guide, request.temperature)
-        expected = [full[len(request.prompt) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
+        full = plain_logprobs(backbone, (*request.prompt.ids, *rollout.ids), guide, request.temperature)
+        expected = [full[len(request.prompt.ids) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
         assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
     free = sample(backbone, requests, None)
     assert sum(a.ids != b.ids for a, b in zip(found, free, strict=True)) > 10  # the guide has an effect
@@ -76,7 +77,7 @@ def test_guided_logprobs_equal_plain_passes_of_every_role(family: str, mixes: bo
 def test_greedy_takes_the_likeliest_token_of_the_guided_distribution() -> None:
     backbone, guide = guided_backbone(), Guide(("q-0", "q-1"), 5.0)
     for prompt in PROMPTS:
-        (rollout,) = sample(backbone, [Request(prompt, 0.0)], guide)
+        (rollout,) = sample(backbone, [Request(Prompt(prompt), 0.0)], guide)
         ids = list(prompt)
         for token, logprob in zip(rollout.ids, rollout.logprobs, strict=True):
             full = plain_logprobs(backbone, ids, guide, 1.0)[-1]
@@ -86,7 +87,7 @@ def test_greedy_takes_the_likeliest_token_of_the_guided_distribution() -> None:
 
 def test_sampling_has_the_guided_distribution() -> None:
     backbone, guide = guided_backbone(vocabulary=40), Guide(("q-0",), 2.0)
-    rollouts = sample(backbone, [Request((5, 9, 2))] * 6000, guide, limit=1, rows=24000)
+    rollouts = sample(backbone, [Request(Prompt((5, 9, 2)))] * 6000, guide, limit=1, rows=24000)
     counts = torch.bincount(torch.tensor([r.ids[0] for r in rollouts]), minlength=40).double()
     probabilities = plain_logprobs(backbone, (5, 9, 2), guide, 1.0)[-1].exp()
     big = probabilities * 6000 >= 5
@@ -100,7 +101,7 @@ def test_sampling_has_the_guided_distribution() -> None:
 
 
 def test_too_little_memory_and_other_rows_beside_change_no_token() -> None:
-    requests, guide = [Request(p, 1.0 + 0.1 * (i % 3)) for i, p in enumerate(PROMPTS * 8)], Guide(("q-0", "q-1"), 1.6)
+    requests, guide = [Request(Prompt(p), 1.0 + 0.1 * (i % 3)) for i, p in enumerate(PROMPTS * 8)], Guide(("q-0", "q-1"), 1.6)
     expected = sample(guided_backbone(), requests, guide)
     backbone = guided_backbone()
     with no_memory(backbone, rows=27, written=8) as failed:
@@ -116,14 +117,14 @@ def test_too_little_memory_and_other_rows_beside_change_no_token() -> None:
 def test_rows_count_every_role_that_is_read() -> None:
     backbone, seen = guided_backbone(), []
     backbone.model.base_model.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    sample(backbone, [Request((5, 9, 2, i)) for i in range(4, 14)], Guide(("q-0", "q-1"), 1.0), rows=12, limit=2)
+    sample(backbone, [Request(Prompt((5, 9, 2, i))) for i in range(4, 14)], Guide(("q-0", "q-1"), 1.0), rows=12, limit=2)
     assert max(seen) == 12
 
 
 def test_watched_tokens_are_those_of_the_guided_distribution() -> None:
     backbone, guide = guided_backbone(), Guide(("q-0", "q-1"), 1.6)
     with backbone.acting_as("policy"):
-        (rollout,) = generate(backbone, [Request((5, 9), 0.7)], max_new_tokens=4, seed=1, watch=(3, 17), guide=guide)
+        (rollout,) = generate(backbone, [Request(Prompt((5, 9)), 0.7)], max_new_tokens=4, seed=1, watch=(3, 17), guide=guide)
     full = plain_logprobs(backbone, (5, 9, *rollout.ids), guide, 1.0)
     for step, row in enumerate(rollout.watched):
         assert row == pytest.approx(full[1 + step, [3, 17]].tolist(), abs=1e-4)
@@ -132,7 +133,7 @@ def test_watched_tokens_are_those_of_the_guided_distribution() -> None:
 def test_a_guide_that_is_not_there_is_refused() -> None:
     backbone = guided_backbone()
     with pytest.raises(RoleError, match='there is no role "q-9"'):
-        sample(backbone, [Request((5,))], Guide(("q-9",), 1.0))
+        sample(backbone, [Request(Prompt((5,)))], Guide(("q-9",), 1.0))
     with pytest.raises(RoleError, match="say whose replies"):
-        generate(backbone, [Request((5,))], max_new_tokens=1, seed=0, guide=Guide(("q-0",), 1.0))
+        generate(backbone, [Request(Prompt((5,)))], max_new_tokens=1, seed=0, guide=Guide(("q-0",), 1.0))
     assert Guide.from_json(Guide(("q-0", "q-1"), 0.25).as_json()) == Guide(("q-0", "q-1"), 0.25)

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 import chatglm
 import tiny_models
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import ContextConfig, RunConfig
 from selfeval.errors import ExportError, ModelError, RunFolderError, StorageError
@@ -79,9 +80,9 @@ class Run:
         self.config = RunConfig.model_validate(values)
         self.backbone = Backbone.load(self.config)
         for role in ("policy", EVALUATOR):
-            self.backbone.add_role(role, seed=1, head=role == EVALUATOR)
+            self.backbone.roles.add(role, seed=1, head=role == EVALUATOR)
             tiny_models.scramble(self.backbone, role, seed=len(role))
-            self.backbone.save_role(role, self.folder / "roles" / role)
+            save_role(self.backbone, role, self.folder / "roles" / role)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
         write_json(
             self.folder / "run.json",
@@ -243,7 +244,7 @@ def test_the_prompts_and_the_facts_come_along(tmp_path: Path) -> None:
     assert facts["fingerprint"] == read_json(run.folder / "roles" / EVALUATOR / "role.json")["base_fingerprint"]
     assert facts["agreement"]["difference"] == done.agreement.difference <= 1e-4
     assert facts["temperature"] == 0.5
-    assert facts["bias"] == pytest.approx(run.backbone.heads[EVALUATOR].bias.item(), abs=1e-6)
+    assert facts["bias"] == pytest.approx(run.backbone.roles.heads[EVALUATOR].bias.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -476,9 +477,9 @@ def test_the_adapter_of_a_stretched_base_does_not_find_a_base_by_itself(tmp_path
     with pytest.raises((OSError, ValueError, TypeError)):
         AutoModelForCausalLM.from_pretrained(folder)
     again = Backbone.load(run.config)
-    again.load_role("again", folder)
+    load_role(again, "again", folder)
     with pytest.raises(RunFolderError, match=r"trained on model \(yarn x4\)"):
-        Backbone.load(run.config.model_copy(update={"context": ContextConfig()})).load_role("again", folder)
+        load_role(Backbone.load(run.config.model_copy(update={"context": ContextConfig()})), "again", folder)
 
 
 @pytest.mark.parametrize("layout", ["own ids", "head alone"])
@@ -519,9 +520,9 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
     values = {"model": str(folder), "lora": {"rank": 4}, "replies": {"max_new_tokens": 8}, "precision": "fp32", "name": "glm"}
     config = RunConfig.model_validate(values)
     backbone = Backbone.load(config)
-    backbone.add_role("policy", seed=1)
+    backbone.roles.add("policy", seed=1)
     tiny_models.scramble(backbone, "policy")
-    backbone.save_role("policy", tmp_path / "run" / "roles" / "policy")
+    save_role(backbone, "policy", tmp_path / "run" / "roles" / "policy")
     write_json(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
     store = RunStore(tmp_path / "run")
     load_templates(config, store, backbone.loaded.tokenizer, date.today())

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
+from selfeval.prompt import Prompt
 from selfeval.runs.members import Temperature, load_members, temperature_of
 from selfeval.stages import evaluator
 from selfeval.stages.context import Context
@@ -23,7 +24,7 @@ from selfeval.training.evaluator import EVALUATOR, Preference
     [(0, Temperature(1.0, 0)), (10, Temperature(1.0, 0)), (49, Temperature(1.0, 0))],
 )
 def test_few_held_out_pairs_fit_no_temperature(pairs: int, expected: Temperature, tmp_path: Path) -> None:
-    held_out = [Preference((5,), (6,), (7,), 1.0)] * pairs
+    held_out = [Preference(Prompt((5,)), (6,), (7,), 1.0)] * pairs
     run = Context(RunConfig(), RunStore(tmp_path / "run"), Terminal(quiet=True))
     assert evaluator._temperature(run, held_out) == expected  # no model is asked
 
@@ -33,7 +34,7 @@ def test_fifty_separable_pairs_do_not_make_the_evaluator_sure_of_everything(
 ) -> None:
     run = Context(RunConfig(), RunStore(tmp_path / "run"), Terminal(quiet=True))
     monkeypatch.setattr(evaluator, "margins", lambda context, pairs: [0.02 * (i + 1) for i in range(len(pairs))])
-    found = evaluator._temperature(run, [Preference((5,), (6,), (7,), 1.0)] * 50)
+    found = evaluator._temperature(run, [Preference(Prompt((5,)), (6,), (7,), 1.0)] * 50)
     assert found.pairs == 50
     # Without the prior it is 0.01, and a margin of 0.5 has a confidence of 1.00.
     assert 0.15 < found.value < 1.0
@@ -50,7 +51,7 @@ def test_an_older_run_does_not_say_how_its_temperature_was_fitted(tmp_path: Path
 @pytest.mark.parametrize("key", ["deviation", "temperature"])
 def test_a_scale_that_makes_scores_meaningless_is_refused(key: str, value: object, tmp_path: Path) -> None:
     backbone = tiny_models.backbone("llama", 384)
-    backbone.add_role(EVALUATOR, head=True)
+    backbone.roles.add(EVALUATOR, head=True)
     path = tmp_path / EVALUATOR / "evaluator.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"temperature": 1.0, "mean": 0.0, "deviation": 1.0, key: value}))

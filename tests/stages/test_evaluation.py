@@ -17,6 +17,7 @@ from selfeval.config import RunConfig
 from selfeval.evaluation.over_optimisation import predict
 from selfeval.judging.judge import Comparison
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.prompt import Prompt
 from selfeval.records import Question, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import evaluation
@@ -27,6 +28,7 @@ from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.context import POLICY
 from selfeval.training.evaluator import EVALUATOR
+from token_prompts import as_prompts
 
 
 def context(folder: Path, **changes: Any) -> Context:
@@ -132,9 +134,9 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
     """A run with a policy whose replies and judge are scripted; `seen` records their inputs and roles."""
     run = context(tmp_path, evaluation={"questions": 3, "samples": 2}, batch_tokens=64)
     backbone = tiny_models.backbone("llama", 384)
-    backbone.add_role(EVALUATOR, head=True)
+    backbone.roles.add(EVALUATOR, head=True)
     write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     _give(run, "backbone", backbone)
     _give(run, "templates", Templates.load(templates_folder("no such model"), backbone.loaded.tokenizer))
     train = Question("t", "What is 9?", Split.TRAIN, "self")
@@ -222,10 +224,10 @@ def test_samples_are_drawn_from_the_answers_and_scored(answering: tuple[Context,
 def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_tokens: int, tmp_path: Path) -> None:
     run = context(tmp_path, batch_tokens=batch_tokens)
     backbone = tiny_models.backbone(family, eos=(1, 20, 21))
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     tiny_models.scramble(backbone, POLICY, size=0.1)
     _give(run, "backbone", backbone)
-    prompts = [(5, 9, 2), (7,), (30, 31, 32, 33), (11, 12)] * 4
+    prompts = as_prompts([(5, 9, 2), (7,), (30, 31, 32, 33), (11, 12)]) * 4
     with backbone.acting_as(POLICY):
         rollouts = generate(backbone, [Request(p) for p in prompts], max_new_tokens=9, seed=3)
     found = evaluation._kl_to_start(run, prompts, rollouts)
@@ -238,18 +240,18 @@ def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_token
     assert sum(found) / len(found) > 0.1
 
 
-def _summed(backbone: Any, role: str, prompt: tuple[int, ...], ids: tuple[int, ...]) -> float:
+def _summed(backbone: Any, role: str, prompt: Prompt, ids: tuple[int, ...]) -> float:
     """One sequence, one plain pass."""
     with backbone.acting_as(role):
-        full = tiny_models.full_logprobs(backbone.model, (*prompt, *ids))
-    return sum(full[len(prompt) - 1 + t, token].item() for t, token in enumerate(ids))
+        full = tiny_models.full_logprobs(backbone.model, (*prompt.ids, *ids))
+    return sum(full[len(prompt.ids) - 1 + t, token].item() for t, token in enumerate(ids))
 
 
 def test_a_policy_at_its_start_has_no_kl(tmp_path: Path) -> None:
-    run = context(tmp_path)
+    run, prompts = context(tmp_path), as_prompts([(5, 9, 2), (7,)])
     backbone = tiny_models.backbone("llama")
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     _give(run, "backbone", backbone)
     with backbone.acting_as(POLICY):
-        rollouts = generate(backbone, [Request((5, 9, 2)), Request((7,))], max_new_tokens=6, seed=3)
-    assert evaluation._kl_to_start(run, [(5, 9, 2), (7,)], rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)
+        rollouts = generate(backbone, [Request(p) for p in prompts], max_new_tokens=6, seed=3)
+    assert evaluation._kl_to_start(run, prompts, rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)

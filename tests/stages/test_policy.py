@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import tiny_models
+from selfeval.backbone.role_files import save_role
 from selfeval.config import RunConfig
 from selfeval.errors import ExportError
 from selfeval.judging.judge import Judgement
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Split
 from selfeval.runs.export import export_role
 from selfeval.runs.model import RunModel
@@ -48,9 +50,9 @@ def context(folder: Path, config: Mapping[str, Any] = SETTINGS) -> Context:
     backbone = tiny_models.backbone("llama", 384)
     made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
     if not (folder / "roles").is_dir():
-        backbone.add_role(EVALUATOR, head=True)
+        backbone.roles.add(EVALUATOR, head=True)
         tiny_models.scramble(backbone, EVALUATOR, size=0.1)
-        backbone.save_role(EVALUATOR, made.role_folder(EVALUATOR))
+        save_role(backbone, EVALUATOR, made.role_folder(EVALUATOR))
         write_json(made.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
         splits = [Split.TRAIN] * 8 + [Split.TEST] * 4
         made.store.update_run(schema=1)
@@ -107,14 +109,14 @@ def test_what_watchdogs_did_stays_on_record_when_the_loop_goes_back_and_on(
     assert [line["step"] for line in made.store.read_metrics("policy")] == [1, 2, 3, 4, 5]
 
 
-def prompts(made: Context) -> list[tuple[int, ...]]:
+def prompts(made: Context) -> list[Prompt]:
     return [made.templates.prompt("reply", question=q.text) for q in made.questions(Split.TEST)] * 5
 
 
 def test_the_saved_policy_is_byte_for_byte_that_of_the_start(guided: Context, tmp_path: Path) -> None:
     start = again(guided)
     add_roles(start)
-    start.backbone.save_role(POLICY, tmp_path / POLICY)
+    save_role(start.backbone, POLICY, tmp_path / POLICY)
     expected, found = hashes(tmp_path / POLICY), hashes(guided.role_folder(POLICY))
     assert found.keys() - expected.keys() == {"guide.json"}
     assert {name: found[name] for name in expected} == expected
@@ -129,7 +131,9 @@ def test_another_process_samples_with_the_same_guide(guided: Context) -> None:
     assert guide.roles == ("q-0", "q-1")
     assert guide == ensure_policy(guided)
     for role in guide.roles:
-        for one, its in zip(other.backbone.parameters(role).values(), guided.backbone.parameters(role).values(), strict=True):
+        for one, its in zip(
+            other.backbone.roles.parameters(role).values(), guided.backbone.roles.parameters(role).values(), strict=True
+        ):
             assert torch.equal(one, its)
     found = answer(other, prompts(other), guide, seed=3)
     assert found == answer(guided, prompts(guided), guide, seed=3)
@@ -165,7 +169,7 @@ def test_a_policy_whose_weights_learned_has_no_guide(tmp_path: Path) -> None:
     made = context(tmp_path / "run", {**SETTINGS, "policy": {**SETTINGS["policy"], "learner": "rloo"}})
     run(made)
     assert ensure_policy(made) is None
-    assert not any("q-" in role for role in made.backbone.roles)
+    assert not any("q-" in role for role in made.backbone.roles.names)
 
 
 def test_a_guided_policy_is_not_exported_as_if_it_had_learned(guided: Context, tmp_path: Path) -> None:

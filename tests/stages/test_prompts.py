@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import tiny_models
+from selfeval.backbone.role_files import save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import ModelError, RunFolderError
@@ -37,9 +38,9 @@ class Run:
         shutil.copytree(templates_folder("none"), self.model / "templates")
         self.config = RunConfig.model_validate({"model": str(self.model), "precision": "fp32", "lora": {"rank": 4}})
         backbone = Backbone.load(self.config)
-        backbone.add_role(EVALUATOR, seed=1, head=True)
+        backbone.roles.add(EVALUATOR, seed=1, head=True)
         tiny_models.scramble(backbone, EVALUATOR, seed=2)
-        backbone.save_role(EVALUATOR, self.folder / "roles" / EVALUATOR)
+        save_role(backbone, EVALUATOR, self.folder / "roles" / EVALUATOR)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
         write_json(self.folder / "run.json", {"config": self.config.model_dump(mode="json")})
         self.tokenizer = backbone.loaded.tokenizer
@@ -81,7 +82,7 @@ def test_scores_and_exports_come_from_the_prompts_of_the_run(run: Run, tmp_path:
 
 def test_the_day_of_the_run_is_in_its_prompts_and_exports(run: Run, tmp_path: Path) -> None:
     templates = templates_of_run(run.folder, run.tokenizer)
-    assert templates.tokenizer.decode(list(templates.prompt("reply", question="x"))) == "2024 user: x\n"
+    assert templates.tokenizer.decode(list(templates.prompt("reply", question="x").ids)) == "2024 user: x\n"
     exported = run.export(tmp_path / "exported")
     said: Any = type(run.tokenizer).from_pretrained(exported)
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]

@@ -15,6 +15,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
 from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.prompt import Prompt
 from selfeval.records import Drop, Question, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import questions
@@ -87,7 +88,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     prompts: list[list[str]] = []
     plain = Templates.prompt
 
-    def prompt(self: Templates, kind: str, **values: Any) -> tuple[int, ...]:
+    def prompt(self: Templates, kind: str, **values: Any) -> Prompt:
         assert kind == "ask"
         prompts.append(list(values["examples"]))
         return plain(self, kind, **values)
@@ -297,7 +298,7 @@ def test_a_few_questions_cost_a_few_samples_whatever_the_shard(tmp_path: Path, m
 
 def test_a_part_of_a_list_is_sampled_as_it_would_be_in_the_whole() -> None:
     backbone = tiny_models.backbone("llama")
-    requests = [Request((5 + i, 9, 12), 1.0) for i in range(12)]
+    requests = [Request(Prompt((5 + i, 9, 12)), 1.0) for i in range(12)]
     with backbone.acting_as(BASE):
         whole = generate(backbone, requests, max_new_tokens=6, seed=3)
         part = generate(backbone, requests[7:], max_new_tokens=6, seed=3, first=7)

@@ -12,6 +12,7 @@ import torch
 
 import tiny_models
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import save_role
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.evaluation.evaluator import JudgedPair
@@ -28,6 +29,7 @@ from selfeval.store import RunStore, write_json
 from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.evaluator import EVALUATOR
 from stage_world import STAGES, World
+from token_prompts import as_prompts
 
 
 def later(number: int, stages: Sequence[str] = STAGES) -> list[str]:
@@ -175,9 +177,9 @@ def rounds(folder: Path, **changes: Any) -> tuple[Context, Context]:
     first = Context(config, RunStore(folder / "run"), terminal)
     first.store.write_shard("questions", 0, FIRST)
     trained = tiny_models.backbone("llama", 384)
-    trained.add_role(POLICY)
+    trained.roles.add(POLICY)
     tiny_models.scramble(trained, POLICY, size=0.1)
-    trained.save_role(POLICY, first.role_folder(POLICY))
+    save_role(trained, POLICY, first.role_folder(POLICY))
     second = Context(config, RunStore(round_folder(first.store.root, 2)), terminal, earlier=(first.store,))
     vars(second)["backbone"] = backbone = tiny_models.backbone("llama", 384)
     vars(second)["templates"] = Templates.load(templates_folder("no such model"), backbone.loaded.tokenizer)
@@ -241,31 +243,31 @@ def test_the_start_replies_and_the_base_gives_the_workings(tmp_path: Path, monke
 
 def test_the_policy_starts_as_a_copy_of_the_start_and_the_reference_stays_there(tmp_path: Path) -> None:
     _, run = rounds(tmp_path)
-    run.backbone.add_role(EVALUATOR, head=True)
+    run.backbone.roles.add(EVALUATOR, head=True)
     write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"mean": 0.0, "deviation": 1.0})
     add_roles(run)
-    saved = run.backbone.parameters(START)
+    saved = run.backbone.roles.parameters(START)
     assert any(bool(p.any()) for name, p in saved.items() if "lora_B" in name)
     for role in (POLICY, REFERENCE):
-        for own, theirs in zip(run.backbone.parameters(role).values(), saved.values(), strict=True):
+        for own, theirs in zip(run.backbone.roles.parameters(role).values(), saved.values(), strict=True):
             assert torch.equal(own, theirs)
     assert {
-        role: any(p.requires_grad for p in run.backbone.parameters(role).values()) for role in (POLICY, REFERENCE, START)
+        role: any(p.requires_grad for p in run.backbone.roles.parameters(role).values()) for role in (POLICY, REFERENCE, START)
     } == {
         POLICY: True,
         REFERENCE: False,
         START: False,
     }
     tiny_models.scramble(run.backbone, POLICY, size=0.2)
-    for own, theirs in zip(run.backbone.parameters(REFERENCE).values(), saved.values(), strict=True):
+    for own, theirs in zip(run.backbone.roles.parameters(REFERENCE).values(), saved.values(), strict=True):
         assert torch.equal(own, theirs)
 
 
 def test_kl_is_measured_to_the_start_and_not_to_the_base(tmp_path: Path) -> None:
     _, run = rounds(tmp_path)
     run.ensure_start()
-    run.backbone.add_role(POLICY, copy_of=START)
-    prompts = [(5, 9, 2), (7,), (30, 31, 32, 33)]
+    run.backbone.roles.add(POLICY, copy_of=START)
+    prompts = as_prompts([(5, 9, 2), (7,), (30, 31, 32, 33)])
     with run.backbone.acting_as(POLICY):
         rollouts = generate(run.backbone, [Request(p) for p in prompts], max_new_tokens=6, seed=3)
     assert evaluation._kl_to_start(run, prompts, rollouts) == pytest.approx([0.0] * 3, abs=1e-5)

@@ -14,6 +14,7 @@ from selfeval.config import RunConfig
 from selfeval.judging import judge
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab import vocabulary
+from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Split
 from selfeval.rollout import engine
 from selfeval.rollout.engine import Request, Rollout, count_tokens, generate
@@ -47,7 +48,7 @@ def prepared(folder: Path, templates: str, members: int = 1) -> Context:
     backbone = tiny_models.backbone("llama", 384)
     for number in range(members):
         role = EVALUATOR.replace("0", str(number))
-        backbone.add_role(role, head=True)
+        backbone.roles.add(role, head=True)
         write_json(run.role_folder(role) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
     vars(run)["backbone"] = backbone
     vars(run)["templates"] = Templates.load(templates_folder(templates), backbone.loaded.tokenizer)
@@ -60,7 +61,7 @@ def test_the_evaluator_reads_both_replies_with_every_member_and_writes_nothing(t
     assert not run.templates.grades_with_working
     cost = measure_cost(run, pairs)
     assert cost is not None
-    prompts = [len(run.templates.prompt("grade", question=a.question.text, working="")) for a in pairs]
+    prompts = [len(run.templates.prompt("grade", question=a.question.text, working="").ids) for a in pairs]
     expected = (
         members * sum(2 * p + len(a.replies[0].ids) + len(a.replies[1].ids) for p, a in zip(prompts, pairs, strict=True)) / 8
     )
@@ -78,7 +79,7 @@ def test_the_judge_reads_and_writes_both_orders_and_its_labels(tmp_path: Path, m
     def watched(backbone: Any, requests: Sequence[Request], **options: Any) -> list[Rollout]:
         assert backbone.acting == BASE
         found = generate(backbone, requests, **options)
-        seen[0] += sum(len(prompt) for prompt in {request.prompt for request in requests})
+        seen[0] += sum(len(prompt.ids) for prompt in {request.prompt for request in requests})
         seen[1] += sum(len(rollout.ids) for rollout in found)
         return found
 
@@ -86,7 +87,7 @@ def test_the_judge_reads_and_writes_both_orders_and_its_labels(tmp_path: Path, m
     cost = measure_cost(run, pairs)
     assert cost is not None
     both_orders = [
-        len(run.templates.prompt("judge", question=a.question.text, first=one.text, second=other.text))
+        len(run.templates.prompt("judge", question=a.question.text, first=one.text, second=other.text).ids)
         for a in pairs
         for one, other in (a.replies, a.replies[::-1])
     ]
@@ -102,7 +103,7 @@ def test_a_working_is_part_of_a_new_question_and_not_of_the_next_reply(tmp_path:
     cost = measure_cost(run, pairs)
     assert cost is not None
     whole, scoring = cost.tokens.evaluator, cost.tokens.scoring
-    asking = sum(len(run.templates.prompt("reply", question=a.question.text)) for a in pairs) / 4
+    asking = sum(len(run.templates.prompt("reply", question=a.question.text).ids) for a in pairs) / 4
     assert whole.tokens_read.known - scoring.tokens_read.known == pytest.approx(asking)
     assert 1 <= whole.tokens_written.known <= 5
     assert scoring.tokens_written.known == 0
@@ -125,7 +126,7 @@ def test_the_same_pairs_have_the_same_tokens(tmp_path: Path) -> None:
 
 def test_tokens_are_counted_inside_of_the_block_alone() -> None:
     backbone = tiny_models.backbone("llama")
-    requests = [Request((5, 9, 2)), Request((5, 9, 2)), Request((7,))]
+    requests = [Request(Prompt((5, 9, 2))), Request(Prompt((5, 9, 2))), Request(Prompt((7,)))]
     with backbone.acting_as(BASE):
         with count_tokens() as tally:
             rollouts = generate(backbone, requests, max_new_tokens=4, seed=1)

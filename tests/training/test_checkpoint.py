@@ -27,9 +27,9 @@ Training = tuple[Backbone, dict[str, AdamW], Checkpoints]
 
 def training(folder: Path, seed: int = 0) -> Training:
     backbone = tiny_models.backbone()
-    backbone.add_role("policy", seed=seed)
-    backbone.add_role("critic", seed=seed + 1, head=True)
-    optimizers = {role: role_optimizer(backbone.parameters(role), 0.01) for role in ROLES}
+    backbone.roles.add("policy", seed=seed)
+    backbone.roles.add("critic", seed=seed + 1, head=True)
+    optimizers = {role: role_optimizer(backbone.roles.parameters(role), 0.01) for role in ROLES}
     return backbone, optimizers, Checkpoints(folder, backbone, ROLES, optimizers)
 
 
@@ -55,7 +55,7 @@ def everything(made: Training) -> dict[str, Tensor]:
     backbone, optimizers, _ = made
     found = {}
     for role in ROLES:
-        for name, parameter in backbone.parameters(role).items():
+        for name, parameter in backbone.roles.parameters(role).items():
             found[f"{role}/{name}"] = parameter.detach().clone()
             for key, value in optimizers[role].state[parameter].items():
                 found[f"{role}/{name}/{key}"] = torch.as_tensor(value).clone()
@@ -331,6 +331,6 @@ def test_a_policy_whose_newest_checkpoint_lost_a_bit_ends_where_an_undisturbed_o
     resumed.budget.tell = said.append
     train(resumed, tmp_path / "killed", config)
     assert any("checkpoint step-000004 is damaged" in sentence for sentence in said)
-    for role in resumed.roles:
-        for name, parameter in resumed.parameters(role).items():
-            assert torch.equal(parameter, through.parameters(role)[name]), name
+    for role in resumed.roles.names:
+        for name, parameter in resumed.roles.parameters(role).items():
+            assert torch.equal(parameter, through.roles.parameters(role)[name]), name

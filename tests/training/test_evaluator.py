@@ -16,6 +16,7 @@ from scarce import no_memory
 from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig
 from selfeval.errors import LoopError, MemoryLimitError
+from selfeval.prompt import Prompt
 from selfeval.training import evaluator
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
@@ -36,12 +37,12 @@ def pairs(count: int, seed: int, label: float = 0.95) -> list[Preference]:
         ids[rng.randrange(len(ids))] = token
         return (*ids, tiny_models.EOS)
 
-    return [Preference(tuple(words(rng.randrange(1, 4))), reply(LIKED), reply(DISLIKED), label) for _ in range(count)]
+    return [Preference(Prompt(tuple(words(rng.randrange(1, 4)))), reply(LIKED), reply(DISLIKED), label) for _ in range(count)]
 
 
 def fresh(**changes: Any) -> Backbone:
     backbone = tiny_models.backbone(**changes)
-    backbone.add_role(EVALUATOR, head=True)
+    backbone.roles.add(EVALUATOR, head=True)
     return backbone
 
 
@@ -87,13 +88,13 @@ def test_micro_batches_do_not_change_the_gradient() -> None:
     gradients = []
     for budget in (1, 60, 100_000):  # one pair at a time, a few, all at once
         values = evaluator._step(backbone, EVALUATOR, data, CONFIG, budget)
-        parameters = backbone.parameters(EVALUATOR)
+        parameters = backbone.roles.parameters(EVALUATOR)
         gradients.append((values, {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}))
         for parameter in parameters.values():
             parameter.grad = None
     values, whole = gradients[-1]
     assert max(g.abs().max().item() for g in whole.values()) > 1e-2
-    assert len(whole) == len(backbone.parameters(EVALUATOR))
+    assert len(whole) == len(backbone.roles.parameters(EVALUATOR))
     for found, parts in gradients[:-1]:
         assert found == pytest.approx(values, abs=1e-5)
         for name, gradient in parts.items():
@@ -106,7 +107,7 @@ def step_gradients(data: list[Preference], **scarcity: Any) -> tuple[dict[str, f
     tiny_models.scramble(backbone, EVALUATOR)
     with no_memory(backbone, **scarcity) as failed:
         values = evaluator._step(backbone, EVALUATOR, data, CONFIG, 100_000)
-    gradients = {n: p.grad for n, p in backbone.parameters(EVALUATOR).items() if p.grad is not None}
+    gradients = {n: p.grad for n, p in backbone.roles.parameters(EVALUATOR).items() if p.grad is not None}
     return values, gradients, failed, backbone
 
 
@@ -119,7 +120,7 @@ def test_out_of_memory_does_not_change_the_gradient(backward: bool, one_thread: 
     assert failed[0][0] == 24
     assert len(failed) >= 2
     assert found == pytest.approx(values, abs=1e-5)
-    assert parts.keys() == whole.keys() == backbone.parameters(EVALUATOR).keys()
+    assert parts.keys() == whole.keys() == backbone.roles.parameters(EVALUATOR).keys()
     for name, gradient in parts.items():
         torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-6)
     events = backbone.budget.take_events()
@@ -202,7 +203,9 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     rest = train(resumed, data, tmp_path / "b", config, resumed=steps.append)
     assert steps == [3]
     assert [*seen[:3], *rest] == expected
-    for one, other in zip(through.parameters(EVALUATOR).values(), resumed.parameters(EVALUATOR).values(), strict=True):
+    for one, other in zip(
+        through.roles.parameters(EVALUATOR).values(), resumed.roles.parameters(EVALUATOR).values(), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -219,16 +222,18 @@ def test_a_killed_training_on_fp16_goes_on_at_its_loss_scale(tmp_path: Path) -> 
     rest = train(resumed, data, tmp_path / "b", config)
     assert rest == expected[2:]
     assert through.loss_scale.state() == resumed.loss_scale.state() == {"value": 8.0, "well": 1}
-    for one, other in zip(through.parameters(EVALUATOR).values(), resumed.parameters(EVALUATOR).values(), strict=True):
+    for one, other in zip(
+        through.roles.parameters(EVALUATOR).values(), resumed.roles.parameters(EVALUATOR).values(), strict=True
+    ):
         assert torch.equal(one, other)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
     backbone = fresh()
     with torch.no_grad():
-        backbone.heads[EVALUATOR].bias.fill_(float("nan"))
-    before = {n: p.detach().clone() for n, p in backbone.parameters(EVALUATOR).items()}
+        backbone.roles.heads[EVALUATOR].bias.fill_(float("nan"))
+    before = {n: p.detach().clone() for n, p in backbone.roles.parameters(EVALUATOR).items()}
     with pytest.raises(LoopError, match=r"diverged at step 1: .* is NaN or infinite \(30 of 30 .*evaluator\.learning_rate"):
         train(backbone, pairs(16, seed=1), tmp_path)
-    for name, parameter in backbone.parameters(EVALUATOR).items():
+    for name, parameter in backbone.roles.parameters(EVALUATOR).items():
         assert torch.equal(torch.nan_to_num(parameter), torch.nan_to_num(before[name])), name

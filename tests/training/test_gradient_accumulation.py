@@ -13,6 +13,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden
 from selfeval.errors import NotFiniteError, RoleError
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
+from token_prompts import as_prompts
 
 
 class FailsBackward(torch.autograd.Function):
@@ -90,13 +91,13 @@ def test_the_first_gradient_is_a_tensor_of_its_own() -> None:
 def test_a_loss_of_another_role_is_refused() -> None:
     """No parameter takes part: the step would be none at all, and nothing would say so."""
     backbone = tiny_models.backbone()
-    backbone.add_role("policy")
-    backbone.add_role("critic")
+    backbone.roles.add("policy")
+    backbone.roles.add("critic")
     ids = torch.tensor([[5, 6, 7]])
     with backbone.acting_as("critic"):
         loss = backbone.hidden(ids, torch.ones_like(ids)).sum()
     with pytest.raises(RoleError, match="another role"):
-        add_gradients(loss, backbone.parameters("policy").values())
+        add_gradients(loss, backbone.roles.parameters("policy").values())
 
 
 # -- gradients that are not finite --------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_added() -> None:
 def test_the_weight_of_a_role_is_named_as_the_role_files_name_it(dtype: torch.dtype) -> None:
     backbone = small(dtype)
     name = "model.layers.1.mlp.down_proj.lora_B.policy.weight"
-    weights = {key: backbone.parameters("policy")[key] for key in (name, "head.weight")}
+    weights = {key: backbone.roles.parameters("policy")[key] for key in (name, "head.weight")}
     with torch.no_grad():
         weights[name].zero_()  # the square root of which has no derivative
     with pytest.raises(NotFiniteError, match=rf"the gradient of {re.escape(name)} is NaN or infinite \(1 of 2 parameters\)$"):
@@ -128,7 +129,7 @@ def test_the_weight_of_a_role_is_named_as_the_role_files_name_it(dtype: torch.dt
         weights["head.weight"].zero_()
     with pytest.raises(NotFiniteError, match=r"the gradient of policy\.head\.weight is NaN or infinite \(1 of 1"):
         add_gradients(weights["head.weight"].sqrt().sum(), [weights["head.weight"]])
-    assert all(p.grad is None for p in backbone.parameters("policy").values())
+    assert all(p.grad is None for p in backbone.roles.parameters("policy").values())
 
 
 def test_a_norm_that_is_not_finite_is_an_error() -> None:
@@ -154,21 +155,21 @@ def small(dtype: torch.dtype, weights: torch.dtype | None = None) -> Backbone:
     backbone = tiny_models.backbone(dtype=weights or dtype)
     if weights is not None:
         backbone.model.to(dtype)
-    backbone.add_role("policy", head=True)
+    backbone.roles.add("policy", head=True)
     tiny_models.scramble(backbone, "policy")
     return backbone
 
 
 def mean_loss(backbone: Backbone, tokens: int = 12) -> Tensor:
     """Minus the log-probs of a micro-batch, over the tokens of its whole batch."""
-    batch = pad_sequences(backbone, PROMPTS, REPLIES)
+    batch = pad_sequences(backbone, as_prompts(PROMPTS), REPLIES)
     found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
     return -found.logprobs.sum() / tokens
 
 
 def gradient(backbone: Backbone, tokens: int, *, scaled: bool = True) -> Tensor:
     """All gradients of the policy's adapter, as one vector; times `tokens`, to compare batches."""
-    adapter = [p for n, p in backbone.parameters("policy").items() if "lora_" in n]
+    adapter = [p for n, p in backbone.roles.parameters("policy").items() if "lora_" in n]
     with backbone.acting_as("policy"):
         loss = mean_loss(backbone, tokens)
         if scaled:
@@ -215,7 +216,7 @@ def test_micro_batches_at_different_scales_add_up() -> None:
     half = small(torch.float16)
     assert half.loss_scale is not None
     once = gradient(half, 2**10)
-    adapter = [p for n, p in half.parameters("policy").items() if "lora_" in n]
+    adapter = [p for n, p in half.roles.parameters("policy").items() if "lora_" in n]
     for scale in (2.0**14, 2.0**10):
         half.loss_scale.load({"value": scale, "well": 199})  # doubles after this pass
         with half.acting_as("policy"):
@@ -229,15 +230,15 @@ def test_an_overflow_that_no_scale_can_mend_is_an_error_that_names_the_weight() 
     with half.acting_as("policy"):
         loss = mean_loss(half, 1) * 1e7
         with pytest.raises(NotFiniteError, match=r"gradient of model\.layers\..* fp16 is too narrow for it, .*bf16 or fp32"):
-            add_gradients(loss, half.parameters("policy").values())
-    assert all(p.grad is None for p in half.parameters("policy").values())
+            add_gradients(loss, half.roles.parameters("policy").values())
+    assert all(p.grad is None for p in half.roles.parameters("policy").values())
     assert half.loss_scale is not None
     assert half.loss_scale.value == 1.0
 
 
 def test_a_loss_that_is_not_finite_does_not_use_up_the_scale() -> None:
     half = small(torch.float16)
-    policy = half.parameters("policy")
+    policy = half.roles.parameters("policy")
     with half.acting_as("policy"):
         add_gradients(mean_loss(half) * torch.nan, policy.values())
     assert half.loss_scale is not None

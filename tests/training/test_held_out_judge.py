@@ -17,7 +17,7 @@ from selfeval.training.held_out_judge import HeldOutJudge
 def reading(monkeypatch: pytest.MonkeyPatch, said: Sequence[float | None]) -> JudgeReading | None:
     """Return the judge's reading of these probabilities that the policy's reply is better; None marks an unreadable verdict."""
     backbone = tiny_models.backbone("llama", 384)
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
 
     def compare(*_: Any, **__: Any) -> list[Judgement]:
         return [Judgement(p, p, p, None, (None, None), ("", "")) for p in said]

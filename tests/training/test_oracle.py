@@ -16,10 +16,12 @@ import token_mdp
 from policies import policy_config
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LEARNERS, PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.report.metrics import METRICS
 from selfeval.rollout.guide import Guide
 from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.evaluator import Preference
+from token_prompts import as_prompts
 
 BETAS, LAYERS = {"sparse": 0.1, "dense": 0.15}, {"sparse": 1, "dense": 2}
 COMMON: dict[str, Any] = {
@@ -134,7 +136,7 @@ def _train_on_pairs(
     )  # fmt: skip
     label, right = (1.0, round(10 * confidence)) if loss == "robust" else (confidence, 10)
     ordered = [(CHOSEN, REJECTED)] * right + [(REJECTED, CHOSEN)] * (10 - right)
-    pairs = [Preference(prompt, *replies, label) for prompt in token_mdp.TASKS.values() for replies in ordered]
+    pairs = [Preference(Prompt(prompt), *replies, label) for prompt in token_mdp.TASKS.values() for replies in ordered]
     backbone = token_mdp.make_backbone(1)
     _, lines, _ = token_mdp.train(backbone, config, token_mdp.sparse(), folder, steps=False, pairs=pairs)
     leads = []
@@ -142,7 +144,7 @@ def _train_on_pairs(
         found = {}
         for role in (POLICY, REFERENCE):
             with backbone.acting_as(role):
-                rows = reply_logprobs(backbone, [prompt, prompt], [CHOSEN, REJECTED], batch_tokens=100)
+                rows = reply_logprobs(backbone, as_prompts([prompt, prompt]), [CHOSEN, REJECTED], batch_tokens=100)
             found[role] = [sum(row) / (len(row) if loss in ("simpo", "orpo") else 1) for row in rows]
         (chosen, rejected), (ref_chosen, ref_rejected) = found[POLICY], found[REFERENCE]
         leads.append(chosen - rejected - (0.0 if loss in ("simpo", "orpo") else ref_chosen - ref_rejected))

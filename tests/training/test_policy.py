@@ -19,6 +19,7 @@ from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.roles import Backbone
 from selfeval.config import EvaluatorConfig, PolicyConfig
 from selfeval.errors import LoopError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.training import experience as experiences
@@ -53,7 +54,7 @@ def teach_evaluator(backbone: Backbone, folder: Path) -> None:
     config = EvaluatorConfig(learning_rate=1e-2, epochs=2, batch=16)
     keeper = {"seed": 0, "batch_tokens": 4096, "log": lambda line: None, "resumed": lambda step: None}
     train_evaluator(backbone, pairs, config, lambda o: Checkpoints(folder, backbone, [EVALUATOR], o), **keeper)  # type: ignore[arg-type]
-    backbone.freeze(EVALUATOR)
+    backbone.roles.freeze(EVALUATOR)
 
 
 # -- the whole loop -----------------------------------------------------------------------------------------------------
@@ -61,13 +62,13 @@ def teach_evaluator(backbone: Backbone, folder: Path) -> None:
 
 def test_it_raises_what_the_trained_evaluator_likes_and_touches_nothing_else(tmp_path: Path) -> None:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
-    backbone.add_role(EVALUATOR, seed=1, head=True)
+    backbone.roles.add(EVALUATOR, seed=1, head=True)
     teach_evaluator(backbone, tmp_path / "evaluator")
-    backbone.add_role(POLICY, seed=2)
+    backbone.roles.add(POLICY, seed=2)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
-    frozen = [*backbone.parameters(REFERENCE).values(), *backbone.parameters(EVALUATOR).values()]
+    backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.roles.add(CRITIC, copy_of=EVALUATOR, head=True)
+    frozen = [*backbone.roles.parameters(REFERENCE).values(), *backbone.roles.parameters(EVALUATOR).values()]
     frozen += [p for n, p in backbone.model.named_parameters() if "lora_" not in n]
     before = [p.detach().clone() for p in frozen]
     start = share_liked(backbone, POLICY)
@@ -87,11 +88,11 @@ def test_it_raises_what_the_trained_evaluator_likes_and_touches_nothing_else(tmp
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_the_first_ratio_is_one_in_every_family_and_at_any_temperature(family: str, tmp_path: Path) -> None:
     backbone = tiny_models.backbone(family, eos=(1, 33, 34))
-    backbone.add_role(EVALUATOR, seed=1, head=True)
+    backbone.roles.add(EVALUATOR, seed=1, head=True)
     tiny_models.scramble(backbone, EVALUATOR, size=0.05)
-    backbone.add_role(POLICY)
-    backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
-    backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
+    backbone.roles.add(POLICY)
+    backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)
+    backbone.roles.add(CRITIC, copy_of=EVALUATOR, head=True)
     lines, _ = train(backbone, tmp_path, changed(CONFIG, **{"iterations": 3, "temperature": 0.7}))
     assert [line["first_ratio"] < 1e-4 for line in lines] == [True] * 3
     assert lines[-1]["approximate_kl"] > 1e-5  # the policy did move
@@ -114,14 +115,14 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert steps == [3]
     assert rest == expected[3:]
     for role in (POLICY, CRITIC, REFERENCE):
-        for one, other in zip(through.parameters(role).values(), resumed.parameters(role).values(), strict=True):
+        for one, other in zip(through.roles.parameters(role).values(), resumed.roles.parameters(role).values(), strict=True):
             assert torch.equal(one, other)
 
 
 def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path) -> None:
     backbone = four_roles()
     with torch.no_grad():
-        backbone.heads[EVALUATOR].bias.fill_(float("nan"))
+        backbone.roles.heads[EVALUATOR].bias.fill_(float("nan"))
     back: list[int] = []
     where = r"reward, score, value is NaN or infinite \(first in head.bias of evaluator-0\)"
     with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after going back 3 times"):
@@ -137,7 +138,7 @@ def test_weights_that_broke_before_sampling_are_named(tmp_path: Path) -> None:
     backbone, kept = four_roles(), []
     with torch.no_grad():
         # torch's attention on a CPU makes finite numbers of NaN queries
-        next(p for n, p in backbone.parameters(POLICY).items() if "down_proj.lora_B" in n).fill_(float("nan"))
+        next(p for n, p in backbone.roles.parameters(POLICY).items() if "down_proj.lora_B" in n).fill_(float("nan"))
     where = r"token 1 of a reply is NaN or infinite \(first in .*down_proj.* of policy\)"
     with pytest.raises(LoopError, match=rf"stopped at iteration 1: what the model says of {where}.*after going back 3 times"):
         train(backbone, tmp_path, keep=lambda *found: kept.append(found))
@@ -153,7 +154,7 @@ def break_once(name: str, monkeypatch: pytest.MonkeyPatch, backbone: Backbone, i
         found = original(context, *arguments, **options)
         broken.append(1)
         if len(broken) == iteration * 4 - 3:  # four minibatches an iteration
-            gradient = context.backbone.parameters(POLICY)[name].grad
+            gradient = context.backbone.roles.parameters(POLICY)[name].grad
             assert gradient is not None
             gradient[0, 0] = float("nan")
         return found
@@ -163,7 +164,7 @@ def break_once(name: str, monkeypatch: pytest.MonkeyPatch, backbone: Backbone, i
 
 def test_a_broken_gradient_is_named_and_never_stepped_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, back = four_roles(), []
-    name = next(n for n in backbone.parameters(POLICY) if "layers.1" in n and "down_proj.lora_B" in n)
+    name = next(n for n in backbone.roles.parameters(POLICY) if "layers.1" in n and "down_proj.lora_B" in n)
     break_once(name, monkeypatch, backbone, iteration=4)
     config = changed(CONFIG, **{"iterations": 5, "epochs": 2})
     lines, alarms = train(backbone, tmp_path, config, roll_back=lambda step, alarms: back.append((step, alarms[0].message)))
@@ -174,11 +175,11 @@ def test_a_broken_gradient_is_named_and_never_stepped_along(tmp_path: Path, monk
     assert lines[-1]["learning_rate"] == pytest.approx(
         CONFIG.learning_rate * 0.5 * policy_updates.learning_rate_factor(5, config)
     )
-    assert all(bool(torch.isfinite(p).all()) for p in backbone.parameters(POLICY).values())
+    assert all(bool(torch.isfinite(p).all()) for p in backbone.roles.parameters(POLICY).values())
 
 
 def test_going_back_is_the_same_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = next(n for n in four_roles().parameters(POLICY) if "lora_B" in n)
+    name = next(n for n in four_roles().roles.parameters(POLICY) if "lora_B" in n)
     config = changed(CONFIG, **{"iterations": 6, "epochs": 2})
     through = four_roles()
     with monkeypatch.context() as patch:
@@ -197,7 +198,7 @@ def test_going_back_is_the_same_after_a_kill(tmp_path: Path, monkeypatch: pytest
             train(four_roles(), tmp_path / "b", config, keep=killed)
     resumed = four_roles()
     train(resumed, tmp_path / "b", config)
-    for one, other in zip(through.parameters(POLICY).values(), resumed.parameters(POLICY).values(), strict=True):
+    for one, other in zip(through.roles.parameters(POLICY).values(), resumed.roles.parameters(POLICY).values(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -212,7 +213,7 @@ def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best
 
     def judge(guide: Guide | None) -> JudgeReading:
         assert guide is None  # the policy itself learns
-        kept.append({n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()})
+        kept.append({n: p.detach().clone() for n, p in backbone.roles.parameters(POLICY).items()})
         return next(readings)
 
     config = changed(CONFIG, **{"iterations": 8, "judge_every": 2})
@@ -221,7 +222,7 @@ def test_a_policy_that_exploits_the_evaluator_ends_where_the_judge_liked_it_best
     assert back == [4]
     assert lines[-1]["judge_drop"] == pytest.approx(0.5)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    for name, parameter in backbone.parameters(POLICY).items():
+    for name, parameter in backbone.roles.parameters(POLICY).items():
         assert torch.equal(parameter, kept[1][name])
 
 
@@ -229,7 +230,7 @@ def test_the_judge_remembers_what_it_liked_best_when_the_loop_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = four_roles()
-    break_once(next(n for n in backbone.parameters(POLICY) if "lora_B" in n), monkeypatch, backbone, iteration=5)
+    break_once(next(n for n in backbone.roles.parameters(POLICY) if "lora_B" in n), monkeypatch, backbone, iteration=5)
     readings = iter([reading(12), reading(16), reading(14)])
     config = changed(CONFIG, **{"iterations": 5, "judge_every": 2, "checkpoint_every": 3, "epochs": 2})
     lines, _ = train(backbone, tmp_path, config, judge=lambda guide: next(readings))
@@ -292,12 +293,12 @@ def critic_figures(backbone: Backbone, part: Experience, scale: RewardScale, tok
 
 
 @torch.no_grad()
-def values_of(backbone: Backbone, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+def values_of(backbone: Backbone, prompt: Prompt, reply: Sequence[int]) -> Tensor:
     """The critic before each reply token: one sequence, one plain pass."""
     with backbone.acting_as(CRITIC):
-        states = backbone.model.base_model(input_ids=torch.tensor([[*prompt, *reply]])).last_hidden_state[0]
-    head = backbone.heads[CRITIC]
-    return (states @ head.weight[0] + head.bias)[len(prompt) - 1 : -1]
+        states = backbone.model.base_model(input_ids=torch.tensor([[*prompt.ids, *reply]])).last_hidden_state[0]
+    head = backbone.roles.heads[CRITIC]
+    return (states @ head.weight[0] + head.bias)[len(prompt.ids) - 1 : -1]
 
 
 def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
@@ -315,8 +316,8 @@ def test_advantages_and_returns_equal_a_slow_loop_over_each_reply() -> None:
     all_rewards: list[float] = []
     for row, (prompt, rollout) in enumerate(zip(PROMPTS, rollouts, strict=True)):
         with backbone.acting_as(REFERENCE):
-            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply, *rollout.ids))
-        reference = [full[len(prompt.reply) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
+            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply.ids, *rollout.ids))
+        reference = [full[len(prompt.reply.ids) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
         values = [(v - mean) / deviation for v in values_of(backbone, prompt.grade, rollout.ids).tolist()]
         rewards = [-0.3 * (p - q) for p, q in zip(rollout.logprobs, reference, strict=True)]
         rewards[-1] += max(-0.8, min(0.8, (scores[row] - mean) / deviation)) - (0.0 if rollout.finished else 1.5)
@@ -354,7 +355,7 @@ def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None)
         figures |= critic_figures(backbone, whole, whitening, budget)
         gradients = {}
         for role in (POLICY, CRITIC):
-            for name, parameter in backbone.parameters(role).items():
+            for name, parameter in backbone.roles.parameters(role).items():
                 assert parameter.grad is not None
                 gradients[name] = parameter.grad.clone()
                 parameter.grad = None
@@ -378,7 +379,7 @@ def both_updates(backward: bool, **scarcity: Any) -> tuple[dict[str, float], dic
         figures = policy_figures(backbone, part, 100_000)
         backbone.budget = MemoryBudget()  # the critic too begins with everything
         figures |= critic_figures(backbone, part, whitening, 100_000)
-    named = {**backbone.parameters(POLICY), **backbone.parameters(CRITIC)}
+    named = {**backbone.roles.parameters(POLICY), **backbone.roles.parameters(CRITIC)}
     return figures, {n: p.grad for n, p in named.items() if p.grad is not None}, failed, backbone
 
 
@@ -389,7 +390,7 @@ def test_out_of_memory_changes_neither_gradient(backward: bool, one_thread: None
     assert nothing == []
     assert len(failed) >= 4  # twice or more for the policy, and for the critic
     assert found == pytest.approx(figures, abs=1e-5, rel=1e-5)
-    assert parts.keys() == gradients.keys() == {*backbone.parameters(POLICY), *backbone.parameters(CRITIC)}
+    assert parts.keys() == gradients.keys() == {*backbone.roles.parameters(POLICY), *backbone.roles.parameters(CRITIC)}
     for name, gradient in parts.items():
         scale = max(1.0, gradients[name].abs().max().item())
         torch.testing.assert_close(gradient, gradients[name], rtol=0, atol=1e-6 * scale)
@@ -419,13 +420,13 @@ def test_the_first_policy_gradient_is_that_of_the_plain_objective() -> None:
     backbone = four_roles()
     found, rollouts, _ = experience(backbone)
     policy_figures(backbone, found, 300)
-    parameters = backbone.parameters(POLICY)
+    parameters = backbone.roles.parameters(POLICY)
     tokens = sum(len(r.ids) for r in rollouts)
     loss = torch.zeros(())
     with backbone.acting_as(POLICY):
         for row, (prompt, rollout) in enumerate(zip(PROMPTS, rollouts, strict=True)):
-            logits = backbone.model(input_ids=torch.tensor([[*prompt.reply, *rollout.ids]])).logits[
-                0, len(prompt.reply) - 1 : -1
+            logits = backbone.model(input_ids=torch.tensor([[*prompt.reply.ids, *rollout.ids]])).logits[
+                0, len(prompt.reply.ids) - 1 : -1
             ]
             logprobs = torch.log_softmax(logits, -1).gather(1, torch.tensor(rollout.ids)[:, None])[:, 0]
             loss = loss - (logprobs * found.advantages[row, : len(rollout.ids)]).sum() / tokens
@@ -460,7 +461,7 @@ def test_the_base_is_never_the_policy() -> None:
     backbone = four_roles()
     found, rollouts, _ = experience(backbone)
     with backbone.acting_as(BASE):
-        full = tiny_models.full_logprobs(backbone.model, (*PROMPTS[0].reply, *rollouts[0].ids))
+        full = tiny_models.full_logprobs(backbone.model, (*PROMPTS[0].reply.ids, *rollouts[0].ids))
     bare = [full[2 + t, token].item() for t, token in enumerate(rollouts[0].ids)]
     captured = found.logprobs[0, : len(bare)].tolist()
     assert captured != pytest.approx(bare, abs=1e-2)

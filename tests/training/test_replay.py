@@ -19,8 +19,8 @@ REPLIES = [(5, 6), (7,), (8, 9, 10), (11, 12)]
 
 def roles() -> Backbone:
     backbone = tiny_models.backbone()
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     return backbone
 
 
@@ -50,7 +50,7 @@ def test_what_was_remembered_comes_back_with_its_prompts_and_numbers() -> None:
         assert not pool.rewards[row, ~kept].any()
         for batch, prompt in ((pool.policy_batch, PROMPTS[number % 6].reply), (pool.critic_batch, PROMPTS[number % 6].grade)):
             real = batch.ids_BT[row, batch.attention_BT[row].bool()]
-            assert tuple(real.tolist()) == (*prompt, *ids)
+            assert tuple(real.tolist()) == (*prompt.ids, *ids)
 
 
 def numbers_in(replay: Replay) -> list[int]:

@@ -20,7 +20,7 @@ def ensemble() -> tuple[Backbone, list[list[float]]]:
     """Three evaluators, and each one's scores of the samples from a separate pass, in its own units."""
     backbone, rows = tiny_models.backbone("llama", eos=(1,)), []
     for number, member in enumerate(MEMBERS):
-        backbone.add_role(member.role, seed=number, head=True, trainable=False)
+        backbone.roles.add(member.role, seed=number, head=True, trainable=False)
         tiny_models.scramble(backbone, member.role, seed=number, size=0.05)
         raw = score_replies(backbone, member.role, [p.grade for p in PROMPTS], [r.ids for r in SAMPLES.rollouts], 64)
         rows.append([(score - member.mean) / member.deviation for score in raw])

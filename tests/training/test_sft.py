@@ -31,7 +31,7 @@ def counting(count: int, seed: int) -> Rows:
 
 def fresh(**changes: Any) -> Backbone:
     backbone = tiny_models.backbone(**changes)
-    backbone.add_role(ROLE)
+    backbone.roles.add(ROLE)
     return backbone
 
 
@@ -88,7 +88,7 @@ def test_micro_batches_do_not_change_the_gradient(one_thread: None) -> None:
     gradients = []
     for budget in (1, 40, 4096):
         value = sft._step(backbone, ROLE, rows, budget)
-        parameters = backbone.parameters(ROLE)
+        parameters = backbone.roles.parameters(ROLE)
         gradients.append((value, {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}))
         for parameter in parameters.values():
             parameter.grad = None
@@ -124,12 +124,12 @@ def test_a_killed_tuning_goes_on_bit_for_bit(tmp_path: Path, one_thread: None) -
     rest = tune(resumed, rows, tmp_path / "b", config, resumed=steps.append)
     assert steps == [3]
     assert [*seen[:3], *rest] == expected
-    for one, other in zip(through.parameters(ROLE).values(), resumed.parameters(ROLE).values(), strict=True):
+    for one, other in zip(through.roles.parameters(ROLE).values(), resumed.roles.parameters(ROLE).values(), strict=True):
         assert torch.equal(one, other)
     finished, steps = fresh(), []
     assert tune(finished, rows, tmp_path / "b", config, resumed=steps.append) == []  # nothing is left to do
     assert steps == [8]
-    assert torch.equal(*(next(iter(b.parameters(ROLE).values())) for b in (finished, through)))
+    assert torch.equal(*(next(iter(b.roles.parameters(ROLE).values())) for b in (finished, through)))
 
 
 def test_rows_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_rows_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
     backbone = fresh()
     with torch.no_grad():
-        next(iter(backbone.parameters(ROLE).values())).fill_(math.nan)
-    before = [p.clone() for p in backbone.parameters(ROLE).values()]
+        next(iter(backbone.roles.parameters(ROLE).values())).fill_(math.nan)
+    before = [p.clone() for p in backbone.roles.parameters(ROLE).values()]
     with pytest.raises(LoopError, match=r"reader diverged at step 1: .*lora_A\.reader.*NaN"):
         tune(backbone, counting(4, seed=1), tmp_path)
-    for old, new in zip(before, backbone.parameters(ROLE).values(), strict=True):
+    for old, new in zip(before, backbone.roles.parameters(ROLE).values(), strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=0, equal_nan=True)
     assert not list(tmp_path.glob("step-*"))

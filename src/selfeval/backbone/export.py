@@ -25,9 +25,11 @@ from selfeval.backbone.merging import (
     merged_language_model,
     plain_config,
 )
+from selfeval.backbone.role_files import save_role, seal_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
 from selfeval.errors import ExportError, RoleError
+from selfeval.prompt import Prompt
 from selfeval.store import read_json, write_json
 
 __all__ = ["Agreement", "Layout", "write_adapter", "write_merged"]
@@ -74,7 +76,7 @@ def write_merged(
         ExportError: the family has no classifier, or what was written does not compute what the role computes.
     """
     rows = _probe(backbone, avoid=tokenizer.pad_token_id)
-    if role in backbone.heads:
+    if role in backbone.roles.heads:
         expected = _role_scores(backbone, role, rows)
         kind = _save(merged_classifier(backbone, role, _pad_id(tokenizer), dtype), folder)
         found, precision = _written_scores(_load(kind, folder), rows)
@@ -95,7 +97,7 @@ def write_merged(
 def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Layout:
     """Write the role in PEFT's layout for the base at `base` (a folder or hub id), and read it back.
 
-    The folder can be loaded as a role too (`Backbone.load_role`), which refuses another base; PEFT does not look. Where the
+    The folder can be loaded as a role too (`role_files.load_role`), which refuses another base; PEFT does not look. Where the
     positions of the base were scaled, the folder holds the scaled `config.json` to load the base with, and does not name the
     base: otherwise `AutoPeftModel...` would load it with its original config, and score on unscaled positions.
 
@@ -103,19 +105,19 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
         RoleError: there is no such role.
         ExportError: the files do not hold the role's weights.
     """
-    backbone.save_role(role, folder)
+    save_role(backbone, role, folder)
     stretched = backbone.loaded.stretch is not None
     if stretched:
         plain_config(backbone.model).save_pretrained(folder)
     config = {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": None if stretched else base}
     layout: Layout = "adapter"
-    if role in backbone.heads:
+    if role in backbone.roles.heads:
         layout = "adapter and head" if classifier_class(backbone.model.config) is None else "classifier adapter"
     if layout == "classifier adapter":
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
-        _add_head(folder, backbone.heads[role].weight)
+        _add_head(folder, backbone.roles.heads[role].weight)
     write_json(folder / "adapter_config.json", config)
-    backbone.seal_role(folder)
+    seal_role(backbone, folder)
     _check_adapter(backbone, role, folder)
     return layout
 
@@ -154,11 +156,11 @@ def _check_adapter(backbone: Backbone, role: str, folder: Path) -> None:
     saved = load_file(folder / "adapter_model.safetensors")
     wanted = {
         "base_model.model." + name.replace(f".{role}.", "."): p
-        for name, p in backbone.parameters(role).items()
+        for name, p in backbone.roles.parameters(role).items()
         if "lora_" in name
     }
-    if role in backbone.heads:
-        wanted |= {f"head.{name}": p for name, p in backbone.heads[role].named_parameters()}
+    if role in backbone.roles.heads:
+        wanted |= {f"head.{name}": p for name, p in backbone.roles.heads[role].named_parameters()}
         saved |= {f"head.{name}": p for name, p in load_file(folder / "head.safetensors").items()}
     wrong = [name for name, p in wanted.items() if name not in saved or not torch.equal(saved[name], p.detach().cpu())]
     if wrong or len(saved) - len(wanted) not in (0, 1):
@@ -175,7 +177,7 @@ def _probe(backbone: Backbone, avoid: int | None) -> Sequences:
     usable = torch.tensor([i for i in range(size) if i not in (avoid, loaded.pad_id, *loaded.eos_ids)])
     generator, end = torch.Generator().manual_seed(0), list(loaded.eos_ids[:1])
     rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in _PROBE_LENGTHS]
-    return pad_sequences(backbone, [row[:1] for row in rows], [row[1:] + end for row in rows])
+    return pad_sequences(backbone, [Prompt(tuple(row[:1])) for row in rows], [row[1:] + end for row in rows])
 
 
 @torch.no_grad()

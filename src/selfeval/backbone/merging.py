@@ -81,7 +81,7 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
         ExportError: transformers has no such class for this family, or not one that fits its weights.
     """
     live: Any = backbone.model
-    if role not in backbone.heads:
+    if role not in backbone.roles.heads:
         raise RoleError(f'role "{role}" has no head, so it cannot become a classifier')
     config = plain_config(live)
     config.num_labels, config.id2label, config.label2id = 1, {0: "score"}, {"score": 0}
@@ -92,7 +92,7 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
     if not isinstance(getattr(merged, "score", None), nn.Linear):
         raise ExportError(_no_classifier(config))
     _fill(merged, backbone, role, dtype, skip=("score.weight", "score.bias"))
-    _set_head(merged, backbone.heads[role])
+    _set_head(merged, backbone.roles.heads[role])
     _make_room(merged, pad_id)
     merged.config.get_text_config().pad_token_id = merged.config.pad_token_id = pad_id
     return merged
@@ -153,8 +153,8 @@ def _empty(kind: Any, config: Any) -> Any:
 
 def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None, skip: tuple[str, ...]) -> None:
     """Give every weight of `merged` but those in `skip` the role's value, found on the live base under the same name."""
-    if role not in (BASE, *backbone.roles):
-        raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles)}')
+    if role not in (BASE, *backbone.roles.names):
+        raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles.names)}')
     names = [name for name in merged.state_dict() if name not in skip]
     weights = {name: _laid_out(_merged_weight(backbone.model, name, role, dtype), merged, name, backbone) for name in names}
     merged.load_state_dict(weights, strict=False, assign=True)

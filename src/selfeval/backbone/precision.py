@@ -27,6 +27,7 @@ __all__ = [
     "PRECISIONS",
     "OverflowGuard",
     "Precision",
+    "compute_dtype",
     "load_arguments",
     "pick_precision",
     "settle_quantised",
@@ -64,6 +65,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Of the plain precisions, in which weights are numbers."""
 _ROOM = 1.25
 """A base fits when so many times its bytes are free: activations, adapters and the cache need room as well."""
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of hidden states, assuming a device with bf16: quantised weights are dequantised to 16 bits."""
+    return DTYPES.get(precision, torch.bfloat16)
 
 
 def sixteen_bits(device: torch.device) -> str:

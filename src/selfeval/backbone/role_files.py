@@ -5,15 +5,83 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from selfeval.errors import RunFolderError
-from selfeval.store import content_hash, read_object, write_json
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-__all__ = ["check_role", "save_adapter_config", "seal_role"]
+from selfeval.backbone.roles import Backbone
+from selfeval.config import LoraConfig
+from selfeval.errors import RunFolderError
+from selfeval.store import content_hash, read_json, read_object, write_json
+
+__all__ = ["load_role", "save_role", "seal_role"]
 
 _SEALED = ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")
 
 
-def save_adapter_config(config: Any, folder: Path) -> None:
+def save_role(backbone: Backbone, role: str, folder: Path) -> None:
+    """Save the role in PEFT's layout, with `head.safetensors` if it has a head, and record its base model.
+
+    Raises:
+        RoleError: there is no such role, or it has no adapter.
+    """
+    config = backbone.roles.adapter_config(role)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.base_model_name_or_path = backbone.source
+    config.fan_in_fan_out = any(getattr(m, "fan_in_fan_out", False) for m in backbone.model.modules())  # PEFT notes it once
+    tensors = {name: p.detach().cpu().contiguous() for name, p in _named_as_saved(backbone, role).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    _save_adapter_config(config, folder)
+    if role in backbone.roles.heads:
+        head = backbone.roles.heads[role].state_dict()
+        save_file({name: tensor.cpu() for name, tensor in head.items()}, folder / "head.safetensors")
+    seal_role(backbone, folder)
+
+
+def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = False) -> None:
+    """Add a role that `save_role` wrote.
+
+    Raises:
+        RunFolderError: files are missing or damaged, or the role was trained on another base or with other `[lora]` values.
+    """
+    origin = _check_role(folder)
+    if origin["base_fingerprint"] != backbone.fingerprint:
+        raise RunFolderError(
+            f"the role in {folder} was trained on {origin['base']} (weights {origin['base_fingerprint']}), not on "
+            f"{backbone.base_name} (weights {backbone.fingerprint}); load it on its own base"
+        )
+    lora = backbone.roles.lora
+    _check_lora(lora, folder)
+    has_head = (folder / "head.safetensors").is_file()
+    backbone.roles.add(role, head=has_head, trainable=trainable)
+    saved, own = load_file(folder / "adapter_model.safetensors"), _named_as_saved(backbone, role)
+    if own.keys() != {name for name in saved if "lora_" in name}:
+        backbone.roles.remove(role)
+        raise RunFolderError(
+            f"the role in {folder} adapts other layers than lora.targets = {lora.targets} does; set its own targets"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
+    if has_head:
+        backbone.roles.heads[role].load_state_dict(load_file(folder / "head.safetensors"))
+
+
+def _named_as_saved(backbone: Backbone, role: str) -> dict[str, nn.Parameter]:
+    """Return the weights of the role's adapter by their names in PEFT's files."""
+    return {"base_model.model." + n.replace(f".{role}.", "."): p for n, p in backbone.roles.adapter(role).items()}
+
+
+def _check_lora(lora: LoraConfig, folder: Path) -> None:
+    """Check the LoRA settings: with a different scale the weights would still load, but scores would change."""
+    saved = read_json(folder / "adapter_config.json")
+    found = {"rank": saved["r"], "alpha": saved["lora_alpha"], "rslora": saved["use_rslora"]}
+    wanted = lora.model_dump(include=set(found))
+    if found != wanted:
+        raise RunFolderError(f"the role in {folder} was trained with lora {found}, not with {wanted}; set its own values")
+
+
+def _save_adapter_config(config: Any, folder: Path) -> None:
     """Write PEFT's adapter_config.json with its lists of names in order.
 
     PEFT holds these names in sets, and writes them in the order of the set: another one in every process, as it depends on
@@ -26,14 +94,14 @@ def save_adapter_config(config: Any, folder: Path) -> None:
     write_json(path, {**values, **{name: sorted(values[name]) for name in unordered}})
 
 
-def seal_role(folder: Path, base: str, base_fingerprint: str) -> None:
-    """Write role.json: the base that the role belongs to, and the hash of each of its files."""
+def seal_role(backbone: Backbone, folder: Path) -> None:
+    """Record the base and the hash of each file in a role's folder; call after the last change to its files."""
     files = {name: content_hash(folder / name) for name in _SEALED if (folder / name).is_file()}
-    write_json(folder / "role.json", {"base": base, "base_fingerprint": base_fingerprint, "files": files})
+    write_json(folder / "role.json", {"base": backbone.base_name, "base_fingerprint": backbone.fingerprint, "files": files})
 
 
-def check_role(folder: Path) -> dict[str, Any]:
-    """The contents of role.json, when every file of the role is what was written.
+def _check_role(folder: Path) -> dict[str, Any]:
+    """Return the contents of role.json after checking that every file of the role is unchanged.
 
     Raises:
         RunFolderError: a file is missing or damaged.

@@ -14,9 +14,10 @@ from torch import Tensor
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
-from selfeval.errors import LoopError
+from selfeval.errors import LoopError, ModelError
+from selfeval.prompt import Prompt
 
-__all__ = ["Sequences", "final_scores", "pad_sequences", "reply_hidden", "reply_logprobs"]
+__all__ = ["Sequences", "final_scores", "pad_sequences", "refuse_images", "reply_hidden", "reply_logprobs"]
 
 
 @dataclass(frozen=True)
@@ -38,30 +39,45 @@ class Sequences:
     mask_BR: Tensor
 
 
-def pad_sequences(backbone: Backbone, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Sequences:
-    """Batches prompts and replies.
+def refuse_images(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+    """Check that no prompt has images, because no supported model family reads them.
+
+    Raises:
+        ModelError: a prompt has an image.
+    """
+    if any(prompt.images for prompt in prompts):
+        raise ModelError(
+            f"{backbone.base_name}: a prompt contains an image, but models of type {backbone.model.config.model_type} are "
+            "supported for text only; use prompts without images"
+        )
+
+
+def pad_sequences(backbone: Backbone, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> Sequences:
+    """Batch prompts and replies.
 
     Args:
         backbone: where they will be passed through.
-        prompts: b lists of token ids.
+        prompts: one per reply.
         replies: b lists of token ids, each of at least one token.
 
     Raises:
         LoopError: a prompt with its reply is longer than the model's context.
+        ModelError: a prompt has an image.
     """
+    refuse_images(backbone, prompts)
     pad, device = backbone.loaded.pad_id, backbone.loaded.device
-    width, context = max(len(p) + len(r) for p, r in zip(prompts, replies, strict=True)), backbone.loaded.context_length
+    width, context = max(len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)), backbone.loaded.context_length
     if context is not None and width > context:
         raise LoopError(
             f"a prompt and its reply have {width} tokens, more than this model's context of {context}; lower "
             "replies.max_new_tokens or use shorter templates"
         )
     longest = max(len(r) for r in replies)
-    rows = [[*p, *r] for p, r in zip(prompts, replies, strict=True)]
+    rows = [[*p.ids, *r] for p, r in zip(prompts, replies, strict=True)]
     return Sequences(
         ids_BT=torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device),
         attention_BT=torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device),
-        prompt_lengths_B=torch.tensor([len(p) for p in prompts], device=device),
+        prompt_lengths_B=torch.tensor([len(p.ids) for p in prompts], device=device),
         reply_BR=torch.tensor([[*r, *[pad] * (longest - len(r))] for r in replies], device=device),
         mask_BR=torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in replies], device=device),
     )
@@ -84,7 +100,7 @@ def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
 
 @torch.no_grad()
 def reply_logprobs(
-    backbone: Backbone, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], *, batch_tokens: int
+    backbone: Backbone, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]], *, batch_tokens: int
 ) -> list[tuple[float, ...]]:
     """Log-probs at temperature 1 of every reply token under the acting role, in nats, in the order given."""
 
@@ -96,7 +112,7 @@ def reply_logprobs(
 
     backbone.refuse_mixed_rows("scoring in groups of similar length")
     found: dict[int, tuple[float, ...]] = {}
-    sizes = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
+    sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
     for group, rows in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, logprobs):
         found.update({i: tuple(row[: len(replies[i])]) for i, row in zip(group, rows, strict=True)})
     return [found[i] for i in range(len(replies))]

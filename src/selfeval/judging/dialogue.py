@@ -32,7 +32,7 @@ Sample = tuple[str, str, str]
 def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> tuple[int, ...]:
     """Return the evaluator's input: the `grade` prompt, the reply, and the end-of-sequence token."""
     question, reply, working = sample
-    return (*templates.prompt("grade", question=question, working=working), *templates.reply_ids(reply), *end)
+    return (*templates.prompt("grade", question=question, working=working).ids, *templates.reply_ids(reply), *end)
 
 
 def hostile(templates: Templates) -> list[Sample]:
@@ -129,7 +129,7 @@ def _dialogue_ids(tokenizer: Any, sample: Sample) -> tuple[int, ...] | None:
 
 def _asks_alike(templates: Templates, tokenizer: Any, question: str) -> bool:
     asked = _ids(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
-    return asked == templates.prompt("reply", question=question)
+    return asked == templates.prompt("reply", question=question).ids
 
 
 def _answers_alike(templates: Templates, tokenizer: Any, sample: Sample, end: Sequence[int]) -> bool:
@@ -141,7 +141,7 @@ def _answers_alike(templates: Templates, tokenizer: Any, sample: Sample, end: Se
     if templates.uses_chat or not _asks_alike(templates, tokenizer, question):
         return _asks_alike(templates, tokenizer, question)
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    return _ids(tokenizer, messages) == (*templates.prompt("reply", question=question), *templates.reply_ids(reply), *end)
+    return _ids(tokenizer, messages) == (*templates.prompt("reply", question=question).ids, *templates.reply_ids(reply), *end)
 
 
 def _ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tuple[int, ...] | None:

@@ -38,10 +38,10 @@ def refuse_leak(templates: Templates, kind: str, values: Mapping[str, Any], path
         ModelError: the template lets control tokens through.
     """
     control = templates.control
-    honest = Counter(i for i in templates.prompt(kind, **values) if i in control.forbidden_ids)
+    honest = Counter(i for i in templates.prompt(kind, **values).ids if i in control.forbidden_ids)
     for text in hostile_texts(control.texts):
         hostile = {name: [text] if isinstance(value, (list, tuple)) else text for name, value in values.items() if value}
-        found = Counter(i for i in templates.prompt(kind, **{**values, **hostile}) if i in control.forbidden_ids)
+        found = Counter(i for i in templates.prompt(kind, **{**values, **hostile}).ids if i in control.forbidden_ids)
         if more := found - honest:
             token = templates.tokenizer.convert_ids_to_tokens(min(more))
             raise ModelError(

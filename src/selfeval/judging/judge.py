@@ -18,6 +18,7 @@ from selfeval.config import VerdictsConfig
 from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.reading import Place, find_verdict, thinking_of, token_at
 from selfeval.judging.templates import Templates
+from selfeval.prompt import Prompt
 from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 
@@ -32,7 +33,7 @@ __all__ = [
     "state_of",
 ]
 
-Prompt = tuple[int, ...]
+TokenIds = tuple[int, ...]
 Choice = Literal["first", "second", "neither"]
 
 
@@ -137,7 +138,7 @@ class _Reader:
 
     def _room(self, prompt: Prompt) -> int:
         context = self.backbone.loaded.context_length
-        return sys.maxsize if context is None else context - len(prompt)
+        return sys.maxsize if context is None else context - len(prompt.ids)
 
     def _work(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
         distinct = [p for p in dict.fromkeys(prompts) if self._room(p) > len(self.tokens.lead) + self.tokens.longest]
@@ -154,14 +155,14 @@ class _Reader:
         None if there is nothing to read: the judge was cut off before it decided, or there is no lead to append.
         """
         text = self._decode(said.ids)
-        thinking = thinking_of(text, self._decode(prompt[-_TAIL:]))
+        thinking = thinking_of(text, self._decode(prompt.ids[-_TAIL:]))
         # Still thinking: close the block first, or the lead would be read as part of the draft.
         if thinking.end is None:
             close = tuple(self.templates.tokenizer.encode(thinking.close, add_special_tokens=False))
             return self._appended(prompt, said, (*self._without_end(said.ids), *close))
         label = self._label(said, text, thinking.end)
         if label is not None:
-            return _Spot((*prompt, *said.ids[:label]), said.watched[label])
+            return _Spot(prompt.followed_by(said.ids[:label]), said.watched[label])
         place = self._statement(said, text, thinking.end)
         if place is None:
             return self._appended(prompt, said, self._without_end(said.ids))
@@ -202,40 +203,40 @@ class _Reader:
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.templates.tokenizer.decode(list(ids)))
 
-    def _without_end(self, ids: Prompt) -> Prompt:
+    def _without_end(self, ids: TokenIds) -> TokenIds:
         ends = set(self.backbone.loaded.eos_ids)
         return tuple(i for i in ids if i not in ends)
 
-    def _appended(self, prompt: Prompt, said: Rollout, words: Prompt) -> _Spot | None:
+    def _appended(self, prompt: Prompt, said: Rollout, words: TokenIds) -> _Spot | None:
         """Return the position after an appended lead; None if the chain of thought was cut off, because it has no verdict."""
         if self.config.working and not (self.labels.lead and said.finished):
             return None
         return _Spot(self._with_lead(prompt, words))
 
-    def _with_lead(self, prompt: Prompt, words: Prompt) -> Prompt:
+    def _with_lead(self, prompt: Prompt, words: TokenIds) -> Prompt:
         """Append the lead to the output, truncating the output if the context is too short."""
         lead = self.tokens.lead
-        return (*prompt, *words[: self._room(prompt) - len(lead) - self.tokens.longest], *lead)
+        return prompt.followed_by((*words[: self._room(prompt) - len(lead) - self.tokens.longest], *lead))
 
     def _label_logprobs(self, spots: dict[Prompt, _Spot]) -> dict[Prompt, tuple[float, ...]]:
         """Return the log-probs of the three labels at each position, summed along their paths."""
-        seen: dict[tuple[Prompt, Prompt], tuple[float, ...]] = {}
+        seen: dict[tuple[Prompt, TokenIds], tuple[float, ...]] = {}
         seen |= {(p, ()): spot.watched for p, spot in spots.items() if spot.watched is not None}
         # Labels of several tokens need one extra forward pass per shared prefix.
         cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
-        requests = [Request((*spots[prompt].before, *fork), temperature=0.0) for prompt, fork in cases]
+        requests = [Request(spots[prompt].before.followed_by(fork), temperature=0.0) for prompt, fork in cases]
         watch = self.tokens.all
         rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.rows, watch=watch)
         seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
 
-        def total(prompt: Prompt, path: Prompt) -> float:
+        def total(prompt: Prompt, path: TokenIds) -> float:
             return math.fsum(seen[prompt, path[:k]][watch.index(token)] for k, token in enumerate(path))
 
         return {prompt: tuple(total(prompt, path) for path in self.tokens.paths) for prompt in spots}
 
     def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
         if rollout is None:
-            return Reading(None, f"(not asked: the prompt of {len(prompt)} tokens does not fit the model's context)")
+            return Reading(None, f"(not asked: the prompt of {len(prompt.ids)} tokens does not fit the model's context)")
         words = self._decode(rollout.ids)
         return Reading(None if logprobs is None else _probabilities(logprobs, self.config.label_mass), words)
 

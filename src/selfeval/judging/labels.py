@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Labels", "VerdictTokens", "verdict_tokens"]
 
-Prompt = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 class Labels(BaseModel):
@@ -43,7 +43,7 @@ class VerdictTokens:
     """
 
     lead: tuple[int, ...]
-    paths: tuple[Prompt, Prompt, Prompt]
+    paths: tuple[TokenIds, TokenIds, TokenIds]
 
     @property
     def all(self) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ class VerdictTokens:
         return max(len(path) for path in self.paths)
 
     @property
-    def forks(self) -> tuple[Prompt, ...]:
+    def forks(self) -> tuple[TokenIds, ...]:
         """Prefixes of paths after which probabilities are read; the empty one comes first."""
         return tuple(dict.fromkeys(path[:k] for k in range(self.longest) for path in self.paths if k < len(path)))
 
@@ -78,7 +78,7 @@ def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
     return VerdictTokens(encoded[0][:shared], (first, second, tie))
 
 
-def _common(sequences: Sequence[Prompt]) -> int:
+def _common(sequences: Sequence[TokenIds]) -> int:
     """Return the length of the longest common prefix."""
     columns = zip(*sequences, strict=False)
     return next((i for i, column in enumerate(columns) if len(set(column)) > 1), min(map(len, sequences)))

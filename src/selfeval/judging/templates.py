@@ -26,6 +26,7 @@ from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
+from selfeval.prompt import Prompt
 
 __all__ = [
     "KINDS",
@@ -87,7 +88,7 @@ def templates_folder(model: str, chosen: str = "") -> Path:
 
 @dataclass(frozen=True)
 class Templates:
-    """Renders prompts as token ids.
+    """Renders prompts and tokenizes them.
 
     Attributes:
         tokenizer: tokenizer with the chat template that is used.
@@ -148,8 +149,8 @@ class Templates:
         labels: Labels = getattr(self.settings, kind)
         return labels
 
-    def prompt(self, kind: str, **values: Any) -> tuple[int, ...]:
-        """Return the token ids of a prompt. The tokenizer's control tokens are removed from inserted texts first.
+    def prompt(self, kind: str, **values: Any) -> Prompt:
+        """Return a prompt. The tokenizer's control tokens are removed from inserted texts first.
 
         Args:
             kind: one of `KINDS`.
@@ -162,7 +163,7 @@ class Templates:
         else:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
-        return tuple(int(i) for i in ids)
+        return Prompt(tuple(int(i) for i in ids))
 
     def _rendered(self, kind: str, values: dict[str, Any]) -> str:
         """Return the text of a prompt with cleaned values, before the chat template is applied."""
@@ -185,11 +186,11 @@ class Templates:
     @cached_property
     def _typed(self) -> TypedReplies:
         text = self._rendered("reply", {"question": "Which?"})
-        ids = self.prompt("reply", question="Which?")
+        prompt = self.prompt("reply", question="Which?")
         if self.uses_chat:
             chat = message(text, parts=self.parts)
             text = str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
-        return TypedReplies(self.tokenizer, text, ids, "" if self.uses_chat else " ")
+        return TypedReplies(self.tokenizer, text, prompt.ids, "" if self.uses_chat else " ")
 
     def text(self, ids: tuple[int, ...]) -> str:
         """Decode a reply, omitting control tokens."""
@@ -280,7 +281,7 @@ def _check(templates: Templates, kind: str, path: Path) -> None:
     values = _SAMPLES[kind] if kind != "grade" or templates.grades_with_working else {**_SAMPLES[kind], "working": ""}
     _refuse_unknown(templates.environment, kind, path, {*values, "chat"})
     try:
-        ids, sample = templates.prompt(kind, **values), templates.render(kind, **values)
+        ids, sample = templates.prompt(kind, **values).ids, templates.render(kind, **values)
         changed = {name: templates.render(kind, **{**values, name: _OTHER[name]}) for name, value in values.items() if value}
     except Exception as error:  # a template is a program: it may raise anything
         raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from selfeval.backbone.families.cache import RoomyLayer
+from selfeval.backbone.families.cache import PreallocatedLayer
 from selfeval.backbone.placement import DeviceMap
 from selfeval.backbone.sequences import Sequences, final_scores
 from selfeval.config import CriticConfig, EvaluatorConfig, RunConfig
 from selfeval.planner.shape_tracing import Footprint, Peaks, ShapeBackbone
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Batch, Request
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import member_roles
@@ -91,11 +92,13 @@ class ShapeLoop:
         made: list[tuple[LearnerContext, Learner]] = []
 
         def add_learner(backbone: ShapeBackbone) -> None:
-            if REFERENCE not in backbone.roles:
-                backbone.add_snapshot(REFERENCE, of=POLICY)
+            if REFERENCE not in backbone.roles.names:
+                backbone.roles.add_snapshot(REFERENCE, of=POLICY)
             # The token limits are not read: the micro-batches are formed below.
             scorer = EvaluatorScorer(backbone, batch_tokens=1)
-            context = LearnerContext(backbone, config.policy, scorer, seed=0, limit=1, rows=1, batch_tokens=1)
+            context = LearnerContext(
+                backbone, config.policy, scorer, seed=0, limit=1, rows=1, batch_tokens=1, evaluator=EVALUATOR
+            )
             made.append((context, make_learner(context)))
 
         backbone = ShapeBackbone(model, dtype, config.lora, _roles(config), placement, attention, add_learner)
@@ -171,7 +174,7 @@ def rollout_peak(
         guide: optional value guidance.
     """
     meter = backbone.footprint()
-    requests = [Request((row % prompts,) * shape.prompt, top_p=top_p) for row in range(shape.rows)]
+    requests = [Request(Prompt((row % prompts,) * shape.prompt), top_p=top_p) for row in range(shape.rows)]
     with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
         batch = Batch(backbone, requests, range(shape.rows), shape.reply, (), (), 0, guide)
         layers = _metered(batch, meter)
@@ -187,17 +190,19 @@ def rollout_peak(
     return meter.peaks
 
 
-def _metered(batch: Batch, meter: Footprint) -> list[RoomyLayer]:
+def _metered(batch: Batch, meter: Footprint) -> list[PreallocatedLayer]:
     """Replace the preallocated layers of a batch's caches by layers that label their tensors, and return these."""
     found = []
     for part in batch.passes:
-        layers = [_MeteredLayer(meter, layer.room) if isinstance(layer, RoomyLayer) else layer for layer in part.cache.layers]
+        layers = [
+            _MeteredLayer(meter, layer.room) if isinstance(layer, PreallocatedLayer) else layer for layer in part.cache.layers
+        ]
         part.cache.layers = layers
-        found += [layer for layer in layers if isinstance(layer, RoomyLayer)]
+        found += [layer for layer in layers if isinstance(layer, PreallocatedLayer)]
     return found
 
 
-class _MeteredLayer(RoomyLayer):
+class _MeteredLayer(PreallocatedLayer):
     """The engine's cache layer, which labels its tensors as `kv_cache`."""
 
     def __init__(self, meter: Footprint, room: int) -> None:
@@ -295,7 +300,7 @@ def _backward_peak(backbone: ShapeBackbone, role: str, hold: Callable[[], T], wo
         hold: creates the tensors that are in memory during the forward and the backward pass.
         work: computes the loss from them, or None if nothing is differentiated further.
     """
-    parameters = list(backbone.parameters(role).values())
+    parameters = list(backbone.roles.parameters(role).values())
     with backbone.fake:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.placement import DeviceMap
+from selfeval.backbone.role_set import RoleSet
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LoraConfig
 from selfeval.errors import ModelError
@@ -184,6 +185,17 @@ def _is_mask(index: Sequence[Tensor | None]) -> bool:
     return len(given) == 1 and index[-1] is given[0] and given[0].dtype == torch.bool
 
 
+class ShapeRoles(RoleSet):
+    """Roles whose weights are shapes."""
+
+    def is_bare(self, role: str) -> bool:
+        """Return True: a new role has no values."""
+        return True
+
+    def _copy(self, source: str, target: str) -> None:
+        """There are no values to copy."""
+
+
 class ShapeBackbone(Backbone):
     """A backbone whose weights are shapes.
 
@@ -223,27 +235,22 @@ class ShapeBackbone(Backbone):
         self.main = placement.main if placement else "cpu"
         self.meter: Footprint | None = None
         for role, head in roles.items():
-            self.add_role(role, head=head)
+            self.roles.add(role, head=head)
         more_roles(self)
         self.fake = FakeTensorMode()
         self._to_fake(torch.device("cpu"))
         if placement is not None and not placement.is_whole:
             self._place(placement)
 
+    role_set = ShapeRoles
+
     def _check_logits(self) -> None:
         """There are no logits to check."""
-
-    def is_bare(self, role: str) -> bool:
-        """Return True: a new role has no values."""
-        return True
 
     @property
     def output_head(self) -> OutputHead:
         """The output layer as on the main device, where a tile of logits may have another size."""
         return replace(super().output_head, device=self.main.partition(":")[0])
-
-    def _copy(self, source: str, target: str) -> None:
-        """There are no values to copy."""
 
     def _unread_layers(self, role: str) -> tuple[str, ...]:
         return ()
@@ -261,7 +268,7 @@ class ShapeBackbone(Backbone):
                 made[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
             return made[id(tensor)]
 
-        for module in [*self.model.modules(), *self.heads.values()]:
+        for module in [*self.model.modules(), *self.roles.heads.values()]:
             for held in (module._parameters, module._buffers):
                 held.update({name: fake(value) for name, value in held.items() if value is not None})
         self.loaded.device = device
@@ -301,8 +308,8 @@ class ShapeBackbone(Backbone):
     def adapters(self, roles: Iterable[str] | None = None) -> dict[str, list[nn.Parameter]]:
         """Weights of these roles (of all unless given), by device."""
         found: dict[str, list[nn.Parameter]] = {self.main: []}
-        for role in self.roles if roles is None else roles:
-            for name, parameter in self.parameters(role).items():
+        for role in self.roles.names if roles is None else roles:
+            for name, parameter in self.roles.parameters(role).items():
                 found.setdefault(self.computes(name), []).append(parameter)
         return found
 

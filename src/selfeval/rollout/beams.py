@@ -13,7 +13,8 @@ from transformers import GenerationConfig
 from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import reply_logprobs
-from selfeval.rollout.engine import Rollout, check_room
+from selfeval.prompt import Prompt
+from selfeval.rollout.engine import Rollout, check_prompts
 
 __all__ = ["beam_search"]
 
@@ -21,7 +22,7 @@ __all__ = ["beam_search"]
 @torch.no_grad()
 def beam_search(
     backbone: Backbone,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Prompt],
     *,
     beams: int,
     max_new_tokens: int,
@@ -31,7 +32,7 @@ def beam_search(
     """The most likely reply found by beam search (transformers' `generate`) to each prompt, under the acting role.
 
     Args:
-        prompts: token ids.
+        prompts: one per reply.
         beams: width of the search.
         max_new_tokens: limit per reply.
         rows: beams side by side.
@@ -41,8 +42,8 @@ def beam_search(
         Rollouts in the order of the prompts, with log-probs at temperature 1.
     """
     backbone.refuse_mixed_rows("beam search")
-    check_room(backbone, prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    check_prompts(backbone, prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
 
     def of_group(group: list[int]) -> list[tuple[int, ...]]:
         return _generate(backbone, [prompts[order[i]] for i in group], beams, max_new_tokens)
@@ -53,11 +54,11 @@ def beam_search(
     return _with_logprobs(backbone, prompts, [replies[i] for i in range(len(prompts))], batch_tokens)
 
 
-def _generate(backbone: Backbone, prompts: Sequence[tuple[int, ...]], beams: int, limit: int) -> list[tuple[int, ...]]:
-    loaded, width = backbone.loaded, max(len(p) for p in prompts)
+def _generate(backbone: Backbone, prompts: Sequence[Prompt], beams: int, limit: int) -> list[tuple[int, ...]]:
+    loaded, width = backbone.loaded, max(len(p.ids) for p in prompts)
     room = (loaded.context_length or sys.maxsize) - width
-    ids = torch.tensor([[loaded.pad_id] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
-    attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=loaded.device)
+    ids = torch.tensor([[loaded.pad_id] * (width - len(p.ids)) + list(p.ids) for p in prompts], device=loaded.device)
+    attention = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=loaded.device)
     settings = GenerationConfig(
         num_beams=beams,
         do_sample=False,
@@ -86,7 +87,7 @@ def _until_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
 
 
 def _with_logprobs(
-    backbone: Backbone, prompts: Sequence[tuple[int, ...]], replies: Sequence[tuple[int, ...]], batch_tokens: int
+    backbone: Backbone, prompts: Sequence[Prompt], replies: Sequence[tuple[int, ...]], batch_tokens: int
 ) -> list[Rollout]:
     logprobs = reply_logprobs(backbone, prompts, replies, batch_tokens=batch_tokens)
     return [Rollout(ids, p, ids[-1] in backbone.loaded.eos_ids) for ids, p in zip(replies, logprobs, strict=True)]

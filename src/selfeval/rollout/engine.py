@@ -22,20 +22,22 @@ import torch
 from torch import Tensor
 
 from selfeval.backbone.budget import Phase
-from selfeval.backbone.families.cache import check_state, roomy_cache, select_rows, state_arguments
+from selfeval.backbone.families.cache import check_state, preallocated_cache, select_rows, state_arguments
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.sequences import refuse_images
 from selfeval.errors import LoopError, NotFiniteError, RoleError
+from selfeval.prompt import Image, Prompt
 from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
 
-__all__ = ["Batch", "Request", "Rollout", "Tally", "check_room", "count_tokens", "generate"]
+__all__ = ["Batch", "Request", "Rollout", "Tally", "check_prompts", "count_tokens", "generate"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request for one reply: prompt token ids and sampling parameters (temperature 0 is greedy)."""
+    """A request for one reply: prompt and sampling parameters (temperature 0 is greedy)."""
 
-    prompt: tuple[int, ...]
+    prompt: Prompt
     temperature: float = 1.0
     top_p: float = 1.0
 
@@ -121,14 +123,14 @@ def generate(
 
     Raises:
         LoopError: a prompt fills the model's context.
-        ModelError: the model's cache does not support removing rows.
+        ModelError: the model's cache does not support removing rows, or a prompt has an image.
         MemoryLimitError: there is not enough memory for a single row.
         RoleError: no role is acting, or the guide names one that does not exist.
     """
     check_state(backbone.loaded)
     backbone.refuse_mixed_rows("sampling")
-    check_room(backbone, [r.prompt for r in requests])
-    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), requests[i].prompt))
+    check_prompts(backbone, [r.prompt for r in requests])
+    order = sorted(range(len(requests)), key=lambda i: _by_length(requests[i].prompt))
 
     def of_group(group: list[int]) -> list[Rollout]:
         chosen = [requests[order[i]] for i in group]
@@ -141,20 +143,27 @@ def generate(
     for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, rows, of_group):
         results.update({order[i]: rollout for i, rollout in zip(group, rollouts, strict=True)})
         if tally:
-            tally.read += sum(len(prompt) for prompt in {requests[order[i]].prompt for i in group})
+            tally.read += sum(len(prompt.ids) for prompt in {requests[order[i]].prompt for i in group})
             tally.written += sum(len(rollout.ids) for rollout in rollouts)
         if advance:
             advance(len(group))
     return [results[i] for i in range(len(requests))]
 
 
-def check_room(backbone: Backbone, prompts: Sequence[tuple[int, ...]]) -> None:
-    """Check that every prompt leaves room for a reply in the model's context.
+def _by_length(prompt: Prompt) -> tuple[int, tuple[int, ...], tuple[Image, ...]]:
+    """Sort key that puts prompts of similar length in one batch, and equal prompts next to each other."""
+    return len(prompt.ids), prompt.ids, prompt.images
+
+
+def check_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
+    """Check that the model can read every prompt and reply to it within its context.
 
     Raises:
         LoopError: a prompt fills the context.
+        ModelError: a prompt has an image.
     """
-    context, longest = backbone.loaded.context_length, max((len(p) for p in prompts), default=0)
+    refuse_images(backbone, prompts)
+    context, longest = backbone.loaded.context_length, max((len(p.ids) for p in prompts), default=0)
     if context is not None and longest >= context:
         raise LoopError(
             f"a prompt of {longest} tokens leaves no room in this model's context of {context}; use shorter questions or "
@@ -177,7 +186,7 @@ class _Pass:
             raise RoleError("sampling outside of `with backbone.acting_as(role)`; say whose replies they are")
         self.backbone, self.own = backbone, own
         self.roles = (*((backbone.acting,) if own else ()), *guides)
-        self.cache = roomy_cache(backbone.model.config, room)
+        self.cache = preallocated_cache(backbone.model.config, room)
 
     def logits(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute next-token logits `[roles, B, V]` after these tokens."""
@@ -232,7 +241,7 @@ class Batch:
         guide: Guide | None,
     ) -> None:
         context = backbone.loaded.context_length or sys.maxsize
-        self.limits = [min(limit, context - len(r.prompt)) for r in requests]
+        self.limits = [min(limit, context - len(r.prompt.ids)) for r in requests]
         self.backbone = backbone
         device = backbone.loaded.device
         self.requests = requests
@@ -272,16 +281,15 @@ class Batch:
 
         Prefill each distinct prompt once (left-padded), then expand the cache to all rows that share it.
         """
-        distinct = list(dict.fromkeys(r.prompt for r in self.requests))
-        width = max(len(p) for p in distinct)
+        distinct, owners = _distinct_prompts(self.requests)
+        width = max(len(p.ids) for p in distinct)
         pad, device = self.backbone.loaded.pad_id, self.backbone.loaded.device
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in distinct], device=device)
-        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device)
+        ids = torch.tensor([[pad] * (width - len(p.ids)) + list(p.ids) for p in distinct], device=device)
+        attention = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in distinct], device=device)
         logits = self._forward(ids, attention)
         if len(distinct) == len(self.requests):
             return logits, attention
-        index = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = torch.tensor([index[r.prompt] for r in self.requests], device=device)
+        rows = torch.tensor(owners, device=device)
         self._select(rows, len(distinct))
         return logits[:, rows], attention[rows]
 
@@ -340,6 +348,13 @@ class Batch:
             if not self.finished[row] and len(self.ids[row]) < self.limits[row]:
                 keep.append(position)
         return keep
+
+
+def _distinct_prompts(requests: Sequence[Request]) -> tuple[list[Prompt], list[int]]:
+    """Return the distinct prompts of the requests, and for each request the index of its prompt among them."""
+    index: dict[Prompt, int] = {}
+    owners = [index.setdefault(request.prompt, len(index)) for request in requests]
+    return list(index), owners
 
 
 def _passes(backbone: Backbone, guides: Sequence[str], room: int) -> list[_Pass]:

@@ -19,6 +19,7 @@ from selfeval import __version__
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.export import Agreement, Layout, write_adapter, write_merged
 from selfeval.backbone.precision import DTYPES
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LEARNERS, PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
@@ -118,7 +119,7 @@ def export_role(
     base = find_base(config.model, base_id)
     with waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
-        backbone.load_role(name, folder / "roles" / name)
+        load_role(backbone, name, folder / "roles" / name)
         templates = templates_of_run(folder, backbone.loaded.tokenizer)
     with waiting(f"writing {name}"), writing(target) as part:
         copy_templates(folder, part / "templates")
@@ -205,7 +206,7 @@ def _describe(
     exported: Exported, config: RunConfig, backbone: Backbone, templates: Templates, base: BaseModel, run: Path, part: Path
 ) -> None:
     """Write export.json and README.md; for the adapter of an evaluator, also evaluator.json."""
-    role_folder, head = run / "roles" / exported.role, backbone.heads.get(exported.role)
+    role_folder, head = run / "roles" / exported.role, backbone.roles.heads.get(exported.role)
     calibration = read_json(role_folder / "evaluator.json") if (role_folder / "evaluator.json").is_file() else None
     if exported.agreement is None and calibration is not None:
         write_json(part / "evaluator.json", calibration)

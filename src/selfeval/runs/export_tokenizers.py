@@ -53,7 +53,7 @@ class Tokenizers:
 def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Tokenizers:
     """Return the tokenizers of a role; for a classifier, the padding token differs from the end token."""
     own = type(backbone.loaded.tokenizer).__module__.startswith("selfeval.")
-    end, scores = backbone.loaded.eos_ids[:1], role in backbone.heads
+    end, scores = backbone.loaded.eos_ids[:1], role in backbone.roles.heads
     tokenizer = _as_in_the_run(copy.copy(backbone.loaded.tokenizer), backbone, None if own else templates)
     if own:  # transformers can load neither it nor its template
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=templates.uses_chat, own=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
@@ -57,8 +58,8 @@ def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Mem
     """
     members = []
     for role in member_roles(config):
-        if role not in backbone.roles:
-            backbone.load_role(role, roles / role)
+        if role not in backbone.roles.names:
+            load_role(backbone, role, roles / role)
         saved, path = _saved(roles, role, "mean", "deviation"), roles / role / "evaluator.json"
         members.append(Member(role, _number(saved, "mean", path), _number(saved, "deviation", path, positive=True)))
     return members

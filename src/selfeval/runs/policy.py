@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import InputError, RunFolderError
 from selfeval.rollout.engine import Request, generate
@@ -34,8 +35,8 @@ def load_policy(backbone: Backbone, roles: Path) -> Guide | None:
     """
     guide = _read_guide(roles)
     for role in (POLICY, *(guide.roles if guide else ())):
-        if role not in backbone.roles:
-            backbone.load_role(role, roles / role)
+        if role not in backbone.roles.names:
+            load_role(backbone, role, roles / role)
     return guide
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.snapshot import commit_of
 from selfeval.config import RunConfig
 from selfeval.errors import ModelError
 from selfeval.judging.templates import Templates
+from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import pairs_of, with_run_precision
@@ -77,7 +79,7 @@ class Context:
             config = with_run_precision(self.config, self.first.run)
             backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
             self._refuse_other_commit()
-            backbone.check_targets()
+            backbone.roles.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
@@ -113,8 +115,8 @@ class Context:
         """Load the role that this round starts from if needed, and return its name."""
         if not self.earlier:
             return BASE
-        if START not in self.backbone.roles:
-            self.backbone.load_role(START, self.earlier[-1].root / "roles" / POLICY)
+        if START not in self.backbone.roles.names:
+            load_role(self.backbone, START, self.earlier[-1].root / "roles" / POLICY)
         return START
 
     def load_evaluators(self) -> list[Member]:
@@ -175,7 +177,7 @@ class Context:
     def _workings(self) -> dict[str, str]:
         return {w.question_id: w.text for store in (*self.earlier, self.store) for w in store.read("workings", Working)}
 
-    def grade_prompt(self, question_id: str, question: str) -> tuple[int, ...]:
+    def grade_prompt(self, question_id: str, question: str) -> Prompt:
         """Return the prompt that evaluator and critic read before a reply.
 
         It includes the model's reference answer if the template shows one.

@@ -30,6 +30,7 @@ from selfeval.evaluation.over_optimisation import (
 from selfeval.evaluation.policy import Answered, measure_policy, outcome, sample_of
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.judging.judge import Comparison, compare
+from selfeval.prompt import Prompt
 from selfeval.records import Question, Sampled, Split, Verdict, VerdictState
 from selfeval.report.schema import (
     Alarm,
@@ -100,7 +101,7 @@ def _model(context: Context) -> Model:
     return Model(
         name=backbone.source,
         model_type=backbone.model.config.model_type,
-        parameters=backbone.parameter_count,
+        parameters=backbone.census.parameter_count,
         precision=backbone.loaded.precision,
         domain=context.config.domain,
         gold_file=context.config.gold or None,
@@ -111,7 +112,7 @@ def _memory(context: Context) -> EvaluationMemory:
     """Return the bytes of the base, and of all adapters and heads as counted at the end of policy training."""
     trained = context.store.manifest("policy")["counts"]
     return EvaluationMemory(
-        base_bytes=context.backbone.base_bytes,
+        base_bytes=context.backbone.census.base_bytes,
         adapter_bytes=trained["adapter_bytes"],
         weight_copies=trained["weight_copies"],
     )
@@ -258,7 +259,7 @@ def _answer_and_judge(
     return answered, [(b.ids, a.ids, q.id) for q, b, a in zip(questions, before, after, strict=True)]
 
 
-def _kl_to_start(context: Context, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout]) -> list[float]:
+def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
     """Return, per reply, the sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
     ids = [r.ids for r in rollouts]
     with context.backbone.acting_as(context.ensure_start()):

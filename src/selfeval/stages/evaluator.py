@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
+from selfeval.backbone.role_files import save_role
 from selfeval.errors import LoopError
 from selfeval.quality.calibration import fit_temperature
 from selfeval.records import Pair
@@ -103,7 +104,7 @@ def run(context: Context) -> dict[str, Any]:
 def _train(context: Context, role: str, pairs: Sequence[Preference], before: int, bar: Bar) -> None:
     """Train one member and save it. `before` is the number of steps of the previous members, to number its metrics."""
     config, backbone = context.config, context.backbone
-    backbone.add_role(role, seed=context.seed("role", role) % 2**31, head=True)
+    backbone.roles.add(role, seed=context.seed("role", role) % 2**31, head=True)
     folder = context.checkpoint_folder("evaluator") / role
 
     def log(values: dict[str, float]) -> None:
@@ -126,10 +127,10 @@ def _train(context: Context, role: str, pairs: Sequence[Preference], before: int
         resumed=resumed,
         role=role,
     )
-    backbone.freeze(role)
+    backbone.roles.freeze(role)
     units = _units(context, role, pairs) if config.evaluator.members > 1 else {"mean": 0.0, "deviation": 1.0}
     with writing(context.role_folder(role)) as written:
-        backbone.save_role(role, written)
+        save_role(backbone, role, written)
         write_json(written / "evaluator.json", units)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import save_role
 from selfeval.config import LEARNERS, RunConfig
+from selfeval.prompt import Prompt
 from selfeval.records import Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
@@ -18,8 +20,8 @@ from selfeval.stages.context import Context
 from selfeval.stages.terminal import Bar
 from selfeval.store import write_json, writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
-from selfeval.training.evaluator import Preference
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
+from selfeval.training.evaluator import EVALUATOR, Preference
 from selfeval.training.held_out_judge import HeldOutJudge
 from selfeval.training.policy import train_policy
 from selfeval.training.watchdogs import Alarm
@@ -43,11 +45,11 @@ def add_roles(context: Context) -> None:
     backbone = context.backbone
     context.load_evaluators()
     start = context.ensure_start()
-    backbone.add_role(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
+    backbone.roles.add(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
     if context.config.policy.reference_ema is not None:
-        backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)  # the reference moves, so it needs separate weights
+        backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)  # the reference moves, so it needs separate weights
     else:
-        backbone.add_snapshot(REFERENCE, of=POLICY)
+        backbone.roles.add_snapshot(REFERENCE, of=POLICY)
 
 
 def output_roles(config: RunConfig) -> tuple[str, ...]:
@@ -62,9 +64,9 @@ def save_policy(context: Context, guide: Guide | None) -> None:
     """Save the role `policy`; with a guide, save its roles first and record them next to the policy."""
     guides = guide.roles if guide else ()
     for role in (*guides, POLICY):
-        context.backbone.freeze(role)
+        context.backbone.roles.freeze(role)
         with writing(context.role_folder(role)) as folder:
-            context.backbone.save_role(role, folder)
+            save_role(context.backbone, role, folder)
             if guide and role == POLICY:
                 write_json(folder / GUIDE, guide.as_json())
 
@@ -76,7 +78,7 @@ def ensure_policy(context: Context) -> Guide | None:
 
 def answer(
     context: Context,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Prompt],
     guide: Guide | None,
     *,
     seed: int,
@@ -86,7 +88,7 @@ def answer(
     """Sample replies of the trained policy at temperature 1, with value guidance if available.
 
     Args:
-        prompts: `reply` prompts as token ids.
+        prompts: `reply` prompts.
         guide: Optional. Guide returned by `ensure_policy` or by the training.
         seed: sampling seed.
         role: role that replies; the bare base is the initial policy. Default: the policy.
@@ -98,11 +100,11 @@ def answer(
         return generate(context.backbone, requests, max_new_tokens=limit, seed=seed, rows=rows, guide=guide, advance=advance)
 
 
-def prompts_of(context: Context) -> list[Prompt]:
+def prompts_of(context: Context) -> list[QuestionPrompts]:
     """Return the training questions as token ids, excluding those of the held-out judge."""
     templates = context.templates
     return [
-        Prompt(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
+        QuestionPrompts(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
         for q in context.questions(Split.TRAIN)[_kept_aside(context) :]
     ]
 
@@ -133,6 +135,7 @@ def learner_context(context: Context) -> LearnerContext:
         limit=config.replies.max_new_tokens,
         rows=config.rollout_rows,
         batch_tokens=config.batch_tokens,
+        evaluator=EVALUATOR,
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),
     )
@@ -208,6 +211,6 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "iterations": len(store.read_metrics("policy")),
         "watchdogs": len(store.read_metrics("watchdogs")),
-        "adapter_bytes": backbone.adapter_bytes,
-        "weight_copies": backbone.weight_copies(),
+        "adapter_bytes": backbone.census.adapter_bytes,
+        "weight_copies": backbone.census.weight_copies(),
     }

@@ -125,7 +125,7 @@ def _fits(context: Context, question: Question, ids: Sequence[int]) -> bool:
     length = context.backbone.loaded.context_length
     working = context.config.replies.max_new_tokens if context.templates.grades_with_working else 0
     prompt = context.templates.prompt("grade", question=question.text, working="")
-    return length is None or len(prompt) + working + len(ids) <= length
+    return length is None or len(prompt.ids) + working + len(ids) <= length
 
 
 def _write_shard(context: Context, shard: int, questions: Sequence[Question]) -> None:

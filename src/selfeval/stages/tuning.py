@@ -20,6 +20,7 @@ from typing import Any
 
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel
+from selfeval.backbone.role_files import save_role
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, RunFolderError, TextError
 from selfeval.runs.export import TUNING, Exported, export_role, free_folder
@@ -254,7 +255,7 @@ def _digest(rows: Rows) -> str:
 def _train(context: Context, rows: Rows) -> None:
     """Train the adapter from its last checkpoint, if there is one, and save it with the facts."""
     config, backbone, store = context.config, context.backbone, context.store
-    backbone.add_role(_ROLE, seed=context.seed("role", _ROLE) % 2**31)
+    backbone.roles.add(_ROLE, seed=context.seed("role", _ROLE) % 2**31)
     folder = context.checkpoint_folder(_STAGE)
     with context.terminal.bar(_STAGE, config.tuning.steps) as bar:
 
@@ -279,7 +280,7 @@ def _train(context: Context, rows: Rows) -> None:
             resumed=resumed,
         )
     with writing(context.role_folder(_ROLE)) as written:
-        backbone.save_role(_ROLE, written)
+        save_role(backbone, _ROLE, written)
         write_json(written / TUNING, _facts(store.read_metrics(_STAGE), rows))
 
 

@@ -129,7 +129,7 @@ def _by_evaluator(context: Context, batch: Sequence[Asked], workings: Sequence[s
     ]
     replies = [a.replies[0].ids for a in batch] + [a.replies[1].ids for a in batch]
     scorer.of(prompts * 2, replies).whole_B.tolist()  # reading back waits for the GPU
-    scored = 2 * sum(map(len, prompts)) + sum(map(len, replies))
+    scored = 2 * sum(len(prompt.ids) for prompt in prompts) + sum(map(len, replies))
     return _Spent(perf_counter() - start, scored * len(scorer.members), 0)
 
 

@@ -89,7 +89,9 @@ class Checkpoints:
         others = self._saved()
         before = [times for number, times, _ in others if number == step]
         tensors = {
-            f"role/{r}/{n}": p.detach().cpu().contiguous() for r in self.roles for n, p in self.backbone.parameters(r).items()
+            f"role/{r}/{n}": p.detach().cpu().contiguous()
+            for r in self.roles
+            for n, p in self.backbone.roles.parameters(r).items()
         }
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
@@ -121,7 +123,7 @@ class Checkpoints:
 
     def _optimizer_tensors(self, role: str, optimizer: AdamW) -> list[tuple[str, Tensor]]:
         found = []
-        for name, parameter in self.backbone.parameters(role).items():
+        for name, parameter in self.backbone.roles.parameters(role).items():
             for key, value in optimizer.state.get(parameter, {}).items():
                 found.append((f"{name}/{key}", torch.as_tensor(value).detach().cpu().contiguous()))
         return found
@@ -167,7 +169,7 @@ class Checkpoints:
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for role in self.roles:
-                for name, parameter in self.backbone.parameters(role).items():
+                for name, parameter in self.backbone.roles.parameters(role).items():
                     parameter.copy_(tensors[f"role/{role}/{name}"])
         for role, optimizer in self.optimizers.items():
             self._restore_optimizer(role, optimizer, tensors)
@@ -184,7 +186,7 @@ class Checkpoints:
                 )
 
     def _restore_optimizer(self, role: str, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.backbone.parameters(role).items():
+        for name, parameter in self.backbone.roles.parameters(role).items():
             prefix = f"optimizer/{role}/{name}/"
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if state:

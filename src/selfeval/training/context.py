@@ -13,22 +13,23 @@ from torch import Tensor
 
 from selfeval.backbone.roles import Backbone
 from selfeval.config import PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
 from selfeval.training.evaluator import Preference
 
-__all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "LearnerContext", "Prompt", "Samples", "Scorer", "Scores"]
+__all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "LearnerContext", "QuestionPrompts", "Samples", "Scorer", "Scores"]
 
 POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A training question as token ids: the prompt of the policy, and the prompt of evaluator and critic."""
+class QuestionPrompts:
+    """The prompts of a training question: that of the policy, and that of evaluator and critic."""
 
     question_id: str
-    reply: tuple[int, ...]
-    grade: tuple[int, ...]
+    reply: Prompt
+    grade: Prompt
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Samples:
         baselines: Optional. One additional reply per question; its reward is the baseline of the question (ReMax).
     """
 
-    asked: Sequence[Prompt]
+    asked: Sequence[QuestionPrompts]
     rollouts: Sequence[Rollout]
     baselines: Samples | None = None
 
@@ -113,6 +114,7 @@ class LearnerContext:
         limit: maximum tokens of a reply.
         rows: batch size of sampling.
         batch_tokens: maximum tokens of a micro-batch.
+        evaluator: role that critics and state values start from; None to start them from the base.
         pairs: labelled pairs with the policy's prompts, for learners that train on them.
         judge: Optional. Takes the value guidance of the policy, if any, and returns a reading by the held-out judge, or None
             if most verdicts could not be parsed. Default: no readings.
@@ -125,6 +127,7 @@ class LearnerContext:
     limit: int
     rows: int
     batch_tokens: int
+    evaluator: str | None
     pairs: Sequence[Preference] = ()
     judge: Callable[[Guide | None], JudgeReading | None] | None = None
 

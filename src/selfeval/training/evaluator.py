@@ -21,6 +21,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 from selfeval.training.schedules import warmup_and_decay
@@ -33,9 +34,9 @@ EVALUATOR = "evaluator-0"
 
 @dataclass(frozen=True)
 class Preference:
-    """A pair as token ids; `label` is the probability that `chosen` is the better reply."""
+    """A pair of replies as token ids, with their prompt; `label` is the probability that `chosen` is the better reply."""
 
-    prompt: tuple[int, ...]
+    prompt: Prompt
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
     label: float
@@ -45,7 +46,7 @@ class Preference:
 def score_replies(
     backbone: Backbone,
     role: str,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     replies: Sequence[Sequence[int]],
     batch_tokens: int,
     advance: Callable[[int], None] | None = None,
@@ -70,7 +71,7 @@ def score_replies(
         return found
 
     scores = [0.0] * len(prompts)
-    sizes = [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)]
+    sizes = [len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)]
     with backbone.acting_as(role):
         for group, found in backbone.budget.in_groups(Phase.SCORE, sizes, batch_tokens, of_group):
             for index, value in zip(group, found, strict=True):
@@ -93,7 +94,7 @@ def _step(
     backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int
 ) -> dict[str, float]:
     """Accumulate the gradients of one batch over micro-batches and return its mean loss and accuracy."""
-    parameters = list(backbone.parameters(role).values())
+    parameters = list(backbone.roles.parameters(role).values())
 
     def of_group(group: list[int]) -> tuple[float, int]:
         some = [pairs[i] for i in group]
@@ -105,7 +106,7 @@ def _step(
         return found
 
     total, right = 0.0, 0
-    sizes = [2 * (len(p.prompt) + max(len(p.chosen), len(p.rejected))) for p in pairs]
+    sizes = [2 * (len(p.prompt.ids) + max(len(p.chosen), len(p.rejected))) for p in pairs]
     with backbone.acting_as(role):
         for _, (loss, correct) in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group):
             total += loss
@@ -146,7 +147,7 @@ def train_evaluator(
     Raises:
         LoopError: the loss or its gradient became NaN or infinite.
     """
-    parameters = backbone.parameters(role)
+    parameters = backbone.roles.parameters(role)
     optimizer = role_optimizer(parameters, config.learning_rate)
     keeper = checkpoints({role: optimizer})
     state = keeper.restore()

@@ -24,7 +24,7 @@ from selfeval.backbone.sequences import Sequences, pad_sequences, reply_hidden
 from selfeval.config import PolicyConfig
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
-from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 
 __all__ = [
     "Experience",
@@ -161,7 +161,7 @@ def rows_of(batch: Sequences, index: Tensor) -> Sequences:
     )
 
 
-def collect(context: LearnerContext, prompts: Sequence[Prompt], iteration: int, guide: Guide | None = None) -> Samples:
+def collect(context: LearnerContext, prompts: Sequence[QuestionPrompts], iteration: int, guide: Guide | None = None) -> Samples:
     """Sample the policy's replies to the questions of an iteration.
 
     Args:
@@ -174,7 +174,7 @@ def collect(context: LearnerContext, prompts: Sequence[Prompt], iteration: int, 
     return Samples(asked, sample(context, asked, context.sampling_seed(iteration), guide))
 
 
-def sample(context: LearnerContext, asked: Sequence[Prompt], seed: int, guide: Guide | None = None) -> list[Rollout]:
+def sample(context: LearnerContext, asked: Sequence[QuestionPrompts], seed: int, guide: Guide | None = None) -> list[Rollout]:
     """Sample a reply of the policy to each prompt.
 
     There is no top-k and no top-p: the captured log-probs must be those of the full distribution, which the update uses.

@@ -91,7 +91,7 @@ def natural_step(
         NotFiniteError: the gradient or a Fisher-vector product is NaN or infinite; the policy is unchanged.
         ModelError: a layer of the base cannot be differentiated twice.
     """
-    parameters = list(context.backbone.parameters(POLICY).values())
+    parameters = list(context.backbone.roles.parameters(POLICY).values())
     weights_BR = aggregation_weights(batch.mask, "token_mean")
     values = policy_gradients(context, batch, weights_BR, surrogate_loss, entropy_bonus=entropy_bonus)
     gradient_N = _taken(parameters)
@@ -174,7 +174,7 @@ def microbatch_fisher_product(context: LearnerContext, rows: Sequences, directio
     Raises:
         ModelError: a layer of the base cannot be differentiated twice.
     """
-    backbone, parameters = context.backbone, list(context.backbone.parameters(POLICY).values())
+    backbone, parameters = context.backbone, list(context.backbone.roles.parameters(POLICY).values())
 
     def kl() -> Tensor:
         hidden_BRD = reply_hidden(backbone, rows)
@@ -234,7 +234,7 @@ def _search(
 
     The policy is left at the accepted fraction of the step, or at its start if no fraction is accepted.
     """
-    parameters, fraction = list(context.backbone.parameters(POLICY).values()), 0.0
+    parameters, fraction = list(context.backbone.roles.parameters(POLICY).values()), 0.0
     if not bool(step_N.any()):
         return LineSearch(0.0, [])
     try:
@@ -262,7 +262,7 @@ def microbatch_outcome(
     The policy must be acting, without gradient.
     """
     backbone, temperature = context.backbone, context.config.temperature
-    parameters = list(backbone.parameters(POLICY).values())
+    parameters = list(backbone.roles.parameters(POLICY).values())
     _put(parameters, start_N)
     old_BRD = reply_hidden(backbone, rows.policy_batch)
     _put(parameters, end_N)

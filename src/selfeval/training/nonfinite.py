@@ -32,7 +32,7 @@ def broken_layer(backbone: Backbone, roles: Sequence[str], batch: Sequences) -> 
             backbone.hidden(batch.ids_BT, batch.attention_BT)
         if broken:
             return f"{broken[0]} of {role}"
-        weights = [name for name, p in backbone.parameters(role).items() if not bool(torch.isfinite(p).all())]
+        weights = [name for name, p in backbone.roles.parameters(role).items() if not bool(torch.isfinite(p).all())]
         if weights:
             return f"{weights[0]} of {role}"
     return None

@@ -15,10 +15,11 @@ import torch
 
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.prompt import Prompt
 from selfeval.quality.comparisons import FEWEST, compare_paired
 from selfeval.rollout.guide import Guide
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.experience import RewardScale, build_experience, experience_metrics
 from selfeval.training.kl_control import KLControl
 from selfeval.training.learners import make_learner
@@ -32,7 +33,7 @@ __all__ = ["train_policy"]
 _MOST_ROLL_BACKS = 3
 
 
-def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: Recorder) -> Guide | None:
+def train_policy(context: LearnerContext, prompts: Sequence[QuestionPrompts], recorder: Recorder) -> Guide | None:
     """Train the role `policy`, resuming from the last checkpoint if there is one.
 
     Args:
@@ -74,7 +75,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: R
     return loop.learner.guidance()
 
 
-def _iterate(loop: _Loop, prompts: Sequence[Prompt], iteration: int, recorder: Recorder) -> list[Alarm]:
+def _iterate(loop: _Loop, prompts: Sequence[QuestionPrompts], iteration: int, recorder: Recorder) -> list[Alarm]:
     """Run one iteration on its share of the prompts and record it."""
     started, context = time.monotonic(), loop.context
     turn = draw(len(prompts), iteration - 1, context.config.questions_per_iteration, f"{context.seed}/prompts")
@@ -116,7 +117,9 @@ class _Loop:
         """Roles to checkpoint: those of the learner, and the reference if it moves."""
         return (*self.learner.roles, REFERENCE) if self.context.config.reference_ema is not None else self.learner.roles
 
-    def iterate(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
+    def iterate(
+        self, prompts: Sequence[QuestionPrompts], iteration: int
+    ) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
         """Run one iteration and return samples, scores, metrics and alarms; partial results if a number is not finite."""
         config, learner = self.context.config, self.learner
         samples, scores, values = Samples([], []), Scores(torch.zeros(0)), {"step": float(iteration)}
@@ -145,12 +148,14 @@ class _Loop:
         rows = self.learner.own_rows
         return Samples(samples.asked[rows], samples.rollouts[rows]), Scores(scores.whole_B[rows])
 
-    def _where(self, prompts: Sequence[Prompt], samples: Samples) -> str:
+    def _where(self, prompts: Sequence[QuestionPrompts], samples: Samples) -> str:
         """Name the first layer with a non-finite output, by a forward pass of a few replies under each role."""
         backbone, few = self.context.backbone, list(zip(samples.asked, samples.rollouts, strict=True))[:4]
-        texts = [(p.reply, r.ids) for p, r in few] or [(p.reply[:-1], p.reply[-1:]) for p in prompts[:4]]
+        texts = [(p.reply, r.ids) for p, r in few] or [
+            (Prompt(p.reply.ids[:-1], p.reply.images), p.reply.ids[-1:]) for p in prompts[:4]
+        ]
         batch = pad_sequences(backbone, [prompt for prompt, _ in texts], [reply for _, reply in texts])
-        layer = broken_layer(backbone, backbone.roles, batch)
+        layer = broken_layer(backbone, backbone.roles.names, batch)
         return f" (first in {layer})" if layer else ""
 
     def _judge_metrics(self, iteration: int, score: float) -> dict[str, float]:
@@ -243,6 +248,6 @@ class _Loop:
 def _move_towards(context: LearnerContext, share: float) -> None:
     """Update the reference as an EMA of the policy's weights: ref <- ref + share (policy - ref)."""
     backbone = context.backbone
-    ours, theirs = backbone.parameters(REFERENCE).values(), backbone.parameters(POLICY).values()
+    ours, theirs = backbone.roles.parameters(REFERENCE).values(), backbone.roles.parameters(POLICY).values()
     for own, policy in zip(ours, theirs, strict=True):
         own.lerp_(policy, share)

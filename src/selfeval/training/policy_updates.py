@@ -60,7 +60,7 @@ class Optimizers:
     """
 
     def __init__(self, backbone: Backbone, rates: Mapping[str, float], config: PolicyConfig) -> None:
-        self.parameters: dict[str, dict[str, nn.Parameter]] = {role: backbone.parameters(role) for role in rates}
+        self.parameters: dict[str, dict[str, nn.Parameter]] = {role: backbone.roles.parameters(role) for role in rates}
         self.rates, self.config = dict(rates), config
         self.scale = 1.0
         self.by_role = {role: role_optimizer(self.parameters[role], rate) for role, rate in rates.items()}
@@ -161,7 +161,7 @@ def policy_gradients(
         `policy_loss`, and metrics averaged over tokens.
     """
     backbone = context.backbone
-    tokens, parameters = int(part.mask.sum()), list(backbone.parameters(POLICY).values())
+    tokens, parameters = int(part.mask.sum()), list(backbone.roles.parameters(POLICY).values())
 
     def of_group(group: list[int]) -> dict[str, float]:
         index = torch.tensor(group, device=part.mask.device)
@@ -203,7 +203,7 @@ def critic_loss(context: LearnerContext, rows: Experience, scale: RewardScale) -
 def critic_gradients(context: LearnerContext, part: Experience, scale: RewardScale) -> dict[str, float]:
     """Accumulate the gradient of the clipped value loss of a minibatch (mean over tokens) in the critic."""
     backbone = context.backbone
-    tokens, parameters = int(part.mask.sum()), list(backbone.parameters(CRITIC).values())
+    tokens, parameters = int(part.mask.sum()), list(backbone.roles.parameters(CRITIC).values())
 
     def of_group(group: list[int]) -> float:
         loss = critic_loss(context, part.rows(torch.tensor(group, device=part.mask.device)), scale)

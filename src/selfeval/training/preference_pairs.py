@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfeval.algorithms.masked import zero_padding
 from selfeval.backbone.sequences import Sequences, pad_sequences
+from selfeval.prompt import Prompt
 from selfeval.training.context import LearnerContext
 from selfeval.training.evaluator import Preference
 from selfeval.training.experience import Experience, reference_logprobs, rows_of
@@ -82,7 +83,7 @@ def best_and_worst(experience: Experience, *, with_reference: bool) -> Pairs:
 def mismatched(context: LearnerContext, batch: Sequences) -> Sequences | None:
     """Put each reply after the next different prompt in the batch, for KTO's baseline; None if all prompts are equal."""
     lengths = batch.prompt_lengths_B.tolist()
-    prompts = [tuple(ids[:n]) for ids, n in zip(batch.ids_BT.tolist(), lengths, strict=True)]
+    prompts = [Prompt(tuple(ids[:n])) for ids, n in zip(batch.ids_BT.tolist(), lengths, strict=True)]
     replies = [ids[kept].tolist() for ids, kept in zip(batch.reply_BR, batch.mask_BR, strict=True)]
     if len(set(prompts)) < 2:
         return None

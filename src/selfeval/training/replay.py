@@ -18,6 +18,7 @@ from torch import Tensor
 
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences
+from selfeval.prompt import Prompt
 from selfeval.training.experience import Experience, rows_of
 
 __all__ = ["Replay", "Replayed", "replayed"]
@@ -116,8 +117,8 @@ class Replay:
         """Sample `count` distinct replies uniformly, or all if there are fewer."""
         rows = rng.sample(self.rows, min(count, len(self.rows)))
         replies = [row.reply.tolist() for row in rows]
-        batch = pad_sequences(backbone, [row.prompt.tolist() for row in rows], replies)
-        critic_batch = pad_sequences(backbone, [row.grade.tolist() for row in rows], replies)
+        batch = pad_sequences(backbone, [Prompt(tuple(row.prompt.tolist())) for row in rows], replies)
+        critic_batch = pad_sequences(backbone, [Prompt(tuple(row.grade.tolist())) for row in rows], replies)
         nothing = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
 
         def spread(per_row: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from selfeval.algorithms.ensembles import ensemble_mean, uncertainty_weighted, worst_case
 from selfeval.backbone.roles import Backbone
+from selfeval.prompt import Prompt
 from selfeval.training.context import Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, score_replies
 
@@ -57,7 +58,7 @@ class EvaluatorScorer:
     def __call__(self, samples: Samples) -> Scores:
         return self.of([p.grade for p in samples.asked], [r.ids for r in samples.rollouts])
 
-    def of(self, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Scores:
+    def of(self, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> Scores:
         """Score replies after their grade prompts."""
         scores_KB = self.each(prompts, replies)
         if len(scores_KB) == 1:
@@ -66,7 +67,7 @@ class EvaluatorScorer:
 
     def each(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         replies: Sequence[Sequence[int]],
         advance: Callable[[int], None] | None = None,
     ) -> Tensor:

@@ -18,6 +18,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import TuningConfig
 from selfeval.errors import LoopError, NotFiniteError
+from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
 from selfeval.training.schedules import draw, warmup_and_decay
@@ -43,7 +44,9 @@ def text_logprobs(backbone: Backbone, rows: Sequence[Sequence[int]], batch_token
         LoopError: a row has fewer than two tokens, or is longer than the model's context.
     """
     _check_rows(backbone, rows)
-    return reply_logprobs(backbone, [row[:1] for row in rows], [row[1:] for row in rows], batch_tokens=batch_tokens)
+    return reply_logprobs(
+        backbone, [Prompt(tuple(row[:1])) for row in rows], [row[1:] for row in rows], batch_tokens=batch_tokens
+    )
 
 
 def tune_on_text(
@@ -79,7 +82,7 @@ def tune_on_text(
             gradient is not finite.
     """
     _check_rows(backbone, rows)
-    parameters = backbone.parameters(role)
+    parameters = backbone.roles.parameters(role)
     optimizer = role_optimizer(parameters, config.learning_rate)
     keeper = checkpoints({role: optimizer})
     state = keeper.restore()
@@ -122,11 +125,11 @@ def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
 
 def _step(backbone: Backbone, role: str, rows: Sequence[Sequence[int]], batch_tokens: int) -> float:
     """Accumulate the gradients of one batch over micro-batches and return its mean loss."""
-    tokens, parameters = sum(len(row) - 1 for row in rows), list(backbone.parameters(role).values())
+    tokens, parameters = sum(len(row) - 1 for row in rows), list(backbone.roles.parameters(role).values())
 
     def of_group(group: list[int]) -> float:
         chosen = [rows[i] for i in group]
-        batch = pad_sequences(backbone, [row[:1] for row in chosen], [row[1:] for row in chosen])
+        batch = pad_sequences(backbone, [Prompt(tuple(row[:1])) for row in chosen], [row[1:] for row in chosen])
         found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
         loss = -found.logprobs.sum()
         value = loss.item()

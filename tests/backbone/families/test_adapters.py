@@ -21,7 +21,7 @@ def test_names_and_patterns_are_passed_on_as_they_are() -> None:
 
 def test_a_name_of_no_module_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(ConfigError, match=r'no module of this model is called "query"; allowed: down_proj, gate_proj, k_proj'):
-        tiny_models.backbone("llama", targets=("query",)).add_role("policy")
+        tiny_models.backbone("llama", targets=("query",)).roles.add("policy")
 
 
 def test_most_families_leave_the_choice_to_peft() -> None:
@@ -35,17 +35,17 @@ def test_most_families_leave_the_choice_to_peft() -> None:
 def test_a_second_role_has_the_same_modules(family: str) -> None:
     """The same names are found on a model that already has adapters."""
     backbone = tiny_models.backbone(family)
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     first = adapted(backbone)
-    backbone.add_role("evaluator-0")
+    backbone.roles.add("evaluator-0")
     assert adapted(backbone) == first
-    assert len(backbone.parameters("policy")) == len(backbone.parameters("evaluator-0")) == 2 * len(first)
+    assert len(backbone.roles.parameters("policy")) == len(backbone.roles.parameters("evaluator-0")) == 2 * len(first)
 
 
 def test_routers_that_are_linear_layers_get_no_adapter() -> None:
     backbone = tiny_models.backbone("granitemoe")
     assert any("router" in name for name, _ in backbone.model.named_modules())
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     names = adapted(backbone)
     assert len(names) == 8
     assert not any("router" in name for name in names)
@@ -53,7 +53,7 @@ def test_routers_that_are_linear_layers_get_no_adapter() -> None:
 
 def test_only_the_part_that_reads_text_gets_adapters() -> None:
     backbone = tiny_models.backbone("gemma3_vision")
-    backbone.add_role("policy")
+    backbone.roles.add("policy")
     names = adapted(backbone)
     assert len(names) == 14
     assert all(".language_model." in name for name in names)
@@ -66,4 +66,4 @@ def test_only_the_part_that_reads_text_gets_adapters() -> None:
 def test_targets_that_cannot_be_had_are_refused_with_a_sentence(family: str, targets: tuple[str, ...], reason: str) -> None:
     backbone = tiny_models.backbone(family, targets=targets)
     with pytest.raises(ModelError, match=rf"tiny-{family}-0 cannot have adapters on lora.targets = .*{reason}"):
-        backbone.add_role("policy")
+        backbone.roles.add("policy")

@@ -10,13 +10,13 @@ from transformers import DynamicCache, LlamaForCausalLM, MistralConfig
 import tiny_models
 from selfeval.backbone.families.cache import (
     CACHE_FIELD,
-    RoomyLayer,
+    PreallocatedLayer,
     RowFacts,
     cache_argument,
     cache_of,
     check_state,
     is_cache,
-    roomy_cache,
+    preallocated_cache,
     select_rows,
     state_arguments,
 )
@@ -30,7 +30,7 @@ def states(length: int, rows: int = 2) -> torch.Tensor:
 def test_it_returns_what_a_growing_cache_returns() -> None:
     torch.manual_seed(0)
     config = tiny_models.tiny_config("llama", 40)
-    ours, theirs = roomy_cache(config, room=5), DynamicCache(config=config)
+    ours, theirs = preallocated_cache(config, room=5), DynamicCache(config=config)
     for length in (4, 1, 1, 3):
         for layer in range(2):
             keys, values = states(length), states(length)
@@ -40,7 +40,7 @@ def test_it_returns_what_a_growing_cache_returns() -> None:
 
 
 def test_new_tokens_are_written_in_place() -> None:
-    cache = roomy_cache(tiny_models.tiny_config("llama", 40), room=5)
+    cache = preallocated_cache(tiny_models.tiny_config("llama", 40), room=5)
     cache.update(states(4), states(4), 0)
     address = cache.layers[0].keys.data_ptr()
     for _ in range(5):
@@ -49,7 +49,7 @@ def test_new_tokens_are_written_in_place() -> None:
 
 
 def test_rows_are_dropped_repeated_and_reordered() -> None:
-    cache = roomy_cache(tiny_models.tiny_config("llama", 40), room=2)
+    cache = preallocated_cache(tiny_models.tiny_config("llama", 40), room=2)
     keys = states(3, rows=3)
     for layer in range(2):
         cache.update(keys, keys + 1, layer)
@@ -63,7 +63,7 @@ def test_rows_are_dropped_repeated_and_reordered() -> None:
 
 
 def test_rows_of_running_states_move_with_those_of_keys_and_values() -> None:
-    cache = roomy_cache(tiny_models.tiny_config("falcon_h1", 40), room=2)  # attention and Mamba in every layer
+    cache = preallocated_cache(tiny_models.tiny_config("falcon_h1", 40), room=2)  # attention and Mamba in every layer
     conv, recurrent, keys = torch.randn(3, 6, 4), torch.randn(3, 5, 2), states(3, rows=3)
     for layer in range(2):
         cache.update_conv_state(conv, layer)
@@ -79,8 +79,10 @@ def test_rows_of_running_states_move_with_those_of_keys_and_values() -> None:
 
 def test_layers_that_do_not_keep_everything_stay_as_they_were() -> None:
     config = MistralConfig(num_hidden_layers=2, sliding_window=3)
-    assert not any(isinstance(layer, RoomyLayer) for layer in roomy_cache(config, 4).layers)
-    assert all(isinstance(layer, RoomyLayer) for layer in roomy_cache(tiny_models.tiny_config("qwen3", 40), 4).layers)
+    assert not any(isinstance(layer, PreallocatedLayer) for layer in preallocated_cache(config, 4).layers)
+    assert all(
+        isinstance(layer, PreallocatedLayer) for layer in preallocated_cache(tiny_models.tiny_config("qwen3", 40), 4).layers
+    )
 
 
 # -- the names of a model's cache -----------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def test_attention_sees_the_whole_mask_and_a_running_state_only_the_new_tokens()
     attention_BT = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     for family, whole in (("llama", True), ("falcon_h1", True), ("mamba", False)):
         backbone = tiny_models.backbone(family)
-        cache = roomy_cache(backbone.model.config, 4)
+        cache = preallocated_cache(backbone.model.config, 4)
         first, later = (state_arguments(backbone.loaded, cache, attention_BT, new) for new in (4, 1))
         assert first.keys() == later.keys() == {"attention_mask", cache_argument(backbone.loaded)}
         assert cache in first.values()
@@ -135,7 +137,7 @@ def test_models_with_a_state_of_their_own_are_refused_by_type() -> None:
 
 
 def test_numbers_of_rows_move_with_their_rows_and_replace_earlier_ones() -> None:
-    cache = roomy_cache(tiny_models.tiny_config("llama", 40), room=2)
+    cache = preallocated_cache(tiny_models.tiny_config("llama", 40), room=2)
     keys = states(3, rows=3)
     for layer in range(2):
         cache.update(keys, keys, layer)

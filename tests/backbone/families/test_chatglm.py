@@ -26,8 +26,10 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import LoraConfig
 from selfeval.errors import ModelError
+from selfeval.prompt import Prompt
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, generate
+from token_prompts import as_prompts
 
 FOLDERS = ("chatglm1", "chatglm1-28l", "chatglm2", "chatglm3")
 CLOSE = 5e-5
@@ -205,7 +207,7 @@ def test_greedy_tokens_of_the_engine(name: str) -> None:
     # Each prompt twice: a prefix is run once and expanded to its rows, which must expand the memory of the cache too.
     wanted = [p for p in prompts(golden, case) for _ in range(2)]
     with base.acting_as(BASE):
-        found = generate(base, [Request(p, temperature=0.0) for p in wanted], max_new_tokens=8, seed=0)
+        found = generate(base, [Request(Prompt(p), temperature=0.0) for p in wanted], max_new_tokens=8, seed=0)
     expected = [row for row in golden[f"{case}.new_tokens"].tolist() for _ in range(2)]
     assert [list(r.ids) for r in found] == expected
     logprobs = torch.log_softmax(golden[f"{case}.step_logits"], dim=-1).gather(-1, golden[f"{case}.new_tokens"][..., None])
@@ -220,7 +222,7 @@ def test_rows_that_end_leave_and_the_others_go_on(name: str) -> None:
     base = backbone(name, eos=(end,))
     with base.acting_as(BASE):
         found = generate(
-            base, [Request(p, temperature=0.0) for p in prompts(golden, "generate_batch")], max_new_tokens=8, seed=0
+            base, [Request(Prompt(p), temperature=0.0) for p in prompts(golden, "generate_batch")], max_new_tokens=8, seed=0
         )
     assert list(found[0].ids) == expected[0][: expected[0].index(end) + 1]
     assert list(found[1].ids) == expected[1]
@@ -231,11 +233,11 @@ def test_sampled_logprobs_equal_those_of_a_training_pass(name: str) -> None:
     """Left-padded and cached while sampling, right-padded and whole while training."""
     base = backbone(name)
     asked = [p for p in prompts(numbers(name), "generate_batch") for _ in range(3)]
-    base.add_role("policy")
+    base.roles.add("policy")
     tiny_models.scramble(base, "policy", size=0.05)
     with base.acting_as("policy"):
-        drawn = generate(base, [Request(p) for p in asked], max_new_tokens=12, seed=3)
-        found = reply_logprobs(base, asked, [r.ids for r in drawn], batch_tokens=64)
+        drawn = generate(base, [Request(Prompt(p)) for p in asked], max_new_tokens=12, seed=3)
+        found = reply_logprobs(base, as_prompts(asked), [r.ids for r in drawn], batch_tokens=64)
     for rollout, logprobs in zip(drawn, found, strict=True):
         close(torch.tensor(rollout.logprobs), torch.tensor(logprobs))
 
@@ -246,9 +248,9 @@ def test_beams(name: str) -> None:
     golden, base = numbers(name), backbone(name)
     asked = prompts(golden, "generate_batch")
     with base.acting_as(BASE):
-        greedy = generate(base, [Request(p, temperature=0.0) for p in asked], max_new_tokens=6, seed=0)
-        one = beam_search(base, asked, beams=1, max_new_tokens=6)
-        many = beam_search(base, asked, beams=8, max_new_tokens=6)
+        greedy = generate(base, [Request(Prompt(p), temperature=0.0) for p in asked], max_new_tokens=6, seed=0)
+        one = beam_search(base, as_prompts(asked), beams=1, max_new_tokens=6)
+        many = beam_search(base, as_prompts(asked), beams=8, max_new_tokens=6)
     assert [r.ids for r in one] == [r.ids for r in greedy]
     assert sum(sum(r.logprobs) for r in many) >= sum(sum(r.logprobs) for r in greedy)
 
@@ -261,9 +263,9 @@ def test_roles_differ_and_leave_the_base_alone(name: str) -> None:
     golden, base = numbers(name), backbone(name)
     ids, attention = golden["single.input_ids"], torch.ones_like(golden["single.input_ids"])
     for number, role in enumerate(("policy", "critic")):
-        base.add_role(role)
+        base.roles.add(role)
         tiny_models.scramble(base, role, seed=number)
-    adapted = {n.split(".lora_")[0].split(".")[-1] for n in base.parameters("policy")}
+    adapted = {n.split(".lora_")[0].split(".")[-1] for n in base.roles.parameters("policy")}
     packed = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
     split = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}
     assert adapted == (packed if name == "chatglm1" else split)
@@ -280,14 +282,14 @@ def test_roles_differ_and_leave_the_base_alone(name: str) -> None:
 def test_checkpointed_gradients_are_the_same(name: str) -> None:
     base = backbone(name)
     asked = prompts(numbers(name), "generate_batch")
-    base.add_role("policy")
+    base.roles.add("policy")
     tiny_models.scramble(base, "policy", size=0.05)
 
     def gradients() -> dict[str, Tensor]:
         with base.acting_as("policy"):
-            batch = pad_sequences(base, asked, [(7, 8, 9), (10, 11, 12, 13)])
+            batch = pad_sequences(base, as_prompts(asked), [(7, 8, 9), (10, 11, 12, 13)])
             token_logprobs(base, reply_hidden(base, batch), batch.reply_BR, batch.mask_BR).logprobs.sum().backward()
-        found = {n: p.grad.clone() for n, p in base.parameters("policy").items() if p.grad is not None}
+        found = {n: p.grad.clone() for n, p in base.roles.parameters("policy").items() if p.grad is not None}
         base.model.zero_grad()
         return found
 
@@ -297,7 +299,7 @@ def test_checkpointed_gradients_are_the_same(name: str) -> None:
     checkpointed = gradients()
     assert passes() == 2 * base.model.config.num_hidden_layers  # each layer ran again in the backward pass
     assert plain.keys() == checkpointed.keys()
-    assert len(plain) == len(base.parameters("policy"))
+    assert len(plain) == len(base.roles.parameters("policy"))
     for key, gradient in plain.items():
         assert float(gradient.abs().max()) > 0
         assert torch.allclose(gradient, checkpointed[key], rtol=1e-4, atol=1e-6)
@@ -332,7 +334,7 @@ def test_a_published_folder_loads_without_its_code(published: tuple[int, Path]) 
     ends = {1: (305,), 2: (2,), 3: (2, first + 6, first + 8)}
     assert (loaded.eos_ids, loaded.pad_id) == (ends[number], 3 if number == 1 else 0)
     assert not any(p.requires_grad for p in loaded.model.parameters())
-    assert sum(p.numel() * 4 for p in loaded.model.parameters()) == Backbone(loaded, LoraConfig(), "tiny").base_bytes
+    assert sum(p.numel() * 4 for p in loaded.model.parameters()) == Backbone(loaded, LoraConfig(), "tiny").census.base_bytes
     # Asked to trust it, it is still not needed.
     assert load_model(str(folder), device="cpu", trust_remote_code=True).eos_ids == ends[number]
 

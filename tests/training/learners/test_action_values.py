@@ -12,8 +12,9 @@ import tiny_models
 from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles
 from selfeval.algorithms.q_learning import huber_loss, td_target
 from selfeval.config import PolicyConfig
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Rollout
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Prompt, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
 from selfeval.training.experience import RewardScale, build_experience
 from selfeval.training.learners import action_values
 from selfeval.training.learners.action_values import (
@@ -34,7 +35,7 @@ from selfeval.training.replay import Replay, Replayed
 LEARNING = (*Q_ROLES, VALUE_ROLE)
 
 
-def pool_of(context: LearnerContext, prompts: list[Prompt], replies: list[tuple[int, ...]]) -> Replayed:
+def pool_of(context: LearnerContext, prompts: list[QuestionPrompts], replies: list[tuple[int, ...]]) -> Replayed:
     """The replies, remembered and drawn in this order."""
     samples = Samples(prompts, [Rollout(r, (0.0,) * len(r), True) for r in replies])
     experience = build_experience(context, samples, Scores(torch.zeros(len(replies))), RewardScale(0.0, 1.0, 3.0), 0.0)
@@ -56,24 +57,24 @@ def twins(temperature: float = 1.0) -> tuple[LearnerContext, Replayed]:
     return context, pool_of(context, PROMPTS, replies)
 
 
-def plain_ratios(context: LearnerContext, role: str, prompt: Prompt, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def plain_ratios(context: LearnerContext, role: str, prompt: QuestionPrompts, reply: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """c (log pi_q - log pi_ref) of every token before each reply token `[R, V]`, and log pi_ref: plain passes, one sequence."""
-    backbone, temperature, ids = context.backbone, context.config.temperature, (*prompt.reply, *reply)
+    backbone, temperature, ids = context.backbone, context.config.temperature, (*prompt.reply.ids, *reply)
     found = []
     for name in (role, REFERENCE):
         with backbone.acting_as(name):
             full = tiny_models.full_logprobs(backbone.model, ids, temperature)
-        found.append(full[len(prompt.reply) - 1 : len(ids) - 1])
+        found.append(full[len(prompt.reply.ids) - 1 : len(ids) - 1])
     return 0.25 * (found[0] - found[1]), found[1]
 
 
-def plain_states(context: LearnerContext, role: str, prompt: Prompt, reply: tuple[int, ...]) -> Tensor:
+def plain_states(context: LearnerContext, role: str, prompt: QuestionPrompts, reply: tuple[int, ...]) -> Tensor:
     """b before each reply token `[R]`, after the grade prompt: one sequence, one plain pass."""
-    backbone, ids = context.backbone, (*prompt.grade, *reply)
+    backbone, ids = context.backbone, (*prompt.grade.ids, *reply)
     with torch.no_grad(), backbone.acting_as(role):
         states = backbone.model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-    head = backbone.heads[role]
-    return (states @ head.weight[0] + head.bias)[len(prompt.grade) - 1 : len(ids) - 1]
+    head = backbone.roles.heads[role]
+    return (states @ head.weight[0] + head.bias)[len(prompt.grade.ids) - 1 : len(ids) - 1]
 
 
 def replies_of(pool: Replayed) -> list[tuple[int, ...]]:
@@ -82,8 +83,8 @@ def replies_of(pool: Replayed) -> list[tuple[int, ...]]:
 
 def test_values_start_at_zero_and_their_targets_with_them() -> None:
     bare = tiny_models.backbone()
-    bare.add_role(POLICY)
-    bare.add_snapshot(REFERENCE, of=POLICY)
+    bare.roles.add(POLICY)
+    bare.roles.add_snapshot(REFERENCE, of=POLICY)
     for backbone in (bare, four_roles()):  # also where the policy is not the bare base
         context = context_of(backbone)
         add_q_roles(context)
@@ -100,7 +101,7 @@ def test_what_is_said_of_drawn_tokens_equals_the_definition(temperature: float) 
     for role in (*LEARNING, *TARGET_ROLES.values()):
         found = chosen_token_values(context, role, pool)
         for row, (prompt, reply) in enumerate(zip(PROMPTS, replies_of(pool), strict=True)):
-            if role in context.backbone.heads:
+            if role in context.backbone.roles.heads:
                 expected = plain_states(context, role, prompt, reply)
             else:
                 expected = plain_ratios(context, role, prompt, reply)[0].gather(1, torch.tensor(reply)[:, None])[:, 0]
@@ -133,7 +134,7 @@ def test_micro_batches_change_neither_values_nor_gradients() -> None:
     for tokens in (100_000, 1):
         parts = replace(context, batch_tokens=tokens)
         losses = [gradients(parts, role, pool, targets, huber_loss) for role in ("q-0", VALUE_ROLE)]
-        named = {**context.backbone.parameters("q-0"), **context.backbone.parameters(VALUE_ROLE)}
+        named = {**context.backbone.roles.parameters("q-0"), **context.backbone.roles.parameters(VALUE_ROLE)}
         collected = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
         for parameter in named.values():
             parameter.grad = None
@@ -144,15 +145,15 @@ def test_micro_batches_change_neither_values_nor_gradients() -> None:
     assert one.keys() == other.keys() == names  # the head's too
     for name, gradient in one.items():
         torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-6)
-    still = [role for role in context.backbone.roles if role not in ("q-0", VALUE_ROLE)]
-    assert all(p.grad is None for role in still for p in context.backbone.parameters(role).values())
+    still = [role for role in context.backbone.roles.names if role not in ("q-0", VALUE_ROLE)]
+    assert all(p.grad is None for role in still for p in context.backbone.roles.parameters(role).values())
 
 
 @pytest.mark.parametrize("role", ["q-0", VALUE_ROLE])
 def test_the_gradient_is_that_of_the_weighted_errors(role: str) -> None:
     # Errors below 1, where Huber's loss is half the square: -w (target - said) d said / dw, times 1 / tokens.
     context, pool = twins()
-    named, mask = context.backbone.parameters(role), pool.mask
+    named, mask = context.backbone.roles.parameters(role), pool.mask
     errors = torch.linspace(-0.8, 0.8, mask.numel()).view(mask.shape)
     pool = replace(pool, weights=torch.linspace(1, 0.2, mask.numel()).view(mask.shape))
     loss = gradients(context, role, pool, chosen_token_values(context, role, pool) + errors, huber_loss)
@@ -170,14 +171,14 @@ def test_the_two_parts_can_say_any_values() -> None:
     # mean 0.7. Either part alone would miss them. (A deviation of 0.15 is 0.6 nats; the bounded logits of so small a model do
     # not reach many.)
     backbone = tiny_models.backbone("llama", 16, eos=())
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     context = context_of(backbone, PolicyConfig())
     add_q_roles(context)
-    prompts = [Prompt("a", (3, 5), (3,)), Prompt("b", (7, 2, 9), (7,))]
+    prompts = [QuestionPrompts("a", Prompt((3, 5)), Prompt((3,))), QuestionPrompts("b", Prompt((7, 2, 9)), Prompt((7,)))]
     pools = [pool_of(context, [prompt] * 16, [(token,) for token in range(16)]) for prompt in prompts]
     wanted = 0.7 + 0.15 * torch.randn(2, 16, 1, generator=torch.Generator().manual_seed(1))
-    optimizers = {r: AdamW(list(backbone.parameters(r).values()), lr=0.02, weight_decay=0.0) for r in ("q-0", VALUE_ROLE)}
+    optimizers = {r: AdamW(list(backbone.roles.parameters(r).values()), lr=0.02, weight_decay=0.0) for r in ("q-0", VALUE_ROLE)}
     for step in range(250):
         for role, other in (("q-0", VALUE_ROLE), (VALUE_ROLE, "q-0")):
             for pool, values in zip(pools, wanted, strict=True):
@@ -193,16 +194,18 @@ def test_the_two_parts_can_say_any_values() -> None:
 def test_targets_go_a_share_of_the_way_and_only_they() -> None:
     context, _ = twins()
     backbone = context.backbone
-    before = {role: {n: p.detach().clone() for n, p in backbone.parameters(role).items()} for role in backbone.roles}
+    before = {
+        role: {n: p.detach().clone() for n, p in backbone.roles.parameters(role).items()} for role in backbone.roles.names
+    }
     polyak_update(backbone, 0.3)
     for role, target in TARGET_ROLES.items():
         old, online = list(before[target].values()), list(before[role].values())
-        for now, was, theirs in zip(backbone.parameters(target).values(), old, online, strict=True):
+        for now, was, theirs in zip(backbone.roles.parameters(target).values(), old, online, strict=True):
             torch.testing.assert_close(now, 0.7 * was + 0.3 * theirs, rtol=1e-6, atol=1e-7)
     assert "head.weight" in before[TARGET_ROLES[VALUE_ROLE]]
     for role in set(before) - set(TARGET_ROLES.values()):
-        assert all(torch.equal(p, before[role][n]) for n, p in backbone.parameters(role).items())
-    assert not any(p.requires_grad for role in TARGET_ROLES.values() for p in backbone.parameters(role).values())
+        assert all(torch.equal(p, before[role][n]) for n, p in backbone.roles.parameters(role).items())
+    assert not any(p.requires_grad for role in TARGET_ROLES.values() for p in backbone.roles.parameters(role).values())
 
 
 def test_q_targets_equal_a_slow_loop() -> None:

@@ -66,11 +66,11 @@ def length(experience: Experience, row: int) -> int:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_registry_tells_the_truth_about_a_learner(name: str) -> None:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
-    before = set(backbone.roles)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
+    before = set(backbone.roles.names)
     learner, spec = make_learner(context_of(backbone, changed(CONFIG, learner=name))), LEARNERS[name]
-    assert set(backbone.roles) - before == set(spec.extra_roles)
+    assert set(backbone.roles.names) - before == set(spec.extra_roles)
     assert set(learner.roles) == {*spec.extra_roles, *([POLICY] if spec.changes_policy else [])}
     guide = learner.guidance()
     assert (guide is None) == spec.changes_policy
@@ -81,7 +81,7 @@ def test_the_registry_tells_the_truth_about_a_learner(name: str) -> None:
 def test_grpo_makes_no_advantage_of_rounding(dtype: torch.dtype) -> None:
     backbone = four_roles(dtype)  # the policy is its reference
     with torch.no_grad():
-        for parameter in backbone.heads[EVALUATOR].parameters():
+        for parameter in backbone.roles.heads[EVALUATOR].parameters():
             parameter.zero_()  # all scores are equal
     context = context_of(backbone, changed(CONFIG, **{"learner": "grpo"}))
     learner = make_learner(context)
@@ -136,8 +136,8 @@ def test_remax_subtracts_what_the_greedy_reply_gets() -> None:
         with backbone.acting_as(POLICY):
             (greedy,) = generate(backbone, [Request(prompt.reply, temperature=0.0)], max_new_tokens=LIMIT, seed=1)
         with backbone.acting_as(REFERENCE):
-            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply, *greedy.ids))
-        reference = [full[len(prompt.reply) - 1 + t, token].item() for t, token in enumerate(greedy.ids)]
+            full = tiny_models.full_logprobs(backbone.model, (*prompt.reply.ids, *greedy.ids))
+        reference = [full[len(prompt.reply.ids) - 1 + t, token].item() for t, token in enumerate(greedy.ids)]
         (score,) = score_replies(backbone, EVALUATOR, [prompt.grade], [greedy.ids], 300)
         baseline = (score - scale.mean) / scale.deviation - BETA * (sum(greedy.logprobs) - sum(reference))
         tokens = [float(r) for r in experience.rewards[row][experience.mask[row]]]
@@ -161,9 +161,9 @@ def test_remax_keeps_to_the_question_where_one_is_asked_twice_and_to_the_tempera
         kl = 0.0
         for role, sign in ((POLICY, 1), (REFERENCE, -1)):
             with backbone.acting_as(role), torch.no_grad():
-                ids = torch.tensor([[*prompt.reply, *greedy.ids]])
+                ids = torch.tensor([[*prompt.reply.ids, *greedy.ids]])
                 logits = backbone.logits(backbone.hidden(ids, torch.ones_like(ids)))[0] / 1.5
-            said = logits.log_softmax(-1)[len(prompt.reply) - 1 : -1]
+            said = logits.log_softmax(-1)[len(prompt.reply.ids) - 1 : -1]
             kl += sign * float(said.gather(-1, torch.tensor(greedy.ids)[:, None]).sum())
         (score,) = score_replies(backbone, EVALUATOR, [prompt.grade], [greedy.ids], 300)
         tokens = [float(r) for r in experience.rewards[row][experience.mask[row]]]
@@ -176,7 +176,7 @@ def test_raft_imitates_the_best_reply_to_each_question_alone() -> None:
     best = [max(rows, key=lambda row: rewards[row]) for rows in by_question(samples).values()]
     assert [row for row in range(len(rewards)) if any(of_tokens(experience, row))] == sorted(best)
     backbone = context.backbone
-    start = {n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()}
+    start = {n: p.detach().clone() for n, p in backbone.roles.parameters(POLICY).items()}
     expected = plain_gradients(backbone, lambda: -sum(sequence_logprob(context, samples, r) for r in best))  # type: ignore[arg-type, return-value]
     learner.update(experience, scale, 1)
     assert moved_along(backbone, start, expected)
@@ -185,12 +185,12 @@ def test_raft_imitates_the_best_reply_to_each_question_alone() -> None:
 def sequence_logprob(context: LearnerContext, samples: Samples, row: int) -> Tensor:
     """Log-prob of one reply under the acting role: one sequence, one plain pass."""
     prompt, reply = samples.asked[row].reply, samples.rollouts[row].ids
-    logits = context.backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+    logits = context.backbone.model(input_ids=torch.tensor([[*prompt.ids, *reply]])).logits[0, len(prompt.ids) - 1 : -1]
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(reply)[:, None]).sum()
 
 
 def plain_gradients(backbone: Backbone, loss: Any) -> dict[str, Tensor]:
-    parameters = backbone.parameters(POLICY)
+    parameters = backbone.roles.parameters(POLICY)
     with backbone.acting_as(POLICY):
         found = torch.autograd.grad(loss(), list(parameters.values()))
     return dict(zip(parameters, found, strict=True))
@@ -199,7 +199,7 @@ def plain_gradients(backbone: Backbone, loss: Any) -> dict[str, Tensor]:
 def moved_along(backbone: Backbone, start: dict[str, Tensor], gradients: dict[str, Tensor]) -> bool:
     """Whether the first step of Adam went against the sign of each gradient that is not tiny."""
     agree = total = 0
-    for name, parameter in backbone.parameters(POLICY).items():
+    for name, parameter in backbone.roles.parameters(POLICY).items():
         clear = gradients[name].abs() > 1e-3 * gradients[name].abs().max()
         agree += int(((parameter.detach() - start[name]).sign() == -gradients[name].sign())[clear].sum())
         total += int(clear.sum())
@@ -235,7 +235,7 @@ def test_the_gradient_of_dpo_is_that_of_the_plain_loss(pairs: str) -> None:
         return total / len(chosen)
 
     expected = plain_gradients(backbone, loss)
-    start = {n: p.detach().clone() for n, p in backbone.parameters(POLICY).items()}
+    start = {n: p.detach().clone() for n, p in backbone.roles.parameters(POLICY).items()}
     values = learner.update(experience, scale, 1)
     assert moved_along(backbone, start, expected)
     norm = sum(float(g.square().sum()) for g in expected.values()) ** 0.5
@@ -266,18 +266,18 @@ def test_a_killed_training_goes_on_bit_for_bit(name: str, tmp_path: Path) -> Non
     rest, _ = train(resumed, tmp_path / "b", config)
     assert rest == expected[2:]
     for role in (*make_learner(context_of(four_roles(), config)).roles, REFERENCE):
-        for one, other in zip(through.parameters(role).values(), resumed.parameters(role).values(), strict=True):
+        for one, other in zip(through.roles.parameters(role).values(), resumed.roles.parameters(role).values(), strict=True):
             assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", sorted(set(LEARNERS) - {"ppo", "trpo", "ilql", "soft_q"}))
 def test_only_ppo_and_trpo_hold_a_critic(name: str) -> None:
     backbone = tiny_models.backbone("llama", eos=(1, 33, 34))
-    backbone.add_role(EVALUATOR, head=True)
-    backbone.add_role(POLICY)
-    backbone.add_snapshot(REFERENCE, of=POLICY)
+    backbone.roles.add(EVALUATOR, head=True)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
     learner = make_learner(context_of(backbone, changed(CONFIG, **{"learner": name})))
-    assert CRITIC not in backbone.roles
+    assert CRITIC not in backbone.roles.names
     assert learner.roles == (POLICY,)
 
 
@@ -316,3 +316,19 @@ def test_an_iteration_that_went_too_far_shortens_the_steps_after_it(tmp_path: Pa
     assert rates[0.001][0] == rates[None][0]
     assert rates[0.001][1] == pytest.approx(rates[None][1] / 2)  # more than four times the limit
     assert moved[0.001][-1] < 0.5 * moved[None][-1]
+
+
+@pytest.mark.parametrize("name", ["ppo", "trpo", "soft_q", "ilql"])
+def test_critics_and_state_values_start_from_the_named_evaluator_not_from_the_first_head(name: str) -> None:
+    backbone = tiny_models.backbone("llama")
+    for number, role in enumerate(("other-head", EVALUATOR)):
+        backbone.roles.add(role, seed=number, head=True, trainable=False)
+        tiny_models.scramble(backbone, role, seed=number, size=0.05)
+    backbone.roles.add(POLICY)
+    backbone.roles.add_snapshot(REFERENCE, of=POLICY)
+    make_learner(context_of(backbone, changed(CONFIG, **{"learner": name})))
+    added = [role for role in backbone.roles.heads if role not in ("other-head", EVALUATOR)]
+    assert added
+    for role in added:
+        for ours, theirs in zip(backbone.roles.adapter(role).values(), backbone.roles.adapter(EVALUATOR).values(), strict=True):
+            assert torch.equal(ours, theirs)

@@ -16,6 +16,7 @@ import tiny_models
 from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles, policy_config
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Rollout
 from selfeval.training import preference_pairs
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext, Samples, Scores
@@ -25,6 +26,7 @@ from selfeval.training.learners import make_learner
 from selfeval.training.learners.dpo import _LOSSES, DPO, _LogProbs
 from selfeval.training.learners.grpo import GRPO
 from selfeval.training.preference_pairs import mismatched
+from token_prompts import as_prompts
 
 SCALE = RewardScale(0.0, 1.0, 1.0)
 
@@ -36,19 +38,19 @@ def away() -> Backbone:
     return backbone
 
 
-def logprobs(backbone: Backbone, prompt: tuple[int, ...], reply: tuple[int, ...]) -> Tensor:
+def logprobs(backbone: Backbone, prompt: Prompt, reply: tuple[int, ...]) -> Tensor:
     """Log-probs of the tokens of one reply under the acting role: one sequence, one plain pass."""
-    logits = backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1]
+    logits = backbone.model(input_ids=torch.tensor([[*prompt.ids, *reply]])).logits[0, len(prompt.ids) - 1 : -1]
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(reply)[:, None])[:, 0]
 
 
 def gradients(backbone: Backbone, loss: Callable[[], Tensor]) -> list[Tensor]:
     with backbone.acting_as(POLICY):
-        return list(torch.autograd.grad(loss(), list(backbone.parameters(POLICY).values())))
+        return list(torch.autograd.grad(loss(), list(backbone.roles.parameters(POLICY).values())))
 
 
 def accumulated(backbone: Backbone) -> list[Tensor]:
-    found = [p.grad for p in backbone.parameters(POLICY).values()]
+    found = [p.grad for p in backbone.roles.parameters(POLICY).values()]
     return [g for g in found if g is not None]
 
 
@@ -185,7 +187,7 @@ def test_the_baseline_of_kto_is_the_mean_over_replies_put_to_other_questions() -
 def test_mismatched_replies_are_put_to_other_questions_whole() -> None:
     context = context_of(four_roles())
     prompts = [(5, 6, 7), (5, 6, 7), (8,), (5, 6, 7)]
-    batch = pad_sequences(context.backbone, prompts, [(1,), (2, 3), (4, 4, 4), (9,)])
+    batch = pad_sequences(context.backbone, as_prompts(prompts), [(1,), (2, 3), (4, 4, 4), (9,)])
     found = mismatched(context, batch)
     assert found is not None
     assert [ids[:n].tolist() for ids, n in zip(found.ids_BT, found.prompt_lengths_B.tolist(), strict=True)] == [
@@ -197,7 +199,7 @@ def test_mismatched_replies_are_put_to_other_questions_whole() -> None:
         [4, 4, 4],
         [9],
     ]
-    assert mismatched(context, pad_sequences(context.backbone, [(5,), (5,)], [(1,), (2,)])) is None
+    assert mismatched(context, pad_sequences(context.backbone, as_prompts([(5,), (5,)]), [(1,), (2,)])) is None
 
 
 # -- groups -------------------------------------------------------------------------------------------------------------

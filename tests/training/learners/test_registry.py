@@ -93,10 +93,10 @@ def test_its_settings_are_documented(stubborn: LearnerSpec) -> None:
 def test_it_trains_and_resumes(stubborn: LearnerSpec, tmp_path: Path) -> None:
     config = changed(CONFIG, learner="stubborn", patience=3.0, iterations=4)
     backbone = four_roles()
-    before = [p.detach().clone() for p in backbone.parameters(POLICY).values()]
+    before = [p.detach().clone() for p in backbone.roles.parameters(POLICY).values()]
     lines, _ = train(backbone, tmp_path, config)
     assert [line["patience"] for line in lines] == [3.0] * 4
-    assert all(bool((p == q).all()) for p, q in zip(backbone.parameters(POLICY).values(), before, strict=True))
+    assert all(bool((p == q).all()) for p, q in zip(backbone.roles.parameters(POLICY).values(), before, strict=True))
     again, _ = train(four_roles(), tmp_path, config)
     assert again == lines[3:]
 

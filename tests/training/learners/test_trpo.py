@@ -18,6 +18,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, pad_sequences
 from selfeval.config import LoraConfig, PolicyConfig, TRPOConfig
 from selfeval.errors import ModelError
+from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.training.context import POLICY, LearnerContext, Samples, Scores
 from selfeval.training.experience import Experience
@@ -29,7 +30,7 @@ TRPO = changed(CONFIG, **{"learner": "trpo", "trust_region": 0.02, "temperature"
 
 
 def weights(backbone: Backbone) -> Tensor:
-    return flatten([p.detach().clone() for p in backbone.parameters(POLICY).values()])
+    return flatten([p.detach().clone() for p in backbone.roles.parameters(POLICY).values()])
 
 
 def replies_of(backbone: Backbone, count: int) -> list[Rollout]:
@@ -45,20 +46,20 @@ def batch_of(backbone: Backbone, rollouts: Sequence[Rollout]) -> Sequences:
 def small(**changes: Any) -> Backbone:
     """A policy with few enough weights to write down its Fisher matrix."""
     backbone = tiny_models.backbone("llama", rank=1, targets=("q_proj", "v_proj", "down_proj"), eos=(1, 33, 34), **changes)
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.1)
     return backbone
 
 
-def logprobs_of(backbone: Backbone, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+def logprobs_of(backbone: Backbone, prompt: Prompt, reply: Sequence[int]) -> Tensor:
     """`[R, V]` at the temperature: one sequence, one plain pass."""
-    logits = backbone.model(input_ids=torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].float()
+    logits = backbone.model(input_ids=torch.tensor([[*prompt.ids, *reply]])).logits[0, len(prompt.ids) - 1 : -1].float()
     return torch.log_softmax(logits / TEMPERATURE, -1)
 
 
 def explicit_fisher(backbone: Backbone, rollouts: Sequence[Rollout]) -> Tensor:
     """E over tokens and outcomes of grad log p grad log p^T, from the gradient of every single log-prob."""
-    parameters = list(backbone.parameters(POLICY).values())
+    parameters = list(backbone.roles.parameters(POLICY).values())
     fisher = torch.zeros(())
     with backbone.acting_as(POLICY):
         for prompt, rollout in zip(PROMPTS, rollouts, strict=False):
@@ -149,7 +150,7 @@ def test_the_step_gains_and_its_exact_kl_is_within_the_bound(one_thread: None) -
 
 @torch.no_grad()
 def at(backbone: Backbone, weights_N: Tensor, compute: Any) -> Tensor:
-    torch.nn.utils.vector_to_parameters(weights_N.clone(), backbone.parameters(POLICY).values())
+    torch.nn.utils.vector_to_parameters(weights_N.clone(), backbone.roles.parameters(POLICY).values())
     with backbone.acting_as(POLICY):
         return compute()  # type: ignore[no-any-return]
 
@@ -163,7 +164,7 @@ def test_a_natural_step_gains_more_than_a_plain_one_of_the_same_kl(one_thread: N
     natural = step_outcome(context, batch, start, end)
     at(backbone, start, lambda: torch.zeros(()))
     with backbone.acting_as(POLICY):
-        parameters = list(backbone.parameters(POLICY).values())
+        parameters = list(backbone.roles.parameters(POLICY).values())
         loss = torch.zeros(())
         for row, prompt in enumerate(PROMPTS):
             ids = batch.policy_batch.reply_BR[row][batch.mask[row]].tolist()
@@ -215,7 +216,7 @@ def test_on_a_quantised_base_too_products_are_those_of_the_explicit_matrix(preci
     made = tiny_models.model("llama", 384, hidden_size=64, intermediate_size=128, initializer_range=0.06)
     folder = tiny_models.save_model(made, tiny_models.words_tokenizer(), tmp_path)
     backbone = Backbone(load_model(str(folder), device="cpu", precision=precision), LoraConfig(rank=1, alpha=2.0), "tiny")
-    backbone.add_role(POLICY)
+    backbone.roles.add(POLICY)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.1)
     rollouts = replies_of(backbone, 2)
     batch = batch_of(backbone, rollouts)

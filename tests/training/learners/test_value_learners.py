@@ -54,7 +54,7 @@ def share_liked(backbone: Backbone, guide: Guide | None) -> float:
 
 
 def weights(backbone: Backbone, roles: Sequence[str]) -> dict[str, Tensor]:
-    return {f"{role}/{n}": p.detach().clone() for role in roles for n, p in backbone.parameters(role).items()}
+    return {f"{role}/{n}": p.detach().clone() for role in roles for n, p in backbone.roles.parameters(role).items()}
 
 
 # -- the whole loop -----------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_the_reported_kl_and_entropy_are_those_of_the_guided_replies() -> None:
         logprobs = [samples.rollouts[row].logprobs for row in guided]
         kls, tokens = [], [p for row in logprobs for p in row]
         for row, ours in zip(guided, logprobs, strict=True):
-            prompt, ids = samples.asked[row].reply, samples.rollouts[row].ids
+            prompt, ids = samples.asked[row].reply.ids, samples.rollouts[row].ids
             with backbone.acting_as(REFERENCE):
                 full = tiny_models.full_logprobs(backbone.model, (*prompt, *ids))
             kls.append(sum(ours) - sum(full[len(prompt) - 1 + t, token].item() for t, token in enumerate(ids)))

@@ -22,14 +22,14 @@ from selfeval.errors import ModelError
 
 __all__ = [
     "CACHE_FIELD",
-    "RoomyLayer",
+    "PreallocatedLayer",
     "RowFacts",
     "cache_argument",
     "cache_of",
     "check_state",
     "empty_cache",
     "is_cache",
-    "roomy_cache",
+    "preallocated_cache",
     "select_rows",
     "state_arguments",
 ]
@@ -103,7 +103,7 @@ def is_cache(value: Any) -> bool:
 # -- caches ---------------------------------------------------------------------------------------------------------------
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """A full-attention layer's cache whose memory is allocated once: new tokens are written in place.
 
     transformers' own layer concatenates, which copies all old tokens for every new one.
@@ -178,10 +178,10 @@ def empty_cache(config: Any) -> DynamicCache:
     return DynamicCache(config=config)
 
 
-def roomy_cache(config: Any, room: int) -> DynamicCache:
+def preallocated_cache(config: Any, room: int) -> DynamicCache:
     """Return a cache for a model of this config; layers that keep everything get `room`, others are those of transformers."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 

@@ -73,21 +73,20 @@ def add_q_roles(context: LearnerContext) -> None:
     their adapters differ. In either case the two are trained on minibatches in different orders.
     """
     backbone = context.backbone
-    start = None if backbone.is_bare(POLICY) else POLICY
+    start = None if backbone.roles.is_bare(POLICY) else POLICY
     for number, role in enumerate(Q_ROLES):
-        backbone.add_role(role, seed=(context.seed + number) % 2**31, copy_of=start)
+        backbone.roles.add(role, seed=(context.seed + number) % 2**31, copy_of=start)
     add_value_role(context, VALUE_ROLE)
     for role, target in TARGET_ROLES.items():
-        backbone.add_role(target, copy_of=role, head=role in backbone.heads, trainable=False)
+        backbone.roles.add(target, copy_of=role, head=role in backbone.roles.heads, trainable=False)
 
 
 def add_value_role(context: LearnerContext, role: str) -> None:
-    """Add a role for state values unless it exists: a copy of the evaluator's adapter, if any, with a zero head."""
+    """Add a role for state values unless it exists: a copy of the adapter of `context.evaluator`, if set, with a zero head."""
     backbone = context.backbone
-    if role not in backbone.roles:
-        evaluators = [name for name in backbone.roles if name in backbone.heads]
-        backbone.add_role(role, copy_of=evaluators[0] if evaluators else None, head=True)
-    for parameter in backbone.heads[role].parameters():
+    if role not in backbone.roles.names:
+        backbone.roles.add(role, copy_of=context.evaluator, head=True)
+    for parameter in backbone.roles.heads[role].parameters():
         nn.init.zeros_(parameter)
 
 
@@ -98,7 +97,9 @@ def polyak_update(backbone: Backbone, share: float) -> None:
     Lillicrap et al. 2016, algorithm 1, https://arxiv.org/abs/1509.02971.
     """
     for role, target in TARGET_ROLES.items():
-        for ours, theirs in zip(backbone.parameters(target).values(), backbone.parameters(role).values(), strict=True):
+        for ours, theirs in zip(
+            backbone.roles.parameters(target).values(), backbone.roles.parameters(role).values(), strict=True
+        ):
             ours.lerp_(theirs, share)
 
 
@@ -123,7 +124,7 @@ def chosen_token_values(context: LearnerContext, role: str, pool: Replayed) -> T
 def values_of_role(context: LearnerContext, role: str, part: Replayed) -> Tensor:
     """Compute the values of the chosen tokens of a micro-batch by a role, `[B, R]`, garbage where the mask is False."""
     with context.backbone.acting_as(role):
-        return state_values(context, role, part) if role in context.backbone.heads else log_ratios(context, part)
+        return state_values(context, role, part) if role in context.backbone.roles.heads else log_ratios(context, part)
 
 
 def soft_values(context: LearnerContext, pool: Replayed, beta: float) -> tuple[Tensor, Tensor]:
@@ -229,7 +230,7 @@ def gradients(
         targets_BR: targets of the chosen tokens.
         loss: maps the error of each token (target minus output) to its loss.
     """
-    backbone, parameters = context.backbone, list(context.backbone.parameters(role).values())
+    backbone, parameters = context.backbone, list(context.backbone.roles.parameters(role).values())
     tokens = int(part.mask.sum())
 
     def of_group(group: list[int]) -> float:

@@ -34,7 +34,7 @@ from selfeval.algorithms.preference_losses import (
 )
 from selfeval.backbone.budget import Phase
 from selfeval.config import DPOConfig
-from selfeval.training.context import POLICY, LearnerContext, Prompt, Samples
+from selfeval.training.context import POLICY, LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import (
     Experience,
     RewardScale,
@@ -138,7 +138,7 @@ class DPO(Learner):
         self.roles = (POLICY,)
         self.optimizers = Optimizers(context.backbone, {POLICY: context.config.learning_rate}, context.config)
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         return collect(self.context, prompts, iteration)
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
@@ -170,7 +170,7 @@ class DPO(Learner):
     def _gradients(self, pairs: Pairs, beta: float) -> dict[str, float]:
         """Accumulate the gradient of the mean loss of a minibatch and return metrics averaged over its pairs."""
         context, count = self.context, len(pairs.label_N)
-        parameters, baseline = list(context.backbone.parameters(POLICY).values()), self._baseline(pairs)
+        parameters, baseline = list(context.backbone.roles.parameters(POLICY).values()), self._baseline(pairs)
 
         def of_group(group: list[int]) -> tuple[float, float, float]:
             part = pairs.some(torch.tensor(group, device=pairs.label_N.device))

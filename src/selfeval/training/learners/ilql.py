@@ -19,7 +19,7 @@ import torch
 from selfeval.algorithms.q_learning import expectile_loss
 from selfeval.config import ILQLConfig
 from selfeval.rollout.engine import Rollout
-from selfeval.training.context import CRITIC, LearnerContext, Prompt, Samples
+from selfeval.training.context import CRITIC, LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import sample
 from selfeval.training.learners.action_values import (
     Q_ROLES,
@@ -45,7 +45,7 @@ class ILQL(ValueLearner):
 
     own_rows = slice(1, None, 2)
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         asked = [p for p in prompts for _ in range(self.context.config.replies_per_question)]
         seed = self.context.sampling_seed(iteration)
         rollouts: list[Rollout | None] = [None] * len(asked)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from selfeval.rollout.guide import Guide
-from selfeval.training.context import Prompt, Samples
+from selfeval.training.context import QuestionPrompts, Samples
 from selfeval.training.experience import Experience, RewardScale
 from selfeval.training.policy_updates import Optimizers
 
@@ -57,7 +57,7 @@ class Learner(Protocol):
         return None
 
     @abstractmethod
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         """Sample the replies of an iteration."""
         ...
 

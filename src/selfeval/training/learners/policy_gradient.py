@@ -17,7 +17,7 @@ from torch import Tensor
 from selfeval.algorithms.masked import Aggregation, aggregation_weights
 from selfeval.algorithms.policy_losses import clip_fraction, ppo_clip_loss
 from selfeval.config import ClippedConfig, PolicyGradientConfig
-from selfeval.training.context import POLICY, LearnerContext, Prompt, Samples
+from selfeval.training.context import POLICY, LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import Experience, RewardScale, collect, present
 from selfeval.training.learners.learner import Learner, Peak
 from selfeval.training.policy_updates import (
@@ -66,7 +66,7 @@ class PolicyGradient(Learner):
     def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
         """Compute the loss of each token from its log-prob under the current policy, `[B, R]`."""
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         return collect(self.context, prompts, iteration)
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:

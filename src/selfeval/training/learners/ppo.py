@@ -24,11 +24,10 @@ __all__ = ["PPO", "critic_scoring", "critic_update", "ensure_critic", "with_gene
 
 
 def ensure_critic(context: LearnerContext) -> None:
-    """Add the role `critic` with a head unless it exists, as a copy of the evaluator if there is one."""
+    """Add the role `critic` with a head unless it exists, as a copy of `context.evaluator` if it is set."""
     backbone = context.backbone
-    if CRITIC not in backbone.roles:
-        evaluators = [role for role in backbone.roles if role in backbone.heads]
-        backbone.add_role(CRITIC, copy_of=evaluators[0] if evaluators else None, head=True)
+    if CRITIC not in backbone.roles.names:
+        backbone.roles.add(CRITIC, copy_of=context.evaluator, head=True)
 
 
 def with_generalised_advantages(context: LearnerContext, experience: Experience, scale: RewardScale) -> Experience:

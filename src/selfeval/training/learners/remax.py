@@ -11,7 +11,7 @@ from dataclasses import replace
 from selfeval.algorithms.group_advantages import remax_advantages
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.rollout.engine import Request, Rollout, generate
-from selfeval.training.context import POLICY, Prompt, Samples
+from selfeval.training.context import POLICY, QuestionPrompts, Samples
 from selfeval.training.experience import (
     Experience,
     RewardScale,
@@ -27,7 +27,7 @@ __all__ = ["ReMax"]
 class ReMax(ClippedPolicyGradient):
     """REINFORCE with a greedy baseline."""
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         """Sample the replies, and the greedy baselines: one per question, in the order of `Samples.groups`."""
         context, once = self.context, list({p.question_id: p for p in prompts}.values())
         with context.backbone.acting_as(POLICY):
@@ -37,7 +37,7 @@ class ReMax(ClippedPolicyGradient):
                 rollouts = self._at_temperature(once, rollouts)
         return replace(super().collect(prompts, iteration), baselines=Samples(once, rollouts))
 
-    def _at_temperature(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Rollout]:
+    def _at_temperature(self, prompts: Sequence[QuestionPrompts], rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Replace the log-probs of greedy replies by those at the sampling temperature.
 
         The reference's log-probs are computed at that temperature, and the KL penalty is meaningful only if both agree.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selfeval.algorithms.trust_region import flatten
 from selfeval.config import TRPOConfig
-from selfeval.training.context import CRITIC, POLICY, LearnerContext, Prompt, Samples
+from selfeval.training.context import CRITIC, POLICY, LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import Experience, RewardScale, collect
 from selfeval.training.learners.learner import Learner, Peak
 from selfeval.training.learners.policy_gradient import EntropyFloor, clip_advantages
@@ -58,7 +58,7 @@ class TRPO(Learner):
         self.optimizers = Optimizers(context.backbone, {CRITIC: self.settings.critic_learning_rate}, context.config)
         self.floor = EntropyFloor(self.settings.entropy_floor)
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         return collect(self.context, prompts, iteration)
 
     def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
@@ -94,14 +94,14 @@ class TRPO(Learner):
 
     def _fisher_product(self, rows: Experience) -> None:
         """Multiply once, with the other vectors of conjugate gradient in memory."""
-        direction_N = flatten(list(self.context.backbone.parameters(POLICY).values())).detach()
+        direction_N = flatten(list(self.context.backbone.roles.parameters(POLICY).values())).detach()
         others = [torch.zeros_like(direction_N) for _ in range(_CG_VECTORS)]
         microbatch_fisher_product(self.context, rows.policy_batch, direction_N)
         del others
 
     def _line_search(self, rows: Experience) -> None:
         """Evaluate one trial, with the gradient and the step in memory."""
-        start_N = flatten(list(self.context.backbone.parameters(POLICY).values()))
+        start_N = flatten(list(self.context.backbone.roles.parameters(POLICY).values()))
         others = [torch.zeros_like(start_N) for _ in range(_SEARCH_VECTORS)]
         weights_BR = torch.ones_like(rows.logprobs)
         microbatch_outcome(self.context, rows, weights_BR, start_N, start_N.clone(), entropy_bonus=self._planned_bonus)

@@ -25,7 +25,7 @@ from selfeval.algorithms.masked import masked_mean, masked_sum
 from selfeval.algorithms.q_learning import huber_loss
 from selfeval.config import ValueLearnerConfig
 from selfeval.rollout.guide import Guide
-from selfeval.training.context import LearnerContext, Prompt, Samples
+from selfeval.training.context import LearnerContext, QuestionPrompts, Samples
 from selfeval.training.experience import Experience, RewardScale, collect
 from selfeval.training.learners.action_values import (
     Q_ROLES,
@@ -77,7 +77,7 @@ class ValueLearner(Learner):
     def guidance(self) -> Guide:
         return Guide(Q_ROLES, UNIT / self.beta)
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
+    def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         return collect(self.context, prompts, iteration, self.guidance())
 
     @abstractmethod
