@@ -5,11 +5,13 @@ Every field has a docstring with its unit and its range.
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
 from selfeval.config.fields import Count, DeviceName, Nucleus, Positive, Section, Share
+from selfeval.config.judges import JUDGES
 
 __all__ = [
     "ContextConfig",
@@ -157,8 +159,10 @@ class RepliesConfig(Section):
 
 
 class VerdictsConfig(Section):
-    """The judge compares two replies in both orders; verdicts with low confidence are dropped."""
+    """The judge compares two replies; verdicts with low confidence are dropped."""
 
+    judge: str = "pairwise"
+    """The judge that labels pairs of replies (docs/algorithms/judging.md)."""
     keep: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
     """Minimum confidence of a kept verdict: the averaged probability of the better reply."""
     tie: Share = 0.5
@@ -171,6 +175,15 @@ class VerdictsConfig(Section):
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
     shard: Count = 256
     """Pairs per shard."""
+
+    @field_validator("judge")
+    @classmethod
+    def _is_registered(cls, value: str) -> str:
+        if value not in JUDGES:
+            close = difflib.get_close_matches(value, list(JUDGES), n=1, cutoff=0.5)
+            suggestion = f'did you mean "{close[0]}"? ' if close else ""
+            raise ValueError(f"unknown judge; {suggestion}allowed: {', '.join(JUDGES)}")
+        return value
 
 
 class PairsConfig(Section):

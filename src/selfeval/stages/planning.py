@@ -26,7 +26,7 @@ from selfeval.backbone.placement import DISK, ENDLESS, DeviceMap, free_memory, p
 from selfeval.backbone.plan import DTYPES, PHASES, DevicePlan, Plan, at_depth, largest_fitting, weigh
 from selfeval.backbone.precision import PRECISIONS
 from selfeval.backbone.sizes import WeightSizes
-from selfeval.config import PlacementConfig, RunConfig
+from selfeval.config import PlacementConfig, RunConfig, judge_spec
 from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.stages.context import START
@@ -79,7 +79,8 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     reply_prompt = min(own["reply"] + question, room)
     shown_working = reply if "working" in texts["grade.jinja"] else 0
     grade_prompt = min(own["grade"] + question + shown_working, room)
-    judge_prompt = min(own["judge"] + question + 2 * reply, room)
+    judge_text = sum(own[kind] for kind in judge_spec("judge", config.verdicts.judge).kinds("judge"))
+    judge_prompt = min(judge_text + question + 2 * reply, room)
     return Workload(
         reply_prompt,
         grade_prompt,
