@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
-from selfeval.config import LEARNERS, PolicyConfig, RunConfig
+from selfeval.config import JUDGES, LEARNERS, PolicyConfig, RunConfig, VerdictsConfig
 
 __all__ = ["render"]
 
@@ -36,6 +36,11 @@ Whole numbers are at most 2,147,483,647 (seeds and sizes 2^63 - 1), other number
 Which stages are redone after a change is told in [the first-run guide](guides/first-run.md#changing-a-value).
 """
 
+_REGISTRIES: dict[tuple[type[BaseModel], str], Collection[str]] = {
+    (PolicyConfig, "learner"): LEARNERS,
+    (VerdictsConfig, "judge"): JUDGES,
+}
+"""Settings whose allowed values are the names in a registry."""
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", ByteSize: "size"}
 _SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
 
@@ -46,7 +51,7 @@ def _type_of(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type_of(arguments[0])
     if origin is typing.Literal:
-        return "one of " + ", ".join(f"`{a}`" for a in arguments)
+        return _one_of(*arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if a is type(None) else _type_of(a) for a in arguments)
     if origin is dict:
@@ -56,6 +61,10 @@ def _type_of(annotation: Any) -> str:
             return f"list of {_type_of(arguments[0])}s"
         return f"list of {len(arguments)} {_type_of(arguments[0])}s"
     return _WORDS[annotation]
+
+
+def _one_of(*values: Any) -> str:
+    return "one of " + ", ".join(f"`{value}`" for value in values)
 
 
 def _bounds(metadata: typing.Iterable[Any]) -> Iterator[str]:
@@ -96,7 +105,7 @@ def _table(model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         if not _is_section(field) and not _is_settings(field):
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            kind = _names_of_learners() if model is PolicyConfig and name == "learner" else _type_of(field.annotation)
+            kind = _one_of(*_REGISTRIES[model, name]) if (model, name) in _REGISTRIES else _type_of(field.annotation)
             lines.append(f"| `{name}` | {kind} | {_default_of(field)} | {_range_of(field)} | {meaning} |")
     return lines
 
@@ -108,10 +117,6 @@ def _is_section(field: FieldInfo) -> bool:
 def _is_settings(field: FieldInfo) -> bool:
     """Whether the field holds the section of the chosen learner, which the recipe has under the learner's name."""
     return field.validation_alias is not None
-
-
-def _names_of_learners() -> str:
-    return "one of " + ", ".join(f"`{name}`" for name in LEARNERS)
 
 
 def _learner_sections() -> Iterator[str]:
