@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
-from selfeval.config import JUDGES, LEARNERS, PolicyConfig, RunConfig, VerdictsConfig
+from selfeval.config import JUDGES, LEARNERS, JudgeSpec, LearnerSpec, PolicyConfig, RunConfig, VerdictsConfig
 
 __all__ = ["render"]
 
@@ -119,11 +119,14 @@ def _is_settings(field: FieldInfo) -> bool:
     return field.validation_alias is not None
 
 
-def _learner_sections() -> Iterator[str]:
-    """The section of every learner, in the order of the registry."""
-    for spec in LEARNERS.values():
-        yield from ("", f"### [policy.{spec.name}]", "", f'{spec.summary} Only with `learner = "{spec.name}"`.', "")
-        yield from _table(spec.config)
+def _sections_of_choices(section: str) -> Iterator[str]:
+    """The sections of all learners or judges, in the order of their registry."""
+    registries: Mapping[str, Mapping[str, LearnerSpec | JudgeSpec]] = {"policy": LEARNERS, "verdicts": JUDGES}
+    for spec in registries.get(section, {}).values():
+        if spec.config is not None:
+            key = "learner" if section == "policy" else "judge"
+            yield from ("", f"### [{section}.{spec.name}]", "", f'{spec.summary} Only with `{key} = "{spec.name}"`.', "")
+            yield from _table(spec.config)
 
 
 def render() -> str:
@@ -133,7 +136,7 @@ def render() -> str:
         if _is_section(field):
             section = typing.cast(type[BaseModel], field.annotation)
             parts += ["", f"## [{name}]", "", inspect.getdoc(section) or "", "", *_table(section)]
-            parts += _learner_sections() if name == "policy" else ()
+            parts += _sections_of_choices(name)
     return "\n".join(parts) + "\n"
 
 

@@ -6,7 +6,7 @@ suggests the nearest one. This package does not import torch.
 
 from __future__ import annotations
 
-from selfeval.config.judges import JUDGES, REFEREE, JudgeRole, JudgeSpec, TemplateKind, judge_spec
+from selfeval.config.judges import JUDGES, REFEREE, JudgeConfig, JudgeRole, JudgeSpec, TemplateKind, judge_spec
 from selfeval.config.learners import (
     LEARNERS,
     ClippedConfig,
@@ -57,6 +57,7 @@ __all__ = [
     "EvaluatorConfig",
     "GRPOConfig",
     "ILQLConfig",
+    "JudgeConfig",
     "JudgeRole",
     "JudgeSpec",
     "LearnerConfig",

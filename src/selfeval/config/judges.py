@@ -10,10 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["JUDGES", "REFEREE", "JudgeRole", "JudgeSpec", "TemplateKind", "judge_spec"]
+from selfeval.config.fields import Section
+
+__all__ = ["JUDGES", "REFEREE", "JudgeConfig", "JudgeRole", "JudgeSpec", "TemplateKind", "judge_spec"]
 
 JudgeRole = Literal["judge", "referee"]
 """judge: labels the training pairs. referee: compares the policy with its start, with prompts that labelled nothing."""
+
+
+class JudgeConfig(Section):
+    """Base class of the judges' sections."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,18 @@ class JudgeSpec:
     """Facts that the rest of the package needs about a judge before it is imported.
 
     Attributes:
-        name: value of `verdicts.judge`.
+        name: value of `verdicts.judge`, and name of the judge's section, `[verdicts.NAME]`.
         implementation: `module:object` in `judging/judges/`; the object takes a `JudgeContext` and returns a `Judge`.
         summary: one line for the documentation.
         templates: kinds of templates that it reads in each role. A role without an entry needs no template.
+        config: class of its section; None if it has no settings besides those of `[verdicts]`.
     """
 
     name: str
     implementation: str
     summary: str
     templates: Mapping[JudgeRole, tuple[TemplateKind, ...]] = field(default_factory=dict)
+    config: type[JudgeConfig] | None = None
 
     def kinds(self, role: JudgeRole) -> tuple[str, ...]:
         """Return the names of the kinds of templates that it reads in a role."""

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import tiny_models
 from selfeval.cli.app import app
-from selfeval.config import JUDGES, JudgeSpec, TemplateKind, VerdictsConfig, load_config
+from selfeval.config import JUDGES, JudgeConfig, JudgeSpec, RunConfig, TemplateKind, VerdictsConfig, load_config
+from selfeval.config.fields import Share
 from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.judges import make_judge
 from selfeval.judging.kinds import kinds_of_run
@@ -52,6 +53,13 @@ def longer(monkeypatch: pytest.MonkeyPatch) -> JudgeSpec:
     return spec
 
 
+class LongerConfig(JudgeConfig):
+    """Settings of a judge that prefers the longer reply."""
+
+    sureness: Share = 0.9
+    """How sure it is."""
+
+
 @pytest.fixture
 def rubric(longer: JudgeSpec, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a kind of template that the judge requests."""
@@ -70,6 +78,31 @@ def test_an_unknown_judge_is_refused_with_those_that_there_are(longer: JudgeSpec
         load_config(None, {}, [f"verdicts.judge={given}"])
     said = f'verdicts.judge: got "{given}"; unknown judge; {suggestion}allowed: pairwise, longer'
     assert str(caught.value) == f"--set verdicts.judge={given}: {said}"
+
+
+def test_its_section_is_read_stored_and_documented(longer: JudgeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(JUDGES, "longer", replace(longer, config=LongerConfig))
+    config = load_config(None, {}, ["verdicts.judge=longer", "verdicts.longer.sureness=0.7"])
+    assert config.verdicts.settings == LongerConfig(sureness=0.7)
+    stored = config.model_dump(mode="json")
+    assert stored["verdicts"]["longer"] == {"sureness": 0.7}
+    assert RunConfig.model_validate(stored) == config
+    resumed = load_config(None, stored, ["verdicts.judge=pairwise"])
+    assert (resumed.verdicts.judge, resumed.verdicts.settings) == ("pairwise", None)
+    assert "pairwise" not in resumed.model_dump()["verdicts"]
+    one, other = keys("verdicts.judge=longer"), keys("verdicts.judge=longer", "verdicts.longer.sureness=0.7")
+    assert {name for name in one if one[name] == other[name]} == {"questions", "replies"}
+    for given, said in [
+        (["verdicts.longer.sureness=0.7"], 'verdicts.judge is "pairwise", and only its section may be given'),
+        (["verdicts.judge=longer", "verdicts.longer.surenes=0.7"], 'did you mean "sureness"?'),
+        (["verdicts.judge=longer", "verdicts.sureness=0.7"], "give it as verdicts.longer.sureness"),
+        (["verdicts.judge=longer", "verdicts.longer.sureness=7"], "verdicts.longer.sureness: got 7;"),
+        (["verdicts.sureness=0.7"], "is not a setting of pairwise; judges with it: longer"),
+        (["verdicts.pairwise.keep=0.7"], 'unknown key "verdicts.pairwise"'),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load_config(None, {}, given)
+        assert said in str(caught.value)
 
 
 def test_the_factory_makes_the_judge_that_is_configured_and_its_referee(longer: JudgeSpec) -> None:
