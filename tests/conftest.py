@@ -21,9 +21,13 @@ def one_thread() -> Iterator[None]:
 _LONG = (
     "tests/training/test_oracle.py",
     "tests/e2e/",
-    "tests/test_api.py",
-    "tests/docs/test_python_api.py",
+    "tests/stages/test_planning.py",
     "tests/test_cli.py",
+    "tests/runs/test_export.py",
+    "tests/stages/test_tuning.py",
+    "tests/families/test_loop.py",
+    "tests/docs/test_python_api.py",
+    "tests/test_api.py",
 )
 """Files that take minutes. Distributed last, one of them would keep one process busy after all others have ended."""
 
