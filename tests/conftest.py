@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums in one order whatever the machine: threads split a sum anew when its shape changes, and its last bits with it."""
+    """Fix the order of sums: threads split a sum differently when its shape changes, which changes its last bits."""
     import torch
 
     before = torch.get_num_threads()

@@ -207,7 +207,7 @@ def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -
 
 
 def _reaches_for_plugins(path: Path) -> set[str]:
-    """What a file uses that could find or import code by a name that only turns up at run time."""
+    """Return the file's uses of anything that could find or import code by a name known only at run time."""
     found: set[str] = set()
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
@@ -230,7 +230,7 @@ BLIND = [path for path in MODULES if _name(path) in TRAINING or _room(_name(path
 
 
 LOADERS = {"selfeval.training.learners", "selfeval.judging.judges"}
-"""They import the learner or judge that the registry names, and can reach no module outside of their own package."""
+"""They import the learner or judge that the registry names, and can reach no module outside their package."""
 
 
 @pytest.mark.parametrize("path", BLIND, ids=_name)

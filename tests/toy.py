@@ -1,4 +1,4 @@
-"""The embedded model at toy size, and the real command in a process of its own."""
+"""The embedded model at toy size, and the real command in a separate process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ FEW = (
 
 
 def copy_lab(folder: Path) -> Path:
-    """A copy of the embedded recipe with its model and seeds, so that a test may change them."""
+    """Copy the embedded recipe with its model and seeds for a test to change."""
     folder.mkdir(parents=True)
     for name in ("recipe.toml", "seeds.jsonl"):
         shutil.copy(LAB / name, folder / name)
