@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
-from selfeval.config import LEARNERS, PolicyConfig, RunConfig
+from selfeval.config import JUDGES, LEARNERS, JudgeSpec, LearnerSpec, PolicyConfig, RunConfig, VerdictsConfig
 
 __all__ = ["render"]
 
@@ -36,6 +36,11 @@ Whole numbers are at most 2,147,483,647 (seeds and sizes 2^63 - 1), other number
 Which stages are redone after a change is told in [the first-run guide](guides/first-run.md#changing-a-value).
 """
 
+_REGISTRIES: dict[tuple[type[BaseModel], str], Collection[str]] = {
+    (PolicyConfig, "learner"): LEARNERS,
+    (VerdictsConfig, "judge"): JUDGES,
+}
+"""Settings whose allowed values are the names in a registry."""
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", ByteSize: "size"}
 _SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
 
@@ -46,7 +51,7 @@ def _type_of(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type_of(arguments[0])
     if origin is typing.Literal:
-        return "one of " + ", ".join(f"`{a}`" for a in arguments)
+        return _one_of(*arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if a is type(None) else _type_of(a) for a in arguments)
     if origin is dict:
@@ -56,6 +61,10 @@ def _type_of(annotation: Any) -> str:
             return f"list of {_type_of(arguments[0])}s"
         return f"list of {len(arguments)} {_type_of(arguments[0])}s"
     return _WORDS[annotation]
+
+
+def _one_of(*values: Any) -> str:
+    return "one of " + ", ".join(f"`{value}`" for value in values)
 
 
 def _bounds(metadata: typing.Iterable[Any]) -> Iterator[str]:
@@ -96,7 +105,7 @@ def _table(model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         if not _is_section(field) and not _is_settings(field):
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            kind = _names_of_learners() if model is PolicyConfig and name == "learner" else _type_of(field.annotation)
+            kind = _one_of(*_REGISTRIES[model, name]) if (model, name) in _REGISTRIES else _type_of(field.annotation)
             lines.append(f"| `{name}` | {kind} | {_default_of(field)} | {_range_of(field)} | {meaning} |")
     return lines
 
@@ -110,15 +119,14 @@ def _is_settings(field: FieldInfo) -> bool:
     return field.validation_alias is not None
 
 
-def _names_of_learners() -> str:
-    return "one of " + ", ".join(f"`{name}`" for name in LEARNERS)
-
-
-def _learner_sections() -> Iterator[str]:
-    """The section of every learner, in the order of the registry."""
-    for spec in LEARNERS.values():
-        yield from ("", f"### [policy.{spec.name}]", "", f'{spec.summary} Only with `learner = "{spec.name}"`.', "")
-        yield from _table(spec.config)
+def _sections_of_choices(section: str) -> Iterator[str]:
+    """The sections of all learners or judges, in the order of their registry."""
+    registries: Mapping[str, Mapping[str, LearnerSpec | JudgeSpec]] = {"policy": LEARNERS, "verdicts": JUDGES}
+    for spec in registries.get(section, {}).values():
+        if spec.config is not None:
+            key = "learner" if section == "policy" else "judge"
+            yield from ("", f"### [{section}.{spec.name}]", "", f'{spec.summary} Only with `{key} = "{spec.name}"`.', "")
+            yield from _table(spec.config)
 
 
 def render() -> str:
@@ -128,7 +136,7 @@ def render() -> str:
         if _is_section(field):
             section = typing.cast(type[BaseModel], field.annotation)
             parts += ["", f"## [{name}]", "", inspect.getdoc(section) or "", "", *_table(section)]
-            parts += _learner_sections() if name == "policy" else ()
+            parts += _sections_of_choices(name)
     return "\n".join(parts) + "\n"
 
 

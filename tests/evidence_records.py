@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfeval.evaluation.evaluator import JudgedPair
-from selfeval.judging.judge import Judgement
-from selfeval.records import Question, Reply, Split, Verdict, VerdictState
+from selfeval.judging.protocol import Judgement
+from selfeval.records import PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
 
 __all__ = ["KEPT", "QUESTIONS", "TIE", "UNPARSABLE", "UNSURE", "Gold", "judgement", "pair", "reply", "verdict"]
 
@@ -42,9 +42,9 @@ def verdict(
 ) -> Verdict:
     tie = None if probability is None else 0.0
     values: Any = {"in_order": probability, "swapped": probability, "tie": tie, "ties": ties or (tie, tie), **orders}
-    return Verdict(
-        question, split, f"{question}-r0", f"{question}-r1", state, probability=probability, words=("", ""), **values
-    )
+    tie = values.pop("tie")
+    evidence = PairwiseEvidence(**values, raw_output=("", ""))
+    return Verdict(question, split, f"{question}-r0", f"{question}-r1", state, probability, tie, evidence)
 
 
 def pair(
@@ -59,4 +59,5 @@ def pair(
 
 def judgement(in_order: float | None, swapped: float | None, tie: float | None = 0.0) -> Judgement:
     probability = None if in_order is None or swapped is None else (in_order + swapped) / 2
-    return Judgement(probability, in_order, swapped, None if probability is None else tie, (tie, tie), ("", ""))
+    evidence = PairwiseEvidence(in_order, swapped, (tie, tie), ("", ""))
+    return Judgement(probability, None if probability is None else tie, evidence)

@@ -230,13 +230,13 @@ def _reaches_for_plugins(path: Path) -> set[str]:
 BLIND = [path for path in MODULES if _name(path) in TRAINING or _room(_name(path)) == "quality"]
 
 
-LOADER = "selfeval.training.learners"
-"""It imports the learner that the registry names, and can reach no module outside its package."""
+LOADERS = {"selfeval.training.learners", "selfeval.judging.judges"}
+"""They import the learner or judge that the registry names, and can reach no module outside their package."""
 
 
 @pytest.mark.parametrize("path", BLIND, ids=_name)
 def test_nothing_that_trains_looks_for_installed_domains(path: Path) -> None:
-    assert _reaches_for_plugins(path) == ({"importlib", "import_module"} if _name(path) == LOADER else set())
+    assert _reaches_for_plugins(path) == ({"importlib", "import_module"} if _name(path) in LOADERS else set())
 
 
 @pytest.mark.parametrize("implementation", ["selfeval.lab.oracle:WordProblems", "..policy:train_policy", "os.path:join", ""])
@@ -250,9 +250,23 @@ def test_the_loader_of_learners_reaches_no_other_package(implementation: str) ->
         make_learner(context)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("implementation", ["selfeval.lab.oracle:WordProblems", "..templates:Templates", "os.path:join", ""])
+def test_the_loader_of_judges_reaches_no_other_package(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfeval.config import JUDGES, JudgeSpec, VerdictsConfig
+    from selfeval.judging.judges import make_judge
+
+    monkeypatch.setitem(JUDGES, "pairwise", JudgeSpec("pairwise", implementation, "Reaches out."))
+    with pytest.raises(ValueError, match=r"a judge is a module of selfeval\.judging\.judges"):
+        make_judge(None, None, VerdictsConfig(), batch_size=1)  # type: ignore[arg-type]
+
+
 def test_the_search_for_plugins_finds_the_one_that_there_is() -> None:
     assert "entry_points" in _reaches_for_plugins(SRC / "stages" / "gold.py")
-    assert {_name(path) for path in BLIND} > {"selfeval.stages.policy", "selfeval.judging.judge", "selfeval.quality.dedupe"}
+    assert {_name(path) for path in BLIND} > {
+        "selfeval.stages.policy",
+        "selfeval.judging.judges.pairwise",
+        "selfeval.quality.dedupe",
+    }
 
 
 WITH_A_DEAD_ORACLE = """

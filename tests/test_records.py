@@ -8,6 +8,7 @@ import pytest
 from selfeval.records import (
     Drop,
     Pair,
+    PairwiseEvidence,
     Question,
     Reply,
     Sampled,
@@ -20,18 +21,19 @@ from selfeval.records import (
     to_json,
 )
 
-VERDICT = Verdict(
-    "q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.5, 0.0, 0.125, (0.25, 0.0), ("one", "two\n\u2028")
-)
+EVIDENCE = PairwiseEvidence(0.5, 0.0, (0.25, 0.0), ("one", "two\n\u2028"))
+VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.125, EVIDENCE)
 RECORDS: list[Any] = [
     Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
     Seed("How many?", "Two.", {}),
     Question("q1", "How «many»?", Split.TRAIN, "self"),
     Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
+    EVIDENCE,
+    PairwiseEvidence(None, 0.5, (None, 0.5), ("", "")),
     VERDICT,
     Sampled(3, "q1", "The answer is 3", 0.25, True),
     Working("q1", "6 * 7 = 42. The answer is 42"),
-    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, 0.5, None, (None, 0.5), ("", "")),
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, None),
     Pair("q1", "How many?", "2", "3", 0.75, (5, 2), (6, 2), Split.TRAIN),
     Drop("questions", "near_duplicate", "How many?", {"of": "seed-0"}),
 ]
@@ -67,6 +69,10 @@ def test_missing_unknown_and_wrong_values_are_refused() -> None:
             from_json(Question, values)
     with pytest.raises(ValueError, match="sideways"):
         from_json(Question, {**good, "split": "sideways"})
+    verdict = to_json(VERDICT)
+    for evidence in ({}, {**verdict["evidence"], "in_order": "0.5"}, {**verdict["evidence"], "words": []}, "sure", [0.5]):
+        with pytest.raises(TypeError):
+            from_json(Verdict, {**verdict, "evidence": evidence})
 
 
 def test_confidence_is_that_of_the_likelier_reply() -> None:

@@ -16,7 +16,17 @@ from safetensors.torch import save_file
 
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
-from selfeval.store import Archive, RunStore, check_files, fingerprint, read_json, read_run, write_json, writing
+from selfeval.store import (
+    RUN_SCHEMA,
+    Archive,
+    RunStore,
+    check_files,
+    fingerprint,
+    read_json,
+    read_run,
+    write_json,
+    writing,
+)
 from selfeval.texts import read_text
 
 QUESTIONS = [Question(f"q{i}", f"How many {i}?", Split.TRAIN, "self") for i in range(3)]
@@ -25,7 +35,7 @@ QUESTIONS = [Question(f"q{i}", f"How many {i}?", Split.TRAIN, "self") for i in r
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[RunStore]:
     store = RunStore(tmp_path / "run")
-    store.update_run(schema=1)
+    store.update_run(schema=RUN_SCHEMA)
     yield store
     store.close()
 
@@ -247,7 +257,7 @@ def test_seconds_of_interrupted_tries_add_up(store: RunStore) -> None:
     store.record_stage("policy", state="interrupted", seconds=1.5)
     store.record_stage("policy", state="finished", seconds=2.0, counts={"iterations": 3})
     assert store.run["stages"]["policy"] == {"state": "finished", "seconds": 3.5, "counts": {"iterations": 3}}
-    assert store.run["schema"] == 1
+    assert store.run["schema"] == RUN_SCHEMA
 
 
 # -- records and metrics ------------------------------------------------------------------------------------------------
@@ -458,7 +468,7 @@ GARBAGE = [b"", b"[]", b"{}", b"null", b"3", b'"text"', b"\xff\xfe", b"{", b"[" 
 
 def _questions(root: Path) -> RunStore:
     store = RunStore(root)
-    store.update_run(schema=1)
+    store.update_run(schema=RUN_SCHEMA)
     store.begin("questions", "k")
     store.note_inputs("questions", "")
     store.write_shard("questions", 0, QUESTIONS, [Drop("questions", "short", "x")])
@@ -492,11 +502,22 @@ def test_garbage_in_the_folders_own_files_is_named_and_the_remedy_works(tmp_path
     store.close()
 
 
+def test_a_run_of_another_version_is_refused_with_one_message(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run")
+    store.update_run(schema=1, status="finished")
+    store.close()
+    expected = r"run\.json is of another version of selfeval: it has schema 1, this version reads schema 2\. .*--output NEW"
+    with pytest.raises(RunFolderError, match=expected):
+        read_run(store.root)
+    with pytest.raises(RunFolderError, match=expected):
+        _ = store.run
+
+
 @pytest.mark.parametrize("name", ["run.json", "questions/manifest.json"])
 def test_a_changed_value_of_a_sealed_file_is_noticed(tmp_path: Path, name: str) -> None:
     store = _questions(tmp_path / "run")
     path = store.root / name
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2').replace('"train": 3', '"train": 4'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1').replace('"train": 3', '"train": 4'))
     with pytest.raises(RunFolderError, match="a value of it is not what was written"):
         _ = (store.run, store.manifest("questions"))
     store.close()
@@ -632,6 +653,6 @@ def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_value_of_another_type_in_run_json_is_named(tmp_path: Path, key: str, value: object) -> None:
     """A folder from elsewhere, or an edited one: it need not have the seal that shows a change."""
-    (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "status": "finished", key: value}))
+    (tmp_path / "run.json").write_text(json.dumps({"schema": RUN_SCHEMA, "status": "finished", key: value}))
     with pytest.raises(RunFolderError, match=rf"run\.json is damaged: {key}.* is .*; remove it and give"):
         read_run(tmp_path)

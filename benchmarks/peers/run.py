@@ -81,7 +81,7 @@ class Here:
         self.config = RunConfig.model_validate(read_json(run / "run.json")["config"])
         self.backbone = Backbone.load(self.config)
         load_role(self.backbone, "policy", run / "roles" / "policy")
-        self.templates = templates_of_run(run, self.backbone.loaded.tokenizer)
+        self.templates = templates_of_run(run, self.backbone.loaded.tokenizer, self.config.verdicts)
         self.end = self.backbone.loaded.eos_ids[:1]
 
     def questions(self) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 __all__ = [
     "Drop",
     "Pair",
+    "PairwiseEvidence",
     "Question",
     "Reply",
     "Sampled",
@@ -95,16 +96,30 @@ class Working:
 
 
 @dataclass(frozen=True)
+class PairwiseEvidence:
+    """How a judge that compares in both orders arrived at its verdict.
+
+    Attributes:
+        in_order, swapped: probability that `first` is better from each order alone; None if that order was unparsable.
+        ties: probability that neither is better from each order alone: in order, swapped.
+        raw_output: text that the judge generated in each order.
+    """
+
+    in_order: float | None
+    swapped: float | None
+    ties: tuple[float | None, float | None]
+    raw_output: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The judge's verdict on two replies, asked in both orders.
+    """The judge's verdict on two replies.
 
     Attributes:
         first, second: reply ids.
-        probability: probability that `first` is better, averaged over both orders; None if unparsable.
-        in_order, swapped: the same probability from each order alone; None if that order was unparsable.
-        tie: probability that neither is better, averaged over both orders.
-        ties: the same probability from each order alone: in order, swapped.
-        words: raw output of the judge in each order.
+        probability: probability that `first` is better; None if unparsable.
+        tie: probability that neither is better; None if unparsable, or if the judge does not estimate it.
+        evidence: how the judge arrived at it; None for a pair from a file, or if the judge gives none.
     """
 
     question_id: str
@@ -113,11 +128,8 @@ class Verdict:
     second: str
     state: VerdictState
     probability: float | None
-    in_order: float | None
-    swapped: float | None
     tie: float | None
-    ties: tuple[float | None, float | None]
-    words: tuple[str, str]
+    evidence: PairwiseEvidence | None
 
     @property
     def confidence(self) -> float:
@@ -188,6 +200,8 @@ def _hints(kind: type) -> dict[str, Any]:
 def _restore(hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return hint(value)
+    if record := _record_in(hint):
+        return _nested(record, value, optional=hint is not record)
     if typing.get_origin(hint) is not tuple:
         return _checked(hint, value)
     if not isinstance(value, list | tuple):
@@ -198,6 +212,20 @@ def _restore(hint: Any, value: Any) -> Any:
             return tuple(value)  # token ids are not checked one by one: that takes ten times as long as reading the record
         return tuple(_checked(kinds[0], part) for part in value)
     return tuple(_checked(kind, part) for kind, part in zip(kinds, value, strict=True))
+
+
+def _nested(record: type, value: Any, *, optional: bool) -> Any:
+    if value is None and optional:
+        return None
+    if not isinstance(value, dict):
+        raise TypeError(f"{_shown(value)} where a {record.__name__} is expected")
+    return from_json(record, value)
+
+
+def _record_in(hint: Any) -> type | None:
+    """Return the record type that a field holds, optional or not; None if it holds none."""
+    kinds = (hint, *typing.get_args(hint))
+    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
 
 
 _PLAIN = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (type(None),)}

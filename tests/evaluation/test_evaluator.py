@@ -23,8 +23,8 @@ from selfeval.report.schema import Evaluator, FirstPairs
 FACTS = EvaluatorFacts(temperature=2.0, temperature_pairs=60, pairs_trained=77, members=1)
 
 
-def measured(pairs: list[JudgedPair], *, gold: bool = True, members: int = 1) -> Evaluator:
-    facts = dataclasses.replace(FACTS, members=members)
+def measured(pairs: list[JudgedPair], *, gold: bool = True, members: int = 1, from_file: bool = False) -> Evaluator:
+    facts = dataclasses.replace(FACTS, members=members, labels_from_file=from_file)
     return measure_evaluator(pairs, facts, first_pairs(pairs, gold=gold), None, has_gold=gold)
 
 
@@ -122,11 +122,17 @@ def test_no_pairs_have_no_baselines() -> None:
 
 
 def test_labels_of_a_file_have_no_judge_to_compare_with() -> None:
-    said = verdict("q1", 1.0, in_order=None, swapped=None)
-    found = measured([pair("1", "7", said=said)])
+    found = measured([pair("1", "7", said=verdict("q1", 1.0))], from_file=True)
     assert (found.baselines.judge, found.comparisons.judge) == (None, None)
     assert "judge" not in found.baselines.model_dump()
     assert "judge" in found.comparisons.model_dump()
+
+
+def test_a_judge_without_evidence_is_a_judge() -> None:
+    said = dataclasses.replace(verdict("q1", 1.0), evidence=None)
+    found = measured([pair("1", "7", said=said)])
+    assert found.baselines.judge is not None
+    assert found.comparisons.judge is not None
 
 
 # -- figures ------------------------------------------------------------------------------------------------------------

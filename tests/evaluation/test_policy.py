@@ -4,6 +4,7 @@ import pytest
 
 from evidence_records import judgement
 from selfeval.evaluation.policy import Answered, Outcome, compare_gold, gold_share, measure_policy, outcome, sample_of
+from selfeval.judging.protocol import Judgement
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,20 @@ from selfeval.evaluation.policy import Answered, Outcome, compare_gold, gold_sha
 )
 def test_the_outcome_of_a_comparison(in_order: float | None, swapped: float | None, tie: float, expected: Outcome) -> None:
     assert outcome(judgement(in_order, swapped, tie), 0.5) == expected
+
+
+@pytest.mark.parametrize(
+    ("probability", "tie", "expected"),
+    [
+        (0.9, None, "win"),
+        (0.1, None, "loss"),
+        (0.5, None, "tie"),
+        (0.9, 0.6, "tie"),
+        (None, None, "unparsable"),
+    ],
+)
+def test_without_both_orders_the_probability_decides(probability: float | None, tie: float | None, expected: Outcome) -> None:
+    assert outcome(Judgement(probability, tie), 0.5) == expected
 
 
 def test_the_limit_of_a_tie_is_the_given_one() -> None:

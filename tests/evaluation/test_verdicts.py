@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from evidence_records import TIE, UNPARSABLE, UNSURE, verdict
@@ -50,6 +52,12 @@ def test_the_verdicts_figures_by_hand() -> None:
     assert found.label_accuracy_gold is not None
     assert (found.label_accuracy_gold.value, found.label_accuracy_gold.n) == (0.5, 2)
     assert found.source == "judge"
+
+
+def test_the_orders_of_a_judge_without_evidence_are_not_compared() -> None:
+    alone = dataclasses.replace(verdict("q0", 0.9), evidence=None)
+    found = measure_verdicts([alone, verdict("q1", 0.9)], None, from_file=False)
+    assert (found.judged, found.kept, found.swap_consistency.n) == (2, 2, 1)
 
 
 def test_without_gold_no_label_is_checked() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from selfeval.errors import ModelError
-from selfeval.judging.templates import KINDS, Templates, template_texts, templates_folder
+from selfeval.judging.kinds import kinds_of_run
+from selfeval.judging.templates import Templates, template_texts, templates_folder
 
 OWN = templates_folder("no such model")
 CHAT = (
@@ -27,12 +29,12 @@ VALUES: dict[str, dict[str, Any]] = {
 }
 
 
-def load(folder: Path = OWN, chat: bool = False) -> Templates:
+def load(folder: Path = OWN, chat: bool = False, kinds: Sequence[str] | None = None) -> Templates:
     tokenizer = tiny_models.words_tokenizer(SPECIAL)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL[2:])})
     if chat:
         tokenizer.chat_template = CHAT
-    return Templates.load(folder, tokenizer)
+    return Templates.load(folder, tokenizer, kinds=kinds)
 
 
 def rendered(templates: Templates, kind: str, **values: Any) -> str:
@@ -48,7 +50,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds_of_run())
 def test_the_package_templates_render_every_kind_with_all_that_is_inserted(kind: str, chat: bool) -> None:
     text = rendered(load(chat=chat), kind)
     inserted = [x for v in VALUES[kind].values() for x in (v if isinstance(v, list) else [v])]
@@ -178,10 +180,34 @@ def test_a_stop_of_one_token_ends_the_sampling() -> None:
 # -- what is wrong with a folder ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds_of_run())
 def test_a_missing_template_is_named(copy: Path, kind: str) -> None:
     (copy / f"{kind}.jinja").unlink()
-    with pytest.raises(ModelError, match=rf"lacks {kind}\.jinja"):
+    with pytest.raises(ModelError, match=rf"lacks {kind}\.jinja; this configuration reads ask, .*{OWN}"):
+        load(copy)
+
+
+@pytest.mark.parametrize("kind", kinds_of_run())
+def test_a_template_that_nothing_reads_may_be_missing(copy: Path, kind: str) -> None:
+    (copy / f"{kind}.jinja").unlink()
+    others = [other for other in kinds_of_run() if other != kind]
+    templates = load(copy, kinds=others)
+    assert [rendered(templates, other) for other in others] == [rendered(load(), other) for other in others]
+
+
+def test_labels_are_needed_only_for_a_kind_that_is_read(copy: Path) -> None:
+    settings = (copy / "templates.toml").read_text()
+    (copy / "templates.toml").write_text(settings[: settings.index("[referee]")])
+    with pytest.raises(ModelError, match=r"templates\.toml lacks \[referee\]; give the verdict labels"):
+        load(copy)
+    (copy / "referee.jinja").unlink()
+    assert load(copy, kinds=["judge"]).labels("judge") == load().labels("judge")
+
+
+def test_an_unknown_setting_is_named_with_those_that_are_allowed(copy: Path) -> None:
+    path = copy / "templates.toml"
+    path.write_text("ask_stp = []\n" + path.read_text())
+    with pytest.raises(ModelError, match=r"unknown key ask_stp; allowed: ask_stop, grade_working, judge, referee"):
         load(copy)
 
 

@@ -15,7 +15,7 @@ from selfeval.errors import InputError, RunFolderError
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs import reader as reading
 from selfeval.runs.reader import KINDS, RunReader, with_run_precision
-from selfeval.store import RunStore, write_json, writing
+from selfeval.store import RUN_SCHEMA, RunStore, write_json, writing
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_a_run_that_is_just_starting_says_so(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     with pytest.raises(RunFolderError, match=r"has no run\.json yet; the run is just starting"):
         RunReader(tmp_path)
-    write_json(tmp_path / "run.json", {"schema": 1, "status": "running"})
+    write_json(tmp_path / "run.json", {"schema": RUN_SCHEMA, "status": "running"})
     with pytest.raises(RunFolderError, match="has no configuration yet; the run is just starting"):
         RunReader(tmp_path)
 

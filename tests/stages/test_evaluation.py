@@ -15,7 +15,7 @@ from evidence_records import QUESTIONS, TIE, UNPARSABLE, UNSURE, Gold, judgement
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
 from selfeval.evaluation.over_optimisation import predict
-from selfeval.judging.judge import Comparison
+from selfeval.judging.protocol import Comparison, Judge, Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Split
@@ -150,22 +150,27 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
         seen["sampled at"] = {(r.temperature, r.top_p) for r in requests}
         return [Rollout((*_spell(run, f"after {i}"), 1), (-1.0,), True) for i in range(len(requests))]
 
-    def judge(backbone: Any, templates: Any, kind: str, comparisons: Sequence[Comparison], *_: Any, **__: Any) -> Any:
-        seen.update({"judge acts": backbone.acting, "kind": kind, "comparisons": list(comparisons)})
-        # For the policy's replies: sure of the first, torn between the orders on the second, not to be read on the third.
-        opinions = [(0.9, 0.8), (0.7, 0.2), (None, None)]
-        ours = [c.first.startswith("after") for c in comparisons]
-        said = [
-            o if is_first else tuple(None if p is None else 1 - p for p in o)
-            for o, is_first in zip(opinions, ours, strict=True)
-        ]
-        return [judgement(*o) for o in said]
+    class Scripted(Judge):
+        def judge(self, comparisons: Sequence[Comparison], advance: Any = None) -> list[Judgement]:
+            seen.update({"judge acts": backbone.acting, "comparisons": list(comparisons)})
+            # For the policy's replies: sure of the first, torn between the orders on the second, not to be read on the third.
+            opinions = [(0.9, 0.8), (0.7, 0.2), (None, None)]
+            ours = [c.first.startswith("after") for c in comparisons]
+            said = [
+                o if is_first else tuple(None if p is None else 1 - p for p in o)
+                for o, is_first in zip(opinions, ours, strict=True)
+            ]
+            return [judgement(*o) for o in said]
+
+    def scripted(self: Context, role: str = "judge") -> Judge:
+        seen["role"] = role
+        return Scripted()
 
     def kl(run: Any, prompts: Sequence[Any], rollouts: Sequence[Rollout]) -> list[float]:
         return [0.25] * len(rollouts)
 
     monkeypatch.setattr(policies, "generate", policy)
-    monkeypatch.setattr(evaluation, "compare", judge)
+    monkeypatch.setattr(Context, "judge", scripted)
     monkeypatch.setattr(evaluation, "_kl_to_start", kl)
     return run, seen
 
@@ -181,7 +186,7 @@ def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answer
     asked = [QUESTIONS[f"q{i}"] for i in range(3)]  # test questions only, and as many as were configured
     assert [a.question for a in found] == [q.text for q in asked]
     assert seen["asked"] == [run.templates.prompt("reply", question=q.text) for q in asked]
-    assert (seen["policy acts"], seen["judge acts"], seen["kind"]) == (POLICY, BASE, "referee")
+    assert (seen["policy acts"], seen["judge acts"], seen["role"]) == (POLICY, BASE, "referee")
     assert seen["sampled at"] == {(1.0, 1.0)}  # as the replies before were sampled
     assert seen["comparisons"] == [Comparison(q.text, f"after {i}", f"before {i} 0") for i, q in enumerate(asked)]
     assert [(a.after, a.before) for a in found] == [(f"after {i}", f"before {i} 0") for i in range(3)]

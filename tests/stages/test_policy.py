@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import tiny_models
 from selfeval.backbone.role_files import save_role
 from selfeval.config import RunConfig
 from selfeval.errors import ExportError
-from selfeval.judging.judge import Judgement
+from selfeval.judging.protocol import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Split
@@ -28,7 +29,7 @@ from selfeval.stages import evaluation, policy
 from selfeval.stages.context import Context
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, write_json
+from selfeval.store import RUN_SCHEMA, RunStore, write_json
 from selfeval.training.context import POLICY
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.recorder import Recorder
@@ -55,7 +56,7 @@ def context(folder: Path, config: Mapping[str, Any] = SETTINGS) -> Context:
         save_role(backbone, EVALUATOR, made.role_folder(EVALUATOR))
         write_json(made.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
         splits = [Split.TRAIN] * 8 + [Split.TEST] * 4
-        made.store.update_run(schema=1)
+        made.store.update_run(schema=RUN_SCHEMA)
         made.store.write_shard("questions", 0, [Question(f"q{i}", f"What is {i}?", s, "self") for i, s in enumerate(splits)])
         before = [Reply(f"q{i}-r0", f"q{i}", "7", (7, 1), "sample", 1.0, 1.0, -1.0, True) for i in range(12)]
         made.store.write_shard("replies", 0, before)
@@ -156,8 +157,9 @@ def test_the_policy_of_the_api_samples_with_its_guide(guided: Context) -> None:
 
 def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     other = again(guided)
-    unparsable = Judgement(None, None, None, None, (None, None), ("", ""))
-    monkeypatch.setattr(evaluation, "compare", lambda *arguments, **options: [unparsable] * 4)
+    unparsable = Judgement(None)
+    judge = SimpleNamespace(judge=lambda comparisons, advance: [unparsable] * len(comparisons))
+    monkeypatch.setattr(Context, "judge", lambda self, role: judge)
     _, token_ids = evaluation._answer_and_judge(other, ensure_policy(other), None)
     expected = answer(other, prompts(other)[:4], ensure_policy(other), seed=other.seed("evaluation"))
     assert [after for _, after, _ in token_ids] == [reply.ids for reply in expected]

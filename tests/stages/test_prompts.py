@@ -81,7 +81,7 @@ def test_scores_and_exports_come_from_the_prompts_of_the_run(run: Run, tmp_path:
 
 
 def test_the_day_of_the_run_is_in_its_prompts_and_exports(run: Run, tmp_path: Path) -> None:
-    templates = templates_of_run(run.folder, run.tokenizer)
+    templates = templates_of_run(run.folder, run.tokenizer, run.config.verdicts)
     assert templates.tokenizer.decode(list(templates.prompt("reply", question="x").ids)) == "2024 user: x\n"
     exported = run.export(tmp_path / "exported")
     said: Any = type(run.tokenizer).from_pretrained(exported)

@@ -309,7 +309,7 @@ def judged(names: Sequence[str], margins: Sequence[float]) -> list[JudgedPair]:
         both = [
             Reply(f"{name}-r{n}", name, text, (5,), "sample", 1.0, 1.0, -1.0, True) for n, text in enumerate(("right", "no"))
         ]
-        said = Verdict(name, Split.TEST, both[0].id, both[1].id, VerdictState.KEPT, 0.9, 0.9, 0.9, 0.0, (0.0, 0.0), ("", ""))
+        said = Verdict(name, Split.TEST, both[0].id, both[1].id, VerdictState.KEPT, 0.9, 0.0, None)
         found.append(JudgedPair(said, (both[0], both[1]), margin, 0.0, (True, False)))
     return found
 

@@ -6,6 +6,7 @@ suggests the nearest one. This package does not import torch.
 
 from __future__ import annotations
 
+from selfeval.config.judges import JUDGES, REFEREE, JudgeConfig, JudgeRole, JudgeSpec, TemplateKind, judge_spec
 from selfeval.config.learners import (
     LEARNERS,
     ClippedConfig,
@@ -44,7 +45,9 @@ from selfeval.config.sections import (
 from selfeval.texts import nearest
 
 __all__ = [
+    "JUDGES",
     "LEARNERS",
+    "REFEREE",
     "ClippedConfig",
     "ContextConfig",
     "CriticConfig",
@@ -54,6 +57,9 @@ __all__ = [
     "EvaluatorConfig",
     "GRPOConfig",
     "ILQLConfig",
+    "JudgeConfig",
+    "JudgeRole",
+    "JudgeSpec",
     "LearnerConfig",
     "LearnerSpec",
     "LoraConfig",
@@ -71,10 +77,12 @@ __all__ = [
     "RunConfig",
     "SoftQConfig",
     "TRPOConfig",
+    "TemplateKind",
     "TuningConfig",
     "ValueLearnerConfig",
     "VerdictsConfig",
     "config_of_run",
+    "judge_spec",
     "load_config",
     "nearest",
 ]

@@ -5,26 +5,70 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from selfeval.config.choices import Entry
+from selfeval.config.judges import JUDGES
 from selfeval.config.learners import LEARNERS
 from selfeval.config.policy import PolicyConfig
 from selfeval.config.run import RunConfig
+from selfeval.config.sections import VerdictsConfig
 from selfeval.errors import ConfigError, RunFolderError
 from selfeval.texts import has_half_character, nearest, read_text, shortened, visible
 
 __all__ = ["config_of_run", "load_config"]
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A setting that chooses an entry of a registry, whose own settings are a section with its name.
+
+    Attributes:
+        model: section of the configuration that contains both.
+        key: name of the setting.
+        registry: entries by name.
+    """
+
+    model: type[BaseModel]
+    key: str
+    registry: Mapping[str, Entry]
+
+    def section(self, name: str) -> type[BaseModel] | None:
+        """Return the class of an entry's section; None if it has none, or if there is no such entry."""
+        return self.registry[name].config if name in self.registry else None
+
+    def fields(self, name: str) -> Collection[str]:
+        """Return the names of an entry's settings."""
+        section = self.section(name)
+        return () if section is None else section.model_fields
+
+    def chosen(self, values: Any) -> str:
+        """Return the entry that the values of the section choose, registered or not."""
+        default = self.model.model_fields[self.key].default
+        return str(values.get(self.key, default) if isinstance(values, dict) else default)
+
+
+_CHOICES = {"policy": _Choice(PolicyConfig, "learner", LEARNERS), "verdicts": _Choice(VerdictsConfig, "judge", JUDGES)}
+"""The choices by section of the configuration."""
+_CHOICES_BY_MODEL: dict[type[BaseModel], _Choice] = {choice.model: choice for choice in _CHOICES.values()}
+
+
+def _chosen(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the chosen entry of every choice, by section."""
+    return {section: choice.chosen(values.get(section)) for section, choice in _CHOICES.items()}
+
+
 def _allowed_at(location: Sequence[str | int]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for part in location:
-        if model is PolicyConfig and part in LEARNERS:
-            model = LEARNERS[str(part)].config
+        choice = _CHOICES_BY_MODEL.get(model)
+        if choice is not None and (section := choice.section(str(part))) is not None:
+            model = section
             continue
         found = model.model_fields.get(str(part))
         annotation = found.annotation if found else None
@@ -32,7 +76,8 @@ def _allowed_at(location: Sequence[str | int]) -> list[str]:
             break
         model = annotation
     fields = [name for name, field in model.model_fields.items() if field.validation_alias is None]
-    return [*fields, *LEARNERS] if model is PolicyConfig else fields
+    choice = _CHOICES_BY_MODEL.get(model)
+    return fields if choice is None else [*fields, *(name for name in choice.registry if choice.section(name) is not None)]
 
 
 _OPTIONS = {
@@ -44,27 +89,27 @@ _OPTIONS = {
 """Former keys that are now command options only, because no file may set them."""
 
 
-def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str, learner: str) -> ConfigError:
+def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str, chosen: Mapping[str, str]) -> ConfigError:
     """Describe every problem in one message, each prefixed with the source of the value.
 
     Args:
         error: raised by pydantic.
         sources: by dotted key, the source of each value that is not from the recipe.
         recipe: source of all other values.
-        learner: value of `policy.learner`.
+        chosen: learner and judge, by section.
     """
     found: dict[str, list[str]] = {}
     for problem in error.errors():
-        found.setdefault(_source(problem["loc"], sources, recipe), []).append(_problem(problem, learner))
+        found.setdefault(_source(problem["loc"], sources, recipe), []).append(_problem(problem, chosen))
     return ConfigError("; ".join(f"{source}: {'; '.join(lines)}" for source, lines in found.items()))
 
 
-def _problem(problem: Any, learner: str) -> str:
+def _problem(problem: Any, chosen: Mapping[str, str]) -> str:
     key = visible(".".join(str(part) for part in problem["loc"]))
     if key in _OPTIONS:
         return f'unknown key "{key}": {_OPTIONS[key]}'
     if problem["type"] == "extra_forbidden":
-        if reason := _of_a_learner(problem["loc"], learner):
+        if reason := _of_a_choice(problem["loc"], chosen):
             return reason
         return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))}'
     try:
@@ -74,19 +119,23 @@ def _problem(problem: Any, learner: str) -> str:
     return f"{key}: got {shortened(got)}; {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _of_a_learner(location: Sequence[str | int], learner: str) -> str | None:
-    """Explain a policy key that belongs to a learner's section; None for other keys."""
-    if len(location) < 2 or location[0] != "policy":
+def _of_a_choice(location: Sequence[str | int], chosen: Mapping[str, str]) -> str | None:
+    """Explain a key that belongs to the section of a learner or judge; None for other keys."""
+    section, name = str(location[0]), str(location[-1])
+    if len(location) < 2 or section not in _CHOICES:
         return None
-    name = str(location[-1])
-    if len(location) == 2 and name in LEARNERS:
-        return f'policy.{name}: policy.learner is "{learner}", and only its section may be given; set policy.learner = "{name}"'
-    if learner in LEARNERS and location[1] != learner and name in LEARNERS[learner].config.model_fields:
-        return f'"policy.{name}" is a setting of the learner; give it as policy.{learner}.{name}'
-    owners = [spec.name for spec in LEARNERS.values() if name in spec.config.model_fields]
+    choice, current = _CHOICES[section], chosen[section]
+    if len(location) == 2 and choice.section(name) is not None:
+        return (
+            f'{section}.{name}: {section}.{choice.key} is "{current}", and only its section may be given; '
+            f'set {section}.{choice.key} = "{name}"'
+        )
+    if location[1] != current and name in choice.fields(current):
+        return f'"{section}.{name}" is a setting of the {choice.key}; give it as {section}.{current}.{name}'
+    owners = [owner for owner in choice.registry if name in choice.fields(owner)]
     if not owners:
         return None
-    return f'"{".".join(map(str, location))}" is not a setting of {learner}; learners with it: {", ".join(owners)}'
+    return f'"{".".join(map(str, location))}" is not a setting of {current}; {choice.key}s with it: {", ".join(owners)}'
 
 
 def _source(location: Sequence[str | int], sources: Mapping[str, str], recipe: str) -> str:
@@ -181,24 +230,19 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
     given = {key: value for key, value in overrides.items() if value is not None}
     values.update(given)
     sources = {key: _FOLDER_NAME if key == "name" else f"--{key.replace('_', '-')} {value}" for key, value in given.items()}
-    learner = _learner_of(values)
+    before = _chosen(values)
     for assignment in assignments:
         sources[_override(values, assignment)] = f"--set {assignment}"
-    if "policy" in given and (now := _learner_of(values)) != learner:  # the stored section is of another learner
-        values["policy"] = {key: value for key, value in values["policy"].items() if key != learner or key == now}
+    for section, now in _chosen(values).items():
+        if section in given and now != before[section]:  # the stored section is of another learner or judge
+            values[section] = {key: value for key, value in values[section].items() if key != before[section] or key == now}
     for place, key in _paths_in(values):
         if _is_there(Path(place[key])):  # the next command may be run in another directory
             place[key] = os.path.abspath(place[key])
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, sources, f"recipe {recipe}" if recipe else "configuration", _learner_of(values)) from error
-
-
-def _learner_of(values: Mapping[str, Any]) -> str:
-    policy = values.get("policy")
-    default = PolicyConfig.model_fields["learner"].default
-    return str(policy.get("learner", default) if isinstance(policy, dict) else default)
+        raise _explain(error, sources, f"recipe {recipe}" if recipe else "configuration", _chosen(values)) from error
 
 
 def config_of_run(values: Any, where: Path) -> RunConfig:

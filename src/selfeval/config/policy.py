@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     Field,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
-    create_model,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from selfeval.config.choices import check_name, read_settings
 from selfeval.config.fields import Count, CountOrNone, Positive, PositiveOrNone, Section, ShareOrNone
 from selfeval.config.learners import LEARNERS, LearnerConfig, LearnerSpec, PPOConfig
 
@@ -102,27 +101,14 @@ class PolicyConfig(Section):
     @field_validator("learner")
     @classmethod
     def _is_registered(cls, value: str) -> str:
-        if value not in LEARNERS:
-            close = difflib.get_close_matches(value, list(LEARNERS), n=1, cutoff=0.5)
-            suggestion = f'did you mean "{close[0]}"? ' if close else ""
-            raise ValueError(f"unknown learner; {suggestion}allowed: {', '.join(LEARNERS)}")
-        return value
+        return check_name(value, LEARNERS, "learner")
 
     @model_validator(mode="before")
     @classmethod
     def _read_settings(cls, values: Any) -> Any:
         """Validate the chosen learner's section and store it in the field. Other learners' sections remain, as unknown keys."""
-        if not isinstance(values, dict):
-            return values
-        learner = values.get("learner", _DEFAULT)
-        spec = LEARNERS.get(learner) if isinstance(learner, str) else None
-        if spec is None:  # the field's own validator reports it; a section can be checked only for a known learner
-            return {key: value for key, value in values.items() if key not in LEARNERS}
-        # A model with one field makes pydantic report the location as `NAME.key`, as in the recipe.
-        holder = create_model("PolicyConfig", **{learner: (spec.config, spec.config())})  # type: ignore[call-overload]
-        given = {learner: values[learner]} if learner in values else {}
-        settings = getattr(holder.model_validate(given), learner)
-        return {**{key: value for key, value in values.items() if key != learner}, _SETTINGS: settings}
+        learner = values.get("learner", _DEFAULT) if isinstance(values, dict) else None
+        return read_settings(values, learner, LEARNERS, _SETTINGS)
 
     @model_validator(mode="after")
     def _learner_can_learn(self) -> PolicyConfig:

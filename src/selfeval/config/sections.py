@@ -7,9 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import (
+    ByteSize,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from selfeval.config.choices import check_name, read_settings
 from selfeval.config.fields import Count, DeviceName, Nucleus, Positive, Section, Share
+from selfeval.config.judges import JUDGES, JudgeConfig
 
 __all__ = [
     "ContextConfig",
@@ -156,9 +166,17 @@ class RepliesConfig(Section):
         return self
 
 
-class VerdictsConfig(Section):
-    """The judge compares two replies in both orders; verdicts with low confidence are dropped."""
+_JUDGE = "pairwise"
+_SETTINGS = "settings of the judge"
+"""Alias of the field that holds the judge's section. Not a recipe key: recipes use the judge's name."""
 
+
+class VerdictsConfig(Section):
+    """The judge compares two replies; verdicts with low confidence are dropped. Settings of one judge: `[verdicts.JUDGE]`."""
+
+    judge: str = _JUDGE
+    """The judge that labels pairs of replies (docs/algorithms/judging.md)."""
+    settings: SerializeAsAny[JudgeConfig] | None = Field(default=None, validation_alias=_SETTINGS)
     keep: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
     """Minimum confidence of a kept verdict: the averaged probability of the better reply."""
     tie: Share = 0.5
@@ -171,6 +189,25 @@ class VerdictsConfig(Section):
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
     shard: Count = 256
     """Pairs per shard."""
+
+    @field_validator("judge")
+    @classmethod
+    def _is_registered(cls, value: str) -> str:
+        return check_name(value, JUDGES, "judge")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_settings(cls, values: Any) -> Any:
+        """Validate the chosen judge's section and store it in the field. Other judges' sections remain, as unknown keys."""
+        judge = values.get("judge", _JUDGE) if isinstance(values, dict) else None
+        return read_settings(values, judge, JUDGES, _SETTINGS)
+
+    @model_serializer(mode="wrap")
+    def _with_settings_by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Serialise the fields as in a recipe: the judge's section under its name, if it has one."""
+        values: dict[str, Any] = handler(self)
+        settings = values.pop("settings")
+        return values if settings is None else {**values, self.judge: settings}
 
 
 class PairsConfig(Section):

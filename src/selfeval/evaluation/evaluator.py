@@ -77,12 +77,14 @@ class EvaluatorFacts:
         temperature_pairs: number of pairs used to fit the temperature.
         pairs_trained: number of pairs used to train the evaluators.
         members: number of evaluators.
+        labels_from_file: the verdicts are pairs from a file, so no judge was asked. Default: False.
     """
 
     temperature: float
     temperature_pairs: int
     pairs_trained: int
     members: int
+    labels_from_file: bool = False
 
 
 def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
@@ -122,15 +124,16 @@ def measure_evaluator(
     labelled = gold or judge
     confidence = [sigmoid(abs(p.pair.margin) / facts.temperature) for p in labelled]
     right = [p.evaluator_right for p in labelled]
+    judge_asked = not (facts.labels_from_file and labelled)
     correct = [float(r) for r in right]
     return Evaluator(
         accuracy_gold=proportion([p.evaluator_right for p in gold]) if has_gold else None,
         accuracy_judge=proportion([p.evaluator_right for p in judge]),
         first_pairs=first_pairs,
         pairs_trained=facts.pairs_trained,
-        baselines=_baselines(labelled),
+        baselines=_baselines(labelled, with_judge=judge_asked),
         baselines_on="gold" if gold else "judge",
-        comparisons=_comparisons(labelled, labelled_by_judge=not gold),
+        comparisons=_comparisons(labelled, with_judge=judge_asked and bool(gold)),
         ece=calibration_error(confidence, right),
         brier=mean_figure([(sure - c) ** 2 for sure, c in zip(confidence, correct, strict=True)]),
         temperature=facts.temperature,
@@ -213,27 +216,22 @@ def _credit(preference: float, better: int) -> float:
     return 0.5 if preference == 0 else float((preference > 0) == (better == 0))
 
 
-def _is_from_file(labelled: Sequence[LabelledPair]) -> bool:
-    """Return whether the labels are from the user's file, so no judge was asked."""
-    verdicts = [p.pair.verdict for p in labelled]
-    return bool(verdicts) and all(v.in_order is None and v.probability is not None for v in verdicts)
-
-
-def _baselines(labelled: Sequence[LabelledPair]) -> Baselines:
+def _baselines(labelled: Sequence[LabelledPair], *, with_judge: bool) -> Baselines:
     return Baselines(
         longer_wins=mean_figure(_credits(labelled, _preference_of_length)),
         first_wins=mean_figure(_credits(labelled, lambda _: 1.0)),
         mean_logprob=mean_figure(_credits(labelled, _preference_of_logprob)),
-        judge=None if _is_from_file(labelled) else mean_figure(_credits(labelled, _preference_of_judge)),
+        judge=mean_figure(_credits(labelled, _preference_of_judge)) if with_judge else None,
     )
 
 
-def _comparisons(labelled: Sequence[LabelledPair], *, labelled_by_judge: bool) -> EvaluatorComparisons:
+def _comparisons(labelled: Sequence[LabelledPair], *, with_judge: bool) -> EvaluatorComparisons:
     """Compare the evaluator with each baseline, and with chance level.
 
     Args:
         labelled: pairs with their labels.
-        labelled_by_judge: whether the labels are the judge's. Then the judge is right by construction and is not compared.
+        with_judge: whether to compare it with the judge. Not if no judge was asked, or if it gave the labels: then it is right
+            by construction.
     """
     ours, questions = [float(p.evaluator_right) for p in labelled], [p.question_id for p in labelled]
 
@@ -244,6 +242,6 @@ def _comparisons(labelled: Sequence[LabelledPair], *, labelled_by_judge: bool) -
         longer_wins=less(_preference_of_length),
         first_wins=less(lambda _: 1.0),
         mean_logprob=less(_preference_of_logprob),
-        judge=None if labelled_by_judge or _is_from_file(labelled) else less(_preference_of_judge),
+        judge=less(_preference_of_judge) if with_judge else None,
         chance=compare_with_level(ours, 0.5, questions),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfeval.judging.judge import Judgement
+from selfeval.judging.protocol import Judgement
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
 from selfeval.quality.length_control import length_controlled_win_rate
 from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_of_means
@@ -44,18 +44,20 @@ class Answered:
 
 
 def outcome(judgement: Judgement, tie: float) -> Outcome:
-    """Return the outcome of a comparison for its first reply, by the average of both orders.
+    """Return the outcome of a comparison for its first reply, by its probability.
 
-    It is a tie if the judge named one, the orders disagree, or they balance exactly.
+    It is a tie if the judge named one, if the two orders disagree, or if the probability is exactly one half.
 
     Args:
-        judgement: judgement in both orders.
+        judgement: result of the comparison.
         tie: the judge names a tie if its probability of `neither` is above this threshold.
     """
-    if judgement.probability is None or judgement.in_order is None or judgement.swapped is None or judgement.tie is None:
+    if judgement.probability is None:
         return "unparsable"
-    orders = {(p > 0.5) - (p < 0.5) for p in (judgement.in_order, judgement.swapped)}
-    if judgement.tie > tie or len(orders) > 1 or orders == {0}:
+    evidence = judgement.evidence
+    orders = (evidence.in_order, evidence.swapped) if evidence else (judgement.probability,)
+    signs = {(p > 0.5) - (p < 0.5) for p in orders if p is not None}
+    if (judgement.tie or 0.0) > tie or len(signs) > 1 or signs == {0}:
         return "tie"
     return "win" if judgement.probability > 0.5 else "loss"
 

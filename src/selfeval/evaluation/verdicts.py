@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from selfeval.judging.judge import choice
+from selfeval.judging.orders import choice
 from selfeval.quality.statistics import proportion
 from selfeval.records import Verdict, VerdictState
 from selfeval.report.schema import Verdicts
@@ -37,14 +37,16 @@ def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] 
 
 
 def is_consistent(verdict: Verdict) -> bool | None:
-    """Return whether both orders chose the same of first, second and neither; None if one could not be parsed.
+    """Return whether both orders chose the same of first, second and neither; None if one was not asked or not parsed.
 
     `neither` is a choice because the probability of a clear tie is close to one half: forced to choose between two replies, the
     orders of a consistent judge would agree or disagree by chance.
     """
+    if (evidence := verdict.evidence) is None:
+        return None
     choices = [
         choice(better, tie)
-        for better, tie in zip((verdict.in_order, verdict.swapped), verdict.ties, strict=True)
+        for better, tie in zip((evidence.in_order, evidence.swapped), evidence.ties, strict=True)
         if better is not None and tie is not None
     ]
     return choices[0] == choices[1] if len(choices) == 2 else None

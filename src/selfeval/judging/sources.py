@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,10 @@ from jinja2 import Environment, TemplateError, meta
 
 from selfeval.backbone.snapshot import model_folder
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date
-from selfeval.judging.templates import KINDS, read_settings, template_texts
+from selfeval.judging.kinds import template_kinds
+from selfeval.judging.templates import check_complete, read_settings, template_texts
 
 __all__ = ["fixed_text", "prompt_sources", "tokenizer_files"]
-
-_READS = {
-    "ask": ("ask_stop",),
-    "reply": ("grade_working",),
-    "grade": ("grade_working",),
-    "judge": ("judge",),
-    "referee": ("referee",),
-}
-"""Settings that each kind of prompt depends on; the reference answers of `grade` are written along with the replies."""
 
 
 def fixed_text(folder: Path, kind: str) -> str:
@@ -34,7 +26,7 @@ def _pieces(source: str) -> list[str]:
     return [value for _, token, value in Environment(autoescape=False).lex(source) if token == "data"]
 
 
-def prompt_sources(folder: Path, day: date) -> dict[str, Any]:
+def prompt_sources(folder: Path, day: date, kinds: Collection[str]) -> dict[str, Any]:
     """Return the sources of each kind of prompt: templates, including those that they include, and settings.
 
     A stage that reads prompts of one kind depends on that entry alone. The kind `chat` holds the folder's chat template.
@@ -42,13 +34,19 @@ def prompt_sources(folder: Path, day: date) -> dict[str, Any]:
     Args:
         folder: folder of templates.
         day: date that they print; part of the sources of those kinds that print it.
+        kinds: kinds of prompts that are read.
+
+    Raises:
+        ModelError: the folder lacks one of them.
     """
-    texts = template_texts(folder)
+    texts, read = template_texts(folder), [template_kinds()[kind] for kind in kinds]
+    check_complete(folder, texts, read)
     settings = read_settings(folder, texts).model_dump(mode="json")
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
     found: dict[str, Any] = {"chat": frozen.get(CHAT_TEMPLATE)}
-    for kind in KINDS:
-        found[kind] = [_with_included(f"{kind}.jinja", frozen), {name: settings[name] for name in _READS[kind]}]
+    for kind in read:
+        names = (*kind.settings, kind.name) if kind.has_labels else kind.settings
+        found[kind.name] = [_with_included(f"{kind.name}.jinja", frozen), {name: settings[name] for name in names}]
     return found
 
 

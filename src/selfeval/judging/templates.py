@@ -7,7 +7,7 @@ the first stage rather than after a training. It needs a tokenizer but no model.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError, meta
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from selfeval.backbone.tokens import ControlTokens
+from selfeval.config import TemplateKind
 from selfeval.errors import ModelError
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, message, reason, refuse_chance, settled, uses_parts
 from selfeval.judging.hostile import refuse_leak
+from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.typed import TypedReplies
@@ -29,44 +31,44 @@ from selfeval.links import entries, refuse_links
 from selfeval.prompt import Prompt
 
 __all__ = [
-    "KINDS",
     "SETTINGS",
     "Settings",
     "Templates",
+    "check_complete",
     "read_settings",
     "template_texts",
     "templates_folder",
 ]
 
-KINDS = ("ask", "grade", "judge", "referee", "reply")
-"""ask: write a question. reply: answer one. grade: prompt of evaluator and critic. judge, referee: compare two replies."""
-
 SETTINGS = "templates.toml"
 
 _OWN = Path(__file__).parent / "templates"
-_SAMPLES: dict[str, dict[str, Any]] = {
-    "ask": {"examples": ["How many apples does Mary have?", "How many pears does Tom have?"]},
-    "reply": {"question": "How many apples does Mary have?"},
-    "grade": {"question": "How many apples does Mary have?", "working": "Mary has 3."},
-    "judge": {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."},
-    "referee": {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."},
-}
-"""Sample values for each kind of prompt."""
-_OTHER: dict[str, Any] = {
-    **dict.fromkeys(("question", "first", "second", "working"), "Something else entirely"),
-    "examples": [],
-}
+_OTHER: dict[str, Any] = {"examples": []}
+_OTHER_TEXT = "Something else entirely"
+"""Values that differ from every sample."""
 
 
 class Settings(BaseModel):
-    """The values of templates.toml."""
+    """The values of templates.toml; all others are tables of verdict labels, by the kind of template that they belong to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Labels]
 
     ask_stop: tuple[str, ...] = ()
     grade_working: bool = False
-    judge: Labels
-    referee: Labels
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        allowed = [*cls.model_fields, *(kind.name for kind in template_kinds().values() if kind.has_labels)]
+        if unknown := sorted(values.keys() - allowed):
+            raise ValueError(f"unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+        return values
+
+    @property
+    def labels(self) -> Mapping[str, Labels]:
+        """The verdict labels by kind of template."""
+        return self.__pydantic_extra__
 
 
 def templates_folder(model: str, chosen: str = "") -> Path:
@@ -78,7 +80,8 @@ def templates_folder(model: str, chosen: str = "") -> Path:
     if chosen:
         if not (Path(chosen) / "templates.toml").is_file():
             raise ModelError(
-                f"templates folder {chosen} has no templates.toml; give a folder with it and {', '.join(KINDS)} (.jinja)"
+                f"templates folder {chosen} has no templates.toml; give a folder with it and the templates "
+                f"{', '.join(kinds_of_run())} (.jinja)"
             )
         return Path(chosen)
     own = Path(model) / "templates"
@@ -107,33 +110,33 @@ class Templates:
         tokenizer: PreTrainedTokenizerBase,
         day: date | None = None,
         texts: Mapping[str, str] | None = None,
+        kinds: Collection[str] | None = None,
     ) -> Templates:
         """Read a folder of templates and render each on sample values.
 
         Args:
-            folder: folder with `templates.toml` and a template of every kind; a `chat_template.jinja` in it replaces the
-                tokenizer's.
+            folder: folder with `templates.toml` and a template of every kind that is read; a `chat_template.jinja` in it
+                replaces the tokenizer's.
             tokenizer: tokenizer of the model.
             day: Optional. Date shown by templates that print it. Default: today.
             texts: Optional. Texts of the folder's files, if they were already read.
+            kinds: Optional. Kinds of templates that are read; others may be missing and are not checked. Default: those of a
+                run with the default judge.
 
         Raises:
             ModelError: a file is missing, malformed, or cannot be rendered; a template does not show one of its texts.
         """
         day, texts = day or date.today(), template_texts(folder) if texts is None else texts
-        missing = [f"{kind}.jinja" for kind in KINDS if f"{kind}.jinja" not in texts]
-        if missing:
-            raise ModelError(
-                f"templates folder {folder} lacks {', '.join(missing)}; a templates folder holds all of {', '.join(KINDS)}"
-            )
+        read = [template_kinds()[kind] for kind in (kinds_of_run() if kinds is None else kinds)]
+        check_complete(folder, texts, read)
         settings = read_settings(folder, texts)
         tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day)
         parts = bool(getattr(tokenizer, "chat_template", None)) and uses_parts(tokenizer)
         templates = cls(tokenizer, _environment(folder, texts, day), settings, parts)
-        for kind in KINDS:
-            _check(templates, kind, folder / f"{kind}.jinja")
-        for kind in ("judge", "referee"):
-            verdict_tokens(templates, templates.labels(kind))
+        for kind in read:
+            _check(templates, kind, folder / f"{kind.name}.jinja")
+            if kind.has_labels:
+                verdict_tokens(templates, templates.labels(kind.name))
         return templates
 
     @property
@@ -146,15 +149,15 @@ class Templates:
         return ControlTokens(self.tokenizer)
 
     def labels(self, kind: str) -> Labels:
-        labels: Labels = getattr(self.settings, kind)
-        return labels
+        """Return the verdict labels of a kind of template that has some."""
+        return self.settings.labels[kind]
 
     def prompt(self, kind: str, **values: Any) -> Prompt:
         """Return a prompt. The tokenizer's control tokens are removed from inserted texts first.
 
         Args:
-            kind: one of `KINDS`.
-            values: `examples` (ask), `question` (all others), `first` and `second` (judge, referee), `working` (grade).
+            kind: one of the kinds that were loaded.
+            values: variables of the template, as in the sample of its kind.
         """
         text = self._rendered(kind, values)
         if self.uses_chat:
@@ -262,6 +265,31 @@ def read_settings(folder: Path, texts: Mapping[str, str]) -> Settings:
         raise ModelError(f"templates folder {folder}: {path}: {problems}") from error
 
 
+def check_complete(folder: Path, texts: Mapping[str, str], kinds: Collection[TemplateKind]) -> None:
+    """Refuse a folder that lacks a template or the verdict labels of a kind that is read.
+
+    Args:
+        folder: the folder, for the message.
+        texts: texts of its files.
+        kinds: the kinds that are read.
+
+    Raises:
+        ModelError: see above; the message names what is missing.
+    """
+    names = ", ".join(kind.name for kind in kinds)
+    if missing := [f"{kind.name}.jinja" for kind in kinds if f"{kind.name}.jinja" not in texts]:
+        raise ModelError(
+            f"templates folder {folder} lacks {', '.join(missing)}; this configuration reads {names}; write the missing, for "
+            f"example from those in {_OWN}"
+        )
+    labels = read_settings(folder, texts).labels
+    if unlabelled := [kind.name for kind in kinds if kind.has_labels and kind.name not in labels]:
+        raise ModelError(
+            f"templates folder {folder}: {folder / SETTINGS} lacks [{unlabelled[0]}]; give the verdict labels `first`, "
+            "`second` and `tie`, and optionally `lead`, in that table"
+        )
+
+
 def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnvironment:
     """Return an environment with the date of the run. A model's own templates are untrusted: they must not run code."""
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
@@ -276,13 +304,16 @@ def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnv
     return environment
 
 
-def _check(templates: Templates, kind: str, path: Path) -> None:
+def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     """Render a sample, then change each of its texts in turn: if the prompt stays the same, it does not show that text."""
-    values = _SAMPLES[kind] if kind != "grade" or templates.grades_with_working else {**_SAMPLES[kind], "working": ""}
+    kind, values = template.name, dict(template.sample)
+    if kind == "grade" and not templates.grades_with_working:
+        values["working"] = ""
     _refuse_unknown(templates.environment, kind, path, {*values, "chat"})
     try:
         ids, sample = templates.prompt(kind, **values).ids, templates.render(kind, **values)
-        changed = {name: templates.render(kind, **{**values, name: _OTHER[name]}) for name, value in values.items() if value}
+        others = {name: _OTHER.get(name, _OTHER_TEXT) for name, value in values.items() if value}
+        changed = {name: templates.render(kind, **{**values, name: other}) for name, other in others.items()}
     except Exception as error:  # a template is a program: it may raise anything
         raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
     if not ids:

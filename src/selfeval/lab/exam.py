@@ -11,13 +11,15 @@ import torch
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.load import load_model
 from selfeval.backbone.roles import Backbone
-from selfeval.config import LoraConfig, VerdictsConfig
-from selfeval.judging.judge import Comparison, compare
+from selfeval.config import JudgeRole, LoraConfig, VerdictsConfig
+from selfeval.judging.judges import make_judge
+from selfeval.judging.protocol import Comparison, Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab.domain import Problem, draw_problem
 from selfeval.lab.noise import draw_reply
 from selfeval.lab.oracle import WordProblems
 from selfeval.quality.statistics import proportion
+from selfeval.records import PairwiseEvidence
 from selfeval.rollout.engine import Request, generate
 
 __all__ = ["examine"]
@@ -52,19 +54,17 @@ class _Exam:
         written = [self.templates.question_from(r.ids) for r in rollouts]
         return proportion([self.gold.answer(text) is not None for text in written]).as_json()
 
-    def judge(self, kind: str) -> dict[str, Any]:
+    def judge(self, role: JudgeRole) -> dict[str, Any]:
         """Measure right verdicts on pairs with exactly one right reply, by order, and ties if both replies are equally good."""
         pairs = [self._pair(problem, one_right=True) for problem in self.problems]
-        judged = compare(self.backbone, self.templates, kind, [c for c, _ in pairs], VerdictsConfig(), rows=256)
+        judge = make_judge(self.backbone, self.templates, VerdictsConfig(), batch_size=256, role=role)
+        judged = judge.judge([c for c, _ in pairs])
         alike = [self._pair(problem, one_right=False) for problem in self.problems]
-        ties = compare(self.backbone, self.templates, kind, [c for c, _ in alike], VerdictsConfig(), rows=256)
+        ties = judge.judge([c for c, _ in alike])
+        first_right = [first for _, first in pairs]
         return {
-            "right_first_shown_first": proportion(
-                [_agrees(j.in_order, f) for j, (_, f) in zip(judged, pairs, strict=True)]
-            ).as_json(),
-            "right_first_shown_second": proportion(
-                [_agrees(j.swapped, f) for j, (_, f) in zip(judged, pairs, strict=True)]
-            ).as_json(),
+            "right_first_shown_first": _right_share([_evidence(j).in_order for j in judged], first_right),
+            "right_first_shown_second": _right_share([_evidence(j).swapped for j in judged], first_right),
             "tie_found": proportion([(j.tie or 0.0) > 0.5 for j in ties]).as_json(),
             "tie_claimed_wrongly": proportion([(j.tie or 0.0) > 0.5 for j in judged]).as_json(),
         }
@@ -91,6 +91,16 @@ class _Exam:
             logits = self.backbone.logits(self.backbone.hidden(ids, torch.ones_like(ids)))[0, -1]
             outcomes.append(bool(logits[right_id] > logits[wrong_id]) == is_right)
         return proportion(outcomes).as_json()
+
+
+def _evidence(judgement: Judgement) -> PairwiseEvidence:
+    if judgement.evidence is None:
+        raise TypeError("the exam of the judge needs a judge that compares in both orders")
+    return judgement.evidence
+
+
+def _right_share(probabilities: Sequence[float | None], first_right: Sequence[bool]) -> dict[str, Any]:
+    return proportion([_agrees(p, first) for p, first in zip(probabilities, first_right, strict=True)]).as_json()
 
 
 def _agrees(probability: float | None, first_is_right: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfeval.config import RunConfig
+from selfeval.config import RunConfig, judge_spec
 from selfeval.judging.templates import template_texts, templates_folder
 
 __all__ = ["Workload", "workload"]
@@ -44,7 +44,8 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     reply_prompt = min(own["reply"] + question, room)
     shown_working = reply if "working" in texts["grade.jinja"] else 0
     grade_prompt = min(own["grade"] + question + shown_working, room)
-    judge_prompt = min(own["judge"] + question + 2 * reply, room)
+    judge_text = sum(own[kind] for kind in judge_spec("judge", config.verdicts.judge).kinds("judge"))
+    judge_prompt = min(judge_text + question + 2 * reply, room)
     return Workload(
         reply_prompt,
         grade_prompt,

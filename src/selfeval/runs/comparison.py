@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfeval.errors import InputError
-from selfeval.judging.judge import Judgement
+from selfeval.judging.protocol import Judgement
 from selfeval.records import VerdictState
 
 __all__ = ["Comparison", "Preferred", "check_sure"]
@@ -24,7 +24,7 @@ class Comparison:
         state: reason: `kept` (sure), `unsure`, and for a judge also `tie` and `unparsable`.
         scores: scores of a and of b; None if a judge compared them.
         calibrated: whether the evaluator's temperature was fitted on held-out pairs; False for a judge.
-        judgement: both orders of the judge, with its raw output; None if an evaluator compared them.
+        judgement: result of the judge, with its evidence; None if an evaluator compared them.
 
     Example:
         >>> Comparison(probability=0.25, preferred="b", state="kept").confidence

@@ -120,7 +120,7 @@ def export_role(
     with waiting(f"loading {config.model}"):
         backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         load_role(backbone, name, folder / "roles" / name)
-        templates = templates_of_run(folder, backbone.loaded.tokenizer)
+        templates = templates_of_run(folder, backbone.loaded.tokenizer, config.verdicts)
     with waiting(f"writing {name}"), writing(target) as part:
         copy_templates(folder, part / "templates")
         tokenizers = pick_tokenizers(backbone, name, templates)

@@ -1,4 +1,4 @@
-"""The prompted judge: compares two replies in both orders, with abstention; from a model, or as a run used it."""
+"""The judge: compares two replies, with abstention; from a model, or as a run used it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Literal
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
-from selfeval.config import RunConfig, VerdictsConfig, load_config
+from selfeval.config import RunConfig, VerdictsConfig, judge_spec, load_config
 from selfeval.errors import InputError
-from selfeval.judging import judge as judging
-from selfeval.judging.judge import Judgement
+from selfeval.judging import protocol
+from selfeval.judging.judges import make_judge
+from selfeval.judging.protocol import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import VerdictState
 from selfeval.runs.comparison import Comparison, Preferred, check_sure
@@ -70,7 +71,8 @@ class Judge:
             return cls.of_run(RunModel.load(RunReader(source), trust_remote_code=trust_remote_code))
         config = load_config(None, {"model": str(source), "precision": precision, "device": device})
         backbone = Backbone.load(config, trust_remote_code=trust_remote_code)
-        templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer)
+        kinds = judge_spec("judge", config.verdicts.judge).kinds("judge")
+        templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer, kinds=kinds)
         return cls(backbone, templates, config, source)
 
     @classmethod
@@ -114,20 +116,14 @@ class Judge:
         if any(not text.strip() for case in cases for text in case):
             raise InputError("the question and both replies need some text")
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
+        judge = make_judge(self._backbone, self._templates, config, batch_size=self._config.rollout_rows)
         with self._backbone.acting_as(BASE):
-            judgements = judging.compare(
-                self._backbone,
-                self._templates,
-                "judge",
-                [judging.Comparison(*case) for case in cases],
-                config,
-                rows=self._config.rollout_rows,
-            )
+            judgements = judge.judge([protocol.Comparison(*case) for case in cases])
         return [_comparison(judgement, config) for judgement in judgements]
 
 
 def _comparison(judgement: Judgement, config: VerdictsConfig) -> Comparison:
-    state, probability = judging.state_of(judgement, config), judgement.probability
+    state, probability = protocol.state_of(judgement, config), judgement.probability
     preferred: Preferred = "unsure"
     if state == VerdictState.KEPT and probability is not None:
         preferred = "a" if probability > 0.5 else "b"

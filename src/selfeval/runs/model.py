@@ -48,7 +48,7 @@ class RunModel:
         # A run folder may come from an untrusted source, so it must not choose where offloaded weights are written.
         config = config.model_copy(update={"placement": config.placement.model_copy(update={"folder": ""})})
         backbone = Backbone.load(config, trust_remote_code=trust_remote_code)
-        return cls(reader, backbone, templates_of_run(reader.folder, backbone.loaded.tokenizer))
+        return cls(reader, backbone, templates_of_run(reader.folder, backbone.loaded.tokenizer, config.verdicts))
 
     @property
     def config(self) -> RunConfig:

@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from selfeval.config import VerdictsConfig
 from selfeval.errors import RunFolderError
+from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.templates import Templates, template_texts
 from selfeval.links import refuse_links
 from selfeval.store import read_run
@@ -37,12 +39,13 @@ def day_of(run: Mapping[str, Any]) -> date:
         raise RunFolderError(f'run.json has the date {found!r}; write the day of the run as "2026-01-31"') from error
 
 
-def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templates:
+def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase, verdicts: VerdictsConfig) -> Templates:
     """Return the templates that a run used, even if the model folder has changed since.
 
     Args:
         folder: folder of the run or of one of its rounds.
         tokenizer: tokenizer of its model.
+        verdicts: settings of its verdicts, which name the judge whose templates are read.
 
     Raises:
         RunFolderError: they are missing, or have changed since the run wrote them.
@@ -57,7 +60,7 @@ def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Templa
     changed = sorted(name for name in {*known, *texts} if name not in texts or known.get(name) != text_hash(texts[name]))
     if changed:
         raise RunFolderError(f"{root / TEMPLATES / changed[0]} is not what the run used; put it back, or {remedy}")
-    return Templates.load(root / TEMPLATES, tokenizer, day_of(run), texts)
+    return Templates.load(root / TEMPLATES, tokenizer, day_of(run), texts, kinds_of_run(verdicts))
 
 
 def copy_templates(folder: Path, target: Path) -> None:

@@ -15,8 +15,10 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.snapshot import commit_of
-from selfeval.config import RunConfig
+from selfeval.config import JudgeRole, RunConfig
 from selfeval.errors import ModelError
+from selfeval.judging.judges import make_judge
+from selfeval.judging.protocol import Judge
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
@@ -131,6 +133,15 @@ class Context:
         """
         config, members = self.config, self.load_evaluators()
         return EvaluatorScorer(self.backbone, config.batch_tokens, members, pessimism, config.policy.uncertainty_weight)
+
+    def judge(self, role: JudgeRole = "judge") -> Judge:
+        """Return the judge of the run, or the referee. It runs under the active role of the backbone.
+
+        Args:
+            role: Optional. `referee` for evaluation. Default: the judge that labels training pairs.
+        """
+        config = self.config
+        return make_judge(self.backbone, self.templates, config.verdicts, batch_size=config.rollout_rows, role=role)
 
     def take_memory_events(self) -> list[dict[str, Any]]:
         """Return the changes to the backbone's batch limits since the last call; empty if no backbone is loaded."""

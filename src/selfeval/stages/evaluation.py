@@ -29,7 +29,7 @@ from selfeval.evaluation.over_optimisation import (
 )
 from selfeval.evaluation.policy import Answered, measure_policy, outcome, sample_of
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
-from selfeval.judging.judge import Comparison, compare
+from selfeval.judging.protocol import Comparison
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Sampled, Split, Verdict, VerdictState
 from selfeval.report.schema import (
@@ -140,6 +140,7 @@ def _evaluator(
         temperature_pairs=temperature.pairs,
         pairs_trained=context.store.manifest("evaluator")["counts"]["trained"],
         members=context.config.evaluator.members,
+        labels_from_file=_labels_from_file(context),
     )
     return measure_evaluator(pairs, facts, first_pairs, cost, has_gold=has_gold)
 
@@ -217,8 +218,11 @@ def _verdicts(context: Context, questions: Mapping[str, Question], gold: Gold | 
         if v.state == VerdictState.KEPT
         and (right := _both_right(gold, questions[v.question_id].text, (replies[v.first].text, replies[v.second].text)))
     ]
-    from_file = bool(context.given and context.given.pairs)
-    return measure_verdicts(verdicts, labels if gold else None, from_file=from_file)
+    return measure_verdicts(verdicts, labels if gold else None, from_file=_labels_from_file(context))
+
+
+def _labels_from_file(context: Context) -> bool:
+    return bool(context.given and context.given.pairs)
 
 
 # -- the policy ---------------------------------------------------------------------------------------------------------
@@ -239,16 +243,9 @@ def _answer_and_judge(
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
     texts = [templates.text(r.ids) for r in after]
     kls = _kl_to_start(context, prompts, after)
+    comparisons = [Comparison(q.text, t, b.text) for q, t, b in zip(questions, texts, before, strict=True)]
     with context.backbone.acting_as(BASE):
-        judgements = compare(
-            context.backbone,
-            templates,
-            "referee",
-            [Comparison(q.text, t, b.text) for q, t, b in zip(questions, texts, before, strict=True)],
-            config.verdicts,
-            rows=config.rollout_rows,
-            advance=advance,
-        )
+        judgements = context.judge("referee").judge(comparisons, advance)
     outcomes = [outcome(judgement, config.verdicts.tie) for judgement in judgements]
     right = [_both_right(gold, q.text, (b.text, t)) for q, b, t in zip(questions, before, texts, strict=True)]
     rows = zip(questions, before, after, texts, kls, outcomes, right, strict=True)

@@ -12,8 +12,9 @@ from typing import Any
 from selfeval.backbone.fingerprint import model_identity
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.backbone.snapshot import commit_of
-from selfeval.config import RunConfig
+from selfeval.config import RunConfig, judge_spec
 from selfeval.errors import LostWorkError, RunFolderError
+from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.records import Split
@@ -26,7 +27,7 @@ from selfeval.stages.given import given_key
 from selfeval.stages.gold import check_domain, gold_key
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates
 from selfeval.stages.trackers import check_installed
-from selfeval.store import fingerprint
+from selfeval.store import RUN_SCHEMA, fingerprint
 
 __all__ = [
     "STAGES",
@@ -49,7 +50,7 @@ class Stage:
     Attributes:
         run: does the work and returns counts for the manifest.
         sections: configuration sections that its output depends on, in addition to those of the previous stages.
-        prompts: kinds of prompts that it reads, in addition to those of the previous stages.
+        prompts: kinds of prompts that it reads, in addition to those of the previous stages and of the judges that it asks.
         outputs: files and folders that must exist when it is finished, in addition to its shards.
         roles: returns the names of the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
@@ -72,12 +73,16 @@ class Stage:
         return [*(root / path for path in self.outputs), *(root / "roles" / role for role in roles)]
 
     def prompts_read(self, config: RunConfig) -> tuple[str, ...]:
-        """Return the kinds of prompts that its output depends on.
+        """Return the kinds of prompts that its output depends on, including those of the judge or referee that it asks.
 
-        Policy training depends on the referee prompt only if the held-out judge is enabled.
+        Policy training depends on the referee only if the held-out judge is enabled.
         """
-        looks = self.name == "policy" and config.policy.judge_every is not None
-        return (*self.prompts, "referee") if looks else self.prompts
+        judge = config.verdicts.judge
+        if self.name == "verdicts":
+            return (*self.prompts, *judge_spec("judge", judge).kinds("judge"))
+        if self.name == "evaluation" or (self.name == "policy" and config.policy.judge_every is not None):
+            return (*self.prompts, *judge_spec("referee", judge).kinds("referee"))
+        return self.prompts
 
     def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
         return [*self.output_paths(root, config), *(root / path for path in self.owned)]
@@ -96,7 +101,7 @@ STAGES: tuple[Stage, ...] = (
         owned=("dropped/questions",),
     ),
     Stage("replies", replies.run, ("replies",), prompts=("reply",), outputs=("workings",)),
-    Stage("verdicts", verdicts.run, ("verdicts",), prompts=("judge",), owned=("dropped/verdicts",)),
+    Stage("verdicts", verdicts.run, ("verdicts",), owned=("dropped/verdicts",)),
     Stage("pairs", pairs.run, (), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
         "evaluator",
@@ -119,7 +124,6 @@ STAGES: tuple[Stage, ...] = (
         "evaluation",
         evaluation.run,
         ("domain", "gold", "evaluation"),
-        prompts=("referee",),
         outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
         owned=("metrics/evaluation.jsonl",),
     ),
@@ -147,7 +151,7 @@ def stage_keys(config: RunConfig, seeds: list[Any], number: int = 1, day: date |
         day: Optional. Date that templates print. Default: today.
     """
     values, day = _with_contents(config), day or date.today()
-    sources = prompt_sources(templates_folder(config.model, config.templates), day)
+    sources = prompt_sources(templates_folder(config.model, config.templates), day, kinds_of_run(config.verdicts))
     # A later round's key contains the key of the previous round's policy, so changes propagate across rounds.
     if number > 1:
         before: Any = ["round", number, stage_keys(config, seeds, number - 1, day)["policy"]]
@@ -282,7 +286,7 @@ def begin_round(context: Context, until: str | None = None) -> None:
     agree_to_changes([context])
     if not context.store.run:
         # A folder without run.json is not a run. Its results may be from other settings, so the archive records none.
-        context.store.update_run(schema=1, status="running")
+        context.store.update_run(schema=RUN_SCHEMA, status="running")
     set_changed_aside(context)  # before run.json is updated, so the archive gets the old configuration
     _begin_run(context)
     _keep_templates(context)
@@ -293,7 +297,7 @@ def _begin_run(context: Context) -> None:
     finished = {stage.name: store.manifest(stage.name)["counts"] for stage in STAGES if store.is_finished(stage.name)}
     rows = {name: {"state": "finished", "seconds": 0.0, "counts": counts} for name, counts in finished.items()}
     context.store.update_run(
-        schema=1,
+        schema=RUN_SCHEMA,
         status="running",
         name=context.name,
         round=context.round,

@@ -121,7 +121,7 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     texts, limit = [q.text for q in aside], config.replies.max_new_tokens
     seed, rows = context.seed("held-out judge"), config.rollout_rows
     start = context.ensure_start()
-    return HeldOutJudge(context.backbone, context.templates, config.verdicts, texts, limit, rows, seed, start)
+    return HeldOutJudge(context.backbone, context.templates, context.judge("referee"), texts, limit, rows, seed, start)
 
 
 def learner_context(context: Context) -> LearnerContext:

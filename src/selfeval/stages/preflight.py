@@ -49,10 +49,12 @@ def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     # Imported here so that a misspelt seeds file is refused without waiting for torch.
     from selfeval.backbone.adapter_check import check_adapters
     from selfeval.backbone.check import read_parts
+    from selfeval.judging.kinds import kinds_of_run
     from selfeval.judging.templates import Templates, templates_folder
 
     parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.context, download=False)
-    Templates.load(templates_folder(config.model, config.templates), parts.tokenizer)
+    folder = templates_folder(config.model, config.templates)
+    Templates.load(folder, parts.tokenizer, kinds=kinds_of_run(config.verdicts))
     check_adapters(parts.shell, config.lora, config.model)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from selfeval.config import RunConfig
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date
+from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.templates import Templates, template_texts, templates_folder
 from selfeval.runs.templates import TEMPLATES, stored_texts, text_hash, write_texts
 from selfeval.store import RunStore, writing
@@ -61,7 +62,8 @@ def load_templates(config: RunConfig, store: RunStore, tokenizer: PreTrainedToke
     source = templates_folder(config.model, config.templates)
     texts = {name: text for name, text in stored_texts(store.root).items() if name != CHAT_TEMPLATE}
     chat = template_texts(source).get(CHAT_TEMPLATE)
-    templates = Templates.load(source, tokenizer, day, texts if chat is None else {**texts, CHAT_TEMPLATE: chat})
+    given = texts if chat is None else {**texts, CHAT_TEMPLATE: chat}
+    templates = Templates.load(source, tokenizer, day, given, kinds_of_run(config.verdicts))
     used: Any = templates.tokenizer
     whole = {**texts, CHAT_TEMPLATE: used.get_chat_template() if templates.uses_chat else ""}
     if whole != stored_texts(store.root):

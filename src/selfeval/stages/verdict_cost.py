@@ -1,6 +1,6 @@
 """The cost of a verdict by the evaluator and by the judge that it learned from, on the same test pairs in the same process.
 
-A verdict of the judge is one comparison in both orders, as in the verdicts stage. A verdict of the evaluator is the scores of
+A verdict of the judge is one comparison, as in the verdicts stage. A verdict of the evaluator is the scores of
 both replies by all its members. If the grade template shows the model's reference answer, a new question needs that first:
 `evaluator` includes it; `scoring` does not, as for all further replies to a question (best of n, policy training). Loading
 the model is never included.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from selfeval.backbone.adapters import BASE
-from selfeval.judging.judge import Comparison, compare
+from selfeval.judging.protocol import Comparison
 from selfeval.quality.statistics import ratio_of_means
 from selfeval.records import Question, Reply
 from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
@@ -113,11 +113,11 @@ def _seconds(pairs: int, spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[
 
 
 def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
-    config = context.config
+    judge = context.judge()
     comparisons = [Comparison(a.question.text, a.replies[0].text, a.replies[1].text) for a in batch]
     start = perf_counter()
     with count_tokens() as tally, context.backbone.acting_as(BASE):
-        compare(context.backbone, context.templates, "judge", comparisons, config.verdicts, rows=config.rollout_rows)
+        judge.judge(comparisons)
     return _Spent(perf_counter() - start, tally.read, tally.written)
 
 

@@ -1,4 +1,4 @@
-"""verdicts: the judge compares two replies to each question, in both orders, and abstains if it is not sure.
+"""verdicts: the judge compares two replies to each question, and abstains if it is not sure.
 
 Pairs of test questions are judged too, for evaluation only: nothing trains on them. A user's own pairs are not judged.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from selfeval.backbone.adapters import BASE
-from selfeval.judging.judge import Comparison, Judgement, compare, state_of
+from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.quality.dedupe import normalise
 from selfeval.quality.statistics import rounded
-from selfeval.records import Drop, Question, Reply, Split, Verdict, VerdictState
+from selfeval.records import Drop, PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.given import Given, Labelled
 
@@ -48,32 +49,30 @@ def _verdict(context: Context, question: Question, first: Reply, second: Reply, 
         second=second.id,
         state=state,
         probability=rounded(judgement.probability),
-        in_order=rounded(judgement.in_order),
-        swapped=rounded(judgement.swapped),
         tie=rounded(judgement.tie),
-        ties=(rounded(judgement.ties[0]), rounded(judgement.ties[1])),
-        words=judgement.words,
+        evidence=_rounded(judgement.evidence),
     )
 
 
+def _rounded(evidence: PairwiseEvidence | None) -> PairwiseEvidence | None:
+    if evidence is None:
+        return None
+    in_order, swapped, *ties = map(rounded, (evidence.in_order, evidence.swapped, *evidence.ties))
+    return PairwiseEvidence(in_order, swapped, (ties[0], ties[1]), evidence.raw_output)
+
+
 def _drop(question: Question, verdict: Verdict) -> Drop:
-    detail = {"probability": verdict.probability, "tie": verdict.tie, "judge": list(verdict.words)}
+    detail: dict[str, Any] = {"probability": verdict.probability, "tie": verdict.tie}
+    if verdict.evidence is not None:
+        detail["raw_output"] = list(verdict.evidence.raw_output)
     return Drop("verdicts", verdict.state.value, question.text, detail)
 
 
 def _write_shard(context: Context, shard: int, pairs: Sequence[tuple[Question, Reply, Reply] | Drop]) -> None:
-    config = context.config
     judged = [p for p in pairs if not isinstance(p, Drop)]
     drops = [p for p in pairs if isinstance(p, Drop)]
     with context.backbone.acting_as(BASE):
-        judgements = compare(
-            context.backbone,
-            context.templates,
-            "judge",
-            [Comparison(q.text, a.text, b.text) for q, a, b in judged],
-            config.verdicts,
-            rows=config.rollout_rows,
-        )
+        judgements = context.judge().judge([Comparison(q.text, a.text, b.text) for q, a, b in judged])
     verdicts = [_verdict(context, q, a, b, j) for (q, a, b), j in zip(judged, judgements, strict=True)]
     unkept = [_drop(q, v) for (q, _, _), v in zip(judged, verdicts, strict=True) if v.state != VerdictState.KEPT]
     context.store.write_shard("verdicts", shard, verdicts, [*drops, *unkept])
@@ -107,11 +106,8 @@ def _as_verdict(context: Context, question: Question, pair: Labelled, replies: M
         second=chosen if turned else rejected,
         state=VerdictState.KEPT,
         probability=1.0 - pair.confidence if turned else pair.confidence,
-        in_order=None,
-        swapped=None,
         tie=None,
-        ties=(None, None),
-        words=("", ""),
+        evidence=None,
     )
 
 

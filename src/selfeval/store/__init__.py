@@ -15,10 +15,12 @@ from selfeval.store.files import (
 from selfeval.store.ledger import check_files, has_manifest, read_run, read_sealed, write_sealed
 from selfeval.store.metrics import read_metrics
 from selfeval.store.records import read_rows
+from selfeval.store.run_file import RUN_SCHEMA
 from selfeval.store.run_store import RunStore
 
 __all__ = [
     "OF_THE_RUN",
+    "RUN_SCHEMA",
     "Archive",
     "RunStore",
     "check_files",

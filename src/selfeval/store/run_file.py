@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from selfeval.errors import RunFolderError
 from selfeval.texts import shortened, visible
 
-__all__ = ["check_run_values"]
+__all__ = ["RUN_SCHEMA", "check_run_values"]
+
+RUN_SCHEMA = 2
+"""Version of the layout of a run folder, `schema` in run.json. Schema 2 has the judge's evidence in one field of a verdict."""
 
 
 class _Values(BaseModel):
@@ -47,7 +50,7 @@ class _Run(_Values):
 
 
 def check_run_values(path: Path, values: dict[str, Any], remedy: str) -> None:
-    """Validate the types of the values in run.json.
+    """Check that this version reads the run folder, and validate the types of the values in run.json.
 
     Args:
         path: path of the file, for the error message.
@@ -55,8 +58,14 @@ def check_run_values(path: Path, values: dict[str, Any], remedy: str) -> None:
         remedy: advice for the error message.
 
     Raises:
-        RunFolderError: a value has an unexpected type; the message names it.
+        RunFolderError: another version wrote the folder, or a value has an unexpected type; the message names it.
     """
+    if (schema := values.get("schema", RUN_SCHEMA)) != RUN_SCHEMA:
+        raise RunFolderError(
+            f"{path} is of another version of selfeval: it has schema {visible(shortened(repr(schema)))}, this version reads "
+            f"schema {RUN_SCHEMA}. Use the version that is noted in its `versions`, or start a new run: selfeval run RECIPE "
+            "--output NEW"
+        )
     try:
         _Run.model_validate(values)
     except ValidationError as error:

@@ -12,8 +12,7 @@ from functools import cached_property
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
-from selfeval.config import VerdictsConfig
-from selfeval.judging.judge import Comparison, compare
+from selfeval.judging.protocol import Comparison, Judge
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
@@ -27,19 +26,20 @@ class HeldOutJudge:
     """Compare the policy with the initial policy on held-out questions.
 
     Attributes:
+        judge: judge that compares the replies, under the base.
         questions: texts of the questions.
         limit: maximum tokens of a reply.
-        rows: batch size of sampling.
+        batch_size: batch size of sampling.
         seed: sampling seed. It is the same for all readings, so that two of them differ by the policy alone.
         start: Optional. Role of the initial policy. Default: the base.
     """
 
     backbone: Backbone
     templates: Templates
-    config: VerdictsConfig
+    judge: Judge
     questions: Sequence[str]
     limit: int
-    rows: int
+    batch_size: int
     seed: int
     start: str = BASE
 
@@ -52,7 +52,7 @@ class HeldOutJudge:
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [Comparison(question, ours, theirs) for question, ours, theirs in pairs]
         with self.backbone.acting_as(BASE):
-            judged = compare(self.backbone, self.templates, "referee", comparisons, self.config, rows=self.rows)
+            judged = self.judge.judge(comparisons)
         wins = [j.probability for j in judged if j.probability is not None]
         if len(wins) < max(2, len(judged) / 2):
             return None
@@ -65,5 +65,7 @@ class HeldOutJudge:
     def _replies(self, role: str, guide: Guide | None = None) -> list[str]:
         requests = [Request(self.templates.prompt("reply", question=q)) for q in self.questions]
         with self.backbone.acting_as(role):
-            rollouts = generate(self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, rows=self.rows, guide=guide)
+            rollouts = generate(
+                self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, rows=self.batch_size, guide=guide
+            )
         return [self.templates.text(r.ids) for r in rollouts]

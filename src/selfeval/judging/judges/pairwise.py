@@ -1,8 +1,7 @@
-"""The judge: a language model prompted to compare two replies, in both orders, and to abstain.
+"""The pairwise judge: a language model prompted to compare two replies, in both orders, and to abstain.
 
 A verdict is read at the position where the judge names the better reply: the probabilities of the three labels (first,
-second, neither) there, not the sampled word alone. Averaging both orders removes the position bias (Zheng et al. 2023,
-https://arxiv.org/abs/2306.05685, section 3.4). An unparsable answer has no probability, never a default.
+second, neither) there, not the sampled word alone. An unparsable answer has no probability, never a default.
 """
 
 from __future__ import annotations
@@ -11,98 +10,40 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from selfeval.backbone.roles import Backbone
-from selfeval.config import VerdictsConfig
-from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.labels import verdict_tokens
+from selfeval.judging.orders import Reading, combine
+from selfeval.judging.protocol import Comparison, JudgeContext, Judgement
 from selfeval.judging.reading import Place, find_verdict, thinking_of, token_at
-from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
-from selfeval.records import VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 
-__all__ = [
-    "Choice",
-    "Comparison",
-    "Judgement",
-    "Reading",
-    "choice",
-    "combine",
-    "compare",
-    "state_of",
-]
+__all__ = ["PairwiseJudge"]
 
 TokenIds = tuple[int, ...]
-Choice = Literal["first", "second", "neither"]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A question and the two replies to compare."""
-
-    question: str
-    first: str
-    second: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The result of one order of a comparison: label probabilities (None if unparsable) and the judge's raw output."""
-
-    probabilities: tuple[float, float, float] | None
-    words: str
-
-    @property
-    def first_better(self) -> float | None:
-        """Probability that the reply shown first is better, plus half of that of `neither`."""
-        if self.probabilities is None:
-            return None
-        first, second, tie = self.probabilities
-        return (first + tie / 2) / (first + second + tie)
-
-    @property
-    def tie(self) -> float | None:
-        return None if self.probabilities is None else self.probabilities[2] / sum(self.probabilities)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Both orders of a comparison combined.
-
-    `probability` is that of the comparison's own `first`; `ties` has one value per order.
-    """
-
-    probability: float | None
-    in_order: float | None
-    swapped: float | None
-    tie: float | None
-    ties: tuple[float | None, float | None]
-    words: tuple[str, str]
-
-
-def compare(
-    backbone: Backbone,
-    templates: Templates,
-    kind: str,
-    comparisons: Sequence[Comparison],
-    config: VerdictsConfig,
-    *,
-    rows: int,
-    advance: Callable[[int], None] | None = None,
-) -> list[Judgement]:
-    """Judge every comparison in both orders, greedily, under the active role.
+class PairwiseJudge:
+    """Compares two replies in both orders, greedily, under the active role.
 
     Args:
-        kind: kind of prompt: `judge`, or `referee` for evaluation.
-        rows: batch size in comparisons.
-        advance: Optional. Called with the number of orders just judged.
+        context: with one kind of template, which shows a question and two replies and has verdict labels.
     """
-    prompts = [templates.prompt(kind, question=c.question, first=c.first, second=c.second) for c in comparisons]
-    prompts += [templates.prompt(kind, question=c.question, first=c.second, second=c.first) for c in comparisons]
-    readings = _Reader(backbone, templates, templates.labels(kind), config, rows).read(prompts, advance)
-    half = len(comparisons)
-    return [combine(a, b) for a, b in zip(readings[:half], readings[half:], strict=True)]
+
+    def __init__(self, context: JudgeContext) -> None:
+        (self._kind,) = context.kinds
+        self._templates, self._reader = context.templates, _Reader(context, self._kind)
+
+    def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
+        """Judge every comparison in both orders; each order is one prompt."""
+        prompts = [self._prompt(c.question, c.first, c.second) for c in comparisons]
+        prompts += [self._prompt(c.question, c.second, c.first) for c in comparisons]
+        readings = self._reader.read(prompts, advance)
+        half = len(comparisons)
+        return [combine(a, b) for a, b in zip(readings[:half], readings[half:], strict=True)]
+
+    def _prompt(self, question: str, first: str, second: str) -> Prompt:
+        return self._templates.prompt(self._kind, question=question, first=first, second=second)
 
 
 _TAIL = 32
@@ -125,28 +66,31 @@ class _Spot:
 class _Reader:
     """Runs the judge and reads its verdicts."""
 
-    def __init__(self, backbone: Backbone, templates: Templates, labels: Labels, config: VerdictsConfig, rows: int) -> None:
-        self.backbone, self.templates, self.labels, self.config, self.rows = backbone, templates, labels, config, rows
-        self.tokens = verdict_tokens(templates, labels)
+    def __init__(self, context: JudgeContext, kind: str) -> None:
+        self.backbone, self.templates, self.config = context.backbone, context.templates, context.config
+        self.batch_size, self.labels = context.batch_size, context.templates.labels(kind)
+        self.tokens = verdict_tokens(self.templates, self.labels)
 
     def read(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> list[Reading]:
         """Return one reading per prompt. A prompt longer than the model's context is unparsable, and its raw output says so."""
-        working = self._work(prompts, advance)
-        spots = {prompt: spot for prompt, said in working.items() if (spot := self._spot(prompt, said)) is not None}
+        reasoning = self._reason(prompts, advance)
+        spots = {prompt: spot for prompt, said in reasoning.items() if (spot := self._spot(prompt, said)) is not None}
         logprobs = self._label_logprobs(spots)
-        return [self._reading(prompt, working.get(prompt), logprobs.get(prompt)) for prompt in prompts]
+        return [self._reading(prompt, reasoning.get(prompt), logprobs.get(prompt)) for prompt in prompts]
 
     def _room(self, prompt: Prompt) -> int:
         context = self.backbone.loaded.context_length
         return sys.maxsize if context is None else context - len(prompt.ids)
 
-    def _work(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
+    def _reason(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
         distinct = [p for p in dict.fromkeys(prompts) if self._room(p) > len(self.tokens.lead) + self.tokens.longest]
         if not self.config.working or not distinct:
             return dict.fromkeys(distinct, Rollout((), (), False))
         requests = [Request(prompt, temperature=0.0) for prompt in distinct]
         limit, watch = self.config.max_new_tokens, self.tokens.all
-        rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, rows=self.rows, watch=watch, advance=advance)
+        rollouts = generate(
+            self.backbone, requests, max_new_tokens=limit, seed=0, rows=self.batch_size, watch=watch, advance=advance
+        )
         return dict(zip(distinct, rollouts, strict=True))
 
     def _spot(self, prompt: Prompt, said: Rollout) -> _Spot | None:
@@ -180,7 +124,7 @@ class _Reader:
             shared = self._decode(self.tokens.lead).strip()
             places = [i for i, token in enumerate(said.ids) if token in names]
             before = [(i, self._decode(said.ids[:i])) for i in (reversed(places) if said.finished else places)]
-            return next((i for i, words in before if len(words) >= begin and words.rstrip().endswith(shared)), None)
+            return next((i for i, head in before if len(head) >= begin and head.rstrip().endswith(shared)), None)
         place = self._statement(said, text, begin)
         if place is None:
             return None
@@ -207,16 +151,16 @@ class _Reader:
         ends = set(self.backbone.loaded.eos_ids)
         return tuple(i for i in ids if i not in ends)
 
-    def _appended(self, prompt: Prompt, said: Rollout, words: TokenIds) -> _Spot | None:
+    def _appended(self, prompt: Prompt, said: Rollout, output: TokenIds) -> _Spot | None:
         """Return the position after an appended lead; None if the chain of thought was cut off, because it has no verdict."""
         if self.config.working and not (self.labels.lead and said.finished):
             return None
-        return _Spot(self._with_lead(prompt, words))
+        return _Spot(self._with_lead(prompt, output))
 
-    def _with_lead(self, prompt: Prompt, words: TokenIds) -> Prompt:
+    def _with_lead(self, prompt: Prompt, output: TokenIds) -> Prompt:
         """Append the lead to the output, truncating the output if the context is too short."""
         lead = self.tokens.lead
-        return prompt.followed_by((*words[: self._room(prompt) - len(lead) - self.tokens.longest], *lead))
+        return prompt.followed_by((*output[: self._room(prompt) - len(lead) - self.tokens.longest], *lead))
 
     def _label_logprobs(self, spots: dict[Prompt, _Spot]) -> dict[Prompt, tuple[float, ...]]:
         """Return the log-probs of the three labels at each position, summed along their paths."""
@@ -226,7 +170,7 @@ class _Reader:
         cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
         requests = [Request(spots[prompt].before.followed_by(fork), temperature=0.0) for prompt, fork in cases]
         watch = self.tokens.all
-        rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.rows, watch=watch)
+        rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.batch_size, watch=watch)
         seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
 
         def total(prompt: Prompt, path: TokenIds) -> float:
@@ -237,44 +181,11 @@ class _Reader:
     def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
         if rollout is None:
             return Reading(None, f"(not asked: the prompt of {len(prompt.ids)} tokens does not fit the model's context)")
-        words = self._decode(rollout.ids)
-        return Reading(None if logprobs is None else _probabilities(logprobs, self.config.label_mass), words)
+        probabilities = None if logprobs is None else _probabilities(logprobs, self.config.label_mass)
+        return Reading(probabilities, self._decode(rollout.ids))
 
 
 def _probabilities(logprobs: Sequence[float], label_mass: float) -> tuple[float, float, float] | None:
     first, second, tie = (math.exp(p) for p in logprobs)
     total = first + second + tie
     return (first, second, tie) if total >= label_mass and total > 0 else None
-
-
-def combine(in_order: Reading, swapped: Reading) -> Judgement:
-    """Average both orders. The probability is None if either order was unparsable."""
-    forward = in_order.first_better
-    backward = None if swapped.first_better is None else 1.0 - swapped.first_better
-    ties, words = (in_order.tie, swapped.tie), (in_order.words, swapped.words)
-    if forward is None or backward is None or in_order.tie is None or swapped.tie is None:
-        return Judgement(None, forward, backward, None, ties, words)
-    return Judgement((forward + backward) / 2, forward, backward, (in_order.tie + swapped.tie) / 2, ties, words)
-
-
-def choice(first: float, tie: float) -> Choice:
-    """Return the choice of one order: the likeliest of its three labels, `neither` on a tie.
-
-    Args:
-        first: probability that the first is better, including half of `neither`, as in `Judgement.in_order`.
-        tie: probability of `neither`.
-    """
-    ahead = first - tie / 2, 1 - first - tie / 2
-    if tie >= max(ahead) or ahead[0] == ahead[1]:
-        return "neither"
-    return "first" if ahead[0] > ahead[1] else "second"
-
-
-def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:
-    """Return the state of a judgement: kept, tie, unsure or unparsable."""
-    if judgement.probability is None or judgement.tie is None:
-        return VerdictState.UNPARSABLE
-    if judgement.tie > config.tie:
-        return VerdictState.TIE
-    sure = max(judgement.probability, 1.0 - judgement.probability) >= config.keep
-    return VerdictState.KEPT if sure else VerdictState.UNSURE

@@ -14,14 +14,15 @@ from transformers import PreTrainedTokenizerFast
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
-from selfeval.config import VerdictsConfig
+from selfeval.config import JudgeRole, VerdictsConfig
 from selfeval.errors import ModelError
-from selfeval.judging import judge
-from selfeval.judging.judge import Comparison, Judgement, Reading, choice, combine, compare, state_of
+from selfeval.judging.judges import make_judge, pairwise
 from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.orders import Reading, choice, combine
+from selfeval.judging.protocol import Comparison, Judge, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
-from selfeval.records import VerdictState
+from selfeval.records import PairwiseEvidence, VerdictState
 from selfeval.rollout.engine import Request, Rollout
 
 DUELS = [Comparison("What is 2 + 3?", "five", "four"), Comparison("And 1 + 1?", "two", "eleven")]
@@ -125,21 +126,30 @@ class Script:
         return tuple(math.log(chances.get(token, 1e-12)) for token in watch)
 
 
+def judge_of(backbone: Backbone, own: Templates, settings: VerdictsConfig | None = None, role: JudgeRole = "judge") -> Judge:
+    return make_judge(backbone, own, settings or config(), batch_size=8, role=role)
+
+
+def evidence(judgement: Judgement) -> PairwiseEvidence:
+    assert judgement.evidence is not None
+    return judgement.evidence
+
+
 def judged(
     monkeypatch: pytest.MonkeyPatch,
     words: Callable[[str], str],
     chances: Callable[[str], dict[str, float]],
     settings: VerdictsConfig | None = None,
     *,
-    kind: str = "judge",
+    role: JudgeRole = "judge",
     own: Templates | None = None,
     duels: Sequence[Comparison] = DUELS[:1],
 ) -> tuple[list[Judgement], Script]:
     own = own or templates()
     script = Script(own.tokenizer, words, chances)
-    monkeypatch.setattr(judge, "generate", script)
+    monkeypatch.setattr(pairwise, "generate", script)
     backbone = tiny_models.backbone("llama", 400, max_position_embeddings=4096)
-    return compare(backbone, own, kind, duels, settings or config(), rows=8), script
+    return judge_of(backbone, own, settings, role).judge(duels), script
 
 
 def asks_in_order(prompt: str) -> bool:
@@ -157,11 +167,11 @@ def test_the_verdict_is_read_where_the_judge_gives_it_and_orders_are_averaged(mo
 
     (found,), script = judged(monkeypatch, words, chances)
     # In order: (0.7 + 0.05) / 0.9. Swapped, the judge's second is our first: (0.6 + 0.075) / 0.8.
-    assert found.in_order == pytest.approx(0.75 / 0.9)
-    assert found.swapped == pytest.approx(0.675 / 0.8)
+    assert evidence(found).in_order == pytest.approx(0.75 / 0.9)
+    assert evidence(found).swapped == pytest.approx(0.675 / 0.8)
     assert found.probability == pytest.approx((0.75 / 0.9 + 0.675 / 0.8) / 2)
     assert found.tie == pytest.approx((0.1 / 0.9 + 0.15 / 0.8) / 2)
-    assert found.words == ("2 + 3 is five. A and B differ. Verdict: A<eos>", "Verdict: B<eos>")
+    assert evidence(found).raw_output == ("2 + 3 is five. A and B differ. Verdict: A<eos>", "Verdict: B<eos>")
     assert script.asked == 2  # no second prompt was needed
 
 
@@ -171,8 +181,8 @@ def test_a_judge_that_forgot_its_verdict_is_asked_for_it(monkeypatch: pytest.Mon
         return {"ĠA": 0.8, "ĠB": 0.1, "Ġtie": 0.1} if text.endswith("I cannot say.Verdict:") else {}
 
     (found,), script = judged(monkeypatch, lambda prompt: "I cannot say.", lambda text: chances(text.removesuffix("<eos>")))
-    assert found.in_order == pytest.approx(0.85)
-    assert found.swapped == pytest.approx(0.15)
+    assert evidence(found).in_order == pytest.approx(0.85)
+    assert evidence(found).swapped == pytest.approx(0.15)
     assert found.probability == pytest.approx(0.5)  # always answers A: pure position bias
     assert script.asked == 4
 
@@ -183,8 +193,8 @@ def test_without_working_the_verdict_is_asked_at_once(monkeypatch: pytest.Monkey
         return {"ĠA": 0.2, "ĠB": 0.6, "Ġtie": 0.2}
 
     (found,), script = judged(monkeypatch, lambda prompt: "never said", chances, config(working=False))
-    assert (found.in_order, found.swapped) == (pytest.approx(0.3), pytest.approx(0.7))
-    assert found.words == ("", "")
+    assert (evidence(found).in_order, evidence(found).swapped) == (pytest.approx(0.3), pytest.approx(0.7))
+    assert evidence(found).raw_output == ("", "")
     assert script.asked == 2
 
 
@@ -196,10 +206,10 @@ def test_probabilities_multiply_along_labels_of_several_tokens(monkeypatch: pyte
 
     monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt((2, 3) if v["first"] == "five" else (3, 2)))
     monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("response:", " 1", " 2", " neither"))
-    (found,), script = judged(monkeypatch, lambda prompt: "", chances, config(working=False), kind="referee", own=own)
+    (found,), script = judged(monkeypatch, lambda prompt: "", chances, config(working=False), role="referee", own=own)
     # P(1) = 0.4 * 0.75, P(2) = 0.4 * 0.25, P(neither) = 0.2; first better = (0.3 + 0.1) / 0.6.
-    assert found.in_order == pytest.approx(0.4 / 0.6)
-    assert found.swapped == pytest.approx(1 - 0.4 / 0.6)
+    assert evidence(found).in_order == pytest.approx(0.4 / 0.6)
+    assert evidence(found).swapped == pytest.approx(1 - 0.4 / 0.6)
     assert found.tie == pytest.approx(0.2 / 0.6)
     assert script.asked == 4  # both orders, both forks
 
@@ -213,9 +223,9 @@ def test_a_label_of_several_tokens_that_was_written_is_followed_up(monkeypatch: 
         return {"1": 0.1, "2": 0.8} if text.endswith("there. response: ") else {" ": 0.5, " neither": 0.5}
 
     (found,), script = judged(
-        monkeypatch, lambda prompt: "there. response: 2 then 1", chances, config(), kind="referee", own=own
+        monkeypatch, lambda prompt: "there. response: 2 then 1", chances, config(), role="referee", own=own
     )
-    assert found.in_order == pytest.approx((0.05 + 0.25) / 0.95)
+    assert evidence(found).in_order == pytest.approx((0.05 + 0.25) / 0.95)
     assert script.asked == 4
 
 
@@ -228,16 +238,16 @@ def test_no_verdict_and_no_lead_to_ask_with_is_unparsable(monkeypatch: pytest.Mo
     assert [j.probability for j in found] == [None, None]
     assert script.asked == 4
     (found_at_once,), _ = judged(monkeypatch, lambda prompt: "", lambda text: sure, config(working=False), own=own)
-    assert found_at_once.in_order == pytest.approx(0.925)  # but without working, it is read at once
+    assert evidence(found_at_once).in_order == pytest.approx(0.925)  # but without working, it is read at once
 
 
 def test_a_verdict_of_little_mass_is_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:
     faint = {"ĠA": 0.3, "ĠB": 0.05, "Ġtie": 0.05}
     (found,), _ = judged(monkeypatch, lambda prompt: "Verdict: A", lambda text: faint, config(label_mass=0.5))
-    assert (found.probability, found.in_order, found.tie) == (None, None, None)
+    assert (found.probability, evidence(found).in_order, found.tie) == (None, None, None)
     assert state_of(found, config()) == VerdictState.UNPARSABLE
     (found,), _ = judged(monkeypatch, lambda prompt: "Verdict: A", lambda text: faint, config(label_mass=0.39))
-    assert found.in_order == pytest.approx(0.325 / 0.4)
+    assert evidence(found).in_order == pytest.approx(0.325 / 0.4)
 
 
 def test_one_unparsable_order_makes_the_verdict_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,15 +255,15 @@ def test_one_unparsable_order_makes_the_verdict_unparsable(monkeypatch: pytest.M
         return {"ĠA": 0.9, "ĠB": 0.05, "Ġtie": 0.05} if asks_in_order(text) else {"ĠA": 0.01}
 
     (found,), _ = judged(monkeypatch, lambda prompt: "Verdict: A", chances)
-    assert (found.probability, found.swapped) == (None, None)
-    assert found.in_order == pytest.approx(0.925)
+    assert (found.probability, evidence(found).swapped) == (None, None)
+    assert evidence(found).in_order == pytest.approx(0.925)
 
 
 def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> None:
     backbone: Backbone = tiny_models.backbone("llama", 400)
     own = templates()
     with backbone.acting_as(BASE):
-        found = compare(backbone, own, "judge", DUELS, config(working=False, label_mass=0.0), rows=8)
+        found = judge_of(backbone, own, config(working=False, label_mass=0.0)).judge(DUELS)
         for judgement, duel in zip(found, DUELS, strict=True):
             better = []
             for first, second in ((duel.first, duel.second), (duel.second, duel.first)):
@@ -262,7 +272,7 @@ def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> N
                 chances = tiny_models.full_logprobs(backbone.model, (*prompt, *lead))[-1].exp()
                 a, b, tie = (chances[own.tokenizer.convert_tokens_to_ids(t)].item() for t in ("ĠA", "ĠB", "Ġtie"))
                 better.append((a + tie / 2) / (a + b + tie))
-            assert (judgement.in_order, judgement.swapped) == (
+            assert (evidence(judgement).in_order, evidence(judgement).swapped) == (
                 pytest.approx(better[0], abs=1e-4),
                 pytest.approx(1 - better[1], abs=1e-4),
             )
@@ -276,9 +286,10 @@ def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> N
 def test_combine_by_hand() -> None:
     found = combine(Reading((0.6, 0.2, 0.2), "x"), Reading((0.1, 0.9, 0.0), "y"))
     ties = (pytest.approx(0.2), 0.0)
-    assert found == Judgement(pytest.approx(0.8), pytest.approx(0.7), pytest.approx(0.9), pytest.approx(0.1), ties, ("x", "y"))
+    both = PairwiseEvidence(pytest.approx(0.7), pytest.approx(0.9), ties, ("x", "y"))
+    assert found == Judgement(pytest.approx(0.8), pytest.approx(0.1), both)
     assert combine(Reading(None, "x"), Reading((0.1, 0.9, 0.0), "y")) == Judgement(
-        None, None, pytest.approx(0.9), None, (None, 0.0), ("x", "y")
+        None, None, PairwiseEvidence(None, pytest.approx(0.9), (None, 0.0), ("x", "y"))
     )
 
 
@@ -309,19 +320,19 @@ def test_the_choice_of_an_order_is_its_likeliest_label(labels: tuple[float, floa
         (0.21, 0.10, VerdictState.UNSURE),
         (0.95, 0.51, VerdictState.TIE),
         (0.95, 0.50, VerdictState.KEPT),
+        (0.95, None, VerdictState.KEPT),  # the judge estimates no ties
         (None, None, VerdictState.UNPARSABLE),
     ],
 )
 def test_states(probability: float | None, tie: float | None, state: VerdictState) -> None:
-    judgement = Judgement(probability, probability, probability, tie, (tie, tie), ("", ""))
-    assert state_of(judgement, config(keep=0.8, tie=0.5)) == state
+    assert state_of(Judgement(probability, tie), config(keep=0.8, tie=0.5)) == state
 
 
 def test_a_prompt_that_does_not_fit_the_context_is_unparsable_and_says_so() -> None:
     backbone = tiny_models.backbone("llama", 400, max_position_embeddings=64)
     with backbone.acting_as(BASE):
-        found = compare(backbone, templates(), "judge", DUELS, config(), rows=8)
-    assert all(j.probability is None and "does not fit" in j.words[0] for j in found)
+        found = judge_of(backbone, templates()).judge(DUELS)
+    assert all(j.probability is None and "does not fit" in evidence(j).raw_output[0] for j in found)
 
 
 # -- judges that think, quote, or are cut off ---------------------------------------------------------------------------
@@ -345,8 +356,8 @@ def decided(text: str) -> dict[str, float]:
 )
 def test_probabilities_are_those_at_the_deciding_verdict(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     (found,), _ = judged(monkeypatch, lambda prompt: words, decided)
-    assert found.in_order == pytest.approx(0.075)
-    assert found.swapped == pytest.approx(0.925)
+    assert evidence(found).in_order == pytest.approx(0.075)
+    assert evidence(found).swapped == pytest.approx(0.925)
 
 
 def test_a_verdict_spelled_as_no_label_is_read_behind_a_lead_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +365,7 @@ def test_a_verdict_spelled_as_no_label_is_read_behind_a_lead_in_its_place(monkey
         return {"ĠA": 0.05, "ĠB": 0.9, "Ġtie": 0.05} if text.endswith(("right.Verdict:", "right. Verdict:")) else {}
 
     (found,), script = judged(monkeypatch, lambda prompt: "B is right. Verdict:B. Bye.", chances)
-    assert found.in_order == pytest.approx(0.075)
+    assert evidence(found).in_order == pytest.approx(0.075)
     assert script.asked == 4
 
 
@@ -370,9 +381,9 @@ def test_a_judge_that_is_cut_off_has_no_verdict(monkeypatch: pytest.MonkeyPatch)
         (found,), _ = judged(monkeypatch, lambda prompt, words=words: words, decided)  # type: ignore[misc]
         assert state_of(found, config()) == VerdictState.UNPARSABLE, words
     (found,), _ = judged(monkeypatch, lambda prompt: "<think>Verdict: A\n</think>B is right.\nVerdict: B\n", decided)
-    assert found.in_order == pytest.approx(0.075)
+    assert evidence(found).in_order == pytest.approx(0.075)
     (found,), _ = judged(monkeypatch, lambda prompt: "B is right.\nVerdict: B\nVerdict: A\n", decided)
-    assert found.in_order == pytest.approx(0.075), "a base model that writes on is read at its first verdict"
+    assert evidence(found).in_order == pytest.approx(0.075), "a base model that writes on is read at its first verdict"
 
 
 def test_thinking_that_the_chat_template_opens_is_closed_before_the_lead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,4 +391,4 @@ def test_thinking_that_the_chat_template_opens_is_closed_before_the_lead(monkeyp
     opened = tuple(own.tokenizer.encode("assistant\n<think>\n", add_special_tokens=False))
     monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt(opened))
     (found,), _ = judged(monkeypatch, lambda prompt: "", decided, config(working=False), own=own)
-    assert found.in_order == pytest.approx(0.075)
+    assert evidence(found).in_order == pytest.approx(0.075)

@@ -1,0 +1,36 @@
+"""The judges, one file each; `config/judges.py` has the registry that names them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from selfeval.backbone.roles import Backbone
+from selfeval.config import JudgeRole, VerdictsConfig, judge_spec
+from selfeval.judging.protocol import Judge, JudgeContext
+from selfeval.judging.templates import Templates
+
+__all__ = ["make_judge"]
+
+
+def make_judge(
+    backbone: Backbone, templates: Templates, config: VerdictsConfig, *, batch_size: int, role: JudgeRole = "judge"
+) -> Judge:
+    """Return the judge that the configuration names, or the referee.
+
+    Args:
+        backbone: the model.
+        templates: the prompts, of all kinds that the judge reads.
+        config: settings of the verdicts.
+        batch_size: maximum number of prompts that are generated from at once.
+        role: Optional. `referee` for evaluation. Default: the judge that labels training pairs.
+
+    Raises:
+        ValueError: the registry names a module outside of this package.
+    """
+    spec = judge_spec(role, config.judge)
+    module, _, name = spec.implementation.partition(":")
+    if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
+        raise ValueError(f"a judge is a module of {__name__}, given as module:object; got {spec.implementation}")
+    context = JudgeContext(backbone, templates, spec.kinds(role), config, batch_size)
+    judge: Judge = getattr(import_module(f"{__name__}.{module}"), name)(context)
+    return judge

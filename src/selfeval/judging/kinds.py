@@ -1,0 +1,34 @@
+"""The kinds of prompt templates: those that stages read, and those that judges request; and which of them a run needs."""
+
+from __future__ import annotations
+
+from selfeval.config import JUDGES, TemplateKind, VerdictsConfig, judge_spec
+
+__all__ = ["STAGE_KINDS", "kinds_of_run", "template_kinds"]
+
+_QUESTION = {"question": "How many apples does Mary have?"}
+
+STAGE_KINDS = (
+    TemplateKind("ask", {"examples": ["How many apples does Mary have?", "How many pears does Tom have?"]}, ("ask_stop",)),
+    TemplateKind("grade", {**_QUESTION, "working": "Mary has 3."}, ("grade_working",)),
+    # The reference answers that `grade` shows are written along with the replies.
+    TemplateKind("reply", _QUESTION, ("grade_working",)),
+)
+"""ask: write a question. reply: answer one. grade: prompt of evaluator and critic."""
+
+
+def template_kinds() -> dict[str, TemplateKind]:
+    """Return all kinds of templates by name: those of the stages and of every registered judge."""
+    judges = (kind for spec in JUDGES.values() for kinds in spec.templates.values() for kind in kinds)
+    return {kind.name: kind for kind in (*STAGE_KINDS, *judges)}
+
+
+def kinds_of_run(config: VerdictsConfig | None = None) -> tuple[str, ...]:
+    """Return the kinds of templates that a run reads; its templates folder needs no others.
+
+    Args:
+        config: Optional. Settings of the verdicts, which name the judge. Default: the default settings.
+    """
+    name = (config or VerdictsConfig()).judge
+    judges = (*judge_spec("judge", name).kinds("judge"), *judge_spec("referee", name).kinds("referee"))
+    return tuple(dict.fromkeys((*(kind.name for kind in STAGE_KINDS), *judges)))

@@ -1,0 +1,82 @@
+"""The protocol of judges: what they compare, what they return, and what they are built from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from selfeval.backbone.roles import Backbone
+from selfeval.config import VerdictsConfig
+from selfeval.judging.templates import Templates
+from selfeval.records import PairwiseEvidence, VerdictState
+
+__all__ = ["Comparison", "Judge", "JudgeContext", "Judgement", "state_of"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A question and the two replies to compare."""
+
+    question: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The result of a comparison.
+
+    Attributes:
+        probability: probability that the comparison's `first` is better; None if there is no verdict.
+        tie: probability that neither is better; None if there is no verdict, or if the judge does not estimate it.
+        evidence: Optional. How the judge arrived at its verdict.
+    """
+
+    probability: float | None
+    tie: float | None = None
+    evidence: PairwiseEvidence | None = None
+
+
+class Judge(Protocol):
+    """Compares two replies to a question, for many questions at once."""
+
+    def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
+        """Return one judgement per comparison, in order.
+
+        A judge that is a model runs under the active role of its backbone.
+
+        Args:
+            comparisons: questions with two replies each.
+            advance: Optional. Called with the number of prompts that were just judged.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeContext:
+    """Everything that a judge is built from.
+
+    Attributes:
+        backbone: the model.
+        templates: the prompts.
+        kinds: kinds of templates that the judge reads in its role, as registered.
+        config: settings of the verdicts.
+        batch_size: maximum number of prompts that are generated from at once.
+    """
+
+    backbone: Backbone
+    templates: Templates
+    kinds: tuple[str, ...]
+    config: VerdictsConfig
+    batch_size: int
+
+
+def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:
+    """Return the state of a judgement: kept, tie, unsure or unparsable."""
+    if judgement.probability is None:
+        return VerdictState.UNPARSABLE
+    if judgement.tie is not None and judgement.tie > config.tie:
+        return VerdictState.TIE
+    sure = max(judgement.probability, 1.0 - judgement.probability) >= config.keep
+    return VerdictState.KEPT if sure else VerdictState.UNSURE
