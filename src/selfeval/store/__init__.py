@@ -12,15 +12,36 @@ from selfeval.store.files import (
     write_json,
     writing,
 )
-from selfeval.store.ledger import check_files, has_manifest, read_run, read_sealed, write_sealed
+from selfeval.store.ledger import (
+    Changed,
+    Damaged,
+    Expected,
+    Fresh,
+    Ledger,
+    Missing,
+    Output,
+    State,
+    check_files,
+    has_manifest,
+)
 from selfeval.store.metrics import read_metrics
 from selfeval.store.records import read_rows
+from selfeval.store.run_file import read_run
 from selfeval.store.run_store import RunStore
+from selfeval.store.sealed import read_sealed, write_sealed
 
 __all__ = [
     "OF_THE_RUN",
     "Archive",
+    "Changed",
+    "Damaged",
+    "Expected",
+    "Fresh",
+    "Ledger",
+    "Missing",
+    "Output",
     "RunStore",
+    "State",
     "check_files",
     "content_hash",
     "file_hash",

@@ -15,7 +15,7 @@ from selfeval.cli.app import _beyond_the_plan
 from selfeval.config import LEARNERS, LearnerConfig, LearnerSpec, RunConfig, load_config
 from selfeval.config.fields import Positive
 from selfeval.errors import ConfigError
-from selfeval.stages.pipeline import stage_keys
+from selfeval.stages.graph import stage_keys
 from selfeval.stages.policy import output_roles
 from selfeval.training.context import POLICY
 from selfeval.training.experience import collect
