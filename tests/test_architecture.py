@@ -200,7 +200,9 @@ def test_only_evaluation_asks_gold() -> None:
     assert readers == GOLD_READERS
 
 
-@pytest.mark.parametrize(("reader", "names"), [("pipeline", {"check_domain"}), ("graph", {"gold_key"}), ("preflight", {"check_gold"})])
+@pytest.mark.parametrize(
+    ("reader", "names"), [("pipeline", {"check_domain"}), ("graph", {"gold_key"}), ("preflight", {"check_gold"})]
+)
 def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -> None:
     imported = {name for module, name in _imports(SRC / "stages" / f"{reader}.py") if module == "selfeval.stages.gold"}
     assert imported == names

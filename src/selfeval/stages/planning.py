@@ -29,7 +29,7 @@ from selfeval.backbone.sizes import WeightSizes
 from selfeval.config import PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.templates import template_texts, templates_folder
-from selfeval.stages.context import START
+from selfeval.stages.shards import START
 from selfeval.texts import format_bytes
 from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.phases import (
