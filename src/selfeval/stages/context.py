@@ -24,7 +24,7 @@ from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, read_given
 from selfeval.stages.prompts import load_templates
 from selfeval.stages.seeds import read_seeds
-from selfeval.stages.shards import InProcess, ModelHandle
+from selfeval.stages.shards import Executor, InProcess, ModelHandle
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
@@ -114,7 +114,7 @@ class Context:
         return ModelHandle(self.backbone, self.templates, start)
 
     @property
-    def executor(self) -> InProcess:
+    def executor(self) -> Executor:
         """Calls the work of the stages that write shards."""
         return InProcess(lambda: self.model)
 
