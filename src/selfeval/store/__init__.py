@@ -9,6 +9,7 @@ from selfeval.store.files import (
     open_to_umask,
     read_json,
     read_object,
+    write_file,
     write_json,
     writing,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "read_rows",
     "read_run",
     "read_sealed",
+    "write_file",
     "write_json",
     "write_sealed",
     "writing",

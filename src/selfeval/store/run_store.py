@@ -19,8 +19,8 @@ from selfeval.links import entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
-from selfeval.store.files import as_storage_error, file_hash, write_json
-from selfeval.store.records import as_lines, read_records, write_lines, write_records
+from selfeval.store.files import as_storage_error, file_hash, write_file, write_json
+from selfeval.store.records import as_lines, read_records, write_records
 from selfeval.store.run_file import read_run
 from selfeval.store.sealed import write_sealed
 
@@ -227,7 +227,7 @@ class RunStore:
                 path.unlink()  # if killed before the replacement, the old file would not match the new journal entry
         ledger.note_shards(self.root, stage, {path.relative_to(self.root).as_posix(): h for path, h in hashes.items()})
         for path, lines in zip(paths, parts, strict=True):
-            write_lines(path, lines)
+            write_file(path, lines)
 
     def write_records(self, name: str, records: Iterable[Any]) -> None:
         """Write a file of records at the top level of the run folder."""
