@@ -125,7 +125,7 @@ def _perplexity(figure: dict[str, float]) -> str:
 
 
 def long_context_table() -> str:
-    """The tables of docs/concepts/long-context.md, from results/long_context.json."""
+    """Return the tables of docs/concepts/long-context.md, from results/long_context.json."""
     found = _load("long_context")
     trained, n, tuning = found["trained_length"], found["windows"], found["tuning"]
     head = " | ".join(f"{m}x ({trained * int(m):,})" for m in _MULTIPLES)
@@ -167,7 +167,7 @@ line.c4, path.c4 { stroke: var(--c4); } .dot.c1 { fill: var(--c1); } .dot.c2 { f
 
 
 def long_context_plot() -> str:
-    """The plot of docs/concepts/long-context.md: loss of the last tokens over context, before and after tuning."""
+    """Return the plot of docs/concepts/long-context.md: loss of the last tokens over context, before and after tuning."""
     found = _load("long_context")
     panels = []
     for ending, title in (("", "scaled at load"), (", tuned", f"after {found['tuning']['steps']} adapter steps")):
@@ -298,7 +298,7 @@ def _planner_lines() -> list[str]:
 
 
 def control_table() -> str:
-    """The table of docs/algorithms/control-check.md, from results/control.json."""
+    """Return the table of docs/algorithms/control-check.md, from results/control.json."""
     found = _load("control")
     lines = [
         f"By `{found['command']}`: mean return of the greedy policy, with "
@@ -396,7 +396,7 @@ def _ranged(row: dict[str, Any], name: str, factor: float = 1, unit: str = "") -
 
 
 def learners_table() -> str:
-    """The table of docs/algorithms/learners.md, from results/learners.json."""
+    """Return the table of docs/algorithms/learners.md, from results/learners.json."""
     if not _is_measured("learners"):
         return "The trainings of `python benchmarks/learners.py` have no results yet.\n"
     found = _load("learners")
@@ -435,7 +435,7 @@ def learners_table() -> str:
 
 
 def rounds_table() -> str:
-    """The table of docs/concepts/loop.md, from results/rounds.json."""
+    """Return the table of docs/concepts/loop.md, from results/rounds.json."""
     found = _load("rounds")
     lines = [
         f"By `{found['command']}` on the embedded model. Evaluators are judged on the test pairs of round 1, by gold.",
@@ -457,7 +457,7 @@ def rounds_table() -> str:
 
 
 def sparse_table() -> str:
-    """The table of docs/algorithms/sparse-reward.md, from results/sparse_reward.json."""
+    """Return the table of docs/algorithms/sparse-reward.md, from results/sparse_reward.json."""
     found = _load("sparse_reward")
     replies = found["iterations"] * found["replies"]
     lines = [
@@ -485,7 +485,7 @@ def sparse_table() -> str:
 
 
 def coverage_tables() -> str:
-    """The tables of docs/concepts/evidence.md, from results/coverage.json."""
+    """Return the tables of docs/concepts/evidence.md, from results/coverage.json."""
     found = _load("coverage")
     sizes = sorted({row["n"] for row in found["intervals"]})
     lines = [
@@ -520,7 +520,7 @@ def _interval(figure: dict[str, Any]) -> str:
 
 
 def over_tables() -> str:
-    """The tables of docs/algorithms/over-optimisation.md, from results/overoptimisation.json."""
+    """Return the tables of docs/algorithms/over-optimisation.md, from results/overoptimisation.json."""
     if not _is_measured("overoptimisation"):
         return "The trainings of `python benchmarks/overoptimisation.py` have no results yet.\n"
     found = _load("overoptimisation")

@@ -52,7 +52,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     alarms: list[dict[str, Any]] = []
 
     class GoldRecorder(CheckpointRecorder):
-        """Evaluates each iteration's replies by gold, and keeps its metrics."""
+        """Evaluate each iteration's replies by gold, and keep its metrics."""
 
         def samples(self, iteration: int, samples: Any, scores: Any) -> None:
             texts = [context.templates.text(r.ids) for r in samples.rollouts]
@@ -112,8 +112,8 @@ def train_all(jobs: Sequence[dict[str, Any]], folder: Path, workers: int = 2) ->
     """Run many trainings, each in a separate process; skip those that already have a result.
 
     Args:
-        jobs: each `{"name", "run", "seed", "settings"}`; the name is that of the file with its result.
-        workers: trainings side by side.
+        jobs: each `{"name", "run", "seed", "settings"}`; `name` is the name of the result file.
+        workers: number of trainings in parallel.
     """
     folder.mkdir(parents=True, exist_ok=True)
 

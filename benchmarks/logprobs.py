@@ -31,7 +31,7 @@ VOCABULARY = 131072
 
 @dataclass(frozen=True)
 class Case:
-    """One shape, and what is asked: `logprobs` (what a PPO step needs: entropy as a value), or `all` with all gradients."""
+    """One shape and its outputs: `logprobs` (as a PPO step needs them: entropy as a value), or `all` with all gradients."""
 
     tokens: int
     width: int

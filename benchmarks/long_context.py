@@ -3,9 +3,9 @@
 python benchmarks/long_context.py --model stories260K --text tinystories_1000.json.xz
 
 The model is one trained on short stories in rows of 512 tokens, one story after the other; the text is real stories of that
-kind, packed the same way (a JSON list of texts, xz-compressed). Every context length is asked about the same tokens: the last
-256 of each window, with more and more of the window before them. Stories do not depend on one another, so what a longer context
-can win here is little; what it can lose is all there is to see.
+kind, packed the same way (a JSON list of texts, xz-compressed). Every context length is tested on the same tokens: the last
+256 of each window, with an increasing part of the window before them. Stories are independent, so a longer context can improve
+little here; the test shows what it loses.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Rows = list[tuple[int, ...]]
 
 
 def read_documents(path: Path, tokenizer: Any) -> list[list[int]]:
-    """The texts as token ids, each behind the token that begins a text."""
+    """Return the texts as token ids, each after the beginning-of-sequence token."""
     texts = json.loads(lzma.decompress(path.read_bytes()))
     return [[tokenizer.bos_token_id, *tokenizer.encode(text.strip(), add_special_tokens=False)] for text in texts]
 
 
 def tuning_rows(documents: Sequence[Sequence[int]], trained: int, count: int) -> Rows:
-    """Rows of text of its own each: of ten, one has 8 times the trained length, two have 4 times, seven twice."""
+    """Return rows of distinct text: of ten, one has 8 times the trained length, two have 4 times, seven twice."""
     stream = [token for document in documents for token in document]
     rows, start = [], 0
     for number in range(count):
@@ -60,7 +60,7 @@ def tuning_rows(documents: Sequence[Sequence[int]], trained: int, count: int) ->
 
 
 def loaded(model: Path, method: str, factor: float) -> Backbone:
-    """The model with its context stretched; without a method only its limit is lifted, and its angles stay as trained."""
+    """Return the model with an extended context; without a method only its limit is lifted, and its angles stay as trained."""
     context = ContextConfig(rope_scaling=method, rope_factor=1.0 if method == "none" else factor)  # type: ignore[arg-type]
     model_loaded = load_model(str(model), device="cpu", precision="fp32", context=context)
     if method == "none":
@@ -70,13 +70,13 @@ def loaded(model: Path, method: str, factor: float) -> Backbone:
 
 
 def perplexity(values: Sequence[float]) -> dict[str, Any]:
-    """Perplexity and its interval from each window's loss in nats per token (Student over windows)."""
+    """Return the perplexity and its interval from each window's loss in nats per token (Student over windows)."""
     figure = mean_figure(values, bounds=None).as_json()
     return {k: v if k == "n" or v is None else round(math.exp(v), 4) for k, v in figure.items()}
 
 
 def measure(backbone: Backbone, role: str, windows: Rows, trained: int, multiples: Sequence[int]) -> dict[str, Any]:
-    """Perplexity of the last tokens, and of all, at each multiple of the trained length."""
+    """Return the perplexity of the last tokens, and of all, at each multiple of the trained length."""
     found: dict[str, Any] = {}
     with backbone.acting_as(role):
         for multiple in multiples:
@@ -92,7 +92,7 @@ def measure(backbone: Backbone, role: str, windows: Rows, trained: int, multiple
 
 
 def tuned(backbone: Backbone, rows: Rows, config: TuningConfig) -> dict[str, float]:
-    """Tunes an adapter; its processor time, and the loss of its first and last ten steps."""
+    """Tune an adapter; return its CPU time, and the loss of its first and last ten steps."""
     backbone.add_role(ROLE)
     lines: list[dict[str, float]] = []
     started = time.process_time()
@@ -115,14 +115,14 @@ def tuned(backbone: Backbone, rows: Rows, config: TuningConfig) -> dict[str, flo
 
 
 def against_trained_length(arm: dict[str, Any], reference: Sequence[float]) -> None:
-    """Adds the paired difference, in nats per token, of the same tokens to the untouched model at its trained length."""
+    """Add the paired difference, in nats per token, from the unchanged model at its trained length on the same tokens."""
     for values in arm.values():
         pairs = zip(values.pop("last_nats"), reference, strict=True)
         values["last_minus_trained"] = mean_figure([a - b for a, b in pairs], bounds=None).as_json()
 
 
 def examined(method: str, model: Path, rows: Rows, windows: Rows, trained: int, config: TuningConfig) -> dict[str, Any]:
-    """Everything that is measured of one method: its arms, how its tuning went, and the processor time of it all."""
+    """Measure one method: return its arms, the figures of its tuning, and the total CPU time."""
     started = time.process_time()
     backbone = loaded(model, method, LONGEST)
     arms = {method: measure(backbone, BASE, windows, trained, MULTIPLES)}
@@ -140,7 +140,7 @@ def examined(method: str, model: Path, rows: Rows, windows: Rows, trained: int, 
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gives, from the file when it was made before."""
+    """Return the result of `make`, or read it from the file if that exists."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, make())
@@ -166,7 +166,7 @@ def main() -> None:
     trained = backbone.loaded.context_length
     assert trained is not None
     documents = read_documents(options.text, backbone.loaded.tokenizer)
-    split = len(documents) * 6 // 10  # the learning rate was chosen on stories near this one; the last are measured
+    split = len(documents) * 6 // 10  # the learning rate was chosen on stories near this one; the last ones are measured
     rows = tuning_rows(documents[:split], trained, options.steps)
     windows = pack(documents[split:], trained * LONGEST)[-options.windows :]
     config = TuningConfig(steps=options.steps, learning_rate=options.learning_rate, checkpoint_every=options.steps)

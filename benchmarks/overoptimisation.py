@@ -35,7 +35,7 @@ BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
-    """Trains the members on `count` pairs and lays out two runs that use them: `one` and `four`; how good they are."""
+    """Train the members on `count` pairs and prepare two runs that use them, `one` and `four`; return their accuracy."""
     from selfeval.config import RunConfig
     from selfeval.records import Pair, Split
     from selfeval.stages.context import Context
@@ -98,7 +98,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
 
 
 def _accuracy(scorer: Any, test: list[Any]) -> dict[str, Any]:
-    """Accuracy on held-out pairs of each member and of their mean, and whether they are apart where they are wrong."""
+    """Return the held-out accuracy of each member and of their mean, and whether they disagree where they are wrong."""
     from selfeval.quality.statistics import proportion, spearman_figure
 
     scores_KB = scorer.each([p.prompt for p in test] * 2, [p.chosen for p in test] + [p.rejected for p in test])

@@ -3,8 +3,8 @@
 python benchmarks/planner.py
 
 Every case loads a model and runs two iterations of policy training: sampling, scoring, updating. On a CPU, the peak of each
-phase is the largest resident memory of the process during it (VmHWM, set back before the phase). Compared twice: as it is,
-with the plan's total, whose `runtime` the planner measured in a process of its own; and less what the process held before the
+phase is the largest resident memory of the process during it (VmHWM, reset before the phase). Compared twice: as it is,
+with the plan's total, whose `runtime` the planner measured in a separate process; and less what the process held before the
 model was loaded, with the plan less its runtime. Weights are mapped from their file, where a page counts once it was read:
 loading counts with every page read. On a GPU it is torch's largest allocated memory, and there is no runtime.
 """
@@ -81,7 +81,7 @@ def _status(field: str) -> int:
 
 
 class _Meter:
-    """Measures the peak bytes of blocks, and the bytes at the start."""
+    """Measure the peak bytes of blocks, and the bytes at the start."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -130,7 +130,7 @@ def _warm_up() -> None:
 
 
 def _save_model(case: Case, folder: Path) -> Path:
-    """A random Llama of the case's shape as an ordinary folder, with the embedded model's tokenizer."""
+    """Create a random Llama of the case's shape as an ordinary folder, with the embedded model's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -146,7 +146,7 @@ def _save_model(case: Case, folder: Path) -> Path:
 
 
 def _prompts(case: Case, count: int, vocabulary: int) -> list[Any]:
-    """Random prompts, a few tokens shorter than the longest or as long."""
+    """Return random prompts, up to a few tokens shorter than the longest."""
     import random
 
     from selfeval.training.context import Prompt
@@ -179,7 +179,7 @@ def measure(case: Case, model: str) -> dict[str, Any]:
     from selfeval.training.scoring import EvaluatorScorer
 
     config = _config(case, model)
-    Backbone.load(_config(CASES["embedded"], str(EMBEDDED)))  # imports what is imported late
+    Backbone.load(_config(CASES["embedded"], str(EMBEDDED)))  # triggers late imports
     _warm_up()
     meter = _Meter(case.device)
     with meter.phase("load"):

@@ -2,7 +2,7 @@
 
 python benchmarks/roles.py                  everything; the peers are installed into build/peers, each into its own environment
 python benchmarks/roles.py --without-peers  our own figures only
-python benchmarks/roles.py --learners       PPO beside RLOO only, several times; writes results/roles-learners.json
+python benchmarks/roles.py --learners       PPO next to RLOO only, several times; writes results/roles-learners.json
 
 Every variant runs in a fresh process, on the same random Llama of 100 million parameters, the same prompts, batch, reply
 length, rank and precision (fp32). Peak memory is the process's high-water mark less what it held before a model was loaded.
@@ -36,7 +36,7 @@ TRL = {
 
 
 def make_model(folder: Path) -> Path:
-    """A random Llama of 100 million parameters, with the embedded model's tokenizer."""
+    """Create a random Llama of 100 million parameters, with the embedded model's tokenizer."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -55,7 +55,7 @@ def prompts() -> list[list[int]]:
 
 
 def _status(name: str) -> int:
-    """A field of this process's status, in bytes: VmRSS now, VmHWM at its highest."""
+    """Return a field of this process's status in bytes: VmRSS is the current size, VmHWM the peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
@@ -73,7 +73,7 @@ def _ours_ppo(folder: str) -> dict[str, Any]:
 
 
 def _ours_rloo(folder: str) -> dict[str, Any]:
-    """As many replies as PPO's, two to a question: the others to it are its baseline."""
+    """As many replies as PPO's, two per question: the baseline is the other replies to it."""
     return _ours_learning(folder, "rloo", replies=2)
 
 
@@ -102,7 +102,7 @@ def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
     held = {"gradients": 0}
 
     class SizeRecorder(CheckpointRecorder):
-        """Notes the bytes of optimizers and gradients after every step."""
+        """Record the bytes of optimizers and gradients after every step."""
 
         def checkpoints(self, roles: Any, optimizers: Any) -> Checkpoints:
             for role, optimizer in optimizers.items():
@@ -243,7 +243,7 @@ VARIANTS = {
 
 def measure(variant: str, folder: str) -> None:
     """Run one variant in this process and print a JSON line."""
-    import peft  # noqa: F401 - so that imports are not counted
+    import peft  # noqa: F401 - imported before the measurement
     import torch
     import transformers  # noqa: F401
 
@@ -269,7 +269,7 @@ def _peer_python(requirement: str) -> Path:
 
 
 def _run(command: list[str]) -> dict[str, Any]:
-    """The JSON on the last line that a process prints, or the last line of its error."""
+    """Return the JSON on the last line that a process prints, or the last line of its error."""
     environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -304,7 +304,7 @@ def main() -> None:
 
 
 def _compare_learners(folder: str, times: int = 3) -> None:
-    """Peaks of PPO and RLOO at equal replies, in turns, and the ratio of their medians."""
+    """Return the peaks of PPO and RLOO at equal replies, alternating, and the ratio of their medians."""
     peaks: dict[str, list[int]] = {"ours-ppo": [], "ours-rloo": []}
     for _ in range(times):
         for variant, seen in peaks.items():

@@ -2,9 +2,9 @@
 
 python benchmarks/rounds.py [--seeds 0] [--rounds 3] [--folder runs/bench-rounds] [--set KEY=VALUE]
 
-By the real command on the embedded recipe. Of every round: the evaluator on the test pairs of round 1 (one set for all), with
-its change to the round before on the same pairs; the policy against the one before; and one sentence on each that says up to
-which round it got better. An existing run folder is resumed, so an interrupted benchmark can be repeated.
+Runs the real command on the embedded recipe. Reports per round: the evaluator on the test pairs of round 1 (for all), with
+its change from the previous round on the same pairs; the policy against the last one; and a sentence on each that says until
+which round it improved. An existing run folder is resumed, so an interrupted benchmark can be repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from selfeval.report.summary import rounds_sentences
 
 
 def measure(seed: int, rounds: int, folder: Path, settings: list[str]) -> dict[str, Any]:
-    """The rounds of one seed; seconds are those of all stages, over interrupted tries too."""
+    """Return the rounds of one seed; seconds cover all stages, including interrupted attempts."""
     output = folder / f"seed-{seed}"
     given = [part for setting in (f"seed={seed}", f"rounds={rounds}", *settings) for part in ("--set", setting)]
     selfeval("run", "--output", str(output), *given, "--quiet")
@@ -46,7 +46,7 @@ def _cost(folder: Path) -> dict[str, Any]:
 
 
 def better(rows: Sequence[Round]) -> dict[str, list[bool]]:
-    """Of each round, whether the paired comparison with the one before finds it better; of the evaluator from round 2 on."""
+    """Return for each round whether the paired comparison finds it better than the previous; for the evaluator from round 2."""
     return {
         "evaluator": [is_better(row.evaluator.comparison) for row in rows[1:]],
         "policy": [is_better(row.policy.comparisons.gold) for row in rows],

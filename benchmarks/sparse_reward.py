@@ -1,7 +1,7 @@
 """One rewarded reply among 16,384: PPO as it is, with shaping, with a curiosity bonus, and with step rewards.
 
 A tiny random language model writes replies of seven tokens from a vocabulary of four, and one reply to the prompt is worth 1.
-The loop is the one that trains every language model (`train_policy`); what differs between the arms is the scorer. Nothing
+The loop is the one that trains every language model (`train_policy`); the arms differ only in the scorer. Nothing
 that is reported is sampled: the probability of the rewarded reply and the objective are sums over all replies, and the
 optimum is solved (algorithms/mdp.py).
 
@@ -39,7 +39,7 @@ VOCABULARY, HORIZON, BETA = 4, 7, 0.05
 PROMPT = (1,)
 SEEDS = 5
 FOUND = 0.5
-"""Probability of the rewarded reply from which on it counts as found."""
+"""Probability at which the rewarded reply counts as found."""
 BONUS = 0.1
 """Curiosity bonus of a prefix that is seen for the first time."""
 
@@ -100,7 +100,7 @@ def shaped(target: Sequence[int]) -> TokenMDP:
 
 @dataclass(frozen=True)
 class Paid:
-    """Pays each token what the MDP says."""
+    """Reward each token as the MDP does."""
 
     mdp: TokenMDP
 
@@ -111,7 +111,7 @@ class Paid:
 
 @dataclass(frozen=True)
 class Curious:
-    """Pays on top a bonus for each prefix that a token leads to, BONUS / sqrt(n), n times that it was seen so far.
+    """Add a bonus for each prefix that a token leads to, BONUS / sqrt(n), n times that it was seen so far.
 
     Strehl and Littman 2008, section 2.2 (MBIE-EB), with counts of states, as in Bellemare et al. 2016, section 4.
     """
@@ -144,7 +144,7 @@ ARMS: dict[str, tuple[Callable[[Sequence[int]], Any], float]] = {
 
 
 def make_backbone(seed: int) -> Backbone:
-    """A random Llama over the four tokens, none of which ends a reply, with the roles of policy learning."""
+    """Create a random Llama over the four tokens, none of which ends a reply, with the roles of policy learning."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -165,14 +165,14 @@ def make_backbone(seed: int) -> Backbone:
 
 @torch.no_grad()
 def next_logprobs(backbone: Backbone, role: str, mdp: TokenMDP) -> Tensor:
-    """Log-probs `[P, V]` of each next token after each prefix, from one pass over the longest prefixes."""
+    """Return the log-probs `[P, V]` of each next token after each prefix, from one pass over the longest prefixes."""
     prefixes = mdp.prefixes
     longest = [prefix for prefix in prefixes if len(prefix) == HORIZON - 1]
     ids_NT = torch.tensor([[*PROMPT, *prefix] for prefix in longest])
     with backbone.acting_as(role):
         hidden_NTD = backbone.hidden(ids_NT, torch.ones_like(ids_NT))[:, len(PROMPT) - 1 :]
         logprobs_NTV = backbone.logits(hidden_NTD).double().log_softmax(-1)
-    # Prefixes of one length stand in the order of the longest ones that begin with them.
+    # Prefixes of one length are in the order of the longest prefixes that start with them.
     levels = [logprobs_NTV[:: VOCABULARY ** (HORIZON - 1 - t), t] for t in range(HORIZON)]
     return torch.cat(levels)
 
@@ -187,7 +187,7 @@ def target_probability(backbone: Backbone, target: Sequence[int]) -> float:
 
 
 def train(arm: str, seed: int) -> dict[str, Any]:
-    """Trains one arm; probability of the target after each iteration, and the objective of the sparse MDP at the end."""
+    """Train one arm; return the probability of the target after each iteration, and the final objective of the sparse MDP."""
     make_scorer, gae_lambda = ARMS[arm]
     target = target_of(seed)
     backbone, scorer, mdp, started = make_backbone(seed), make_scorer(target), sparse(target), time.process_time()
@@ -221,7 +221,7 @@ def train(arm: str, seed: int) -> dict[str, Any]:
 
 
 def optima(target: Sequence[int]) -> dict[str, dict[str, float]]:
-    """What shaping and step rewards do to the optimum, at the reference of the model: exactly, in fp64."""
+    """Return the exact effect of shaping and step rewards on the optimum, at the model's reference, in fp64."""
     plain = sparse(target)
     ref_PV = next_logprobs(make_backbone(0), REFERENCE, plain)
     best = solve_soft_token_mdp(plain, ref_PV, beta=BETA)

@@ -1,7 +1,7 @@
-"""Does policy learning hold: many seeds, three learning rates that span ten times, each part of the stability kit on and off.
+"""Measure the stability of policy learning: many seeds, three learning rates that span a factor of ten, ablations of its parts.
 
-Every training is benchmarks/learning.py on the embedded model with the evaluator of a run of benchmarks/loop.py, its result a
-file of its own; a command that was cut off goes on where it was.
+Every training is benchmarks/learning.py on the embedded model with the evaluator of a run of benchmarks/loop.py. Each writes
+its result to a separate file; an interrupted command resumes where it stopped.
 
 python benchmarks/stability.py [--runs runs/bench-loop/seed-*] [--folder runs/stability] [--workers 1]
 python benchmarks/stability.py --ablations
@@ -22,7 +22,7 @@ from learning import TEST_QUESTIONS, train_all
 SEEDS = 17
 RATES = ("6e-4", "2e-3", "6e-3")
 TARGET = 0.8
-"""Nats per reply, below the 1.1 to 1.3 at which this policy comes to rest by itself: a target above it would hold nothing."""
+"""Nats per reply, below the 1.1 to 1.3 at which this policy settles by itself: a target above that would have no effect."""
 SHAPE = ("iterations=24", "questions_per_iteration=32", "replies_per_question=4")
 CONTROL = (f"kl_target={TARGET}", "kl_coefficient=0.1")
 WINDOWS = (3, 6)
@@ -47,13 +47,13 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "reference follows by 0.05": ("reference_ema=0.05",),
     "held-out judge looks every 4 iterations": ("judge_every=4",),
 }
-"""What is changed against the defaults, one part at a time."""
+"""Changes from the defaults, one part at a time."""
 ABLATION_SEEDS, ABLATION_RATE = 3, "6e-3"
-"""At the largest of the three rates, where a part of the kit has something to do."""
+"""At the largest of the three rates, where each part has an effect."""
 
 
 def jobs(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The trainings of the main benchmark; seeds first, so that a part of them says something about every rate."""
+    """Return the trainings of the main benchmark; every rate of a seed before the next seed, so a part covers all rates."""
     return [
         _job(f"rate-{rate}-seed-{seed}", runs, seed, (*SHAPE, *CONTROL, f"learning_rate={rate}"))
         for seed in range(SEEDS)
@@ -62,7 +62,7 @@ def jobs(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def ablation_jobs(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """The trainings of the ablations."""
+    """Return the trainings of the ablations."""
     shared = (*SHAPE, *CONTROL, f"learning_rate={ABLATION_RATE}")
     return [
         _job(f"{name.replace(' ', '-').replace(chr(39), '')}-seed-{seed}", runs, seed, (*shared, *changes)) | {"part": name}
@@ -76,12 +76,12 @@ def _job(name: str, runs: Sequence[Path], seed: int, settings: Sequence[str]) ->
 
 
 def judge(result: dict[str, Any]) -> dict[str, Any]:
-    """What one training says about stability.
+    """Return the stability figures of one training.
 
     `collapsed`: gold ends below its start by the test questions, or a watchdog saw entropy, length or KL leave their ranges by
-    so much that it went back or stopped, or the last replies' entropy or length is out of a fifth to three times the first's.
+    so much that it rolled back or stopped, or the last replies' entropy or length is out of a fifth to three times the first's.
     `final_over_best_3`: gold of the last three iterations over that of the best three in a row, by the replies sampled for
-    training; the best of many noisy means lies above the true best, by some two points here, so that a policy that holds its
+    training; the best of many noisy means is above the true best, by some two points here, so a policy that holds its
     best would be at about 0.98. `final_over_best_6`: the same with six, where it would be at about 0.99.
     """
     if "failed" in result:
@@ -117,7 +117,7 @@ def _final_over_best(gold: Sequence[float], window: int) -> float:
 
 
 def targets(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How many runs meet each of the project's targets, and whether all do."""
+    """Return how many runs meet each of the project's targets, and whether all do."""
     whole = [row for row in rows if "failed" not in row]
     kls = [row["kl_last_half"] / TARGET for row in whole]
     met = {
@@ -134,7 +134,7 @@ def targets(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def by_rate(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Medians and extremes over the seeds of each learning rate."""
+    """Return medians and extremes over the seeds of each learning rate."""
     found = {}
     for rate in RATES:
         whole = [row for row in rows if row["learning_rate"] == rate and "failed" not in row]
@@ -158,13 +158,13 @@ def _spread(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _finished(planned: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Results that are there, in the order of the jobs."""
+    """Return the existing results, in the order of the jobs."""
     paths = [(job, folder / f"{job['name']}.json") for job in planned]
     return [{**job, **json.loads(path.read_text(encoding="utf-8"))} for job, path in paths if path.is_file()]
 
 
 def summarise(planned: Sequence[dict[str, Any]], folder: Path, command: str) -> None:
-    """Writes results/stability.json from the trainings that are finished."""
+    """Write results/stability.json from the finished trainings."""
     rows = [judge(result) for result in _finished(planned, folder)]
     met = targets(rows)
     for name, value in met.items():
@@ -174,7 +174,7 @@ def summarise(planned: Sequence[dict[str, Any]], folder: Path, command: str) -> 
 
 
 def summarise_ablations(planned: Sequence[dict[str, Any]], folder: Path, command: str) -> None:
-    """Writes results/ablations.json from the trainings that are finished."""
+    """Write results/ablations.json from the finished trainings."""
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in ABLATIONS}
     for result in _finished(planned, folder):
         parts[result["part"]].append(judge(result))

@@ -26,7 +26,7 @@ def golden(name: str) -> tuple[Path, dict[str, Tensor]]:
 
 
 def tokenizer_cases(name: str) -> Any:
-    """What the published tokenizers gave: `1` or `23`."""
+    """Return the recorded outputs of the published tokenizers: `1` or `23`."""
     file = GOLDEN / f"tokenizer-chatglm{name}.json"
     if not file.is_file():
         pytest.skip("the golden ChatGLM tokenizer cases are not here: they lie in shared/golden beside the repository")

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums in one order whatever the machine: threads split a sum anew when its shape changes, and its last bits with it."""
+    """Fix the order of sums: threads split a sum differently when its shape changes, which changes its last bits."""
     import torch
 
     before = torch.get_num_threads()
@@ -21,9 +21,13 @@ def one_thread() -> Iterator[None]:
 _LONG = (
     "tests/training/test_oracle.py",
     "tests/e2e/",
-    "tests/test_api.py",
-    "tests/docs/test_python_api.py",
+    "tests/stages/test_planning.py",
     "tests/test_cli.py",
+    "tests/runs/test_export.py",
+    "tests/stages/test_tuning.py",
+    "tests/families/test_loop.py",
+    "tests/docs/test_python_api.py",
+    "tests/test_api.py",
 )
 """Files that take minutes. Distributed last, one of them would keep one process busy after all others have ended."""
 

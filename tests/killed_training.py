@@ -1,8 +1,8 @@
-"""Trains a tiny policy in child processes that are killed at random moments, until it is done; prints what struck them.
+"""Train a tiny policy in child processes that are killed at random moments, until it is done; print where each kill struck.
 
 python tests/killed_training.py FOLDER KILLS SEED [setting=value ...]
 
-One process imports everything and forks, so that a kill costs milliseconds and not an import of torch. Every third kill strikes
+One process imports everything and forks, so a kill costs milliseconds instead of an import of torch. Every third kill strikes
 inside the write of a checkpoint: after its tensors are written and before the folder gets its name.
 """
 

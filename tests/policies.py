@@ -61,7 +61,7 @@ CONFIG = policy_config(
 
 @dataclass
 class CallingRecorder(CheckpointRecorder):
-    """Keeps metrics and alarms, and calls what a test gives it."""
+    """Record metrics and alarms, and call the test's callback."""
 
     keep: Callable[..., None] = lambda *_: None
     resume: Callable[[int], None] = lambda _: None
@@ -88,7 +88,7 @@ def four_roles(dtype: torch.dtype = torch.float32) -> Backbone:
     backbone.add_role(EVALUATOR, seed=1, head=True)
     tiny_models.scramble(backbone, EVALUATOR, size=0.05)
     backbone.add_role(POLICY, seed=2)
-    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # so that the reference is not the bare base
+    tiny_models.scramble(backbone, POLICY, seed=3, size=0.05)  # the reference must differ from the bare base
     backbone.add_role(REFERENCE, copy_of=POLICY, trainable=False)
     backbone.add_role(CRITIC, copy_of=EVALUATOR, head=True)
     return backbone

@@ -29,7 +29,7 @@ FILES = {
     "evaluation": ("evaluation/figures.json",),
     "report": ("report.json",),
 }
-"""What stages leave besides shards; the others leave shards only."""
+"""Files that stages write besides shards; stages not listed write shards only."""
 
 
 class World:
@@ -39,7 +39,7 @@ class World:
         text: of a stage's shards and files.
         fails: stages that raise in the middle of their work, those of later rounds as `2 policy`.
         recovers: those of them that raise once only.
-        said: what the user was told.
+        said: messages to the user.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

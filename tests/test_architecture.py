@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import selfeval
-from toy import copy_lab, environment, toy_arguments
+from toy import FEW, copy_lab, environment, toy_arguments
 
 SRC = Path(selfeval.__file__).parent
 MODULES = sorted(SRC.rglob("*.py"))
@@ -209,7 +209,7 @@ def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -
 
 
 def _reaches_for_plugins(path: Path) -> set[str]:
-    """What a file uses that could find or import code by a name that only turns up at run time."""
+    """Return the file's uses of anything that could find or import code by a name known only at run time."""
     found: set[str] = set()
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
@@ -232,7 +232,7 @@ BLIND = [path for path in MODULES if _name(path) in TRAINING or _room(_name(path
 
 
 LOADER = "selfeval.training.learners"
-"""It imports the learner that the registry names, and can reach no module outside of its own package."""
+"""It imports the learner that the registry names, and can reach no module outside its package."""
 
 
 @pytest.mark.parametrize("path", BLIND, ids=_name)
@@ -274,10 +274,10 @@ main()
 def test_training_finishes_without_the_oracle_and_evaluation_does_not(tmp_path: Path) -> None:
     """The proof at run time: an oracle that cannot be asked stops evaluation, and nothing before it."""
     recipe, output = copy_lab(tmp_path / "lab"), tmp_path / "run"
-    trained = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy"))
+    trained = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy", sizes=FEW))
     assert trained.returncode == 0, trained.stderr
     assert (output / "policy" / "manifest.json").is_file()
-    evaluated = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output))
+    evaluated = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, sizes=FEW))
     assert evaluated.returncode != 0
     assert "the oracle was asked" in evaluated.stderr
     assert not (output / "evaluation" / "manifest.json").exists()

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from selfeval import __version__
-from toy import copy_lab, environment, selfeval, start, toy_arguments
+from toy import FEW, copy_lab, environment, selfeval, start, toy_arguments
 
 HEAVY = {"torch", "transformers", "peft", "numpy", "tokenizers", "safetensors", "jinja2"}
 
@@ -295,7 +295,7 @@ def _limit_file_size(limit: int) -> Callable[[], None]:
 
 
 def test_a_failing_write_is_one_sentence_and_the_same_command_finishes_later(tmp_path: Path, recipe: Path) -> None:
-    arguments = toy_arguments(recipe, tmp_path / "run")
+    arguments = toy_arguments(recipe, tmp_path / "run", sizes=FEW)
     # No file may grow beyond 8 KB, as on a disk that fills up during the run; ENOSPC itself is in tests/test_store.py.
     found = selfeval(*arguments, preexec_fn=_limit_file_size(8_000))
     assert found.returncode == 2, found.stderr

@@ -1,4 +1,4 @@
-"""Every model family that the project names, as a random model of two small layers: what the conformance tests run on.
+"""Random two-layer models of every family that the project names, for the conformance tests.
 
 The page docs/concepts/families.md is made from this table and from those tests (docs/generate_families.py).
 """
@@ -63,7 +63,7 @@ class Family:
         targets: names of the modules that get adapters, with how many there are in the two layers.
         asked: value of `lora.targets`.
         window: tokens that the layers with a sliding window see; None without one.
-        note: what a user should know.
+        note: advice for users.
         nested: sizes of the parts of a model with several.
     """
 
@@ -249,11 +249,11 @@ REFUSED: dict[str, Family] = {
         note="has a cache of an unsupported form",
     ),
 }  # fmt: skip
-"""Families that the loop refuses, with a sentence."""
+"""Families that the loop refuses, with the reason."""
 
 
 def family_config(name: str, vocabulary: int, **changes: Any) -> Any:
-    """The config of a tiny model of this family; `changes` go on top."""
+    """Return the config of a tiny model of this family; `changes` override its settings."""
     family = {**FAMILIES, **REFUSED}[name]
     common = {"vocab_size": vocabulary, **_COMMON}
     nested = {part: dict(sizes) for part, sizes in family.nested.items()}

@@ -1,6 +1,6 @@
-"""Writes a Llama with random weights and the embedded model's tokenizer: `python tests/tiny_llama.py FOLDER`.
+"""Write a Llama with random weights and the embedded model's tokenizer: `python tests/tiny_llama.py FOLDER`.
 
-Of this package it needs the tokenizer's files alone, so that the smoke test runs it against an installed wheel.
+It needs only the tokenizer's files of this package, so the smoke test can run it against an installed wheel.
 """
 
 from __future__ import annotations

@@ -45,13 +45,13 @@ __all__ = [
 
 VOCABULARY, HORIZON = 4, 4
 TASKS = {"first": (1,), "second": (3, 2)}
-"""Two prompts, of different lengths, so that padding and grouping by question can go wrong."""
+"""Two prompts of different lengths, to detect mistakes in padding and in grouping by question."""
 
 PROMPTS = [Prompt(f"{task}/{copy}", ids, ids) for copy in range(64) for task, ids in TASKS.items()]
 """Each asked as many questions: learners that compare the replies to one question have many small groups."""
 
 MDPs = Mapping[str, TokenMDP]
-"""What the replies to each question are worth."""
+"""Maps each question to the rewards of its replies."""
 
 
 def sparse() -> MDPs:
@@ -124,7 +124,7 @@ def train(
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a policy is worth, exactly: means over the prompts.
+    """Exact value of a policy, averaged over the prompts.
 
     Attributes:
         reward: E[R].
@@ -163,9 +163,9 @@ def _judge_one(backbone: Backbone, prompt: tuple[int, ...], mdp: TokenMDP, beta:
 
 
 def next_logprobs(backbone: Backbone, role: str, prompt: tuple[int, ...], mdp: TokenMDP) -> Tensor:
-    """Log-probs `[P, V]` of each next token after each prefix: what the backbone says of the tokens of all whole replies.
+    """Return the log-probs `[P, V]` of each next token after each prefix, from the backbone's passes over all whole replies.
 
-    The passes are fp32. Their last bits go, so that each row sums to one in fp64.
+    The passes are fp32; rows are renormalised to sum to one in fp64.
     """
     replies = mdp.terminal_sequences
     with backbone.acting_as(role):

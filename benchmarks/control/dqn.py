@@ -1,4 +1,4 @@
-"""Deep Q-learning: a replay buffer, a target network, double Q, and exploration by chance."""
+"""Deep Q-learning: a replay buffer, a target network, double Q, and epsilon-greedy exploration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DQN:
 
 
 def train(settings: DQN, environments: Environments) -> Act:
-    """Trains action values; returns the policy that takes the largest."""
+    """Train action values; return the greedy policy."""
     space = environments.space
     q = mlp(space.observations, space.actions, width=settings.width, activation=nn.ReLU)
     target = copy.deepcopy(q).requires_grad_(False)
@@ -65,14 +65,14 @@ def _exploration(steps: int, settings: DQN) -> float:
 
 @torch.no_grad()
 def explore(q: nn.Module, observations_EO: Tensor, chance: float) -> Tensor:
-    """The action of the largest value, or, by this chance, any."""
+    """Return the action of the largest value or, with this probability, a random one."""
     values_EA = q(observations_EO)
     anything_E = torch.randint(values_EA.shape[-1], values_EA.shape[:1])
     return torch.where(torch.rand(len(values_EA)) < chance, anything_E, values_EA.argmax(-1))
 
 
 def loss(batch: Transitions, q: nn.Module, target: nn.Module, gamma: float) -> Tensor:
-    """The Huber loss of the double-Q error."""
+    """Return the Huber loss of the double-Q error."""
     with torch.no_grad():
         next_BA, target_next_BA = q(batch.successors_BO), target(batch.successors_BO)
     wanted_B = double_dqn_target(batch.rewards_B, batch.terminated_B, next_BA, target_next_BA, gamma=gamma)

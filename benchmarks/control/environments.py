@@ -1,7 +1,7 @@
-"""Gymnasium's classic-control tasks, several copies side by side, and the judgement of a finished policy.
+"""Gymnasium's classic-control tasks, several copies side by side, and the evaluation of a finished policy.
 
-Gymnasium is no dependency of the package: `install` puts it, and nothing else, into build/gymnasium. Its own
-environments are used as they are.
+Gymnasium is not a dependency of the package: `install` installs it, and nothing else, into build/gymnasium. Its
+environments are used unchanged.
 
 Shapes: E environments, O observation, A action (absent where actions are discrete).
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 HOME = Path(__file__).resolve().parents[2] / "build" / "gymnasium"
-# Everything that Gymnasium imports besides NumPy; without their own dependencies, so that NumPy stays the project's.
+# Everything that Gymnasium imports besides NumPy, without transitive dependencies, to keep the project's version of NumPy.
 REQUIREMENTS = ("gymnasium==1.4.0", "cloudpickle==3.1.3", "farama-notifications==0.0.6")
 
 Act = Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ Act = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Space:
-    """What an agent sees and does: so many numbers in; one of so many choices out, or so many numbers up to ±`bound`."""
+    """Sizes of observation and action: one of `actions` choices or, with a `bound`, `actions` numbers within ±`bound`."""
 
     observations: int
     actions: int
@@ -37,7 +37,7 @@ class Space:
 
 
 class Step(NamedTuple):
-    """What one step of every environment gave."""
+    """Result of one step of every environment."""
 
     rewards_E: Tensor
     terminated_E: Tensor  # the episode ended: nothing follows
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 
 class Environments(Protocol):
-    """Copies of one task that step together and start anew by themselves."""
+    """Copies of one task that step together and reset automatically."""
 
     count: int
     space: Space
@@ -74,12 +74,12 @@ class Gymnasium:
         )
 
     def reset(self) -> Tensor:
-        """Starts every copy, from the seed."""
+        """Reset every copy with the seed."""
         observations_EO, _ = self._copies.reset(seed=self._seed)
         return torch.from_numpy(observations_EO)
 
     def step(self, actions: Tensor) -> Step:
-        """Steps every copy; what lies outside the range of an action is clipped to it."""
+        """Step every copy; actions are clipped to their range."""
         bound = self.space.bound
         taken = actions.numpy() if bound is None else actions.clamp(-bound, bound).numpy()
         observations_EO, rewards_E, terminated_E, truncated_E, found = self._copies.step(taken)
@@ -91,7 +91,7 @@ class Gymnasium:
 
 
 def install() -> None:
-    """Puts Gymnasium into build/gymnasium, once."""
+    """Install Gymnasium into build/gymnasium unless it is there."""
     if not (HOME / "ready").exists():
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--upgrade"]
         subprocess.run([*command, "--target", str(HOME), *REQUIREMENTS], check=True)
@@ -99,7 +99,7 @@ def install() -> None:
 
 
 def installed() -> Any:
-    """The module `gymnasium`, from build/gymnasium."""
+    """Return the module `gymnasium` from build/gymnasium."""
     if str(HOME) not in sys.path:
         sys.path.append(str(HOME))
     import gymnasium
@@ -109,7 +109,7 @@ def installed() -> Any:
 
 @torch.no_grad()
 def evaluate(act: Act, environments: Environments) -> list[float]:
-    """The sum of rewards of the first episode of every copy."""
+    """Return the sum of rewards of each copy's first episode."""
     observations_EO = environments.reset()
     returns_E, running_E = torch.zeros(environments.count), torch.ones(environments.count, dtype=torch.bool)
     while running_E.any():

@@ -1,7 +1,7 @@
 """Small networks, and the distributions over actions that they parametrise.
 
-Only what a language model brings with it by itself lives here: log-probabilities, entropies, samples. What is learned
-from them is in `selfeval.algorithms`. Shapes: ... any, A action (numbers, or choices), O observation.
+This file holds only what a language model would provide: log-probabilities, entropies, samples. The losses and targets
+are in `selfeval.algorithms`. Shapes: ... any, A action (numbers, or choices), O observation.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Distribution(Protocol):
         ...
 
     def frozen(self) -> Distribution:
-        """The same distribution as it is now, whatever becomes of the parameters behind it."""
+        """Return a detached copy, which later changes of the parameters do not affect."""
         ...
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of A choices."""
+    """Categorical distribution over A choices."""
 
     logits: Tensor
 
@@ -82,7 +82,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A numbers, independent of each other."""
+    """Gaussian over A independent numbers."""
 
     mean: Tensor
     log_std: Tensor
@@ -113,7 +113,7 @@ class Gaussian:
 
 
 class Policy(nn.Module):
-    """Observations to a distribution: categorical, or Gaussian with one spread for all observations."""
+    """Map observations to a distribution: categorical, or Gaussian with one spread for all observations."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Policy(nn.Module):
 
 
 class Critic(nn.Module):
-    """Observations to a value."""
+    """Map observations to a value."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()

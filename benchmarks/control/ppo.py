@@ -17,7 +17,7 @@ from selfeval.algorithms.value_losses import clipped_value_loss
 
 @dataclass(frozen=True)
 class PPO:
-    """Settings; the learning rate, and the clip where `anneal` says so, fall linearly to 0 over all steps."""
+    """Settings; the learning rate, and the clip if `anneal` is set, fall linearly to 0 over all steps."""
 
     steps: int  # of all environments together
     environments: int
@@ -34,7 +34,7 @@ class PPO:
 
 
 def train(settings: PPO, environments: Environments) -> Act:
-    """Trains a policy; returns it, greedy."""
+    """Train a policy; return its greedy version."""
     policy, critic = Policy(environments.space), Critic(environments.space)
     parameters = [*policy.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate, eps=1e-5, fused=True)
@@ -53,7 +53,7 @@ def train(settings: PPO, environments: Environments) -> Act:
 
 
 def loss(batch: Batch, policy: Policy, critic: Critic, settings: PPO, *, clip: float) -> torch.Tensor:
-    """The clipped surrogate on whitened advantages, the critic's error, and the entropy."""
+    """Return the loss: clipped surrogate on whitened advantages, the critic's error, and the entropy."""
     distribution, kept_N = policy(batch.observations), torch.ones_like(batch.advantages_N, dtype=torch.bool)
     surrogate_N = ppo_clip_loss(
         distribution.logprobs(batch.actions),

@@ -1,4 +1,4 @@
-"""A replay buffer: the last steps of all environments, drawn from at random.
+"""A replay buffer: the last steps of all environments, sampled at random.
 
 Shapes: E environments, B batch, O observation.
 """
@@ -14,7 +14,7 @@ from environments import Step
 
 
 class Transitions(NamedTuple):
-    """What one update learns from."""
+    """Transitions of one update."""
 
     observations_BO: Tensor
     actions: Tensor  # [B] choices or [B, A] numbers
@@ -31,7 +31,7 @@ class Replay:
         self._columns: list[Tensor] = []
 
     def add(self, observations_EO: Tensor, actions: Tensor, step: Step) -> None:
-        """Keeps one step of every environment, in place of the oldest."""
+        """Store one step of every environment in place of the oldest."""
         news = (observations_EO, actions, step.rewards_E, step.terminated_E, step.successors_EO)
         if not self._columns:
             self._columns = [new.new_empty(self.size, *new.shape[1:]) for new in news]
@@ -41,6 +41,6 @@ class Replay:
         self.count += len(actions)
 
     def draw(self, batch: int) -> Transitions:
-        """Draws transitions with replacement, every one as likely."""
+        """Draw transitions uniformly with replacement."""
         rows = torch.randint(min(self.count, self.size), (batch,))
         return Transitions(*(column[rows] for column in self._columns))

@@ -1,4 +1,4 @@
-"""On-policy experience, and what it says: rollout -> values -> advantages.
+"""On-policy experience: rollout -> values -> advantages.
 
 Shapes: E environments, T time, O observation, N = E T steps in one row.
 """
@@ -28,7 +28,7 @@ class Rollout(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one update learns from."""
+    """Samples of one update."""
 
     observations: Tensor  # [N, O]
     actions: Tensor  # [N] or [N, A]
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def rollouts(environments: Environments, policy: Policy, steps: int) -> Iterator[Rollout]:
-    """Yields `steps` steps of every environment, again and again; the policy may change in between."""
+    """Yield rollouts of `steps` steps of every environment without end; the policy may change in between."""
     observations_EO = environments.reset()
     while True:
         columns = []
@@ -54,10 +54,10 @@ def rollouts(environments: Environments, policy: Policy, steps: int) -> Iterator
 
 @torch.no_grad()
 def learn_from(rollout: Rollout, policy: Policy, critic: Critic, *, gamma: float, lam: float) -> Batch:
-    """Advantages and returns of a rollout, under the policy that drew it and the critic as it is now.
+    """Return the advantages and returns of a rollout, under the policy that drew it and the current critic.
 
-    An episode that its time limit cut would have gone on: what the critic expects there is added to its last reward, as
-    Pardo et al. 2018, section 3 (https://arxiv.org/abs/1712.00378) ask for.
+    An episode that its time limit truncates is not over: the critic's value of its last state is added to its last reward, as
+    in Pardo et al. 2018, section 3 (https://arxiv.org/abs/1712.00378).
     """
     values_ET, next_values_ET = critic(rollout.observations_ETO), critic(rollout.successors_ETO)
     rewards_ET = rollout.rewards_ET + gamma * next_values_ET * rollout.truncated_ET

@@ -3,8 +3,8 @@
 python benchmarks/control/run.py                                         everything; writes results/control.json
 python benchmarks/control/run.py --task Pendulum-v1 --learner sac --seeds 2
 
-Every run of a task, a learner and a seed is kept in runs/bench-control as soon as it ends, so that a killed command goes on
-where it was; a run whose settings have changed is done anew. One core is enough. Gymnasium is installed, into build/gymnasium.
+Every run of a task, a learner and a seed is kept in runs/bench-control as soon as it ends, so a killed command resumes
+where it stopped; a run whose settings changed is repeated. One core is enough. Gymnasium is installed into build/gymnasium.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from common import write
 
 EPISODES = {"CartPole-v1": 100, "Acrobot-v1": 100, "Pendulum-v1": 1000}
-"""Where the start decides most of a return, as it does with a pendulum, there must be many."""
+"""A return that depends mostly on the initial state, as with a pendulum, needs many episodes."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""The 97.5% quantile of Student's t for so many seeds."""
+"""97.5% quantile of Student's t by number of seeds."""
 Train = Callable[[Any, Environments], Act]
 LEARNERS: dict[str, Train] = {"ppo": ppo.train, "trpo": trpo.train, "dqn": dqn.train, "sac": sac.train}
 
@@ -80,7 +80,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "trpo": trpo.TRPO(100_000, 8, 256, gamma=0.9, lam=0.95, critic_epochs=15),
     },
 }
-"""Those of rl-baselines3-zoo where nothing is said; where they differ, docs/algorithms/control-check.md says so."""
+"""Settings of rl-baselines3-zoo unless noted; docs/algorithms/control-check.md lists the differences."""
 
 PUBLISHED: dict[str, dict[str, dict[str, tuple[float, int]]]] = {
     "CartPole-v1": {
@@ -103,7 +103,7 @@ PUBLISHED: dict[str, dict[str, dict[str, tuple[float, int]]]] = {
 
 
 def measure(task: str, learner: str, seed: int) -> dict[str, Any]:
-    """Trains once, from this seed, and judges the greedy policy on fresh episodes."""
+    """Train once from this seed, and evaluate the greedy policy on fresh episodes."""
     settings = SETTINGS[task][learner]
     torch.manual_seed(seed)
     started, cpu = time.monotonic(), time.process_time()
@@ -122,7 +122,7 @@ def measure(task: str, learner: str, seed: int) -> dict[str, Any]:
 
 
 def kept(task: str, learner: str, seed: int, folder: Path) -> dict[str, Any] | None:
-    """A finished run, if it had the settings of today and was judged on as many episodes."""
+    """Return a finished run, or None unless it had the current settings and number of evaluation episodes."""
     path = folder / f"{task}-{learner}-{seed}.json"
     if not path.is_file():
         return None
@@ -133,7 +133,7 @@ def kept(task: str, learner: str, seed: int, folder: Path) -> dict[str, Any] | N
 
 
 def run_once(task: str, learner: str, seed: int, folder: Path) -> None:
-    """Measures and keeps one run, unless it is there."""
+    """Measure and store one run unless it exists."""
     if kept(task, learner, seed, folder):
         return
     print(f"{task} {learner}, seed {seed} ...", flush=True)
@@ -144,7 +144,7 @@ def run_once(task: str, learner: str, seed: int, folder: Path) -> None:
 
 
 def figure(values: list[float]) -> dict[str, Any]:
-    """The mean over seeds with Student's 95% interval: a bootstrap's would be too narrow for a handful."""
+    """Return the mean over seeds with Student's 95% interval: a bootstrap's would be too narrow for a handful."""
     mean, n = statistics.fmean(values), len(values)
     half = STUDENT[n] * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
     low, high = (None, None) if half is None else (round(mean - half, 2), round(mean + half, 2))
@@ -152,7 +152,7 @@ def figure(values: list[float]) -> dict[str, Any]:
 
 
 def row(task: str, learner: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """All seeds of one learner on one task: the mean with its interval over seeds, and what others published."""
+    """Return the mean of one learner on one task with its interval over seeds, and the published results."""
     found = figure([run["return"] for run in runs])
     published = {name: {"return": value, "steps": steps} for name, (value, steps) in PUBLISHED[task][learner].items()}
     return {
@@ -165,7 +165,7 @@ def row(task: str, learner: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def collected(asked: list[tuple[str, str]], seeds: int, folder: Path) -> dict[str, Any]:
-    """The rows of all finished runs, and how many seeds of which row are missing."""
+    """Return the rows of all finished runs, and the number of missing seeds by row."""
     tasks: dict[str, dict[str, Any]] = {task: {} for task, _ in asked}
     missing = {}
     for task, learner in asked:
@@ -197,7 +197,7 @@ def main() -> None:
     if not asked:
         parser.error(f"{options.learner} does not learn {options.task}; it has {', '.join(SETTINGS[options.task])}")
     if not options.finished:
-        for seed in range(options.seeds):  # all learners with the first seed come first: an early look at every one
+        for seed in range(options.seeds):  # the first seed of all learners comes first, for an early look at each
             for task, learner in asked:
                 run_once(task, learner, seed, options.folder)
     if options.task or options.learner:

@@ -22,20 +22,20 @@ from selfeval.algorithms.q_learning import sac_temperature_loss, td_target, twin
 
 @dataclass(frozen=True)
 class SAC:
-    """Settings. The entropy to hold is -1 nat per number of an action, as its authors have it."""
+    """Settings. The target entropy is -1 nat per action dimension, as in the paper."""
 
     steps: int  # of all environments together, with one update for each
     environments: int
     batch: int = 256
     gamma: float = 0.99
     learning_rate: float = 1e-3
-    averaging: float = 0.005  # share of the critics that goes into their slow copies at every update
+    averaging: float = 0.005  # Polyak coefficient of the target critics, applied at every update
     first_steps: int = 100  # drawn uniformly, before the first update
     buffer: int = 100_000
 
 
 class Actor(nn.Module):
-    """Observations to a Gaussian whose samples tanh squashes into [-1, 1]."""
+    """Map observations to a Gaussian whose samples tanh squashes into [-1, 1]."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class TwinQ(nn.Module):
 
 
 class Agent(NamedTuple):
-    """Everything that learns, and the slow copy of the critics."""
+    """All trained networks, and the target critics."""
 
     actor: Actor
     critics: TwinQ
@@ -80,7 +80,7 @@ class Agent(NamedTuple):
 
 
 def train(settings: SAC, environments: Environments) -> Act:
-    """Trains a policy; returns it without its noise."""
+    """Train a policy; return its deterministic version."""
     space = environments.space
     if space.bound is None:
         raise ValueError("SAC here is for continuous actions, and this task has a choice of actions: take PPO, TRPO or DQN")
@@ -106,7 +106,7 @@ def _explore(actor: Actor, observations_EO: Tensor, *, uniform: bool) -> Tensor:
 
 
 def update(batch: Transitions, agent: Agent, optimizers: list[torch.optim.Adam], settings: SAC) -> None:
-    """One step of the critics, the actor and the temperature, and of the slow critics behind them."""
+    """Update the critics, the actor, the temperature and the target critics once."""
     actor, critics, temperature = optimizers
     alpha = agent.log_alpha.detach().exp()
     _step(critics, critic_loss(batch, agent, alpha, settings.gamma))
@@ -122,7 +122,7 @@ def update(batch: Transitions, agent: Agent, optimizers: list[torch.optim.Adam],
 
 
 def critic_loss(batch: Transitions, agent: Agent, alpha: Tensor, gamma: float) -> Tensor:
-    """The squared errors of both critics on y = r + γ (1 − terminated) (min q̄(s', a') − α log π(a')), a' drawn."""
+    """Return the squared errors of both critics on y = r + γ (1 − terminated) (min q̄(s', a') − α log π(a')), a' drawn."""
     with torch.no_grad():
         actions_BA, logprobs_B = agent.actor.draw(batch.successors_BO)
         next_values_B = torch.minimum(*agent.slow_critics(batch.successors_BO, actions_BA)) - alpha * logprobs_B

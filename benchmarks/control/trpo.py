@@ -25,7 +25,7 @@ from selfeval.algorithms.value_losses import clipped_value_loss
 
 @dataclass(frozen=True)
 class TRPO:
-    """Settings. The critic has an optimizer and epochs of its own."""
+    """Settings. The critic has a separate optimizer and number of epochs."""
 
     steps: int  # of all environments together
     environments: int
@@ -41,7 +41,7 @@ class TRPO:
 
 
 def train(settings: TRPO, environments: Environments) -> Act:
-    """Trains a policy; returns it, greedy."""
+    """Train a policy; return its greedy version."""
     policy, critic = Policy(environments.space), Critic(environments.space)
     optimizer = torch.optim.Adam(critic.parameters(), lr=settings.critic_rate, fused=True)
     updates = settings.steps // (settings.horizon * environments.count)
@@ -58,7 +58,7 @@ def train(settings: TRPO, environments: Environments) -> Act:
 
 
 def improve(policy: Policy, batch: Batch, settings: TRPO) -> LineSearch:
-    """Moves the policy by the longest tried step with a KL within the bound and a surrogate that is no worse."""
+    """Move the policy by the longest tried step with a KL within the bound and a surrogate that is no worse."""
     parameters = list(policy.parameters())
     old = policy(batch.observations).frozen()
     advantages_N = whiten(batch.advantages_N, torch.ones_like(batch.advantages_N, dtype=torch.bool))

@@ -1,8 +1,8 @@
-"""The environment of the peers: TRL and lm-eval with the newest transformers that they take, and this project's torch.
+"""The environment of the peers: TRL and lm-eval with the newest transformers that they support, and this project's torch.
 
 python benchmarks/peers/environment.py        builds .venv-peers (once) and prints its interpreter
 
-The variable SELFEVAL_PEERS names the interpreter of another environment that holds them.
+The variable SELFEVAL_PEERS names the interpreter of another environment that has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGES = ("trl", "lm-eval", "peft")
 
 
 def interpreter() -> Path | None:
-    """Return the interpreter of the environment, or None where it is not built."""
+    """Return the interpreter of the environment, or None if it is not built."""
     found = Path(os.environ.get("SELFEVAL_PEERS", FOLDER / "bin" / "python"))
     if not found.is_file():
         return None
@@ -38,7 +38,7 @@ def build() -> Path:
     venv.create(FOLDER, with_pip=True, clear=True)
     python = FOLDER / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, torch.group()], check=True)  # first and alone, so that nothing else decides on its version
+    subprocess.run([*pip, torch.group()], check=True)  # first and alone: no other requirement may choose its version
     subprocess.run([*pip, torch.group(), *PACKAGES], check=True)
     return python
 

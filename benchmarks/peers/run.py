@@ -4,7 +4,7 @@ python benchmarks/peers/run.py [--run runs/embedded] [--folder runs/peers]
 
 Runs the snippets of docs/guides/use-elsewhere.md as they are written, in an environment with TRL and lm-eval, which is built
 first (`environment.py`). Without --run, a run of the embedded model is made at a small size. lm-eval is asked the run's test
-questions, with the replies that this package's own engine gives: every one has to match.
+questions, and its replies must all match those of this package's engine.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ SMALL = (
     "lora.rank=4",
 )
 LIMIT = 64
-"""Tokens of a reply in the guide's task."""
+"""Reply length in tokens in the guide's task."""
 
 
 def lay_out(folder: Path, run: Path) -> None:
-    """A folder as the guide assumes it: runs/mine, and the exports."""
+    """Create a folder as the guide assumes it: runs/mine, and the exports."""
     (folder / "runs").mkdir(parents=True)
     shutil.copytree(run, folder / "runs" / "mine")
     for role in ("policy", "evaluator"):
@@ -55,7 +55,7 @@ def lay_out(folder: Path, run: Path) -> None:
 
 
 def peer(python: Path, *arguments: str | Path, folder: Path) -> str:
-    """Output of a command of the peers in a folder; no network, so that nothing is fetched."""
+    """Return the output of a command of the peers in a folder, with the network off to rule out downloads."""
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [python, *arguments], cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True, check=False
@@ -66,14 +66,14 @@ def peer(python: Path, *arguments: str | Path, folder: Path) -> str:
 
 
 def trained(python: Path, folder: Path) -> dict[str, Any]:
-    """What the trainers of the guide's snippets did."""
+    """Return the logs of the trainers in the guide's snippets."""
     out = peer(python, Path(__file__).with_name("snippets.py"), GUIDE, folder=folder)
     found: dict[str, Any] = json.loads(out.rsplit("RESULT ", 1)[1])
     return found
 
 
 class Here:
-    """The run in this package, to compare with."""
+    """Return the figures of the run in this package, for comparison."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -97,7 +97,7 @@ class Here:
         return [self.templates.text(r.ids) for r in rollouts]
 
     def ids(self, found: dict[str, Any], row: dict[str, Any], number: int) -> dict[str, dict[str, list[int]]]:
-        """Token ids that each trainer has to make of a pair."""
+        """Return the token ids that each trainer must produce for a pair."""
         question, prompt = found["prompts"][number], self.templates.prompt("reply", question=found["prompts"][number])
         sides = {f"{side}_ids": row[side] for side in ("chosen", "rejected")}
         graded = {
@@ -111,7 +111,7 @@ class Here:
 
 
 def equal_ids(here: Here, found: dict[str, Any], pairs: Sequence[dict[str, Any]]) -> dict[str, bool]:
-    """Whether the trainers made the run's ids of the first pairs."""
+    """Return whether the trainers' token ids of the first pairs are those of the run."""
     equal: dict[str, bool] = {}
     for number, row in enumerate(pairs[: len(found["prompts"])]):
         for trainer, ids in here.ids(found, row, number).items():
@@ -120,7 +120,7 @@ def equal_ids(here: Here, found: dict[str, Any], pairs: Sequence[dict[str, Any]]
 
 
 def evaluated(python: Path, folder: Path, here: Here) -> dict[str, Any]:
-    """lm-eval's exact match with the replies of this package's engine, with and without the chat template."""
+    """Return lm-eval's exact match with the replies of this package's engine, with and without the chat template."""
     (folder / "tasks").mkdir()
     (task,) = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     (command,) = re.findall(r"^lm_eval (.*)$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
@@ -139,7 +139,7 @@ def evaluated(python: Path, folder: Path, here: Here) -> dict[str, Any]:
 
 
 def measure(python: Path, folder: Path, run: Path) -> dict[str, Any]:
-    """Everything, on one run."""
+    """Run all comparisons on one run."""
     lay_out(folder, run)
     here, found = Here(run), trained(python, folder)
     paths = sorted((run / "pairs" / "train").glob("shard-*.jsonl"))

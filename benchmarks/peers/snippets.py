@@ -1,4 +1,4 @@
-"""Runs the snippets of docs/guides/use-elsewhere.md that use TRL, and prints what the trainers logged as one JSON line.
+"""Run the snippets of docs/guides/use-elsewhere.md that use TRL, and print the trainers' logs as one JSON line.
 
 Run by benchmarks/peers/run.py with the interpreter of the peers, in a folder that holds runs/mine and exported/:
     python snippets.py GUIDE
@@ -18,13 +18,13 @@ ROWS = 3
 
 
 def blocks(guide: Path) -> list[str]:
-    """The Python snippets, in the order in which a reader gives them."""
+    """Return the Python snippets, in the order in which a reader runs them."""
     found = re.findall(r"^```python\n(.*?)^```", guide.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     return [code for code in found if "selfeval" not in code.replace("selfeval.stages", "")]
 
 
 def seen(trainer: Any) -> dict[str, Any]:
-    """What a trainer logged, and the token ids that it made of the first rows."""
+    """Return a trainer's log and its token ids of the first rows."""
     rows = [trainer.train_dataset[number] for number in range(ROWS)]
     ids = [{name: values for name, values in row.items() if name.endswith("_ids")} for row in rows]
     return {"log": trainer.state.log_history, "steps": trainer.state.global_step, "ids": ids}

@@ -45,7 +45,7 @@ def nbytes(tensors: Any) -> int:
 
 
 class Held(TrainerCallback):
-    """Notes gradients and optimizer states after the first optimizer step."""
+    """Record gradients and optimizer states after the first optimizer step."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -103,7 +103,7 @@ def group() -> tuple[Any, list[Any]]:
 
 
 def main() -> None:
-    import trl  # noqa: F401 - so that imports are not counted
+    import trl  # noqa: F401 - imported before the measurement
 
     idle, started = status("VmRSS"), time.monotonic()
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ def test_one_member_cannot_disagree() -> None:
 
 def test_pessimism_turns_a_preference_round_where_members_disagree() -> None:
     # Reply 0 is better on average, 2 against 1, but for one member alone: scores (6, 0, 0) against (1, 1, 1).
-    # Variance of the first: (16 + 4 + 4) / 3 = 8, so that any λ above 1/8 prefers the second.
+    # Variance of the first: (16 + 4 + 4) / 3 = 8, so any λ above 1/8 prefers the second.
     scores_KN = f64([[6.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     close(ensemble_mean(scores_KN), [2.0, 1.0])
     close(worst_case(scores_KN), [0.0, 1.0])

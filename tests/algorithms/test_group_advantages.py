@@ -225,7 +225,7 @@ def test_padding_does_not_leak(garbage: float) -> None:
     close(remax_advantages(dirty_BT, mask_BT, baseline_B), [[2.5, 0.0, 1.5], [0.0, 3.0, 0.0]])
     # Returns 3, 2, 4: mean 3, deviation 1.
     close(reinforce_pp_advantages(dirty_BT, mask_BT, gamma=1.0, eps=0.0), [[0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
-    # A row without tokens may have any reward if it has a group of its own.
+    # A row without tokens may have any reward if it is alone in its group.
     none_BT = torch.cat([mask_BT, torch.zeros(1, 3, dtype=torch.bool)])
     rewards_B, lonely_B = f64([1.0, 3.0, garbage]), torch.tensor([0, 0, 1])
     white_BT = reinforce_pp_baseline_advantages(rewards_B, lonely_B, none_BT)

@@ -94,7 +94,7 @@ def test_exact_divergences_in_float32_match_golden() -> None:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_expected_values_and_gradients_match_golden(estimator: str) -> None:
-    """What the docstrings claim about values and losses, by enumerating all tokens instead of sampling them."""
+    """Check the docstrings' claims about values and losses by enumerating all tokens instead of sampling them."""
     entry = golden("2_kl")["expected_gradients_V5"]
     logits_V, ref_logprobs_V = (
         f64(entry["inputs"]["logits"]).requires_grad_(),
@@ -229,7 +229,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 @given(st.lists(st.tuples(st.floats(-500, 500), st.floats(-500, 500)), min_size=2, max_size=6))
 @settings(max_examples=200, deadline=None)
 def test_divergences_of_logits_far_apart_have_finite_gradients(pairs: list[tuple[float, float]]) -> None:
-    # In float32 probabilities below e^-103 are 0: what underflows must add nothing, forward and backward.
+    # In float32 probabilities below e^-103 are 0: underflow must contribute nothing, forward and backward.
     logits_p, logits_q = (torch.tensor(column).requires_grad_() for column in zip(*pairs, strict=True))
     values = (
         categorical_kl(logits_p, logits_q),

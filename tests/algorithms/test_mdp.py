@@ -108,7 +108,7 @@ def test_evaluation_occupancy_and_gradient_match_golden(name: str) -> None:
 
 @pytest.mark.parametrize("tolerance", [1.0, 1e-3])
 def test_value_iteration_stops_within_its_bound(tolerance: float) -> None:
-    # V* = 1 / (1 − 0.99) = 100. All states move alike, so that a stop on the span would end at V = 1, off by 99.
+    # V* = 1 / (1 − 0.99) = 100. All states change alike, so a stopping rule on the span would end at V = 1, off by 99.
     error = abs(value_iteration(one_state([1.0, 0.5], 0.99), tolerance=tolerance).values_S.item() - 100)
     # It is not far below the bound either: one sweep before, it was still above.
     assert 0.98 * tolerance < error <= tolerance
@@ -357,7 +357,7 @@ def test_what_is_never_reached_costs_nothing() -> None:
 def test_no_policy_beats_the_regularised_optimum() -> None:
     mdp, (policy_PV, ref_PV), _ = dense_mdp()
     best = solve_soft_token_mdp(mdp, ref_PV, beta=0.3).values_P[0]
-    # J(π) = V* − β KL(π‖π*), so that a policy falls short by exactly its KL to the optimum.
+    # J(π) = V* − β KL(π‖π*), so a policy falls short by exactly its KL to the optimum.
     optimum_PV = solve_soft_token_mdp(mdp, ref_PV, beta=0.3).logprobs_PV
     gap = 0.3 * sequence_kl(mdp, policy_PV, optimum_PV)
     assert gap > 0.01

@@ -280,7 +280,7 @@ def test_a_done_cuts_a_row_in_two(before: Row, after: Row, bootstrap: float) -> 
     before = [(*token[:4], True) for token in before]
     before[-1] = (*before[-1][:3], True, True)
     whole_ratios_BT, whole = arguments(before + after, bootstrap)
-    first_ratios_BT, first = arguments(before, 77.0)  # what lies behind a done has no say
+    first_ratios_BT, first = arguments(before, 77.0)  # steps after a done must have no effect
     second_ratios_BT, second = arguments(after, bootstrap)
     functions: list[Callable[..., Tensor]] = [
         lambda _, shared: gae(**shared, lam=LAM),

@@ -1,4 +1,4 @@
-"""No public function broadcasts a tensor with an axis too many: [N, 1] where [N] is meant gives N x N numbers, silently."""
+"""No public function broadcasts a tensor with an axis too many: [N, 1] instead of [N] silently yields N x N numbers."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_the_three_that_gave_n_by_n_are_among_the_cases() -> None:
 
 
 def _float_arguments(name: str) -> list[str]:
-    """Hyperparameters of type float, whether or not a sample call gives them."""
+    """Return the hyperparameters of type float, whether or not a sample call passes them."""
     parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
     return [p.name for p in parameters if "float" in str(p.annotation) and "Tensor" not in str(p.annotation)]
 

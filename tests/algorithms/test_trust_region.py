@@ -47,7 +47,7 @@ def test_every_iterate_and_the_step_match_golden(name: str) -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
 def test_an_ill_conditioned_system_is_solved_at_any_scale(scale: float) -> None:
     # 9 eigenvalues 1 ... 1e-3: done after 9 steps but for rounding, which a few more mend. pᵀF p is about 1e-12 at the small
-    # scale, so that a constant 1e-8 in the denominator would leave x at almost 0.
+    # scale: a constant 1e-8 in the denominator would leave x at almost 0.
     values_N = torch.logspace(0, -3, 9, dtype=torch.float64)
     solution_N = scale * torch.arange(1.0, 10.0, dtype=torch.float64)
     step = conjugate_gradient(lambda v: values_N * v, values_N * solution_N, iterations=20)

@@ -51,7 +51,7 @@ def test_rows_of_several_roles_get_what_passes_of_their_own_give(family: str) ->
                 real(together[row : row + 1], mask[row : row + 1]), real(alone, mask[row : row + 1]), rtol=0, atol=1e-5
             )
         with backbone.acting_as(BASE):
-            assert (backbone.hidden(ids, mask)[0] - together[0]).abs().max() > 1e-3  # so that the comparison can fail
+            assert (backbone.hidden(ids, mask)[0] - together[0]).abs().max() > 1e-3  # else the comparison could not fail
 
 
 def test_gradients_of_a_shared_pass_are_those_of_separate_passes() -> None:
@@ -213,7 +213,7 @@ def test_a_refused_first_role_leaves_the_backbone_as_it_was(why: str) -> None:
         tiny_models.scramble(each, "policy")
     assert backbone.parameters("policy").keys() == fresh.parameters("policy").keys()
     assert torch.equal(said(backbone, "policy"), said(fresh, "policy"))
-    assert (said(fresh, "policy")[..., :-1] - said(fresh, BASE)).abs().max() > 1e-2  # so that the comparison can fail
+    assert (said(fresh, "policy")[..., :-1] - said(fresh, BASE)).abs().max() > 1e-2  # else the comparison could not fail
     assert all(p.requires_grad for p in backbone.parameters("policy").values())
 
 

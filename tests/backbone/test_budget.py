@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 class ToldMeter:
-    """A meter that says what a test tells it: nobody can make a machine's free memory come and go."""
+    """A meter that reports scripted values, because a test cannot control the free memory of the machine."""
 
     def __init__(self, free: int = 10**12, limit: int | None = None) -> None:
         self.limit, self.now, self.available, self.highest, self.released = limit, 0, free, 0, 0
@@ -229,7 +229,7 @@ def test_under_a_budget_a_phase_feels_its_way_up_and_stays_below_it() -> None:
     found = [units for _, units in budget.in_groups(Phase.ROLLOUT, sizes, 64, meter.work(sizes, 100))]
     assert found == [4] + [8] * 7 + [4]  # a sixteenth of 64 first; 8 rows take 800 bytes of the 800 that are left, 16 would not
     assert limits(budget) == [("over_budget", 16, 8, 1)]
-    # Something else in the process grew: what was fine before is over the budget, and is halved.
+    # Something else in the process grew: a batch that fitted before is now over budget, and is halved.
     meter.now, meter.available = 500, 10_000
     found = [units for _, units in budget.in_groups(Phase.ROLLOUT, sizes[:28], 64, meter.work(sizes, 100))]
     assert found == [8] + [4] * 5

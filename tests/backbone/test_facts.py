@@ -13,7 +13,7 @@ from selfeval.backbone.plan import weigh
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 
-# What the makers publish (the number of elements in the weight files).
+# Published parameter counts (the number of elements in the weight files).
 PUBLISHED = {
     "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
@@ -27,7 +27,7 @@ PUBLISHED = {
     "openai-community/gpt2": 124_439_808,
     "THUDM/chatglm2-6b": 6_243_584_000,
     "THUDM/chatglm3-6b": 6_243_584_000,
-    # 6,173,286,400 with the output layer tied; the files hold it beside the embeddings, and so does this package.
+    # 6,173,286,400 with the output layer tied; the files store it next to the embeddings, as does this package.
     "THUDM/chatglm-6b": 6_173_286_400 + 130_528 * 4096,
 }
 
@@ -93,7 +93,7 @@ def test_the_period_of_layers() -> None:
     assert model_facts("gpt2").with_layers(3).num_hidden_layers == 3
 
 
-# -- ChatGLM, whose config.json has names of its own ---------------------------------------------------------------------
+# -- ChatGLM, whose config.json uses different names ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", ["chatglm1", "chatglm1-28l", "chatglm2", "chatglm3"])

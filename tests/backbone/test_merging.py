@@ -71,7 +71,7 @@ def scores(backbone: Backbone) -> Tensor:
 
 @torch.no_grad()
 def classifier_scores(folder: Path, side: str = "right") -> Tensor:
-    """What a stranger gets: the Auto class, a padded batch, and the constant from the config."""
+    """Score as a user of plain transformers would: the Auto class, a padded batch, and the constant from the config."""
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     pad = model.config.pad_token_id
     rows = [[*p, *r] for p, r in zip(PROMPTS, REPLIES, strict=True)]
@@ -93,7 +93,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
 def test_a_merged_policy_says_what_the_role_says(family: str, tied: bool, tmp_path: Path) -> None:
     backbone = backbone_of(family, tie_word_embeddings=tied)
     expected = logits(backbone, "policy")
-    assert (expected - logits(backbone, "base")).abs().max() > 0.1  # so that a forgotten adapter would show
+    assert (expected - logits(backbone, "base")).abs().max() > 0.1  # a forgotten adapter would show
     merged_language_model(backbone, "policy").save_pretrained(tmp_path)
     alone, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
@@ -216,7 +216,7 @@ def test_a_merged_evaluator_scores_a_padded_batch_as_the_role_does(family: str, 
     backbone = backbone_of(family)
     expected = scores(backbone)
     assert expected.abs().min() > 1e-2
-    assert backbone.heads["evaluator-0"].bias.abs().item() > 1e-2  # so that a forgotten bias would show
+    assert backbone.heads["evaluator-0"].bias.abs().item() > 1e-2  # a forgotten bias would show
     merged_classifier(backbone, "evaluator-0", NEW_PAD).save_pretrained(tmp_path)
     close(classifier_scores(tmp_path), expected)
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
@@ -231,7 +231,7 @@ def test_padding_on_the_left_gives_the_same_scores(family: str, tmp_path: Path) 
 
 
 def test_padding_with_the_end_token_reads_the_score_at_the_wrong_place(tmp_path: Path) -> None:
-    """The public bug, so that the padding token of the exported tokenizer is known to matter."""
+    """Reproduce the public bug, which shows that the padding token of the exported tokenizer matters."""
     backbone = backbone_of("gpt2")
     merged_classifier(backbone, "evaluator-0", pad_id=tiny_models.EOS).save_pretrained(tmp_path)
     assert (classifier_scores(tmp_path) - scores(backbone)).abs().min() > 1e-2
@@ -305,7 +305,7 @@ def test_a_quantised_base_is_decoded_as_it_computes(bits: int, tmp_path: Path) -
     quantised = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**kind), device_map="cpu")
     quantised.requires_grad_(False).eval()
     weight = quantised.model.layers[0].mlp.up_proj.weight
-    if bits == 4:  # before any pass: then the codes are laid out anew
+    if bits == 4:  # before the first forward pass, which changes the layout of the codes
         reference = functional.dequantize_4bit(weight.data.clone(), weight.quant_state).float()
     else:
         reference = weight.data.float() * weight.SCB[:, None] / 127

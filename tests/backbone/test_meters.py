@@ -26,7 +26,7 @@ def test_the_peak_is_that_since_the_restart_and_what_was_freed_counts() -> None:
     assert meter.used() < peak - 100 * MIB
     meter.restart()
     assert meter.peak() < peak - 100 * MIB
-    assert peak_resident_bytes() >= peak  # what the report says is not set back with it
+    assert peak_resident_bytes() >= peak  # resetting the peak does not reset the report
 
 
 @linux
@@ -105,7 +105,7 @@ def test_between_phases_what_malloc_kept_goes_back() -> None:
     meter.between_phases()  # earlier tests leave free blocks on the heap, which would be taken before new ones
     before = meter.used()
     blocks = [bytearray(64 << 10) for _ in range(1600)]  # 100 MiB in blocks that malloc cuts from its heap
-    last = bytearray(64 << 10)  # on top of them, so that they are not given back by themselves
+    last = bytearray(64 << 10)  # allocated above them, or the heap would shrink by itself
     del blocks
     assert meter.used() - before > 90 * MIB
     meter.between_phases()

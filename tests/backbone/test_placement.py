@@ -106,7 +106,7 @@ def test_smaller_precisions_need_less_room() -> None:
 def test_one_device_too_small_for_a_layer_is_refused_with_what_is_missing() -> None:
     with pytest.raises(ModelError) as caught:
         plan(cuda0=0.25, cpu=0.5, disk=1000)
-    # 500.0 MiB beside the layers and 386.0 MiB of one layer are needed, 512 MiB are there.
+    # 500.0 MiB besides the layers and 386.0 MiB for one layer are needed; 512 MiB are available.
     message = str(caught.value)
     assert "one device must hold 886 MiB" in message
     assert "374 MiB more than the roomiest has" in message

@@ -212,7 +212,7 @@ def test_the_guard_sees_nothing_where_nothing_is_wrong() -> None:
         made.hidden(IDS, ONES)
 
 
-# -- where a quantised base may lie -------------------------------------------------------------------------------------
+# -- where a quantised base may be placed --------------------------------------------------------------------------------
 
 
 def test_a_quantised_base_that_fits_nowhere_as_a_whole_is_spread_in_16_bits_if_nobody_asked_for_it(

@@ -27,12 +27,12 @@ backbone.save_role("evaluator-0", Path(sys.argv[1]))
 
 def test_a_saved_role_is_the_same_bytes_whatever_the_order_of_sets(tmp_path: Path) -> None:
     tests = str(Path(__file__).resolve().parents[1])
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         env = {**environment(), "PYTHONHASHSEED": seed}
         env["PYTHONPATH"] += f":{tests}"
         subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / seed)], env=env, check=True)
-    found = [{p.name: file_hash(p) for p in (tmp_path / seed).iterdir()} for seed in ("1", "2", "3")]
-    assert found[0] == found[1] == found[2]
+    found = [{p.name: file_hash(p) for p in (tmp_path / seed).iterdir()} for seed in ("1", "2")]
+    assert found[0] == found[1]
     targets = json.loads((tmp_path / "1" / "adapter_config.json").read_text())["target_modules"]
     assert len(targets) > 3
     assert targets == sorted(targets)

@@ -66,7 +66,7 @@ def test_acting_as_nests_and_an_exception_restores_the_outer_role() -> None:
             raise ZeroDivisionError
         assert backbone.acting == "policy"
         close(backbone.model(input_ids=IDS).logits.detach(), alone["policy"])
-        assert (alone["policy"] - alone["critic"]).abs().max() > 0.1  # so that the comparison above can fail
+        assert (alone["policy"] - alone["critic"]).abs().max() > 0.1  # else the comparison above could not fail
     assert backbone.acting is None
 
 
@@ -209,7 +209,7 @@ def test_a_copy_gives_equal_outputs_head_included() -> None:
 
 
 def test_the_reference_is_the_policy_as_it_was_and_stays_so() -> None:
-    backbone = four_roles()  # the policy starts trained, so that the reference is not the bare base
+    backbone = four_roles()  # the policy starts trained: the reference must differ from the bare base
     start = logits(backbone, "policy")
     assert torch.equal(logits(backbone, "reference"), start)
     assert (start - logits(backbone, BASE)).abs().max() > 0.1
@@ -247,7 +247,7 @@ def test_adapters_and_heads_are_fp32_on_a_bf16_base() -> None:
 
 
 def test_four_roles_hold_one_copy_of_the_weights_and_a_second_one_is_counted() -> None:
-    sizes = {"hidden_size": 56, "intermediate_size": 88}  # shapes of their own: other tests' models do not count
+    sizes = {"hidden_size": 56, "intermediate_size": 88}  # unique shapes, so models of other tests are not counted
     backbone = four_roles("llama", **sizes)
     assert backbone.weight_copies() == 1
     expected = sum(p.numel() * 4 for p in tiny_models.model("llama", **sizes).parameters())

@@ -40,7 +40,7 @@ def loaded(path: Path, context: ContextConfig | None = None) -> LoadedModel:
 
 def backbone(path: Path, context: ContextConfig | None = None) -> Backbone:
     model = loaded(path, context)
-    model.eos_ids = ()  # replies go on to their limit
+    model.eos_ids = ()  # replies run to their limit
     return Backbone(model, LoraConfig(rank=4), path.name)
 
 
@@ -79,7 +79,7 @@ FORMULAS = {"linear": linear_angles, "dynamic": dynamic_angles, "yarn": yarn_ang
 
 
 def tables(model: Any, positions: Tensor, *kind: str) -> tuple[Tensor, Tensor]:
-    """What the model itself multiplies queries and keys with, `[T, rotated size]`."""
+    """Return the factors that the model itself applies to queries and keys, `[T, rotated size]`."""
     cos, sin = model.model.rotary_emb(torch.zeros(1, 1, 1), positions[None], *kind)
     return cos[0], sin[0]
 
@@ -267,7 +267,7 @@ def test_cached_decoding_equals_the_whole_pass_beyond_the_trained_length(tmp_pat
 
 
 def test_dynamic_decoding_is_exact_up_to_the_trained_length_and_not_beyond(tmp_path: Path) -> None:
-    """Keys in the cache keep the angles of the pass that made them, and the whole pass gives all keys those of its length."""
+    """Cached keys keep the angles of the pass that made them; a full pass uses the angles of its length for all keys."""
     made = backbone(folder(tmp_path), asked("dynamic"))
     with made.acting_as(BASE):
         found = generate(made, [Request(LONG[:5], temperature=0.0)], max_new_tokens=40, seed=0)[0]
@@ -281,7 +281,7 @@ def test_dynamic_decoding_is_exact_up_to_the_trained_length_and_not_beyond(tmp_p
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_dynamic_does_not_depend_on_what_was_read_before(kind: str) -> None:
-    """Left to itself, transformers goes on with the angles of the longest pass so far."""
+    """By default, transformers keeps the angles of the longest pass so far."""
     sizes = {**SIZES, "head_dim": 8}
     config = (
         AutoConfig.for_model("llama", **sizes)

@@ -199,7 +199,7 @@ def test_a_role_of_another_base_is_told_apart_by_weights_on_disk(tmp_path: Path)
     first = Backbone(load(model, placement), LoraConfig(rank=4), "first")
     weights = tiny_models.model("llama", 384, num_hidden_layers=LAYERS)
     with torch.no_grad():
-        weights.model.layers[2].mlp.up_proj.weight.add_(0.01)  # a layer that lies on disk
+        weights.model.layers[2].mlp.up_proj.weight.add_(0.01)  # a layer that is on disk
     weights.save_pretrained(model)
     second = Backbone(load(model, placement), LoraConfig(rank=4), "second")
     assert second._base_fingerprint != first._base_fingerprint
@@ -237,7 +237,7 @@ def test_nothing_is_left_behind_when_loading_fails(tmp_path: Path, monkeypatch: 
 
 
 def test_bytes_and_copies_are_counted_wherever_the_weights_lie(tmp_path: Path) -> None:
-    shape = {"hidden_size": 72, "intermediate_size": 104}  # shapes of their own: other tests' models do not count
+    shape = {"hidden_size": 72, "intermediate_size": 104}  # unique shapes, so models of other tests are not counted
     model = folder(tmp_path, "llama", **shape)
     expected = sum(p.numel() for p in load(model).model.parameters())
     gc.collect()
@@ -261,7 +261,7 @@ class Brought:
         plain = OffloadedWeightsLoader.__getitem__
 
         def watched(loader: OffloadedWeightsLoader, key: str) -> Tensor:
-            found: Tensor = plain(loader, key).clone()  # a storage of its own, whatever the file reader shares
+            found: Tensor = plain(loader, key).clone()  # separate storage, even if the file reader shares it
             self.alive = [(ref, size) for ref, size in self.alive if not ref.expired()]
             self.alive.append((StorageWeakRef(found.untyped_storage()), found.numel() * found.element_size()))
             self.most = max(self.most, sum(size for _, size in self.alive))
@@ -275,7 +275,7 @@ def test_training_holds_the_weights_of_one_streamed_layer_at_a_time(tmp_path: Pa
     brought, placement = Brought(monkeypatch), limits(model, 0)
     most = {}
     for name in ("streamed", "piled up"):
-        if name == "piled up":  # what autograd does on its own: so that the measure is known to see it
+        if name == "piled up":  # autograd's default, to prove that the measure detects it
             monkeypatch.setattr("selfeval.backbone.roles.recompute", lambda *_: None)
         placed = Backbone(load(model, placement), LoraConfig(rank=4), "tiny")
         placed.add_role("policy")
@@ -306,7 +306,7 @@ def test_a_pass_without_gradients_holds_one_matrix_at_a_time(tmp_path: Path, mon
 def test_a_card_and_the_cpu_train_like_the_cpu_alone(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")
-    model = folder(tmp_path, "llama", hidden_size=80, intermediate_size=120)  # shapes of their own, for the count of copies
+    model = folder(tmp_path, "llama", hidden_size=80, intermediate_size=120)  # unique shapes, for the count of copies
     room = limits(model, 1).max_memory["cpu"]
     others = {f"cuda:{i}": ByteSize(0) for i in range(1, torch.cuda.device_count())}
     placement = PlacementConfig(max_memory={"cuda:0": room, **others})

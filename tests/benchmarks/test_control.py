@@ -171,7 +171,7 @@ def test_the_squashed_density_is_that_of_the_transformed_normal() -> None:
 
 @pytest.mark.skipif(not (HOME / "ready").exists(), reason="no Gymnasium in build/gymnasium: benchmarks/control/run.py puts it")
 def test_copies_do_what_a_single_environment_does() -> None:
-    """Pendulum is cut after 200 steps: both sides of the cut are seen, and the copy that starts anew is another episode."""
+    """Pendulum is truncated after 200 steps: both sides of the cut are returned, and the reset copy is another episode."""
     copies = Gymnasium("Pendulum-v1", 2, seed=3)
     alone = installed().make("Pendulum-v1")
     seen, _ = alone.reset(seed=4)  # copy number 1 gets the seed after the first's

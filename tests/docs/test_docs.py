@@ -132,7 +132,7 @@ def _check_setting(assignment: str) -> str | None:
 
 
 def _problems(words: list[str]) -> list[str]:
-    """What a command line names that does not exist."""
+    """Return the names in a command line that do not exist."""
     command: Any = typer.main.get_command(app)
     rest = words[1:]
     while hasattr(command, "commands") and rest and not rest[0].startswith("-") and not _PLACEHOLDER.search(rest[0]):

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from toy import SIZES, copy_lab, selfeval, start, toy_arguments
+from toy import FEW, copy_lab, selfeval, start, toy_arguments
 
-FEW = ("questions.train=24", "questions.test=12", "evaluation.questions=12", "evaluator.epochs=2", "policy.iterations=2")
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
 
 
 def _arguments(recipe: Path, output: Path, *more: str) -> list[str]:
-    return toy_arguments(recipe, output, *more, sizes=(*SIZES, *FEW))
+    return toy_arguments(recipe, output, *more, sizes=FEW)
 
 
 def _evidence(folder: Path) -> dict[str, Any]:

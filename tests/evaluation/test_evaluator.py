@@ -140,7 +140,7 @@ def test_the_evaluator_is_measured_on_gold_unfiltered_and_on_the_sure_judge() ->
             pair("7", "1", margin=two_ln_3, said=verdict("q1", 0.9)),  # gold: wrong; judge: right
             pair("1", "7", margin=two_ln_3, said=verdict("q1", None, UNPARSABLE)),  # gold: right
             pair("1", "7", margin=two_ln_3, said=verdict("q1", 0.6, UNSURE)),  # gold: right
-            pair("1", "1", margin=-two_ln_3, said=verdict("q1", 0.9)),  # gold: cannot tell; judge: wrong
+            pair("1", "1", margin=-two_ln_3, said=verdict("q1", 0.9)),  # gold: undecided; judge: wrong
         ]
     )
     assert found.accuracy_gold is not None

@@ -1,7 +1,7 @@
-"""The whole loop, stage by stage, on tiny models of several kinds: it must come out at the end with nothing left out.
+"""Run the whole loop, stage by stage, on tiny models of several families: it must complete without skipping a stage.
 
-Random weights cannot judge or write questions, so that every filter is opened; what is tested is that each family's model,
-tokenizer and adapters go the whole way, on one copy of the weights.
+Random weights cannot judge or write questions, so every filter is disabled. The tests check that each family's model,
+tokenizer and adapters pass through all stages, on one copy of the weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STORIES = Path(__file__).resolve().parents[2].parent / "shared" / "models" / "st
 SEEDS = ["How many apples are left?", "What is two plus three?", "Who has seven pears?", "Which reply is better?"]
 TRAIN, TEST = 12, 6
 CHATGLM = ("chatglm1", "chatglm2", "chatglm3")
-# Hidden sizes of their own: models of other tests in this process must not be mistaken for copies of these.
+# Unique hidden sizes: models of other tests in this process must not be mistaken for copies of these.
 WIDTHS = {"llama": 40, "qwen3": 120, "glm4": 56, "gpt2": 72, "mixtral": 88, "mamba": 104}
 
 
@@ -77,7 +77,7 @@ def model_folder(family: str, folder: Path) -> Path:
 
 
 def with_templates(folder: Path) -> Path:
-    """A story model never ends a line; with templates of its own, its sentences are the questions."""
+    """A story model never ends a line; with custom templates, its sentences are the questions."""
     folder.chmod(0o755)
     shutil.copytree(templates_folder("no such model"), folder / "templates")
     settings = folder / "templates" / "templates.toml"
@@ -143,5 +143,5 @@ def test_the_whole_loop_runs(family: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def settings_type(family: str) -> str:
-    """What the model is to transformers in the end."""
+    """Return the model type of a family in transformers."""
     return {"stories260K": "llama", "chatglm1": "chatglm", "chatglm2": "glm", "chatglm3": "glm"}.get(family, family)

@@ -18,7 +18,7 @@ SAMPLES = (
     ("Tom has 3 pens.\nHe buys 2. How many?", "3 + 2 = 5\n\nThe answer is 5.", "He has 5."),
     ("Wie heißt „Straße“? 😀", "« rue »", "rue"),
 )
-# With what real ones have: a system prompt of its own, loops with trimmed blocks, a namespace, text behind the end token.
+# With features of real templates: a default system prompt, loops with trimmed blocks, a namespace, text after the end token.
 CHAT = """{%- set ns = namespace(system='You are helpful.') %}
 {%- if messages[0]['role'] == 'system' %}
 {%- set ns.system = messages[0]['content'] %}

@@ -38,7 +38,7 @@ def config(**changes: Any) -> VerdictsConfig:
     return VerdictsConfig(**changes)
 
 
-# -- which tokens tell the labels apart ---------------------------------------------------------------------------------
+# -- which tokens distinguish the labels --------------------------------------------------------------------------------
 
 
 def character_tokenizer(*pieces: str) -> PreTrainedTokenizerFast:
@@ -101,7 +101,7 @@ def test_labels_that_cannot_be_told_apart_are_refused(same: tuple[str, str, str]
 
 @dataclass
 class Script:
-    """Stands in for the engine: says these words, and gives labels these probabilities after a text."""
+    """Replace the engine by one that writes these words and returns these label probabilities after a text."""
 
     tokenizer: Any
     words: Callable[[str], str]

@@ -1,4 +1,4 @@
-"""What the pretraining text teaches must be true: every label is checked against the oracle, from the text alone."""
+"""The pretraining text must be correct: every label is checked against the oracle, from the text alone."""
 
 from __future__ import annotations
 

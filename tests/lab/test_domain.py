@@ -13,7 +13,7 @@ UNITS = {"days": 7, "feet": 3, "fingers": 5}
 
 
 def _slow_answer(question: str) -> int:
-    """The answer by looking for the words that tell the kind of problem; shares no pattern with the domain."""
+    """Return the answer by searching for the words that identify the kind of problem; shares no pattern with the domain."""
     n = [int(word) for word in re.findall(r"\d+", question)]
     unit = next((size for name, size in UNITS.items() if name in question), None)
     coins = "coins" in question

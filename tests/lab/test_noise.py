@@ -70,7 +70,7 @@ def test_style_does_not_depend_on_being_right() -> None:
 
 
 def test_the_popular_misreading_is_a_real_share_of_the_wrong_replies() -> None:
-    """Wrong replies that all slip at random could be told by likelihood alone; a good third makes the same mistake."""
+    """Independent random mistakes could be detected by likelihood alone, so over a third share one mistake."""
     rng, count, popular = random.Random(4), 4000, 0
     for _ in range(count):
         problem = draw_problem(rng)

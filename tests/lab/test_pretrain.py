@@ -32,12 +32,12 @@ TINY = PretrainConfig(
 
 
 _tokenizer = functools.cache(train_tokenizer)
-"""The same every time, so that it is trained once."""
+"""Deterministic, and therefore trained only once."""
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread, so that sums are added in one order."""
+    """Use one thread, which fixes the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(module, "train_tokenizer", _tokenizer)
@@ -117,7 +117,7 @@ def test_documents_are_whole_and_positions_restart_in_each() -> None:
         assert (weights[starts] == 0).all(), "the first token has nothing to be predicted from"
         for start, end in zip(starts, [*starts[1:], None], strict=True):
             document = ids[start:end]
-            is_sums = document[1] == grade and (document == reply).sum() == 0  # a list of sums has no end of its own
+            is_sums = document[1] == grade and (document == reply).sum() == 0  # a list of sums has no end marker
             assert is_sums or (document == eos).sum() >= 1
             used = (document != tokenizer.pad_token_id).sum()
             assert positions[start : start + used].tolist() == list(range(used))

@@ -51,7 +51,7 @@ def test_risk_coverage_matches_golden(name: str) -> None:
     confidence, correct = entry["inputs"]["confidence"], [not error for error in entry["inputs"]["error"]]
     expected, n = entry["expected"], len(correct)
     assert aurc(confidence, correct) == pytest.approx(expected["aurc"], rel=1e-9)
-    # One point per case gives the whole curve, whatever `points` beyond it.
+    # One point per case yields the whole curve; a larger `points` changes nothing.
     for points in (n, 5 * n):
         curve = risk_coverage(confidence, correct, points=points)
         assert [coverage for coverage, _ in curve] == pytest.approx([(k + 1) / n for k in range(n)])

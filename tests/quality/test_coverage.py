@@ -17,7 +17,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 DRAWS = 300
 SLACK = 0.025
-"""What Wilson's interval and Student's of skewed values lack at a few sizes, as their tables in the literature show."""
+"""Coverage that Wilson's interval, and Student's on skewed values, lack at a few sizes, as tables in the literature show."""
 
 
 def _loaded() -> ModuleType | None:

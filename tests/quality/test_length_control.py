@@ -79,7 +79,7 @@ def test_without_variation_in_length_it_is_the_plain_win_rate() -> None:
 
 def test_a_side_that_wins_everything_has_an_honest_interval() -> None:
     # Ten wins and the two that are added, one lost: a resample of 12 holds 0 losses with probability 0.35, and 3 or more with
-    # 0.075, 4 or more with 0.017, so that the lowest 2.5% of the resamples hold 3.
+    # 0.075, 4 or more with 0.017, so the lowest 2.5% of the resamples hold 3.
     won = length_controlled_win_rate([1.0] * 10, [0.0] * 10)
     assert (won.value, won.ci_high) == (1.0, 1.0)
     assert won.ci_low == pytest.approx(9 / 12, abs=1e-9)

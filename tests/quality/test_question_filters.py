@@ -59,7 +59,7 @@ def test_junk_is_dropped_with_its_reason(text: str, expected: str) -> None:
         "Is the sentence 'Buffalo buffalo Buffalo buffalo buffalo' correct English, and who bullies whom in it?",
         "Write one sentence about the same kind of apples.",
         "Answering a question takes 3 minutes. How long do 5 take?",
-        "Wie viele Äpfel hat Zoë?",  # a language that shares its script is not told apart
+        "Wie viele Äpfel hat Zoë?",  # a language with the same script is not detected
         "What does 苹果 mean?",
         "What is α + β if α = 3?",
         "How many 🍎 are left?",

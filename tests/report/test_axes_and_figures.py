@@ -72,7 +72,7 @@ def test_every_finite_range_gets_ticks_that_cover_it(one: float, other: float) -
     assert 2 <= len(ticks) <= 12
     assert ticks == sorted(set(ticks))
     step = ticks[1] - ticks[0]
-    assert len({tick_text(tick, step) for tick in ticks}) == len(ticks)  # neighbours can be told apart
+    assert len({tick_text(tick, step) for tick in ticks}) == len(ticks)  # neighbouring labels differ
 
 
 @given(ANY_NUMBER, ANY_NUMBER)

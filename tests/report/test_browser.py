@@ -1,4 +1,4 @@
-"""The page in a real browser: rules of accessibility (axe-core), and texts of charts that lie on top of each other."""
+"""Check the page in a real browser: accessibility rules (axe-core), and overlapping texts in charts."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def whole_report() -> dict[str, Any]:
 
 
 def in_browser(html: str, script: str, folder: Path) -> list[list[Any]]:
-    """What a script finds on the page, with all details open; the page's own policy would forbid the script."""
+    """Return the result of a script on the page, with all details open; bypasses the page's policy, which forbids scripts."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed: the page is not opened in a browser here")

@@ -66,7 +66,7 @@ def test_raw_values_stay_visible_under_the_smoothed_line() -> None:
 
 
 def test_smooth_matches_a_weighted_fit_done_by_hand() -> None:
-    # At x = 1 the points lie 1, 0, 1 away, so the weights are e, 1, e with e = (1 - (1 / 1.0001)^3)^3 < 1e-10:
+    # At x = 1 the points are 1, 0, 1 away, so the weights are e, 1, e with e = (1 - (1 / 1.0001)^3)^3 < 1e-10:
     # the fit passes through the middle point. At x = 0 the reach is 2, the weights are 1, (7/8)^3, e: through the
     # first two points.
     points = [(0.0, 0.0), (1.0, 6.0), (2.0, 0.0)]

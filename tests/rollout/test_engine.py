@@ -63,7 +63,7 @@ def theirs(backbone: Backbone, prompt: tuple[int, ...], limit: int) -> tuple[int
 @pytest.mark.parametrize("role", [BASE, "policy"])
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_greedy_equals_transformers_token_for_token(family: str, role: str) -> None:
-    # Three "ends", so that rows end at different steps and leave the batch.
+    # Three end tokens, to make rows end at different steps and leave the batch.
     backbone = trained(family, eos=(1, 3, 20, 21, 22, 23, 24, 25))
     rollouts = sample(backbone, [Request(p, temperature=0.0) for p in PROMPTS], role=role, limit=24)
     with backbone.acting_as(role):
@@ -83,7 +83,7 @@ def test_greedy_equals_transformers_on_a_trained_model() -> None:
     with backbone.acting_as(BASE):
         expected = [theirs(backbone, p, 48) for p in prompts]
     assert [r.ids for r in rollouts] == expected
-    assert "little" in tokenizer.decode(list(rollouts[0].ids))  # it did tell a story
+    assert "little" in tokenizer.decode(list(rollouts[0].ids))  # it did write a story
 
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
@@ -208,7 +208,7 @@ def test_a_nucleus_is_never_left_and_is_filled_in_proportion(top_p: float) -> No
         if probabilities[nucleus].sum() >= top_p:
             break
     assert 1 < len(nucleus) < 12 or top_p == 0.3
-    # A wide row beside it: each row has its own nucleus.
+    # A wide row next to it: each row has its own nucleus.
     rollouts = sample(backbone, [Request((5, 2, 3), 1.0, top_p), Request((5, 2, 3))] * 6000, limit=1, rows=12000)
     counts = torch.bincount(torch.tensor([r.ids[0] for r in rollouts[::2]]), minlength=12).double()
     assert set(counts.nonzero()[:, 0].tolist()) == set(nucleus)
@@ -243,7 +243,7 @@ def test_what_is_sampled_does_not_depend_on_the_rows_beside_it(family: str) -> N
         for one, other in zip(found, whole, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     alike = {r.ids for r in sample(backbone, [Request(PROMPTS[0], 1.3)] * 30, seed=5)}
-    assert len(alike) > 20  # the replies to one prompt are draws of their own
+    assert len(alike) > 20  # the replies to one prompt are drawn independently
 
 
 @pytest.mark.parametrize("scarcity", [{"rows": 9}, {"tokens": 20}, {"rows": 9, "written": 12}], ids=lambda s: "-".join(s))

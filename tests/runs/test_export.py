@@ -464,7 +464,7 @@ def test_the_readmes_of_a_stretched_base_say_what_the_run_says(
     assert config.rope_parameters["rope_type"] == scaling
     base = AutoModelForCausalLM.from_pretrained(run.model)  # on its own positions
     plain = base if merge else PeftModel.from_pretrained(base, policy.folder).eval()
-    assert (plain(input_ids=ids).logits - expected).abs().max() > 1e-2  # so that the snippets above could fail
+    assert (plain(input_ids=ids).logits - expected).abs().max() > 1e-2  # else the snippets above could not fail
 
 
 def test_the_adapter_of_a_stretched_base_does_not_find_a_base_by_itself(tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ assert "selfeval" not in sys.modules
 
 
 def elsewhere(code: str, folder: Path) -> str:
-    """What code prints in a process of its own, inside of a folder."""
+    """Return the output of code run in a separate process, inside a folder."""
     command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment())
     assert found.returncode == 0, found.stderr

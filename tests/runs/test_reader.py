@@ -1,4 +1,4 @@
-"""Reading a run folder without its lock: what is there, what is not there yet, and what is damaged."""
+"""Reading a run folder without its lock: records that are present, not yet written, or damaged."""
 
 from __future__ import annotations
 

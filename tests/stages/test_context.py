@@ -21,7 +21,7 @@ def loaded_precision(folder: Path, model: Path, precision: str = "auto") -> str:
 
 
 def test_a_run_keeps_the_precision_that_was_picked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a run that goes on while others use the memory would mix the replies of two bases, and no key would show it."""
+    """Otherwise a run resumed while memory is scarce would mix the replies of two bases, and no key would show it."""
     model = tiny_models.save_model(tiny_models.model("llama", 384), tiny_models.words_tokenizer(), tmp_path / "model")
     assert loaded_precision(tmp_path / "run", model) == "fp32"
     monkeypatch.setattr("selfeval.backbone.load._sum", lambda memory, device: 150_000)

@@ -101,7 +101,7 @@ def test_the_gold_curve_has_a_share_per_iteration_of_the_questions_with_gold(tmp
     run = context(tmp_path, evaluation={"gold_replies": 4})
     run.store.write_shard("policy", 2, [sampled(2, "q1", "1"), sampled(2, "q2", "2"), sampled(2, "love", "7")])
     run.store.write_shard("policy", 1, [sampled(1, "q1", "1"), sampled(1, "q2", "9"), sampled(1, "q3", "9")])
-    run.store.write_shard("policy", 3, [sampled(3, "love", "7")])  # nothing that gold could tell
+    run.store.write_shard("policy", 3, [sampled(3, "love", "7")])  # no question that gold can check
     # Of six only the first four with gold are checked: right, wrong, right, wrong.
     many = ["love", "q1", "q1", "q1", "q1", "q1", "q1"]
     run.store.write_shard("policy", 10, [sampled(10, q, t) for q, t in zip(many, "1171777", strict=True)])
@@ -129,7 +129,7 @@ def test_without_gold_there_is_no_curve(tmp_path: Path) -> None:
 
 @pytest.fixture
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context, dict[str, Any]]:
-    """A run with a policy whose replies and judge are scripted; `seen` tells what they were asked, and as whom."""
+    """A run with a policy whose replies and judge are scripted; `seen` records their inputs and roles."""
     run = context(tmp_path, evaluation={"questions": 3, "samples": 2}, batch_tokens=64)
     backbone = tiny_models.backbone("llama", 384)
     backbone.add_role(EVALUATOR, head=True)

@@ -86,7 +86,7 @@ def test_near_duplicates_are_never_in_both_splits(tmp_path: Path) -> None:
     asked = [*rows, {"question": twin, "split": "train"}, {"question": other, "split": "test"}]
     given = _given("questions", _write(tmp_path / "b.jsonl", *asked))
     assert [d.text for d in given.dropped] == [twin]
-    # With replies of their own both are kept, in one split.
+    # Questions that come with replies are both kept, in one split.
     both = [{"question": q, "replies": ["one", "two"]} for q in (*QUESTIONS, twin, other)]
     for seed in range(6):
         found = _splits(_given("replies", _write(tmp_path / "c.jsonl", *both), f"seed={seed}"))

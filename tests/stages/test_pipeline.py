@@ -70,7 +70,7 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
-    by_content = {"model", "seeds", "templates", "pairs"}  # what stands in these files counts, not where they are
+    by_content = {"model", "seeds", "templates", "pairs"}  # the content of these files counts, not their location
     same_results = {"device", "memory_budget", "placement", "checkpointing", "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
@@ -244,7 +244,7 @@ class Oracle:
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An installed domain `oracle`; the list tells when it was loaded."""
+    """Install a domain `oracle`; the list records when it was loaded."""
     loaded: list[str] = []
 
     def load(point: EntryPoint) -> type[Oracle]:

@@ -122,13 +122,13 @@ def test_a_7b_that_is_nowhere_on_this_disk() -> None:
     assert card.phases["load"]["base"] == pytest.approx(2 * plan.parameters, rel=1e-3)
     # Three adapters, two heads.
     assert card.phases["update"]["adapters"] == 3 * 28 * ADAPTER + 2 * (3584 + 1) * 4
-    # What four roles hold beside the base at this size: adapters, moments of the two that learn, gradients of one at a time.
+    # Memory of four roles besides the base at this size: adapters, moments of the two that learn, gradients of one at a time.
     assert 1.05 < 1 + (3 + 4 + 1) * 28 * ADAPTER / card.phases["load"]["base"] <= 1.10
     assert card.total("update") > card.total("score") > card.total("load")
 
 
 def test_a_7b_on_two_uneven_cards_and_ram() -> None:
-    """The map is the loader's own, and every device has a plan of its own."""
+    """The map is that of the loader, and every device has a separate plan."""
     machine = _cards(cuda0=8, cuda1=8.5, cpu=32)
     plan = _seven(machine, checkpointing=True, rollout_rows=4, batch_tokens=1)
     assert plan.fits
@@ -141,7 +141,7 @@ def test_a_7b_on_two_uneven_cards_and_ram() -> None:
         assert count > 0
         mixed = {kind for phase in PHASES for kind, size in device.phases[phase].items() if size}
         if device.device == "cpu":
-            assert mixed == {"base"}  # its layers are streamed: what they hold is on the main card
+            assert mixed == {"base"}  # its layers are streamed: all else of theirs is on the main card
     first, second = plan.devices[:2]
     streamed = plan.placement.devices.count("cpu")
     own = 3 * ADAPTER * (plan.placement.devices.count("cuda:0") + streamed) + 2 * (3584 + 1) * 4

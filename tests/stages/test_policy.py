@@ -1,4 +1,4 @@
-"""The stage policy with a learner that leaves the policy's weights alone: what it writes, and who samples with it."""
+"""The policy stage with a learner that does not change the policy's weights: the files it writes, and who samples with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run keeps its prompts: what changes in the model folder changes no score and no export."""
+"""A run keeps its prompts: later changes in the model folder change no score and no export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DAY = date(2024, 7, 6)
 
 
 class Run:
-    """A run folder with an evaluator, on a model with templates of its own and a chat template that prints the year."""
+    """A run folder with an evaluator, on a model with custom templates and a chat template that prints the year."""
 
     def __init__(self, root: Path, chat: str | None = CHAT) -> None:
         self.folder, self.model = root / "run", root / "model"

@@ -30,7 +30,7 @@ NAMES = ("Ben", "Mia", "Tom", "Ann", "Sam", "Eve")
 THINGS = ("apples", "pens", "eggs", "cards", "books", "shells", "coins", "stamps")
 
 Writer = Callable[[int, Sequence[Request]], list[tuple[str, bool]]]
-"""What the model writes: from the shard's seed and prompts, a text and whether it came to its end, for each prompt."""
+"""Stand-in for the model: maps the shard's seed and prompts to a text and whether it is complete, for each prompt."""
 
 
 def fresh(rng: random.Random) -> str:
@@ -136,7 +136,7 @@ def test_the_examples_of_a_prompt_are_seeds_and_training_questions_never_test_qu
     shown = {text for examples in prompts for text in examples}
     assert shown & set(of(run, Split.TEST)) == set()
     assert shown <= {*SEEDS, *of(run, Split.TRAIN)}
-    assert shown & set(of(run, Split.TRAIN))  # self-instruct does go on from its own questions
+    assert shown & set(of(run, Split.TRAIN))  # self-instruct does reuse its own questions
     assert len(prompts) >= 40
     for examples in prompts:
         assert len(set(examples)) == len(examples)
@@ -267,7 +267,7 @@ def test_a_model_that_says_the_same_again_and_again_is_given_up_with_the_reasons
         questions.run(run)
     # 36 wanted, 1 attempt each, 10 a shard: 4 shards, 8 near-duplicates in each.
     assert len(calls) == 4
-    assert len(set(calls)) == 4  # every shard with draws of its own
+    assert len(set(calls)) == 4  # every shard draws differently
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -39,7 +39,7 @@ def test_plain_lines_come_at_most_every_ten_seconds(clock: _Clock) -> None:
         bar.say("loss 0.5")
         bar.advance(6)
         bar.advance(6)
-    # 24 of the 80 that were left, in 12 s: 2 a second, and 56 more need 28 s; what an earlier try did does not count
+    # 24 of the 80 that were left, in 12 s: 2 a second, and 56 more need 28 s; work of an earlier attempt does not count
     assert text.getvalue() == "replies: 44/100, 2.0/s, 28 s left loss 0.5\n"
 
 

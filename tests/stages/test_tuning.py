@@ -36,7 +36,7 @@ YARN = ("context.rope_scaling=yarn", "context.rope_factor=2")
 
 
 class World:
-    """A tiny model whose context is `TRAINED` tokens, a text, and what the user was told."""
+    """A tiny model whose context is `TRAINED` tokens, a text, and the messages to the user."""
 
     def __init__(self, root: Path, family: str = "llama", **changes: Any) -> None:
         self.root, self.model, self.out = root, root / "model", root / "out"
@@ -91,7 +91,7 @@ def test_the_folder_is_a_model_that_reads_the_text_better(world: World, settings
     assert (done.facts["length"], done.facts["rows"]) == (reach, len(rows))
     assert done.facts["loss_end"] < done.facts["loss_start"] - 1.0
     assert done.facts["tokens"] == 6 * 2 * (reach - 1)
-    assert world.names() == ["model", "out", "text.txt"]  # the work beside it is gone
+    assert world.names() == ["model", "out", "text.txt"]  # the work folder next to the output is removed
     assert read_json(world.out / "export.json")["tuning"] == done.facts
     assert (world.out / "templates" / "templates.toml").is_file()
     assert f"6 steps on rows of {reach} tokens" in (world.out / "README.md").read_text()
@@ -349,13 +349,13 @@ def options(*assignments: str) -> list[str]:
 
 def test_the_command_stopped_by_a_kill_goes_on_to_the_same_bytes(world: World) -> None:
     def arguments(out: Path) -> list[str]:
-        steps = options(*YARN, "tuning.steps=60", "tuning.checkpoint_every=3")
+        steps = options(*YARN, "tuning.steps=30", "tuning.checkpoint_every=3")
         return ["tune", str(world.text), "--model", str(world.model), "--to", str(out), *steps]
 
     whole = selfeval(*arguments(world.root / "whole" / "out"))
     assert whole.returncode == 0, whole.stderr
     assert f"tuned as language model: {world.root / 'whole' / 'out'}" in whole.stdout
-    assert "tuned on 7,560 tokens in 60 steps: loss " in whole.stdout
+    assert "tuned on 3,780 tokens in 30 steps: loss " in whole.stdout
     assert "loaded again: logits differ from the role's by at most" in whole.stdout
     process, deadline = start(arguments(world.out)), time.monotonic() + 200
     folder = world.root / "out.tuning" / "checkpoints" / "tuning"

@@ -1,4 +1,4 @@
-"""The cost of a verdict: what is counted, by whom, and for what."""
+"""The cost of a verdict: which tokens are counted, by which part, and for which purpose."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def training(folder: Path, seed: int = 0) -> Training:
 
 
 def steps(made: Training, first: int, last: int) -> None:
-    """Steps first..last; what a step does depends on its number alone."""
+    """Run steps first..last; a step depends only on its number."""
     backbone, optimizers, _ = made
     for step in range(first, last + 1):
         ids = torch.randint(2, 40, (3, 5), generator=torch.Generator().manual_seed(step))

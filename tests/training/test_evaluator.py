@@ -150,7 +150,7 @@ def test_scores_are_the_same_when_memory_is_short() -> None:
         found = score_replies(backbone, EVALUATOR, prompts, replies, 100_000, done.append)
     assert found == pytest.approx(expected, abs=1e-6)
     assert len(failed) >= 2
-    assert sum(done) == 40  # what was tried twice is counted once
+    assert sum(done) == 40  # a repeated attempt is counted once
 
 
 def test_a_pair_that_does_not_fit_alone_is_an_error_that_names_its_size() -> None:

@@ -15,7 +15,7 @@ from selfeval.training.held_out_judge import HeldOutJudge
 
 
 def reading(monkeypatch: pytest.MonkeyPatch, said: Sequence[float | None]) -> JudgeReading | None:
-    """What the judge makes of these probabilities that the policy's reply is the better one; None: not to be read."""
+    """Return the judge's reading of these probabilities that the policy's reply is better; None marks an unreadable verdict."""
     backbone = tiny_models.backbone("llama", 384)
     backbone.add_role(POLICY)
 

@@ -103,7 +103,7 @@ def test_the_optimizer_is_counted_exactly(shapes: ShapeBackbone) -> None:
 
 
 def _train(real: Any, folder: Path) -> None:
-    # One prompt is a token shorter, so that there is padding to mask, as the plan takes for granted.
+    # One prompt is a token shorter: the plan assumes that there is padding to mask.
     ends = [12, 12, 12, 11]
     prompts = [Prompt(f"q{i}", tuple(range(2, end)), tuple(range(2, end + GRADE - 10))) for i, end in enumerate(ends)]
     config = PolicyConfig(
@@ -193,7 +193,7 @@ def test_every_device_holds_the_base_caches_and_adapters_of_its_own_layers(on_on
     # The heads of two roles (32 weights and a bias) are on the main card; the rest of the adapters is where the layers are.
     heads = 2 * (32 + 1) * 4
     assert 2 * (parts["cuda:0"]["adapters"] - heads) == parts["cuda:1"]["adapters"]
-    # Activations of learning: what layers keep for the backward lies with them, four layers' more than two's.
+    # Activations of learning: layers keep tensors for the backward on their device, more for four layers than for two.
     assert 1.5 * parts["cuda:0"]["activations"] < parts["cuda:1"]["activations"] < whole["activations"]
     assert sum(peak.total() for peak in parts.values()) == pytest.approx(whole.total(), rel=0.15)
 

@@ -347,7 +347,7 @@ def test_micro_batches_change_neither_experience_nor_gradients(one_thread: None)
     torch.testing.assert_close(parts.scores_B, whole.scores_B, rtol=0, atol=2e-5)
     for name in ("logprobs", "ref_logprobs", "values", "advantages", "returns", "rewards"):  # garbage where the mask is False
         torch.testing.assert_close(getattr(parts, name)[parts.mask], getattr(whole, name)[whole.mask], rtol=0, atol=2e-5)
-    tiny_models.scramble(backbone, POLICY, seed=11, size=0.055)  # so that ratios differ from one and some are clipped
+    tiny_models.scramble(backbone, POLICY, seed=11, size=0.055)  # ratios must differ from one, some enough to be clipped
     results = []
     for budget in (100_000, 20, 1):
         figures = policy_figures(backbone, whole, budget)

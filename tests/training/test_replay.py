@@ -84,7 +84,7 @@ def test_its_state_brings_it_back_bit_for_bit() -> None:
     for first in (0, 5):
         replay.add(observed(backbone, first, 5))
     again = Replay(7)
-    again.add(observed(backbone, 20, 3))  # what it held is forgotten
+    again.add(observed(backbone, 20, 3))  # its contents are lost
     again.load(replay.state())
     assert numbers_in(again) == numbers_in(replay)
     for one, other in zip(again.rows, replay.rows, strict=True):

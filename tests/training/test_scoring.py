@@ -17,7 +17,7 @@ MEMBERS = [Member("evaluator-0", 0.5, 2.0), Member("evaluator-1", -1.0, 0.25), M
 
 
 def ensemble() -> tuple[Backbone, list[list[float]]]:
-    """Three evaluators, and what each says of the samples by a pass of its own, in its units."""
+    """Three evaluators, and each one's scores of the samples from a separate pass, in its own units."""
     backbone, rows = tiny_models.backbone("llama", eos=(1,)), []
     for number, member in enumerate(MEMBERS):
         backbone.add_role(member.role, seed=number, head=True, trainable=False)

@@ -33,7 +33,7 @@ def test_most_families_leave_the_choice_to_peft() -> None:
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gemma3_vision", "mamba"])
 def test_a_second_role_has_the_same_modules(family: str) -> None:
-    """The names are found anew on a model that has adapters already."""
+    """The same names are found on a model that already has adapters."""
     backbone = tiny_models.backbone(family)
     backbone.add_role("policy")
     first = adapted(backbone)

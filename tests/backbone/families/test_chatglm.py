@@ -155,7 +155,7 @@ def test_cached_steps_equal_the_full_pass(name: str, case: str) -> None:
 
 
 def _positions(model: Any, attention: Tensor, new: int) -> dict[str, Tensor]:
-    """What whoever calls must say to transformers' GLM, and need not say to generation 1."""
+    """Return the arguments that transformers' GLM requires of a caller; generation 1 needs none."""
     if model.config.model_type == "chatglm":
         return {}
     return {"position_ids": (attention.cumsum(-1) - 1).clamp_min(0)[:, -new:]}
@@ -202,7 +202,7 @@ def test_greedy_tokens_of_transformers_generate(name: str) -> None:
 def test_greedy_tokens_of_the_engine(name: str) -> None:
     golden, base = numbers(name), backbone(name)
     case = case_of(golden)
-    # Each prompt twice: prefixes are passed once and spread over their rows, so that the memory of the cache is spread too.
+    # Each prompt twice: a prefix is run once and expanded to its rows, which must expand the memory of the cache too.
     wanted = [p for p in prompts(golden, case) for _ in range(2)]
     with base.acting_as(BASE):
         found = generate(base, [Request(p, temperature=0.0) for p in wanted], max_new_tokens=8, seed=0)

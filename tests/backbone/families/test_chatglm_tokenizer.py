@@ -1,9 +1,9 @@
-"""The tokenizers against what the published ones gave.
+"""Compare the tokenizers with recorded outputs of the published ones.
 
-The published SentencePiece files are not here. A stand-in has the same number of pieces and, at the numbers that the golden
-cases use, the texts that those cases show; all other pieces are characters nobody writes. What is proven is everything around
-SentencePiece: control tokens and their numbers, prompt formats, what is encoded apart, white space, padding. How the published
-file cuts a text is SentencePiece's own affair.
+The published SentencePiece files are not included. A stand-in has the same number of pieces and, at the ids that the golden
+cases use, their texts; all other pieces are characters that do not occur in practice. The tests cover everything around
+SentencePiece: control tokens and their ids, prompt formats, text that is encoded separately, white space, padding. They do not
+cover how the published file segments a text, which is up to SentencePiece.
 """
 
 from __future__ import annotations

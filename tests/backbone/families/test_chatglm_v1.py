@@ -1,4 +1,4 @@
-"""What only ChatGLM-6B has: 2-D positions, the context that sees itself, and a cache that remembers where the answer began."""
+"""Features of ChatGLM-6B alone: 2-D positions, bidirectional attention in the context, and the answer start in the cache."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_positions_of_the_published_example() -> None:
 
 
 def test_which_mask_token_and_which_beginning_count() -> None:
-    """[gMASK] before [MASK] whatever their order, the first of each, and the first <sop>; what the answer holds does not."""
+    """[gMASK] before [MASK] whatever their order, the first of each, and the first <sop>; tokens of the answer do not."""
     rows = [[10, MASK, 11, GMASK, SOP, 12], [GMASK, 10, MASK, SOP, GMASK, SOP], [PAD, MASK, 10, MASK, SOP, GMASK]]
     attention = torch.tensor([[1] * 6, [1] * 6, [0] + [1] * 5])
     assert answer_start(torch.tensor(rows), attention, config()).tolist() == [[4, 3], [3, 0], [3, 0]]

@@ -46,7 +46,7 @@ def pool_of(context: LearnerContext, prompts: list[Prompt], replies: list[tuple[
 
 
 def twins(temperature: float = 1.0) -> tuple[LearnerContext, Replayed]:
-    """Target roles with values of their own, and replies of several lengths."""
+    """Target roles with separate values, and replies of several lengths."""
     context = context_of(four_roles(), changed(CONFIG, **{"temperature": temperature}))
     add_q_roles(context)
     for number, role in enumerate((*LEARNING, *TARGET_ROLES.values())):

@@ -43,7 +43,7 @@ def batch_of(backbone: Backbone, rollouts: Sequence[Rollout]) -> Sequences:
 
 
 def small(**changes: Any) -> Backbone:
-    """A policy of few weights, so that its Fisher matrix can be written down."""
+    """A policy with few enough weights to write down its Fisher matrix."""
     backbone = tiny_models.backbone("llama", rank=1, targets=("q_proj", "v_proj", "down_proj"), eos=(1, 33, 34), **changes)
     backbone.add_role(POLICY)
     tiny_models.scramble(backbone, POLICY, seed=3, size=0.1)
@@ -120,7 +120,7 @@ def test_neither_micro_batches_nor_too_little_memory_change_the_step(scarcity: d
         with no_memory(other, **scarce) as failed:
             found = natural_step(context, batch, kl_bound=0.02)
         assert bool(failed) == bool(scarce)
-        assert found.pop("cg_residual") < 0.1  # what is left after ten iterations feels every rounding
+        assert found.pop("cg_residual") < 0.1  # the residual after ten iterations depends on every rounding
         assert found == pytest.approx(expected, rel=1e-2, abs=1e-5)
         step = weights(backbone) - weights(four_roles())
         torch.testing.assert_close(weights(other), weights(backbone), rtol=0, atol=1e-2 * float(step.abs().max()))

@@ -169,7 +169,7 @@ def test_ilql_explores_with_the_reference_in_every_second_reply() -> None:
     assert apart_B[::2].max() < 1e-3
     assert apart_B[1::2].min() > 0.05
     pairs = zip(samples.rollouts[::2], samples.rollouts[1::2], strict=True)
-    assert sum(a.ids == b.ids for a, b in pairs) < 4  # draws of their own
+    assert sum(a.ids == b.ids for a, b in pairs) < 4  # drawn independently
 
 
 def test_what_soft_q_is_to_learn() -> None:
