@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from datetime import date
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_the_inputs_are_those_of_existing_run_folders(tmp_path: Path, monkeypatc
     world.run("rounds=2")
     first, second = (round_folder(world.run_folder, number) for number in (1, 2))
     for folder in (first, second):
-        for before, stage in zip(NAMES, NAMES[1:-1], strict=False):
+        for before, stage in itertools.pairwise(NAMES[:-1]):
             assert json.loads((folder / stage / "manifest.json").read_text())["inputs"] == _content(folder, before)
 
     def inputs(folder: Path, stage: str) -> str:
