@@ -3,8 +3,8 @@
 python benchmarks/rounds.py [--seeds 0] [--rounds 3] [--folder runs/bench-rounds] [--set KEY=VALUE]
 
 Runs the real command on the embedded recipe. Reports per round: the evaluator on the test pairs of round 1 (for all), with
-its change from the previous round on the same pairs; the policy against the last one; and a sentence on each that says until
-which round it improved. An existing run folder is resumed, so an interrupted benchmark can be repeated.
+its change from the previous round on the same pairs; the policy against the previous one; and one sentence on each, with the
+last round that improved it. An existing run folder is resumed, so an interrupted benchmark can be repeated.
 """
 
 from __future__ import annotations

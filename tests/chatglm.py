@@ -19,7 +19,7 @@ GENERATIONS = (1, 2, 3)
 
 
 def golden(name: str) -> tuple[Path, dict[str, Tensor]]:
-    """A golden folder (config.json, model.safetensors) and what the published code computed with it."""
+    """A golden folder (config.json, model.safetensors) and the outputs of the published code on it."""
     if not (GOLDEN / name).is_dir():
         pytest.skip("the golden ChatGLM folders are not here: they lie in shared/golden beside the repository")
     return GOLDEN / name, load_file(GOLDEN / name / "golden.safetensors")

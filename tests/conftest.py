@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures shared by several packages."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
         return next((number for number, start in enumerate(_LONG) if item.nodeid.startswith(start)), len(_LONG))
 
-    items.sort(key=rank)  # stable: the order within a file stays
+    items.sort(key=rank)  # stable: keeps the order within a file

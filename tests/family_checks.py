@@ -1,4 +1,4 @@
-"""What every model family must do, one function each: the conformance tests run them, and the table in the docs says so.
+"""Requirements on every model family, one function each; the conformance tests run them, and the docs list the results.
 
 Each check raises AssertionError where the family fails.
 """

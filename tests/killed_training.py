@@ -28,7 +28,7 @@ ITERATIONS = 80
 
 
 def once(folder: Path, settings: dict[str, Any], *, kill_in_write: bool) -> None:
-    """Trains from wherever the last process was killed; writes the final weights when it gets there."""
+    """Train from where the last process was killed; write the final weights at the end."""
     if kill_in_write:
         original, writes = checkpoint.write_json, []
 
@@ -47,7 +47,7 @@ def once(folder: Path, settings: dict[str, Any], *, kill_in_write: bool) -> None
 
 
 def forked(folder: Path, settings: dict[str, Any], seconds: float | None, *, kill_in_write: bool = False) -> bool:
-    """Whether a child trained to the end before it was killed; `seconds` None lets it."""
+    """Return whether a child finished training before it was killed; it is not killed if `seconds` is None."""
     child = os.fork()
     if child == 0:
         once(folder, settings, kill_in_write=kill_in_write)

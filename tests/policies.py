@@ -1,4 +1,4 @@
-"""Policy learning on a tiny random backbone: roles, prompts, and the loop with the least that it needs."""
+"""Policy learning on a tiny random backbone: roles, prompts, and the loop with minimal settings."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ PROMPTS = [Prompt(f"q{i}", (12 + i, 20, 30 - i), (31, 12 + i, 20, 30 - i)) for i
 
 
 def policy_config(learner: str = "ppo", **settings: Any) -> PolicyConfig:
-    """The configuration with these settings, each put where it belongs: those of the learner into its section."""
+    """Return the configuration with these settings; those of the learner go into its section."""
     own = {name: settings.pop(name) for name in LEARNERS[learner].config.model_fields if name in settings}
     return PolicyConfig(**{"learner": learner, **settings, learner: own})
 
 
 def changed(config: PolicyConfig, **settings: Any) -> PolicyConfig:
-    """A copy with other settings; another learner takes over those that it has as well."""
+    """Return a copy with other settings; another learner keeps the settings that it shares."""
     learner = settings.get("learner", config.learner)
     values = {**config.model_dump(), **settings, "learner": learner}
     before = values.pop(config.learner)

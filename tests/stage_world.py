@@ -37,8 +37,8 @@ class World:
 
     Attributes:
         text: of a stage's shards and files.
-        fails: stages that raise in the middle of their work, those of later rounds as `2 policy`.
-        recovers: those of them that raise once only.
+        fails: stages that raise in the middle of their work; those of later rounds are named `2 policy`.
+        recovers: the failing stages that raise only once.
         said: messages to the user.
     """
 
@@ -106,6 +106,6 @@ class World:
         return {name: row["state"] for name, row in self.info()["stages"].items()}
 
     def files(self) -> dict[str, bytes]:
-        """Everything that stages wrote, by path, but for what was set aside."""
+        """Return everything that stages wrote, by path, except archived files."""
         paths = [p for p in self.run_folder.rglob("*") if p.is_file() and "replaced" not in p.parts]
         return {str(p.relative_to(self.run_folder)): p.read_bytes() for p in paths if p.name not in ("run.json", ".lock")}

@@ -1,4 +1,4 @@
-"""The house: imports point one way, public names are named, and training cannot reach the oracle."""
+"""Architecture: imports follow the layers, public names are listed, and training cannot reach the oracle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVELS = (
     ("algorithms", "links", "store"),
     ("config", "records", "errors", "texts", "versions"),
 )
-"""From the top of the house to the bottom; a room may import those below it, and its neighbours where that makes no circle."""
+"""Layers from top to bottom; a package may import those below it, and those of its own layer without a cycle."""
 
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 LAB_READERS = {("cli", "lab"), ("lab", "lab")}
@@ -115,12 +115,12 @@ def _all(path: Path) -> list[str] | None:
 
 
 def _constants_first(name: str) -> tuple[int, str]:
-    """The order that the linter keeps __all__ in: CONSTANTS, Classes, functions."""
+    """Sort as the linter sorts __all__: CONSTANTS, Classes, functions."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
 def _is_bare_package(path: Path) -> bool:
-    """An `__init__.py` that is only a docstring."""
+    """Return whether an `__init__.py` holds only a docstring."""
     return path.name == "__init__.py" and len(_tree(path).body) == 1
 
 
@@ -192,7 +192,7 @@ def test_only_one_module_touches_the_caches_of_transformers() -> None:
 
 
 GOLD_READERS = {f"selfeval.stages.{name}" for name in ("evaluation", "graph", "pipeline", "preflight")}
-"""Who may import gold: evaluation asks it, and the others say early when it cannot be asked."""
+"""Modules that may import gold: evaluation calls it, and the others report early if it is unavailable."""
 
 
 def test_only_evaluation_asks_gold() -> None:
@@ -272,7 +272,7 @@ main()
 
 
 def test_training_finishes_without_the_oracle_and_evaluation_does_not(tmp_path: Path) -> None:
-    """The proof at run time: an oracle that cannot be asked stops evaluation, and nothing before it."""
+    """Proof at run time: an unavailable oracle stops evaluation, and nothing before it."""
     recipe, output = copy_lab(tmp_path / "lab"), tmp_path / "run"
     trained = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy", sizes=FEW))
     assert trained.returncode == 0, trained.stderr

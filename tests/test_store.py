@@ -350,7 +350,7 @@ def test_a_shard_of_an_interrupted_stage_that_was_changed_is_refused_and_the_rem
     ) as found:
         store.has_shard("questions", index, drops=True)
     with pytest.raises(RunFolderError, match="is damaged"):
-        check_files(store.root, [path])  # what `show` asks
+        check_files(store.root, [path])  # as `show` does
     named = re.match(r"(\S+) is damaged.*; remove this file and give the same command again", str(found.value))
     assert named
     Path(named.group(1)).unlink()
@@ -534,7 +534,7 @@ def test_garbage_in_the_folders_own_files_is_named_and_the_remedy_works(tmp_path
         assert ledger.key("questions") == "k"
         assert ledger.state("questions") == (Fresh() if has_manifest(store.root, "questions") else Missing())
 
-    if name != "run.json" or garbage != b"{}":  # an empty run.json says nothing wrong
+    if name != "run.json" or garbage != b"{}":  # an empty run.json contains nothing wrong
         with pytest.raises(RunFolderError, match=rf"{path} is damaged .*remove it and give the") as caught:
             use()
         assert len(str(caught.value)) < 400

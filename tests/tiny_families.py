@@ -53,7 +53,7 @@ _EXPERTS = "experts and their router stay as they are"
 
 @dataclass(frozen=True)
 class Family:
-    """A family and what is expected of it.
+    """A family and its expected properties.
 
     Attributes:
         title: its name in the table.
@@ -240,7 +240,7 @@ FAMILIES: dict[str, Family] = {
         _both((*_DENSE, "in_proj")), note="attention and Mamba 2 side by side; `out_proj` as in Mamba 2",
     ),
 }  # fmt: skip
-"""By the name that tests use."""
+"""By the name used in tests."""
 
 REFUSED: dict[str, Family] = {
     "rwkv": Family(

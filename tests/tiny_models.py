@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FAMILIES = ("llama", "qwen3", "gpt2", "glm4")
-"""Those that the tests of every room run on; test_conformance.py has all of them (tiny_families)."""
+"""Families for the tests of every package; test_conformance.py covers all of them (tiny_families)."""
 
 _TEXT = [
     "Question: what is two plus three? Answer: five.",
@@ -96,7 +96,7 @@ def _trained(special: tuple[str, ...], vocabulary: int) -> str:
 
 
 def scramble(backbone: Backbone, role: str, seed: int = 7, size: float = 0.2) -> None:
-    """Gives every weight of a role a random value, as if it had been trained."""
+    """Set every weight of a role to a random value, as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in backbone.parameters(role).values():
@@ -111,7 +111,7 @@ def full_logprobs(model: Any, ids: Sequence[int], temperature: float = 1.0) -> T
 
 
 def save_model(made: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
-    """Writes an ordinary model folder."""
+    """Write an ordinary model folder."""
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A language model small enough to be judged exactly: vocabulary 4, horizon 4, all 256 replies to each prompt enumerated.
+"""A language model small enough to be evaluated exactly: vocabulary 4, horizon 4, all 256 replies to each prompt enumerated.
 
 `train` trains it with any learner through the loop that trains every other language model (`train_policy`); `judge` says how
 far from the exact optimum it is. Judging samples nothing: return, KL and optimum are sums over all replies.
@@ -55,7 +55,7 @@ MDPs = Mapping[str, TokenMDP]
 
 
 def sparse() -> MDPs:
-    """Three of the 256 replies to each prompt are worth something, and only whole ones."""
+    """Three of the 256 replies to each prompt have a reward, paid only for whole replies."""
     worth = {
         "first": {(0, 3, 1, 2): 1.0, (2, 2, 0, 1): 1.0, (2, 2, 3, 0): 0.8},
         "second": {(3, 0, 0, 1): 1.0, (1, 1, 2, 3): 1.0, (1, 3, 2, 3): 0.8},
@@ -83,7 +83,7 @@ def dense() -> MDPs:
 
 @dataclass(frozen=True)
 class TokenScorer:
-    """Pays what the MDPs pay: at the last token of a reply, or (`steps`) at every token."""
+    """Reward as the MDPs do: at the last token of a reply, or (`steps`) at every token."""
 
     mdps: MDPs
     steps: bool
@@ -110,7 +110,7 @@ def make_backbone(layers: int) -> Backbone:
 def train(
     backbone: Backbone, config: PolicyConfig, mdps: MDPs, folder: Path, *, steps: bool, pairs: Sequence[Preference] = ()
 ) -> tuple[Guide | None, list[dict[str, float]], list[Alarm]]:
-    """Trains the policy through the loop; returns what guides it if anything does, metrics and alarms."""
+    """Train the policy through the loop; return its value guidance or None, metrics and alarms."""
     recorder = CallingRecorder(folder, backbone)
     guide = train_policy(
         LearnerContext(
@@ -142,7 +142,7 @@ class Judgement:
 
 
 def judge(backbone: Backbone, mdps: MDPs, beta: float, guide: Guide | None = None) -> Judgement:
-    """Judges the policy, with what guides it, by all replies to every prompt."""
+    """Evaluate the policy, with its guidance if any, on all replies to every prompt."""
     rows = [_judge_one(backbone, prompt, mdps[task], beta, guide) for task, prompt in TASKS.items()]
     means: Any = torch.stack(rows).mean(0).tolist()
     return Judgement(*means)

@@ -40,7 +40,7 @@ SIZES = (
     "evaluation.samples=3",
     "lora.rank=4",
 )
-"""Settings with which the whole loop takes seconds."""
+"""Settings that run the whole loop in seconds."""
 
 FEW = (
     *SIZES,
@@ -64,7 +64,7 @@ def copy_lab(folder: Path) -> Path:
 
 
 def toy_arguments(recipe: Path, output: Path, *more: str, sizes: Sequence[str] = SIZES) -> list[str]:
-    """Arguments of `selfeval run` at toy size; `more` wins over the sizes."""
+    """Arguments of `selfeval run` at toy size; `more` overrides the sizes."""
     settings = [part for size in sizes for part in ("--set", size)]
     return ["run", str(recipe), "--output", str(output), *settings, *more]
 
@@ -76,7 +76,7 @@ def environment() -> dict[str, str]:
 
 
 def start(arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
-    """The real command as a child process, its output piped."""
+    """Start the real command as a child process with its output piped."""
     command = [sys.executable, "-m", "selfeval", *arguments]
     pipes: Mapping[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment(), **pipes, **options)

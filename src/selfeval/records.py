@@ -48,7 +48,7 @@ class VerdictState(StrEnum):
 
 @dataclass(frozen=True)
 class Seed:
-    """A seed question from the user; `extra` holds any other fields of its line."""
+    """A seed question from the user; `extra` has all other fields of its line."""
 
     question: str
     reply: str | None = None

@@ -55,7 +55,7 @@ def read_text(path: Path, kind: str, error: type[InputError], *, most: int, reme
         kind: its name in messages, such as "seeds file".
         error: class of the errors.
         most: maximum size in bytes.
-        remedy: what to provide instead, for messages.
+        remedy: advice for the error message.
 
     Raises:
         InputError: an instance of `error`; the file is missing, not a regular file, too large, unreadable or not UTF-8.
@@ -77,7 +77,7 @@ def _read_bytes(path: Path, kind: str, error: type[InputError], most: int, remed
                 raise error(f"{kind} {path} is not a file but a named pipe or a device; {remedy}")
             if facts.st_size > most:
                 raise error(f"{kind} {path} has more than {most >> 20:,} MiB, the most that is read; give a smaller file")
-            return file.read(facts.st_size)  # `read` allocates the full size that it is given
+            return file.read(facts.st_size)  # `read` allocates its argument in full
     except (OSError, ValueError) as problem:  # ValueError: NUL in the path
         _refuse(path, kind, error, remedy, problem)
 

@@ -67,7 +67,7 @@ def test_a_reward_for_disagreement_is_refused() -> None:
 
 
 def test_members_that_agree_do_not_disagree_by_a_rounding_error() -> None:
-    # The float32 mean of three times 100.1 is off by one bit, and a root makes the most of it.
+    # The float32 mean of three times 100.1 is off by one bit, and a square root amplifies that.
     scores_KN = torch.full((3, 2), 100.1)
     assert disagreement(scores_KN).tolist() == [0.0, 0.0]
     torch.testing.assert_close(uncertainty_weighted(scores_KN, weight=1e6), scores_KN[0])

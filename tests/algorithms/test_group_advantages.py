@@ -124,7 +124,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_rewards_give_exactly_0(kind: str, dtype: torch.dtype) -> None:
-    """Their mean is not always that reward in floating point, and next to nothing over next to nothing looks real."""
+    """Their mean is not always that reward in floating point, and a ratio of rounding errors looks like an advantage."""
     rewards_B, groups_B = torch.full((11,), 0.1, dtype=dtype), torch.tensor([0] * 10 + [1])
     total = sum(rewards_B[:9], start=rewards_B[9])  # one after the other
     assert total / 10 != rewards_B[0], "this reward does not show the danger"

@@ -113,7 +113,7 @@ def test_expected_values_and_gradients_match_golden(estimator: str) -> None:
 
 
 def expected_gradients(estimator: str, logits_V: Tensor, ref_logprobs_V: Tensor) -> tuple[Tensor, Tensor]:
-    """E_a[∇ k(a)] and E_a[k(a) ∇ log π(a)], what sampled tokens give on average as a loss and as a (negative) reward."""
+    """Return E_a[∇ k(a)] and E_a[k(a) ∇ log π(a)], the expected gradients of k as a loss and as a (negative) reward."""
     logprobs_V = logits_V.log_softmax(-1)
     p_V, kl_V = logprobs_V.exp(), ESTIMATORS[estimator](logprobs_V, ref_logprobs_V)
     (as_loss_V,) = torch.autograd.grad((p_V.detach() * kl_V).sum(), logits_V, retain_graph=True)
@@ -180,7 +180,7 @@ def test_forbidden_outcomes_add_nothing() -> None:
         (gradient,) = torch.autograd.grad(divergence(p, q), p)
         assert gradient.isfinite().all(), divergence.__name__
         assert gradient.abs().sum() > 0.01, divergence.__name__
-    # Two policies that share nothing: the largest distance there is, where the KL is infinite.
+    # Disjoint policies: the largest possible distance, where the KL is infinite.
     only_first, only_second = f64([0.0, -math.inf]), f64([-math.inf, 0.0])
     close(jensen_shannon(only_first, only_second), math.log(2))
     close(total_variation(only_first, only_second), 1.0)

@@ -73,7 +73,7 @@ def one_state(rewards_A: list[float], gamma: float) -> FiniteMDP:
 def test_the_optimum_matches_golden(name: str, solve: Any) -> None:
     mdp, _, expected = finite(name)
     solution = solve(mdp)
-    # The two differ by no more than the tolerance that was asked for, 1e-10.
+    # The two differ by at most the requested tolerance, 1e-10.
     close(solution.values_S, expected["V_star"], atol=1e-10)
     close(solution.q_SA, expected["Q_star"], atol=1e-10)
     assert solution.policy_SA.argmax(-1).tolist() == expected["pi_star"]
@@ -89,7 +89,7 @@ def test_the_regularised_optimum_matches_golden(name: str, beta: str, solve: Any
     close(solution.values_S, expected["soft"][beta]["V"], atol=1e-10)
     close(solution.q_SA, expected["soft"][beta]["Q"], atol=1e-10)
     close(solution.policy_SA, expected["soft"][beta]["policy"], atol=1e-10)
-    # And the policy that was found is worth what was promised, when it is evaluated as any other.
+    # Evaluating the returned policy separately yields the returned values.
     again = evaluate_soft_policy(mdp, solution.policy_SA, inputs["ref_policy"], beta=float(beta))
     close(again.values_S, expected["soft"][beta]["V"], atol=1e-10)
 
@@ -110,7 +110,7 @@ def test_evaluation_occupancy_and_gradient_match_golden(name: str) -> None:
 def test_value_iteration_stops_within_its_bound(tolerance: float) -> None:
     # V* = 1 / (1 − 0.99) = 100. All states change alike, so a stopping rule on the span would end at V = 1, off by 99.
     error = abs(value_iteration(one_state([1.0, 0.5], 0.99), tolerance=tolerance).values_S.item() - 100)
-    # It is not far below the bound either: one sweep before, it was still above.
+    # It does not run longer than needed: one sweep earlier, the error was still above the bound.
     assert 0.98 * tolerance < error <= tolerance
 
 
@@ -128,7 +128,7 @@ def test_soft_values_of_one_state_have_their_closed_form() -> None:
 @pytest.mark.parametrize("solve", [soft_value_iteration, soft_policy_iteration])
 @pytest.mark.parametrize("surplus", [1e-9, -1e-9, 9e-6])
 def test_a_reference_whose_sum_is_rounded_has_the_same_optimum(solve: Any, surplus: float) -> None:
-    # Probabilities that were computed in fp32 sum to 1 up to 1e-6. Left as they are, β log of the sum would be a reward in
+    # Probabilities computed in fp32 sum to 1 up to 1e-6. Without renormalisation, β log of the sum would be a reward in
     # every step: policy iteration would count it as a gain in every round and never end.
     mdp, beta = one_state([1.0, 2.0], 0.5), 0.5
     log_mean = beta * math.log(0.75 * math.exp(2.0) + 0.25 * math.exp(4.0))

@@ -278,7 +278,7 @@ def test_the_log_temperature_is_one_number() -> None:
 
 
 def test_a_forbidden_action_gives_the_temperature_no_nan() -> None:
-    # π = (½, ½, 0): V = ½ 1 + ½ 3 − α (−log 2), so ∂V/∂α = log 2, whatever log 0 is.
+    # π = (½, ½, 0): V = ½ 1 + ½ 3 − α (−log 2), so ∂V/∂α = log 2, independent of log 0.
     alpha = torch.tensor(0.5, dtype=torch.float64).requires_grad_()
     logprobs_A = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
     q_A = torch.tensor([1.0, 3.0, 7.0], dtype=torch.float64)

@@ -44,7 +44,7 @@ class ToldMeter:
         self.released += 1
 
     def work(self, sizes: list[int], bytes_per_unit: int) -> Callable[[list[int]], int]:
-        """Work that needs so much while it runs; its result is how much went through at once."""
+        """Work that needs this much memory while it runs; returns how much was processed at once."""
 
         def run(group: list[int]) -> int:
             units = len(group) * max(sizes[i] for i in group)
@@ -55,7 +55,7 @@ class ToldMeter:
 
 
 def short_of(sizes: list[int], most: int) -> Callable[[list[int]], list[int]]:
-    """Work with memory for so many units, padding counted."""
+    """Work with memory for this many units, padding included."""
 
     def run(group: list[int]) -> list[int]:
         if len(group) * max(sizes[i] for i in group) > most:
@@ -98,7 +98,7 @@ def test_the_group_that_failed_is_made_again_in_halves_and_the_next_begin_there(
         {"phase": "update", "kind": "out_of_memory", "unit": "tokens", "from": 64, "to": 32, "free_bytes": 77, "times": 1},
     ]
     assert budget.take_events() == []
-    # The next call of this phase begins with what was learned, one of another phase does not.
+    # The next call of this phase starts at the learned size; a call of another phase does not.
     again = [len(group) for group, _ in budget.in_groups(UPDATE, sizes[:16], 128, short_of(sizes, 40))]
     assert again == [8, 8]
     assert [len(group) for group, _ in budget.in_groups(Phase.SCORE, sizes[:32], 128, lambda group: None)] == [32]
@@ -173,7 +173,7 @@ def test_what_the_failed_group_held_is_free_when_it_is_tried_again() -> None:
 
 
 def run(budget: MemoryBudget, count: int, memory: int, limit: int = 8) -> list[int]:
-    """Sizes of the groups of so many items of one unit each."""
+    """Return the group sizes of this many items of one unit each."""
     sizes = [1] * count
     return [len(group) for group, _ in budget.in_groups(UPDATE, sizes, limit, short_of(sizes, memory))]
 
@@ -207,11 +207,11 @@ def test_a_phase_begins_smaller_when_less_is_free_than_it_needed() -> None:
     meter.available = 2000
     assert [units for _, units in budget.in_groups(UPDATE, sizes, 64, work)] == [16] * 8
     assert limits(budget) == [("little_free", 64, 16, 1)]
-    # A phase that was never measured is not held back, and never is it smaller than one item.
+    # A phase without measurements is not limited, and a group is never smaller than one item.
     assert [units for _, units in budget.in_groups(Phase.SCORE, sizes, 64, work)] == [64, 64]
     meter.available = 1
     assert [units for _, units in budget.in_groups(UPDATE, sizes[:4], 64, work)] == [2] * 4
-    # It does not grow into what others hold, and does when they have let it go.
+    # It does not grow into memory that others hold, but does once they release it.
     assert {units for _, units in budget.in_groups(UPDATE, sizes, 64, work)} == {2}
     meter.available = 10_000
     assert max(units for _, units in budget.in_groups(UPDATE, [2] * 200, 64, meter.work([2] * 200, 100))) > 2

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(name: Path, *words: str) -> str:
-    """The one message of both doors."""
+    """Return the message, which must be the same from both functions."""
     said = set()
     for door in (lambda: check_model(str(name)), lambda: load_model(str(name), device="cpu")):
         with pytest.raises(ModelError) as caught:
@@ -259,7 +259,7 @@ def test_a_context_that_the_model_cannot_be_given(tmp_path: Path) -> None:
 
 
 def test_the_whole_reason_is_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors of torch and of the hub client often have their cause behind the first line."""
+    """Errors of torch and of the hub client often state their cause after the first line."""
 
     def fail(*args: Any, **options: Any) -> None:
         raise RuntimeError("Error(s) in loading:\n\tthe cause\n" + "x" * 1000)

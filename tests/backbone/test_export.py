@@ -83,7 +83,7 @@ def test_transformers_generates_from_a_merged_policy_what_our_engine_generates(f
 
 
 def test_a_generation_config_travels_as_it_is(tmp_path: Path) -> None:
-    """Also one that transformers would load and refuse to save: makers of models leave such values in it."""
+    """Also one that transformers would load and refuse to save: publishers leave such values in it."""
     folder = model_folder(tmp_path / "model")
     values = {"eos_token_id": [1, 3], "pad_token_id": 0, "do_sample": False, "temperature": 0.7, "top_p": 0.8}
     (folder / "generation_config.json").write_text(json.dumps(values))

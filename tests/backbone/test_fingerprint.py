@@ -1,4 +1,4 @@
-"""One changed number of a base, or one changed byte of what loading reads, is noticed; where the weights are kept is not."""
+"""One changed number of a base, or one changed byte of what loading reads, is detected; their location is not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load(folder: Path, precision: str = "fp32", **options: PlacementConfig) -> L
 
 
 def change(folder: Path, weight: str, index: int) -> None:
-    """Changes the sign of one number of a weight; the file keeps its size and its time."""
+    """Flip the sign of one number of a weight; the file keeps its size and its time."""
     path = folder / "model.safetensors"
     weights, status = load_file(path), path.stat()
     weights[weight].view(-1)[index] *= -1

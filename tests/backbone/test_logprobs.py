@@ -1,4 +1,4 @@
-"""Against the plain version: all logits at once, log-softmax, gather, autograd."""
+"""Compare with the plain version: all logits at once, log-softmax, gather, autograd."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 
 
 class HeadOnly:
-    """A backbone as far as `token_logprobs` looks at it: its output head."""
+    """The part of a backbone that `token_logprobs` uses: its output head."""
 
     def __init__(self, head: OutputHead) -> None:
         self.output_head = head
 
 
 class Wrapped(nn.Module):
-    """A head whose weight may not be read: as a quantised one, it can only be called."""
+    """A head whose weight cannot be read: like a quantised one, it can only be called."""
 
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def inputs(rows: int = 3, width: int = 16, vocabulary: int = 97, dtype: torch.dt
 
 
 def plain(backbone: HeadOnly, hidden: Tensor, other: Tensor, targets: Tensor, mask: Tensor, temperature: float) -> list[Tensor]:
-    """The slow way, with the head's formula written out, in fp64."""
+    """Compute the reference in fp64, with the head's formula written out."""
     made = backbone.output_head
     linear = made.module.inner if isinstance(made.module, Wrapped) else made.module
     assert isinstance(linear, nn.Linear)

@@ -325,7 +325,7 @@ def test_a_quantised_base_is_decoded_as_it_computes(bits: int, tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore")  # of bitsandbytes on a CPU
 @pytest.mark.parametrize(("precision", "step"), [("int8", 0.5 / 127), ("nf4", 0.16)])
 def test_a_quantised_gpt2_is_merged_in_the_layout_of_its_own_layers(precision: str, step: float, tmp_path: Path) -> None:
-    """Its layers hold [inputs, outputs], the coded ones [outputs, inputs]; a square one would be turned in silence.
+    """Its layers hold [inputs, outputs], the coded ones [outputs, inputs]; a square one would be transposed silently.
 
     `step` is half the widest gap between two codes, as a share of the largest weight that shares a scale: 1/127 in int8, and
     0.3 in nf4 (between -1 and -0.70; with its own scales rounded to 8 bits, a little more).

@@ -28,7 +28,7 @@ ONES = torch.ones_like(IDS)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # sizes that no kernel likes: neither hidden nor intermediate is a multiple of 64
+    # awkward sizes for kernels: neither hidden nor intermediate is a multiple of 64
     made = tiny_models.model("llama", 384, hidden_size=96, intermediate_size=136, initializer_range=0.06)
     return tiny_models.save_model(made, tiny_models.words_tokenizer(), tmp_path_factory.mktemp("model"))
 
@@ -163,7 +163,7 @@ def test_a_role_trained_on_one_precision_loads_on_another(folder: Path, tmp_path
     away = (logprobs(made, "evaluator-0") - logprobs(made, BASE)).abs().mean()
     found = (logprobs(made, "evaluator-0") - logprobs(other, "evaluator-0")).abs().mean()
     assert 0 < found < drift
-    assert found < away / 2  # the role is still itself there
+    assert found < away / 2  # the role is unchanged there
     other.save_role("evaluator-0", tmp_path / "back")
     made.load_role("again", tmp_path / "back")
 

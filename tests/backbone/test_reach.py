@@ -1,4 +1,4 @@
-"""Adapters that no pass reads are refused where they were named, and left out of all-linear."""
+"""Adapters that no pass reads are refused if named, and left out of all-linear."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_layers_that_no_pass_reads_are_refused_by_name(family: str, layer: str) 
 
 
 def test_all_linear_leaves_them_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the table of families does not name them."""
+    """Even if the table of families does not name them."""
     monkeypatch.setattr(adapters, "_UNREACHED", {"mamba": ("out_proj",)})
     backbone = tiny_models.backbone("mamba")
     backbone.add_role("policy", seed=3)
@@ -103,7 +103,7 @@ _SIGHT = {"hidden_size": 16, "num_hidden_layers": 1, "image_size": 16, "patch_si
 
 
 def with_pictures(kind: str) -> Any:
-    """A model that also reads pictures, as the hub has it: its config and its weights hold both parts."""
+    """A vision-language model as published on the hub: its config and its weights hold both parts."""
     if kind == "llama4":
         text = {**_TEXT, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48}
         sight = {"num_attention_heads": 2, "intermediate_size": 64, "projector_input_dim": 16, "projector_output_dim": 16}
@@ -130,7 +130,7 @@ def test_models_that_read_pictures_are_used_as_language_models(kind: str, tmp_pa
     backbone.add_role("policy")
     layers = {name.split(".lora_")[0].rsplit(".", 2)[1] for name in backbone.parameters("policy")}
     assert "self_attn" in layers
-    assert "cross_attn" not in layers  # reads pictures only
+    assert "cross_attn" not in layers  # used for images only
     with backbone.acting_as("policy"):
         assert len(generate(backbone, [Request((5, 6, 7)), Request((9,))], max_new_tokens=3, seed=0)) == 2
 

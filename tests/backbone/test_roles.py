@@ -165,7 +165,7 @@ def test_the_snapshot_of_a_policy_that_is_still_the_base_is_the_base_and_costs_n
 
 @pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def test_the_snapshot_of_a_fine_tuned_policy_is_not_the_base(family: str) -> None:
-    """Here "adapter off" would be wrong: the policy starts from an adapter that says something."""
+    """Here "adapter off" would be wrong: the policy starts from an adapter that changes the logits."""
     backbone = tiny_models.backbone(family)
     backbone.add_role("policy", seed=1)
     train_a_little(backbone, "policy")
@@ -343,7 +343,7 @@ def test_recomputed_layers_give_the_same_gradients_and_keep_the_cache() -> None:
 
 @pytest.mark.parametrize(("saved", "asked"), [("all-linear", ("q_proj",)), (("q_proj",), "all-linear")])
 def test_a_role_on_other_layers_is_refused(saved: Any, asked: Any, tmp_path: Path) -> None:
-    """Fewer would be left out in silence, more would be missing."""
+    """Fewer would be skipped silently, more would be missing."""
     first, second = tiny_models.backbone(), tiny_models.backbone()
     first.lora = first.lora.model_copy(update={"targets": saved})
     second.lora = second.lora.model_copy(update={"targets": asked})
@@ -351,5 +351,5 @@ def test_a_role_on_other_layers_is_refused(saved: Any, asked: Any, tmp_path: Pat
     first.save_role("policy", tmp_path)
     with pytest.raises(RunFolderError, match="other layers"):
         second.load_role("policy", tmp_path)
-    assert second.roles == ()  # it is not half there either
+    assert second.roles == ()  # it is not partly loaded either
     second.add_role("policy")

@@ -25,7 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def _held(model: Any) -> dict[str, int]:
-    """Bytes of every parameter and buffer that is there, with the scales and tables that hang on it."""
+    """Return the bytes of every parameter and buffer, with its scales and tables."""
     found = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         beside = [getattr(tensor, "SCB", None)]

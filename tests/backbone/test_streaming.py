@@ -1,4 +1,4 @@
-"""Base weights on disk, on the CPU: everything must be what it is with all weights in memory."""
+"""Base weights on disk, on the CPU: every result must equal that with all weights in memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, family: str, layers: int = LAYERS, **changes: Any) ->
 
 
 def limits(model: Path, resident: int) -> PlacementConfig:
-    """Room for so many layers, for the rest, and for the layer that a pass brings in."""
+    """Return memory for this many layers, the rest of the model, and the one layer that a pass loads."""
     whole = load_model(str(model), device="cpu").model
     plan = plan_placement(meta_model(whole.config), {"cpu": 1 << 40}, "fp32")
     none = plan_placement(meta_model(whole.config), {"cpu": plan.bytes["cpu"] - 1, DISK: 1 << 40}, "fp32")

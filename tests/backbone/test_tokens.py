@@ -1,4 +1,4 @@
-"""Control tokens are kept out of texts, however they come about; words are not, whatever the tokenizer calls them."""
+"""Control tokens are removed from texts, however they arise; words are kept, even those that the tokenizer marks as special."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The harness of benchmarks/control, on tasks so small that what must come out can be said beforehand."""
+"""The harness of benchmarks/control, on tasks small enough that the results are known in advance."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SAC = sac.SAC(600, 2, batch=64, learning_rate=3e-3, averaging=0.05)
     ids=("ppo choices", "trpo choices", "dqn choices", "ppo numbers", "trpo numbers", "sac numbers"),
 )
 def test_every_learner_finds_the_best_action(learner, settings, space: Space, at_least: float) -> None:
-    """Doing nothing in particular pays 1/3 on average among choices, and -1 for the number 0."""
+    """An untrained policy earns 1/3 on average among choices, and -1 for the number 0."""
     torch.manual_seed(0)
     act = learner.train(settings, OneStep(space, settings.environments))
     assert min(evaluate(act, OneStep(space, 4))) >= at_least

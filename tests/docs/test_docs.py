@@ -1,4 +1,4 @@
-"""Everything that the docs name must exist: links, commands, options, settings, stages, files, modules, make words."""
+"""Everything that the docs name must exist: links, commands, options, settings, stages, files, modules, make targets."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def _command_lines(page: Path) -> Iterator[str]:
-    """Every `selfeval ...`, `make ...` and so on that stands in a code block or a code span."""
+    """Return every `selfeval ...`, `make ...` and so on in a code block or a code span."""
     for language, content in _blocks(page):
         if language in ("", "bash", "sh", "shell", "console", "text"):
             for line in content.replace("\\\n", " ").splitlines():
@@ -160,7 +160,7 @@ def test_commands_exist_with_these_options(page: Path) -> None:
 
 
 def test_a_command_that_does_not_exist_is_noticed() -> None:
-    """The checker itself can fail."""
+    """Check that the checker detects errors."""
     bad = {
         "selfeval walk": "no command walk",
         "selfeval run --fast": "no option --fast",
@@ -211,14 +211,14 @@ def test_settings_exist(page: Path) -> None:
 
 
 def _is_in_report(section: str, name: str) -> bool:
-    """Whether report.json has this key; `evaluation` and `questions` are only names of files there."""
+    """Return whether report.json has this key; `evaluation` and `questions` are only names of files there."""
     part = Report.model_fields[section].annotation if section in Report.model_fields else None
     return part is not None and name in part.model_fields
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_exist(page: Path) -> None:
-    """Spans that are paths from the root of the repository, or rooms of the source."""
+    """Return the spans that are paths from the repository root, or packages of the source."""
     rooms = {path.name for path in (ROOT / "src" / "selfeval").iterdir() if path.is_dir()}
     missing = []
     for span in _spans(page):

@@ -1,4 +1,4 @@
-"""Generated pages are those of today's code. docs/generate_families.py is checked by the tests whose results it shows."""
+"""Generated pages are up to date with the code. docs/generate_families.py is checked by the tests whose results it shows."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_the_evaluator_is_measured_on_gold_unfiltered_and_on_the_sure_judge() ->
     assert (found.baselines_on, found.baselines.first_wins.n) == ("gold", 4)
     # Confidence 3/4 four times, right three times: (3 (1/4)^2 + (3/4)^2) / 4 = (3 + 9) / 64 = 0.1875.
     assert found.brier.value == pytest.approx(0.1875)
-    # Right as often as claimed, in the one bin that four cases fill; one bin a case would call that an error of 0.375.
+    # Calibrated in the one bin that four cases fill; with one bin per case the error would be 0.375.
     assert (found.ece.value, found.ece.ci_low) == (pytest.approx(0.0), pytest.approx(0.0))
     assert found.ece.ci_high is not None
     assert found.ece.ci_high > 0.3

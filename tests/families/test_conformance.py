@@ -1,4 +1,4 @@
-"""Every family that the project names passes every check, or is refused with a sentence; the table in the docs says so."""
+"""Every family that the project names passes every check or is refused with a reason, as the table in the docs states."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def generator() -> ModuleType:
 
 
 def test_the_page_of_families_is_up_to_date() -> None:
-    """It is written from the checks above, which are run once in a process."""
+    """The page is generated from the checks above, which run once per process."""
     page = (DOCS / "concepts" / "families.md").read_text(encoding="utf-8")
     assert page == generator().render(), "run: python docs/generate_families.py"

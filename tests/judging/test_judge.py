@@ -161,18 +161,18 @@ def test_the_verdict_is_read_where_the_judge_gives_it_and_orders_are_averaged(mo
     assert found.probability == pytest.approx((0.75 / 0.9 + 0.675 / 0.8) / 2)
     assert found.tie == pytest.approx((0.1 / 0.9 + 0.15 / 0.8) / 2)
     assert found.words == ("2 + 3 is five. A and B differ. Verdict: A<eos>", "Verdict: B<eos>")
-    assert script.asked == 2  # nothing had to be asked a second time
+    assert script.asked == 2  # no second prompt was needed
 
 
 def test_a_judge_that_forgot_its_verdict_is_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def chances(text: str) -> dict[str, float]:
-        assert "<eos>" not in text  # the end that it wrote is taken back
+        assert "<eos>" not in text  # the end token that it wrote is removed
         return {"ĠA": 0.8, "ĠB": 0.1, "Ġtie": 0.1} if text.endswith("I cannot say.Verdict:") else {}
 
     (found,), script = judged(monkeypatch, lambda prompt: "I cannot say.", lambda text: chances(text.removesuffix("<eos>")))
     assert found.in_order == pytest.approx(0.85)
     assert found.swapped == pytest.approx(0.15)
-    assert found.probability == pytest.approx(0.5)  # it says A whatever A is: pure position bias
+    assert found.probability == pytest.approx(0.5)  # always answers A: pure position bias
     assert script.asked == 4
 
 

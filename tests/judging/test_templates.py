@@ -220,7 +220,7 @@ def test_a_malformed_file_is_a_sentence(copy: Path, name: str, text: str) -> Non
         ("reply.jinja", "{{ question }}{{ '\\ud83d' }}", "cannot be rendered"),
         ("ask.jinja", "{{ examples | random }}", "uses `random`"),
         ("ask.jinja", "{% if examples %}x{% else %}{{ exmples }}{% endif %}", "exmples"),
-        ("ask.jinja", "{{ examples[0] }}", "cannot be rendered"),  # it has to do without examples too
+        ("ask.jinja", "{{ examples[0] }}", "cannot be rendered"),  # it must work without examples too
         ("grade.jinja", "{% if chat %}{{ qestion }}{% else %}{{ question }}{% endif %}", "qestion"),
         ("judge.jinja", "{% if %}", r"judge.jinja, line 1"),
     ],

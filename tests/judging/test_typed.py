@@ -1,4 +1,4 @@
-"""A typed reply has the ids that a model would have sampled for it, on tokenizers that put a space before every text too."""
+"""A typed reply has the ids that a model would have sampled, including on tokenizers that put a space before every text."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _pretrain_until_killed(folder: Path, config: PretrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trains and dies in the middle of `step`, before its batch is used."""
+    """Train and abort in the middle of `step`, before its batch is used."""
     batch = module._batch
 
     def dying(tokenizer: Any, config: PretrainConfig, at: int) -> Any:
@@ -125,7 +125,7 @@ def test_documents_are_whole_and_positions_restart_in_each() -> None:
 
 
 def test_the_loss_falls() -> None:
-    """The loss of a fixed batch after 30 steps on it is lower; a gradient that went nowhere would leave it."""
+    """The loss of a fixed batch after 30 steps on it is lower; a lost gradient would leave it unchanged."""
     tokenizer = _tokenizer(TINY.seed)
     model = module._model(TINY, tokenizer)
     optimizer = module._optimizer(model, TINY)

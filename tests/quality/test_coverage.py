@@ -1,4 +1,4 @@
-"""The intervals hold the truth as often as they say: the simulations of benchmarks/coverage.py, with fewer draws.
+"""The intervals have their nominal coverage: the simulations of benchmarks/coverage.py, with fewer draws.
 
 Earlier intervals failed here: a bootstrap of the calibration error held a true 0 in 16 to 42% of draws, ties alone had the
 interval [0.5, 0.5], and replies to one question counted as independent.
@@ -61,7 +61,7 @@ def test_a_true_calibration_error_of_zero_is_within_the_interval() -> None:
 
 
 def test_a_measured_coverage_knows_an_interval_that_is_too_narrow() -> None:
-    """The check can fail: the percentile bootstrap that the mean had before."""
+    """The check fails for the percentile bootstrap, the former interval of the mean."""
     assert BENCHMARK is not None
     from selfeval.quality.statistics import Figure, bootstrap_interval
 

@@ -26,7 +26,7 @@ def compared(
 
 
 def parsed(report: dict[str, Any]) -> Report:
-    """The report as the readers get it, by way of its JSON."""
+    """Return the report after a round trip through JSON, as readers get it."""
     return parse_report(json.dumps(report))
 
 
@@ -263,7 +263,7 @@ def samples() -> list[dict[str, Any]]:
 
 
 def sample_metrics() -> dict[str, list[dict[str, Any]]]:
-    """Sixty PPO iterations with the noise such curves have, from a fixed seed."""
+    """Return sixty PPO iterations with realistic noise, from a fixed seed."""
     noise = random.Random(7)
     policy = []
     for step in range(1, 61):

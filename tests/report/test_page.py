@@ -1,4 +1,4 @@
-"""The page itself: escaping, honesty about absences, atomic writing, and how a browser takes it."""
+"""The page itself: escaping, statements on missing figures, atomic writing, and parsing as HTML."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def render(report: dict[str, Any], metrics: dict[str, Any]) -> str:
 
 
 class Elements(HTMLParser):
-    """Every start tag with its attributes, and the words of the page without its style."""
+    """Collects every start tag with its attributes, and the text of the page without its style."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_the_page_carries_the_figures_of_the_report() -> None:
     for expected in ("93.1%", "41.2% → 68.7%", "76.7%", "▲ better", "3 min 51 s", "858 MiB", "word-problems"):
         assert expected in said
     assert "length drift Replies grew by 12% in ten steps while the score did not. warn" in said
-    assert "policy.kl_target" not in said  # keys stand in the table of their part
+    assert "policy.kl_target" not in said  # keys are in the table of their part
     assert "kl_target 4.0" in said
     assert "was not measured" not in said
 

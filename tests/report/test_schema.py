@@ -141,7 +141,7 @@ def is_hidden(info: Any) -> bool:
 
 
 def other(value: Any) -> Any:
-    """A different value of the same type, such as a person would see."""
+    """Return a different value of the same type, visibly different when formatted."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, Figure):
@@ -184,12 +184,12 @@ def value_variants(value: Any) -> Iterator[tuple[Field | None, Any]]:
 
 
 def shown(report: Report) -> str:
-    """Everything that a person sees: the page, the terminal's table and its sentences."""
+    """Return all text shown to a user: the page, the terminal's table and its sentences."""
     return "\n".join((render(report, sample_metrics()), str(summary_rows(report)), *rounds_sentences(report)))
 
 
 def unseen(report: Report) -> set[Field]:
-    """Fields of which no change reaches the page or the terminal."""
+    """Return the fields whose changes do not appear on the page or the terminal."""
     before, found, seen = shown(report), set[Field](), set[Field]()
     for field, variant in variants(report):
         if field in seen:

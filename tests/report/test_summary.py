@@ -1,4 +1,4 @@
-"""The sentences on evaluator and policy: the good run, and every way in which a run can be less than good."""
+"""The sentences on evaluator and policy: a good run, and each kind of weaker run."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_models_own_generation_defaults_change_nothing() -> None:
 
 
 def _beams_of_transformers(backbone: Backbone, prompt: tuple[int, ...], limit: int = 10) -> list[int]:
-    """One prompt alone, with whatever the model's own defaults say."""
+    """Return the reply of transformers' beam search to one prompt alone, under the model's own generation defaults."""
     ids, attention = torch.tensor([prompt]), torch.ones(1, len(prompt), dtype=torch.long)
     options = {"num_beams": 4, "do_sample": False, "max_new_tokens": limit, "pad_token_id": 0}
     with backbone.acting_as(BASE):

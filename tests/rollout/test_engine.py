@@ -40,7 +40,7 @@ def trained(family: str, vocabulary: int = 40, **changes: Any) -> Backbone:
 
 
 def p_value(statistic: float, freedom: int) -> float:
-    """Upper tail of the chi-square distribution."""
+    """Return the upper tail probability of the chi-square distribution."""
     return float(torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), torch.tensor(statistic / 2).double()))
 
 
@@ -151,7 +151,7 @@ def test_watched_logprobs_equal_a_full_pass_at_temperature_1(temperature: float)
 
 
 def draws(backbone: Backbone, request: Request, count: int, seed: int = 0) -> torch.Tensor:
-    """How often each pair of first and second token was drawn, `[V, V]`."""
+    """Return how often each pair of first and second token was drawn, `[V, V]`."""
     size = backbone.model.config.vocab_size
     rollouts = sample(backbone, [request] * count, limit=2, seed=seed, rows=4096)
     pairs = torch.tensor([r.ids[0] * size + r.ids[1] for r in rollouts])
@@ -159,7 +159,7 @@ def draws(backbone: Backbone, request: Request, count: int, seed: int = 0) -> to
 
 
 def exact(backbone: Backbone, prompt: tuple[int, ...], temperature: float) -> torch.Tensor:
-    """Probability of each pair of first and second token, `[V, V]`, from plain passes."""
+    """Return the probability of each pair of first and second token, `[V, V]`, from plain passes."""
     size = backbone.model.config.vocab_size
     with backbone.acting_as(BASE):
         first = tiny_models.full_logprobs(backbone.model, prompt, temperature)[-1]
@@ -168,7 +168,7 @@ def exact(backbone: Backbone, prompt: tuple[int, ...], temperature: float) -> to
 
 
 def chi_square_p(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """Pearson's test; cells that are expected fewer than 5 times are put together."""
+    """Run Pearson's test; cells with an expected count below 5 are merged."""
     expected = probabilities * counts.sum() / probabilities.sum()
     big = expected >= 5
     observed = torch.cat([counts[big], counts[~big].sum()[None]])
@@ -225,7 +225,7 @@ def test_the_same_seed_gives_the_same_rollouts() -> None:
     first = sample(backbone, requests, seed=11)
     assert sample(backbone, requests, seed=11) == first
     assert sample(backbone, requests, seed=12) != first
-    torch.manual_seed(99)  # the global generator has no say
+    torch.manual_seed(99)  # the global generator has no effect
     assert sample(backbone, requests, seed=11) == first
 
 

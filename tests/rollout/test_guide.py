@@ -18,7 +18,7 @@ ENDS = (1, 3, 20, 21, 22)
 
 
 def guided_backbone(family: str = "llama", vocabulary: int = 40) -> Backbone:
-    """A policy, and two value functions that say something else."""
+    """A policy, and two value functions with different outputs."""
     backbone = tiny_models.backbone(family, vocabulary, eos=ENDS)
     for number, role in enumerate(("policy", "q-0", "q-1")):
         backbone.add_role(role, seed=number)
@@ -70,7 +70,7 @@ def test_guided_logprobs_equal_plain_passes_of_every_role(family: str, mixes: bo
         expected = [full[len(request.prompt) - 1 + t, token].item() for t, token in enumerate(rollout.ids)]
         assert rollout.logprobs == pytest.approx(expected, abs=1e-4)
     free = sample(backbone, requests, None)
-    assert sum(a.ids != b.ids for a, b in zip(found, free, strict=True)) > 10  # the guide has a say
+    assert sum(a.ids != b.ids for a, b in zip(found, free, strict=True)) > 10  # the guide has an effect
 
 
 def test_greedy_takes_the_likeliest_token_of_the_guided_distribution() -> None:

@@ -48,7 +48,7 @@ CHAT = (
 
 
 class Run:
-    """A run folder with two roles that look trained, and what they say."""
+    """A run folder with two roles that look trained, and their outputs."""
 
     def __init__(
         self,
@@ -704,7 +704,7 @@ SHELL = "{{ self.__init__.__globals__.__builtins__.__import__('pathlib').Path('R
 
 @pytest.mark.parametrize("kind", ["reply", "grade"])
 def test_a_foreign_template_runs_no_code_in_the_snippets(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Harmless where nobody renders it; a plain `jinja2.Template` would run it."""
+    """Harmless unless rendered; a plain `jinja2.Template` would run it."""
     guarded = "{% if question == 'QUESTION OF THE ATTACK' %}" + SHELL + "{% endif %}{{ question }}"
     run = Run(tmp_path, grade=guarded) if kind == "grade" else Run(tmp_path, grade=GRADES["working"], reply=guarded)
     for role in ("evaluator",) if kind == "grade" else ("policy", "evaluator"):

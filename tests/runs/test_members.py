@@ -1,4 +1,4 @@
-"""The temperature of the confidence: fitted on enough held-out pairs, or not at all, and said so."""
+"""The temperature of the confidence: fitted on enough held-out pairs, or not at all with a note."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from selfeval.store import RunStore, write_json, writing
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunReader:
-    """A run that has begun and written no record."""
+    """A run that has started but written no record."""
     write_json(tmp_path / "run.json", {"status": "running", "config": RunConfig().model_dump(mode="json")})
     return RunReader(tmp_path)
 

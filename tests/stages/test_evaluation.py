@@ -47,7 +47,7 @@ def test_the_judged_test_pairs_are_all_of_the_test_split_with_their_margins(
     prompts: list[Sequence[int]] = []
 
     class Two:
-        """Two evaluators: one says how long a reply is, the other twice that."""
+        """Two evaluators: one scores a reply by its length, the other by twice that."""
 
         def each(self, asked: Sequence[Any], ids: Sequence[Any], advance: Any) -> torch.Tensor:
             prompts.extend(asked)
@@ -66,7 +66,7 @@ def test_the_judged_test_pairs_are_all_of_the_test_split_with_their_margins(
 
 
 def _give(run: Context, name: str, value: Any) -> None:
-    """Puts something in the place of what a context would load."""
+    """Replace the object that a context would load."""
     vars(run)[name] = value
 
 
@@ -88,7 +88,7 @@ def sampled(step: int, question: str, text: str, score: float = 0.0) -> Sampled:
 
 
 def _stepped(run: Context, *steps: int) -> None:
-    """These iterations count: the others were given up."""
+    """Only these iterations count; the others were rolled back."""
     for step in steps:
         run.store.add_metrics("policy", {"step": step, "kl": 1.0})
 
@@ -105,7 +105,7 @@ def test_the_gold_curve_has_a_share_per_iteration_of_the_questions_with_gold(tmp
     # Of six only the first four with gold are checked: right, wrong, right, wrong.
     many = ["love", "q1", "q1", "q1", "q1", "q1", "q1"]
     run.store.write_shard("policy", 10, [sampled(10, q, t) for q, t in zip(many, "1171777", strict=True)])
-    run.store.write_shard("policy", 11, [sampled(11, "q1", "1")])  # the policy went back from there and finished
+    run.store.write_shard("policy", 11, [sampled(11, "q1", "1")])  # the policy was rolled back from there and finished
     _stepped(run, 1, 2, 3, 10)
     evaluation._write_gold_curve(run, predict(evaluation._checked_replies(run, QUESTIONS, Gold())))
     # All scores are equal, so they predict the share of the first iteration: 1 of 3, with half a case added to each side.

@@ -82,7 +82,7 @@ def test_near_duplicates_are_never_in_both_splits(tmp_path: Path) -> None:
     rows = [{"question": q} for q in QUESTIONS]
     given = _given("questions", _write(tmp_path / "a.jsonl", *rows, {"question": twin}, {"question": other}))
     assert [(d.reason, d.text, d.detail) for d in given.dropped] == [("near_duplicate", other, {"of": twin})]
-    # A training question that is near a test question goes, wherever it stands in the file.
+    # A training question that is near a test question is dropped, wherever it is in the file.
     asked = [*rows, {"question": twin, "split": "train"}, {"question": other, "split": "test"}]
     given = _given("questions", _write(tmp_path / "b.jsonl", *asked))
     assert [d.text for d in given.dropped] == [twin]

@@ -34,7 +34,7 @@ def test_an_unknown_domain_suggests_the_nearest() -> None:
 
 
 class Coin:
-    """A gold domain as another package would bring it."""
+    """A gold domain as another package would provide it."""
 
     name = "coin"
 

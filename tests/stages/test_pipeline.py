@@ -236,7 +236,7 @@ def test_a_file_that_somebody_changed_is_named_and_nothing_runs(world: World, na
 
 
 class Oracle:
-    """A gold domain that cannot even be made."""
+    """A gold domain whose constructor fails."""
 
     def __init__(self) -> None:
         raise RuntimeError("the oracle was made")

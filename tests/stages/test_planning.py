@@ -346,7 +346,7 @@ def test_a_packed_precision_that_needs_bitsandbytes_is_named(monkeypatch: pytest
     def changes(**values: Any) -> str:
         return " ".join(make_plan(RunConfig.model_validate(values), facts, machine).changes)
 
-    assert "bitsandbytes" not in changes()  # it is installed, and nf4 is picked
+    assert "bitsandbytes" not in changes()  # it is installed, and nf4 is selected
     for module in (planning, precision):
         monkeypatch.setattr(module, "is_bitsandbytes_available", lambda: False)
     said = changes()

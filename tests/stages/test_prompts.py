@@ -117,7 +117,7 @@ def test_prompts_that_are_not_those_of_the_run_are_refused_and_the_remedy_works(
     run.keep()
     store = RunStore(run.folder)
     assert has_lost_chat_template(store)
-    load_templates(run.config, store, run.tokenizer, day_of(store.run))  # what `selfeval run` does then
+    load_templates(run.config, store, run.tokenizer, day_of(store.run))  # as `selfeval run` does next
     assert not has_lost_chat_template(store)
     store.close()
     assert run.score() == before

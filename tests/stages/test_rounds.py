@@ -347,7 +347,7 @@ def test_a_released_backbone_leaves_the_memory(tmp_path: Path) -> None:
     _, run = rounds(tmp_path)
     run.ensure_start()
     model = weakref.ref(run.backbone.model)
-    gc.disable()  # the release itself has to see to it
+    gc.disable()  # the release itself must ensure this
     try:
         run.release()
     finally:

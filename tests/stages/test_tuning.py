@@ -186,7 +186,7 @@ def test_what_was_trained_is_kept_when_writing_fails(world: World) -> None:
             world.tune()
     assert not world.out.exists()
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 0)  # not one step more
+        stop_after(patch, 0)  # no further step
         assert world.tune().facts["steps"] == 6
 
 
@@ -284,7 +284,7 @@ def refused(world: World, kind: type[InputError], sentence: str, *settings: str,
     before = world.names()
     with pytest.raises(kind, match=sentence):
         world.tune(*settings, **options)
-    assert world.names() == before  # nothing is left of it
+    assert world.names() == before  # nothing remains of it
 
 
 def test_rows_that_the_text_or_the_model_cannot_fill_are_refused(world: World) -> None:

@@ -16,6 +16,7 @@ import token_mdp
 from policies import policy_config
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import LEARNERS, PolicyConfig
+from selfeval.report.metrics import METRICS
 from selfeval.rollout.guide import Guide
 from selfeval.training.context import POLICY, REFERENCE
 from selfeval.training.evaluator import Preference
@@ -93,6 +94,12 @@ def _check_optimum(learner: str, settings: dict[str, Any], reward: str, folder: 
         assert end.objective >= 0.99 * end.best
     assert not {a.name for a in alarms} & {"not_finite", "ratio_not_one", "negative_kl"}
     assert len(lines) == config.iterations
+    _check_documented(lines)
+
+
+def _check_documented(lines: list[dict[str, float]]) -> None:
+    """Check that docs/metrics.md, which is generated from METRICS, explains everything that was logged."""
+    assert {name for line in lines for name in line} - {metric.name for metric in METRICS["policy"]} == set()
 
 
 # -- losses of pairs, whose optimum is known for the log-probs of the two replies ---------------------------------------
@@ -139,6 +146,7 @@ def _train_on_pairs(
             found[role] = [sum(row) / (len(row) if loss in ("simpo", "orpo") else 1) for row in rows]
         (chosen, rejected), (ref_chosen, ref_rejected) = found[POLICY], found[REFERENCE]
         leads.append(chosen - rejected - (0.0 if loss in ("simpo", "orpo") else ref_chosen - ref_rejected))
+    _check_documented(lines)
     return sum(leads) / len(leads), lines
 
 

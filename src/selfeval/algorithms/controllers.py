@@ -1,4 +1,4 @@
-"""Numbers that steer a run from what was measured in its last step. Plain floats, no tensors."""
+"""Controllers: coefficients that are adapted to the measurements of the last step. Plain floats, no tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 _SMALLEST, _LARGEST = 1e-300, 1e300
-"""A weight stays within these: always positive, and a product with a moderate factor never overflows."""
+"""Bounds of all coefficients: they stay positive, and a product with a moderate factor does not overflow."""
 
 
 def adaptive_kl_coefficient(
@@ -26,18 +26,18 @@ def adaptive_kl_coefficient(
 
     e = clip(KL / target − 1, ± error_clip),   β ← β (1 + e · min(1, samples / horizon))
 
-    A proportional controller in log β: too far from the reference raises the penalty, too close lowers it. One update
-    changes β by at most the factor 1 ± error_clip. Without the limit on samples / horizon, a horizon shorter than
-    samples · error_clip makes β negative, and the policy is paid for leaving its reference. Ziegler et al. 2019, section
-    2.2 (https://arxiv.org/abs/1909.08593), whose gain K_β is samples / horizon here.
+    A proportional controller in log β: it raises the penalty if the policy is too far from the reference, and lowers it if it
+    is too close. One update changes β by at most the factor 1 ± error_clip. Without the limit on samples / horizon, a horizon
+    shorter than samples · error_clip would make β negative and reward the policy for leaving its reference. Ziegler et al.
+    2019, section 2.2 (https://arxiv.org/abs/1909.08593), whose gain K_β is samples / horizon here.
 
     Args:
-        coefficient: β now, in reward per nat, > 0.
-        kl: KL(π‖π_ref) per reply that was just measured, in nats; a small negative estimate is allowed.
-        target: the KL per reply to hold, in nats, > 0.
-        horizon: replies in which β can change by a factor of about exp(error_clip), > 0; 10000 is usual.
-        samples: replies behind this measurement (not 1 per update), >= 0.
-        error_clip: largest relative error that counts, in (0, 1); 0.2 in the paper.
+        coefficient: current β in reward per nat, > 0.
+        kl: measured KL(π‖π_ref) per reply in nats; a small negative estimate is allowed.
+        target: target KL per reply in nats, > 0.
+        horizon: number of replies in which β can change by a factor of about exp(error_clip), > 0; 10000 is usual.
+        samples: number of replies of this measurement (not 1 per update), >= 0.
+        error_clip: bound on the relative error, in (0, 1). Default: 0.2, as in the paper.
 
     Returns:
         The new coefficient, within [1e-300, 1e300].
@@ -63,18 +63,17 @@ def adaptive_kl_coefficient(
 
 
 def dual_kl_coefficient(coefficient: float, kl: float, *, target: float, learning_rate: float) -> float:
-    """Move the weight of the KL penalty as the Lagrange multiplier of the constraint KL <= target.
+    """Update the KL coefficient as the Lagrange multiplier of the constraint KL <= target.
 
     log β ← log β + lr (KL − target)
 
-    Gradient ascent on the dual, in log β to keep β positive. Unlike `adaptive_kl_coefficient` its step grows with the
-    distance from the target, in nats and without a clip. Abdolmaleki et al. 2018
-    (https://arxiv.org/abs/1806.06920).
+    Gradient ascent on the dual, in log β to keep β positive. Unlike in `adaptive_kl_coefficient`, the step is proportional to
+    the distance from the target in nats, without a clip. Abdolmaleki et al. 2018 (https://arxiv.org/abs/1806.06920).
 
     Args:
-        coefficient: β now, in reward per nat, > 0.
-        kl: KL(π‖π_ref) that was just measured, in nats.
-        target: the KL to hold, in nats, > 0.
+        coefficient: current β in reward per nat, > 0.
+        kl: measured KL(π‖π_ref) in nats.
+        target: target KL in nats, > 0.
         learning_rate: change of log β per nat of excess, > 0.
 
     Returns:
@@ -100,14 +99,14 @@ def dual_temperature(
     log:  log α ← log α − lr (H − H̄)            gradient of log α · (H − H̄)
     exp:  log α ← log α − lr α (H − H̄)          gradient of α · (H − H̄) with α = exp(log α)
 
-    Too little entropy raises α. "exp" is the paper's objective; its steps shrink with α, so a small temperature hardly
-    moves. Public code has both. Against a reference pass −KL as the entropy and −(target KL) as the target. Haarnoja et al.
-    2018, eq. 18 (https://arxiv.org/abs/1812.05905).
+    If the entropy is too low, α increases. "exp" is the paper's objective; its steps are proportional to α, so a small
+    temperature hardly changes. Public code uses both. To regularise towards a reference, pass −KL as the entropy and −(target
+    KL) as the target. Haarnoja et al. 2018, eq. 18 (https://arxiv.org/abs/1812.05905).
 
     Args:
-        temperature: α now, in reward per nat, > 0.
-        entropy: h that was just measured, in nats.
-        target: H̄, the entropy to hold, in nats.
+        temperature: current α in reward per nat, > 0.
+        entropy: measured entropy H in nats.
+        target: target entropy H̄ in nats.
         learning_rate: change of log α per nat, > 0.
         parameter: "log" or "exp".
 
@@ -119,21 +118,21 @@ def dual_temperature(
     """
     if temperature <= 0 or parameter not in ("log", "exp"):
         raise ValueError(f"temperature must be > 0 and parameter 'log' or 'exp', got {temperature} and {parameter!r}")
-    _step(target - entropy, learning_rate)  # refuses what is not a step
+    _step(target - entropy, learning_rate)  # validates the arguments
     scale = temperature if parameter == "exp" else 1.0
     return _exp(math.log(temperature) + learning_rate * (scale * (target - entropy)))
 
 
 def direct_temperature(temperature: float, entropy: float, *, target: float, learning_rate: float) -> float:
-    """Move the temperature itself instead of its logarithm: α ← max(0, α − lr (H − H̄)).
+    """Update the temperature itself instead of its logarithm: α ← max(0, α − lr (H − H̄)).
 
-    The plain projected dual step. It can reach 0, and come back. Haarnoja et al. 2018, eq. 17
-    (https://arxiv.org/abs/1812.05905).
+    This is the projected dual step. Unlike in log α, the temperature can reach 0 and leave it again. Haarnoja et al. 2018, eq.
+    17 (https://arxiv.org/abs/1812.05905).
 
     Args:
-        temperature: α now, in reward per nat, >= 0.
-        entropy: h that was just measured, in nats.
-        target: H̄, the entropy to hold, in nats.
+        temperature: current α in reward per nat, >= 0.
+        entropy: measured entropy H in nats.
+        target: target entropy H̄ in nats.
         learning_rate: change of α per nat, > 0.
 
     Returns:
@@ -165,20 +164,20 @@ def adam_update(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> tuple[float, AdamState]:
-    """Take one step of Adam on one number, such as log α with the gradient H − H̄ (or α (H − H̄) for "exp").
+    """Take an Adam step on a scalar, such as log α with the gradient H − H̄ (or α (H − H̄) for "exp").
 
     m ← β1 m + (1 − β1) g,   v ← β2 v + (1 − β2) g²,   x ← x − lr m̂ / (√v̂ + eps),   m̂ = m / (1 − β1ᵗ), v̂ = v / (1 − β2ᵗ)
 
-    Its steps have about the size lr whatever the gradient. Kingma and Ba 2015, algorithm 1
+    The size of a step is about lr, whatever the scale of the gradient. Kingma and Ba 2015, algorithm 1
     (https://arxiv.org/abs/1412.6980).
 
     Args:
-        parameter: x now.
-        gradient: of what is minimised, with respect to x; clipped to ±1e150, whose square is finite.
-        state: from the update before; `AdamState()` at the start.
+        parameter: current x.
+        gradient: gradient of the minimised objective with respect to x; clipped to ±1e150, whose square is finite.
+        state: state returned by the previous update; `AdamState()` initially.
         learning_rate: lr in units of x, > 0.
-        betas: decay of the two means, each in [0, 1).
-        eps: added to the root, > 0.
+        betas: decay rates of the two moving averages, each in [0, 1).
+        eps: added to the square root, > 0.
 
     Returns:
         The new parameter and the new state.
@@ -186,7 +185,7 @@ def adam_update(
     Raises:
         ValueError: learning_rate is not positive, or the gradient is not finite.
     """
-    _step(gradient, learning_rate)  # refuses what would poison the state
+    _step(gradient, learning_rate)  # validates before a NaN can enter the state
     gradient = min(max(gradient, -1e150), 1e150)
     updates = state.updates + 1
     mean = betas[0] * state.mean + (1 - betas[0]) * gradient
@@ -196,7 +195,7 @@ def adam_update(
 
 
 def _exp(logarithm: float) -> float:
-    """exp within [1e-300, 1e300]: `math.exp` raises OverflowError above 709.8 and returns 0 below −745.1."""
+    """Compute exp clipped to [1e-300, 1e300]; `math.exp` raises OverflowError above 709.8 and returns 0 below −745.1."""
     return math.exp(min(max(logarithm, math.log(_SMALLEST)), math.log(_LARGEST)))
 
 
@@ -205,7 +204,7 @@ def _held(weight: float) -> float:
 
 
 def _step(amount: float, learning_rate: float) -> float:
-    """The step, once its parts are known to be sound."""
+    """Return the step after validating its factors."""
     if learning_rate <= 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     if not math.isfinite(amount):

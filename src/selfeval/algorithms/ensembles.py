@@ -1,7 +1,7 @@
 """Combine the scores of several evaluators and measure their disagreement.
 
-Shapes: K members, N replies. Scores of different members must be in one unit (whitened, or of one training) before they
-are compared. A policy finds the replies that one evaluator overrates; on those the members disagree.
+Shapes: K members, N replies. The scores of all members must have a common unit (whitened, or from one training run). A policy
+exploits replies that one evaluator overrates; on those the members disagree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["disagreement", "ensemble_mean", "uncertainty_weighted", "worst_case"
 
 
 def ensemble_mean(scores_KN: Tensor) -> Tensor:
-    """Average the members: (1/K) Σ_k r_k. Coste et al. 2023, mean optimisation (https://arxiv.org/abs/2310.02743).
+    """Return the mean over members, (1/K) Σ_k r_k. Coste et al. 2023, mean optimisation (https://arxiv.org/abs/2310.02743).
 
     Args:
         scores_KN: [K, N], score of each reply by each member.
@@ -36,9 +36,9 @@ def ensemble_mean(scores_KN: Tensor) -> Tensor:
 
 
 def worst_case(scores_KN: Tensor) -> Tensor:
-    """Take the lowest member: min_k r_k (WCO). Coste et al. 2023, worst-case optimisation (https://arxiv.org/abs/2310.02743).
+    """Return the minimum over members, min_k r_k (WCO). Coste et al. 2023, worst-case optimisation (https://arxiv.org/abs/2310.02743).
 
-    A reply must please every member. Nothing to tune; one bad member spoils it.
+    A high score needs the agreement of all members. There is nothing to tune, but a single bad member spoils the scores.
 
     Args:
         scores_KN: [K, N], score of each reply by each member.
@@ -54,9 +54,9 @@ def worst_case(scores_KN: Tensor) -> Tensor:
 
 
 def uncertainty_weighted(scores_KN: Tensor, *, weight: float) -> Tensor:
-    """Take the mean less a penalty for disagreement: mean − λ (1/K) Σ_k (r_k − mean)² (UWO).
+    """Return the mean minus a penalty for disagreement: mean − λ (1/K) Σ_k (r_k − mean)² (UWO).
 
-    The variance is that of the population (1/K), as in the paper; its public code uses 1/K in one place and 1/(K − 1) in
+    The variance is the population variance (1/K), as in the paper; its public code uses 1/K in one place and 1/(K − 1) in
     another. Coste et al. 2023, uncertainty-weighted optimisation (https://arxiv.org/abs/2310.02743).
 
     Args:
@@ -77,16 +77,15 @@ def uncertainty_weighted(scores_KN: Tensor, *, weight: float) -> Tensor:
 
 
 def disagreement(scores_KN: Tensor) -> Tensor:
-    """Measure how far the members are apart: the standard deviation √((1/K) Σ_k (r_k − mean)²).
+    """Return the disagreement of the members, their standard deviation √((1/K) Σ_k (r_k − mean)²).
 
-    Lakshminarayanan et al. 2017, section 2.4 (https://arxiv.org/abs/1612.01474) for the spread of an ensemble as its
-    uncertainty.
+    The spread of an ensemble as its uncertainty: Lakshminarayanan et al. 2017, section 2.4 (https://arxiv.org/abs/1612.01474).
 
     Args:
         scores_KN: [K, N], score of each reply by each member.
 
     Returns:
-        [N], >= 0, in units of score; 0 for one member, which cannot disagree.
+        [N], >= 0, in units of score; 0 for a single member.
 
     Raises:
         ValueError: the scores are not [K, N] with at least one member.
@@ -96,7 +95,7 @@ def disagreement(scores_KN: Tensor) -> Tensor:
 
 
 def _centred(scores_KN: Tensor) -> Tensor:
-    """Scores less their mean over members, exactly 0 where all members agree: a mean of equal floats is often off by a bit."""
+    """Subtract the mean over members, with exactly 0 if all members agree: the mean of equal floats is often off by a bit."""
     agree_N = (scores_KN == scores_KN[:1]).all(0)
     return torch.where(agree_N, torch.zeros_like(scores_KN), scores_KN - scores_KN.mean(0))
 

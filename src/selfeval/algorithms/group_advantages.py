@@ -1,13 +1,13 @@
-"""Advantages without a critic: a reply's reward relative to other replies to the same question, or to the batch.
+"""Critic-free advantages: the reward of a reply relative to other replies to the same question, or to the batch.
 
-Shapes: B batch, T time, G groups. A mask says what is KEPT: True = this token counts.
+Shapes: B batch, T time, G groups. A mask marks the tokens to KEEP: True = this token counts.
 
-A group is the replies to one question. Its id may be any integer, and its rows may be anywhere in the batch. Groups
-may differ in size. The advantage belongs to the whole reply; `masked.broadcast_to_tokens` assigns it to every token.
+A group is the replies to one question. Its id may be any integer, its rows may be anywhere in the batch, and groups may differ
+in size. The advantage is that of the whole reply; `masked.broadcast_to_tokens` assigns it to all its tokens.
 
-A group without information has advantage 0: a single reply (there is no other to compare it with), and replies with equal
-rewards. In floating point the mean of equal numbers is often not that number, and the rest, divided by a standard
-deviation of next to nothing, would look like a real advantage.
+A group without information has an advantage of 0: a single reply, which cannot be compared, or replies with equal rewards. The
+floating-point mean of equal numbers often differs from that number, and the rounding error, divided by a tiny standard
+deviation, would look like a real advantage.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ def grpo_advantages(
 
     A_i = (R_i − mean) / (std + eps),   std = √(Σ (R − mean)² / (n − correction)),   n = replies in the group
 
-    Dividing by the deviation gives a question that is nearly always (or never) solved the same say as any other: Dr.
-    GRPO calls that a bias, see `mean_only_advantages`. Shao et al. 2024, section 4.1.2 (https://arxiv.org/abs/2402.03300).
+    Division by the standard deviation upweights questions that are nearly always (or never) solved. Dr. GRPO considers this a
+    bias, see `mean_only_advantages`. Shao et al. 2024, section 4.1.2 (https://arxiv.org/abs/2402.03300).
 
     Args:
         rewards_B: [B], reward of the whole reply, any range.
         groups_B: [B], integer id of the question that it answers.
         correction: 1 divides by n − 1 (public code), 0 by n.
-        eps: added to the deviation, in units of reward, >= 0; public code has from 1e-9 to 1e-4.
-        noise_B: [B], rounding error of each reward, >= 0. Rewards of a group that differ by no more than twice its largest
-            count as equal; without it, the division would make advantages of order 1 from rounding.
+        eps: added to the standard deviation, in units of reward, >= 0; public code uses 1e-9 to 1e-4.
+        noise_B: Optional. [B], rounding error of each reward, >= 0. Rewards of a group that differ by at most twice its largest
+            rounding error count as equal; otherwise the division would turn rounding errors into advantages of order 1.
 
     Returns:
         Advantages [B], without unit; 0 in groups of one and in groups of equal rewards.
@@ -78,10 +78,10 @@ def grpo_advantages(
 
 
 def mean_only_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
-    """Compute the advantages of Dr. GRPO: rewards less the mean of their group, A_i = R_i − mean.
+    """Compute the advantages of Dr. GRPO: rewards minus the mean of their group, A_i = R_i − mean.
 
-    Liu et al. 2025, section 3.2 (https://arxiv.org/abs/2503.20783). Not unbiased to the last bit: R_i is part of its
-    own baseline, which shrinks the gradient by (n − 1) / n; `rloo_advantages` is the same without the shrinking.
+    Liu et al. 2025, section 3.2 (https://arxiv.org/abs/2503.20783). R_i is part of its own baseline, which scales the gradient
+    by (n − 1) / n; `rloo_advantages` is the same without this factor.
 
     Args:
         rewards_B: [B], reward of the whole reply, any range.
@@ -97,7 +97,7 @@ def mean_only_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
 
 
 def rloo_advantages(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
-    """Compute the advantages of REINFORCE leave-one-out: the reward less the mean of the *other* replies of the group.
+    """Compute the advantages of REINFORCE leave-one-out: the reward minus the mean of the *other* replies of the group.
 
     A_i = R_i − 1/(n − 1) Σ_{j≠i} R_j = n / (n − 1) (R_i − mean)
 
@@ -128,7 +128,7 @@ def batch_std_advantages(rewards_B: Tensor, groups_B: Tensor, *, eps: float = 1e
 
     A_i = (R_i − mean of the group) / (std of all rewards of the batch, n − 1, + eps)
 
-    The step keeps its size whatever the unit of the reward, and a question with little spread is not blown up. Liu et
+    The size of a step does not depend on the unit of the reward, and questions with little spread are not upweighted. Liu et
     al. 2025, Lite PPO (https://arxiv.org/abs/2508.08221).
 
     Args:
@@ -151,11 +151,11 @@ def batch_std_advantages(rewards_B: Tensor, groups_B: Tensor, *, eps: float = 1e
 
 
 def remax_advantages(rewards_BT: Tensor, mask_BT: Tensor, baselines_B: Tensor) -> Tensor:
-    """Compute the advantages of ReMax: the rewards still to come, less what the greedy reply got.
+    """Compute the advantages of ReMax: the reward-to-go minus the reward of the greedy reply.
 
     A_t = Σ_{k≥t} r_k − b,   b = reward of the greedy reply to the same question
 
-    The baseline costs one more reply per question and needs no group. Li et al. 2024, algorithm 1
+    The baseline needs one additional reply per question, but no group. Li et al. 2024, algorithm 1
     (https://arxiv.org/abs/2310.10505).
 
     Args:
@@ -179,7 +179,7 @@ def reinforce_pp_advantages(
 
     A_t = (G_t − μ) / √(var + eps),   G_t = r_t + γ G_{t'}
 
-    The batch is the baseline, so questions need no second reply. Long replies weigh more in μ: it is a mean over
+    The batch is the baseline, so one reply per question is enough. Long replies have a larger weight in μ, which is a mean over
     tokens. Hu et al. 2025 (https://arxiv.org/abs/2501.03262).
 
     Args:
@@ -203,12 +203,12 @@ def reinforce_pp_advantages(
 def reinforce_pp_baseline_advantages(
     rewards_B: Tensor, groups_B: Tensor, mask_BT: Tensor, *, correction: Literal[0, 1] = 1, eps: float = 1e-8
 ) -> Tensor:
-    """Compute the advantages of REINFORCE++ with a baseline: less the mean of the group, whitened over the whole batch.
+    """Compute the advantages of REINFORCE++ with a baseline: rewards minus the group mean, whitened over the whole batch.
 
     A_t = (a_i − μ) / √(var + eps),   a_i = R_i − mean of the group, at every token of reply i
 
-    Hu et al. 2025 (https://arxiv.org/abs/2501.03262). The whitening is over tokens: with replies of different length μ
-    is not 0, and a group that says nothing gets −μ / √var, the same for all its replies.
+    Hu et al. 2025 (https://arxiv.org/abs/2501.03262). Whitening is over tokens: if replies differ in length μ is not 0, and the
+    replies of a group without information all get −μ / √var.
 
     Args:
         rewards_B: [B], reward of the whole reply, any range.
@@ -231,7 +231,7 @@ def reinforce_pp_baseline_advantages(
 class _Groups(NamedTuple):
     rows_B: Tensor  # index of the row's group in 0 .. G − 1
     sizes_B: Tensor  # replies in the row's group
-    centred_B: Tensor  # reward less the mean of the row's group, exactly 0 where all rewards of the group are equal
+    centred_B: Tensor  # reward minus the mean of the row's group, exactly 0 if all rewards of the group are equal
 
 
 def _grouped(rewards_B: Tensor, groups_B: Tensor, noise_B: Tensor | None = None) -> _Groups:
@@ -258,5 +258,5 @@ def _group_extremes(x_B: Tensor, rows_B: Tensor, which: Literal["amin", "amax"])
 
 
 def _divided(centred_B: Tensor, scale_B: Tensor) -> Tensor:
-    # 0 stays 0 where the scale is 0 too (eps = 0, equal rewards).
+    # 0 / 0 (eps = 0, equal rewards) must be 0, not NaN.
     return torch.where(centred_B != 0, centred_B / scale_B, torch.zeros_like(centred_B))

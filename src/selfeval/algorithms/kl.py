@@ -1,9 +1,9 @@
-"""How far the policy is from its reference: sampled estimators, exact divergences, the penalty as a reward.
+"""Divergence of the policy from its reference: sampled estimators, exact divergences, and the penalty as a reward.
 
-Shapes: B batch, T time, V vocabulary, ... any leading axes. All logarithms are natural: a KL is in nats.
-A mask says what is KEPT: True = this token counts.
+Shapes: B batch, T time, V vocabulary, ... any leading axes. All logarithms are natural, so a KL is in nats.
+A mask marks the tokens to KEEP: True = this token counts.
 
-For a token drawn from the policy let d = log π(a) − log π_ref(a). Which estimator is right depends on where it is used:
+For a token sampled from the policy let d = log π(a) − log π_ref(a). The right estimator depends on its use:
 
 | estimator | its mean                | as a reward (no gradient through it) | as a loss (gradient through log π)  |
 |-----------|-------------------------|--------------------------------------|-------------------------------------|
@@ -41,11 +41,11 @@ __all__ = [
 def k1(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     """Estimate KL(π‖π_ref) per token by the log-ratio: k1 = log π(a) − log π_ref(a).
 
-    As a value: unbiased, noisy, of either sign; its sum over a row estimates the KL of whole replies. In the reward:
-    right. As a loss: wrong, its expected gradient is 0. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
+    As a value it is unbiased, noisy and of either sign; its sum over a row estimates the KL of whole replies. It is correct as
+    part of the reward, but not as a loss, because its expected gradient is 0. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
 
     Args:
-        logprobs_BT: [B, T], log π of the token drawn from π, <= 0.
+        logprobs_BT: [B, T], log π of the token sampled from π, <= 0.
         ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
 
     Returns:
@@ -61,11 +61,11 @@ def k1(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
 def k2(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     """Estimate KL(π‖π_ref) per token by half the squared log-ratio: k2 = (log π(a) − log π_ref(a))² / 2.
 
-    As a value: biased, low variance, good only where the two are close. As a loss: right, its expected gradient is that
-    of KL(π‖π_ref). Tang and Munos 2025 (https://arxiv.org/abs/2506.09477).
+    As a value it is biased, with low variance, and accurate only if the two are close. As a loss it is correct: its expected
+    gradient is that of KL(π‖π_ref). Tang and Munos 2025 (https://arxiv.org/abs/2506.09477).
 
     Args:
-        logprobs_BT: [B, T], log π of the token drawn from π, <= 0. Zero non-finite padding first (`zero_padding`).
+        logprobs_BT: [B, T], log π of the token sampled from π, <= 0. Zero non-finite padding first (`zero_padding`).
         ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
 
     Returns:
@@ -80,12 +80,12 @@ def k2(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
 def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     """Estimate KL(π‖π_ref) per token by k3 = exp(−d) − 1 + d, d = log π(a) − log π_ref(a).
 
-    As a value: right, unbiased and never negative (unless π_ref misses what π does: then its variance explodes). As a
-    loss: its expected gradient is π − π_ref, that of the *other* KL(π_ref‖π); GRPO (https://arxiv.org/abs/2402.03300,
-    eq. 4) uses it so. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
+    As a value it is unbiased and never negative, but its variance, about Σ π_ref² / π, explodes if π is tiny at tokens that are
+    likely under π_ref. As a loss its expected gradient is π − π_ref, that of the *other* KL(π_ref‖π); GRPO
+    (https://arxiv.org/abs/2402.03300, eq. 4) uses it in this way. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
 
     Args:
-        logprobs_BT: [B, T], log π of the token drawn from π, <= 0. Zero non-finite padding first (`zero_padding`).
+        logprobs_BT: [B, T], log π of the token sampled from π, <= 0. Zero non-finite padding first (`zero_padding`).
         ref_logprobs_BT: [B, T], log π_ref of the same token, <= 0.
 
     Returns:
@@ -95,7 +95,7 @@ def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    # Beyond the limit of exp, value and gradient stay finite: a loss with beta = 0 must not become 0 * inf.
+    # Value and gradient stay finite beyond the limit of exp, because a loss with beta = 0 must not become 0 * inf = NaN.
     minus_d_BT = limit_exponent(-k1(logprobs_BT, ref_logprobs_BT))
     return torch.expm1(minus_d_BT) - minus_d_BT
 
@@ -103,7 +103,7 @@ def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
 def categorical_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """Compute KL(p‖q) of two categorical distributions exactly: Σ_v p_v (log p_v − log q_v), p = softmax(logits_p).
 
-    Right as a value and as a loss. Outcomes with probability 0 under p (logit −inf) add 0. Cover and Thomas 2006, eq.
+    It is correct as a value and as a loss. Outcomes with probability 0 under p (logit −inf) add 0. Cover and Thomas 2006, eq.
     2.26 (https://doi.org/10.1002/047174882X).
 
     Args:
@@ -161,7 +161,7 @@ def categorical_cross_entropy(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def jensen_shannon(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """Compute the Jensen-Shannon divergence: ½ KL(p‖m) + ½ KL(q‖m), m = (p + q) / 2, p = softmax(logits_p).
 
-    A symmetric, bounded distance: finite where the KL is not, and small where it explodes. Lin 1991, section IV
+    A symmetric, bounded divergence that stays finite if the KL is infinite. Lin 1991, section IV
     (https://doi.org/10.1109/18.61115).
 
     Args:
@@ -177,7 +177,7 @@ def jensen_shannon(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     check_same_shape(logits_p=logits_p, logits_q=logits_q)
     p, q = logits_p.softmax(-1), logits_q.softmax(-1)
     m = (p + q) / 2
-    # An outcome that both forbid: log 1, not log 0, whose gradient is not finite.
+    # For outcomes with probability 0 under both, use log 1 instead of log 0, whose gradient is not finite.
     logm = torch.where(m > 0, m, torch.ones_like(m)).log()
     return (_kl_to(logits_p.log_softmax(-1), logm) + _kl_to(logits_q.log_softmax(-1), logm)) / 2
 
@@ -185,7 +185,7 @@ def jensen_shannon(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def total_variation(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """Compute the total variation distance: ½ Σ_v |p_v − q_v|, p = softmax(logits_p).
 
-    The largest difference of the two in the probability of any event; at most √(KL / 2) (Pinsker). Levin and Peres
+    It is the largest difference in the probability of any event, and at most √(KL / 2) (Pinsker). Levin and Peres
     2017, proposition 4.2 (https://doi.org/10.1090/mbk/107).
 
     Args:
@@ -205,17 +205,17 @@ def total_variation(logits_p: Tensor, logits_q: Tensor) -> Tensor:
 def kl_shaped_rewards(
     scores_B: Tensor, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, mask_BT: Tensor, *, beta: float
 ) -> Tensor:
-    """Spread the objective E[score] − β KL(π‖π_ref) over tokens.
+    """Distribute the objective E[score] − β KL(π‖π_ref) over tokens as rewards.
 
     r_t = −β (log π_t − log π_ref,t) + score · [t is the last token of its row]
 
-    The penalty is k1, the right one as a reward. A row without tokens has no place for its score: it gets 0 everywhere.
+    The penalty is k1, the correct estimator in a reward. A row without tokens has rewards of 0, and its score is dropped.
     Ziegler et al. 2019, eq. 2 (https://arxiv.org/abs/1909.08593); Ouyang et al. 2022, eq. 2
     (https://arxiv.org/abs/2203.02155).
 
     Args:
         scores_B: [B], evaluator score of the whole reply, in any range.
-        logprobs_BT: [B, T], log π of the drawn token, at the temperature it was drawn at; garbage where the mask is
+        logprobs_BT: [B, T], log π of the sampled token, at the temperature it was drawn at; garbage where the mask is
             False.
         ref_logprobs_BT: [B, T], log π_ref of the same token, at the same temperature.
         mask_BT: [B, T], True = token of the reply, EOS included.

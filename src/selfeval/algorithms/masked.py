@@ -1,10 +1,10 @@
-"""Sums, means and whitening over the tokens that count.
+"""Masked sums, means and whitening.
 
 Shapes: B batch, T time (position of a token in its row).
-A mask says what is KEPT: True = this token counts. Numbers 0 and 1 are read as False and True.
+A mask marks the tokens to KEEP: True = this token counts. Numbers 0 and 1 are converted to False and True.
 
-Padding may hold anything, inf and NaN included. It is removed by selection (`torch.where`), never by multiplication,
-because 0 * inf is NaN, forward and backward.
+Padding may have any value, including inf and NaN. It is removed by selection (`torch.where`), never by multiplication, because
+0 * inf is NaN in the forward and in the backward pass.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _WITH_NORM_LENGTH = ("sequence_mean_token_sum_norm", "constant_length")
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return float32 for half precision, else the type itself: the type that sums and discounts are computed in.
+    """Return the dtype for sums and discounts: float32 for half precision, otherwise the dtype itself.
 
     Example:
         >>> at_least_float32(torch.bfloat16), at_least_float32(torch.float64)
@@ -55,12 +55,12 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Refuse tensors that would broadcast against each other instead of lining up.
+    """Raise an error for tensors that would broadcast against each other.
 
-    A [B, 1] tensor broadcast against a [B, T] one yields a plausible loss and a wrong gradient; raise an error instead.
+    A [B, 1] tensor that broadcasts against a [B, T] one yields a plausible loss with a wrong gradient.
 
     Args:
-        tensors: tensors by the name that the message should use.
+        tensors: tensors by their names in the error message.
 
     Raises:
         ValueError: the shapes are not all equal; the message lists them.
@@ -71,10 +71,10 @@ def check_same_shape(**tensors: Tensor) -> None:
 
 
 def check_scalar(**numbers: float | Tensor | None) -> None:
-    """Refuse a tensor with axes where one number is meant: [N, 1] against [N] would broadcast to [N, N].
+    """Raise an error for tensors that are not scalars: [N, 1] against [N] would broadcast to [N, N].
 
     Args:
-        numbers: numbers or tensors by the name that the message should use; None passes.
+        numbers: numbers or tensors by their names in the error message; None is accepted.
 
     Raises:
         ValueError: one of them is not a scalar; the message names its shape.
@@ -85,11 +85,11 @@ def check_scalar(**numbers: float | Tensor | None) -> None:
 
 
 def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
-    """Refuse a tensor that is neither one number nor of the shape of `like`.
+    """Raise an error for tensors that are neither scalars nor of the shape of `like`.
 
     Args:
-        like: the tensor that it meets.
-        numbers: numbers or tensors by the name that the message should use.
+        like: the tensor with the expected shape.
+        numbers: numbers or tensors by their names in the error message.
 
     Raises:
         ValueError: one of them has another shape; the message names both.
@@ -100,12 +100,12 @@ def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
 
 
 def limit_exponent(x: Tensor) -> Tensor:
-    """Clamp x to keep exp(x) and 20 times it finite; the gradient is 0 above the limit.
+    """Clamp x such that exp(x), and 20 times it, is finite; the gradient is 0 above the limit.
 
     y = min(x, log(largest number of the type) − 3):  85.7 in float32 and bfloat16, 8.1 in float16, 707 in float64
 
-    exp of 89 is inf in float32. Where a clip discards such a ratio, its value is right, but the backward pass multiplies the
-    gradient 0 by inf: one token makes the gradient of the batch NaN.
+    exp of 89 is inf in float32. If a clip discards such a ratio, the value of the loss is right, but the backward pass
+    multiplies a gradient of 0 by inf: a single token makes the gradient of the whole batch NaN.
 
     Args:
         x: any shape, any range.
@@ -121,12 +121,12 @@ def limit_exponent(x: Tensor) -> Tensor:
 
 
 def zero_padding(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Replace what the mask drops by 0, in the value and in the gradient.
+    """Replace masked-out values by 0, in the value and in the gradient.
 
     y_t = x_t if mask_t else 0
 
-    Use it *before* a non-linear function (exp, square) of a tensor whose padding may not be finite: selecting
-    afterwards mends the value, but the backward pass still multiplies 0 by inf.
+    Use it *before* a non-linear function (exp, square) of a tensor whose padding may not be finite: selecting afterwards fixes
+    the value, but the backward pass still multiplies 0 by inf.
 
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
@@ -147,7 +147,7 @@ def zero_padding(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def broadcast_to_tokens(x_B: Tensor, mask_BT: Tensor) -> Tensor:
-    """Give every token of a row what belongs to the whole row, as its advantage: y_t = x if mask_t else 0.
+    """Broadcast one number per row, such as an advantage, to the tokens of the row: y_t = x if mask_t else 0.
 
     Args:
         x_B: [B], one number per row, any range.
@@ -168,14 +168,14 @@ def broadcast_to_tokens(x_B: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def masked_sum(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum the tokens that count: Σ m x.
+    """Compute the sum over unmasked tokens, Σ m x.
 
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
 
     Returns:
-        Scalar; 0 when no token counts.
+        Scalar; 0 if no token counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -184,7 +184,7 @@ def masked_sum(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Average the tokens that count: Σ m x / Σ m.
+    """Compute the mean over unmasked tokens, Σ m x / Σ m.
 
     The denominator is exact (no 1e-8 added), so the mean of a constant is that constant up to the rounding of the sum.
 
@@ -193,7 +193,7 @@ def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
         mask_BT: [B, T], True = token counts.
 
     Returns:
-        Scalar; NaN when no token counts (a mean of nothing is not 0), with a gradient of 0.
+        Scalar; NaN with a gradient of 0 if no token counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -202,7 +202,7 @@ def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
         >>> masked_mean(torch.tensor([[1.0, 3.0, float("inf")]]), torch.tensor([[True, True, False]])).item()
         2.0
     """
-    # In the type of x a count above 256 would be rounded to 3 digits in bfloat16.
+    # Counted in a wider dtype: in bfloat16 a count above 256 would be rounded to 3 digits.
     exact_BT = x_BT.to(at_least_float32(x_BT.dtype))
     return (masked_sum(exact_BT, mask_BT) / mask_BT.bool().sum()).to(x_BT.dtype)
 
@@ -210,20 +210,19 @@ def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:
 def whiten(
     x_BT: Tensor, mask_BT: Tensor, *, shift_mean: bool = True, correction: Literal[0, 1] = 1, eps: float = 1e-8
 ) -> Tensor:
-    """Scale the tokens that count to variance 1, and (by default) shift them to mean 0.
+    """Scale unmasked tokens to variance 1 and, by default, shift them to mean 0.
 
     y = (x − μ) / √(var + eps),   n = Σ m, μ = Σ m x / n, var = Σ m (x − μ)² / (n − correction);   not shifted: y + μ
 
-    One mean and one variance for the whole batch. Equal tokens become exactly 0 (with the mean added back, exactly the
-    mean): the mean of equal floats is often not that float, and its rounding error divided by √eps would look like an
-    advantage. The variance is unbiased by default, as in most public code; Huang et al. 2024, section 4
-    (https://arxiv.org/abs/2403.17031) list it among the details that matter in PPO. `shift_mean=False` keeps the mean,
-    which is what rewards need (their sign carries meaning) and advantages do not.
+    Mean and variance are those of the whole batch. Equal tokens become exactly 0 (or exactly the mean if it is added back): the
+    mean of equal floats often differs from that float, and its rounding error divided by √eps would look like an advantage. The
+    variance is unbiased by default, as in most public code; Huang et al. 2024, section 4 (https://arxiv.org/abs/2403.17031)
+    list it among the details that matter in PPO. Use `shift_mean=False` for rewards, whose sign has a meaning.
 
     Args:
         x_BT: [B, T], any range, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
-        shift_mean: whether the result has mean 0; if False, the mean is added back after scaling.
+        shift_mean: whether the result has mean 0; if False, the mean is added back after scaling. Default: True.
         correction: 1 divides by n − 1 (unbiased), 0 by n (the population variance).
         eps: added to the variance, >= 0; keeps a constant batch at 0 instead of 0/0.
 
@@ -239,7 +238,7 @@ def whiten(
         raise ValueError(f"whitening needs at least 2 tokens, this mask keeps {count}: their variance is undefined")
     exact_BT = zero_padding(x_BT, mask_BT).to(at_least_float32(x_BT.dtype))
     mean = masked_mean(exact_BT, mask_BT)
-    # The second pass removes the rounding error of the first mean.
+    # A second pass removes the rounding error of the first mean.
     rest = _mean_of_offsets(exact_BT - mean, mask_BT)
     centred_BT = zero_padding(exact_BT - mean - rest, mask_BT)
     white_BT = centred_BT * torch.rsqrt(centred_BT.square().sum() / (count - correction) + eps)
@@ -247,21 +246,21 @@ def whiten(
 
 
 def _mean_of_offsets(offsets_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Their mean; exactly that number where all are equal, which a sum of floats does not promise."""
+    """Compute a mean that is exact if all offsets are equal, which the sum of floats does not guarantee."""
     kept_N = offsets_BT[mask_BT.bool()]
     return kept_N[0] if bool((kept_N == kept_N[0]).all()) else kept_N.mean()
 
 
 def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_length: int | None = None) -> Tensor:
-    """Reduce a loss per token to the scalar that is minimised.
+    """Reduce token losses to the scalar to minimise.
 
-    token_mean                         Σ m l / Σ m: every token weighs the same, so long rows weigh more
-    token_sum                          Σ m l: to be divided by what the caller knows
-    sequence_mean_token_mean           mean over non-empty rows of the mean of the row: every row weighs the same
+    token_mean                         Σ m l / Σ m: all tokens have equal weight, so long rows have more
+    token_sum                          Σ m l: for callers with a different divisor
+    sequence_mean_token_mean           mean over non-empty rows of the mean of the row: all rows have equal weight
     sequence_mean_token_mean_all_rows  the same, but an empty row counts as a row with loss 0
     sequence_mean_token_sum            mean over non-empty rows of the sum of the row: the plain policy gradient
     sequence_mean_token_sum_norm       the former / L
-    constant_length                    Σ m l / (B L): empty rows count, and length has no say
+    constant_length                    Σ m l / (B L): empty rows count, and the weight of a token does not depend on lengths
 
     The first is DAPO's (https://arxiv.org/abs/2503.14476, section 3.3), sequence_mean_token_mean GRPO's
     (https://arxiv.org/abs/2402.03300, eq. 3), the last Dr. GRPO's (https://arxiv.org/abs/2503.20783, section 3.2).
@@ -273,13 +272,13 @@ def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_lengt
         loss_BT: [B, T], loss per token, garbage where the mask is False.
         mask_BT: [B, T], True = token counts.
         mode: one of the seven above.
-        norm_length: l in tokens, > 0; with the two modes that divide by L, and only there.
+        norm_length: L in tokens, > 0. Required by the two modes that divide by L, and an error for the others.
 
     Returns:
-        Scalar. 0 with a gradient of 0 when no token counts: such a batch teaches nothing.
+        Scalar; 0 with a gradient of 0 if no token counts.
 
     Raises:
-        ValueError: the shapes differ, the mode is unknown, or norm_length is missing, not positive or has no use.
+        ValueError: the shapes differ, the mode is unknown, or norm_length is missing, not positive or unused.
     """
     check_same_shape(loss=loss_BT, mask=mask_BT)
     dtype = at_least_float32(loss_BT.dtype)
@@ -290,10 +289,10 @@ def aggregate(loss_BT: Tensor, mask_BT: Tensor, mode: Aggregation, *, norm_lengt
 def aggregation_weights(
     mask_BT: Tensor, mode: Aggregation, *, norm_length: int | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Compute what each token weighs in the aggregated loss: aggregate(l) = Σ w l.
+    """Compute the weight of each token in the aggregated loss: aggregate(l) = Σ w l.
 
-    Every mode is linear in the loss, and its weights depend on the mask alone. So a batch can be split: weights of the
-    whole batch, rows of them to each micro-batch, and the sums of the parts are the whole, gradient included.
+    All modes are linear in the loss, with weights that depend on the mask alone. So a batch can be split: compute the weights
+    of the whole batch and pass each micro-batch its rows; the sum over micro-batches has the loss and gradient of the batch.
 
     Args:
         mask_BT: [B, T] of the whole batch, True = token counts.

@@ -1,12 +1,11 @@
-"""Markov decision processes small enough to be solved exactly: the oracles that learners are measured against.
+"""Markov decision processes that are small enough for exact solutions, as oracles in the tests of learners.
 
 Shapes: S states, A actions, P prefixes, V vocabulary, N sequences, B batch, T time. Rewards carry the precision: use
 float64. All logarithms are natural.
 
-Two kinds. A `FiniteMDP` is a table of transitions with a discount below 1, solved by iteration. A `TokenMDP` is what a
-language model walks through: a state is the prefix of tokens so far, an action is the next token, nothing is random but
-the policy, and every sequence ends, so one sweep from the longest prefixes to the empty one is exact, with a
-discount of 1.
+There are two kinds. A `FiniteMDP` is a table of transitions with a discount below 1, solved by iteration. A `TokenMDP` is the
+MDP of a language model: states are prefixes of tokens, actions are next tokens, transitions are deterministic, and all
+sequences end, so a single sweep from the longest prefixes to the empty one is exact with a discount of 1.
 
 The Bellman equations, with V the value of a state and Q that of an action in a state, and s' the next state:
 
@@ -16,7 +15,7 @@ The Bellman equations, with V the value of a state and Q that of an action in a 
       of a policy π        V(s) = Σ_a π(a|s) (Q(s, a) − β log π(a|s)/π_ref(a|s))
       of the best policy   V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a) / β),      π*(a|s) = π_ref(a|s) exp((Q(s, a) − V(s)) / β)
 
-The soft ones belong to the objective of RLHF, the return less β times KL(π‖π_ref). Bellman 1957; Geist et al. 2019,
+The soft equations are those of the RLHF objective, the return minus β times KL(π‖π_ref). Bellman 1957; Geist et al. 2019,
 section 3 (https://arxiv.org/abs/1901.11275) for regularised ones; Rafailov et al. 2024, section 3
 (https://arxiv.org/abs/2404.12358) for the token MDP.
 """
@@ -63,22 +62,22 @@ __all__ = [
 ]
 
 _FINEST, _COARSEST = 1e-10, 1e-6
-"""The default tolerance, and the share of the largest value above which the arithmetic is too coarse to choose one."""
+"""Default tolerance, and the relative resolution above which the precision is too low for any default."""
 
 _MOST_ROUNDS = 10_000
-"""Policy iteration takes some tens of rounds; more than this is a fault, and not a large problem."""
+"""Limit on rounds: policy iteration takes some tens of them, so reaching the limit is a bug, not a large problem."""
 
 
 @dataclass(frozen=True, eq=False)
 class FiniteMDP:
-    """Hold a finite MDP: its transitions, rewards, discount and the distribution of its first state.
+    """A finite MDP: its transitions, rewards, discount and initial state distribution.
 
-    An absorbing state is one whose actions all lead back to it, with reward 0.
+    In an absorbing state all actions lead back to the state, with reward 0.
 
     Args:
         transitions_SAS: [S, A, S], P(s'|s, a); each row over s' sums to 1.
         rewards_SA: [S, A], expected reward of action a in state s.
-        start_S: [S], probability that s is the first state.
+        start_S: [S], probability that s is the initial state.
         gamma: discount per step, in [0, 1).
 
     Raises:
@@ -100,7 +99,7 @@ class FiniteMDP:
 
 
 class Solution(NamedTuple):
-    """Values, action values and the policy that belongs to them (probabilities)."""
+    """State values, action values and the corresponding policy (probabilities)."""
 
     values_S: Tensor
     q_SA: Tensor
@@ -108,7 +107,7 @@ class Solution(NamedTuple):
 
 
 def bellman_q(mdp: FiniteMDP, values_S: Tensor) -> Tensor:
-    """Look one step ahead: Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s').
+    """Compute a one-step lookahead: Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s').
 
     Sutton and Barto 2018, eq. 4.6 (http://incompleteideas.net/book/the-book-2nd.html).
 
@@ -154,8 +153,8 @@ def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tenso
 
     (I − γ P_π) V = R_π − β KL(π(·|s)‖π_ref(·|s)),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
 
-    V(s) is E Σ_t γ^t (r_t − β log π(a_t|s_t)/π_ref(a_t|s_t)) from s on. Q does not pay for its own first action. Geist et
-    al. 2019, section 3.1 (https://arxiv.org/abs/1901.11275).
+    V(s) is E Σ_t γ^t (r_t − β log π(a_t|s_t)/π_ref(a_t|s_t)) from s on. Q does not include the penalty of its first action.
+    Geist et al. 2019, section 3.1 (https://arxiv.org/abs/1901.11275).
 
     Args:
         mdp: the MDP.
@@ -167,8 +166,8 @@ def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tenso
         Regularised values, Q, and the policy as it was given.
 
     Raises:
-        ValueError: the shapes differ, a row is not a distribution, the policy does what the reference never does (its
-            values are −inf), or beta is not positive.
+        ValueError: the shapes differ, a row is not a distribution, the policy takes an action with probability 0 under the
+            reference (its values are −inf), or beta is not positive.
     """
     check_scalar(beta=beta)
     _check_beta(beta)
@@ -184,24 +183,24 @@ def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tenso
 
 
 def value_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Solution:
-    """Find the optimal values by applying the Bellman optimality equation until it holds.
+    """Compute the optimal values by value iteration.
 
     V ← max_a Q(s, a),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
 
-    The update is a contraction: after a step that changes V by at most Δ in any state, V is within γ Δ / (1 − γ) of V*.
-    It stops when that is below the tolerance. (A stop on the *span* of the step, as in some public code, fixes the policy
-    but leaves V off by a constant.) Puterman 1994, theorem 6.3.1 (https://doi.org/10.1002/9780470316887).
+    The update is a contraction: after a step that changes V by at most Δ in any state, V is within γ Δ / (1 − γ) of V*. It
+    stops once this bound is below the tolerance. (Stopping on the *span* of the step, as in some public code, yields the right
+    policy but leaves V off by a constant.) Puterman 1994, theorem 6.3.1 (https://doi.org/10.1002/9780470316887).
 
     Args:
         mdp: the MDP.
-        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
-            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
+        tolerance: Optional. Maximum error of any value, in units of reward. Default: 1e-10, or the resolution of the precision
+            if that is coarser: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Optimal values within the tolerance, Q, and the greedy policy (the lowest action among equals).
 
     Raises:
-        ValueError: the precision of the rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
+        ValueError: the precision of the rewards cannot resolve the tolerance, or, by default, 1e-6 of the values.
         ArithmeticError: the iteration does not converge.
     """
     check_scalar(tolerance=tolerance)
@@ -211,24 +210,24 @@ def value_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Soluti
 
 
 def policy_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Solution:
-    """Find the optimal values by evaluating a policy exactly and making it greedy, in turn.
+    """Compute the optimal values by policy iteration, alternating exact evaluation and greedy improvement.
 
     π ← argmax_a Q^π(s, a)
 
-    An action is changed only where that gains more than (1 − γ) times the tolerance: ties that rounding breaks one way or
-    the other would go round in a circle. When no state gains more, V^π is within the tolerance of V*, because V* − V^π <=
-    max_s (max_a Q^π − V^π) / (1 − γ). Howard 1960; Puterman 1994, section 6.4 (https://doi.org/10.1002/9780470316887).
+    An action is changed only if the gain exceeds (1 − γ) times the tolerance; otherwise ties that rounding breaks differently
+    in each round would cycle. If no state gains more, V^π is within the tolerance of V*, because
+    V* − V^π <= max_s (max_a Q^π − V^π) / (1 − γ). Howard 1960; Puterman 1994, section 6.4 (https://doi.org/10.1002/9780470316887).
 
     Args:
         mdp: the MDP.
-        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
-            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
+        tolerance: Optional. Maximum error of any value, in units of reward. Default: 1e-10, or the resolution of the precision
+            if that is coarser: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Values and Q of the policy that was found, and that policy (deterministic).
 
     Raises:
-        ValueError: the precision of the rewards cannot resolve the tolerance, or without one not 1e-6 of the values.
+        ValueError: the precision of the rewards cannot resolve the tolerance, or, by default, 1e-6 of the values.
         ArithmeticError: the iteration does not converge.
     """
     check_scalar(tolerance=tolerance)
@@ -244,20 +243,20 @@ def policy_iteration(mdp: FiniteMDP, *, tolerance: float | None = None) -> Solut
 
 
 def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float | None = None) -> Solution:
-    """Find the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by applying its Bellman equation until it holds.
+    """Compute the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by soft value iteration.
 
     V ← β log Σ_a π_ref(a|s) exp(Q(s, a) / β),   Q(s, a) = R(s, a) + γ Σ_s' P(s'|s, a) V(s')
 
-    A contraction like `value_iteration`, with the same bound on the error. β → 0 yields the plain optimum, β → ∞ the values
-    of the reference. Geist et al. 2019, section 3 (https://arxiv.org/abs/1901.11275); with a uniform reference, soft
+    This is a contraction like `value_iteration`, with the same error bound. β → 0 yields the unregularised optimum, β → ∞ the
+    values of the reference. Geist et al. 2019, section 3 (https://arxiv.org/abs/1901.11275); with a uniform reference, soft
     Q-iteration: Haarnoja et al. 2017, theorem 3 (https://arxiv.org/abs/1702.08165).
 
     Args:
         mdp: the MDP.
         ref_policy_SA: [S, A], π_ref(a|s); 0 forbids an action.
         beta: β, weight of the KL in reward per nat, > 0.
-        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
-            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
+        tolerance: Optional. Maximum error of any value, in units of reward. Default: 1e-10, or the resolution of the precision
+            if that is coarser: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Optimal regularised values within the tolerance, Q, and the policy π_ref exp((Q − V) / β).
@@ -277,20 +276,20 @@ def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, 
 
 
 def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, tolerance: float | None = None) -> Solution:
-    """Find the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by evaluating a policy exactly and improving it, in turn.
+    """Compute the optimum of E Σ_t γ^t (r_t − β log π/π_ref) by soft policy iteration.
 
     π ← π_ref(a|s) exp(Q^π(s, a) / β) / Σ_b π_ref(b|s) exp(Q^π(s, b) / β)
 
-    This is Newton's method on the soft Bellman equation: few rounds. It stops after a round whose backup gained less than
-    (1 − γ) times the tolerance in every state, which bounds the error by the tolerance. Haarnoja et al. 2018, theorem 1
+    This is Newton's method on the soft Bellman equation, so it takes few rounds. It stops after a round whose backup gains less
+    than (1 − γ) times the tolerance in all states, which bounds the error by the tolerance. Haarnoja et al. 2018, theorem 1
     (https://arxiv.org/abs/1801.01290); Geist et al. 2019, section 4 (https://arxiv.org/abs/1901.11275).
 
     Args:
         mdp: the MDP.
         ref_policy_SA: [S, A], π_ref(a|s); 0 forbids an action.
         beta: β, weight of the KL in reward per nat, > 0.
-        tolerance: largest error of any value, in units of reward. None = 1e-10, or where that is finer than the arithmetic
-            resolves, its resolution: 7e-15 of the largest value (plus β) over 1 − γ in float64.
+        tolerance: Optional. Maximum error of any value, in units of reward. Default: 1e-10, or the resolution of the precision
+            if that is coarser: 7e-15 of the largest value (plus β) over 1 − γ in float64.
 
     Returns:
         Regularised values and Q of the policy that was found, and that policy.
@@ -303,8 +302,8 @@ def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float,
     check_scalar(beta=beta, tolerance=tolerance)
     _check_beta(beta)
     least_gain = (1 - mdp.gamma) * _tolerance(mdp, tolerance, beta)
-    # The KL is that from a normalised reference. Here, beta times the log of a sum that is not exactly 1 would be a gain in
-    # every round, and the iteration would not end.
+    # Normalise the reference exactly: otherwise beta times the log of a sum that is not exactly 1 would be a gain in every
+    # round, and the iteration would not stop.
     log_ref_SA = ref_policy_SA.log().log_softmax(-1)
     solution = evaluate_soft_policy(mdp, ref_policy_SA, ref_policy_SA, beta=beta)
     for _ in range(_MOST_ROUNDS):
@@ -317,7 +316,7 @@ def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float,
 
 
 def occupancy(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
-    """Compute how often a policy is in each state, discounted and not normalised.
+    """Compute the discounted state occupancy of a policy, not normalised.
 
     d(s) = Σ_t γ^t P(s_t = s),   (I − γ P_πᵀ) d = start
 
@@ -339,11 +338,11 @@ def occupancy(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
 
 
 def policy_gradient(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
-    """Compute the gradient of the expected return with respect to the logits of a tabular softmax policy, exactly.
+    """Compute the exact gradient of the expected return with respect to the logits of a tabular softmax policy.
 
     J = Σ_s start(s) V(s),   ∂J/∂z(s, a) = d(s) π(a|s) (Q(s, a) − V(s))
 
-    Sutton et al. 2000, theorem 1 (https://papers.nips.cc/paper/1713), with the derivative of a softmax put in.
+    Sutton et al. 2000, theorem 1 (https://papers.nips.cc/paper/1713), with the derivative of the softmax.
 
     Args:
         mdp: the MDP.
@@ -361,17 +360,16 @@ def policy_gradient(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TokenMDP:
-    """Hold a token MDP: all prefixes over a vocabulary up to a horizon, and what each next token pays.
+    """A token MDP: all prefixes over a vocabulary up to a horizon, and the reward of each next token.
 
-    A sequence ends with its `horizon`-th token, or before with `eos`. Rows of every [P, V] table follow `prefixes`: by
-    length, then lexicographic. The token that ends a sequence is a token like the others: the reward of a whole sequence
-    is paid at its last token.
+    A sequence ends at its `horizon`-th token, or earlier with `eos`. The rows of [P, V] tables are ordered like `prefixes`: by
+    length, then lexicographically. The reward of a whole sequence is that of its last token.
 
     Args:
         vocabulary: V, number of tokens, >= 2 with an `eos`, >= 1 without.
         horizon: number of tokens of the longest sequences, >= 1.
         rewards_PV: [P, V], reward for drawing token v after prefix p.
-        eos: the token that ends a sequence, in [0, V); None = only the horizon does.
+        eos: the token that ends a sequence, in [0, V); None if only the horizon does.
 
     Raises:
         ValueError: a number is outside its range, or the rewards do not have one row per prefix and one column per token.
@@ -395,13 +393,13 @@ class TokenMDP:
 
     @property
     def prefixes(self) -> list[tuple[int, ...]]:
-        """States where a token is drawn: the empty prefix first."""
+        """The states in which a token is sampled, starting with the empty prefix."""
         lengths = range(self.horizon)
         return [prefix for length in lengths for prefix in itertools.product(self.continuing, repeat=length)]
 
     @property
     def terminal_PV(self) -> Tensor:
-        """[P, V], True = this token ends the sequence. Its True places, row by row, are `terminal_sequences`."""
+        """[P, V], True = this token ends the sequence. The True entries, row by row, correspond to `terminal_sequences`."""
         terminal_PV = torch.zeros_like(self.rewards_PV, dtype=torch.bool)
         terminal_PV[_levels(self)[-1]] = True
         if self.eos is not None:
@@ -416,7 +414,7 @@ class TokenMDP:
 
 
 class TokenSolution(NamedTuple):
-    """Values and policy of a token MDP. `values_P[0]` belongs to the empty prefix: the return of whole sequences."""
+    """Values and policy of a token MDP. `values_P[0]` is the value of the empty prefix, the return of whole sequences."""
 
     values_P: Tensor
     q_PV: Tensor
@@ -434,7 +432,7 @@ def token_mdp(
         vocabulary: V, number of tokens.
         horizon: number of tokens of the longest sequences, >= 1.
         terminal_rewards_N: [N], reward of each whole sequence, in the order of `TokenMDP.terminal_sequences`.
-        eos: the token that ends a sequence, in [0, V); None = only the horizon does.
+        eos: the token that ends a sequence, in [0, V); None if only the horizon does.
         dense_PV: [P, V], reward of each token, in the order of `TokenMDP.prefixes`; None = rewards only at the end.
 
     Returns:
@@ -463,14 +461,14 @@ def token_mdp(
 
 
 def prefix_rows(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
-    """Find the row of the prefix before each token: which state token t was drawn in.
+    """Return the row of the prefix before each token, the state in which the token was sampled.
 
     Args:
         mdp: the token MDP.
-        tokens_BT: [B, T] int, drawn tokens from the start of a sequence, T <= horizon; anything after the end.
+        tokens_BT: [B, T] int, sampled tokens from the start of a sequence, T <= horizon; any number after the end.
 
     Returns:
-        [B, T] int, row of tokens[:t] in `TokenMDP.prefixes`; −1 where the sequence had already ended.
+        [B, T] int, row of tokens[:t] in `TokenMDP.prefixes`; −1 after the end of the sequence.
 
     Raises:
         ValueError: the tokens are not [B, T], T is above the horizon, or a token before the end is outside the vocabulary.
@@ -498,14 +496,14 @@ def prefix_rows(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
 
 
 def token_rewards(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
-    """Look up what each drawn token pays. The sum of a row is the return of its sequence.
+    """Return the reward of each sampled token. The sum of a row is the return of its sequence.
 
     Args:
         mdp: the token MDP.
-        tokens_BT: [B, T] int, drawn tokens from the start of a sequence, T <= horizon; anything after the end.
+        tokens_BT: [B, T] int, sampled tokens from the start of a sequence, T <= horizon; any number after the end.
 
     Returns:
-        [B, T], reward of each token; 0 where the sequence had already ended.
+        [B, T], reward of each token; 0 after the end of the sequence.
 
     Raises:
         ValueError: the tokens are not [B, T], T is above the horizon, or a token before the end is outside the vocabulary.
@@ -517,7 +515,7 @@ def token_rewards(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
 
 
 def solve_token_mdp(mdp: TokenMDP) -> TokenSolution:
-    """Find the best return and a policy that reaches it, by one backward sweep.
+    """Compute the optimal return and an optimal policy by one backward sweep.
 
     V(p) = max_v Q(p, v),   Q(p, v) = R(p, v) + V(pv)   (V = 0 after the end)
 
@@ -535,7 +533,7 @@ def solve_token_mdp(mdp: TokenMDP) -> TokenSolution:
 
 
 def solve_soft_token_mdp(mdp: TokenMDP, ref_logprobs_PV: Tensor, *, beta: float) -> TokenSolution:
-    """Find the optimum of E[return] − β KL(π‖π_ref) over whole sequences, by one backward sweep.
+    """Compute the optimum of E[return] − β KL(π‖π_ref) over whole sequences by one backward sweep.
 
     V(p) = β log Σ_v π_ref(v|p) exp(Q(p, v) / β),   Q(p, v) = R(p, v) + V(pv),   π*(v|p) = π_ref(v|p) exp((Q − V) / β)
 
@@ -562,7 +560,7 @@ def solve_soft_token_mdp(mdp: TokenMDP, ref_logprobs_PV: Tensor, *, beta: float)
 
 
 def evaluate_token_policy(mdp: TokenMDP, logprobs_PV: Tensor) -> TokenSolution:
-    """Compute the return of a policy from every prefix on, by one backward sweep.
+    """Compute the return of a policy from each prefix by one backward sweep.
 
     V(p) = Σ_v π(v|p) Q(p, v),   Q(p, v) = R(p, v) + V(pv)
 
@@ -572,7 +570,7 @@ def evaluate_token_policy(mdp: TokenMDP, logprobs_PV: Tensor) -> TokenSolution:
 
     Args:
         mdp: the token MDP.
-        logprobs_PV: [P, V], log π, normalised over tokens; −inf for a token that is never drawn.
+        logprobs_PV: [P, V], log π, normalised over tokens; −inf for a token that is never sampled.
 
     Returns:
         Values, Q, and the policy as it was given.
@@ -587,7 +585,7 @@ def evaluate_token_policy(mdp: TokenMDP, logprobs_PV: Tensor) -> TokenSolution:
 
 
 def expected_return(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
-    """Compute E[R], the mean return of whole sequences drawn from a policy, exactly.
+    """Compute E[R], the exact mean return of whole sequences sampled from a policy.
 
     E[R] = Σ_y π(y) R(y) = V(empty prefix)
 
@@ -605,7 +603,7 @@ def expected_return(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
 
 
 def reach_probabilities(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
-    """Compute the probability that a sequence drawn from a policy passes through each prefix.
+    """Compute the probability that a sequence sampled from a policy passes through each prefix.
 
     reach(empty) = 1,   reach(pv) = reach(p) π(v|p)
 
@@ -639,7 +637,7 @@ def sequence_kl(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tensor) -> 
         ref_logprobs_PV: [P, V], log π_ref, normalised over tokens.
 
     Returns:
-        Scalar in nats per sequence, >= 0; inf where π reaches what π_ref forbids. Differentiable.
+        Scalar in nats per sequence, >= 0; inf if π reaches a sequence with probability 0 under π_ref. Differentiable.
 
     Raises:
         ValueError: the shapes differ, or a row is not normalised.
@@ -652,9 +650,9 @@ def sequence_kl(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tensor) -> 
 
 
 def regularised_return(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tensor, *, beta: float) -> Tensor:
-    """Compute the objective of RLHF for a policy, exactly: E[R] − β KL(π‖π_ref) over whole sequences.
+    """Compute the exact RLHF objective of a policy: E[R] − β KL(π‖π_ref) over whole sequences.
 
-    Its largest value is `solve_soft_token_mdp(...).values_P[0]`. Ziegler et al. 2019, eq. 2
+    Its maximum is `solve_soft_token_mdp(...).values_P[0]`. Ziegler et al. 2019, eq. 2
     (https://arxiv.org/abs/1909.08593).
 
     Args:
@@ -677,7 +675,7 @@ def regularised_return(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tens
 
 
 def _sweep(mdp: TokenMDP, backup: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
-    """V and Q from the longest prefixes to the empty one; `backup` turns the Q of the rows of a level into their V."""
+    """Compute V and Q from the longest prefixes to the empty one; `backup` maps the Q of the rows of a level to their V."""
     values: list[Tensor] = []
     qs: list[Tensor] = []
     columns = torch.tensor(mdp.continuing, device=mdp.rewards_PV.device)
@@ -691,7 +689,7 @@ def _sweep(mdp: TokenMDP, backup: Callable[[Tensor, slice], Tensor]) -> tuple[Te
 
 
 def _levels(mdp: TokenMDP) -> list[slice]:
-    """Rows of the prefixes of each length. The children of a level are the next level, in the same order."""
+    """Return the rows of the prefixes of each length. The children of a level are the next level, in the same order."""
     counts = [len(mdp.continuing) ** length for length in range(mdp.horizon)]
     ends = list(itertools.accumulate(counts))
     return [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
@@ -712,7 +710,7 @@ def _check_token_sizes(vocabulary: int, horizon: int, eos: int | None) -> None:
 def _checked_logprobs(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
     check_same_shape(logprobs=logprobs_PV, rewards=mdp.rewards_PV)
     mass_P = logprobs_PV.detach().logsumexp(-1)
-    # Wide enough for log-probs in half precision, and far below what logits taken for log-probs would give.
+    # Wide enough for log-probs in half precision, but far below the error of logits passed instead of log-probs.
     if not bool((mass_P.abs() < 1e-2).all()):
         worst = mass_P[mass_P.abs().argmax()].exp().item()
         raise ValueError(
@@ -727,11 +725,11 @@ def _check_beta(beta: float) -> None:
 
 
 def _iterate(mdp: FiniteMDP, backup: Callable[[Tensor], Tensor], tolerance: float | None, beta: float = 0.0) -> Tensor:
-    """The fixed point of a γ-contraction, within the tolerance in the sup norm."""
+    """Compute the fixed point of a γ-contraction, within the tolerance in the sup norm."""
     least_change = (1 - mdp.gamma) * _tolerance(mdp, tolerance, beta)
     values_S = torch.zeros_like(mdp.rewards_SA[:, 0])
-    # A step changes the values by at most γ times the step before: so many reach the precision of any float, and as many
-    # again are for rounding.
+    # Each step is at most γ times the previous one, which bounds the number of steps to the precision of any float. The
+    # limit is twice that number, to allow for rounding.
     most = _MOST_ROUNDS + math.ceil(2 * 750 / -math.log(mdp.gamma)) if mdp.gamma else _MOST_ROUNDS
     for _ in range(most):
         before_S, values_S = values_S, backup(bellman_q(mdp, values_S))
@@ -741,9 +739,9 @@ def _iterate(mdp: FiniteMDP, backup: Callable[[Tensor], Tensor], tolerance: floa
 
 
 def _tolerance(mdp: FiniteMDP, tolerance: float | None, beta: float = 0.0) -> float:
-    """The tolerance to iterate to. Below the resolution, rounding alone keeps the values moving and nothing would end.
+    """Return the tolerance of an iteration. Below the resolution, rounding would keep the values changing for ever.
 
-    With a weight beta of the KL, values are beta times a sum of logarithms of about 1, which is rounded before the product.
+    With KL weight beta, values are beta times a sum of logarithms of about 1, which is rounded before the multiplication.
     """
     scale = mdp.rewards_SA.abs().max().item() / (1 - mdp.gamma) + beta
     least = 32 * torch.finfo(mdp.rewards_SA.dtype).eps * scale / (1 - mdp.gamma)
@@ -767,7 +765,7 @@ def _greedy(q_SA: Tensor) -> Tensor:
 
 
 def _flow(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
-    """I − γ P_π."""
+    """Return I − γ P_π."""
     moves_SS = torch.einsum("sa,san->sn", policy_SA, mdp.transitions_SAS)
     return torch.eye(len(moves_SS), dtype=moves_SS.dtype, device=moves_SS.device) - mdp.gamma * moves_SS
 
@@ -783,7 +781,7 @@ def _check_policy(mdp: FiniteMDP, policy_SA: Tensor) -> None:
 
 
 def _check_distributions(name: str, probabilities: Tensor) -> None:
-    """The last axis holds distributions."""
+    """Raise an error unless the last axis has distributions."""
     error = (probabilities.sum(-1) - 1).abs().max().item()
     if not (error < 1e-5 and bool((probabilities >= 0).all())):
         raise ValueError(f"{name} must be probabilities that sum to 1, got sums off by up to {error:.3g}")

@@ -1,6 +1,6 @@
-"""Losses that move a policy, and the numbers that say whether the step was too long.
+"""Policy losses, and diagnostics of the step size.
 
-Shapes: B batch, T time. A mask says what is KEPT: True = this token counts.
+Shapes: B batch, T time. A mask marks the tokens to KEEP: True = this token counts.
 A loss is returned per token (GSPO's per reply); `masked.aggregate` reduces it.
 """
 
@@ -38,20 +38,19 @@ __all__ = [
 
 
 def policy_gradient_loss(logprobs_BT: Tensor, advantages_BT: Tensor) -> Tensor:
-    """Compute the loss per token whose gradient is the plain policy gradient, REINFORCE.
+    """Compute the REINFORCE loss per token, whose gradient is the plain policy gradient.
 
     l_t = −A_t log π_t
 
-    Right for replies drawn by the very policy that is trained: one step per batch. It holds nothing back; a second step
-    on the same replies needs `ppo_clip_loss`, whose gradient at ratio 1 is the same. Williams 1992, section 4
-    (https://doi.org/10.1007/BF00992696).
+    It is correct only on-policy, for a single step per batch. Further steps on the same replies need `ppo_clip_loss`, which has
+    the same gradient at ratio 1. Williams 1992, section 4 (https://doi.org/10.1007/BF00992696).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token, <= 0. Zero non-finite padding first (`zero_padding`).
-        advantages_BT: [B, T], how much better than expected, any range; no gradient.
+        logprobs_BT: [B, T], log π of the sampled token, <= 0. Zero non-finite padding first (`zero_padding`).
+        advantages_BT: [B, T], advantage of the token, any range; no gradient.
 
     Returns:
-        Loss [B, T], to be minimised, not masked. Its value says nothing, only its gradient does.
+        Loss [B, T], to be minimised, not masked. Only its gradient is meaningful, not its value.
 
     Raises:
         ValueError: the shapes differ.
@@ -61,17 +60,16 @@ def policy_gradient_loss(logprobs_BT: Tensor, advantages_BT: Tensor) -> Tensor:
 
 
 def importance_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, *, log_ratio_clamp: float | None = None) -> Tensor:
-    """Compute how much likelier the drawn token has become: r_t = exp(x_t), x_t = log π_t − log π_old,t.
+    """Compute the importance ratio of the sampled token: r_t = exp(x_t), x_t = log π_t − log π_old,t.
 
-    With `log_ratio_clamp` = b, x is first held in [−b, b], and the gradient is 0 outside. Without it x is held below the
-    limit of `limit_exponent` (85.7 in float32), so exp cannot overflow. Schulman et al. 2017, section 2.2
-    (https://arxiv.org/abs/1707.06347) call r the probability ratio; the clamp is none of the paper's, public code uses
-    b = 20.
+    With `log_ratio_clamp` = b, x is clamped to [−b, b], with a gradient of 0 outside. Otherwise x is clamped to the limit of
+    `limit_exponent` (85.7 in float32), so exp cannot overflow. Schulman et al. 2017, section 2.2
+    (https://arxiv.org/abs/1707.06347) call r the probability ratio. The clamp is not in the paper; public code uses b = 20.
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token under the policy that is being trained, <= 0.
-        old_logprobs_BT: [B, T], the same under the policy that drew it; no gradient.
-        log_ratio_clamp: b in nats, > 0; None = no clamp.
+        logprobs_BT: [B, T], log π of the sampled token under the policy being trained, <= 0.
+        old_logprobs_BT: [B, T], the same under the policy that sampled it; no gradient.
+        log_ratio_clamp: Optional. b in nats, > 0. Default: no clamp.
 
     Returns:
         [B, T], >= 0, not masked.
@@ -98,21 +96,21 @@ def ppo_clip_loss(
     l_t = max(−A_t r_t, −A_t clip(r_t, 1 − clip_low, 1 + clip_high)),   r_t = exp(log π_t − log π_old,t)
     with dual_clip = c, where A_t < 0:   l_t ← min(l_t, −c A_t)
 
-    The gradient is 0 where the ratio has already left the range in the direction that the advantage asks for. The only
-    unbounded case is a bad token that became much likelier (A < 0, r large); the dual clip bounds it, and gives no
-    gradient there. Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347); two bounds, "clip-higher": DAPO,
+    The gradient is 0 if the ratio has already left the range in the direction of the advantage. The only unbounded case is a
+    bad token that became much likelier (A < 0, r large); the dual clip bounds its loss and sets its gradient to 0.
+    Schulman et al. 2017, eq. 7 (https://arxiv.org/abs/1707.06347); two bounds, "clip-higher": DAPO,
     section 3.1 (https://arxiv.org/abs/2503.14476); dual clip: Ye et al. 2020, section "Dual-clip PPO"
     (https://arxiv.org/abs/1912.09729).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token under the policy that is being trained, <= 0. Zero non-finite
-            padding first (`zero_padding`): the loss is not masked here, and exp of garbage poisons the gradient.
-        old_logprobs_BT: [B, T], the same under the policy that drew it; no gradient.
-        advantages_BT: [B, T], how much better than expected, any range; no gradient.
-        clip_low: lower half-width of the trusted range, in (0, 1); 0.2 is usual.
+        logprobs_BT: [B, T], log π of the sampled token under the policy being trained, <= 0. Zero non-finite padding first
+            (`zero_padding`): the loss is not masked here, and exp of garbage would corrupt the gradient.
+        old_logprobs_BT: [B, T], the same under the policy that sampled it; no gradient.
+        advantages_BT: [B, T], advantage of the token, any range; no gradient.
+        clip_low: lower half-width of the clip range, in (0, 1); 0.2 is usual.
         clip_high: upper half-width, > 0; 0.2 is usual, 0.28 in DAPO.
-        dual_clip: c > 1, in units of the ratio; 3 is usual. None = off.
-        log_ratio_clamp: as in `importance_ratio`.
+        dual_clip: Optional. c > 1, in units of the ratio; 3 is usual. Default: no dual clip.
+        log_ratio_clamp: Optional. As in `importance_ratio`.
 
     Returns:
         Loss [B, T], to be minimised, not masked.
@@ -155,7 +153,7 @@ def grpo_loss(
     Args:
         logprobs_BT: [B, T], as in `ppo_clip_loss`.
         old_logprobs_BT: [B, T], as in `ppo_clip_loss`.
-        ref_logprobs_BT: [B, T], log π_ref of the drawn token, at the same temperature; no gradient.
+        ref_logprobs_BT: [B, T], log π_ref of the sampled token, at the same temperature; no gradient.
         advantages_BT: [B, T], the advantage of the reply at each of its tokens (`broadcast_to_tokens`); no gradient.
         clip_low: as in `ppo_clip_loss`.
         clip_high: as in `ppo_clip_loss`.
@@ -181,15 +179,15 @@ def grpo_loss(
 
 
 def sequence_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Compute how much likelier the whole reply has become, per token: the geometric mean of its ratios.
+    """Compute the length-normalised ratio of the whole reply, the geometric mean of its token ratios.
 
     s = exp(1/n Σ_t (log π_t − log π_old,t)) = (π(y) / π_old(y))^(1/n),   n = tokens of the reply
 
     Zheng et al. 2025, GSPO, eq. 7 (https://arxiv.org/abs/2507.18071).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token, garbage where the mask is False.
-        old_logprobs_BT: [B, T], the same under the policy that drew it; no gradient.
+        logprobs_BT: [B, T], log π of the sampled token, garbage where the mask is False.
+        old_logprobs_BT: [B, T], the same under the policy that sampled it; no gradient.
         mask_BT: [B, T], True = token of the reply.
 
     Returns:
@@ -216,12 +214,12 @@ def gspo_loss(
 
     l = max(−A s, −A clip(s, 1 − clip_low, 1 + clip_high)),   s = `sequence_ratio`
 
-    A reply is kept or dropped as a whole. s moves far less than the ratio of one token, so the range is hundreds of
-    times narrower than PPO's. Zheng et al. 2025, eq. 5 (https://arxiv.org/abs/2507.18071).
+    A reply is clipped as a whole. s varies far less than the ratio of a single token, so the clip range is hundreds of times
+    narrower than in PPO. Zheng et al. 2025, eq. 5 (https://arxiv.org/abs/2507.18071).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token, garbage where the mask is False.
-        old_logprobs_BT: [B, T], the same under the policy that drew it; no gradient.
+        logprobs_BT: [B, T], log π of the sampled token, garbage where the mask is False.
+        old_logprobs_BT: [B, T], the same under the policy that sampled it; no gradient.
         advantages_B: [B], the advantage of the reply, any range; no gradient.
         mask_BT: [B, T], True = token of the reply.
         clip_low: lower half-width of the trusted range, in (0, 1); 3e-4 in the paper.
@@ -240,21 +238,21 @@ def gspo_loss(
 
 
 def overlong_penalty(lengths_B: Tensor, *, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
-    """Compute what a reply pays for coming close to the token limit, to be added to its reward.
+    """Compute the soft overlong penalty of replies close to the token limit, to be added to their rewards.
 
     factor · clip((max_length − buffer − length) / buffer, −1, 0)
 
-    A cliff at the limit punishes good reasoning that was cut; a slope tells the policy which way is shorter. DAPO, eq.
-    13 (https://arxiv.org/abs/2503.14476).
+    A hard penalty at the limit punishes good reasoning that was truncated; a linear ramp provides a signal towards shorter
+    replies. DAPO, eq. 13 (https://arxiv.org/abs/2503.14476).
 
     Args:
         lengths_B: [B], tokens per reply, >= 0.
-        max_length: where the penalty is whole, in tokens; usually the limit on new tokens.
-        buffer: over how many tokens it grows, in [1, max_length].
-        factor: the whole penalty in units of reward, >= 0.
+        max_length: length with the full penalty, in tokens; usually the limit on new tokens.
+        buffer: number of tokens over which the penalty increases, in [1, max_length].
+        factor: full penalty in units of reward, >= 0. Default: 1.
 
     Returns:
-        [B] in [−factor, 0]; of the default float type when the lengths are integers.
+        [B] in [−factor, 0]; of the default float dtype if the lengths are integers.
 
     Raises:
         ValueError: the buffer is outside [1, max_length].
@@ -281,8 +279,8 @@ def clip_fraction(
 ) -> Tensor:
     """Measure the share of tokens on which the clip acts, i.e. on which the clipped loss is strictly the larger one.
 
-    This is smaller than the share of ratios outside the range (`ratio_outside_fraction`): a ratio that left it *against*
-    its advantage is not clipped. The dual clip is counted apart (`dual_clip_fraction`). Schulman et al. 2017, eq. 7
+    This is smaller than the share of ratios outside the range (`ratio_outside_fraction`): a ratio that left it *against* its
+    advantage is not clipped. The dual clip is counted separately (`dual_clip_fraction`). Schulman et al. 2017, eq. 7
     (https://arxiv.org/abs/1707.06347).
 
     Args:
@@ -295,7 +293,7 @@ def clip_fraction(
         log_ratio_clamp: as in `ppo_clip_loss`.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -320,8 +318,8 @@ def dual_clip_fraction(
 ) -> Tensor:
     """Measure the share of tokens that the dual clip bounds: A < 0, and the clipped loss strictly above −c A.
 
-    Anything but 0 says that bad tokens became c times likelier within one update: the steps are too long, or the
-    log-probs of the rollout are not the policy's. Ye et al. 2020, section "Dual-clip PPO"
+    A non-zero share means that bad tokens became c times likelier within one update: the steps are too long, or the log-probs
+    of the rollout are not those of the policy. Ye et al. 2020, section "Dual-clip PPO"
     (https://arxiv.org/abs/1912.09729).
 
     Args:
@@ -335,7 +333,7 @@ def dual_clip_fraction(
         log_ratio_clamp: as in `ppo_clip_loss`.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ, or dual_clip is not above 1.
@@ -364,7 +362,8 @@ def ratio_outside_fraction(
 ) -> Tensor:
     """Measure the share of tokens whose ratio is outside [1 − clip_low, 1 + clip_high], whatever their advantage.
 
-    How far the policy has moved, where `clip_fraction` says how much of that the loss holds back. Schulman et al. 2017,
+    It measures how far the policy has moved, while `clip_fraction` measures how often the loss prevents further movement.
+    Schulman et al. 2017,
     eq. 7 (https://arxiv.org/abs/1707.06347).
 
     Args:
@@ -376,7 +375,7 @@ def ratio_outside_fraction(
         log_ratio_clamp: as in `ppo_clip_loss`.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ.
@@ -397,7 +396,7 @@ def gspo_clip_fraction(
     clip_high: float,
     per: Literal["reply", "token"],
 ) -> Tensor:
-    """Measure the share of replies that GSPO's clip drops, or the share of tokens in them.
+    """Measure the share of replies clipped by GSPO, or the share of tokens in them.
 
     The paper reports tokens, and finds two orders of magnitude more of them clipped than by GRPO. Zheng et al. 2025,
     section 5.2 (https://arxiv.org/abs/2507.18071).
@@ -409,10 +408,10 @@ def gspo_clip_fraction(
         mask_BT: [B, T], True = token of the reply.
         clip_low: as in `gspo_loss`.
         clip_high: as in `gspo_loss`.
-        per: "reply" counts replies that have tokens; "token" counts tokens, so a long reply counts for more.
+        per: "reply" counts non-empty replies; "token" counts tokens, so long replies have more weight.
 
     Returns:
-        Scalar in [0, 1]; NaN when no token counts.
+        Scalar in [0, 1]; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ, advantages are not one per row, or `per` is neither of the two.
@@ -431,21 +430,21 @@ def gspo_clip_fraction(
 def approximate_kl(
     logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor, *, log_ratio_clamp: float | None = None
 ) -> Tensor:
-    """Estimate KL(π_old‖π), how far this update has moved, from tokens drawn by π_old.
+    """Estimate KL(π_old‖π), the size of this update, from tokens sampled by π_old.
 
     mean of exp(x) − 1 − x,   x = log π − log π_old
 
-    This is k3 (unbiased, >= 0) with π_old in the place of the sampler. 0 at the first minibatch, or the log-probs of
-    the rollout and of the update disagree. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
+    This is k3 (unbiased, >= 0) with π_old as the sampler. It must be 0 at the first minibatch; otherwise the log-probs of
+    rollout and update disagree. Schulman 2020 (http://joschu.net/blog/kl-approx.html).
 
     Args:
-        logprobs_BT: [B, T], log π of the drawn token, garbage where the mask is False.
+        logprobs_BT: [B, T], log π of the sampled token, garbage where the mask is False.
         old_logprobs_BT: [B, T], log π_old of the same token.
         mask_BT: [B, T], True = token counts.
-        log_ratio_clamp: as in `importance_ratio`; the estimate is then too small where it bites.
+        log_ratio_clamp: Optional. As in `importance_ratio`; the estimate is too small if the clamp is active.
 
     Returns:
-        Scalar in nats per token, >= 0, inf where exp(x) overflows; NaN when no token counts.
+        Scalar in nats per token, >= 0, inf where exp(x) overflows; NaN if no token counts.
 
     Raises:
         ValueError: the shapes differ, or the clamp is not positive.
@@ -455,7 +454,7 @@ def approximate_kl(
     x_BT = zero_padding(logprobs_BT, mask_BT) - zero_padding(old_logprobs_BT, mask_BT)
     if log_ratio_clamp is not None:
         x_BT = _log_ratio(x_BT, torch.zeros_like(x_BT), log_ratio_clamp)
-    # Without the limit of `k3`: this is a measurement, and a ratio that overflows is an infinite one.
+    # Unlike `k3`, this is a measurement without a gradient, so an overflowing ratio should be reported as inf.
     return masked_mean(torch.expm1(x_BT) - x_BT, mask_BT)
 
 

@@ -1,8 +1,8 @@
-"""Learning from pairs of replies: a scalar score, or a policy directly.
+"""Preference losses for a scalar score, or for a policy directly.
 
-Shapes: N pairs (or single replies). A score is unbounded; only differences of scores of replies to one question mean
-something. The log-prob of a reply is either its SUM over tokens, log π(y|x), or its MEAN per token; each function says
-which it takes, and the two are not interchangeable.
+Shapes: N pairs (or single replies). Scores are unbounded; only score differences between replies to the same question are
+meaningful. The log-prob of a reply is either its SUM over tokens, log π(y|x), or its MEAN per token; each function states which
+one it takes, and the two are not interchangeable.
 
 | loss           | log-probs | reference | on h or on the difference d of the replies                   |
 |----------------|-----------|-----------|--------------------------------------------------------------|
@@ -49,16 +49,16 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
 
     Δ = r_chosen − r_rejected − margin,   l = −[y log σ(Δ) + (1 − y) log σ(−Δ)]
 
-    y = 1 is the usual loss −log σ(Δ); y = 0.9 says that the judge was 90 % sure, and the optimum is Δ = log(y / (1 −
-    y)) instead of infinity. Bradley and Terry 1952 (https://doi.org/10.2307/2334029); as a reward model: Ouyang et al.
+    y = 1 is the usual loss −log σ(Δ); y = 0.9 means that the judge was 90 % sure, and the optimum is Δ = log(y / (1 − y))
+    instead of infinity. Bradley and Terry 1952 (https://doi.org/10.2307/2334029); as a reward model: Ouyang et al.
     2022, eq. 1 (https://arxiv.org/abs/2203.02155); margin: Touvron et al. 2023, eq. 2
     (https://arxiv.org/abs/2307.09288).
 
     Args:
-        chosen_N: [N], score of the reply that is called chosen.
+        chosen_N: [N], score of the chosen reply.
         rejected_N: [N], score of the other reply.
-        label_N: [N], probability in [0, 1] that chosen is the better one.
-        margin: by how much chosen should lead, in units of score; a number, a scalar tensor or [N].
+        label_N: [N], probability in [0, 1] that the chosen reply is better.
+        margin: target margin between chosen and rejected, in units of score; a number, a scalar tensor or [N]. Default: 0.
 
     Returns:
         Loss [N] in nats, >= 0; its mean is the usual loss.
@@ -80,15 +80,15 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
 
 
 def centering_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
-    """Compute the penalty that keeps the scores of a pair around zero: (r_chosen + r_rejected)².
+    """Compute the penalty that centres the scores of a pair around zero: (r_chosen + r_rejected)².
 
-    A preference says nothing about the level of the scores, and it would drift. The penalty fixes the level and does not
-    touch the difference: shifting both scores to a mean of 0 makes it 0 at the same difference. A sum of squares,
-    r_chosen² + r_rejected², would pull the two together as well. Eisenstein et al. 2023, section 2
+    Preferences do not determine the level of the scores, which would drift. The penalty fixes the level without affecting the
+    difference: it is 0 once both scores are shifted to a mean of 0. A sum of squares, r_chosen² + r_rejected², would also pull
+    the two scores together. Eisenstein et al. 2023, section 2
     (https://arxiv.org/abs/2312.09244), with a weight of 0.01.
 
     Args:
-        chosen_N: [N], score of the reply that is called chosen.
+        chosen_N: [N], score of the chosen reply.
         rejected_N: [N], score of the other reply.
 
     Returns:
@@ -102,10 +102,10 @@ def centering_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
 
 
 def preference_accuracy(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
-    """Measure the share of pairs whose chosen reply has the strictly higher score. A tie counts as wrong.
+    """Measure the share of pairs whose chosen reply has the strictly higher score; ties count as wrong.
 
-    Lambert et al. 2024, section 4 (https://arxiv.org/abs/2403.13787) score reward models so. An evaluator with
-    equal scores for all replies is right on no pair, not on half of them.
+    Lambert et al. 2024, section 4 (https://arxiv.org/abs/2403.13787) use this metric for reward models. An evaluator with equal
+    scores for all replies has an accuracy of 0, not one half.
 
     Args:
         chosen_N: [N], score of the better reply.
@@ -122,7 +122,7 @@ def preference_accuracy(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
 
 
 def dpo_margin(policy_chosen_N: Tensor, policy_rejected_N: Tensor, ref_chosen_N: Tensor, ref_rejected_N: Tensor) -> Tensor:
-    """Compute how much more the policy prefers chosen to rejected than its reference does.
+    """Compute the DPO margin: the log-ratio of chosen to rejected under the policy minus that under the reference.
 
     h = (log π(y_c) − log π(y_r)) − (log π_ref(y_c) − log π_ref(y_r))
 
@@ -173,13 +173,13 @@ def dpo_loss(margin_N: Tensor, label_N: Tensor, *, beta: float) -> Tensor:
 
     l = −[y log σ(βh) + (1 − y) log σ(−βh)]
 
-    y = 1 is DPO, y = 1 − ε is cDPO (label smoothing ε), and y = the judge's probability is the cross-entropy that its
-    verdict deserves: the optimum is h = log(y / (1 − y)) / β instead of infinity. Rafailov et al. 2023, eq. 7
+    y = 1 is DPO, y = 1 − ε is cDPO (label smoothing ε). With the judge's probability as y, the optimum is
+    h = log(y / (1 − y)) / β instead of infinity. Rafailov et al. 2023, eq. 7
     (https://arxiv.org/abs/2305.18290); Mitchell 2023 (https://ericmitchell.ai/cdpo.pdf).
 
     Args:
         margin_N: [N], h of `dpo_margin` from summed log-probs.
-        label_N: [N], probability in [0, 1] that chosen is the better one.
+        label_N: [N], probability in [0, 1] that the chosen reply is better.
         beta: β in reward per nat, > 0; 0.1 is usual. Small = further from the reference.
 
     Returns:
@@ -202,8 +202,8 @@ def robust_dpo_loss(margin_N: Tensor, *, beta: float, flip_rate: float) -> Tenso
 
     l = [(1 − ε) (−log σ(βh)) − ε (−log σ(−βh))] / (1 − 2ε)
 
-    Its mean over flips is the loss on clean labels, which that of cDPO is not; it may be negative, and falls without bound
-    as h grows. Chowdhury et al. 2024, section 3 (https://arxiv.org/abs/2403.00409).
+    Its mean over flips is the loss on clean labels, unlike that of cDPO. It may be negative, and decreases without bound as h
+    grows. Chowdhury et al. 2024, section 3 (https://arxiv.org/abs/2403.00409).
 
     Args:
         margin_N: [N], h of `dpo_margin` from summed log-probs.
@@ -249,12 +249,12 @@ def ipo_loss(margin_N: Tensor, *, beta: float) -> Tensor:
 def hinge_loss(margin_N: Tensor, *, beta: float) -> Tensor:
     """Compute the hinge loss of a preference: l = max(0, 1 − βh).
 
-    Pairs that lead by 1/β teach nothing more. Zhao et al. 2023, section 2 (https://arxiv.org/abs/2305.10425), with the
-    reference in the margin as in Liu et al. 2023 (https://arxiv.org/abs/2309.06657).
+    Pairs with a margin of at least 1/β have no gradient. Zhao et al. 2023, section 2 (https://arxiv.org/abs/2305.10425), with
+    the reference in the margin as in Liu et al. 2023 (https://arxiv.org/abs/2309.06657).
 
     Args:
         margin_N: [N], h of `dpo_margin` from summed log-probs.
-        beta: β, 1/β is the lead in nats that is enough, > 0.
+        beta: β, > 0; 1/β is the target margin in nats.
 
     Returns:
         Loss [N], >= 0.
@@ -323,25 +323,25 @@ def kto_loss(
     check_same_shape(policy=policy_N, ref=ref_N, desirable=desirable_N)
     check_scalar(baseline=baseline)
     lead_N = beta * (policy_N - ref_N - baseline)
-    # 1 − σ(x) = σ(−x), which keeps its digits where σ(x) is close to 1.
+    # 1 − σ(x) = σ(−x), which does not lose digits if σ(x) is close to 1.
     gain_N, loss_N = desirable_weight * torch.sigmoid(-lead_N), undesirable_weight * torch.sigmoid(lead_N)
     return torch.where(desirable_N.bool(), gain_N, loss_N)
 
 
 def simpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, label_N: Tensor, *, beta: float, gamma: float) -> Tensor:
-    """Compute the loss of simple preference optimisation per pair: no reference, mean log-probs, a target lead.
+    """Compute the loss of simple preference optimisation per pair: no reference, mean log-probs, a target margin.
 
     Δ = β (c − r) − γ,   l = −[y log σ(Δ) + (1 − y) log σ(−Δ)]
 
-    γ is a lead in units of reward, as in the paper; some public code takes γ/β. Meng et al. 2024, eq. 6
+    γ is a margin in units of reward, as in the paper; some public code takes γ/β. Meng et al. 2024, eq. 6
     (https://arxiv.org/abs/2405.14734) is y = 1.
 
     Args:
         chosen_mean_N: [N], log π of the chosen reply, mean per token, <= 0.
         rejected_mean_N: [N], the same of the rejected reply.
-        label_N: [N], probability in [0, 1] that chosen is the better one; 1 − ε for label smoothing.
+        label_N: [N], probability in [0, 1] that the chosen reply is better; 1 − ε for label smoothing.
         beta: β in reward per nat per token, > 0; 2 to 2.5 is usual.
-        gamma: γ, by how much chosen should lead, in units of reward, >= 0; 0.5 to 1.5 is usual.
+        gamma: γ, target margin in units of reward, >= 0; 0.5 to 1.5 is usual.
 
     Returns:
         Loss [N] in nats, >= 0.
@@ -355,7 +355,7 @@ def simpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, label_N: Tensor, 
 
 
 def cpo_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, nll_N: Tensor, *, beta: float) -> Tensor:
-    """Compute the loss of contrastive preference optimisation per pair: DPO with a uniform reference, and imitation.
+    """Compute the loss of contrastive preference optimisation per pair: DPO with a uniform reference, plus imitation.
 
     l = −[y log σ(βd) + (1 − y) log σ(−βd)] + NLL(chosen),   d = log π(y_c) − log π(y_r)
 
@@ -364,8 +364,8 @@ def cpo_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, nll_N: Tenso
     Args:
         chosen_N: [N], log π of the chosen reply, summed over its tokens.
         rejected_N: [N], the same of the rejected reply.
-        label_N: [N], probability in [0, 1] that chosen is the better one.
-        nll_N: [N], imitation loss of the chosen reply, weighted as wished; −`chosen_N` in the paper.
+        label_N: [N], probability in [0, 1] that the chosen reply is better.
+        nll_N: [N], imitation loss of the chosen reply, with any weight; −`chosen_N` in the paper.
         beta: β in reward per nat, > 0.
 
     Returns:
@@ -381,7 +381,7 @@ def cpo_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, nll_N: Tenso
 
 
 def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, nll_N: Tensor, *, beta: float) -> Tensor:
-    """Compute the loss of odds-ratio preference optimisation per pair: imitation, and a push on the odds ratio.
+    """Compute the loss of odds-ratio preference optimisation per pair: imitation plus an odds-ratio term.
 
     l = NLL(chosen) − β log σ(log odds(c) − log odds(r)),   log odds(x) = x − log(1 − e^x)
 
@@ -397,7 +397,7 @@ def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, nll_N: Tensor, *, 
         Loss [N] in nats.
 
     Raises:
-        ValueError: the shapes differ, beta is not positive, or a mean log-prob is not below 0: its odds are infinite.
+        ValueError: the shapes differ, beta is not positive, or a mean log-prob is not below 0, where the odds are infinite.
     """
     check_scalar(beta=beta)
     _check_beta(beta)
@@ -410,8 +410,8 @@ def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, nll_N: Tensor, *, 
 
 
 def _log_odds(logprobs_N: Tensor) -> Tensor:
-    # expm1 keeps the digits of 1 − e^x where x is close to 0. Above the largest denormal number the derivative, about 1/x,
-    # would be infinite, and NaN where it meets a gradient of 0.
+    # expm1 keeps the digits of 1 − e^x if x is close to 0. Above the largest denormal number the derivative, about 1/x, would
+    # be infinite, and NaN once multiplied by a gradient of 0.
     below_N = logprobs_N.clamp(max=-torch.finfo(logprobs_N.dtype).tiny)
     return logprobs_N - torch.log(-torch.expm1(below_N))
 

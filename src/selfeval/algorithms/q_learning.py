@@ -1,10 +1,9 @@
-"""Learning the value of actions: targets, errors and losses of the DQN family, SAC-discrete and implicit Q-learning.
+"""Q-learning: targets, errors and losses of the DQN family, discrete SAC and implicit Q-learning.
 
 Shapes: ... any leading axes ([B] states, or [B, T] tokens), A actions (or the vocabulary V). Nothing here is reduced or
-masked: a loss comes per state, and `masked.aggregate` reduces it. All logarithms are natural.
+masked: losses are returned per state, and `masked.aggregate` reduces them. All logarithms are natural.
 
-A target is always y = r + γ (1 − terminated) · (value of the next state), and never passes a gradient. They differ in
-that value:
+All targets are y = r + γ (1 − terminated) · (value of the next state), without gradient. They differ in that value:
 
 | target                  | value of the next state                         | greedy for                         |
 |-------------------------|-------------------------------------------------|------------------------------------|
@@ -14,7 +13,7 @@ that value:
 | `kl_soft_q_target`      | β log Σ_a π_ref exp(q̄ / β)                      | return − β KL(π‖π_ref)             |
 | `sac_target`            | Σ_a π (min(q̄1, q̄2) − α log π/π_ref)             | the same, for a separate policy    |
 
-A state that was cut off by a limit is not terminated: its next value counts.
+A state truncated by a limit is not terminated: the value of its next state counts.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma
     Args:
         rewards: [...], reward of the action.
         terminated: [...], True = the action ended the episode. Numbers 0 and 1 are read as False and True.
-        next_values: [...], value of the next state; anything, NaN included, where terminated.
+        next_values: [...], value of the next state; any number, including NaN, if terminated.
         gamma: discount per step, in [0, 1].
 
     Returns:
@@ -95,11 +94,11 @@ def dqn_target(rewards: Tensor, terminated: Tensor, target_q_next_A: Tensor, *, 
 def double_dqn_target(
     rewards: Tensor, terminated: Tensor, online_q_next_A: Tensor, target_q_next_A: Tensor, *, gamma: float
 ) -> Tensor:
-    """Compute the target of double Q-learning: the online network picks the action, the target network values it.
+    """Compute the target of double Q-learning: the online network selects the action, the target network evaluates it.
 
     y = r + γ (1 − terminated) q̄(s', argmax_a q(s', a))
 
-    A maximum of noisy values is too high on average; two networks that err differently undo most of that. The lowest action
+    The maximum of noisy values is biased upwards; two networks with different errors remove most of the bias. The lowest action
     wins a tie. van Hasselt et al. 2016, eq. 4 (https://arxiv.org/abs/1509.06461).
 
     Args:
@@ -142,7 +141,7 @@ def soft_value(q_A: Tensor, *, beta: float) -> Tensor:
 
 
 def kl_soft_value(q_A: Tensor, ref_logprobs_A: Tensor, *, beta: float) -> Tensor:
-    """Compute the value of a state whose policy maximises return less β KL(π‖π_ref): V = β log Σ_a π_ref exp(q / β).
+    """Compute the value of a state whose policy maximises return minus β KL(π‖π_ref): V = β log Σ_a π_ref exp(q / β).
 
     It is between the mean of q under π_ref (β → ∞) and the maximum of q where π_ref > 0 (β → 0). Schulman et al. 2017,
     section 2 (https://arxiv.org/abs/1704.06440).
@@ -189,13 +188,13 @@ def soft_q_target(rewards: Tensor, terminated: Tensor, target_q_next_A: Tensor, 
 def kl_soft_q_target(
     rewards: Tensor, terminated: Tensor, target_q_next_A: Tensor, ref_logprobs_next_A: Tensor, *, beta: float, gamma: float
 ) -> Tensor:
-    """Compute the target of Q-learning held near a reference: y = r + γ (1 − terminated) β log Σ_a π_ref exp(q̄ / β).
+    """Compute the target of KL-regularised Q-learning: y = r + γ (1 − terminated) β log Σ_a π_ref exp(q̄ / β).
 
     Its fixed point on a token MDP is the Q of `mdp.solve_soft_token_mdp`. Jaques et al. 2017, section 3
     (https://arxiv.org/abs/1611.02796); Schulman et al. 2017, section 2 (https://arxiv.org/abs/1704.06440).
 
     Args:
-        rewards: [...], as in `td_target`; without a KL penalty in it.
+        rewards: [...], as in `td_target`, without a KL penalty.
         terminated: [...], as in `td_target`.
         target_q_next_A: [..., A], q̄ of the target network in the next state.
         ref_logprobs_next_A: [..., A], log π_ref in the next state, normalised.
@@ -213,16 +212,15 @@ def kl_soft_q_target(
 
 
 def guided_logprobs(ref_logprobs_A: Tensor, q_A: Tensor, *, beta: float) -> Tensor:
-    """Compute the policy that a value guides away from its reference: log π = log π_ref + (q − V) / β, normalised.
+    """Compute the value-guided policy: log π = log π_ref + (q − V) / β, normalised.
 
-    Any number that is the same for all actions cancels, so q may also be q − V: with 1/β as its strength this is how ILQL
-    decodes. Snell et al. 2022, section 4
-    (https://arxiv.org/abs/2206.11871).
+    Any number common to all actions cancels, so q may also be the advantage q − V: with strength 1/β this is the decoding of
+    ILQL. Snell et al. 2022, section 4 (https://arxiv.org/abs/2206.11871).
 
     Args:
         ref_logprobs_A: [..., A], log π_ref.
         q_A: [..., A], value of each action, in units of reward.
-        beta: β, weight of the KL in reward per nat, > 0. Small = greedy for q.
+        beta: β, weight of the KL in reward per nat, > 0. For small values the policy is greedy in q.
 
     Returns:
         [..., A], log-probs, normalised.
@@ -237,13 +235,13 @@ def guided_logprobs(ref_logprobs_A: Tensor, q_A: Tensor, *, beta: float) -> Tens
 
 
 def td_error(q_A: Tensor, actions: Tensor, target: Tensor) -> Tensor:
-    """Compute by how much the target exceeds the value of the action that was taken: δ = y − q(s, a).
+    """Compute the TD error of the action taken: δ = y − q(s, a).
 
     Sutton and Barto 2018, eq. 6.5 and 6.8 (http://incompleteideas.net/book/the-book-2nd.html).
 
     Args:
         q_A: [..., A], value of each action; the gradient goes here.
-        actions: [...] int, the action that was taken, in [0, A).
+        actions: [...] int, action taken, in [0, A).
         target: [...], y, no gradient.
 
     Returns:
@@ -257,14 +255,14 @@ def td_error(q_A: Tensor, actions: Tensor, target: Tensor) -> Tensor:
 
 
 def huber_loss(errors: Tensor, *, delta: float = 1.0) -> Tensor:
-    """Compute a loss that is a square near 0 and a line further out: u²/2 if |u| <= δ, else δ (|u| − δ/2).
+    """Compute the Huber loss, quadratic near 0 and linear beyond: u²/2 if |u| <= δ, else δ (|u| − δ/2).
 
     Its gradient is the error clipped to ±δ. Huber 1964 (https://doi.org/10.1214/aoms/1177703732); for Q-learning: Mnih et
     al. 2015, methods (https://doi.org/10.1038/nature14236).
 
     Args:
         errors: [...], u, any sign.
-        delta: δ, where the line begins, > 0.
+        delta: δ, start of the linear part, > 0. Default: 1.
 
     Returns:
         Loss [...], >= 0.
@@ -278,7 +276,7 @@ def huber_loss(errors: Tensor, *, delta: float = 1.0) -> Tensor:
 
 
 def twin_critic_loss(q1_A: Tensor, q2_A: Tensor, actions: Tensor, target: Tensor) -> Tensor:
-    """Compute the squared errors of two critics on one target: l = (q1(s, a) − y)² + (q2(s, a) − y)².
+    """Compute the squared errors of two critics with a common target: l = (q1(s, a) − y)² + (q2(s, a) − y)².
 
     With `sac_target` it is the critic loss of SAC: Christodoulou 2019, section 3 (https://arxiv.org/abs/1910.07207), without
     the ½. With `td_target` of a value network it is the Q loss of ILQL: Snell et al. 2022, section 4
@@ -286,8 +284,8 @@ def twin_critic_loss(q1_A: Tensor, q2_A: Tensor, actions: Tensor, target: Tensor
 
     Args:
         q1_A: [..., A], values of the first critic.
-        q2_A: [..., A], values of the second.
-        actions: [...] int, the action that was taken, in [0, A).
+        q2_A: [..., A], values of the second critic.
+        actions: [...] int, action taken, in [0, A).
         target: [...], y, no gradient.
 
     Returns:
@@ -302,18 +300,18 @@ def twin_critic_loss(q1_A: Tensor, q2_A: Tensor, actions: Tensor, target: Tensor
 def sac_state_value(
     q1_A: Tensor, q2_A: Tensor, logprobs_A: Tensor, *, alpha: float | Tensor, ref_logprobs_A: Tensor | None = None
 ) -> Tensor:
-    """Compute the regularised value of a state under a policy, with the lower of two critics.
+    """Compute the regularised value of a state under a policy, with the minimum of two critics.
 
     V = Σ_a π(a) (min(q1, q2)(a) − α log π(a));   with a reference: − α log π(a)/π_ref(a)
 
-    The sum over actions is exact: nothing is sampled. Christodoulou 2019, eq. 10 (https://arxiv.org/abs/1910.07207).
+    The sum over actions is exact; no actions are sampled. Christodoulou 2019, eq. 10 (https://arxiv.org/abs/1910.07207).
 
     Args:
         q1_A: [..., A], values of the first critic.
-        q2_A: [..., A], values of the second.
+        q2_A: [..., A], values of the second critic.
         logprobs_A: [..., A], log π, normalised; −inf for an action that is never taken.
         alpha: α, weight of the entropy (or of the KL) in reward per nat, >= 0; a number or a scalar tensor.
-        ref_logprobs_A: [..., A], log π_ref; None = entropy instead of KL.
+        ref_logprobs_A: Optional. [..., A], log π_ref. Default: entropy instead of KL.
 
     Returns:
         [...] in units of reward.
@@ -328,7 +326,7 @@ def sac_state_value(
         check_same_shape(logprobs=logprobs_A, ref_logprobs=ref_logprobs_A)
         costs_A = logprobs_A - ref_logprobs_A
     p_A = logprobs_A.exp()
-    # A product of 0 with inf would be NaN, in the value and in the gradient of alpha: such actions contribute 0.
+    # Actions with probability 0 contribute 0: their product 0 * inf would be NaN, in the value and in the gradient of alpha.
     nothing_A = torch.zeros_like(p_A)
     gains_A = torch.where(p_A > 0, torch.minimum(q1_A, q2_A), nothing_A) - alpha * torch.where(p_A > 0, costs_A, nothing_A)
     return (p_A * gains_A).sum(-1)
@@ -354,10 +352,10 @@ def sac_target(
         terminated: [...], as in `td_target`.
         q1_next_A: [..., A], first target critic in the next state.
         q2_next_A: [..., A], second target critic in the next state.
-        logprobs_next_A: [..., A], log π of the policy as it is now, in the next state.
+        logprobs_next_A: [..., A], log π of the current policy in the next state.
         alpha: α, as in `sac_state_value`.
         gamma: discount per step, in [0, 1].
-        ref_logprobs_next_A: [..., A], log π_ref in the next state; None = entropy instead of KL.
+        ref_logprobs_next_A: Optional. [..., A], log π_ref in the next state. Default: entropy instead of KL.
 
     Returns:
         [...] in units of reward, no gradient.
@@ -375,7 +373,7 @@ def sac_actor_loss(
 ) -> Tensor:
     """Compute the loss of the policy in SAC-discrete per state: l = Σ_a π(a) (α log π(a) − min(q1, q2)(a)).
 
-    A sum over actions, not a mean: a mean is smaller by the number of actions, and changes the learning rate with it.
+    This is a sum over actions, not a mean: a mean would divide the effective learning rate by the number of actions.
     Christodoulou 2019, eq. 12 (https://arxiv.org/abs/1910.07207).
 
     Args:
@@ -383,7 +381,7 @@ def sac_actor_loss(
         q2_A: [..., A], values of the second; no gradient.
         logprobs_A: [..., A], log π, normalised; the gradient goes here.
         alpha: α, as in `sac_state_value`; no gradient.
-        ref_logprobs_A: [..., A], log π_ref; None = entropy instead of KL.
+        ref_logprobs_A: Optional. [..., A], log π_ref. Default: entropy instead of KL.
 
     Returns:
         Loss [...] in units of reward.
@@ -396,10 +394,11 @@ def sac_actor_loss(
 
 
 def sac_temperature_loss(log_alpha: Tensor, entropies: Tensor, *, target_entropy: float) -> Tensor:
-    """Compute the loss that moves the temperature until the entropy is at its target: l = log α · (H − H̄).
+    """Compute the loss of the temperature that drives the entropy to its target: l = log α · (H − H̄).
 
-    Its gradient with respect to log α is H − H̄: too little entropy raises α. The paper has α in place of log α, so
-    the step shrinks with α; both are in use. Against a reference pass −KL as the entropy and −(target KL) as the target.
+    Its gradient with respect to log α is H − H̄, so α increases if the entropy is too low. The paper has α instead of log α,
+    with steps proportional to α; both are in use. To regularise towards a reference, pass −KL as the entropy and −(target KL)
+    as the target.
     Haarnoja et al. 2018, eq. 18 (https://arxiv.org/abs/1812.05905).
 
     Args:
@@ -419,10 +418,10 @@ def sac_temperature_loss(log_alpha: Tensor, entropies: Tensor, *, target_entropy
 
 
 def expectile_loss(errors: Tensor, *, expectile: float) -> Tensor:
-    """Compute the squared loss whose optimum is an expectile: l = |τ − 1(u < 0)| u², u = target − prediction.
+    """Compute the expectile loss, an asymmetric squared loss: l = |τ − 1(u < 0)| u², u = target − prediction.
 
-    τ = 0.5 is half the square, with the mean as its optimum; τ → 1 approaches the maximum, but of values that occur in the
-    data alone. Newey and Powell 1987 (https://doi.org/10.2307/1911031); Kostrikov et al. 2021, section 4.1
+    τ = 0.5 is half the squared error, with the mean as its optimum; for τ → 1 the optimum approaches the maximum, but only over
+    values in the data. Newey and Powell 1987 (https://doi.org/10.2307/1911031); Kostrikov et al. 2021, section 4.1
     (https://arxiv.org/abs/2110.06169).
 
     Args:
@@ -438,7 +437,7 @@ def expectile_loss(errors: Tensor, *, expectile: float) -> Tensor:
     check_scalar(expectile=expectile)
     if not 0 < expectile < 1:
         raise ValueError(f"expectile must be in (0, 1), got {expectile}")
-    # Number times tensor: τ is not rounded to the type of the errors, as it would be in a tensor of their type.
+    # Multiply by Python numbers, so τ is not rounded to the dtype of the errors, as it would be in a tensor.
     squares = errors.square()
     return torch.where(errors < 0, (1 - expectile) * squares, expectile * squares)
 
@@ -453,7 +452,7 @@ def ilql_value_loss(values: Tensor, target_q1_A: Tensor, target_q2_A: Tensor, ac
         values: [...], V(s); the gradient goes here.
         target_q1_A: [..., A], first target critic; no gradient.
         target_q2_A: [..., A], second target critic; no gradient.
-        actions: [...] int, the action that was taken, in [0, A).
+        actions: [...] int, action taken, in [0, A).
         expectile: τ in (0, 1); 0.7 is usual.
 
     Returns:
@@ -470,15 +469,15 @@ def ilql_value_loss(values: Tensor, target_q1_A: Tensor, target_q2_A: Tensor, ac
 
 
 def conservative_loss(q1_A: Tensor, q2_A: Tensor, actions: Tensor) -> Tensor:
-    """Compute the term that keeps the values of actions outside the data low: l = Σ_k (log Σ_b exp q_k(s, b) − q_k(s, a)).
+    """Compute the CQL penalty on values of actions outside the data: l = Σ_k (log Σ_b exp q_k(s, b) − q_k(s, a)).
 
-    The cross-entropy of the values at the action taken, of both critics. Kumar et al. 2020, eq. 4
+    It is the cross-entropy of the values at the action taken, summed over both critics. Kumar et al. 2020, eq. 4
     (https://arxiv.org/abs/2006.04779); Snell et al. 2022, section 4 (https://arxiv.org/abs/2206.11871).
 
     Args:
         q1_A: [..., A], values of the first critic.
-        q2_A: [..., A], values of the second.
-        actions: [...] int, the action that was taken, in [0, A).
+        q2_A: [..., A], values of the second critic.
+        actions: [...] int, action taken, in [0, A).
 
     Returns:
         Loss [...], >= 0.

@@ -1,15 +1,15 @@
-"""Per-token returns and advantages, for rows with padding and gaps, and for segments with several episodes.
+"""Token-level returns and advantages, for rows with padding and gaps, and for segments with several episodes.
 
 Shapes: B batch, T time (position of a token in its row).
-A mask says what is KEPT: True = this token is part of the episode. A reward at t is paid for token t; a value at t is
-the expected return *before* token t is drawn. Padding may sit left, right or inside the row and may hold anything.
+A mask marks the tokens to KEEP: True = this token is part of the episode. The reward at t is that of token t; the value at t is
+the expected return *before* token t is sampled. Padding may be left, right or inside the row and may have any value.
 
-In every formula t' is the *next token whose mask is True*: holes (tool output, masked turns) are skipped and cost no
-discount. The value after the last token of a row is `bootstrap_B` (None = 0: the episode ends there), and
-γ_t = γ (1 − done_t), so nothing after a token with done = 1 affects it. A done on a token
-whose mask is False counts for the kept token before it: a masked end of text still ends the episode. Rows of text need
-neither; segments of a control task, which hold several episodes and stop in the middle of one, need both. An episode that
-was *cut off* at t (a time limit) rather than ended is done too, and γ V(the state where it was cut) belongs into its reward.
+In all formulas t' is the *next token whose mask is True*: gaps (tool output, masked turns) are skipped without a discount. The
+value after the last token of a row is `bootstrap_B` (None is 0: the episode ends there), and γ_t = γ (1 − done_t), so nothing
+after a token with done = 1 affects it. A done on a token whose mask is False counts for the kept token before it, so a masked
+end-of-sequence token still ends the episode. Rows of text need neither `bootstrap_B` nor dones; segments of a control task,
+which have several episodes and stop in the middle of one, need both. An episode *truncated* at t (by a time limit) is done too,
+and γ V(state at truncation) must be added to its reward.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def gae(
     dones_BT: Tensor | None = None,
     bootstrap_B: Tensor | None = None,
 ) -> Tensor:
-    """Estimate the advantage of every token by generalised advantage estimation, the error of TD(λ).
+    """Compute generalised advantage estimates (GAE) of all tokens.
 
     δ_t = r_t + γ_t V_{t'} − V_t,   A_t = δ_t + γ_t λ A_{t'},   γ_t = γ (1 − done_t)
 
-    t' is the *next token whose mask is True*: holes (tool output, masked turns) are skipped and cost no discount. After
-    the last token of a row A is 0 and V is the bootstrap value, 0 by default: the episode ends there. The return that a
-    critic learns is A + V (`td_lambda_returns`). Nothing is whitened here.
+    t' is the *next token whose mask is True*: gaps (tool output, masked turns) are skipped without a discount. After the last
+    token of a row A is 0 and V is the bootstrap value, 0 by default (the episode ends there). The target of the critic is A + V
+    (`td_lambda_returns`). Advantages are not whitened.
 
     Schulman et al. 2016, eq. 11 to 16 (https://arxiv.org/abs/1506.02438).
 
@@ -50,10 +50,11 @@ def gae(
         values_BT: [B, T], critic's value before token t, in units of reward.
         mask_BT: [B, T], True = token of the episode.
         gamma: discount per token, in [0, 1]; 1 for short replies with a reward at the end.
-        lam: λ in [0, 1]; 0 = one-step TD error (biased, calm), 1 = Monte Carlo minus value (unbiased, noisy).
-        dones_BT: [B, T], True = the episode ends with token t, kept by the mask or not; False in padding. None = nowhere
-            inside a row.
-        bootstrap_B: [B], V after the last token of the row, in units of reward; None = 0.
+        lam: λ in [0, 1]; 0 is the one-step TD error (biased, low variance), 1 is Monte Carlo minus value (unbiased, high
+            variance).
+        dones_BT: Optional. [B, T], True = the episode ends with token t, kept by the mask or not; False in padding. Default: no
+            episode ends inside a row.
+        bootstrap_B: Optional. [B], V after the last token of the row, in units of reward. Default: 0.
 
     Returns:
         Advantages [B, T], in units of reward, 0 where the mask is False.
@@ -88,11 +89,11 @@ def td_lambda_returns(
     dones_BT: Tensor | None = None,
     bootstrap_B: Tensor | None = None,
 ) -> Tensor:
-    """Mix the n-step returns of every token into the λ-return, the target of a critic.
+    """Compute λ-returns, the mixture of n-step returns that is the target of a critic.
 
     G_t = r_t + γ_t [(1 − λ) V_{t'} + λ G_{t'}],   γ_t = γ (1 − done_t)
 
-    Behind the last token both V and G are the bootstrap value. G − V is `gae`. Sutton and Barto 2018, section 12.8
+    After the last token both V and G are the bootstrap value. G − V is `gae`. Sutton and Barto 2018, section 12.8
     (http://incompleteideas.net/book/the-book-2nd.html).
 
     Args:
@@ -137,11 +138,11 @@ def n_step_returns(
     dones_BT: Tensor | None = None,
     bootstrap_B: Tensor | None = None,
 ) -> Tensor:
-    """Sum the next n rewards of every token, and trust the critic for the rest.
+    """Compute n-step returns: the next n rewards, then the value of the critic.
 
     G_t^(n) = r_t + γ_t G_{t'}^(n−1),   G_t^(0) = V_t,   γ_t = γ (1 − done_t)
 
-    Near the end of a row fewer than n rewards are left; the bootstrap value follows them. Sutton and Barto 2018, eq. 7.1
+    Near the end of a row fewer than n rewards are left, followed by the bootstrap value. Sutton and Barto 2018, eq. 7.1
     (http://incompleteideas.net/book/the-book-2nd.html).
 
     Args:
@@ -181,9 +182,10 @@ class VTrace(NamedTuple):
     """Results of `vtrace`.
 
     Attributes:
-        targets_BT: [B, T], vs_t, what the critic learns, in units of reward.
-        advantages_BT: [B, T], what the policy learns: min(ρ̄_pg, ρ_t) (q_t − V_t), so no ratio belongs into the loss.
-        q_BT: [B, T], q_t, the return of token t as V-trace estimates it.
+        targets_BT: [B, T], vs_t, targets of the critic, in units of reward.
+        advantages_BT: [B, T], advantages of the policy, min(ρ̄_pg, ρ_t) (q_t − V_t). They include the importance ratio, so the
+            loss must not.
+        q_BT: [B, T], q_t, the V-trace estimate of the return of token t.
     """
 
     targets_BT: Tensor
@@ -205,27 +207,27 @@ def vtrace(
     dones_BT: Tensor | None = None,
     bootstrap_B: Tensor | None = None,
 ) -> VTrace:
-    """Correct values and advantages for tokens that another (older) policy drew.
+    """Compute V-trace targets and advantages for tokens sampled by another (older) policy.
 
     ρ_t = exp(log π_t − log μ_t),   c_t = λ min(c̄, ρ_t),   γ_t = γ (1 − done_t)
     vs_t = V_t + e_t,   e_t = min(ρ̄, ρ_t) (r_t + γ_t V_{t'} − V_t) + γ_t c_t e_{t'}
     q_t = r_t + γ_t [λ vs_{t'} + (1 − λ) V_{t'}],   A_t = min(ρ̄_pg, ρ_t) (q_t − V_t)
 
-    Behind the last token V and vs are the bootstrap value and e is 0. On policy (ρ = 1 <= the clips) vs is the λ-return.
-    ρ̄ sets which policy the values belong to (infinite: π; small: close to μ), c̄ only how fast they get there.
-    Espeholt et al. 2018, eq. 1 and section 4.2 (https://arxiv.org/abs/1802.01561), λ: their remark 2; the λ of q, which
-    the paper has at 1, is that of rlax.
+    After the last token V and vs are the bootstrap value and e is 0. On-policy (ρ = 1 <= the clips) vs is the λ-return. ρ̄
+    determines the policy whose values are the fixed point (infinite: π; small: close to μ), c̄ only the speed of convergence.
+    Espeholt et al. 2018, eq. 1 and section 4.2 (https://arxiv.org/abs/1802.01561); λ: their remark 2. The λ in q is 1 in the
+    paper; here it is as in rlax.
 
     Args:
-        log_ratios_BT: [B, T], log π − log μ of the drawn token, μ = the policy that drew it; no gradient.
+        log_ratios_BT: [B, T], log π − log μ of the sampled token, μ being the policy that sampled it; no gradient.
         rewards_BT: [B, T], as in `gae`.
         values_BT: [B, T], as in `gae`; no gradient.
         mask_BT: [B, T], as in `gae`.
         gamma: as in `gae`.
         lam: λ in [0, 1]; 1 is the paper's.
-        clip_rho: ρ̄ > 0, largest weight of an error.
-        clip_pg_rho: ρ̄_pg > 0, largest weight of an advantage.
-        clip_c: c̄ in (0, ρ̄], largest weight of the errors to come.
+        clip_rho: ρ̄ > 0, maximum weight of a TD error.
+        clip_pg_rho: ρ̄_pg > 0, maximum weight of an advantage.
+        clip_c: c̄ in (0, ρ̄], maximum weight of later errors.
         dones_BT: as in `gae`.
         bootstrap_B: as in `gae`.
 
@@ -263,7 +265,7 @@ def discounted_returns(
     dones_BT: Tensor | None = None,
     bootstrap_B: Tensor | None = None,
 ) -> Tensor:
-    """Sum the rewards from each token to the end of its row, the Monte Carlo return: G_t = r_t + γ_t G_{t'}.
+    """Compute Monte Carlo returns, the discounted rewards from each token to the end of its row: G_t = r_t + γ_t G_{t'}.
 
     t' is the next token whose mask is True, as in `gae`; after the last token G is the bootstrap value, 0 by default.
     Sutton and Barto 2018, eq. 3.9 (http://incompleteideas.net/book/the-book-2nd.html).
@@ -286,13 +288,13 @@ def discounted_returns(
         [[2.0, 4.0, 8.0]]
     """
     check_scalar(gamma=gamma)
-    # With λ = 1 the values have no say.
+    # With λ = 1 the values cancel.
     nothing_BT = torch.zeros_like(rewards_BT)
     return td_lambda_returns(rewards_BT, nothing_BT, mask_BT, gamma=gamma, lam=1.0, dones_BT=dones_BT, bootstrap_B=bootstrap_B)
 
 
 class _Rows(NamedTuple):
-    """Checked inputs without padding, to be walked from the last token to the first."""
+    """Validated inputs without padding, to iterate from the last token to the first."""
 
     rewards_BT: Tensor
     values_BT: Tensor
@@ -317,7 +319,7 @@ class _Rows(NamedTuple):
         bootstrap_B = values_BT.new_zeros(len(values_BT)) if bootstrap_B is None else bootstrap_B
         check_same_shape(dones=dones_BT, mask=mask_BT)
         check_same_shape(bootstrap=bootstrap_B, rows=keep_BT.any(-1))
-        # At least float32: 0.99 is 0.98828 in bfloat16, after 100 tokens 0.31 where it should be 0.37.
+        # At least float32: 0.99 is 0.98828 in bfloat16, so the discount after 100 tokens would be 0.31 instead of 0.37.
         given = torch.promote_types(rewards_BT.dtype, values_BT.dtype)
         dtype = at_least_float32(given)
         rewards_BT, values_BT = (zero_padding(x_BT, keep_BT).to(dtype) for x_BT in (rewards_BT, values_BT))
@@ -336,7 +338,7 @@ class _Rows(NamedTuple):
 
 
 def _ends(dones_BT: Tensor, keep_BT: Tensor) -> Tensor:
-    """Whether the episode ends with a kept token, or with a masked one between it and the next kept token."""
+    """Return whether the episode ends with each kept token, or with a masked one between it and the next kept token."""
     if bool((dones_BT <= keep_BT).all()):
         return dones_BT
     columns: list[Tensor] = []

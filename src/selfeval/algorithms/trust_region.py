@@ -4,10 +4,10 @@ Shapes: N all parameters in one flat vector, K iterations.
 
     maximise gᵀs  subject to  ½ sᵀF s <= δ        has the solution        s = √(2δ / gᵀF⁻¹g) F⁻¹g
 
-with g the gradient of the surrogate (to go up) and F the Fisher matrix, the second derivative of KL(π_old‖π) at π_old. F
-is never formed: `conjugate_gradient` needs products F v alone, and `fisher_vector_product` computes one by differentiating
-twice. The quadratic is only a model of the KL, so `backtracking_line_search` checks the real one. Schulman et al. 2015
-(https://arxiv.org/abs/1502.05477), appendix C.
+with g the gradient of the surrogate (ascent direction) and F the Fisher matrix, the second derivative of KL(π_old‖π) at π_old.
+F is never materialised: `conjugate_gradient` needs only products F v, which `fisher_vector_product` computes by differentiating
+twice. The quadratic is only an approximation of the KL, so `backtracking_line_search` checks the actual KL. Schulman et al.
+2015 (https://arxiv.org/abs/1502.05477), appendix C.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ Product = Callable[[Tensor], Tensor]
 
 
 class CgStep(NamedTuple):
-    """Where conjugate gradient is after a step: x, and |b − F x| / |b|."""
+    """State of conjugate gradient after a step: x, and |b − F x| / |b|."""
 
     solution_N: Tensor
     relative_residual: float
 
 
 class NaturalStep(NamedTuple):
-    """A step to add to the parameters, and how it was found.
+    """A step to add to the parameters, with diagnostics.
 
-    step_N: [N]. direction_N: [N], F⁻¹g as far as it was solved. curvature: xᵀF x of that direction. relative_residual: of
-    the linear system, 0 = solved exactly.
+    step_N: [N]. direction_N: [N], the approximate solution x of F x = g. curvature: xᵀF x of that direction. relative_residual:
+    residual of the linear system; 0 is an exact solution.
     """
 
     step_N: Tensor
@@ -59,7 +59,7 @@ class NaturalStep(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One try of a line search: the share of the full step, its KL in nats, its gain in units of the surrogate."""
+    """A trial of a line search: the fraction of the full step, its KL in nats, its gain in units of the surrogate."""
 
     fraction: float
     kl: float
@@ -67,7 +67,7 @@ class Trial(NamedTuple):
 
 
 class LineSearch(NamedTuple):
-    """All tries in order, and the share of the step to take: that of the last try, or 0 when none was accepted."""
+    """All trials in order, and the fraction of the step to take: that of the last trial, or 0 if none was accepted."""
 
     fraction: float
     trials: list[Trial]
@@ -78,8 +78,8 @@ def conjugate_gradient_steps(product: Product, b_N: Tensor) -> Iterator[CgStep]:
 
     α = rᵀr / pᵀF p,   x ← x + α p,   r ← r − α F p,   p ← r + (rᵀr / r_oldᵀr_old) p
 
-    In exact arithmetic it is done after N steps, and early when F has few distinct eigenvalues. Nothing is added to the
-    denominator pᵀF p: a constant 1e-8 there, as in some public code, ruins an ill-conditioned system. Hestenes and
+    In exact arithmetic it converges in at most N steps, and earlier if F has few distinct eigenvalues. Nothing is added to the
+    denominator pᵀF p: a constant 1e-8, as in some public code, ruins the solution of ill-conditioned systems. Hestenes and
     Stiefel 1952, section 3 (https://doi.org/10.6028/jres.049.044).
 
     Args:
@@ -87,7 +87,7 @@ def conjugate_gradient_steps(product: Product, b_N: Tensor) -> Iterator[CgStep]:
         b_N: [N], right-hand side.
 
     Yields:
-        x and its relative residual after each step. Ends when the residual is exactly 0 (at once for b = 0).
+        x and its relative residual after each step. Stops if the residual is exactly 0 (immediately for b = 0).
 
     Raises:
         ValueError: pᵀF p is not positive: F is not positive definite (raise the damping), or a product is not finite.
@@ -109,13 +109,13 @@ def conjugate_gradient_steps(product: Product, b_N: Tensor) -> Iterator[CgStep]:
 
 
 def conjugate_gradient(product: Product, b_N: Tensor, *, iterations: int, tolerance: float = 1e-10) -> CgStep:
-    """Solve F x = b by at most so many steps of `conjugate_gradient_steps`.
+    """Solve F x = b by `conjugate_gradient_steps`, with a limit on iterations and a tolerance.
 
     Args:
         product: v [N] -> F v [N], symmetric positive definite.
         b_N: [N], right-hand side.
-        iterations: largest number of products, >= 1; 10 is usual in TRPO.
-        tolerance: stop once |b − F x| / |b| is at most this, >= 0.
+        iterations: maximum number of products, >= 1; 10 is usual in TRPO.
+        tolerance: stop as soon as |b − F x| / |b| is at most this, >= 0. Default: 1e-10.
 
     Returns:
         x [N] and its relative residual.
@@ -143,19 +143,19 @@ def natural_gradient_step(
 
     s = √(2δ / xᵀF x) x,   F x = g;   for an exact x this is √(2δ / gᵀF⁻¹g) F⁻¹g
 
-    ½ sᵀF s = δ also when the system was not solved to the end: the residual of conjugate gradient is orthogonal to x, so
-    that xᵀF x = xᵀg after any number of steps, and costs no further product. Schulman et al. 2015, appendix C
+    ½ sᵀF s = δ even if the system is not solved to convergence: the residual of conjugate gradient is orthogonal to x, so
+    xᵀF x = xᵀg after any number of steps, without another product. Schulman et al. 2015, appendix C
     (https://arxiv.org/abs/1502.05477); the direction: Kakade 2001 (https://papers.nips.cc/paper/2073).
 
     Args:
         product: v [N] -> F v [N], damping included.
-        gradient_N: [N], gradient of what is to be maximised.
+        gradient_N: [N], gradient of the objective to maximise.
         kl_bound: δ in nats, > 0; 0.01 is usual in control, in the unit (token, sequence) of the KL behind F.
-        iterations: products for the system, >= 1.
-        tolerance: relative residual at which the system counts as solved, >= 0.
+        iterations: maximum number of products, >= 1.
+        tolerance: relative residual at which the solver stops, >= 0.
 
     Returns:
-        The step to *add* to the parameters, and how it was found. For a gradient of 0 the step is 0.
+        The step to *add* to the parameters, with diagnostics. For a gradient of 0 the step is 0.
 
     Raises:
         ValueError: kl_bound is not positive, the gradient is not finite, or F is not positive definite.
@@ -176,20 +176,20 @@ def natural_gradient_step(
 def backtracking_line_search(
     evaluate: Callable[[float], tuple[float, float]], *, kl_bound: float, shrink: float = 0.8, max_trials: int = 10
 ) -> LineSearch:
-    """Shorten a step until its real KL is within the bound and its surrogate has not become worse.
+    """Shorten a step until its actual KL is within the bound and the surrogate does not decrease.
 
     the first fraction in 1, shrink, shrink², ... with KL <= δ and gain >= 0
 
-    A KL or a gain that is NaN accepts nothing. Schulman et al. 2015, appendix C (https://arxiv.org/abs/1502.05477).
+    A trial with a NaN as KL or gain is rejected. Schulman et al. 2015, appendix C (https://arxiv.org/abs/1502.05477).
 
     Args:
-        evaluate: fraction of the full step -> (KL(π_old‖π_new) in nats, surrogate of the new less that of the old).
+        evaluate: fraction of the full step -> (KL(π_old‖π_new) in nats, new surrogate minus old surrogate).
         kl_bound: δ in nats, > 0, in the unit of that KL.
-        shrink: factor from one try to the next, in (0, 1).
-        max_trials: largest number of tries, >= 1.
+        shrink: factor between trials, in (0, 1).
+        max_trials: maximum number of trials, >= 1.
 
     Returns:
-        The accepted fraction, 0 when no try was accepted (keep the old parameters), and all tries.
+        The accepted fraction, or 0 if no trial was accepted (keep the old parameters), and all trials.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -213,18 +213,18 @@ def backtracking_line_search(
 def fisher_vector_product(
     kl: Callable[[], Tensor], parameters: Sequence[Tensor], vector_N: Tensor, *, damping: float = 0.0
 ) -> Tensor:
-    """Multiply the Fisher matrix of a policy, plus damping, with a vector, without forming the matrix.
+    """Multiply the damped Fisher matrix of a policy by a vector, without materialising the matrix.
 
     F v + damping · v = ∇((∇KL)ᵀ v) + damping · v
 
-    The second derivative of KL(π_old‖π) at π = π_old is the Fisher matrix; elsewhere it is not, and may have negative
-    eigenvalues. Two backward passes: the forward must allow differentiating twice (attention: the math kernel). The graph
+    The second derivative of KL(π_old‖π) is the Fisher matrix only at π = π_old; elsewhere it may have negative eigenvalues. The
+    product takes two backward passes, so the forward pass must be twice differentiable (attention: the math kernel). The graph
     is freed, so the products of micro-batches can be summed with the memory of one. Pearlmutter 1994
     (https://doi.org/10.1162/neco.1994.6.1.147); Schulman et al. 2015, appendix C.1 (https://arxiv.org/abs/1502.05477).
 
     Args:
-        kl: computes the scalar KL(π_old‖π) at the parameters as they are now, π_old detached and equal to π.
-        parameters: the tensors that are trained, all used by the KL.
+        kl: computes the scalar KL(π_old‖π) at the current parameters, with π_old detached and equal to π.
+        parameters: the trained tensors, all of which the KL must use.
         vector_N: [N], in the order of `flatten(parameters)`.
         damping: added to the diagonal, >= 0; 0.1 is usual. F of a softmax is singular without it.
 
@@ -232,7 +232,7 @@ def fisher_vector_product(
         [N], no gradient.
 
     Raises:
-        ValueError: the KL is not a scalar that is finite and about 0, or the vector has another length.
+        ValueError: the KL is not a finite scalar close to 0, or the length of the vector is wrong.
     """
     with torch.enable_grad():
         value = kl()
@@ -248,7 +248,7 @@ def fisher_vector_product(
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Join tensors into one vector, on the device of the first.
+    """Concatenate tensors into a vector on the device of the first.
 
     Args:
         tensors: of any shapes, at least one.

@@ -1,4 +1,4 @@
-"""The evaluator against its baselines, on the judged test pairs."""
+"""Compare the evaluator with its baselines on the judged test pairs."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """A judged test pair, whatever its verdict.
+    """A judged test pair with any verdict.
 
     Attributes:
-        verdict: of the judge.
-        replies: the first and the second.
+        verdict: verdict of the judge.
+        replies: the first and the second reply.
         margin: evaluator score of the first reply minus that of the second.
-        disagreement: standard deviation of the margin over the members of an ensemble, 0 for one evaluator.
-        right: whether gold finds each reply right, None where it cannot say; None without gold.
+        disagreement: standard deviation of the margin over the members of an ensemble; 0 for a single evaluator.
+        right: whether each reply is right by gold (None if gold has no answer); None without gold.
     """
 
     verdict: Verdict
@@ -53,7 +53,7 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """A pair of which the better reply is known, 0 or 1, by gold or by the judge."""
+    """A pair with the index of the better reply, 0 or 1, by gold or by the judge."""
 
     pair: JudgedPair
     better: int
@@ -64,7 +64,7 @@ class LabelledPair:
 
     @property
     def evaluator_right(self) -> bool:
-        """Whether the evaluator scores the better reply strictly higher."""
+        """Whether the evaluator scores the better reply strictly higher; equal scores are wrong."""
         return self.pair.margin != 0 and (self.pair.margin > 0) == (self.better == 0)
 
 
@@ -73,9 +73,9 @@ class EvaluatorFacts:
     """Settings and counts of the evaluators.
 
     Attributes:
-        temperature: of the confidence sigmoid(|margin| / temperature).
-        temperature_pairs: pairs that it was fitted on.
-        pairs_trained: pairs that the evaluators were trained on.
+        temperature: temperature of the confidence, sigmoid(|margin| / temperature).
+        temperature_pairs: number of pairs used to fit the temperature.
+        pairs_trained: number of pairs used to train the evaluators.
         members: number of evaluators.
     """
 
@@ -86,7 +86,7 @@ class EvaluatorFacts:
 
 
 def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
-    """Return the pairs with exactly one right reply; nothing that the judge said filters them."""
+    """Return the pairs with exactly one right reply, whatever the judge's verdict."""
     found = []
     for pair in pairs:
         first, second = pair.right or (None, None)
@@ -96,7 +96,7 @@ def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
 
 
 def by_judge(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
-    """Return the pairs on which the judge was sure, with its choice."""
+    """Return the pairs on which the judge was sure, labelled by its choice."""
     kept = [pair for pair in pairs if pair.verdict.state == VerdictState.KEPT]
     return [LabelledPair(pair, 1 if _preference_of_judge(pair) < 0 else 0) for pair in kept]
 
@@ -114,9 +114,9 @@ def measure_evaluator(
     Args:
         pairs: all judged test pairs.
         facts: settings and counts of the evaluators.
-        first_pairs: its figures on round 1's pairs.
+        first_pairs: results on the test pairs of round 1.
         cost: tokens per verdict.
-        has_gold: there is a gold oracle, even if it knows none of these questions.
+        has_gold: whether there is a gold oracle, even if it has no answer to any of these questions.
     """
     gold, judge = by_gold(pairs), by_judge(pairs)
     labelled = gold or judge
@@ -153,25 +153,25 @@ def _disagreement(labelled: Sequence[LabelledPair]) -> Disagreement:
 
 @dataclass(frozen=True)
 class Rights:
-    """By question, whether the evaluator is right on the pair, by gold and by the judge."""
+    """Whether the evaluator is right on the pair of each question, by gold and by the judge."""
 
     gold: Mapping[str, bool]
     judge: Mapping[str, bool]
 
 
 def rights_of(pairs: Sequence[JudgedPair]) -> Rights:
-    """Return on which pairs the evaluator is right."""
+    """Return whether the evaluator is right on each pair."""
     gold, judge = ({p.question_id: p.evaluator_right for p in labelled} for labelled in (by_gold(pairs), by_judge(pairs)))
     return Rights(gold, judge)
 
 
 def measure_first_pairs(now: Rights, before: Rights | None, *, has_gold: bool) -> FirstPairs:
-    """Measure the evaluator on round 1's test pairs, and its gain over the evaluator of the round before.
+    """Measure the evaluator on the test pairs of round 1, and its gain over the evaluator of the previous round.
 
     Args:
-        now: of this round's evaluator.
-        before: of the evaluator of the round before; None in round 1.
-        has_gold: the gain is by gold, else by the judge.
+        now: results of this round's evaluator.
+        before: results of the previous round's evaluator; None in round 1.
+        has_gold: whether the gain is measured by gold instead of the judge.
     """
     comparison = None
     if before is not None:
@@ -188,7 +188,7 @@ def measure_first_pairs(now: Rights, before: Rights | None, *, has_gold: bool) -
 # -- baselines ----------------------------------------------------------------------------------------------------------
 
 Rule = Callable[[JudgedPair], float]
-"""Above 0 where the rule prefers the first reply, below 0 where it prefers the second."""
+"""A preference: positive for the first reply, negative for the second."""
 
 
 def _preference_of_judge(pair: JudgedPair) -> float:
@@ -205,7 +205,7 @@ def _preference_of_logprob(pair: JudgedPair) -> float:
 
 
 def _credits(labelled: Sequence[LabelledPair], rule: Rule) -> list[float]:
-    """Credit of a rule on each pair: 1 for the better reply, 0 for the other, half for a tie."""
+    """Return the credit of a rule on each pair: 1 if it prefers the better reply, 0 if the other, 0.5 for a tie."""
     return [_credit(rule(p.pair), p.better) for p in labelled]
 
 
@@ -214,7 +214,7 @@ def _credit(preference: float, better: int) -> float:
 
 
 def _is_from_file(labelled: Sequence[LabelledPair]) -> bool:
-    """Whether the labels are from a file of the user's, so that no judge was asked."""
+    """Return whether the labels are from the user's file, so no judge was asked."""
     verdicts = [p.pair.verdict for p in labelled]
     return bool(verdicts) and all(v.in_order is None and v.probability is not None for v in verdicts)
 
@@ -229,11 +229,11 @@ def _baselines(labelled: Sequence[LabelledPair]) -> Baselines:
 
 
 def _comparisons(labelled: Sequence[LabelledPair], *, labelled_by_judge: bool) -> EvaluatorComparisons:
-    """The evaluator less each baseline, and less chance.
+    """Compare the evaluator with each baseline, and with chance level.
 
     Args:
         labelled: pairs with their labels.
-        labelled_by_judge: the judge is right by construction, so there is no difference to measure.
+        labelled_by_judge: whether the labels are the judge's. Then the judge is right by construction and is not compared.
     """
     ours, questions = [float(p.evaluator_right) for p in labelled], [p.question_id for p in labelled]
 

@@ -1,4 +1,4 @@
-"""Predicted and actual accuracy of the replies that the policy gave during training, over its distance from the start."""
+"""Predicted and actual accuracy of the policy's training replies, over its distance from the initial policy."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
 ]
 
 FEWEST_POINTS = 4
-"""Iterations that a curve with two coefficients needs."""
+"""Minimum number of iterations for a curve with two coefficients."""
 
 
 @dataclass(frozen=True)
 class CheckedReply:
-    """A reply of the training with its evaluator score, and whether gold finds it right."""
+    """A training reply with its evaluator score, and whether it is right by gold."""
 
     question_id: str
     score: float
@@ -36,7 +36,7 @@ class CheckedReply:
 
 @dataclass(frozen=True)
 class PredictedReply:
-    """The same with the probability of being right that its score predicts."""
+    """A training reply with the probability of being right that its score predicts."""
 
     question_id: str
     probability: float
@@ -45,7 +45,7 @@ class PredictedReply:
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the replies of one iteration: the share of right ones that the scores predict, the share by gold, their number."""
+    """Replies of one iteration: the share of right ones predicted by the scores, the share by gold, and their number."""
 
     predicted: float
     gold: float
@@ -53,12 +53,12 @@ class Shares:
 
 
 def predict(checked: Mapping[int, Sequence[CheckedReply]]) -> dict[int, list[PredictedReply]]:
-    """Turn scores into probabilities, by a logistic fit on the first iteration.
+    """Convert scores to probabilities, by a logistic fit on the first iteration.
 
-    There the policy has not yet learned to exploit the evaluator.
+    The first iteration is used because the policy has not yet learned to exploit the evaluator.
 
     Args:
-        checked: replies by iteration; iterations without one are left out.
+        checked: replies by iteration; iterations without replies are skipped.
     """
     known = {step: replies for step, replies in checked.items() if replies}
     if not known:
@@ -72,7 +72,7 @@ def predict(checked: Mapping[int, Sequence[CheckedReply]]) -> dict[int, list[Pre
 
 
 def shares_of(predicted: Mapping[int, Sequence[PredictedReply]]) -> dict[int, Shares]:
-    """Return predicted and actual accuracy by iteration, first to last."""
+    """Return predicted and actual accuracy by iteration, in ascending order."""
     return {
         step: Shares(fmean(r.probability for r in replies), fmean(r.right for r in replies), len(replies))
         for step, replies in sorted(predicted.items())
@@ -82,14 +82,14 @@ def shares_of(predicted: Mapping[int, Sequence[PredictedReply]]) -> dict[int, Sh
 def measure_over_optimisation(
     predicted: Mapping[int, Sequence[PredictedReply]], kls: Mapping[int, float | None]
 ) -> OverOptimisation | None:
-    """Fit the curve of Gao et al. 2022 through the gain by the evaluator and by gold, over the square root of the KL.
+    """Fit the curve of Gao et al. 2022 to the gain by the evaluator and by gold, over the square root of the KL.
 
     Args:
         predicted: replies by iteration.
         kls: KL to the reference by iteration, in nats.
 
     Returns:
-        None with fewer than four different distances.
+        The points and fits, or None for fewer than four distinct distances.
     """
     shares = shares_of(predicted)
     points = [(math.sqrt(kl), s.predicted, s.gold) for step, s in shares.items() if (kl := kls.get(step) or 0.0) > 0.0]
@@ -113,9 +113,9 @@ def _fit(curve: GainCurve) -> CurveFit:
 
 
 def _gap(predicted: Mapping[int, Sequence[PredictedReply]]) -> Figure:
-    """Predicted less actual accuracy in the last quarter of the iterations.
+    """Return predicted minus actual accuracy in the last quarter of the iterations.
 
-    The cases are questions: an iteration has several replies to each, and later iterations may ask it again.
+    It is clustered by question: an iteration has several replies to each question, and later iterations may ask it again.
     """
     last = [reply for step in sorted(predicted)[-max(1, len(predicted) // 4) :] for reply in predicted[step]]
     return clustered_mean([reply.probability - reply.right for reply in last], [reply.question_id for reply in last])

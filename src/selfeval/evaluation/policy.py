@@ -1,4 +1,4 @@
-"""The policy before and after training, reply against reply."""
+"""Compare the policy before and after training, reply by reply."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _CREDITS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 @dataclass(frozen=True)
 class Answered:
-    """A test question with the reply before and after.
+    """A test question with the replies before and after training.
 
     Attributes:
-        question: text.
+        question: text of the question.
         before, after: texts of the replies.
-        tokens_before, tokens_after: their lengths.
-        kl: nats from the start, of the reply after.
-        outcome: of the comparison, for the reply after.
-        gold_before, gold_after: whether gold finds each right; None where it cannot say.
+        tokens_before, tokens_after: number of tokens of the replies.
+        kl: log-ratio of the reply after training, policy to initial policy, in nats.
+        outcome: outcome of the comparison for the reply after training.
+        gold_before, gold_after: whether each reply is right by gold; None if gold has no answer.
     """
 
     question: str
@@ -44,13 +44,13 @@ class Answered:
 
 
 def outcome(judgement: Judgement, tie: float) -> Outcome:
-    """Return the outcome of a comparison for its first reply: that of the average of both orders.
+    """Return the outcome of a comparison for its first reply, by the average of both orders.
 
-    It is a tie where the judge named one, the orders disagree, or they balance exactly.
+    It is a tie if the judge named one, the orders disagree, or they balance exactly.
 
     Args:
-        judgement: of both orders.
-        tie: probability of `neither` above which the judge named a tie.
+        judgement: judgement in both orders.
+        tie: the judge names a tie if its probability of `neither` is above this threshold.
     """
     if judgement.probability is None or judgement.in_order is None or judgement.swapped is None or judgement.tie is None:
         return "unparsable"
@@ -63,13 +63,13 @@ def outcome(judgement: Judgement, tie: float) -> Outcome:
 def measure_policy(
     answered: Sequence[Answered], alarms: Sequence[Alarm], over_optimisation: OverOptimisation | None, *, has_gold: bool
 ) -> Policy:
-    """Measure the policy against its start.
+    """Compare the policy with the initial policy.
 
     Args:
         answered: the test questions with both replies.
-        alarms: of the watchdogs, during training.
-        over_optimisation: its figures.
-        has_gold: there is a gold oracle, even if it knows none of these questions.
+        alarms: alarms of the watchdogs during training.
+        over_optimisation: over-optimisation metrics, or None if they could not be measured.
+        has_gold: whether there is a gold oracle, even if it has no answer to any of these questions.
     """
     decided = [(_CREDITS[a.outcome], a) for a in answered if a.outcome != "unparsable"]
     scores = [score for score, _ in decided]
@@ -95,18 +95,18 @@ def measure_policy(
 
 
 def gold_share(checked: Sequence[bool | None]) -> Figure:
-    """Return the share of right replies among those that gold can judge."""
+    """Return the share of right replies among those with a gold answer."""
     return proportion([right for right in checked if right is not None])
 
 
 def compare_gold(answered: Sequence[Answered]) -> Comparison:
-    """Compare right after with right before, on the questions for which gold can judge both replies."""
+    """Compare correctness after and before training, on the questions for which gold can judge both replies."""
     known = [(a.gold_after, a.gold_before) for a in answered if a.gold_before is not None and a.gold_after is not None]
     return compare_paired([float(after) for after, _ in known], [float(before) for _, before in known])
 
 
 def sample_of(answered: Answered, score_before: float, score_after: float) -> Sample:
-    """Return the replies next to each other, with their evaluator scores."""
+    """Return the sample of the report that shows both replies with their evaluator scores."""
     return Sample(
         question=answered.question,
         before=answered.before,

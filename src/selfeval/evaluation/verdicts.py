@@ -1,4 +1,4 @@
-"""The judge's verdicts: their states, their consistency, and the accuracy of the labels that they give."""
+"""Metrics of the judge's verdicts: their states, their consistency, and the accuracy of the resulting labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] 
     Args:
         verdicts: all verdicts.
         labels: whether each kept label is right by gold (`label_is_right`); None without gold.
-        from_file: the labels are from a file of the user's.
+        from_file: whether the labels are from the user's file.
     """
     states = Counter(verdict.state for verdict in verdicts)
     consistent = [is_consistent(verdict) for verdict in verdicts]
@@ -37,9 +37,10 @@ def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] 
 
 
 def is_consistent(verdict: Verdict) -> bool | None:
-    """Return whether both orders chose the same of first, second and neither; None where one did not parse.
+    """Return whether both orders chose the same of first, second and neither; None if one could not be parsed.
 
-    Of two choices only, a sure tie would toss a coin for each order: its probability is close to one half, on either side.
+    `neither` is a choice because the probability of a clear tie is close to one half: forced to choose between two replies, the
+    orders of a consistent judge would agree or disagree by chance.
     """
     choices = [
         choice(better, tie)
@@ -50,11 +51,11 @@ def is_consistent(verdict: Verdict) -> bool | None:
 
 
 def label_is_right(verdict: Verdict, right: tuple[bool | None, bool | None]) -> bool | None:
-    """Return whether a kept label chose a right reply over a wrong one; None where the question has no gold.
+    """Return whether a kept label chose a right reply over a wrong one; None if the question has no gold answer.
 
     Args:
-        verdict: a kept one.
-        right: whether gold finds each reply right.
+        verdict: a kept verdict.
+        right: whether each reply is right by gold.
     """
     first, second = right
     if first is None or second is None or verdict.probability is None:

@@ -1,1 +1,1 @@
-"""The embedded default: a small language model, its domain of word problems, and the gold oracle that only evaluation reads."""
+"""The embedded default model: a small language model, its domain of word problems, and a gold oracle for evaluation only."""

@@ -1,8 +1,7 @@
-"""The pretraining text: questions, noisy replies, judged pairs and replies marked step by step, as segments of text.
+"""The pretraining corpus: questions, noisy replies, judged pairs and replies with step-by-step marks.
 
 A document is a list of `(text, weight)` segments; the weight scales the loss of the segment's tokens. Markers such as
-`<|reply|>` are single tokens of the tokenizer. Each kind of document, its purpose and its share of the tokens:
-see `KINDS`. Nothing here is read when the loop runs.
+`<|reply|>` are single tokens. `KINDS` lists the kinds of documents with their shares. The loop does not use this module.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _SUMS = 12
 
 
 def _ask(rng: random.Random) -> Document:
-    """A new question, after none to five examples from the same few families."""
+    """Write a new question after zero to five examples from the same few families."""
     families = tuple(rng.sample(FAMILIES, rng.choice((2, 4, len(FAMILIES)))))
     examples = rng.choice((0, 0, 2, 3, 4, 5))
     document = [("<|bos|>", 0.0)]
@@ -62,7 +61,7 @@ def _ask(rng: random.Random) -> Document:
 
 
 def _weighed_words(question: str) -> Document:
-    """The question's words; a name that was met before weighs more, for it has to be copied, not made up."""
+    """Split a question into weighted words. A repeated name has a higher weight, because it must be copied, not invented."""
     document: Document = []
     met: set[str] = set()
     for word in re.findall(r" ?[^ ]+", question):
@@ -79,7 +78,7 @@ def _reply(rng: random.Random) -> Document:
 
 
 def _grade(rng: random.Random) -> Document:
-    """A reply marked right or wrong: always at its end, and after all, some or none of its steps."""
+    """Write a reply with a mark (right or wrong) at its end, and after all, some or none of its steps."""
     problem = draw_problem(rng)
     reply = draw_reply(problem, rng, right=rng.random() < 0.5, kinds=GRADED_ERRORS)
     mark = "<|right|>" if reply.answer == problem.answer else "<|wrong|>"
@@ -105,7 +104,7 @@ def _marked_steps(problem: Problem, reply: Reply, rng: random.Random, marked_sha
 
 
 def _sums(rng: random.Random) -> Document:
-    """Sum, one after the other, each marked right or wrong: to check a step is learned here, where every line is a check."""
+    """Write a list of sums, each marked right or wrong. Every line is a check, so this is where checking a step is learned."""
     document: Document = [("<|bos|><|grade|>", 0.0)]
     for _ in range(_SUMS):
         line, is_right = draw_sum(rng)
@@ -114,7 +113,7 @@ def _sums(rng: random.Random) -> Document:
 
 
 def _pair(problem: Problem, rng: random.Random) -> tuple[Reply, Reply]:
-    """Two replies: exactly one right in two of three cases, else both right or both wrong."""
+    """Draw two replies: in two of three cases exactly one is right, otherwise both are right or both wrong."""
     kind = rng.choices(("one", "right", "wrong"), weights=(4, 1, 1))[0]
     first = kind == "right" or (kind == "one" and rng.random() < 0.5)
     second = not first if kind == "one" else first
@@ -151,11 +150,11 @@ KINDS: dict[str, tuple[Callable[[random.Random], Document], float]] = {
     "judge": (_judge, 0.16),
     "referee": (_referee, 0.08),
 }
-"""Kind of document -> (who writes it, share of documents)."""
+"""Kind of document -> (function that writes it, share of documents)."""
 
 
 def draw_document(rng: random.Random) -> Document:
-    """A random document as weighted segments."""
+    """Draw a random document as weighted segments."""
     names = list(KINDS)
     kind = rng.choices(names, weights=[KINDS[name][1] for name in names])[0]
     return KINDS[kind][0](rng)

@@ -1,8 +1,8 @@
-"""Short word problems in natural sentences: ten families, each with several phrasings and its worked steps.
+"""Short word problems in natural language: ten families, each with several phrasings and a worked solution.
 
-A *phrasing* is a sentence pattern with slots. The same pattern writes a question (`Phrasing.fill`) and reads one
-(`Phrasing.read`), so the oracle understands exactly the questions that the domain can ask, regardless of their author.
-Every number is in 0..60; a problem whose steps leave that range is not a problem of this domain.
+A *phrasing* is a sentence pattern with slots. The same pattern generates a question (`Phrasing.fill`) and parses one
+(`Phrasing.read`), so the oracle understands exactly the questions that the domain can ask, whoever wrote them. All numbers are
+in 0..60; a problem with a step outside that range is not part of the domain.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from functools import cached_property
 __all__ = ["FAMILIES", "ITEMS", "LARGEST", "NAMES", "Family", "Phrasing", "Problem", "Step", "draw_problem", "read_problem"]
 
 LARGEST = 60
-"""Largest number that a problem, a step or an answer may hold."""
+"""Largest number in a problem, a step or an answer."""
 
 NAMES = {"Tom": "He", "Anna": "She", "Ben": "He", "Lily": "She", "Sam": "He", "Mia": "She", "Leo": "He", "Zoe": "She"}
-"""First names and the pronoun that stands for each."""
+"""First names and their pronouns."""
 
 ITEMS = ("apples", "pens", "books", "eggs", "cards", "shells", "stamps", "balls", "cakes", "plums")
 THINGS = {"pen": "pens", "book": "books", "card": "cards", "ball": "balls", "cake": "cakes", "stamp": "stamps"}
 """Goods of a shop, singular and plural."""
 BOXES = ("boxes", "bags", "baskets", "shelves")
 UNITS = {("weeks", "days"): 7, ("yards", "feet"): 3, ("hands", "fingers"): 5}
-"""Large unit, small unit: how many small ones make a large one."""
+"""(Large unit, small unit) -> number of small units in a large one."""
 
 _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
     "+": lambda a, b: a + b,
@@ -38,7 +38,7 @@ _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One line of working, `left operator right = result`; `result` is what was *written*, right or wrong."""
+    """A step of a solution, `left operator right = result`; `result` is the number *as written*, right or wrong."""
 
     left: int
     operator: str
@@ -47,7 +47,7 @@ class Step:
 
     @classmethod
     def worked(cls, left: int, operator: str, right: int) -> Step:
-        """The step with its exact result (-1 where a division does not come out even)."""
+        """Create a step with its exact result, or -1 if a division has a remainder."""
         return cls(left, operator, right, _OPERATIONS[operator](left, right))
 
     @property
@@ -89,9 +89,9 @@ class Phrasing:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of problem: how it is drawn, asked, solved, and how people like to misread it.
+    """A kind of problem: how it is drawn, phrased, solved and commonly misread.
 
-    `solve` and `misread` map the slots to steps; both may be impossible (a number out of range) for some numbers.
+    `solve` and `misread` map the slots to steps; for some numbers either may be impossible (a number out of range).
     """
 
     name: str
@@ -116,7 +116,7 @@ class Problem:
         return self.steps[-1].result
 
     def misread_steps(self) -> tuple[Step, ...] | None:
-        """The popular misreading of this problem, or None if it leaves the domain or yields the right answer."""
+        """Steps of the common misreading, or None if it is outside the domain or yields the right answer."""
         steps = self.family.misread(*self.numbers)
         fits = all(step.in_range for step in steps) and steps[-1].result != self.answer
         return steps if fits else None
@@ -331,7 +331,7 @@ def _problem(family: Family, question: str, slots: Mapping[str, object]) -> Prob
 
 
 def draw_problem(rng: random.Random, families: tuple[Family, ...] = FAMILIES) -> Problem:
-    """A random problem of one of `families`, every step in range."""
+    """Draw a random problem from `families` (default: all) with all steps in range."""
     while True:
         family = rng.choice(families)
         slots = family.draw(rng)
@@ -341,7 +341,7 @@ def draw_problem(rng: random.Random, families: tuple[Family, ...] = FAMILIES) ->
 
 
 def read_problem(question: str) -> Problem | None:
-    """The problem that `question` asks, or None when it is not a well-posed question of this domain."""
+    """Parse a question, or return None if it is not a well-posed question of this domain."""
     text = " ".join(question.split())
     for family in FAMILIES:
         for phrasing in family.phrasings:

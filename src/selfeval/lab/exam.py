@@ -1,4 +1,4 @@
-"""The embedded model's exam: each skill that the loop builds on, measured against gold on fresh problems."""
+"""Exam of the embedded model: each skill that the loop needs, measured by gold on fresh problems."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Exam:
         self.gold = WordProblems()
 
     def replies(self, temperature: float) -> dict[str, Any]:
-        """Share of right replies."""
+        """Measure the share of right replies."""
         requests = [Request(self.templates.prompt("reply", question=p.question), temperature) for p in self.problems]
         rollouts = generate(self.backbone, requests, max_new_tokens=_REPLY_TOKENS, seed=self.seed)
         texts = [self.templates.text(r.ids) for r in rollouts]
@@ -43,7 +43,7 @@ class _Exam:
         return proportion([r and o.finished for r, o in zip(right, rollouts, strict=True)]).as_json()
 
     def questions(self, examples: int) -> dict[str, Any]:
-        """Share of written questions that are well posed."""
+        """Measure the share of generated questions that are well posed."""
         count = len(self.problems)
         shown = [[p.question for p in self.rng.sample(self.problems, min(examples, count))] for _ in range(count)]
         requests = [Request(self.templates.prompt("ask", examples=e)) for e in shown]
@@ -53,7 +53,7 @@ class _Exam:
         return proportion([self.gold.answer(text) is not None for text in written]).as_json()
 
     def judge(self, kind: str) -> dict[str, Any]:
-        """Right verdicts on pairs with exactly one right reply, in each order; ties found where both replies are alike."""
+        """Measure right verdicts on pairs with exactly one right reply, by order, and ties if both replies are equally good."""
         pairs = [self._pair(problem, one_right=True) for problem in self.problems]
         judged = compare(self.backbone, self.templates, kind, [c for c, _ in pairs], VerdictsConfig(), rows=256)
         alike = [self._pair(problem, one_right=False) for problem in self.problems]
@@ -77,7 +77,7 @@ class _Exam:
 
     @torch.no_grad()
     def marks(self) -> dict[str, Any]:
-        """Share of right marks at the end of a reply whose steps carry no marks."""
+        """Measure the share of right marks at the end of replies without marks on their steps."""
         outcomes = []
         right_id, wrong_id = (self.backbone.loaded.tokenizer.convert_tokens_to_ids(m) for m in ("<|right|>", "<|wrong|>"))
         for problem in self.problems:
@@ -98,7 +98,7 @@ def _agrees(probability: float | None, first_is_right: bool) -> bool:
 
 
 def examine(model: str, questions: int, seed: int) -> dict[str, Any]:
-    """All skills of the model in a folder, each a figure with its interval and n."""
+    """Measure all skills of the model in a folder, each as a figure with its interval and n."""
     exam = _Exam(model, questions, seed)
     tasks: Sequence[tuple[str, Callable[[], dict[str, Any]]]] = (
         ("replies_right_sampled", lambda: exam.replies(1.0)),

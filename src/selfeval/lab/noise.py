@@ -1,8 +1,8 @@
-"""Replies as the pretraining text has them: in many styles, and wrong more often than right.
+"""The replies of the pretraining corpus: in many styles, and more often wrong than right.
 
-Style (opening words, symbols or words, connecting words) is drawn independently of correctness, so that length and
-fluency say little about it. Errors come in kinds; some are rare slips, some are popular (the wrong operation, a
-step left out), because a model that only ever slips could be judged by its own likelihood.
+Style (opening words, symbols or words, connectives) is drawn independently of correctness, so length and fluency carry little
+information about it. Some kinds of errors are rare slips, others are common (a wrong operation, a missing step). If a model
+made rare slips only, its own likelihood would be enough to detect them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from selfeval.lab.domain import LARGEST, Problem, Step, draw_problem
 __all__ = ["ERROR_KINDS", "GRADED_ERRORS", "RIGHT_SHARE", "Reply", "draw_reply", "draw_sum", "plain_reply", "wrong_steps"]
 
 RIGHT_SHARE = 0.36
-"""Share of right replies in the pretraining text."""
+"""Share of right replies in the pretraining corpus."""
 
 ERROR_KINDS = {"misreading": 0.36, "operand": 0.18, "slip": 0.28, "missed": 0.08, "extra": 0.10}
-"""Weights of the error types in wrong replies; a type that does not fit the problem is drawn again."""
+"""Weights of the error types in wrong replies; a type that does not fit the problem is redrawn."""
 
 GRADED_ERRORS = {"misreading": 0.16, "operand": 0.30, "slip": 0.40, "missed": 0.06, "extra": 0.08}
-"""The same for replies that are marked: more of the errors that only a check of the numbers finds."""
+"""The same for marked replies, with more errors that only checking the numbers can find."""
 
 _OPENINGS = ("", "", "Let us see.", "We work it out.", "First we look at the numbers.", "Here is how it goes.", "Well,", "OK.")
 _CONNECTIVES = ("", "", "Then", "After that", "Next")
@@ -33,7 +33,7 @@ _WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply in parts: opening, one sentence a step, closing; `answer` is the number it ends on."""
+    """A reply in parts: opening, one sentence per step, closing; `answer` is its final number."""
 
     opening: str
     sentences: tuple[str, ...]
@@ -63,13 +63,13 @@ def _write(steps: Sequence[Step], rng: random.Random) -> Reply:
 
 
 def plain_reply(problem: Problem) -> str:
-    """The exact working in the one plain style that a judge writes for itself."""
+    """Return the exact solution in the plain style of the judge's own reference answers."""
     sentences = tuple(_written(step, in_words=False, connective="") for step in problem.steps)
     return Reply("", sentences, problem.steps, f"The answer is {problem.answer}").text
 
 
 def _rework(steps: Sequence[Step], index: int, changed: Step) -> tuple[Step, ...]:
-    """`steps` with step `index` replaced, later steps carrying the new result where they used the old one."""
+    """Replace step `index`, and propagate its new result to later steps that used the old one."""
     done = [*steps[:index], changed]
     for step in steps[index + 1 :]:
         old, new = steps[index].result, changed.result
@@ -116,7 +116,7 @@ _MAKERS = {"misreading": _misread, "operand": _wrong_operand, "slip": _slip, "mi
 def wrong_steps(
     problem: Problem, rng: random.Random, kinds: Mapping[str, float] = MappingProxyType(ERROR_KINDS)
 ) -> tuple[Step, ...]:
-    """Step that end on a wrong answer, every number in 0..60, the kind of error drawn with the weights in `kinds`."""
+    """Return steps with a wrong answer, all numbers in 0..60, with an error type drawn by the weights in `kinds`."""
     while True:
         kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
         steps = _MAKERS[kind](problem, rng)
@@ -131,13 +131,13 @@ def draw_reply(
     right: bool | None = None,
     kinds: Mapping[str, float] = MappingProxyType(ERROR_KINDS),
 ) -> Reply:
-    """A reply in a random style; right with probability `RIGHT_SHARE` unless `right` says which."""
+    """Draw a reply in a random style; right with probability `RIGHT_SHARE` unless `right` is given."""
     is_right = rng.random() < RIGHT_SHARE if right is None else right
     return _write(problem.steps if is_right else wrong_steps(problem, rng, kinds), rng)
 
 
 def draw_sum(rng: random.Random) -> tuple[str, bool]:
-    """One step of a random problem as a sentence, its result slipped in half of the cases, and whether it is exact."""
+    """Return one step of a random problem as a sentence, with a wrong result in half of the cases, and whether it is exact."""
     exact = rng.choice(draw_problem(rng).steps)
     step = _slipped(exact, rng) if rng.random() < 0.5 else exact
     if not step.in_range:

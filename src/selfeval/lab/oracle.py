@@ -1,4 +1,4 @@
-"""The gold oracle of the word problems: reads a question, works it out exactly, and checks a reply's final answer.
+"""The gold oracle of the word problems: parses a question, solves it exactly, and checks the final answer of a reply.
 
 Only evaluation (through the entry point `selfeval.domains`) and the lab itself import this module.
 """
@@ -20,12 +20,12 @@ class WordProblems:
     name = "word-problems"
 
     def answer(self, question: str) -> int | None:
-        """The exact answer, or None when the question is not a well-posed one of this domain."""
+        """Return the exact answer, or None if the question is not a well-posed question of this domain."""
         problem = read_problem(question)
         return None if problem is None else problem.answer
 
     def is_right(self, question: str, reply: str) -> bool | None:
-        """Whether the reply ends on the exact answer; None when the question has no gold."""
+        """Return whether the final answer of the reply is exact; None if the question has no gold answer."""
         answer = self.answer(question)
         if answer is None:
             return None

@@ -1,7 +1,7 @@
-"""Pretrains the embedded model from nothing: tokenizer, random weights, AdamW on generated text.
+"""Pretrain the embedded model from scratch: tokenizer, random weights, AdamW on generated text.
 
-Every step draws its own documents from `(seed, step)`, so a killed run resumes from its last checkpoint with the
-same result. The checkpoint is in the output folder; the model's own files are written last.
+The documents of each step are drawn from `(seed, step)`, so an interrupted run resumes from its last checkpoint with the same
+result. The checkpoint is in the output folder; the model files are written last.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> tuple[lis
 def _packed_rows(
     tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, length: int
 ) -> list[list[tuple[list[int], list[float]]]]:
-    """`rows` lists of whole documents, each list at most `length` tokens long; the rest is kept for later rows."""
+    """Pack whole documents into `rows` rows of at most `length` tokens; a document that does not fit starts a later row."""
     waiting: list[tuple[list[int], list[float]]] = []
     packed = []
     for _ in range(rows):
@@ -88,7 +88,7 @@ def _packed_rows(
 
 
 def _batch(tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, step: int) -> dict[str, Tensor]:
-    """Token ids, positions (restarting at each document), and loss weights, `[rows, length]`."""
+    """Return token ids, positions (restarting at each document) and loss weights, `[rows, length]`."""
     rng = random.Random(f"{config.seed}/{step}")
     shape = (config.rows, config.length)
     ids, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
@@ -133,7 +133,7 @@ def _optimizer(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.A
 
 
 def _learning_rate(config: PretrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to 2% at the last step."""
+    """Compute the learning rate: linear warm-up, then cosine decay to 2% at the last step."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -148,7 +148,7 @@ def _loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, progress: dict[str, Any]) -> None:
-    """Weights and optimizer state as safetensors, progress in its metadata; nothing is pickled."""
+    """Save weights and optimizer state as safetensors, with the progress as metadata; nothing is pickled."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         tensors.update({f"{key}/{name}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()})
@@ -157,10 +157,10 @@ def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, pro
 
 
 def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, config: PretrainConfig) -> dict[str, Any]:
-    """Put a checkpoint back and return its progress.
+    """Restore a checkpoint and return its progress.
 
     Raises:
-        InputError: it belongs to another configuration.
+        InputError: the checkpoint has another configuration.
     """
     with safe_open(path, framework="pt") as file:
         begun = json.loads(file.metadata()["progress"])["config"]
@@ -192,7 +192,7 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
     Args:
         output: output folder; also contains `checkpoint.safetensors` and `pretrain.jsonl`.
         config: sizes, steps and rates.
-        report: called with a line of progress every 100 steps.
+        report: called with a line of progress every 100 steps. Default: print.
     """
     output.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(config.seed)
@@ -220,7 +220,7 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
 
 
 def _export(output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]) -> None:
-    """Write the model folder: weights, tokenizer, the prompt templates that belong to it, and how it was made."""
+    """Write the model folder: weights, tokenizer, prompt templates, and a record of the training."""
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     for weights in output.glob("*.safetensors"):

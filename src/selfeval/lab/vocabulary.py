@@ -1,4 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE over the domain's text, numbers as whole tokens, markers as single ones."""
+"""Tokenizer of the embedded model: byte-level BPE on the domain's text, with single tokens for numbers and markers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _texts(documents: int, seed: int) -> Iterator[str]:
 
 
 def train_tokenizer(seed: int = 0, documents: int = 3000) -> PreTrainedTokenizerFast:
-    """A tokenizer of `VOCABULARY_SIZE` tokens; any text can be encoded, words of the domain are one token each.
+    """Train a tokenizer of `VOCABULARY_SIZE` tokens; it encodes any text, with one token per word of the domain.
 
     Raises:
         ValueError: a number of the domain is not a single token (raise `VOCABULARY_SIZE`).

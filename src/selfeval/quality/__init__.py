@@ -1,4 +1,4 @@
-"""Judging the data and the numbers: intervals, calibration, near-duplicates, diversity, length control.
+"""Statistics and data quality: intervals, calibration, near-duplicates, diversity, length control.
 
-Plain Python and numpy, no torch. Nothing is imported here; write `from selfeval.quality.statistics import proportion`.
+Plain Python and NumPy, no torch. The package exports nothing; use `from selfeval.quality.statistics import proportion`.
 """

@@ -1,9 +1,10 @@
-r"""Whether the final answer of a reply is a known one: numbers, letters of a choice, or short texts.
+r"""Match the final answer of a reply with reference answers: numbers, letters of a multiple choice, or short texts.
 
-The final answer of a text is, in this order: the last `\boxed{...}`, the text behind the last `####` (GSM8K), the text behind
-the last "answer is" or "answer:"; else, for a number, the last number of the text, for a letter, a letter that stands alone at
-its end, and for any other answer the whole text or, where it has a digit (a time, a ratio, a list), the end of the text.
-Units, algebra and sets are not interpreted: they are compared as texts, and a right answer in another form is not right.
+The final answer of a text is the first of these that exists: the last `\boxed{...}`, the text after the last `####` (GSM8K),
+the text after the last "answer is" or "answer:". Otherwise it depends on the reference answer: for a number, the last number
+of the text; for a letter, a letter by itself at the end; for any other answer the whole text or, if the answer has a digit (a
+time, a ratio, a list), the end of the text. Units, algebra and sets are not interpreted but compared as text, so a correct
+answer in another form does not match.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _LARGEST_EXPONENT = 400
 
 
 def is_answer(reply: str, answers: Sequence[str]) -> bool:
-    r"""Whether the final answer of a reply equals one of these.
+    r"""Return whether the final answer of a reply equals one of the reference answers.
 
     Args:
         reply: any text.
-        answers: each alone, or a worked solution that ends in it (as in GSM8K).
+        answers: bare answers, or worked solutions that end in the answer (as in GSM8K).
 
     Example:
         >>> is_answer("3 * 24 = 72, so the answer is 72.", ["72"]), is_answer(r"\boxed{\frac{1}{2}}", ["0.5"])
@@ -48,7 +49,7 @@ def is_answer(reply: str, answers: Sequence[str]) -> bool:
 
 
 def final_answer(text: str) -> str | None:
-    """The answer that a text marks as its final one; None where it marks none."""
+    """Return the answer that a text marks as final, or None if there is no mark."""
     boxed = _boxed(text)
     if boxed is not None:
         return boxed
@@ -80,7 +81,7 @@ def _equals(reply: str, answer: str) -> bool:
 
 
 def _exact(text: str) -> str:
-    """Text without case, spaces and closing punctuation; signs within it count: 3x+9 is not 3x-9."""
+    """Remove case, spaces and closing punctuation; signs within the text are kept, because 3x+9 is not 3x-9."""
     return re.sub(r"\s+", "", _without_fractions(text)).casefold().strip("$.!").replace("−", "-")
 
 
@@ -89,12 +90,12 @@ def _is_exactly(answer: str, text: str) -> bool:
 
 
 def _ends_with(text: str, answer: str) -> bool:
-    """Whether the last words of a text are the answer; the character before them belongs to no number or term."""
+    """Return whether a text ends with the answer, and the character before it is not part of a number or term."""
     whole, end = _exact(text), _exact(answer)
     start = len(whole) - len(end)
     if not end or not whole.endswith(end):
         return False
-    # Spaces are gone from `whole`, so a word may touch the answer, but not a digit or a sign.
+    # `whole` has no spaces, so a word may precede the answer directly, but a digit or a sign may not.
     return start == 0 or not re.match(r"[\d.,:/^+*-]", whole[start - 1])
 
 
@@ -103,7 +104,7 @@ def _plain(text: str) -> str:
 
 
 def _letter(text: str, *, is_marked: bool) -> str | None:
-    """The letter of a choice; behind "the answer is" it may come first ("B) Paris"), else it stands alone or at the end."""
+    """Return the letter of a choice: after a mark it may come first ("B) Paris"), otherwise it is alone or at the end."""
     if alone := _LETTER.match(text):
         return alone[1].upper()
     if _SEVERAL_LETTERS.search(text):
@@ -117,7 +118,7 @@ def _letter(text: str, *, is_marked: bool) -> str | None:
 
 
 def _whole_number(text: str) -> Fraction | None:
-    """The number that a text is, signs such as $ and % and one letter of a unit aside; None where it is not just a number."""
+    """Parse a text that is just a number, apart from signs such as $ and % and a one-letter unit; None if it is not."""
     plain = _without_fractions(text).strip(" \t\n$€£%().!")
     plain = re.sub(r"(?<=\d)\s*(?:[A-Za-z]|\\?%)?$", "", plain)
     return _value(plain) if _NUMBER.fullmatch(plain) else None
@@ -140,7 +141,7 @@ def _last_number(text: str) -> Fraction | None:
 def _value(text: str) -> Fraction | None:
     plain = re.sub(r"[,$€£\s]", "", text).replace("−", "-")
     exponent = re.search(r"[eE]([-+]?\d+)$", plain)
-    if exponent and abs(int(exponent[1])) > _LARGEST_EXPONENT:  # exact arithmetic would build a number of that many digits
+    if exponent and abs(int(exponent[1])) > _LARGEST_EXPONENT:  # a Fraction would have that many digits
         return None
     try:
         return Fraction(plain)
@@ -149,7 +150,7 @@ def _value(text: str) -> Fraction | None:
 
 
 def _boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}`, its braces balanced."""
+    """Return the content of the last `\\boxed{...}`, with balanced braces."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None

@@ -1,7 +1,7 @@
-"""Does a confidence of 0.8 mean right 8 times in 10, and what is gained by answering only when sure?
+"""Calibration of confidences, and selective prediction: the risk when only confident cases are answered.
 
-Shapes: N cases. `confidence` is what the model claimed, `correct` what happened (True/False, or a soft label in [0,
-1]). A measure of no cases is None: unscored is not zero.
+Shapes: N cases. `confidence` is the probability claimed by the model, `correct` the outcome (True/False, or a soft label in
+[0, 1]). Without cases a measure is None, not 0.
 """
 
 from __future__ import annotations
@@ -33,37 +33,36 @@ Binning = Literal["equal_mass", "equal_width"]
 Floats = NDArray[np.float64]
 
 TEMPERATURE_RANGE = (1e-2, 1e2)
-"""Bounds of a fitted temperature; separable labels would ask for 0, inverted ones for infinity."""
+"""Bounds of a fitted temperature: its optimum is 0 for separable labels and infinity for inverted ones."""
 
 BINS = 15
-"""Bins of a calibration error, at most."""
+"""Maximum number of bins of a calibration error."""
 CASES_PER_BIN = 10
 _DRAWS = 1000
 _HALVINGS = 16
-"""Bisections of the strength of a miscalibration in [0, 1]: 1e-5 of a probability."""
+"""Bisection steps for the strength of a miscalibration in [0, 1]; the result is accurate to 1e-5."""
 _GRID = 400
 
 
 def reliability_bins(
     confidence: Sequence[float], correct: Sequence[float], *, bins: int = 10, scheme: Binning = "equal_mass"
 ) -> list[tuple[float, float, int]]:
-    """Group cases by confidence and compare claim with outcome: the points of a reliability diagram.
+    """Bin cases by confidence and compare mean confidence with accuracy: the points of a reliability diagram.
 
-    equal_mass   sorted by (confidence, position), cut into bins of equal size; the first N mod bins hold one more
-    equal_width  bin k = (k / bins, (k + 1) / bins], confidence 0 in the first
+    equal_mass   sorted by (confidence, position) and cut into bins of equal size; the first N mod bins have one more
+    equal_width  bin k = (k / bins, (k + 1) / bins], with confidence 0 in the first bin
 
-    Equal mass is the default because confidences crowd near 1, where bins of equal width leave most bins empty. DeGroot
-    and Fienberg 1983 (https://doi.org/10.2307/2987588); Nixon et al. 2019, section 3
-    (https://arxiv.org/abs/1904.01685).
+    Equal mass is the default because confidences cluster near 1, where most bins of equal width would be empty. DeGroot and
+    Fienberg 1983 (https://doi.org/10.2307/2987588); Nixon et al. 2019, section 3 (https://arxiv.org/abs/1904.01685).
 
     Args:
         confidence: [N] probabilities in [0, 1].
         correct: [N] outcomes in [0, 1].
         bins: number of bins, > 0.
-        scheme: how cases are grouped.
+        scheme: binning scheme. Default: equal mass.
 
     Returns:
-        (mean confidence, accuracy, number of cases) per non-empty bin, least confident first.
+        (mean confidence, accuracy, number of cases) of each non-empty bin, in ascending order of confidence.
 
     Raises:
         ValueError: the lengths differ, a number is outside [0, 1], bins is not positive, or the scheme is unknown.
@@ -79,9 +78,9 @@ def reliability_bins(
 def expected_calibration_error(
     confidence: Sequence[float], correct: Sequence[float], *, bins: int = BINS, scheme: Binning = "equal_mass"
 ) -> float | None:
-    """Average the gap between claim and outcome over bins: Σ_b n_b / N · |mean confidence_b − accuracy_b|.
+    """Compute the plug-in expected calibration error: Σ_b n_b / N · |mean confidence_b − accuracy_b|.
 
-    Biased upwards when bins hold few cases: compare only figures with equal N and bins. Guo et al. 2017, eq. 3
+    It is biased upwards if bins have few cases, so compare only figures with equal N and bins. Guo et al. 2017, eq. 3
     (https://arxiv.org/abs/1706.04599).
 
     Args:
@@ -91,7 +90,7 @@ def expected_calibration_error(
         scheme: see `reliability_bins`.
 
     Returns:
-        In [0, 1], 0 = calibrated; None for no cases.
+        The error in [0, 1]; 0 is calibrated. None without cases.
 
     Raises:
         ValueError: as in `reliability_bins`.
@@ -103,29 +102,30 @@ def expected_calibration_error(
 
 
 def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, bins: int = BINS, seed: int = 0) -> Figure:
-    """Estimate the expected calibration error without its bias, with a 95 % interval that covers a true 0.
+    """Estimate the expected calibration error with bias correction and a 95 % interval that can contain 0.
 
-    The plug-in error of `expected_calibration_error` sums |gap|, which noise alone makes positive; a bootstrap adds the noise
-    a second time, so that its interval covers a true 0 in less than half of the draws. Kumar et al. 2019
-    (https://arxiv.org/abs/1909.10155) show the bias, Roelofs et al. 2022 (https://arxiv.org/abs/2012.08668) measure it by
-    simulating outcomes, as is done here:
+    The plug-in error of `expected_calibration_error` sums |gap|, which is positive by noise alone. A bootstrap adds the noise a
+    second time, so its interval covers a true error of 0 in less than half of the draws. Kumar et al. 2019
+    (https://arxiv.org/abs/1909.10155) show the bias. Roelofs et al. 2022 (https://arxiv.org/abs/2012.08668) measure it by
+    simulating outcomes, as this function does:
 
-    value   the error under which the median of simulated plug-in errors is the measured one, the true gaps being in
-            proportion to the measured ones; 0 where a calibrated model shows as much in half of the draws
+    value   the error at which the median of the simulated plug-in errors equals the measured one, with true gaps proportional
+            to the measured ones; 0 if a calibrated model has an error this large in half of the draws
     low     measured error − 97.5 % quantile of the noise Σ_b n_b / N |accuracy_b − its expectation|. By the triangle
-            inequality the noise cannot add more, whichever bins the true gaps are in
-    high    the largest error under which the measured one is above the 2.5 % quantile (test inversion, Carpenter 1999,
-            https://doi.org/10.1111/1467-9868.00173); the largest of three ways to spread it over the bins: like the measured
-            gaps enlarged by their standard errors, overconfidence in all bins, and underconfidence in all bins
+            inequality the noise cannot add more, whichever bins have the true gaps
+    high    the largest error at which the measured one is above the 2.5 % quantile (test inversion, Carpenter 1999,
+            https://doi.org/10.1111/1467-9868.00173), maximised over three distributions of the error over the bins:
+            proportional to the measured gaps plus their standard errors, overconfidence in all bins, underconfidence in all
 
     Args:
         confidence: [N] probabilities in [0, 1].
         correct: [N] booleans.
-        bins: of equal mass; fewer where a bin would hold fewer than 10 cases, and equal confidences share a bin.
-        seed: seed of the simulation; the interval depends on it alone.
+        bins: maximum number of bins of equal mass. There are fewer if a bin would have fewer than 10 cases, and equal
+            confidences share a bin. Default: 15.
+        seed: seed of the simulation. Default: 0.
 
     Returns:
-        The error in [0, 1]; None for no cases.
+        The error in [0, 1]; None without cases.
 
     Raises:
         ValueError: the lengths differ, a confidence is outside [0, 1], or an outcome is not a boolean.
@@ -147,13 +147,14 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, b
 
 @dataclass(frozen=True)
 class _PlugIn:
-    """A measured plug-in error, and those of outcomes that are drawn with a known error.
+    """A measured plug-in error, and plug-in errors of outcomes simulated with a known error.
 
     Attributes:
         claimed_B: mean confidence of each bin.
         accuracy_B: measured accuracy of each bin.
-        count_B: cases of each bin.
-        seed: of the draws, the same for every error, so that errors are compared on the same noise.
+        count_B: number of cases in each bin.
+        seed: seed of the simulation. It is the same for all errors, which are thus compared on common random numbers; the
+            bisection needs a simulated quantile that does not jump.
     """
 
     claimed_B: Floats
@@ -182,11 +183,11 @@ class _PlugIn:
 
     @property
     def _smoothed_B(self) -> Floats:
-        """Accuracies with one more right and one more wrong case: no bin is without noise."""
+        """Accuracies with one correct and one wrong case added, so no bin has a standard error of 0."""
         return np.asarray((self.accuracy_B * self.count_B + 1) / (self.count_B + 2), dtype=np.float64)
 
     def _bound(self, quantile: float, way_B: Floats, is_within: Callable[[float, float], object]) -> float:
-        """Return the largest error, spread in this way, under which the simulated quantile is within the measured error."""
+        """Return the largest error, distributed over bins like `way_B`, whose simulated quantile is within the measured one."""
         low, high = 0.0, 1 / float(np.abs(way_B).max())
 
         def is_possible(strength: float) -> bool:
@@ -206,7 +207,7 @@ class _PlugIn:
         return float(np.quantile(noise_R, 0.975))
 
     def _drawn(self, true_B: Floats) -> Floats:
-        """Accuracies `[R, B]` of outcomes with these probabilities."""
+        """Draw accuracies `[R, B]` of outcomes with these probabilities."""
         rng = np.random.default_rng(self.seed)
         return rng.binomial(self.count_B, true_B, size=(_DRAWS, len(true_B))) / self.count_B
 
@@ -215,9 +216,9 @@ class _PlugIn:
 
 
 def brier_score(confidence: Sequence[float], correct: Sequence[float]) -> float | None:
-    """Average the squared error of a probability: mean (p − y)².
+    """Compute the mean squared error of probabilities: mean (p − y)².
 
-    A proper score: it rewards calibration and sharpness together.
+    It is a proper scoring rule, which rewards both calibration and sharpness.
     Brier 1950 (https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2).
 
     Args:
@@ -225,7 +226,7 @@ def brier_score(confidence: Sequence[float], correct: Sequence[float]) -> float 
         correct: [N] outcomes in [0, 1].
 
     Returns:
-        In [0, 1], 0 = perfect, 0.25 = always saying 0.5; None for no cases.
+        The score in [0, 1]; 0 is perfect, and a constant 0.5 has 0.25. None without cases.
 
     Raises:
         ValueError: the lengths differ, or a number is outside [0, 1].
@@ -235,19 +236,19 @@ def brier_score(confidence: Sequence[float], correct: Sequence[float]) -> float 
 
 
 def risk_coverage(confidence: Sequence[float], correct: Sequence[float], *, points: int = 20) -> list[tuple[float, float]]:
-    """Trace what abstention buys: the error rate among the most confident share of the cases, for growing shares.
+    """Compute the risk-coverage curve: the error rate among the most confident cases, over the share of cases answered.
 
-    At coverage c the ⌈c N⌉ most confident cases are answered (ties by position), risk = their error rate. Geifman and
+    At coverage c the ⌈c N⌉ most confident cases are answered (ties by position), and the risk is their error rate. Geifman and
     El-Yaniv 2017 (https://arxiv.org/abs/1705.08500).
 
     Args:
-        confidence: [N] any finite score; only its order matters.
+        confidence: [N] any finite scores; only their order matters.
         correct: [N] outcomes in [0, 1].
-        points: number of coverages asked for, k / points for k = 1 ... points; > 0.
+        points: number of coverages, k / points for k = 1 ... points; > 0. Default: 20.
 
     Returns:
-        (coverage, risk) with the coverage that was reached, strictly rising to 1; fewer than `points` when N is
-        smaller, empty for no cases.
+        (coverage, risk) with the actual coverage, strictly increasing to 1; fewer than `points` if N is smaller, empty without
+        cases.
 
     Raises:
         ValueError: the lengths differ, a score is not finite, an outcome is outside [0, 1], or points is not positive.
@@ -261,16 +262,16 @@ def risk_coverage(confidence: Sequence[float], correct: Sequence[float], *, poin
 
 
 def aurc(confidence: Sequence[float], correct: Sequence[float]) -> float | None:
-    """Average the risk over all coverages: (1 / N) Σ_k risk of the k most confident.
+    """Compute the area under the risk-coverage curve: (1 / N) Σ_k risk of the k most confident cases.
 
-    One number for a risk-coverage curve. Geifman et al. 2019, section 3 (https://arxiv.org/abs/1805.08206).
+    Geifman et al. 2019, section 3 (https://arxiv.org/abs/1805.08206).
 
     Args:
-        confidence: [N] any finite score; only its order matters, ties by position.
+        confidence: [N] any finite scores; only their order matters (ties by position).
         correct: [N] outcomes in [0, 1].
 
     Returns:
-        In [0, 1], lower is better, the overall error rate for a random order; None for no cases.
+        The area in [0, 1], lower is better; a random order has the overall error rate. None without cases.
 
     Raises:
         ValueError: as in `risk_coverage`.
@@ -280,21 +281,21 @@ def aurc(confidence: Sequence[float], correct: Sequence[float]) -> float | None:
 
 
 def fit_temperature(logits: Sequence[float], labels: Sequence[float], *, prior: float | None = None) -> float:
-    """Find the temperature T > 0 that makes σ(logit / T) fit the labels best, by log loss.
+    """Fit the temperature T > 0 of σ(logit / T) to the labels by minimising the log loss.
 
     min_T Σ log(1 + e^{z/T}) − y z/T + (log T)² / (2 prior²)
 
-    T > 1 = the logits were overconfident. The order of cases never changes. Guo et al. 2017, section 4.2
-    (https://arxiv.org/abs/1706.04599). The last term, a normal prior on log T around 0, is optional: without it few or
-    separable labels ask for T = 0, that is, for a confidence of 1 in everything.
+    T > 1 means that the logits are overconfident. The order of cases does not change. Guo et al. 2017, section 4.2
+    (https://arxiv.org/abs/1706.04599). The last term, a normal prior on log T around 0, is optional: without it the optimum for
+    few or separable labels is T = 0, a confidence of 1 in all cases.
 
     Args:
         logits: [N], N > 0, log-odds that the label is 1, finite.
         labels: [N], in [0, 1]; soft labels are allowed.
-        prior: standard deviation of log T, > 0; None for none.
+        prior: Optional. Standard deviation of log T, > 0. Default: no prior.
 
     Returns:
-        T within TEMPERATURE_RANGE (an end when the optimum is outside); 1 when every logit is 0 and any T fits alike.
+        T, clipped to TEMPERATURE_RANGE; 1 if all logits are 0, for which every T fits equally well.
 
     Raises:
         ValueError: no cases, the lengths differ, a logit is not finite, a label is outside [0, 1], or the prior is not
@@ -315,10 +316,10 @@ def fit_temperature(logits: Sequence[float], labels: Sequence[float], *, prior: 
 
     def rises(log_t: float) -> bool:
         scaled_N = logits_N * math.exp(-log_t)
-        # >= 0: separable labels want T = 0, and there the sigmoid saturates and the slope rounds to 0.
+        # >= 0, because for separable labels the optimum is T = 0, where the sigmoid saturates and the slope rounds to 0.
         return float(precision * log_t - scaled_N @ (sigmoid(scaled_N) - labels_N)) >= 0
 
-    # The loss alone has one minimum; with the prior it may have two, so that the lower one is found on a grid first.
+    # The log loss has one minimum, but with the prior there may be two, so locate the lower one on a grid first.
     coldest, hottest = (math.log(bound) for bound in TEMPERATURE_RANGE)
     grid = np.linspace(coldest, hottest, _GRID).tolist()
     best = min(range(_GRID), key=lambda i: loss(grid[i]))
@@ -341,7 +342,7 @@ def _groups(confidence_N: Floats, bins: int, scheme: Binning) -> list[NDArray[np
 
 
 def _whole_groups(confidence_N: Floats, bins: int) -> list[NDArray[np.int64]]:
-    """Bins of about equal mass that do not part equal confidences, whose order would decide the gaps."""
+    """Return bins of about equal mass that never split equal confidences, whose order would otherwise determine the gaps."""
     order_N = np.argsort(confidence_N, kind="stable")
     sorted_N = confidence_N[order_N]
     cuts = {int(np.searchsorted(sorted_N, sorted_N[sorted_N.size * k // bins], side="left")) for k in range(1, bins)}

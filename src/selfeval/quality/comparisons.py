@@ -1,14 +1,14 @@
-"""Comparisons on the same cases: the paired difference with its interval, an exact test, and the finding that they allow.
+"""Paired comparisons on the same cases: the difference with its interval, an exact test, and a finding.
 
-Two separate intervals say nothing about a difference on the same cases: they may overlap where the difference is clear, and
-exclude each other where the cases are few. A comparison here has one unit per question: several pairs or replies of one
-question are averaged first, because they are not independent. A difference is claimed when three things hold:
+Two separate intervals do not show whether there is a difference on the same cases: they may overlap although the difference is
+clear, and may be disjoint if there are few cases. A comparison has one unit per question: several pairs or replies to a
+question are averaged first, because they are not independent. A difference is claimed if three conditions hold:
 
 - at least `FEWEST` questions were compared;
 - the exact two-sided test of wins against losses has p <= `LEVEL`;
 - the interval of the difference excludes 0, on the same side.
 
-With no true difference, that is claimed in at most 5 % of draws, whatever the number of questions.
+Without a true difference, one is claimed in at most 5 % of draws, for any number of questions.
 
 Shapes: N cases, U units (questions).
 """
@@ -26,9 +26,9 @@ from selfeval.quality.statistics import Figure, mcnemar_exact, mean_figure, pair
 __all__ = ["FEWEST", "LEVEL", "Comparison", "Finding", "Test", "compare_paired", "compare_with_level"]
 
 FEWEST = 6
-"""Questions below which nothing is claimed: with five, all won, the exact test gives 2 / 2^5 = 0.0625."""
+"""Fewest questions for a claim: with five wins in five questions the exact test has p = 2 / 2^5 = 0.0625."""
 LEVEL = 0.05
-"""Largest p value at which a difference is claimed."""
+"""Significance level: the largest p-value at which a difference is claimed."""
 
 Finding = Literal["better", "worse", "unclear", "too_few"]
 Test = Literal["mcnemar_exact", "sign_exact", "binomial_exact"]
@@ -36,17 +36,17 @@ Test = Literal["mcnemar_exact", "sign_exact", "binomial_exact"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference on the same cases.
+    """A paired difference.
 
     Attributes:
-        difference: ours less theirs; `n` counts questions.
-        wins: questions on which ours is higher.
-        losses: questions on which theirs is higher. The other questions are ties.
-        p_value: of the exact test that a win is as likely as a loss; None for no questions.
-        test: `mcnemar_exact` for right and wrong on both sides, `binomial_exact` for right and wrong against a level,
-            `sign_exact` where there are half credits or several cases of a question. All three are the same two-sided
-            binomial test of wins against losses.
-        finding: whether a difference may be claimed, by the rule at the top of this module.
+        difference: ours minus theirs; `n` counts questions.
+        wins: number of questions on which ours is higher.
+        losses: number of questions on which theirs is higher. The other questions are ties.
+        p_value: p-value of the exact test that wins and losses are equally likely; None without questions.
+        test: `mcnemar_exact` for binary credits on both sides, `binomial_exact` for binary credits against a level,
+            `sign_exact` if there are half credits or several cases per question. All three are the same two-sided binomial
+            test of wins against losses.
+        finding: whether a difference can be claimed, by the rule in the module docstring.
     """
 
     difference: Figure
@@ -74,16 +74,16 @@ class Comparison:
 
 
 def compare_paired(ours: Sequence[float], theirs: Sequence[float], questions: Sequence[Hashable] | None = None) -> Comparison:
-    """Compare two credits that were given on the same cases, such as right or wrong by evaluator and by judge.
+    """Compare two systems by their credits on the same cases, such as the correctness of evaluator and judge.
 
-    difference   mean over questions of (ours − theirs), each question being the mean of its cases
-    interval     Newcombe's (`paired_difference`) for right and wrong with one case per question; otherwise the adjusted
+    difference   mean over questions of (ours − theirs), averaging the cases of each question
+    interval     Newcombe's (`paired_difference`) for binary credits with one case per question; otherwise the adjusted
                  Student interval of `mean_figure` over questions, in [−1, 1]
     test         exact binomial test of wins against losses, `mcnemar_exact`
 
     Args:
-        ours: [N], in [0, 1]: 1 right, 0 wrong, 0.5 half a credit.
-        theirs: [N], the same for the same cases in the same order.
+        ours: [N], in [0, 1]: 1 for right, 0 for wrong, 0.5 for half a credit.
+        theirs: [N], credits of the other system for the same cases in the same order.
         questions: [N], Optional. The question of each case. Default: every case is a separate question.
 
     Raises:
@@ -105,16 +105,16 @@ def compare_paired(ours: Sequence[float], theirs: Sequence[float], questions: Se
 
 
 def compare_with_level(scores: Sequence[float], level: float = 0.5, questions: Sequence[Hashable] | None = None) -> Comparison:
-    """Compare the mean of credits with a level, such as a win rate with one half, or an accuracy with chance.
+    """Compare a mean credit with a fixed level, such as a win rate with one half, or an accuracy with chance level.
 
     Args:
-        scores: [N], in [0, 1]: 1 won, 0 lost, 0.5 tied.
-        level: that stands for no difference, in (0, 1). The test of wins against losses has this meaning at 0.5 alone.
+        scores: [N], in [0, 1]: 1 for a win, 0 for a loss, 0.5 for a tie.
+        level: the level of no difference, in (0, 1). The test of wins against losses is meaningful only at 0.5. Default: 0.5.
         questions: [N], Optional. The question of each case. Default: every case is a separate question.
 
     Returns:
-        Mean of the scores less the level. Interval: Wilson's for right and wrong with one case per question; otherwise the
-        adjusted Student interval of `mean_figure` over questions.
+        Mean score minus the level. Interval: Wilson's for binary scores with one case per question; otherwise the adjusted
+        Student interval of `mean_figure` over questions.
 
     Raises:
         ValueError: a score is outside [0, 1].
@@ -149,7 +149,7 @@ def _finding(difference: Figure, wins: int, losses: int, p_value: float | None) 
 
 
 def _units(differences: Sequence[float], questions: Sequence[Hashable] | None) -> list[float]:
-    """The mean difference of each question."""
+    """Return the mean difference of each question."""
     if questions is None:
         return list(differences)
     if len(questions) != len(differences):

@@ -1,8 +1,8 @@
-"""Near-duplicates among short texts in any language, without comparing all pairs.
+"""Near-duplicate detection for short texts in any language, without comparing all pairs.
 
-Two texts are near-duplicates when they are equal after `normalise`, or when they hold the same numbers and operators
-*and* their shingles overlap enough. Numbers are content: "Tom has 3 apples" and "Tom has 4 apples" are different
-questions, and so are 3 - 5 and 3 + 5.
+Two texts are near-duplicates if they are equal after `normalise`, or if they have the same numbers and operators *and* their
+shingles overlap enough. Numbers are content: "Tom has 3 apples" and "Tom has 4 apples" are different questions, and so are
+3 - 5 and 3 + 5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 __all__ = ["NearDuplicates", "jaccard", "normalise", "shingles", "units"]
 
-# Scripts that are written without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
+# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -27,16 +27,17 @@ _QUANTITY = re.compile(r"\d+(?:[.,:]\d+)*|[−×÷+^%=<>]")
 
 
 def normalise(text: str) -> str:
-    """Reduce a text to what it says: compatibility forms, case, punctuation and whitespace are folded.
+    """Normalise a text: fold compatibility forms, case, punctuation and whitespace.
 
-    NFKC and case folding (Unicode Standard Annex 15, https://www.unicode.org/reports/tr15/), then punctuation becomes a
-    space. Characters that change a question stay: decimal points, % and ^, and arithmetic - * / (as − × ÷). 1,000 becomes 1000.
+    Applies NFKC and case folding (Unicode Standard Annex 15, https://www.unicode.org/reports/tr15/), then replaces punctuation
+    by spaces. Characters that change the meaning of a question are kept: decimal points, % and ^, and arithmetic - * / (as
+    − × ÷). 1,000 becomes 1000.
 
     Args:
         text: any text in any language.
 
     Returns:
-        Words and symbols, separated by single spaces; empty when the text has none.
+        Words and symbols, separated by single spaces; empty if the text has none.
 
     Example:
         >>> normalise("What is  3-5,  e-mail?")
@@ -48,29 +49,29 @@ def normalise(text: str) -> str:
 
 
 def units(text: str) -> list[str]:
-    """Split a text into what its n-grams are made of: words, or characters where the script has no spaces.
+    """Split a text into the units of its n-grams: words, or characters if the script has no spaces.
 
-    One Chinese, Japanese, Thai, Lao, Khmer or Burmese character anywhere decides for characters.
+    A single Chinese, Japanese, Thai, Lao, Khmer or Burmese character selects characters for the whole text.
 
     Args:
-        text: any text; it is normalised here.
+        text: any text; it is normalised first.
 
     Returns:
-        The units in order; empty when the text has none.
+        The units in order; empty if the text has none.
     """
     folded = normalise(text)
     return list(folded.replace(" ", "")) if _UNSPACED.search(folded) else folded.split()
 
 
 def shingles(text: str, size: int = 3) -> frozenset[str]:
-    """Collect the n-grams of a text as a set. Broder 1997 (https://doi.org/10.1109/SEQUEN.1997.666900).
+    """Return the set of n-grams of a text. Broder 1997 (https://doi.org/10.1109/SEQUEN.1997.666900).
 
     Args:
-        text: any text; it is normalised here.
-        size: units (see `units`) per shingle, > 0.
+        text: any text; it is normalised first.
+        size: number of units (see `units`) per shingle, > 0. Default: 3.
 
     Returns:
-        The set; a text shorter than `size` is one shingle, an empty one none.
+        The set. A text shorter than `size` is a single shingle; an empty text has none.
 
     Raises:
         ValueError: size is not positive.
@@ -86,31 +87,31 @@ def shingles(text: str, size: int = 3) -> frozenset[str]:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Measure the overlap of two sets: |a ∩ b| / |a ∪ b|. Two empty sets are equal: 1.
+    """Compute the Jaccard similarity of two sets, |a ∩ b| / |a ∪ b|; 1 for two empty sets.
 
     Jaccard 1912 (https://doi.org/10.1111/j.1469-8137.1912.tb05611.x).
 
     Args:
         a: a set of shingles.
-        b: another.
+        b: another set of shingles.
 
     Returns:
-        In [0, 1].
+        The similarity in [0, 1].
     """
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared) if a or b else 1.0
 
 
 class NearDuplicates:
-    """Remember texts and find an earlier one that says nearly the same.
+    """An index of texts that finds near-duplicates among those added earlier.
 
-    An inverted index leads from (numbers, shingle) to texts. A text with s shingles reaches Jaccard t only with one
-    that shares at least ⌈t s⌉ of them, so one of any s − ⌈t s⌉ + 1 shingles is enough to find it, and the rarest are
-    looked up (prefix filtering, Bayardo et al. 2007, https://doi.org/10.1145/1242572.1242591). The answer is exact.
-    10,000 short texts take a second or two.
+    An inverted index maps (numbers, shingle) to texts. A text with s shingles reaches a Jaccard similarity of t only with texts
+    that share at least ⌈t s⌉ of them, so any s − ⌈t s⌉ + 1 of its shingles include a shared one; the rarest ones are looked up
+    (prefix filtering, Bayardo et al. 2007, https://doi.org/10.1145/1242572.1242591). The result is exact. 10,000 short texts
+    take a second or two.
 
     Args:
-        threshold: Jaccard overlap of the shingles from which two texts are near-duplicates, in (0, 1].
+        threshold: minimum Jaccard similarity of near-duplicates, in (0, 1]. Default: 0.8.
 
     Raises:
         ValueError: the threshold is not in (0, 1].
@@ -131,10 +132,10 @@ class NearDuplicates:
         self._index: dict[tuple[str, str], list[int]] = {}
 
     def find(self, text: str) -> str | None:
-        """Return the key of an earlier near-duplicate: an equal text, else the first that was added, else None.
+        """Return the key of an equal text, otherwise of the first near-duplicate that was added, otherwise None.
 
         Args:
-            text: any text; it is not remembered.
+            text: any text; it is not added.
         """
         folded = normalise(text)
         if folded in self._key_of:
@@ -142,10 +143,10 @@ class NearDuplicates:
         return next(self._matches(text), None)
 
     def find_all(self, text: str) -> list[str]:
-        """Return the keys of all earlier near-duplicates, in the order in which they were added.
+        """Return the keys of all near-duplicates, in the order in which they were added.
 
         Args:
-            text: any text; it is not remembered.
+            text: any text; it is not added.
         """
         same = self._key_of.get(normalise(text))
         found = list(self._matches(text))
@@ -156,10 +157,10 @@ class NearDuplicates:
         return (self._texts[i][0] for i in sorted(self._candidates(folded, parts)) if self._is_near(parts, self._texts[i][1]))
 
     def add(self, key: str, text: str) -> None:
-        """Remember a text under a key. Of two equal texts the first keeps the key that `find` returns.
+        """Add a text under a key. If two texts are equal, `find` returns the key of the first.
 
         Args:
-            key: what `find` returns for a near-duplicate of this text.
+            key: key that `find` returns for near-duplicates of this text.
             text: any text.
         """
         folded = normalise(text)
@@ -174,7 +175,7 @@ class NearDuplicates:
     def _candidates(self, folded: str, parts: frozenset[str]) -> set[int]:
         numbers = _numbers(folded)
         postings = sorted((self._index.get((numbers, part), []) for part in parts), key=len)
-        # 1e-9: 0.7 * 10 is 7.000000000000001 in floating point, and must not become 8.
+        # Subtract 1e-9, because 0.7 * 10 is 7.000000000000001 in floating point and must not be rounded up to 8.
         needed = math.ceil(self.threshold * len(parts) - 1e-9)
         return {i for posting in postings[: len(parts) - needed + 1] for i in posting}
 
@@ -192,5 +193,5 @@ def _folded(text: str, i: int) -> str:
         return char
     if char in "%^" or (category[0] == "S" and category != "Sk"):
         return f" {char} "
-    # Format characters (soft hyphen, zero-width joiners) are invisible and do not part words.
+    # Format characters (soft hyphen, zero-width joiners) are invisible and do not separate words.
     return "" if category == "Cf" else " "

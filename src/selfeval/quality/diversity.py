@@ -1,4 +1,4 @@
-"""Do texts vary, or does one phrase come again and again?"""
+"""Diversity of a collection of texts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["distinct_n"]
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:
-    """Measure the share of n-grams that are distinct, over all texts together: |set of n-grams| / number of n-grams.
+    """Compute distinct-n: the number of distinct n-grams over the number of n-grams, in all texts together.
 
-    It falls as texts are added (words recur), so compare only collections of about the same size. Li et al. 2016,
+    It decreases with the size of the collection, because words recur; compare only collections of similar size. Li et al. 2016,
     section 5 (https://arxiv.org/abs/1510.03055).
 
     Args:
-        texts: the collection; case and punctuation are folded, and scripts without spaces count characters.
-        n: units per n-gram, > 0.
+        texts: the collection; case and punctuation are folded, and scripts without spaces are split into characters.
+        n: number of units per n-gram, > 0.
 
     Returns:
-        In (0, 1], 1 = nothing repeats; None when no text has n units.
+        The share in (0, 1]; 1 means that no n-gram repeats. None if no text has n units.
 
     Raises:
         ValueError: n is not positive.

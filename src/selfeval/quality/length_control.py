@@ -1,6 +1,6 @@
-"""Length-controlled win rate: an estimate of the win rate if both replies had the same length.
+"""Length-controlled win rate: the estimated win rate if both replies had the same length.
 
-Shapes: N comparisons, M = N + 2 with the two that are added, R bootstrap resamples.
+Shapes: N comparisons, M = N + 2 with the two added pseudo-comparisons, R bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["RESAMPLES", "length_controlled_win_rate"]
 Floats = NDArray[np.float64]
 
 RESAMPLES = 500
-"""Of the bootstrap."""
+"""Default number of bootstrap resamples."""
 RIDGE = 0.1
-"""Weight of φ²/2 relative to the summed log loss: holds φ finite when length alone separates wins from losses."""
+"""Weight of φ²/2 relative to the summed log loss; keeps φ finite if length alone separates wins from losses."""
 
 
 def length_controlled_win_rate(
@@ -29,23 +29,24 @@ def length_controlled_win_rate(
 
     score ~ σ(θ + φ tanh(d / std(d))),   win rate = σ(θ)
 
-    Judges like long replies; a policy can win by length alone. The logistic regression has a separate term φ for length and
-    then sets the difference to 0. Dubois et al. 2024, section 3 (https://arxiv.org/abs/2404.04475).
+    Judges prefer long replies, so a policy can win by length alone. The logistic regression models length by a separate term φ
+    and predicts the win rate at a difference of 0. Dubois et al. 2024, section 3 (https://arxiv.org/abs/2404.04475).
 
-    Left out: the paper's third term, the difficulty of each instruction. It is shared by all models on the leaderboard
-    and can only be told from θ when many models answer the same instructions; here there is one pair of policies, one
-    comparison a question.
+    The paper's third term, the difficulty of each instruction, is left out. It is shared by all models of a leaderboard and
+    can be separated from θ only if many models answer the same instructions; here there is one pair of policies with one
+    comparison per question.
 
     Args:
-        scores: [N] of the first side: 1 win, 0.5 tie, 0 loss (or any number in [0, 1], such as the mean of two orders).
-        length_differences: [N] length of the first side's reply minus the other's, in tokens or characters, finite.
-        seed: of the bootstrap.
-        resamples: R of the bootstrap, > 0.
+        scores: [N] scores of the first side: 1 for a win, 0.5 for a tie, 0 for a loss (or any number in [0, 1], such as the
+            mean of two orders).
+        length_differences: [N] length of the first side's reply minus that of the other, in tokens or characters, finite.
+        seed: seed of the bootstrap. Default: 0.
+        resamples: number R of bootstrap resamples, > 0. Default: 500.
 
     Returns:
-        σ(θ) with a 95 % percentile bootstrap interval; the plain win rate when lengths do not vary. Every resample holds one
-        more win and one more loss at equal length, as in `mean_figure`: without them, few wins or ties alone
-        leave the bootstrap no uncertainty to see. None for no comparisons.
+        σ(θ) with a 95 % percentile bootstrap interval; the plain win rate if lengths do not vary. One win and one loss at equal
+        length are added to each resample, as in `mean_figure`: without them the bootstrap would find no uncertainty if there
+        are only few wins, or only ties. None without comparisons.
 
     Raises:
         ValueError: the lengths of the inputs differ, a score is outside [0, 1], or a difference is not finite.
@@ -68,12 +69,12 @@ def length_controlled_win_rate(
 def _win_rates(y_RN: Floats, x_RN: Floats) -> Floats:
     theta_R, _ = _fit(y_RN, x_RN)
     raw_R = y_RN.mean(-1)
-    # A resample that one side won entirely has its optimum at θ = ± infinity.
+    # If one side won all comparisons of a resample, the optimum is at θ = ± infinity.
     return np.where((raw_R == 0) | (raw_R == 1), raw_R, sigmoid(theta_R))
 
 
 def _fit(y_RN: Floats, x_RN: Floats) -> tuple[Floats, Floats]:
-    """Fit R ridge logistic regressions at once by Newton's method, steps held to length 1 so that none overshoots."""
+    """Fit R ridge logistic regressions at once by Newton's method, with steps clipped to length 1 against overshooting."""
     theta_R, phi_R = np.zeros(len(y_RN)), np.zeros(len(y_RN))
     for _ in range(60):
         p_RN = sigmoid(theta_R[:, None] + phi_R[:, None] * x_RN)

@@ -1,12 +1,13 @@
-"""Gain by the proxy and by gold as a policy moves away from its start: Gao et al. 2022, https://arxiv.org/abs/2210.10760.
+"""Over-optimisation curves: gain by the proxy and by gold over the KL (Gao et al. 2022, https://arxiv.org/abs/2210.10760).
 
-d = √KL(π‖start) says how far the policy went. The proxy (the evaluator) is what it was trained on, gold is what was meant. With
-R the gain over the start, the paper finds
+d = √KL(π‖start) is the distance of the policy from the initial one. The proxy (the evaluator) is the training objective, gold
+the intended one. With R the gain over the initial policy, the paper finds
 
     best of n              R(d) = d (α − β d)
     reinforcement          R(d) = d (α − β log d)
 
-α is how much is gained at first, β how soon it is lost again; they are fitted by least squares, being linear in the gain.
+α is the initial rate of the gain, β the rate at which it is lost again. The gain is linear in both, so they are fitted by least
+squares.
 
 Shapes: N samples, P points.
 """
@@ -28,12 +29,12 @@ Floats = NDArray[np.float64]
 
 _NEWTON_STEPS = 50
 _RIDGE = 1e-3
-"""Keeps the logistic fit finite where one threshold splits the samples without an error."""
+"""Ridge that keeps the logistic fit finite if a threshold separates the samples perfectly."""
 
 
 @dataclass(frozen=True)
 class GainCurve:
-    """A fitted gain: its two coefficients, and the root of the mean squared distance of the points from it."""
+    """A fitted curve: its two coefficients, and the root mean squared error of the points."""
 
     alpha: float
     beta: float
@@ -41,9 +42,10 @@ class GainCurve:
 
 
 def best_of_n_kl(n: int) -> float:
-    """Bound the KL of the best of n samples to the distribution that they come from: log n − (n − 1) / n, in nats.
+    """Return an upper bound on the KL of best-of-n sampling to the sampled distribution: log n − (n − 1) / n, in nats.
 
-    It is the KL itself where no two samples score alike. Stiennon et al. 2020, appendix G.3 (https://arxiv.org/abs/2009.01325).
+    The bound is exact if no two samples have equal scores. Stiennon et al. 2020, appendix G.3
+    (https://arxiv.org/abs/2009.01325).
 
     Args:
         n: samples per question, >= 1.
@@ -61,16 +63,16 @@ def best_of_n_kl(n: int) -> float:
 
 
 def best_of_n(proxy: Sequence[float], value: Sequence[float], n: int) -> float:
-    """Estimate, without bias, what the proxy's favourite among n samples is worth, from N >= n samples of one question.
+    """Compute the unbiased estimate of the value of the best of n samples by the proxy, from N >= n samples of one question.
 
     Σ_i C(i − 1, n − 1) / C(N, n) · value_i,   i = 1 ... N in ascending order of the proxy
 
-    is the mean over all subsets of n. Nakano et al. 2021, appendix I (https://arxiv.org/abs/2112.09332). Samples that the proxy
-    scores alike share their value.
+    is the mean over all subsets of size n. Nakano et al. 2021, appendix I (https://arxiv.org/abs/2112.09332). Samples with
+    equal proxy scores share their mean value.
 
     Args:
-        proxy: [N], the scores that choose.
-        value: [N], what is asked about: the proxy again, or gold.
+        proxy: [N], scores by which the best sample is chosen.
+        value: [N], values to average: the proxy scores again, or gold.
         n: samples per subset, 1 <= n <= N.
 
     Raises:
@@ -132,11 +134,11 @@ def _fit(first_P: Floats, second_P: Floats, gain: Sequence[float]) -> GainCurve:
 
 
 def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
-    """Fit the chance of being right to a score: P(right) = σ(a s + b), which puts a proxy into the units of gold.
+    """Fit P(right) = σ(a s + b) (Platt scaling), which converts proxy scores into the units of gold.
 
-    Maximum likelihood with a slight ridge on the slope of the standardised scores, by Newton's method with step halving. The
-    ridge keeps the optimum finite where one threshold splits the samples without an error; the halving reaches it from
-    anywhere, where a full Newton step would overshoot into saturated probabilities and a singular Hessian. Platt 1999,
+    Maximum likelihood with a small ridge on the slope of the standardised scores, by Newton's method with step halving. The
+    ridge keeps the optimum finite if a threshold separates the samples perfectly. Step halving makes the method converge from
+    any start; a full Newton step would overshoot into saturated probabilities and a singular Hessian. Platt 1999,
     "Probabilistic outputs for support vector machines"; Lin, Lin and Weng 2007
     (https://doi.org/10.1007/s10994-007-5018-6) on the step.
 
@@ -145,7 +147,7 @@ def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float,
         right: [N], gold of the same samples, booleans.
 
     Returns:
-        a and b; a = 0 where the scores, or gold, do not vary.
+        (a, b); a = 0 if the scores or gold do not vary.
 
     Raises:
         ValueError: the lengths differ, there are no samples, a score is not finite, or a label is not a boolean.
@@ -160,7 +162,7 @@ def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float,
     s_N, y_N = finite(scores, "scores"), np.asarray(booleans(right, "labels"), dtype=np.float64)
     share = (y_N.sum() + 0.5) / (len(y_N) + 1)
     start = math.log(share / (1 - share))
-    # Divided by the largest first: the square of 1e200 is no float.
+    # Divide by the largest magnitude first: the square of 1e200 overflows.
     size = float(np.abs(s_N).max()) or 1.0
     centre, spread = float((s_N / size).mean()), float((s_N / size).std())
     if s_N.min() == s_N.max() or spread == 0 or y_N.min() == y_N.max():
@@ -170,13 +172,13 @@ def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float,
 
 
 def _damped_newton(x_N: Floats, y_N: Floats, start: float) -> tuple[float, float]:
-    """Minimise `_loss` over slope and constant."""
+    """Minimise `_loss` over slope and intercept."""
     w, ridge = np.array([0.0, start]), _RIDGE * len(y_N)
     for _ in range(_NEWTON_STEPS):
         p_N = _chance(w[0] * x_N + w[1])
         error_N, weight_N = p_N - y_N, p_N * (1 - p_N)
         gradient = np.array([error_N @ x_N + ridge * w[0], error_N.sum()])
-        # The floor keeps the Hessian invertible where every probability has saturated.
+        # The floor keeps the Hessian invertible if all probabilities are saturated.
         a, b, c = weight_N @ x_N**2 + ridge, weight_N @ x_N, weight_N.sum() + 1e-12
         step = np.array([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (a * c - b * b)
         old, scale = _loss(w, x_N, y_N), 1.0
@@ -189,11 +191,11 @@ def _damped_newton(x_N: Floats, y_N: Floats, start: float) -> tuple[float, float
 
 
 def _loss(w: Floats, x_N: Floats, y_N: Floats) -> float:
-    """Summed log loss in nats, with the ridge on the slope."""
+    """Compute the summed log loss in nats, with the ridge on the slope."""
     logits_N = w[0] * x_N + w[1]
     return float((np.logaddexp(0, logits_N) - y_N * logits_N).sum() + _RIDGE * len(y_N) * w[0] ** 2 / 2)
 
 
 def _chance(logits_N: Floats) -> Floats:
-    # tanh saturates where exp would overflow.
+    # tanh saturates for large logits; exp would overflow.
     return np.asarray(0.5 * (1 + np.tanh(logits_N / 2)), dtype=np.float64)

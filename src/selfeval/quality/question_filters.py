@@ -1,8 +1,8 @@
-"""Filters for questions that a language model wrote: broken text, repetition, the instruction itself, another script.
+"""Filters for questions written by a language model: broken text, repetition, copies of the instruction, other scripts.
 
 Self-instruct (Wang et al. 2022, https://arxiv.org/abs/2212.10560, section 2.2) drops near-duplicates and texts of the wrong
-length; small models write other junk as well. Every filter is meant to be certain: a good question that is lost costs a sample,
-but a filter that guesses biases the data. A language that shares its script with the seeds is therefore not told apart.
+length; small models also write other kinds of junk. Each filter drops clear cases only: one lost question costs a sample, but a
+filter that guesses biases the data. Languages that share the script of the seeds are therefore not distinguished.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _WORD = re.compile(r"[^\W\d_]{2}")
 _REPEATED = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
 _COMMON = ("DIGIT", "MATHEMATICAL", "SUPERSCRIPT", "SUBSCRIPT", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "DOUBLE-STRUCK")
 _FOREIGN = 0.5
-"""Share of a question's letters in scripts that the seeds do not use, above which it is dropped."""
+"""A question is dropped above this share of letters in scripts that the seeds do not use."""
 _USED = 0.01
-"""Share of the seeds' letters from which on they use a script."""
+"""The seeds use a script if it has at least this share of their letters."""
 
 
 @dataclass(frozen=True)
 class QuestionFilters:
-    """Filters for texts that are unusable as questions, given the seeds and the instruction that asked for them.
+    """Filters for texts that are unusable as questions, given the seeds and the instruction of the prompt.
 
     Attributes:
-        scripts: Unicode scripts that the seeds use.
-        worded: every seed has a word of two letters or more.
-        instruction: normalised trigrams of the instruction's words.
+        scripts: Unicode scripts used by the seeds.
+        worded: whether every seed has a word of at least two letters.
+        instruction: normalised word trigrams of the instruction.
     """
 
     scripts: frozenset[str]
@@ -44,11 +44,11 @@ class QuestionFilters:
 
     @classmethod
     def of(cls, seeds: Sequence[str], instruction: str = "") -> QuestionFilters:
-        """The filters for questions like the seeds.
+        """Create the filters for questions like the seeds.
 
         Args:
-            seeds: the user's own questions.
-            instruction: the words of the prompt that asks for a question, without examples.
+            seeds: the user's seed questions.
+            instruction: Optional. Text of the prompt that asks for a question, without the examples.
 
         Example:
             >>> filters = QuestionFilters.of(["How many apples are left?"], "Write one new question of the same kind.")
@@ -60,7 +60,7 @@ class QuestionFilters:
         return cls(used, all(_has_word(seed) for seed in seeds), frozenset(_trigrams(instruction)))
 
     def reason(self, text: str) -> str | None:
-        """Why a text is no usable question: a name for the record of what was dropped; None where nothing is wrong."""
+        """Return the reason to drop a text, as recorded for dropped questions, or None if it passes all filters."""
         if is_broken(text):
             return "broken_characters"
         if self.worded and not _has_word(text):
@@ -74,7 +74,7 @@ class QuestionFilters:
         return "reply" if _REPLY.match(text) else None
 
     def _repeats_instruction(self, text: str) -> bool:
-        """Four in five of its word trigrams are the instruction's."""
+        """Return whether at least four in five word trigrams of the text are in the instruction."""
         own = _trigrams(text)
         return len(own) >= 2 and sum(part in self.instruction for part in own) >= 0.8 * len(own)
 
@@ -85,22 +85,22 @@ class QuestionFilters:
 
 
 def is_broken(text: str) -> bool:
-    """Whether a text holds U+FFFD (half a character), control or private characters, or half a surrogate pair."""
+    """Return whether a text has U+FFFD (a partial character), control or private-use characters, or a lone surrogate."""
     return "\ufffd" in text or any(unicodedata.category(c) in ("Cc", "Cs", "Co") for c in text if c not in "\n\t\r")
 
 
 def is_repetitive(text: str) -> bool:
-    """Whether a text says little else than one thing again and again.
+    """Return whether a text mostly repeats itself.
 
-    More than half of it is one piece, four times or more in a row; or more than half of its words are the same word.
+    It does if more than half of it is one string, at least four times in a row, or if more than half of its words are the same.
 
     Example:
         >>> is_repetitive("how many how many how many how many how many"), is_repetitive("Is 11111111 + 1 = 11111112?")
         (True, False)
     """
     folded = " ".join(text.split()) + " "
-    # A piece of length p, repeated over more than half of n characters, has at most p <= n / 4 different beginnings there. The
-    # search is slow, and this spares nearly every text the search.
+    # A string of length p that is repeated over more than half of n characters has at most p <= n / 4 distinct 4-grams there.
+    # This cheap test saves nearly every text the slow search.
     pieces = {folded[i : i + 4] for i in range(len(folded))}
     if len(pieces) <= 0.75 * len(folded) + 4 and any(
         2 * len(match[0]) > len(folded) and len(match[0]) >= 12 for match in _REPEATED.finditer(folded)
@@ -111,9 +111,9 @@ def is_repetitive(text: str) -> bool:
 
 
 def script_shares(texts: Iterable[str]) -> dict[str, float]:
-    """Share of the letters of texts in each Unicode script, by the first word of the letters' names.
+    """Return the share of letters in each Unicode script, identified by the first word of the letters' Unicode names.
 
-    Letters that all scripts use (mathematical alphabets, superscripts) are left out.
+    Letters common to all scripts (mathematical alphabets, superscripts) are not counted.
 
     Example:
         >>> script_shares(["ab \u0431\u0432"])

@@ -1,4 +1,4 @@
-"""Figures with their n and their interval: a number alone is not a result.
+"""Statistics with their number of cases and their interval.
 
 Shapes: N cases, R resamples.
 """
@@ -40,14 +40,14 @@ Indices = NDArray[np.int64]
 
 FEWEST_RANKS = 10
 INDICES_PER_CHUNK = 2_000_000
-"""Bootstrap indices held at once (16 MB); more cases cost time, not memory."""
+"""Maximum number of bootstrap indices in memory (16 MB); more cases take more time, not more memory."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value with its 95 % interval and the number of cases behind it.
+    """A measured value with its 95 % interval and number of cases.
 
-    `value`, `ci_low` and `ci_high` are None when they are undefined (no cases, a division by 0): unscored is not zero.
+    `value`, `ci_low` and `ci_high` are None, not 0, if they are undefined (no cases, a division by 0).
     """
 
     value: float | None
@@ -57,10 +57,10 @@ class Figure:
 
     @property
     def known(self) -> float:
-        """The value of a figure that has one.
+        """The value, which must be defined.
 
         Raises:
-            ValueError: it is undefined.
+            ValueError: the value is undefined.
         """
         if self.value is None:
             raise ValueError("the figure has no cases, so it has no value")
@@ -82,20 +82,20 @@ class Figure:
 
 
 def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Bound a probability from a count of successes by Wilson's score interval.
+    """Compute Wilson's score interval of a probability.
 
     (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n),   p = successes / n
 
-    Unlike p ± z·se it stays in [0, 1] and is not empty at 0 or n successes. Wilson 1927
+    Unlike p ± z·se it stays within [0, 1] and has a positive width at 0 and n successes. Wilson 1927
     (https://doi.org/10.1080/01621459.1927.10502953); no continuity correction.
 
     Args:
-        successes: in [0, n].
+        successes: number of successes, in [0, n].
         n: number of independent cases, >= 0.
-        confidence: coverage, in (0, 1).
+        confidence: coverage, in (0, 1). Default: 0.95.
 
     Returns:
-        (low, high) in [0, 1]; (0, 1) when n is 0: nothing is known.
+        (low, high) in [0, 1]; (0, 1) if n is 0.
 
     Raises:
         ValueError: successes is not in [0, n], or confidence is not in (0, 1).
@@ -110,18 +110,18 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tupl
     half_width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     low, high = (centre - half_width) / scale, (centre + half_width) / scale
-    # At the ends the exact bound is 0 or 1; the formula leaves 1e-17.
+    # At 0 and n successes the exact bound is 0 or 1, but the formula is off by about 1e-17.
     return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
 
 
 def proportion(outcomes: Sequence[bool]) -> Figure:
-    """Measure a share of yes among yes/no outcomes, with Wilson's 95 % interval.
+    """Compute the share of True among boolean outcomes, with Wilson's 95 % interval.
 
     Args:
-        outcomes: [N] independent outcomes, booleans. Leave out a case without an outcome: None is not a no.
+        outcomes: [N] independent outcomes, booleans. Leave out cases without an outcome; None is not False.
 
     Returns:
-        The share; None and no interval for no outcomes.
+        The share; None without outcomes.
 
     Raises:
         ValueError: an outcome is not a boolean.
@@ -137,24 +137,24 @@ def proportion(outcomes: Sequence[bool]) -> Figure:
 
 
 def mean_figure(values: Sequence[float], *, bounds: tuple[float, float] | None = (0.0, 1.0)) -> Figure:
-    """Average independent values, with a 95 % interval.
+    """Compute the mean of independent values, with a 95 % interval.
 
-    bounds given   m' ± t_{N+1} s' / √(N + 2), cut to the bounds; m' and s' are the mean and the standard deviation of the
-                   values and of two more, one at each bound
-    no bounds      m ± t_{N−1} s / √N
+    with bounds      m' ± t_{N+1} s' / √(N + 2), clipped to the bounds; m' and s' are the mean and the standard deviation of
+                     the values and two pseudo-values, one at each bound
+    without bounds   m ± t_{N−1} s / √N
 
-    The two additional values are the adjusted Wald interval of Bonett and Price 2012
-    (https://doi.org/10.3102/1076998611411915), here with Student's quantile: the interval has a width where all values are
-    equal (six ties are no proof of a tie), and its coverage is near 95 % from four values on. The mean itself is not
-    adjusted. Without bounds, equal values give no interval, because nothing says on which scale they are equal.
+    The pseudo-values are the adjusted Wald interval of Bonett and Price 2012 (https://doi.org/10.3102/1076998611411915), here
+    with Student's quantile. The interval has a positive width even if all values are equal (six ties do not prove a tie), and
+    its coverage is close to 95 % from four values on. The mean itself is not adjusted. Without bounds there is no interval for
+    equal values, because their scale is unknown.
 
     Args:
         values: [N], finite and within the bounds.
-        bounds: of the scale that the values are measured on, (0, 1) for scores and credits; None for a quantity without
-            bounds, such as nats.
+        bounds: Optional. Bounds of the scale of the values; None for an unbounded quantity, such as nats. Default: (0, 1), for
+            scores and credits.
 
     Returns:
-        The mean; None and no interval for no values. Without bounds, no interval for fewer than two or for equal values.
+        The mean; None without values. Without bounds, there is no interval for fewer than two values or for equal ones.
 
     Raises:
         ValueError: a value is not finite, or is outside the bounds.
@@ -175,13 +175,13 @@ def mean_figure(values: Sequence[float], *, bounds: tuple[float, float] | None =
     under, over = _student_interval(np.append(values_N, bounds))
     assert under is not None
     assert over is not None
-    # The adjusted centre is pulled to the middle; rounding can leave a mean at a bound outside by 1e-17.
+    # The interval is centred on m', not on the mean; if the mean is at a bound, rounding may put it 1e-17 outside.
     return Figure(mean, max(low, min(under, mean)), min(high, max(over, mean)), values_N.size)
 
 
 def _student_interval(values_N: Floats) -> tuple[float | None, float | None]:
-    """No interval for fewer than two values, and for equal ones."""
-    # Compared exactly: the deviation of equal numbers can be 1e-17.
+    """Return Student's interval, or (None, None) for fewer than two values or equal ones."""
+    # Compare for equality, because the computed deviation of equal numbers can be 1e-17 instead of 0.
     if values_N.size < 2 or values_N.min() == values_N.max():
         return None, None
     centre, error = float(values_N.mean()), float(values_N.std(ddof=1)) / math.sqrt(values_N.size)
@@ -190,7 +190,7 @@ def _student_interval(values_N: Floats) -> tuple[float | None, float | None]:
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> Figure:
-    """Average values of which those of one cluster, such as the replies to one question, are not independent.
+    """Compute the mean of values that are dependent within clusters, such as the replies to one question.
 
     Σ_c Σ_i x_ci / Σ_c n_c, with the interval of `ratio_of_means` over clusters: the cluster-robust variance (Liang and Zeger
     1986, https://doi.org/10.1093/biomet/73.1.13).
@@ -200,7 +200,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> Figur
         clusters: [N], the cluster of each value; any hashable.
 
     Returns:
-        The mean over all values; `n` is the number of clusters, which is the number of independent cases.
+        The mean over all values; `n` is the number of clusters, the independent cases.
 
     Raises:
         ValueError: the lengths differ, or a value is not finite.
@@ -217,20 +217,20 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> Figur
 
 
 def ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -> Figure:
-    """Divide the mean of one quantity by that of another on the same cases, with its 95 % interval.
+    """Compute the ratio of the means of two quantities on the same cases, with a 95 % interval.
 
     r = Σ a / Σ b,   r ± t_{N−1} s / (√N mean(b)),   s² = Σ (a − r b)² / (N − 1)
 
-    The residuals are taken per case, so that a variation that a and b share (a long question has long replies before and
-    after) does not widen the interval. Cochran 1977, "Sampling Techniques", section 6.3, with Student's quantile.
+    The residuals are computed per case, so variation that a and b share (a long question has long replies before and after)
+    does not widen the interval. Cochran 1977, "Sampling Techniques", section 6.3, with Student's quantile.
 
     Args:
         numerators: [N], finite.
         denominators: [N], finite, of the same cases in the same order.
 
     Returns:
-        The ratio; None where it is undefined (no cases, or denominators that sum to 0). No interval for fewer than two cases,
-        and where all cases have the same ratio.
+        The ratio; None if it is undefined (no cases, or denominators that sum to 0). There is no interval for fewer than two
+        cases, or if all cases have the same ratio.
 
     Raises:
         ValueError: the lengths differ, or a value is not finite.
@@ -242,7 +242,7 @@ def ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -
         return Figure(None, None, None, a_N.size)
     ratio, mean = float(a_N.sum() / b_N.sum()), float(b_N.mean())
     residuals_N = a_N - ratio * b_N
-    # Residuals of one ratio for all are rounding errors, not a spread.
+    # If all cases have the same ratio, the residuals are rounding errors.
     if a_N.size < 2 or float(np.abs(residuals_N).max()) <= 1e-12 * float(np.abs(a_N).max()):
         return Figure(ratio, None, None, a_N.size)
     error = math.sqrt(float(residuals_N @ residuals_N) / (a_N.size - 1) / a_N.size)
@@ -251,14 +251,14 @@ def ratio_of_means(numerators: Sequence[float], denominators: Sequence[float]) -
 
 
 def student_quantile(p: float, degrees: int) -> float:
-    """Return the quantile of Student's t distribution, by bisection of its distribution function.
+    """Return a quantile of Student's t distribution, by bisection of its distribution function.
 
-    The function is the finite series of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4; above 200 degrees of freedom the
-    quantile is the expansion 26.7.5 (its error is below 1e-9 there).
+    The distribution function is the finite series of Abramowitz and Stegun 1964, 26.7.3 and 26.7.4. Above 200 degrees of
+    freedom the quantile is computed by the expansion 26.7.5, whose error is below 1e-9 there.
 
     Args:
-        p: in (0, 1).
-        degrees: of freedom, >= 1.
+        p: probability, in (0, 1).
+        degrees: degrees of freedom, >= 1.
 
     Raises:
         ValueError: p is not in (0, 1), or degrees is not positive.
@@ -283,7 +283,7 @@ def student_quantile(p: float, degrees: int) -> float:
 
 
 def _student_tail(angle: float, degrees: int) -> float:
-    """Probability that |t| is below √degrees · tan(angle)."""
+    """Return the probability that |t| is below √degrees · tan(angle)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2
     term = total = cosine if odd else 1.0
@@ -296,7 +296,7 @@ def _student_tail(angle: float, degrees: int) -> float:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Correlate the ranks of two quantities: Pearson's r of their ranks, equal values sharing the mean of theirs.
+    """Compute Spearman's rank correlation: Pearson's r of the ranks, with mean ranks for ties.
 
     Spearman 1904 (https://doi.org/10.2307/1412159).
 
@@ -305,7 +305,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
         y: [N], finite, of the same cases in the same order.
 
     Returns:
-        In [-1, 1]; None where it is undefined (fewer than two cases, or a quantity that does not vary).
+        The correlation in [-1, 1]; None if it is undefined (fewer than two cases, or a quantity that does not vary).
 
     Raises:
         ValueError: the lengths differ, or a value is not finite.
@@ -322,17 +322,17 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def spearman_figure(x: Sequence[float], y: Sequence[float]) -> Figure:
-    """Give `spearman` its 95 % interval, by Fisher's transformation.
+    """Compute Spearman's rank correlation with a 95 % interval, by Fisher's transformation.
 
-    tanh(atanh r ± z √((1 + r² / 2) / (N − 3))). Bonett and Wright 2000 (https://doi.org/10.1007/BF02294183). No interval for
-    fewer than 10 cases, where ranks take so few values that a perfect correlation is common by chance.
+    tanh(atanh r ± z √((1 + r² / 2) / (N − 3))). Bonett and Wright 2000 (https://doi.org/10.1007/BF02294183). There is no
+    interval for fewer than 10 cases, because so few ranks are often perfectly correlated by chance.
 
     Args:
         x: [N], finite.
         y: [N], finite, of the same cases in the same order.
 
     Returns:
-        The correlation; None where it is undefined.
+        The correlation; None if it is undefined.
 
     Raises:
         ValueError: the lengths differ, or a value is not finite.
@@ -342,14 +342,14 @@ def spearman_figure(x: Sequence[float], y: Sequence[float]) -> Figure:
         return Figure(None, None, None, n)
     if n < FEWEST_RANKS:
         return Figure(value, None, None, n)
-    # atanh(1) is infinite; a perfect correlation keeps the interval of one a step below it.
+    # atanh(1) is infinite, so a perfect correlation gets the interval of one slightly below 1.
     centre = math.atanh(max(-1.0, min(1.0, value)) * (1 - 1 / n**2))
     reach = NormalDist().inv_cdf(0.975) * math.sqrt((1 + value * value / 2) / (n - 3))
     return Figure(value, min(value, math.tanh(centre - reach)), max(value, math.tanh(centre + reach)), n)
 
 
 def _rank_correlation(x_N: Floats, y_N: Floats) -> float:
-    """NaN where it is undefined."""
+    """Return the rank correlation, NaN if it is undefined."""
     if x_N.size < 2:
         return math.nan
     a_N, b_N = (ranks - ranks.mean() for ranks in (_ranks(x_N), _ranks(y_N)))
@@ -358,25 +358,25 @@ def _rank_correlation(x_N: Floats, y_N: Floats) -> float:
 
 
 def _ranks(values_N: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Return ranks from 1, with mean ranks for ties."""
     _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
     return np.asarray((counts.cumsum() - (counts - 1) / 2)[place_N], dtype=np.float64)
 
 
 def mcnemar_exact(b: int, c: int) -> float:
-    """Test whether two systems that were tried on the same cases are equally often right (McNemar, exact, two-sided).
+    """Test whether two systems are equally often right on the same cases (McNemar's test, exact, two-sided).
 
     p = min(1, 2 Σ_{i <= min(b, c)} C(b + c, i) / 2^(b + c))
 
-    Cases on which both are right or both wrong say nothing and are not counted. McNemar 1947
+    Cases on which both are right or both are wrong carry no information and are not counted. McNemar 1947
     (https://doi.org/10.1007/BF02295996).
 
     Args:
-        b: cases that only the first system has right, >= 0.
-        c: cases that only the second has right, >= 0.
+        b: number of cases that only the first system has right, >= 0.
+        c: number of cases that only the second system has right, >= 0.
 
     Returns:
-        p value in (0, 1]; 1 when b + c is 0.
+        The p-value in (0, 1]; 1 if b + c is 0.
 
     Raises:
         ValueError: a count is negative.
@@ -391,12 +391,12 @@ def mcnemar_exact(b: int, c: int) -> float:
     for i in range(min(b, c)):
         term = term * (n - i) // (i + 1)
         tail += term
-    # Integers of any size, divided once: no rounding, no overflow.
+    # Sum in integers and divide once, so nothing overflows and only the quotient is rounded.
     return min(1.0, 2 * tail / (1 << n))
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
-    """Measure by how much a share changed that was taken twice on the same cases, with its 95 % score interval.
+    """Compute the change of a share measured twice on the same cases, with a 95 % score interval.
 
     d = p_after − p_before. With Wilson's interval (l, u) of each share and the correlation φ of the pairs,
 
@@ -404,16 +404,16 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
     high = d + √((p_b − l_b)² − 2 φ (p_b − l_b)(u_a − p_a) + (u_a − p_a)²)
 
     A positive φ = (e h − f g) / √((e + f)(g + h)(e + g)(f + h)), from the counts e (both), f (after only), g (before only) and
-    h (neither), has e h − f g lowered by n / 2, down to 0. Newcombe 1998, method 10
-    (https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C). It has a width also where no case
-    changed, which the bootstrap has not.
+    h (neither), has e h − f g reduced by n / 2, to no less than 0. Newcombe 1998, method 10
+    (https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C). Unlike that of the bootstrap, the
+    interval has a positive width if no case changed.
 
     Args:
-        before: [N], what was found of each case the first time.
-        after: [N], the same cases in the same order.
+        before: [N], outcome of each case in the first measurement.
+        after: [N], outcomes of the same cases in the same order in the second.
 
     Returns:
-        The difference; None and no interval for no cases.
+        The difference; None without cases.
 
     Raises:
         ValueError: the numbers of cases differ, or a finding is not a boolean.
@@ -441,7 +441,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
 
 
 def _pair_correlation(both: int, gained: int, lost: int, neither: int) -> float:
-    """Newcombe's φ; 0 where one of the shares is 0 or 1."""
+    """Return Newcombe's φ; 0 if one of the shares is 0 or 1."""
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     product = float(both * neither - gained * lost)
     if product > 0:
@@ -452,19 +452,19 @@ def _pair_correlation(both: int, gained: int, lost: int, neither: int) -> float:
 def bootstrap_interval(
     statistic: Callable[[Indices], Floats], n: int, *, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
 ) -> tuple[float | None, float | None]:
-    """Bound a statistic of n cases by the percentiles of its values on resampled cases.
+    """Compute the percentile bootstrap interval of a statistic of n cases.
 
     Efron 1979 (https://doi.org/10.1214/aos/1176344552).
 
     Args:
-        statistic: maps case indices [R, N] to R values; NaN = undefined on that resample, left out.
+        statistic: maps case indices [R, N] to R values; NaN marks a resample on which it is undefined, which is left out.
         n: number of cases, > 0.
-        seed: seed of the resampling; the interval depends on it alone, not on the memory.
-        resamples: R, > 0.
-        confidence: coverage, in (0, 1).
+        seed: seed of the resampling. The interval does not depend on the size of the chunks.
+        resamples: number of resamples R, > 0.
+        confidence: coverage, in (0, 1). Default: 0.95.
 
     Returns:
-        (low, high); (None, None) when the statistic is undefined on every resample.
+        (low, high); (None, None) if the statistic is undefined on all resamples.
 
     Raises:
         ValueError: n or resamples is not positive, or confidence is not in (0, 1).
@@ -479,16 +479,16 @@ def bootstrap_interval(
 
 
 def percentile_interval(values: Floats, *, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Cut off the tails of a sample: the (1 ± confidence) / 2 percentiles, linear between order statistics.
+    """Return the (1 ± confidence) / 2 percentiles of a sample, with linear interpolation between order statistics.
 
     Hyndman and Fan 1996, definition 7 (https://doi.org/10.1080/00031305.1996.10473566).
 
     Args:
         values: [R], finite.
-        confidence: share that stays inside, in (0, 1).
+        confidence: share of the sample inside the interval, in (0, 1). Default: 0.95.
 
     Returns:
-        (low, high); (None, None) for no values.
+        (low, high); (None, None) without values.
 
     Raises:
         ValueError: confidence is not in (0, 1).
@@ -509,21 +509,21 @@ def sigmoid(x: Floats) -> Floats: ...
 
 
 def sigmoid(x: Floats | float) -> Floats | float:
-    """Return 1 / (1 + exp(−x)) without overflow, of a number or of an array.
+    """Compute 1 / (1 + exp(−x)) without overflow, for a number or an array.
 
     Example:
         >>> sigmoid(0.0), sigmoid(1e6)
         (0.5, 1.0)
     """
-    # The two forms differ in the last bit. A fitted temperature or a confidence that changes there can move a case over the
-    # edge of a bin, so each caller keeps the form that its recorded figures were computed with.
+    # The forms for numbers and arrays differ in the last bit. Such a change of a temperature or a confidence can move a case
+    # across the edge of a bin, so each caller keeps the form with which its recorded figures were computed.
     if isinstance(x, np.ndarray):
         return np.asarray(0.5 * (1 + np.tanh(x / 2)), dtype=np.float64)
     return 1 / (1 + math.exp(-max(-500.0, min(x, 500.0))))
 
 
 def rounded(value: float | None) -> float | None:
-    """Round to 6 decimals, as numbers are written to files."""
+    """Round to 6 decimals, the precision of numbers in files."""
     return None if value is None else round(value, 6)
 
 
@@ -536,11 +536,11 @@ def _checked_confidence(confidence: float) -> float:
 def booleans(values: Sequence[bool], name: str) -> list[bool]:
     """Return the values as Python booleans.
 
-    `bool` itself would turn a missing outcome (None) into False, and half a credit (0.5) into True.
+    Plain `bool` would convert a missing outcome (None) to False, and half a credit (0.5) to True.
 
     Args:
-        values: booleans of Python or numpy.
-        name: of the values, for the message.
+        values: Python or NumPy booleans.
+        name: name of the values in the error message.
 
     Raises:
         ValueError: a value is not a boolean.
@@ -556,7 +556,7 @@ def finite(values: Sequence[float], name: str) -> Floats:
 
     Args:
         values: [N].
-        name: of the values, for the message.
+        name: name of the values in the error message.
 
     Raises:
         ValueError: a value is NaN or infinite.

@@ -1,4 +1,4 @@
-"""Scales, ticks and tick labels: the arithmetic under every chart."""
+"""Scales, ticks and tick labels of the charts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 __all__ = ["Scale", "bounded", "nice_range", "nice_ticks", "tick_text", "widened"]
 
 _LARGEST = 1e300
-"""Larger numbers are drawn at the edge: the difference of two floats beyond it may overflow."""
+"""Numbers are clipped to this magnitude, because the difference of two larger floats may overflow."""
 
 _SMALLEST = 1e-290
-"""Numbers that are all smaller are drawn as 0: below about 1e-308 floats lose their digits."""
+"""If all numbers are smaller they are drawn as 0, because floats below about 1e-308 lose their digits."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Linear map from data in [low, high] to pixels in [start, end]; `start` may be the larger (SVG's y runs down).
+    """Linear map from data in [low, high] to pixels in [start, end]; `start` may exceed `end`, because SVG's y points down.
 
     >>> Scale(0.0, 10.0, 100.0, 300.0)(5.0)
     200.0
@@ -32,7 +32,7 @@ class Scale:
 
 
 def bounded(value: float) -> float:
-    """Clip a finite number to ±1e300, so that the difference of two of them is finite.
+    """Clip a finite number to ±1e300; the difference of two clipped numbers is finite.
 
     >>> bounded(-1.7e308), bounded(3.0)
     (-1e+300, 3.0)
@@ -41,11 +41,11 @@ def bounded(value: float) -> float:
 
 
 def widened(low: float, high: float, room: float | None = None) -> tuple[float, float]:
-    """Return [low, high] where floating point can divide it into ticks, else a range around it that can be divided.
+    """Return [low, high] if floating point can divide it into ticks, otherwise a wider range that it can divide.
 
     Args:
         low, high: finite, low <= high; clipped to ±1e300.
-        room: how much to add on both sides of a single value; by default half of it, or 0.5 for 0.
+        room: Optional. Margin on both sides of a single value. Default: half of the value, or 0.5 for 0.
 
     >>> widened(4.0, 4.0), widened(0.0, 1e-14)
     ((2.0, 6.0), (0.0, 1e-14))
@@ -54,8 +54,8 @@ def widened(low: float, high: float, room: float | None = None) -> tuple[float, 
     size = max(abs(low), abs(high))
     if high - low > 1e-12 * size and size > _SMALLEST:
         return low, high
-    # Half of a denormal number is denormal too, and its power of ten is not representable. A room too small for the size of
-    # the numbers (1 at 9e15) would leave a range that ticks cannot divide either.
+    # Half of a denormal number is denormal too, and its power of ten is not representable. A margin that is tiny relative to
+    # the numbers (1 at 9e15) would also leave a range that ticks cannot divide.
     if room is None or 2 * room <= 1e-12 * size:
         room = size / 2 if size > _SMALLEST else 0.5
     return bounded(low - room), bounded(high + room)
@@ -69,17 +69,17 @@ def _step(low: float, high: float, target: int, whole: bool) -> float:
 
 
 def _rounded(value: float, step: float) -> float:
-    """Drop the rounding error of a multiple of `step`: 0.30000000000000004 becomes 0.3, and 3e-14 stays."""
+    """Remove the rounding error of a multiple of `step`: 0.30000000000000004 becomes 0.3, but 3e-14 is kept."""
     return round(value, 12 - math.floor(math.log10(step)))
 
 
 def nice_ticks(low: float, high: float, target: int = 5, *, whole: bool = False) -> list[float]:
-    """Return the multiples of 1, 2 or 5 times a power of ten within [low, high], about `target` steps of them.
+    """Return ticks in [low, high] at multiples of 1, 2 or 5 times a power of ten, with about `target` steps.
 
     Args:
-        low, high: the range to cover, low < high, as `widened` or `nice_range` returns it.
-        target: the desired number of steps; there may be fewer.
-        whole: keep to whole numbers (training steps).
+        low, high: the range to cover, low < high, as returned by `widened` or `nice_range`.
+        target: desired number of steps; there may be fewer. Default: 5.
+        whole: restrict ticks to whole numbers (training steps). Default: False.
 
     >>> nice_ticks(0.0, 1.0)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -90,10 +90,10 @@ def nice_ticks(low: float, high: float, target: int = 5, *, whole: bool = False)
 
 
 def nice_range(low: float, high: float, target: int = 5) -> tuple[float, float]:
-    """Widen [low, high] to whole ticks; a single value gets room on both sides.
+    """Widen [low, high] to whole ticks; a single value gets a margin on both sides.
 
-    The result is never empty. Rounding is relative to the step: rounding to a fixed number of decimals made the range of
-    6e-14 empty, and the chart of an on-policy run impossible.
+    The result is never empty. Rounding is relative to the step: rounding to a fixed number of decimals would make a range of
+    6e-14 empty, as occurs for the ratio of an on-policy run.
 
     >>> nice_range(0.13, 0.88), nice_range(0.0, 6e-14)
     ((0.0, 1.0), (0.0, 6e-14))
@@ -105,7 +105,7 @@ def nice_range(low: float, high: float, target: int = 5) -> tuple[float, float]:
 
 
 def tick_text(value: float, step: float, *, as_percent: bool = False) -> str:
-    """Write a tick with just the decimals its step needs.
+    """Format a tick with the decimals that its step needs.
 
     >>> tick_text(0.5, 0.25), tick_text(0.25, 0.25, as_percent=True), tick_text(20000, 5000)
     ('0.50', '25%', '20k')
@@ -114,7 +114,7 @@ def tick_text(value: float, step: float, *, as_percent: bool = False) -> str:
     """
     if as_percent:
         return f"{tick_text(value * 100, step * 100)}%"
-    # Digits that tell this tick from its neighbours.
+    # Enough digits to distinguish this tick from its neighbours.
     digits = max(2, math.floor(math.log10(abs(value) / step)) + 1) if abs(value) > step else 2
     if max(abs(value), step) >= 1e9:
         return f"{value:.{digits}g}"

@@ -1,8 +1,8 @@
-"""Charts as inline SVG: numbers in, a string out. No scripts, no fonts, no ids that could clash on one page.
+"""Charts as inline SVG strings, without scripts, fonts or ids that could clash on a page.
 
-Colours are CSS classes (`c1` to `c4`, defined by the page for light and dark); series also differ by dash, so that
-nothing rests on colour alone. Every chart has an `aria-label` that says in words what it shows, and `<title>` tooltips;
-the marks under the pointer are plain CSS. Left out: JavaScript, and therefore zooming.
+Colours are CSS classes (`c1` to `c4`, defined by the page for light and dark mode). Series also differ by dash, so no
+information is conveyed by colour alone. Each chart has an `aria-label` that describes it, and `<title>` tooltips; hover marks
+are plain CSS. There is no JavaScript, so there is no zooming.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 Point = tuple[float, float]
 
 WIDTH = 360
-"""Width of every chart in its own units: about the pixels a phone gives it, so text keeps its size there."""
+"""Width of each chart in SVG units, about its width in pixels on a phone, so text is not scaled there."""
 
 MOST_PROBES = 80
 MOST_POINTS = 600
@@ -45,18 +45,18 @@ MOST_NEIGHBOURS = 81
 DOTS_UP_TO = 15
 
 LEGEND_ROW = 16
-"""Height of one row of a legend; the read-out has the row above them to itself."""
+"""Height of a row of the legend; the read-out has a separate row above."""
 
 LEGEND_LETTER = 6.2
-"""Width that a legend reserves per letter, in units of the chart: the text has 11."""
+"""Width reserved per letter of a legend, in SVG units; the font size is 11."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series: points in order of x.
+    """A series of points in order of x.
 
-    `band` holds (low, high) at each point; with a `smoothing` in (0, 1], the span of `smooth`, a calm line is drawn and
-    the values themselves are thin beneath it.
+    `band` has (low, high) for each point. With a `smoothing` in (0, 1], the span of `smooth`, a smoothed line is drawn over a
+    thin line of the raw values.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at `x`: a dashed upright line with a tooltip."""
+    """An event at `x`, drawn as a dashed vertical line with a tooltip."""
 
     x: float
     text: str
@@ -75,7 +75,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar, with the ends of its interval when they are known, and the text written at its right end."""
+    """A bar, with the ends of its interval if they are known, and the text at its right end."""
 
     name: str
     value: float
@@ -87,7 +87,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Track:
-    """One interval on a thin track: the headline's small picture."""
+    """An interval on a thin track, as shown in the headline."""
 
     name: str
     value: float
@@ -98,7 +98,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a stacked bar; `style` names its colour class."""
+    """A part of a stacked bar; `style` is its colour class."""
 
     name: str
     amount: float
@@ -107,7 +107,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Bin:
-    """One bin of a reliability diagram: mean confidence, share that was right, cases in it."""
+    """A bin of a reliability diagram: mean confidence, accuracy, number of cases."""
 
     confidence: float
     accuracy: float
@@ -116,7 +116,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Frame:
-    """The plotting area: its two scales, and how ticks are written."""
+    """The plotting area: its two scales and the format of the ticks."""
 
     x: Scale
     y: Scale
@@ -125,27 +125,27 @@ class Frame:
 
     @classmethod
     def over(cls, x: Point, y: Point, *, top: float = 24.0, x_percent: bool = False, y_percent: bool = False) -> Frame:
-        """Lay the ranges `x` and `y` into a chart of the usual size, below `top` for the read-out and the legend."""
+        """Fit the ranges `x` and `y` into a chart of the default size; the space above `top` has the read-out and legend."""
         return cls(Scale(*x, 46.0, WIDTH - 12.0), Scale(*y, top + 154.0, top), x_percent, y_percent)
 
 
 def smooth(points: Sequence[Point], span: float) -> list[Point]:
-    """Local straight-line fit through the nearest points (LOWESS without its robust passes), for the eye only.
+    """Smooth a series by local linear regression (LOWESS without its robust passes), for display only.
 
     Unlike a running average it neither lags behind a trend nor flattens its ends.
 
-    Formula: at each x, the line of least squares weighted by (1 - d^3)^3, d the distance over the farthest one's.
+    Formula: at each x, the least-squares line with weights (1 - d^3)^3, d the distance relative to the farthest neighbour.
     Paper: Cleveland 1979, Robust locally weighted regression and smoothing scatterplots.
 
     Args:
         points: in order of x.
-        span: share of the points that one fit sees, in (0, 1]; at least 3 and at most `MOST_NEIGHBOURS` of them.
+        span: share of the points in each local fit, in (0, 1]; at least 3 and at most `MOST_NEIGHBOURS` points are used.
 
     >>> smooth([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)], 1.0)
     [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)]
     """
     wide = min(len(points), MOST_NEIGHBOURS, max(3, round(span * len(points))))
-    # In units of a power of two, which changes no digit: squares of huge or tiny values would leave the range of floats.
+    # Rescale by a power of two, which is exact, because squares of huge or tiny values would overflow or underflow.
     unit = math.ldexp(1.0, math.frexp(max(abs(y) for _, y in points))[1]) if points else 1.0
     scaled = [(x, y / unit) for x, y in points]
     calm, start = [], 0
@@ -182,18 +182,17 @@ def line_chart(
     reference: float | None = None,
     whole_x: bool = True,
 ) -> str:
-    """Draw one or more series over a common x, with axes, ticks and a read-out under the pointer.
+    """Draw one or more series over a common x axis, with ticks and a hover read-out.
 
     Args:
-        lines: the series, each with at least one point, all finite; raw values are thin under a smoothed line. Numbers
-            beyond ±1e300 are drawn at the edge.
-        label: what the chart shows, said first in the `aria-label`.
-        x_label: what x counts, written under the axis and in the read-out.
-        y_range, x_range: fixed ranges; by default they are taken from the data.
-        percent_axes: which axes are shares, of "x", "y" or "xy".
-        marks: events to draw as upright lines.
-        reference: a level to draw as a dashed horizontal line.
-        whole_x: x counts steps: ticks at whole numbers only.
+        lines: the series, each with at least one point, all finite. Numbers beyond ±1e300 are drawn at the edge.
+        label: description of the chart, at the start of the `aria-label`.
+        x_label: label of the x axis, also used in the read-out.
+        y_range, x_range: Optional. Fixed ranges. Default: the range of the data.
+        percent_axes: axes to format as percentages: "x", "y" or "xy". Default: none.
+        marks: events to draw as vertical lines. Default: none.
+        reference: Optional. Level to draw as a dashed horizontal line.
+        whole_x: restrict the ticks of x to whole numbers. Default: True, because x usually counts steps.
 
     Raises:
         ValueError: a series has no points.
@@ -224,7 +223,7 @@ def risk_coverage_chart(points: Sequence[Point], *, label: str = "Risk over cove
 
     Args:
         points: (coverage, risk), both in [0, 1], in any order.
-        label: what the chart shows, for the `aria-label`.
+        label: Optional. Description of the chart for the `aria-label`.
     """
     ordered = sorted(points)
     top = nice_range(0.0, max(risk for _, risk in ordered) or 0.05)[1]
@@ -236,13 +235,13 @@ def risk_coverage_chart(points: Sequence[Point], *, label: str = "Risk over cove
 
 
 def reliability_chart(bins: Sequence[Bin], *, label: str = "Accuracy over confidence") -> str:
-    """Draw what share of answers was right at each stated confidence; on the diagonal the confidence is honest.
+    """Draw a reliability diagram: accuracy over confidence, with the diagonal of perfect calibration.
 
-    The stem of each dot is its distance from the diagonal, its area grows with the cases in the bin.
+    The stem of each dot is its distance from the diagonal, and its area grows with the number of cases in the bin.
 
     Args:
-        bins: the bins that hold at least one case.
-        label: what the chart shows, for the `aria-label`.
+        bins: the non-empty bins.
+        label: Optional. Description of the chart for the `aria-label`.
 
     Raises:
         ValueError: there are no bins.
@@ -273,14 +272,14 @@ def bar_chart(
     reference: float | None = None,
     as_percent: bool = True,
 ) -> str:
-    """Draw horizontal bars from `low`, each named above it, with its interval as an error bar.
+    """Draw horizontal bars that start at `low`, with their names above and their intervals as error bars.
 
     Args:
-        bars: top to bottom; accented ones take the first colour, the others are grey.
-        label: what the chart shows, said first in the `aria-label`.
-        low, high: the ends of the axis.
-        reference: a value to mark with a dashed line (chance, no change).
-        as_percent: write the ticks as percentages.
+        bars: top to bottom; accented bars have the first colour, the others are grey.
+        label: description of the chart, at the start of the `aria-label`.
+        low, high: ends of the axis.
+        reference: Optional. Value to mark with a dashed line (chance level, no change).
+        as_percent: format the ticks as percentages.
 
     Raises:
         ValueError: there are no bars.
@@ -305,12 +304,12 @@ def bar_chart(
 
 
 def interval_tracks(tracks: Sequence[Track], *, label: str, reference: float | None = None) -> str:
-    """Draw each interval as a thick stroke on a thin track from 0% to 100%, its value as a dot.
+    """Draw each interval as a thick stroke on a thin track from 0% to 100%, with a dot at its value.
 
     Args:
         tracks: top to bottom.
-        label: what the picture shows, for the `aria-label`.
-        reference: a value to mark across all tracks.
+        label: description of the picture for the `aria-label`.
+        reference: Optional. Value to mark across all tracks.
     """
     x = Scale(0.0, 1.0, 82.0, 292.0)
     bottom = 22 * len(tracks)
@@ -328,14 +327,14 @@ def interval_tracks(tracks: Sequence[Track], *, label: str, reference: float | N
 
 
 def stacked_bar(parts: Sequence[Part], *, label: str) -> str:
-    """Draw parts of a whole as one bar; the page lists the names and amounts in a table next to it.
+    """Draw parts of a whole as a stacked bar; the page lists names and amounts in a table next to it.
 
     Args:
-        parts: left to right; those of amount 0 are left out.
-        label: what the bar shows, said first in the `aria-label`.
+        parts: left to right; parts of amount 0 are skipped.
+        label: description of the bar, at the start of the `aria-label`.
 
     Raises:
-        ValueError: the parts sum to nothing.
+        ValueError: the parts sum to 0.
     """
     whole = sum(part.amount for part in parts)
     if whole <= 0:
@@ -357,9 +356,9 @@ def stacked_bar(parts: Sequence[Part], *, label: str) -> str:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """Return at most about `MOST_POINTS` of the points, keeping the lowest and highest of every stretch.
+    """Downsample to about `MOST_POINTS` points, keeping the lowest and the highest point of each segment.
 
-    Spikes stay: a curve that hides the step where training went wrong would be worse than none.
+    Spikes are kept, because a curve must not hide the step at which training went wrong.
     """
     if len(points) <= MOST_POINTS:
         return list(points)
@@ -432,7 +431,7 @@ def _dot(frame: Frame, point: Point, order: int, radius: float) -> str:
 
 
 def _probes(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
-    """Invisible upright strips that, under the pointer, mark the points there and write their values."""
+    """Return invisible vertical strips that show the points and their values when hovered."""
     xs = sorted({x for line in lines for x, _ in line.points})
     stride = math.ceil(len(xs) / MOST_PROBES)
     xs = sorted({*xs[::stride], xs[-1]})
@@ -467,7 +466,7 @@ def _told(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
 
 
 def _legend_rows(lines: Sequence[Line]) -> list[list[tuple[float, int, str]]]:
-    """Lay the names of several series into rows as wide as the chart: (x, order of the series, name); one needs none."""
+    """Lay out the names of the series in rows as wide as the chart: (x, index of the series, name); empty for one series."""
     rows: list[list[tuple[float, int, str]]] = []
     at = math.inf
     for order, line in enumerate(lines if len(lines) > 1 else []):
@@ -518,7 +517,7 @@ def _level(frame: Frame, value: float) -> str:
 
 
 def _inside(frame: Frame, y: float) -> float:
-    """Keep a point that a fixed range leaves out at the edge, where it can still be seen."""
+    """Clip a point outside a fixed range to the edge, where it is still visible."""
     return frame.y(min(max(y, frame.y.low), frame.y.high))
 
 
@@ -531,7 +530,7 @@ def _n(value: float) -> str:
 
 
 def _tag(name: str, inside: str = "", **attributes: str | float) -> str:
-    """One SVG element; a trailing underscore in an attribute's name is dropped (`class_`)."""
+    """Return an SVG element; a trailing underscore in the name of an attribute is dropped (`class_`)."""
     written = "".join(
         f' {key.rstrip("_")}="{escape(value) if isinstance(value, str) else _n(value)}"' for key, value in attributes.items()
     )

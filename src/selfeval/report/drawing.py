@@ -1,7 +1,7 @@
-"""The charts of `charts`, drawn so that a fault in one of them costs that chart and not the page.
+"""Fault-tolerant versions of the functions in `charts`: an error in a chart does not break the page.
 
 A chart that raises is replaced by a note with its name, and the exception is logged with its traceback. The sections of the
-page import their charts from here. The exception is a fault of this package: the report itself was read and checked before.
+page import their charts from here. Such an exception is a bug in this package, because the report has been validated before.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ P = ParamSpec("P")
 
 
 def _or_note(draw: Callable[P, str]) -> Callable[P, str]:
-    """Return a chart function that writes a note in the place of a chart that raises."""
+    """Wrap a chart function to return a note if it raises."""
     signature = inspect.signature(draw)
 
     @wraps(draw)
     def attempt(*args: P.args, **kwargs: P.kwargs) -> str:
         try:
             return draw(*args, **kwargs)
-        except Exception:  # a chart may fail in any way, and the figures next to it matter more
+        except Exception:  # whatever the bug is, the rest of the page must be rendered
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             label = str(given.arguments["label"])

@@ -1,6 +1,6 @@
-"""Write figures and numbers the way a person reads them.
+"""Formatting of figures and numbers for people.
 
-A quantity that was not measured is None, and a figure without cases has no value. Both are written as "not measured", never
+A quantity that was not measured is None, and a figure without cases has no value. Both are formatted as "not measured", never
 as 0.
 """
 
@@ -34,28 +34,28 @@ TESTS = {"mcnemar_exact": "exact McNemar test", "sign_exact": "exact sign test",
 
 
 def defined(figure: Figure | None) -> Figure | None:
-    """Return a figure that has a value, or None."""
+    """Return the figure if it has a value, otherwise None."""
     return None if figure is None or figure.value is None else figure
 
 
 def compared(comparison: Comparison | None) -> Comparison | None:
-    """Return a comparison of at least one question, or None."""
+    """Return the comparison if it has at least one question, otherwise None."""
     return None if comparison is None or comparison.difference.value is None else comparison
 
 
 def finite(value: object) -> float | None:
-    """Return `value` as a float when it is a finite number, else None (booleans are not numbers here)."""
+    """Return `value` as a float if it is a finite number, otherwise None; booleans do not count as numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
         known = float(value)
-    except OverflowError:  # JSON allows whole numbers that no float can hold
+    except OverflowError:  # JSON allows integers that are too large for a float
         return None
     return known if math.isfinite(known) else None
 
 
 def points(share: float) -> str:
-    """Write a difference of two shares in percentage points.
+    """Format a difference of two shares in percentage points.
 
     >>> points(0.0079), points(-0.132)
     ('0.8 points', '-13.2 points')
@@ -64,11 +64,11 @@ def points(share: float) -> str:
 
 
 def _in_points(share: float) -> str:
-    return f"{round(share * 100, 1) + 0.0:.1f}"  # + 0.0: no minus before a zero
+    return f"{round(share * 100, 1) + 0.0:.1f}"  # + 0.0 turns -0.0 into 0.0
 
 
 def tested(comparison: Comparison) -> str:
-    """Write the test and its p value.
+    """Format the test and its p-value.
 
     >>> tested(Comparison(Figure(0.1, 0.0, 0.2, 9), 3, 0, 0.25, "sign_exact", "unclear"))
     'exact sign test p = 0.25'
@@ -79,9 +79,11 @@ def tested(comparison: Comparison) -> str:
 
 
 def describe_difference(comparison: Comparison | None, *, turned: bool = False) -> str:
-    """Write a paired difference with its interval, test and n, or say that it was not measured.
+    """Format a paired difference with its interval, test and n, or "not measured".
 
-    `turned` writes theirs less ours.
+    Args:
+        comparison: the difference, if it was measured.
+        turned: reverse the sign: theirs minus ours. Default: False.
 
     >>> describe_difference(Comparison(Figure(-0.0079, -0.0142, -0.0024, 1900), 12, 27, 0.007, "mcnemar_exact", "worse"))
     '-0.8 points (interval -1.4 to -0.2, exact McNemar test p = 0.007, n = 1,900)'
@@ -93,7 +95,7 @@ def describe_difference(comparison: Comparison | None, *, turned: bool = False) 
 
 
 def difference_cells(comparison: Comparison | None, *, turned: bool = False) -> tuple[str, str, str]:
-    """Write a paired difference as three cells of a table: its value, its interval in points, its n."""
+    """Format a paired difference as three table cells: value, interval in points, n."""
     if comparison is None or comparison.difference.value is None:
         return NOT_MEASURED, "", ""
     figure, sign = comparison.difference, -1 if turned else 1
@@ -104,7 +106,7 @@ def difference_cells(comparison: Comparison | None, *, turned: bool = False) -> 
 
 
 def percent(value: float) -> str:
-    """Write a share as a percentage.
+    """Format a share as a percentage.
 
     >>> percent(0.9312), percent(1e20)
     ('93.1%', '1e+22%')
@@ -113,7 +115,7 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with three significant digits, and none of them scientific where a person would not.
+    """Format a number with three significant digits, in scientific notation only if it is very small or large.
 
     >>> number(0.012345), number(1.5), number(-12.34), number(12345.6), number(0.0000031)
     ('0.0123', '1.50', '-12.3', '12,346', '3.1e-06')
@@ -127,7 +129,7 @@ def number(value: float) -> str:
 
 
 def count(value: object) -> str:
-    """Write a whole number with thousands marks, or say that it was not measured.
+    """Format an integer with thousands separators, or "not measured".
 
     >>> count(16000), count(None)
     ('16,000', 'not measured')
@@ -137,7 +139,7 @@ def count(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds in the units that a person would use.
+    """Format a duration in seconds, minutes or hours.
 
     >>> duration(12.34), duration(231.0), duration(7505.0)
     ('12.3 s', '3 min 51 s', '2 h 05 min')
@@ -151,7 +153,7 @@ def duration(seconds: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Write the time of one verdict.
+    """Format the time per verdict.
 
     >>> seconds(0.00042), seconds(0.0081), seconds(2.5)
     ('0.420 ms', '8.10 ms', '2.50 s')
@@ -160,7 +162,7 @@ def seconds(value: float) -> str:
 
 
 def cells(figure: Figure | None, *, as_percent: bool = True) -> tuple[str, str, str]:
-    """Write a figure as three cells of a table: its value, its interval, its n.
+    """Format a figure as three table cells: value, interval, n.
 
     >>> cells(Figure(1.04, 1.03, 1.05, 1800), as_percent=False)
     ('1.04', '1.03 to 1.05', '1,800')
@@ -174,7 +176,7 @@ def cells(figure: Figure | None, *, as_percent: bool = True) -> tuple[str, str, 
 
 
 def describe(figure: Figure | None, *, as_percent: bool = True, of: str = "") -> str:
-    """Write a figure with its interval and n, or say that it was not measured; `of` follows the value itself.
+    """Format a figure with its interval and n, or "not measured"; `of` is appended to the value.
 
     >>> describe(Figure(0.931, 0.912, 0.946, 800), of=" of pairs")
     '93.1% of pairs (interval 91.2% to 94.6%, n = 800)'

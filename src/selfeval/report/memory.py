@@ -1,4 +1,4 @@
-"""Rows of the report on limits that shrank because memory was short."""
+"""Report rows about batch limits that were reduced because memory was short."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 def memory_rows(memory: Memory) -> list[tuple[str, str]]:
-    """Return a row for each stage and phase whose limit changed, with the change and its cause; none in most runs."""
+    """Return a row for each stage and phase whose limit changed, with the change and its cause; most runs have none."""
     places: dict[tuple[str, str, str], list[MemoryEvent]] = {}
     for event in memory.events:
         places.setdefault((event.stage, event.phase, event.unit), []).append(event)
@@ -29,7 +29,7 @@ def memory_rows(memory: Memory) -> list[tuple[str, str]]:
 
 
 def _limits(events: Sequence[MemoryEvent]) -> str:
-    """The highest limit and the lowest."""
+    """Format the highest and the lowest limit."""
     limits = [limit for event in events for limit in (event.before, event.after)]
     return f"{max(limits)} → {min(limits)}"
 

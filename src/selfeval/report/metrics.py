@@ -1,6 +1,6 @@
-"""Every metric that a run logs: one table, from which docs/metrics.md is generated.
+"""The table of all logged metrics, from which docs/metrics.md is generated.
 
-A stage that logs a new key adds its row here; a test compares the keys of real runs with this table.
+A stage that logs a new key must add a row; a test compares this table with the keys of real runs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Metric:
 
     Attributes:
         name: the key.
-        unit: empty where the number has none.
+        unit: unit, or empty for a dimensionless number.
         meaning: definition, in Markdown.
-        typical: values of a run that goes well, and the limit of a watchdog where there is one.
+        typical: values in a healthy run, and the limit of the watchdog if there is one.
     """
 
     name: str
@@ -230,4 +230,4 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("action", "", "`warn`, `roll_back`, `finish` or `stop`", ""),
     ),
 }
-"""By stage, as in `metrics/<stage>.jsonl`."""
+"""The metrics of each stage, in the order of `metrics/<stage>.jsonl`."""

@@ -1,7 +1,7 @@
-"""Draw the page of a run: `report.json` and `metrics/*.jsonl` in, one self-contained `index.html` out.
+"""Render the page of a run, a self-contained `index.html`, from `report.json` and `metrics/*.jsonl`.
 
-The page makes no network requests: no scripts, no fonts, no images from elsewhere, and a Content-Security-Policy that forbids
-them. Questions and replies are untrusted text, so the template escapes everything that a chart did not draw.
+The page makes no network requests: it has no scripts, external fonts or external images, and a Content-Security-Policy forbids
+them. Questions and replies are untrusted text, so the template escapes everything except charts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["draw_page", "render"]
 
 
 def draw_page(run_folder: Path) -> Path:
-    """Draw `index.html` in a run folder, from its `report.json` and `metrics/` alone.
+    """Write `index.html` in a run folder, from its `report.json` and `metrics/` alone.
 
-    The page is written atomically: a reader sees the old page or the new one.
+    The file is replaced atomically, so a browser never reads half a page.
 
     Args:
-        run_folder: the folder of a run whose report stage is finished.
+        run_folder: folder of a run with a finished report stage.
 
     Returns:
         The path of the page.
@@ -44,7 +44,7 @@ def render(report: Report, metrics: Metrics) -> str:
 
     Args:
         report: the report of a run.
-        metrics: rows by stage, as read from `metrics/<stage>.jsonl`; any stage and any key may be absent.
+        metrics: rows of each `metrics/<stage>.jsonl`, by stage; any stage and any key may be missing.
     """
     return _template().render(all_sections(report, metrics))
 

@@ -1,4 +1,4 @@
-"""Read report.json and metrics/*.jsonl of a run folder; a file of another version, or a damaged one, is refused by name."""
+"""Read report.json and metrics/*.jsonl of a run folder; errors for damaged files or other versions name the file and field."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def read_report(path: Path) -> Report:
     """Read a report.json.
 
     Raises:
-        InputError: it is missing, is not JSON, has another schema, or has a field of another shape; the message names the
-            field.
+        InputError: the file is missing, is not JSON, has another schema version, or has an invalid field, which the message
+            names.
     """
     try:
         with open_file(path) as file:
@@ -45,7 +45,7 @@ def parse_report(data: bytes | str, source: str = "report.json") -> Report:
 
     Args:
         data: JSON.
-        source: its name in messages.
+        source: Optional. Name of the file in error messages.
 
     Raises:
         InputError: see `read_report`.
@@ -65,7 +65,7 @@ def parse_part(kind: type[P], data: bytes | str, source: str) -> P:
     """Parse JSON as a part of the schema.
 
     Raises:
-        InputError: a field is missing, unknown, or has another shape; the message names the first one.
+        InputError: a field is missing, unknown or invalid; the message names the first one.
     """
     try:
         return kind.model_validate_json(data)
@@ -74,7 +74,7 @@ def parse_part(kind: type[P], data: bytes | str, source: str) -> P:
 
 
 def _sentence(broken: ValidationError) -> str:
-    """The first error: which field, and why."""
+    """Return the first error as a sentence, with the field and the reason."""
     first = broken.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
@@ -86,7 +86,7 @@ def _sentence(broken: ValidationError) -> str:
 
 
 def read_metrics(run_folder: Path) -> Metrics:
-    """Read every metrics file of a run folder.
+    """Read all metrics files of a run folder.
 
     Raises:
         RunFolderError: a line is damaged; the message names it.

@@ -1,12 +1,12 @@
-"""The contract of report.json: one frozen model per part, one docstring per field.
+"""The schema of report.json: one frozen model per part, one docstring per field.
 
-The stages evaluation and report fill these models. The page, the terminal's table, the model card, the benchmarks and
-docs/concepts/evidence.md read them. A new figure is a new field here; a test fails until the page shows the field or the field
-says why it is hidden. Nothing here imports torch.
+The evaluation and report stages fill these models. The page, the table of the terminal, the model card, the benchmarks and
+docs/concepts/evidence.md read them. To add a figure, add a field; a test fails until the page shows the field or the field is
+marked `Hidden` with a reason. This module must not import torch.
 
-Every key is required unless its docstring says when it is absent: a report that lacks one was written by another version and is
-refused by name (see `reading.py`). A figure with no cases has null for its value; a quantity that was not measured is null as a
-whole. Neither is ever 0.
+All keys are required unless their docstrings state when they are absent: a report without a required key was written by another
+version and is rejected by name (see `reading.py`). A figure without cases has null as its value; a quantity that was not
+measured is null as a whole. Neither is ever 0.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ __all__ = [
 ]
 
 SCHEMA: Literal[1] = 1
-"""The version of report.json that this version writes and reads."""
+"""The schema version that is written and read."""
 
 
 class Hidden(str):
-    """Metadata of a field that neither the page nor the terminal's table shows: the reason."""
+    """Metadata that marks a field as shown neither on the page nor in the terminal's table, with the reason."""
 
 
-# Numbers are rounded when they are written, so that the file is readable and equal runs give equal bytes.
+# Numbers are rounded on serialisation, which keeps the file readable and makes equal runs equal byte for byte.
 _Figure = Annotated[Figure, PlainSerializer(Figure.as_json)]
 _Comparison = Annotated[Comparison, PlainSerializer(Comparison.as_json)]
 _Rounded = Annotated[float, PlainSerializer(lambda value: round(value, 6))]
@@ -74,14 +74,14 @@ Labels = Literal["gold", "judge"]
 
 
 def _absent_if_none() -> Any:
-    """A key that is left out of the file when there is nothing to say."""
+    """Return the field settings of a key that is omitted from the file if it is None."""
     return Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Part(BaseModel):
-    """Base of all parts: frozen, unknown keys refused, numbers finite, field docstrings become descriptions.
+    """Base class of all parts: frozen, no unknown keys, finite numbers, field docstrings as descriptions.
 
-    Strict about types, so parse JSON with `model_validate_json`, where an array is a tuple and an object is a figure.
+    Validation is strict, so parse JSON with `model_validate_json`, which accepts arrays as tuples and objects as figures.
     """
 
     model_config = ConfigDict(
@@ -89,7 +89,7 @@ class Part(BaseModel):
     )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the part as report.json has it."""
+        """Return the part in the form of report.json."""
         return self.model_dump(mode="json", by_alias=True)
 
 
@@ -97,46 +97,46 @@ class Part(BaseModel):
 
 
 class FirstPairs(Part):
-    """The evaluator on the test pairs of round 1, the one set on which the evaluators of all rounds are compared."""
+    """The evaluator on the test pairs of round 1, the common set on which the evaluators of all rounds are compared."""
 
     accuracy_gold: _Figure | None
     """`accuracy_gold` on those pairs. `null` without gold."""
     accuracy_judge: _Figure
     """`accuracy_judge` on those pairs."""
     gain: _Figure | None
-    """Share of the pairs on which this evaluator is right less that of the round before, by gold, or by the judge without gold.
+    """Accuracy of this evaluator minus that of the previous round on these pairs, by gold, or by the judge without gold.
     Newcombe. `null` in round 1."""
     comparison: _Comparison | None
     """`gain` as a [comparison](#comparisons). `null` in round 1."""
 
 
 class Baselines(Part):
-    """How often simple rules, and the judge itself, pick the better reply: adjusted Student, on the evaluator's own pairs."""
+    """Accuracy of trivial baselines and of the judge on the evaluator's test pairs. Adjusted Student."""
 
     longer_wins: _Figure
-    """The reply with more characters."""
+    """Prefers the reply with more characters."""
     first_wins: _Figure
-    """The reply that stands first; the order is random, so this is chance level."""
+    """Prefers the first reply; the order is random, so this is chance level."""
     mean_logprob: _Figure
-    """The reply with the higher mean log-prob per token under the model that sampled it."""
+    """Prefers the reply with the higher mean log-prob per token under the model that sampled it."""
     judge: _Figure | None = _absent_if_none()
-    """The judge, both orders averaged and forced to choose; a verdict that could not be read counts half. Absent when the pairs
-    are from a file, because no judge was asked."""
+    """The judge, forced to choose by the average of both orders; an unparsable verdict counts half. Absent if the pairs are
+    from a file, because no judge was asked."""
 
 
 class EvaluatorComparisons(Part):
-    """The evaluator less each baseline, and less chance, on the same pairs; see [comparisons](#comparisons)."""
+    """The evaluator minus each baseline and minus chance level, on the same pairs; see [comparisons](#comparisons)."""
 
     longer_wins: _Comparison
-    """Less picking the longer reply."""
+    """Minus the baseline that prefers the longer reply."""
     first_wins: _Comparison
-    """Less picking the first reply."""
+    """Minus the baseline that prefers the first reply."""
     mean_logprob: _Comparison
-    """Less picking the higher mean log-prob."""
+    """Minus the baseline that prefers the higher mean log-prob."""
     judge: _Comparison | None
-    """Less its judge. `null` on the judge's own labels, on which the judge is right by construction."""
+    """Minus the judge. `null` on the judge's own labels, for which the judge is right by construction."""
     chance: _Comparison
-    """Less one half."""
+    """Minus one half."""
 
 
 class TokensOf(Part):
@@ -149,23 +149,23 @@ class TokensOf(Part):
 
 
 class TokensPerVerdict(Part):
-    """Tokens per verdict, on random test pairs; the same in every run."""
+    """Tokens per verdict, on random test pairs. Unlike times, they are reproducible."""
 
     pairs: int
     """Number of pairs whose tokens were counted."""
     evaluator: TokensOf
-    """The scores of both replies by all members, with the reference answer where the grade template shows one."""
+    """Scoring both replies by all members, including the reference answer if the grade template has one."""
     scoring: TokensOf
-    """The same where the reference answer of the question is known, as for all further replies to it."""
+    """The same if the reference answer of the question is already known, as for all further replies to it."""
     judge: TokensOf
-    """A comparison in both orders, with everything that the judge reads and writes."""
+    """A comparison in both orders, with all tokens that the judge reads and writes."""
 
 
 class Disagreement(Part):
-    """Whether an ensemble of evaluators knows what it does not know."""
+    """Whether the disagreement of an ensemble of evaluators predicts its errors."""
 
     error_correlation: _Figure
-    """Rank correlation of the deviation of the members' margins with being wrong. Fisher."""
+    """Rank correlation of the standard deviation of the members' margins with errors. Fisher."""
 
 
 class Bin(Part):
@@ -174,46 +174,47 @@ class Bin(Part):
     confidence: _Rounded
     """Mean confidence in the bin."""
     accuracy: _Rounded
-    """Share of its pairs on which the evaluator is right."""
+    """Accuracy of the evaluator in the bin."""
     n: int
     """Number of pairs."""
 
 
 class Evaluator(Part):
-    """The cases are the judged test pairs: two plain samples at temperature 1 per test question."""
+    """Measured on the judged test pairs: two samples at temperature 1 per test question."""
 
     accuracy_gold: _Figure | None
-    """Share of pairs on which the evaluator scores the right reply strictly higher; pairs with exactly one right reply by gold,
-    whatever the judge said of them (kept, tie, unsure or unparsable). Wilson. `null` without gold."""
+    """Share of pairs on which the evaluator scores the right reply strictly higher. The pairs are those with exactly one right
+    reply by gold, for any verdict of the judge (kept, tie, unsure or unparsable). Wilson. `null` without gold."""
     accuracy_judge: _Figure
-    """The same on the pairs that the judge was sure of (`kept`), with the judge's choice as the right one. Wilson."""
+    """The same on the pairs on which the judge was sure (`kept`), with the judge's choice as the right reply. Wilson."""
     first_pairs: Annotated[FirstPairs, Hidden("round 1's pairs are its own; later rounds are in the section of the rounds")]
     """The evaluator on the test pairs of round 1; see [rounds](#rounds)."""
     pairs_trained: int
     """Number of pairs it was trained on."""
     baselines: Baselines
-    """Accuracy of simple rules and of the judge on the same pairs."""
+    """Accuracy of trivial baselines and of the judge on the same pairs."""
     baselines_on: Labels
-    """Whose labels the baselines, the calibration and the risk are measured on. Gold if gold labels at least one pair."""
+    """Source of the labels for baselines, calibration and risk. Gold if gold labels at least one pair."""
     comparisons: EvaluatorComparisons
-    """The evaluator less each baseline."""
+    """The evaluator minus each baseline."""
     ece: _Figure
-    """Expected calibration error without its bias; see [calibration](#calibration). The confidence is
+    """Expected calibration error with bias correction; see [calibration](#calibration). The confidence is
     sigmoid(absolute score difference / temperature), so it is at least 0.5."""
     brier: _Figure
     """Mean squared error of that confidence. Adjusted Student."""
     temperature: _Rounded
-    """Of the confidence, fitted on held-out training pairs against the judge's probabilities, with a prior on log T; 1
-    when too few pairs were held out (see [limits](#limits))."""
+    """Temperature of the confidence, fitted on held-out training pairs to the judge's probabilities, with a prior on log T; 1
+    if too few pairs were held out (see [limits](#limits))."""
     temperature_pairs: int
-    """Number of pairs it was fitted on; 0 means that the confidence is not calibrated, as `selfeval score` says."""
+    """Number of pairs used to fit the temperature; 0 means that the confidence is not calibrated, which `selfeval score`
+    reports."""
     members: int
     """Number of evaluators whose scores are averaged."""
     disagreement: Disagreement | None
-    """How the members' disagreement goes with errors. `null` for one member."""
+    """Correlation of the members' disagreement with errors. `null` for one member."""
     risk_coverage: tuple[_Pair, ...]
-    """[coverage, risk] pairs: the error rate among the most confident share of the pairs, at twenty coverages; over the pairs
-    of the accuracy on the same labels."""
+    """[coverage, risk] pairs: the error rate among the most confident share of the pairs, at twenty coverages, on the pairs of
+    the accuracy with the same labels."""
     calibration: tuple[Bin, ...]
     """Ten bins of equal mass."""
     cost: TokensPerVerdict | None
@@ -224,73 +225,74 @@ class Evaluator(Part):
 
 
 class Verdicts(Part):
-    """Over all judged pairs, of both splits."""
+    """Counts over all judged pairs of both splits."""
 
     judged: int
-    """Number of judged pairs; questions whose replies are all alike are not among them."""
+    """Number of judged pairs. Questions whose replies are all equal have none."""
     source: Literal["judge", "file"]
-    """`file` where the pairs and their labels are [the user's own](../guides/your-own-data.md)."""
+    """`file` if the pairs and their labels are [the user's own](../guides/your-own-data.md)."""
     kept: int
     """Pairs on which the judge was sure, in both orders. The four counts add up to `judged`."""
     tie: int
     """Pairs whose replies the judge found equally good."""
     unsure: int
-    """Pairs on which the judge changed its mind with the order, or was not confident enough."""
+    """Pairs on which the judge's choice depended on the order, or was not confident enough."""
     unparsable: int
-    """Pairs on which the judge's output could not be read."""
+    """Pairs for which the judge's output could not be parsed."""
     kept_share: _Figure
     """Coverage of the judge. Wilson."""
     swap_consistency: _Figure
-    """Of the pairs with both orders readable, the share on which both choose the same of three: the one reply, the other, or
-    neither. The choice of an order is its likeliest label. A judge that says "neither" both times is consistent. Wilson."""
+    """Share of pairs on which both orders choose the same of three labels (one reply, the other, or neither), among pairs with
+    both orders parsed. The choice of an order is its likeliest label, so a judge that says "neither" twice is consistent.
+    Wilson."""
     label_accuracy_gold: _Figure | None
-    """Of the kept labels whose question has gold, the share that chose a right reply over a wrong one. A kept label between two
-    right or two wrong replies counts as wrong. Wilson. `null` without gold."""
+    """Share of kept labels that chose a right reply over a wrong one, among questions with gold. A kept label between two right
+    or two wrong replies counts as wrong. Wilson. `null` without gold."""
 
 
 # -- the policy ---------------------------------------------------------------------------------------------------------
 
 
 class PolicyComparisons(Part):
-    """The policy less its start; see [comparisons](#comparisons)."""
+    """The policy minus its start; see [comparisons](#comparisons)."""
 
     gold: _Comparison | None
-    """Right by gold after less before, on the same questions. `null` without gold."""
+    """Accuracy by gold after minus before training, on the same questions. `null` without gold."""
     win_rate: _Comparison
-    """Win rate less one half."""
+    """Win rate minus one half."""
 
 
 class Alarm(Part):
     """An alarm of a watchdog during training."""
 
     step: int
-    """Policy iteration; for an alarm that was acted on, the iteration that training went back to."""
+    """Policy iteration; for an alarm that was acted on, the iteration of the restored checkpoint."""
     name: str
     """Name of the watchdog; see [metrics](../metrics.md#metricswatchdogsjsonl)."""
     message: str
-    """Observation that raised it."""
+    """Observation that raised the alarm."""
     action: str
     """`warn`, `roll_back`, `finish` or `stop`."""
     seen_at: int | None = _absent_if_none()
-    """Iteration that raised it. Absent when it was not acted on."""
+    """Iteration that raised the alarm. Absent if it was not acted on."""
 
 
 class CurveFit(Part):
-    """A fitted gain: R(d) = d (alpha − beta log d), d = √KL; Gao et al. 2022."""
+    """A fitted gain curve, R(d) = d (alpha − beta log d) with d = √KL; Gao et al. 2022."""
 
     alpha: _Rounded
-    """Slope at the start."""
+    """Initial slope."""
     beta: _Rounded
-    """Bend."""
+    """Rate at which the gain is lost again."""
     rmse: Annotated[_Rounded, Hidden("the points are drawn around the curve")]
-    """Root of the mean squared distance of the points from the curve."""
+    """Root mean squared error of the points."""
 
 
 class Fits(Part):
-    """The two fitted gains."""
+    """The two fitted gain curves."""
 
     evaluator: CurveFit
-    """Gain that the evaluator's scores predict."""
+    """Gain predicted by the evaluator's scores."""
     gold: CurveFit
     """Gain by gold."""
 
@@ -304,45 +306,45 @@ class OverOptimisation(Part):
     start: _Pair
     """[predicted share right, share right by gold] of the first iteration."""
     fit: Fits
-    """The curve of Gao et al. 2022 through each."""
+    """The curves of Gao et al. 2022, fitted to the predicted and the actual gain."""
     gap: _Figure
-    """Predicted less actual share right in the last quarter of the iterations. Cluster-robust; `n` counts questions."""
+    """Predicted minus actual share right in the last quarter of the iterations. Cluster-robust; `n` counts questions."""
 
 
 class Policy(Part):
-    """The first `evaluation.questions` test questions. *Before* is the first reply of the start to each (of the base, and in a
-    later round of the policy before), *after* one sample of the trained policy, both at temperature 1. The referee compares the
-    two in both orders."""
+    """Measured on the first `evaluation.questions` test questions. *Before* is the first reply of the initial policy to each
+    question (the base; in a later round, the policy of the previous round), *after* is one sample of the trained policy, both
+    at temperature 1. The referee compares the two in both orders."""
 
     win_rate: _Figure
-    """Mean of 1 (the new reply won), 0.5 (tie) and 0 (lost). Adjusted Student."""
+    """Mean of 1 (the reply after training won), 0.5 (tie) and 0 (it lost). Adjusted Student."""
     win_rate_decisive: _Figure
-    """Wins among wins and losses, ties left out. Wilson."""
+    """Share of wins among wins and losses, without ties. Wilson."""
     length_controlled: _Figure
-    """Win rate at equal length, by a logistic regression on the difference of lengths in tokens. Bootstrap."""
+    """Win rate at equal length, by a logistic regression on the difference in tokens. Bootstrap."""
     win: int
-    """Comparisons that the new reply won."""
+    """Comparisons won by the reply after training."""
     tie: int
     """Ties: the averaged probability of `neither` is above `verdicts.tie`, the two orders disagree, or both balance exactly."""
     loss: int
-    """Comparisons that the new reply lost."""
+    """Comparisons lost by the reply after training."""
     unparsable: int
-    """Comparisons that could not be read; they are in no win rate."""
+    """Comparisons that could not be parsed; the win rates exclude them."""
     gold_before: _Figure | None
-    """Share of right replies before, among the questions that have gold. Wilson. `null` without gold."""
+    """Share of right replies before training, among questions with gold. Wilson. `null` without gold."""
     gold_after: _Figure | None
-    """The same after. Wilson. `null` without gold."""
+    """The same after training. Wilson. `null` without gold."""
     gold_gain: Annotated[_Figure | None, Hidden("the same figure as comparisons.gold.difference")]
-    """`gold_after` less `gold_before`, on the same questions. Newcombe. `null` without gold."""
+    """`gold_after` minus `gold_before`, on the same questions. Newcombe. `null` without gold."""
     comparisons: PolicyComparisons
-    """The policy less its start."""
+    """The policy minus its start."""
     kl: _Figure
-    """Nats per reply: sum over the tokens of the log-prob under the policy less that under the start, at temperature 1.
-    Student."""
+    """KL to the initial policy in nats per reply: log-prob under the policy minus log-prob under the initial policy, summed
+    over tokens, at temperature 1. Student."""
     length_ratio: _Figure
-    """Tokens after over tokens before. Ratio of means."""
+    """Tokens per reply after training over tokens before. Ratio of means."""
     watchdogs: tuple[Alarm, ...]
-    """Alarms of the training."""
+    """Alarms during training."""
     overoptimisation: OverOptimisation | None
     """Predicted and actual accuracy over the KL. `null` without gold, or with too few iterations."""
 
@@ -362,7 +364,7 @@ class RoundEvaluator(Part):
     accuracy_judge_first_pairs: _Figure
     """By the judge, on the test pairs of round 1."""
     gain: Annotated[_Figure | None, Hidden("the same figure as comparison.difference")]
-    """Share of round 1's pairs on which it is right less that of the round before. `null` in round 1."""
+    """Accuracy on the test pairs of round 1 minus that of the previous round's evaluator. `null` in round 1."""
     comparison: _Comparison | None
     """`gain` as a [comparison](#comparisons). `null` in round 1."""
     pairs_trained: int
@@ -370,7 +372,7 @@ class RoundEvaluator(Part):
 
 
 class RoundPolicy(Part):
-    """The policy of a round against the one before, as in [policy](#policy)."""
+    """The policy of a round against that of the previous round, as in [policy](#policy)."""
 
     win_rate: _Figure
     """As `policy.win_rate`."""
@@ -465,24 +467,24 @@ class Dropped(Part):
 
 
 class Sample(Part):
-    """A comparison that was drawn at random, not picked."""
+    """A comparison drawn at random, not cherry-picked."""
 
     question: str
     """Test question."""
     before: str
-    """Reply of the start."""
+    """Reply of the initial policy."""
     after: str
     """Reply of the trained policy."""
     gold_before: bool | None
-    """Whether gold finds the first right. `null` without gold."""
+    """Whether the reply before training is right by gold. `null` without gold."""
     gold_after: bool | None
-    """Whether gold finds the second right. `null` without gold."""
+    """Whether the reply after training is right by gold. `null` without gold."""
     evaluator_before: float
-    """Score of the first."""
+    """Evaluator score of the reply before training."""
     evaluator_after: float
-    """Score of the second."""
+    """Evaluator score of the reply after training."""
     verdict: Literal["win", "tie", "loss", "unparsable"]
-    """Outcome by the referee, for the second."""
+    """Outcome by the referee for the reply after training."""
 
 
 class SecondsPerVerdict(Part):
@@ -491,9 +493,9 @@ class SecondsPerVerdict(Part):
     pairs: int
     """Number of pairs that were timed."""
     evaluator: _Figure
-    """By the evaluator, with the reference answer where the grade template shows one."""
+    """By the evaluator, including the reference answer if the grade template has one."""
     scoring: _Figure
-    """By the evaluator where the reference answer is known."""
+    """By the evaluator if the reference answer is already known."""
     judge: _Figure
     """By the judge."""
     judge_over_evaluator: _Figure
@@ -503,7 +505,7 @@ class SecondsPerVerdict(Part):
 
 
 class Time(Part):
-    """Seconds of this machine."""
+    """Seconds on the machine of the run."""
 
     stages: dict[str, float]
     """Seconds by stage, without the report. In the file the stages are keys of `time` itself."""
@@ -527,7 +529,7 @@ class Time(Part):
 
 
 class MemoryEvent(Part):
-    """A limit that changed because memory was short."""
+    """A batch limit that changed because memory was short."""
 
     stage: str
     """Stage in which it happened."""
@@ -542,9 +544,9 @@ class MemoryEvent(Part):
     after: int = Field(alias="to")
     """Limit after."""
     free_bytes: Annotated[int | None, Hidden("the limits are shown; the free memory explains them to a developer")]
-    """Free memory at that moment."""
+    """Free memory at the time of the event."""
     times: int
-    """How often it happened."""
+    """Number of occurrences."""
 
 
 class EvaluationMemory(Part):
@@ -559,16 +561,16 @@ class EvaluationMemory(Part):
 
 
 class Memory(EvaluationMemory):
-    """Bytes on this machine."""
+    """Bytes on the machine of the run."""
 
     peak_bytes: int
-    """Largest resident memory of the process on the host (peak RSS); memory of a GPU is not in it."""
+    """Peak resident memory of the process on the host (peak RSS), without GPU memory."""
     events: tuple[MemoryEvent, ...]
     """Limits that changed because memory was short."""
 
 
 class Evaluation(Part):
-    """evaluation/figures.json: the parts of the report that need the model, as the stage evaluation measured them."""
+    """evaluation/figures.json: the parts of the report that need the model, as measured by the evaluation stage."""
 
     model: Model
     evaluator: Evaluator
@@ -597,7 +599,7 @@ class Report(Part):
     verdicts: Verdicts
     """The judge's verdicts by state."""
     policy: Policy
-    """The policy against its start."""
+    """The policy compared with its start."""
     rounds: tuple[Round, ...] | None = _absent_if_none()
     """One row per finished round. Only with `rounds` above 1, and only in the run's own report."""
     dropped: Dropped
@@ -605,7 +607,7 @@ class Report(Part):
     samples: tuple[Sample, ...]
     """`evaluation.samples` comparisons drawn at random."""
     prompts: dict[str, str]
-    """Prompt templates that the run used, by file name."""
+    """Prompt templates of the run, by file name."""
     time: Time
     """Seconds."""
     memory: Memory
@@ -613,7 +615,7 @@ class Report(Part):
     versions: dict[str, str]
     """Versions of this package, of Python, torch, transformers, peft, tokenizers and numpy."""
     config: dict[str, Any]
-    """Every value of the configuration, defaults included."""
+    """All values of the configuration, including defaults."""
 
     @model_validator(mode="after")
     def _rounds_are_numbered(self) -> Report:

@@ -1,6 +1,6 @@
-"""The content of each section of the page: the report and the metrics in, plain data and finished charts out.
+"""The content of the page's sections: plain data and finished charts, from the report and the metrics.
 
-Each function answers for one section and names what was not measured; the template only lays the answers out.
+There is one function per section, which also states what was not measured. The template only does the layout.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ MEANINGS = {
 
 
 def all_sections(report: Report, metrics: Metrics) -> View:
-    """Return everything the template needs, one entry per section.
+    """Return the variables of the template, one entry per section.
 
     Args:
         report: the report of a run.
-        metrics: the rows of each `metrics/<stage>.jsonl`, by stage; stages may be absent.
+        metrics: rows of each `metrics/<stage>.jsonl`, by stage; any stage may be missing.
     """
     return {
         "head": _head(report),
@@ -135,7 +135,7 @@ def all_sections(report: Report, metrics: Metrics) -> View:
 
 
 def column(rows: Rows, key: str) -> tuple[list[tuple[float, float]], int]:
-    """Return the (step, value) points of one metric, and how many values were there but not finite.
+    """Return the (step, value) points of a metric, and the number of values that are not finite.
 
     >>> column([{"step": 1, "kl": 0.5}, {"step": 2}, {"step": 3, "kl": float("nan")}], "kl")
     ([(1.0, 0.5)], 1)
@@ -194,7 +194,7 @@ def _interval(figure: Figure) -> str:
 
 
 _TRACK_NAMES = dict(zip(BASELINE_NAMES.values(), ("judge", "log-prob", "longer", "first"), strict=True))
-"""Baselines by the short name that fits on the card next to their interval."""
+"""Short names of the baselines, which fit next to their intervals on the card."""
 
 
 def _headline_evaluator(report: Report) -> View:
@@ -278,7 +278,7 @@ def _alarm_row(alarm: Alarm) -> View:
 
 
 def _difference_row(name: str, difference: Comparison | None) -> tuple[str, str, str, str]:
-    """A paired difference as a row of a table of figures, with its test in the name."""
+    """Return a paired difference as a row of a table of figures, with its test in the name."""
     comparison = compared(difference)
     if comparison is None:
         return name, *difference_cells(None)
@@ -287,7 +287,7 @@ def _difference_row(name: str, difference: Comparison | None) -> tuple[str, str,
 
 
 def _rounds(report: Report) -> View:
-    """Evaluator and policy of every round; nothing to show for a run of one round."""
+    """Return evaluator and policy by round; empty for a run of one round."""
     rows = report.rounds or ()
     by_gold = bool(rows) and defined(rows[0].evaluator.accuracy_gold_first_pairs) is not None
     labels: Labels = "gold" if by_gold else "judge"
@@ -314,7 +314,7 @@ def _on_first_pairs(row: Round, labels: Labels) -> Figure | None:
 
 
 def _by_round(rows: Sequence[Round], figures: Sequence[Figure | None]) -> dict[int, Figure]:
-    """The figures of the rounds that have one."""
+    """Return the figures by round, without the rounds that have none."""
     return {row.round: figure for row, figure in zip(rows, figures, strict=True) if figure is not None and defined(figure)}
 
 
@@ -328,7 +328,7 @@ def _round_chart(title: str, caption: str, figures: dict[int, Figure]) -> View:
 
 
 def _round_row(row: Round, labels: Labels) -> View:
-    """A round's cells in the two tables: each figure as value, interval and n."""
+    """Return the cells of a round in the two tables: value, interval and n of each figure."""
     evaluator, policy = row.evaluator, row.policy
     return {
         "round": row.round,
@@ -345,7 +345,7 @@ def _round_row(row: Round, labels: Labels) -> View:
 
 
 def _stack(parts: Sequence[Part], label: str) -> View | None:
-    """A stacked bar and the rows of its table, or None when there is nothing to stack."""
+    """Return a stacked bar and the rows of its table, or None if all amounts are 0."""
     whole = sum(part.amount for part in parts)
     if whole <= 0:
         return None
@@ -369,7 +369,7 @@ def _curves(policy: Policy, metrics: Metrics) -> View:
 
 
 def _overoptimisation(found: OverOptimisation | None) -> View:
-    """Predicted and actual accuracy over the distance of the policy from its start; measured where there is gold."""
+    """Return predicted and actual accuracy over the policy's distance from the initial policy; needs gold."""
     title = "Predicted and actual accuracy"
     if found is None or not found.points:
         return {"title": title, "caption": "Nothing to draw: no gold, or too few iterations.", "picture": ""}
@@ -377,7 +377,7 @@ def _overoptimisation(found: OverOptimisation | None) -> View:
     xs = sorted({x for line in lines for x, _ in line.points})
     fits = (("predicted", found.fit.evaluator), ("gold", found.fit.gold))
     for (name, fit), base in zip(fits, found.start, strict=True):
-        # At the start the distance is 0, where x log x is 0 and log x is not defined.
+        # At a distance of 0, x log x has the limit 0 although log x is undefined.
         gains = [(x, x * (fit.alpha - fit.beta * math.log(x)) if x > 0 else 0.0) for x in _between(xs[0], xs[-1])]
         lines.append(Line(f"{name}, fitted", [(x, base + gain) for x, gain in gains]))
     caption = (
@@ -395,7 +395,7 @@ def _between(low: float, high: float, steps: int = 40) -> list[float]:
 def _curve(
     rows: Rows, title: str, caption: str, keys: Sequence[tuple[str, str]], marks: Sequence[Mark] = (), shares: str = ""
 ) -> View:
-    """One chart of metrics, or the sentence that says it was not measured."""
+    """Return a chart of metrics, or a sentence that it was not measured."""
     lines, broken = [], 0
     for key, name in keys:
         points, missing = column(rows, key)
@@ -589,7 +589,7 @@ def _cost(report: Report) -> View:
 
 
 def _config(config: Mapping[str, Any]) -> list[View]:
-    """The resolved configuration, one table per top-level section; the values at the top form the first table."""
+    """Return the resolved configuration, one table per section; top-level values form the first table."""
     alone = {key: value for key, value in config.items() if not isinstance(value, dict)}
     nested = [(key, value) for key, value in config.items() if isinstance(value, dict)]
     tables = ([("run", alone)] if alone else []) + nested

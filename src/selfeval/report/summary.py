@@ -1,7 +1,7 @@
-"""The result of a run, in a few plain sentences and a small table.
+"""Summary of a run: a few sentences and a small table.
 
-A result is called better or worse only after a comparison on the same cases: the evaluation stage measured the paired
-difference with its interval and an exact test, and its finding is read here. Any other result is reported as not shown.
+A result is called better or worse only if a paired comparison supports it: the evaluation stage measures the difference with
+its interval and an exact test, and this module reports its finding. Any other result is reported as not shown.
 """
 
 from __future__ import annotations
@@ -59,41 +59,41 @@ BASELINE_NAMES: dict[Baseline, str] = {
     "first_wins": "picking the first reply",
 }
 RULES: tuple[Baseline, ...] = ("mean_logprob", "longer_wins", "first_wins")
-"""Baselines that need no judgement: an evaluator that is not better than each of them has learned nothing."""
+"""Trivial baselines: an evaluator that does not beat all of them has learned nothing."""
 COSTS: dict[Who, str] = {"evaluator": "evaluator", "scoring": "evaluator, reference answer known", "judge": "judge"}
-"""Ways to reach a verdict whose time and tokens are measured."""
+"""Ways to obtain a verdict, whose time and tokens are measured."""
 CLOSE = 0.02
-"""An evaluator is close to its judge where the whole interval of the difference is above -2 points."""
+"""Non-inferiority margin: an evaluator is close to its judge if the interval of the difference is entirely above -2 points."""
 
 
 @dataclass(frozen=True)
 class Badge:
-    """One word on a finding, and the class that colours it."""
+    """A finding in one word, and its colour class."""
 
     standing: Standing
     word: str
 
 
 def verdict_sentences(report: Report) -> tuple[str, str]:
-    """Say how good the evaluator is and what the policy gained, each with its interval and n.
+    """Summarise the evaluator's accuracy and the policy's gain, each with its interval and n.
 
-    Nothing is softened: a policy that got worse is said to have got worse, a difference that the paired test does not show is
-    not claimed, and without gold the sentence says that only a judge was asked.
+    A policy that got worse is reported as worse, a difference that the paired test does not show is not claimed, and without
+    gold the sentence states that only a judge was asked.
 
     Returns:
-        The sentences on the evaluator (its margin over simple rules, its difference from its judge, its cost), and the one on
-        the policy.
+        The sentences on the evaluator (its margin over trivial baselines, its difference from its judge, its cost), and the
+        sentence on the policy.
     """
     return _evaluator_sentences(report), _policy_sentence(report.policy)
 
 
 def badges(report: Report) -> tuple[Badge, Badge]:
-    """Return the same two verdicts as badges."""
+    """Return the findings on evaluator and policy as badges."""
     return _evaluator_badge(report), _policy_badge(report.policy)
 
 
 def evaluator_accuracy(report: Report) -> tuple[Figure, Labels] | None:
-    """Return the evaluator's accuracy and the labels behind it: gold when there is gold, else the judge's."""
+    """Return the evaluator's accuracy and its labels: gold if there is gold, otherwise the judge's."""
     evaluator = report.evaluator
     if (by_gold := defined(evaluator.accuracy_gold)) is not None:
         return by_gold, "gold"
@@ -102,7 +102,7 @@ def evaluator_accuracy(report: Report) -> tuple[Figure, Labels] | None:
 
 
 def baseline_figures(report: Report) -> dict[Baseline, Figure | None]:
-    """Return the accuracy of each baseline, by its key."""
+    """Return the accuracy of each baseline, by key."""
     found = report.evaluator.baselines
     return {
         "judge": defined(found.judge),
@@ -113,7 +113,7 @@ def baseline_figures(report: Report) -> dict[Baseline, Figure | None]:
 
 
 def baseline_comparisons(report: Report) -> dict[Baseline, Comparison | None]:
-    """Return the evaluator less each baseline, by the baseline's key."""
+    """Return the comparison of the evaluator with each baseline, by key."""
     found = report.evaluator.comparisons
     return {
         "judge": compared(found.judge),
@@ -126,7 +126,7 @@ def baseline_comparisons(report: Report) -> dict[Baseline, Comparison | None]:
 def strongest_baseline(report: Report) -> tuple[str, Figure] | None:
     """Return the name and figure of the best baseline.
 
-    On the judge's own labels the judge is right by construction, so there it is not a baseline.
+    If the labels are the judge's, the judge is right by construction and is not a baseline.
     """
     labels = report.evaluator.baselines_on
     found = [
@@ -138,7 +138,7 @@ def strongest_baseline(report: Report) -> tuple[str, Figure] | None:
 
 
 def summary_rows(report: Report) -> list[tuple[str, str]]:
-    """Return the rows of the terminal's table: a name, and a value, or "not measured" where that is the truth."""
+    """Return the rows of the terminal's table: a name and a value or "not measured"."""
     rows = [*_accuracy_rows(report), *cost_rows(report), *_policy_rows(report.policy)]
     rows.append(("time", duration(report.time.total)))
     rows.append(("peak memory", format_bytes(report.memory.peak_bytes)))
@@ -172,7 +172,7 @@ def _policy_rows(policy: Policy) -> list[tuple[str, str]]:
 
 
 def cost_rows(report: Report) -> list[tuple[str, str]]:
-    """Return seconds and tokens per verdict, by the evaluator and by the judge."""
+    """Return the rows with seconds and tokens per verdict of the evaluator and the judge."""
     rows = []
     for who, name in COSTS.items():
         figure = _time(report, who)
@@ -191,23 +191,23 @@ def _timed(figure: Figure) -> str:
 
 
 def _time(report: Report, who: Who) -> Figure | None:
-    """Seconds per verdict."""
+    """Return the seconds per verdict, or None if they were not measured."""
     times = report.time.per_verdict
     return None if times is None else defined(seconds_by(times, who))
 
 
 def seconds_by(times: SecondsPerVerdict, who: Who) -> Figure:
-    """Return the seconds per verdict of one way to reach it."""
+    """Return the seconds per verdict of one way to obtain it."""
     return {"evaluator": times.evaluator, "scoring": times.scoring, "judge": times.judge}[who]
 
 
 def tokens_by(tokens: TokensPerVerdict, who: Who) -> TokensOf:
-    """Return the tokens per verdict of one way to reach it."""
+    """Return the tokens per verdict of one way to obtain it."""
     return {"evaluator": tokens.evaluator, "scoring": tokens.scoring, "judge": tokens.judge}[who]
 
 
 def _tokens(report: Report, who: Who) -> tuple[float, float] | None:
-    """Tokens read and written per verdict."""
+    """Return the tokens read and written per verdict, or None if they were not measured."""
     if report.evaluator.cost is None:
         return None
     tokens = tokens_by(report.evaluator.cost, who)
@@ -219,7 +219,7 @@ def _tokens(report: Report, who: Who) -> tuple[float, float] | None:
 
 
 def _round_rows(rounds: Sequence[Round]) -> list[tuple[str, str]]:
-    """Of each later round: the evaluator on the pairs of round 1, and the policy against the one before."""
+    """Return the rows of each later round: the evaluator on the pairs of round 1, and the policy against the previous one."""
     found = []
     for row in rounds[1:]:
         name, evaluator = f"round {row.round}", row.evaluator
@@ -231,10 +231,10 @@ def _round_rows(rounds: Sequence[Round]) -> list[tuple[str, str]]:
 
 
 def rounds_sentences(report: Report) -> tuple[str, ...]:
-    """Say up to which round evaluator and policy got better, and the result of the next one; nothing for one round.
+    """Describe up to which round evaluator and policy improved, and the result of the next round; empty for one round.
 
-    An evaluator is compared with that of the round before on the same pairs, those of round 1; a policy with the one before on
-    the same questions, by gold, or by the judge without gold.
+    Each evaluator is compared with that of the previous round on the pairs of round 1, each policy with the previous one on the
+    same questions, by gold, or by the judge without gold.
     """
     rows = report.rounds or ()
     if len(rows) < 2:
@@ -254,7 +254,7 @@ def _policy_progress(rows: Sequence[Round]) -> str:
 
 
 def _progress(who: str, steps: list[tuple[int, Comparison | None]], unit: str) -> str:
-    """One sentence on the comparisons of the rounds."""
+    """Describe the comparisons between rounds in one sentence."""
     measured = [(number, comparison) for number, comparison in steps if comparison is not None]
     if len(measured) < len(steps):
         return f"{who} was not compared with the one before in every round."
@@ -291,14 +291,14 @@ def _evaluator_sentences(report: Report) -> str:
 
 
 def _rules(report: Report) -> list[tuple[str, Comparison]]:
-    """The comparisons with the simple rules, the one with the smallest margin first."""
+    """Return the comparisons with the trivial baselines, smallest margin first."""
     found = baseline_comparisons(report)
     rules = [(BASELINE_NAMES[name], comparison) for name in RULES if (comparison := found[name]) is not None]
     return sorted(rules, key=lambda rule: rule[1].difference.known)
 
 
 def _hardest(report: Report) -> tuple[str, Comparison] | None:
-    """The level or rule that the evaluator is not better than, the worst finding first; None where it is better than all."""
+    """Return the baseline that the evaluator does not beat, with the worst finding first; None if it beats all."""
     chance = compared(report.evaluator.comparisons.chance)
     found = [*([("chance level", chance)] if chance else []), *_rules(report)]
     for finding in ("worse", "too_few", "unclear"):
@@ -337,7 +337,7 @@ def _against_judge(report: Report) -> str:
 
 
 def _describe_unclear(comparison: Comparison) -> str:
-    """Describe a difference that is not claimed; explain it where the interval and the test disagree."""
+    """Describe a difference that is not claimed, with an explanation if interval and test disagree."""
     description, (low, high) = describe_difference(comparison), (comparison.difference.ci_low, comparison.difference.ci_high)
     if comparison.finding != "unclear" or low is None or high is None or low <= 0 <= high:
         return description
@@ -345,7 +345,7 @@ def _describe_unclear(comparison: Comparison) -> str:
 
 
 def _cost_sentence(report: Report) -> str:
-    """Time and tokens per verdict against the judge's, and whether the evaluator replaces it."""
+    """Compare time and tokens per verdict with those of the judge, and state whether the evaluator replaces it."""
     ours, judge = _cost(report, "evaluator"), _time(report, "judge")
     if ours is None or judge is None:
         return "The cost of a verdict was not measured."
@@ -360,7 +360,7 @@ def _cost_sentence(report: Report) -> str:
 
 @dataclass(frozen=True)
 class _Cost:
-    """A way to reach a verdict: its time, the judge's time over it, and both with the tokens in words."""
+    """Cost of a way to obtain a verdict: its time, the ratio of the judge's time to it, and a description with the tokens."""
 
     time: Figure
     ratio: Figure
@@ -368,7 +368,7 @@ class _Cost:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the whole interval of the ratio is above 1."""
+        """Whether the interval of the ratio is entirely above 1."""
         return self.ratio.ci_low is not None and self.ratio.ci_low > 1
 
 
@@ -390,7 +390,7 @@ def _times_word(ratio: float) -> str:
 
 
 def _speed(report: Report) -> str | None:
-    """How much faster than its judge the evaluator answers; None where that is not shown."""
+    """Describe how much faster than its judge the evaluator is, or return None if that is not shown."""
     whole, scoring = _cost(report, "evaluator"), _cost(report, "scoring")
     if whole is not None and whole.is_faster:
         return f"{_times_word(whole.ratio.known)} faster"
@@ -441,7 +441,7 @@ def _obstacle_badge(name: str, comparison: Comparison) -> Badge:
 
 
 def _policy_comparison(policy: Policy | RoundPolicy) -> Comparison | None:
-    """The policy against its start: by gold where that was measured, else by the judge."""
+    """Return the comparison of the policy with its start, by gold if it was measured, otherwise by the judge."""
     return compared(policy.comparisons.gold) or compared(policy.comparisons.win_rate)
 
 

@@ -1,1 +1,1 @@
-"""The loops that train roles: they only compose algorithms, backbone and rollouts."""
+"""Training loops of the roles. They compose algorithms, backbone and rollouts, and hold no math."""

@@ -1,7 +1,7 @@
-"""Checkpoints that resume bit for bit: role weights, heads, optimizer states, and the numbers a loop carries along.
+"""Bit-exact checkpoints: role weights, heads, optimizer states and the state of the training loop.
 
-Tensors go to safetensors and numbers to JSON; nothing is pickled. A checkpoint is a folder that appears whole or not at
-all, with the hash of each of its files. The one before it is kept: should the newest be damaged, training resumes from that.
+Tensors are written to safetensors and numbers to JSON; nothing is pickled. A checkpoint is a folder that is written atomically
+and records the hash of each of its files. The newest two are kept: if the newest is damaged, training resumes from the other.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from selfeval.store import file_hash, read_json, read_sealed, write_json, write_
 __all__ = ["Checkpoints", "role_optimizer"]
 
 _TENSOR = "in state.safetensors"
-"""Key of the note that stands for a tensor in state.json."""
+"""Key of the placeholder that replaces a tensor in state.json."""
 
 _MANIFEST = "manifest.json"
 
 
 def role_optimizer(parameters: Mapping[str, nn.Parameter], learning_rate: float) -> AdamW:
-    """AdamW without decay over a role's weights."""
+    """Create the AdamW optimizer of a role's weights, without weight decay."""
     return AdamW(list(parameters.values()), lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
 
 
 class Checkpoints:
-    """The checkpoints of one training: folders `step-N`, the newest two.
+    """Checkpoint manager of one training run; keeps the newest two folders `step-N`.
 
     Args:
-        folder: holds them.
-        backbone: holds the roles.
-        roles: which roles are saved.
-        optimizers: by role.
-        metrics: files that the training appends to. A checkpoint has a copy of each, and restoring puts it back.
-        written: the files that the training has written up to a step, for a checkpoint to hold their hashes.
+        folder: where the checkpoints are stored.
+        backbone: the model that has the roles.
+        roles: names of the roles to save.
+        optimizers: optimizer of each trained role.
+        metrics: Optional. Files that the training appends to. Each checkpoint has a copy of them, which `restore` puts back.
+        written: Optional. Returns the files that the training has written up to a step. Their hashes are stored in the
+            checkpoint and verified by `restore`.
     """
 
     def __init__(
@@ -58,17 +59,17 @@ class Checkpoints:
         self.folder, self.backbone, self.roles, self.optimizers = folder, backbone, roles, optimizers
         self._metrics, self._written = metrics, written
         self._last: Path | None = None
-        """The checkpoint that was saved or restored last, so that the next one leaves it."""
+        """The checkpoint that was saved or restored last; the next `save` keeps it."""
 
     def beside(self, name: str) -> Checkpoints:
-        """Further checkpoints of the same roles, in a folder within this one's, without the metrics.
+        """Return a manager of the same roles for the subfolder `name`, without the metrics.
 
-        They are for going back in the middle of a training, when some metrics and files are those of a later attempt.
+        It serves to go back in the middle of a training, when the metrics and files of later iterations must stay.
         """
         return Checkpoints(self.folder / name, self.backbone, self.roles, self.optimizers)
 
     def _saved(self) -> list[tuple[int, int, Path]]:
-        """Step, how often that step was saved before, and folder; the newest is the last."""
+        """Return (step, number of earlier saves of that step, folder) of each checkpoint, oldest first."""
         found = []
         for path in self.folder.glob("step-*"):
             step, _, times = path.name.removeprefix("step-").partition(".")
@@ -77,13 +78,13 @@ class Checkpoints:
         return sorted(found)
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Writes a checkpoint for `step`, then removes all others but the one before it.
+        """Write a checkpoint, then remove all others except the previous one.
 
-        One of the same step (a training that rolled back) stays until the new one is there.
+        If the step was saved before (the training rolled back), the old checkpoint is kept until the new one is complete.
 
         Args:
-            step: its number.
-            state: what else the loop carries: JSON values, and tensors anywhere among them.
+            step: number of the step.
+            state: state of the loop: JSON values, with tensors at any depth.
         """
         others = self._saved()
         before = [times for number, times, _ in others if number == step]
@@ -126,12 +127,15 @@ class Checkpoints:
         return found
 
     def restore(self) -> dict[str, Any] | None:
-        """Puts the newest checkpoint back into roles, optimizers and metrics; returns its state, or None if there is none.
+        """Restore roles, optimizers and metrics from the newest checkpoint.
 
-        Where the newest is damaged, the one before it is taken, with a message.
+        If it is damaged, fall back to the previous one and report it.
+
+        Returns:
+            The saved state of the loop, or None if there is no checkpoint.
 
         Raises:
-            LostWorkError: every checkpoint is damaged, or a file that the training wrote before is missing or has changed.
+            LostWorkError: all checkpoints are damaged, or a file that the training wrote is missing or has changed.
         """
         saved = [path for _, _, path in self._saved()]
         faults: list[str] = []
@@ -155,11 +159,11 @@ class Checkpoints:
             tell(f"{'; '.join(faults)}; resuming from the checkpoint before, {taken.name}")
 
     def _take(self, path: Path) -> dict[str, Any]:
-        """The state of a checkpoint that is known to be whole; its weights and metrics are put in their places."""
+        """Restore weights, optimizers and metrics from a verified checkpoint, and return its state."""
         self._check_written(_hashes_of(path)["written"], read_json(path / "state.json")["step"])
         tensors = load_file(path / "state.safetensors")
         for optimizer in self.optimizers.values():
-            optimizer.state.clear()  # going back before the first step leaves none
+            optimizer.state.clear()  # a checkpoint from before the first step has no moments to overwrite the current ones
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for role in self.roles:
@@ -197,7 +201,7 @@ class Checkpoints:
 
 
 def _fault_of(path: Path) -> str | None:
-    """The damage of a checkpoint in words; None when every file is there with the content that was written."""
+    """Describe the damage of a checkpoint, or return None if all files are present with matching hashes."""
     try:
         files = _hashes_of(path)["files"]
         for name, written in files.items():
@@ -211,11 +215,11 @@ def _fault_of(path: Path) -> str | None:
 
 
 def _hashes_of(path: Path) -> dict[str, dict[str, str]]:
-    """The `files` and `written` of a checkpoint's manifest.
+    """Return the sections `files` and `written` of a checkpoint's manifest, each mapping names to hashes.
 
     Raises:
         RunFolderError: the manifest is missing or damaged.
-        TypeError: one of them is not a hash by name.
+        TypeError: a section is not a mapping of names to hashes.
     """
     manifest = read_sealed(path / _MANIFEST, "files", "written", remedy="the checkpoint before is used")
     found = {key: manifest[key] for key in ("files", "written")}
@@ -226,7 +230,7 @@ def _hashes_of(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """The value with a note in the place of each tensor, which goes to `tensors` under its place in the tree."""
+    """Return the value with each tensor replaced by a placeholder, and collect the tensors under their paths in the tree."""
     if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().contiguous()
         return {_TENSOR: name}

@@ -1,4 +1,4 @@
-"""The context that all steps of policy learning share: role names, questions, the scorer and the limits of a forward pass."""
+"""Shared context of policy learning: role names, questions, the scorer and the limits of a forward pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLICY, REFERENCE, CRITIC = "policy", "reference", "critic"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A training question as token ids: the prompt of the policy, and that of evaluator and critic."""
+    """A training question as token ids: the prompt of the policy, and the prompt of evaluator and critic."""
 
     question_id: str
     reply: tuple[int, ...]
@@ -33,12 +33,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Samples:
-    """An iteration's replies, each with the prompt that it answers; replies to one question are adjacent.
+    """The replies of an iteration with their prompts; replies to the same question are adjacent.
 
     Attributes:
         asked: one prompt per reply.
         rollouts: the replies.
-        baselines: one further reply per question, whose reward is the baseline of the question; None for most learners.
+        baselines: Optional. One additional reply per question; its reward is the baseline of the question (ReMax).
     """
 
     asked: Sequence[Prompt]
@@ -47,7 +47,7 @@ class Samples:
 
     @property
     def groups(self) -> list[int]:
-        """The number of each reply's question within the iteration."""
+        """Index of each reply's question within the iteration."""
         numbers: dict[str, int] = {}
         return [numbers.setdefault(p.question_id, len(numbers)) for p in self.asked]
 
@@ -58,7 +58,7 @@ class Scores:
 
     Attributes:
         whole_B: one score per reply, in the scorer's own units.
-        steps_BR: additional reward per token in the same units, for example for a reply's steps; None if there is none.
+        steps_BR: Optional. Additional reward per token in the same units, such as process rewards.
     """
 
     whole_B: Tensor
@@ -67,11 +67,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class JudgeReading:
-    """A reading of the policy by a judge that has no part in the training.
+    """The policy's win rate by a held-out judge, whose verdicts never enter a reward.
 
     Attributes:
-        outcomes: probability per question that the policy's reply beats the start's; None where the verdict could not be read.
-            The questions are the same at every reading.
+        outcomes: probability per question that the policy's reply beats that of the initial policy; None if the verdict
+            could not be parsed. All readings use the same questions.
     """
 
     outcomes: tuple[float | None, ...]
@@ -82,7 +82,7 @@ class JudgeReading:
 
     @property
     def win_rate(self) -> float:
-        """Mean over the questions whose verdict could be read; a tie counts half."""
+        """Mean over the questions with a parsed verdict; a tie counts as half a win."""
         return fmean(self._read)
 
     @property
@@ -92,7 +92,7 @@ class JudgeReading:
 
     @property
     def unparsed(self) -> float:
-        """Share of the questions whose verdict could not be read."""
+        """Share of the questions whose verdict could not be parsed."""
         return 1 - len(self._read) / len(self.outcomes)
 
 
@@ -109,13 +109,13 @@ class LearnerContext:
     Attributes:
         backbone: has the roles `policy` and `reference`, and those that the scorer needs.
         scorer: computes the reward.
-        seed: of every random choice.
-        limit: token limit of a reply.
-        rows: batch size while sampling.
-        batch_tokens: tokens of a micro-batch.
+        seed: seed of all random choices.
+        limit: maximum tokens of a reply.
+        rows: batch size of sampling.
+        batch_tokens: maximum tokens of a micro-batch.
         pairs: labelled pairs with the policy's prompts, for learners that train on them.
-        judge: reads the policy, given the guide that it samples with (if any), with a judge that is independent of the
-            training; returns None if most verdicts could not be parsed. None: no readings.
+        judge: Optional. Takes the value guidance of the policy, if any, and returns a reading by the held-out judge, or None
+            if most verdicts could not be parsed. Default: no readings.
     """
 
     backbone: Backbone

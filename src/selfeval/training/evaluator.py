@@ -1,7 +1,7 @@
-"""Trains the evaluator: a LoRA adapter and a scalar head, Bradley-Terry on pairs with the judge's probability as soft label.
+"""Evaluator training: a LoRA adapter with a scalar head, Bradley-Terry loss with the judge's probabilities as soft labels.
 
-The score of a reply is the head on its last token, read after the `grade` prompt; it is one number per reply, so that
-the order in which two replies are compared cannot matter.
+The score of a reply is the output of the head at its last token, after the `grade` prompt. Each reply is scored by itself, so
+a comparison of two replies does not depend on their order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from selfeval.training.schedules import warmup_and_decay
 __all__ = ["EVALUATOR", "Preference", "score_replies", "train_evaluator"]
 
 EVALUATOR = "evaluator-0"
-"""Name of the (first) evaluator's role."""
+"""Role name of the evaluator, or of the first member of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,19 @@ def score_replies(
     batch_tokens: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Scores of replies under an evaluator role, in the order given."""
+    """Score replies with an evaluator role.
+
+    Args:
+        backbone: the model that has the role.
+        role: name of the evaluator.
+        prompts: grade prompt of each reply.
+        replies: token ids.
+        batch_tokens: maximum tokens of a micro-batch.
+        advance: Optional. Called after each micro-batch with its number of replies, for progress.
+
+    Returns:
+        One score per reply, in the order of the arguments.
+    """
 
     def of_group(group: list[int]) -> list[float]:
         batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
@@ -69,7 +81,7 @@ def score_replies(
 
 
 def _pair_losses(backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig) -> tuple[Tensor, Tensor]:
-    """Summed loss of the pairs, and their score differences `[N]`."""
+    """Return the summed loss of the pairs and their score differences `[N]`."""
     prompts = [p.prompt for p in pairs] * 2
     batch = pad_sequences(backbone, prompts, [p.chosen for p in pairs] + [p.rejected for p in pairs])
     scores = final_scores(backbone, role, batch)
@@ -82,7 +94,7 @@ def _pair_losses(backbone: Backbone, role: str, pairs: Sequence[Preference], con
 def _step(
     backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int
 ) -> dict[str, float]:
-    """Gradients of one batch, in as many micro-batches as its tokens need."""
+    """Accumulate the gradients of one batch over micro-batches and return its mean loss and accuracy."""
     parameters = list(backbone.parameters(role).values())
 
     def of_group(group: list[int]) -> tuple[float, int]:
@@ -101,7 +113,7 @@ def _step(
 
 
 def _order(role: str) -> str:
-    """Name that the order of the pairs depends on in addition to the seed: `evaluator` for the first member."""
+    """Return the name that is mixed into the seed of the order of the pairs: `evaluator` for the first member."""
     return role if role != EVALUATOR else "evaluator"
 
 
@@ -117,14 +129,18 @@ def train_evaluator(
     resumed: Callable[[int], None],
     role: str = EVALUATOR,
 ) -> None:
-    """Trains an evaluator's role, which exists and is at its start, from its last checkpoint if there is one.
+    """Train an evaluator, resuming from its last checkpoint if there is one.
 
     Args:
+        backbone: has the role, with its initial weights.
         pairs: training pairs.
-        seed: determines the order of the pairs; each member of an ensemble has a different one.
-        checkpoints: makes the checkpoint keeper for these optimizers.
-        log: called with step, loss, accuracy and learning rate after every step.
+        config: hyperparameters.
+        checkpoints: factory of the checkpoint manager, called with the optimizer of each role.
+        seed: seed of the order of the pairs; each member of an ensemble has a different order.
+        batch_tokens: maximum tokens of a micro-batch.
+        log: called after every step with step, loss, accuracy, gradient norm and learning rate.
         resumed: called with the step of the checkpoint that training resumes from (0 for a new training).
+        role: Optional. Name of the evaluator. Default: the first one.
 
     Raises:
         LoopError: the loss or its gradient became NaN or infinite.

@@ -1,6 +1,6 @@
-"""Collecting and scoring an iteration's replies, the first two steps of the loop, and the tensors that an update needs.
+"""The first two steps of the loop, collect and score, and the tensors that an update needs.
 
-The log-probs in the ratio are those captured while sampling, at the policy's temperature.
+The old log-probs of the importance ratio are those captured during sampling, at the sampling temperature.
 
 Shapes: B replies, R reply tokens.
 """
@@ -44,17 +44,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Experience:
-    """One iteration's replies and the tensors of the update; all `[B, R]` unless stated otherwise.
+    """The replies of an iteration and the tensors of the update; all `[B, R]` unless stated otherwise.
 
     Attributes:
         policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
-        groups_B: which replies answer one question.
+        groups_B: index of each reply's question.
         scores_B: raw scores.
-        logprobs: of the sampled tokens when they were sampled; `ref_logprobs`: under the reference.
-        rewards: KL penalty at every token, and the score, normalised by the first iteration's, at the last.
+        logprobs: log-probs of the tokens under the policy that sampled them.
+        ref_logprobs: log-probs of the tokens under the reference.
+        rewards: KL penalty at every token, plus the normalised score at the last token.
         kl_coefficient: weight of the KL penalty in the rewards.
-        values, returns: predictions and targets of the critic; None for learners without one.
-        advantages: weights of the policy's gradient; None until the learner has computed them.
+        values, returns: predictions and targets of the critic; None for learners without a critic.
+        advantages: weights of the policy gradient; None until the learner has computed them.
     """
 
     policy_batch: Sequences
@@ -74,7 +75,7 @@ class Experience:
         return self.policy_batch.mask_BR
 
     def rows(self, index: Tensor) -> Experience:
-        """Return the experience of some of the replies."""
+        """Return the experience of the replies at these indices."""
 
         def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[index]
@@ -99,7 +100,7 @@ class Experience:
 
 
 def present(tensor: Tensor | None) -> Tensor:
-    """Return a tensor of the experience that the learner has filled in by now."""
+    """Return an optional tensor of the experience that is known to be set."""
     assert tensor is not None
     return tensor
 
@@ -109,8 +110,8 @@ class RewardScale:
     """Normalisation of the reward: statistics of the first iteration's scores and lengths.
 
     Attributes:
-        mean, deviation: of the scores; 0 and 1 where rewards are not whitened.
-        length: mean tokens of a reply.
+        mean, deviation: mean and standard deviation of the scores; 0 and 1 if rewards are not whitened.
+        length: mean tokens per reply.
     """
 
     mean: float
@@ -122,7 +123,8 @@ class RewardScale:
         length = sum(len(r.ids) for r in samples.rollouts) / len(samples.rollouts)
         if not whiten:
             return cls(0.0, 1.0, length)
-        # In float64 the mean of equal float32 scores is that score: a rounding error divided by 1e-4 would be a reward.
+        # In float64 the mean of equal float32 scores is exactly that score. In float32 it may be off by a rounding error, which
+        # the division by 1e-4 below would turn into a reward.
         exact_B = scores_B.double()
         deviation = float(exact_B.std(correction=0)) if len(scores_B) > 1 else 1.0
         return cls(float(exact_B.mean()), max(deviation, 1e-4), length)
@@ -132,7 +134,7 @@ class RewardScale:
         return (scores - self.mean) / self.deviation
 
     def reward(self, scores_B: Tensor, finished_B: Tensor, lengths_B: Tensor, config: PolicyConfig) -> Tensor:
-        """Compute the reward of whole replies: whitened, clipped, minus the penalties of unfinished and overlong replies."""
+        """Compute the reward of whole replies: whitened, clipped, minus the penalties for unfinished and overlong replies."""
         reward_B = self.units(scores_B)
         if config.reward_clip is not None:
             reward_B = reward_B.clamp(-config.reward_clip, config.reward_clip)
@@ -146,7 +148,7 @@ class RewardScale:
 
 
 def rows_of(batch: Sequences, index: Tensor) -> Sequences:
-    """Return some of the rows, trimmed to the longest of them; reply positions keep their columns."""
+    """Return the rows at these indices, trimmed to the longest of them; reply positions keep their columns."""
     width = int(batch.attention_BT[index].sum(-1).max())
     return Sequences(
         batch.ids_BT[index, :width],
@@ -158,17 +160,23 @@ def rows_of(batch: Sequences, index: Tensor) -> Sequences:
 
 
 def collect(context: LearnerContext, prompts: Sequence[Prompt], iteration: int, guide: Guide | None = None) -> Samples:
-    """Sample the policy's replies to an iteration's questions.
+    """Sample the policy's replies to the questions of an iteration.
 
     Args:
-        guide: value guidance to apply when sampling, if any.
+        context: shared context of policy learning.
+        prompts: one per question; each is repeated `replies_per_question` times.
+        iteration: determines the sampling seed.
+        guide: Optional. Value guidance to apply when sampling.
     """
     asked = [p for p in prompts for _ in range(context.config.replies_per_question)]
     return Samples(asked, sample(context, asked, context.sampling_seed(iteration), guide))
 
 
 def sample(context: LearnerContext, asked: Sequence[Prompt], seed: int, guide: Guide | None = None) -> list[Rollout]:
-    """Sample a reply of the policy to each prompt: one temperature, no top-k, no top-p."""
+    """Sample a reply of the policy to each prompt.
+
+    There is no top-k and no top-p: the captured log-probs must be those of the full distribution, which the update uses.
+    """
     requests = [Request(p.reply, temperature=context.config.temperature) for p in asked]
     with context.backbone.acting_as(POLICY):
         return generate(context.backbone, requests, max_new_tokens=context.limit, seed=seed, rows=context.rows, guide=guide)
@@ -214,7 +222,7 @@ def reference_logprobs(context: LearnerContext, batch: Sequences) -> Tensor:
 def build_experience(
     context: LearnerContext, samples: Samples, scores: Scores, scale: RewardScale, kl_coefficient: float
 ) -> Experience:
-    """Build the experience of an iteration: the normalised score and the KL penalty of every token as rewards."""
+    """Build the experience of an iteration, with the normalised score and the KL penalty of every token as rewards."""
     backbone, config, replies = context.backbone, context.config, [r.ids for r in samples.rollouts]
     policy_batch = pad_sequences(backbone, [p.reply for p in samples.asked], replies)
     critic_batch = pad_sequences(backbone, [p.grade for p in samples.asked], replies)
@@ -226,6 +234,7 @@ def build_experience(
     whole_B = scale.reward(scores.whole_B, finished_B, mask.sum(-1), config)
     rewards = kl_shaped_rewards(whole_B, captured, ref, mask, beta=kl_coefficient)
     if scores.steps_BR is not None:
+        # Divided by the deviation but not centred: the mean was subtracted once, from the score of the whole reply.
         rewards = rewards + zero_padding(scores.steps_BR / scale.deviation, mask)
     return Experience(
         policy_batch,
@@ -268,7 +277,7 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
 
 
 def _repeated(experience: Experience) -> float:
-    """Compute the share of the iteration's questions that the most common reply answers."""
+    """Compute the share of the iteration's questions to which the most common reply was given."""
     rows = zip(experience.policy_batch.reply_BR.tolist(), experience.mask.sum(-1).tolist(), strict=True)
     answered = {(tuple(ids[:length]), group) for (ids, length), group in zip(rows, experience.groups_B.tolist(), strict=True)}
     questions = len({group for _, group in answered})

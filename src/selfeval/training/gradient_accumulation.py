@@ -1,4 +1,4 @@
-"""Accumulate the gradients of micro-batches; a micro-batch that fails leaves the gradients unchanged."""
+"""Gradient accumulation over micro-batches; a micro-batch that fails leaves the gradients unchanged."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Gradients = Sequence[Tensor | None]
 
 
 def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-    """Add the gradient of `loss` to the parameters' `.grad`, all of it or nothing.
+    """Add the gradient of `loss` to the parameters' `.grad`, atomically.
 
-    `loss.backward()` writes as it goes: out of memory halfway, it leaves the gradients of the later layers, and the retried
-    micro-batch would count twice there. Here they are complete before the first is added; that takes the memory of one more
-    set of gradients, which are those of an adapter.
+    `loss.backward()` accumulates layer by layer: if it runs out of memory halfway, the later layers already hold the gradient
+    and the retried micro-batch is counted twice there. Here all gradients are computed before the first is added. The cost is
+    the memory of a second set of gradients, which is small for an adapter.
 
-    On a base in fp16 the loss is scaled on the way (`LossScale`): gradients that overflow are computed again at half the scale,
-    and what is added is the gradient of the loss itself.
+    If the base is in fp16 the loss is scaled (`LossScale`): gradients that overflow are recomputed at half the scale, and the
+    unscaled gradient is added.
 
     Args:
         loss: a scalar.
         parameters: trained parameters; frozen ones are skipped.
 
     Raises:
-        RoleError: the loss depends on none of them.
-        NotFiniteError: a gradient is NaN or infinite at a finite loss; names the first such parameter. That the loss itself is
-            not finite says more, and is left to those who log it (and to `clip_gradients`).
+        RoleError: the loss depends on none of the parameters.
+        NotFiniteError: a gradient is NaN or infinite although the loss is finite; the message names the first such parameter.
+            A loss that is not finite does not raise here: the caller logs it, and `clip_gradients` raises.
     """
     trained = [p for p in parameters if p.requires_grad]
     scale = scale_of(trained)
     found, factor = _plain(loss, trained) if scale is None else _scaled(loss, trained, scale)
     if all(gradient is None for gradient in found):
         raise RoleError("the loss depends on none of the weights that are trained; another role was acting when it was made")
-    # A first gradient may be a view of something shared; it is copied before it is modified.
+    # autograd.grad may return a view of shared memory, so unscale the first gradient out of place before it becomes `.grad`.
     ready = [g * factor if g is not None and p.grad is None else g for p, g in zip(trained, found, strict=True)]
     for parameter, gradient in zip(trained, ready, strict=True):
         if gradient is None:
@@ -52,14 +52,14 @@ def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float | None) -> float:
-    """Scale the gradients down so that their norm over all parameters is at most `largest` (None: no limit).
+    """Clip the total norm of the gradients to at most `largest` (None: no limit).
 
     Returns:
-        The norm before.
+        The norm before clipping.
 
     Raises:
-        NotFiniteError: the norm is NaN or infinite; names the first parameter whose gradient is. Nothing was scaled: one
-            broken number would spread to all of them.
+        NotFiniteError: the norm is NaN or infinite; the message names the first parameter with such a gradient. Nothing is
+            scaled, because one bad number would spread to all gradients.
     """
     gradients = [p.grad for p in parameters.values()]
     norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
@@ -78,13 +78,13 @@ def _plain(loss: Tensor, trained: Sequence[nn.Parameter]) -> tuple[Gradients, fl
 
 
 def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> tuple[Gradients, float]:
-    """Return the gradients at the largest scale, at most the current one, where they are finite, and the factor to undo it."""
+    """Halve the loss scale until the gradients are finite; return them and the factor that undoes the scale."""
     while True:
-        # The graph is kept for another try; it goes with the loss, when the micro-batch is done.
+        # The graph is retained for another attempt; it is freed with the loss, at the end of the micro-batch.
         found = torch.autograd.grad(loss * scale.value, trained, allow_unused=True, retain_graph=True)
         factor = 1.0 / scale.value
         if _are_finite(found):
-            scale.went_well()  # which may change its value
+            scale.went_well()  # may raise the scale, so `factor` is computed before
             return found, factor
         if not _are_finite([loss]):
             return found, 1.0
@@ -93,7 +93,7 @@ def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> 
 
 
 def _are_finite(tensors: Gradients) -> bool:
-    """Whether all numbers are finite, with one synchronisation. The planner's shapes without numbers count as finite."""
+    """Return whether all numbers are finite, with one device synchronisation; the planner's fake tensors count as finite."""
     checks = [t.isfinite().all() for t in tensors if t is not None and not isinstance(t, FakeTensor)]
     return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
 

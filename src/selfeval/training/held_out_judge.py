@@ -1,7 +1,7 @@
-"""A held-out judge that reads the policy during training: the base model with a prompt that labelled no training pair.
+"""A held-out judge that monitors the policy during training: the base model with a prompt that labelled no training pair.
 
-It compares the replies of the policy and of its start to questions that are not trained on, in both orders. Its readings go to
-the metrics and to a watchdog, never into a reward.
+It compares replies of the policy and of the initial policy to questions that are not trained on, in both orders. Its readings
+feed the metrics and a watchdog, never a reward.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["HeldOutJudge"]
 
 @dataclass
 class HeldOutJudge:
-    """Compare the policy with its start on held-out questions.
+    """Compare the policy with the initial policy on held-out questions.
 
     Attributes:
-        questions: their texts.
-        limit: token limit of a reply.
-        rows: batch size of the sampling.
-        seed: of the replies; the same at every reading.
-        start: the role that the policy started from.
+        questions: texts of the questions.
+        limit: maximum tokens of a reply.
+        rows: batch size of sampling.
+        seed: sampling seed. It is the same for all readings, so that two of them differ by the policy alone.
+        start: Optional. Role of the initial policy. Default: the base.
     """
 
     backbone: Backbone
@@ -44,7 +44,11 @@ class HeldOutJudge:
     start: str = BASE
 
     def __call__(self, guide: Guide | None) -> JudgeReading | None:
-        """Return a reading of the current policy, or None if most verdicts could not be parsed."""
+        """Return a reading of the current policy, or None if most verdicts could not be parsed.
+
+        Args:
+            guide: value guidance to apply when sampling, or None.
+        """
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [Comparison(question, ours, theirs) for question, ours, theirs in pairs]
         with self.backbone.acting_as(BASE):

@@ -1,4 +1,4 @@
-"""Control of the KL penalty's weight: fixed, adaptive, or the Lagrange multiplier of a constraint on the KL."""
+"""Controllers of the KL coefficient: fixed, adaptive, or the Lagrange multiplier of a constraint on the KL."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from selfeval.config import PolicyConfig
 __all__ = ["KLControl"]
 
 _GAIN = 1.0
-"""Proportional part of the dual control: change of the log weight for an error of one target."""
+"""Proportional gain of the dual controller: change of log beta at a relative error of 1."""
 
 
 class KLControl:
-    """Adjust the weight of the KL penalty to hold the KL to the reference at its target.
+    """Adapt the KL coefficient to hold the KL to the reference at its target.
 
     With the relative error e = clip(KL / target - 1, -1, 1/2) of an iteration:
 
         adaptive   beta <- beta (1 + clip(e, -0.2, 0.2) min(1, samples / kl_horizon))
         dual       log lambda <- log lambda + kl_rate e,   beta = lambda exp(e)
 
-    The upper end of the clip keeps a few wild replies, for which the KL has a heavy tail, from winding the multiplier up.
-    A multiplier alone (the integral of the error) swings: the policy answers some iterations later. The proportional factor
-    answers at once and damps it, as in Stooke et al. 2020, section 5 (https://arxiv.org/abs/2007.03964). lambda waits until
-    the KL has come to its target for the first time, or a third of the training is over: until then a policy that is still on
-    its way would wind it down, and overshoot. It starts so that beta is `kl_coefficient` where the KL is 0.
+    The upper end of the clip limits integral windup: the KL is heavy-tailed, and a few outlier replies would drive the
+    multiplier up. The multiplier alone (integral control) oscillates, because the policy responds with a lag of some
+    iterations; the proportional factor exp(e) responds at once and damps the oscillation, as in Stooke et al. 2020, section 5
+    (https://arxiv.org/abs/2007.03964). lambda is frozen until the KL first reaches its target, or for a third of the training
+    at most: while the KL is still rising from 0 the negative error would wind lambda down, and the KL would overshoot. The
+    initial lambda makes beta equal to `kl_coefficient` at a KL of 0.
 
     Args:
         config: controller, target and rates.

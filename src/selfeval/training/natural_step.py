@@ -1,8 +1,8 @@
-"""A natural-gradient step of the policy's adapter on one batch of replies: how far, in nats per token, is the caller's choice.
+"""A natural-gradient step of the policy's adapter on one batch of replies, within a KL bound in nats per token.
 
-The algebra is in algorithms/trust_region.py; here are its three inputs, each summed over micro-batches under the backbone's
-memory budget: the gradient of the surrogate, products with the Fisher matrix, and, for the line search, the exact KL and the
-surrogate of a policy that went part of the way. All are means over reply tokens:
+The algebra is in algorithms/trust_region.py. This module computes its three inputs, each summed over micro-batches under the
+backbone's memory budget: the gradient of the surrogate, Fisher-vector products, and, for the line search, the exact KL and the
+surrogate of a partial step. All are means over reply tokens:
 
     surrogate  L(w)  = mean of A_t pi_w(a_t) / pi_old(a_t)  (+ an entropy bonus)
     KL(w)            = mean of KL(pi_old(. | s_t) || pi_w(. | s_t)), exact over the vocabulary, s_t the prefixes of the replies
@@ -45,21 +45,21 @@ from selfeval.training.policy_updates import policy_gradients
 __all__ = ["fisher_product", "natural_step", "step_outcome"]
 
 _DAMPING = 1.0
-"""Added to the Fisher matrix's diagonal, as a share of its curvature along the gradient: adapters of any scale get the same."""
+"""Added to the diagonal of the Fisher matrix, relative to its curvature along the gradient, which adapts it to any scale."""
 _ITERATIONS, _TOLERANCE = 5, 1e-3
-"""Of conjugate gradient."""
+"""Iterations and relative residual at which conjugate gradient stops."""
 _ASYMMETRY = 0.03
-"""Share by which two numbers that are equal may differ, by rounding in 16 bits."""
+"""Relative difference of two equal numbers that 16-bit rounding can explain."""
 _ONCE = (
     'a layer of this base cannot be differentiated twice ({why}); set context.attention = "eager", precision = "bf16" or '
     '"fp32", or another policy.learner than trpo'
 )
 _FISHER_REPLIES = 32
-"""Replies behind the Fisher matrix; the gradient and the line search take them all (Schulman et al. 2015, appendix C.1)."""
+"""Replies used for the Fisher matrix; gradient and line search use all of them (Schulman et al. 2015, appendix C.1)."""
 
 
 class Outcome(NamedTuple):
-    """Of a step: KL in nats per token, and gain of the surrogate."""
+    """Outcome of a step: KL in nats per token, and gain of the surrogate."""
 
     kl: float
     gain: float
@@ -68,19 +68,19 @@ class Outcome(NamedTuple):
 def natural_step(
     context: LearnerContext, batch: Experience, *, kl_bound: float, entropy_bonus: float = 0.0
 ) -> dict[str, float]:
-    """Move the policy along its natural gradient, by at most `kl_bound` nats per token.
+    """Step the policy along its natural gradient, by at most `kl_bound` nats per token.
 
     Args:
         context: shared context of policy learning.
-        batch: replies of the policy as it is, with advantages.
-        kl_bound: on the mean exact KL per token, > 0.
-        entropy_bonus: weight of the entropy that is added to the surrogate.
+        batch: replies of the current policy, with advantages.
+        kl_bound: bound on the mean exact KL per token, > 0.
+        entropy_bonus: weight of the entropy in the surrogate. Default: 0.
 
     Returns:
         Metrics of the step, and of the policy before it.
 
     Raises:
-        NotFiniteError: the gradient or a product with the Fisher matrix is NaN or infinite; nothing was changed.
+        NotFiniteError: the gradient or a Fisher-vector product is NaN or infinite; the policy is unchanged.
         ModelError: a layer of the base cannot be differentiated twice.
     """
     parameters = list(context.backbone.parameters(POLICY).values())
@@ -107,7 +107,7 @@ def natural_step(
 
 
 def _surrogate(logprobs_BR: Tensor, rows: Experience) -> Tensor:
-    """Compute the loss of each token: -A pi / pi_old."""
+    """Compute the loss of each token, -A pi / pi_old."""
     return -importance_ratio(logprobs_BR, rows.logprobs) * present(rows.advantages)
 
 
@@ -120,10 +120,10 @@ def _taken(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _solved(product: Product, gradient_N: Tensor, kl_bound: float) -> NaturalStep:
-    """The natural step: damped in its direction, in units of the curvature along the gradient, and not in its length.
+    """Solve for the natural step. Damping, relative to the curvature along the gradient, affects its direction only.
 
-    Damping chooses among directions that a few replies say nothing about. It is no part of the KL, and would keep the step
-    far below the bound.
+    Damping regularises directions about which a few replies carry no information. The length is computed with the undamped
+    curvature: the damping term is not part of the KL, and including it would leave the step far below the bound.
     """
     damping = torch.ones(()) if not bool(gradient_N.any()) else _DAMPING * _curvature(product, gradient_N)
 
@@ -139,13 +139,13 @@ def _solved(product: Product, gradient_N: Tensor, kl_bound: float) -> NaturalSte
 
 
 def _curvature(product: Product, gradient_N: Tensor) -> float:
-    """g^T F g / g^T g, once the base is known to return true products.
+    """Return g^T F g / g^T g, after checking that the base returns correct Fisher-vector products.
 
-    A layer whose backward cannot itself be differentiated is no error of autograd: it cuts the second derivative of the layers
-    below it off, on one side only. Then (F g)^T (F g) and g^T F (F g) differ, or nothing is left of both.
+    Autograd raises no error for a layer whose backward is not differentiable: it silently drops the second derivative of the
+    layers below, on one side only. Then (F g)^T (F g) and g^T F (F g), equal for a symmetric F, differ or vanish.
 
     Raises:
-        ModelError: they do.
+        ModelError: the two numbers differ, or one of them is not positive.
         NotFiniteError: a product is NaN or infinite.
     """
     along_N = product(gradient_N)
@@ -161,8 +161,13 @@ def _curvature(product: Product, gradient_N: Tensor) -> float:
 def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) -> Tensor:
     """Multiply the policy's Fisher matrix (mean over the reply tokens of a batch) by a vector of adapter weights.
 
-    The vector goes through the layers at length 1 and its products are summed before they are divided, so that a base in 16
-    bits rounds nothing away.
+    The vector is normalised to length 1 and the products are summed before the division by the number of tokens, because a
+    base in 16 bits would round tiny products to 0.
+
+    Args:
+        context: shared context of policy learning.
+        batch: replies.
+        vector_N: the vector.
 
     Raises:
         ModelError: a layer of the base cannot be differentiated twice.
@@ -178,7 +183,8 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
         def kl() -> Tensor:
             hidden_BRD = reply_hidden(backbone, rows)
             kl_N = self_kl(backbone, hidden_BRD, rows.mask_BR, temperature=context.config.temperature)
-            return kl_N.sum() + sum(p.view(-1)[:0].sum() for p in parameters)  # an expert may have had no token
+            # The empty sums connect every parameter to the graph: an expert that received no token would be missing from it.
+            return kl_N.sum() + sum(p.view(-1)[:0].sum() for p in parameters)
 
         with _twice_differentiable():
             return fisher_vector_product(kl, parameters, vector_N / length)
@@ -192,7 +198,7 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
 
 @contextmanager
 def _twice_differentiable() -> Iterator[None]:
-    """Use attention in plain operations: fused kernels have no second derivative."""
+    """Use the math backend of attention, because fused kernels have no second derivative."""
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -205,7 +211,10 @@ def _twice_differentiable() -> Iterator[None]:
 def _search(
     context: LearnerContext, batch: Experience, start_N: Tensor, step_N: Tensor, kl_bound: float, entropy_bonus: float
 ) -> LineSearch:
-    """Backtrack along the step until KL and surrogate allow it, and leave the policy there; restore it if none does."""
+    """Backtrack along the step until the KL bound holds and the surrogate improves.
+
+    The policy is left at the accepted fraction of the step, or at its start if no fraction is accepted.
+    """
     parameters, fraction = list(context.backbone.parameters(POLICY).values()), 0.0
     if not bool(step_N.any()):
         return LineSearch(0.0, [])
@@ -224,9 +233,9 @@ def _search(
 def step_outcome(
     context: LearnerContext, batch: Experience, start_N: Tensor, end_N: Tensor, *, entropy_bonus: float = 0.0
 ) -> Outcome:
-    """Compute the exact KL per token from the policy with weights `start_N` to that with `end_N`, and the surrogate's gain.
+    """Compute the exact KL per token between the policies with weights `start_N` and `end_N`, and the gain of the surrogate.
 
-    The policy's weights are written on the way, and left as either of the two.
+    The policy's weights are overwritten; the caller must restore them.
     """
     backbone, temperature = context.backbone, context.config.temperature
     parameters = list(backbone.parameters(POLICY).values())
@@ -243,6 +252,7 @@ def step_outcome(
         targets = rows.policy_batch.reply_BR, rows.mask
         old = token_logprobs(backbone, old_BRD, *targets, other_BRD=new_BRD, **asked)  # type: ignore[arg-type]
         new = token_logprobs(backbone, new_BRD, *targets, **asked)  # type: ignore[arg-type]
+        # expm1: the ratio of a small step is so close to 1 that subtracting 1 afterwards would cancel its digits.
         gain_BR = torch.expm1(new.logprobs - old.logprobs) * present(rows.advantages)
         if old.entropy is not None and new.entropy is not None:
             gain_BR = gain_BR + entropy_bonus * (new.entropy - old.entropy)

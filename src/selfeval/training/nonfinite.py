@@ -20,7 +20,8 @@ def broken_layer(backbone: Backbone, roles: Sequence[str], batch: Sequences) -> 
     """Name the first layer with a NaN or infinite output, and the acting role: `layers.3.mlp of policy`.
 
     Args:
-        roles: checked in this order.
+        backbone: the model that has the roles.
+        roles: names of the roles, checked in this order.
         batch: input of the forward pass; a few rows are enough.
 
     Returns:
@@ -39,7 +40,7 @@ def broken_layer(backbone: Backbone, roles: Sequence[str], batch: Sequences) -> 
 
 @contextmanager
 def _noting(model: nn.Module) -> Iterator[list[str]]:
-    """Collect modules with outputs that are not finite, in the order in which they finish, so innermost ones first."""
+    """Collect the names of modules with non-finite outputs, in order of completion, so the innermost comes first."""
     broken: list[str] = []
 
     def watch(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Peak memory of each phase of the loop, from its own passes run on shapes.
+"""Peak memory of each phase of the loop, measured by running its own forward and backward passes on fake tensors.
 
 Shapes: B rows, P prompt tokens, R reply tokens, T = P + R.
 """
@@ -37,15 +37,15 @@ __all__ = [
 ]
 
 POLICY_ROLES = {EVALUATOR: True, POLICY: False, CRITIC: True}
-"""The adapters that policy training has in memory (the reference is the bare base); True where there is a head."""
+"""Adapters in memory during policy training (the reference is the bare base); True for roles with a head."""
 
 LEARNING = (POLICY, CRITIC)
-"""Those of them that learn."""
+"""The adapters that are trained."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Replies side by side: `rows` of them, each a prompt and a reply of so many tokens."""
+    """Shape of a batch: number of rows, and the tokens of each prompt and reply."""
 
     rows: int
     prompt: int
@@ -68,17 +68,25 @@ def _sequences(shape: Shape) -> Sequences:
 
 
 _PER_REPLY_TOKEN = 6
-"""Values that an experience keeps for every reply token: log-probs, reference's, values, advantages, returns, rewards."""
+"""Numbers per reply token in an experience: log-probs, reference log-probs, values, advantages, returns, rewards."""
 
 
 def _experience(shape: Shape, grade_prompt: int) -> list[Any]:
-    """The tensors of an experience: replies after both prompts, and the numbers of each token."""
+    """Allocate the tensors of an experience: the replies after both prompts, and the numbers of each token."""
     numbers = [torch.zeros(shape.rows, shape.reply) for _ in range(_PER_REPLY_TOKEN)]
     return [_sequences(shape), _sequences(Shape(shape.rows, grade_prompt, shape.reply)), *numbers]
 
 
 def rollout_peak(backbone: ShapeBackbone, shape: Shape, *, prompts: int, nucleus: bool, role: str) -> Peaks:
-    """Bytes by device and kind when sampling `shape` from `prompts` distinct prompts is fullest, up to the last token."""
+    """Return the peak bytes of sampling by device and kind, reached at the last token.
+
+    Args:
+        backbone: the model without weights.
+        shape: of the replies that are sampled at once.
+        prompts: number of distinct prompts, each of which is prefilled once.
+        nucleus: whether top-p sampling sorts the distribution.
+        role: the role that samples.
+    """
     meter = backbone.footprint()
     with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
         cache = roomy_cache(backbone.model.config, shape.reply)
@@ -110,7 +118,7 @@ def _next_logits(backbone: ShapeBackbone, cache: Any, rows: int, new: int, seen:
 
 
 def _sample(logits_BV: Tensor, nucleus: bool) -> None:
-    """Holds what the engine holds while it draws a token per row; a test compares the two."""
+    """Allocate the tensors of the engine when it draws one token per row; a test compares the two."""
     scaled_BV = logits_BV / torch.ones(len(logits_BV), 1)
     logprobs_BV = torch.log_softmax(scaled_BV, dim=-1)
     allowed_BV = _within_nucleus(logprobs_BV) if nucleus else logprobs_BV
@@ -125,7 +133,7 @@ def _within_nucleus(logprobs_BV: Tensor) -> Tensor:
 
 
 class _MeteredLayer(RoomyLayer):
-    """The engine's cache layer, its tensors counted as what they are."""
+    """The engine's cache layer, with its tensors reported to the meter by kind."""
 
     def __init__(self, meter: Footprint, room: int) -> None:
         super().__init__(room)
@@ -142,12 +150,13 @@ class _MeteredLayer(RoomyLayer):
 
 
 def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, replies: int) -> Peaks:
-    """Bytes by device and kind at the fullest moment of scoring: reference log-probs, evaluator scores or values, no gradients.
+    """Return the peak bytes of scoring by device and kind: reference log-probs, evaluator scores or values, no gradients.
 
     Args:
+        backbone: the model without weights.
         shape: of a micro-batch.
-        grade_prompt: tokens of the prompt under which evaluator and critic read.
-        replies: of the whole iteration.
+        grade_prompt: tokens of the prompt of evaluator and critic.
+        replies: number of replies of the iteration.
     """
     graded = Shape(shape.rows, grade_prompt, shape.reply)
     meter = backbone.footprint()
@@ -167,16 +176,17 @@ def score_peak(backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, repl
 def update_peaks(
     backbone: ShapeBackbone, shape: Shape, *, grade_prompt: int, minibatch: int, replies: int, evaluator_rows: int
 ) -> list[Peaks]:
-    """Bytes by device and kind at the fullest moment of each that learns: policy, critic, and the evaluator where it has more.
+    """Return the peak bytes of each trained role by device and kind: policy, critic, and the evaluator if its batch is larger.
 
-    The gradients of the micro-batches before are there.
+    The gradients accumulated over earlier micro-batches are included.
 
     Args:
+        backbone: the model without weights.
         shape: of a micro-batch.
-        grade_prompt: tokens of the prompt under which evaluator and critic read.
-        minibatch: replies of a gradient step.
-        replies: of the whole iteration.
-        evaluator_rows: replies side by side while the evaluator is trained.
+        grade_prompt: tokens of the prompt of evaluator and critic.
+        minibatch: replies per gradient step.
+        replies: number of replies of the iteration.
+        evaluator_rows: replies per micro-batch of evaluator training.
     """
     graded = Shape(shape.rows, grade_prompt, shape.reply)
 
@@ -187,7 +197,7 @@ def update_peaks(
         _backward_peak(backbone, POLICY, LEARNING, lambda: _policy_loss(backbone, shape), kept),
         _backward_peak(backbone, CRITIC, LEARNING, lambda: _critic_loss(backbone, graded), kept),
     ]
-    if evaluator_rows > shape.rows:  # else the critic, which reads the same, has more
+    if evaluator_rows > shape.rows:  # otherwise the critic, which reads the same prompt, has the higher peak
         compared = Shape(evaluator_rows, grade_prompt, shape.reply)
         alone = _backward_peak(backbone, EVALUATOR, (EVALUATOR,), lambda: _evaluator_loss(backbone, compared), list)
         own = backbone.adapters((EVALUATOR,))
@@ -200,7 +210,7 @@ def update_peaks(
 def _backward_peak(
     backbone: ShapeBackbone, role: str, learning: Sequence[str], loss: Callable[[], Tensor], kept: Callable[[], list[Any]]
 ) -> Peaks:
-    parameters = list(backbone.parameters(role).values())  # those of the others are gone before its own are made
+    parameters = list(backbone.parameters(role).values())  # gradients of other roles are freed before these are allocated
     with backbone.fake:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -220,18 +230,18 @@ def _bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def optimizer_bytes(backbone: ShapeBackbone, roles: Sequence[str]) -> dict[str, int]:
-    """AdamW's state by device: two moments of every weight, and a step counter of every tensor (fp32)."""
+    """Return the bytes of AdamW's state by device: two moments per weight, and an fp32 step counter per tensor."""
     return {device: 2 * _bytes(held) + 4 * len(held) for device, held in backbone.adapters(roles).items()}
 
 
 def add_optimizer(peaks: Peaks, backbone: ShapeBackbone, roles: Sequence[str]) -> None:
-    """Counts the optimizers of these roles, which were not there when the peaks were found."""
+    """Add the optimizer states of these roles, which did not exist when the peaks were measured."""
     for device, size in optimizer_bytes(backbone, roles).items():
         peaks[device]["optimizer"] = size
 
 
 def _logprobs(backbone: ShapeBackbone, batch: Sequences, *, entropy: bool = False) -> Tensor:
-    """In tiles of the size that the main device would have; the fake tensors say that they are on a CPU."""
+    """Compute log-probs in tiles of the size for the main device, because fake tensors report the CPU as their device."""
     hidden, tile = reply_hidden(backbone, batch), tile_bytes(backbone.main.partition(":")[0])
     return token_logprobs(backbone, hidden, batch.reply_BR, batch.mask_BR, entropy=entropy, chunk_bytes=tile).logprobs
 
@@ -252,4 +262,4 @@ def _critic_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
 
 def _evaluator_loss(backbone: ShapeBackbone, shape: Shape) -> Tensor:
     chosen, rejected = final_scores(backbone, EVALUATOR, _sequences(shape)).chunk(2)
-    return torch.nn.functional.softplus(rejected - chosen).sum()  # the loss itself looks at values; it holds as little
+    return torch.nn.functional.softplus(rejected - chosen).sum()  # bradley_terry_loss reads values; same memory

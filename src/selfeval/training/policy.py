@@ -1,8 +1,8 @@
 """Policy learning on one backbone: collect -> score -> advantage -> update -> log, the same loop for every learner.
 
-Policy, reference, evaluator and the learner's own roles (a critic, value functions) are adapters on one base. The learner
-decides which of them are trained (`training/learners/`, one file each). The loop has the common parts: normalisation of the
-reward, KL control, watchdogs that roll back to the last good checkpoint, and bit-exact resuming.
+Policy, reference, evaluator and the roles of a learner (a critic, value functions) are adapters on one base. The learner
+decides which of them are trained (`training/learners/`, one file each). The loop implements the parts they share: reward
+normalisation, KL control, watchdogs that roll back to the last good checkpoint, and bit-exact resuming.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: R
     """Train the role `policy`, resuming from the last checkpoint if there is one.
 
     Args:
-        context: backbone, configuration, scorer and limits. The role exists and has its initial weights.
-        prompts: training questions; every pass over them has its own fixed random order.
+        context: backbone, configuration, scorer and limits. The role must exist and have its initial weights.
+        prompts: training questions; they are reshuffled in every pass, by the seed.
         recorder: stores checkpoints, samples and metrics.
 
     Returns:
@@ -52,7 +52,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: R
     iteration = loop.restore(keeper)
     if iteration is None:
         iteration = 0
-        keeper.save(0, loop.state())  # a roll-back needs a checkpoint from the first iteration on
+        keeper.save(0, loop.state())  # a roll-back in the first iteration needs a checkpoint
     recorder.resumed(iteration)
     while iteration < context.config.iterations:
         iteration += 1
@@ -61,8 +61,8 @@ def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: R
             raise _stopped(alarms)
         if any(a.action == "roll_back" for a in alarms):
             iteration = loop.roll_back(keeper, alarms)
-            recorder.rolled_back(iteration, alarms)  # before the checkpoint, which has a copy of the metrics
-            keeper.save(iteration, loop.state())
+            recorder.rolled_back(iteration, alarms)  # before the checkpoint, which copies the metrics
+            keeper.save(iteration, loop.state())  # resuming must not forget the halved learning rate
             continue
         if any(a.action == "finish" for a in alarms):
             recorder.rolled_back(loop.go_back(best), alarms)
@@ -75,7 +75,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[Prompt], recorder: R
 
 
 def _iterate(loop: _Loop, prompts: Sequence[Prompt], iteration: int, recorder: Recorder) -> list[Alarm]:
-    """Run one iteration on the prompts of its turn and record it."""
+    """Run one iteration on its share of the prompts and record it."""
     started, context = time.monotonic(), loop.context
     turn = draw(len(prompts), iteration - 1, context.config.questions_per_iteration, f"{context.seed}/prompts")
     samples, scores, values, alarms = loop.iterate([prompts[i] for i in turn], iteration)
@@ -85,7 +85,7 @@ def _iterate(loop: _Loop, prompts: Sequence[Prompt], iteration: int, recorder: R
 
 
 def _drop_p_value(best: Sequence[float | None], now: Sequence[float | None]) -> float:
-    """Return the p-value of the paired difference between two readings; 1 for too few questions, or where nothing fell."""
+    """Return the p-value of the paired drop between two readings; 1 if there is no drop or too few questions."""
     both = [(old, new) for old, new in zip(best, now, strict=True) if old is not None and new is not None]
     if not both:
         return 1.0
@@ -113,18 +113,18 @@ class _Loop:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles whose weights are checkpointed."""
+        """Roles to checkpoint: those of the learner, and the reference if it moves."""
         return (*self.learner.roles, REFERENCE) if self.context.config.reference_ema is not None else self.learner.roles
 
     def iterate(self, prompts: Sequence[Prompt], iteration: int) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
-        """Run one iteration; return samples, scores, metrics and alarms, those computed so far if a number is not finite."""
+        """Run one iteration and return samples, scores, metrics and alarms; partial results if a number is not finite."""
         config, learner = self.context.config, self.learner
         samples, scores, values = Samples([], []), Scores(torch.zeros(0)), {"step": float(iteration)}
         try:
             samples = learner.collect(prompts, iteration)
             scores = self.context.scorer(samples)
             self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
-            # Value guidance has a temperature in the place of a KL penalty.
+            # Value guidance controls the KL by its temperature, so a penalty in the reward would count the KL twice.
             penalty = 0.0 if learner.guidance() else self.kl.coefficient
             experience = build_experience(self.context, samples, scores, self.scale, penalty)
             experience = learner.advantages(samples, experience, self.scale)
@@ -141,12 +141,12 @@ class _Loop:
         return samples, scores, values, alarms
 
     def own(self, samples: Samples, scores: Scores) -> tuple[Samples, Scores]:
-        """Return the replies that the trained policy sampled; a value learner may have sampled from the reference as well."""
+        """Return the replies sampled by the trained policy; a value learner may also sample from the reference."""
         rows = self.learner.own_rows
         return Samples(samples.asked[rows], samples.rollouts[rows]), Scores(scores.whole_B[rows])
 
     def _where(self, prompts: Sequence[Prompt], samples: Samples) -> str:
-        """Name the first layer with an output that is not finite, from a forward pass of a few replies under each role."""
+        """Name the first layer with a non-finite output, by a forward pass of a few replies under each role."""
         backbone, few = self.context.backbone, list(zip(samples.asked, samples.rollouts, strict=True))[:4]
         texts = [(p.reply, r.ids) for p, r in few] or [(p.reply[:-1], p.reply[-1:]) for p in prompts[:4]]
         batch = pad_sequences(backbone, [prompt for prompt, _ in texts], [reply for _, reply in texts])
@@ -154,7 +154,7 @@ class _Loop:
         return f" (first in {layer})" if layer else ""
 
     def _judge_metrics(self, iteration: int, score: float) -> dict[str, float]:
-        """Return the metrics of the held-out judge in its iterations, compared with the best reading so far."""
+        """Return the metrics of the held-out judge, compared with its best reading so far; empty if it is not due."""
         every = self.context.config.judge_every
         if self.context.judge is None or every is None or iteration % every:
             return {}
@@ -175,7 +175,7 @@ class _Loop:
         }
 
     def judged_best(self, iteration: int) -> bool:
-        """Whether the latest reading of the held-out judge is the best so far."""
+        """Return whether this iteration has the best reading of the held-out judge so far."""
         best = self._best_reading()
         return best is not None and (best["step"], best["rolled_back"]) == (iteration, self.rolled_back)
 
@@ -183,7 +183,7 @@ class _Loop:
         return max(self.readings, key=lambda reading: reading["win_rate"], default=None)
 
     def _adapt(self, kl: float, samples: int) -> None:
-        """Update the weight of the KL penalty, and the reference if it moves."""
+        """Update the KL coefficient, and the reference if it moves."""
         self.kl.update(kl, samples)
         if self.context.config.reference_ema is not None:
             _move_towards(self.context, self.context.config.reference_ema)
@@ -213,7 +213,7 @@ class _Loop:
         return int(state["step"])
 
     def go_back(self, keeper: Checkpoints) -> int:
-        """Restore a checkpoint that exists and return its iteration."""
+        """Restore the newest checkpoint, which must exist, and return its iteration."""
         iteration = self.restore(keeper)
         assert iteration is not None
         return iteration
@@ -222,7 +222,7 @@ class _Loop:
         """Restore the newest checkpoint, halve the learning rate and return the iteration.
 
         Raises:
-            LoopError: the training was rolled back too often.
+            LoopError: the limit of roll-backs is exceeded.
         """
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
@@ -230,7 +230,7 @@ class _Loop:
         best = self._best_reading()
         iteration = self.go_back(keeper)
         if best is not None and best not in self.readings:
-            self.readings.append(best)  # its checkpoint is still the best one, though the iterations after it are given up
+            self.readings.append(best)  # the checkpoint of that reading outlives the roll-back in `best`
         self._slow_down(times)
         return iteration
 
@@ -241,7 +241,7 @@ class _Loop:
 
 @torch.no_grad()
 def _move_towards(context: LearnerContext, share: float) -> None:
-    """Move the reference towards the policy by this share of the distance (an EMA of the weights)."""
+    """Update the reference as an EMA of the policy's weights: ref <- ref + share (policy - ref)."""
     backbone = context.backbone
     ours, theirs = backbone.parameters(REFERENCE).values(), backbone.parameters(POLICY).values()
     for own, policy in zip(ours, theirs, strict=True):

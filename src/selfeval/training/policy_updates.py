@@ -1,4 +1,4 @@
-"""The update, the last step of the loop: minibatches, gradients over micro-batches, and the optimizers of the roles.
+"""Building blocks of the update step: minibatches, gradient accumulation over micro-batches, and the roles' optimizers.
 
 Shapes: B replies, R reply tokens.
 """
@@ -28,23 +28,23 @@ __all__ = ["Optimizers", "critic_gradients", "learning_rate_factor", "mean_of", 
 
 
 PerToken = Callable[[Tensor, Experience], Tensor]
-"""A function of the log-probs under the current policy and of the rows that they belong to."""
+"""A function of the log-probs under the current policy and of the corresponding rows of the experience."""
 
 
 def learning_rate_factor(iteration: int, config: PolicyConfig) -> float:
-    """Compute the factor of the peak learning rate: linear warm-up, then linear decay to a tenth."""
+    """Compute the multiplier of the peak learning rate: linear warm-up, then linear decay to a tenth."""
     rising = min(1.0, iteration / max(1, config.warmup_iterations + 1))
     falling = 1.0 - 0.9 * (iteration - 1) / max(1, config.iterations)
     return min(rising, falling)
 
 
 class Optimizers:
-    """AdamW for each role that is trained.
+    """One AdamW optimizer per trained role.
 
     Args:
-        backbone: has the roles.
-        rates: peak learning rate by role.
-        config: warm-up, number of iterations, and the maximum gradient norm.
+        backbone: the model that has the roles.
+        rates: peak learning rate of each role.
+        config: warm-up, number of iterations and maximum gradient norm.
     """
 
     def __init__(self, backbone: Backbone, rates: Mapping[str, float], config: PolicyConfig) -> None:
@@ -57,7 +57,7 @@ class Optimizers:
         """Take one step along the accumulated gradients and return their norm before clipping.
 
         Raises:
-            NotFiniteError: a gradient is NaN or infinite; nothing was changed.
+            NotFiniteError: a gradient is NaN or infinite; the weights are unchanged.
         """
         optimizer, named = self.by_role[role], self.parameters[role]
         for group in optimizer.param_groups:
@@ -69,7 +69,8 @@ class Optimizers:
 
 
 def minibatches(experience: Experience, context: LearnerContext, iteration: int) -> Iterator[Experience]:
-    """Yield epochs of minibatches of replies, shuffled by seed, iteration and epoch."""
+    """Yield the minibatches of all epochs, shuffled by seed, iteration and epoch."""
+    # The shuffle depends on these numbers alone, not on a generator's state, so a resumed run draws the same minibatches.
     config = context.config
     for epoch in range(config.epochs):
         order = list(range(len(experience.scores_B)))
@@ -92,17 +93,19 @@ def policy_gradients(
     entropy_bonus: float = 0.0,
     clip_fraction: PerToken | None = None,
 ) -> dict[str, float]:
-    """Accumulate the gradient of a minibatch's loss in the policy's weights, over micro-batches.
+    """Accumulate the policy gradient of a minibatch over micro-batches.
 
     Args:
+        context: shared context of policy learning.
         part: the minibatch.
-        weights_BR: weight of each token's loss in the minibatch's, 0 where the mask is False.
-        loss: per token, from the log-probs now and the rows they belong to.
-        entropy_bonus: weight of the entropy that is added to the objective.
-        clip_fraction: share of the rows' tokens that are clipped, from the same arguments; None: not measured.
+        weights_BR: weight of each token in the loss of the minibatch, 0 where the mask is False. The weights are computed over
+            the whole minibatch, so the gradient does not depend on the size of the micro-batches.
+        loss: computes the loss of each token.
+        entropy_bonus: weight of the entropy in the objective. Default: 0.
+        clip_fraction: Optional. Computes the share of clipped tokens. Default: not measured.
 
     Returns:
-        `policy_loss`, and means over its tokens.
+        `policy_loss`, and metrics averaged over tokens.
     """
     backbone, config = context.backbone, context.config
     tokens, parameters = int(part.mask.sum()), list(backbone.parameters(POLICY).values())
@@ -131,7 +134,7 @@ def policy_gradients(
 
 @torch.no_grad()
 def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fraction: PerToken | None) -> dict[str, float]:
-    """Metrics of one micro-batch, summed over its tokens."""
+    """Compute the metrics of one micro-batch, summed over its tokens."""
     count = int(rows.mask.sum())
     found = {"entropy": float(masked_sum(entropy, rows.mask))}
     if clip_fraction is not None:
@@ -142,7 +145,7 @@ def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fract
 
 
 def critic_gradients(context: LearnerContext, part: Experience, scale: RewardScale) -> dict[str, float]:
-    """Accumulate the gradient of a minibatch's clipped value loss (mean over tokens) in the critic's weights."""
+    """Accumulate the gradient of the clipped value loss of a minibatch (mean over tokens) in the critic."""
     backbone, clip = context.backbone, context.config.settings_as(CriticConfig).value_clip
     tokens, parameters = int(part.mask.sum()), list(backbone.parameters(CRITIC).values())
 

@@ -26,8 +26,8 @@ class Pairs:
 
     Attributes:
         batch: the 2N replies after their prompts.
-        label_N: probability that chosen is the better one.
-        ref_BR: reference log-probs of the 2N replies; None for losses without a reference.
+        label_N: probability that the chosen reply is better.
+        ref_BR: Optional. Reference log-probs of the 2N replies; None for losses without a reference.
     """
 
     batch: Sequences
@@ -35,13 +35,19 @@ class Pairs:
     ref_BR: Tensor | None = None
 
     def some(self, index_N: Tensor) -> Pairs:
-        """Return some of the pairs."""
+        """Return the pairs at these indices."""
         rows = torch.cat([index_N, index_N + len(self.label_N)])
         return Pairs(rows_of(self.batch, rows), self.label_N[index_N], None if self.ref_BR is None else self.ref_BR[rows])
 
 
 def kept_pairs(context: LearnerContext, picked: Sequence[Preference], *, with_reference: bool) -> Pairs:
-    """Build a batch of pairs that the judge labelled."""
+    """Build a batch from pairs labelled by the judge.
+
+    Args:
+        context: shared context of policy learning.
+        picked: the pairs.
+        with_reference: whether to compute the reference log-probs.
+    """
     replies = [p.chosen for p in picked] + [p.rejected for p in picked]
     batch = pad_sequences(context.backbone, [p.prompt for p in picked] * 2, replies)
     label_N = torch.tensor([p.label for p in picked], device=batch.mask_BR.device)
@@ -49,9 +55,14 @@ def kept_pairs(context: LearnerContext, picked: Sequence[Preference], *, with_re
 
 
 def best_and_worst(experience: Experience, *, with_reference: bool) -> Pairs:
-    """Pair each question's reply of the highest reward with that of the lowest, without the KL penalty.
+    """Pair the replies with the highest and the lowest reward of each question, without the KL penalty.
 
-    The label is the probability of the Bradley-Terry model with these rewards.
+    The label is the Bradley-Terry probability of the two rewards. The penalty is removed from the rewards because the loss has
+    its own KL regularisation.
+
+    Args:
+        experience: replies with their rewards.
+        with_reference: whether the pairs have reference log-probs.
     """
     kl_BR = zero_padding(experience.logprobs - experience.ref_logprobs, experience.mask)
     rewards_B = experience.rewards.sum(-1) + experience.kl_coefficient * kl_BR.sum(-1)
@@ -60,6 +71,7 @@ def best_and_worst(experience: Experience, *, with_reference: bool) -> Pairs:
         members.setdefault(group, []).append(row)
     rewards = rewards_B.tolist()
     best = [max(rows, key=lambda row: rewards[row]) for rows in members.values()]
+    # Reversed, so that equal rewards form a pair of two different replies instead of one reply and itself.
     worst = [min(reversed(rows), key=lambda row: rewards[row]) for rows in members.values()]
     rows_B = torch.tensor([*best, *worst], device=rewards_B.device)
     chosen_N, rejected_N = rewards_B[rows_B].chunk(2)
@@ -68,7 +80,7 @@ def best_and_worst(experience: Experience, *, with_reference: bool) -> Pairs:
 
 
 def mismatched(context: LearnerContext, batch: Sequences) -> Sequences | None:
-    """Put each reply after the prompt of the next row with another one, for KTO's baseline; None if all prompts are equal."""
+    """Put each reply after the next different prompt in the batch, for KTO's baseline; None if all prompts are equal."""
     lengths = batch.prompt_lengths_B.tolist()
     prompts = [tuple(ids[:n]) for ids, n in zip(batch.ids_BT.tolist(), lengths, strict=True)]
     replies = [ids[kept].tolist() for ids, kept in zip(batch.reply_BR, batch.mask_BR, strict=True)]

@@ -1,4 +1,4 @@
-"""Where a policy training stores its checkpoints, samples and metrics."""
+"""Recorders store the checkpoints, samples and metrics of policy training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Recorder(Protocol):
         ...
 
     def resumed(self, iteration: int) -> None:
-        """Record that training starts from the checkpoint of an iteration, 0 for a new training."""
+        """Record that training starts after this iteration; 0 for a new training."""
         ...
 
     def samples(self, iteration: int, samples: Samples, scores: Scores) -> None:
@@ -43,11 +43,11 @@ class Recorder(Protocol):
 
 @dataclass
 class CheckpointRecorder:
-    """A recorder that only writes checkpoints; subclasses record more.
+    """A recorder that writes checkpoints and ignores everything else; subclasses record more.
 
     Attributes:
-        folder: of the checkpoints.
-        backbone: has the roles.
+        folder: where the checkpoints are stored.
+        backbone: the model that has the roles.
     """
 
     folder: Path

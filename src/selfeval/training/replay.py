@@ -2,7 +2,7 @@
 
 Lin 1992, https://doi.org/10.1007/BF00992699; Mnih et al. 2015, methods, https://doi.org/10.1038/nature14236.
 
-Shapes: B replies, R reply tokens, N replies remembered.
+Shapes: B replies, R reply tokens, N replies in the buffer.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ __all__ = ["Replay", "Replayed"]
 
 @dataclass(frozen=True)
 class Replayed:
-    """Replayed replies as a batch; all but the batches `[B, R]`.
+    """A batch of replayed replies; all tensors except the two batches are `[B, R]`.
 
     Attributes:
         policy_batch, critic_batch: the same replies after the reply prompt and after the grade prompt.
-        rewards: without a KL penalty.
-        logprobs: of the tokens when they were sampled; `ref_logprobs`: under the reference.
-        taken: value of each token by the target networks; 0 until the learner has computed it.
-        targets: of the value functions at each token; 0 until the learner has computed them.
-        weights: of each token's loss; 1 by default.
+        rewards: reward of each token, without a KL penalty.
+        logprobs: log-probs of the tokens under the policy that sampled them.
+        ref_logprobs: log-probs of the tokens under the reference.
+        taken: Q of each token by the target networks. Default: 0, until the learner has computed it.
+        targets: target of the value functions at each token. Default: 0, until the learner has computed them.
+        weights: weight of each token in the loss. Default: 1.
     """
 
     policy_batch: Sequences
@@ -50,14 +51,14 @@ class Replayed:
         return self.policy_batch.mask_BR
 
     def rows(self, index: Tensor) -> Replayed:
-        """Return some of the replies."""
+        """Return the replies at these indices."""
         per_token = (self.rewards, self.logprobs, self.ref_logprobs, self.taken, self.targets, self.weights)
         batches = rows_of(self.policy_batch, index), rows_of(self.critic_batch, index)
         return Replayed(*batches, *(part[index] for part in per_token))
 
 
 class _Row(NamedTuple):
-    """One reply on the CPU: token ids of prompt, grade prompt and reply, then the numbers of its tokens as in `Replayed`."""
+    """One reply on the CPU: token ids of prompt, grade prompt and reply, then per-token tensors as in `Replayed`."""
 
     prompt: Tensor
     grade: Tensor
@@ -93,6 +94,7 @@ class Replay:
                 experience.logprobs[row, kept],
                 experience.ref_logprobs[row, kept],
             )
+            # Cloned, because a view would keep the tensors of the whole iteration in memory.
             self.rows.append(_Row(*(part.cpu().clone() for part in parts)))
 
     def sample(self, backbone: Backbone, count: int, rng: random.Random) -> Replayed:
@@ -118,7 +120,7 @@ class Replay:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Return the content of the buffer in flat tensors."""
+        """Return the buffer as one flat tensor per field, with the lengths of the rows."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(_Row._fields)
         empty = {name: torch.zeros(0, dtype=torch.int64 if i < 3 else torch.float32) for i, name in enumerate(_Row._fields)}
         flat = {name: torch.cat([empty[name], *parts]) for name, parts in zip(_Row._fields, columns, strict=True)}
@@ -126,7 +128,7 @@ class Replay:
         return {**flat, "lengths": torch.tensor(lengths, dtype=torch.int64).view(-1, len(_Row._fields))}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Replace the content of the buffer by that of `state`."""
+        """Replace the contents of the buffer with `state`."""
         lengths = state["lengths"].tolist()
         columns = [state[name].split([row[i] for row in lengths]) for i, name in enumerate(_Row._fields)]
         self.rows.clear()

@@ -1,4 +1,4 @@
-"""Schedules that depend on the step alone: the learning rate, and the order of the data."""
+"""Stateless schedules of the learning rate and of the data order: they depend on the step alone, so resuming is exact."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["draw", "warmup_and_decay"]
 
 
 def warmup_and_decay(step: int, steps: int, warmup: float) -> float:
-    """Compute the factor of the learning rate: linear warm-up to 1, then linear decay towards 0.
+    """Compute the multiplier of the learning rate: linear warm-up to 1, then linear decay towards 0.
 
         min((step + 1) / w, (steps - step) / (steps - w)),   w = warmup * steps, rounded, at least 1
 
     Args:
         step: from 0; below `steps`.
         steps: number of steps.
-        warmup: share of them with a rising factor, in [0, 1].
+        warmup: share of the steps used for warm-up, in [0, 1].
 
     Example:
         >>> [warmup_and_decay(step, 6, 1 / 3) for step in range(6)]
@@ -26,13 +26,13 @@ def warmup_and_decay(step: int, steps: int, warmup: float) -> float:
 
 
 def draw(count: int, step: int, batch: int, seed: str) -> list[int]:
-    """Return the row indices of a step: every pass over the rows has its own order, and a batch may span two passes.
+    """Return the row indices of a step. Rows are reshuffled in every pass, and a batch may span two passes.
 
     Args:
         count: number of rows.
         step: from 0.
         batch: rows per step.
-        seed: pass n is shuffled with `seed/n`.
+        seed: the shuffle of pass n is seeded with `seed/n`.
     """
     found = []
     orders: dict[int, list[int]] = {}

@@ -1,8 +1,8 @@
-"""The evaluator or an ensemble of evaluators as the scorer of replies.
+"""Reply scorer: one evaluator or an ensemble.
 
-Members of an ensemble are adapters on the one base that differ in their first weights and in the order of their pairs. Their
-scores are put into common units (each member's own mean and deviation over replies that it was trained on) before they are
-combined: as a mean, or pessimistically, so that a policy cannot gain where one member alone is wrong (Coste et al. 2023,
+The members of an ensemble are adapters on one base that differ in their initial weights and in the order of their training
+pairs. Scores are normalised by each member's mean and standard deviation over replies that it was trained on, then combined:
+by their mean, or pessimistically, so that the policy cannot exploit the error of a single member (Coste et al. 2023,
 https://arxiv.org/abs/2310.02743).
 
 Shapes: K members, B replies.
@@ -29,7 +29,7 @@ Pessimism = Literal["mean", "worst", "uncertainty"]
 
 @dataclass(frozen=True)
 class Member:
-    """One evaluator: its role, and the mean and deviation that normalise its scores; 0 and 1 leave them unchanged."""
+    """One evaluator: its role, and the mean and standard deviation that normalise its scores (default: 0 and 1)."""
 
     role: str = EVALUATOR
     mean: float = 0.0
@@ -41,11 +41,11 @@ class EvaluatorScorer:
     """Score replies after the grade prompt of the evaluators.
 
     Attributes:
-        backbone: holds the members' roles.
-        batch_tokens: tokens of a micro-batch.
-        members: one or more.
-        pessimism: how their scores are combined.
-        weight: of the variance, with `uncertainty`.
+        backbone: the model that has the members' roles.
+        batch_tokens: maximum tokens of a micro-batch.
+        members: one or more evaluators. Default: a single one.
+        pessimism: how the scores of an ensemble are combined. Default: their mean.
+        weight: weight of the variance if `pessimism` is `uncertainty`. Default: 0.5.
     """
 
     backbone: Backbone
@@ -70,7 +70,13 @@ class EvaluatorScorer:
         replies: Sequence[Sequence[int]],
         advance: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Return the normalised scores `[K, B]` of all members; `advance` receives the progress of the first."""
+        """Return the normalised scores `[K, B]` of all members.
+
+        Args:
+            prompts: grade prompt of each reply.
+            replies: token ids.
+            advance: Optional. Called after each micro-batch of the first member with its number of replies, for progress.
+        """
         rows = []
         for number, member in enumerate(self.members):
             told = advance if number == 0 else None

@@ -1,9 +1,8 @@
-"""Tunes a role on plain text: next-token loss over rows of packed documents.
+"""Supervised fine-tuning of a role on plain text: next-token loss over rows of packed documents.
 
-It is what makes a stretched context usable: after RoPE scaling a few steps on long rows restore what the new angles cost
-(Chen et al. 2023, https://arxiv.org/abs/2306.15595; Peng et al. 2023, https://arxiv.org/abs/2309.00071). Rows are packed
-without masks between documents, as language models are usually pretrained. Left out: losses on a part of a row (prompts and
-replies); those belong to the evaluator and the policy.
+After RoPE scaling, a few steps on long rows recover the quality that the changed rotation angles cost (Chen et al. 2023,
+https://arxiv.org/abs/2306.15595; Peng et al. 2023, https://arxiv.org/abs/2309.00071). Rows are packed without attention masks
+between documents, as is usual in pretraining. A loss on part of a row (completions only) is not implemented.
 
 Shapes: B rows, T tokens of a row.
 """
@@ -27,7 +26,7 @@ __all__ = ["pack", "text_logprobs", "tune_on_text"]
 
 
 def pack(documents: Sequence[Sequence[int]], length: int) -> list[tuple[int, ...]]:
-    """Documents one after the other, cut into rows of `length` tokens; what is left at the end is not used.
+    """Concatenate documents and cut them into rows of `length` tokens; an incomplete last row is dropped.
 
     Example:
         >>> pack([[1, 5, 6], [1, 7], [1, 8, 9]], 3)
@@ -38,10 +37,10 @@ def pack(documents: Sequence[Sequence[int]], length: int) -> list[tuple[int, ...
 
 
 def text_logprobs(backbone: Backbone, rows: Sequence[Sequence[int]], batch_tokens: int) -> list[tuple[float, ...]]:
-    """Log-prob in nats, under the acting role, of every token of every row but the first, which nothing predicts.
+    """Return the log-probs in nats, under the acting role, of all tokens but the first of each row.
 
     Raises:
-        LoopError: a row is of one token, or longer than the model's context.
+        LoopError: a row has fewer than two tokens, or is longer than the model's context.
     """
     _check_rows(backbone, rows)
     return reply_logprobs(backbone, [row[:1] for row in rows], [row[1:] for row in rows], batch_tokens=batch_tokens)
@@ -59,23 +58,25 @@ def tune_on_text(
     log: Callable[[dict[str, float]], None],
     resumed: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Train an adapter that exists and is at its initial weights; resume from its last checkpoint if there is one.
+    """Train a role's adapter on rows of text, resuming from its last checkpoint if there is one.
 
-    The loss of a step is the mean over all predicted tokens of its rows, regardless of the micro-batches. Rows are reshuffled
-    in every epoch.
+    The loss of a step is the mean over all predicted tokens of its rows, whatever the size of the micro-batches. Rows are
+    reshuffled in every epoch.
 
     Args:
-        role: whose adapter is trained.
+        backbone: has the role, with its initial weights.
+        role: name of the role.
         rows: token ids, of any lengths within the model's context.
-        checkpoints: makes the checkpoint keeper for these optimizers.
-        seed: of the order of the rows.
-        batch_tokens: tokens per micro-batch.
-        log: called with step, loss (nats per token), tokens, gradient norm and learning rate after every step.
-        resumed: called with the step of the checkpoint that training resumes from (0 for a new training).
+        config: hyperparameters.
+        checkpoints: factory of the checkpoint manager, called with the optimizer of each role.
+        seed: seed of the order of the rows.
+        batch_tokens: maximum tokens of a micro-batch.
+        log: called after every step with step, loss (nats per token), tokens, gradient norm and learning rate.
+        resumed: Optional. Called with the step of the checkpoint that training resumes from (0 for a new training).
 
     Raises:
-        LoopError: there are no rows, one is of one token or longer than the model's context, or the loss or its gradient is not
-            finite.
+        LoopError: there are no rows, a row has fewer than two tokens or exceeds the model's context, or the loss or its
+            gradient is not finite.
     """
     _check_rows(backbone, rows)
     parameters = backbone.parameters(role)
@@ -120,7 +121,7 @@ def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
 
 
 def _step(backbone: Backbone, role: str, rows: Sequence[Sequence[int]], batch_tokens: int) -> float:
-    """Gradients of one batch, in as many micro-batches as its tokens need, and its mean loss."""
+    """Accumulate the gradients of one batch over micro-batches and return its mean loss."""
     tokens, parameters = sum(len(row) - 1 for row in rows), list(backbone.parameters(role).values())
 
     def of_group(group: list[int]) -> float:

@@ -1,11 +1,11 @@
-"""Watchdogs: checks of an iteration's metrics that name a problem and the action to take.
+"""Watchdogs: checks on the metrics of an iteration, each with the action to take if it fails.
 
-| action      | what the loop does                                                                         |
+| action      | effect                                                                                     |
 |-------------|--------------------------------------------------------------------------------------------|
-| `warn`      | continues                                                                                  |
-| `roll_back` | restores the last good checkpoint and halves the learning rate; at most three times        |
-| `finish`    | restores the checkpoint with the best reading of the held-out judge and ends the training  |
-| `stop`      | raises an error: the metrics do not mean what they should                                  |
+| `warn`      | continue                                                                                   |
+| `roll_back` | restore the last good checkpoint and halve the learning rate; at most three times          |
+| `finish`    | restore the checkpoint with the best reading of the held-out judge and end the training    |
+| `stop`      | raise an error, because the metrics cannot be trusted                                      |
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from selfeval.quality.comparisons import LEVEL
 __all__ = ["Alarm", "check_iteration", "not_finite", "refuse_broken"]
 
 _MAY_BE_UNDEFINED = ("explained_variance",)
-"""Metrics that may be NaN: with constant returns there is no variance to explain."""
+"""Metrics that may be NaN: if all returns are equal there is no variance to explain."""
 _FEWEST_QUESTIONS = 8
-"""With fewer questions in an iteration, equal replies to all of them may be correct."""
+"""With fewer questions per iteration, the same reply may be correct for all of them."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A problem that a watchdog found; `action` is `warn`, `roll_back`, `finish` or `stop` (see the top of this module)."""
+    """A problem found by a watchdog; `action` is `warn`, `roll_back`, `finish` or `stop` (see the module docstring)."""
 
     step: int
     name: str
@@ -42,7 +42,7 @@ class Alarm:
 
 Figures = Mapping[str, float]
 Seen = tuple[str, str] | None
-"""Message and action of a watchdog that found a problem, else None."""
+"""Message and action of a watchdog that found a problem, or None."""
 
 
 def check_iteration(values: Figures, first: Figures, config: PolicyConfig) -> list[Alarm]:
@@ -50,8 +50,8 @@ def check_iteration(values: Figures, first: Figures, config: PolicyConfig) -> li
 
     Args:
         values: metrics of this iteration.
-        first: metrics of the first one.
-        config: the targets; with `watchdogs = "warn"` problems are reported without acting on them.
+        first: metrics of the first iteration.
+        config: the targets; `watchdogs = "warn"` reports problems without acting on them.
     """
     step = int(values["step"])
     try:
@@ -66,10 +66,10 @@ def check_iteration(values: Figures, first: Figures, config: PolicyConfig) -> li
 
 
 def refuse_broken(values: Figures) -> None:
-    """Refuse metrics that are not finite.
+    """Raise an error if a metric is not finite.
 
     Raises:
-        NotFiniteError: some are NaN or infinite; `explained_variance` may be, where returns do not vary.
+        NotFiniteError: a metric is NaN or infinite, other than `explained_variance`, which is undefined for constant returns.
     """
     broken = sorted(name for name, value in values.items() if name not in _MAY_BE_UNDEFINED and not math.isfinite(value))
     if broken:
@@ -77,12 +77,17 @@ def refuse_broken(values: Figures) -> None:
 
 
 def not_finite(step: int, what: str) -> Alarm:
-    """Return the alarm about numbers that are not finite, given the sentence that names them."""
+    """Return the alarm for non-finite numbers.
+
+    Args:
+        step: the iteration.
+        what: the part of the message that names them.
+    """
     return Alarm(step, "not_finite", f"{what}; lower the learning rates", "roll_back")
 
 
 def _ratio_not_one(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
-    gap = values.get("first_ratio", 0.0)  # learners without a ratio have none to give
+    gap = values.get("first_ratio", 0.0)  # learners without an importance ratio do not report one
     if gap <= 0.02:
         return None
     text = f"before any update the policy's probabilities are {gap:.3f} off the sampled ones; sampling and scoring disagree"
@@ -129,8 +134,8 @@ def _repeated_reply(values: Figures, first: Figures, config: PolicyConfig) -> Se
 def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
     if "judge_win_rate" not in values or values["score_gain"] <= 0 or values["judge_drop"] <= 0:
         return None
-    # The best reading was picked among all. With one test for each pair of readings, a training in which nothing changes is
-    # ended in at most 5% of cases, however often the judge is asked.
+    # The best reading is a maximum over all readings, so this is a multiple test. A Bonferroni correction over all pairs of
+    # readings ends a training in which nothing changes in at most 5% of cases, however often the judge is asked.
     readings = max(2, config.iterations // (config.judge_every or 1))
     if values["judge_drop_p"] > LEVEL / math.comb(readings, 2):
         return None

@@ -42,7 +42,7 @@ def load(name: str) -> Any:
 
 @pytest.fixture(autouse=True, scope="module")
 def _let_go() -> Iterator[None]:
-    """Models that stay alive would be counted as copies of the weights by the tests of the loop."""
+    """Delete models after use: they would be counted as copies of the weights by the tests of the loop."""
     yield
     load.cache_clear()
 
@@ -304,7 +304,7 @@ def test_checkpointed_gradients_are_the_same(name: str) -> None:
 
 
 def _counted(model: Any) -> Any:
-    """A function that says how often layers were entered."""
+    """Return a function that counts how often layers were entered."""
     runs: list[int] = []
     for name, module in model.named_modules():
         if name.endswith("input_layernorm"):

@@ -197,7 +197,7 @@ def test_what_it_refuses() -> None:
 
 
 def test_pickles_are_not_opened_by_the_model_itself(tmp_path: Path) -> None:
-    """Of a hub id it is only known in the end which files there are."""
+    """The file names of a hub id are not known in advance."""
     torch.save(ChatGLMForCausalLM(config()).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         ChatGLMForCausalLM.from_pretrained(str(tmp_path), config=config())

@@ -1,4 +1,4 @@
-"""The learners, one file each; `config/learners.py` has the registry that names them."""
+"""The learners, one file each; the registry is in `config/learners.py`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Learner", "make_learner"]
 
 
 def make_learner(context: LearnerContext) -> Learner:
-    """Return the learner that the configuration names, after adding the roles that it needs to the backbone.
+    """Create the learner selected by the configuration, and add the roles that it needs to the backbone.
 
     Raises:
-        ValueError: the registry names a module outside of this package.
+        ValueError: the registry names a module outside this package.
     """
     implementation = context.config.spec.implementation
     module, _, name = implementation.partition(":")
-    if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
+    if not module.isidentifier():  # no other module may be loaded by name, least of all a gold oracle
         raise ValueError(f"a learner is a module of {__name__}, given as module:object; got {implementation}")
     learner: Learner = getattr(import_module(f"{__name__}.{module}"), name)(context)
     return learner

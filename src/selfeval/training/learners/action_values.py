@@ -1,19 +1,19 @@
-"""Q functions that are roles: adapters on the one base, without a separate output layer.
+"""Q functions as roles: adapters on the shared base, without an output layer per role.
 
-With pi_ref the reference and pi_q what a Q role says of the next token through the frozen output layer:
+With pi_ref the reference and pi_q the next-token distribution of a Q role through the frozen output layer:
 
     Q(s, a) = b(s) + c (log pi_q(a|s) - log pi_ref(a|s)),   c = 0.25
 
-Any Q can be written so, with pi_q = pi_ref exp((Q - b) / c) and b(s) = c log sum_a pi_ref(a|s) exp(Q(s, a) / c), its soft
-value at temperature c (the identity of Rafailov et al. 2024, section 4, https://arxiv.org/abs/2404.12358). The two parts have
-separate roles, as in a dueling network (Wang et al. 2016, https://arxiv.org/abs/1511.06581): learning what a state is worth
-moves the hidden states far, and would move what the adapter says of the next token with them. b is the same number for all
-tokens and cancels in decoding; so its role may read what the evaluator reads.
+Any Q has this form, with pi_q = pi_ref exp((Q - b) / c) and b(s) = c log sum_a pi_ref(a|s) exp(Q(s, a) / c), its soft value
+at temperature c (the identity of Rafailov et al. 2024, section 4, https://arxiv.org/abs/2404.12358). The two terms have
+separate roles, as in a dueling network (Wang et al. 2016, https://arxiv.org/abs/1511.06581): learning state values moves the
+hidden states far, and in a shared adapter it would distort the next-token distribution too. b is the same for all tokens and
+cancels in decoding, so its role can read the evaluator's prompt.
 
-The value of a token that was drawn is a log-prob and costs no logits; where a sum over the vocabulary is needed, it is made a
-few positions at a time, without gradient.
+The value of a sampled token is a log-prob and needs no logits. A sum over the vocabulary is computed in chunks of positions,
+without gradient.
 
-Shapes: B replies, R reply tokens, N tokens that count, C of them at a time, V vocabulary, D hidden.
+Shapes: B replies, R reply tokens, N unmasked tokens, C of them per chunk, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ TARGET_ROLES = {role: f"{role}-target" for role in (*Q_ROLES, VALUE_ROLE)}
 """The target network of each role: a frozen copy that `polyak_update` moves."""
 
 UNIT = 0.25
-"""c: whitened reward per nat by which a Q role leads away from the reference."""
+"""The coefficient c: whitened reward per nat of log-ratio between a Q role and the reference."""
 
 _CHUNK_BYTES, _HELD = 64 << 20, 8
-"""Memory of a chunk of positions, and how many times the vocabulary it holds in fp32."""
+"""Bytes of a chunk of positions, and the number of fp32 tensors `[C, V]` that are alive at once."""
 
 Compute = Callable[[Replayed], Tensor]
 
 
 def add_q_roles(context: LearnerContext) -> None:
-    """Add two Q roles, the role of the state values, and a target copy of each. All values start at 0.
+    """Add two Q roles, the role of the state values, and a target network of each. All values start at 0.
 
-    The Q roles start as copies of the policy, which is the reference. If that is the bare base they differ in the random half
-    of their adapters; in any case each reads the replies in a different order.
+    The Q roles are initialised from the policy, which equals the reference. If that is the bare base, the random halves of
+    their adapters differ. In either case the two are trained on minibatches in different orders.
     """
     backbone = context.backbone
     start = None if backbone.is_bare(POLICY) else POLICY
@@ -78,7 +78,7 @@ def add_q_roles(context: LearnerContext) -> None:
 
 
 def add_value_role(context: LearnerContext, role: str) -> None:
-    """Add a role for state values unless it exists: a copy of the evaluator's adapter if there is one, and a head of zeros."""
+    """Add a role for state values unless it exists: a copy of the evaluator's adapter, if any, with a zero head."""
     backbone = context.backbone
     if role not in backbone.roles:
         evaluators = [name for name in backbone.roles if name in backbone.heads]
@@ -89,7 +89,7 @@ def add_value_role(context: LearnerContext, role: str) -> None:
 
 @torch.no_grad()
 def polyak_update(backbone: Backbone, share: float) -> None:
-    """Move each target network towards its role by a share of the distance: Polyak averaging of the weights.
+    """Update the target networks by Polyak averaging: target <- target + share (role - target).
 
     Lillicrap et al. 2016, algorithm 1, https://arxiv.org/abs/1509.02971.
     """
@@ -99,7 +99,7 @@ def polyak_update(backbone: Backbone, share: float) -> None:
 
 
 def log_ratios(context: LearnerContext, pool: Replayed) -> Tensor:
-    """c (log pi_q - log pi_ref) of the sampled tokens by the acting role; `[B, R]`, garbage where the mask is False."""
+    """Compute c (log pi_q - log pi_ref) of the sampled tokens for the acting role; `[B, R]`, garbage where mask is False."""
     backbone, batch, temperature = context.backbone, pool.policy_batch, context.config.temperature
     hidden_BRD = reply_hidden(backbone, batch)
     found = token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature)
@@ -107,12 +107,12 @@ def log_ratios(context: LearnerContext, pool: Replayed) -> Tensor:
 
 
 def state_values(context: LearnerContext, role: str, pool: Replayed) -> Tensor:
-    """Compute the value head of `role`, which must be acting, before each token; `[B, R]`, garbage where the mask is False."""
+    """Compute state values before each token by the head of the acting role; `[B, R]`, garbage where the mask is False."""
     return context.backbone.score(role, reply_hidden(context.backbone, pool.critic_batch))
 
 
 def chosen_token_values(context: LearnerContext, role: str, pool: Replayed) -> Tensor:
-    """Compute the values of the chosen tokens by a Q role (`log_ratios`) or a role with a head; `[B, R]`, no gradient."""
+    """Compute the outputs of a Q role (`log_ratios`) or of a role with a head at the chosen tokens; `[B, R]`, no gradient."""
     return _in_parts(context, pool, 1, lambda part: _of_role(context, role, part)[None])[0]
 
 
@@ -122,7 +122,7 @@ def _of_role(context: LearnerContext, role: str, part: Replayed) -> Tensor:
 
 
 def soft_values(context: LearnerContext, pool: Replayed, beta: float) -> tuple[Tensor, Tensor]:
-    """Compute the value of each state and Q of the chosen token by the target networks, the lower of the two for every token.
+    """Compute soft state values and the Q of the chosen tokens by the target networks, with the minimum of the twins.
 
     V(s) = beta log sum_a pi_ref(a|s) exp(min_k Q_k(s, a) / beta)
 
@@ -135,7 +135,7 @@ def soft_values(context: LearnerContext, pool: Replayed, beta: float) -> tuple[T
 
 
 def _above_state(context: LearnerContext, part: Replayed, beta: float) -> Tensor:
-    """V - b and Q - b, `[2, B, R]`."""
+    """Compute V - b and Q - b, `[2, B, R]`."""
     backbone, temperature = context.backbone, context.config.temperature
     batch, mask, hidden = part.policy_batch, part.mask, []
     for role in (REFERENCE, *(TARGET_ROLES[twin] for twin in Q_ROLES)):
@@ -169,7 +169,7 @@ def _in_parts(context: LearnerContext, pool: Replayed, count: int, compute: Comp
 
 
 def _sizes(pool: Replayed) -> list[int]:
-    """Count the tokens of each reply with the longer of its two prompts."""
+    """Return the tokens of each reply with the longer of its two prompts."""
     sizes: list[int] = torch.maximum(pool.policy_batch.attention_BT.sum(-1), pool.critic_batch.attention_BT.sum(-1)).tolist()
     return sizes
 
@@ -177,24 +177,24 @@ def _sizes(pool: Replayed) -> list[int]:
 def q_targets(
     rewards_BR: Tensor, taken_BR: Tensor, values_BR: Tensor, traces_BR: Tensor, mask_BR: Tensor, *, gamma: float
 ) -> Tensor:
-    """Compute the targets of Q: one-step targets with the corrections of later steps.
+    """Compute off-policy corrected targets of Q with eligibility traces.
 
     y_t = r_t + gamma (V_{t+1} + c_{t+1} (y_{t+1} - Q_{t+1})),   nothing after the last token
 
     The general operator of Munos et al. 2016, eq. 3 (https://arxiv.org/abs/1606.02647), with traces c: 0 is `td_target`,
-    lambda is Q(lambda), lambda min(1, pi / mu) is their Retrace. Where Q and V are exact every correction is 0, whoever
-    drew the tokens, so that the fixed point does not depend on c. With Q = V = 0 and c = 1 it is the return.
+    lambda is Q(lambda), lambda min(1, pi / mu) is their Retrace. If Q and V are exact, all corrections are 0 whichever policy
+    sampled the tokens, so the fixed point does not depend on c. With Q = V = 0 and c = 1, y is the return.
 
     Args:
         rewards_BR: reward of each token, without a KL penalty.
-        taken_BR: Q of the drawn tokens, no gradient.
+        taken_BR: Q of the sampled tokens, no gradient.
         values_BR: V of the state before each token, no gradient.
-        traces_BR: c of each token, in [0, 1].
-        mask_BR: True at the tokens of a reply, which has no gaps.
+        traces_BR: trace coefficient c of each token, in [0, 1].
+        mask_BR: True at the reply tokens, which must be contiguous.
         gamma: discount per token, in [0, 1].
 
     Returns:
-        y `[B, R]` in units of reward, 0 where the mask is False.
+        Targets y `[B, R]` in units of reward, 0 where the mask is False.
     """
     rewards_BR, taken_BR, values_BR = (zero_padding(x_BR, mask_BR) for x_BR in (rewards_BR, taken_BR, values_BR))
     following_B, columns = torch.zeros_like(rewards_BR[:, 0]), []
@@ -208,13 +208,14 @@ def q_targets(
 def gradients(
     context: LearnerContext, role: str, part: Replayed, targets_BR: Tensor, loss: Callable[[Tensor], Tensor]
 ) -> float:
-    """Accumulate the gradient of a minibatch's loss in one role and return the loss, a weighted mean over its tokens.
+    """Accumulate the gradient of a minibatch in one role and return the loss, a weighted mean over tokens.
 
     Args:
-        role: a Q role, or one with a head.
+        context: shared context of policy learning.
+        role: a Q role, or a role with a head.
         part: the minibatch.
-        targets_BR: targets for the chosen tokens.
-        loss: per token, from the error (target minus output).
+        targets_BR: targets of the chosen tokens.
+        loss: maps the error of each token (target minus output) to its loss.
     """
     backbone, parameters = context.backbone, list(context.backbone.parameters(role).values())
     tokens = int(part.mask.sum())

@@ -1,13 +1,13 @@
-"""DPO and its relatives: the policy learns from pairs of replies; no critic and no clipped steps.
+"""DPO and related preference losses: the policy learns from pairs of replies, without a critic and without clipping.
 
-Rafailov et al. 2023, https://arxiv.org/abs/2305.18290; online, on pairs that the policy has just sampled: Guo et al. 2024,
-https://arxiv.org/abs/2402.04792. The best and the worst reply to each question form a pair, labelled with the
-Bradley-Terry probability of their rewards; the optimum is then the KL-regularised one, pi_ref exp(R / beta) / Z. `beta` is the
-KL coefficient of the loop unless it is set.
+Rafailov et al. 2023, https://arxiv.org/abs/2305.18290; online, on freshly sampled pairs: Guo et al. 2024,
+https://arxiv.org/abs/2402.04792. By default the best and the worst reply to each question form a pair, labelled with the
+Bradley-Terry probability of their rewards; its optimum is the KL-regularised policy pi_ref exp(R / beta) / Z. `beta` defaults
+to the KL coefficient of the loop.
 
-With `policy.dpo.pairs = "kept"` it trains on the pairs that the judge labelled, and samples replies for the metrics only.
-`policy.dpo.loss` selects the loss of a pair, one of the functions in algorithms/preference_losses.py. SimPO and ORPO need no
-reference, and its log-probs of kept pairs are not computed for them.
+With `policy.dpo.pairs = "kept"` it trains on the pairs labelled by the judge, and samples replies for the metrics only.
+`policy.dpo.loss` selects the loss of a pair, one of the functions in algorithms/preference_losses.py. SimPO and ORPO are
+reference-free, so the reference log-probs of kept pairs are not computed for them.
 
 Shapes: N pairs, 2N rows (all chosen, then all rejected), R reply tokens.
 """
@@ -53,17 +53,18 @@ from selfeval.training.schedules import draw
 __all__ = ["DPO"]
 
 _LEAST = -1e-6
-"""Largest mean log-prob per token for ORPO: at 0 the odds are infinite."""
+"""Upper bound on the mean log-prob per token in ORPO: at 0 the odds are infinite."""
 
 
 @dataclass(frozen=True)
 class _LogProbs:
-    """Log-probs of whole replies, and what else a loss reads; pairs as in `Pairs`.
+    """Inputs of the losses: log-probs of whole replies, in the order of `Pairs`.
 
     Attributes:
-        policy, reference: summed over tokens, [2N]; no reference for losses without one.
+        policy: log-probs summed over tokens, [2N].
+        reference: Optional. The same under the reference; None for reference-free losses.
         lengths: tokens of each reply, [2N].
-        label: [N].
+        label: probability that the chosen reply is better, [N].
         baseline: KTO's reference point, a scalar.
     """
 
@@ -75,12 +76,12 @@ class _LogProbs:
 
     @property
     def margin(self) -> Tensor:
-        """How much more than the reference the policy prefers chosen to rejected, [N]."""
+        """Log-ratio margin of chosen over rejected replies, policy minus reference, [N]."""
         return dpo_margin(*self.policy.chunk(2), *present(self.reference).chunk(2))
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
-        """Mean log-prob per token of chosen and rejected, [N] each."""
+        """Mean log-prob per token of chosen and of rejected replies, [N] each."""
         chosen, rejected = (self.policy / self.lengths).chunk(2)
         return chosen, rejected
 
@@ -98,7 +99,7 @@ def _robust(found: _LogProbs, settings: DPOConfig, beta: float) -> Tensor:
 
 
 def _kto(found: _LogProbs, settings: DPOConfig, beta: float) -> Tensor:
-    """Chosen replies are the desirable ones, rejected replies the others; mean of the two of each pair."""
+    """Treat chosen replies as desirable and rejected replies as undesirable, and average the two losses of each pair."""
     good = torch.ones_like(found.policy, dtype=torch.bool)
     good[len(found.label) :] = False
     chosen, rejected = kto_loss(found.policy, present(found.reference), good, found.baseline, beta=beta).chunk(2)
@@ -150,7 +151,7 @@ class DPO(Learner):
         return {**mean_of(rows), "learning_rate": rate}
 
     def _pairs(self, experience: Experience, iteration: int) -> Pairs:
-        """Return the pairs of an iteration: sampled ones, or a window of an endless sequence of shuffles of the kept ones."""
+        """Return the pairs of an iteration: sampled pairs, or the next ones of the kept pairs, reshuffled in every pass."""
         context, with_reference = self.context, self.settings.has_reference
         if not self.settings.reads_kept_pairs:
             return best_and_worst(experience, with_reference=with_reference)
@@ -167,7 +168,7 @@ class DPO(Learner):
                 yield pairs.some(torch.tensor(order[start : start + config.minibatch // 2], device=pairs.label_N.device))
 
     def _gradients(self, pairs: Pairs, beta: float) -> dict[str, float]:
-        """Accumulate the gradient of a minibatch's mean loss; return means over its pairs."""
+        """Accumulate the gradient of the mean loss of a minibatch and return metrics averaged over its pairs."""
         context, count = self.context, len(pairs.label_N)
         parameters, baseline = list(context.backbone.parameters(POLICY).values()), self._baseline(pairs)
 
@@ -189,7 +190,7 @@ class DPO(Learner):
         return {"policy_loss": loss / count, "pair_accuracy": right / count, "entropy": entropy / tokens}
 
     def _baseline(self, pairs: Pairs) -> Tensor:
-        """Estimate KTO's reference point over the minibatch; 0 for other losses, and if only one question is asked."""
+        """Estimate KTO's reference point over the minibatch; 0 for other losses, and if there is only one question."""
         context, zero = self.context, torch.zeros((), device=pairs.label_N.device)
         others = mismatched(context, pairs.batch) if self.settings.loss == "kto" else None
         if others is None:
@@ -208,6 +209,6 @@ def _summed(part: Pairs, logprobs_BR: Tensor, baseline: Tensor) -> _LogProbs:
 
 
 def _count_right(found: _LogProbs) -> float:
-    """Count the pairs whose chosen reply the policy prefers, relative to the reference if there is one."""
+    """Count the pairs in which the policy prefers the chosen reply, relative to the reference if there is one."""
     chosen, rejected = found.means
     return float(((chosen > rejected) if found.reference is None else (found.margin > 0)).sum())

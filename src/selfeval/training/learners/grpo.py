@@ -1,4 +1,4 @@
-"""GRPO: the replies to one question are each other's baseline; no critic.
+"""GRPO: advantages relative to the other replies to the same question, without a critic.
 
 | loss      | advantage                 | ratio       | weighting                          | paper            |
 |-----------|---------------------------|-------------|------------------------------------|------------------|
@@ -7,9 +7,9 @@
 | `gspo`    | (R - mean) / std of group | whole reply | every reply equal                  | arXiv:2507.18071 |
 | `dapo`    | (R - mean) / std of group | per token   | every token equal                  | arXiv:2503.14476 |
 
-Unlike in GRPO's paper the KL penalty is part of the reward, where its gradient is unbiased, instead of a k3 term of the loss.
-DAPO's higher upper clip is the default of `clip_high`. Its dynamic sampling is not implemented: a group with equal rewards has
-an advantage of 0 and is not sampled again.
+Unlike in the GRPO paper, the KL penalty is part of the reward, where its gradient is unbiased, instead of a k3 term in the
+loss. With `dapo`, `clip_high` defaults to the higher value of DAPO. Its dynamic sampling is not implemented: a group with equal
+rewards has zero advantages and is not resampled.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class GRPO(ClippedPolicyGradient):
         )
 
     def _rounding(self, experience: Experience) -> Tensor:
-        """Estimate the rounding error of each reward, which a division by a tiny deviation would turn into an advantage."""
-        # The KL penalty is a difference of log-probs, whose rounding is all there is while the scores are equal.
+        """Estimate the rounding error of each reward, which division by a tiny deviation would turn into an advantage."""
+        # The KL penalty is a difference of log-probs. If all scores are equal, the rewards differ by its rounding errors alone.
         resolution = torch.finfo(self.context.backbone.model.dtype).eps
         size_B = (experience.logprobs.abs() + experience.ref_logprobs.abs()).sum(-1)
         return experience.kl_coefficient * resolution * size_B
 
 
 def _of_replies(rows: Experience) -> Tensor:
-    """Return the advantage of each reply, which all its tokens have."""
+    """Return the advantage of each reply; all its tokens have the same."""
     return present(rows.advantages)[:, 0]

@@ -1,11 +1,11 @@
-"""ILQL, implicit Q-learning for language: the value of a state is an expectile of the values of the tokens drawn there.
+"""ILQL, implicit Q-learning for language: the value of a state is an expectile of the Q values of the tokens sampled there.
 
 Snell et al. 2022, https://arxiv.org/abs/2206.11871; Kostrikov et al. 2021, https://arxiv.org/abs/2110.06169.
 
-It never needs the value of a token that no reply contains, so it can learn from the replies of any policy: every second one is
-sampled by the reference, to cover what the guided policy no longer tries; the others are guided. V is the role `critic`, which
-starts from the evaluator's adapter and reads the same prompt as the evaluator. No term for tokens outside of the data
-(CQL) is needed: the constraint sum_a pi_ref exp((Q - b) / c) = 1 bounds their values by those of the data.
+It never queries the value of a token that is not in the data, so it can learn from replies of any policy. Half of the replies
+are sampled from the reference, to cover tokens that the guided policy no longer tries; the other half is guided. V is the role
+`critic`, which is initialised from the evaluator's adapter and reads the same prompt. A CQL term for out-of-data tokens is not
+needed: the constraint sum_a pi_ref exp((Q - b) / c) = 1 bounds their values by those of the data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The protocol of a policy learner: how it collects replies, values them and updates its roles.
+"""The protocol of a policy learner: how it collects replies, computes advantages and updates its roles.
 
-The loop in `training/policy.py` does everything else, in the same way for all learners: scoring, KL control, watchdogs,
-checkpoints and metrics.
+Scoring, KL control, watchdogs, checkpoints and metrics are common to all learners and are part of the loop in
+`training/policy.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["Learner"]
 
 
 class Learner(Protocol):
-    """A way to learn from scored replies; subclasses inherit the defaults of a learner that trains the policy's weights.
+    """An algorithm that learns from scored replies; the default methods suit learners that train the policy's weights.
 
     Attributes:
-        roles: all roles whose weights it changes, for the checkpoints.
-        optimizers: the optimizers of the roles that it trains by gradient.
-        own_rows: the rows of an iteration that the trained policy sampled; the others are left out of metrics and records.
+        roles: all roles whose weights change, which are checkpointed.
+        optimizers: the optimizers of the roles that are trained by gradient.
+        own_rows: rows of an iteration that the trained policy sampled; metrics and records exclude the others. Default: all.
     """
 
     roles: tuple[str, ...]
@@ -49,7 +49,7 @@ class Learner(Protocol):
         """Update the weights and return metrics, `entropy` among them.
 
         Raises:
-            NotFiniteError: a number of the computation is NaN or infinite.
+            NotFiniteError: a number is NaN or infinite.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""Base classes of the learners that weight the gradient of token log-probs with an advantage: PPO, GRPO, RLOO and others.
+"""Base classes of the policy-gradient learners: PPO, GRPO, RLOO and others.
 
-They differ in the advantage, in how tokens of replies of different length are weighted, and in whether a critic is trained as
-well. The KL penalty is part of the reward in all of them, where its gradient is unbiased (algorithms/kl.py).
+They differ in the advantage, in the aggregation of token losses over replies of different lengths, and in whether they train a
+critic. In all of them the KL penalty is part of the reward, where its gradient is unbiased (algorithms/kl.py).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _ENTROPY_BONUS = 0.02
 
 
 class PolicyGradient(Learner):
-    """Gradient steps on minibatches, the loss of each token weighted with an advantage.
+    """Policy gradient with several minibatch steps per iteration.
 
     Args:
         context: shared context of policy learning.
-        aggregation: weighting of the tokens within a minibatch.
-        rates: peak learning rates of further roles that are trained.
+        aggregation: weighting of the tokens within a minibatch. Default: all tokens equal.
+        rates: Optional. Peak learning rates of additional roles to train.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class PolicyGradient(Learner):
 
     @abstractmethod
     def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
-        """Measure the share of tokens whose loss is clipped."""
+        """Return the share of tokens whose loss is clipped."""
 
     @abstractmethod
     def loss(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
-        """Compute the loss of each token from its log-prob under the current policy."""
+        """Compute the loss of each token from its log-prob under the current policy, `[B, R]`."""
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
         return collect(self.context, prompts, iteration)
@@ -74,6 +74,7 @@ class PolicyGradient(Learner):
         means = mean_of(rows)
         self.floor.update(means["entropy"])
         self.step_size.update(means["approximate_kl"])
+        # Only the gap before the first step is a check: later steps move the ratio on purpose.
         del means["ratio_gap"]
         rate = peak * self.optimizers.scale * learning_rate_factor(iteration, config)
         return {**means, "first_ratio": rows[0]["ratio_gap"], "learning_rate": rate}
@@ -109,7 +110,7 @@ class ClippedPolicyGradient(PolicyGradient):
 
     @property
     def clip(self) -> tuple[float, float]:
-        """Lower and upper half-width of the range of the ratio."""
+        """The clip range of the ratio, [1 - lower, 1 + upper], as (lower, upper)."""
         return self.clipped.clip_range
 
     def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
@@ -117,7 +118,7 @@ class ClippedPolicyGradient(PolicyGradient):
 
     @abstractmethod
     def raw_advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
-        """Return the experience with advantages that are not clipped yet."""
+        """Return the experience with advantages before clipping."""
 
     def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
         return clip_fraction(
@@ -131,18 +132,18 @@ class ClippedPolicyGradient(PolicyGradient):
 
 
 def clip_advantages(experience: Experience, limit: float | None) -> Experience:
-    """Clip the advantages to an absolute value of at most `limit`; None leaves them unchanged."""
+    """Clip the advantages to [-limit, limit]; None leaves them unchanged."""
     return experience if limit is None else replace(experience, advantages=present(experience.advantages).clamp(-limit, limit))
 
 
 class KLAdaptiveStepSize:
-    """Shorten the policy's steps after an iteration that moved it too far, and lengthen them again afterwards.
+    """Reduce the step size after an iteration whose KL exceeded a limit, and recover it gradually.
 
-    For small steps the KL is proportional to the square of their length, so the factor is the square root of limit / KL, at
-    least a half per iteration; it recovers by a tenth per iteration and never exceeds 1.
+    For small steps the KL is proportional to the square of their length, so the factor is multiplied by sqrt(limit / KL), at
+    least 1/2 per iteration; it recovers by 10 % per iteration and never exceeds 1.
 
     Args:
-        limit: on the mean approximate KL over an iteration's steps, in nats per token; None: no limit.
+        limit: limit on the mean approximate KL of an iteration's steps, in nats per token; None for no limit.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -161,7 +162,7 @@ class EntropyFloor:
     """Add an entropy bonus while the policy's entropy is below a share of its initial value.
 
     Args:
-        share: of the entropy of the first iteration; None: no floor.
+        share: the floor, relative to the entropy of the first iteration; None for no floor.
     """
 
     def __init__(self, share: float | None) -> None:

@@ -1,7 +1,7 @@
-"""PPO: clipped steps, with generalised advantages from a critic in a separate role.
+"""PPO: clipped surrogate loss, with generalised advantages (GAE) from a critic in a separate role.
 
-Schulman et al. 2017, https://arxiv.org/abs/1707.06347. The critic starts as a copy of the evaluator (its adapter and head), as
-in Huang et al. 2024, https://arxiv.org/abs/2403.17031, and reads the same prompt as the evaluator.
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347. The critic is initialised from the evaluator (adapter and head), as in
+Huang et al. 2024, https://arxiv.org/abs/2403.17031, and reads the same prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PPO", "ensure_critic", "with_generalised_advantages"]
 
 
 def ensure_critic(context: LearnerContext) -> None:
-    """Add the role `critic` with a head unless it exists: a copy of the evaluator if there is one."""
+    """Add the role `critic` with a head unless it exists, as a copy of the evaluator if there is one."""
     backbone = context.backbone
     if CRITIC not in backbone.roles:
         evaluators = [role for role in backbone.roles if role in backbone.heads]
@@ -30,9 +30,10 @@ def ensure_critic(context: LearnerContext) -> None:
 
 
 def with_generalised_advantages(context: LearnerContext, experience: Experience, scale: RewardScale) -> Experience:
-    """Return the experience with the critic's values, the returns that it learns, and generalised advantages.
+    """Return the experience with values and returns of the critic, and generalised advantages.
 
-    The advantages are whitened over all tokens of the iteration; the returns use the raw ones.
+    The advantages are whitened over all tokens of the iteration. The returns are computed from the raw advantages, because the
+    critic predicts rewards in their own units.
     """
     settings = context.config.settings_as(CriticConfig)
     experience = with_values(context, experience, scale)
@@ -54,7 +55,7 @@ class PPO(ClippedPolicyGradient):
         return with_generalised_advantages(self.context, experience, scale)
 
     def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
-        """Step the policy before computing the critic's gradients, so that only one role's gradients are held at a time."""
+        """Step the policy, then the critic: in this order only one role's gradients are in memory at a time."""
         values = super().step(part, scale, iteration)
         values |= critic_gradients(self.context, part, scale)
         self.optimizers.step(CRITIC, iteration)

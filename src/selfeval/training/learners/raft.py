@@ -1,7 +1,7 @@
-"""RAFT, best-of-n distillation: the policy imitates the best reply to each question, and the other replies are dropped.
+"""RAFT, best-of-n distillation: the policy imitates the best reply to each question and ignores the others.
 
-Dong et al. 2023, https://arxiv.org/abs/2304.06767. The best reply has the highest reward including the KL penalty, so of two
-replies with equal scores the one that is likelier under the reference is imitated.
+Dong et al. 2023, https://arxiv.org/abs/2304.06767. The best reply is the one with the highest reward including the KL penalty,
+so of two replies with equal scores the one that is likelier under the reference wins.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from selfeval.training.learners.policy_gradient import PolicyGradient
 __all__ = ["RAFT"]
 
 _USUAL = 0.2
-"""PPO's usual clip range."""
+"""The usual clip range of PPO."""
 
 
 class RAFT(PolicyGradient):
-    """Imitation of the best reply of each group: an advantage of 1 for it, and no clip."""
+    """Imitation of the best reply of each group: its advantage is 1, all others 0, and there is no clipping."""
 
     def advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         best_B = _best(experience.rewards.sum(-1), experience.groups_B.tolist())
@@ -36,7 +36,7 @@ class RAFT(PolicyGradient):
         return super().update(chosen, scale, iteration)
 
     def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:
-        """Measure the share of tokens outside PPO's usual range; imitation is not clipped."""
+        """Return the share of tokens outside the usual clip range of PPO, although imitation is not clipped."""
         advantages_BR = present(rows.advantages)
         return clip_fraction(logprobs_BR, rows.logprobs, advantages_BR, rows.mask, clip_low=_USUAL, clip_high=_USUAL)
 
@@ -45,7 +45,7 @@ class RAFT(PolicyGradient):
 
 
 def _best(rewards_B: Tensor, groups: Sequence[int]) -> Tensor:
-    """Return 1 at the reply of each group with the highest reward (the first of equal ones), 0 elsewhere."""
+    """Return 1 for the reply with the highest reward in each group (the first one in a tie), 0 for the others."""
     best: dict[int, int] = {}
     rewards = rewards_B.tolist()
     for row, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""REINFORCE++: returns per token, whitened over the whole iteration, which is the only baseline; no critic and no groups.
+"""REINFORCE++: token-level returns whitened over the whole iteration, without a critic and without groups.
 
 Hu et al. 2025, https://arxiv.org/abs/2501.03262.
 """
@@ -17,7 +17,7 @@ __all__ = ["ReinforcePP"]
 
 
 class ReinforcePP(ClippedPolicyGradient):
-    """REINFORCE with PPO's clip and a baseline that all replies share."""
+    """REINFORCE with PPO's clipping and a global baseline."""
 
     def raw_advantages(self, samples: Samples, experience: Experience, scale: RewardScale) -> Experience:
         gamma = self.context.config.settings_as(ReinforcePPConfig).gamma

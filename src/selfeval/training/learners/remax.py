@@ -1,6 +1,6 @@
-"""ReMax: the baseline of a question is the reward of the policy's own greedy reply; no critic.
+"""ReMax: the baseline of a question is the reward of the policy's greedy reply; no critic.
 
-Li et al. 2024, https://arxiv.org/abs/2310.10505. Each question costs one more reply, which is scored but not trained on.
+Li et al. 2024, https://arxiv.org/abs/2310.10505. Each question needs one additional reply, which is scored but not trained on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ReMax(ClippedPolicyGradient):
     """REINFORCE with a greedy baseline."""
 
     def collect(self, prompts: Sequence[Prompt], iteration: int) -> Samples:
-        """Sample the replies, and add the greedy ones as baselines: one per question, in the order of `Samples.groups`."""
+        """Sample the replies, and the greedy baselines: one per question, in the order of `Samples.groups`."""
         context, once = self.context, list({p.question_id: p for p in prompts}.values())
         with context.backbone.acting_as(POLICY):
             requests = [Request(p.reply, temperature=0.0) for p in once]
@@ -38,7 +38,10 @@ class ReMax(ClippedPolicyGradient):
         return replace(super().collect(prompts, iteration), baselines=Samples(once, rollouts))
 
     def _at_temperature(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Replace the log-probs of greedy replies by those at the temperature at which the reference's are taken."""
+        """Replace the log-probs of greedy replies by those at the sampling temperature.
+
+        The reference's log-probs are computed at that temperature, and the KL penalty is meaningful only if both agree.
+        """
         context, backbone = self.context, self.context.backbone
         batch = pad_sequences(backbone, [p.reply for p in prompts], [r.ids for r in rollouts])
         temperature = context.config.temperature

@@ -1,7 +1,7 @@
-"""RLOO: the baseline of each reply is the mean reward of the other replies to its question; no critic.
+"""RLOO: the baseline of each reply is the mean reward of the other replies to the same question; no critic.
 
-Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740. The loss is PPO's clipped one, because an iteration's replies are used
-for several steps; at the first of them its gradient is the plain policy gradient.
+Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740. The loss is PPO's clipped surrogate, because the replies of an iteration
+are used for several steps; at the first step its gradient is the plain policy gradient.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Soft Q-learning held near the reference: SAC-discrete whose policy is the guided one, pi_ref exp(Q / beta).
+"""KL-regularised soft Q-learning: discrete SAC whose policy is the guided one, pi_ref exp(Q / beta).
 
-Christodoulou 2019, https://arxiv.org/abs/1910.07207, with the KL divergence from the reference in the place of the entropy
-(Jaques et al. 2017, section 3, https://arxiv.org/abs/1611.02796). The guided policy is the optimum of its actor loss, so that
-there is no actor to train; the value of a state is beta log sum_a pi_ref exp(min_k Q_k / beta), by the twins' targets. It
-samples with what it has learned, and its optimum is the KL-regularised one of the policy-gradient learners.
+Christodoulou 2019, https://arxiv.org/abs/1910.07207, with the KL divergence from the reference instead of the entropy (Jaques
+et al. 2017, section 3, https://arxiv.org/abs/1611.02796). The guided policy is the closed-form optimum of SAC's actor loss, so
+there is no actor to train. The value of a state is beta log sum_a pi_ref exp(min_k Q_k / beta), by the target networks. It is
+trained on replies of the guided policy, and its optimum is the KL-regularised optimum of the policy-gradient learners.
 
-Remembered tokens count by min(1, pi / mu), pi the guided policy now and mu the one that drew them (Retrace: Munos et al. 2016,
-https://arxiv.org/abs/1606.02647): in the traces, and in the loss, where the optimum is the same for any weights. Without them
-old replies keep lowering, by many nats, tokens that are no longer sampled, and tokens that no reply had rise instead.
+Replayed tokens are weighted by min(1, pi / mu), with pi the current guided policy and mu the one that sampled them (Retrace:
+Munos et al. 2016, https://arxiv.org/abs/1606.02647), both in the traces and in the loss, whose optimum does not depend on the
+weights. Without the weights, old replies keep lowering tokens that are no longer sampled, by many nats, and tokens that are in
+no reply rise instead.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""TRPO: one natural-gradient step per iteration within a bound on the policy's exact KL; the critic learns as in PPO.
+"""TRPO: one natural-gradient step per iteration within a bound on the policy's exact KL; the critic is trained as in PPO.
 
-Schulman et al. 2015, https://arxiv.org/abs/1502.05477. The step updates the policy's adapter alone, from all replies of the
-iteration: a KL bound holds for one step from one policy, so the policy has no epochs and no clip. `trust_region` is the
-bound at the peak of the learning rate schedule. The length of a step follows the schedule, and a KL is proportional to its
-square, so warm-up, decay and roll-backs scale the bound by the square of their factor. With a constant bound the policy could
-not settle: near the optimum, where its direction is noise, a natural step is as long as far from it.
+Schulman et al. 2015, https://arxiv.org/abs/1502.05477. The step updates only the policy's adapter, from all replies of the
+iteration. The KL bound holds for a single step from a fixed policy, so the policy has no epochs and no clipping.
+`trust_region` is the bound at the peak of the learning rate schedule. The KL is proportional to the square of the step length,
+so warm-up, decay and roll-backs scale the bound by the square of their factor. With a constant bound the policy could not
+converge: a natural step has the same length near the optimum, where its direction is noise, as far from it.
 """
 
 from __future__ import annotations

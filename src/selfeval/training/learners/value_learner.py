@@ -1,8 +1,8 @@
 """Base class of the value learners: Q roles that guide decoding, a replay buffer, and an automatic temperature.
 
-The policy's weights do not change. It samples pi_ref exp(mean_k Q_k / beta), normalised, of which b(s) cancels
-(`rollout/guide.py`); beta moves until the KL divergence of the guided replies from the reference is `kl_target` nats per reply,
-by gradient ascent on the dual, as the temperature of SAC does: Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905.
+The policy's weights do not change. Replies are sampled from pi_ref exp(mean_k Q_k / beta), normalised, in which b(s) cancels
+(`rollout/guide.py`). beta is adapted by gradient ascent on the dual until the KL divergence of the guided replies from the
+reference is `kl_target` nats per reply, like the temperature of SAC: Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905.
 
 Shapes: B replies, R reply tokens.
 """
@@ -43,7 +43,7 @@ from selfeval.training.replay import Replay, Replayed
 __all__ = ["ValueLearner"]
 
 _TEMPERATURE_RATE = 0.05
-"""Change of log beta in an iteration whose KL is off by the whole target."""
+"""Change of log beta in an iteration whose KL differs from the target by the target itself."""
 
 Step = dict[str, tuple[Replayed, Tensor]]
 """For each role a minibatch and the targets of its tokens."""
@@ -54,7 +54,7 @@ class ValueLearner(Learner):
 
     Args:
         context: shared context of policy learning; the rewards have no KL penalty.
-        others: further roles that are trained, with `critic_learning_rate`.
+        others: additional roles to train with `critic_learning_rate`. Default: none.
     """
 
     def __init__(self, context: LearnerContext, others: Sequence[str] = ()) -> None:
@@ -79,7 +79,7 @@ class ValueLearner(Learner):
 
     @abstractmethod
     def with_targets(self, pool: Replayed) -> Replayed:
-        """Return the replies with the target networks' value of each token and the targets of the Q functions."""
+        """Return the replies with `taken` and `targets` filled in."""
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         self.replay.add(experience)
@@ -99,11 +99,11 @@ class ValueLearner(Learner):
                 yield {role: (pool.rows(index), parts[role][index]) for role, index in picked.items()}
 
     def _shares(self, pool: Replayed) -> dict[str, Tensor]:
-        """Compute the target of each role: the target of Q less the current output of the other roles.
+        """Compute the target of each role: the target of Q minus the current output of the other roles.
 
-        The Q roles learn from errors less their mean, as advantages are centred for a policy gradient: while all values lag
-        behind rising rewards, every drawn token is worth more than its Q, and they would imitate whatever is drawn. Where all
-        errors are 0 there is nothing to take away.
+        The mean error is subtracted from the targets of the Q roles, like centring the advantages of a policy gradient. While
+        the values lag behind rising rewards, every sampled token has a positive error, and the Q roles would imitate whatever
+        was sampled. The fixed point, at which all errors are 0, does not change.
         """
         one_BR, other_BR, state_BR = (chosen_token_values(self.context, role, pool) for role in (*Q_ROLES, VALUE_ROLE))
         rest_BR, weights_BR = pool.targets - state_BR, pool.weights
@@ -129,7 +129,7 @@ class ValueLearner(Learner):
         }
 
     def step_others(self, part: Replayed, iteration: int) -> dict[str, float]:
-        """Take a step of the further roles on a minibatch; none by default."""
+        """Step the additional roles on a minibatch and return their metrics; does nothing by default."""
         return {}
 
     def _follow_kl(self, guided: Experience, iteration: int) -> dict[str, float]:
