@@ -83,7 +83,7 @@ def test_help_shows_the_commands_and_the_exit_codes() -> None:
 
 def test_until_lists_the_stages_of_the_pipeline() -> None:
     from selfeval.stages import STAGE_NAMES
-    from selfeval.stages.pipeline import STAGES
+    from selfeval.stages.graph import STAGES
 
     assert tuple(stage.name for stage in STAGES) == STAGE_NAMES
 

@@ -19,9 +19,18 @@ from selfeval.records import Drop, Question, Split
 from selfeval.store import (
     RUN_SCHEMA,
     Archive,
+    Changed,
+    Damaged,
+    Expected,
+    Fresh,
+    Ledger,
+    Missing,
+    Output,
     RunStore,
+    State,
     check_files,
     fingerprint,
+    has_manifest,
     read_json,
     read_run,
     write_json,
@@ -170,16 +179,43 @@ def test_a_second_process_is_kept_out_until_the_first_one_is_done(store: RunStor
 
 
 def test_a_stage_is_finished_only_when_its_manifest_is_there(store: RunStore) -> None:
-    assert store.begin("questions", "key") is False
+    ledger = Ledger(store.root, {"questions": Expected("key")})
+    assert ledger.state("questions") == Missing()
+    store.begin("questions", "key")
     store.write_shard("questions", 0, QUESTIONS, [Drop("questions", "short", "x")])
-    assert not store.is_finished("questions")
+    assert ledger.state("questions") == Missing()
     store.finish("questions", "key", {"train": 3})
-    assert store.is_finished("questions")
+    assert ledger.state("questions") == Fresh()
     manifest = store.manifest("questions")
     assert manifest["counts"] == {"train": 3}
     assert list(manifest["files"]) == ["questions/shard-00000.jsonl"]
-    assert store.begin("questions", "key") is False
-    assert store.is_finished("questions")
+    store.begin("questions", "key")
+    assert ledger.state("questions") == Fresh()
+
+
+def test_the_states_of_a_stage(store: RunStore) -> None:
+    """Each of the four, and which comes first where two hold."""
+    reads = [Output(store.root, "questions"), 3]
+    ledger = Ledger(store.root, {"replies": Expected("key", reads)})
+    store.begin("replies", "key", "from other questions")
+    assert ledger.state("replies") == Missing(), "inputs that are not finished are not compared"
+    store.finish("questions", "q", {})
+    assert ledger.state("replies") == Changed("inputs")
+    inputs = ledger.expected["replies"].inputs
+    assert inputs == fingerprint([Output(store.root, "questions").content, 3])
+    store.begin("replies", "key", inputs)
+    store.write_shard("replies", 0, QUESTIONS)
+    store.finish("replies", "key", {}, inputs=inputs)
+    assert ledger.state("replies") == Fresh()
+    shard = store.shards("replies")[0]
+    shard.write_bytes(b"{}")
+    assert ledger.state("replies") == Damaged("replies/shard-00000.jsonl")
+    store.finish("questions", "q", {}, inputs="others")
+    assert ledger.state("replies") == Damaged("replies/shard-00000.jsonl")
+    shard.unlink()
+    assert ledger.state("replies") == Changed("inputs")
+    assert Ledger(store.root, {"replies": Expected("other")}).state("replies") == Changed("configuration")
+    assert Ledger(store.root).state("replies") == Missing(("replies/shard-00000.jsonl",))
 
 
 def test_the_manifest_is_the_last_thing_written(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +233,20 @@ def test_the_manifest_is_the_last_thing_written(store: RunStore, monkeypatch: py
     assert moved == ["key.json", "written.json", "shard-00000.jsonl", "shard-00000.jsonl", "manifest.json"]
 
 
+def _owned(store: RunStore) -> list[Path]:
+    return [store.root / "roles" / "policy", store.root / "metrics" / "policy.jsonl"]
+
+
+def _policy_state(store: RunStore, key: str) -> State:
+    return Ledger(store.root, {"policy": Expected(key, owned=_owned(store))}).state("policy")
+
+
 def _work(store: RunStore, key: str, text: str) -> bool:
-    owned = [store.root / "roles" / "policy", store.root / "metrics" / "policy.jsonl"]
-    moved = store.begin("policy", key, owned)
+    owned = _owned(store)
+    moved = _policy_state(store, key) == Changed("configuration")
+    if moved:
+        store.set_aside("policy", owned)
+    store.begin("policy", key)
     store.write_shard("policy", 0, QUESTIONS)
     with writing(owned[0]) as folder:
         folder.mkdir()
@@ -235,22 +282,22 @@ def test_a_kill_while_old_work_is_moved_away_never_mixes_it_with_new(store: RunS
             raise KeyboardInterrupt
         replace(source, target)
 
-    owned = [store.root / "roles" / "policy", store.root / "metrics" / "policy.jsonl"]
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        store.begin("policy", "two", owned)
+        store.set_aside("policy", _owned(store))
     monkeypatch.setattr(os, "replace", replace)
-    assert store.begin("policy", "two", owned)
-    assert not any(path.exists() for path in owned)
-    assert not store.is_finished("policy")
+    assert _policy_state(store, "two") == Changed("configuration")
+    store.set_aside("policy", _owned(store))
+    assert not any(path.exists() for path in _owned(store))
+    assert _policy_state(store, "two") == Missing()
     assert store.shards("policy") == []
 
 
 def test_a_changed_key_with_nothing_done_yet_is_not_announced(store: RunStore) -> None:
     store.begin("policy", "one")
-    assert store.begin("policy", "two") is False
-    assert read_json(store.folder("policy") / "key.json") == {"key": "two"}
-    assert not (store.root / "replaced").exists()
+    assert _policy_state(store, "two") == Missing()
+    store.begin("policy", "two", "inputs")
+    assert read_json(store.folder("policy") / "key.json") == {"key": "two", "inputs": "inputs"}
 
 
 def test_seconds_of_interrupted_tries_add_up(store: RunStore) -> None:
@@ -414,14 +461,14 @@ def test_a_shard_that_was_changed_after_its_stage_finished_is_named(tmp_path: Pa
     store.begin("questions", "k")
     store.write_shard("questions", 0, [Question("q0", "How many?", Split.TRAIN, "self")])
     store.finish("questions", "k", {})
-    assert store.damaged_files("questions") == []
+    assert Ledger(store.root).state("questions") == Fresh()
     shard = store.shards("questions")[0]
     shard.write_text(shard.read_text(encoding="utf-8") * 2, encoding="utf-8")
-    assert store.damaged_files("questions") == ["questions/shard-00000.jsonl"]
+    assert Ledger(store.root).state("questions") == Damaged("questions/shard-00000.jsonl")
     with pytest.raises(RunFolderError, match="is damaged: its content is not what was written"):
         check_files(store.root, [shard])
     shard.unlink()
-    assert not store.is_finished("questions")
+    assert Ledger(store.root).state("questions") == Missing(("questions/shard-00000.jsonl",))
     store.close()
 
 
@@ -470,7 +517,6 @@ def _questions(root: Path) -> RunStore:
     store = RunStore(root)
     store.update_run(schema=RUN_SCHEMA)
     store.begin("questions", "k")
-    store.note_inputs("questions", "")
     store.write_shard("questions", 0, QUESTIONS, [Drop("questions", "short", "x")])
     store.finish("questions", "k", {"train": 3}, also=[root / "dropped" / "questions"])
     return store
@@ -485,10 +531,9 @@ def test_garbage_in_the_folders_own_files_is_named_and_the_remedy_works(tmp_path
 
     def use() -> None:
         store.update_run(status="running")
-        assert not store.begin("questions", "k"), "the work was set aside"
-        assert store.made_from("questions") == ""
-        if store.has_manifest("questions"):
-            assert store.is_finished("questions")
+        ledger = Ledger(store.root, {"questions": Expected("k")})
+        assert ledger.key("questions") == "k"
+        assert ledger.state("questions") == (Fresh() if has_manifest(store.root, "questions") else Missing())
 
     if name != "run.json" or garbage != b"{}":  # an empty run.json contains nothing wrong
         with pytest.raises(RunFolderError, match=rf"{path} is damaged .*remove it and give the") as caught:
@@ -530,7 +575,7 @@ def test_a_lost_file_of_dropped_records_makes_its_shard_run_again(tmp_path: Path
     with pytest.raises(RunFolderError, match=r"remove this file and give the same command again to redo the shard"):
         store.read_dropped("questions")
     path.unlink()
-    assert not store.is_finished("questions")
+    assert Ledger(store.root).state("questions") == Missing(("dropped/questions/shard-00000.jsonl",))
     assert not store.has_shard("questions", 0, drops=True)
     store.reopen("questions")
     assert not store.has_shard("questions", 0)
@@ -577,7 +622,7 @@ def test_a_named_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path:
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     with pytest.raises(RunFolderError, match=rf"{path} is a device or named pipe where a file is expected; remove it"):
-        _ = (store.run, store.key("questions"), store.read("questions", Question), store.read_metrics("policy"))
+        _ = (store.run, Ledger(store.root).key("questions"), store.read("questions", Question), store.read_metrics("policy"))
     store.close()
 
 

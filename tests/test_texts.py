@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from selfeval import texts
 from selfeval.errors import SeedsError
 from selfeval.texts import format_bytes, json_lines, parse_json, read_text, visible
 
@@ -52,6 +53,21 @@ def test_a_file_above_the_limit_is_refused_and_one_at_the_limit_is_read(tmp_path
 def test_lines_keep_their_numbers_and_separators_inside_texts() -> None:
     text = '{"a": "x\u2028y"}\n\n  {"a": 2}\n'
     assert list(json_lines(text, "f", SeedsError, "{}")) == [(1, {"a": "x\u2028y"}), (3, {"a": 2})]
+
+
+def test_lines_that_arrive_as_bytes_are_read_alike_and_named_by_their_number() -> None:
+    lines = iter([b'\xef\xbb\xbf{"a": 1}\n', b"\n", b'{"a": "\xff"}\n'])
+    read = json_lines(lines, "standard input", SeedsError, "{}")
+    assert next(read) == (1, {"a": 1})
+    with pytest.raises(SeedsError, match=r"^standard input, line 3: not UTF-8 text .*; got .*; write \{\}, one a line$"):
+        next(read)
+
+
+def test_a_line_longer_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "LONGEST_LINE", 1 << 20)
+    line = '{"a": "' + "x" * (1 << 20) + '"}'
+    with pytest.raises(SeedsError, match="f, line 2: it has more than 1 MiB; got"):
+        list(json_lines(f'{{"a": 1}}\n{line}', "f", SeedsError, "{}"))
 
 
 def test_nesting_is_read_up_to_its_limit_wherever_the_caller_stands() -> None:

@@ -8,25 +8,31 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from selfeval.errors import InputError
 
 __all__ = [
+    "LONGEST_LINE",
     "Line",
     "format_bytes",
     "has_half_character",
-    "json_line",
     "json_lines",
     "nearest",
     "parse_json",
+    "read_lines",
     "read_text",
     "safe_json",
     "shortened",
     "visible",
 ]
+
+R = TypeVar("R")
+
+LONGEST_LINE = 64 << 20
+"""Size limit of a line of records in bytes; a reply of 128k tokens takes about one MiB."""
 
 Line = tuple[int, dict[str, Any]]
 """Line number, counted from 1, and the JSON object in the line."""
@@ -93,11 +99,41 @@ def _refuse(path: Path, kind: str, error: type[InputError], remedy: str, problem
     raise error(f"{kind} {visible(str(path))} {reason}; {remedy}") from problem
 
 
-def json_lines(text: str, where: str, error: type[InputError], example: str) -> Iterator[Line]:
-    """Yield the objects of JSON lines; empty lines are skipped.
+def read_lines(
+    lines: Iterable[bytes | str],
+    parse: Callable[[bytes | str], R],
+    error: Callable[[int, bytes | str, Exception], InputError],
+    *,
+    skip_blank: bool = False,
+) -> Iterator[tuple[int, R]]:
+    """Yield the number and the parsed value of each line. All JSON Lines are read by this function.
 
     Args:
-        text: the lines.
+        lines: the lines. Those longer than `LONGEST_LINE` are refused, so a reader need not return more than a byte over it.
+        parse: parses a line; raises TypeError or ValueError for a malformed one.
+        error: makes an error from the number of a line, the line, and the reason.
+        skip_blank: skip blank lines instead of parsing them. Default: False.
+
+    Raises:
+        InputError: made by `error`; a line is too long or malformed.
+    """
+    for number, line in enumerate(lines, start=1):
+        if skip_blank and not line.strip():
+            continue
+        try:
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"it has more than {LONGEST_LINE >> 20} MiB")
+            value = parse(line)
+        except (TypeError, ValueError) as problem:
+            raise error(number, line, problem) from problem
+        yield number, value
+
+
+def json_lines(text: str | Iterable[bytes], where: str, error: type[InputError], example: str) -> Iterator[Line]:
+    """Yield the objects of a user's JSON lines; blank lines are skipped.
+
+    Args:
+        text: the lines, as a text or one by one.
         where: the file's name, for messages.
         error: class of the errors.
         example: a valid line, for messages.
@@ -105,26 +141,27 @@ def json_lines(text: str, where: str, error: type[InputError], example: str) -> 
     Raises:
         InputError: an instance of `error`; a line is not a JSON object. The message names it and shows its beginning.
     """
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at U+2028
-        if line.strip():
-            yield number, json_line(line.strip(), f"{where}, line {number}", error, example)
+
+    def refused(number: int, line: bytes | str, problem: Exception) -> InputError:
+        seen = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
+        return error(f"{where}, line {number}: {problem}; got {shortened(seen.strip())}; write {example}, one a line")
+
+    lines = text.split("\n") if isinstance(text, str) else text  # splitlines would also split at U+2028
+    return read_lines(lines, _user_object, refused, skip_blank=True)
 
 
-def json_line(line: str, where: str, error: type[InputError], example: str) -> dict[str, Any]:
-    """Return the object in one line of JSON lines.
-
-    Raises:
-        InputError: see `json_lines`.
-    """
+def _user_object(line: bytes | str) -> dict[str, Any]:
     try:
-        values = parse_json(line)
+        values = parse_json((line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip())
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"not UTF-8 text ({problem})") from problem
     except ValueError as problem:
         reason = problem.msg if isinstance(problem, json.JSONDecodeError) else str(problem)
-        raise error(f"{where}: not JSON ({reason}); got {shortened(line)}; write {example}, one a line") from problem
+        raise ValueError(f"not JSON ({reason})") from problem
     if not isinstance(values, dict):
-        raise error(f"{where}: not a JSON object; got {shortened(line)}; write {example}, one a line")
+        raise TypeError("not a JSON object")
     if has_half_character(values):
-        raise error(f"{where}: half a surrogate pair; got {shortened(line)}; write whole characters")
+        raise ValueError("half a surrogate pair")
     return values
 
 

@@ -22,7 +22,8 @@ from selfeval.config import RunConfig
 from selfeval.judging.templates import templates_folder
 from selfeval.quality.question_filters import QuestionFilters
 from selfeval.stages.context import Context
-from selfeval.stages.pipeline import STAGES, run_stages
+from selfeval.stages.graph import STAGES
+from selfeval.stages.pipeline import run_stages
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 

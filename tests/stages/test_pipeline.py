@@ -13,7 +13,7 @@ import pytest
 
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, LostWorkError, RunFolderError
-from selfeval.stages import gold, pipeline
+from selfeval.stages import evaluation, gold, pipeline
 from selfeval.stages.gold import load_gold
 from selfeval.stages.restore import restore
 from selfeval.stages.terminal import Terminal
@@ -268,7 +268,7 @@ def test_the_real_evaluation_is_the_first_to_load_the_oracle(
     world: World, oracle: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = next(stage for stage in pipeline.STAGES if stage.name == "evaluation")
-    real = dataclasses.replace(real, run=pipeline.evaluation.run)
+    real = dataclasses.replace(real, run=evaluation.run)
     monkeypatch.setattr(pipeline, "STAGES", tuple(real if s.name == "evaluation" else s for s in pipeline.STAGES))
     with pytest.raises(RuntimeError, match="the oracle was made"):
         world.run('domain="oracle"')

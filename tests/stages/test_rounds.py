@@ -21,9 +21,10 @@ from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.runs.reader import round_folder
 from selfeval.stages import evaluation, questions, replies
-from selfeval.stages.context import START, Context
-from selfeval.stages.pipeline import stage_keys
+from selfeval.stages.context import Context
+from selfeval.stages.graph import stage_keys
 from selfeval.stages.policy import add_roles
+from selfeval.stages.shards import START
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 from selfeval.training.context import POLICY, REFERENCE

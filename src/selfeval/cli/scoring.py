@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from selfeval.errors import DataError, InputError
-from selfeval.texts import json_line, json_lines, read_text, safe_json, shortened, visible
+from selfeval.texts import LONGEST_LINE, json_lines, read_text, safe_json, shortened, visible
 
 if TYPE_CHECKING:
     from selfeval.runs.evaluator import Evaluator, Ranking
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "print_scores", "read_asked", "typed"]
 
 _EXAMPLE = '{"question": "...", "replies": ["...", "..."]}'
-_LARGEST, _LONGEST_LINE = 1 << 30, 1 << 24
+_LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def read_asked(source: Path) -> Iterable[Asked]:
         DataError: a line is malformed; the message names it. A file is read completely before the first result.
     """
     if str(source) == "-":
-        return _from_standard_input()
+        arriving = json_lines(_from_standard_input(), "standard input", DataError, _EXAMPLE)
+        return (_asked(values, f"standard input, line {number}") for number, values in arriving)
     text = read_text(source, "file", DataError, most=_LARGEST, remedy=f"give JSON lines ({_EXAMPLE}), or - for standard input")
     lines = json_lines(text, str(source), DataError, _EXAMPLE)
     found = [_asked(values, f"{source}, line {number}") for number, values in lines]
@@ -59,19 +60,10 @@ def typed(question: str, replies: Sequence[str]) -> list[Asked]:
     return [Asked(question, tuple(replies), {"question": question, "replies": list(replies)})]
 
 
-def _from_standard_input() -> Iterator[Asked]:
-    number = 0
-    while data := sys.stdin.buffer.readline(_LONGEST_LINE + 1):
-        number += 1
-        where = f"standard input, line {number}"
-        if len(data) > _LONGEST_LINE:
-            raise DataError(f"{where}: longer than {_LONGEST_LINE >> 20} MiB; write {_EXAMPLE}, one a line")
-        try:
-            line = data.decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8 text ({error})") from error
-        if line:
-            yield _asked(json_line(line, where, DataError, _EXAMPLE), where)
+def _from_standard_input() -> Iterator[bytes]:
+    """Yield the lines as they arrive, of at most one byte over the limit."""
+    while line := sys.stdin.buffer.readline(LONGEST_LINE + 1):
+        yield line
 
 
 def _asked(values: dict[str, Any], where: str) -> Asked:

@@ -21,7 +21,7 @@ from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Batch, Request
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import member_roles
-from selfeval.stages.context import START
+from selfeval.stages.shards import START
 from selfeval.training.context import POLICY, REFERENCE, LearnerContext
 from selfeval.training.evaluator import EVALUATOR, pair_loss
 from selfeval.training.experience import Experience, acting_logprobs

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from selfeval.report.reading import Metrics, read_metrics, read_report
 from selfeval.report.schema import Report
 from selfeval.report.sections import all_sections
-from selfeval.store import writing
+from selfeval.store import write_file
 
 __all__ = ["draw_page", "render"]
 
@@ -35,8 +35,7 @@ def draw_page(run_folder: Path) -> Path:
         StorageError: the page cannot be written.
     """
     page = render(read_report(run_folder / "report.json"), read_metrics(run_folder))
-    with writing(run_folder / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_file(run_folder / "index.html", page)
     return run_folder / "index.html"
 
 

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfeval.backbone.snapshot import commit_of
 from selfeval.errors import RunFolderError
 from selfeval.stages.context import Context
+from selfeval.stages.graph import STAGES, Stage, input_fingerprints
+from selfeval.store import Ledger
 
-__all__ = ["Loss", "agree", "changed_contents", "cost", "differences"]
+__all__ = ["Loss", "agree", "cost", "differences", "loss_of", "what_changed"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,28 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def loss_of(context: Context, stage: Stage) -> Loss:
+    """Return the work of a stage as it would be set aside."""
+    name = f"round {context.round}, {stage.name}" if context.earlier else stage.name
+    return Loss(name, context.store.run.get("stages", {}).get(stage.name, {}))
+
+
+def what_changed(context: Context) -> str:
+    """Describe how this configuration differs from that of the results in the run folder."""
+    store, sections = context.store, {section for stage in STAGES for section in stage.sections}
+    old, new = store.run.get("config") or {}, context.config.model_dump(mode="json")
+    found = differences({k: v for k, v in old.items() if k in sections}, {k: v for k, v in new.items() if k in sections})
+    known, found_now = store.run.get("made_of") or {}, input_fingerprints(context)
+    found += [f"{name} changed" for name in found_now if name in known and known[name] != found_now[name]]
+    before, now = store.run.get("commit"), commit_of(context.config.model)
+    if before and now and before != now:
+        found.append(f"commit of {context.config.model}: {before}, now {now}")
+    ledger = Ledger(store.root)
+    lost = [stage.name for stage in STAGES if ledger.key(stage.name) is None and ledger.has_work(stage.name)]
+    found += [f"{name}/key.json is missing" for name in lost]
+    return f"{store.root} has results of another configuration: {', '.join(found) or 'it cannot be told which'}"
+
+
 def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> None:
     """Ask the user to accept the losses; return if they do. Later calls in the same command do not ask again.
 
@@ -87,8 +112,3 @@ def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> N
         f"{text}. Nothing was moved. To resume with the run's own settings: selfeval run --output {folder}. To run these "
         "stages again: give the same command with --restart (selfeval restore brings the old results back)"
     )
-
-
-def changed_contents(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """List the inputs of a run (model files, templates, seeds) whose content has changed."""
-    return [f"{name} changed" for name in new if name in old and old[name] != new[name]]

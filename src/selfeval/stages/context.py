@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selfeval.backbone.adapters import BASE
-from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.snapshot import commit_of
 from selfeval.config import JudgeRole, RunConfig
@@ -25,19 +23,18 @@ from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import pairs_of, with_run_precision
 from selfeval.runs.templates import day_of
+from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, read_given
 from selfeval.stages.prompts import load_templates
 from selfeval.stages.seeds import read_seeds
+from selfeval.stages.shards import Executor, InProcess, ModelHandle
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
 from selfeval.store import RunStore
 from selfeval.training.context import POLICY
 from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
 
-__all__ = ["START", "Context"]
-
-START = "start"
-"""Role that a later round starts from: the previous round's policy, frozen. Round 1 starts from the bare base."""
+__all__ = ["Context"]
 
 
 @dataclass
@@ -113,13 +110,20 @@ class Context:
         if self.__dict__.pop("backbone", None) is not None:
             gc.collect()  # a model and its hooks form a reference cycle
 
+    @property
+    def model(self) -> ModelHandle:
+        """The part of the context that the work of a stage needs."""
+        start = self.earlier[-1].root / "roles" / POLICY if self.earlier else None
+        return ModelHandle(self.backbone, self.templates, start)
+
+    @property
+    def executor(self) -> Executor:
+        """Calls the work of the stages that write shards."""
+        return InProcess(lambda: self.model)
+
     def ensure_start(self) -> str:
         """Load the role that this round starts from if needed, and return its name."""
-        if not self.earlier:
-            return BASE
-        if START not in self.backbone.roles.names:
-            load_role(self.backbone, START, self.earlier[-1].root / "roles" / POLICY)
-        return START
+        return self.model.start()
 
     def load_evaluators(self) -> list[Member]:
         """Load the trained evaluator members into the backbone if needed, and return them."""
@@ -211,13 +215,18 @@ class Context:
             return self.config.seed
         return random.Random(f"{self.config.seed}/round/{self.round}").getrandbits(48)
 
+    @property
+    def draws(self) -> Draws:
+        """The random numbers of this round."""
+        return Draws(self.round_seed)
+
     def random(self, *names: object) -> random.Random:
         """Return a generator seeded only by the run's seed, the round and these names."""
-        return random.Random("/".join(str(part) for part in (self.round_seed, *names)))
+        return self.draws.random(*names)
 
     def seed(self, *names: object) -> int:
         """Return a seed derived only from the run's seed, the round and these names."""
-        return self.random(*names).getrandbits(48)
+        return self.draws.seed(*names)
 
     def role_folder(self, role: str) -> Path:
         return self.store.root / "roles" / role

@@ -51,7 +51,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.gold import Gold, load_gold
 from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
-from selfeval.store import RunStore, read_object, write_json, writing
+from selfeval.store import RunStore, read_object, write_file, write_json
 
 __all__ = ["FIRST_PAIRS", "run"]
 
@@ -303,8 +303,7 @@ def _write_gold_curve(context: Context, predicted: Mapping[int, Sequence[Predict
     ]
     if not rows:
         return
-    with writing(context.store.metrics_path("evaluation")) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_file(context.store.metrics_path("evaluation"), "".join(json.dumps(row) + "\n" for row in rows))
     for row in rows:
         context.trackers.log("evaluation", row)
 

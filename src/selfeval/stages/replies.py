@@ -12,31 +12,164 @@ With a file of replies or pairs (`stages/given.py`) its replies are used, and on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
+from selfeval.config import RepliesConfig
 from selfeval.records import Question, Reply, Split, Working
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages.context import Context
-from selfeval.stages.given import Given
+from selfeval.stages.draws import Draws
+from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
-__all__ = ["run"]
+__all__ = ["Asked", "WriteReplies", "run"]
 
-
-def _request(context: Context, question: Question, number: int) -> Request:
-    prompt = context.templates.prompt("reply", question=question.text)
-    if question.split == Split.TEST:
-        return Request(prompt)
-    rng, config = context.random("replies", question.id, number), context.config.replies
-    return Request(prompt, rng.uniform(*config.temperature), rng.uniform(*config.top_p))
+Numbered = tuple[Question, int]
+"""A question and the number of a reply to it."""
 
 
-def _reply(context: Context, question: Question, number: int, request: Request, rollout: Rollout, way: str) -> Reply:
+@dataclass(frozen=True)
+class Asked:
+    """A question to reply to.
+
+    Attributes:
+        question: the question.
+        typed: the user's own replies. Default: none.
+        working: whether a reference answer is generated too. Default: False.
+    """
+
+    question: Question
+    typed: tuple[str, ...] = ()
+    working: bool = False
+
+
+@dataclass(frozen=True)
+class WriteReplies:
+    """Work of the stage: reply to the questions of a shard.
+
+    Attributes:
+        config: settings of the stage.
+        rows: batch size of the sampling.
+        batch_tokens: batch size of the scoring, in tokens.
+        draws: random numbers of the round.
+        brought: whether the user's own replies are used; then each test question gets one sample, to compare the policy with.
+    """
+
+    config: RepliesConfig
+    rows: int
+    batch_tokens: int
+    draws: Draws
+    brought: bool = False
+
+    def __call__(self, model: ModelHandle, batch: Batch[Asked]) -> ShardOutput:
+        """Return the replies under the start role, and the reference answers of the base if the evaluator reads them."""
+        sampled, beamed = self._numbered([asked.question for asked in batch.records])
+        with model.backbone.acting_as(model.start()):
+            replies = self._sampled(model, batch.index, sampled) if sampled else []
+            if beamed:
+                replies += self._beamed(model, beamed)
+            replies += self._typed(model, batch.records)
+        records = sorted(replies, key=lambda r: r.id)
+        if not model.templates.grades_with_working:
+            return ShardOutput(records)
+        return ShardOutput(records, others={"workings": self._workings(model, batch.records)})
+
+    def _numbered(self, questions: Sequence[Question]) -> tuple[list[Numbered], list[Numbered]]:
+        """Return the replies to sample and those to generate by beam search."""
+        if self.brought:
+            return [(q, 0) for q in questions if q.split == Split.TEST], []
+        last = self.config.per_question - 1
+        beamed = [
+            (q, last) for q in questions
+            if q.split == Split.TRAIN and self.draws.random("beam", q.id).random() < self.config.beam_share
+        ]  # fmt: skip
+        taken = {q.id for q, _ in beamed}
+        numbers = range(self.config.per_question)
+        return [(q, n) for q in questions for n in numbers if not (n == last and q.id in taken)], beamed
+
+    def _sampled(self, model: ModelHandle, shard: int, numbered: Sequence[Numbered]) -> list[Reply]:
+        requests = [self._request(model, question, number) for question, number in numbered]
+        rollouts = generate(
+            model.backbone,
+            requests,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.draws.seed("replies", shard),
+            rows=self.rows,
+        )
+        return [
+            _reply(model, asked, request, rollout, "sample")
+            for asked, request, rollout in zip(numbered, requests, rollouts, strict=True)
+        ]
+
+    def _request(self, model: ModelHandle, question: Question, number: int) -> Request:
+        prompt = model.templates.prompt("reply", question=question.text)
+        if question.split == Split.TEST:
+            return Request(prompt)
+        rng = self.draws.random("replies", question.id, number)
+        return Request(prompt, rng.uniform(*self.config.temperature), rng.uniform(*self.config.top_p))
+
+    def _beamed(self, model: ModelHandle, numbered: Sequence[Numbered]) -> list[Reply]:
+        requests = [Request(model.templates.prompt("reply", question=q.text)) for q, _ in numbered]
+        rollouts = beam_search(
+            model.backbone,
+            [r.prompt for r in requests],
+            beams=self.config.beams,
+            max_new_tokens=self.config.max_new_tokens,
+            rows=self.rows,
+            batch_tokens=self.batch_tokens,
+        )
+        return [
+            _reply(model, asked, request, rollout, "beam")
+            for asked, request, rollout in zip(numbered, requests, rollouts, strict=True)
+        ]
+
+    def _typed(self, model: ModelHandle, asked: Sequence[Asked]) -> list[Reply]:
+        """Return the user's replies with their log-probs, without those too long for the model's context.
+
+        Their token ids are those under which any text is scored, including the end-of-sequence token.
+        """
+        end = model.backbone.loaded.eos_ids[:1]
+        texts = [(one.question, n, text) for one in asked for n, text in enumerate(one.typed)]
+        found = [(q, n, text, (*model.templates.reply_ids(text), *end)) for q, n, text in texts]
+        found = [row for row in found if self._fits(model, row[0], row[3])]
+        if not found:
+            return []
+        prompts = [model.templates.prompt("reply", question=q.text) for q, _, _, _ in found]
+        logprobs = reply_logprobs(model.backbone, prompts, [row[3] for row in found], batch_tokens=self.batch_tokens)
+        return [
+            Reply(f"{q.id}-f{n}", q.id, text, ids, "file", 1.0, 1.0, round(sum(values), 4), finished=True)
+            for (q, n, text, ids), values in zip(found, logprobs, strict=True)
+        ]
+
+    def _fits(self, model: ModelHandle, question: Question, ids: Sequence[int]) -> bool:
+        """Return whether prompt, reference answer (if the prompt has one) and reply fit the evaluator's context."""
+        length = model.backbone.loaded.context_length
+        working = self.config.max_new_tokens if model.templates.grades_with_working else 0
+        prompt = model.templates.prompt("grade", question=question.text, working="")
+        return length is None or len(prompt.ids) + working + len(ids) <= length
+
+    def _workings(self, model: ModelHandle, asked: Sequence[Asked]) -> list[Working]:
+        """Generate the base's greedy reply to each question: its reference answer."""
+        questions = [one.question for one in asked if one.working]
+        with model.backbone.acting_as(BASE):
+            rollouts = generate(
+                model.backbone,
+                [Request(model.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
+                max_new_tokens=self.config.max_new_tokens,
+                seed=0,
+                rows=self.rows,
+            )
+        return [Working(q.id, model.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
+
+
+def _reply(model: ModelHandle, asked: Numbered, request: Request, rollout: Rollout, way: str) -> Reply:
+    question, number = asked
     return Reply(
         id=f"{question.id}-r{number}",
         question_id=question.id,
-        text=context.templates.text(rollout.ids),
+        text=model.templates.text(rollout.ids),
         ids=rollout.ids,
         way=way,
         temperature=round(request.temperature, 4),
@@ -46,113 +179,16 @@ def _reply(context: Context, question: Question, number: int, request: Request, 
     )
 
 
-def _sampled(context: Context, shard: int, asked: Sequence[tuple[Question, int]]) -> list[Reply]:
-    requests = [_request(context, question, number) for question, number in asked]
-    rollouts = generate(
-        context.backbone,
-        requests,
-        max_new_tokens=context.config.replies.max_new_tokens,
-        seed=context.seed("replies", shard),
-        rows=context.config.rollout_rows,
-    )
-    return [_reply(context, q, n, request, r, "sample") for (q, n), request, r in zip(asked, requests, rollouts, strict=True)]
-
-
-def _beamed(context: Context, asked: Sequence[tuple[Question, int]]) -> list[Reply]:
-    config = context.config.replies
-    requests = [Request(context.templates.prompt("reply", question=q.text)) for q, _ in asked]
-    prompts = [r.prompt for r in requests]
-    rollouts = beam_search(
-        context.backbone,
-        prompts,
-        beams=config.beams,
-        max_new_tokens=config.max_new_tokens,
-        rows=context.config.rollout_rows,
-        batch_tokens=context.config.batch_tokens,
-    )
-    return [_reply(context, q, n, request, r, "beam") for (q, n), request, r in zip(asked, requests, rollouts, strict=True)]
-
-
-def _workings(context: Context, questions: Sequence[Question]) -> list[Working]:
-    """Generate the base's greedy reply to each question: its reference answer."""
-    with context.backbone.acting_as(BASE):
-        rollouts = generate(
-            context.backbone,
-            [Request(context.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
-            max_new_tokens=context.config.replies.max_new_tokens,
-            seed=0,
-            rows=context.config.rollout_rows,
-        )
-    return [Working(q.id, context.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
-
-
-def _asked(context: Context, questions: Sequence[Question]) -> tuple[list[tuple[Question, int]], list[tuple[Question, int]]]:
-    """Return the replies to sample and those to generate by beam search, each as its question and number.
-
-    With the user's own replies, only one reply per test question is sampled, to compare the policy with.
-    """
-    config = context.config.replies
-    if context.given and context.given.replies:
-        return [(q, 0) for q in questions if q.split == Split.TEST], []
-    last = config.per_question - 1
-    beamed = [
-        (q, last) for q in questions
-        if q.split == Split.TRAIN and context.random("beam", q.id).random() < config.beam_share
-    ]  # fmt: skip
-    taken = {q.id for q, _ in beamed}
-    return [(q, n) for q in questions for n in range(config.per_question) if not (n == last and q.id in taken)], beamed
-
-
-def _typed(context: Context, given: Given, questions: Sequence[Question]) -> list[Reply]:
-    """Return the user's replies with their log-probs under the start role, without those too long for its context.
-
-    Their token ids are those under which any text is scored, including the end-of-sequence token.
-    """
-    end = context.backbone.loaded.eos_ids[:1]
-    texts = [(q, n, text) for q in questions for n, text in enumerate(given.replies.get(q.id, ()))]
-    found = [(q, n, text, (*context.templates.reply_ids(text), *end)) for q, n, text in texts]
-    found = [row for row in found if _fits(context, row[0], row[3])]
-    prompts = [context.templates.prompt("reply", question=q.text) for q, _, _, _ in found]
-    logprobs = reply_logprobs(context.backbone, prompts, [row[3] for row in found], batch_tokens=context.config.batch_tokens)
-    return [
-        Reply(f"{q.id}-f{n}", q.id, text, ids, "file", 1.0, 1.0, round(sum(values), 4), finished=True)
-        for (q, n, text, ids), values in zip(found, logprobs, strict=True)
-    ]
-
-
-def _fits(context: Context, question: Question, ids: Sequence[int]) -> bool:
-    """Return whether prompt, reference answer (if the prompt has one) and reply fit the evaluator's context."""
-    length = context.backbone.loaded.context_length
-    working = context.config.replies.max_new_tokens if context.templates.grades_with_working else 0
-    prompt = context.templates.prompt("grade", question=question.text, working="")
-    return length is None or len(prompt.ids) + working + len(ids) <= length
-
-
-def _write_shard(context: Context, shard: int, questions: Sequence[Question]) -> None:
-    sampled, beamed = _asked(context, questions)
-    with context.backbone.acting_as(context.ensure_start()):
-        replies = _sampled(context, shard, sampled) if sampled else []
-        if beamed:
-            replies += _beamed(context, beamed)
-        if context.given:
-            replies += _typed(context, context.given, questions)
-    if context.templates.grades_with_working:
-        known = {w.question_id for w in context.first.read("workings", Working)} if context.earlier else set()
-        context.store.write_shard("workings", shard, _workings(context, [q for q in questions if q.id not in known]))
-    context.store.write_shard("replies", shard, sorted(replies, key=lambda r: r.id))
-
-
 def run(context: Context) -> dict[str, int]:
     """Write the replies to all questions; return counts."""
-    questions, size = context.store.read("questions", Question), context.config.replies.shard
-    shards = [questions[i : i + size] for i in range(0, len(questions), size)]
-    needed = ("replies", "workings") if context.templates.grades_with_working else ("replies",)
-    finished = [i for i in range(len(shards)) if all(context.store.has_shard(kind, i) for kind in needed)]
-    with context.terminal.bar("replies", len(questions), sum(len(shards[i]) for i in finished)) as bar:
-        for index, shard in enumerate(shards):
-            if index not in finished:
-                _write_shard(context, index, shard)
-                bar.advance(len(shard))
+    config, typed = context.config, context.given.replies if context.given else {}
+    work = WriteReplies(config.replies, config.rollout_rows, config.batch_tokens, context.draws, brought=bool(typed))
+    others = ("workings",) if context.templates.grades_with_working else ()
+    shards = StageShards(context.store, context.terminal, "replies", others=others)
+    known = {w.question_id for w in context.first.read("workings", Working)} if context.earlier else set()
+    questions = context.store.read("questions", Question)
+    asked = [Asked(q, tuple(typed.get(q.id, ())), working=q.id not in known) for q in questions]
+    map_shards(shards, asked, config.replies.shard, work, context.executor)
     replies = context.store.read("replies", Reply)
     wanted = sum(map(len, context.given.replies.values())) if context.given else 0
     if missing := wanted - sum(r.way == "file" for r in replies):

@@ -9,8 +9,8 @@ from typing import Any
 from selfeval.config import config_of_run
 from selfeval.errors import RunFolderError
 from selfeval.stages.changes import cost, differences
-from selfeval.stages.pipeline import STAGES, Stage
-from selfeval.store import OF_THE_RUN, Archive, RunStore
+from selfeval.stages.graph import STAGES, Stage
+from selfeval.store import OF_THE_RUN, Archive, Expected, Ledger, Output, RunStore
 
 __all__ = ["listed", "restore"]
 
@@ -59,24 +59,24 @@ def restore(store: RunStore, number: int) -> list[str]:
 
 def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any]) -> None:
     """Refuse results whose input stages have changed since they were computed."""
-    index = STAGES.index(first)
-    for stage in STAGES[:index]:
+    for stage in STAGES[: STAGES.index(first)]:
         wanted = facts["keys"].get(stage.name, {}).get("key")
-        if wanted is not None and store.key(stage.name) != wanted:
+        if wanted is not None and Ledger(store.root).key(stage.name) != wanted:
             raise _other_sources(store.root, first, stage)
     inputs = facts["keys"].get(first.name, {}).get("inputs")
-    if index and inputs is not None:
-        before = STAGES[index - 1]
-        if not store.has_manifest(before.name) or not _is_made_from(store, first, before, inputs):
-            raise _other_sources(store.root, first, before)
+    for edge in first.reads:
+        # Outputs of other rounds are compared when the run is run.
+        if inputs is not None and edge.rounds == "this" and not _can_be_made_from(store, first, edge.stage, inputs):
+            raise _other_sources(store.root, first, next(stage for stage in STAGES if stage.name == edge.stage))
 
 
-def _is_made_from(store: RunStore, stage: Stage, before: Stage, inputs: str) -> bool:
-    """Return whether a stage was computed from the previous stage's current output.
+def _can_be_made_from(store: RunStore, stage: Stage, read: str, inputs: str) -> bool:
+    """Return whether the output that a stage reads is finished, and is what the stage was computed from.
 
-    A report of several rounds is checked when the run is run.
+    A stage that gathers outputs of several rounds is compared when the run is run.
     """
-    return stage.gathers or inputs == store.content(before.name)
+    content = Output(store.root, read).content
+    return content is not None and (stage.gathers or content == inputs)
 
 
 def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
@@ -97,5 +97,5 @@ def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -
     now = config_of_run(store.run["config"], store.root / "run.json")
     for stage in stages:
         owned = [*dict.fromkeys([*stage.owned_paths(store.root, now), *stage.owned_paths(store.root, old)])]
-        if store.has_work(stage.name, owned):
+        if Ledger(store.root, {stage.name: Expected("", owned=owned)}).has_work(stage.name):
             store.set_aside(stage.name, owned)

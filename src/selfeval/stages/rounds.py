@@ -15,13 +15,12 @@ from selfeval.errors import RunFolderError
 from selfeval.runs.reader import round_folder
 from selfeval.stages.context import Context
 from selfeval.stages.pipeline import (
-    agree_to_changes,
-    begin_round,
     bring_report_up_to_date,
     has_current_evidence,
     is_finished,
     run_stages,
     set_changed_aside,
+    start_round,
 )
 from selfeval.store import RunStore
 
@@ -89,11 +88,8 @@ def _next(contexts: Sequence[Context]) -> Context:
 
 def _run_all(contexts: list[Context], last: int, stage: str | None) -> bool:
     first = contexts[0]
-    agree_to_changes(contexts)
-    begin_round(first, stage)
-    for context in contexts[1:]:
-        if set_changed_aside(context):
-            context.store.update_run(status="partial")
+    set_changed_aside(contexts)
+    start_round(first, stage)
     first.later = _current(contexts)
     worked = run_stages(first, stage if last == 1 else None)
     for number in range(2, last + 1):

@@ -14,6 +14,7 @@ from selfeval.errors import InputError
 from selfeval.runs.reader import RunReader
 from selfeval.runs.run import Run
 from selfeval.stages import STAGE_NAMES
+from selfeval.store import Fresh, Ledger
 
 if TYPE_CHECKING:
     from selfeval.stages.terminal import Terminal
@@ -162,7 +163,7 @@ def execute(
     with run_folder(output) as store:
         context = Context(config, store, terminal, trust_remote_code=trust_remote_code, restart=restart)
         worked = run_rounds(context, stop)
-        return Outcome(worked, store.run["status"] == "finished", store.is_finished("report"))
+        return Outcome(worked, store.run["status"] == "finished", isinstance(Ledger(store.root).state("report"), Fresh))
 
 
 def run(

@@ -28,7 +28,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.preflight import check_base
 from selfeval.stages.prompts import load_templates
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, fingerprint, read_object, read_run, write_json, writing
+from selfeval.store import Changed, Expected, Ledger, RunStore, fingerprint, read_object, read_run, write_json, writing
 from selfeval.texts import Line, json_lines, read_text, shortened
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.sft import pack, tune_on_text
@@ -238,11 +238,14 @@ def _set_others_aside(context: Context, rows: Rows) -> None:
     deciding = {name: config[name] for name in _DECIDING}
     key = fingerprint([base_fingerprint(loaded), loaded.precision, deciding, _digest(rows)])
     owned = [context.role_folder(_ROLE), context.checkpoint_folder(_STAGE), store.metrics_path(_STAGE)]
-    if store.begin(_STAGE, key, owned):
+    state = Ledger(store.root, {_STAGE: Expected(key, owned=owned)}).state(_STAGE)
+    if isinstance(state, Changed):
+        store.set_aside(_STAGE, owned)
         context.terminal.note(
             "tuning: begun before with another model, other settings or another text, so it begins anew; until it is finished, "
             f"what was there lies in {store.root / 'replaced'}"
         )
+    store.begin(_STAGE, key)
 
 
 def _digest(rows: Rows) -> str:

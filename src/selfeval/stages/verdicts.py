@@ -7,26 +7,32 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
+from selfeval.config import VerdictsConfig
+from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.quality.dedupe import normalise
 from selfeval.quality.statistics import rounded
 from selfeval.records import Drop, PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.given import Given, Labelled
+from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
-__all__ = ["run"]
+__all__ = ["JudgePairs", "run"]
+
+ReplyPair = tuple[Question, Reply, Reply]
 
 
-def _pairs(context: Context, questions: Sequence[Question]) -> list[tuple[Question, Reply, Reply] | Drop]:
+def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | Drop]:
     """Draw two distinct replies per question at random; return a drop if all replies are equal."""
     by_question: dict[str, list[Reply]] = defaultdict(list)
     for reply in context.replies().values():
         by_question[reply.question_id].append(reply)
     brought = context.given is not None and bool(context.given.replies)
-    pairs: list[tuple[Question, Reply, Reply] | Drop] = []
+    pairs: list[ReplyPair | Drop] = []
     for question in questions:
         replies = [r for r in by_question[question.id] if r.way == "file" or not brought]
         if len(replies) < 2:
@@ -40,8 +46,8 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[tuple[Questi
     return pairs
 
 
-def _verdict(context: Context, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
-    state = state_of(judgement, context.config.verdicts)
+def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
+    state = state_of(judgement, config)
     return Verdict(
         question_id=question.id,
         split=question.split,
@@ -68,14 +74,31 @@ def _drop(question: Question, verdict: Verdict) -> Drop:
     return Drop("verdicts", verdict.state.value, question.text, detail)
 
 
-def _write_shard(context: Context, shard: int, pairs: Sequence[tuple[Question, Reply, Reply] | Drop]) -> None:
-    judged = [p for p in pairs if not isinstance(p, Drop)]
-    drops = [p for p in pairs if isinstance(p, Drop)]
-    with context.backbone.acting_as(BASE):
-        judgements = context.judge().judge([Comparison(q.text, a.text, b.text) for q, a, b in judged])
-    verdicts = [_verdict(context, q, a, b, j) for (q, a, b), j in zip(judged, judgements, strict=True)]
-    unkept = [_drop(q, v) for (q, _, _), v in zip(judged, verdicts, strict=True) if v.state != VerdictState.KEPT]
-    context.store.write_shard("verdicts", shard, verdicts, [*drops, *unkept])
+@dataclass(frozen=True)
+class JudgePairs:
+    """Work of the stage: judge the pairs of a shard.
+
+    Attributes:
+        config: settings of the judge.
+        batch_size: of sampling.
+    """
+
+    config: VerdictsConfig
+    batch_size: int
+
+    def __call__(self, model: ModelHandle, batch: Batch[ReplyPair | Drop]) -> ShardOutput:
+        """Return a verdict for each pair; one that is not kept is listed among the drops too."""
+        pairs = [p for p in batch.records if not isinstance(p, Drop)]
+        drops = [p for p in batch.records if isinstance(p, Drop)]
+        judgements = self._judge(model, [Comparison(q.text, a.text, b.text) for q, a, b in pairs])
+        verdicts = [_verdict(self.config, q, a, b, j) for (q, a, b), j in zip(pairs, judgements, strict=True)]
+        unkept = [_drop(q, v) for (q, _, _), v in zip(pairs, verdicts, strict=True) if v.state != VerdictState.KEPT]
+        return ShardOutput(verdicts, [*drops, *unkept])
+
+    def _judge(self, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:
+        judge = make_judge(model.backbone, model.templates, self.config, batch_size=self.batch_size)
+        with model.backbone.acting_as(BASE):
+            return judge.judge(comparisons)
 
 
 def _take_given(context: Context, given: Given, questions: Sequence[Question]) -> None:
@@ -113,18 +136,13 @@ def _as_verdict(context: Context, question: Question, pair: Labelled, replies: M
 
 def run(context: Context) -> dict[str, int]:
     """Judge one pair per question; return the number of verdicts in each state."""
-    questions, size = context.store.read("questions", Question), context.config.verdicts.shard
+    questions, config = context.store.read("questions", Question), context.config
     if context.given and context.given.pairs:
         _take_given(context, context.given, questions)
         return _counts(context)
-    pairs = _pairs(context, questions)
-    shards = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    done = [i for i in range(len(shards)) if context.store.has_shard("verdicts", i, drops=True)]
-    with context.terminal.bar("verdicts", len(pairs), sum(len(shards[i]) for i in done)) as bar:
-        for index, shard in enumerate(shards):
-            if index not in done:
-                _write_shard(context, index, shard)
-                bar.advance(len(shard))
+    work = JudgePairs(config.verdicts, config.rollout_rows)
+    shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
+    map_shards(shards, _pairs(context, questions), config.verdicts.shard, work, context.executor)
     return _counts(context)
 
 

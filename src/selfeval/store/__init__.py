@@ -9,20 +9,41 @@ from selfeval.store.files import (
     open_to_umask,
     read_json,
     read_object,
+    write_file,
     write_json,
     writing,
 )
-from selfeval.store.ledger import check_files, has_manifest, read_run, read_sealed, write_sealed
+from selfeval.store.ledger import (
+    Changed,
+    Damaged,
+    Expected,
+    Fresh,
+    Ledger,
+    Missing,
+    Output,
+    State,
+    check_files,
+    has_manifest,
+)
 from selfeval.store.metrics import read_metrics
 from selfeval.store.records import read_rows
-from selfeval.store.run_file import RUN_SCHEMA
+from selfeval.store.run_file import RUN_SCHEMA, read_run
 from selfeval.store.run_store import RunStore
+from selfeval.store.sealed import read_sealed, write_sealed
 
 __all__ = [
     "OF_THE_RUN",
     "RUN_SCHEMA",
     "Archive",
+    "Changed",
+    "Damaged",
+    "Expected",
+    "Fresh",
+    "Ledger",
+    "Missing",
+    "Output",
     "RunStore",
+    "State",
     "check_files",
     "content_hash",
     "file_hash",
@@ -36,6 +57,7 @@ __all__ = [
     "read_rows",
     "read_run",
     "read_sealed",
+    "write_file",
     "write_json",
     "write_sealed",
     "writing",

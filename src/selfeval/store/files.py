@@ -28,6 +28,7 @@ __all__ = [
     "open_to_umask",
     "read_json",
     "read_object",
+    "write_file",
     "write_json",
     "writing",
 ]
@@ -218,10 +219,15 @@ def _ignoring_system_errors() -> Iterator[None]:
         return
 
 
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write a file atomically; text is encoded as UTF-8."""
+    with writing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON."""
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def open_to_umask(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""State of each stage: its key, the fingerprint of its inputs, and the hash of every file it wrote.
+"""State of each stage: fresh, missing, changed or damaged, by its key, its inputs, and the hash of every file it wrote.
 
 The hashes of a finished stage are in its manifest. Before that, those of its shards are in its journal, `written.json`, which
 records the hash of a shard before the shard is written. A shard without a journal entry was not written by this version
@@ -9,18 +9,26 @@ Everything is read without the run's lock: `score`, `export`, `show` and `report
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfeval.errors import RunFolderError
-from selfeval.store.files import content_hash, fingerprint, read_object, write_json
-from selfeval.store.run_file import check_run_values
+from selfeval.store.files import content_hash, fingerprint, read_object
+from selfeval.store.sealed import read_sealed, write_sealed
 
 __all__ = [
     "JOURNAL",
+    "Changed",
+    "Damaged",
+    "Expected",
+    "Fresh",
+    "Ledger",
+    "Missing",
+    "Output",
+    "State",
     "check_files",
-    "damaged_files",
     "has_manifest",
     "hashes",
     "journal_of",
@@ -29,63 +37,167 @@ __all__ = [
     "read_journal",
     "read_key",
     "read_manifest",
-    "read_run",
-    "read_sealed",
-    "write_sealed",
 ]
 
 JOURNAL = "written.json"
 """Journal in a stage's folder: hashes of its shards and of their dropped records, by path relative to the run folder."""
 
-_SEAL = "hash"
-_REBUILD_RUN = "remove it and give the whole command again: the recipe or --model, --seeds and every --set"
+
+# -- states -------------------------------------------------------------------------------------------------------------
 
 
-def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object with a hash of its content, to detect any later change."""
-    unsealed = {key: value for key, value in values.items() if key != _SEAL}
-    write_json(path, {**unsealed, _SEAL: fingerprint(unsealed)})
+@dataclass(frozen=True)
+class Fresh:
+    """The stage is finished, intact, and was computed from the current configuration and inputs."""
 
 
-def _refuse_changed(path: Path, values: Mapping[str, Any], remedy: str) -> None:
-    unsealed = {key: value for key, value in values.items() if key != _SEAL}
-    if values[_SEAL] != fingerprint(unsealed):
-        raise RunFolderError(f"{path} is damaged (a value of it is not what was written); {remedy}")
+@dataclass(frozen=True)
+class Missing:
+    """The stage is not finished, or some of its files are lost.
+
+    Attributes:
+        files: lost files of a finished stage, relative to the run folder; empty if it never finished.
+    """
+
+    files: tuple[str, ...] = ()
 
 
-def read_sealed(path: Path, *keys: str, remedy: str) -> dict[str, Any]:
-    """Read an object written by `write_sealed`.
+@dataclass(frozen=True)
+class Changed:
+    """The stage has results of another configuration, or of other inputs.
+
+    Attributes:
+        why: the part that changed.
+    """
+
+    why: Literal["configuration", "inputs"]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """The content of a file of the finished stage has changed since it was written.
+
+    Attributes:
+        file: path relative to the run folder.
+    """
+
+    file: str
+
+
+State = Fresh | Missing | Changed | Damaged
+"""State of a stage; exactly one of these four."""
+
+
+# -- the ledger ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output of a stage in a round, as an input of another stage.
+
+    Attributes:
+        root: folder of the round.
+        stage: name of the stage that writes it.
+    """
+
+    root: Path
+    stage: str
+
+    @property
+    def content(self) -> str | None:
+        """Fingerprint of the output and of its own inputs, and so of all stages before it; None if it is not finished."""
+        if not has_manifest(self.root, self.stage):
+            return None
+        manifest = read_manifest(self.root, self.stage)
+        return fingerprint([manifest["inputs"], manifest["files"]])
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The configuration and inputs from which a stage has to be computed.
+
+    Attributes:
+        key: fingerprint of the configuration that its output depends on.
+        reads: outputs that it reads, and plain values that count like one.
+        owned: files and folders that it writes outside its folder.
+    """
+
+    key: str
+    reads: Sequence[Output | int] = ()
+    owned: Sequence[Path] = ()
+
+    @property
+    def inputs(self) -> str | None:
+        """Fingerprint of everything that the stage reads; None if some of it is not finished."""
+        parts = [part.content if isinstance(part, Output) else part for part in self.reads]
+        if None in parts:
+            return None
+        return "" if not parts else str(parts[0]) if len(parts) == 1 else fingerprint(parts)
+
+
+class Ledger:
+    """State of the stages in the folder of one round.
 
     Args:
-        path: path of the file.
-        keys: required keys.
-        remedy: advice for the error message if the file is missing or damaged.
+        root: the folder.
+        expected: Optional. The configuration and inputs that each stage should have. Without it, only files are compared with
+            the manifests.
 
-    Raises:
-        RunFolderError: the file is missing or damaged.
+    Example:
+        >>> Ledger(Path("runs/first")).state("policy")
+        Fresh()
     """
-    values = read_object(path, *keys, _SEAL, remedy=remedy)
-    _refuse_changed(path, values, remedy)
-    return values
+
+    def __init__(self, root: Path, expected: Mapping[str, Expected] | None = None) -> None:
+        self.root, self.expected = root, expected or {}
+
+    def state(self, stage: str) -> State:
+        """Return the state of a stage.
+
+        A changed configuration counts before damage, because its results are not used anyway; damage counts before changed
+        inputs, because a damaged file may be why they differ.
+
+        Raises:
+            RunFolderError: the manifest or key.json cannot be read.
+        """
+        expected = self.expected.get(stage)
+        if expected and self.key(stage) != expected.key and self.has_work(stage):
+            return Changed("configuration")
+        if damaged := self._damaged(stage):
+            return Damaged(damaged)
+        if expected and self._has_other_inputs(stage, expected):
+            return Changed("inputs")
+        if not has_manifest(self.root, stage):
+            return Missing()
+        missing = missing_files(self.root, stage)
+        return Missing(tuple(missing)) if missing else Fresh()
+
+    def key(self, stage: str) -> str | None:
+        """Return the fingerprint of the configuration that a stage was computed with; None if it has not started."""
+        return read_key(self.root, stage).get("key")
+
+    def has_work(self, stage: str) -> bool:
+        """Return whether a stage has produced anything, finished or not."""
+        owned = self.expected[stage].owned if stage in self.expected else ()
+        markers = ("key.json", JOURNAL)
+        return any(p.exists() for p in owned) or any(p.name not in markers for p in (self.root / stage).glob("*"))
+
+    def _has_other_inputs(self, stage: str, expected: Expected) -> bool:
+        """Return whether a stage has started from other inputs. Unfinished inputs are not compared yet."""
+        found, wanted = read_key(self.root, stage).get("inputs"), expected.inputs
+        return None not in (found, wanted) and found != wanted
+
+    def _damaged(self, stage: str) -> str | None:
+        if not has_manifest(self.root, stage):
+            return None
+        return next((name for name, written in _written(self.root, stage).items() if not _is(self.root / name, written)), None)
 
 
-def read_run(root: Path) -> dict[str, Any]:
-    """Read run.json.
-
-    Raises:
-        RunFolderError: the file is missing or damaged.
-    """
-    path = root / "run.json"
-    if not path.exists():
-        raise RunFolderError(f"{root} is not a run (no run.json); give the folder that `selfeval run` wrote")
-    values = read_object(path, remedy=_REBUILD_RUN)
-    if _SEAL in values:
-        _refuse_changed(path, values, _REBUILD_RUN)
-    check_run_values(path, values, _REBUILD_RUN)
-    return values
+# -- manifests, keys and journals ---------------------------------------------------------------------------------------
 
 
 def has_manifest(root: Path, stage: str) -> bool:
+    """Return whether the stage was finished, even if its files are now missing or damaged."""
     return (root / stage / "manifest.json").is_file()
 
 
@@ -100,7 +212,7 @@ def read_manifest(root: Path, stage: str) -> dict[str, Any]:
 
 
 def read_key(root: Path, stage: str) -> dict[str, Any]:
-    """`key` and `inputs` of a stage's work so far, from key.json or else from the manifest; empty before it began."""
+    """Read `key` and `inputs` of a stage's work so far, from key.json or else from the manifest; empty before it began."""
     path = root / stage / "key.json"
     if path.exists():
         return read_object(path, "key", remedy="remove it and give the same command again")
@@ -111,7 +223,7 @@ def read_key(root: Path, stage: str) -> dict[str, Any]:
 
 
 def journal_of(name: str) -> str:
-    """The folder whose journal has the hash of a shard, or of a shard's dropped records, given by its path in the run."""
+    """Return the folder whose journal has the hash of a shard, or of its dropped records, given by its path in the run."""
     return Path(name).parent.as_posix().removeprefix("dropped/")
 
 
@@ -136,6 +248,9 @@ def note_shards(root: Path, stage: str, hashes: Mapping[str, str]) -> None:
     write_sealed(root / stage / JOURNAL, {"shards": {**read_journal(root, stage), **hashes}})
 
 
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
 def _written(root: Path, stage: str) -> dict[str, str]:
     values = read_manifest(root, stage)
     return {**values["files"], **values["also"]}
@@ -144,11 +259,6 @@ def _written(root: Path, stage: str) -> dict[str, str]:
 def missing_files(root: Path, stage: str) -> list[str]:
     """Return the missing files of a finished stage."""
     return [name for name in _written(root, stage) if not (root / name).is_file()]
-
-
-def damaged_files(root: Path, stage: str) -> list[str]:
-    """Return the files of a finished stage whose content has changed since it was written."""
-    return [name for name, written in _written(root, stage).items() if not _is(root / name, written)]
 
 
 def _is(path: Path, written: str) -> bool:
@@ -175,7 +285,7 @@ def check_files(root: Path, paths: Iterable[Path]) -> None:
 
 
 def _in_journals(root: Path) -> dict[str, str]:
-    """The shards of unfinished stages; one that was noted and not written before a kill is not missed."""
+    """Return the hashes of unfinished stages' shards, without those that were noted but not written before a kill."""
     unfinished = [path.parent.name for path in root.glob(f"*/{JOURNAL}") if not has_manifest(root, path.parent.name)]
     noted = {name: written for stage in unfinished for name, written in read_journal(root, stage).items()}
     return {name: written for name, written in noted.items() if (root / name).is_file()}

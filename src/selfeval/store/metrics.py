@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfeval.errors import RunFolderError
-from selfeval.store.files import as_storage_error, writing
+from selfeval.store.files import as_storage_error, write_file
 from selfeval.store.records import read_rows
 
 __all__ = ["add_metrics", "keep_metrics", "read_metrics"]
@@ -33,8 +33,7 @@ def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
 def keep_metrics(path: Path, last_step: int) -> None:
     """Remove lines after `last_step`, written by a run that was killed after its last checkpoint."""
     lines = read_metrics(path)
-    with writing(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last_step))
+    write_file(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last_step))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

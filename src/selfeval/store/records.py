@@ -9,31 +9,22 @@ from typing import Any, TypeVar
 
 from selfeval.errors import RunFolderError
 from selfeval.records import from_json, to_json
-from selfeval.store.files import open_file, writing
-from selfeval.texts import parse_json
+from selfeval.store.files import open_file, write_file
+from selfeval.texts import LONGEST_LINE, parse_json, read_lines
 
-__all__ = ["as_lines", "read_records", "read_rows", "write_lines", "write_records"]
-
-_LONGEST_LINE = 64 << 20
-"""Size limit of a line in bytes; a reply of 128k tokens takes about one MiB."""
+__all__ = ["as_lines", "read_records", "read_rows", "write_records"]
 
 R = TypeVar("R")
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
     """Write records atomically."""
-    write_lines(path, as_lines(records))
+    write_file(path, as_lines(records))
 
 
 def as_lines(records: Iterable[Any]) -> bytes:
     """Serialise records as JSON Lines."""
     return "".join(json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records).encode()
-
-
-def write_lines(path: Path, lines: bytes) -> None:
-    """Write serialised records atomically."""
-    with writing(path) as temporary:
-        temporary.write_bytes(lines)
 
 
 def read_records(path: Path, kind: type[R], remedy: str) -> list[R]:
@@ -70,20 +61,18 @@ def _as_object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _read(path: Path, parse: Callable[[Any], R], remedy: str, *, appended: bool = False) -> Iterator[R]:
-    for number, line in enumerate(_lines(path), start=1):
-        if appended and not line.endswith(b"\n") and len(line) <= _LONGEST_LINE:
-            return
-        try:
-            if len(line) > _LONGEST_LINE:
-                raise ValueError(f"it has more than {_LONGEST_LINE >> 20} MiB")
-            yield parse(parse_json(line, lenient=True))
-        except (TypeError, ValueError) as error:
-            raise RunFolderError(f"{path}, line {number} is damaged ({error}); {remedy}") from error
+def _read(path: Path, convert: Callable[[Any], R], remedy: str, *, appended: bool = False) -> Iterator[R]:
+    def damaged(number: int, line: bytes | str, problem: Exception) -> RunFolderError:
+        return RunFolderError(f"{path}, line {number} is damaged ({problem}); {remedy}")
+
+    found = read_lines(_lines(path, appended=appended), lambda line: convert(parse_json(line, lenient=True)), damaged)
+    return (value for _, value in found)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, *, appended: bool) -> Iterator[bytes]:
     """Yield lines of at most one byte over the limit; read as bytes because text mode also splits at U+2028."""
     with open_file(path) as file:
-        while line := file.readline(_LONGEST_LINE + 1):
+        while line := file.readline(LONGEST_LINE + 1):
+            if appended and not line.endswith(b"\n") and len(line) <= LONGEST_LINE:
+                return
             yield line

@@ -1,4 +1,4 @@
-"""Validation of run.json, which may come from an untrusted folder."""
+"""Reading and validation of run.json, which may come from an untrusted folder."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selfeval.errors import RunFolderError
+from selfeval.store.files import read_object
+from selfeval.store.sealed import SEAL, refuse_changed
 from selfeval.texts import shortened, visible
 
-__all__ = ["RUN_SCHEMA", "check_run_values"]
+__all__ = ["RUN_SCHEMA", "read_run"]
 
 RUN_SCHEMA = 2
 """Version of the layout of a run folder, `schema` in run.json. Schema 2 has the judge's evidence in one field of a verdict."""
+
+_REBUILD_RUN = "remove it and give the whole command again: the recipe or --model, --seeds and every --set"
 
 
 class _Values(BaseModel):
@@ -49,7 +53,23 @@ class _Run(_Values):
     device: _Device | None = None
 
 
-def check_run_values(path: Path, values: dict[str, Any], remedy: str) -> None:
+def read_run(root: Path) -> dict[str, Any]:
+    """Read run.json.
+
+    Raises:
+        RunFolderError: the file is missing, damaged or of another version.
+    """
+    path = root / "run.json"
+    if not path.exists():
+        raise RunFolderError(f"{root} is not a run (no run.json); give the folder that `selfeval run` wrote")
+    values = read_object(path, remedy=_REBUILD_RUN)
+    if SEAL in values:
+        refuse_changed(path, values, _REBUILD_RUN)
+    _check_values(path, values, _REBUILD_RUN)
+    return values
+
+
+def _check_values(path: Path, values: dict[str, Any], remedy: str) -> None:
     """Check that this version reads the run folder, and validate the types of the values in run.json.
 
     Args:

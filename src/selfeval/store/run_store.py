@@ -1,8 +1,8 @@
-"""Run folder: shards, manifests, metrics, and a lock that excludes other processes.
+"""Writing to a run folder: shards, manifests, metrics, and a lock that excludes other processes.
 
 All writes are atomic: files are written to a temporary name and renamed. A stage's `manifest.json` is written last, so its
-existence means that the stage is finished. If a stage's key (a fingerprint of its configuration and that of its
-dependencies) has changed, its results are moved to `replaced/`, never deleted.
+existence means that the stage is finished. Results that cannot be used any more are moved to `replaced/`, never deleted.
+`selfeval.store.ledger` reads the state of the stages.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from selfeval.links import entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
-from selfeval.store.files import as_storage_error, file_hash, fingerprint, write_json
-from selfeval.store.records import as_lines, read_records, write_lines, write_records
+from selfeval.store.files import as_storage_error, file_hash, write_file, write_json
+from selfeval.store.records import as_lines, read_records, write_records
+from selfeval.store.run_file import read_run
+from selfeval.store.sealed import write_sealed
 
 __all__ = ["RunStore"]
 
@@ -78,11 +80,11 @@ class RunStore:
     @property
     def run(self) -> dict[str, Any]:
         """Contents of run.json; an empty dict before the first write."""
-        return ledger.read_run(self.root) if (self.root / "run.json").exists() else {}
+        return read_run(self.root) if (self.root / "run.json").exists() else {}
 
     def update_run(self, **values: Any) -> None:
         """Set top-level values of run.json."""
-        ledger.write_sealed(self.root / "run.json", {**self.run, **values})
+        write_sealed(self.root / "run.json", {**self.run, **values})
 
     def record_stage(self, stage: str, **values: Any) -> None:
         """Update a stage's entry (state, seconds, counts) in run.json; seconds accumulate over interrupted attempts."""
@@ -97,79 +99,38 @@ class RunStore:
     def folder(self, stage: str) -> Path:
         return self.root / stage
 
-    def has_manifest(self, stage: str) -> bool:
-        """Whether the stage was finished, even if its files are now missing or damaged."""
-        return ledger.has_manifest(self.root, stage)
-
-    def is_finished(self, stage: str) -> bool:
-        """Whether the manifest and every file listed in it exist."""
-        return self.has_manifest(stage) and not self.missing_files(stage)
-
-    def missing_files(self, stage: str) -> list[str]:
-        """Return the missing files of a finished stage."""
-        return ledger.missing_files(self.root, stage)
-
-    def damaged_files(self, stage: str) -> list[str]:
-        """Return the files of a finished stage whose content has changed since it was written."""
-        return ledger.damaged_files(self.root, stage)
-
-    def content(self, stage: str) -> str:
-        """Return the fingerprint of a finished stage's outputs and inputs."""
-        manifest = self.manifest(stage)
-        return fingerprint([manifest["inputs"], manifest["files"]])
-
     def manifest(self, stage: str) -> dict[str, Any]:
         return ledger.read_manifest(self.root, stage)
 
-    def key(self, stage: str) -> str | None:
-        """Return the fingerprint of the configuration that the stage depends on, or None if it has not started."""
-        return ledger.read_key(self.root, stage).get("key")
-
-    def made_from(self, stage: str) -> str | None:
-        """Return the fingerprint of the stage's inputs, or None if it has not started."""
-        return ledger.read_key(self.root, stage).get("inputs")
-
-    def note_inputs(self, stage: str, inputs: str) -> None:
-        """Record the fingerprint of a stage's inputs before it starts."""
-        write_json(self.folder(stage) / "key.json", {**ledger.read_key(self.root, stage), "inputs": inputs})
-
-    def has_work(self, stage: str, owned: Sequence[Path] = ()) -> bool:
-        """Whether a stage has produced anything, finished or not."""
-        markers = ("key.json", ledger.JOURNAL)
-        return any(path.exists() for path in owned) or any(p.name not in markers for p in self.folder(stage).glob("*"))
-
-    def begin(self, stage: str, key: str, owned: Sequence[Path] = ()) -> bool:
-        """Prepare a stage for work under `key`, and set aside results of another key.
+    def begin(self, stage: str, key: str, inputs: str = "") -> None:
+        """Record the configuration and the inputs of a stage before it starts.
 
         Args:
             stage: name of the stage.
             key: fingerprint of the configuration that its output depends on.
-            owned: additional files and folders of the run that belong to this stage. Default: none.
-
-        Returns:
-            True if finished or partial results of another key were set aside.
+            inputs: fingerprint of the outputs that it reads. Default: empty.
         """
-        changed, produced = self.key(stage) != key, self.has_work(stage, owned)
-        if changed and produced:
-            self.set_aside(stage, owned)
-        if changed:
-            write_json(self.folder(stage) / "key.json", {"key": key})
-        return changed and produced
+        values = {"key": key, "inputs": inputs}
+        if ledger.read_key(self.root, stage) != values:
+            write_json(self.folder(stage) / "key.json", values)
 
     def set_aside(self, stage: str, owned: Sequence[Path] = ()) -> None:
-        """Move all files of a stage to `replaced/`, keeping its key, so the stage starts over."""
-        key, run = self.key(stage), self.run
+        """Move all files of a stage to `replaced/`, so the stage starts over.
+
+        Args:
+            stage: name of the stage.
+            owned: files and folders that it writes outside its folder. Default: none.
+        """
+        run = self.run
         # Move the folder with key.json last: if the process is killed before, the old key remains and the next run retries.
         paths = [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]
         self._archive.take(stage, paths, run)
         self.update_run(stages={name: row for name, row in run.get("stages", {}).items() if name != stage})
-        if key is not None:
-            write_json(self.folder(stage) / "key.json", {"key": key})
 
     def reopen(self, stage: str) -> None:
         """Remove a stage's manifest and the shards whose dropped records are lost; keep all other files."""
         self._note_from_manifest(stage)
-        for name in self.missing_files(stage):
+        for name in ledger.missing_files(self.root, stage):
             if name.startswith(f"dropped/{stage}/"):
                 (self.folder(stage) / Path(name).name).unlink(missing_ok=True)
         (self.folder(stage) / "manifest.json").unlink(missing_ok=True)
@@ -200,7 +161,7 @@ class RunStore:
             key: key of the stage.
             counts: statistics for the user and for later stages.
             outputs: files and folders, in addition to the shards, that later stages need. Default: none.
-            inputs: fingerprint of the inputs (`content` of the previous stage). Default: empty.
+            inputs: fingerprint of the outputs that it read. Default: empty.
             also: additional files and folders whose integrity is checked, although no stage depends on them. Default: none.
         """
         manifest = {
@@ -211,7 +172,7 @@ class RunStore:
             "files": ledger.hashes(self.root, [*self.shards(stage), *outputs]),
             "also": ledger.hashes(self.root, also),
         }
-        ledger.write_sealed(self.folder(stage) / "manifest.json", manifest)
+        write_sealed(self.folder(stage) / "manifest.json", manifest)
 
     # -- records ----------------------------------------------------------------------------------------------------
 
@@ -266,7 +227,7 @@ class RunStore:
                 path.unlink()  # if killed before the replacement, the old file would not match the new journal entry
         ledger.note_shards(self.root, stage, {path.relative_to(self.root).as_posix(): h for path, h in hashes.items()})
         for path, lines in zip(paths, parts, strict=True):
-            write_lines(path, lines)
+            write_file(path, lines)
 
     def write_records(self, name: str, records: Iterable[Any]) -> None:
         """Write a file of records at the top level of the run folder."""

@@ -14,7 +14,7 @@ from policies import CONFIG, changed, four_roles, train
 from selfeval.config import LEARNERS, LearnerConfig, LearnerSpec, RunConfig, load_config
 from selfeval.config.fields import Positive
 from selfeval.errors import ConfigError
-from selfeval.stages.pipeline import stage_keys
+from selfeval.stages.graph import stage_keys
 from selfeval.stages.policy import output_roles
 from selfeval.training.context import POLICY
 from selfeval.training.experience import collect

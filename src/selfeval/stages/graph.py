@@ -1,0 +1,249 @@
+"""The stages of a round: what each reads, writes and depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from selfeval.backbone.fingerprint import model_identity
+from selfeval.config import RunConfig, judge_spec
+from selfeval.judging.kinds import kinds_of_run
+from selfeval.judging.sources import prompt_sources, tokenizer_files
+from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.records import Split
+from selfeval.runs.members import member_roles
+from selfeval.runs.reader import pairs_of
+from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
+from selfeval.stages.context import Context
+from selfeval.stages.given import given_key
+from selfeval.stages.gold import gold_key
+from selfeval.store import Expected, Ledger, Output, fingerprint
+
+__all__ = ["STAGES", "Edge", "Stage", "input_fingerprints", "ledger_of", "stage_keys"]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A stage whose output another stage reads.
+
+    Attributes:
+        stage: name of the stage that is read.
+        rounds: the round in which it is read: the reader's own round (`this`), the one before it (`previous`), or all rounds
+            after it that are up to date (`later`; only round 1 of a run with several rounds has this edge).
+    """
+
+    stage: str
+    rounds: Literal["this", "previous", "later"] = "this"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Attributes:
+        run: does the work and returns counts for the manifest.
+        reads: stages whose output it reads. The nearest ones are enough: an output's fingerprint covers its own inputs.
+        sections: configuration sections that its output depends on, in addition to those of the stages that it reads.
+        prompts: kinds of prompts that it reads, in addition to those of the stages that it reads and of its judges.
+        outputs: files and folders that must exist when it is finished, in addition to its shards.
+        roles: returns the names of the roles that it writes, which are outputs too.
+        owned: further files of the run folder that it writes.
+        trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
+        gathers: whether it only combines the output of other stages, and is overwritten when that changes.
+    """
+
+    name: str
+    run: Callable[[Context], dict[str, Any]]
+    reads: tuple[Edge, ...]
+    sections: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    roles: Callable[[RunConfig], tuple[str, ...]] | None = None
+    owned: tuple[str, ...] = ()
+    trains: bool = False
+    gathers: bool = False
+
+    def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
+        roles = self.roles(config) if self.roles else ()
+        return [*(root / path for path in self.outputs), *(root / "roles" / role for role in roles)]
+
+    def prompts_read(self, config: RunConfig) -> tuple[str, ...]:
+        """Return the kinds of prompts that its output depends on, including those of the judge or referee that it asks.
+
+        Policy training depends on the referee only if the held-out judge is enabled.
+        """
+        judge = config.verdicts.judge
+        if self.name == "verdicts":
+            return (*self.prompts, *judge_spec("judge", judge).kinds("judge"))
+        if self.name == "evaluation" or (self.name == "policy" and config.policy.judge_every is not None):
+            return (*self.prompts, *judge_spec("referee", judge).kinds("referee"))
+        return self.prompts
+
+    def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
+        return [*self.output_paths(root, config), *(root / path for path in self.owned)]
+
+    def kept_paths(self, root: Path) -> list[Path]:
+        """Return outputs that no stage reads but that must be intact: metrics and dropped records."""
+        return [root / path for path in self.owned if path.startswith(("dropped/", "metrics/"))]
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "questions",
+        questions.run,
+        # Round 1 starts from the model and the user's files, which are part of the first key.
+        reads=(Edge("policy", "previous"),),
+        sections=("precision", "context", "seed", "rollout_rows", "questions"),
+        prompts=("ask",),
+        owned=("dropped/questions",),
+    ),
+    Stage(
+        "replies",
+        replies.run,
+        reads=(Edge("questions"),),
+        sections=("replies",),
+        prompts=("reply",),
+        outputs=("workings",),
+    ),
+    Stage(
+        "verdicts",
+        verdicts.run,
+        reads=(Edge("replies"),),
+        sections=("verdicts",),
+        owned=("dropped/verdicts",),
+    ),
+    Stage("pairs", pairs.run, reads=(Edge("verdicts"),), outputs=tuple(pairs_of(split) for split in Split)),
+    Stage(
+        "evaluator",
+        evaluator.run,
+        reads=(Edge("pairs"),),
+        sections=("lora", "batch_tokens", "evaluator"),
+        prompts=("grade",),
+        roles=member_roles,
+        owned=("checkpoints/evaluator", "metrics/evaluator.jsonl"),
+        trains=True,
+    ),
+    Stage(
+        "policy",
+        policy.run,
+        reads=(Edge("evaluator"),),
+        sections=("policy",),
+        roles=policy.output_roles,
+        owned=("checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
+        trains=True,
+    ),
+    Stage(
+        "evaluation",
+        evaluation.run,
+        reads=(Edge("policy"),),
+        sections=("domain", "gold", "evaluation"),
+        outputs=("evaluation/figures.json", f"evaluation/{evaluation.FIRST_PAIRS}"),
+        owned=("metrics/evaluation.jsonl",),
+    ),
+    Stage(
+        "report",
+        report.run,
+        reads=(Edge("evaluation"), Edge("evaluation", "later")),
+        sections=("name",),
+        outputs=("report.json",),
+        owned=("index.html",),
+        gathers=True,
+    ),
+)
+
+
+# -- the ledger ---------------------------------------------------------------------------------------------------------
+
+
+def ledger_of(context: Context) -> Ledger:
+    """Return the ledger of a round, with the configuration and the inputs that its stages should have."""
+    root, config = context.store.root, context.config
+    keys = stage_keys(config, context.seeds, context.round, context.day)
+    expected = {
+        stage.name: Expected(keys[stage.name], _outputs_read(context, stage), stage.owned_paths(root, config))
+        for stage in STAGES
+    }
+    return Ledger(root, expected)
+
+
+def _outputs_read(context: Context, stage: Stage) -> list[Output | int]:
+    """Follow the edges of a stage to the folders of their rounds."""
+    found: list[Output | int] = []
+    for edge in stage.reads:
+        if edge.rounds == "this":
+            found.append(Output(context.store.root, edge.stage))
+        elif edge.rounds == "previous":
+            found += [Output(store.root, edge.stage) for store in context.earlier[-1:]]
+        elif context.round == 1 < context.config.rounds:
+            # The number of rounds counts too: a report of one round of three differs from that of a run of one round.
+            found += [context.config.rounds, *(Output(store.root, edge.stage) for store in context.later)]
+    return found
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------------
+
+
+def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: date | None = None) -> dict[str, str]:
+    """Compute, for each stage, a fingerprint of everything that its output depends on.
+
+    Args:
+        config: configuration of the run.
+        seeds: seeds of the run.
+        number: number of the round; a later round depends on the previous round's policy. Default: 1.
+        day: Optional. Date that templates print. Default: today.
+    """
+    values, day = _with_contents(config), day or date.today()
+    sources = prompt_sources(templates_folder(config.model, config.templates), day, kinds_of_run(config.verdicts))
+    previous: dict[str, str] = {}
+    for round_number in range(1, number + 1):
+        keys: dict[str, str] = {}
+        for stage in STAGES:
+            # Chained: a stage's key changes whenever the key of a stage that it reads does, also across rounds.
+            read: list[Any] = [keys[edge.stage] for edge in stage.reads if edge.rounds == "this"]
+            if previous:
+                read += [["round", round_number, previous[edge.stage]] for edge in stage.reads if edge.rounds == "previous"]
+            [before] = read or [_origin(config, seeds, sources["chat"], day)]
+            sections = {name: values[name] for name in stage.sections}
+            prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
+            keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
+        previous = keys
+    return previous
+
+
+def _origin(config: RunConfig, seeds: Sequence[Any], chat: Any, day: date) -> list[Any]:
+    """Return the identity of everything that round 1 starts from."""
+    tokenizer = [_tokenizer_day(config.model, day), chat]
+    return [model_identity(config.model), tokenizer, [seed.question for seed in seeds], *given_key(config)]
+
+
+def _with_contents(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration with user files identified by content instead of by path."""
+    values = config.model_dump(mode="json")
+    for section in ("questions", "replies"):
+        del values[section]["file"]  # part of the first key
+    return {**values, "gold": gold_key(config.gold)}
+
+
+def _tokenizer_day(name: str, day: date) -> str | None:
+    """Return the date if a chat template of the model may print it, else None."""
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in tokenizer_files(name) if _is_text(path))
+    return day.isoformat() if any("strftime_now" in text for text in texts) else None
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix == ".jinja" or path.name == "tokenizer_config.json" or path.name.startswith("chat_template")
+
+
+def input_fingerprints(context: Context) -> dict[str, str]:
+    """Return fingerprints of the inputs that the keys cover besides the configuration, to report which of them changed."""
+    config = context.config
+    return {
+        "the model's files": fingerprint(model_identity(config.model)),
+        "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
+        "the file of questions, replies or pairs": fingerprint(given_key(config)),
+        "the gold file": gold_key(config.gold),
+        "the seeds": fingerprint([seed.question for seed in context.seeds]),
+    }

@@ -1,0 +1,195 @@
+"""Map a stage's work over shards: skip finished ones, compute the others, and write each as soon as it is finished.
+
+The work of a stage is a pure function of the model and a batch of records. It has no access to the run folder and is
+picklable, so an executor may call it in another process. Random draws are derived from seeds and names (`Draws`), so the
+results do not depend on which process computes a shard, or in which order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from selfeval.backbone.adapters import BASE
+from selfeval.backbone.role_files import load_role
+from selfeval.backbone.roles import Backbone
+from selfeval.judging.templates import Templates
+from selfeval.records import Drop
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
+
+__all__ = [
+    "START",
+    "Batch",
+    "Executor",
+    "InProcess",
+    "ModelHandle",
+    "ShardOutput",
+    "StageShards",
+    "Work",
+    "grow_shards",
+    "map_shards",
+]
+
+T = TypeVar("T")
+
+START = "start"
+"""Role that a later round starts from: the previous round's policy, frozen. Round 1 starts from the bare base."""
+
+
+# -- work ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelHandle:
+    """The model of a run in one process. It is loaded once per process and stays there.
+
+    Attributes:
+        backbone: the base and its roles.
+        templates: the prompt templates of the run.
+        start_folder: Optional. Saved role that the round starts from. Default: none, the round starts from the bare base.
+    """
+
+    backbone: Backbone
+    templates: Templates
+    start_folder: Path | None = None
+
+    def start(self) -> str:
+        """Load the role that the round starts from if needed, and return its name."""
+        if self.start_folder is None:
+            return BASE
+        if START not in self.backbone.roles.names:
+            load_role(self.backbone, START, self.start_folder)
+        return START
+
+
+@dataclass(frozen=True)
+class Batch(Generic[T]):
+    """The records from which a shard is computed.
+
+    Attributes:
+        index: number of the shard, from which its random seeds are derived.
+        records: the records.
+    """
+
+    index: int
+    records: Sequence[T]
+
+
+@dataclass(frozen=True)
+class ShardOutput:
+    """The records of a finished shard.
+
+    Attributes:
+        records: records of the stage.
+        drops: dropped records with their reasons; None if the stage never drops records.
+        others: records for shards of the same number in other folders, by folder.
+    """
+
+    records: Sequence[Any]
+    drops: Sequence[Drop] | None = None
+    others: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+class Work(Protocol[T]):
+    """The work of a stage: a frozen dataclass of plain settings, callable and picklable."""
+
+    def __call__(self, model: ModelHandle, batch: Batch[T]) -> ShardOutput:
+        """Compute one shard. The result depends only on the settings, the model and the batch."""
+
+
+class Executor(Protocol):
+    """Calls the work, in this process or elsewhere."""
+
+    def map(self, work: Work[T], batches: Sequence[Batch[T]]) -> Iterator[tuple[Batch[T], ShardOutput]]:
+        """Yield each batch with its result as soon as it is finished, in any order."""
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Executor that computes one batch after another in this process.
+
+    Attributes:
+        model: returns the model; called when the first batch is computed.
+    """
+
+    model: Callable[[], ModelHandle]
+
+    def map(self, work: Work[T], batches: Sequence[Batch[T]]) -> Iterator[tuple[Batch[T], ShardOutput]]:
+        for batch in batches:
+            yield batch, work(self.model(), batch)
+
+
+# -- shards -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StageShards:
+    """The shards of one stage in the run folder.
+
+    Attributes:
+        store: folder of the round.
+        terminal: shows progress.
+        name: name of the stage.
+        drops: whether the stage drops records. Default: False.
+        others: other folders in which the stage writes a shard of the same number. Default: none.
+    """
+
+    store: RunStore
+    terminal: Terminal
+    name: str
+    drops: bool = False
+    others: tuple[str, ...] = ()
+
+    def has(self, index: int) -> bool:
+        """Return whether a shard is finished, with its shards in other folders."""
+        others = all(self.store.has_shard(folder, index) for folder in self.others)
+        return others and self.store.has_shard(self.name, index, drops=self.drops)
+
+    def write(self, index: int, output: ShardOutput) -> None:
+        """Write a shard after its shards in other folders, because `has` looks at the stage's own shard last."""
+        for folder in self.others:
+            self.store.write_shard(folder, index, output.others[folder])
+        self.store.write_shard(self.name, index, output.records, output.drops)
+
+
+def map_shards(stage: StageShards, items: Sequence[T], size: int, work: Work[T], executor: Executor) -> None:
+    """Split the items into shards of `size`, and compute those that are not finished. The shards are independent."""
+    batches = [Batch(number, items[first : first + size]) for number, first in enumerate(range(0, len(items), size))]
+    left = [batch for batch in batches if not stage.has(batch.index)]
+    done = len(items) - sum(len(batch.records) for batch in left)
+    with stage.terminal.bar(stage.name, len(items), done) as bar:
+        for batch, output in executor.map(work, left):
+            stage.write(batch.index, output)
+            bar.advance(len(batch.records))
+
+
+def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Executor, *, wanted: int, most: int) -> list[T]:
+    """Compute one shard after another, each from the records of all shards before it, until there are enough.
+
+    Args:
+        stage: the stage.
+        kind: class of its records.
+        work: computes a shard from all records so far.
+        executor: calls the work.
+        wanted: number of records.
+        most: maximum number of shards.
+
+    Returns:
+        All records, including those of shards that were already finished.
+    """
+    records: list[T] = []
+    index = 0
+    while stage.has(index):
+        records += stage.store.read_shard(stage.name, index, kind)
+        index += 1
+    with stage.terminal.bar(stage.name, wanted, len(records)) as bar:
+        while len(records) < wanted and index < most:
+            for batch, output in executor.map(work, [Batch(index, tuple(records))]):
+                stage.write(batch.index, output)
+                records += output.records
+                bar.advance(len(output.records))
+            index += 1
+    return records

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig
+from selfeval.records import Drop, Seed
+from selfeval.runs.templates import templates_of_run
+from selfeval.stages import questions, replies, verdicts
+from selfeval.stages.context import Context
+from selfeval.stages.running import new_config
+from selfeval.stages.shards import Batch, InProcess, ModelHandle, ShardOutput, StageShards, Work, grow_shards, map_shards
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
+
+# -- an executor with a second process ----------------------------------------------------------------------------------
+
+_MODEL: list[ModelHandle] = []
+"""The model of this process, once it is loaded."""
+
+
+def _load(config: RunConfig, folder: Path, threads: int) -> None:
+    """Load the model in a worker process, from the files of the model and of the run alone."""
+    torch.set_num_threads(threads)
+    backbone = Backbone.load(config)
+    _MODEL.append(ModelHandle(backbone, templates_of_run(folder, backbone.loaded.tokenizer)))
+
+
+def _call(pickled: bytes) -> tuple[int, ShardOutput]:
+    work, batch = pickle.loads(pickled)
+    return os.getpid(), work(_MODEL[0], batch)
+
+
+@dataclasses.dataclass
+class OtherProcess:
+    """Executor that calls the work in a process started by `spawn`, which shares no memory with this one."""
+
+    config: RunConfig
+    folder: Path
+    pids: set[int] = dataclasses.field(default_factory=set)
+    _pool: ProcessPoolExecutor | None = None
+
+    def map(self, work: Work[Any], batches: Sequence[Batch[Any]]) -> Iterator[tuple[Batch[Any], ShardOutput]]:
+        if self._pool is None:
+            loading = (self.config, self.folder, torch.get_num_threads())
+            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _load, loading)
+        for batch, (pid, output) in zip(
+            batches, self._pool.map(_call, [pickle.dumps((work, b)) for b in batches]), strict=True
+        ):
+            self.pids.add(pid)
+            yield batch, output
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+SIZES = (
+    "questions.train=8",
+    "questions.test=4",
+    "questions.shard=12",
+    "replies.per_question=2",
+    "replies.shard=5",
+    "replies.beams=2",
+    "replies.beam_share=0.5",
+    "verdicts.shard=5",
+)
+
+
+def _shards(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("shard-*.jsonl"))}
+
+
+def _run(context: Context) -> dict[str, bytes]:
+    for stage in (questions, replies, verdicts):
+        stage.run(context)
+    context.store.close()
+    return _shards(context.store.root)
+
+
+def test_the_work_of_each_stage_is_the_same_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = new_config(assignments=SIZES)
+    here = _run(Context(config, RunStore(tmp_path / "here"), Terminal(quiet=True)))
+    there = Context(config, RunStore(tmp_path / "there"), Terminal(quiet=True))
+    other = OtherProcess(config, there.store.root)
+    monkeypatch.setattr(Context, "executor", property(lambda self: other))
+    try:
+        assert _run(there) == here
+    finally:
+        other.close()
+    assert len(other.pids) == 1
+    assert os.getpid() not in other.pids
+    assert {name.split("/")[0] for name in here} == {"questions", "replies", "workings", "verdicts", "dropped"}
+    assert len([name for name in here if name.startswith("replies/")]) == 3
+
+
+# -- the shard loop -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """Work that returns its records in capitals, and fails at one shard."""
+
+    fails: int = -1
+
+    def __call__(self, model: ModelHandle, batch: Batch[Seed]) -> ShardOutput:
+        if batch.index == self.fails:
+            raise RuntimeError("out of memory")
+        return ShardOutput([Seed(seed.question.upper()) for seed in batch.records], [Drop("echo", "short", "x")])
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Work that returns two records that say how many there were before."""
+
+    def __call__(self, model: ModelHandle, batch: Batch[Seed]) -> ShardOutput:
+        return ShardOutput([Seed(f"{len(batch.records)}")] * 2)
+
+
+ITEMS = [Seed(letter) for letter in "abcde"]
+
+
+def _executor(calls: list[int]) -> InProcess:
+    def model() -> Any:
+        calls.append(1)
+
+    return InProcess(model)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RunStore]:
+    store = RunStore(tmp_path / "run")
+    yield store
+    store.close()
+
+
+def test_each_shard_is_written_as_soon_as_it_is_finished_and_never_computed_twice(store: RunStore) -> None:
+    stage, calls = StageShards(store, Terminal(quiet=True), "echo", drops=True), list[int]()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        map_shards(stage, ITEMS, 2, Echo(fails=2), _executor(calls))
+    assert [path.name for path in store.shards("echo")] == ["shard-00000.jsonl", "shard-00001.jsonl"]
+    calls.clear()
+    map_shards(stage, ITEMS, 2, Echo(), _executor(calls))
+    assert len(calls) == 1
+    assert [seed.question for seed in store.read("echo", Seed)] == list("ABCDE")
+    assert len(store.read_dropped("echo")) == 3
+    map_shards(stage, ITEMS, 2, Echo(fails=0), _executor(calls))
+    assert len(calls) == 1, "no model is loaded if every shard is finished"
+
+
+def test_growing_shards_read_all_records_before_them_and_stop_at_what_is_wanted(store: RunStore) -> None:
+    stage, calls = StageShards(store, Terminal(quiet=True), "count"), list[int]()
+
+    def grow(wanted: int, most: int) -> list[str]:
+        return [seed.question for seed in grow_shards(stage, Seed, Count(), _executor(calls), wanted=wanted, most=most)]
+
+    assert grow(wanted=3, most=9) == ["0", "0", "2", "2"]
+    assert grow(wanted=9, most=3) == ["0", "0", "2", "2", "4", "4"]
+    assert len(calls) == 3
