@@ -36,6 +36,7 @@ from selfeval.store import (
     write_json,
     writing,
 )
+from selfeval.store.ledger import read_key
 from selfeval.texts import read_text
 
 QUESTIONS = [Question(f"q{i}", f"How many {i}?", Split.TRAIN, "self") for i in range(3)]
@@ -200,6 +201,8 @@ def test_the_states_of_a_stage(store: RunStore) -> None:
     store.begin("replies", "key", "from other questions")
     assert ledger.state("replies") == Missing(), "inputs that are not finished are not compared"
     store.finish("questions", "q", {})
+    assert ledger.state("replies") == Missing(), "there are no results of other inputs"
+    store.write_shard("replies", 0, QUESTIONS[:1])
     assert ledger.state("replies") == Changed("inputs")
     inputs = ledger.expected["replies"].inputs
     assert inputs == fingerprint([Output(store.root, "questions").content, 3])
@@ -297,7 +300,16 @@ def test_a_changed_key_with_nothing_done_yet_is_not_announced(store: RunStore) -
     store.begin("policy", "one")
     assert _policy_state(store, "two") == Missing()
     store.begin("policy", "two", "inputs")
-    assert read_json(store.folder("policy") / "key.json") == {"key": "two", "inputs": "inputs"}
+    assert read_key(store.root, "policy") == {"key": "two", "inputs": "inputs"}
+
+
+def test_a_changed_value_in_key_json_is_damage_and_not_another_configuration(store: RunStore) -> None:
+    """Otherwise intact results would be moved aside as those of another configuration."""
+    store.begin("policy", "one")
+    path = store.folder("policy") / "key.json"
+    path.write_text(path.read_text().replace("one", "two"))
+    with pytest.raises(RunFolderError, match=r"key\.json is damaged .*remove it and give the same command again"):
+        _policy_state(store, "one")
 
 
 def test_seconds_of_interrupted_tries_add_up(store: RunStore) -> None:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from selfeval.config import RunConfig
+from selfeval.judging.kinds import kinds_of_run
+from selfeval.judging.sources import prompt_sources
+from selfeval.judging.templates import templates_folder
 from selfeval.runs.reader import round_folder
 from selfeval.stages import STAGE_NAMES
 from selfeval.stages.graph import STAGES, Edge, stage_keys
-from selfeval.store import fingerprint
+from selfeval.store import fingerprint, write_sealed
 from stage_world import World
 
 NAMES = [stage.name for stage in STAGES]
@@ -47,10 +50,8 @@ def test_the_keys_are_those_of_existing_run_folders() -> None:
 
 
 def _ask_sources(config: RunConfig, day: date) -> Any:
-    from selfeval.judging.sources import prompt_sources
-    from selfeval.judging.templates import templates_folder
-
-    return prompt_sources(templates_folder(config.model, config.templates), day)["ask"]
+    folder = templates_folder(config.model, config.templates)
+    return prompt_sources(folder, day, kinds_of_run(config.verdicts))["ask"]
 
 
 def _content(folder: Path, stage: str) -> str:
@@ -78,10 +79,10 @@ def test_the_inputs_are_those_of_existing_run_folders(tmp_path: Path, monkeypatc
 
 
 def test_a_key_json_of_a_stage_that_never_ran_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Earlier versions wrote the key of every stage at the start of a run, without its inputs."""
+    """A run that was killed as the stage began, before it wrote anything."""
     world = World(tmp_path / "world", monkeypatch)
     world.run(until="replies")
     (world.run_folder / "verdicts").mkdir()
-    (world.run_folder / "verdicts" / "key.json").write_text('{"key": "of an earlier configuration"}')
+    write_sealed(world.run_folder / "verdicts" / "key.json", {"key": "of an earlier configuration", "inputs": ""})
     assert world.run(restart=False) == NAMES[2:]
     assert not list(world.run_folder.rglob("replaced"))

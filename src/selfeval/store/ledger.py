@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.errors import RunFolderError
-from selfeval.store.files import content_hash, fingerprint, read_object
+from selfeval.store.files import content_hash, fingerprint
 from selfeval.store.sealed import read_sealed, write_sealed
 
 __all__ = [
@@ -183,9 +183,9 @@ class Ledger:
         return any(p.exists() for p in owned) or any(p.name not in markers for p in (self.root / stage).glob("*"))
 
     def _has_other_inputs(self, stage: str, expected: Expected) -> bool:
-        """Return whether a stage has started from other inputs. Unfinished inputs are not compared yet."""
+        """Return whether a stage has results of other inputs. Unfinished inputs are not compared yet."""
         found, wanted = read_key(self.root, stage).get("inputs"), expected.inputs
-        return None not in (found, wanted) and found != wanted
+        return None not in (found, wanted) and found != wanted and self.has_work(stage)
 
     def _damaged(self, stage: str) -> str | None:
         if not has_manifest(self.root, stage):
@@ -212,10 +212,15 @@ def read_manifest(root: Path, stage: str) -> dict[str, Any]:
 
 
 def read_key(root: Path, stage: str) -> dict[str, Any]:
-    """Read `key` and `inputs` of a stage's work so far, from key.json or else from the manifest; empty before it began."""
+    """Read `key` and `inputs` of a stage's work so far, from key.json or else from the manifest; empty before it began.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
     path = root / stage / "key.json"
     if path.exists():
-        return read_object(path, "key", remedy="remove it and give the same command again")
+        values = read_sealed(path, "key", "inputs", remedy="remove it and give the same command again")
+        return {"key": values["key"], "inputs": values["inputs"]}
     if has_manifest(root, stage):
         values = read_manifest(root, stage)
         return {"key": values["key"], "inputs": values["inputs"]}

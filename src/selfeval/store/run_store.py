@@ -19,7 +19,7 @@ from selfeval.links import entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
-from selfeval.store.files import as_storage_error, file_hash, write_file, write_json
+from selfeval.store.files import as_storage_error, file_hash, write_file
 from selfeval.store.records import as_lines, read_records, write_records
 from selfeval.store.run_file import read_run
 from selfeval.store.sealed import write_sealed
@@ -112,7 +112,7 @@ class RunStore:
         """
         values = {"key": key, "inputs": inputs}
         if ledger.read_key(self.root, stage) != values:
-            write_json(self.folder(stage) / "key.json", values)
+            write_sealed(self.folder(stage) / "key.json", values)
 
     def set_aside(self, stage: str, owned: Sequence[Path] = ()) -> None:
         """Move all files of a stage to `replaced/`, so the stage starts over.
