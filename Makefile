@@ -39,8 +39,10 @@ test-newest: $(NEWEST)/.installed ## Run the backbone and rollout tests with the
 	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LIBRARY_TESTS)
 
 smoke: $(BIN)/python ## Build the wheel, install it outside of the checkout with the newest and with the lowest versions, run the loop.
-	@.ci/smoke $(BIN)/python
-	@.ci/smoke $(BIN)/python -c constraints-lowest.txt
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; newest=0; lowest=0; \
+	OMP_NUM_THREADS=1 .ci/smoke $(BIN)/python >"$$log" 2>&1 & pid=$$!; \
+	OMP_NUM_THREADS=1 .ci/smoke $(BIN)/python -c constraints-lowest.txt || lowest=$$?; \
+	wait $$pid || newest=$$?; cat "$$log"; exit $$((lowest | newest))
 
 check: $(VENV)/.installed-dev ## Lint, check the format and the types.
 	@$(BIN)/ruff check .
