@@ -26,7 +26,7 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import VerdictState
 from selfeval.runs.judge import Judge as LoadedJudge
 from selfeval.runs.reader import RunReader
-from selfeval.stages.pipeline import stage_keys
+from selfeval.stages.graph import stage_keys
 from toy import copy_lab, toy_arguments
 
 OWN = templates_folder("no such model")
