@@ -2,68 +2,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from selfeval.backbone.roles import Backbone
-from selfeval.config import RunConfig
+from other_process import OtherProcess
 from selfeval.records import Drop, Seed
-from selfeval.runs.templates import templates_of_run
 from selfeval.stages import questions, replies, verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.running import new_config
-from selfeval.stages.shards import Batch, InProcess, ModelHandle, ShardOutput, StageShards, Work, grow_shards, map_shards
+from selfeval.stages.shards import Batch, InProcess, ModelHandle, ShardOutput, StageShards, grow_shards, map_shards
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
-
-# -- an executor with a second process ----------------------------------------------------------------------------------
-
-_MODEL: list[ModelHandle] = []
-"""The model of this process, once it is loaded."""
-
-
-def _load(config: RunConfig, folder: Path, threads: int) -> None:
-    """Load the model in a worker process, from the files of the model and of the run alone."""
-    torch.set_num_threads(threads)
-    backbone = Backbone.load(config)
-    _MODEL.append(ModelHandle(backbone, templates_of_run(folder, backbone.loaded.tokenizer, config.verdicts)))
-
-
-def _call(pickled: bytes) -> tuple[int, ShardOutput]:
-    work, batch = pickle.loads(pickled)
-    return os.getpid(), work(_MODEL[0], batch)
-
-
-@dataclasses.dataclass
-class OtherProcess:
-    """Executor that calls the work in a process started by `spawn`, which shares no memory with this one."""
-
-    config: RunConfig
-    folder: Path
-    pids: set[int] = dataclasses.field(default_factory=set)
-    _pool: ProcessPoolExecutor | None = None
-
-    def map(self, work: Work[Any], batches: Sequence[Batch[Any]]) -> Iterator[tuple[Batch[Any], ShardOutput]]:
-        if self._pool is None:
-            loading = (self.config, self.folder, torch.get_num_threads())
-            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _load, loading)
-        for batch, (pid, output) in zip(
-            batches, self._pool.map(_call, [pickle.dumps((work, b)) for b in batches]), strict=True
-        ):
-            self.pids.add(pid)
-            yield batch, output
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
 
 SIZES = (
     "questions.train=8",
