@@ -20,11 +20,10 @@ from selfeval.backbone.budget import Phase
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import Sequences, final_scores, pad_sequences
 from selfeval.config import EvaluatorConfig
-from selfeval.errors import LoopError, NotFiniteError
 from selfeval.prompt import Prompt
-from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
-from selfeval.training.schedules import warmup_and_decay
+from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.gradient_accumulation import add_gradients
+from selfeval.training.supervised import train_supervised
 
 __all__ = ["EVALUATOR", "Preference", "pair_loss", "score_replies", "train_evaluator"]
 
@@ -147,33 +146,24 @@ def train_evaluator(
     Raises:
         LoopError: the loss or its gradient became NaN or infinite.
     """
-    parameters = backbone.roles.parameters(role)
-    optimizer = role_optimizer(parameters, config.learning_rate)
-    keeper = checkpoints({role: optimizer})
-    state = keeper.restore()
-    step = int(state["step"]) if state else 0
-    if state:
-        backbone.load_training_state(state)
-    resumed(step)
     per_epoch = math.ceil(len(pairs) / config.batch)
-    steps = per_epoch * config.epochs
-    while step < steps:
+
+    def gradients(step: int) -> dict[str, float]:
         order = list(range(len(pairs)))
         random.Random(f"{seed}/{_order(role)}/{step // per_epoch}").shuffle(order)
         start = (step % per_epoch) * config.batch
-        rate = config.learning_rate * warmup_and_decay(step, steps, config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        try:
-            values = _step(backbone, role, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
-            norm = clip_gradients(parameters, config.max_grad_norm)
-        except NotFiniteError as error:
-            raise LoopError(
-                f"evaluator training diverged at step {step + 1}: {error}; lower evaluator.learning_rate"
-            ) from error
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        log({"step": step, **values, "grad_norm": norm, "learning_rate": rate})
-        if step % config.checkpoint_every == 0 and step < steps:
-            keeper.save(step, backbone.training_state())
+        return _step(backbone, role, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
+
+    train_supervised(
+        backbone,
+        role,
+        gradients,
+        config,
+        checkpoints,
+        steps=per_epoch * config.epochs,
+        log=log,
+        resumed=resumed,
+        save_last=False,
+        work="evaluator training",
+        setting="evaluator.learning_rate",
+    )

@@ -17,11 +17,12 @@ from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import TuningConfig
-from selfeval.errors import LoopError, NotFiniteError
+from selfeval.errors import LoopError
 from selfeval.prompt import Prompt
-from selfeval.training.checkpoint import Checkpoints, role_optimizer
-from selfeval.training.gradient_accumulation import add_gradients, clip_gradients
-from selfeval.training.schedules import draw, warmup_and_decay
+from selfeval.training.checkpoint import Checkpoints
+from selfeval.training.gradient_accumulation import add_gradients
+from selfeval.training.schedules import draw
+from selfeval.training.supervised import train_supervised
 
 __all__ = ["pack", "text_logprobs", "tune_on_text"]
 
@@ -82,31 +83,24 @@ def tune_on_text(
             gradient is not finite.
     """
     _check_rows(backbone, rows)
-    parameters = backbone.roles.parameters(role)
-    optimizer = role_optimizer(parameters, config.learning_rate)
-    keeper = checkpoints({role: optimizer})
-    state = keeper.restore()
-    step = int(state["step"]) if state else 0
-    if state:
-        backbone.load_training_state(state)
-    resumed(step)
-    while step < config.steps:
-        rate = config.learning_rate * warmup_and_decay(step, config.steps, config.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+
+    def gradients(step: int) -> dict[str, float]:
         batch = [rows[i] for i in draw(len(rows), step, config.batch, f"{seed}/{role}")]
-        try:
-            loss = _step(backbone, role, batch, batch_tokens)
-            norm = clip_gradients(parameters, config.max_grad_norm)
-        except NotFiniteError as error:
-            raise LoopError(f"tuning of {role} diverged at step {step + 1}: {error}; lower its learning_rate") from error
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        tokens = sum(len(row) - 1 for row in batch)
-        log({"step": step, "loss": loss, "tokens": tokens, "grad_norm": norm, "learning_rate": rate})
-        if step % config.checkpoint_every == 0 or step == config.steps:
-            keeper.save(step, backbone.training_state())
+        return {"loss": _step(backbone, role, batch, batch_tokens), "tokens": sum(len(row) - 1 for row in batch)}
+
+    train_supervised(
+        backbone,
+        role,
+        gradients,
+        config,
+        checkpoints,
+        steps=config.steps,
+        log=log,
+        resumed=resumed,
+        save_last=True,
+        work=f"tuning of {role}",
+        setting="its learning_rate",
+    )
 
 
 def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:

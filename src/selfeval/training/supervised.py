@@ -1,0 +1,85 @@
+"""The training loop of the evaluator and of tuning on text: AdamW with warmup and decay, checkpoints, exact resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from selfeval.backbone.roles import Backbone
+from selfeval.errors import LoopError, NotFiniteError
+from selfeval.training.checkpoint import Checkpoints, role_optimizer
+from selfeval.training.gradient_accumulation import clip_gradients
+from selfeval.training.schedules import warmup_and_decay
+
+__all__ = ["SupervisedConfig", "train_supervised"]
+
+
+class SupervisedConfig(Protocol):
+    """Settings of the optimizer, with the meaning that they have in `EvaluatorConfig` and `TuningConfig`."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def max_grad_norm(self) -> float: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
+def train_supervised(
+    backbone: Backbone,
+    role: str,
+    gradients: Callable[[int], dict[str, float]],
+    config: SupervisedConfig,
+    checkpoints: Callable[[Mapping[str, Any]], Checkpoints],
+    *,
+    steps: int,
+    log: Callable[[dict[str, float]], None],
+    resumed: Callable[[int], None],
+    save_last: bool,
+    work: str,
+    setting: str,
+) -> None:
+    """Train a role for a number of steps, resuming from its last checkpoint if there is one.
+
+    Args:
+        backbone: has the role, with its initial weights.
+        role: name of the role.
+        gradients: adds the gradient of a step, numbered from 0, to the role's parameters; returns metrics. The batch must
+            depend on the number only, so that resuming is exact.
+        config: settings of the optimizer.
+        checkpoints: factory of the checkpoint manager, called with the optimizer of the role.
+        steps: number of steps in total.
+        log: called after every step with step, metrics, gradient norm and learning rate.
+        resumed: called with the step of the checkpoint that training resumes from (0 for a new training).
+        save_last: whether the last step writes a checkpoint too.
+        work: name of the training in the error message.
+        setting: name of the learning rate in the error message.
+
+    Raises:
+        LoopError: the loss or its gradient became NaN or infinite.
+    """
+    parameters = backbone.roles.parameters(role)
+    optimizer = role_optimizer(parameters, config.learning_rate)
+    keeper = checkpoints({role: optimizer})
+    state = keeper.restore()
+    first = int(state["step"]) if state else 0
+    if state:
+        backbone.load_training_state(state)
+    resumed(first)
+    for step in range(first, steps):
+        rate = config.learning_rate * warmup_and_decay(step, steps, config.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            metrics = gradients(step)
+            norm = clip_gradients(parameters, config.max_grad_norm)
+        except NotFiniteError as error:
+            raise LoopError(f"{work} diverged at step {step + 1}: {error}; lower {setting}") from error
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        log({"step": done, **metrics, "grad_norm": norm, "learning_rate": rate})
+        if (done % config.checkpoint_every == 0 and done < steps) or (save_last and done == steps):
+            keeper.save(done, backbone.training_state())
