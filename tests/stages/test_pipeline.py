@@ -35,16 +35,16 @@ def from_(stage: str) -> list[str]:
 DEPENDING = [
     ("questions.temperature=0.9", "questions"),
     ("seed=1", "questions"),
-    ("rollout_rows=8", "questions"),
-    ('context={rope_scaling="yarn", rope_factor=2}', "questions"),
-    ('precision="fp32"', "questions"),
+    ("backbone.rollout_rows=8", "questions"),
+    ('backbone.context={rope_scaling="yarn", rope_factor=2}', "questions"),
+    ('backbone.precision="fp32"', "questions"),
     ("replies.beams=5", "replies"),
     ("replies.max_new_tokens=7", "replies"),
     ("verdicts.keep=0.7", "verdicts"),
     ("verdicts.working=false", "verdicts"),
     ("evaluator.epochs=3", "evaluator"),
-    ("lora.rank=8", "evaluator"),
-    ("batch_tokens=100", "evaluator"),
+    ("backbone.lora.rank=8", "evaluator"),
+    ("backbone.batch_tokens=100", "evaluator"),
     ("policy.ppo.clip=0.1", "policy"),
     ("evaluation.questions=7", "evaluation"),
     ('domain="word-problems"', "evaluation"),
@@ -62,7 +62,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['device="cpu"', "memory_budget=2GiB"])
+@pytest.mark.parametrize("setting", ['backbone.device="cpu"', "backbone.memory_budget=2GiB"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []

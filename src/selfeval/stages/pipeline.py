@@ -112,7 +112,7 @@ def set_changed_aside(contexts: Sequence[Context]) -> None:
         context.restart = contexts[0].restart
     for context, stage in found:
         # A folder without run.json is not a run. Its results may be from other settings, so the archive records none.
-        context.store.update_run(status="partial", **({} if context.store.run else {"schema": 1}))
+        context.store.update_run(status="partial", **({} if context.store.run else {"schema": RUN_SCHEMA}))
         _act_on(context, stage, Changed("configuration"))
 
 
