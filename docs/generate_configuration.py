@@ -132,7 +132,7 @@ def _sections_of_choices(section: str) -> Iterator[str]:
 def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """The sections of a model, each followed by those within it."""
     for name, field in model.model_fields.items():
-        if _is_section(field):
+        if _is_section(field) and not _is_settings(field):
             section, key = typing.cast(type[BaseModel], field.annotation), f"{prefix}{name}"
             heading = "#" * (2 + key.count("."))
             yield from ("", f"{heading} [{key}]", "", inspect.getdoc(section) or "", "", *_table(section))

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ByteSize
 
 from selfeval.config import (
     LEARNERS,
+    BackboneConfig,
+    ContextConfig,
     DPOConfig,
     GRPOConfig,
+    LoraConfig,
     PolicyConfig,
     PPOConfig,
     RunConfig,
@@ -206,12 +210,18 @@ def test_every_field_is_explained_and_the_config_survives_json() -> None:
     assert RunConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
     sections: list[Any] = [
         RunConfig,
-        *(f.annotation for f in RunConfig.model_fields.values() if hasattr(f.annotation, "model_fields")),
+        *_sections_of(RunConfig),
+        *_sections_of(BackboneConfig),
         *(spec.config for spec in LEARNERS.values()),
     ]
     fields = [(s, name, field) for s in sections for name, field in s.model_fields.items() if field.validation_alias is None]
-    silent = [f"{s.__name__}.{name}" for s, name, field in fields if not field.description]
-    assert [name for name in silent if not name.startswith("RunConfig.")] == []
+    values = [row for row in fields if not hasattr(row[2].annotation, "model_fields")]  # a section has its own docstring
+    silent = [f"{s.__name__}.{name}" for s, name, field in values if not field.description]
+    assert silent == []
+
+
+def _sections_of(model: Any) -> list[Any]:
+    return [field.annotation for field in model.model_fields.values() if hasattr(field.annotation, "model_fields")]
 
 
 @pytest.mark.parametrize("learner", ["ilql", "soft_q"])
@@ -279,6 +289,35 @@ def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) 
     for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
         with pytest.raises(ConfigError, match=r'"trust_remote_code": .* give the option --trust-remote-code to the command'):
             load_config(*arguments)
+
+
+# -- the section of the backbone ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BackboneConfig.model_fields)
+def test_a_setting_of_the_backbone_at_the_top_names_its_place(name: str, tmp_path: Path) -> None:
+    value: Any = BackboneConfig.model_fields[name].default
+    is_section = isinstance(value, BaseModel)
+    expected = f'unknown key "{name}": it is a setting of the backbone; give it as backbone.{name}'
+    assignment = f"{name}.{next(iter(type(value).model_fields))}=1" if is_section else f"{name}=1"
+    assert _refusal(assignment) == f"--set {assignment}: {expected}"
+    path = _recipe(tmp_path, f"[{name}]\n" if is_section else f"{name} = 1\n")
+    with pytest.raises(ConfigError, match=re.escape(f"recipe {path}: {expected}")):
+        load_config(path, {})
+
+
+def test_settings_of_the_backbone_are_read_from_its_section(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, '[backbone]\nprecision = "bf16"\n[backbone.lora]\nrank = 4\n')
+    given = {"backbone.memory_budget": "2GiB"}
+    config = load_config(path, given, ["backbone.lora.alpha=8", "backbone.context.attention=eager"])
+    assert config.backbone == BackboneConfig(
+        precision="bf16",
+        memory_budget=ByteSize(2 << 30),
+        context=ContextConfig(attention="eager"),
+        lora=LoraConfig(rank=4, alpha=8.0),
+    )
+    with pytest.raises(ConfigError, match=r'^--memory-budget 2GiB: "backbone" is a value, not a section$'):
+        load_config(_recipe(tmp_path, "backbone = 1\n"), given)
 
 
 # -- the sections of the learners ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfeval.config import RunConfig
+from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import ConfigError, LostWorkError, RunFolderError
 from selfeval.stages import evaluation, gold, pipeline
 from selfeval.stages.gold import load_gold
@@ -71,10 +71,11 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates", "pairs"}  # the content of these files counts, not their location
-    same_results = {"device", "memory_budget", "placement", "checkpointing", "trackers"}
+    same_results = {*(f"backbone.{name}" for name in ("device", "memory_budget", "placement", "checkpointing")), "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
-    assert named | by_content | same_results | how_far | other_command == set(RunConfig.model_fields)
+    settings = {*RunConfig.model_fields, *(f"backbone.{name}" for name in BackboneConfig.model_fields)} - {"backbone"}
+    assert named | by_content | same_results | how_far | other_command == settings
     assert not by_content & named
 
 

@@ -301,6 +301,7 @@ def test_settings_that_a_tuning_cannot_use_are_refused(world: World) -> None:
     refused(
         world, ConfigError, r"a tuning does not read policy, rounds; it reads name, model", "policy.iterations=3", "rounds=2"
     )
+    refused(world, ConfigError, r"a tuning does not read backbone\.rollout_rows; it reads", "backbone.rollout_rows=8")
     dynamic = ("backbone.context.rope_scaling=dynamic", "backbone.context.rope_factor=2")
     refused(world, ConfigError, r"dynamic sets the angles of each pass anew.*use yarn or linear", *dynamic)
     refused(world, ConfigError, r'unknown key "tuning.step"; did you mean "steps"\?', "tuning.step=3")
