@@ -312,6 +312,16 @@ def test_half_done_work_counts_too(world: World) -> None:
         world.run("replies.beams=5", restart=False)
 
 
+def test_the_changed_settings_of_the_backbone_are_named_without_those_that_change_no_result(world: World) -> None:
+    world.run()
+    given = ("backbone.lora.rank=8", "backbone.context.attention=eager", "backbone.device=cpu", "backbone.memory_budget=2GiB")
+    told = (
+        r"another configuration: backbone\.context\.attention: auto, now eager, backbone\.lora\.rank: 16, now 8\. To continue"
+    )
+    with pytest.raises(RunFolderError, match=told):
+        world.run(*given, restart=False)
+
+
 def test_a_changed_name_only_redraws_the_report_and_asks_nothing(world: World) -> None:
     world.run()
     assert world.run('name="another"', restart=False) == ["report"]
