@@ -80,14 +80,14 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
             config.evaluator,
             lambda optimizers, role=role: Checkpoints(folder / "checkpoints" / role, context.backbone, [role], optimizers),
             seed=number,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=config.backbone.batch_tokens,
             log=lambda _: None,
             resumed=lambda _: None,
             role=role,
         )
         context.backbone.roles.freeze(role)
         replies = [p.prompt for p in train] * 2, [p.chosen for p in train] + [p.rejected for p in train]
-        scores = score_replies(context.backbone, role, *replies, config.batch_tokens)
+        scores = score_replies(context.backbone, role, *replies, config.backbone.batch_tokens)
         mean = fmean(scores)
         units = {"mean": mean, "deviation": math.sqrt(fmean((s - mean) ** 2 for s in scores)), "temperature": 1.0}
         target = folder / "four" / "roles" / role
@@ -138,7 +138,7 @@ def best_of(folder: Path, questions: int) -> dict[str, Any]:
     requests = [Request(context.templates.prompt("reply", question=q.text)) for q in asked for _ in range(most)]
     with context.backbone.acting_as(BASE):
         replies = generate(
-            context.backbone, requests, max_new_tokens=config.replies.max_new_tokens, seed=7, rows=config.rollout_rows
+            context.backbone, requests, max_new_tokens=config.replies.max_new_tokens, seed=7, rows=config.backbone.rollout_rows
         )
     texts = [context.templates.text(r.ids) for r in replies]
     right = [bool(gold.is_right(asked[i // most].text, t)) for i, t in enumerate(texts)]  # type: ignore[union-attr]

@@ -48,26 +48,27 @@ _FEW = {
 }  # fmt: skip
 _SMALL = {"policy.questions_per_iteration": 8, "policy.replies_per_question": 4, "policy.minibatch": 16}
 CASES = {
-    "embedded": Case(None, {"batch_tokens": 4096, "rollout_rows": 256, **_SMALL}, 60, 90, 128),
+    "embedded": Case(None, {"backbone.batch_tokens": 4096, "backbone.rollout_rows": 256, **_SMALL}, 60, 90, 128),
     "tiny": Case(
         {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2048},
-        {"batch_tokens": 4096, "rollout_rows": 256, **_SMALL}, 60, 90, 128,
+        {"backbone.batch_tokens": 4096, "backbone.rollout_rows": 256, **_SMALL}, 60, 90, 128,
     ),
     "llama-100m": Case(
         {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
          "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
-        {"batch_tokens": 512, "rollout_rows": 32, **_FEW}, 60, 90, 32,
+        {"backbone.batch_tokens": 512, "backbone.rollout_rows": 32, **_FEW}, 60, 90, 32,
     ),
     "llama-100m-bf16": Case(
         {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
          "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
-        {"batch_tokens": 512, "rollout_rows": 32, **_FEW}, 60, 90, 32, precision="bf16",
+        {"backbone.batch_tokens": 512, "backbone.rollout_rows": 32, **_FEW}, 60, 90, 32, precision="bf16",
     ),
     "qwen2.5-7b": Case(
         {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
          "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 152064},
-        {"batch_tokens": 4096, "rollout_rows": 64, "policy.minibatch": 32}, 100, 200, 128, device="cuda", precision="bf16",
+        {"backbone.batch_tokens": 4096, "backbone.rollout_rows": 64, "policy.minibatch": 32}, 100, 200, 128, device="cuda",
+        precision="bf16",
     ),
 }  # fmt: skip
 
@@ -164,7 +165,7 @@ def _config(case: Case, model: str) -> Any:
     from selfeval.config import load_config
 
     settings = {"policy.iterations": 2, "policy.kl_target": 1000, "replies.max_new_tokens": case.reply, **case.settings}
-    overrides = {"model": model, "device": case.device, "precision": case.precision}
+    overrides = {"model": model, "backbone.device": case.device, "backbone.precision": case.precision}
     return load_config(None, overrides, [f"{key}={value}" for key, value in settings.items()])
 
 
@@ -180,11 +181,11 @@ def measure(case: Case, model: str) -> dict[str, Any]:
     from selfeval.training.scoring import EvaluatorScorer
 
     config = _config(case, model)
-    Backbone.load(_config(CASES["embedded"], str(EMBEDDED)))  # triggers late imports
+    Backbone.load(str(EMBEDDED), _config(CASES["embedded"], str(EMBEDDED)).backbone)  # triggers late imports
     _warm_up()
     meter = _Meter(case.device)
     with meter.phase("load"):
-        backbone = Backbone.load(config)
+        backbone = Backbone.load(model, config.backbone)
         for weight in backbone.model.parameters():
             weight.view(-1)[::1024].sum()  # every page of a mapped file
     backbone.loaded.eos_ids = ()  # every reply is as long as planned for
@@ -201,11 +202,11 @@ def measure(case: Case, model: str) -> dict[str, Any]:
         context = LearnerContext(
             backbone,
             config.policy,
-            EvaluatorScorer(backbone, config.batch_tokens),
+            EvaluatorScorer(backbone, config.backbone.batch_tokens),
             seed=0,
             limit=case.reply,
-            rows=config.rollout_rows,
-            batch_tokens=config.batch_tokens,
+            rows=config.backbone.rollout_rows,
+            batch_tokens=config.backbone.batch_tokens,
             evaluator=EVALUATOR,
         )
         policy.train_policy(
@@ -235,12 +236,12 @@ def planned(case: Case, model: Path) -> dict[str, dict[str, int]]:
 
     config, facts = _config(case, str(model)), model_facts(str(model))
     device, policy = "cuda:0" if case.device == "cuda" else "cpu", config.policy
-    runtime = Machine.of(config, {device: 1 << 40}).runtime
+    runtime = Machine.of(config.backbone, {device: 1 << 40}).runtime
     work = Workload(case.reply_prompt, case.grade_prompt, case.reply_prompt, case.reply, 1)
     placement = plan_placement(meta_model(facts.config), {device: 1 << 40}, case.precision)
     measured = Measured(facts, config, case.precision, placement, work, False, runtime)
     sampling = measured.of_policy(policy.questions_per_iteration * policy.replies_per_question)
-    learning = measured.learning(max(1, config.batch_tokens // work.longest))
+    learning = measured.learning(max(1, config.backbone.batch_tokens // work.longest))
     return {phase: dict(peaks[device]) for phase, peaks in {"load": measured.load(), "rollout": sampling, **learning}.items()}
 
 

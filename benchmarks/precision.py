@@ -84,7 +84,9 @@ def main() -> None:
     figures: dict[str, Any] = {}
     reference: Any = None
     for precision in PRECISIONS:
-        backbone = Backbone(load_model(config.model, device="cpu", precision=precision), config.lora, Path(config.model).name)
+        backbone = Backbone(
+            load_model(config.model, device="cpu", precision=precision), config.backbone.lora, Path(config.model).name
+        )
         load_role(backbone, EVALUATOR, run / "roles" / EVALUATOR)
         templates = Templates.load(templates_folder(config.model, config.templates), backbone.loaded.tokenizer)
         eos = backbone.loaded.eos_ids[0]

@@ -129,14 +129,21 @@ def _sections_of_choices(section: str) -> Iterator[str]:
             yield from _table(spec.config)
 
 
+def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The sections of a model, each followed by those within it."""
+    for name, field in model.model_fields.items():
+        if _is_section(field) and not _is_settings(field):
+            section, key = typing.cast(type[BaseModel], field.annotation), f"{prefix}{name}"
+            heading = "#" * (2 + key.count("."))
+            yield from ("", f"{heading} [{key}]", "", inspect.getdoc(section) or "", "", *_table(section))
+            yield from _sections_of_choices(key)
+            yield from _sections(section, f"{key}.")
+
+
 def render() -> str:
     """The whole page."""
     parts = [HEADER, "## The run", "", inspect.getdoc(RunConfig) or "", "", *_table(RunConfig)]
-    for name, field in RunConfig.model_fields.items():
-        if _is_section(field):
-            section = typing.cast(type[BaseModel], field.annotation)
-            parts += ["", f"## [{name}]", "", inspect.getdoc(section) or "", "", *_table(section)]
-            parts += _sections_of_choices(name)
+    parts += _sections(RunConfig)
     return "\n".join(parts) + "\n"
 
 

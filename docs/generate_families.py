@@ -34,8 +34,9 @@ whose logits are made in a way this version does not know, or whose state cannot
 ADAPTERS = """
 ## Which modules get adapters
 
-`lora.targets = "all-linear"`, the default, means the linear layers named in the table; the embeddings and the output layer
-never get an adapter. Three kinds of module are left out, since an adapter there costs more than it gives or is never used:
+`backbone.lora.targets = "all-linear"`, the default, means the linear layers named in the table; the embeddings and the output
+layer never get an adapter. Three kinds of module are left out, since an adapter there costs more than it gives or is never
+used:
 
 - **Experts and their router.** transformers keeps the experts of a layer as one fused parameter. An adapter on it is a
   full-size update of all experts, rebuilt in every pass, with the rank once for every expert: on Qwen3-30B-A3B each role

@@ -25,7 +25,7 @@ _MODEL: list[ModelHandle] = []
 def _load(config: RunConfig, folder: Path, threads: int) -> None:
     """Load the model in a worker process, from the files of the model and of the run alone."""
     torch.set_num_threads(threads)
-    backbone = Backbone.load(config)
+    backbone = Backbone.load(config.model, config.backbone)
     _MODEL.append(ModelHandle(backbone, templates_of_run(folder, backbone.loaded.tokenizer, config.verdicts)))
 
 

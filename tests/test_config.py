@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ByteSize
 
 from selfeval.config import (
     LEARNERS,
+    BackboneConfig,
+    ContextConfig,
     DPOConfig,
     GRPOConfig,
+    LoraConfig,
     PolicyConfig,
     PPOConfig,
     RunConfig,
@@ -56,7 +60,7 @@ def test_the_embedded_recipe_points_at_the_files_beside_it() -> None:
         ("modell=x", '"modell"', '"model"'),
         ("polcy.iterations=3", '"polcy"', '"policy"'),
         ("policy.iteration=3", '"policy.iteration"', '"iterations"'),
-        ("lora.rnk=3", '"lora.rnk"', '"rank"'),
+        ("backbone.lora.rnk=3", '"backbone.lora.rnk"', '"rank"'),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest_one(assignment: str, named: str, suggested: str) -> None:
@@ -72,7 +76,7 @@ def test_an_unknown_key_in_a_recipe_names_the_recipe(tmp_path: Path) -> None:
 
 
 def test_a_key_that_is_like_no_other_lists_what_is_allowed() -> None:
-    message = _refusal("lora.zzzzzz=3")
+    message = _refusal("backbone.lora.zzzzzz=3")
     assert "allowed: alpha, rank, rslora, targets" in message
     assert nearest("zzzz", ["b", "a"]) == "; allowed: a, b"
     assert nearest("verdict", ["pairs", "verdicts"]) == '; did you mean "verdicts"?'
@@ -85,7 +89,7 @@ def test_a_key_that_is_like_no_other_lists_what_is_allowed() -> None:
         ("policy.iterations=2.5", "2.5"),
         ("policy.learning_rate=[1]", "[1]"),
         ("seed=-1", "-1"),
-        ("device=tpu", '"tpu"'),
+        ("backbone.device=tpu", '"tpu"'),
         ("policy.iterations=0", "0"),
         ("policy.learning_rate=0", "0"),
         ("policy.learning_rate=inf", "Infinity"),
@@ -132,8 +136,8 @@ def test_a_range_the_wrong_way_round_is_refused() -> None:
         (["model='some/model'"], "model", "some/model"),
         (["model=a=b"], "model", "a=b"),
         (["replies.top_p=[0.5, 0.75]"], "replies.top_p", (0.5, 0.75)),
-        (['lora.targets=["q_proj", "v_proj"]'], "lora.targets", ("q_proj", "v_proj")),
-        (["lora.targets=all-linear"], "lora.targets", "all-linear"),
+        (['backbone.lora.targets=["q_proj", "v_proj"]'], "backbone.lora.targets", ("q_proj", "v_proj")),
+        (["backbone.lora.targets=all-linear"], "backbone.lora.targets", "all-linear"),
     ],
 )
 def test_set_takes_toml_values_and_plain_words(assignments: Sequence[str], path: str, value: Any) -> None:
@@ -202,16 +206,22 @@ def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_field_is_explained_and_the_config_survives_json() -> None:
-    config = load_config(None, {}, ["replies.temperature=[0.5, 1]", 'lora.targets=["q_proj"]'])
+    config = load_config(None, {}, ["replies.temperature=[0.5, 1]", 'backbone.lora.targets=["q_proj"]'])
     assert RunConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
     sections: list[Any] = [
         RunConfig,
-        *(f.annotation for f in RunConfig.model_fields.values() if hasattr(f.annotation, "model_fields")),
+        *_sections_of(RunConfig),
+        *_sections_of(BackboneConfig),
         *(spec.config for spec in LEARNERS.values()),
     ]
     fields = [(s, name, field) for s in sections for name, field in s.model_fields.items() if field.validation_alias is None]
-    silent = [f"{s.__name__}.{name}" for s, name, field in fields if not field.description]
-    assert [name for name in silent if not name.startswith("RunConfig.")] == []
+    values = [row for row in fields if not hasattr(row[2].annotation, "model_fields")]  # a section has its own docstring
+    silent = [f"{s.__name__}.{name}" for s, name, field in values if not field.description]
+    assert silent == []
+
+
+def _sections_of(model: Any) -> list[Any]:
+    return [field.annotation for field in model.model_fields.values() if hasattr(field.annotation, "model_fields")]
 
 
 @pytest.mark.parametrize("learner", ["ilql", "soft_q"])
@@ -233,23 +243,24 @@ def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
 
 def test_each_problem_names_the_place_that_the_value_was_given_at(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text("seed = -1\n[lora]\nrank = 4\n")
+    path.write_text("seed = -1\n[backbone.lora]\nrank = 4\n")
+    assignments = ["policy.ppo.clip=-1", "backbone.lora.alpha=1e300", "backbone.rollout=3"]
     with pytest.raises(ConfigError) as caught:
-        load_config(path, {"memory_budget": "5 parsecs"}, ["policy.ppo.clip=-1", "lora.alpha=1e300", "rollout=3"])
+        load_config(path, {"backbone.memory_budget": "5 parsecs"}, assignments)
     said = str(caught.value)
     assert f"recipe {path}: seed: got -1; Input should be greater than or equal to 0" in said
-    assert "--memory-budget 5 parsecs: memory_budget: got" in said
+    assert "--memory-budget 5 parsecs: backbone.memory_budget: got" in said
     assert "--set policy.ppo.clip=-1: policy.ppo.clip: got -1; Input should be greater than 0" in said
-    assert "--set lora.alpha=1e300: lora.alpha: got 1e+300; must be between -1e+09 and 1e+09" in said
-    assert '--set rollout=3: unknown key "rollout"; did you mean "rollout_rows"?' in said
+    assert "--set backbone.lora.alpha=1e300: backbone.lora.alpha: got 1e+300; must be between -1e+09 and 1e+09" in said
+    assert '--set backbone.rollout=3: unknown key "backbone.rollout"; did you mean "rollout_rows"?' in said
     assert said.count("recipe") == 2, "the recipe is blamed for its own value only (its path holds the word too)"
 
 
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("lora.targets=[]", "name at least one module"),
-        ('lora.targets=["q_proj", " "]', "name at least one module"),
+        ("backbone.lora.targets=[]", "name at least one module"),
+        ('backbone.lora.targets=["q_proj", " "]', "name at least one module"),
         ("questions.train=10000000000000000000000", "must be at most 2,147,483,647"),
         ("seed=9223372036854775808", "must be at most 9,223,372,036,854,775,807"),
         ("policy.learning_rate=1e40", "must be between"),
@@ -278,6 +289,35 @@ def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) 
     for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
         with pytest.raises(ConfigError, match=r'"trust_remote_code": .* give the option --trust-remote-code to the command'):
             load_config(*arguments)
+
+
+# -- the section of the backbone ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BackboneConfig.model_fields)
+def test_a_setting_of_the_backbone_at_the_top_names_its_place(name: str, tmp_path: Path) -> None:
+    value: Any = BackboneConfig.model_fields[name].default
+    is_section = isinstance(value, BaseModel)
+    expected = f'unknown key "{name}": it is a setting of the backbone; give it as backbone.{name}'
+    assignment = f"{name}.{next(iter(type(value).model_fields))}=1" if is_section else f"{name}=1"
+    assert _refusal(assignment) == f"--set {assignment}: {expected}"
+    path = _recipe(tmp_path, f"[{name}]\n" if is_section else f"{name} = 1\n")
+    with pytest.raises(ConfigError, match=re.escape(f"recipe {path}: {expected}")):
+        load_config(path, {})
+
+
+def test_settings_of_the_backbone_are_read_from_its_section(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, '[backbone]\nprecision = "bf16"\n[backbone.lora]\nrank = 4\n')
+    given = {"backbone.memory_budget": "2GiB"}
+    config = load_config(path, given, ["backbone.lora.alpha=8", "backbone.context.attention=eager"])
+    assert config.backbone == BackboneConfig(
+        precision="bf16",
+        memory_budget=ByteSize(2 << 30),
+        context=ContextConfig(attention="eager"),
+        lora=LoraConfig(rank=4, alpha=8.0),
+    )
+    with pytest.raises(ConfigError, match=r'^--memory-budget 2GiB: "backbone" is a value, not a section$'):
+        load_config(_recipe(tmp_path, "backbone = 1\n"), given)
 
 
 # -- the sections of the learners ---------------------------------------------------------------------------------------

@@ -563,7 +563,7 @@ def test_a_run_of_another_version_is_refused_with_one_message(tmp_path: Path) ->
     store = RunStore(tmp_path / "run")
     store.update_run(schema=1, status="finished")
     store.close()
-    expected = r"run\.json is of another version of selfeval: it has schema 1, this version reads schema 2\. .*--output NEW"
+    expected = r"run\.json is of another version of selfeval: it has schema 1, this version reads schema 3\. .*--output NEW"
     with pytest.raises(RunFolderError, match=expected):
         read_run(store.root)
     with pytest.raises(RunFolderError, match=expected):
@@ -574,7 +574,7 @@ def test_a_run_of_another_version_is_refused_with_one_message(tmp_path: Path) ->
 def test_a_changed_value_of_a_sealed_file_is_noticed(tmp_path: Path, name: str) -> None:
     store = _questions(tmp_path / "run")
     path = store.root / name
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1').replace('"train": 3', '"train": 4'))
+    path.write_text(path.read_text().replace(f'"schema": {RUN_SCHEMA}', '"schema": 1').replace('"train": 3', '"train": 4'))
     with pytest.raises(RunFolderError, match="a value of it is not what was written"):
         _ = (store.run, store.manifest("questions"))
     store.close()

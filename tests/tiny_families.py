@@ -61,7 +61,7 @@ class Family:
         examples: published models of it.
         sizes: of the random model, on top of the common ones.
         targets: names of the modules that get adapters, with how many there are in the two layers.
-        asked: value of `lora.targets`.
+        asked: value of `backbone.lora.targets`.
         window: tokens that the layers with a sliding window see; None without one.
         note: advice for users.
         nested: sizes of the parts of a model with several.
@@ -94,7 +94,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe_experts": Family(
         "Qwen 3 MoE, experts named", "qwen3_moe", "as above", {**_LLAMA, **_HEADS, **_QWEN_MOE},
         {**_both(_ATTENTION), "experts": 4}, asked=(*_ATTENTION, "gate_proj", "up_proj", "down_proj"),
-        note="`lora.targets` names attention, `gate_proj`, `up_proj`, `down_proj`",
+        note="`backbone.lora.targets` names attention, `gate_proj`, `up_proj`, `down_proj`",
     ),
     "glm4": Family("GLM-4", "glm4", "GLM-4-9B-0414, GLM-4-32B-0414", {**_LLAMA, **_HEADS}, _both(_FUSED_MLP)),
     "glm": Family("GLM-4 (June 2024)", "glm", "glm-4-9b-chat-hf", {**_LLAMA, **_HEADS}, _both(_FUSED_MLP)),
@@ -109,7 +109,7 @@ FAMILIES: dict[str, Family] = {
     "mixtral_experts": Family(
         "Mixtral, experts named", "mixtral", "as above", {**_LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
         {**_both(_ATTENTION), "experts": 4}, asked=(*_ATTENTION, "w1", "w2", "w3"),
-        note="`lora.targets` names attention, `w1`, `w2`, `w3`",
+        note="`backbone.lora.targets` names attention, `w1`, `w2`, `w3`",
     ),
     "gemma2": Family(
         "Gemma 2", "gemma2", "gemma-2-2b to 27b",

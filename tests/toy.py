@@ -38,7 +38,7 @@ SIZES = (
     "policy.checkpoint_every=1",
     "evaluation.questions=16",
     "evaluation.samples=3",
-    "lora.rank=4",
+    "backbone.lora.rank=4",
 )
 """Settings that run the whole loop in seconds."""
 

@@ -41,7 +41,7 @@ SMALL = (
     "verdicts.keep=0.5",
     "evaluator.batch=8",
     "policy.iterations=4",
-    "lora.rank=4",
+    "backbone.lora.rank=4",
 )
 LIMIT = 64
 """Reply length in tokens in the guide's task."""
@@ -79,7 +79,7 @@ class Here:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.config = RunConfig.model_validate(read_json(run / "run.json")["config"])
-        self.backbone = Backbone.load(self.config)
+        self.backbone = Backbone.load(self.config.model, self.config.backbone)
         load_role(self.backbone, "policy", run / "roles" / "policy")
         self.templates = templates_of_run(run, self.backbone.loaded.tokenizer, self.config.verdicts)
         self.end = self.backbone.loaded.eos_ids[:1]

@@ -271,7 +271,9 @@ def test_one_item_beyond_the_budget_is_an_error_that_names_both() -> None:
     def work(group: list[int]) -> None:
         np.ones(200 * MIB, dtype=np.uint8)
 
-    with pytest.raises(MemoryLimitError, match=r"this process then uses [\d.,]+ [KMG]iB, and memory_budget is [\d.,]+ [KMG]iB"):
+    with pytest.raises(
+        MemoryLimitError, match=r"this process then uses [\d.,]+ [KMG]iB, and backbone\.memory_budget is [\d.,]+ [KMG]iB"
+    ):
         list(MemoryBudget(meter).in_groups(UPDATE, [5] * 3, 100, work))
 
 

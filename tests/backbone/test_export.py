@@ -207,7 +207,7 @@ def test_an_exported_adapter_with_another_scale_is_refused(tmp_path: Path) -> No
     base = model_folder(tmp_path / "model")
     write_adapter(trained(base), "evaluator-0", tmp_path / "out", str(base))
     other = Backbone(load_model(str(base)), LoraConfig(rank=4, alpha=16.0), "model")
-    with pytest.raises(RunFolderError, match=r"trained with lora .*'alpha': 8.0.*not with .*'alpha': 16.0"):
+    with pytest.raises(RunFolderError, match=r"trained with backbone\.lora .*'alpha': 8.0.*not with .*'alpha': 16.0"):
         load_role(other, "evaluator-0", tmp_path / "out")
 
 

@@ -193,7 +193,7 @@ def test_the_sum_of_each_expert_is_taken_in_fp32_and_rounded_once() -> None:
 
 
 def test_experts_that_are_held_transposed_are_updated_as_peft_computes_them() -> None:
-    """As gpt-oss holds them, whose experts no value of lora.targets reaches today."""
+    """As gpt-oss holds them, whose experts no value of backbone.lora.targets reaches today."""
     live: Any = tiny_models.model("gpt_oss", VOCABULARY)
     peft = PeftLoraConfig(r=4, lora_alpha=8.0, target_modules=[], target_parameters=["mlp.experts.down_proj"])
     inject_adapter_in_model(peft, live, "policy")

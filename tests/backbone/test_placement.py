@@ -173,9 +173,11 @@ def test_the_reserve_and_the_limits_of_the_user() -> None:
 
 
 def test_limits_come_from_the_command_line() -> None:
-    found = load_config(None, {}, ["placement.max_memory.cpu=200MiB", "placement.max_memory.cuda:1=10GiB"]).placement
+    found = load_config(
+        None, {}, ["backbone.placement.max_memory.cpu=200MiB", "backbone.placement.max_memory.cuda:1=10GiB"]
+    ).backbone.placement
     assert found.max_memory == {"cpu": 200 * MIB, "cuda:1": 10 * GIB}
-    for wrong in ("placement.max_memory.gpu=1GiB", "placement.max_memory.cpu=much"):
+    for wrong in ("backbone.placement.max_memory.gpu=1GiB", "backbone.placement.max_memory.cpu=much"):
         with pytest.raises(ConfigError, match=r"placement\.max_memory"):
             load_config(None, {}, [wrong])
 

@@ -386,8 +386,10 @@ def test_flash_attention_agrees_with_sdpa(tmp_path: Path) -> None:
 
 def test_a_factor_needs_a_method() -> None:
     with pytest.raises(ConfigError, match="rope_factor 4 needs a rope_scaling"):
-        load_config(None, {}, ["context.rope_factor=4"])
+        load_config(None, {}, ["backbone.context.rope_factor=4"])
     with pytest.raises(ConfigError, match=r"context\.rope_factor"):
-        load_config(None, {}, ["context.rope_scaling=yarn", "context.rope_factor=0.5"])
-    assert load_config(None, {}, ["context.rope_scaling=none"]).context == ContextConfig()
-    assert load_config(None, {}, ["context.rope_scaling=yarn", "context.rope_factor=4"]).context == asked("yarn")
+        load_config(None, {}, ["backbone.context.rope_scaling=yarn", "backbone.context.rope_factor=0.5"])
+    assert load_config(None, {}, ["backbone.context.rope_scaling=none"]).backbone.context == ContextConfig()
+    assert load_config(
+        None, {}, ["backbone.context.rope_scaling=yarn", "backbone.context.rope_factor=4"]
+    ).backbone.context == asked("yarn")

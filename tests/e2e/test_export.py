@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backbone(run: Path) -> Backbone:
     config = RunConfig.model_validate(json.loads((run / "run.json").read_text())["config"])
-    backbone = Backbone.load(config)
+    backbone = Backbone.load(config.model, config.backbone)
     for role in ("policy", EVALUATOR):
         load_role(backbone, role, run / "roles" / role)
     return backbone

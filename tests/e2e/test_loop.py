@@ -132,7 +132,7 @@ def test_two_runs_are_equal(finished: Path, recipe: Path, tmp_path: Path) -> Non
 
 def test_a_run_with_most_layers_on_disk_gives_the_same_evidence(finished: Path, recipe: Path, tmp_path: Path) -> None:
     # 320 KiB beside the layers, 710 KiB each: room for one that stays and one that a pass brings in; four are on disk.
-    found = selfeval(*toy_arguments(recipe, tmp_path / "run", "--set", "placement.max_memory.cpu=1900KiB"))
+    found = selfeval(*toy_arguments(recipe, tmp_path / "run", "--set", "backbone.placement.max_memory.cpu=1900KiB"))
     assert found.returncode == 0, found.stderr
     assert "layer 0 on cpu, layers 1-4 on disk" in found.stderr
     assert "meta device" not in found.stdout + found.stderr
@@ -140,7 +140,7 @@ def test_a_run_with_most_layers_on_disk_gives_the_same_evidence(finished: Path, 
     assert device["placement"]["layers"] == [["0", "cpu"], ["1-4", "disk"]]
     assert json.loads((finished / "run.json").read_text())["device"]["placement"]["layers"] == [["0-4", "cpu"]]
     placed, whole = _evidence(tmp_path / "run"), _evidence(finished)
-    assert placed["config"].pop("placement") != whole["config"].pop("placement")
+    assert placed["config"]["backbone"].pop("placement") != whole["config"]["backbone"].pop("placement")
     assert placed == whole
 
 

@@ -34,7 +34,8 @@ from selfeval.backbone.roles import Backbone
 from selfeval.cli import main
 from selfeval.config import load_config
 
-backbone = Backbone.load(load_config(Path(sys.argv[2]), {}))  # so that everything is imported and set up before the limit
+config = load_config(Path(sys.argv[2]), {})
+backbone = Backbone.load(config.model, config.backbone)  # so that everything is imported and set up before the limit
 backbone.roles.add("any")
 ids = torch.ones(2, 5, dtype=torch.long)
 with backbone.acting_as("any"):
@@ -108,12 +109,12 @@ def test_a_budget_below_what_one_reply_needs_is_the_users_error(recipe: Path, tm
     assert found.returncode == 2
     last = found.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: sampling one reply alone does not fit: this process then uses ")
-    assert "memory_budget is 50.0 MiB" in last
+    assert "backbone.memory_budget is 50.0 MiB" in last
     assert "raise --memory-budget" in last
 
 
 def test_a_budget_that_is_no_size_is_refused(recipe: Path, tmp_path: Path) -> None:
     found = selfeval(*large(recipe, tmp_path / "run", "--memory-budget", "plenty"))
     assert found.returncode == 2
-    assert "memory_budget" in found.stderr
+    assert "--memory-budget plenty: backbone.memory_budget: got" in found.stderr
     assert not (tmp_path / "run").exists()

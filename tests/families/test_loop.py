@@ -40,11 +40,10 @@ def config(model: Path, seeds: Path) -> RunConfig:
         {
             "model": str(model),
             "seeds": str(seeds),
-            "device": "cpu",
-            "precision": "fp32",
-            "batch_tokens": 2048,
-            "rollout_rows": 16,
-            "lora": {"rank": 4, "alpha": 8.0},
+            "backbone": {
+                "device": "cpu", "precision": "fp32", "batch_tokens": 2048, "rollout_rows": 16,
+                "lora": {"rank": 4, "alpha": 8.0},
+            },
             "questions": {
                 "train": TRAIN, "test": TEST, "examples": 2, "max_new_tokens": 24, "shortest": 1, "near_duplicate": 1.0,
                 "attempts": 40.0, "shard": 24,

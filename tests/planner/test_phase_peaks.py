@@ -55,7 +55,8 @@ def _real() -> Any:
 
 def _config(learner: str = "ppo", **settings: Any) -> RunConfig:
     lora = {"rank": 4, "alpha": 8.0}
-    return RunConfig.model_validate({"lora": lora, "policy": policy_config(learner, **SETTINGS, **settings).model_dump()})
+    policy = policy_config(learner, **SETTINGS, **settings).model_dump()
+    return RunConfig.model_validate({"backbone": {"lora": lora}, "policy": policy})
 
 
 def _loop(config: RunConfig | None = None, placed: DeviceMap | None = None, vocabulary: int = 40, **changes: Any) -> ShapeLoop:

@@ -15,7 +15,7 @@ from selfeval.backbone import precision
 from selfeval.backbone.meters import kernel_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, meta_model, plan_placement, usable_memory
 from selfeval.cli import app
-from selfeval.config import LEARNERS, PlacementConfig, RunConfig
+from selfeval.config import LEARNERS, BackboneConfig, PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.planner import advice, planning
 from selfeval.planner.machine import Machine
@@ -31,9 +31,11 @@ WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, wor
 
 
 def _config(**changes: Any) -> RunConfig:
+    """A small configuration with these changes to the backbone or to other sections."""
     policy = {"questions_per_iteration": 8, "replies_per_question": 4, "minibatch": 16}
-    values = {"device": "cpu", "precision": "fp32", "rollout_rows": 32, "batch_tokens": 640, "policy": policy, **changes}
-    return RunConfig.model_validate(values)
+    backbone = {"device": "cpu", "precision": "fp32", "rollout_rows": 32, "batch_tokens": 640}
+    backbone |= {name: changes.pop(name) for name in BackboneConfig.model_fields if name in changes}
+    return RunConfig.model_validate({"backbone": backbone, "policy": policy, **changes})
 
 
 def _facts(layers: int) -> ModelFacts:
@@ -94,7 +96,7 @@ def test_the_more_memory_the_larger_the_settings(free: Plan) -> None:
     assert all(plan.main.peak <= (plan.main.budget or 0) for plan in plans if plan.fits)
     assert plans[1].fits
     assert plans[-1].changes == ()
-    assert "--set " in plans[0].changes[0]
+    assert "--set backbone." in plans[0].changes[0]
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change(free: Plan) -> None:
@@ -103,7 +105,7 @@ def test_what_does_not_fit_is_refused_with_what_to_change(free: Plan) -> None:
     assert plan.settings["checkpointing"]
     text = " ".join(plan.changes)
     assert "does not fit" in text
-    assert "precision=bf16" in text
+    assert "backbone.precision=bf16" in text
     assert "a smaller model" in text
 
 
@@ -113,8 +115,8 @@ ADAPTER = 16 * 4 * sum([7168, 4096, 4096, 7168, 22_528, 22_528, 22_528])
 
 
 def _seven(machine: Machine, **changes: Any) -> Plan:
-    values = {"device": "auto", "precision": "bf16", "rollout_rows": 64, "batch_tokens": 4096, **changes}
-    return make_plan(RunConfig.model_validate(values), model_facts("Qwen2.5-7B-Instruct"), machine, work=SEVEN)
+    backbone = {"device": "auto", "precision": "bf16", "rollout_rows": 64, "batch_tokens": 4096, **changes}
+    return make_plan(RunConfig.model_validate({"backbone": backbone}), model_facts("Qwen2.5-7B-Instruct"), machine, work=SEVEN)
 
 
 def test_a_7b_that_is_nowhere_on_this_disk() -> None:
@@ -169,9 +171,9 @@ def test_a_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make
     tight = planned(base + (1 << 18), 0.0)
     assert not tight.fits
     assert tight.placement.is_whole
-    said = next(s for s in tight.changes if "placement.reserve" in s)
+    said = next(s for s in tight.changes if "backbone.placement.reserve" in s)
     assert "move layers from cuda:0 to cuda:1" in said
-    better = planned(base + (1 << 18), float(said.split("placement.reserve=")[1].split()[0]))
+    better = planned(base + (1 << 18), float(said.split("backbone.placement.reserve=")[1].split()[0]))
     assert better.fits
     assert [device.device for device in better.devices] == ["cuda:0", "cuda:1"]
 
@@ -243,7 +245,13 @@ def test_the_workload_comes_from_the_limits_and_stays_in_the_context() -> None:
 def _command(tmp_path: Path, *more: str) -> Any:
     path = tmp_path / "config.json"
     tiny_models.tiny_config("llama", 400).to_json_file(path)
-    sizes = ["rollout_rows=8", "batch_tokens=512", "device=cpu", "replies.max_new_tokens=16", "policy.minibatch=8"]
+    sizes = [
+        "backbone.rollout_rows=8",
+        "backbone.batch_tokens=512",
+        "backbone.device=cpu",
+        "replies.max_new_tokens=16",
+        "policy.minibatch=8",
+    ]
     return CliRunner().invoke(app, ["plan", "--config", str(path), *[p for s in sizes for p in ("--set", s)], *more])
 
 
@@ -264,13 +272,24 @@ def test_json_of_the_command(tmp_path: Path) -> None:
 
 
 def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
-    found = _command(tmp_path, "--memory-budget", "50KiB", "--set", "precision=fp32", "--set", "placement.mode=single")
+    found = _command(
+        tmp_path, "--memory-budget", "50KiB", "--set", "backbone.precision=fp32", "--set", "backbone.placement.mode=single"
+    )
     assert found.exit_code == 2
     assert "planning: measuring" in found.stderr
-    for word in ("rollout", "KV cache", "optimizer", "total", "It does not fit.", "does not fit:", "precision=bf16"):
+    for word in ("rollout", "KV cache", "optimizer", "total", "It does not fit.", "does not fit:", "backbone.precision=bf16"):
         assert word in found.stdout
     # fp32: 100 KiB of embeddings and output layer, 30 KiB a layer; a fifth of each card is kept.
-    cards = ["--device", "cuda:0=180KiB", "--device", "cuda:1=130KiB", "--set", "precision=fp32", "--set", "device=auto"]
+    cards = [
+        "--device",
+        "cuda:0=180KiB",
+        "--device",
+        "cuda:1=130KiB",
+        "--set",
+        "backbone.precision=fp32",
+        "--set",
+        "backbone.device=auto",
+    ]
     spread = _command(tmp_path, *cards)
     titles = ("Memory by device", "Memory on cuda:0", "Memory on cuda:1")
     for word in ("layer 0 on cuda:0, layer 1 on cuda:1;", *titles, "180.0 KiB"):
@@ -279,7 +298,7 @@ def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, ["plan", "--device", unclear])
         assert refused.exit_code == 2
         assert "expected NAME=SIZE" in refused.stderr
-    wrong = CliRunner().invoke(app, ["plan", "--model", "org/nothing", "--set", "device=cpu"])
+    wrong = CliRunner().invoke(app, ["plan", "--model", "org/nothing", "--set", "backbone.device=cpu"])
     assert wrong.exit_code == 2
     assert "not known here" in wrong.stderr
 
@@ -287,12 +306,12 @@ def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "setting", "said"),
     [
-        ("rwkv", "lora.rank=4", "models of type rwkv keep the state of a half-written reply"),
-        ("xlnet", "lora.rank=4", "models of type xlnet keep the state of a half-written reply"),
-        ("bert", "lora.rank=4", "not a causal language model"),
-        ("gpt2", "lora.rank=1000000", "lora.rank = 1000000 is larger than the widest layer"),
-        ("gpt2", "lora.rank=20000", "lora.rank = 20000 is larger than the widest layer"),
-        ("gpt2", 'lora.targets=["q_prooj"]', 'no module of this model is called "q_prooj"'),
+        ("rwkv", "backbone.lora.rank=4", "models of type rwkv keep the state of a half-written reply"),
+        ("xlnet", "backbone.lora.rank=4", "models of type xlnet keep the state of a half-written reply"),
+        ("bert", "backbone.lora.rank=4", "not a causal language model"),
+        ("gpt2", "backbone.lora.rank=1000000", "backbone.lora.rank = 1000000 is larger than the widest layer"),
+        ("gpt2", "backbone.lora.rank=20000", "backbone.lora.rank = 20000 is larger than the widest layer"),
+        ("gpt2", 'backbone.lora.targets=["q_prooj"]', 'no module of this model is called "q_prooj"'),
     ],
 )
 def test_a_config_that_a_run_refuses_is_refused_before_it_is_measured(
@@ -300,7 +319,7 @@ def test_a_config_that_a_run_refuses_is_refused_before_it_is_measured(
 ) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": kind, "architectures": ["BertForMaskedLM"] if kind == "bert" else None}))
-    found = CliRunner().invoke(app, ["plan", "--config", str(path), "--set", "device=cpu", "--set", setting])
+    found = CliRunner().invoke(app, ["plan", "--config", str(path), "--set", "backbone.device=cpu", "--set", setting])
     assert found.exit_code == 2, found.output
     assert said in " ".join(found.stderr.split())
     assert "measuring" not in found.stderr
@@ -309,9 +328,9 @@ def test_a_config_that_a_run_refuses_is_refused_before_it_is_measured(
 @pytest.mark.parametrize(
     ("lost", "setting", "said"),
     [
-        ("model.safetensors", "lora.rank=4", "no weights (model.safetensors)"),
-        ("tokenizer.json", "lora.rank=4", "its tokenizer cannot be read"),
-        ("", "lora.rank=20000", "lora.rank = 20000 is larger than the widest layer"),
+        ("model.safetensors", "backbone.lora.rank=4", "no weights (model.safetensors)"),
+        ("tokenizer.json", "backbone.lora.rank=4", "its tokenizer cannot be read"),
+        ("", "backbone.lora.rank=20000", "backbone.lora.rank = 20000 is larger than the widest layer"),
     ],
 )
 def test_a_folder_that_a_run_refuses_is_refused_before_it_is_measured(
@@ -320,7 +339,7 @@ def test_a_folder_that_a_run_refuses_is_refused_before_it_is_measured(
     model = tiny_models.save_model(tiny_models.model("llama", 384), tiny_models.words_tokenizer(), tmp_path / "model")
     if lost:
         (model / lost).unlink()
-    found = CliRunner().invoke(app, ["plan", "--model", str(model), "--set", "device=cpu", "--set", setting])
+    found = CliRunner().invoke(app, ["plan", "--model", str(model), "--set", "backbone.device=cpu", "--set", setting])
     assert found.exit_code == 2, found.output
     assert said in " ".join(found.stderr.split())
     assert "measuring" not in found.stderr
@@ -331,7 +350,7 @@ def test_an_automatic_precision_is_planned_as_it_is_loaded(monkeypatch: pytest.M
     facts = model_facts("Qwen2.5-7B-Instruct")
 
     def picked(machine: Machine, **changes: Any) -> str:
-        return make_plan(RunConfig.model_validate(changes), facts, machine).precision
+        return make_plan(RunConfig.model_validate({"backbone": changes}), facts, machine).precision
 
     found = {gib: picked(_cards(cpu=gib)) for gib in (64, 24, 14, 9)}
     assert found == {64: "fp32", 24: "bf16", 14: "int8", 9: "nf4"}
@@ -348,13 +367,15 @@ def test_a_packed_precision_that_needs_bitsandbytes_is_named(monkeypatch: pytest
     facts, machine = model_facts("Qwen2.5-7B-Instruct"), _cards(cuda0=9)
 
     def changes(**values: Any) -> str:
-        return " ".join(make_plan(RunConfig.model_validate(values), facts, machine).changes)
+        return " ".join(make_plan(RunConfig.model_validate({"backbone": values}), facts, machine).changes)
 
     assert "bitsandbytes" not in changes()  # it is installed, and nf4 is selected
     for module in (advice, precision):
         monkeypatch.setattr(module, "is_bitsandbytes_available", lambda: False)
     said = changes()
-    assert re.search(r"precision=nf4 takes about 5\.\d{3} GiB on cuda:0, which fits; it needs bitsandbytes", said), said
+    assert re.search(r"backbone\.precision=nf4 takes about 5\.\d{3} GiB on cuda:0, which fits; it needs bitsandbytes", said), (
+        said
+    )
     assert "pip install 'self-evaluator[quantised]'" in said
     assert "bitsandbytes" not in changes(precision="bf16")  # a choice of the user is not questioned
 
@@ -362,7 +383,7 @@ def test_a_packed_precision_that_needs_bitsandbytes_is_named(monkeypatch: pytest
 def test_every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "Measured", _OnlyWeights)
     told: list[str] = []
-    make_plan(RunConfig(rollout_rows=7), model_facts("gpt2"), _cards(cpu=64), tell=told.append)
+    make_plan(RunConfig(backbone=BackboneConfig(rollout_rows=7)), model_facts("gpt2"), _cards(cpu=64), tell=told.append)
     first = [
         "checking openai-community/gpt2",
         "placing the weights of openai-community/gpt2",
@@ -386,7 +407,7 @@ class _OnlyWeights(Measured):
 
 
 def test_the_runtime_counts_in_ram_and_against_a_budget_for_the_process() -> None:
-    machine = Machine.of(_config(memory_budget="2GiB"), {"cpu": 4 << 30})
+    machine = Machine.of(_config(memory_budget="2GiB").backbone, {"cpu": 4 << 30})
     assert 100 << 20 < machine.runtime < 2 << 30
     assert machine.budget("cpu") == 2 << 30
     plan = make_plan(_config(), _facts(2), machine, work=WORK)
@@ -395,16 +416,16 @@ def test_the_runtime_counts_in_ram_and_against_a_budget_for_the_process() -> Non
     halves = make_plan(_config(precision="bf16"), _facts(2), machine, work=WORK)
     assert halves.main.phases["load"]["kernels"] == kernel_bytes()
     # Free memory does not hold what this process has taken already.
-    free = Machine.of(_config(), {"cpu": 4 << 30})
+    free = Machine.of(_config().backbone, {"cpu": 4 << 30})
     assert free.budget("cpu") == (4 << 30) + free.runtime
 
 
 def test_named_devices_take_the_place_of_those_that_are_here() -> None:
-    machine = Machine.of(RunConfig(), {"cpu": 7, "cuda:1": 5, "cuda:0": 3})
+    machine = Machine.of(BackboneConfig(), {"cpu": 7, "cuda:1": 5, "cuda:0": 3})
     assert list(machine.memory.items()) == [("cuda:0", 3), ("cuda:1", 5), ("cpu", 7), (DISK, ENDLESS)]
-    assert list(Machine.of(RunConfig(device="cpu"), {"cuda:0": 3, "cpu": 7}).memory) == ["cpu", DISK]
+    assert list(Machine.of(BackboneConfig(device="cpu"), {"cuda:0": 3, "cpu": 7}).memory) == ["cpu", DISK]
     with pytest.raises(ConfigError, match="name a card too"):
-        Machine.of(RunConfig(device="cuda"), {"cpu": 7})
+        Machine.of(BackboneConfig(device="cuda"), {"cpu": 7})
 
 
 @pytest.mark.parametrize("learner", LEARNERS)

@@ -26,7 +26,7 @@ import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
-from selfeval.config import ContextConfig, RunConfig
+from selfeval.config import ContextConfig, PlacementConfig, RunConfig
 from selfeval.errors import ExportError, ModelError, RunFolderError, StorageError
 from selfeval.judging.dialogue import evaluator_ids, hostile
 from selfeval.judging.templates import Templates, templates_folder
@@ -68,17 +68,15 @@ class Run:
         tiny_models.save_model(made or tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
         if grade:
             self._own_templates(grade, reply)
-        lora = {"rank": 4, "alpha": 8.0}
+        lora, context = {"rank": 4, "alpha": 8.0}, {"rope_scaling": scaling, "rope_factor": 1.0 if scaling == "none" else 4.0}
         values = {
             "model": str(self.model),
-            "lora": lora,
             "replies": {"max_new_tokens": 8},
             "name": "tiny",
-            "precision": precision,
-            "context": {"rope_scaling": scaling, "rope_factor": 1.0 if scaling == "none" else 4.0},
+            "backbone": {"lora": lora, "precision": precision, "context": context},
         }
         self.config = RunConfig.model_validate(values)
-        self.backbone = Backbone.load(self.config)
+        self.backbone = Backbone.load(self.config.model, self.config.backbone)
         for role in ("policy", EVALUATOR):
             self.backbone.roles.add(role, seed=1, head=role == EVALUATOR)
             tiny_models.scramble(self.backbone, role, seed=len(role))
@@ -265,7 +263,8 @@ def test_the_card_says_whether_the_confidence_is_calibrated(pairs: int, said: st
 
 def test_the_precision_is_the_runs_unless_another_is_asked_for(tmp_path: Path) -> None:
     run = Run(tmp_path, precision="bf16")
-    config = run.config.model_copy(update={"precision": "auto"})  # which was bf16 on the run's GPU
+    backbone = run.config.backbone.model_copy(update={"precision": "auto"})  # which was bf16 on the run's GPU
+    config = run.config.model_copy(update={"backbone": backbone})
     for precision, dtype in (("base", torch.bfloat16), ("fp32", torch.float32)):
         done = run.export("policy", tmp_path / precision, merge=True, precision=precision, config=config)
         assert {t.dtype for t in load_file(done.folder / "model.safetensors").values()} == {dtype}
@@ -384,8 +383,8 @@ def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, 
 
 def test_weights_that_a_foreign_folder_wants_on_disk_go_to_a_temporary_folder(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    chosen = run.config.placement.model_copy(update={"folder": str(tmp_path / "chosen by them")})
-    config = run.config.model_copy(update={"placement": chosen})
+    chosen = {"placement": PlacementConfig(folder=str(tmp_path / "chosen by them"))}
+    config = run.config.model_copy(update={"backbone": run.config.backbone.model_copy(update=chosen)})
     store = RunStore(run.folder)
     store.update_run(config=config.model_dump(mode="json"))
     store.close()
@@ -476,10 +475,11 @@ def test_the_adapter_of_a_stretched_base_does_not_find_a_base_by_itself(tmp_path
         AutoPeftModelForCausalLM.from_pretrained(folder)
     with pytest.raises((OSError, ValueError, TypeError)):
         AutoModelForCausalLM.from_pretrained(folder)
-    again = Backbone.load(run.config)
+    again = Backbone.load(run.config.model, run.config.backbone)
     load_role(again, "again", folder)
+    plain = Backbone.load(run.config.model, run.config.backbone.model_copy(update={"context": ContextConfig()}))
     with pytest.raises(RunFolderError, match=r"trained on model \(yarn x4\)"):
-        load_role(Backbone.load(run.config.model_copy(update={"context": ContextConfig()})), "again", folder)
+        load_role(plain, "again", folder)
 
 
 @pytest.mark.parametrize("layout", ["own ids", "head alone"])
@@ -517,9 +517,10 @@ def elsewhere(code: str, folder: Path) -> str:
 @pytest.mark.parametrize(("generation", "merge"), [(1, True), (2, False), (3, True)])
 def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, merge: bool, tmp_path: Path) -> None:
     folder = chatglm.model_folder(generation, tmp_path / f"chatglm{generation}", room=1024)
-    values = {"model": str(folder), "lora": {"rank": 4}, "replies": {"max_new_tokens": 8}, "precision": "fp32", "name": "glm"}
+    settings = {"lora": {"rank": 4}, "precision": "fp32"}
+    values = {"model": str(folder), "backbone": settings, "replies": {"max_new_tokens": 8}, "name": "glm"}
     config = RunConfig.model_validate(values)
-    backbone = Backbone.load(config)
+    backbone = Backbone.load(config.model, config.backbone)
     backbone.roles.add("policy", seed=1)
     tiny_models.scramble(backbone, "policy")
     save_role(backbone, "policy", tmp_path / "run" / "roles" / "policy")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from selfeval.cli.showing import first_rows, layout
-from selfeval.config import RunConfig
+from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import InputError, RunFolderError
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs import reader as reading
-from selfeval.runs.reader import KINDS, RunReader, with_run_precision
+from selfeval.runs.reader import KINDS, RunReader, backbone_config
 from selfeval.store import RUN_SCHEMA, RunStore, write_json, writing
 
 
@@ -250,7 +250,9 @@ def test_rounds_that_have_begun(run: RunReader) -> None:
 
 def test_the_precision_of_a_run_is_kept() -> None:
     device = {"model": "m", "asked": "auto", "precision": "bf16"}
-    assert with_run_precision(RunConfig(model="m"), {"device": device}).precision == "bf16"
-    assert with_run_precision(RunConfig(model="n"), {"device": device}).precision == "auto"
-    assert with_run_precision(RunConfig(model="m", precision="fp32"), {"device": device}).precision == "fp32"
-    assert with_run_precision(RunConfig(model="m"), {}).precision == "auto"
+    assert backbone_config(RunConfig(model="m"), {"device": device}).precision == "bf16"
+    assert backbone_config(RunConfig(model="n"), {"device": device}).precision == "auto"
+    assert (
+        backbone_config(RunConfig(model="m", backbone=BackboneConfig(precision="fp32")), {"device": device}).precision == "fp32"
+    )
+    assert backbone_config(RunConfig(model="m"), {}).precision == "auto"

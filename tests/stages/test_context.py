@@ -14,7 +14,9 @@ from selfeval.store import RunStore
 def loaded_precision(folder: Path, model: Path, precision: str = "auto") -> str:
     store = RunStore(folder)
     try:
-        context = Context(RunConfig(model=str(model), device="cpu", precision=precision), store, Terminal(quiet=True))  # type: ignore[arg-type]
+        context = Context(
+            RunConfig(model=str(model), backbone={"device": "cpu", "precision": precision}), store, Terminal(quiet=True)
+        )  # type: ignore[arg-type]
         return context.backbone.loaded.precision
     finally:
         store.close()

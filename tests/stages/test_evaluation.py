@@ -132,7 +132,7 @@ def test_without_gold_there_is_no_curve(tmp_path: Path) -> None:
 @pytest.fixture
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context, dict[str, Any]]:
     """A run with a policy whose replies and judge are scripted; `seen` records their inputs and roles."""
-    run = context(tmp_path, evaluation={"questions": 3, "samples": 2}, batch_tokens=64)
+    run = context(tmp_path, evaluation={"questions": 3, "samples": 2}, backbone={"batch_tokens": 64})
     backbone = tiny_models.backbone("llama", 384)
     backbone.roles.add(EVALUATOR, head=True)
     write_json(run.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
@@ -227,7 +227,7 @@ def test_samples_are_drawn_from_the_answers_and_scored(answering: tuple[Context,
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_kl_is_the_policys_log_prob_minus_the_bases(family: str, batch_tokens: int, tmp_path: Path) -> None:
-    run = context(tmp_path, batch_tokens=batch_tokens)
+    run = context(tmp_path, backbone={"batch_tokens": batch_tokens})
     backbone = tiny_models.backbone(family, eos=(1, 20, 21))
     backbone.roles.add(POLICY)
     tiny_models.scramble(backbone, POLICY, size=0.1)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfeval.config import RunConfig
+from selfeval.config import BackboneConfig, RunConfig, load_config
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources
 from selfeval.judging.templates import templates_folder
@@ -43,10 +44,49 @@ def test_the_keys_are_those_of_existing_run_folders() -> None:
         assert keys["pairs"] == pairs
         assert keys["report"] == fingerprint([keys["evaluation"], "report", {"name": values["name"]}, {}])
         assert keys["policy"] == fingerprint([keys["evaluator"], "policy", {"policy": values["policy"]}, {}])
-    sections = {name: values[name] for name in ("precision", "context", "seed", "rollout_rows")}
+    sections = {f"backbone.{name}": values["backbone"][name] for name in ("precision", "context", "rollout_rows")}
+    sections["seed"] = values["seed"]
     sections["questions"] = {name: value for name, value in values["questions"].items() if name != "file"}
     ask = _ask_sources(config, day)
     assert second["questions"] == fingerprint([["round", 2, first["policy"]], "questions", sections, {"ask": ask}])
+
+
+SETTINGS_OF_THE_BACKBONE = [
+    ("device=cpu", None),
+    ("precision=bf16", "questions"),
+    ("checkpointing=true", None),
+    ("memory_budget=2GiB", None),
+    ("batch_tokens=100", "evaluator"),
+    ("rollout_rows=8", "questions"),
+    ("context.rope_scaling=linear", "questions"),
+    ("context.rope_factor=2", "questions"),
+    ("context.attention=eager", "questions"),
+    ("placement.mode=single", None),
+    ('placement.max_memory={cpu="1GiB"}', None),
+    ("placement.reserve=0.5", None),
+    ("placement.folder=weights", None),
+    ("lora.rank=4", "evaluator"),
+    ("lora.alpha=8", "evaluator"),
+    ("lora.rslora=true", "evaluator"),
+    ("lora.targets=q_proj", "evaluator"),
+]
+
+
+@pytest.mark.parametrize(("setting", "first"), SETTINGS_OF_THE_BACKBONE)
+def test_a_setting_of_the_backbone_changes_the_keys_of_the_stages_that_depend_on_it(setting: str, first: str | None) -> None:
+    given = ["backbone.context.rope_scaling=yarn"]
+    before, after = (stage_keys(load_config(None, {}, [*given, *more]), []) for more in ([], [f"backbone.{setting}"]))
+    changed = [name for name in NAMES if before[name] != after[name]]
+    assert changed == ([] if first is None else NAMES[NAMES.index(first) :])
+
+
+def test_the_settings_above_are_all_that_the_backbone_has() -> None:
+    def names(model: Any, prefix: str = "") -> Iterator[str]:
+        for name, field in model.model_fields.items():
+            inner = hasattr(field.annotation, "model_fields")
+            yield from names(field.annotation, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+
+    assert [setting.partition("=")[0] for setting, _ in SETTINGS_OF_THE_BACKBONE] == list(names(BackboneConfig))
 
 
 def _ask_sources(config: RunConfig, day: date) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfeval.config import RunConfig
+from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import ConfigError, LostWorkError, RunFolderError
 from selfeval.stages import evaluation, gold, pipeline
 from selfeval.stages.gold import load_gold
@@ -35,16 +35,16 @@ def from_(stage: str) -> list[str]:
 DEPENDING = [
     ("questions.temperature=0.9", "questions"),
     ("seed=1", "questions"),
-    ("rollout_rows=8", "questions"),
-    ('context={rope_scaling="yarn", rope_factor=2}', "questions"),
-    ('precision="fp32"', "questions"),
+    ("backbone.rollout_rows=8", "questions"),
+    ('backbone.context={rope_scaling="yarn", rope_factor=2}', "questions"),
+    ('backbone.precision="fp32"', "questions"),
     ("replies.beams=5", "replies"),
     ("replies.max_new_tokens=7", "replies"),
     ("verdicts.keep=0.7", "verdicts"),
     ("verdicts.working=false", "verdicts"),
     ("evaluator.epochs=3", "evaluator"),
-    ("lora.rank=8", "evaluator"),
-    ("batch_tokens=100", "evaluator"),
+    ("backbone.lora.rank=8", "evaluator"),
+    ("backbone.batch_tokens=100", "evaluator"),
     ("policy.ppo.clip=0.1", "policy"),
     ("evaluation.questions=7", "evaluation"),
     ('domain="word-problems"', "evaluation"),
@@ -62,7 +62,7 @@ def test_a_changed_value_redoes_the_stages_that_depend_on_it_and_later_ones(worl
     assert world.run(setting) == []
 
 
-@pytest.mark.parametrize("setting", ['device="cpu"', "memory_budget=2GiB"])
+@pytest.mark.parametrize("setting", ['backbone.device="cpu"', "backbone.memory_budget=2GiB"])
 def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str) -> None:
     world.run()
     assert world.run(setting) == []
@@ -71,10 +71,11 @@ def test_where_a_run_works_is_no_reason_to_begin_anew(world: World, setting: str
 def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     named = {section for stage in pipeline.STAGES for section in stage.sections}
     by_content = {"model", "seeds", "templates", "pairs"}  # the content of these files counts, not their location
-    same_results = {"device", "memory_budget", "placement", "checkpointing", "trackers"}
+    same_results = {*(f"backbone.{name}" for name in ("device", "memory_budget", "placement", "checkpointing")), "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
-    assert named | by_content | same_results | how_far | other_command == set(RunConfig.model_fields)
+    settings = {*RunConfig.model_fields, *(f"backbone.{name}" for name in BackboneConfig.model_fields)} - {"backbone"}
+    assert named | by_content | same_results | how_far | other_command == settings
     assert not by_content & named
 
 
@@ -309,6 +310,16 @@ def test_half_done_work_counts_too(world: World) -> None:
         world.run()
     with pytest.raises(RunFolderError, match=r"replies\.beams: 4, now 5.*replies \(0\.\d s, not finished\)\. Nothing"):
         world.run("replies.beams=5", restart=False)
+
+
+def test_the_changed_settings_of_the_backbone_are_named_without_those_that_change_no_result(world: World) -> None:
+    world.run()
+    given = ("backbone.lora.rank=8", "backbone.context.attention=eager", "backbone.device=cpu", "backbone.memory_budget=2GiB")
+    told = (
+        r"another configuration: backbone\.context\.attention: auto, now eager, backbone\.lora\.rank: 16, now 8\. To continue"
+    )
+    with pytest.raises(RunFolderError, match=told):
+        world.run(*given, restart=False)
 
 
 def test_a_changed_name_only_redraws_the_report_and_asks_nothing(world: World) -> None:

@@ -36,8 +36,10 @@ class Run:
         tokenizer.chat_template = chat
         tiny_models.save_model(tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
         shutil.copytree(templates_folder("none"), self.model / "templates")
-        self.config = RunConfig.model_validate({"model": str(self.model), "precision": "fp32", "lora": {"rank": 4}})
-        backbone = Backbone.load(self.config)
+        self.config = RunConfig.model_validate(
+            {"model": str(self.model), "backbone": {"precision": "fp32", "lora": {"rank": 4}}}
+        )
+        backbone = Backbone.load(self.config.model, self.config.backbone)
         backbone.roles.add(EVALUATOR, seed=1, head=True)
         tiny_models.scramble(backbone, EVALUATOR, seed=2)
         save_role(backbone, EVALUATOR, self.folder / "roles" / EVALUATOR)

@@ -29,10 +29,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:Fu
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260K"
 TRAINED = 32
 SETTINGS = (
-    *("lora.rank=4", "lora.alpha=8.0", "device=cpu", "precision=fp32"),
+    *("backbone.lora.rank=4", "backbone.lora.alpha=8.0", "backbone.device=cpu", "backbone.precision=fp32"),
     *("tuning.steps=6", "tuning.batch=2", "tuning.learning_rate=0.02", "tuning.checkpoint_every=2"),
 )
-YARN = ("context.rope_scaling=yarn", "context.rope_factor=2")
+YARN = ("backbone.context.rope_scaling=yarn", "backbone.context.rope_factor=2")
 
 
 class World:
@@ -79,7 +79,7 @@ def mean_loss(model: Any, rows: list[tuple[int, ...]]) -> float:
 
 @pytest.mark.parametrize(("settings", "reach"), [(YARN, 2 * TRAINED), ((), TRAINED)], ids=["stretched", "plain"])
 def test_the_folder_is_a_model_that_reads_the_text_better(world: World, settings: tuple[str, ...], reach: int) -> None:
-    before = load_model(str(world.model), device="cpu", precision="fp32", context=world.config(*settings).context)
+    before = load_model(str(world.model), device="cpu", precision="fp32", context=world.config(*settings).backbone.context)
     done = world.tune(*settings)
     tokenizer = AutoTokenizer.from_pretrained(world.out)
     stream = tuning._encode(tokenizer, world.text.read_text())
@@ -121,11 +121,11 @@ def test_the_folder_says_what_the_adapter_says_on_the_stretched_positions(
 
 def test_a_run_can_start_from_the_folder_as_it_is(world: World) -> None:
     world.tune(*YARN)
-    config = load_config(None, {"model": str(world.out)}, ["device=cpu", "precision=fp32"])
-    backbone = Backbone.load(config)
+    config = load_config(None, {"model": str(world.out)}, ["backbone.device=cpu", "backbone.precision=fp32"])
+    backbone = Backbone.load(config.model, config.backbone)
     assert backbone.loaded.context_length == 2 * TRAINED
     with pytest.raises(ModelError, match=r"RoPE of its own kind already \(yarn x2"):
-        Backbone.load(world.config(*YARN).model_copy(update={"model": str(world.out)}))
+        Backbone.load(str(world.out), world.config(*YARN).backbone)
 
 
 def test_tools_that_cut_texts_cut_them_at_the_new_length(world: World) -> None:
@@ -215,7 +215,9 @@ def test_the_same_command_says_nothing_of_beginning_anew(world: World) -> None:
         stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             world.tune()
-    world.tune("device=auto" if not torch.cuda.is_available() else "device=cpu", "memory_budget=8GiB")
+    world.tune(
+        "backbone.device=auto" if not torch.cuda.is_available() else "backbone.device=cpu", "backbone.memory_budget=8GiB"
+    )
     assert not any("anew" in line for line in world.told)
 
 
@@ -299,7 +301,8 @@ def test_settings_that_a_tuning_cannot_use_are_refused(world: World) -> None:
     refused(
         world, ConfigError, r"a tuning does not read policy, rounds; it reads name, model", "policy.iterations=3", "rounds=2"
     )
-    dynamic = ("context.rope_scaling=dynamic", "context.rope_factor=2")
+    refused(world, ConfigError, r"a tuning does not read backbone\.rollout_rows; it reads", "backbone.rollout_rows=8")
+    dynamic = ("backbone.context.rope_scaling=dynamic", "backbone.context.rope_factor=2")
     refused(world, ConfigError, r"dynamic sets the angles of each pass anew.*use yarn or linear", *dynamic)
     refused(world, ConfigError, r'unknown key "tuning.step"; did you mean "steps"\?', "tuning.step=3")
     refused(world, ModelError, r"templates folder nowhere has no templates\.toml", "templates=nowhere")
@@ -379,7 +382,7 @@ def test_the_command_stopped_by_a_kill_goes_on_to_the_same_bytes(world: World) -
 def test_the_command_stretches_a_pretrained_model(tmp_path: Path) -> None:
     story = "Once upon a time, there was a little girl named Lily. She loved to play with her dog in the park. "
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": story * n}) + "\n" for n in range(10, 30)))
-    settings = ("context.rope_scaling=yarn", "context.rope_factor=2.0", "tuning.steps=4", "tuning.batch=1")
+    settings = ("backbone.context.rope_scaling=yarn", "backbone.context.rope_factor=2.0", "tuning.steps=4", "tuning.batch=1")
     done = selfeval(
         *("tune", str(tmp_path / "stories.jsonl"), "--model", str(STORIES), "--to", str(tmp_path / "longer")),
         *options(*settings),

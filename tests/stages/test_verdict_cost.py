@@ -40,7 +40,10 @@ def asked(count: int, shared: str = "") -> list[Asked]:
 def prepared(folder: Path, templates: str, members: int = 1) -> Context:
     run = Context(
         RunConfig(
-            batch_tokens=256, verdicts={"max_new_tokens": 6}, replies={"max_new_tokens": 5}, evaluator={"members": members}
+            backbone={"batch_tokens": 256},
+            verdicts={"max_new_tokens": 6},
+            replies={"max_new_tokens": 5},
+            evaluator={"members": members},
         ),
         RunStore(folder / "run"),
         Terminal(quiet=True),

@@ -1,4 +1,4 @@
-"""Whether a model can have the adapters that `lora.targets` asks for, found out on the meta device, without its weights."""
+"""Whether a model can have the adapters of `backbone.lora.targets`, found out on the meta device, without its weights."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
             config = PeftLoraConfig(task_type="CAUSAL_LM", r=1, **adapter_targets(shell, lora.targets))
             get_peft_model(shell, config, low_cpu_mem_usage=True)
         except ValueError as error:
-            raise ModelError(f"{name} cannot have adapters on lora.targets = {lora.targets}: {error}") from error
+            raise ModelError(f"{name} cannot have adapters on backbone.lora.targets = {lora.targets}: {error}") from error
     if isinstance(OutputHead.of(shell).module, BaseTunerLayer):
-        raise ConfigError("lora.targets names the output layer, which stays frozen; take it out of lora.targets")
+        raise ConfigError(
+            "backbone.lora.targets names the output layer, which stays frozen; take it out of backbone.lora.targets"
+        )
     for layer, module in shell.named_modules():
         if isinstance(module, LoraLayer) and module.lora_embedding_A:
-            raise ModelError(f"lora.targets puts an adapter on the embedding {layer}; choose linear layers, e.g. all-linear")
+            raise ModelError(
+                f"backbone.lora.targets puts an adapter on the embedding {layer}; choose linear layers, e.g. all-linear"
+            )
     _check_rank(shell, lora.rank, name)
 
 
@@ -49,4 +53,6 @@ def _check_rank(shell: Any, rank: int, name: str) -> None:
     layers = [module for module in shell.modules() if isinstance(module, LoraLayer)]
     widest = max((max(layer.in_features, layer.out_features) for layer in layers), default=rank)
     if rank > widest:
-        raise ConfigError(f"lora.rank = {rank} is larger than the widest layer of {name} with an adapter ({widest}); lower it")
+        raise ConfigError(
+            f"backbone.lora.rank = {rank} is larger than the widest layer of {name} with an adapter ({widest}); lower it"
+        )

@@ -107,7 +107,9 @@ class AdapterStack:
             if not isinstance(module, LoraLayer):
                 continue
             if module.lora_embedding_A:
-                raise ModelError(f"lora.targets puts an adapter on the embedding {name}; choose linear layers, e.g. all-linear")
+                raise ModelError(
+                    f"backbone.lora.targets puts an adapter on the embedding {name}; choose linear layers, e.g. all-linear"
+                )
             module.set_adapter([], inference_mode=True)
             if module not in self._hooked:
                 self._hooked.add(module)

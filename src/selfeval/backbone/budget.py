@@ -252,7 +252,8 @@ class MemoryBudget:
             used, free = format_bytes(self.meter.used()), format_bytes(self.meter.free())
             shown = f"there is no memory for it (in use {used}, free {free})"
         else:
-            shown = f"this process then uses {format_bytes(peak)}, and memory_budget is {format_bytes(self.meter.limit or 0)}"
+            limit = format_bytes(self.meter.limit or 0)
+            shown = f"this process then uses {format_bytes(peak)}, and backbone.memory_budget is {limit}"
         return MemoryLimitError(
             f"{what.format(units=units)} alone does not fit: {shown}. Free some memory, raise --memory-budget if you gave one, "
             f"{advice}, or use a smaller model"
@@ -269,8 +270,14 @@ _SMALLEST = {
     Phase.ROLLOUT: ("sampling one reply", "lower max_new_tokens or shorten the prompts"),
     Phase.BEAMS: ("beam search for one reply", "lower replies.beams or replies.max_new_tokens"),
     Phase.SCORE: ("scoring one sequence of {units} tokens", "lower replies.max_new_tokens"),
-    Phase.CURVATURE: ("a second derivative of one sequence ({units} tokens)", "lower replies.max_new_tokens or lora.rank"),
-    Phase.UPDATE: ("a micro-batch of one sequence or pair ({units} tokens)", "lower replies.max_new_tokens or lora.rank"),
+    Phase.CURVATURE: (
+        "a second derivative of one sequence ({units} tokens)",
+        "lower replies.max_new_tokens or backbone.lora.rank",
+    ),
+    Phase.UPDATE: (
+        "a micro-batch of one sequence or pair ({units} tokens)",
+        "lower replies.max_new_tokens or backbone.lora.rank",
+    ),
 }
 
 

@@ -91,7 +91,7 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device = cuda, but torch sees no CUDA device here; use device = auto or cpu")
+        raise ModelError("backbone.device = cuda, but torch sees no CUDA device here; use backbone.device = auto or cpu")
     return torch.device(wanted)
 
 
@@ -123,7 +123,8 @@ def pick_attention(wanted: str, device: torch.device, precision: str) -> str | N
         )
         if problem:
             raise ModelError(
-                f"context.attention = flash_attention_2 {problem} (device {device.type}, {precision}); use sdpa or auto"
+                f"backbone.context.attention = flash_attention_2 {problem} (device {device.type}, {precision}); use sdpa or "
+                "auto"
             )
     return None if wanted == "auto" else wanted
 
@@ -231,7 +232,8 @@ class Wanted:
         plan = plan_placement(self.model, usable_memory(self.memory, self.placement), precision)
         if self.device == "cuda" and plan.main == "cpu":
             raise ModelError(
-                "device = cuda, but no card has room for even one layer of this model; free memory or use device = auto"
+                "backbone.device = cuda, but no card has room for even one layer of this model; free memory or use "
+                "backbone.device = auto"
             )
         return plan
 
@@ -272,7 +274,8 @@ def _spread_instead(name: str, wanted: str, precision: str, device: torch.device
     """
     if wanted != "auto":
         raise ModelError(
-            f"{name} in {precision} fits on no device as a whole; use precision = bf16, which can be spread over several"
+            f"{name} in {precision} fits on no device as a whole; use backbone.precision = bf16, which can be spread over "
+            "several"
         )
     other = sixteen_bits(device)
     return other, f"precision {other} was picked: not even {precision} fits on one device, and only plain weights can be spread"

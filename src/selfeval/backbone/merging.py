@@ -185,7 +185,9 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     except AttributeError as error:  # only a classifier can be laid out in another way than its base
         raise ExportError(_no_classifier(live.config)) from error
     if weight.device.type == "meta":
-        raise ExportError(f"{path} is not in memory; load the base on one device (placement.mode = single) to merge a role")
+        raise ExportError(
+            f"{path} is not in memory; load the base on one device (backbone.placement.mode = single) to merge a role"
+        )
     stored = weight.dtype
     if type(weight).__name__ in _QUANTISED:
         weight, stored = _decoded(base, live.dtype), live.dtype

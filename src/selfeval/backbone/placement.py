@@ -140,7 +140,7 @@ def usable_memory(free: Mapping[str, int], config: PlacementConfig) -> dict[str,
     """
     unknown = sorted(set(config.max_memory) - set(free))
     if unknown:
-        raise ModelError(f"placement.max_memory names {', '.join(unknown)}; the devices here are {', '.join(free)}")
+        raise ModelError(f"backbone.placement.max_memory names {', '.join(unknown)}; the devices here are {', '.join(free)}")
     kept = {device: size if device == DISK else int(size * (1 - config.reserve)) for device, size in free.items()}
     return {device: min(size, int(config.max_memory.get(device, size))) for device, size in kept.items()}
 
@@ -242,7 +242,7 @@ def _too_small(parts: _Parts, memory: Mapping[str, int]) -> str:
         need = f"all devices together lack {format_bytes(parts.total + parts.largest - sum(memory.values()))}"
     return (
         f"this model of {format_bytes(parts.total)} does not fit: {need}; usable: {here}. Free memory, raise "
-        "placement.max_memory, lower placement.reserve, or use a smaller model or precision"
+        "backbone.placement.max_memory, lower backbone.placement.reserve, or use a smaller model or precision"
     )
 
 

@@ -112,7 +112,9 @@ def load_arguments(precision: str, device: torch.device) -> dict[str, Any]:
     if not PRECISIONS[precision].quantised:
         return {"dtype": DTYPES[precision]}
     if not is_bitsandbytes_available():
-        raise ModelError(f"precision = {precision} needs bitsandbytes: pip install 'self-evaluator[quantised]', or use bf16")
+        raise ModelError(
+            f"backbone.precision = {precision} needs bitsandbytes: pip install 'self-evaluator[quantised]', or use bf16"
+        )
     dtype = DTYPES[sixteen_bits(device)]
     quantisation = BitsAndBytesConfig(
         load_in_8bit=precision == "int8",
@@ -160,5 +162,6 @@ class OverflowGuard:
             return
         where = next((name for name, finite in self._finite.items() if not finite), "the final norm")
         raise LoopError(
-            f"numbers overflowed fp16 (largest 65504) in {where}; this base needs a wider range: use precision = bf16 or fp32"
+            f"numbers overflowed fp16 (largest 65504) in {where}; this base needs a wider range: use "
+            "backbone.precision = bf16 or fp32"
         )

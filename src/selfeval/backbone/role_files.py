@@ -42,7 +42,8 @@ def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = 
     """Add a role that `save_role` wrote.
 
     Raises:
-        RunFolderError: files are missing or damaged, or the role was trained on another base or with other `[lora]` values.
+        RunFolderError: files are missing or damaged, or the role was trained on another base or with other `[backbone.lora]`
+            values.
     """
     origin = _check_role(folder)
     if origin["base_fingerprint"] != backbone.fingerprint:
@@ -58,7 +59,7 @@ def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = 
     if own.keys() != {name for name in saved if "lora_" in name}:
         backbone.roles.remove(role)
         raise RunFolderError(
-            f"the role in {folder} adapts other layers than lora.targets = {lora.targets} does; set its own targets"
+            f"the role in {folder} adapts other layers than backbone.lora.targets = {lora.targets} does; set its own targets"
         )
     with torch.no_grad():
         for name, parameter in own.items():
@@ -78,7 +79,9 @@ def _check_lora(lora: LoraConfig, folder: Path) -> None:
     found = {"rank": saved["r"], "alpha": saved["lora_alpha"], "rslora": saved["use_rslora"]}
     wanted = lora.model_dump(include=set(found))
     if found != wanted:
-        raise RunFolderError(f"the role in {folder} was trained with lora {found}, not with {wanted}; set its own values")
+        raise RunFolderError(
+            f"the role in {folder} was trained with backbone.lora {found}, not with {wanted}; set its own values"
+        )
 
 
 def _save_adapter_config(config: Any, folder: Path) -> None:

@@ -83,7 +83,7 @@ class RoleSet:
 
         Raises:
             RoleError: the role already exists, or `copy_of` does not.
-            ModelError, ConfigError: `lora.targets` cannot have adapters; the backbone is left unchanged.
+            ModelError, ConfigError: `backbone.lora.targets` cannot have adapters; the backbone is left unchanged.
         """
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
@@ -155,7 +155,7 @@ class RoleSet:
         self._mark_trainable()
 
     def check_targets(self) -> None:
-        """Check early that `lora.targets` can have adapters that forward passes use.
+        """Check early that `backbone.lora.targets` can have adapters that forward passes use.
 
         Raises:
             ModelError, ConfigError: they cannot.
@@ -190,9 +190,9 @@ class RoleSet:
             if unread and self.lora.targets != ALL_LINEAR:
                 kind = self._loaded.model.config.model_type  # type: ignore[union-attr]
                 raise ModelError(
-                    f"lora.targets names {', '.join(unread)}, but no pass of models of type {kind} "
+                    f"backbone.lora.targets names {', '.join(unread)}, but no pass of models of type {kind} "
                     "would read adapters there: they use the weights of these layers without calling them; take them out of "
-                    "lora.targets"
+                    "backbone.lora.targets"
                 )
         except BaseException:
             self.remove(role)
@@ -223,10 +223,12 @@ class RoleSet:
                     self._peft.add_adapter(role, peft_config)
             except ValueError as error:  # no such module, or one that cannot have an adapter
                 raise ModelError(
-                    f"{self._source} cannot have adapters on lora.targets = {self.lora.targets}: {error}"
+                    f"{self._source} cannot have adapters on backbone.lora.targets = {self.lora.targets}: {error}"
                 ) from error
         if isinstance(OutputHead.of(self._loaded.model).module, BaseTunerLayer):
-            raise ConfigError("lora.targets names the output layer, which stays frozen; take it out of lora.targets")
+            raise ConfigError(
+                "backbone.lora.targets names the output layer, which stays frozen; take it out of backbone.lora.targets"
+            )
         self._stack.attach(self._loaded.model)
 
     def _copy(self, source: str, target: str) -> None:

@@ -28,7 +28,7 @@ from selfeval.backbone.reach import unread_layers
 from selfeval.backbone.recompute import recompute
 from selfeval.backbone.role_set import RoleSet
 from selfeval.backbone.weight_census import WeightCensus
-from selfeval.config import LoraConfig, RunConfig
+from selfeval.config import BackboneConfig, LoraConfig
 from selfeval.errors import ModelError, RoleError, is_out_of_memory
 
 __all__ = ["Backbone"]
@@ -112,18 +112,19 @@ class Backbone:
             return unread_layers(self, self.roles.parameters(role))
 
     @classmethod
-    def load(cls, config: RunConfig, *, trust_remote_code: bool = False) -> Backbone:
-        """Load the model named in the configuration.
+    def load(cls, model: str, config: BackboneConfig, *, trust_remote_code: bool = False) -> Backbone:
+        """Load a model as configured.
 
         Args:
-            config: configuration of a run. It may come from an untrusted run folder, so it never decides whether code runs.
+            model: model folder or hub id.
+            config: its settings. They may come from an untrusted run folder, so they never decide whether code runs.
             trust_remote_code: run code that ships with the model; set by the command-line option only. Default: False.
         """
         keep_few_kernels()
         if config.memory_budget is not None and pick_device(config.device).type == "cuda":
             cap_gpus(config.memory_budget)
         loaded = load_model(
-            config.model,
+            model,
             device=config.device,
             precision=config.precision,
             trust_remote_code=trust_remote_code,
@@ -131,7 +132,7 @@ class Backbone:
             placement=config.placement,
             room=config.memory_budget,
         )
-        source = Path(config.model).name if Path(config.model).is_dir() else config.model
+        source = Path(model).name if Path(model).is_dir() else model
         backbone = cls(loaded, config.lora, source, config.memory_budget)
         if loaded.device.type == "cpu":
             return_freed_memory(backbone.census.base_bytes)
@@ -193,7 +194,9 @@ class Backbone:
         """
         layers = [name for name, module in self.model.named_modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
-            raise ModelError(f"{self.source}: this kind of model cannot recompute its layers; set checkpointing = false")
+            raise ModelError(
+                f"{self.source}: this kind of model cannot recompute its layers; set backbone.checkpointing = false"
+            )
         streamed = self.loaded.placement.streamed if self.loaded.placement else ()
         recompute(self.model, [name for name in layers if name not in streamed], self._stack.checkpoint_contexts)
 

@@ -91,21 +91,22 @@ def _parameters(text: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if not whole or getattr(text, "alibi", False):
         raise ModelError(
             f"{name}: models of type {text.model_type} have no rotary positions (RoPE) that can be scaled; set "
-            "context.rope_scaling = none"
+            "backbone.context.rope_scaling = none"
         )
     by_layer = any(value is None or isinstance(value, dict) for value in whole.values())
     parameters = whole.get(_LONG_LAYERS) if by_layer else whole
     if not parameters:
         raise ModelError(
             f"{name}: its RoPE parameters are by type of layer ({', '.join(whole)}) with none for {_LONG_LAYERS}; scaling them "
-            "is not known here; set context.rope_scaling = none"
+            "is not known here; set backbone.context.rope_scaling = none"
         )
     kind = parameters.get("rope_type", "default")
     if kind != "default":
         factor = parameters.get("factor")
         raise ModelError(
             f"{name}: its config has a RoPE of its own kind already ({kind}{f' x{factor:g}' if factor else ''}, for "
-            f"{getattr(text, 'max_position_embeddings', 'unknown')} tokens); set context.rope_scaling = none to use it as it is"
+            f"{getattr(text, 'max_position_embeddings', 'unknown')} tokens); set backbone.context.rope_scaling = none to use "
+            "it as it is"
         )
     return whole, parameters
 
@@ -137,7 +138,8 @@ def check_stretch(model: nn.Module, stretch: Stretch, name: str) -> str | None:
     if not found:
         kind = getattr(model.config, "model_type", "this")
         raise ModelError(
-            f"{name}: models of type {kind} do not follow RoPE scaling in their config; set context.rope_scaling = none"
+            f"{name}: models of type {kind} do not follow RoPE scaling in their config; set "
+            "backbone.context.rope_scaling = none"
         )
     if stretch.method != "dynamic":
         return None

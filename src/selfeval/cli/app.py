@@ -176,7 +176,8 @@ def plan(
 
     selfeval plan --model Qwen/Qwen2.5-7B-Instruct --device cuda:0=10GiB --device cuda:1=8GiB --device cpu=32GiB
 
-    selfeval plan --config path/to/config.json --memory-budget 6GiB --set context.rope_scaling=yarn --set context.rope_factor=4
+    selfeval plan --config path/to/config.json --memory-budget 6GiB --set backbone.context.rope_scaling=yarn
+    --set backbone.context.rope_factor=4
     """
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _plan(recipe, model, config_file, memory_budget, devices or [], assign or [], as_json)
@@ -207,7 +208,7 @@ def _plan(
         if config_file is None and Path(config.model).is_dir():
             tell(f"checking {config.model}")
             check_base(config)
-        made = make_plan(config, facts, Machine.of(config, named), tell=tell)
+        made = make_plan(config, facts, Machine.of(config.backbone, named), tell=tell)
     if as_json:
         import json
 
@@ -234,7 +235,7 @@ def _steps(title: str) -> Iterator[Callable[[str], None]]:
 
 
 def _named_devices(devices: list[str]) -> dict[str, int]:
-    """Parse `--device` values; names and sizes are those of `placement.max_memory`."""
+    """Parse `--device` values; names and sizes are those of `backbone.placement.max_memory`."""
     from selfeval.config import PlacementConfig
     from selfeval.errors import ConfigError
 
@@ -460,10 +461,10 @@ def tune(
     The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Documents are packed one after the
     other into rows, each with the tokenizer's start token before it and the end token after it.
 
-    --set takes the keys of the sections tuning, context, lora and placement, and seed, device, precision, batch_tokens,
-    checkpointing, memory_budget, templates. Examples:
+    --set takes the keys of the sections tuning and backbone (except backbone.rollout_rows), seed and templates. Examples:
 
-    selfeval tune book.txt --model path/to/model --to models/longer --set context.rope_scaling=yarn --set context.rope_factor=4
+    selfeval tune book.txt --model path/to/model --to models/longer --set backbone.context.rope_scaling=yarn
+    --set backbone.context.rope_factor=4
 
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
     """

@@ -97,7 +97,7 @@ def _end_without_reader() -> NoReturn:
 
 _NO_MEMORY = (
     "out of memory where no smaller part helps (loading the model, or an optimizer step); finished work is kept. Free "
-    "some memory and give the same command again, or use a smaller model, a lower precision or a lower lora.rank"
+    "some memory and give the same command again, or use a smaller model, a lower precision or a lower backbone.lora.rank"
 )
 
 

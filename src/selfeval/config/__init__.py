@@ -6,6 +6,7 @@ suggests the nearest one. This package does not import torch.
 
 from __future__ import annotations
 
+from selfeval.config.backbone import BackboneConfig, ContextConfig, LoraConfig, PlacementConfig
 from selfeval.config.judges import JUDGES, REFEREE, JudgeConfig, JudgeRole, JudgeSpec, TemplateKind, judge_spec
 from selfeval.config.learners import (
     LEARNERS,
@@ -31,12 +32,9 @@ from selfeval.config.load import config_of_run, load_config
 from selfeval.config.policy import PolicyConfig
 from selfeval.config.run import RunConfig
 from selfeval.config.sections import (
-    ContextConfig,
     EvaluationConfig,
     EvaluatorConfig,
-    LoraConfig,
     PairsConfig,
-    PlacementConfig,
     QuestionsConfig,
     RepliesConfig,
     TuningConfig,
@@ -48,6 +46,7 @@ __all__ = [
     "JUDGES",
     "LEARNERS",
     "REFEREE",
+    "BackboneConfig",
     "ClippedConfig",
     "ContextConfig",
     "CriticConfig",

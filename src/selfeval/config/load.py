@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from selfeval.config.backbone import BackboneConfig
 from selfeval.config.choices import Entry
 from selfeval.config.judges import JUDGES
 from selfeval.config.learners import LEARNERS
@@ -109,6 +110,8 @@ def _problem(problem: Any, chosen: Mapping[str, str]) -> str:
     if key in _OPTIONS:
         return f'unknown key "{key}": {_OPTIONS[key]}'
     if problem["type"] == "extra_forbidden":
+        if key in BackboneConfig.model_fields:
+            return f'unknown key "{key}": it is a setting of the backbone; give it as backbone.{key}'
         if reason := _of_a_choice(problem["loc"], chosen):
             return reason
         return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))}'
@@ -161,14 +164,19 @@ def _override(values: dict[str, Any], assignment: str) -> str:
     key, separator, text = assignment.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {assignment}: expected key=value, for example --set policy.iterations=20")
-    *path, last = key.strip().split(".")
+    _put(values, key.strip(), _parse_value(text.strip()), f"--set {assignment}")
+    return key.strip()
+
+
+def _put(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set the value of a dotted key."""
+    *path, last = key.split(".")
     section = values
     for part in path:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            raise ConfigError(f'--set {assignment}: "{part}" is a value, not a section')
-    section[last] = _parse_value(text.strip())
-    return key.strip()
+            raise ConfigError(f'{source}: "{part}" is a value, not a section')
+    section[last] = value
 
 
 _LARGEST_RECIPE = 1 << 20
@@ -214,12 +222,17 @@ def _is_there(path: Path) -> bool:
 _FOLDER_NAME = "the last part of the folder that was given (it names the run)"
 
 
+def _option(key: str, value: Any) -> str:
+    """Return the option that sets a dotted key, with its value: `--memory-budget 2GiB` for `backbone.memory_budget`."""
+    return f"--{key.rpartition('.')[2].replace('_', '-')} {value}"
+
+
 def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
     """Return the resolved configuration of a run.
 
     Args:
         recipe: Optional. Path of a TOML file. None: use the defaults.
-        overrides: top-level values that override the recipe (from options such as `--model`).
+        overrides: values by dotted key that override the recipe (from options such as `--model`).
         assignments: `key=value` strings that override both; keys are dotted, values are TOML or plain words.
 
     Raises:
@@ -228,8 +241,9 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
     """
     values = _read_recipe(recipe) if recipe else {}
     given = {key: value for key, value in overrides.items() if value is not None}
-    values.update(given)
-    sources = {key: _FOLDER_NAME if key == "name" else f"--{key.replace('_', '-')} {value}" for key, value in given.items()}
+    sources = {key: _FOLDER_NAME if key == "name" else _option(key, value) for key, value in given.items()}
+    for key, value in given.items():
+        _put(values, key, value, sources[key])
     before = _chosen(values)
     for assignment in assignments:
         sources[_override(values, assignment)] = f"--set {assignment}"

@@ -6,15 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from selfeval.config.fields import Count, Section, Size
+from selfeval.config.backbone import BackboneConfig
+from selfeval.config.fields import Count, Section
 from selfeval.config.policy import PolicyConfig
 from selfeval.config.sections import (
-    ContextConfig,
     EvaluationConfig,
     EvaluatorConfig,
-    LoraConfig,
     PairsConfig,
-    PlacementConfig,
     QuestionsConfig,
     RepliesConfig,
     TuningConfig,
@@ -41,23 +39,9 @@ class RunConfig(Section):
     """Optional. File of gold answers or labels instead of a domain, read by evaluation only (docs/guides/your-own-data.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device of the backbone; `auto` uses a GPU if there is one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
-    """Precision of the frozen base; `auto` chooses by device and free memory. Adapters and heads are always fp32."""
-    batch_tokens: Count = 16384
-    """Tokens per forward pass when scoring, and per micro-batch when training."""
-    checkpointing: bool = False
-    """Activation checkpointing: recompute each layer in the backward pass. Far less memory, about a third more time."""
-    rollout_rows: Count = 256
-    """Batch size of generation, in replies."""
-    memory_budget: Size | None = None
-    """Optional. Memory that this process may use, such as 2GiB (on a GPU: torch's memory there); batches shrink to fit."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Trackers to log curves to besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
-    context: ContextConfig = ContextConfig()
-    placement: PlacementConfig = PlacementConfig()
-    lora: LoraConfig = LoraConfig()
+    backbone: BackboneConfig = BackboneConfig()
     tuning: TuningConfig = TuningConfig()
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()

@@ -5,10 +5,9 @@ Every field has a docstring with its unit and its range.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
-    ByteSize,
     Field,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
@@ -18,43 +17,18 @@ from pydantic import (
 )
 
 from selfeval.config.choices import check_name, read_settings
-from selfeval.config.fields import Count, DeviceName, Nucleus, Positive, Section, Share
+from selfeval.config.fields import Count, Nucleus, Positive, Section, Share
 from selfeval.config.judges import JUDGES, JudgeConfig
 
 __all__ = [
-    "ContextConfig",
     "EvaluationConfig",
     "EvaluatorConfig",
-    "LoraConfig",
     "PairsConfig",
-    "PlacementConfig",
     "QuestionsConfig",
     "RepliesConfig",
     "TuningConfig",
     "VerdictsConfig",
 ]
-
-
-class ContextConfig(Section):
-    """Context length and attention: longer text than the model was trained on, by scaling its rotary positions (RoPE)."""
-
-    rope_scaling: Literal["none", "linear", "dynamic", "yarn"] = "none"
-    """Position interpolation, dynamic NTK or YaRN (docs/concepts/long-context.md); `none`: as in the model's config."""
-    rope_factor: Annotated[float, Field(ge=1.0)] = 1.0
-    """Context length as a multiple of the trained one; 1 changes nothing."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention implementation; `auto` leaves the choice to transformers (sdpa if the family supports it)."""
-
-    @field_validator("rope_scaling", mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return "none" if value is None else value  # `--set context.rope_scaling=none`
-
-    @model_validator(mode="after")
-    def _factor_has_a_method(self) -> ContextConfig:
-        if self.rope_scaling == "none" and self.rope_factor != 1.0:
-            raise ValueError(f"rope_factor {self.rope_factor:g} needs a rope_scaling: linear, dynamic or yarn")
-        return self
 
 
 class TuningConfig(Section):
@@ -72,40 +46,6 @@ class TuningConfig(Section):
     """Gradient norm above which gradients are scaled down."""
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
-
-
-class LoraConfig(Section):
-    """LoRA adapters, one per role (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
-
-    rank: Count = 16
-    """Rank of every adapter."""
-    alpha: Positive = 32.0
-    """Scale: the update is (alpha / rank) B A, or (alpha / sqrt(rank)) B A with rslora."""
-    rslora: bool = False
-    """Use rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
-    targets: str | tuple[str, ...] = "all-linear"
-    """Modules that get adapters: `all-linear`, or names of modules."""
-
-    @field_validator("targets")
-    @classmethod
-    def _names_modules(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        names = (value,) if isinstance(value, str) else value
-        if not names or not all(name.strip() for name in names):
-            raise ValueError('name at least one module, such as ["q_proj", "v_proj"], or give "all-linear"')
-        return value
-
-
-class PlacementConfig(Section):
-    """Placement of the frozen base on devices, by their free memory (see concepts/placement.md)."""
-
-    mode: Literal["auto", "single"] = "auto"
-    """`auto` spreads a model that fits on no single device over cards, cpu and disk; `single` puts it on one device."""
-    max_memory: dict[DeviceName, ByteSize] = Field(default={})
-    """Optional. Maximum bytes of weights per device, by its name: `cuda:0`, `cpu`, `disk`; for example "10GiB"."""
-    reserve: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Share of each device's free memory that is reserved for activations, caches, adapters and optimizers."""
-    folder: str = ""
-    """Optional. Folder for weights that cannot be read from the model's own files. Default: a temporary folder."""
 
 
 class QuestionsConfig(Section):

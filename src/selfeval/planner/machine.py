@@ -11,7 +11,7 @@ import torch
 from selfeval.backbone.load import memory_within
 from selfeval.backbone.meters import resident_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, free_memory
-from selfeval.config import RunConfig
+from selfeval.config import BackboneConfig
 from selfeval.errors import ConfigError
 
 __all__ = ["Machine"]
@@ -32,21 +32,23 @@ class Machine:
     runtime: int = 0
 
     @classmethod
-    def of(cls, config: RunConfig, named: Mapping[str, int] | None = None) -> Machine:
-        """Return the machine that a configuration runs on.
+    def of(cls, config: BackboneConfig, named: Mapping[str, int] | None = None) -> Machine:
+        """Return the machine that a backbone runs on.
 
         Args:
             config: its `device` and `memory_budget` are used.
             named: Optional. Free bytes of the devices to plan for. Default: the devices of this machine.
 
         Raises:
-            ConfigError: `device = cuda` with named devices, none of which is a card.
+            ConfigError: `backbone.device = cuda` with named devices, none of which is a card.
         """
         runtime = _runtime_bytes()
         if named:
             cards = {name: size for name, size in sorted(named.items()) if name.startswith("cuda:")}
             if config.device == "cuda" and not cards:
-                raise ConfigError(f"device = cuda, but the devices named are {', '.join(named)}; name a card too: cuda:0=24GiB")
+                raise ConfigError(
+                    f"backbone.device = cuda, but the devices named are {', '.join(named)}; name a card too: cuda:0=24GiB"
+                )
             beside = {"cpu": named.get("cpu", 0), DISK: named.get(DISK, ENDLESS)}
             return cls((cards if config.device != "cpu" else {}) | beside, config.memory_budget, runtime)
         wants_card = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())

@@ -74,7 +74,7 @@ class ModelFacts:
         return None if found is None else int(found)
 
     def within(self, context: ContextConfig) -> ModelFacts:
-        """The facts of the model as it is loaded with these `[context]` values.
+        """The facts of the model as it is loaded with these `[backbone.context]` values.
 
         Flash attention is taken for sdpa, which holds as much.
 

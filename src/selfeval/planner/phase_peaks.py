@@ -101,7 +101,7 @@ class ShapeLoop:
             )
             made.append((context, make_learner(context)))
 
-        backbone = ShapeBackbone(model, dtype, config.lora, _roles(config), placement, attention, add_learner)
+        backbone = ShapeBackbone(model, dtype, config.backbone.lora, _roles(config), placement, attention, add_learner)
         return cls(backbone, *made[0])
 
     @property

@@ -13,7 +13,7 @@ from selfeval.backbone.adapter_check import check_adapters
 from selfeval.backbone.families.cache import check_state
 from selfeval.backbone.load import Wanted, pick_attention, place_base
 from selfeval.backbone.placement import ENDLESS, DeviceMap, plan_placement, usable_memory
-from selfeval.config import PlacementConfig, RunConfig
+from selfeval.config import BackboneConfig, PlacementConfig, RunConfig
 from selfeval.errors import ModelError
 from selfeval.planner.advice import adapted, quantised_alternatives, refused
 from selfeval.planner.machine import Machine
@@ -26,7 +26,7 @@ from selfeval.planner.workload import Workload, workload
 __all__ = ["make_plan"]
 
 
-def _place(config: RunConfig, facts: ModelFacts, machine: Machine) -> tuple[str, DeviceMap, list[str]]:
+def _place(config: BackboneConfig, facts: ModelFacts, machine: Machine) -> tuple[str, DeviceMap, list[str]]:
     """Choose precision and device map as loading does, with notes; if nothing fits, put everything on the first device."""
     model, memory = facts.shell, machine.weights
     target = torch.device(machine.kind)
@@ -55,7 +55,7 @@ def make_plan(
     """Plan the memory of a run of one model under this configuration.
 
     Args:
-        config: requested settings; `batch_tokens`, `rollout_rows` and `checkpointing` are kept if they fit.
+        config: requested settings; the backbone's `batch_tokens`, `rollout_rows` and `checkpointing` are kept if they fit.
         facts: facts of the model; no weight is loaded.
         machine: the devices and their free memory.
         work: Optional. Token counts. Default: the longest that the configuration allows.
@@ -68,25 +68,27 @@ def make_plan(
     Raises:
         ModelError, ConfigError: a model that a run refuses, or adapters, a context or attention that it does not support.
     """
-    facts = facts.within(config.context)
+    facts = facts.within(config.backbone.context)
     tell(f"checking {facts.name}")
-    _check_usable(config, facts)
+    _check_usable(config.backbone, facts)
     tell(f"placing the weights of {facts.name}")
-    precision, placement, said = _place(config, facts, machine)
+    precision, placement, said = _place(config.backbone, facts, machine)
     work = work or workload(config, facts.context)
     found = _search(
-        _Search(config, machine, tell),
+        _Search(config.backbone, machine, tell),
         lambda checkpointing: Measured(facts, config, precision, placement, work, checkpointing, machine.runtime),
     )
     fits = found.fits and not any(s.startswith("does not fit") for s in said)
     measured = found.learned
     devices = tuple(_device_plans(placement, machine, found.phases))
-    plan = Plan(facts.name, measured.sizes.numbers, precision, placement, devices, found.settings(config), vars(work), fits, ())
-    changes = adapted(config, plan) if fits else refused(config, facts, plan, machine)
-    return replace(plan, changes=(*said, *changes, *quantised_alternatives(config, facts, plan)))
+    plan = Plan(
+        facts.name, measured.sizes.numbers, precision, placement, devices, found.settings(config.backbone), vars(work), fits, ()
+    )
+    changes = adapted(config.backbone, plan) if fits else refused(config, facts, plan, machine)
+    return replace(plan, changes=(*said, *changes, *quantised_alternatives(config.backbone, facts, plan)))
 
 
-def _check_usable(config: RunConfig, facts: ModelFacts) -> None:
+def _check_usable(config: BackboneConfig, facts: ModelFacts) -> None:
     """Make the checks that a run makes before loading, before anything is measured.
 
     Raises:
@@ -104,7 +106,7 @@ class _Search:
         tell: called with a sentence before each measurement.
     """
 
-    config: RunConfig
+    config: BackboneConfig
     machine: Machine
     tell: Callable[[str], None]
 
@@ -133,7 +135,7 @@ class _Search:
         return largest_fitting(misses, _wanted_rows(self.config, measured.work), 0)
 
 
-def _wanted_rows(config: RunConfig, work: Workload) -> int:
+def _wanted_rows(config: BackboneConfig, work: Workload) -> int:
     return max(1, config.batch_tokens // work.longest)
 
 
@@ -161,7 +163,7 @@ class _Found:
         rollout = self.sampled.rollout(max(1, self.replies))
         return {"load": self.learned.load(), "rollout": rollout, **self.learned.learning(max(1, self.rows))}
 
-    def settings(self, config: RunConfig) -> dict[str, Any]:
+    def settings(self, config: BackboneConfig) -> dict[str, Any]:
         work, rows = self.learned.work, max(1, self.rows)
         return {
             "batch_tokens": config.batch_tokens if self.rows == _wanted_rows(config, work) else rows * work.longest,

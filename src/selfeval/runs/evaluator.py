@@ -55,7 +55,7 @@ class Evaluator(TrainedModel):
     def __init__(self, model: RunModel) -> None:
         super().__init__(model)
         members = load_members(model.backbone, model.roles, model.config)
-        self._scorer = EvaluatorScorer(model.backbone, model.config.batch_tokens, members)
+        self._scorer = EvaluatorScorer(model.backbone, model.config.backbone.batch_tokens, members)
         self._temperature = temperature_of(model.roles)
         self._reference_answers: dict[str, str] = {}
 

@@ -21,14 +21,14 @@ from selfeval.backbone.export import Agreement, Layout, write_adapter, write_mer
 from selfeval.backbone.precision import DTYPES
 from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
-from selfeval.config import LEARNERS, PlacementConfig, RunConfig
+from selfeval.config import LEARNERS, BackboneConfig, PlacementConfig, RunConfig
 from selfeval.errors import ExportError, RunFolderError
 from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
 from selfeval.runs.card import BaseModel, card_text, find_base
 from selfeval.runs.export_tokenizers import Tokenizers, pick_tokenizers
 from selfeval.runs.policy import GUIDE
-from selfeval.runs.reader import with_run_precision
+from selfeval.runs.reader import backbone_config
 from selfeval.runs.templates import copy_templates, templates_of_run
 from selfeval.store import check_files, read_json, read_run, write_json, writing
 
@@ -118,7 +118,7 @@ def export_role(
     target = free_folder(target)
     base = find_base(config.model, base_id)
     with waiting(f"loading {config.model}"):
-        backbone = Backbone.load(_as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
+        backbone = Backbone.load(config.model, _as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         load_role(backbone, name, folder / "roles" / name)
         templates = templates_of_run(folder, backbone.loaded.tokenizer, config.verdicts)
     with waiting(f"writing {name}"), writing(target) as part:
@@ -178,10 +178,10 @@ def free_folder(target: Path) -> Path:
     return target
 
 
-def _as_in_the_run(config: RunConfig, folder: Path) -> RunConfig:
-    """Return a configuration that loads the base on the CPU in the precision of the run."""
-    begun = with_run_precision(config, read_run(folder))
-    context = config.context.model_copy(update={"attention": "auto"})
+def _as_in_the_run(config: RunConfig, folder: Path) -> BackboneConfig:
+    """Return settings that load the base on the CPU in the precision of the run."""
+    begun = backbone_config(config, read_run(folder))
+    context = begun.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
 
@@ -242,7 +242,7 @@ def _describe(
         "chat": templates.uses_chat,
         "end": list(backbone.loaded.eos_ids[:1]),
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
-        "lora": config.lora.model_dump(mode="json"),
-        "context": config.context.model_dump(mode="json", include={"rope_scaling", "rope_factor"}),
+        "lora": config.backbone.lora.model_dump(mode="json"),
+        "context": config.backbone.context.model_dump(mode="json", include={"rope_scaling", "rope_factor"}),
     }
     (part / "README.md").write_text(card_text(facts, shown, base, run), encoding="utf-8")

@@ -69,8 +69,8 @@ class Judge:
                     f"{source} is a run, which has its own precision and device; leave them out, or give its model"
                 )
             return cls.of_run(RunModel.load(RunReader(source), trust_remote_code=trust_remote_code))
-        config = load_config(None, {"model": str(source), "precision": precision, "device": device})
-        backbone = Backbone.load(config, trust_remote_code=trust_remote_code)
+        config = load_config(None, {"model": str(source), "backbone.precision": precision, "backbone.device": device})
+        backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
         kinds = judge_spec("judge", config.verdicts.judge).kinds("judge")
         templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer, kinds=kinds)
         return cls(backbone, templates, config, source)
@@ -116,7 +116,7 @@ class Judge:
         if any(not text.strip() for case in cases for text in case):
             raise InputError("the question and both replies need some text")
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
-        judge = make_judge(self._backbone, self._templates, config, batch_size=self._config.rollout_rows)
+        judge = make_judge(self._backbone, self._templates, config, batch_size=self._config.backbone.rollout_rows)
         with self._backbone.acting_as(BASE):
             judgements = judge.judge([protocol.Comparison(*case) for case in cases])
         return [_comparison(judgement, config) for judgement in judgements]

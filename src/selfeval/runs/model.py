@@ -12,7 +12,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
-from selfeval.runs.reader import RunReader, with_run_precision
+from selfeval.runs.reader import RunReader, backbone_config
 from selfeval.runs.templates import templates_of_run
 
 __all__ = ["RunModel", "TrainedModel", "described"]
@@ -44,10 +44,10 @@ class RunModel:
             ModelError: the base cannot be loaded.
             RunFolderError: the prompts of the run are missing or changed.
         """
-        config = with_run_precision(reader.config, reader.run)
+        config, settings = reader.config, backbone_config(reader.config, reader.run)
         # A run folder may come from an untrusted source, so it must not choose where offloaded weights are written.
-        config = config.model_copy(update={"placement": config.placement.model_copy(update={"folder": ""})})
-        backbone = Backbone.load(config, trust_remote_code=trust_remote_code)
+        settings = settings.model_copy(update={"placement": settings.placement.model_copy(update={"folder": ""})})
+        backbone = Backbone.load(config.model, settings, trust_remote_code=trust_remote_code)
         return cls(reader, backbone, templates_of_run(reader.folder, backbone.loaded.tokenizer, config.verdicts))
 
     @property
@@ -63,7 +63,7 @@ class RunModel:
     def reference_answers(self, questions: list[str]) -> list[str]:
         """Return the base's greedy reply to each question, which some grade templates show to the evaluator."""
         requests = [Request(self.templates.prompt("reply", question=question), temperature=0.0) for question in questions]
-        limit, rows = self.config.replies.max_new_tokens, self.config.rollout_rows
+        limit, rows = self.config.replies.max_new_tokens, self.config.backbone.rollout_rows
         with self.backbone.acting_as(BASE):
             rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, rows=rows)
         return [self.templates.text(rollout.ids) for rollout in rollouts]

@@ -129,7 +129,7 @@ class Policy(TrainedModel):
                 requests,
                 max_new_tokens=limit,
                 seed=seed,
-                rows=model.config.rollout_rows,
+                rows=model.config.backbone.rollout_rows,
                 guide=self._guide,
             )
         return [model.templates.text(rollout.ids) for rollout in rollouts]

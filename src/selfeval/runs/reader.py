@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from selfeval.config import RunConfig, config_of_run, nearest
+from selfeval.config import BackboneConfig, RunConfig, config_of_run, nearest
 from selfeval.errors import InputError, RunFolderError
 from selfeval.records import Drop, Pair, Question, Reply, Sampled, Seed, Split, Verdict, Working, from_json
 from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
 
-__all__ = ["KINDS", "RunReader", "SplitName", "pairs_of", "round_folder", "with_run_precision"]
+__all__ = ["KINDS", "RunReader", "SplitName", "backbone_config", "pairs_of", "round_folder"]
 
 SplitName = Literal["train", "test"]
 
@@ -33,17 +33,17 @@ def round_folder(root: Path, number: int) -> Path:
     return root if number == 1 else root / "rounds" / f"{number:02d}"
 
 
-def with_run_precision(config: RunConfig, run: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration with the precision chosen for this run and model, regardless of the memory that is free now.
+def backbone_config(config: RunConfig, run: Mapping[str, Any]) -> BackboneConfig:
+    """Return the settings of the backbone with the precision chosen for this run and model, whatever memory is free now.
 
     Args:
         config: the requested configuration.
         run: content of run.json.
     """
-    device = run.get("device") or {}
-    if config.precision == "auto" == device.get("asked") and config.model == device.get("model"):
-        return config.model_copy(update={"precision": device["precision"]})
-    return config
+    device, backbone = run.get("device") or {}, config.backbone
+    if backbone.precision == "auto" == device.get("asked") and config.model == device.get("model"):
+        return backbone.model_copy(update={"precision": device["precision"]})
+    return backbone
 
 
 @dataclass(frozen=True)

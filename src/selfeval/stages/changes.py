@@ -68,6 +68,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _at(values: Any, name: str) -> Any:
+    """Return the value with a dotted name, or None if a stored configuration lacks it."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
 def loss_of(context: Context, stage: Stage) -> Loss:
     """Return the work of a stage as it would be set aside."""
     name = f"round {context.round}, {stage.name}" if context.earlier else stage.name
@@ -76,9 +83,9 @@ def loss_of(context: Context, stage: Stage) -> Loss:
 
 def what_changed(context: Context) -> str:
     """Describe how this configuration differs from that of the results in the run folder."""
-    store, sections = context.store, {section for stage in STAGES for section in stage.sections}
+    store, sections = context.store, dict.fromkeys(section for stage in STAGES for section in stage.sections)
     old, new = store.run.get("config") or {}, context.config.model_dump(mode="json")
-    found = differences({k: v for k, v in old.items() if k in sections}, {k: v for k, v in new.items() if k in sections})
+    found = differences({name: _at(old, name) for name in sections}, {name: _at(new, name) for name in sections})
     known, found_now = store.run.get("made_of") or {}, input_fingerprints(context)
     found += [f"{name} changed" for name in found_now if name in known and known[name] != found_now[name]]
     before, now = store.run.get("commit"), commit_of(context.config.model)

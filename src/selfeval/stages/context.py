@@ -21,7 +21,7 @@ from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, Reply, Seed, Split, Working
 from selfeval.runs.members import load_members
-from selfeval.runs.reader import pairs_of, with_run_precision
+from selfeval.runs.reader import backbone_config, pairs_of
 from selfeval.runs.templates import day_of
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, read_given
@@ -75,8 +75,8 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
-            config = with_run_precision(self.config, self.first.run)
-            backbone = Backbone.load(config, trust_remote_code=self.trust_remote_code)
+            settings = backbone_config(self.config, self.first.run)
+            backbone = Backbone.load(self.config.model, settings, trust_remote_code=self.trust_remote_code)
             self._refuse_other_commit()
             backbone.roles.check_targets()
         backbone.budget.tell = self.terminal.note
@@ -86,7 +86,7 @@ class Context:
         device: dict[str, Any] = {
             "device": str(loaded.device),
             "model": self.config.model,
-            "asked": self.config.precision,
+            "asked": self.config.backbone.precision,
             "precision": loaded.precision,
             "notes": loaded.notes,
         }
@@ -136,7 +136,9 @@ class Context:
             pessimism: how the members' scores are combined. Default: their mean, as the evidence uses it.
         """
         config, members = self.config, self.load_evaluators()
-        return EvaluatorScorer(self.backbone, config.batch_tokens, members, pessimism, config.policy.uncertainty_weight)
+        return EvaluatorScorer(
+            self.backbone, config.backbone.batch_tokens, members, pessimism, config.policy.uncertainty_weight
+        )
 
     def judge(self, role: JudgeRole = "judge") -> Judge:
         """Return the judge of the run, or the referee. It runs under the active role of the backbone.
@@ -145,7 +147,7 @@ class Context:
             role: Optional. `referee` for evaluation. Default: the judge that labels training pairs.
         """
         config = self.config
-        return make_judge(self.backbone, self.templates, config.verdicts, batch_size=config.rollout_rows, role=role)
+        return make_judge(self.backbone, self.templates, config.verdicts, batch_size=config.backbone.rollout_rows, role=role)
 
     def take_memory_events(self) -> list[dict[str, Any]]:
         """Return the changes to the backbone's batch limits since the last call; empty if no backbone is loaded."""

@@ -260,7 +260,7 @@ def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence
     """Return, per reply, the sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
     ids = [r.ids for r in rollouts]
     with context.backbone.acting_as(context.ensure_start()):
-        start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.batch_tokens)
+        start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.backbone.batch_tokens)
     return [sum(r.logprobs) - sum(s) for r, s in zip(rollouts, start, strict=True)]
 
 

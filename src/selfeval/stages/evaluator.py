@@ -122,7 +122,7 @@ def _train(context: Context, role: str, pairs: Sequence[Preference], before: int
         config.evaluator,
         lambda optimizers: Checkpoints(folder, backbone, [role], optimizers, metrics=[context.store.metrics_path("evaluator")]),
         seed=context.round_seed,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.backbone.batch_tokens,
         log=log,
         resumed=resumed,
         role=role,
@@ -138,5 +138,5 @@ def _units(context: Context, role: str, pairs: Sequence[Preference]) -> dict[str
     """Return mean and standard deviation of a member's scores of training replies, used to put members on one scale."""
     some = pairs[:_REPLIES_FOR_UNITS]
     prompts, replies = [p.prompt for p in some] * 2, [p.chosen for p in some] + [p.rejected for p in some]
-    scores = score_replies(context.backbone, role, prompts, replies, context.config.batch_tokens)
+    scores = score_replies(context.backbone, role, prompts, replies, context.config.backbone.batch_tokens)
     return {"mean": fmean(scores), "deviation": max(pstdev(scores), 1e-4)}

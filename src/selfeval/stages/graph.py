@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +48,8 @@ class Stage:
     Attributes:
         run: does the work and returns counts for the manifest.
         reads: stages whose output it reads. The nearest ones are enough: an output's fingerprint covers its own inputs.
-        sections: configuration sections that its output depends on, in addition to those of the stages that it reads.
+        sections: configuration sections and settings, by dotted name, that its output depends on, in addition to those of the
+            stages that it reads.
         prompts: kinds of prompts that it reads, in addition to those of the stages that it reads and of its judges.
         outputs: files and folders that must exist when it is finished, in addition to its shards.
         roles: returns the names of the roles that it writes, which are outputs too.
@@ -96,7 +99,7 @@ STAGES: tuple[Stage, ...] = (
         questions.run,
         # Round 1 starts from the model and the user's files, which are part of the first key.
         reads=(Edge("policy", "previous"),),
-        sections=("precision", "context", "seed", "rollout_rows", "questions"),
+        sections=("backbone.precision", "backbone.context", "seed", "backbone.rollout_rows", "questions"),
         prompts=("ask",),
         owned=("dropped/questions",),
     ),
@@ -120,7 +123,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluator",
         evaluator.run,
         reads=(Edge("pairs"),),
-        sections=("lora", "batch_tokens", "evaluator"),
+        sections=("backbone.lora", "backbone.batch_tokens", "evaluator"),
         prompts=("grade",),
         roles=member_roles,
         owned=("checkpoints/evaluator", "metrics/evaluator.jsonl"),
@@ -206,7 +209,7 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
             if previous:
                 read += [["round", round_number, previous[edge.stage]] for edge in stage.reads if edge.rounds == "previous"]
             [before] = read or [_origin(config, seeds, sources["chat"], day)]
-            sections = {name: values[name] for name in stage.sections}
+            sections = {name: reduce(getitem, name.split("."), values) for name in stage.sections}
             prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
             keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
         previous = keys

@@ -95,7 +95,7 @@ def answer(
         advance: Optional. Called with the number of replies finished since the last call.
     """
     config, requests = context.config, [Request(prompt) for prompt in prompts]
-    limit, rows = config.replies.max_new_tokens, config.rollout_rows
+    limit, rows = config.replies.max_new_tokens, config.backbone.rollout_rows
     with context.backbone.acting_as(role):
         return generate(context.backbone, requests, max_new_tokens=limit, seed=seed, rows=rows, guide=guide, advance=advance)
 
@@ -119,7 +119,7 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     if not aside:
         return None
     texts, limit = [q.text for q in aside], config.replies.max_new_tokens
-    seed, rows = context.seed("held-out judge"), config.rollout_rows
+    seed, rows = context.seed("held-out judge"), config.backbone.rollout_rows
     start = context.ensure_start()
     return HeldOutJudge(context.backbone, context.templates, context.judge("referee"), texts, limit, rows, seed, start)
 
@@ -133,8 +133,8 @@ def learner_context(context: Context) -> LearnerContext:
         context.scorer(config.policy.pessimism),
         seed=context.round_seed,
         limit=config.replies.max_new_tokens,
-        rows=config.rollout_rows,
-        batch_tokens=config.batch_tokens,
+        rows=config.backbone.rollout_rows,
+        batch_tokens=config.backbone.batch_tokens,
         evaluator=EVALUATOR,
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),

@@ -52,10 +52,10 @@ def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     from selfeval.judging.kinds import kinds_of_run
     from selfeval.judging.templates import Templates, templates_folder
 
-    parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.context, download=False)
+    parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.backbone.context, download=False)
     folder = templates_folder(config.model, config.templates)
     Templates.load(folder, parts.tokenizer, kinds=kinds_of_run(config.verdicts))
-    check_adapters(parts.shell, config.lora, config.model)
+    check_adapters(parts.shell, config.backbone.lora, config.model)
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def _work(context: Context) -> WriteQuestions:
     earlier = [store.read("questions", Question) for store in context.earlier]
     return WriteQuestions(
         config.questions,
-        config.rollout_rows,
+        config.backbone.rollout_rows,
         context.draws,
         tuple(seed.question for seed in context.seeds),
         fixed_text(templates_folder(config.model, config.templates), "ask"),

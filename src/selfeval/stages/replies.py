@@ -182,7 +182,9 @@ def _reply(model: ModelHandle, asked: Numbered, request: Request, rollout: Rollo
 def run(context: Context) -> dict[str, int]:
     """Write the replies to all questions; return counts."""
     config, typed = context.config, context.given.replies if context.given else {}
-    work = WriteReplies(config.replies, config.rollout_rows, config.batch_tokens, context.draws, brought=bool(typed))
+    work = WriteReplies(
+        config.replies, config.backbone.rollout_rows, config.backbone.batch_tokens, context.draws, brought=bool(typed)
+    )
     others = ("workings",) if context.templates.grades_with_working else ()
     shards = StageShards(context.store, context.terminal, "replies", others=others)
     known = {w.question_id for w in context.first.read("workings", Working)} if context.earlier else set()

@@ -67,7 +67,7 @@ def new_config(
     picked = Path(recipe) if recipe else None if model else _EMBEDDED
     found = os.path.abspath(model) if model and Path(model).is_dir() else model
     given_seeds = None if seeds is None else os.path.abspath(seeds)
-    overrides = {"model": found, "seeds": given_seeds, "name": name, "memory_budget": memory_budget}
+    overrides = {"model": found, "seeds": given_seeds, "name": name, "backbone.memory_budget": memory_budget}
     return load_config(picked, overrides, assignments)
 
 
@@ -101,9 +101,7 @@ def config_to_run(
 
 
 def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignments: Sequence[str]) -> RunConfig:
-    values = RunReader(folder).config.model_dump(mode="json")
-    if memory_budget is not None:
-        values["memory_budget"] = memory_budget
+    values = {**RunReader(folder).config.model_dump(mode="json"), "backbone.memory_budget": memory_budget}
     if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
         values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run folder has a copy
     return load_config(None, values, assignments)
@@ -206,7 +204,7 @@ def run(
     if isinstance(recipe, RunConfig):
         config = load_config(None, recipe.model_dump(mode="json"), [*_assignments(settings)])
     else:
-        named = {key: settings.pop(key) for key in ("model", "seeds", "memory_budget") if settings.get(key) is not None}
+        named = {key: settings.pop(key) for key in ("model", "seeds") if settings.get(key) is not None}
         config = config_to_run(recipe, folder, **named, assignments=[*_assignments(settings)])
     folder = folder or Path("runs") / config.name
     stop = None if until is None else stop_at(until, config.rounds)

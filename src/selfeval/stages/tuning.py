@@ -14,6 +14,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import attrgetter, getitem
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.role_files import save_role
-from selfeval.config import RunConfig
+from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import ConfigError, RunFolderError, TextError
 from selfeval.runs.export import TUNING, Exported, export_role, free_folder
 from selfeval.stages.context import Context
@@ -36,12 +38,18 @@ from selfeval.training.sft import pack, tune_on_text
 __all__ = ["Tuned", "check_settings", "read_texts", "tune"]
 
 _STAGE, _ROLE = "tuning", "tuned"
+_UNREAD = "backbone.rollout_rows"
+"""The one setting of the backbone that tuning does not use."""
+_SETTINGS = (
+    *(name for name in RunConfig.model_fields if name != "backbone"),
+    *(f"backbone.{name}" for name in BackboneConfig.model_fields),
+)
 _READ = (
-    *("name", "model", "templates", "seed", "device", "precision", "batch_tokens", "checkpointing", "memory_budget"),
-    *("context", "placement", "lora", "tuning"),
+    *("name", "model", "templates", "seed", "tuning"),
+    *(name for name in _SETTINGS if name.startswith("backbone.") and name != _UNREAD),
 )
 """Settings that tuning uses. The rest of the configuration is about the stages of a run."""
-_DECIDING = ("context", "lora", "tuning", "seed", "batch_tokens")
+_DECIDING = ("backbone.context", "backbone.lora", "tuning", "seed", "backbone.batch_tokens")
 _EXAMPLE = '{"text": "..."}'
 _LARGEST = 1 << 30
 """Maximum size of a text file in bytes; the whole text is held in memory, as characters and as tokens."""
@@ -69,18 +77,16 @@ def check_settings(config: RunConfig) -> None:
     Raises:
         ConfigError: there is such a setting.
     """
-    unread = [name for name in RunConfig.model_fields if name not in _READ and getattr(config, name) != _default(name)]
+    default = RunConfig()
+    values = ((name, attrgetter(name)) for name in _SETTINGS if name not in _READ)
+    unread = [name for name, value in values if value(config) != value(default)]
     if unread:
         raise ConfigError(f"a tuning does not read {', '.join(unread)}; it reads {', '.join(_READ)}")
-    if config.context.rope_scaling == "dynamic" and config.context.rope_factor > 1.0:
+    if config.backbone.context.rope_scaling == "dynamic" and config.backbone.context.rope_factor > 1.0:
         raise ConfigError(
-            "context.rope_scaling = dynamic sets the angles of each pass anew, which the config.json of a tuned model cannot "
-            "say; use yarn or linear"
+            "backbone.context.rope_scaling = dynamic sets the angles of each pass anew, which the config.json of a tuned model "
+            "cannot say; use yarn or linear"
         )
-
-
-def _default(name: str) -> Any:
-    return RunConfig.model_fields[name].default
 
 
 def tune(
@@ -95,7 +101,7 @@ def tune(
     """Tune an adapter on text and write base and adapter as one model folder. A second call resumes.
 
     Args:
-        config: model, context, lora, tuning, and placement of the base; see `check_settings`.
+        config: model, backbone and tuning; see `check_settings`.
         texts: paths; see `read_texts`.
         target: the new folder; it may exist if it is empty.
         length: Optional. Tokens per row. Default: the model's whole context, after RoPE scaling.
@@ -217,7 +223,7 @@ def _row_length(loaded: LoadedModel, wanted: int | None) -> int:
     if wanted is not None and context is not None and wanted > context:
         raise TextError(
             f"--length {wanted:,} is more than this model's context of {context:,} tokens; give less, or stretch the context: "
-            "--set context.rope_scaling=yarn --set context.rope_factor=N"
+            "--set backbone.context.rope_scaling=yarn --set backbone.context.rope_factor=N"
         )
     return wanted or context or 0
 
@@ -235,7 +241,7 @@ def _encode(tokenizer: Any, document: str) -> list[int]:
 def _set_others_aside(context: Context, rows: Rows) -> None:
     """Set aside work that was begun with another model, other settings or another text, instead of resuming it."""
     store, config, loaded = context.store, context.config.model_dump(mode="json"), context.backbone.loaded
-    deciding = {name: config[name] for name in _DECIDING}
+    deciding = {name: reduce(getitem, name.split("."), config) for name in _DECIDING}
     key = fingerprint([base_fingerprint(loaded), loaded.precision, deciding, _digest(rows)])
     owned = [context.role_folder(_ROLE), context.checkpoint_folder(_STAGE), store.metrics_path(_STAGE)]
     state = Ledger(store.root, {_STAGE: Expected(key, owned=owned)}).state(_STAGE)
@@ -278,7 +284,7 @@ def _train(context: Context, rows: Rows) -> None:
             config.tuning,
             lambda optimizers: Checkpoints(folder, backbone, [_ROLE], optimizers, metrics=[store.metrics_path(_STAGE)]),
             seed=config.seed,
-            batch_tokens=config.batch_tokens,
+            batch_tokens=config.backbone.batch_tokens,
             log=log,
             resumed=resumed,
         )

@@ -140,7 +140,7 @@ def run(context: Context) -> dict[str, int]:
     if context.given and context.given.pairs:
         _take_given(context, context.given, questions)
         return _counts(context)
-    work = JudgePairs(config.verdicts, config.rollout_rows)
+    work = JudgePairs(config.verdicts, config.backbone.rollout_rows)
     shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
     map_shards(shards, _pairs(context, questions), config.verdicts.shard, work, context.executor)
     return _counts(context)

@@ -14,8 +14,9 @@ from selfeval.texts import shortened, visible
 
 __all__ = ["RUN_SCHEMA", "read_run"]
 
-RUN_SCHEMA = 2
-"""Version of the layout of a run folder, `schema` in run.json. Schema 2 has the judge's evidence in one field of a verdict."""
+RUN_SCHEMA = 3
+"""Version of the layout of a run folder, `schema` in run.json. Schema 2 has the judge's evidence in one field of a verdict;
+schema 3 has the settings of the backbone in one section of `config`."""
 
 _REBUILD_RUN = "remove it and give the whole command again: the recipe or --model, --seeds and every --set"
 

@@ -89,7 +89,7 @@ def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> 
         if not _are_finite([loss]):
             return found, 1.0
         if not scale.halve():
-            raise _not_finite(trained, found, remedy="; fp16 is too narrow for it, use precision = bf16 or fp32")
+            raise _not_finite(trained, found, remedy="; fp16 is too narrow for it, use backbone.precision = bf16 or fp32")
 
 
 def _are_finite(tensors: Gradients) -> bool:

@@ -59,8 +59,8 @@ _ITERATIONS, _TOLERANCE = 5, 1e-3
 _ASYMMETRY = 0.03
 """Relative difference of two equal numbers that 16-bit rounding can explain."""
 _ONCE = (
-    'a layer of this base cannot be differentiated twice ({why}); set context.attention = "eager", precision = "bf16" or '
-    '"fp32", or another policy.learner than trpo'
+    'a layer of this base cannot be differentiated twice ({why}); set backbone.context.attention = "eager", '
+    'backbone.precision = "bf16" or "fp32", or another policy.learner than trpo'
 )
 FISHER_REPLIES = 32
 """Replies used for the Fisher matrix; gradient and line search use all of them (Schulman et al. 2015, appendix C.1)."""

@@ -113,7 +113,7 @@ def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
     if context is not None and max(lengths) > context:
         raise LoopError(
             f"a row of text has {max(lengths)} tokens, more than this model's context of {context}; pack shorter rows, or "
-            "load the model with context.rope_scaling and a context.rope_factor"
+            "load the model with backbone.context.rope_scaling and a backbone.context.rope_factor"
         )
 
 

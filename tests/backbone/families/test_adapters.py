@@ -65,5 +65,5 @@ def test_only_the_part_that_reads_text_gets_adapters() -> None:
 )
 def test_targets_that_cannot_be_had_are_refused_with_a_sentence(family: str, targets: tuple[str, ...], reason: str) -> None:
     backbone = tiny_models.backbone(family, targets=targets)
-    with pytest.raises(ModelError, match=rf"tiny-{family}-0 cannot have adapters on lora.targets = .*{reason}"):
+    with pytest.raises(ModelError, match=rf"tiny-{family}-0 cannot have adapters on backbone.lora.targets = .*{reason}"):
         backbone.roles.add("policy")

@@ -23,7 +23,7 @@ from selfeval.errors import ConfigError
 __all__ = ["ALL_LINEAR", "adapter_targets"]
 
 ALL_LINEAR = "all-linear"
-"""The value of `lora.targets` that leaves the choice to this module."""
+"""The value of `backbone.lora.targets` that leaves the choice to this module."""
 
 _UNREACHED = {
     "mamba": ("out_proj", "dt_proj"),
@@ -80,7 +80,9 @@ def _refuse_unknown(model: Any, names: tuple[str, ...]) -> None:
     for name in unknown:
         if name in left:
             layers = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-            raise ConfigError(f'lora.targets: no module of this model is called "{name}"{nearest(name, sorted(layers))}')
+            raise ConfigError(
+                f'backbone.lora.targets: no module of this model is called "{name}"{nearest(name, sorted(layers))}'
+            )
 
 
 def _left_out(config: Any) -> tuple[str, ...]:
