@@ -91,7 +91,7 @@ class LoraConfig(Section):
     def _names_modules(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         names = (value,) if isinstance(value, str) else value
         if not names or not all(name.strip() for name in names):
-            raise ValueError('name at least one module, such as ["q_proj", "v_proj"], or give "all-linear"')
+            raise ValueError('list at least one module, such as ["q_proj", "v_proj"], or use "all-linear"')
         return value
 
 
@@ -162,7 +162,7 @@ class RepliesConfig(Section):
         for name in ("temperature", "top_p"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"{name} is a range [low, high]; got low {low} > high {high}")
+                raise ValueError(f"{name} must be a range [low, high], got low {low} > high {high}")
         return self
 
 
