@@ -37,18 +37,18 @@ _ROWS = (
     ("… mean log-probability", "baseline_mean_logprob"),
     ("… the longer reply", "baseline_longer_wins"),
     ("… the first reply", "baseline_first_wins"),
-    ("evaluator less its judge, same pairs", "evaluator_less_judge"),
+    ("evaluator minus its judge, same pairs", "evaluator_less_judge"),
     ("evaluator agrees with the judge where the judge was sure", "evaluator_judge"),
     ("verdicts kept", "kept_share"),
     ("kept labels that are right (gold)", "kept_labels_right"),
     ("replies right at temperature 1, before (gold)", "gold_before"),
     ("replies right at temperature 1, after (gold)", "gold_after"),
-    ("gold after less before, same questions", "gold_gain"),
-    ("win rate after against before, ties count half", "win_rate"),
-    ("win rate after against before, ties dropped", "win_rate_decisive"),
+    ("gold accuracy, after minus before, same questions", "gold_gain"),
+    ("win rate, after vs. before, ties count half", "win_rate"),
+    ("win rate, after vs. before, ties dropped", "win_rate_decisive"),
     ("length-controlled win rate", "length_controlled"),
 )
-_PLAIN = (("KL to the start, nats per reply", "kl"), ("reply length, after over before", "length_ratio"))
+_PLAIN = (("KL to the start, nats per reply", "kl"), ("reply length, ratio of after to before", "length_ratio"))
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_run_does_what_the_command_does(finished: selfeval.Run, recipe: Path) ->
     assert finished.status == "finished"
     done = command(*toy_arguments(recipe, finished.folder))
     assert done.returncode == 0, done.stderr
-    assert f"This run is finished; nothing was left to do in {finished.folder}." in done.stdout
+    assert f"Nothing left to do: the run is already finished in {finished.folder}." in done.stdout
 
 
 def test_a_finished_run_is_returned_as_it_is(finished: selfeval.Run) -> None:
@@ -178,7 +178,7 @@ def test_records_are_as_many_as_the_stages_say(finished: selfeval.Run) -> None:
 def test_a_notebook_shows_the_figures(finished: selfeval.Run) -> None:
     shown = finished._repr_html_()
     assert f"<b>{finished.folder}</b>: finished" in shown
-    assert "<td>win rate, after against before</td>" in shown
+    assert "<td>win rate, after vs. before</td>" in shown
 
 
 def test_records_as_a_data_frame(finished: selfeval.Run) -> None:
@@ -201,7 +201,7 @@ def test_pairs_as_a_data_set(finished: selfeval.Run) -> None:
     }
     plain = finished.to_datasets("test", format="standard")
     assert [row["chosen"] for row in plain] == [pair.chosen for pair in pairs]
-    with pytest.raises(selfeval.InputError, match='no format "chat"; give conversational or standard'):
+    with pytest.raises(selfeval.InputError, match='no format "chat"; use conversational or standard'):
         finished.to_datasets("test", format="chat")  # type: ignore[arg-type]
 
 
@@ -240,9 +240,9 @@ def test_one_question_per_reply(evaluator: selfeval.Evaluator) -> None:
     assert together == pytest.approx([scores[0] for scores in apart], abs=1e-4)
     with pytest.raises(selfeval.InputError, match="got 1 questions and 2 replies"):
         evaluator.score([QUESTION], REPLIES[:2])
-    with pytest.raises(selfeval.InputError, match="replies is one text"):
+    with pytest.raises(selfeval.InputError, match="replies must be a list of strings"):
         evaluator.score(QUESTION, REPLIES[0])
-    with pytest.raises(selfeval.InputError, match="need some text"):
+    with pytest.raises(selfeval.InputError, match="must not be empty"):
         evaluator.score(QUESTION, [" "])
 
 
@@ -257,9 +257,9 @@ def test_a_comparison_follows_the_scores_and_abstains(evaluator: selfeval.Evalua
     assert evaluator.compare(QUESTION, a, b, sure=1.0).preferred == "unsure"
     assert evaluator.compare(QUESTION, a, a, sure=0.5).preferred == "unsure"
     for sure in (0.3, 1.5, float("nan")):
-        with pytest.raises(selfeval.InputError, match="give a confidence between"):
+        with pytest.raises(selfeval.InputError, match="sure must be between"):
             evaluator.compare(QUESTION, a, b, sure=sure)
-        with pytest.raises(selfeval.InputError, match="give a confidence between"):
+        with pytest.raises(selfeval.InputError, match="sure must be between"):
             evaluator.rank([(QUESTION, [a, b])], sure=sure)
     assert not found.calibrated, "a toy run holds out too few pairs to fit a temperature"
 
@@ -306,7 +306,7 @@ def test_the_policy_replies_as_it_was_trained(finished: selfeval.Run) -> None:
 @pytest.mark.parametrize("given", [{"n": 0}, {"temperature": -1.0}, {"max_new_tokens": 0}, {"temperature": float("nan")}])
 def test_numbers_that_the_policy_cannot_use(finished: selfeval.Run, given: dict[str, Any]) -> None:
     policy = selfeval.Policy.load(finished.folder)
-    with pytest.raises(selfeval.InputError, match=f"{next(iter(given))} = .*; give at least"):
+    with pytest.raises(selfeval.InputError, match=f"{next(iter(given))} must be at least"):
         policy.reply(QUESTION, **given)
 
 
@@ -323,7 +323,7 @@ def test_the_judge_says_what_the_run_recorded(finished: selfeval.Run) -> None:
     alone = judge.compare(*cases[0])
     assert alone.probability == pytest.approx(verdicts[0].probability, abs=1e-3)
     assert judge.compare(*cases[0], sure=1.0).preferred == "unsure"
-    with pytest.raises(selfeval.InputError, match="give a confidence between"):
+    with pytest.raises(selfeval.InputError, match="sure must be between"):
         judge.compare(*cases[0], sure=80)
 
 

@@ -99,7 +99,7 @@ def test_until_lists_the_stages_of_the_pipeline() -> None:
             '{"question": "Why?"}\n{"question" "How?"}\n',
             'line 2: not JSON (Expecting \':\' delimiter); got {"question" "How?"};',
         ),
-        ('{"query": "Why?"}\n', 'line 1: no text under "question"; got {"query": "Why?"}; write {"question": "..."}'),
+        ('{"query": "Why?"}\n', 'line 1: missing or empty "question"; got {"query": "Why?"}; write {"question": "..."}'),
     ],
 )
 def test_seeds_that_cannot_be_read(tmp_path: Path, content: str, said: str) -> None:
@@ -112,7 +112,7 @@ def test_seeds_that_cannot_be_read(tmp_path: Path, content: str, said: str) -> N
 
 
 def test_no_seeds_and_seeds_that_are_not_there(tmp_path: Path) -> None:
-    assert "no seeds were given; use --seeds" in _refused("run", "--model", "./none", "--output", str(tmp_path / "run"))
+    assert "no seeds were given; pass --seeds" in _refused("run", "--model", "./none", "--output", str(tmp_path / "run"))
     none = str(tmp_path / "none.jsonl")
     assert f"seeds file {none} does not exist" in _refused("run", "--model", "./none", "--seeds", none)
 
@@ -120,7 +120,7 @@ def test_no_seeds_and_seeds_that_are_not_there(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path, seeds: str) -> None:
     none = str(tmp_path / "none")
     sentence = _refused("run", "--model", none, "--seeds", seeds, "--output", str(tmp_path / "run"))
-    assert f"model folder {none} does not exist; give a Hugging Face model folder or a hub id" in sentence
+    assert f"model folder {none} does not exist; pass a Hugging Face model folder or a hub id" in sentence
 
 
 def test_no_model(tmp_path: Path, seeds: str) -> None:
@@ -140,7 +140,7 @@ def test_a_model_that_cannot_write(tmp_path: Path, seeds: str) -> None:
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
     sentence = _refused("run", "--model", str(tmp_path / "bert"), "--seeds", seeds, "--output", str(tmp_path / "run"))
-    assert "is a BertForMaskedLM, not a causal language model; give one that writes text" in sentence
+    assert "is a BertForMaskedLM, not a causal language model; use one that generates text" in sentence
 
 
 def test_a_run_refused_for_its_model_goes_on_with_the_right_one(tmp_path: Path, recipe: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_stage_that_does_not_exist(tmp_path: Path) -> None:
 def test_a_round_that_does_not_exist(tmp_path: Path, number: str) -> None:
     settings = ("--set", "rounds=2", "--output", str(tmp_path / "run"))
     sentence = _refused("run", *settings, "--until", f"{number}/pairs")
-    assert f'--until {number}/pairs: there is no round "{number}", rounds = 2; give one of them' in sentence
+    assert f'--until {number}/pairs: there is no round "{number}", rounds = 2; pass an existing round' in sentence
     assert not (tmp_path / "run").exists()
 
 
@@ -185,12 +185,12 @@ def test_an_output_that_is_something_else(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     assert "exists and is not a run" in _refused("run", "--output", str(tmp_path / "mine"))
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    assert "is a file; give a folder" in _refused("run", "--output", str(tmp_path / "mine" / "thesis.txt"))
+    assert "is a file; pass a folder" in _refused("run", "--output", str(tmp_path / "mine" / "thesis.txt"))
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     none = str(tmp_path / "none.toml")
-    assert f"recipe {none} does not exist; give the path of a .toml recipe" in _refused("run", none)
+    assert f"recipe {none} does not exist; pass the path of a .toml recipe" in _refused("run", none)
 
 
 @pytest.mark.parametrize("command", ["show", "report", "score"])
@@ -198,7 +198,7 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path, command: str) -> None:
     more = ["--question", "Why?", "--reply", "So."] if command == "score" else []
     assert "is not a run (no run.json)" in _refused(command, str(tmp_path), *more)
     (tmp_path / "run.json").write_text('{"config": {"colour": "red"}}')
-    assert "holds the configuration of another version of selfeval (not read: colour)" in _refused(
+    assert "was written by another version of selfeval (unsupported settings: colour)" in _refused(
         command, str(tmp_path), *more
     )
     (tmp_path / "run.json").write_text('{"config": ')
@@ -236,14 +236,14 @@ def test_an_interrupted_run_says_that_nothing_is_lost(tmp_path: Path, recipe: Pa
         process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "Interrupted. Nothing is lost: give the same command again to resume."
+    assert err.splitlines()[-1] == "Interrupted. Nothing is lost: rerun the same command to resume."
     run = json.loads((output / "run.json").read_text())
     assert run["stages"]["policy"]["state"] == "interrupted"
     assert run["stages"]["pairs"]["state"] == "finished"
 
 
-RESUMED = "Nothing is lost: give the same command again to resume."
-AGAIN = "Nothing was changed; the same command begins from the start."
+RESUMED = "Nothing is lost: rerun the same command to resume."
+AGAIN = "Nothing was changed; the same command starts from the beginning."
 
 
 @pytest.mark.parametrize(
@@ -252,11 +252,11 @@ AGAIN = "Nothing was changed; the same command begins from the start."
         (["plan"], AGAIN),
         (["show", "DIR"], AGAIN),
         (["score", "DIR", "--question", "q", "--reply", "r"], AGAIN),
-        (["report", "DIR"], "index.html is whole, the old one or the new one; the same command draws it again."),
-        (["restore", "DIR", "1"], "Nothing is lost: give the same command again to restore the rest."),
+        (["report", "DIR"], "index.html is intact, either the old or the new version; rerun the same command to rebuild it."),
+        (["restore", "DIR", "1"], "Nothing is lost: rerun the same command to restore the rest."),
         (
             ["export", "DIR", "--role", "policy", "--to", "OUT"],
-            "No half-written folder is left; the same command begins from the start.",
+            "No partial folder is left behind; the same command starts from the beginning.",
         ),
         (["run"], RESUMED),
         (["tune", "text.txt", "--model", "m", "--to", "OUT"], RESUMED),
@@ -301,7 +301,7 @@ def test_a_failing_write_is_one_sentence_and_the_same_command_finishes_later(tmp
     assert found.returncode == 2, found.stderr
     assert "Traceback" not in found.stderr
     assert re.search(
-        r"^Error: cannot write .*Nothing is lost: raise the limit \(ulimit -f\) and give the same command again$",
+        r"^Error: cannot write .*Nothing is lost: raise the limit \(ulimit -f\) and rerun the same command$",
         found.stderr,
         re.M,
     )
@@ -360,9 +360,7 @@ def test_a_fault_of_ours_is_a_sentence_with_a_log_to_report(tmp_path: Path, rais
     assert found.returncode == 1
     assert "Traceback" not in found.stderr
     (sentence,) = found.stderr.splitlines()
-    said = re.fullmatch(
-        r"Error: \w+: '?odd'?\. This is a fault of selfeval, .*; the traceback is in (.*)\. Please .*", sentence
-    )
+    said = re.fullmatch(r"Error: \w+: '?odd'?\. This is a bug in selfeval, .*; the traceback is in (.*)\. Please .*", sentence)
     assert said, sentence
     log = Path(said[1])
     text = log.read_text()
@@ -429,7 +427,7 @@ atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
 def test_a_second_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
     found = _broken(INTERRUPTED_TWICE, "run", "--output", str(tmp_path / "run"))
     assert found.returncode == 130
-    assert found.stderr == "\nInterrupted. Nothing is lost: give the same command again to resume.\n"
+    assert found.stderr == "\nInterrupted. Nothing is lost: rerun the same command to resume.\n"
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
@@ -466,7 +464,7 @@ def _template(recipe: Path, name: str, text: str) -> tuple[str, ...]:
             ("--set", 'backbone.lora.targets=["q_prj"]'),
             'backbone.lora.targets: no module of this model is called "q_prj"; did you mean "q_proj"?',
         ),
-        (("--set", "backbone.lora.targets=[]"), "backbone.lora.targets: got []; name at least one module"),
+        (("--set", "backbone.lora.targets=[]"), "backbone.lora.targets: got []; list at least one module"),
         (("--set", 'backbone.lora.targets=["lm_head"]'), "backbone.lora.targets names the output layer, which stays frozen"),
         (("--set", 'backbone.lora.targets=["embed_tokens"]'), "backbone.lora.targets puts an adapter on the embedding"),
         (("--set", "backbone.lora.rank=1000000"), "backbone.lora.rank = 1000000 is larger than the widest layer of"),
@@ -475,8 +473,8 @@ def _template(recipe: Path, name: str, text: str) -> tuple[str, ...]:
             "--set backbone.lora.alpha=1e300: backbone.lora.alpha: got 1e+300; must be between",
         ),
         (("--set", "questions.file=none.jsonl"), "questions.file none.jsonl does not exist"),
-        (("--set", "gold=/dev/zero"), "are both given; leave one out"),
-        (("--seeds", "/dev/zero"), "seeds file /dev/zero is not a file but a named pipe or a device"),
+        (("--set", "gold=/dev/zero"), "are both set; remove one"),
+        (("--seeds", "/dev/zero"), "seeds file /dev/zero is a named pipe or a device, not a file"),
         (("--set", "trackers=['mlflow']"), "tracker mlflow is not installed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -591,13 +589,13 @@ def test_the_closing_table_fits_any_terminal_and_loses_nothing(
 
 def test_score_wants_a_question_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"config": {}}')
-    said = "give --question and at least one --reply, or --file; not both"
+    said = "pass either --question and at least one --reply, or --file"
     assert said in _refused("score", str(tmp_path))
     assert said in _refused("score", str(tmp_path), "--question", "Why?")
     assert said in _refused("score", str(tmp_path), "--question", "Why?", "--reply", "So.", "--file", "x.jsonl")
     path = tmp_path / "in.jsonl"
     path.write_text('{"question": "Why?", "replies": ["So."]}\n{"question": "Why?"}\n')
-    assert f"{path}, line 2: a question and one reply or more are needed" in _refused(
+    assert f"{path}, line 2: expected a question and at least one reply" in _refused(
         "score", str(tmp_path), "--file", str(path)
     )
 

@@ -108,19 +108,19 @@ def test_a_wrong_type_or_range_says_the_key_and_what_was_got(assignment: str, go
 @pytest.mark.parametrize("learner", ["grpo", "rloo", "raft", "dpo"])
 def test_a_learner_that_compares_replies_wants_two_of_them(learner: str) -> None:
     given = [f"policy.learner={learner}", "policy.replies_per_question=1"]
-    assert f"{learner} compares replies to one question; replies_per_question must be at least 2" in _refusal(*given)
+    assert f"{learner} compares replies to the same question; replies_per_question must be at least 2" in _refusal(*given)
     assert load_config(None, {}, ["policy.replies_per_question=1"]).policy.learner == "ppo"
 
 
 def test_dpo_wants_a_minibatch_of_a_pair() -> None:
     given = ["policy.learner=dpo", "policy.minibatch=1"]
-    assert "minibatch counts replies and must be at least 2, got 1" in _refusal(*given)
+    assert "minibatch counts replies; it must be at least 2, got 1" in _refusal(*given)
     kept = ["policy.learner=dpo", "policy.dpo.pairs=kept", "policy.replies_per_question=1"]
     assert load_config(None, {}, kept).policy.settings == DPOConfig(pairs="kept")
 
 
 def test_a_range_the_wrong_way_round_is_refused() -> None:
-    assert "temperature is a range [low, high]; got low 1.2 > high 0.8" in _refusal("replies.temperature=[1.2, 0.8]")
+    assert "temperature must be a range [low, high], got low 1.2 > high 0.8" in _refusal("replies.temperature=[1.2, 0.8]")
     assert load_config(None, {}, ["replies.temperature=[0.9, 0.9]"]).replies.temperature == (0.9, 0.9)
 
 
@@ -200,8 +200,8 @@ def test_a_recipe_that_is_no_toml_is_refused(tmp_path: Path, text: bytes) -> Non
 
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    for path, problem in ((tmp_path / "none.toml", "does not exist"), (tmp_path, "is not a file but a folder")):
-        with pytest.raises(ConfigError, match=rf"{problem}; give the path of a \.toml recipe"):
+    for path, problem in ((tmp_path / "none.toml", "does not exist"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(ConfigError, match=rf"{problem}; pass the path of a \.toml recipe"):
             load_config(path, {})
 
 
@@ -259,16 +259,16 @@ def test_each_problem_names_the_place_that_the_value_was_given_at(tmp_path: Path
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("backbone.lora.targets=[]", "name at least one module"),
-        ('backbone.lora.targets=["q_proj", " "]', "name at least one module"),
+        ("backbone.lora.targets=[]", "list at least one module"),
+        ('backbone.lora.targets=["q_proj", " "]', "list at least one module"),
         ("questions.train=10000000000000000000000", "must be at most 2,147,483,647"),
         ("seed=9223372036854775808", "must be at most 9,223,372,036,854,775,807"),
         ("policy.learning_rate=1e40", "must be between"),
-        ('name="a\\u0000b"', "must not hold control characters"),
-        ('seeds="a\\u001b[2Jb"', "must not hold control characters"),
-        ("name=../mine", "is the name of a folder below runs/"),
-        ("name=..", "is the name of a folder below runs/"),
-        ('name=""', "is the name of a folder below runs/"),
+        ('name="a\\u0000b"', "must not contain control characters"),
+        ('seeds="a\\u001b[2Jb"', "must not contain control characters"),
+        ("name=../mine", "must be a folder name below runs/"),
+        ("name=..", "must be a folder name below runs/"),
+        ('name=""', "must be a folder name below runs/"),
     ],
 )
 def test_values_that_would_fail_once_the_work_has_begun_are_refused(assignment: str, said: str) -> None:
@@ -287,7 +287,7 @@ def test_an_integer_of_thousands_of_digits_is_refused() -> None:
 def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) -> None:
     recipe = _recipe(tmp_path, f"trust_remote_code = {value}")
     for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
-        with pytest.raises(ConfigError, match=r'"trust_remote_code": .* give the option --trust-remote-code to the command'):
+        with pytest.raises(ConfigError, match=r'"trust_remote_code": .* pass --trust-remote-code on the command line'):
             load_config(*arguments)
 
 
@@ -340,7 +340,7 @@ def test_an_unknown_learner_names_the_nearest_one_and_all() -> None:
 
 
 def test_the_section_of_another_learner_is_refused(tmp_path: Path) -> None:
-    expected = 'policy.dpo: policy.learner is "ppo", and only its section may be given; set policy.learner = "dpo"'
+    expected = 'policy.dpo: policy.learner is "ppo", so only that section is allowed; set policy.learner = "dpo"'
     assert f"--set policy.dpo.pairs=kept: {expected}" in _refusal("policy.dpo.pairs=kept")
     path = _recipe(tmp_path, '[policy.dpo]\npairs = "kept"\n')
     with pytest.raises(ConfigError, match=re.escape(f"recipe {path}: {expected}")):
@@ -353,10 +353,13 @@ def test_the_section_of_another_learner_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["policy.clip=0.1"], '"policy.clip" is a setting of the learner; give it as policy.ppo.clip'),
-        (["policy.learner=trpo", "policy.trust_region=0.1"], "give it as policy.trpo.trust_region"),
-        (["policy.learner=dpo", "policy.clip=0.1"], '"policy.clip" is not a setting of dpo; learners with it: ppo, grpo, rloo'),
-        (["policy.ppo.expectile=0.9"], '"policy.ppo.expectile" is not a setting of ppo; learners with it: ilql'),
+        (["policy.clip=0.1"], '"policy.clip" is a setting of the learner; write it as policy.ppo.clip'),
+        (["policy.learner=trpo", "policy.trust_region=0.1"], "write it as policy.trpo.trust_region"),
+        (
+            ["policy.learner=dpo", "policy.clip=0.1"],
+            '"policy.clip" is not a setting of dpo; learners that have it: ppo, grpo, rloo',
+        ),
+        (["policy.ppo.expectile=0.9"], '"policy.ppo.expectile" is not a setting of ppo; learners that have it: ilql'),
         (["policy.ppo.clop=0.1"], 'unknown key "policy.ppo.clop"; did you mean "clip"?'),
         (["policy.settings=1"], 'unknown key "policy.settings"'),
         (["policy.ppo=3"], "policy.ppo: got 3; Input should be a valid dictionary"),
@@ -378,7 +381,7 @@ def test_none_turns_a_setting_off_and_zero_does_not(key: str, tmp_path: Path) ->
     assert getattr(config.settings if "." in key else config, key.rpartition(".")[2]) is None
     section, _, name = f"policy.{key}".rpartition(".")
     assert load_config(_recipe(tmp_path, f'[{section}]\n{name} = "none"\n'), {}).policy == config
-    assert f"policy.{key}: got 0; must be greater than 0; none turns it off" in _refusal(f"policy.{key}=0")
+    assert f"policy.{key}: got 0; must be greater than 0; none disables it" in _refusal(f"policy.{key}=0")
 
 
 def test_a_resumed_run_with_another_loss_has_the_clip_range_of_that_loss() -> None:
@@ -415,7 +418,7 @@ def test_the_configuration_of_an_older_version_is_refused_in_one_message() -> No
     with pytest.raises(RunFolderError) as caught:
         config_of_run(values, Path("runs/old/run.json"))
     said = str(caught.value)
-    assert said.startswith("runs/old/run.json holds the configuration of another version of selfeval (not read: policy.")
+    assert said.startswith("runs/old/run.json was written by another version of selfeval (unsupported settings: policy.")
     assert "start a new run" in said
     assert len(said) < 400
 

@@ -171,7 +171,7 @@ def test_a_second_process_is_kept_out_until_the_first_one_is_done(store: RunStor
     code = f"from pathlib import Path; from selfeval.store import RunStore; RunStore(Path({str(store.root)!r}))"
     second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert second.returncode == 1
-    assert f"RunFolderError: another process works in {store.root}" in second.stderr.splitlines()[-1]
+    assert f"RunFolderError: another process is using {store.root}" in second.stderr.splitlines()[-1]
     store.close()
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -308,7 +308,7 @@ def test_a_changed_value_in_key_json_is_damage_and_not_another_configuration(sto
     store.begin("policy", "one")
     path = store.folder("policy") / "key.json"
     path.write_text(path.read_text().replace("one", "two"))
-    with pytest.raises(RunFolderError, match=r"key\.json is damaged .*remove it and give the same command again"):
+    with pytest.raises(RunFolderError, match=r"key\.json is damaged .*remove it and rerun the same command"):
         _policy_state(store, "one")
 
 
@@ -359,12 +359,12 @@ def test_a_shard_of_an_interrupted_stage_that_was_changed_is_refused_and_the_rem
     before = path.read_bytes()
     path.write_bytes(before.replace(b"many", b"few ").replace(b"text", b"TEXT"))
     with pytest.raises(
-        RunFolderError, match=r"is damaged: its content is not what was written there; remove this file"
+        RunFolderError, match=r"is damaged: its content does not match its recorded hash; remove this file"
     ) as found:
         store.has_shard("questions", index, drops=True)
     with pytest.raises(RunFolderError, match="is damaged"):
         check_files(store.root, [path])  # as `show` does
-    named = re.match(r"(\S+) is damaged.*; remove this file and give the same command again", str(found.value))
+    named = re.match(r"(\S+) is damaged.*; remove this file and rerun the same command", str(found.value))
     assert named
     Path(named.group(1)).unlink()
     assert not store.has_shard("questions", index, drops=True)
@@ -406,7 +406,7 @@ def test_shards_that_no_journal_knows_are_made_again(store: RunStore) -> None:
     _two_shards(store)
     journal = store.folder("questions") / "written.json"
     journal.write_text(journal.read_text().replace("shard-00001", "shard-00007"))
-    with pytest.raises(RunFolderError, match=r"written\.json is damaged .*; remove it and give the same command again"):
+    with pytest.raises(RunFolderError, match=r"written\.json is damaged .*; remove it and rerun the same command"):
         store.has_shard("questions", 0, drops=True)
     journal.unlink()
     assert not any(store.has_shard("questions", index, drops=True) for index in (0, 1))
@@ -477,7 +477,7 @@ def test_a_shard_that_was_changed_after_its_stage_finished_is_named(tmp_path: Pa
     shard = store.shards("questions")[0]
     shard.write_text(shard.read_text(encoding="utf-8") * 2, encoding="utf-8")
     assert Ledger(store.root).state("questions") == Damaged("questions/shard-00000.jsonl")
-    with pytest.raises(RunFolderError, match="is damaged: its content is not what was written"):
+    with pytest.raises(RunFolderError, match="is damaged: its content does not match its recorded hash"):
         check_files(store.root, [shard])
     shard.unlink()
     assert Ledger(store.root).state("questions") == Missing(("questions/shard-00000.jsonl",))
@@ -494,11 +494,11 @@ def test_a_shard_that_was_changed_after_its_stage_finished_is_named(tmp_path: Pa
         (errno.EACCES, "permission denied", "make it writable"),
         (errno.EROFS, "mounted read-only", "copy the folder to another disk"),
         (errno.ENAMETOOLONG, "the name is too long", "a shorter path"),
-        (errno.EISDIR, "there is a folder of that name", "move that folder away"),
+        (errno.EISDIR, "a folder of that name exists", "move that folder away"),
         (errno.ELOOP, "a loop of symbolic links", "remove the link"),
         (errno.EIO, "input/output error", "check the disk"),
         (errno.EMFILE, "too many files open", "ulimit -n"),
-        (errno.ENOTSUP, os.strerror(errno.ENOTSUP), "correct that"),
+        (errno.ENOTSUP, os.strerror(errno.ENOTSUP), "fix this"),
     ],
 )
 def test_a_storage_error_names_its_cause_and_what_helps(tmp_path: Path, number: int, cause: str, remedy: str) -> None:
@@ -548,7 +548,7 @@ def test_garbage_in_the_folders_own_files_is_named_and_the_remedy_works(tmp_path
         assert ledger.state("questions") == (Fresh() if has_manifest(store.root, "questions") else Missing())
 
     if name != "run.json" or garbage != b"{}":  # an empty run.json contains nothing wrong
-        with pytest.raises(RunFolderError, match=rf"{path} is damaged .*remove it and give the") as caught:
+        with pytest.raises(RunFolderError, match=rf"{path} is damaged .*remove it and rerun the") as caught:
             use()
         assert len(str(caught.value)) < 400
     path.unlink()
@@ -563,7 +563,9 @@ def test_a_run_of_another_version_is_refused_with_one_message(tmp_path: Path) ->
     store = RunStore(tmp_path / "run")
     store.update_run(schema=1, status="finished")
     store.close()
-    expected = r"run\.json is of another version of selfeval: it has schema 1, this version reads schema 3\. .*--output NEW"
+    expected = (
+        r"run\.json was written by another version of selfeval: it has schema 1, this version reads schema 3\. .*--output NEW"
+    )
     with pytest.raises(RunFolderError, match=expected):
         read_run(store.root)
     with pytest.raises(RunFolderError, match=expected):
@@ -575,7 +577,7 @@ def test_a_changed_value_of_a_sealed_file_is_noticed(tmp_path: Path, name: str) 
     store = _questions(tmp_path / "run")
     path = store.root / name
     path.write_text(path.read_text().replace(f'"schema": {RUN_SCHEMA}', '"schema": 1').replace('"train": 3', '"train": 4'))
-    with pytest.raises(RunFolderError, match="a value of it is not what was written"):
+    with pytest.raises(RunFolderError, match="its values do not match their hash"):
         _ = (store.run, store.manifest("questions"))
     store.close()
 
@@ -584,7 +586,7 @@ def test_a_lost_file_of_dropped_records_makes_its_shard_run_again(tmp_path: Path
     store = _questions(tmp_path / "run")
     path = store.root / "dropped" / "questions" / "shard-00000.jsonl"
     path.write_text("{")
-    with pytest.raises(RunFolderError, match=r"remove this file and give the same command again to redo the shard"):
+    with pytest.raises(RunFolderError, match=r"remove this file and rerun the same command to redo the shard"):
         store.read_dropped("questions")
     path.unlink()
     assert Ledger(store.root).state("questions") == Missing(("dropped/questions/shard-00000.jsonl",))
@@ -617,7 +619,7 @@ def test_an_endless_line_is_read_up_to_a_bound_only(store: RunStore) -> None:
     store.write_shard("questions", 0, QUESTIONS)
     with store.shard_path("questions", 0).open("ab") as file:
         file.truncate(1 << 40)  # sparse: a terabyte of zeros on no disk space
-    with pytest.raises(RunFolderError, match=r"line 4 is damaged .*more than 64 MiB"):
+    with pytest.raises(RunFolderError, match=r"line 4 is damaged .*longer than 64 MiB"):
         store.read("questions", Question)
     with (store.root / "run.json").open("ab") as file:
         file.truncate(1 << 40)
@@ -633,7 +635,7 @@ def test_a_named_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path:
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     os.mkfifo(path)
-    with pytest.raises(RunFolderError, match=rf"{path} is a device or named pipe where a file is expected; remove it"):
+    with pytest.raises(RunFolderError, match=rf"{path} is a device or named pipe, expected a file; remove it"):
         _ = (store.run, Ledger(store.root).key("questions"), store.read("questions", Question), store.read_metrics("policy"))
     store.close()
 
@@ -669,7 +671,7 @@ def test_an_archive_restores_nothing_outside_of_its_run_folder(tmp_path: Path, n
         planted.mkdir()
         (planted / "keys").write_text("theirs")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RunFolderError, match=r"archive\.json is damaged .*no place in the run folder"):
+    with pytest.raises(RunFolderError, match=r"archive\.json is damaged .*not a path in the run folder"):
         Archive(root).put_back(1)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -685,7 +687,7 @@ def test_an_archive_without_a_list_of_paths_is_refused(tmp_path: Path) -> None:
 def test_an_archive_with_damaged_facts_is_refused(tmp_path: Path, name: str, value: object) -> None:
     facts = {"config": {}, "keys": {}, "stages": {}, "paths": [], name: value}
     write_json(tmp_path / "replaced" / "1" / "archive.json", facts)
-    with pytest.raises(RunFolderError, match=rf"archive\.json is damaged \(the values of '{name}' in it are not"):
+    with pytest.raises(RunFolderError, match=rf"archive\.json is damaged \(the values of '{name}' are not objects"):
         Archive(tmp_path).facts(1)
 
 
@@ -711,5 +713,5 @@ def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
 def test_a_value_of_another_type_in_run_json_is_named(tmp_path: Path, key: str, value: object) -> None:
     """A folder from elsewhere, or an edited one: it need not have the seal that shows a change."""
     (tmp_path / "run.json").write_text(json.dumps({"schema": RUN_SCHEMA, "status": "finished", key: value}))
-    with pytest.raises(RunFolderError, match=rf"run\.json is damaged: {key}.* is .*; remove it and give"):
+    with pytest.raises(RunFolderError, match=rf"run\.json is damaged: {key}.* is .*; remove it and rerun"):
         read_run(tmp_path)

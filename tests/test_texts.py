@@ -24,9 +24,9 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, said in {
-        tmp_path / "pipe": "is not a file but a named pipe or a device; give a file",
-        Path("/dev/zero"): "is not a file but a named pipe or a device; give a file",
-        tmp_path: "is not a file but a folder; give a file",
+        tmp_path / "pipe": "is a named pipe or a device, not a file; give a file",
+        Path("/dev/zero"): "is a named pipe or a device, not a file; give a file",
+        tmp_path: "is a folder, not a file; give a file",
         tmp_path / "none": "does not exist; give a file",
         tmp_path / "loop": "cannot be read: Too many levels of symbolic links; give a file",
         tmp_path / "a\0b": r"a\x00b cannot be read: embedded null byte; give a file",
@@ -42,11 +42,11 @@ def test_a_file_above_the_limit_is_refused_and_one_at_the_limit_is_read(tmp_path
     path.write_bytes(b"x" * (1 << 20))
     assert len(_read(path)) == 1 << 20
     path.write_bytes(b"x" * ((1 << 20) + 1))
-    with pytest.raises(SeedsError, match="has more than 1 MiB, the most that is read; give a smaller file"):
+    with pytest.raises(SeedsError, match="is larger than 1 MiB, the limit; use a smaller file"):
         _read(path)
     with (tmp_path / "sparse.txt").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte that takes no room on the disk
-    with pytest.raises(SeedsError, match="has more than 1 MiB"):
+    with pytest.raises(SeedsError, match="is larger than 1 MiB"):
         _read(tmp_path / "sparse.txt")
 
 
@@ -59,14 +59,14 @@ def test_lines_that_arrive_as_bytes_are_read_alike_and_named_by_their_number() -
     lines = iter([b'\xef\xbb\xbf{"a": 1}\n', b"\n", b'{"a": "\xff"}\n'])
     read = json_lines(lines, "standard input", SeedsError, "{}")
     assert next(read) == (1, {"a": 1})
-    with pytest.raises(SeedsError, match=r"^standard input, line 3: not UTF-8 text .*; got .*; write \{\}, one a line$"):
+    with pytest.raises(SeedsError, match=r"^standard input, line 3: not UTF-8 text .*; got .*; write one \{\} per line$"):
         next(read)
 
 
 def test_a_line_longer_than_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "LONGEST_LINE", 1 << 20)
     line = '{"a": "' + "x" * (1 << 20) + '"}'
-    with pytest.raises(SeedsError, match="f, line 2: it has more than 1 MiB; got"):
+    with pytest.raises(SeedsError, match="f, line 2: it is longer than 1 MiB; got"):
         list(json_lines(f'{{"a": 1}}\n{line}', "f", SeedsError, "{}"))
 
 

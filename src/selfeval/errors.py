@@ -108,7 +108,7 @@ class MissingPackageError(InputError, ImportError):
     """
 
     def __init__(self, work: str, package: str) -> None:
-        super().__init__(f"{work} needs the package {package}; install it: pip install 'self-evaluator[{package}]'")
+        super().__init__(f"{work} needs the package {package}; install it with: pip install 'self-evaluator[{package}]'")
 
 
 class RoleError(SelfEvalError):

@@ -44,8 +44,8 @@ def refuse_links(root: Path, paths: Iterable[Path], error: type[InputError]) -> 
         target = Path(os.path.realpath(path))  # not Path.resolve, which raises on a symlink loop
         if os.path.lexists(path) and not any(target.is_relative_to(place) for place in allowed):
             raise error(
-                f"{path} is a link to {target}, outside of {root}, and links are not followed out of a folder; replace it with "
-                "a copy of the file if it belongs there"
+                f"{path} is a link to {target}, outside of {root}, and links that leave the folder are not followed; replace "
+                "it with a copy of the file if it belongs there"
             )
 
 

@@ -236,7 +236,7 @@ def _checked(hint: Any, value: Any) -> Any:
     if type(value) is hint and hint is not int:
         return value
     if type(value) is int and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{_shown(value)} has more than 64 bits")
+        raise ValueError(f"{_shown(value)} does not fit in 64 bits")
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if not any(_is_of(kind, value) for kind in kinds):
         raise TypeError(f"{_shown(value)} where {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)} is expected")

@@ -74,9 +74,9 @@ def _read_bytes(path: Path, kind: str, error: type[InputError], most: int, remed
         with open(path, "rb", opener=_open_without_waiting) as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise error(f"{kind} {path} is not a file but a named pipe or a device; {remedy}")
+                raise error(f"{kind} {path} is a named pipe or a device, not a file; {remedy}")
             if facts.st_size > most:
-                raise error(f"{kind} {path} has more than {most >> 20:,} MiB, the most that is read; give a smaller file")
+                raise error(f"{kind} {path} is larger than {most >> 20:,} MiB, the limit; use a smaller file")
             return file.read(facts.st_size)  # `read` allocates its argument in full
     except (OSError, ValueError) as problem:  # ValueError: NUL in the path
         _refuse(path, kind, error, remedy, problem)
@@ -90,7 +90,7 @@ def _open_without_waiting(name: str, flags: int) -> int:
 def _refuse(path: Path, kind: str, error: type[InputError], remedy: str, problem: OSError | ValueError) -> NoReturn:
     reasons: dict[type[Exception], str] = {
         FileNotFoundError: "does not exist",
-        IsADirectoryError: "is not a file but a folder",
+        IsADirectoryError: "is a folder, not a file",
         PermissionError: "cannot be read: permission denied",
     }
     reason = reasons.get(type(problem))
@@ -122,7 +122,7 @@ def read_lines(
             continue
         try:
             if len(line) > LONGEST_LINE:
-                raise ValueError(f"it has more than {LONGEST_LINE >> 20} MiB")
+                raise ValueError(f"it is longer than {LONGEST_LINE >> 20} MiB")
             value = parse(line)
         except (TypeError, ValueError) as problem:
             raise error(number, line, problem) from problem
@@ -144,7 +144,7 @@ def json_lines(text: str | Iterable[bytes], where: str, error: type[InputError],
 
     def refused(number: int, line: bytes | str, problem: Exception) -> InputError:
         seen = line.decode("utf-8", "replace") if isinstance(line, bytes) else line
-        return error(f"{where}, line {number}: {problem}; got {shortened(seen.strip())}; write {example}, one a line")
+        return error(f"{where}, line {number}: {problem}; got {shortened(seen.strip())}; write one {example} per line")
 
     lines = text.split("\n") if isinstance(text, str) else text  # splitlines would also split at U+2028
     return read_lines(lines, _user_object, refused, skip_blank=True)
@@ -161,7 +161,7 @@ def _user_object(line: bytes | str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TypeError("not a JSON object")
     if has_half_character(values):
-        raise ValueError("half a surrogate pair")
+        raise ValueError("an unpaired surrogate")
     return values
 
 
@@ -186,7 +186,7 @@ def parse_json(data: str | bytes, *, lenient: bool = False) -> Any:
         raise
     except ValueError as problem:
         is_long = "set_int_max_str_digits" in str(problem)
-        raise ValueError("an integer of thousands of digits" if is_long else str(problem)) from problem
+        raise ValueError("an integer with thousands of digits" if is_long else str(problem)) from problem
     if not lenient and _is_deep(value):
         raise ValueError(f"nested more than {_DEEPEST} levels deep")
     return value

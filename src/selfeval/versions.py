@@ -51,6 +51,6 @@ def versions_note() -> str | None:
     if not found:
         return None
     return (
-        f"installed outside of the versions that this release was tested with: {'; '.join(found)}. If something fails, "
-        "reinstall with `pip install --force-reinstall self-evaluator`, which picks tested versions"
+        f"installed versions outside the range tested with this release: {'; '.join(found)}. If something fails, "
+        "reinstall with `pip install --force-reinstall self-evaluator`, which installs tested versions"
     )

@@ -264,11 +264,11 @@ def test_the_leave_one_out_gradient_is_unbiased_and_the_mean_shrinks_it() -> Non
 
 def test_wrong_arguments_are_refused() -> None:
     wrong: list[tuple[Any, str]] = [
-        (lambda: rloo_advantages(torch.zeros(3), torch.zeros(2, dtype=torch.long)), "one shape"),
+        (lambda: rloo_advantages(torch.zeros(3), torch.zeros(2, dtype=torch.long)), "the same shape"),
         (lambda: grpo_advantages(torch.zeros(2), torch.zeros(2)), "integer ids"),
         (lambda: mean_only_advantages(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.long)), r"integer ids \[B\]"),
         (lambda: remax_advantages(torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(3)), r"x \[3\], rows \[2\]"),
-        (lambda: broadcast_to_tokens(torch.zeros(2, 1), torch.ones(2, 3)), "one shape"),
+        (lambda: broadcast_to_tokens(torch.zeros(2, 1), torch.ones(2, 3)), "the same shape"),
     ]
     for call, sentence in wrong:
         with pytest.raises(ValueError, match=sentence):

@@ -217,10 +217,10 @@ def test_shaped_rewards_sit_on_the_last_kept_token(garbage: float) -> None:
 def test_shapes_that_would_broadcast_are_refused() -> None:
     row_BT = torch.zeros(2, 3)
     for estimator in ESTIMATORS.values():
-        with pytest.raises(ValueError, match="one shape"):
+        with pytest.raises(ValueError, match="the same shape"):
             estimator(row_BT, torch.zeros(2, 1))
     for divergence in (categorical_kl, categorical_cross_entropy, jensen_shannon, total_variation):
-        with pytest.raises(ValueError, match="one shape"):
+        with pytest.raises(ValueError, match="the same shape"):
             divergence(row_BT, torch.zeros(3))
     with pytest.raises(ValueError, match=r"scores \[3\], rows \[2\]"):
         kl_shaped_rewards(torch.zeros(3), row_BT, row_BT, row_BT, beta=0.1)

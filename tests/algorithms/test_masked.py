@@ -208,7 +208,7 @@ def test_nothing_kept() -> None:
 
 
 def test_whitening_one_token_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 2 tokens, this mask keeps 1"):
+    with pytest.raises(ValueError, match="at least 2 tokens, got a mask that keeps 1"):
         whiten(f64([[1.0, 2.0]]), torch.tensor([[True, False]]))
 
 
@@ -224,10 +224,10 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 @pytest.mark.parametrize(
     ("mode", "length", "sentence"),
     [
-        ("constant_length", None, "norm_length goes with"),
+        ("constant_length", None, "norm_length is required for"),
         ("constant_length", 0, "norm_length must be > 0 tokens, got 0"),
-        ("sequence_mean_token_sum_norm", None, "norm_length goes with"),
-        ("token_mean", 4, "norm_length goes with"),
+        ("sequence_mean_token_sum_norm", None, "norm_length is required for"),
+        ("token_mean", 4, "norm_length is required for"),
         ("mean", None, "mode must be one of token_mean, .*, got 'mean'"),
         ("mean", 4, "mode must be one of"),
     ],
@@ -273,9 +273,9 @@ def test_one_number_or_one_a_row() -> None:
     row_N = torch.zeros(3)
     check_scalar(a=1.0, b=torch.tensor(2.0))
     check_scalar_or_shape(row_N, a=1.0, b=torch.tensor(2.0), c=row_N)
-    with pytest.raises(ValueError, match=r"a must be one number .* got shape \[1\]"):
+    with pytest.raises(ValueError, match=r"a must be a scalar .* got shape \[1\]"):
         check_scalar(a=torch.zeros(1))
-    with pytest.raises(ValueError, match=r"c must be one number or of shape \[3\], got shape \[3, 1\]"):
+    with pytest.raises(ValueError, match=r"c must be a scalar or have shape \[3\], got shape \[3, 1\]"):
         check_scalar_or_shape(row_N, c=row_N[:, None])
 
 

@@ -316,17 +316,17 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
     row_BT = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"advantages \[2, 1\]"):
         ppo_clip_loss(row_BT, row_BT, torch.zeros(2, 1), clip_low=0.2, clip_high=0.2)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         clip_fraction(row_BT, row_BT, row_BT, torch.ones(3), clip_low=0.2, clip_high=0.2)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         approximate_kl(row_BT, row_BT, torch.ones(3))
     with pytest.raises(ValueError, match=r"advantages \[2, 3\], rows \[2\]"):
         gspo_loss(row_BT, row_BT, row_BT, row_BT, clip_low=0.2, clip_high=0.2)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         policy_gradient_loss(row_BT, torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         sequence_ratio(row_BT, row_BT, torch.ones(3))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         grpo_loss(row_BT, row_BT, torch.zeros(2, 1), row_BT, clip_low=0.2, clip_high=0.2, beta=0.1)
 
 

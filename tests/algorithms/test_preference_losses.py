@@ -94,14 +94,14 @@ def test_a_tie_is_wrong_and_no_pair_is_undefined() -> None:
 
 @pytest.mark.parametrize("label", [-0.1, 1.1, math.nan])
 def test_a_label_that_is_no_probability_is_refused(label: float) -> None:
-    with pytest.raises(ValueError, match="probability"):
+    with pytest.raises(ValueError, match="probabilities"):
         bradley_terry_loss(f64([0.0]), f64([0.0]), f64([label]))
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match=r"label \[2, 1\]"):
         bradley_terry_loss(torch.zeros(2), torch.zeros(2), torch.ones(2, 1))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         preference_accuracy(torch.zeros(2), torch.zeros(2, 1))
 
 
@@ -142,7 +142,7 @@ def test_each_pair_has_its_own_label() -> None:
     margin_N = (torch.log(label_N / (1 - label_N)) / 0.1).requires_grad_()
     (gradient_N,) = torch.autograd.grad(dpo_loss(margin_N, label_N, beta=0.1).sum(), margin_N)
     close(gradient_N, [0.0, 0.0, 0.0])
-    with pytest.raises(ValueError, match="probability"):
+    with pytest.raises(ValueError, match="probabilities"):
         dpo_loss(f64([0.0]), f64([1.5]), beta=0.1)
 
 
@@ -241,7 +241,7 @@ def test_pairs_that_would_broadcast_are_refused() -> None:
         lambda: cpo_loss(two_N, two_N, two_N.abs() / 2, column, beta=0.1),
         lambda: orpo_loss(two_N, two_N, column, beta=0.1),
     ):
-        with pytest.raises(ValueError, match="one shape"):
+        with pytest.raises(ValueError, match="the same shape"):
             loss()
 
 
@@ -274,12 +274,12 @@ def test_a_margin_is_one_number_or_one_a_pair() -> None:
     expected = [math.log(1 + math.exp(-1)), math.log(2)]
     close(bradley_terry_loss(chosen_N, rejected_N, label_N, margin=f64([0.0, 1.0])), expected)
     close(bradley_terry_loss(chosen_N, rejected_N, label_N, margin=torch.tensor(1.0)), [math.log(2)] * 2)
-    with pytest.raises(ValueError, match=r"margin must be one number or of shape \[2\], got shape \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"margin must be a scalar or have shape \[2\], got shape \[2, 1\]"):
         bradley_terry_loss(chosen_N, rejected_N, label_N, margin=f64([[0.0], [1.0]]))
 
 
 def test_the_baseline_of_kto_is_one_number() -> None:
-    with pytest.raises(ValueError, match=r"baseline must be one number .* got shape \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"baseline must be a scalar .* got shape \[2, 1\]"):
         kto_loss(f64([1.0, 1.0]), f64([0.0, 0.0]), torch.tensor([True, False]), f64([[0.0], [0.0]]), beta=0.1)
 
 

@@ -344,9 +344,9 @@ def test_rows_of_no_tokens_give_no_tokens() -> None:
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         gae(torch.zeros(2, 3), torch.zeros(2, 4), torch.ones(2, 3), gamma=1.0, lam=1.0)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         discounted_returns(torch.zeros(2, 3), torch.ones(3), gamma=1.0)
     x_BT = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"dones \[2, 1\], mask \[2, 3\]"):

@@ -87,7 +87,7 @@ def test_constant_returns_leave_nothing_to_explain() -> None:
 def test_shapes_that_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match=r"returns \[2, 1\]"):
         clipped_value_loss(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 1), clip=None)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         explained_variance(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(3))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="the same shape"):
         value_clip_fraction(torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, 3), torch.ones(2, 3), clip=1.0)

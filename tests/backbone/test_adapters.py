@@ -84,11 +84,11 @@ def test_a_pass_with_other_rows_than_were_named_is_refused() -> None:
     ids, mask = rows(3)
     with (
         backbone.acting_as(["policy", "critic"]),
-        pytest.raises(RoleError, match="roles of 2 rows were named, but this pass has 3"),
+        pytest.raises(RoleError, match="roles for 2 rows, but this forward pass has 3"),
     ):
         backbone.hidden(ids, mask)
     ids, mask = rows(4)
-    with backbone.acting_as(["policy", "critic"]), pytest.raises(RoleError, match="2 rows were named"):
+    with backbone.acting_as(["policy", "critic"]), pytest.raises(RoleError, match="got roles for 2 rows"):
         backbone.hidden(ids, mask)
     with pytest.raises(RoleError, match='no role "jury"'), backbone.acting_as(["policy", "jury"]):
         pass
@@ -242,9 +242,9 @@ def test_work_that_sorts_its_rows_refuses_a_role_for_each_row() -> None:
     backbone = all_roles()
     prompts, replies = [(5, 6), (5, 6)], [(7, 8, 9), (7,)]
     with backbone.acting_as(["policy", "reference"]):
-        with pytest.raises(RoleError, match="order of its own"):
+        with pytest.raises(RoleError, match="reorders its rows"):
             reply_logprobs(backbone, as_prompts(prompts), replies, batch_tokens=100)
-        with pytest.raises(RoleError, match="order of its own"):
+        with pytest.raises(RoleError, match="reorders its rows"):
             generate(backbone, [Request(Prompt(p)) for p in prompts], max_new_tokens=2, seed=0)
-        with pytest.raises(RoleError, match="order of its own"):
+        with pytest.raises(RoleError, match="reorders its rows"):
             beam_search(backbone, as_prompts(prompts), beams=2, max_new_tokens=2, rows=4, batch_tokens=100)

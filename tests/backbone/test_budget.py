@@ -281,7 +281,7 @@ def test_a_sentence_is_told_once_for_each_thing_that_happens() -> None:
     told: list[str] = []
     budget = MemoryBudget(ToldMeter(), told.append)
     run(budget, 4 * (16 + 32), memory=4)
-    assert told == ["update: out of memory; going on with 4 tokens at once instead of 8"]
+    assert told == ["update: out of memory; continuing with 4 tokens at a time instead of 8"]
 
 
 def test_what_is_kept_goes_back_when_the_phase_changes_and_not_at_every_call() -> None:

@@ -44,5 +44,5 @@ def test_value_and_gradient_are_zero() -> None:
     (gradient,) = torch.autograd.grad(kl.sum(), hidden)
     assert kl.tolist() == [0.0, 0.0, 0.0]
     assert not gradient.any()
-    with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
         self_kl(backbone, hidden, torch.ones(1, 3, dtype=torch.bool), temperature=0)

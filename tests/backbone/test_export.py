@@ -124,7 +124,7 @@ def test_a_merge_that_forgot_the_adapter_is_not_exported(role: str, tmp_path: Pa
     for module in backbone.model.modules():
         if hasattr(module, "get_delta_weight"):
             monkeypatch.setattr(module, "get_delta_weight", lambda _, shape=module.weight.shape: torch.zeros(shape))
-    with pytest.raises(ExportError, match=r"does not say what the role says: \w+ differ by up to .*Nothing was exported"):
+    with pytest.raises(ExportError, match=r"does not reproduce the role: \w+ differ by up to .*Nothing was exported"):
         write_merged(backbone, role, tmp_path / "out", padding_tokenizer(backbone.loaded))
 
 
@@ -244,5 +244,5 @@ def test_files_that_do_not_hold_the_role_are_not_exported(damage: str, tmp_path:
         save_file(tensors, path)
 
     monkeypatch.setattr("selfeval.backbone.export.save_role", save_badly)
-    with pytest.raises(ExportError, match="do not hold the weights of evaluator-0"):
+    with pytest.raises(ExportError, match="do not contain the weights of evaluator-0"):
         write_adapter(backbone, "evaluator-0", tmp_path / "out", str(base))

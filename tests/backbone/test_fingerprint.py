@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_loaded_has_an_identity(folder: Path) -> None:
     before = model_identity(str(folder))
     (folder / "model.safetensors").write_bytes(b"no weights")
     assert model_identity(str(folder)) != before
-    with pytest.raises(ModelError, match="org/name is no folder here and not in the cache"):
+    with pytest.raises(ModelError, match="org/name is neither a local folder nor in the Hub cache"):
         model_identity("org/name")
 
 
@@ -123,7 +123,7 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path, value: float, dty
     weights = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
     weights["model.layers.1.mlp.up_proj.weight"].view(-1)[-1] = value
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight of the weight files hold NaN or infinite"):
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight in the weight files contain NaN or infinite"):
         load(folder)
 
 

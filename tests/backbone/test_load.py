@@ -113,7 +113,7 @@ def test_a_model_that_is_not_causal(tmp_path: Path, make: Any) -> None:
 def test_truncated_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    refused(str(folder), "cut off", str(folder))
+    refused(str(folder), "truncated", str(folder))
 
 
 def test_weights_that_are_missing_a_tensor(folder: Path) -> None:

@@ -178,7 +178,7 @@ def test_what_is_not_asked_is_not_computed() -> None:
     for gradient in (("entropy",), ("logprobs", "kl")):
         with pytest.raises(ValueError, match="are computed"):
             token_logprobs(backbone, hidden, targets, mask, gradient=gradient)
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="must be > 0"):
         token_logprobs(backbone, hidden, targets, mask, temperature=0.0)
 
 

@@ -45,7 +45,7 @@ def test_a_checkpoint_brings_it_back() -> None:
     assert other.state() == scale.state() == {"value": 32768.0, "well": 1}
     other.went_well()
     other.halve()
-    assert said == ["gradients overflowed fp16 at a loss scale of 32768; going on with 16384"]
+    assert said == ["gradients overflowed fp16 at a loss scale of 32768; continuing with 16384"]
 
 
 @pytest.mark.parametrize("position", [0, 1])

@@ -79,7 +79,7 @@ def test_what_the_cards_cannot_hold_goes_to_ram_and_then_to_disk() -> None:
     assert (resident, in_ram) == (8, 15)
     assert found.spans() == [("0-7", "cuda:0"), ("8-22", "cpu"), ("23-31", DISK)]
     assert found.streamed == tuple(f"model.layers.{i}" for i in range(8, 32))
-    assert "24 layers are brought to cuda:0 for each pass" in found.sentence()
+    assert "24 layers are moved to cuda:0 for each forward pass" in found.sentence()
 
 
 def test_a_machine_without_cards_computes_on_its_cpu() -> None:
@@ -109,7 +109,7 @@ def test_one_device_too_small_for_a_layer_is_refused_with_what_is_missing() -> N
     # 500.0 MiB besides the layers and 386.0 MiB for one layer are needed; 512 MiB are available.
     message = str(caught.value)
     assert "one device must hold 886 MiB" in message
-    assert "374 MiB more than the roomiest has" in message
+    assert "374 MiB more than any device has" in message
     assert "usable: cuda:0 256 MiB, cpu 512 MiB, disk 1,000 GiB" in message
     assert "Free memory" in message
 

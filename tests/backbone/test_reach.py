@@ -131,7 +131,7 @@ def test_models_that_read_pictures_are_used_as_language_models(kind: str, tmp_pa
     folder = tiny_models.save_model(with_pictures(kind), tiny_models.words_tokenizer(), tmp_path / "model")
     check_model(str(folder))
     loaded = load_model(str(folder), device="cpu", precision="fp32")
-    assert any("vision_model" in note and "not used" in note for note in loaded.notes)
+    assert any("vision_model" in note and "ignored" in note for note in loaded.notes)
     backbone = Backbone(loaded, LoraConfig(rank=2), "model")
     backbone.roles.add("policy")
     layers = {name.split(".lora_")[0].rsplit(".", 2)[1] for name in backbone.roles.parameters("policy")}

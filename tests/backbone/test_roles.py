@@ -94,9 +94,9 @@ def test_unknown_and_duplicate_roles_are_refused_by_name() -> None:
     backbone = four_roles()
     with pytest.raises(RoleError, match=r'no role "polcy".*policy'), backbone.acting_as("polcy"):
         pass
-    with pytest.raises(RoleError, match="exists already"):
+    with pytest.raises(RoleError, match="already exists"):
         backbone.roles.add("policy")
-    with pytest.raises(RoleError, match="exists already"):
+    with pytest.raises(RoleError, match="already exists"):
         backbone.roles.add(BASE)
     with pytest.raises(RoleError, match="does not exist"):
         backbone.roles.add("judge", copy_of="jury")
@@ -178,7 +178,7 @@ def test_the_snapshot_of_a_fine_tuned_policy_is_not_the_base(family: str) -> Non
     close(logits(backbone, "reference"), start)
     assert (logits(backbone, "reference") - logits(backbone, BASE)).abs().max() > 1e-3
     assert not any(p.requires_grad for p in backbone.roles.parameters("reference").values())
-    with pytest.raises(RoleError, match="exists already"):
+    with pytest.raises(RoleError, match="already exists"):
         backbone.roles.add_snapshot("reference", of="policy")
     with pytest.raises(RoleError, match="does not exist"):
         backbone.roles.add_snapshot("other", of="nobody")
@@ -321,7 +321,7 @@ def test_saving_a_role_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 def test_a_family_whose_logits_are_made_in_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfeval.backbone.output_head.logit_scale", lambda config: 0.5)
-    with pytest.raises(ModelError, match="models of type llama make their logits"):
+    with pytest.raises(ModelError, match="models of type llama compute their logits"):
         tiny_models.backbone()
 
 

@@ -231,7 +231,7 @@ def test_a_model_that_does_not_follow_its_config_is_refused() -> None:
 def test_a_context_that_is_stretched_already_is_refused_but_loads_as_it_is(tmp_path: Path) -> None:
     own = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
     path = folder(tmp_path, rope_parameters=own, max_position_embeddings=64)
-    with pytest.raises(ModelError, match=r"already \(linear x4, for 64 tokens\).*rope_scaling = none"):
+    with pytest.raises(ModelError, match=r"already has RoPE scaling \(linear x4, for 64 tokens\).*rope_scaling = none"):
         loaded(path, asked("yarn"))
     assert (loaded(path).context_length, loaded(path).stretch) == (64, None)
 

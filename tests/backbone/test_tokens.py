@@ -191,7 +191,7 @@ def test_the_end_of_a_turn_comes_first_among_the_ends(tmp_path: Any) -> None:
 def test_an_end_of_turn_that_is_no_token_is_said(tmp_path: Any) -> None:
     found = loaded(tokenizer(chat=CHATML), tmp_path / "model")
     assert found.eos_ids == (1,)
-    assert any("<|im_end|>, which is no token" in note and "<eos>" in note for note in found.notes)
+    assert any("<|im_end|>, which is not a token" in note and "<eos>" in note for note in found.notes)
 
 
 def test_ids_that_every_prompt_holds() -> None:

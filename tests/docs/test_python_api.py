@@ -58,7 +58,7 @@ def test_the_guide_runs_from_top_to_bottom(guide: tuple[Path, str]) -> None:
     assert re.search(r"^gold gain -?0\.\d+ \[-?0\.\d+, -?0\.\d+\], n = 16$", printed, re.MULTILINE), printed
     assert "3 iterations" in lines
     assert "Evaluator('runs/first', fp32 on cpu)" in lines
-    assert lines[-1] == "runs/nothing is not a run (no run.json); give the folder that `selfeval run` wrote"
+    assert lines[-1] == "runs/nothing is not a run (no run.json); pass a folder written by `selfeval run`"
     assert (folder / "runs" / "first" / "index.html").is_file()
 
 
@@ -100,7 +100,7 @@ def test_notebooks_run(path: Path, guide: tuple[Path, str], monkeypatch: pytest.
     assert not any(output.output_type == "error" for output in shown)
     if path.stem == "first_run":
         pages = [output["data"].get("text/html", "") for output in shown if output.output_type == "execute_result"]
-        assert "win rate, after against before" in pages[0], "a run shows its figures"
+        assert "win rate, after vs. before" in pages[0], "a run shows its figures"
 
 
 def test_notebooks_are_committed_without_outputs() -> None:

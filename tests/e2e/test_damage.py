@@ -98,7 +98,7 @@ def test_a_shard_of_a_killed_stage_that_was_changed_is_refused_and_its_remedy_wo
     shards[0].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     refused = selfeval("run", "--output", run, "--until", stage)
     assert refused.exit_code == 2, refused.output
-    assert f"{shards[0]} is damaged: its content is not what was written there; remove this file and give the same" in (
+    assert f"{shards[0]} is damaged: its content does not match its recorded hash; remove this file and rerun the same" in (
         refused.output
     )
     shards[0].unlink()
@@ -111,7 +111,7 @@ def test_a_run_is_resumed_by_its_folder_alone(run: Path) -> None:
     before = json.loads((run / "run.json").read_text())["config"]
     found = selfeval("run", "--output", run)
     assert found.exit_code == 0, found.output
-    assert f"This run is finished; nothing was left to do in {run}" in found.output
+    assert f"Nothing left to do: the run is already finished in {run}" in found.output
     assert json.loads((run / "run.json").read_text())["config"] == before
 
 
@@ -152,7 +152,7 @@ def test_run_json_can_be_rebuilt(run: Path, arguments: list[str]) -> None:
     refused = selfeval("run", "--output", run)
     assert refused.exit_code == 2
     assert f"{run / 'run.json'} is damaged" in refused.output
-    assert "remove it and give the whole command again" in refused.output
+    assert "remove it and rerun the full command" in refused.output
     (run / "run.json").unlink()
     found = selfeval(*whole)
     assert found.exit_code == 0, found.output
@@ -178,7 +178,7 @@ def test_a_dropped_file_is_made_again_as_its_message_advises(run: Path) -> None:
     path.write_text("{")
     refused = selfeval("run", "--output", run)
     assert refused.exit_code == 2
-    assert "remove it and give the same command again: it is made again" in refused.output
+    assert "remove it and rerun the same command to regenerate it" in refused.output
     os.unlink(path)
     assert selfeval("run", "--output", run).exit_code == 0
     assert path.read_bytes() == before

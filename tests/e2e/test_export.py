@@ -65,7 +65,7 @@ def test_transformers_generates_the_policys_tokens(run: Path, backbone: Backbone
     done = selfeval("export", str(run), "--role", "policy", "--merge", "--to", str(tmp_path / "policy"))
     assert done.returncode == 0, done.stderr
     assert f"policy as language model: {tmp_path / 'policy'}" in done.stdout
-    assert "loaded again: logits differ from the role's by at most" in done.stdout
+    assert "verified: the reloaded logits differ from the role's by at most" in done.stdout
     questions = [QUESTION, *(q.replace("Tom", name) for name, q in (("Ann", QUESTION), ("Sam", QUESTION.replace("3", "9"))))]
     expected = greedy(backbone, "policy", [templates.prompt("reply", question=q) for q in questions])
     assert (

@@ -53,7 +53,7 @@ def test_a_hub_id_that_points_at_other_files_is_noticed(tmp_path: Path, monkeypa
     first = selfeval(*command)
     assert first.returncode == 0, first.stderr
     assert json.loads((output / "run.json").read_text())["commit"] == COMMITS[0]
-    assert "is finished already" in selfeval(*command).stdout
+    assert "is already finished" in selfeval(*command).stdout
 
     change(model, what)
     publish(cache, COMMITS[1], model)
@@ -66,7 +66,7 @@ def test_a_hub_id_that_points_at_other_files_is_noticed(tmp_path: Path, monkeypa
     old = [*command[:2], str(cache / "models--org--toy" / "snapshots" / COMMITS[0]), *command[3:]]
     same = selfeval(*old)
     assert same.returncode == 0, same.stderr
-    assert "is finished already" in same.stdout
+    assert "is already finished" in same.stdout
 
 
 def test_a_hub_id_that_is_neither_cached_nor_reachable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     assert found.returncode == 0, found.stderr
     assert f"Report: {folder / 'index.html'}" in found.stdout
     rows = dict(line.split("\t") for line in found.stdout.splitlines() if "\t" in line)
-    assert {"evaluator accuracy, gold labels", "win rate, after against before", "peak memory"} <= set(rows)
+    assert {"evaluator accuracy, gold labels", "win rate, after vs. before", "peak memory"} <= set(rows)
     return folder
 
 
@@ -117,7 +117,7 @@ def test_the_same_command_again_says_that_it_is_finished(finished: Path, recipe:
     before = _times(finished)
     found = selfeval(*toy_arguments(recipe, finished))
     assert found.returncode == 0
-    assert f"This run is finished; nothing was left to do in {finished}." in found.stdout
+    assert f"Nothing left to do: the run is already finished in {finished}." in found.stdout
     assert _times(finished) == before
 
 
@@ -184,7 +184,7 @@ def test_a_changed_policy_redoes_the_policy_and_what_follows(finished: Path, rec
     before = _times(folder)
     refused = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2"))
     assert refused.returncode == 2
-    assert "policy.iterations: 7, now 2. To continue would move to" in refused.stderr
+    assert "policy.iterations: 7, now 2. Continuing moves these results to" in refused.stderr
     assert _times(folder) == before
     found = selfeval(*toy_arguments(recipe, folder, "--set", "policy.iterations=2", "--restart"))
     assert found.returncode == 0, found.stderr
@@ -210,7 +210,7 @@ def test_a_second_process_is_refused_while_one_runs(recipe: Path, tmp_path: Path
             time.sleep(0.02)
         second = selfeval(*arguments)
         assert second.returncode == 2
-        assert second.stderr.splitlines()[-1].startswith(f"Error: another process works in {folder}; wait for it")
+        assert second.stderr.splitlines()[-1].startswith(f"Error: another process is using {folder}; wait for it")
         assert first.poll() is None, "the first one goes on"
         looked = selfeval("show", str(folder), "questions")
         assert looked.returncode in (0, 2)

@@ -68,7 +68,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     command = [sys.executable, "-c", UNDER_A_LIMIT.replace("MIB_LEFT", "150"), *large(recipe, folder)]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=600)
     assert found.returncode == 0, found.stderr
-    assert "update: out of memory; going on with" in found.stderr
+    assert "update: out of memory; continuing with" in found.stderr
     assert "memory, policy: update" in found.stdout
     return folder
 

@@ -40,7 +40,7 @@ def test_the_embedded_model_writes_its_own_seeds_well() -> None:
 def test_seeds_of_another_domain_are_noted_with_the_embedded_model(seeds: list[str]) -> None:
     note = check_seeds(embedded(), seeds, "word_problems")
     assert note is not None
-    assert "the tokenizer of word_problems spells" in note
+    assert "the tokenizer of word_problems splits" in note
     assert "letter by letter" in note
 
 
@@ -54,7 +54,7 @@ def test_lost_characters_by_hand() -> None:
 
 
 def test_seeds_of_which_nothing_survives_are_refused() -> None:
-    with pytest.raises(SeedsError, match=r"cannot write the seeds at all .*use a model that was trained on this language"):
+    with pytest.raises(SeedsError, match=r"cannot encode the seeds at all .*use a model that was trained on this language"):
         check_seeds(words("How", "does"), ["小明有三个苹果"], "m")
 
 

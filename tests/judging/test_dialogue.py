@@ -119,7 +119,7 @@ def test_a_working_is_asked_for_where_the_grade_template_shows_it() -> None:
     asked = messages("Tom has 3 pens.", "3 + 2 = 5")
     ids = found.apply_chat_template(asked, working=" 2 + 2 = 4 ", tokenize=True, return_dict=False)
     assert tuple(ids) == evaluator_ids(ours, ("Tom has 3 pens.", "3 + 2 = 5", "2 + 2 = 4"), (2,))
-    with pytest.raises(TemplateError, match=r"own greedy reply of its base.*working="):
+    with pytest.raises(TemplateError, match=r"needs the greedy reply of its base.*working="):
         found.apply_chat_template(asked, tokenize=True)
 
 

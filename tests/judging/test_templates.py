@@ -123,7 +123,7 @@ def test_a_template_that_makes_control_tokens_of_texts_is_refused(copy: Path, sh
     """Texts are cleaned before a template gets them; a filter in it could put a token together after that."""
     (copy / "reply.jinja").write_text(shown, encoding="utf-8")
     if "lower" in shown:
-        with pytest.raises(ModelError, match=r"reply\.jinja makes the control token .* without filters"):
+        with pytest.raises(ModelError, match=r"reply\.jinja turns inserted text into the control token .* without filters"):
             load(copy)
     else:
         assert "+" not in rendered(load(copy), "reply", question="1 + 1")  # harmless
@@ -183,7 +183,7 @@ def test_a_stop_of_one_token_ends_the_sampling() -> None:
 @pytest.mark.parametrize("kind", kinds_of_run())
 def test_a_missing_template_is_named(copy: Path, kind: str) -> None:
     (copy / f"{kind}.jinja").unlink()
-    with pytest.raises(ModelError, match=rf"lacks {kind}\.jinja; this configuration reads ask, .*{OWN}"):
+    with pytest.raises(ModelError, match=rf"lacks {kind}\.jinja; this configuration needs ask, .*{OWN}"):
         load(copy)
 
 
@@ -198,7 +198,7 @@ def test_a_template_that_nothing_reads_may_be_missing(copy: Path, kind: str) -> 
 def test_labels_are_needed_only_for_a_kind_that_is_read(copy: Path) -> None:
     settings = (copy / "templates.toml").read_text()
     (copy / "templates.toml").write_text(settings[: settings.index("[referee]")])
-    with pytest.raises(ModelError, match=r"templates\.toml lacks \[referee\]; give the verdict labels"):
+    with pytest.raises(ModelError, match=r"templates\.toml lacks \[referee\]; set the verdict labels"):
         load(copy)
     (copy / "referee.jinja").unlink()
     assert load(copy, kinds=["judge"]).labels("judge") == load().labels("judge")
@@ -235,10 +235,10 @@ def test_a_malformed_file_is_a_sentence(copy: Path, name: str, text: str) -> Non
         (
             "referee.jinja",
             "{{ question }} {{ first }} {{ secnd }}",
-            "secnd, which this prompt does not have; it has chat, first",
+            "secnd, which this prompt does not provide; available: chat, first",
         ),
-        ("judge.jinja", "{{ question }} {{ first }}", "does not show the second"),
-        ("reply.jinja", "Say something.", "does not show the question"),
+        ("judge.jinja", "{{ question }} {{ first }}", "does not use the second"),
+        ("reply.jinja", "Say something.", "does not use the question"),
         ("reply.jinja", "", "empty prompt"),
         ("reply.jinja", "{{ question.nothing }}", "cannot be rendered"),
         ("reply.jinja", "{{ question }}{% include 'other.jinja' %}", "cannot be rendered: other.jinja"),
@@ -260,7 +260,7 @@ def test_a_template_that_cannot_be_used_is_refused_at_load(copy: Path, name: str
 def test_a_grade_template_that_asks_for_a_working_has_to_show_it(copy: Path) -> None:
     settings = (copy / "templates.toml").read_text()
     (copy / "templates.toml").write_text(settings.replace("grade_working = false", "grade_working = true"))
-    with pytest.raises(ModelError, match=r"grade.jinja does not show the working"):
+    with pytest.raises(ModelError, match=r"grade.jinja does not use the working"):
         load(copy)
     (copy / "grade.jinja").write_text("{{ question }}{{ working }}")
     load(copy)
@@ -296,7 +296,7 @@ def test_templates_may_include_others_of_the_folder(copy: Path) -> None:
 def test_verdict_labels_that_cannot_be_told_apart_are_refused_at_load(copy: Path) -> None:
     settings = (copy / "templates.toml").read_text()
     (copy / "templates.toml").write_text(settings.replace('first = " 1"', 'first = " 2"'))
-    with pytest.raises(ModelError, match="cannot tell the verdict labels"):
+    with pytest.raises(ModelError, match="cannot distinguish the verdict labels"):
         load(copy)
 
 

@@ -76,7 +76,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does
         _pretrain_until_killed(tmp_path / "killed", TINY, step, monkeypatch)
     said: list[str] = []
     pretrain(tmp_path / "killed", TINY, said.append)
-    assert said[0] == "going on from step 16"
+    assert said[0] == "resuming from step 16"
     whole, killed = _weights(tmp_path / "whole"), _weights(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     for name, tensor in whole.items():

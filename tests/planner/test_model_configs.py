@@ -62,7 +62,7 @@ def test_a_short_name_and_a_file_will_do(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_names_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"not known here.*Did you mean \"Qwen/Qwen3-8B\"\?.*--config.*Llama-3.1-8B-Instruct"):
+    with pytest.raises(ModelError, match=r"of known size.*Did you mean \"Qwen/Qwen3-8B\"\?.*--config.*Llama-3.1-8B-Instruct"):
         model_facts("Qwen/Qwen3-8")
 
 

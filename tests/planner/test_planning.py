@@ -300,14 +300,14 @@ def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
         assert "expected NAME=SIZE" in refused.stderr
     wrong = CliRunner().invoke(app, ["plan", "--model", "org/nothing", "--set", "backbone.device=cpu"])
     assert wrong.exit_code == 2
-    assert "not known here" in wrong.stderr
+    assert "of known size" in wrong.stderr
 
 
 @pytest.mark.parametrize(
     ("kind", "setting", "said"),
     [
-        ("rwkv", "backbone.lora.rank=4", "models of type rwkv keep the state of a half-written reply"),
-        ("xlnet", "backbone.lora.rank=4", "models of type xlnet keep the state of a half-written reply"),
+        ("rwkv", "backbone.lora.rank=4", "models of type rwkv store the state of a partial reply"),
+        ("xlnet", "backbone.lora.rank=4", "models of type xlnet store the state of a partial reply"),
         ("bert", "backbone.lora.rank=4", "not a causal language model"),
         ("gpt2", "backbone.lora.rank=1000000", "backbone.lora.rank = 1000000 is larger than the widest layer"),
         ("gpt2", "backbone.lora.rank=20000", "backbone.lora.rank = 20000 is larger than the widest layer"),
@@ -387,7 +387,7 @@ def test_every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     first = [
         "checking openai-community/gpt2",
         "placing the weights of openai-community/gpt2",
-        "measuring 7 replies side by side",
+        "measuring 7 concurrent replies",
     ]
     assert told[:3] == first
     assert any(text.startswith("measuring micro-batches of") for text in told)

@@ -113,7 +113,7 @@ def test_one_seed_gives_one_interval_and_nothing_gives_none() -> None:
 def test_wrong_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="2 and 1"):
         length_controlled_win_rate([1.0, 0.0], [1.0])
-    with pytest.raises(ValueError, match="a score must be in"):
+    with pytest.raises(ValueError, match="scores must be in"):
         length_controlled_win_rate([2.0], [1.0])
     with pytest.raises(ValueError, match="finite"):
         length_controlled_win_rate([1.0], [math.nan])

@@ -24,12 +24,12 @@ EVENTS = [
     event("policy", "score", "little_free", 16384, 2048),
 ]
 ROWS = [
-    ("memory, replies: rollout", "256 → 128 rows at once; out of memory once"),
+    ("memory, replies: rollout", "256 → 128 rows at a time; out of memory once"),
     (
         "memory, policy: update",
-        "16384 → 4096 tokens at once; out of memory 2 times, over the memory budget once, grown back 3 times",
+        "16384 → 4096 tokens at a time; out of memory 2 times, over the memory budget once, grown back 3 times",
     ),
-    ("memory, policy: score", "16384 → 2048 tokens at once; less memory free than before once"),
+    ("memory, policy: score", "16384 → 2048 tokens at a time; less memory free than before once"),
 ]
 
 

@@ -130,7 +130,7 @@ def test_without_gold_the_page_says_so() -> None:
     metrics = sample_metrics()
     del metrics["evaluation"]
     said = words(render(report, metrics))
-    assert "no gold was measured both before and after" in said
+    assert "gold was not measured both before and after" in said
     assert "Evaluator agrees with judge" in said
     assert "▲ better, by judge" in said
     assert "✓ right" not in said
@@ -144,8 +144,8 @@ def test_one_absent_metric_leaves_the_others() -> None:
         del row["entropy"]
     html = render(sample_report(), metrics)
     entropy = html[html.index("<h3>Entropy</h3>") :].partition("</figure>")[0]
-    assert "This was not measured in this run." in entropy
-    assert html.count("This was not measured in this run.") == 1
+    assert "Not measured in this run." in entropy
+    assert html.count("Not measured in this run.") == 1
 
 
 def test_values_that_are_not_finite_are_counted_not_drawn() -> None:
@@ -184,7 +184,7 @@ def test_a_chart_that_fails_costs_itself_alone(monkeypatch: pytest.MonkeyPatch, 
     said = words(html)
     assert "The chart “Entropy” could not be drawn. This is a fault in selfeval" in said
     assert "93.1%" in said  # figures, tables and the charts of another kind are there
-    assert "<h3>Against its baselines</h3>" in html
+    assert "<h3>Comparison with baselines</h3>" in html
     assert 'aria-label="Accuracy of the evaluator and its baselines' in html
     record = next(record for record in caplog.records if "'Entropy'" in record.message)
     assert "fault in selfeval: please report it" in record.message
@@ -248,7 +248,7 @@ def test_the_page_is_replaced_at_once_from_the_same_folder(tmp_path: Path, monke
     [
         (None, "does not exist: finish the run first"),
         ("{", "is not JSON"),
-        ("[]", "should hold one JSON object, got list"),
+        ("[]", "must contain a JSON object, got list"),
         ('{"schema": 2}', "has schema 2, this version reads schema 1"),
         ("{}", "has schema None"),
         ('{"schema": 1}', "'name' is missing; remove evaluation/figures.json in the run folder"),

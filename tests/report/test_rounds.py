@@ -59,12 +59,12 @@ def report(*rows: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("gains", "said"),
     [
-        ((UP, UP, UP), "got better in every round: in the last, round 3, "),
-        ((UP, FLAT, FLAT), "got better up to round 1 and stops there: round 2 shows no gain, "),
-        ((UP, UP, FLAT), "got better up to round 2 and stops there: round 3 shows no gain, "),
-        ((UP, DOWN, UP), "got better up to round 1 and stops there: round 2 is worse, "),
-        ((FEW, UP, UP), "did not get better: round 1 has too few cases to show a gain, "),
-        ((FLAT, UP, UP), "did not get better: round 1 shows no gain, "),
+        ((UP, UP, UP), "improved in every round: in the last, round 3, "),
+        ((UP, FLAT, FLAT), "improved up to round 1 and not further: round 2 shows no significant gain; "),
+        ((UP, UP, FLAT), "improved up to round 2 and not further: round 3 shows no significant gain; "),
+        ((UP, DOWN, UP), "improved up to round 1 and not further: round 2 is worse; "),
+        ((FEW, UP, UP), "did not improve: round 1 has too few cases to show a gain; "),
+        ((FLAT, UP, UP), "did not improve: round 1 shows no significant gain; "),
     ],
 )
 def test_the_sentence_says_where_the_policy_stops(gains: tuple[Any, ...], said: str) -> None:
@@ -73,15 +73,15 @@ def test_the_sentence_says_where_the_policy_stops(gains: tuple[Any, ...], said: 
     assert sentence.startswith(f"By gold, the policy {said}")
     # A gain after the stop is reported.
     assert sentence.endswith("in round 2 and 3.") == (gains[0] in (FLAT, FEW))
-    assert sentence.endswith("it got better again in round 3.") == (gains == (UP, DOWN, UP))
+    assert sentence.endswith("it improved again in round 3.") == (gains == (UP, DOWN, UP))
 
 
 def test_the_evaluator_is_compared_from_round_two_on() -> None:
     rows = [row(1, None, UP), row(2, UP, UP), row(3, FLAT, UP)]
     told = rounds_sentences(report(*rows))[0]
     assert told == (
-        "By gold, on round 1's pairs, the evaluator got better up to round 2 and stops there: round 3 shows no gain, the share "
-        "of pairs it is right on, less that of the round before, is 0.1 points (interval -0.4 to 0.6, exact McNemar "
+        "By gold, on round 1's pairs, the evaluator improved up to round 2 and not further: round 3 shows no significant gain; "
+        "its accuracy minus that of the previous round is 0.1 points (interval -0.4 to 0.6, exact McNemar "
         "test p = 0.88, n = 2,000)."
     )
 
@@ -91,11 +91,10 @@ def test_without_gold_the_judge_is_asked() -> None:
     wins.append(compared(0.0, -0.05, 0.05, 200, 30, 30, 1.0, "unclear", "sign_exact"))
     rows = [row(i, None, None, comparisons={"gold": None, "win_rate": win}) for i, win in enumerate(wins, start=1)]
     evaluator, policy = rounds_sentences(report(*rows))
-    assert evaluator == "By gold, on round 1's pairs, the evaluator was not compared with the one before in every round."
+    assert evaluator == "By gold, on round 1's pairs, the evaluator was not compared with its predecessor in every round."
     assert policy == (
-        "By the judge, the policy got better up to round 1 and stops there: round 2 shows no gain, the win rate over "
-        "the policy "
-        "before, less one half, is 0.0 points (interval -5.0 to 5.0, exact sign test p = 1, n = 200)."
+        "By the judge, the policy improved up to round 1 and not further: round 2 shows no significant gain; its win rate over "
+        "the previous policy minus one half is 0.0 points (interval -5.0 to 5.0, exact sign test p = 1, n = 200)."
     )
 
 
@@ -111,7 +110,7 @@ def test_the_page_shows_every_round_with_its_figures() -> None:
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section))
     for expected in ("92.0% 89.0% to 94.0% n = 1,900", "22 / 44 / 6,666", "52.0% 50.0% to 60.0% n = 2,000", "2,000", "1.50"):
         assert expected in words
-    assert "By gold, the policy got better up to round 1 and stops there" in words
+    assert "By gold, the policy improved up to round 1 and not further" in words
     assert section.count('<svg class="chart"') == 2
     # The chart of the policies begins at the base, 40%; the evaluators' begins with round 1, 91%.
     assert "share: 40.0% at round 0, 90.0% at round 2" in section
@@ -122,12 +121,12 @@ def test_the_page_shows_every_round_with_its_figures() -> None:
 def test_the_terminal_has_a_few_figures_of_each_later_round() -> None:
     rows = dict(summary.summary_rows(parsed(report(row(1, None, UP), row(2, UP, FLAT)))))
     assert rows["round 2: evaluator on round 1's pairs"].startswith("92.0%")
-    assert rows["round 2: win rate against the round before"].startswith("52.0%")
+    assert rows["round 2: win rate against the previous round"].startswith("52.0%")
     assert not [name for name in rows if name.startswith("round 1")]
 
 
 @pytest.mark.parametrize("numbers", [[2], [1, 3]])
 def test_rounds_that_are_not_numbered_from_one_are_refused(numbers: list[int]) -> None:
     rows = [row(number, UP, UP) for number in numbers]
-    with pytest.raises(InputError, match=r"rounds should be numbered from 1, got \["):
+    with pytest.raises(InputError, match=r"rounds must be numbered from 1, got \["):
         rounds_sentences(report(*rows))

@@ -50,20 +50,18 @@ def without_gold() -> dict[str, Any]:
 def test_a_good_run_is_told_with_every_interval_test_and_n() -> None:
     evaluator, policy = verdict_sentences(sample_report())
     assert evaluator == (
-        "By gold, the evaluator picks the better reply in 93.1% of held-out pairs (interval 91.5% to 94.5%, n = 1,100), above "
-        "every simple rule on the same pairs; above the strongest, the mean log-probability, by 15.0 points (interval 12.4 to "
-        "17.7, exact McNemar test p < 0.001, n = 1,100). It is better than its judge, by 3.7 points (interval 1.9 to "
-        "5.5, exact McNemar test p < 0.001, n = 1,100). A verdict takes its judge 8.40 ms, and the evaluator 0.420 ms, "
-        "20 times faster, with "
-        "96.0 tokens (the judge reads and writes 264). As a distilled evaluator it is a success: 20 times faster, and "
-        "at most 2.0 "
-        "points worse than its judge."
+        "By gold labels, the evaluator picks the better reply in 93.1% of held-out pairs (interval 91.5% to 94.5%, n = 1,100), "
+        "more than every trivial baseline on the same pairs; the margin over the strongest, the mean log-probability, is "
+        "15.0 points (interval 12.4 to 17.7, exact McNemar test p < 0.001, n = 1,100). It is more accurate than its judge, "
+        "by 3.7 points (interval 1.9 to 5.5, exact McNemar test p < 0.001, n = 1,100). Per verdict, the judge takes 8.40 ms "
+        "and the evaluator 0.420 ms, 20 times faster, with 96.0 tokens (judge: 264). Distillation succeeded: the evaluator "
+        "is 20 times faster, and at most 2.0 points worse than its judge."
     )
     assert policy == (
-        "The policy got better: replies that are right by gold rose from 41.2% (interval 38.9% to 43.5%, n = 1,800) to "
+        "The policy improved: its gold accuracy rose from 41.2% (interval 38.9% to 43.5%, n = 1,800) to "
         "68.7% (interval 66.5% to 70.8%, n = 1,800), by 27.5 points (interval 24.8 to 30.1, exact McNemar test p < 0.001, "
-        "n = 1,800), and the judge prefers the new ones too, with a win rate of 76.7% (interval 73.9% to 79.3%, n = 520, exact "
-        "sign test p < 0.001)."
+        "n = 1,800), and the judge also prefers the new replies, with a win rate of 76.7% (interval 73.9% to 79.3%, "
+        "n = 520, exact sign test p < 0.001)."
     )
     assert standings(sample_report()) == ("better", "better")
     assert words(sample_report()) == ("▲ better than its judge", "▲ better")
@@ -82,10 +80,9 @@ def test_a_small_loss_for_a_large_gain_in_time_is_a_success() -> None:
     report = against_judge(-0.0079, -0.0142, -0.0024, 1900, 12, 27, 0.0071, "worse")
     sentence = verdict_sentences(report)[0]
     assert (
-        "It is worse than its judge, by 0.8 points (interval 0.2 to 1.4, exact McNemar test p = 0.0071, n = 1,900). A verdict "
-        "takes its judge 8.40 ms, and the evaluator 0.420 ms, 20 times faster, with 96.0 tokens (the judge reads and "
-        "writes 264). "
-        "As a distilled evaluator it is a success: it loses 0.8 points and answers 20 times faster."
+        "It is less accurate than its judge, by 0.8 points (interval 0.2 to 1.4, exact McNemar test p = 0.0071, n = 1,900). "
+        "Per verdict, the judge takes 8.40 ms and the evaluator 0.420 ms, 20 times faster, with 96.0 tokens (judge: 264). "
+        "Distillation succeeded: the evaluator loses 0.8 points and is 20 times faster."
     ) in sentence
     assert badges(report)[0].standing == "better"
     assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster"
@@ -117,11 +114,11 @@ def test_time_that_is_saved_only_with_a_known_reference_answer_is_reported_so() 
     report["time"]["per_verdict"]["judge_over_evaluator"] = fig(0.8, 0.77, 0.83, 8)
     sentence = verdict_sentences(report)[0]
     assert (
-        "and the evaluator 10.5 ms, 1.2 times slower, with 96.0 tokens (the judge reads and writes 264); where the "
-        "reference answer of the question is known, 0.420 ms, 20 times faster, with 96.0 tokens."
+        "and the evaluator 10.5 ms, 1.2 times slower, with 96.0 tokens (judge: 264); if the question's "
+        "reference answer is known, 0.420 ms, 20 times faster, with 96.0 tokens."
     ) in sentence
-    assert sentence.endswith("it loses 0.8 points and answers 20 times faster where the reference answer is known.")
-    assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster where the reference answer is known"
+    assert sentence.endswith("the evaluator loses 0.8 points and is 20 times faster if the reference answer is known.")
+    assert words(report)[0] == "▲ 0.8 points below its judge, 20 times faster if the reference answer is known"
 
 
 def test_an_interval_without_zero_beside_an_insignificant_test_is_explained() -> None:
@@ -134,14 +131,15 @@ def test_no_difference_from_the_judge_is_not_called_equality() -> None:
     wide = against_judge(-0.001, -0.03, 0.028, 300, 9, 9, 1.0, "unclear")
     sentence = verdict_sentences(wide)[0]
     assert (
-        "No difference from its judge is shown: -0.1 points (interval -3.0 to 2.8, exact McNemar test p = 1, n = 300)."
-        in sentence
+        "It does not differ significantly from its judge: -0.1 points (interval -3.0 to 2.8, exact McNemar test p = 1, "
+        "n = 300)." in sentence
     )
     assert "success" not in sentence  # it may be 3 points worse
-    assert words(wide)[0] == "▲ better than simple rules"
+    assert words(wide)[0] == "▲ better than trivial baselines"
     few = against_judge(0.75, 0.1, 1.0, 4, 3, 0, 0.25, "too_few")
     assert (
-        "The pairs are too few to compare it with its judge (exact McNemar test p = 0.25, n = 4)." in verdict_sentences(few)[0]
+        "There are too few pairs to compare it with its judge (exact McNemar test p = 0.25, n = 4)."
+        in verdict_sentences(few)[0]
     )
 
 
@@ -150,8 +148,8 @@ def test_no_difference_from_the_judge_is_not_called_equality() -> None:
     [
         (
             "mean_logprob", (0.01, -0.01, 0.03, 1100, 60, 49, 0.34, "unclear"),
-            "which is not shown to be better than the mean log-probability: the difference is 1.0 points", "unclear",
-            "◇ not shown to beat the mean log-probability",
+            "which is not significantly better than the mean log-probability: the difference is 1.0 points", "unclear",
+            "◇ not significantly better than the mean log-probability",
         ),
         (
             "longer_wins", (-0.1, -0.13, -0.07, 1100, 60, 170, 1e-9, "worse"),
@@ -159,14 +157,14 @@ def test_no_difference_from_the_judge_is_not_called_equality() -> None:
             "worse", "▼ worse than picking the longer reply",
         ),
         (
-            "chance", (0.01, -0.02, 0.04, 1100, 561, 539, 0.53, "unclear"), "is not shown to be better than chance level",
-            "unclear", "◇ not shown to beat chance level",
+            "chance", (0.01, -0.02, 0.04, 1100, 561, 539, 0.53, "unclear"), "is not significantly better than chance level",
+            "unclear", "◇ not significantly better than chance level",
         ),
         (
             "chance", (-0.06, -0.09, -0.03, 1100, 480, 620, 0.00003, "worse"), "is worse than chance level, by 6.0 points",
             "worse", "▼ worse than chance level",
         ),
-        ("chance", (0.5, 0.01, 0.5, 4, 4, 0, 0.125, "too_few"), "too few to claim anything", "unclear", "◇ too few pairs"),
+        ("chance", (0.5, 0.01, 0.5, 4, 4, 0, 0.125, "too_few"), "too few for a conclusion", "unclear", "◇ too few pairs"),
     ],
 )  # fmt: skip
 def test_an_evaluator_has_to_be_better_than_every_simple_rule(name: str, row: Any, said: str, standing: str, word: str) -> None:
@@ -182,7 +180,7 @@ def test_an_evaluator_has_to_be_better_than_every_simple_rule(name: str, row: An
 def test_the_cost_may_be_unmeasured() -> None:
     report = sample_report()
     report["time"]["per_verdict"] = report["evaluator"]["cost"] = None
-    assert verdict_sentences(report)[0].endswith("The cost of a verdict was not measured.")
+    assert verdict_sentences(report)[0].endswith("The cost per verdict was not measured.")
 
 
 # -- the policy ---------------------------------------------------------------------------------------------------------
@@ -198,9 +196,9 @@ def test_worse_by_gold_is_said_even_when_the_judge_is_pleased() -> None:
     report = by_gold(-0.112, -0.14, -0.08, 1800, 200, 402, 1e-16, "worse")
     report["policy"]["gold_after"] = fig(0.30, 0.279, 0.322, 1800)
     sentence = verdict_sentences(report)[1]
-    assert sentence.startswith("The policy got worse: replies that are right by gold fell from 41.2%")
+    assert sentence.startswith("The policy got worse: its gold accuracy fell from 41.2%")
     assert ", by 11.2 points (interval 8.0 to 14.0" in sentence
-    assert "yet the judge prefers the new ones" in sentence
+    assert "but the judge prefers the new replies" in sentence
     assert sentence.endswith("they please the judge without being right.")
     assert standings(report)[1] == "worse"
 
@@ -211,11 +209,11 @@ def test_a_gain_that_the_paired_test_does_not_show_is_none() -> None:
     report["policy"]["win_rate"] = fig(0.51, 0.47, 0.55, 520)
     report["policy"]["comparisons"]["win_rate"] = compared(0.01, -0.03, 0.05, 520, 130, 120, 0.57, "unclear", "sign_exact")
     sentence = verdict_sentences(report)[1]
-    assert sentence.startswith("No gain is shown: replies that are right by gold went from 41.2%")
+    assert sentence.startswith("No significant gain: the gold accuracy went from 41.2%")
     assert (
-        "a difference of 1.8 points (interval -1.0 to 4.6, exact McNemar test p = 0.22, n = 1,800); the judge sees" in sentence
+        "a difference of 1.8 points (interval -1.0 to 4.6, exact McNemar test p = 0.22, n = 1,800); the judge shows" in sentence
     )
-    assert "no clear change, with a win rate of 51.0%" in sentence
+    assert "no significant preference, with a win rate of 51.0%" in sentence
     assert standings(report)[1] == "unclear"
 
 
@@ -223,20 +221,20 @@ def test_a_gain_is_found_although_the_two_intervals_overlap() -> None:
     # The toy run of which the page said "no gain is shown" while its own gold gain was 0.184 [0.046, 0.312].
     report = by_gold(0.184, 0.046, 0.312, 49, 13, 4, 0.049, "better")
     report["policy"]["gold_before"], report["policy"]["gold_after"] = fig(0.5, 0.36, 0.64, 49), fig(0.684, 0.55, 0.80, 49)
-    assert verdict_sentences(report)[1].startswith("The policy got better: replies that are right by gold rose from 50.0%")
+    assert verdict_sentences(report)[1].startswith("The policy improved: its gold accuracy rose from 50.0%")
     assert words(report)[1] == "▲ better"
 
 
 def test_without_gold_only_agreement_is_claimed() -> None:
     evaluator, policy = verdict_sentences(without_gold())
     assert evaluator.startswith(
-        "With no gold to check against, only agreement is known: the evaluator picks the judge's choice in 97.1% of "
-        "the held-out pairs that the judge was sure of (interval 94.5% to 98.5%, n = 300), above every simple rule"
+        "Without gold, only agreement can be measured: the evaluator makes the judge's choice in 97.1% of the held-out pairs "
+        "that the judge was sure of (interval 94.5% to 98.5%, n = 300), more than every trivial baseline"
     )
-    assert "better than its judge" not in evaluator
+    assert "than its judge" not in evaluator
     assert policy == (
-        "With no gold to check against, only the judge can be asked: it prefers the new policy's replies, with a win rate of "
-        "76.7% (interval 73.9% to 79.3%, n = 520), a tie counting half (less one half: 26.7 points (interval 23.9 to "
+        "Without gold, only the judge's preference can be measured: it prefers the new policy's replies, with a win rate of "
+        "76.7% (interval 73.9% to 79.3%, n = 520), ties counting half (minus one half: 26.7 points (interval 23.9 to "
         "29.3, exact "
         "sign test p < 0.001, n = 520))."
     )
@@ -245,12 +243,12 @@ def test_without_gold_only_agreement_is_claimed() -> None:
 @pytest.mark.parametrize(
     ("wins", "losses", "ties", "said", "standing"),
     [
-        (3, 0, 1, "the comparisons are too few to claim anything", "unclear"),
-        (0, 0, 6, "it shows no gain", "unclear"),
-        (4, 0, 20, "it shows no gain", "unclear"),
-        (5, 0, 195, "it shows no gain", "unclear"),
+        (3, 0, 1, "there are too few comparisons for a conclusion", "unclear"),
+        (0, 0, 6, "there is no significant gain", "unclear"),
+        (4, 0, 20, "there is no significant gain", "unclear"),
+        (5, 0, 195, "there is no significant gain", "unclear"),
         (9, 1, 10, "it prefers the new policy's replies", "better"),
-        (1, 9, 10, "it finds that the policy got worse", "worse"),
+        (1, 9, 10, "it prefers the old policy's replies", "worse"),
     ],
 )
 def test_without_gold_the_wins_and_losses_decide(wins: int, losses: int, ties: int, said: str, standing: str) -> None:
@@ -272,13 +270,13 @@ def test_rows_for_the_terminal() -> None:
     assert rows["evaluator accuracy, gold labels"] == "93.1% (interval 91.5% to 94.5%, n = 1,100)"
     assert rows["  the prompted judge, gold labels"] == "89.4% (interval 87.4% to 91.1%, n = 1,100)"
     less = "3.7 points (interval 1.9 to 5.5, exact McNemar test p < 0.001, n = 1,100)"
-    assert rows["evaluator less the prompted judge"] == less
+    assert rows["evaluator minus the prompted judge"] == less
     assert rows["time per verdict, judge"] == "8.40 ms (interval 8.10 ms to 8.70 ms, n = 8)"
     assert rows["tokens per verdict, judge"] == "180 read, 84.0 written"
-    assert rows["  gold after less before"].startswith("27.5 points (interval 24.8 to 30.1, exact McNemar test p < 0.001")
-    assert rows["gold before"].startswith("41.2%")
+    assert rows["  after minus before"].startswith("27.5 points (interval 24.8 to 30.1, exact McNemar test p < 0.001")
+    assert rows["gold accuracy before"].startswith("41.2%")
     assert rows["KL to the reference, nats per reply"] == "3.42 (interval 3.31 to 3.53, n = 1,800)"
-    assert rows["reply length, after over before"] == "1.04 (interval 1.03 to 1.05, n = 1,800)"
+    assert rows["reply length, ratio of after to before"] == "1.04 (interval 1.03 to 1.05, n = 1,800)"
     assert rows["time"] == "3 min 51 s"
     assert rows["peak memory"] == "858 MiB"
 
@@ -293,13 +291,13 @@ def test_labels_of_a_file_are_not_called_the_judges() -> None:
     assert "judge's choice" not in said
     assert "evaluator accuracy, your file's labels" in dict(summary_rows(report))
     report["verdicts"]["source"] = "judge"
-    assert "the evaluator picks the judge's choice in" in verdict_sentences(report)[0]
+    assert "the evaluator makes the judge's choice in" in verdict_sentences(report)[0]
     assert "evaluator accuracy, judge's labels" in dict(summary_rows(report))
 
 
 def test_figures_without_cases_are_not_measured_and_never_zero() -> None:
     report = emptied(sample_report())
-    assert verdict_sentences(report) == ("The evaluator was not measured.", "The gain of the policy was not measured.")
+    assert verdict_sentences(report) == ("The evaluator was not measured.", "The policy's gain was not measured.")
     assert standings(report) == ("unmeasured", "unmeasured")
     values = [value for name, value in summary_rows(report) if name not in ("time", "peak memory")]
     assert set(values) == {"not measured"}

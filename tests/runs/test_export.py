@@ -284,7 +284,7 @@ def test_roles_are_found_by_name(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match=f'has no role "{wrong}"; its roles: evaluator-0, policy'):
             find_role(tmp_path, wrong)
     write_json(tmp_path / "roles" / "evaluator-1" / "role.json", {})
-    with pytest.raises(ExportError, match='2 roles called "evaluator": evaluator-0, evaluator-1; give one'):
+    with pytest.raises(ExportError, match='2 roles called "evaluator": evaluator-0, evaluator-1; pass one'):
         find_role(tmp_path, "evaluator")
 
 
@@ -367,7 +367,7 @@ def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, 
     for command in (score, export):
         refused = selfeval(*command)
         assert refused.returncode == 2, refused.stderr
-        assert "runs only if you ask for it" in refused.stderr
+        assert "executed only on request" in refused.stderr
         assert "--trust-remote-code" in refused.stderr
         assert not (tmp_path / "RAN").exists()
     written = read_json(run.folder / "run.json")
@@ -588,7 +588,7 @@ def test_plain_prompts_are_put_on_the_evaluators_prompt_or_refused(chat: bool, t
     expected = run.score()
     for prompt in (QUESTION, f"{before}{QUESTION}{after}"):
         assert evaluator([prompt], [" " + REPLY]) == pytest.approx([expected], abs=1e-4)
-    with pytest.raises(ValueError, match=r"control token '<eos>', and it is not the policy's prompt"):
+    with pytest.raises(ValueError, match=r"control token '<eos>', but is not the policy's prompt"):
         evaluator([f"Be kind.<eos>{QUESTION}"], [REPLY])
     turns = [
         {"role": "user", "content": QUESTION},
@@ -687,7 +687,7 @@ def test_a_base_in_the_hubs_cache_is_named_by_its_hub_id(tmp_path: Path) -> None
 
 def test_a_base_id_that_is_none_and_a_card_that_cannot_be_read(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    with pytest.raises(ExportError, match=r"--base-id /home/me/tiny is not a hub id; give organisation and name"):
+    with pytest.raises(ExportError, match=r"--base-id /home/me/tiny is not a hub id; expected organisation and name"):
         run.export("policy", tmp_path / "out", merge=True, base_id="/home/me/tiny")
     (run.model / "README.md").write_text("---\nlicense: [: }\n---\n")
     assert front_matter(run.export("policy", tmp_path / "out", merge=True).folder)["license"] == "other"

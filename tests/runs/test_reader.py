@@ -149,7 +149,7 @@ def test_a_changed_shard_of_a_finished_stage_is_refused(run: RunReader, store: R
     store.finish("replies", "key", {})
     assert len(run.records("replies")) == 1
     _shard(run, "replies/shard-00000.jsonl", [{"id": "other"}])
-    with pytest.raises(RunFolderError, match=r"shard-00000\.jsonl is damaged: its content is not what was written"):
+    with pytest.raises(RunFolderError, match=r"shard-00000\.jsonl is damaged: its content does not match its recorded hash"):
         run.records("replies")
 
 

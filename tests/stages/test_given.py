@@ -178,15 +178,19 @@ GOOD = [{"question": q, "replies": ["one", "two"], "chosen": "one", "rejected": 
 @pytest.mark.parametrize(
     ("kind", "line", "said"),
     [
-        ("questions", {"text": "Why?"}, 'line 13: no text under "question"; got {"text": "Why?"}; write {"question": "..."}'),
-        ("questions", {"question": 3}, 'line 13: no text under "question"'),
+        (
+            "questions",
+            {"text": "Why?"},
+            'line 13: missing or empty "question"; got {"text": "Why?"}; write {"question": "..."}',
+        ),
+        ("questions", {"question": 3}, 'line 13: missing or empty "question"'),
         ("questions", {"question": "Why?", "split": "dev"}, 'line 13: "split" must be "train" or "test", got "dev"'),
         ("questions", ["Why?"], "line 13: not a JSON object"),
-        ("replies", {"question": "Why?"}, 'line 13: no text under "reply"'),
-        ("replies", {"question": "Why?", "replies": []}, 'line 13: "replies" must be a list of texts'),
-        ("replies", {"question": "Why?", "replies": ["a", 3]}, 'line 13: no text under "replies"'),
-        ("pairs", {"prompt": "Why?", "chosen": "a"}, 'line 13: no text under "rejected"'),
-        ("pairs", {"prompt": "Why?", "chosen": "a", "rejected": " A. "}, '"chosen" and "rejected" are the same text'),
+        ("replies", {"question": "Why?"}, 'line 13: missing or empty "reply"'),
+        ("replies", {"question": "Why?", "replies": []}, 'line 13: "replies" must be a list of strings'),
+        ("replies", {"question": "Why?", "replies": ["a", 3]}, 'line 13: missing or empty "replies"'),
+        ("pairs", {"prompt": "Why?", "chosen": "a"}, 'line 13: missing or empty "rejected"'),
+        ("pairs", {"prompt": "Why?", "chosen": "a", "rejected": " A. "}, '"chosen" and "rejected" are identical'),
         (
             "pairs",
             {"prompt": "Why?", "chosen": "a", "rejected": "b", "confidence": 0.4},
@@ -200,7 +204,7 @@ GOOD = [{"question": q, "replies": ["one", "two"], "chosen": "one", "rejected": 
         (
             "pairs",
             {"prompt": [_turn("user", "a"), _turn("assistant", "b"), _turn("user", "c")], "chosen": "a", "rejected": "b"},
-            '"prompt" must be one message of the user; dialogues of several turns are not read',
+            '"prompt" must be a single message of the user; multi-turn dialogues are not supported',
         ),
     ],
 )
@@ -213,14 +217,14 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path, kind: str, line: An
 def test_a_question_asked_for_in_both_splits_is_refused(tmp_path: Path) -> None:
     rows = [{**GOOD[0], "split": "train"}, *GOOD[1:], {**GOOD[0], "split": "test"}]
     said = _refusal("replies", _write(tmp_path / "a.jsonl", *rows))
-    assert 'line 13: "split" is test, and line 1 has the same question with train; a question is in one split' in said
+    assert 'line 13: "split" is test, but line 1 has the same question with train; a question must be in one split' in said
 
 
 def test_too_little_is_refused(tmp_path: Path) -> None:
     few = _write(tmp_path / "few.jsonl", *GOOD[:4])
-    assert "has 3 questions to train on and 1 to test on; at least 4 and 1 are needed" in _refusal("questions", few)
+    assert "has 3 training and 1 test questions; at least 4 and 1 are needed" in _refusal("questions", few)
     train = _write(tmp_path / "train.jsonl", *({**row, "split": "train"} for row in GOOD))
-    assert "has 12 questions to train on and 0 to test on" in _refusal("questions", train)
+    assert "has 12 training and 0 test questions" in _refusal("questions", train)
     single = _write(tmp_path / "single.jsonl", *({"question": q, "reply": "one"} for q in QUESTIONS))
     assert "no training question with two different replies" in _refusal("replies", single)
     assert "is empty; write" in _refusal("pairs", _write(tmp_path / "empty.jsonl"))
@@ -230,8 +234,8 @@ def test_too_little_is_refused(tmp_path: Path) -> None:
 def test_one_file_is_given_and_rounds_need_replies_of_the_policy(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.jsonl", *GOOD)
     said = _refusal("pairs", path, f"questions.file={path}")
-    assert said.startswith("questions.file and pairs.file are given; give one")
-    assert "set rounds = 1, or give questions.file" in _refusal("pairs", path, "rounds=2")
+    assert said.startswith("questions.file and pairs.file are set; set only one")
+    assert "set rounds = 1, or use questions.file" in _refusal("pairs", path, "rounds=2")
     assert _given("questions", path, "rounds=2").kind == "questions"
 
 
@@ -256,7 +260,7 @@ def test_confidence_is_the_label(tmp_path: Path) -> None:
 def test_a_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "questions.csv"
     path.write_text("question,answer\nWhat is 2 + 3?,5\n")
-    assert "questions.csv is a table, which is not read; write JSON lines" in _refusal("questions", path)
+    assert "questions.csv is a table, which is not supported; use JSON lines" in _refusal("questions", path)
 
 
 def test_thousands_of_replies_to_one_question_take_time_in_proportion(tmp_path: Path) -> None:

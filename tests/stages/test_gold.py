@@ -87,13 +87,13 @@ def test_a_file_of_labels_knows_its_replies_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"answer": 5}, 'line 2: no text under "question"'),
-        ({"question": "Why?"}, 'line 2: neither an "answer" nor a "reply" with a "label" of true or false'),
-        ({"question": "Why?", "reply": "So.", "label": "yes"}, 'line 2: neither an "answer" nor a "reply" with a "label"'),
-        ({"question": "Why?", "reply": "So.", "label": 2}, 'line 2: neither an "answer" nor a "reply" with a "label"'),
-        ({"question": "Why?", "answer": []}, 'line 2: "answer" must be a text, a number or a list of them'),
-        ({"question": "Why?", "answer": True}, 'line 2: "answer" must be a text, a number or a list of them'),
-        ({"question": " What is 2 + 3? ", "answer": 6}, "line 2: an earlier line has another answer to the same question"),
+        ({"answer": 5}, 'line 2: missing or empty "question"'),
+        ({"question": "Why?"}, 'line 2: expected an "answer", or a "reply" with a "label" of true or false'),
+        ({"question": "Why?", "reply": "So.", "label": "yes"}, 'line 2: expected an "answer", or a "reply" with a "label"'),
+        ({"question": "Why?", "reply": "So.", "label": 2}, 'line 2: expected an "answer", or a "reply" with a "label"'),
+        ({"question": "Why?", "answer": []}, 'line 2: "answer" must be a string, a number or a list of them'),
+        ({"question": "Why?", "answer": True}, 'line 2: "answer" must be a string, a number or a list of them'),
+        ({"question": " What is 2 + 3? ", "answer": 6}, "line 2: an earlier line has a different answer to the same question"),
     ],
 )
 def test_a_line_without_gold_is_named(tmp_path: Path, row: Any, said: str) -> None:
@@ -105,13 +105,13 @@ def test_a_line_without_gold_is_named(tmp_path: Path, row: Any, said: str) -> No
 def test_gold_that_could_not_be_asked_is_refused_early(tmp_path: Path) -> None:
     path = str(_gold(tmp_path, {"question": "What is 2 + 3?", "answer": 5}))
     check_gold(None, path, ["What is 2 + 3?"])
-    with pytest.raises(ConfigError, match="are both given; leave one out"):
+    with pytest.raises(ConfigError, match="are both set; remove one"):
         check_gold("word-problems", path, ["What is 2 + 3?"])
     with pytest.raises(
-        ConfigError, match=r"the model would write new ones; give questions\.file, replies\.file or pairs\.file"
+        ConfigError, match=r"the model would generate new ones; also set questions\.file, replies\.file or pairs\.file"
     ):
         check_gold(None, path, None)
-    with pytest.raises(DataError, match="has none of the 1 test questions of this run"):
+    with pytest.raises(DataError, match="contains none of this run's 1 test questions"):
         check_gold(None, path, ["What is 9 + 9?"])
     with pytest.raises(ConfigError, match="is not installed"):
         check_gold("word-problem", "", None)
@@ -132,7 +132,7 @@ def test_an_answer_is_yes_no_or_unknown(said: object, understood: Any, monkeypat
     gold = load_gold("odd")
     assert gold is not None
     if understood is ConfigError:
-        with pytest.raises(ConfigError, match=r'domain "odd" answers .*; its is_right should return True, False, or None'):
+        with pytest.raises(ConfigError, match=r'domain "odd" returned .*; its is_right must return True, False, or None'):
             gold.is_right("x", "y")
     else:
         assert gold.is_right("x", "y") is understood

@@ -228,7 +228,9 @@ def test_a_file_that_somebody_changed_is_named_and_nothing_runs(world: World, na
     world.run()
     with (world.run_folder / name).open("a") as file:
         file.write("x")
-    with pytest.raises(RunFolderError, match=rf"{name.split('/')[-1]} is damaged: its content is not what was written there"):
+    with pytest.raises(
+        RunFolderError, match=rf"{name.split('/')[-1]} is damaged: its content does not match its recorded hash"
+    ):
         world.run(restart=False)
     assert world.ran == []
 
@@ -338,7 +340,7 @@ def test_a_changed_name_only_redraws_the_report_and_asks_nothing(world: World) -
 def test_a_changed_file_is_named_too(world: World, path: str, text: str, told: str) -> None:
     world.run()
     (world.folder / path).write_text(text)
-    with pytest.raises(RunFolderError, match=f"another configuration: {told}\\. To continue"):
+    with pytest.raises(RunFolderError, match=f"a different configuration: {told}\\. Continuing"):
         world.run(restart=False)
 
 
@@ -355,7 +357,7 @@ def test_on_a_terminal_the_question_is_asked_and_the_answer_obeyed(world: World,
         world.run("policy.ppo.clip=0.1", restart=False)
     assert world.run("policy.ppo.clip=0.1", restart=False) == from_("policy")
     assert len(asked) == 2
-    assert asked[0].endswith("Move them, and run these stages again?")
+    assert asked[0].endswith("Move them and rerun these stages?")
 
 
 def test_all_rounds_are_asked_about_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +424,9 @@ def test_results_made_from_others_are_not_restored_before_those(world: World) ->
     world.run()
     world.run("policy.ppo.clip=0.1")
     world.run("policy.ppo.clip=0.1", "seed=1")
-    with pytest.raises(RunFolderError, match=r"policy was made from other results of questions than .* restore those first"):
+    with pytest.raises(
+        RunFolderError, match=r"policy was computed from other results of questions than .* restore those first"
+    ):
         _restore(world, 1)
     _restore(world, 2)
     assert _restore(world, 1) == from_("policy")
@@ -438,21 +442,21 @@ def test_restored_results_are_not_used_with_other_prompts_than_theirs(world: Wor
     assert world.info()["templates"] != noted
     _restore(world, 1)
     assert world.info()["templates"] == noted
-    with pytest.raises(RunFolderError, match=r"the templates changed\. To continue would move"):
+    with pytest.raises(RunFolderError, match=r"the templates changed\. Continuing moves these results"):
         world.run(restart=False)
 
 
 def test_a_number_that_is_not_there_is_refused_with_those_that_are(world: World) -> None:
     world.run()
     world.run("policy.ppo.clip=0.1")
-    with pytest.raises(RunFolderError, match=r"no results 7 that can be restored; there are: 1"):
+    with pytest.raises(RunFolderError, match=r"no results 7 that can be restored; available: 1"):
         _restore(world, 7)
 
 
 def test_an_archive_without_a_stage_is_refused(world: World) -> None:
     world.run()
     write_json(world.run_folder / "replaced" / "1" / "archive.json", {"config": {}, "keys": {}, "stages": {}, "paths": []})
-    with pytest.raises(RunFolderError, match=r"replaced/1 holds no stage of a run"):
+    with pytest.raises(RunFolderError, match=r"replaced/1 contains no stage of a run"):
         _restore(world, 1)
 
 
@@ -461,7 +465,7 @@ def test_an_archive_of_another_version_is_refused(world: World) -> None:
     facts = {"config": {"no such": 1}, "keys": {}, "stages": {"report": {}}, "paths": ["report"]}
     write_json(world.run_folder / "replaced" / "1" / "archive.json", facts)
     before = world.files()
-    with pytest.raises(RunFolderError, match=r"replaced holds the configuration of another version"):
+    with pytest.raises(RunFolderError, match=r"replaced was written by another version"):
         _restore(world, 1)
     assert world.files() == before
 
@@ -578,7 +582,7 @@ def test_results_whose_run_json_was_lost_are_not_archived_with_other_settings(wo
     archive = json.loads((world.run_folder / "replaced" / "1" / "archive.json").read_text())
     assert archive["config"] is None
     before = world.files()
-    with pytest.raises(RunFolderError, match=r"not known, because run\.json was missing .* move what you need from"):
+    with pytest.raises(RunFolderError, match=r"unknown, because run\.json was missing .* move the files you need from"):
         _restore(world, 1)
     assert world.files() == before
     assert world.run("policy.ppo.clip=0.1", restart=False) == []
@@ -604,7 +608,7 @@ def test_the_remedy_for_a_damaged_or_lost_file_works(world: World, name: str, da
     message = ""
     if damage == "changed":
         path.write_text("changed")
-        with pytest.raises(RunFolderError, match="is damaged: its content is not what was written there") as caught:
+        with pytest.raises(RunFolderError, match="is damaged: its content does not match its recorded hash") as caught:
             world.run(restart=False)
         message = str(caught.value)
         assert world.files() == {**before, name: b"changed"}
@@ -623,7 +627,7 @@ def test_results_are_not_made_again_from_others_unasked(world: World) -> None:
     world.run()
     (world.run_folder / "replies" / "shard-00001.jsonl").unlink()
     world.text["replies"] = "another text"
-    with pytest.raises(RunFolderError, match=r"verdicts: the results that it was made from have changed.*--restart"):
+    with pytest.raises(RunFolderError, match=r"verdicts: the results it was computed from have changed.*--restart"):
         world.run(restart=False)
     assert world.info()["status"] == "interrupted"
     assert world.run() == from_("verdicts")
@@ -639,4 +643,4 @@ def test_a_training_that_cannot_resume_starts_again_when_that_is_asked_for(world
     world.recovers.add("policy")
     assert world.run() == ["policy", "policy", "evaluation", "report"]
     assert world.states()["policy"] == "finished"
-    assert "policy: no checkpoint can be used, so it is made again" in world.said.getvalue()
+    assert "policy: no checkpoint can be used; the stage is rerun" in world.said.getvalue()

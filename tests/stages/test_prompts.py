@@ -110,12 +110,12 @@ def test_a_round_reads_the_prompts_of_its_run(run: Run) -> None:
 def test_prompts_that_are_not_those_of_the_run_are_refused_and_the_remedy_works(run: Run) -> None:
     before, place = run.score(), run.folder / "templates"
     (place / "grade.jinja").write_text("{{ question }}!")
-    with pytest.raises(RunFolderError, match=r"grade.jinja is not what the run used.*selfeval run"):
+    with pytest.raises(RunFolderError, match=r"grade.jinja differs from the version that the run used.*selfeval run"):
         run.score()
     run.keep()
     assert run.score() == before
     shutil.rmtree(place)
-    with pytest.raises(RunFolderError, match=r"templates does not hold the prompt templates.*selfeval run"):
+    with pytest.raises(RunFolderError, match=r"templates does not contain the prompt templates.*selfeval run"):
         run.score()
     run.keep()
     store = RunStore(run.folder)

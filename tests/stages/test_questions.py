@@ -264,7 +264,7 @@ def test_a_model_that_says_the_same_again_and_again_is_given_up_with_the_reasons
         return texts
 
     run = context(tmp_path, monkeypatch, write, attempts=1.0)
-    with pytest.raises(LoopError, match=r"only 0 usable questions of 36 \(dropped: near_duplicate 32, .*more varied seeds"):
+    with pytest.raises(LoopError, match=r"only 0 usable questions out of 36 \(dropped: near_duplicate 32, .*more varied seeds"):
         questions.run(run)
     # 36 wanted, 1 attempt each, 10 a shard: 4 shards, 8 near-duplicates in each.
     assert len(calls) == 4

@@ -100,7 +100,7 @@ def test_the_folder_of_a_round_is_no_run_to_go_on_with(world: World) -> None:
     run_folder = world.run_folder
     World.run_folder = property(lambda self: run_folder / "rounds" / "02")  # type: ignore[assignment, misc]
     try:
-        with pytest.raises(RunFolderError, match=r"is round 2 of a run; give the run's own folder .*world/run\)"):
+        with pytest.raises(RunFolderError, match=r"is round 2 of a run; pass the folder of the run .*world/run\)"):
             world.run("rounds=2")
     finally:
         World.run_folder = property(lambda self: self.folder / "run")  # type: ignore[assignment, misc]
@@ -133,7 +133,7 @@ def test_a_lost_shard_that_comes_out_otherwise_redoes_later_rounds_too(world: Wo
     (world.run_folder / "replies" / "shard-00001.jsonl").unlink()
     world.text["replies"] = "another text"
     assert world.run("rounds=2") == [*from_("replies"), *later(2), "report"]
-    assert "round 2, questions: the results that it was made from have changed" in world.said.getvalue()
+    assert "round 2, questions: the results it was computed from have changed" in world.said.getvalue()
     assert world.run("rounds=2") == []
 
 

@@ -45,21 +45,21 @@ def test_a_line_separator_inside_a_question_does_not_end_its_line(tmp_path: Path
         (b"", "has no questions"),
         (b"  \n\n", "has no questions"),
         (b'{"question": "Why?"}\n{"question": ', 'line 2: not JSON (Expecting value); got {"question":; write'),
-        (b'\n\n{"text": "Why?"}\n', 'line 3: no text under "question"; got {"text": "Why?"}'),
-        (b'{"question": 3}\n', 'line 1: no text under "question"; got {"question": 3}'),
-        (b'{"question": "  "}\n', 'line 1: no text under "question"'),
+        (b'\n\n{"text": "Why?"}\n', 'line 3: missing or empty "question"; got {"text": "Why?"}'),
+        (b'{"question": 3}\n', 'line 1: missing or empty "question"; got {"question": 3}'),
+        (b'{"question": "  "}\n', 'line 1: missing or empty "question"'),
         (b'["Why?"]\n', 'line 1: not a JSON object; got ["Why?"]'),
-        (b'{"question": "Why?", "reply": 4}\n', 'line 1: "reply" must be text; got 4'),
-        (b'{"question": "\\ud800?"}\n', "line 1: half a surrogate pair; got"),
-        (b'{"question": "Why?", "reply": "\\ud83d"}\n', "line 1: half a surrogate pair; got"),
-        (b'{"question": "Why?", "source": ["forum \\ud83d"]}\n', "line 1: half a surrogate pair; got"),
-        (b'{"question": "Why?", "\\ud83d": 1}\n', "line 1: half a surrogate pair; got"),
+        (b'{"question": "Why?", "reply": 4}\n', 'line 1: "reply" must be a string; got 4'),
+        (b'{"question": "\\ud800?"}\n', "line 1: an unpaired surrogate; got"),
+        (b'{"question": "Why?", "reply": "\\ud83d"}\n', "line 1: an unpaired surrogate; got"),
+        (b'{"question": "Why?", "source": ["forum \\ud83d"]}\n', "line 1: an unpaired surrogate; got"),
+        (b'{"question": "Why?", "\\ud83d": 1}\n', "line 1: an unpaired surrogate; got"),
         (
             b'{"question": "Why?", "x": ' + b"[" * 200 + b"]" * 200 + b"}\n",
             "line 1: not JSON (nested more than 100 levels deep)",
         ),
         (b'{"question": "Why?", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "nested more than 100 levels deep"),
-        (b'{"question": "Why?", "x": ' + b"9" * 5000 + b"}\n", "line 1: not JSON (an integer of thousands of digits)"),
+        (b'{"question": "Why?", "x": ' + b"9" * 5000 + b"}\n", "line 1: not JSON (an integer with thousands of digits)"),
         (b'{"question": "Why?", "x": 1e999}\n', "line 1: not JSON (the number 1e999 is too large)"),
         (b'{"question": "Why?", "x": NaN}\n', "line 1: not JSON (NaN is not a JSON number)"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
@@ -79,6 +79,6 @@ def test_a_long_line_is_cut_in_the_message(tmp_path: Path) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    assert "no seeds were given; use --seeds" in _refusal("")
+    assert "no seeds were given; pass --seeds" in _refusal("")
     assert "does not exist" in _refusal(str(tmp_path / "none.jsonl"))
-    assert "is not a file but a folder" in _refusal(str(tmp_path))
+    assert "is a folder, not a file" in _refusal(str(tmp_path))

@@ -89,11 +89,11 @@ def test_a_tracker_that_breaks_is_told_of_once_and_left_out(tmp_path: Path, monk
         tracked.log("policy", {"step": step, "kl": 0.5})
     tracked.close()
     assert _Broken.lines == [{"policy/step": 1.0, "policy/kl": 0.5}]
-    assert text.getvalue().count("tracker trackio is left out: ConnectionError: no route to host") == 1
+    assert text.getvalue().count("tracker trackio is disabled: ConnectionError: no route to host") == 1
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     check_installed(["json"])  # any module that is there
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"wandb is not installed; pip install 'self-evaluator\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"wandb is not installed; run pip install 'self-evaluator\[wandb\]'"):
         check_installed(["wandb"])

@@ -124,7 +124,7 @@ def test_a_run_can_start_from_the_folder_as_it_is(world: World) -> None:
     config = load_config(None, {"model": str(world.out)}, ["backbone.device=cpu", "backbone.precision=fp32"])
     backbone = Backbone.load(config.model, config.backbone)
     assert backbone.loaded.context_length == 2 * TRAINED
-    with pytest.raises(ModelError, match=r"RoPE of its own kind already \(yarn x2"):
+    with pytest.raises(ModelError, match=r"its config already has RoPE scaling \(yarn x2"):
         Backbone.load(str(world.out), world.config(*YARN).backbone)
 
 
@@ -204,7 +204,7 @@ def test_other_settings_or_another_text_begin_anew(world: World, change: str) ->
         other = tiny_models.model("llama", len(tokenizer), seed=5, max_position_embeddings=TRAINED)
         tiny_models.save_model(other, tokenizer, world.model)
     world.tune(*settings, length=length)
-    assert any("another model, other settings or another text, so it begins anew" in line for line in world.told)
+    assert any("another model, other settings or another text, so training starts from scratch" in line for line in world.told)
     fresh = world.root / "fresh" / "out"
     world.tune(*settings, length=length, out=fresh)
     assert files(world.out) == files(fresh)
@@ -246,16 +246,16 @@ def test_documents_are_separated_by_the_tokens_that_begin_and_end_one() -> None:
 
 
 TEXTS = {
-    "empty.txt": ("", "has no text in it"),
-    "blank.jsonl": ('{"text": " "}\n', "has no text in it"),
+    "empty.txt": ("", "is empty"),
+    "blank.jsonl": ('{"text": " "}\n', "is empty"),
     "broken.jsonl": (
         '{"text": "a"}\n{"text" "b"}\n',
         """line 2: not JSON (Expecting ':' delimiter); got {"text" "b"}; write""",
     ),
-    "other.jsonl": ('{"txt": "a"}\n', 'line 1: no text under "text"; got {"txt": "a"}; write {"text": "..."}'),
+    "other.jsonl": ('{"txt": "a"}\n', 'line 1: missing or empty "text"; got {"txt": "a"}; write one {"text": "..."} per line'),
     "list.json": ('["a"]\n', 'line 1: not a JSON object; got ["a"]'),
-    "number.jsonl": ('\n{"text": 3}\n', 'line 2: no text under "text"; got {"text": 3}'),
-    "half.jsonl": ('{"text": "\\ud800"}\n', "line 1: half a surrogate pair"),
+    "number.jsonl": ('\n{"text": 3}\n', 'line 2: missing or empty "text"; got {"text": 3}'),
+    "half.jsonl": ('{"text": "\\ud800"}\n', "line 1: an unpaired surrogate"),
 }
 
 
@@ -270,9 +270,9 @@ def test_text_that_cannot_be_read_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_text_that_is_not_there_or_not_utf8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TextError, match=r"none\.txt does not exist; give plain text"):
+    with pytest.raises(TextError, match=r"none\.txt does not exist; use plain text"):
         read_texts([tmp_path / "none.txt"])
-    with pytest.raises(TextError, match="is not a file but a folder; give plain text"):
+    with pytest.raises(TextError, match="is a folder, not a file; use plain text"):
         read_texts([tmp_path])
     (tmp_path / "latin.txt").write_bytes("Straße".encode("latin-1"))
     with pytest.raises(TextError, match="is not UTF-8"):
@@ -292,18 +292,16 @@ def refused(world: World, kind: type[InputError], sentence: str, *settings: str,
 def test_rows_that_the_text_or_the_model_cannot_fill_are_refused(world: World) -> None:
     short = world.root / "short.txt"
     short.write_text("Two apples.")
-    refused(world, TextError, r"the text has \d+ tokens, fewer than one row of 64; give more text, or", *YARN, texts=[short])
-    refused(world, TextError, r"--length 33 is more than this model's context of 32 tokens; give less, or stretch", length=33)
+    refused(world, TextError, r"the text has \d+ tokens, fewer than one row of 64; add text, or", *YARN, texts=[short])
+    refused(world, TextError, r"--length 33 is more than this model's context of 32 tokens; lower it, or extend", length=33)
     refused(world, TextError, r"--length 65 is more than this model's context of 64 tokens", *YARN, length=65)
 
 
 def test_settings_that_a_tuning_cannot_use_are_refused(world: World) -> None:
-    refused(
-        world, ConfigError, r"a tuning does not read policy, rounds; it reads name, model", "policy.iterations=3", "rounds=2"
-    )
-    refused(world, ConfigError, r"a tuning does not read backbone\.rollout_rows; it reads", "backbone.rollout_rows=8")
+    refused(world, ConfigError, r"tuning does not use policy, rounds; allowed: name, model", "policy.iterations=3", "rounds=2")
+    refused(world, ConfigError, r"tuning does not use backbone\.rollout_rows; allowed:", "backbone.rollout_rows=8")
     dynamic = ("backbone.context.rope_scaling=dynamic", "backbone.context.rope_factor=2")
-    refused(world, ConfigError, r"dynamic sets the angles of each pass anew.*use yarn or linear", *dynamic)
+    refused(world, ConfigError, r"dynamic recomputes the angles in each forward pass.*use yarn or linear", *dynamic)
     refused(world, ConfigError, r'unknown key "tuning.step"; did you mean "steps"\?', "tuning.step=3")
     refused(world, ModelError, r"templates folder nowhere has no templates\.toml", "templates=nowhere")
 
@@ -315,7 +313,7 @@ def test_a_model_without_rope_or_length_is_refused(tmp_path: Path) -> None:
     loaded: Any = load_model(str(world.model), device="cpu", precision="fp32")
     assert config["n_positions"] == loaded.context_length
     loaded.model.config.n_positions = 0
-    with pytest.raises(TextError, match="names no context length; say with --length"):
+    with pytest.raises(TextError, match="has no context length; set the tokens per row with --length"):
         tuning._row_length(loaded, None)
     assert tuning._row_length(loaded, 9) == 9
 
@@ -328,14 +326,16 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(world: World) -
     for name, content in (("thesis.txt", {}), ("run.json", {"status": "finished"})):  # a run of that name is not ours either
         out = world.root / name.replace(".", "-")
         write_json(world.root / f"{out.name}.tuning" / name, content)
-        refused(world, RunFolderError, r"is where this tuning would work, and it holds something else; give another", out=out)
+        refused(
+            world, RunFolderError, r"is the working folder of this command, but it contains other files; pass another", out=out
+        )
         assert (world.root / f"{out.name}.tuning" / name).is_file()
 
 
 def test_two_processes_do_not_tune_to_one_folder(world: World) -> None:
     store = RunStore(world.root / "out.tuning")
     try:
-        with pytest.raises(RunFolderError, match="another process works in"):
+        with pytest.raises(RunFolderError, match="another process is using"):
             world.tune()
         assert (world.root / "out.tuning").is_dir()
     finally:
@@ -359,7 +359,7 @@ def test_the_command_stopped_by_a_kill_goes_on_to_the_same_bytes(world: World) -
     assert whole.returncode == 0, whole.stderr
     assert f"tuned as language model: {world.root / 'whole' / 'out'}" in whole.stdout
     assert "tuned on 3,780 tokens in 30 steps: loss " in whole.stdout
-    assert "loaded again: logits differ from the role's by at most" in whole.stdout
+    assert "verified: the reloaded logits differ from the role's by at most" in whole.stdout
     process, deadline = start(arguments(world.out)), time.monotonic() + 200
     folder = world.root / "out.tuning" / "checkpoints" / "tuning"
     while not list(folder.glob("step-*")) and process.poll() is None and time.monotonic() < deadline:
@@ -374,7 +374,7 @@ def test_the_command_stopped_by_a_kill_goes_on_to_the_same_bytes(world: World) -
     again = selfeval(*arguments(world.out))
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr.splitlines() == [
-        f"Error: {world.out} exists and is not empty, and nothing is overwritten; give --to a folder that is new or empty"
+        f"Error: {world.out} exists and is not empty, and nothing is overwritten; pass a new or empty folder to --to"
     ]
 
 
@@ -417,9 +417,9 @@ def _interrupted_before_writing(world: World) -> Path:
 def test_the_remedy_for_a_lost_file_of_a_trained_role_works(world: World, name: str) -> None:
     work = _interrupted_before_writing(world)
     (work / "roles" / "tuned" / name).unlink()
-    with pytest.raises(RunFolderError, match=rf"{name} is missing; .*remove \S+ and give") as caught:
+    with pytest.raises(RunFolderError, match=rf"{name} is missing; .*remove \S+ and rerun") as caught:
         world.tune()
-    found = re.search(r"remove (\S+) and give", str(caught.value))
+    found = re.search(r"remove (\S+) and rerun", str(caught.value))
     assert found
     shutil.rmtree(found.group(1))
     assert world.tune().facts["steps"] == 6
@@ -428,7 +428,7 @@ def test_the_remedy_for_a_lost_file_of_a_trained_role_works(world: World, name: 
 def test_a_tuning_without_its_run_json_is_resumed(world: World) -> None:
     work = _interrupted_before_writing(world)
     (work / "run.json").write_text("[]")
-    with pytest.raises(RunFolderError, match=r"run\.json is damaged .*remove it and give the whole command again"):
+    with pytest.raises(RunFolderError, match=r"run\.json is damaged .*remove it and rerun the full command"):
         world.tune()
     (work / "run.json").unlink()
     with pytest.MonkeyPatch.context() as patch:

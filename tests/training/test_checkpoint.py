@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message_and_training_ends_wi
     assert resumed[2].restore() == {"step": 2, "mark": 2}
     assert len(said) == 1
     assert said[0].startswith("checkpoint step-000004 is damaged (")
-    assert said[0].endswith("resuming from the checkpoint before, step-000002")
+    assert said[0].endswith("resuming from the previous checkpoint, step-000002")
     logged_steps(resumed, tmp_path / "b", 3, 6)
     assert same(everything(resumed), everything(through))
     assert (tmp_path / "b" / "policy.jsonl").read_bytes() == (tmp_path / "a" / "policy.jsonl").read_bytes()
@@ -251,7 +251,7 @@ def test_when_no_checkpoint_can_be_used_the_remedy_of_the_message_works(tmp_path
     assert made[2].restore() is None
 
 
-@pytest.mark.parametrize(("how", "problem"), [(Path.unlink, "is missing"), (flip_a_bit, "is not what was written there")])
+@pytest.mark.parametrize(("how", "problem"), [(Path.unlink, "is missing"), (flip_a_bit, "does not match its recorded hash")])
 def test_a_lost_file_of_the_training_is_noticed_when_it_resumes(
     tmp_path: Path, how: Callable[[Path], None], problem: str
 ) -> None:
@@ -303,8 +303,7 @@ def test_a_manifest_that_was_changed_costs_the_checkpoint_and_blames_no_other_fi
     backbone.budget.tell = said.append
     assert keeper.restore() == {"step": 1}
     assert said == [
-        "checkpoint step-000002 is damaged (its manifest.json is not what was written there); "
-        "resuming from the checkpoint before, step-000001"
+        "checkpoint step-000002 is damaged (its manifest.json is damaged); resuming from the previous checkpoint, step-000001"
     ]
 
 

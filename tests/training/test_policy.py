@@ -125,7 +125,7 @@ def test_a_score_that_is_not_a_number_stops_the_training_by_name(tmp_path: Path)
         backbone.roles.heads[EVALUATOR].bias.fill_(float("nan"))
     back: list[int] = []
     where = r"reward, score, value is NaN or infinite \(first in head.bias of evaluator-0\)"
-    with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after going back 3 times"):
+    with pytest.raises(LoopError, match=rf"stopped at iteration 1: {where}.*after 3 rollbacks"):
         train(backbone, tmp_path, roll_back=lambda step, alarms: back.append(step))
     assert back == [0, 0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -139,8 +139,8 @@ def test_weights_that_broke_before_sampling_are_named(tmp_path: Path) -> None:
     with torch.no_grad():
         # torch's attention on a CPU makes finite numbers of NaN queries
         next(p for n, p in backbone.roles.parameters(POLICY).items() if "down_proj.lora_B" in n).fill_(float("nan"))
-    where = r"token 1 of a reply is NaN or infinite \(first in .*down_proj.* of policy\)"
-    with pytest.raises(LoopError, match=rf"stopped at iteration 1: what the model says of {where}.*after going back 3 times"):
+    where = r"token 1 of a reply are NaN or infinite \(first in .*down_proj.* of policy\)"
+    with pytest.raises(LoopError, match=rf"stopped at iteration 1: the logits for {where}.*after 3 rollbacks"):
         train(backbone, tmp_path, keep=lambda *found: kept.append(found))
     assert [list(samples.asked) for _, samples, _ in kept] == [[]] * 4  # nothing was sampled
 

@@ -208,5 +208,5 @@ def _step(amount: float, learning_rate: float) -> float:
     if learning_rate <= 0:
         raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     if not math.isfinite(amount):
-        raise ValueError(f"what was measured must be finite, got a difference of {amount}: look for NaN in the log-probs")
+        raise ValueError(f"the measured difference must be finite, got {amount}: look for NaN in the log-probs")
     return learning_rate * amount

@@ -72,7 +72,7 @@ def uncertainty_weighted(scores_KN: Tensor, *, weight: float) -> Tensor:
     check_scalar(weight=weight)
     _check_members(scores_KN)
     if not weight >= 0:
-        raise ValueError(f"weight must be >= 0, got {weight}: a negative one rewards disagreement")
+        raise ValueError(f"weight must be >= 0, got {weight}: a negative weight rewards disagreement")
     return scores_KN.mean(0) - weight * _centred(scores_KN).square().mean(0)
 
 

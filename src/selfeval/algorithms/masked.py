@@ -67,7 +67,7 @@ def check_same_shape(**tensors: Tensor) -> None:
     """
     if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(f"these tensors must have one shape, got {shapes}")
+        raise ValueError(f"these tensors must have the same shape, got {shapes}")
 
 
 def check_scalar(**numbers: float | Tensor | None) -> None:
@@ -81,7 +81,7 @@ def check_scalar(**numbers: float | Tensor | None) -> None:
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor) and number.dim():
-            raise ValueError(f"{name} must be one number (a float or a tensor of shape []), got shape {list(number.shape)}")
+            raise ValueError(f"{name} must be a scalar (a float or a tensor of shape []), got shape {list(number.shape)}")
 
 
 def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
@@ -96,7 +96,7 @@ def check_scalar_or_shape(like: Tensor, **numbers: float | Tensor) -> None:
     """
     for name, number in numbers.items():
         if isinstance(number, Tensor) and number.dim() and number.shape != like.shape:
-            raise ValueError(f"{name} must be one number or of shape {list(like.shape)}, got shape {list(number.shape)}")
+            raise ValueError(f"{name} must be a scalar or have shape {list(like.shape)}, got shape {list(number.shape)}")
 
 
 def limit_exponent(x: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ def whiten(
     check_scalar(eps=eps)
     count = int(mask_BT.bool().sum())
     if count < 2:
-        raise ValueError(f"whitening needs at least 2 tokens, this mask keeps {count}: their variance is undefined")
+        raise ValueError(f"whitening needs at least 2 tokens, got a mask that keeps {count}: the variance is undefined")
     exact_BT = zero_padding(x_BT, mask_BT).to(at_least_float32(x_BT.dtype))
     mean = masked_mean(exact_BT, mask_BT)
     # A second pass removes the rounding error of the first mean.
@@ -313,7 +313,10 @@ def aggregation_weights(
     if mode not in get_args(Aggregation):
         raise ValueError(f"mode must be one of {', '.join(get_args(Aggregation))}, got {mode!r}")
     if (mode in _WITH_NORM_LENGTH) != (norm_length is not None):
-        raise ValueError(f"norm_length goes with {' and '.join(_WITH_NORM_LENGTH)} only, got {mode!r} with {norm_length}")
+        raise ValueError(
+            f"norm_length is required for {' and '.join(_WITH_NORM_LENGTH)} and not allowed otherwise, got {norm_length} for "
+            f"mode {mode!r}"
+        )
     if norm_length is not None and norm_length <= 0:
         raise ValueError(f"norm_length must be > 0 tokens, got {norm_length}")
     lengths_B = mask_BT.bool().sum(-1)

@@ -176,7 +176,8 @@ def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tenso
     kl_S = categorical_kl(policy_SA.log(), ref_policy_SA.log())
     if not bool(kl_S.isfinite().all()):
         raise ValueError(
-            f"the policy does what the reference never does in states {(~kl_S.isfinite()).nonzero()[:, 0].tolist()}"
+            "the policy takes actions that have probability 0 under the reference in states "
+            f"{(~kl_S.isfinite()).nonzero()[:, 0].tolist()}"
         )
     values_S = _solve_values(mdp, policy_SA, (policy_SA * mdp.rewards_SA).sum(-1) - beta * kl_S)
     return Solution(values_S, bellman_q(mdp, values_S), policy_SA)
@@ -452,7 +453,10 @@ def token_mdp(
     empty_PV = terminal_rewards_N.new_zeros(_prefix_count(vocabulary, horizon, eos), vocabulary)
     terminal_PV = TokenMDP(vocabulary, horizon, empty_PV, eos).terminal_PV
     if terminal_rewards_N.shape != (int(terminal_PV.sum()),):
-        raise ValueError(f"there are {int(terminal_PV.sum())} whole sequences, got rewards {list(terminal_rewards_N.shape)}")
+        raise ValueError(
+            f"expected one reward for each of the {int(terminal_PV.sum())} complete sequences, got shape "
+            f"{list(terminal_rewards_N.shape)}"
+        )
     rewards_PV = empty_PV.masked_scatter(terminal_PV, terminal_rewards_N)
     if dense_PV is not None:
         check_same_shape(dense=dense_PV, prefixes_by_vocabulary=rewards_PV)
@@ -480,11 +484,11 @@ def prefix_rows(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
     if tokens_BT.dim() != 2:
         raise ValueError(f"tokens must be [rows, tokens], got shape {list(tokens_BT.shape)}")
     if tokens_BT.shape[-1] > mdp.horizon:
-        raise ValueError(f"sequences end after {mdp.horizon} tokens, got {tokens_BT.shape[-1]}")
+        raise ValueError(f"sequences have at most {mdp.horizon} tokens, got {tokens_BT.shape[-1]}")
     ended_BT = torch.zeros_like(tokens_BT) if mdp.eos is None else (tokens_BT == mdp.eos).cumsum(-1)
     alive_BT = functional.pad(ended_BT, (1, 0))[:, :-1] == 0
     if not bool(((tokens_BT >= 0) & (tokens_BT < mdp.vocabulary))[alive_BT].all()):
-        raise ValueError(f"a token is in [0, {mdp.vocabulary}), got {tokens_BT[alive_BT].unique().tolist()}")
+        raise ValueError(f"tokens must be in [0, {mdp.vocabulary}), got {tokens_BT[alive_BT].unique().tolist()}")
     # A prefix is a number whose digits are the ranks of its tokens among the continuing ones.
     ranks_BT = tokens_BT if mdp.eos is None else tokens_BT - (tokens_BT > mdp.eos).to(tokens_BT.dtype)
     levels, digits = _levels(mdp), len(mdp.continuing)
@@ -704,7 +708,7 @@ def _check_token_sizes(vocabulary: int, horizon: int, eos: int | None) -> None:
     if vocabulary < 1 or horizon < 1:
         raise ValueError(f"vocabulary and horizon must be at least 1, got {vocabulary} and {horizon}")
     if eos is not None and not (0 <= eos < vocabulary and vocabulary >= 2):
-        raise ValueError(f"eos must be a token in [0, {vocabulary}) beside at least one other token, got {eos}")
+        raise ValueError(f"eos must be in [0, {vocabulary}) and not the only token, got {eos}")
 
 
 def _checked_logprobs(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
@@ -750,14 +754,14 @@ def _tolerance(mdp: FiniteMDP, tolerance: float | None, beta: float = 0.0) -> fl
     if tolerance is None or not tolerance >= least:
         given = _FINEST if tolerance is None else tolerance
         raise ValueError(
-            f"values up to {scale:.3g} are resolved to {least:.1g} at best in {mdp.rewards_SA.dtype} with gamma {mdp.gamma}, "
-            f"got tolerance {given}: use rewards in float64, or a larger tolerance"
+            f"the tolerance must be >= {least:.1g} for values up to {scale:.3g} in {mdp.rewards_SA.dtype} with gamma "
+            f"{mdp.gamma}, got {given}: use rewards in float64, or a larger tolerance"
         )
     return tolerance
 
 
 def _not_converged(method: str, rounds: int) -> ArithmeticError:
-    return ArithmeticError(f"{method} has not converged after {rounds:,} rounds: look for rewards that are not finite")
+    return ArithmeticError(f"{method} did not converge after {rounds:,} iterations: look for non-finite rewards")
 
 
 def _greedy(q_SA: Tensor) -> Tensor:

@@ -463,7 +463,7 @@ def _log_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, clamp: float | None
     if clamp is None:
         return limit_exponent(logprobs_BT - old_logprobs_BT)
     if not clamp > 0:
-        raise ValueError(f"log_ratio_clamp must be > 0 nats, got {clamp}: None turns it off, 20 is usual")
+        raise ValueError(f"log_ratio_clamp must be > 0 nats, got {clamp}: None disables it, 20 is a common value")
     return (logprobs_BT - old_logprobs_BT).clamp(-clamp, clamp)
 
 
@@ -473,5 +473,5 @@ def _surrogates(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: f
 
 def _bound(advantages_BT: Tensor, dual_clip: float) -> Tensor:
     if not dual_clip > 1:
-        raise ValueError(f"dual_clip must be > 1 (a ratio), got {dual_clip}: None turns it off, 3 is usual")
+        raise ValueError(f"dual_clip must be > 1 (a ratio), got {dual_clip}: None disables it, 3 is a common value")
     return -dual_clip * advantages_BT

@@ -74,7 +74,7 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
     check_same_shape(chosen=chosen_N, rejected=rejected_N, label=label_N)
     check_scalar_or_shape(chosen_N, margin=margin)
     if bool((~((label_N >= 0) & (label_N <= 1))).any()):  # a NaN is outside as well
-        raise ValueError(f"a label is a probability in [0, 1], got {label_N.tolist()}")
+        raise ValueError(f"labels must be probabilities in [0, 1], got {label_N.tolist()}")
     delta_N = chosen_N - rejected_N - margin
     return -label_N * functional.logsigmoid(delta_N) - (1 - label_N) * functional.logsigmoid(-delta_N)
 
@@ -219,7 +219,7 @@ def robust_dpo_loss(margin_N: Tensor, *, beta: float, flip_rate: float) -> Tenso
     check_scalar(beta=beta, flip_rate=flip_rate)
     _check_beta(beta)
     if not 0 <= flip_rate < 0.5:
-        raise ValueError(f"flip_rate must be in [0, 0.5), got {flip_rate}: at one half the labels say nothing")
+        raise ValueError(f"flip_rate must be in [0, 0.5), got {flip_rate}: at 0.5 the labels carry no information")
     right_N, wrong_N = -functional.logsigmoid(beta * margin_N), -functional.logsigmoid(-beta * margin_N)
     return ((1 - flip_rate) * right_N - flip_rate * wrong_N) / (1 - 2 * flip_rate)
 

@@ -163,13 +163,13 @@ def natural_gradient_step(
     if not kl_bound > 0:
         raise ValueError(f"kl_bound must be > 0, got {kl_bound}")
     if not bool(gradient_N.isfinite().all()):
-        raise ValueError(f"the gradient must be finite, got {int((~gradient_N.isfinite()).sum())} entries that are not")
+        raise ValueError(f"the gradient must be finite, got {int((~gradient_N.isfinite()).sum())} non-finite entries")
     direction_N, residual = conjugate_gradient(product, gradient_N, iterations=iterations, tolerance=tolerance)
     if not bool(direction_N.any()):
         return NaturalStep(direction_N, direction_N, 0.0, residual)
     curvature = (direction_N @ gradient_N).item()
     if not curvature > 0:
-        raise ValueError(f"xᵀF x must be positive, got {curvature:.3g}: rounding has eaten it; raise the damping")
+        raise ValueError(f"xᵀF x must be positive, got {curvature:.3g}: lost to rounding error; raise the damping")
     return NaturalStep(math.sqrt(2 * kl_bound / curvature) * direction_N, direction_N, curvature, residual)
 
 
@@ -237,7 +237,7 @@ def fisher_vector_product(
     with torch.enable_grad():
         value = kl()
         if value.dim() or not abs(value.item()) < 1e-3:
-            raise ValueError(f"the KL must be a scalar that is 0 where the policy is its own past, got {value.tolist()}")
+            raise ValueError(f"the KL must be a scalar that is 0 at the current parameters, got {value.tolist()}")
         gradient_N = flatten(torch.autograd.grad(value, parameters, create_graph=True))
         if gradient_N.shape != vector_N.shape:
             raise ValueError(

@@ -123,7 +123,7 @@ class AdapterStack:
         """Fused experts are no linear layer to add to: PEFT changes their parameter for the pass, for one role at a time."""
         acting = self.acting
         if acting is not None and acting.runs:
-            raise RoleError("rows of several roles cannot share a pass where experts have adapters; give each role a pass")
+            raise RoleError("rows of several roles cannot share a forward pass if experts have adapters; run one pass per role")
         layer._active_adapter = [acting.name] if acting is not None and acting.name in layer.lora_A else []
 
     def _add_adapters(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _per_row(x: Tensor, rows: int) -> int:
     """Entries of the first dimension that belong to one row: 1 of `[B, T, I]`, T of `[B T, I]`."""
     per_row, rest = divmod(x.shape[0], rows)
     if rest or (x.ndim > 2 and per_row != 1):
-        raise RoleError(f"the roles of {rows} rows were named, but this pass has {x.shape[0]}; name the role of every row")
+        raise RoleError(f"got roles for {rows} rows, but this forward pass has {x.shape[0]}; give one role per row")
     return per_row
 
 

@@ -244,13 +244,13 @@ class MemoryBudget:
             MemoryEvent(*key, free) if seen is None else replace(seen, free_bytes=free, times=seen.times + 1)
         )  # fmt: skip
         if seen is None and self.tell is not None and kind is not EventKind.GROWN:
-            self.tell(f"{phase.value}: {_REASONS[kind]}; going on with {after} {phase.unit} at once instead of {before}")
+            self.tell(f"{phase.value}: {_REASONS[kind]}; continuing with {after} {phase.unit} at a time instead of {before}")
 
     def _too_big(self, phase: Phase, units: int, peak: int | None = None) -> MemoryLimitError:
         what, advice = _SMALLEST[phase]
         if peak is None:
             used, free = format_bytes(self.meter.used()), format_bytes(self.meter.free())
-            shown = f"there is no memory for it (in use {used}, free {free})"
+            shown = f"there is not enough memory (in use {used}, free {free})"
         else:
             limit = format_bytes(self.meter.limit or 0)
             shown = f"this process then uses {format_bytes(peak)}, and backbone.memory_budget is {limit}"

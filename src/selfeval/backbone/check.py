@@ -29,7 +29,7 @@ from selfeval.errors import ModelError
 
 __all__ = ["ModelParts", "check_causal", "check_model", "errors_of_model", "read_parts"]
 
-_GIVE = "give a Hugging Face model folder or a hub id such as org/name"
+_GIVE = "pass a Hugging Face model folder or a hub id such as org/name"
 _LONGEST_REASON = 400
 
 
@@ -119,8 +119,8 @@ def errors_of_model(name: str) -> Iterator[None]:
     except Exception as error:
         if "trust_remote_code" in str(error):  # transformers names its own argument, which no command of ours has
             raise ModelError(
-                f"model {name} comes with code of its own, and code of a model runs only if you ask for it: read it, and give "
-                "--trust-remote-code to the command if you trust it"
+                f"model {name} contains custom code, which is executed only on request: review it, and pass "
+                "--trust-remote-code if you trust it"
             ) from error
         raise ModelError(f"cannot load model {name}: {_reason(error)}") from error
 
@@ -153,13 +153,15 @@ def _check_folder(name: str) -> None:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path / 'config.json'} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{path / 'config.json'} holds a {type(values).__name__}, not an object; it is no model's config.json")
+        raise ModelError(
+            f"{path / 'config.json'} contains a {type(values).__name__} instead of an object; this is not a model's config.json"
+        )
 
 
 def _is_a_file(path: Path) -> str:
     if path.suffix == ".gguf":
-        return f"{path} is a GGUF file, which is not read here; give the model's original folder with safetensors files"
-    return f"model {path} is a file, not a folder; give the folder that holds config.json, the tokenizer and the weights"
+        return f"{path} is a GGUF file, which is not supported; use the original model folder with safetensors files"
+    return f"model {path} is a file, not a folder; pass the folder that contains config.json, the tokenizer and the weights"
 
 
 def _no_config(folder: Path) -> str:
@@ -167,14 +169,19 @@ def _no_config(folder: Path) -> str:
     gguf = sorted(path.name for path in folder.glob("*.gguf"))
     if (folder / "adapter_config.json").is_file():
         return (
-            f"{folder} is the folder of a PEFT adapter{_base_of(folder)}, not of a model; merge it into its base "
-            "(PeftModel.merge_and_unload, then save_pretrained) and give the merged folder"
+            f"{folder} is a PEFT adapter{_base_of(folder)}, not a model; merge it into its base "
+            "(PeftModel.merge_and_unload, then save_pretrained) and pass the merged folder"
         )
     if (folder / "run.json").is_file():
-        return f"{folder} is the folder of a run, not of a model; `selfeval export {folder} --role policy --merge` writes one"
+        return (
+            f"{folder} is a run folder, not a model folder; export a model with `selfeval export {folder} --role policy "
+            "--merge`"
+        )
     if gguf:
-        return f"{folder} holds {gguf[0]}, a GGUF file, which is not read here; give the original folder with safetensors files"
-    return f"{folder} has no config.json, so it is not a model folder; give the folder that holds config.json"
+        return (
+            f"{folder} contains {gguf[0]}, a GGUF file, which is not supported; use the original folder with safetensors files"
+        )
+    return f"{folder} has no config.json, so it is not a model folder; pass the folder that contains config.json"
 
 
 def _base_of(adapter: Path) -> str:
@@ -182,7 +189,7 @@ def _base_of(adapter: Path) -> str:
         base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return f" on {base}" if base else ""
+    return f" for {base}" if base else ""
 
 
 # -- config, tokenizer, weights -----------------------------------------------------------------------------------------
@@ -204,9 +211,9 @@ def check_causal(config: Any, name: str) -> None:
         if not names_other_head and not is_seq2seq:
             raise ModelError(
                 f"{name} is a {kind} (model_type {config.model_type}), for which transformers {transformers.__version__} has "
-                "no causal language model; give another model, or the folder of the whole model that this is a part of"
+                "no causal language model; use another model, or the complete model if this is one of its parts"
             )
-        raise ModelError(f"{name} is a {kind}, not a causal language model; give one that writes text (…ForCausalLM)")
+        raise ModelError(f"{name} is a {kind}, not a causal language model; use one that generates text (…ForCausalLM)")
 
 
 def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -218,11 +225,13 @@ def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         if "trust_remote_code" in str(error):
             raise  # `errors_of_model` names the option
         raise ModelError(
-            f"cannot load model {name}: its tokenizer cannot be read ({_reason(error)}); the model needs the tokenizer "
-            "files it was published with (tokenizer.json, tokenizer_config.json)"
+            f"cannot load model {name}: its tokenizer cannot be read ({_reason(error)}); add the tokenizer files that the "
+            "model was published with (tokenizer.json, tokenizer_config.json)"
         ) from error
     if len(tokenizer) == 0:
-        raise ModelError(f"cannot load model {name}: its tokenizer has no tokens; add the files it was published with")
+        raise ModelError(
+            f"cannot load model {name}: its tokenizer has no tokens; add the tokenizer files that the model was published with"
+        )
     found: PreTrainedTokenizerBase = tokenizer
     return found
 
@@ -239,10 +248,12 @@ def _check_tokens(shell: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> 
     some = ", ".join(sorted(needed or beyond)[:3]) + (" and others" if len(needed or beyond) > 3 else "")
     if needed:
         raise ModelError(
-            f"{name}: its tokenizer has {len(tokenizer):,} tokens, and its embedding has rows for {rows:,}: none for {some}; "
-            "give the tokenizer that the model was trained with, or resize (resize_token_embeddings) and train the model"
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, but its embedding has only {rows:,} rows and none for "
+            f"{some}; "
+            "use the tokenizer that the model was trained with, or resize the embedding (resize_token_embeddings) and train "
+            "the model"
         )
-    return [f"the embedding has no row for {some} of the tokenizer; no text is given them"] if beyond else []
+    return [f"the embedding has no row for the tokens {some}; no text is encoded to them"] if beyond else []
 
 
 def _check_weights(shell: Any, files: tuple[Path, ...], name: str) -> list[str]:

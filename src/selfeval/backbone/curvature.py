@@ -55,7 +55,7 @@ def self_kl(backbone: HasOutputHead, hidden_BRD: Tensor, mask_BR: Tensor, *, tem
         ValueError: the temperature is not above 0.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+        raise ValueError(f"temperature must be > 0, got {temperature}")
     found: Tensor = _SelfKL.apply(hidden_BRD[mask_BR], _Job(backbone.output_head, temperature))  # type: ignore[no-untyped-call]
     return found
 

@@ -62,8 +62,8 @@ def check_finite(files: Sequence[Path], name: str) -> None:
     if wrong:
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ModelError(
-            f"{name}: {wrong[0]}{others} of the weight files hold NaN or infinite numbers; download them "
-            "again, or give a model whose training did not diverge"
+            f"{name}: {wrong[0]}{others} in the weight files contain NaN or infinite values; download the files again, or use "
+            "a model whose training did not diverge"
         )
 
 
@@ -97,7 +97,7 @@ def _fill(file: FileIO, chunk: memoryview, path: Path) -> None:
     while filled < len(chunk):
         read = file.readinto(chunk[filled:])
         if not read:
-            raise ModelError(f"{path} ends while it is read; download or copy it again")
+            raise ModelError(f"{path} ended unexpectedly while it was read; download or copy it again")
         filled += read
 
 

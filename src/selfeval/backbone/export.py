@@ -134,7 +134,7 @@ def _save(merged: Any, folder: Path) -> Any:
 def _load(kind: Any, folder: Path) -> Any:
     model, report = kind.from_pretrained(folder, dtype="auto", output_loading_info=True)
     if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
-        raise ExportError(f"what was written does not fit its own class {kind.__name__} ({report}); nothing was exported")
+        raise ExportError(f"the written weights do not match the class {kind.__name__} ({report}); nothing was exported")
     return model.eval()
 
 
@@ -164,7 +164,7 @@ def _check_adapter(backbone: Backbone, role: str, folder: Path) -> None:
         saved |= {f"head.{name}": p for name, p in load_file(folder / "head.safetensors").items()}
     wrong = [name for name, p in wanted.items() if name not in saved or not torch.equal(saved[name], p.detach().cpu())]
     if wrong or len(saved) - len(wanted) not in (0, 1):
-        raise ExportError(f"the files in {folder} do not hold the weights of {role} ({wrong[:3]}); nothing was exported")
+        raise ExportError(f"the files in {folder} do not contain the weights of {role} ({wrong[:3]}); nothing was exported")
 
 
 # -- does it say what the role says? ------------------------------------------------------------------------------------
@@ -219,8 +219,8 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def _check(agreement: Agreement, *, is_exact: bool) -> None:
     allowed = (_EXACT if is_exact else _ROUNDED) * max(1.0, agreement.largest)
     if not agreement.difference <= allowed:  # NaN is not
-        remedy = "" if is_exact else "; --precision fp32 keeps what rounding took"
+        remedy = "" if is_exact else "; --precision fp32 avoids the rounding"
         raise ExportError(
-            f"the merged model does not say what the role says: {agreement.compared} differ by up to "
-            f"{agreement.difference:.3g}, allowed {allowed:.3g}{remedy}. Nothing was exported"
+            f"the merged model does not reproduce the role: {agreement.compared} differ by up to "
+            f"{agreement.difference:.3g}, at most {allowed:.3g} is allowed{remedy}. Nothing was exported"
         )

@@ -42,7 +42,9 @@ def model_identity(name: str) -> Any:
     """
     folder = model_folder(name)
     if folder is None:
-        raise ModelError(f"model {name} is no folder here and not in the cache of the hub's models; give a model that is there")
+        raise ModelError(
+            f"model {name} is neither a local folder nor in the Hub cache; download it first, or pass another model"
+        )
     paths = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
     read = sorted(p for p in paths if p.suffix in READ and p.is_file() and not p.name.endswith(".safetensors.index.json"))
     return [[[p.relative_to(folder).as_posix(), file_hash(p)] for p in read], _weights_in(folder)]

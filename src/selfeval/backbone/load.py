@@ -313,7 +313,7 @@ def _described(
     if pad is None or pad >= model.get_input_embeddings().weight.shape[0]:
         problem = "this tokenizer has no padding token" if pad is None else f"this model has no padding token {pad}"
         pad = eos[0] if eos else 0
-        notes.append(f"{problem}; token {pad} fills batches instead (it is masked everywhere)")
+        notes.append(f"{problem}; token {pad} is used for padding instead (it is masked everywhere)")
     return LoadedModel(model, tokenizer, device, precision, eos, int(pad), notes, placement=plan)
 
 
@@ -333,7 +333,7 @@ def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase, notes: list[str]) -
     ids = tuple(dict.fromkeys(int(i) for i in found if 0 <= int(i) < size))
     if turn is not None and turn.id is None:
         notes.append(
-            f"the chat template ends a reply with {turn.text}, which is no token of this tokenizer; replies end only at "
+            f"the chat template ends a reply with {turn.text}, which is not a token of this tokenizer; replies end only at "
             f"{', '.join(map(repr, tokenizer.convert_ids_to_tokens(list(ids)))) or 'the token limit'}"
         )
     return ids

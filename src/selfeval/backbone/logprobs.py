@@ -104,9 +104,11 @@ def token_logprobs(
     """
     asked: tuple[Measure, ...] = ("logprobs", *(("entropy",) if entropy else ()), *(("kl",) if other_BRD is not None else ()))
     if not set(gradient) <= set(asked):
-        raise ValueError(f"gradient names {sorted(gradient)}, but only {sorted(asked)} are computed; ask for the others too")
+        raise ValueError(
+            f"gradients requested for {sorted(gradient)}, but only {sorted(asked)} are computed; request the others as well"
+        )
     if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be above 0")
+        raise ValueError(f"temperature must be > 0, got {temperature}")
     differentiated = tuple(m for m in asked if m in gradient) if torch.is_grad_enabled() and hidden_BRD.requires_grad else ()
     rows_N = mask_BR.reshape(-1).nonzero()[:, 0]
     targets_N = targets_BR.reshape(-1)[rows_N]

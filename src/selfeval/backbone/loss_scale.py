@@ -41,7 +41,7 @@ class LossScale:
         self.value, self._well = self.value / 2, 0
         if self.value < self._lowest:
             self._lowest = self.value
-            self._tell(f"gradients overflowed fp16 at a loss scale of {2 * self.value:.0f}; going on with {self.value:.0f}")
+            self._tell(f"gradients overflowed fp16 at a loss scale of {2 * self.value:.0f}; continuing with {self.value:.0f}")
         return True
 
     def went_well(self) -> None:

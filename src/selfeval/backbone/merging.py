@@ -132,7 +132,7 @@ def padding_tokenizer(loaded: LoadedModel) -> PreTrainedTokenizerBase:
 def _no_classifier(config: Any) -> str:
     return (
         f"transformers has no sequence classifier that fits models of type {config.model_type}, so this evaluator cannot be "
-        "merged into one; export it without --merge: adapter and head as files"
+        "merged into one; export it without --merge, which writes the adapter and the head as files"
     )
 
 

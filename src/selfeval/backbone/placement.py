@@ -85,7 +85,7 @@ class DeviceMap:
 
     def _streaming(self) -> str:
         count = len(self.streamed)
-        return f"{count} {'layer is' if count == 1 else 'layers are'} brought to {self.main} for each pass, which is slow"
+        return f"{count} {'layer is' if count == 1 else 'layers are'} moved to {self.main} for each forward pass, which is slow"
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan as stored in run.json."""
@@ -237,7 +237,7 @@ def _too_small(parts: _Parts, memory: Mapping[str, int]) -> str:
     least, most = parts.fixed_bytes + parts.largest, max((s for d, s in memory.items() if d != DISK), default=0)
     if most < least:
         what = "embeddings, output layer and the largest layer" if parts.layers else "the model, which has no list of layers"
-        need = f"one device must hold {format_bytes(least)} ({what}), {format_bytes(least - most)} more than the roomiest has"
+        need = f"one device must hold {format_bytes(least)} ({what}), {format_bytes(least - most)} more than any device has"
     else:
         need = f"all devices together lack {format_bytes(parts.total + parts.largest - sum(memory.values()))}"
     return (

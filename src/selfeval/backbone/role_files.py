@@ -109,15 +109,15 @@ def _check_role(folder: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: a file is missing or damaged.
     """
-    remedy = f"put back a good copy, or remove {folder} and give the command that wrote it again"
+    remedy = f"restore it from a backup, or remove {folder} and rerun the command that wrote it"
     origin = read_object(folder / "role.json", "base", "base_fingerprint", "files", remedy=remedy)
     files = origin["files"] if isinstance(origin["files"], dict) else {}
     if not {"adapter_config.json", "adapter_model.safetensors"} <= files.keys():
-        raise RunFolderError(f"{folder / 'role.json'} is damaged (it does not name the role's files); {remedy}")
+        raise RunFolderError(f"{folder / 'role.json'} is damaged (it does not list the role's files); {remedy}")
     for name, written in files.items():
         path = folder / name
         if not path.is_file():
             raise RunFolderError(f"{path} is missing; {remedy}")
         if content_hash(path) != written:
-            raise RunFolderError(f"{path} is damaged: its content is not what was written there; {remedy}")
+            raise RunFolderError(f"{path} is damaged: its content does not match the hash in role.json; {remedy}")
     return origin

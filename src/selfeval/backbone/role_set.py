@@ -166,7 +166,7 @@ class RoleSet:
 
     def _refuse_taken(self, role: str) -> None:
         if role in self._trainable or role == BASE:
-            raise RoleError(f'role "{role}" exists already; roles: {", ".join([BASE, *self.names])}')
+            raise RoleError(f'role "{role}" already exists; roles: {", ".join([BASE, *self.names])}')
 
     def _add_head(self, role: str) -> None:
         head = nn.Linear(self._loaded.hidden_size, 1, device=self._loaded.device, dtype=torch.float32)

@@ -86,15 +86,16 @@ class Backbone:
         if found is None or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             kind = self.model.config.model_type
             raise ModelError(
-                f"{self.source}: models of type {kind} make their logits in a way this version does not know; use another model"
+                f"{self.source}: models of type {kind} compute their logits in a way that this version does not support; use "
+                "another model"
             )
 
     def _refuse_pass(self, error: Exception) -> NoReturn:
         if is_out_of_memory(error):
             raise error
         raise ModelError(
-            f"{self.source}: a first pass of four tokens fails ({' '.join(str(error).split())[:300]}); its config.json "
-            f"does not fit its weights, or transformers {transformers.__version__} cannot compute models of type "
+            f"{self.source}: a test forward pass of four tokens failed ({' '.join(str(error).split())[:300]}); either its "
+            f"config.json does not match its weights, or transformers {transformers.__version__} cannot compute models of type "
             f"{self.model.config.model_type}"
         ) from error
 
@@ -162,7 +163,7 @@ class Backbone:
 
     def _refuse_without_role(self, module: nn.Module, arguments: Any) -> None:
         if self._stack.acting is None:
-            raise RoleError("a pass through the backbone outside of `with backbone.acting_as(role)`; say whose pass it is")
+            raise RoleError("forward pass outside of `with backbone.acting_as(role)`; select a role first")
 
     @contextmanager
     def acting_as(self, role: str | Sequence[str]) -> Iterator[None]:
@@ -212,12 +213,12 @@ class Backbone:
             RoleError: the acting block names a role for each row.
         """
         if self._stack.acting is not None and self._stack.acting.runs:
-            raise RoleError(f"{work} puts its rows in an order of its own; let one role act at a time")
+            raise RoleError(f"{work} reorders its rows; use one role at a time")
 
     def hidden(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute the last hidden states `[B, T, D]` of right-padded sequences under the acting role."""
         if self._stack.acting is None:
-            raise RoleError("a pass through the backbone outside of `with backbone.acting_as(role)`; say whose pass it is")
+            raise RoleError("forward pass outside of `with backbone.acting_as(role)`; select a role first")
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}
         if self.loaded.forward_accepts("position_ids"):
             arguments["position_ids"] = (attention_BT.long().cumsum(-1) - 1).clamp_min(0)

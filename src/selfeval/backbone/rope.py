@@ -76,7 +76,7 @@ def stretch_positions(config: Any, context: ContextConfig, name: str) -> Stretch
     whole, parameters = _parameters(text, name)
     trained = getattr(text, "max_position_embeddings", None)
     if not trained:
-        raise ModelError(f"{name}: its config names no max_position_embeddings, so its context cannot be scaled from there")
+        raise ModelError(f"{name}: its config has no max_position_embeddings, so its context cannot be extended")
     stretch = Stretch(context.rope_scaling, context.rope_factor, int(trained))
     scaled = {**parameters, **_scaling(stretch)}
     text.rope_parameters = {**whole, _LONG_LAYERS: scaled} if parameters is not whole else scaled
@@ -97,16 +97,16 @@ def _parameters(text: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     parameters = whole.get(_LONG_LAYERS) if by_layer else whole
     if not parameters:
         raise ModelError(
-            f"{name}: its RoPE parameters are by type of layer ({', '.join(whole)}) with none for {_LONG_LAYERS}; scaling them "
-            "is not known here; set backbone.context.rope_scaling = none"
+            f"{name}: its RoPE parameters are per layer type ({', '.join(whole)}) with none for {_LONG_LAYERS}, which cannot "
+            "be scaled; set backbone.context.rope_scaling = none"
         )
     kind = parameters.get("rope_type", "default")
     if kind != "default":
         factor = parameters.get("factor")
         raise ModelError(
-            f"{name}: its config has a RoPE of its own kind already ({kind}{f' x{factor:g}' if factor else ''}, for "
-            f"{getattr(text, 'max_position_embeddings', 'unknown')} tokens); set backbone.context.rope_scaling = none to use "
-            "it as it is"
+            f"{name}: its config already has RoPE scaling ({kind}{f' x{factor:g}' if factor else ''}, for "
+            f"{getattr(text, 'max_position_embeddings', 'unknown')} tokens); set backbone.context.rope_scaling = none to use it "
+            "as it is"
         )
     return whole, parameters
 
@@ -146,8 +146,8 @@ def check_stretch(model: nn.Module, stretch: Stretch, name: str) -> str | None:
     for module in found:
         module.register_forward_pre_hook(_forget_longer_passes)
     return (
-        f"dynamic RoPE scaling: beyond {stretch.trained} tokens, log-probs depend on the longest text of a pass, and those of "
-        "replies while they are sampled differ from those of a whole pass; use yarn or linear to train on such lengths"
+        f"dynamic RoPE scaling: beyond {stretch.trained} tokens, log-probs depend on the longest text of the batch, and "
+        "log-probs during sampling differ from those of a full forward pass; use yarn or linear to train on such lengths"
     )
 
 

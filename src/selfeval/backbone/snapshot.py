@@ -51,10 +51,10 @@ def ensure_snapshot(name: str) -> None:
         try:
             snapshot_download(name, allow_patterns=[f"*{ending}" for ending in READ])
         except LocalEntryNotFoundError as error:
-            raise ModelError(f"model {name} is not in the cache, and the hub cannot be reached; download it first") from error
+            raise ModelError(f"model {name} is not in the cache, and the Hub cannot be reached; download it first") from error
         files = weight_files(name)
     if not files:
         raise ModelError(
-            f"{name} has no weights that can be read here (model.safetensors); pickles (.bin) and GGUF are not read: give a "
-            "model with safetensors files, or download it and convert it"
+            f"{name} has no weights in a supported format (model.safetensors); pickles (.bin) and GGUF are not supported: use "
+            "a model with safetensors files, or download and convert it"
         )

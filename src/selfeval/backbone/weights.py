@@ -30,7 +30,7 @@ _LFS = b"version https://git-lfs"
 _CONVERT = (
     "convert it: from transformers import AutoModelForCausalLM; "
     'AutoModelForCausalLM.from_pretrained("{name}", use_safetensors=False).save_pretrained("NEW_FOLDER"), '
-    "copy the tokenizer files there, and give NEW_FOLDER"
+    "copy the tokenizer files there, and pass NEW_FOLDER"
 )
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -94,7 +94,8 @@ def weight_files(name: str, *, download: bool = True) -> tuple[Path, ...]:
     if missing and (download or Path(name).is_dir()):
         some = ", ".join(missing[:3]) + (" and others" if len(missing) > 3 else "")
         raise ModelError(
-            f"{name} lacks {len(missing)} of the {len(shards)} weight files that {index.name} names ({some}); download them"
+            f"{name}: {len(missing)} of the {len(shards)} weight files listed in {index.name} are missing ({some}); download "
+            "them"
         )
     return () if missing else tuple(path for path in files.values() if path is not None)
 
@@ -107,10 +108,10 @@ def _shards(index: Path) -> list[str]:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"{index} is no index of weight files (an object with a weight_map): {error!r}; download it again"
+            f"{index} is not an index of weight files (an object with a weight_map): {error!r}; download it again"
         ) from error
     if not names or not all(isinstance(name, str) for name in names):
-        raise ModelError(f"{index} names no weight files in its weight_map; download it again")
+        raise ModelError(f"{index} lists no weight files in its weight_map; download it again")
     return sorted(names)
 
 
@@ -121,14 +122,17 @@ def _no_weights(folder: Path) -> str:
     gguf = [name for name in there if name.endswith(".gguf")]
     others = [name for name in there if name.endswith(".safetensors")]
     if others:
-        return f"{folder} has {others[0]}, but no {_SINGLE} and no {_INDEX}; give its files the names they were published with"
+        return (
+            f"{folder} has {others[0]}, but no {_SINGLE} and no {_INDEX}; rename its files to the names they were published "
+            "with"
+        )
     if pickles:
         return (
-            f"{folder} has its weights in {pickles[0]} only, a pickle, which can run code when loaded and is not read here; "
+            f"{folder} has weights only in {pickles[0]}, a pickle, which can execute code when loaded and is not supported; "
             + _CONVERT.format(name=folder)
         )
     if gguf:
-        return f"{folder} has its weights in {gguf[0]} only; GGUF is not read here: give the original safetensors folder"
+        return f"{folder} has weights only in {gguf[0]}; GGUF is not supported: use the original safetensors folder"
     return f"{folder} has a config.json but no weights ({_SINGLE}); download the model's weight files into it"
 
 
@@ -177,23 +181,23 @@ def _read_header(path: Path) -> dict[str, TensorHeader]:
             raise ModelError(_lfs_message([path]))
         length = int.from_bytes(first, "little")
         if size < 8 or length > size - 8:
-            raise ModelError(_cut_off(path, "its header ends beyond its last byte"))
+            raise ModelError(_cut_off(path, "its header extends past the end of the file"))
         text = file.read(length)
     try:
         entries = {name: value for name, value in json.loads(text).items() if name != "__metadata__"}
         found = {name: _tensor(path, value, 8 + length) for name, value in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} is no safetensors file (its header is damaged: {error!r}); download it again") from error
+        raise ModelError(f"{path} is not a safetensors file (its header is damaged: {error!r}); download it again") from error
     end = max((tensor.stop for tensor in found.values()), default=8 + length)
     if end > size:
-        raise ModelError(_cut_off(path, f"it has {size:,} bytes, and its header names {end:,}"))
+        raise ModelError(_cut_off(path, f"it has {size:,} bytes, but its header describes {end:,}"))
     if end < size:
         raise ModelError(f"{path} is damaged: {size - end:,} of its {size:,} bytes belong to no tensor; download it again")
     return found
 
 
 def _cut_off(path: Path, why: str) -> str:
-    return f"{path} is cut off or no safetensors file: {why}; download or copy it again"
+    return f"{path} is truncated or not a safetensors file: {why}; download or copy it again"
 
 
 def _tensor(path: Path, entry: Mapping[str, Any], base: int) -> TensorHeader:
@@ -241,7 +245,8 @@ def check_fit(made: nn.Module, headers: Mapping[str, TensorHeader], name: str) -
             )
         except RuntimeError as error:  # weights that cannot be fused because their shapes differ
             raise ModelError(
-                f"{name}: its weights cannot be put together as config.json ({kind.__name__}) asks; config.json and weight "
+                f"{name}: its weights cannot be converted for the architecture in config.json ({kind.__name__}); config.json "
+                "and weight "
                 "files must come from the same model"
             ) from error
     return check_report(report, made, name)
@@ -278,25 +283,27 @@ def check_report(report: Mapping[str, Any], made: nn.Module, name: str) -> list[
     """
     if wrong := sorted(report["mismatched_keys"]):
         weight, in_file, in_config = wrong[0]
-        others = f", and so do {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        others = f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         raise ModelError(
-            f"{name}: {weight} has shape {list(in_file)} in the weight files and {list(in_config)} by config.json{others}; "
+            f"{name}: {weight} has shape {list(in_file)} in the weight files and {list(in_config)} in config.json{others}; "
             "config.json and weight files must come from the same model"
         )
     if missing := report["missing_keys"]:
         raise ModelError(
-            f"cannot load model {name}: its files lack {len(missing)} weights ({_some(missing)}); download or save it again"
+            f"cannot load model {name}: {len(missing)} weights are missing from its files ({_some(missing)}); download or save "
+            "it again"
         )
     unexpected = report["unexpected_keys"]
     if surplus := _surplus_layers(unexpected, made):
         raise ModelError(
-            f"{name}: the weight files hold more layers than config.json names ({_some(surplus)}); config.json and weight "
+            f"{name}: the weight files contain more layers than config.json describes ({_some(surplus)}); config.json and "
+            "weight "
             "files must come from the same model"
         )
     if not unexpected:
         return []
     return [
-        f"{len(unexpected)} weights of the model's files have no place in a {type(made).__name__} and are not used "
+        f"{len(unexpected)} weights in the model's files are not part of {type(made).__name__} and are ignored "
         f"({_some(unexpected)})"
     ]
 

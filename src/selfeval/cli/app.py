@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-_HELP = """From a handful of seed questions and any open language model to a trustworthy evaluator and a better policy.
+_HELP = """Train an evaluator and a better policy from a handful of seed questions and any open language model.
 
 No human labels, one copy of the weights. Without arguments, `selfeval run` runs the whole loop on the small model that
-comes with the package. Exit codes: 0 done, 2 something you gave cannot be used, 130 interrupted, 1 our fault."""
+comes with the package. Exit codes: 0 success, 1 internal error, 2 invalid input, 130 interrupted."""
 
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-lab = typer.Typer(help="The embedded model: pretrain it from nothing, or examine it.", no_args_is_help=True)
+lab = typer.Typer(help="Pretrain or evaluate the embedded model.", no_args_is_help=True)
 app.add_typer(lab, name="lab")
 
-_RESUMES = "Nothing is lost: give the same command again to resume."
-_NOTHING_CHANGED = "Nothing was changed; the same command begins from the start."
-_PAGE_WHOLE = "index.html is whole, the old one or the new one; the same command draws it again."
-_NO_FOLDER = "No half-written folder is left; the same command begins from the start."
-_RESTORES = "Nothing is lost: give the same command again to restore the rest."
+_RESUMES = "Nothing is lost: rerun the same command to resume."
+_NOTHING_CHANGED = "Nothing was changed; the same command starts from the beginning."
+_PAGE_WHOLE = "index.html is intact, either the old or the new version; rerun the same command to rebuild it."
+_NO_FOLDER = "No partial folder is left behind; the same command starts from the beginning."
+_RESTORES = "Nothing is lost: rerun the same command to restore the rest."
 """Shown after Ctrl-C in `restore`."""
 
-Recipe = Annotated[Path | None, typer.Argument(help="A TOML recipe. Without one, and without --model, the embedded model's.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only errors and the closing table.")]
+Recipe = Annotated[Path | None, typer.Argument(help="TOML recipe (default without --model: the recipe of the embedded model).")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback on errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress; print only errors and the final table.")]
 RemoteCode = Annotated[
     bool,
     typer.Option(
-        "--trust-remote-code", help="Run code that comes with the model. No recipe and no run folder can switch this on."
+        "--trust-remote-code", help="Execute custom code shipped with the model. Recipes and run folders cannot enable this."
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, for example runs/embedded.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder, e.g. runs/embedded.")]
 
 
 @app.command()
@@ -61,12 +61,13 @@ def run(
         Path | None,
         typer.Option(help='Seed questions: JSON lines {"question": "..."}, or plain text with one question per line.'),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder (default: runs/NAME). An existing run is resumed.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder (default: runs/NAME); an existing run is resumed.")] = None,
     until: Annotated[
         str | None,
         typer.Option(
             metavar="STAGE",
-            help=f"Stop after this stage: {', '.join(STAGE_NAMES)}. With rounds: of round 1, or 2/pairs of round 2.",
+            help=f"Stop after this stage: {', '.join(STAGE_NAMES)}. With several rounds, a stage of round 1; 2/pairs is a "
+            "stage of round 2.",
         ),
     ] = None,
     assign: Annotated[
@@ -76,22 +77,22 @@ def run(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory that this process may take, e.g. 2GiB. Batches shrink to fit; of the results, "
-            "only an automatic precision depends on it.",
+            help="Memory limit of this process, e.g. 2GiB. Batches shrink to fit; results are unaffected, except by an "
+            "automatically selected precision.",
         ),
     ] = None,
     trust_remote_code: RemoteCode = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Rerun stages whose settings changed or whose files are lost, without asking.")
+        bool, typer.Option("--restart", help="Rerun stages whose settings changed or whose files are missing, without asking.")
     ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run the loop: questions, replies, verdicts, pairs, evaluator, policy, evaluation, report.
 
-    The same command resumes an interrupted run; if the run is finished, it says so. `selfeval run --output DIR` resumes the run
-    in DIR with its own settings, except those overridden by --set. Finished work of other settings is set aside only if you
-    agree, or with --restart; `selfeval restore DIR` brings it back.
+    The same command resumes an interrupted run. `selfeval run --output DIR` resumes the run
+    in DIR with its own settings, except those overridden by --set. Results of other settings are moved to DIR/replaced only if
+    you confirm, or with --restart; `selfeval restore DIR` restores them.
 
     With rounds above 1, the improved policy writes and answers the questions of the next round, in DIR/rounds/02 and so on. To
     extend a finished run, raise rounds. Examples:
@@ -120,7 +121,7 @@ def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_
     _quiet_libraries()
     done = execute(config, output, stop, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
     if not done.worked and not done.finished:
-        typer.echo(f"{until or 'the loop'} is finished already in {output}; give a later --until, or none, to continue")
+        typer.echo(f"{until or 'the loop'} is already finished in {output}; pass a later --until, or omit it, to continue")
     if done.reported:
         from selfeval.cli.closing import print_closing
 
@@ -144,25 +145,29 @@ def _quiet_libraries() -> None:
 @app.command()
 def plan(
     recipe: Recipe = None,
-    model: Annotated[str | None, typer.Option(help="Model folder, or the hub id of a common model; nothing is loaded.")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="The config.json of any other model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder, or the hub id of a common model; the model is not loaded.")
+    ] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="config.json of any other model.")] = None,
     memory_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most memory to take on a device, e.g. 6GiB; what is free unless given.")
+        str | None, typer.Option(metavar="SIZE", help="Memory limit per device, e.g. 6GiB (default: the free memory).")
     ] = None,
     devices: Annotated[
         list[str] | None,
         typer.Option(
-            "--device", metavar="NAME=SIZE", help="Plan for this device instead of those here; cuda:N, cpu or disk. Repeatable."
+            "--device",
+            metavar="NAME=SIZE",
+            help="Plan for this device instead of this machine's devices: cuda:N, cpu or disk. Repeatable.",
         ),
     ] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show how much memory a run needs, by device, phase and kind, and which settings fit. Nothing is loaded.
+    """Estimate the memory of a run by device, phase and kind, and find settings that fit. The model is not loaded.
 
-    Precision and device map are chosen as they would be when loading, for this machine or for devices that you name. If the
-    requested sizes do not fit, smaller ones are found; if nothing fits, the output says what has to change (exit code 2).
+    Precision and device map are chosen as in a run, for this machine or for the devices given by --device. If the
+    requested sizes do not fit, smaller ones are tried; if nothing fits, the output says what to change (exit code 2).
 
     Rows: runtime (Python, torch, libraries; RAM only), base (frozen weights), adapters, gradients and optimizer (of the roles
     being trained), KV cache (while sampling replies), activations, logits chunk, kernels (16-bit on a CPU), and memory retained
@@ -255,7 +260,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Redraw index.html from report.json and metrics/."""
+    """Rebuild index.html from report.json and metrics/."""
     with clear_errors(debug, interrupted=_PAGE_WHOLE):
         from selfeval.report.page import draw_page
         from selfeval.runs.reader import RunReader
@@ -272,13 +277,13 @@ def report(
 def restore(
     folder: RunFolder,
     number: Annotated[
-        int | None, typer.Argument(metavar="[N]", help="Results to bring back: DIR/replaced/N. Without N, they are listed.")
+        int | None, typer.Argument(metavar="[N]", help="Results to restore: DIR/replaced/N. Without N, list them.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Restore results that another configuration replaced, with their configuration. The current results are set aside.
+    """Restore results that another configuration replaced, together with their configuration. Current results are set aside.
 
-    Without N: list the results that can be restored, with their cost and settings.
+    Without N, list the results that can be restored, with their cost and settings.
     """
     with clear_errors(debug, interrupted=_RESTORES):
         from selfeval.runs.reader import RunReader
@@ -303,11 +308,11 @@ def restore(
 @app.command()
 def show(
     folder: RunFolder,
-    records: Annotated[str, typer.Argument(help="questions, replies, verdicts, pairs or dropped.")] = "pairs",
+    records: Annotated[str, typer.Argument(help="Kind of records: questions, replies, verdicts, pairs or dropped.")] = "pairs",
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Records to show; of dropped ones, as many of each reason.")
+        int, typer.Option("--count", "-n", min=1, help="Number of records to show; for dropped records, the number per reason.")
     ] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print whole records, one JSON object per line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print complete records, one JSON object per line.")] = False,
     debug: Debug = False,
 ) -> None:
     """Show records of a run. Long lists of token ids are truncated, except with --json."""
@@ -324,14 +329,16 @@ def show(
 def score(
     folder: RunFolder,
     question: Annotated[str | None, typer.Option(help="The question.")] = None,
-    reply: Annotated[list[str] | None, typer.Option(help="A reply; give it twice or more to compare.")] = None,
+    reply: Annotated[list[str] | None, typer.Option(help="A reply; repeat the option to compare replies.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help='JSON lines {"question": "...", "replies": ["...", "..."]}; - reads them from standard input.'),
+        typer.Option(help='JSON lines {"question": "...", "replies": ["...", "..."]}; - reads from standard input.'),
     ] = None,
-    sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence below which the answer is `unsure`.")] = 0.8,
+    sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence threshold; below it the result is `unsure`.")] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per question.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Lines of --file scored together; 1 answers each line at once.")] = 32,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Batch size: lines of --file scored together. With 1, each line is answered immediately.")
+    ] = 32,
     trust_remote_code: RemoteCode = False,
     debug: Debug = False,
 ) -> None:
@@ -352,7 +359,7 @@ def score(
         RunReader(folder)  # refuses a folder that is not a run before loading the libraries
 
         if (file is None) == (question is None or not reply):
-            raise InputError("give --question and at least one --reply, or --file; not both")
+            raise InputError("pass either --question and at least one --reply, or --file")
         asked = typed(question or "", reply or []) if file is None else read_asked(file)
         _quiet_libraries()
         from selfeval.runs.evaluator import Evaluator
@@ -363,16 +370,16 @@ def score(
 @app.command()
 def export(
     folder: RunFolder,
-    to: Annotated[Path, typer.Option(metavar="OUT", help="The new folder; it may exist if it is empty.")],
-    role: Annotated[str, typer.Option(help="A trained role of the run: policy, or evaluator.")],
-    merge: Annotated[bool, typer.Option("--merge", help="A whole model instead of an adapter.")] = False,
+    to: Annotated[Path, typer.Option(metavar="OUT", help="Output folder; must be new or empty.")],
+    role: Annotated[str, typer.Option(help="Trained role to export: policy or evaluator.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Export a complete model instead of an adapter.")] = False,
     precision: Annotated[
-        str, typer.Option(help="Precision of merged weights: base (as in the run), fp32, bf16 or fp16.")
+        str, typer.Option(help="Precision of the merged weights: base (as in the run), fp32, bf16 or fp16.")
     ] = "base",
-    model: Annotated[str | None, typer.Option(help="The base, if it has moved since the run was made.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model, if it has moved since the run.")] = None,
     base_id: Annotated[
         str | None,
-        typer.Option(metavar="ORG/NAME", help="Hub id of the base, for the model card, if the run used a local copy."),
+        typer.Option(metavar="ORG/NAME", help="Hub id of the base for the model card, if the run used a local copy."),
     ] = None,
     trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
@@ -406,7 +413,7 @@ def export(
         if precision not in MERGED_PRECISIONS:
             raise InputError(f'there is no precision "{precision}"{nearest(precision, list(MERGED_PRECISIONS))}')
         if precision != "base" and not merge:
-            raise InputError("--precision is that of merged weights and needs --merge; an adapter is always fp32")
+            raise InputError("--precision applies to merged weights and needs --merge; adapters are always fp32")
         done = export_role(
             config,
             folder,
@@ -425,34 +432,41 @@ def _say_exported(done: Exported) -> None:
     typer.echo(f"{done.role} as {done.layout}: {done.folder}")
     if done.agreement is not None:
         seen = done.agreement
-        typer.echo(f"loaded again: {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})")
+        typer.echo(
+            f"verified: the reloaded {seen.compared} differ from the role's by at most {seen.difference:.2g} ({seen.precision})"
+        )
     if "adapter" in done.layout and done.base.hub_id is None:
         typer.echo(
-            "adapter_config.json names the base by its path here; before you publish it, export it with --base-id ORG/NAME"
+            "adapter_config.json refers to the base by a local path; before publishing, export again with --base-id ORG/NAME"
         )
     if done.tokenizers.own:
-        typer.echo("AutoTokenizer cannot load its tokenizer, which is not one of transformers'; its README.md says how to")
+        typer.echo(
+            "AutoTokenizer cannot load this tokenizer, which is not part of transformers; README.md shows how to load it"
+        )
 
 
 @app.command()
 def tune(
     texts: Annotated[
         list[Path],
-        typer.Argument(metavar="TEXT...", help='Plain text, each file one document; or JSON lines {"text": "..."} in .jsonl.'),
+        typer.Argument(
+            metavar="TEXT...", help='Plain-text files, one document each, or .jsonl files with lines {"text": "..."}.'
+        ),
     ],
     model: Annotated[str, typer.Option(help="Hugging Face model folder or hub id.")],
-    to: Annotated[Path, typer.Option(metavar="OUT", help="The new model folder; it may exist if it is empty.")],
+    to: Annotated[Path, typer.Option(metavar="OUT", help="Output model folder; must be new or empty.")],
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. tuning.steps=100.")
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a row; the model's whole context, stretched if it is, unless given.")
+        int | None,
+        typer.Option(min=2, help="Tokens per row (default: the model's full context length, including any extension)."),
     ] = None,
     trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Tune an adapter on text and write a whole model, for example to extend the context length.
+    """Fine-tune an adapter on text and write a complete model, for example to extend the context length.
 
     The adapter is merged into the base. OUT is an ordinary model folder for `selfeval run --model OUT` and transformers; its
     config.json contains the requested RoPE scaling. Without RoPE scaling, the model is adapted to the text's domain. The
@@ -461,7 +475,7 @@ def tune(
     The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Documents are packed one after the
     other into rows, each with the tokenizer's start token before it and the end token after it.
 
-    --set takes the keys of the sections tuning and backbone (except backbone.rollout_rows), seed and templates. Examples:
+    --set accepts the keys of the sections tuning and backbone (except backbone.rollout_rows), seed and templates. Examples:
 
     selfeval tune book.txt --model path/to/model --to models/longer --set backbone.context.rope_scaling=yarn
     --set backbone.context.rope_factor=4
@@ -480,17 +494,17 @@ def tune(
         facts = done.facts
         typer.echo(
             f"tuned on {facts['tokens']:,} tokens in {facts['steps']:,} steps: loss {facts['loss_start']:.3f}, then "
-            f"{facts['loss_end']:.3f} nats per token (means of the first and the last tenth)"
+            f"{facts['loss_end']:.3f} nats per token (means over the first and last tenth of the steps)"
         )
         _say_exported(done.exported)
 
 
 @lab.command()
 def pretrain(
-    output: Annotated[Path, typer.Option(help="Where the model folder is written.")] = Path("pretrained"),
+    output: Annotated[Path, typer.Option(help="Output model folder.")] = Path("pretrained"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 24_000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and the text.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the weights and the training text.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 uses torch's default.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Pretrain the embedded model from scratch. The same command resumes from the last checkpoint."""
@@ -508,12 +522,12 @@ def pretrain(
 
 @lab.command()
 def exam(
-    model: Annotated[str, typer.Argument(help="Model folder; the embedded model unless given.")] = "",
-    questions: Annotated[int, typer.Option(min=10, help="Problems per skill.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the problems and samples.")] = 1,
+    model: Annotated[str, typer.Argument(help="Model folder (default: the embedded model).")] = "",
+    questions: Annotated[int, typer.Option(min=10, help="Number of problems per skill.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the problems and samples.")] = 1,
     debug: Debug = False,
 ) -> None:
-    """Measure the embedded model's skills against gold: replying, asking, judging in both orders, marking."""
+    """Evaluate the embedded model's skills against gold answers: replying, asking, judging in both orders, marking."""
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
         _quiet_libraries()
         import json
@@ -525,7 +539,7 @@ def exam(
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit()

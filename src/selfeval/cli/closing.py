@@ -37,7 +37,7 @@ def print_closing(folder: Path, worked: bool) -> None:
         draw_page(folder)
     console = Console()
     if not worked:
-        typer.echo(f"This run is finished; nothing was left to do in {visible(str(folder))}.")
+        typer.echo(f"Nothing left to do: the run is already finished in {visible(str(folder))}.")
     _print_rows(console, summary_rows(report))
     for sentence in (*verdict_sentences(report), *rounds_sentences(report)):
         _print_line(console, sentence)

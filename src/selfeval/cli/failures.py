@@ -96,14 +96,14 @@ def _end_without_reader() -> NoReturn:
 
 
 _NO_MEMORY = (
-    "out of memory where no smaller part helps (loading the model, or an optimizer step); finished work is kept. Free "
-    "some memory and give the same command again, or use a smaller model, a lower precision or a lower backbone.lora.rank"
+    "out of memory where smaller batches do not help (loading the model, or an optimizer step); finished work is kept. Free "
+    "some memory and rerun the same command, or use a smaller model, a lower precision or a lower backbone.lora.rank"
 )
 
 
 def _system_error(error: OSError) -> str:
     where = "" if error.filename is None else f" ({error.filename})"
-    return f"{error.strerror}{where}. Nothing is lost: correct that and give the same command again"
+    return f"{error.strerror}{where}. Nothing is lost: fix this and rerun the same command"
 
 
 # -- bugs ---------------------------------------------------------------------------------------------------------------
@@ -113,10 +113,10 @@ def _our_fault(error: Exception, folder: Path | None) -> str:
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     log = _write_log(error, folder)
-    kept = "--debug shows the traceback" if log is None else f"the traceback is in {log}"
+    kept = "rerun with --debug to see the traceback" if log is None else f"the traceback is in {log}"
     address = _address()
     where = f"report it at {address}" if address else "report it to the developers"
-    return f"{what}. This is a fault of selfeval, not of your input; {kept}. Please {where}, with that traceback"
+    return f"{what}. This is a bug in selfeval, not in your input; {kept}. Please {where} with that traceback"
 
 
 def _write_log(error: Exception, folder: Path | None) -> Path | None:
@@ -163,6 +163,6 @@ def refuse_broken_arguments(arguments: list[str]) -> None:
         except UnicodeEncodeError:
             shown = argument.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             typer.echo(
-                f"Error: argument {number} is not valid UTF-8: {visible(shown)}; rename the file, or correct the text", err=True
+                f"Error: argument {number} is not valid UTF-8: {visible(shown)}; rename the file or correct the text", err=True
             )
             sys.exit(2)

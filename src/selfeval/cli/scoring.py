@@ -41,11 +41,11 @@ def read_asked(source: Path) -> Iterable[Asked]:
     if str(source) == "-":
         arriving = json_lines(_from_standard_input(), "standard input", DataError, _EXAMPLE)
         return (_asked(values, f"standard input, line {number}") for number, values in arriving)
-    text = read_text(source, "file", DataError, most=_LARGEST, remedy=f"give JSON lines ({_EXAMPLE}), or - for standard input")
+    text = read_text(source, "file", DataError, most=_LARGEST, remedy=f"pass JSON lines ({_EXAMPLE}), or - for standard input")
     lines = json_lines(text, str(source), DataError, _EXAMPLE)
     found = [_asked(values, f"{source}, line {number}") for number, values in lines]
     if not found:
-        raise DataError(f"file {source} is empty; write {_EXAMPLE}, one a line")
+        raise DataError(f"file {source} is empty; write one {_EXAMPLE} per line")
     return found
 
 
@@ -56,7 +56,7 @@ def typed(question: str, replies: Sequence[str]) -> list[Asked]:
         InputError: the question or a reply is empty.
     """
     if not question.strip() or not all(reply.strip() for reply in replies):
-        raise InputError("the question and every reply need some text")
+        raise InputError("the question and the replies must not be empty")
     return [Asked(question, tuple(replies), {"question": question, "replies": list(replies)})]
 
 
@@ -70,7 +70,7 @@ def _asked(values: dict[str, Any], where: str) -> Asked:
     question, replies = values.get("question"), values.get("replies", [values.get("reply")])
     is_text = isinstance(replies, list) and replies and all(isinstance(reply, str) and reply.strip() for reply in replies)
     if not isinstance(question, str) or not question.strip() or not is_text:
-        problem = "a question and one reply or more are needed, each with some text"
+        problem = "expected a question and at least one reply, none of them empty"
         raise DataError(f"{where}: {problem}; got {shortened(safe_json(values))}; write {_EXAMPLE}")
     return Asked(question, tuple(replies), values)
 

@@ -63,7 +63,7 @@ class LoraConfig(Section):
     def _names_modules(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         names = (value,) if isinstance(value, str) else value
         if not names or not all(name.strip() for name in names):
-            raise ValueError('name at least one module, such as ["q_proj", "v_proj"], or give "all-linear"')
+            raise ValueError('list at least one module, such as ["q_proj", "v_proj"], or use "all-linear"')
         return value
 
 

@@ -28,7 +28,7 @@ def _none_word(value: Any) -> Any:
     if value == "none":
         return None
     if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
-        raise ValueError("must be greater than 0; none turns it off")
+        raise ValueError("must be greater than 0; none disables it")
     return value
 
 
@@ -76,5 +76,5 @@ class Section(BaseModel):
         if isinstance(value, int) and abs(value) > (_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT):
             raise ValueError(f"must be at most {_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT:,}")
         if isinstance(value, str) and visible(value) != value:
-            raise ValueError("must not hold control characters")
+            raise ValueError("must not contain control characters")
         return value

@@ -147,7 +147,7 @@ class GRPOConfig(ClippedConfig):
     @model_validator(mode="after")
     def _gspo_has_no_dual_clip(self) -> GRPOConfig:
         if self.loss == "gspo" and self.dual_clip is not None:
-            raise ValueError('loss = "gspo" clips the ratio of whole replies and has no dual_clip; leave it at none')
+            raise ValueError('loss = "gspo" clips the ratio per reply and does not support dual_clip; set it to none')
         return self
 
 
@@ -205,7 +205,7 @@ class DPOConfig(LearnerConfig):
     def _settings_are_read(self) -> DPOConfig:
         for name, losses in _DPO_SETTINGS.items():
             if self.loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name} is a setting of loss = {" or ".join(losses)}, and loss is "{self.loss}"')
+                raise ValueError(f'{name} is a setting of loss = {" or ".join(losses)}, but loss is "{self.loss}"')
         return self
 
 

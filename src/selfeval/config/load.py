@@ -83,8 +83,7 @@ def _allowed_at(location: Sequence[str | int]) -> list[str]:
 
 _OPTIONS = {
     "trust_remote_code": (
-        "a recipe cannot allow a model's own code to run; give the option --trust-remote-code to the command if you trust "
-        "that code"
+        "a recipe cannot enable custom model code; pass --trust-remote-code on the command line if you trust the code"
     )
 }
 """Former keys that are now command options only, because no file may set them."""
@@ -118,7 +117,7 @@ def _problem(problem: Any, chosen: Mapping[str, str]) -> str:
     try:
         got = json.dumps(problem["input"], default=str)
     except ValueError:  # an integer with thousands of digits
-        got = "a number of thousands of digits"
+        got = "a number with thousands of digits"
     return f"{key}: got {shortened(got)}; {problem['msg'].removeprefix('Value error, ')}"
 
 
@@ -130,15 +129,15 @@ def _of_a_choice(location: Sequence[str | int], chosen: Mapping[str, str]) -> st
     choice, current = _CHOICES[section], chosen[section]
     if len(location) == 2 and choice.section(name) is not None:
         return (
-            f'{section}.{name}: {section}.{choice.key} is "{current}", and only its section may be given; '
-            f'set {section}.{choice.key} = "{name}"'
+            f'{section}.{name}: {section}.{choice.key} is "{current}", so only that section is allowed; set '
+            f'{section}.{choice.key} = "{name}"'
         )
     if location[1] != current and name in choice.fields(current):
-        return f'"{section}.{name}" is a setting of the {choice.key}; give it as {section}.{current}.{name}'
+        return f'"{section}.{name}" is a setting of the {choice.key}; write it as {section}.{current}.{name}'
     owners = [owner for owner in choice.registry if name in choice.fields(owner)]
     if not owners:
         return None
-    return f'"{".".join(map(str, location))}" is not a setting of {current}; {choice.key}s with it: {", ".join(owners)}'
+    return f'"{".".join(map(str, location))}" is not a setting of {current}; {choice.key}s that have it: {", ".join(owners)}'
 
 
 def _source(location: Sequence[str | int], sources: Mapping[str, str], recipe: str) -> str:
@@ -183,7 +182,7 @@ _LARGEST_RECIPE = 1 << 20
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    remedy = "give the path of a .toml recipe"
+    remedy = "pass the path of a .toml recipe"
     text = read_text(path, "recipe", ConfigError, most=_LARGEST_RECIPE, remedy=remedy)
     try:
         values = tomllib.loads(text)
@@ -191,7 +190,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ConfigError(f"recipe {path} is not valid TOML: {reason}") from error
     if has_half_character(values):
-        raise ConfigError(f"recipe {path} holds half a surrogate pair; write whole characters")
+        raise ConfigError(f"recipe {path} contains an unpaired surrogate; write complete characters")
     for place, key in _paths_in(values):
         if _is_there(beside := Path(os.path.realpath(path)).parent / place[key]):
             place[key] = str(beside)
@@ -219,7 +218,7 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-_FOLDER_NAME = "the last part of the folder that was given (it names the run)"
+_FOLDER_NAME = "the last component of the run folder (it names the run)"
 
 
 def _option(key: str, value: Any) -> str:
@@ -272,9 +271,9 @@ def config_of_run(values: Any, where: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        keys = sorted({".".join(str(part) for part in problem["loc"]) or "all of it" for problem in error.errors()})
+        keys = sorted({".".join(str(part) for part in problem["loc"]) or "all" for problem in error.errors()})
         shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
         raise RunFolderError(
-            f"{where} holds the configuration of another version of selfeval (not read: {shown}). Use the version that is "
-            "noted in its run.json, or start a new run: selfeval run RECIPE --output NEW"
+            f"{where} was written by another version of selfeval (unsupported settings: {shown}). Use the version recorded in "
+            "its run.json, or start a new run: selfeval run RECIPE --output NEW"
         ) from error

@@ -114,10 +114,11 @@ class PolicyConfig(Section):
     def _learner_can_learn(self) -> PolicyConfig:
         compares = self.spec.compares_replies and not self.settings.reads_kept_pairs
         if compares and self.replies_per_question < 2:
-            raise ValueError(f"{self.learner} compares replies to one question; replies_per_question must be at least 2")
+            raise ValueError(f"{self.learner} compares replies to the same question; replies_per_question must be at least 2")
         if self.minibatch < self.spec.least_minibatch:
             raise ValueError(
-                f"{self.learner} learns from pairs; minibatch counts replies and must be at least {self.spec.least_minibatch}, "
+                f"{self.learner} learns from pairs, and minibatch counts replies; it must be at least "
+                f"{self.spec.least_minibatch}, "
                 f"got {self.minibatch}"
             )
         return self

@@ -57,7 +57,7 @@ class RunConfig(Section):
     @classmethod
     def _names_a_folder(cls, value: str) -> str:
         if value.strip() in ("", ".", "..") or "/" in value or "\\" in value:
-            raise ValueError("is the name of a folder below runs/: some text without / and \\, and neither . nor ..")
+            raise ValueError("must be a folder name below runs/: not empty, no / or \\, not . or ..")
         return value
 
     @field_validator("rounds")
@@ -66,7 +66,7 @@ class RunConfig(Section):
         policy = info.data.get("policy")
         if value > 1 and policy is not None and not policy.spec.changes_policy:
             raise ValueError(
-                f'policy.learner = "{policy.learner}" leaves the policy\'s weights unchanged, so a later round would start '
-                "where the first did; choose another learner, or rounds = 1"
+                f'policy.learner = "{policy.learner}" leaves the policy\'s weights unchanged, so every round would start '
+                "from the same policy; choose another learner, or set rounds = 1"
             )
         return value

@@ -102,7 +102,7 @@ class RepliesConfig(Section):
         for name in ("temperature", "top_p"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"{name} is a range [low, high]; got low {low} > high {high}")
+                raise ValueError(f"{name} must be a range [low, high], got low {low} > high {high}")
         return self
 
 

@@ -108,10 +108,10 @@ def uses_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
             continue
         if _SAMPLE in shown:
             return parts
-        reasons.append(f"it drops the text of a user message (a sample becomes {shown[:60]!r})")
+        reasons.append(f"it drops the text of a user message (a sample renders as {shown[:60]!r})")
     raise ModelError(
-        f"the chat template of {_name(tokenizer)} cannot be used: {reasons[0]}. Prompts are one user message without a system "
-        f"message; correct the template, or put a {CHAT_TEMPLATE} that accepts this into the templates folder"
+        f"the chat template of {_name(tokenizer)} cannot be used: {reasons[0]}. A prompt is a single user message without a "
+        f"system message; correct the template, or add a {CHAT_TEMPLATE} that accepts this to the templates folder"
     )
 
 
@@ -129,4 +129,4 @@ def _name(tokenizer: Any) -> str:
 def refuse_chance(source: str, name: str) -> None:
     """Refuse a template that uses randomness: its prompts would differ every time, and no run could be resumed exactly."""
     if found := _RANDOM.search(source):
-        raise ModelError(f"{name} uses `{found.group().strip('|( ')}`, so that prompts differ each time; remove it")
+        raise ModelError(f"{name} uses `{found.group().strip('|( ')}`, which makes prompts non-deterministic; remove it")

@@ -71,14 +71,16 @@ def check_seeds(tokenizer: PreTrainedTokenizerBase, seeds: Sequence[str], model:
     """
     found = coverage(tokenizer, seeds)
     shown = found.example if len(found.example) <= 40 else found.example[:37] + "..."
-    advice = "replies will be garbled; use a model that was trained on this language, or seeds in the model's own domain"
+    advice = "replies will be garbled; use a model that was trained on this language, or seeds from the model's domain"
     if found.lost >= 0.99:
-        raise SeedsError(f'the tokenizer of {model} cannot write the seeds at all ("{shown}" becomes unknown tokens); {advice}')
+        raise SeedsError(
+            f'the tokenizer of {model} cannot encode the seeds at all ("{shown}" becomes unknown tokens); {advice}'
+        )
     if found.lost >= _LOST:
         return f'the tokenizer of {model} loses {found.lost:.0%} of the seeds\' characters (for example in "{shown}"); {advice}'
     if found.spelled >= _SPELLED:
         return (
-            f"the tokenizer of {model} spells {found.spelled:.0%} of the seeds' words letter by letter (for example "
+            f"the tokenizer of {model} splits {found.spelled:.0%} of the seeds' words into single characters (for example "
             f'"{shown}"), so the model has hardly seen such text; {advice}'
         )
     return None

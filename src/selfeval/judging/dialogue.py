@@ -200,7 +200,7 @@ def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]
                 "{{- prompt -}}{%- elif message['role'] == 'assistant' -%}{{- ' ' + cleaned(message['content']) -}}",
                 *(f"{{{{- {jinja_string(token)} -}}}}" for token in end),
                 "{%- else -%}",
-                "{{- raise_exception('this model knows user and assistant messages only, not ' + message['role']) -}}",
+                "{{- raise_exception('this model supports user and assistant messages only, not ' + message['role']) -}}",
                 "{%- endif -%}{%- endfor -%}",
             ]
         )
@@ -245,12 +245,12 @@ _CLEANED = """{%- macro cleaned(content) -%}
 """
 
 _CHECK = """{%- if messages | length != 2 or messages[0]['role'] != 'user' or messages[1]['role'] != 'assistant' -%}
-{{- raise_exception('this evaluator scores one reply: give one user message (the question) and one assistant message') -}}
+{{- raise_exception('this evaluator scores one reply: pass one user message (the question) and one assistant message') -}}
 {%- endif -%}
 """
 
 _NEEDS_WORKING = """{%- if working is not defined -%}
-{{- raise_exception('this evaluator also reads the own greedy reply of its base to the question: use reward.py of its folder, which makes it, or give it as working=...') -}}
+{{- raise_exception('this evaluator also needs the greedy reply of its base to the question: use reward.py in its folder, which generates it, or pass it as working=...') -}}
 {%- endif -%}
 {%- set working = cleaned(working) -%}
 """  # noqa: E501

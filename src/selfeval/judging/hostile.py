@@ -45,6 +45,6 @@ def refuse_leak(templates: Templates, kind: str, values: Mapping[str, Any], path
         if more := found - honest:
             token = templates.tokenizer.convert_ids_to_tokens(min(more))
             raise ModelError(
-                f"{path} makes the control token {token} of a text that it shows, so that a reply could speak for the prompt; "
-                "show texts as they are, without filters such as lower or replace"
+                f"{path} turns inserted text into the control token {token}, so a reply could forge parts of the prompt; "
+                "insert texts unchanged, without filters such as lower or replace"
             )

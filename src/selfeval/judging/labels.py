@@ -73,7 +73,7 @@ def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
     lengths = [1 + max(_common([rest, other]) for other in rests[:i] + rests[i + 1 :]) for i, rest in enumerate(rests)]
     if any(length > len(rest) for length, rest in zip(lengths, rests, strict=True)):
         shown = ", ".join(f'"{label}"' for label in labels.all)
-        raise ModelError(f"this tokenizer cannot tell the verdict labels {shown} apart; give others in templates.toml")
+        raise ModelError(f"this tokenizer cannot distinguish the verdict labels {shown}; set others in templates.toml")
     first, second, tie = (rest[:length] for rest, length in zip(rests, lengths, strict=True))
     return VerdictTokens(encoded[0][:shared], (first, second, tie))
 

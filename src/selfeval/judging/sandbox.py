@@ -31,11 +31,11 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
         """Refuse products and powers that are too large, before computing them."""
         if operator == "**":
             if not (isinstance(left, int | float) and isinstance(right, int | float) and abs(right) <= 64 and abs(left) <= 1e6):
-                raise SecurityError("a template may raise numbers up to 1,000,000 to powers up to 64, and nothing else")
+                raise SecurityError("a template may only raise numbers up to 1,000,000 to powers up to 64")
         elif sizes := [len(value) for value in (left, right) if hasattr(value, "__len__")]:
             times = next((value for value in (left, right) if isinstance(value, int)), 0)
             if sizes[0] * times > _LARGEST_RESULT:
-                raise SecurityError(f"a template may repeat a text or list to {_LARGEST_RESULT:,} items, and no further")
+                raise SecurityError(f"a template may repeat a string or list to {_LARGEST_RESULT:,} items at most")
         elif any(isinstance(value, int) and abs(value) > _LARGEST_NUMBER for value in (left, right)):
             raise SecurityError("a template multiplies numbers that are too large")
         return super().call_binop(context, operator, left, right)
@@ -49,7 +49,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
             numbers = range(*bounds)
             left -= len(numbers)
             if left < 0:
-                raise SecurityError(f"a template may loop over {_MOST_STEPS:,} numbers in all, and no more")
+                raise SecurityError(f"a template may loop over {_MOST_STEPS:,} numbers in total at most")
             return numbers
 
         return limited

@@ -80,7 +80,7 @@ def templates_folder(model: str, chosen: str = "") -> Path:
     if chosen:
         if not (Path(chosen) / "templates.toml").is_file():
             raise ModelError(
-                f"templates folder {chosen} has no templates.toml; give a folder with it and the templates "
+                f"templates folder {chosen} has no templates.toml; use a folder that contains it and the templates "
                 f"{', '.join(kinds_of_run())} (.jinja)"
             )
         return Path(chosen)
@@ -255,7 +255,7 @@ def read_settings(folder: Path, texts: Mapping[str, str]) -> Settings:
     """
     path = folder / SETTINGS
     if SETTINGS not in texts:
-        raise ModelError(f"templates folder {folder} has no {SETTINGS}; it holds the stop texts and the verdict labels")
+        raise ModelError(f"templates folder {folder} has no {SETTINGS}, which defines the stop texts and the verdict labels")
     try:
         return Settings.model_validate(tomllib.loads(texts[SETTINGS]))
     except tomllib.TOMLDecodeError as error:
@@ -279,14 +279,14 @@ def check_complete(folder: Path, texts: Mapping[str, str], kinds: Collection[Tem
     names = ", ".join(kind.name for kind in kinds)
     if missing := [f"{kind.name}.jinja" for kind in kinds if f"{kind.name}.jinja" not in texts]:
         raise ModelError(
-            f"templates folder {folder} lacks {', '.join(missing)}; this configuration reads {names}; write the missing, for "
-            f"example from those in {_OWN}"
+            f"templates folder {folder} lacks {', '.join(missing)}; this configuration needs {names}; add the missing ones, "
+            f"for example copies from {_OWN}"
         )
     labels = read_settings(folder, texts).labels
     if unlabelled := [kind.name for kind in kinds if kind.has_labels and kind.name not in labels]:
         raise ModelError(
-            f"templates folder {folder}: {folder / SETTINGS} lacks [{unlabelled[0]}]; give the verdict labels `first`, "
-            "`second` and `tie`, and optionally `lead`, in that table"
+            f"templates folder {folder}: {folder / SETTINGS} lacks [{unlabelled[0]}]; set the verdict labels `first`, `second` "
+            "and `tie`, and optionally `lead`, in that table"
         )
 
 
@@ -317,11 +317,9 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     except Exception as error:  # a template is a program: it may raise anything
         raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
     if not ids:
-        raise ModelError(f"{path} renders to an empty prompt; write the prompt into it")
+        raise ModelError(f"{path} renders to an empty prompt; add the prompt text")
     if lost := [name for name, text in changed.items() if text == sample and name != "examples"]:
-        raise ModelError(
-            f"{path} does not show the {lost[0]}: its prompt is the same whatever that is; write {{{{ {lost[0]} }}}}"
-        )
+        raise ModelError(f"{path} does not use the {lost[0]}: its prompt does not depend on it; insert {{{{ {lost[0]} }}}}")
     refuse_leak(templates, kind, values, path)
 
 
@@ -332,5 +330,5 @@ def _refuse_unknown(environment: Environment, kind: str, path: Path, known: set[
     unknown = sorted(meta.find_undeclared_variables(tree) - known - set(environment.globals))
     if unknown:
         raise ModelError(
-            f"{path} uses {', '.join(unknown)}, which this prompt does not have; it has {', '.join(sorted(known))}"
+            f"{path} uses {', '.join(unknown)}, which this prompt does not provide; available: {', '.join(sorted(known))}"
         )

@@ -95,7 +95,7 @@ class _Exam:
 
 def _evidence(judgement: Judgement) -> PairwiseEvidence:
     if judgement.evidence is None:
-        raise TypeError("the exam of the judge needs a judge that compares in both orders")
+        raise TypeError("the exam needs a judge that compares in both orders")
     return judgement.evidence
 
 

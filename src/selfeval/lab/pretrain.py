@@ -165,8 +165,8 @@ def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, 
     with safe_open(path, framework="pt") as file:
         begun = json.loads(file.metadata()["progress"])["config"]
     if begun != asdict(config):
-        other = ", ".join(f"{k} {begun.get(k)} there, {v} now" for k, v in asdict(config).items() if begun.get(k) != v)
-        raise InputError(f"{path.parent} holds a pretraining with other settings ({other}); give another --output")
+        other = ", ".join(f"{k} {begun.get(k)} before, {v} now" for k, v in asdict(config).items() if begun.get(k) != v)
+        raise InputError(f"{path.parent} contains a pretraining run with other settings ({other}); pass another --output")
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"model/{name}"))
@@ -202,7 +202,7 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
     if checkpoint.exists():
         progress = _restore(checkpoint, model, optimizer, config)
         step, seconds = int(progress["step"]), float(progress["seconds"])
-        report(f"going on from step {step}")
+        report(f"resuming from step {step}")
     started, losses = time.monotonic() - seconds, []
     while step < config.steps:
         losses.append(_step(model, optimizer, _batch(tokenizer, config, step), _learning_rate(config, step)))

@@ -31,7 +31,7 @@ def adapted(config: BackboneConfig, plan: Plan) -> list[str]:
     given = " ".join(f"--set backbone.{name}={str(value).lower()}" for name, value in changed.items())
     wanted = ", ".join(f"{name} {str(getattr(config, name)).lower()}" for name in changed)
     there = ", ".join(f"{_bytes(d.budget)} on {d.device}" for d in plan.devices if d.budget is not None)
-    return [f"{there} is too little for {wanted}; give {given} (a run under way: --memory-budget instead)"]
+    return [f"{there} is too little for {wanted}; use {given} (for a run in progress: --memory-budget)"]
 
 
 def refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine) -> list[str]:
@@ -41,19 +41,19 @@ def refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine) 
         base = device.phases["load"]["base"]
         said.append(
             f"does not fit: {device.fullest} takes {_bytes(device.peak)} on {device.device} with one row at a time and layers "
-            f"recomputed, of which the base is {_bytes(base)}; there are {_bytes(device.budget or 0)}"
+            f"recomputed, of which the base is {_bytes(base)}; {_bytes(device.budget or 0)} are available"
         )
         said += _elsewhere(config.backbone, machine, device)
         said += _smaller(config.backbone, facts, plan, device) if len(plan.devices) == 1 else []
         if 0 < base < (device.budget or 0):
             said.append(
-                f"shorter texts lower the {_bytes(device.peak - base)} beside the base (replies.max_new_tokens="
+                f"shorter texts reduce the {_bytes(device.peak - base)} on top of the base (replies.max_new_tokens="
                 f"{config.replies.max_new_tokens}, verdicts.max_new_tokens={config.verdicts.max_new_tokens} now)"
             )
     if plan.main.device != "cpu":
         said.append(f"backbone.device=cpu has {_bytes(machine.memory['cpu'])} of free memory")
     tight = max(plan.devices, key=lambda device: device.over)
-    return [*said, f"or take {_bytes(tight.peak)} of memory on {tight.device}, or a smaller model"]
+    return [*said, f"or provide {_bytes(tight.peak)} of memory on {tight.device}, or use a smaller model"]
 
 
 def _elsewhere(config: BackboneConfig, machine: Machine, device: DevicePlan) -> list[str]:
@@ -74,7 +74,7 @@ def _smaller(config: BackboneConfig, facts: ModelFacts, plan: Plan, device: Devi
         saved = base - weigh(facts, precision).total
         if saved > 0 and precision != plan.precision:
             left = device.peak - saved
-            verdict = "which fits" if left <= (device.budget or 0) else "which is not enough alone"
+            verdict = "which fits" if left <= (device.budget or 0) else "which is not enough on its own"
             said.append(f"backbone.precision={precision} takes about {_bytes(left)}, {verdict}")
     return said
 
@@ -88,7 +88,7 @@ def quantised_alternatives(config: BackboneConfig, facts: ModelFacts, plan: Plan
     said = []
     for precision in (name for name in _precisions(config) if PRECISIONS[name].quantised):
         takes = weigh(facts, precision).total + beside
-        verdict = "which fits" if takes <= device.budget else "which is not enough alone"
+        verdict = "which fits" if takes <= device.budget else "which is not enough on its own"
         said.append(
             f"backbone.precision={precision} takes about {_bytes(takes)} on {device.device}, {verdict}; it needs bitsandbytes, "
             "which is not installed: pip install 'self-evaluator[quantised]'"

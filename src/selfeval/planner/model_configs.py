@@ -126,8 +126,8 @@ def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
         or values.get("is_encoder_decoder")
     ):
         raise ModelError(
-            f"{name}: model_type {json.dumps(kind)} is no causal language model that transformers knows; give the config.json "
-            "of one that writes text"
+            f"{name}: model_type {json.dumps(kind)} is not a causal language model known to transformers; use the config.json "
+            "of a model that generates text"
         )
     register_family(kind)
     # The class itself and not AutoConfig.for_model: a family may read a published config as that of another model.
@@ -140,14 +140,14 @@ _LARGEST_CONFIG = 16 << 20
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    text = read_text(path, "config.json", ModelError, most=_LARGEST_CONFIG, remedy="give the config.json of a model")
+    text = read_text(path, "config.json", ModelError, most=_LARGEST_CONFIG, remedy="pass the config.json of a model")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ModelError(f"{path} cannot be read as a config.json: {reason}") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{path} is no config.json: it holds a {type(values).__name__}, not an object")
+        raise ModelError(f"{path} is not a model's config.json: it contains a {type(values).__name__} instead of an object")
     return values
 
 
@@ -161,7 +161,9 @@ def model_facts(model: str) -> ModelFacts:
     if model and path.is_dir():
         path = path / "config.json"
         if not path.is_file():
-            raise ModelError(f"{model} has no config.json, so it is not a model folder; give the folder that holds config.json")
+            raise ModelError(
+                f"{model} has no config.json, so it is not a model folder; pass the folder that contains config.json"
+            )
     if model and path.is_file():
         return read_facts(path.parent.name if path.name == "config.json" else path.name, _read_json(path))
     known = known_models()
@@ -171,8 +173,9 @@ def model_facts(model: str) -> ModelFacts:
         close = difflib.get_close_matches(model.lower(), found, n=1, cutoff=0.6)
         hint = f' Did you mean "{found[close[0]]}"?' if close else ""
         raise ModelError(
-            f'the size of model "{model}" is not known here and it is no folder on this disk.{hint} Give a model folder, or '
-            f"--config with its config.json, or one of: {', '.join(known)}"
+            f'model "{model}" is neither a local folder nor a model of known size.{hint} Pass a model folder, --config with '
+            "its "
+            f"config.json, or one of: {', '.join(known)}"
         )
     return read_facts(name, _read_json(known[name])["config"])
 

@@ -119,7 +119,7 @@ class _Search:
         """Return the number of replies sampled at once; 0 if not even one fits."""
 
         def misses(rows: int) -> int:
-            self.tell(f"measuring {rows} replies side by side")
+            self.tell(f"measuring {rows} concurrent replies")
             return self._missing(measured.rollout(rows))
 
         return largest_fitting(misses, self.config.rollout_rows, 0)

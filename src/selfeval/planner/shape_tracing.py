@@ -227,7 +227,7 @@ class ShapeBackbone(Backbone):
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         except ValueError as error:
-            raise ModelError(f"backbone.context.attention = {attention} is not for this model: {error}") from error
+            raise ModelError(f"backbone.context.attention = {attention} is not supported by this model: {error}") from error
         model.requires_grad_(False).eval()
         no_tokenizer = cast(PreTrainedTokenizerBase, None)
         loaded = LoadedModel(model, no_tokenizer, torch.device("meta"), "", (), 0, placement=placement)

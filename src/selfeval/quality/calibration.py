@@ -364,7 +364,7 @@ def _probabilities(confidence: Sequence[float], correct: Sequence[float]) -> tup
 def _scores_and_outcomes(scores: Sequence[float], outcomes: Sequence[float]) -> tuple[Floats, Floats]:
     scores_N, outcomes_N = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     if scores_N.shape != outcomes_N.shape:
-        raise ValueError(f"each case needs a score and an outcome, got {scores_N.size} and {outcomes_N.size}")
+        raise ValueError(f"scores and outcomes must have equal lengths, got {scores_N.size} and {outcomes_N.size}")
     if not np.isfinite(scores_N).all():
         raise ValueError("every score must be finite, got NaN or infinity")
     _check_unit_interval(outcomes_N, "an outcome")

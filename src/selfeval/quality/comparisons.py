@@ -153,7 +153,9 @@ def _units(differences: Sequence[float], questions: Sequence[Hashable] | None) -
     if questions is None:
         return list(differences)
     if len(questions) != len(differences):
-        raise ValueError(f"every case needs its question, got {len(differences)} cases and {len(questions)} questions")
+        raise ValueError(
+            f"cases and questions must have equal lengths, got {len(differences)} cases and {len(questions)} questions"
+        )
     by_question: dict[Hashable, list[float]] = defaultdict(list)
     for question, difference in zip(questions, differences, strict=True):
         by_question[question].append(difference)
@@ -163,7 +165,7 @@ def _units(differences: Sequence[float], questions: Sequence[Hashable] | None) -
 def _check_credits(credits: Sequence[float]) -> None:
     outside = [credit for credit in credits if not 0 <= credit <= 1]
     if outside:
-        raise ValueError(f"a credit must be in [0, 1], got {outside[:5]}")
+        raise ValueError(f"credits must be in [0, 1], got {outside[:5]}")
 
 
 def _is_binary(credits: Sequence[float]) -> bool:

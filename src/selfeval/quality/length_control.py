@@ -53,7 +53,7 @@ def length_controlled_win_rate(
     """
     scores_N, x_N = _checked_scores(scores), _squashed(length_differences)
     if scores_N.size != x_N.size:
-        raise ValueError(f"one score per length difference, got {scores_N.size} and {x_N.size}")
+        raise ValueError(f"scores and length differences must have equal lengths, got {scores_N.size} and {x_N.size}")
     if scores_N.size == 0:
         return Figure(None, None, None, 0)
     y_M, x_M = np.append(scores_N, (0.0, 1.0)), np.append(x_N, (0.0, 0.0))
@@ -103,5 +103,5 @@ def _squashed(length_differences: Sequence[float]) -> Floats:
 def _checked_scores(scores: Sequence[float]) -> Floats:
     scores_N = np.asarray(scores, dtype=np.float64)
     if not ((scores_N >= 0) & (scores_N <= 1)).all():
-        raise ValueError(f"a score must be in [0, 1], got {scores_N.min()} to {scores_N.max()}")
+        raise ValueError(f"scores must be in [0, 1], got {scores_N.min()} to {scores_N.max()}")
     return scores_N

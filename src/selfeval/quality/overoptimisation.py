@@ -83,7 +83,9 @@ def best_of_n(proxy: Sequence[float], value: Sequence[float], n: int) -> float:
         1.0
     """
     if len(proxy) != len(value) or not 1 <= n <= len(proxy):
-        raise ValueError(f"best of {n} needs as many values as scores and at least {n}, got {len(proxy)} and {len(value)}")
+        raise ValueError(
+            f"best of {n} needs equally many scores and values, at least {n} each, got {len(proxy)} and {len(value)}"
+        )
     scores_N, order = np.asarray(proxy, dtype=np.float64), np.argsort(proxy, kind="stable")
     _, place_N = np.unique(scores_N, return_inverse=True)
     shared_N = np.bincount(place_N, weights=np.asarray(value, dtype=np.float64)) / np.bincount(place_N)

@@ -63,7 +63,7 @@ class Figure:
             ValueError: the value is undefined.
         """
         if self.value is None:
-            raise ValueError("the figure has no cases, so it has no value")
+            raise ValueError("the figure has no value, because it has no cases")
         return self.value
 
     def as_json(self) -> dict[str, float | int | None]:
@@ -210,7 +210,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> Figur
         3
     """
     if len(values) != len(clusters):
-        raise ValueError(f"every value needs its cluster, got {len(values)} values and {len(clusters)} clusters")
+        raise ValueError(f"values and clusters must have equal lengths, got {len(values)} values and {len(clusters)} clusters")
     values_N, place = finite(values, "values"), {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
     place_N = np.array([place[cluster] for cluster in clusters], dtype=np.int64)
     return ratio_of_means(np.bincount(place_N, weights=values_N).tolist(), np.bincount(place_N).tolist())
@@ -423,7 +423,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Figure:
         {'value': 0.2, 'ci_low': 0.056894, 'ci_high': 0.340429, 'n': 50}
     """
     if len(before) != len(after):
-        raise ValueError(f"a case has a before and an after, got {len(before)} and {len(after)}")
+        raise ValueError(f"before and after must have equal lengths, got {len(before)} and {len(after)}")
     n = len(before)
     if n == 0:
         return Figure(None, None, None, 0)

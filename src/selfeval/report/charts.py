@@ -259,7 +259,7 @@ def reliability_chart(bins: Sequence[Bin], *, label: str = "Accuracy over confid
         text = f"confidence {percent(b.confidence)}: right {percent(b.accuracy)} (n = {b.n:,})"
         body.append(_rule(x, frame.y(b.confidence), x, y, "stem"))
         body.append(_tag("circle", f"<title>{escape(text)}</title>", class_="dot c1", cx=x, cy=y, r=radius))
-    told = "; ".join(f"{percent(b.confidence)} sure, {percent(b.accuracy)} right" for b in bins)
+    told = "; ".join(f"{percent(b.confidence)} confident, {percent(b.accuracy)} right" for b in bins)
     return _svg("".join(body), 210, f"{label}. {told}")
 
 

@@ -23,7 +23,7 @@ def memory_rows(memory: Memory) -> list[tuple[str, str]]:
     for event in memory.events:
         places.setdefault((event.stage, event.phase, event.unit), []).append(event)
     return [
-        (f"memory, {stage}: {phase}", f"{_limits(events)} {unit} at once; {_reasons(events)}")
+        (f"memory, {stage}: {phase}", f"{_limits(events)} {unit} at a time; {_reasons(events)}")
         for (stage, phase, unit), events in places.items()
     ]
 

@@ -40,11 +40,10 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "accuracy",
             "share",
             "pairs of the batch whose chosen reply scores strictly higher, before the update",
-            "0 at step 1 (the head starts at zero), then well above 0.5. It is agreement with the judge on pairs "
-            "that are trained on",
+            "0 at step 1 (the head starts at zero), then well above 0.5. Measures agreement with the judge on training pairs",
         ),
         Metric("grad_norm", "", "norm of the gradient before clipping", "finite, steady"),
-        Metric("learning_rate", "", "of this step", "rises over the warm-up, then falls"),
+        Metric("learning_rate", "", "learning rate of this step", "rises over the warm-up, then falls"),
     ),
     "policy": (
         Metric("step", "", "iteration, from 1", ""),
@@ -52,15 +51,15 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "reward",
             "deviations of the first iteration's scores",
-            "mean reward of a reply: its whitened and clipped score, less the penalties for an unfinished and for"
-            " an overlong reply, less `kl_coefficient` times its KL",
+            "mean reward of a reply: its whitened and clipped score, minus the penalties for unfinished and overlong replies, "
+            "minus `kl_coefficient` times its KL",
             "near 0 at first, then rises",
         ),
         Metric(
             "kl",
             "nats per reply",
             "mean over replies of the summed log-ratio to the reference, on the drawn tokens, at the policy's temperature",
-            "near 0 at first, then towards `policy.kl_target`. Watchdogs: below -0.5, above 5 times the target",
+            "near 0 at first, then approaches `policy.kl_target`. Watchdogs: below -0.5, above 5 times the target",
         ),
         Metric(
             "kl_coefficient",
@@ -89,8 +88,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "explained_variance",
             "share, at most 1",
-            "(learners with a critic) of the variance of the returns that the values before the update explain; "
-            "`null` when the returns do not vary",
+            "(learners with a critic) share of the variance of the returns that the values before the update explain; `null` "
+            "if the returns do not vary",
             "above 0, rising",
         ),
         Metric(
@@ -102,7 +101,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "pair_accuracy",
             "share",
-            "(dpo) pairs of the batch that the policy orders as their label does, relative to the reference",
+            "(dpo) pairs of the batch whose order under the policy, relative to the reference, agrees with the label",
             "0 at first (all margins are zero), then well above 0.5",
         ),
         Metric(
@@ -114,8 +113,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "entropy",
             "nats per token",
-            "of the policy's next-token distributions at its temperature",
-            "falls slowly. Watchdog: below 2 % of the first iteration's",
+            "mean entropy of the policy's next-token distributions at its temperature",
+            "falls slowly. Watchdog: below 2% of the first iteration's",
         ),
         Metric("clip_fraction", "share of tokens", "tokens on which the clipped loss is the larger one", "below about 0.2"),
         Metric(
@@ -136,9 +135,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "`trpo`: the bound in this iteration, `policy.trpo.trust_region` times the square of the schedule's factor",
             "falls with the schedule",
         ),
-        Metric("step_fraction", "share", "`trpo`: of the natural step that the line search took; 0: none", "0.2 to 1"),
-        Metric("surrogate_gain", "advantage per token", "`trpo`: gain of the step on the surrogate", "above 0"),
-        Metric("cg_residual", "share", "`trpo`: part of the gradient that conjugate gradient left unsolved", "below 1"),
+        Metric(
+            "step_fraction",
+            "share",
+            "`trpo`: fraction of the natural step that the line search accepted; 0 if none",
+            "0.2 to 1",
+        ),
+        Metric("surrogate_gain", "advantage per token", "`trpo`: gain of the surrogate by the step", "above 0"),
+        Metric("cg_residual", "share", "`trpo`: share of the gradient that conjugate gradient left unsolved", "below 1"),
         Metric(
             "first_ratio",
             "share",
@@ -149,62 +153,62 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "q_loss",
             "",
             "value learners: Huber loss of the Q roles and of the values of states, mean over tokens",
-            "fall, then steady",
+            "falls, then steady",
         ),
         Metric(
             "state_loss",
             "",
             "value learners: Huber loss of the Q roles and of the values of states, mean over tokens",
-            "fall, then steady",
+            "falls, then steady",
         ),
         Metric(
             "q",
             "whitened reward",
             "value learners: mean value of the drawn tokens",
-            "rises with the reward, and stays below the best one",
+            "rises with the reward, and stays below the best reward",
         ),
         Metric("grad_norm", "", "norm of the policy's gradient before clipping", "finite, steady"),
         Metric(
             "learning_rate",
             "",
-            "of the policy in this iteration; the critic's follows the same schedule from its own peak",
+            "learning rate of the policy in this iteration; the critic's follows the same schedule from its own peak",
             "rises over the warm-up, then falls",
         ),
         Metric(
             "judge_win_rate",
             "share",
             "(every `policy.judge_every` iterations) mean probability, by the held-out judge, that the policy's "
-            "reply beats the start's",
+            "reply beats the initial policy's",
             "rises with the score",
         ),
-        Metric("judge_error", "share", "its standard error", ""),
+        Metric("judge_error", "share", "standard error of `judge_win_rate`", ""),
         Metric(
             "judge_unparsed",
             "share",
             "questions whose verdict could not be read; they are left out",
-            "near 0; where most cannot be read nothing is logged",
+            "near 0; if most cannot be read, nothing is logged",
         ),
         Metric(
             "judge_drop",
             "share",
-            "win rate below its best so far",
+            "decrease of the win rate from its best so far",
             "0, or within noise. Watchdog: see `judge_drop_p`",
         ),
         Metric(
             "judge_drop_p",
             "",
             "p-value of that drop: exact sign test on the same questions",
-            "Watchdog: at most 5%, divided by the pairs of readings that the training takes, while `score_gain` is above 0",
+            "Watchdog: at most 5%, divided by the number of pairs of readings during training, while `score_gain` is above 0",
         ),
-        Metric("score_gain", "score", "mean raw score now, less that at the judge's best win rate", ""),
-        Metric("seconds", "s", "of the whole iteration: sampling, scoring and update", ""),
+        Metric("score_gain", "score", "mean raw score now minus that at the judge's best win rate", ""),
+        Metric("seconds", "s", "duration of the whole iteration: sampling, scoring and update", ""),
     ),
     "evaluation": (
         Metric("step", "", "policy iteration", ""),
         Metric(
             "gold",
             "share",
-            "actual accuracy: right replies by gold among the first `evaluation.gold_replies` of the iteration "
+            "actual accuracy: share of right replies, by gold, among the first `evaluation.gold_replies` of the iteration "
             "whose question has gold; training questions, at the policy's temperature",
             "rises with the score. A score that rises while gold falls means that the evaluator is being exploited",
         ),

@@ -22,7 +22,7 @@ Metrics = Mapping[str, Rows]
 
 P = TypeVar("P", bound=Part)
 
-_REMEDY = "remove evaluation/figures.json in the run folder and give the same command again, or use the version that wrote it"
+_REMEDY = "remove evaluation/figures.json in the run folder and rerun the same command, or use the version that wrote it"
 
 
 def read_report(path: Path) -> Report:
@@ -36,7 +36,7 @@ def read_report(path: Path) -> Report:
         with open_file(path) as file:
             data = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: finish the run first, its last stage writes the report") from None
+        raise InputError(f"{path} does not exist: finish the run first; its last stage writes the report") from None
     return parse_report(data, str(path))
 
 
@@ -53,9 +53,9 @@ def parse_report(data: bytes | str, source: str = "report.json") -> Report:
     try:
         value = parse_json(data, lenient=True)
     except ValueError as broken:
-        raise InputError(f"{source} is not JSON ({broken}): run the report stage again to write it") from broken
+        raise InputError(f"{source} is not JSON ({broken}): rerun the report stage to regenerate it") from broken
     if not isinstance(value, dict):
-        raise InputError(f"{source} should hold one JSON object, got {type(value).__name__}")
+        raise InputError(f"{source} must contain a JSON object, got {type(value).__name__}")
     if value.get("schema") != SCHEMA:
         raise InputError(f"{source} has schema {value.get('schema')!r}, this version reads schema {SCHEMA}; {_REMEDY}")
     return parse_part(Report, data, source)

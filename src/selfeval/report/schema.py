@@ -621,5 +621,5 @@ class Report(Part):
     def _rounds_are_numbered(self) -> Report:
         numbers = [row.round for row in self.rounds or ()]
         if numbers != list(range(1, len(numbers) + 1)):
-            raise ValueError(f"rounds should be numbered from 1, got {numbers}")
+            raise ValueError(f"rounds must be numbered from 1, got {numbers}")
         return self

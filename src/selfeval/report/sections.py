@@ -77,9 +77,9 @@ SMOOTH_FROM = 20
 SAMPLES_OPEN = 6
 
 CURVES = (
-    ("Reward", "Training signal of the policy: the evaluator's score less the KL penalty.",
+    ("Reward", "Training signal of the policy: the evaluator's score minus the KL penalty.",
      (("reward", "reward"), ("score", "score"))),
-    ("KL to the reference", "Nats per reply: distance of the policy from its start.", (("kl", "KL"),)),
+    ("KL to the reference", "Nats per reply: the policy's distance from the initial policy.", (("kl", "KL"),)),
     ("Reply length", "Tokens per reply. A steady climb means that length is being rewarded.",
      (("length", "length"),)),
     ("Entropy", "Nats per token. At zero the policy has stopped exploring.",
@@ -87,7 +87,7 @@ CURVES = (
     ("Policy loss", "The clipped surrogate. It stays near zero by design; look for jumps.",
      (("policy_loss", "policy loss"),)),
     ("Value loss", "Squared error of the critic's prediction of the return.", (("value_loss", "value loss"),)),
-    ("Explained variance", "Of the returns, by the critic. One is perfect; below zero is worse than a constant.",
+    ("Explained variance", "Share of the returns' variance that the critic explains. Below zero is worse than a constant.",
      (("explained_variance", "explained variance"),)),
     ("Clip fraction", "Share of tokens whose ratio was clipped. A high share means that steps are too large.",
      (("clip_fraction", "clip fraction"),)),
@@ -100,9 +100,9 @@ MORE_CURVES = (
 )  # fmt: skip
 STAGE_STYLES = ("p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8")
 MEANINGS = {
-    "kept": "The judge was sure, in both orders: these train the evaluator.",
+    "kept": "The judge was confident in both orders; these verdicts train the evaluator.",
     "tie": "The judge found both replies equally good.",
-    "unsure": "The judge changed its mind with the order, or was not confident enough.",
+    "unsure": "The judge's choice depended on the order, or its confidence was too low.",
     "unparsable": "The judge's answer could not be read; it never counts as a preference.",
 }
 """Meaning of each state of a verdict."""
@@ -213,9 +213,9 @@ def _headline_evaluator(report: Report) -> View:
 
 def _headline_gold(policy: Policy) -> View:
     before, after = defined(policy.gold_before), defined(policy.gold_after)
-    title = "Right by gold, before and after"
+    title = "Gold accuracy, before and after"
     if before is None or after is None:
-        return _headline(title, "–", "no gold was measured both before and after")
+        return _headline(title, "–", "gold was not measured both before and after")
     tracks = [_track("before", before), _track("after", after, accent=True)]
     picture = interval_tracks(tracks, label=f"Before {describe(before)}; after {describe(after)}")
     under = f"by {describe_difference(policy.comparisons.gold)}"
@@ -225,12 +225,12 @@ def _headline_gold(policy: Policy) -> View:
 def _headline_wins(policy: Policy) -> View:
     wins, decisive = defined(policy.win_rate), defined(policy.win_rate_decisive)
     if wins is None:
-        return _headline("Win rate, after against before", "–", NOT_MEASURED)
+        return _headline("Win rate, after vs. before", "–", NOT_MEASURED)
     tracks = [_track("win rate", wins, accent=True)]
     if decisive is not None:
         tracks.append(_track("without ties", decisive))
     picture = interval_tracks(tracks, label=f"Win rate {describe(wins)}", reference=0.5)
-    return _headline("Win rate, after against before", percent(wins.known), _interval(wins), picture)
+    return _headline("Win rate, after vs. before", percent(wins.known), _interval(wins), picture)
 
 
 def _track(name: str, figure: Figure, *, accent: bool = False) -> Track:
@@ -250,13 +250,13 @@ def _policy(policy: Policy) -> View:
     bars = [_bar(name, figure, accent=True) for name, figure in wins if defined(figure)]
     chart = bar_chart(bars, label="Win rate of the new policy against the old", reference=0.5) if bars else ""
     rows = [
-        ("Right by gold, before", *cells(policy.gold_before)),
-        ("Right by gold, after", *cells(policy.gold_after)),
-        _difference_row("Right by gold, after less before", policy.comparisons.gold),
+        ("Gold accuracy, before", *cells(policy.gold_before)),
+        ("Gold accuracy, after", *cells(policy.gold_after)),
+        _difference_row("Gold accuracy, after minus before", policy.comparisons.gold),
         *((f"Win rate, {name}", *cells(figure)) for name, figure in wins),
-        _difference_row("Win rate less one half", policy.comparisons.win_rate),
+        _difference_row("Win rate minus one half", policy.comparisons.win_rate),
         ("KL to the reference, nats per reply", *cells(policy.kl, as_percent=False)),
-        ("Reply length, after over before", *cells(policy.length_ratio, as_percent=False)),
+        ("Reply length, ratio of after to before", *cells(policy.length_ratio, as_percent=False)),
     ]
     parts = [
         Part("win", policy.win, "p1"),
@@ -267,13 +267,13 @@ def _policy(policy: Policy) -> View:
     return {
         "wins": Markup(chart),
         "rows": rows,
-        "outcomes": _stack(parts, "Comparisons of the new policy's reply with the old one's"),
+        "outcomes": _stack(parts, "Comparisons of the new policy's replies with the old policy's"),
         "watchdogs": [_alarm_row(alarm) for alarm in policy.watchdogs],
     }
 
 
 def _alarm_row(alarm: Alarm) -> View:
-    step = str(alarm.step) if alarm.seen_at is None else f"{alarm.seen_at}, back to {alarm.step}"
+    step = str(alarm.step) if alarm.seen_at is None else f"{alarm.seen_at}, rolled back to {alarm.step}"
     return {"step": step, "name": alarm.name.replace("_", " "), "message": alarm.message, "action": alarm.action}
 
 
@@ -296,7 +296,7 @@ def _rounds(report: Report) -> View:
     start = defined(rows[0].policy.gold_before) if by_gold else None
     if start is not None:
         policies = {0: start, **policies}
-    caption = "Share right by gold; round 0 is the base." if start else "Win rate over the round before, by the judge."
+    caption = "Gold accuracy; round 0 is the base." if start else "Win rate over the previous round, by the judge."
     return {
         "sentences": rounds_sentences(report),
         "labels": labels,
@@ -372,7 +372,7 @@ def _overoptimisation(found: OverOptimisation | None) -> View:
     """Return predicted and actual accuracy over the policy's distance from the initial policy; needs gold."""
     title = "Predicted and actual accuracy"
     if found is None or not found.points:
-        return {"title": title, "caption": "Nothing to draw: no gold, or too few iterations.", "picture": ""}
+        return {"title": title, "caption": "Not available: no gold, or too few iterations.", "picture": ""}
     lines = [Line(name, sorted((row[0], row[at]) for row in found.points)) for at, name in ((1, "predicted"), (2, "gold"))]
     xs = sorted({x for line in lines for x, _ in line.points})
     fits = (("predicted", found.fit.evaluator), ("gold", found.fit.gold))
@@ -381,8 +381,9 @@ def _overoptimisation(found: OverOptimisation | None) -> View:
         gains = [(x, x * (fit.alpha - fit.beta * math.log(x)) if x > 0 else 0.0) for x in _between(xs[0], xs[-1])]
         lines.append(Line(f"{name}, fitted", [(x, base + gain) for x, gain in gains]))
     caption = (
-        "Share right by gold, and the share that the evaluator's scores predict, over the square root of the KL to the start "
-        f"(Gao et al. 2022). Predicted less actual in the last quarter: {describe(found.gap)}."
+        "Gold accuracy, and the accuracy predicted from the evaluator's scores, over the square root of the KL to the initial "
+        "policy "
+        f"(Gao et al. 2022). Predicted minus actual in the last quarter: {describe(found.gap)}."
     )
     picture = line_chart(lines, label=title, x_label="square root of the KL", percent_axes="y", whole_x=False)
     return {"title": title, "caption": caption, "picture": Markup(picture)}
@@ -409,7 +410,7 @@ def _curve(
 
 
 def _gold_curve(rows: Rows, marks: Sequence[Mark]) -> View:
-    caption = "Share of replies that are right by gold, which training never sees."
+    caption = "Gold accuracy of the replies; training never sees gold."
     cases = sorted({int(n) for row in rows if (n := finite(row.get("n"))) is not None})
     if cases:
         caption += f" n = {cases[0]:,}" + (f" to {cases[-1]:,}" if cases[-1] > cases[0] else "") + " per point."
@@ -423,10 +424,10 @@ def _evaluator(report: Report, rows: Rows) -> View:
         "risk": _risk(report.evaluator),
         "calibration": _calibration(report.evaluator),
         "training": [
-            _curve(rows, "Evaluator loss", "Bradley-Terry loss on the pairs it trains on.", (("loss", "loss"),)),
+            _curve(rows, "Evaluator loss", "Bradley-Terry loss on the training pairs.", (("loss", "loss"),)),
             _curve(
                 rows,
-                "Evaluator accuracy while training",
+                "Evaluator accuracy during training",
                 "On each batch of training pairs, before its update.",
                 (("accuracy", "batch"),),
                 shares="y",
@@ -442,16 +443,19 @@ def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
         ("Accuracy on the pairs the judge was sure of", *cells(evaluator.accuracy_judge)),
         ("Expected calibration error", *cells(evaluator.ece, as_percent=False)),
         ("Brier score", *cells(evaluator.brier, as_percent=False)),
-        *(_difference_row(f"Accuracy less {name}, same pairs", comparisons[key]) for key, name in BASELINE_NAMES.items()),
-        _difference_row("Accuracy less one half, same pairs", evaluator.comparisons.chance),
+        *(
+            _difference_row(f"Accuracy minus that of {name}, same pairs", comparisons[key])
+            for key, name in BASELINE_NAMES.items()
+        ),
+        _difference_row("Accuracy minus one half, same pairs", evaluator.comparisons.chance),
         *_cost_rows(report),
         ("Temperature of the scores", _temperature(evaluator), "", ""),
-        ("Pairs trained on", count(evaluator.pairs_trained), "", ""),
+        ("Training pairs", count(evaluator.pairs_trained), "", ""),
         ("Members", count(evaluator.members), "", ""),
     ]
     if evaluator.disagreement is not None:
         correlation = evaluator.disagreement.error_correlation
-        rows.append(("Disagreement of the members, rank correlation with errors", *cells(correlation, as_percent=False)))
+        rows.append(("Member disagreement, rank correlation with errors", *cells(correlation, as_percent=False)))
     return rows
 
 
@@ -463,11 +467,11 @@ def _cost_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:
         yield f"Tokens read per verdict, {name}", *cells(None if read is None else read.tokens_read, as_percent=False)
         yield f"Tokens written per verdict, {name}", *cells(None if read is None else read.tokens_written, as_percent=False)
     if tokens is not None:
-        yield "Pairs whose tokens were counted", count(tokens.pairs), "", ""
+        yield "Pairs with counted tokens", count(tokens.pairs), "", ""
     if times is not None:
-        yield "Pairs that were timed", count(times.pairs), "", ""
-        yield "Judge's time over the evaluator's", *cells(times.judge_over_evaluator, as_percent=False)
-        yield f"Judge's time over the {COSTS['scoring']}", *cells(times.judge_over_scoring, as_percent=False)
+        yield "Timed pairs", count(times.pairs), "", ""
+        yield "Judge time / evaluator time", *cells(times.judge_over_evaluator, as_percent=False)
+        yield f"Judge time / time of {COSTS['scoring']}", *cells(times.judge_over_scoring, as_percent=False)
 
 
 def _temperature(evaluator: Evaluator) -> str:
@@ -486,9 +490,9 @@ def _baselines(report: Report) -> View:
     label = "Accuracy of the evaluator and its baselines"
     picture = bar_chart(bars, label=label, reference=0.5) if bars else ""
     return {
-        "title": "Against its baselines",
+        "title": "Comparison with baselines",
         "caption": f"{whose}, the same pairs for all; whiskers are intervals, the dashed line is chance level. "
-        "Whiskers that overlap do not say whether a difference is significant; the table has the paired differences.",
+        "Overlapping whiskers do not show whether a difference is significant; see the paired differences in the table.",
         "picture": Markup(picture),
     }
 
@@ -498,7 +502,7 @@ def _risk(evaluator: Evaluator) -> View:
     caption = "Read from right to left: the more pairs the evaluator abstains on, the fewer errors it should make."
     if points:
         coverage, risk = min(points, key=lambda point: (abs(point[0] - 0.8), point[0]))
-        caption += f" Answering {percent(coverage)} of pairs, it errs on {percent(risk)} of those."
+        caption += f" At a coverage of {percent(coverage)}, its error rate is {percent(risk)}."
     return {
         "title": "Risk over coverage",
         "caption": caption,
@@ -511,7 +515,7 @@ def _calibration(evaluator: Evaluator) -> View:
     return {
         "title": "Calibration",
         "caption": "On the dashed diagonal a confidence of 80% is right 80% of the time; below it the evaluator is "
-        "overconfident, above it underconfident. Larger dots hold more pairs.",
+        "overconfident, above it underconfident. Larger dots represent more pairs.",
         "picture": Markup(reliability_chart(bins) if bins else ""),
     }
 

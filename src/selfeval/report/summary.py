@@ -155,19 +155,19 @@ def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
     ]
     figures, comparisons = baseline_figures(report), baseline_comparisons(report)
     rows += [(f"  {name}, {labels} labels", describe(figures[key])) for key, name in BASELINE_NAMES.items()]
-    rows += [(f"evaluator less {name}", describe_difference(comparisons[key])) for key, name in BASELINE_NAMES.items()]
+    rows += [(f"evaluator minus {name}", describe_difference(comparisons[key])) for key, name in BASELINE_NAMES.items()]
     return rows
 
 
 def _policy_rows(policy: Policy) -> list[tuple[str, str]]:
     return [
-        ("win rate, after against before", describe(policy.win_rate)),
-        ("  less one half", describe_difference(policy.comparisons.win_rate)),
-        ("gold before", describe(policy.gold_before)),
-        ("gold after", describe(policy.gold_after)),
-        ("  gold after less before", describe_difference(policy.comparisons.gold)),
+        ("win rate, after vs. before", describe(policy.win_rate)),
+        ("  minus one half", describe_difference(policy.comparisons.win_rate)),
+        ("gold accuracy before", describe(policy.gold_before)),
+        ("gold accuracy after", describe(policy.gold_after)),
+        ("  after minus before", describe_difference(policy.comparisons.gold)),
         ("KL to the reference, nats per reply", describe(policy.kl, as_percent=False)),
-        ("reply length, after over before", describe(policy.length_ratio, as_percent=False)),
+        ("reply length, ratio of after to before", describe(policy.length_ratio, as_percent=False)),
     ]
 
 
@@ -225,8 +225,8 @@ def _round_rows(rounds: Sequence[Round]) -> list[tuple[str, str]]:
         name, evaluator = f"round {row.round}", row.evaluator
         accuracy = defined(evaluator.accuracy_gold_first_pairs) or evaluator.accuracy_judge_first_pairs
         found.append((f"{name}: evaluator on round 1's pairs", describe(accuracy)))
-        found.append((f"{name}: win rate against the round before", describe(row.policy.win_rate)))
-        found.append((f"{name}: gold after", describe(row.policy.gold_after)))
+        found.append((f"{name}: win rate against the previous round", describe(row.policy.win_rate)))
+        found.append((f"{name}: gold accuracy after", describe(row.policy.gold_after)))
     return found
 
 
@@ -241,33 +241,35 @@ def rounds_sentences(report: Report) -> tuple[str, ...]:
         return ()
     whose = "gold" if defined(rows[0].evaluator.accuracy_gold_first_pairs) else "the judge"
     steps = [(row.round, compared(row.evaluator.comparison)) for row in rows[1:]]
-    unit = "the share of pairs it is right on, less that of the round before, is"
+    unit = "its accuracy minus that of the previous round is"
     return _progress(f"By {whose}, on round 1's pairs, the evaluator", steps, unit), _policy_progress(rows)
 
 
 def _policy_progress(rows: Sequence[Round]) -> str:
     by_gold = [(row.round, compared(row.policy.comparisons.gold)) for row in rows]
     if all(comparison is not None for _, comparison in by_gold):
-        return _progress("By gold, the policy", by_gold, "the share of right replies, less that of the policy before, is")
+        return _progress("By gold, the policy", by_gold, "its accuracy minus that of the previous policy is")
     by_judge = [(row.round, compared(row.policy.comparisons.win_rate)) for row in rows]
-    return _progress("By the judge, the policy", by_judge, "the win rate over the policy before, less one half, is")
+    return _progress("By the judge, the policy", by_judge, "its win rate over the previous policy minus one half is")
 
 
 def _progress(who: str, steps: list[tuple[int, Comparison | None]], unit: str) -> str:
     """Describe the comparisons between rounds in one sentence."""
     measured = [(number, comparison) for number, comparison in steps if comparison is not None]
     if len(measured) < len(steps):
-        return f"{who} was not compared with the one before in every round."
+        return f"{who} was not compared with its predecessor in every round."
     reached = next((i for i, (_, step) in enumerate(measured) if step.finding != "better"), len(measured))
     number, comparison = measured[min(reached, len(measured) - 1)]
     shown = describe_difference(comparison)
     if reached == len(measured):
-        return f"{who} got better in every round: in the last, round {number}, {unit} {shown}."
-    start = f"got better up to round {number - 1} and stops there" if reached else "did not get better"
-    how = {"worse": "is worse", "too_few": "has too few cases to show a gain"}.get(comparison.finding, "shows no gain")
+        return f"{who} improved in every round: in the last, round {number}, {unit} {shown}."
+    start = f"improved up to round {number - 1} and not further" if reached else "did not improve"
+    how = {"worse": "is worse", "too_few": "has too few cases to show a gain"}.get(
+        comparison.finding, "shows no significant gain"
+    )
     again = " and ".join(str(later) for later, step in measured[reached:] if step.finding == "better")
-    rest = f"; it got better again in round {again}" if again else ""
-    return f"{who} {start}: round {number} {how}, {unit} {shown}{rest}."
+    rest = f"; it improved again in round {again}" if again else ""
+    return f"{who} {start}: round {number} {how}; {unit} {shown}{rest}."
 
 
 # -- the evaluator ------------------------------------------------------------------------------------------------------
@@ -279,13 +281,13 @@ def _evaluator_sentences(report: Report) -> str:
         return "The evaluator was not measured."
     accuracy, labels = measured
     if labels == "gold":
-        start = f"By gold, the evaluator picks the better reply in {describe(accuracy, of=' of held-out pairs')}"
+        start = f"By gold labels, the evaluator picks the better reply in {describe(accuracy, of=' of held-out pairs')}"
     elif report.verdicts.source == "file":
         share = describe(accuracy, of=" of the held-out pairs of your file")
         start = f"By your own labels, the evaluator picks the better reply in {share}"
     else:
         share = describe(accuracy, of=" of the held-out pairs that the judge was sure of")
-        start = f"With no gold to check against, only agreement is known: the evaluator picks the judge's choice in {share}"
+        start = f"Without gold, only agreement can be measured: the evaluator makes the judge's choice in {share}"
     sentences = [f"{start}, {_against_rules(report)}.", _against_judge(report), _cost_sentence(report)]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -312,15 +314,18 @@ def _against_rules(report: Report) -> str:
     hardest, rules = _hardest(report), _rules(report)
     if hardest is None:
         if not rules:
-            return "and no simple rule was compared on the same pairs"
+            return "and no trivial baseline was measured on the same pairs"
         name, comparison = rules[0]
-        return f"above every simple rule on the same pairs; above the strongest, {name}, by {describe_difference(comparison)}"
+        return (
+            f"more than every trivial baseline on the same pairs; the margin over the strongest, {name}, is "
+            f"{describe_difference(comparison)}"
+        )
     name, comparison = hardest
     if comparison.finding == "worse":
         return f"which is worse than {name}, by {describe_difference(comparison, turned=True)}"
     if comparison.finding == "too_few":
-        return "too few to claim anything"
-    return f"which is not shown to be better than {name}: the difference is {_describe_unclear(comparison)}"
+        return "too few for a conclusion"
+    return f"which is not significantly better than {name}: the difference is {_describe_unclear(comparison)}"
 
 
 def _against_judge(report: Report) -> str:
@@ -328,12 +333,12 @@ def _against_judge(report: Report) -> str:
     if comparison is None:
         return ""
     if comparison.finding == "better":
-        return f"It is better than its judge, by {describe_difference(comparison)}."
+        return f"It is more accurate than its judge, by {describe_difference(comparison)}."
     if comparison.finding == "worse":
-        return f"It is worse than its judge, by {describe_difference(comparison, turned=True)}."
+        return f"It is less accurate than its judge, by {describe_difference(comparison, turned=True)}."
     if comparison.finding == "too_few":
-        return f"The pairs are too few to compare it with its judge ({tested(comparison)}, n = {comparison.difference.n})."
-    return f"No difference from its judge is shown: {_describe_unclear(comparison)}."
+        return f"There are too few pairs to compare it with its judge ({tested(comparison)}, n = {comparison.difference.n})."
+    return f"It does not differ significantly from its judge: {_describe_unclear(comparison)}."
 
 
 def _describe_unclear(comparison: Comparison) -> str:
@@ -348,13 +353,13 @@ def _cost_sentence(report: Report) -> str:
     """Compare time and tokens per verdict with those of the judge, and state whether the evaluator replaces it."""
     ours, judge = _cost(report, "evaluator"), _time(report, "judge")
     if ours is None or judge is None:
-        return "The cost of a verdict was not measured."
+        return "The cost per verdict was not measured."
     judges = _tokens(report, "judge")
-    instead = f" (the judge reads and writes {number(sum(judges))})" if judges else ""
-    sentence = f"A verdict takes its judge {seconds(judge.known)}, and the evaluator {ours.description}{instead}"
+    instead = f" (judge: {number(sum(judges))})" if judges else ""
+    sentence = f"Per verdict, the judge takes {seconds(judge.known)} and the evaluator {ours.description}{instead}"
     scoring = _cost(report, "scoring")
     if scoring is not None and scoring.time.known < ours.time.known:
-        sentence += f"; where the reference answer of the question is known, {scoring.description}"
+        sentence += f"; if the question's reference answer is known, {scoring.description}"
     return f"{sentence}.{_success(report)}"
 
 
@@ -395,7 +400,7 @@ def _speed(report: Report) -> str | None:
     if whole is not None and whole.is_faster:
         return f"{_times_word(whole.ratio.known)} faster"
     if scoring is not None and scoring.is_faster:
-        return f"{_times_word(scoring.ratio.known)} faster where the reference answer is known"
+        return f"{_times_word(scoring.ratio.known)} faster if the reference answer is known"
     return None
 
 
@@ -409,9 +414,9 @@ def _success(report: Report) -> str:
     if comparison is None or _hardest(report) is not None or speed is None or not _is_close(comparison):
         return ""
     if comparison.finding != "worse":
-        return f" As a distilled evaluator it is a success: {speed}, and at most {points(CLOSE)} worse than its judge."
+        return f" Distillation succeeded: the evaluator is {speed}, and at most {points(CLOSE)} worse than its judge."
     loss = points(-comparison.difference.known)
-    return f" As a distilled evaluator it is a success: it loses {loss} and answers {speed}."
+    return f" Distillation succeeded: the evaluator loses {loss} and is {speed}."
 
 
 def _evaluator_badge(report: Report) -> Badge:
@@ -422,7 +427,7 @@ def _evaluator_badge(report: Report) -> Badge:
         return _obstacle_badge(*hardest)
     judge = compared(report.evaluator.comparisons.judge)
     if judge is None or judge.finding in ("unclear", "too_few"):
-        return Badge("better", "▲ better than simple rules")
+        return Badge("better", "▲ better than trivial baselines")
     if judge.finding == "better":
         return Badge("better", "▲ better than its judge")
     speed = _speed(report)
@@ -434,7 +439,7 @@ def _evaluator_badge(report: Report) -> Badge:
 def _obstacle_badge(name: str, comparison: Comparison) -> Badge:
     if comparison.finding == "worse":
         return Badge("worse", f"▼ worse than {name}")
-    return Badge("unclear", "◇ too few pairs" if comparison.finding == "too_few" else f"◇ not shown to beat {name}")
+    return Badge("unclear", "◇ too few pairs" if comparison.finding == "too_few" else f"◇ not significantly better than {name}")
 
 
 # -- the policy ---------------------------------------------------------------------------------------------------------
@@ -454,7 +459,7 @@ def _policy_badge(policy: Policy) -> Badge:
         "worse": Badge("worse", "▼ worse"),
         "too_few": Badge("unclear", "◇ too few questions"),
     }
-    return words.get(comparison.finding, Badge("unclear", "◇ not shown"))
+    return words.get(comparison.finding, Badge("unclear", "◇ no significant gain"))
 
 
 def _policy_sentence(policy: Policy) -> str:
@@ -462,26 +467,26 @@ def _policy_sentence(policy: Policy) -> str:
     if by_gold is not None:
         return f"{_gold_clause(policy, by_gold)}{_win_clause(policy, by_gold, by_judge)}."
     if by_judge is None:
-        return "The gain of the policy was not measured."
-    start = "With no gold to check against, only the judge can be asked"
-    rate = f"{describe(policy.win_rate)}, a tie counting half"
-    test = f"less one half: {describe_difference(by_judge)}"
+        return "The policy's gain was not measured."
+    start = "Without gold, only the judge's preference can be measured"
+    rate = f"{describe(policy.win_rate)}, ties counting half"
+    test = f"minus one half: {describe_difference(by_judge)}"
     return {
         "better": f"{start}: it prefers the new policy's replies, with a win rate of {rate} ({test}).",
-        "worse": f"{start}: it finds that the policy got worse, with a win rate of {rate} ({test}).",
-        "too_few": f"{start}: the comparisons are too few to claim anything, with a win rate of {rate} ({test}).",
-    }.get(by_judge.finding, f"{start}: it shows no gain, with a win rate of {rate} ({test}).")
+        "worse": f"{start}: it prefers the old policy's replies, with a win rate of {rate} ({test}).",
+        "too_few": f"{start}: there are too few comparisons for a conclusion, with a win rate of {rate} ({test}).",
+    }.get(by_judge.finding, f"{start}: there is no significant gain, with a win rate of {rate} ({test}).")
 
 
 def _gold_clause(policy: Policy, comparison: Comparison) -> str:
     shares = f"from {describe(policy.gold_before)} to {describe(policy.gold_after)}"
     if comparison.finding == "better":
-        return f"The policy got better: replies that are right by gold rose {shares}, by {describe_difference(comparison)}"
+        return f"The policy improved: its gold accuracy rose {shares}, by {describe_difference(comparison)}"
     if comparison.finding == "worse":
         fell = describe_difference(comparison, turned=True)
-        return f"The policy got worse: replies that are right by gold fell {shares}, by {fell}"
-    start = "Too few questions to show a gain" if comparison.finding == "too_few" else "No gain is shown"
-    return f"{start}: replies that are right by gold went {shares}, a difference of {_describe_unclear(comparison)}"
+        return f"The policy got worse: its gold accuracy fell {shares}, by {fell}"
+    start = "Too few questions to show a gain" if comparison.finding == "too_few" else "No significant gain"
+    return f"{start}: the gold accuracy went {shares}, a difference of {_describe_unclear(comparison)}"
 
 
 def _win_clause(policy: Policy, by_gold: Comparison, by_judge: Comparison | None) -> str:
@@ -489,10 +494,10 @@ def _win_clause(policy: Policy, by_gold: Comparison, by_judge: Comparison | None
         return "; the win rate was not measured"
     rate = f"with a win rate of {describe(policy.win_rate).removesuffix(')')}, {tested(by_judge)})"
     if by_judge.finding in ("unclear", "too_few"):
-        return f"; the judge sees no clear change, {rate}"
+        return f"; the judge shows no significant preference, {rate}"
     side = "new" if by_judge.finding == "better" else "old"
     if by_gold.finding == by_judge.finding:
-        return f", and the judge prefers the {side} ones too, {rate}"
+        return f", and the judge also prefers the {side} replies, {rate}"
     if by_gold.finding == "worse":
-        return f", yet the judge prefers the {side} ones, {rate}: they please the judge without being right"
-    return f", yet the judge prefers the {side} ones, {rate}"
+        return f", but the judge prefers the {side} replies, {rate}: they please the judge without being right"
+    return f", but the judge prefers the {side} replies, {rate}"

@@ -166,7 +166,8 @@ def check_prompts(backbone: Backbone, prompts: Sequence[Prompt]) -> None:
     context, longest = backbone.loaded.context_length, max((len(p.ids) for p in prompts), default=0)
     if context is not None and longest >= context:
         raise LoopError(
-            f"a prompt of {longest} tokens leaves no room in this model's context of {context}; use shorter questions or "
+            f"a prompt of {longest} tokens leaves no room for a reply in this model's context of {context}; use shorter "
+            "questions or "
             "templates, fewer examples (questions.examples), or a model with a longer context"
         )
 
@@ -183,7 +184,7 @@ class _Pass:
 
     def __init__(self, backbone: Backbone, guides: Sequence[str], own: bool, room: int) -> None:
         if backbone.acting is None:
-            raise RoleError("sampling outside of `with backbone.acting_as(role)`; say whose replies they are")
+            raise RoleError("sampling outside of `with backbone.acting_as(role)`; select a role first")
         self.backbone, self.own = backbone, own
         self.roles = (*((backbone.acting,) if own else ()), *guides)
         self.cache = preallocated_cache(backbone.model.config, room)
@@ -324,7 +325,7 @@ class Batch:
         scaled_NBV = logits_NBV / torch.where(greedy, 1.0, temperature)[:, None]
         logprobs_BV = self._logprobs(scaled_NBV)
         if bool(logprobs_BV[:, 0].isnan().any()):  # a single NaN or infinite logit makes the whole row NaN
-            raise NotFiniteError(f"what the model says of token {step + 1} of a reply is NaN or infinite")
+            raise NotFiniteError(f"the logits for token {step + 1} of a reply are NaN or infinite")
         tokens_B = logprobs_BV.argmax(-1)
         if self.draws_BT is not None:
             allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive]) if self.filters else logprobs_BV

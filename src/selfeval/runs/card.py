@@ -55,7 +55,7 @@ def find_base(model: str, given: str | None = None) -> BaseModel:
         ExportError: `given` is not a valid hub id.
     """
     if given is not None and not _HUB_ID.fullmatch(given):
-        raise ExportError(f"--base-id {given} is not a hub id; give organisation and name, such as org/name")
+        raise ExportError(f"--base-id {given} is not a hub id; expected organisation and name, such as org/name")
     folder = Path(model)
     if not folder.is_dir():
         return BaseModel(given or model, None, given or model, _license(model))
@@ -133,8 +133,8 @@ def _of_evaluator(evaluator: Evaluator) -> list[tuple[str, Figure | None, bool]]
     """Return each figure with its name, and whether it is a share."""
     baselines = evaluator.baselines
     return [
-        ("pairs it ranks as gold does", evaluator.accuracy_gold, True),
-        ("pairs it ranks as its judge does", evaluator.accuracy_judge, True),
+        ("pairs ranked correctly, by gold", evaluator.accuracy_gold, True),
+        ("pairs ranked as by its judge", evaluator.accuracy_judge, True),
         ("the same pairs, ranked by the prompted judge", baselines.judge, True),
         ("the same pairs, ranked by mean log-probability", baselines.mean_logprob, True),
         ("the same pairs, ranked by length", baselines.longer_wins, True),
@@ -145,13 +145,13 @@ def _of_evaluator(evaluator: Evaluator) -> list[tuple[str, Figure | None, bool]]
 def _of_policy(policy: Policy) -> list[tuple[str, Figure | None, bool]]:
     """Return each figure with its name, and whether it is a share."""
     return [
-        ("win rate against the base, by a judge that training did not use", policy.win_rate, True),
-        ("the same, controlled for length", policy.length_controlled, True),
-        ("replies right by gold, before training", policy.gold_before, True),
-        ("replies right by gold, after training", policy.gold_after, True),
-        ("gain by gold, paired", policy.gold_gain, True),
+        ("win rate against the base, by a judge not used in training", policy.win_rate, True),
+        ("length-controlled win rate", policy.length_controlled, True),
+        ("gold accuracy before training", policy.gold_before, True),
+        ("gold accuracy after training", policy.gold_after, True),
+        ("gain in gold accuracy, paired", policy.gold_gain, True),
         ("KL to the base, nats per reply", policy.kl, False),
-        ("reply length, after over before", policy.length_ratio, False),
+        ("reply length, ratio of after to before", policy.length_ratio, False),
     ]
 
 

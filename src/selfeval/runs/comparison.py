@@ -51,4 +51,4 @@ def check_sure(sure: float) -> None:
         InputError: it is not between 0.5 and 1.
     """
     if not 0.5 <= sure <= 1:  # NaN too
-        raise InputError(f"sure = {sure}; give a confidence between 0.5 and 1")
+        raise InputError(f"sure must be between 0.5 and 1, got {sure}")

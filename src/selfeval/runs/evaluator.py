@@ -92,10 +92,12 @@ class Evaluator(TrainedModel):
             2
         """
         if isinstance(replies, str):
-            raise InputError("replies is one text; give a list of texts")
+            raise InputError("replies must be a list of strings, got a single string")
         questions = [question] * len(replies) if isinstance(question, str) else list(question)
         if len(questions) != len(replies):
-            raise InputError(f"got {len(questions)} questions and {len(replies)} replies; give one question per reply, or one")
+            raise InputError(
+                f"got {len(questions)} questions and {len(replies)} replies; pass one question per reply, or a single question"
+            )
         _check_texts([*questions, *replies])
         return self._scores(questions, replies)
 
@@ -195,4 +197,4 @@ class Evaluator(TrainedModel):
 
 def _check_texts(texts: Sequence[str]) -> None:
     if any(not text.strip() for text in texts):
-        raise InputError("the question and every reply need some text")
+        raise InputError("the question and the replies must not be empty")

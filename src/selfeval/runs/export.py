@@ -77,7 +77,7 @@ def find_role(folder: Path, wanted: str) -> str:
     if wanted in there or len(members) == 1:
         return wanted if wanted in there else members[0]
     if members:
-        raise ExportError(f'{folder} has {len(members)} roles called "{wanted}": {", ".join(members)}; give one of them')
+        raise ExportError(f'{folder} has {len(members)} roles called "{wanted}": {", ".join(members)}; pass one of them')
     raise ExportError(f'{folder} has no role "{wanted}"; its roles: {", ".join(there)}')
 
 
@@ -152,8 +152,8 @@ def _refuse_guided(role_folder: Path) -> None:
     if (role_folder / GUIDE).is_file():
         guides = ", ".join(read_json(role_folder / GUIDE)["roles"])
         raise ExportError(
-            f"the policy of this run has its initial weights. {guides} guide its sampling: a folder of weights "
-            f"cannot hold that. Train it with a learner that changes the weights ({', '.join(_trainers())}), or export one of "
+            f"the policy of this run has its initial weights: {guides} guide its sampling, which cannot be exported as "
+            f"weights. Train it with a learner that changes the weights ({', '.join(_trainers())}), or export one of "
             "the guides"
         )
 
@@ -170,11 +170,9 @@ def free_folder(target: Path) -> Path:
     """
     target = Path(os.path.abspath(target))  # Path.resolve raises on a symlink loop
     if target.is_dir() and any(target.iterdir()):
-        raise ExportError(
-            f"{target} exists and is not empty, and nothing is overwritten; give --to a folder that is new or empty"
-        )
+        raise ExportError(f"{target} exists and is not empty, and nothing is overwritten; pass a new or empty folder to --to")
     if target.exists() and not target.is_dir():
-        raise ExportError(f"{target} is a file; give --to a folder that is new or empty")
+        raise ExportError(f"{target} is a file; pass a new or empty folder to --to")
     return target
 
 

@@ -66,7 +66,7 @@ class Judge:
         if (Path(source) / "run.json").exists():
             if (precision, device) != ("auto", "auto"):
                 raise InputError(
-                    f"{source} is a run, which has its own precision and device; leave them out, or give its model"
+                    f"{source} is a run, which has its own precision and device; omit them, or pass the run's model"
                 )
             return cls.of_run(RunModel.load(RunReader(source), trust_remote_code=trust_remote_code))
         config = load_config(None, {"model": str(source), "backbone.precision": precision, "backbone.device": device})
@@ -114,7 +114,7 @@ class Judge:
         if sure is not None:
             check_sure(sure)
         if any(not text.strip() for case in cases for text in case):
-            raise InputError("the question and both replies need some text")
+            raise InputError("the question and both replies must not be empty")
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
         judge = make_judge(self._backbone, self._templates, config, batch_size=self._config.backbone.rollout_rows)
         with self._backbone.acting_as(BASE):

@@ -27,7 +27,9 @@ def member_roles(config: RunConfig) -> tuple[str, ...]:
 
 
 def _saved(roles: Path, role: str, *keys: str) -> dict[str, Any]:
-    remedy = f"the stage evaluator writes it: selfeval run --output {roles.parent} (with --restart if it was finished)"
+    remedy = (
+        f"the stage evaluator writes it; run: selfeval run --output {roles.parent} (add --restart if the stage was finished)"
+    )
     return read_object(roles / role / "evaluator.json", *keys, remedy=remedy)
 
 
@@ -41,7 +43,9 @@ def _number(saved: Mapping[str, Any], key: str, path: Path, *, positive: bool = 
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (positive and value <= 0):
         kind = "a number above 0" if positive else "a finite number"
-        raise RunFolderError(f"{path} is damaged: {key} is {shortened(repr(value))} instead of {kind}; put back a good copy")
+        raise RunFolderError(
+            f"{path} is damaged: {key} is {shortened(repr(value))} instead of {kind}; restore it from a backup"
+        )
     return float(value)
 
 

@@ -137,7 +137,7 @@ class Policy(TrainedModel):
 
 def _check(questions: Sequence[str], n: int, temperature: float, limit: int) -> None:
     if not all(question.strip() for question in questions):
-        raise InputError("every question needs some text")
+        raise InputError("questions must not be empty")
     for name, value, least in (("n", n, 1), ("temperature", temperature, 0), ("max_new_tokens", limit, 1)):
         if not value >= least:
-            raise InputError(f"{name} = {value}; give at least {least}")
+            raise InputError(f"{name} must be at least {least}, got {value}")

@@ -20,7 +20,7 @@ __all__ = ["KINDS", "RunReader", "SplitName", "backbone_config", "pairs_of", "ro
 
 SplitName = Literal["train", "test"]
 
-_REDO = "remove this file and redo it: selfeval run --output DIR"
+_REDO = "remove this file and regenerate it: selfeval run --output DIR"
 
 
 def pairs_of(split: Split) -> str:
@@ -99,7 +99,9 @@ class RunReader:
 
     def _read_config(self) -> RunConfig:
         if (self.folder / ".lock").exists() and not (self.folder / "run.json").exists():
-            raise RunFolderError(f"{self.folder} has no run.json yet; the run is just starting, or was stopped before it began")
+            raise RunFolderError(
+                f"{self.folder} has no run.json yet; the run is just starting, or was stopped before it started"
+            )
         values = self.run
         if "config" not in values and values.get("status") == "running":
             raise RunFolderError(f"{self.folder} has no configuration yet; the run is just starting")
@@ -170,7 +172,7 @@ class RunReader:
         if "split" in names:
             return lambda row: row["split"] == split.value
         if "question_id" not in names:
-            raise InputError(f'records "{kind}" have no split; leave it out')
+            raise InputError(f'records "{kind}" have no split; omit it')
         ids = {row["id"] for row in self.rows("questions", split=split)}
         return lambda row: row["question_id"] in ids
 
@@ -189,7 +191,7 @@ class RunReader:
         try:
             yield from read_rows(path, _REDO)
         except FileNotFoundError as error:
-            raise RunFolderError(f"{path} was just set aside by a run with other settings; read the run again") from error
+            raise RunFolderError(f"{path} was just set aside by a run with other settings; reopen the run") from error
 
     # -- other files ----------------------------------------------------------------------------------------------------
 

@@ -135,7 +135,7 @@ class Evaluator:
         config: Any = PeftConfig.from_pretrained(self.folder)
         found = base or config.base_model_name_or_path
         if not found:
-            raise ValueError(f"the adapter in {self.folder} does not name its base; give Evaluator(..., base=FOLDER)")
+            raise ValueError(f"the adapter in {self.folder} does not record its base; pass base=FOLDER to Evaluator")
         config.modules_to_save, config.task_type = None, None  # the head is read from its own file
         options = {"config": AutoConfig.from_pretrained(self.folder)} if self.facts["positions"] else {}
         model = PeftModel.from_pretrained(self._load(AutoModelForCausalLM, found, **options), self.folder, config=config)
@@ -212,8 +212,8 @@ def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[st
     found = [token for token in control if token in text]
     if found:
         raise ValueError(
-            f"a prompt is plain text with the control token {found[0]!r}, and it is not the policy's prompt "
-            f"({before!r} + question + {after!r}); give the question alone, or messages: "
+            f"a plain-text prompt contains the control token {found[0]!r}, but is not the policy's prompt "
+            f"({before!r} + question + {after!r}); pass the question alone, or messages: "
             '[{"role": "user", "content": question}]'
         )
     return text

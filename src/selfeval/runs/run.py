@@ -165,7 +165,7 @@ class Run:
             ['prompt', 'chosen', 'rejected']
         """
         if format not in _FORMATS:
-            raise InputError(f'there is no format "{format}"; give {" or ".join(_FORMATS)}')
+            raise InputError(f'there is no format "{format}"; use {" or ".join(_FORMATS)}')
         try:
             import datasets
         except ImportError as error:

@@ -36,7 +36,7 @@ def day_of(run: Mapping[str, Any]) -> date:
     try:
         return date.today() if found is None else date.fromisoformat(found)
     except (TypeError, ValueError) as error:
-        raise RunFolderError(f'run.json has the date {found!r}; write the day of the run as "2026-01-31"') from error
+        raise RunFolderError(f'run.json has the invalid date {found!r}; write the day of the run as "2026-01-31"') from error
 
 
 def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase, verdicts: VerdictsConfig) -> Templates:
@@ -54,12 +54,14 @@ def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase, verdicts:
     refuse_links(root, [root / TEMPLATES], RunFolderError)
     run = read_run(root)
     known, texts = run.get(TEMPLATES) or {}, stored_texts(root)
-    remedy = "give the run's own command again (`selfeval run`), which copies them there"
+    remedy = "rerun the run's own command (`selfeval run`), which copies them there"
     if not known or not texts:
-        raise RunFolderError(f"{root / TEMPLATES} does not hold the prompt templates that the run used; {remedy}")
+        raise RunFolderError(f"{root / TEMPLATES} does not contain the prompt templates that the run used; {remedy}")
     changed = sorted(name for name in {*known, *texts} if name not in texts or known.get(name) != text_hash(texts[name]))
     if changed:
-        raise RunFolderError(f"{root / TEMPLATES / changed[0]} is not what the run used; put it back, or {remedy}")
+        raise RunFolderError(
+            f"{root / TEMPLATES / changed[0]} differs from the version that the run used; restore it, or {remedy}"
+        )
     return Templates.load(root / TEMPLATES, tokenizer, day_of(run), texts, kinds_of_run(verdicts))
 
 
@@ -80,8 +82,8 @@ def _root(folder: Path) -> Path:
     whole = folder.resolve()
     if whole.parent.name != "rounds" or not (whole.parents[1] / "run.json").is_file():
         raise RunFolderError(
-            f"{folder} is round {number} of a run, and the run that holds the prompt templates is not around it; copy the "
-            f"whole run folder and give RUN/rounds/{number:02d}"
+            f"{folder} is round {number} of a run, but is not inside the run folder, which contains the prompt templates; "
+            f"copy the complete run folder and pass RUN/rounds/{number:02d}"
         )
     return whole.parents[1]
 

@@ -94,7 +94,7 @@ def what_changed(context: Context) -> str:
     ledger = Ledger(store.root)
     lost = [stage.name for stage in STAGES if ledger.key(stage.name) is None and ledger.has_work(stage.name)]
     found += [f"{name}/key.json is missing" for name in lost]
-    return f"{store.root} has results of another configuration: {', '.join(found) or 'it cannot be told which'}"
+    return f"{store.root} has results of a different configuration: {', '.join(found) or 'unknown'}"
 
 
 def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> None:
@@ -111,11 +111,11 @@ def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> N
     if context.restart or not losses:
         return
     folder = context.first.root
-    text = f"{'; '.join(reasons)}. To continue would move to {folder / 'replaced'}: {'; '.join(map(str, losses))}"
-    if context.terminal.ask(f"{text}.\nMove them, and run these stages again?"):
+    text = f"{'; '.join(reasons)}. Continuing moves these results to {folder / 'replaced'}: {'; '.join(map(str, losses))}"
+    if context.terminal.ask(f"{text}.\nMove them and rerun these stages?"):
         context.restart = True
         return
     raise RunFolderError(
-        f"{text}. Nothing was moved. To resume with the run's own settings: selfeval run --output {folder}. To run these "
-        "stages again: give the same command with --restart (selfeval restore brings the old results back)"
+        f"{text}. Nothing was moved. To resume with the run's own settings: selfeval run --output {folder}. To rerun these "
+        "stages: rerun the same command with --restart (`selfeval restore` brings the old results back)"
     )

@@ -101,8 +101,8 @@ class Context:
         known, now = self.first.run.get("commit"), commit_of(self.config.model)
         if known != now and known is not None:
             raise ModelError(
-                f"model {self.config.model} changed on the hub while this command ran (commit {known}, now {now}); give the "
-                "same command again"
+                f"model {self.config.model} changed on the hub while this command ran (commit {known}, now {now}); rerun the "
+                "same command"
             )
 
     def release(self) -> None:

@@ -66,7 +66,9 @@ def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
     aside = {p.question_id for p in pairs if _is_held_out(p.question_id, share, seed)} or {pairs[0].question_id}
     held, kept = ([p for p in pairs if (p.question_id in aside) == wanted] for wanted in (True, False))
     if not kept:
-        raise LoopError(f"only {len(pairs)} training pairs: none is left to train on; write more questions (questions.train)")
+        raise LoopError(
+            f"only {len(pairs)} training pairs: none are left to train on; generate more questions (questions.train)"
+        )
     return preferences(context, kept), preferences(context, held)
 
 

@@ -110,14 +110,14 @@ def _chosen(config: RunConfig) -> tuple[Kind, Path] | None:
     if len(given) > 1:
         named = " and ".join(f"{kind}.file" for kind in given)
         raise ConfigError(
-            f"{named} are given; give one: a file of replies holds its questions too, and a file of pairs holds both"
+            f"{named} are set; set only one: a file of replies includes its questions, and a file of pairs includes both"
         )
     if not given:
         return None
     if given[0] != "questions" and config.rounds > 1:
         raise ConfigError(
-            f"{given[0]}.file is given and rounds = {config.rounds}: later rounds learn from the replies of the policy of the "
-            "round before, which no file holds; set rounds = 1, or give questions.file"
+            f"{given[0]}.file is set and rounds = {config.rounds}, but later rounds learn from replies of the previous round's "
+            "policy, which no file can provide; set rounds = 1, or use questions.file"
         )
     return given[0], Path(files[given[0]])
 
@@ -152,11 +152,13 @@ def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: S
     test = len(questions) - train
     if train < FEWEST or not test:
         raise DataError(
-            f"{kind}.file {path} has {train} questions to train on and {test} to test on; at least {FEWEST} and 1 are needed. "
-            'Give more lines, or correct "split" in them'
+            f"{kind}.file {path} has {train} training and {test} test questions; at least {FEWEST} and 1 are needed. "
+            'Add lines, or correct their "split"'
         )
     if kind == "replies" and not any(len(row.replies) > 1 for row in rows if row.split == Split.TRAIN):
-        raise DataError(f"replies.file {path} has no training question with two different replies, so nothing can be judged")
+        raise DataError(
+            f"replies.file {path} has no training question with two different replies, so there is nothing to judge"
+        )
 
 
 # -- lines --------------------------------------------------------------------------------------------------------------
@@ -165,19 +167,19 @@ def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: S
 def _rows(kind: Kind, path: Path) -> list[_Row]:
     """Return the questions in order of their first lines, each with the data of all its lines."""
     example = _EXAMPLES[kind]
-    text = read_text(path, f"{kind}.file", DataError, most=_LARGEST, remedy=f"give JSON lines ({example})")
+    text = read_text(path, f"{kind}.file", DataError, most=_LARGEST, remedy=f"use JSON lines ({example})")
     rows: dict[str, _Row] = {}
     for line in _lines(kind, path, text):
         _add(rows, kind, path, line)
     if not rows:
-        raise DataError(f"{kind}.file {path} is empty; write {example}, one a line")
+        raise DataError(f"{kind}.file {path} is empty; write one {example} per line")
     return list(rows.values())
 
 
 def _lines(kind: Kind, path: Path, text: str) -> Iterator[Line]:
     """Yield the lines. A file of questions may be plain text, one question per line."""
     if path.suffix.lower() in (".csv", ".tsv"):
-        raise DataError(f"{kind}.file {path} is a table, which is not read; write JSON lines such as {_EXAMPLES[kind]}")
+        raise DataError(f"{kind}.file {path} is a table, which is not supported; use JSON lines such as {_EXAMPLES[kind]}")
     is_json = path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
     if kind != "questions" or is_json:
         yield from json_lines(text, str(path), DataError, _EXAMPLES[kind])
@@ -194,8 +196,8 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     row = rows.setdefault(question, _Row(question, number, split))
     if split is not None and row.split not in (None, split):
         raise DataError(
-            f'{path}, line {number}: "split" is {split}, and line {row.line} has the same question with {row.split}; '
-            "a question is in one split"
+            f'{path}, line {number}: "split" is {split}, but line {row.line} has the same question with {row.split}; '
+            "a question must be in one split"
         )
     row.split = row.split or split
     if kind == "replies":
@@ -223,20 +225,20 @@ class _Reader:
                 return self._text(name, self.values[name], "user")
         if isinstance(self.values.get("chosen"), list):
             return self._text("chosen", self.values["chosen"][:-1], "user")
-        raise self._wrong(f'no text under "{_QUESTION[0]}"')
+        raise self._wrong(f'missing or empty "{_QUESTION[0]}"')
 
     def replies(self) -> list[str]:
         if "replies" not in self.values:
             return [self._text(name, self.values[name], "assistant") for name in [self._named(_REPLY)]]
         found = self.values["replies"]
         if not isinstance(found, list) or not found:
-            raise self._wrong('"replies" must be a list of texts')
+            raise self._wrong('"replies" must be a list of strings')
         return [self._text("replies", reply, "assistant") for reply in found]
 
     def pair(self) -> Labelled:
         chosen, rejected = (self._reply_of_pair(name) for name in ("chosen", "rejected"))
         if normalise(chosen) == normalise(rejected):
-            raise self._wrong('"chosen" and "rejected" are the same text')
+            raise self._wrong('"chosen" and "rejected" are identical')
         confidence = self.values.get("confidence", 1.0)
         if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0.5 <= confidence <= 1.0:
             raise self._wrong(f'"confidence" must be a number from 0.5 to 1, got {shortened(json.dumps(confidence))}')
@@ -257,17 +259,17 @@ class _Reader:
     def _named(self, names: Sequence[str]) -> str:
         found = next((name for name in names if name in self.values), None)
         if found is None:
-            raise self._wrong(f'no text under "{names[0]}"')
+            raise self._wrong(f'missing or empty "{names[0]}"')
         return found
 
     def _text(self, name: str, value: Any, role: str) -> str:
         """Return a text, or the content of the single message of a dialogue."""
         if isinstance(value, list):
             if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != role:
-                raise self._wrong(f'"{name}" must be one message of the {role}; dialogues of several turns are not read')
+                raise self._wrong(f'"{name}" must be a single message of the {role}; multi-turn dialogues are not supported')
             value = value[0].get("content")
         if not isinstance(value, str) or not value.strip():
-            raise self._wrong(f'no text under "{name}"')
+            raise self._wrong(f'missing or empty "{name}"')
         return value.strip()
 
     def _wrong(self, problem: str) -> DataError:

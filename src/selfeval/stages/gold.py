@@ -49,11 +49,11 @@ class FileGold:
         self.name = path.name
         self._answers: dict[str, tuple[str, ...]] = {}
         self._labels: dict[tuple[str, str], bool] = {}
-        text = read_text(path, "gold file", DataError, most=_LARGEST, remedy=f"give JSON lines ({_EXAMPLE})")
+        text = read_text(path, "gold file", DataError, most=_LARGEST, remedy=f"use JSON lines ({_EXAMPLE})")
         for number, values in json_lines(text, str(path), DataError, _EXAMPLE):
             self._add(values, f"{path}, line {number}")
         if not self.questions:
-            raise DataError(f"gold file {path} is empty; write {_EXAMPLE}, one a line")
+            raise DataError(f"gold file {path} is empty; write one {_EXAMPLE} per line")
 
     @property
     def questions(self) -> frozenset[str]:
@@ -76,20 +76,20 @@ class FileGold:
         shown = shortened(json.dumps(values, ensure_ascii=False))
         question = values.get("question", values.get("prompt"))
         if not isinstance(question, str) or not question.strip():
-            raise DataError(f'{where}: no text under "question"; got {shown}; write {_EXAMPLE}')
+            raise DataError(f'{where}: missing or empty "question"; got {shown}; write {_EXAMPLE}')
         known = _plain(question)
         if "answer" in values:
             answers = _answers(values["answer"])
             if answers is None:
-                raise DataError(f'{where}: "answer" must be a text, a number or a list of them; got {shown}')
+                raise DataError(f'{where}: "answer" must be a string, a number or a list of them; got {shown}')
             if self._answers.setdefault(known, answers) != answers:
-                raise DataError(f"{where}: an earlier line has another answer to the same question; got {shown}")
+                raise DataError(f"{where}: an earlier line has a different answer to the same question; got {shown}")
             return
         reply, label = values.get("reply"), values.get("label")
         if not isinstance(reply, str) or not isinstance(label, bool | int) or label not in (0, 1):
-            raise DataError(f'{where}: neither an "answer" nor a "reply" with a "label" of true or false; got {shown}')
+            raise DataError(f'{where}: expected an "answer", or a "reply" with a "label" of true or false; got {shown}')
         if self._labels.setdefault((known, _plain(reply)), bool(label)) != bool(label):
-            raise DataError(f"{where}: an earlier line has another label for the same reply; got {shown}")
+            raise DataError(f"{where}: an earlier line has a different label for the same reply; got {shown}")
 
 
 def _plain(text: str) -> str:
@@ -138,18 +138,18 @@ def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -
         return
     if domain is not None:
         raise ConfigError(
-            f'domain = "{domain}" and gold = "{path}" are both given; leave one out (--set domain=none takes a recipe\'s away)'
+            f'domain = "{domain}" and gold = "{path}" are both set; remove one (--set domain=none unsets that of a recipe)'
         )
     if questions is None:
         raise ConfigError(
-            f"gold = {path} knows questions by their text, and the model would write new ones; give questions.file, "
-            "replies.file or pairs.file as well (a file of questions with answers can be both), or a domain"
+            f"gold = {path} identifies questions by their text, but the model would generate new ones; also set "
+            "questions.file, replies.file or pairs.file (a file of questions with answers can serve as both), or use a domain"
         )
     gold = FileGold(Path(path))
     if not any(gold.knows(question) for question in questions):
         raise DataError(
-            f"gold file {path} has none of the {len(questions)} test questions of this run, and figures by gold are measured "
-            'on them; the texts must be the same, and "split": "test" in a line of the questions puts it there'
+            f"gold file {path} contains none of this run's {len(questions)} test questions, on which figures by gold are "
+            'measured; the texts must match exactly, and "split": "test" makes a question a test question'
         )
 
 
@@ -195,7 +195,7 @@ class _Answers:
             return None
         if answer not in (True, False):
             raise ConfigError(
-                f'domain "{self._domain}" answers {answer!r}; its is_right should return True, False, or None for a question '
-                "that it does not know"
+                f'domain "{self._domain}" returned {answer!r}; its is_right must return True, False, or None for an unknown '
+                "question"
             )
         return bool(answer)

@@ -64,7 +64,7 @@ def _too_few(train: int, verdicts: list[Verdict]) -> str:
     states = Counter(v.state.value for v in verdicts)
     seen = ", ".join(f"{state.value} {states.get(state.value, 0)}" for state in VerdictState)
     return (
-        f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. Look at the judge's "
-        "words with `selfeval show DIR dropped`; then try a stronger model, judge templates of its own, verdicts.working = "
+        f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. Inspect the judge's "
+        "output with `selfeval show DIR dropped`; then try a stronger model, custom judge templates, verdicts.working = "
         "true, or a lower verdicts.keep or verdicts.label_mass"
     )

@@ -195,31 +195,32 @@ def _act_on(context: Context, stage: Stage, state: State) -> None:
             # Lost shards can be regenerated one by one, but a partly lost training has to restart from scratch.
             _replace(context, stage, f"{first} is missing")
         case Missing():
-            _say(context, stage, "a file of it is missing; it is made again")
+            _say(context, stage, "a file is missing and will be regenerated")
             store.reopen(stage.name)
         case Changed("inputs") if stage.gathers:
             store.reopen(stage.name)
         case Changed("inputs"):
-            _replace(context, stage, "the results that it was made from have changed")
+            _replace(context, stage, "the results it was computed from have changed")
         case Changed("configuration"):
             _say(context, stage, "the configuration has changed; the old result was moved to replaced/")
             _set_aside(context, stage)
         case Damaged(file) if stage.trains and context.restart:
-            _say(context, stage, f"{file} is damaged; the stage is trained again, and the rest was moved to replaced/")
+            _say(context, stage, f"{file} is damaged; the stage is retrained, and the other files were moved to replaced/")
             _set_aside(context, stage)
         case Damaged(file):
-            remedy = "remove it and give the same command again: it is made again"
+            remedy = "remove it and rerun the same command to regenerate it"
             if stage.trains:
-                remedy = "train the stage again: give the same command with --restart"
+                remedy = "retrain the stage: rerun the same command with --restart"
             raise RunFolderError(
-                f"{store.root / file} is damaged: its content is not what was written there. Put back a good copy, or {remedy}"
+                f"{store.root / file} is damaged: its content does not match its recorded hash. Restore it from a backup, or "
+                f"{remedy}"
             )
 
 
 def _replace(context: Context, stage: Stage, reason: str) -> None:
     """Set aside the work of a stage if the user agrees."""
     agree(context, [loss_of(context, stage)], [f"{context.store.root}, {stage.name}: {reason}"])
-    _say(context, stage, f"{reason}, so it is made again; the old result was moved to replaced/")
+    _say(context, stage, f"{reason}; the stage is rerun, and the old result was moved to replaced/")
     _set_aside(context, stage)
 
 

@@ -197,8 +197,8 @@ class _RunRecorder:
         for alarm in alarms:  # logged at the checkpoint's iteration, so a resumed training keeps them
             self.context.store.add_metrics("watchdogs", {**alarm.as_json(), "step": iteration, "seen_at": alarm.step})
         ending = any(alarm.action == "finish" for alarm in alarms)
-        how = "where the held-out judge liked it best, and finished" if ending else "with half the learning rate"
-        self.context.terminal.note(f"policy: back to iteration {iteration}, {how}")
+        how = "where the held-out judge's win rate was best; training is finished" if ending else "with half the learning rate"
+        self.context.terminal.note(f"policy: rolled back to iteration {iteration}, {how}")
 
 
 def run(context: Context) -> dict[str, Any]:

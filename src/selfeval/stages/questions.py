@@ -228,8 +228,9 @@ def _counts(context: Context, questions: Sequence[Question], wanted: int) -> dic
     if train < 2 or train < config.train // 10:
         seen = ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) or "none"
         raise LoopError(
-            f"the model wrote only {len(questions)} usable questions of {wanted} (dropped: {seen}). Give more "
-            "varied seeds, raise questions.attempts or questions.max_new_tokens, or lower questions.train and questions.test"
+            f"the model generated only {len(questions)} usable questions out of {wanted} (dropped: {seen}). Use more varied "
+            "seeds, "
+            "raise questions.attempts or questions.max_new_tokens, or lower questions.train and questions.test"
         )
     if len(questions) < wanted:
         context.terminal.note(f"questions: {len(questions)} of {wanted} wanted; continuing with these")

@@ -194,7 +194,9 @@ def run(context: Context) -> dict[str, int]:
     replies = context.store.read("replies", Reply)
     wanted = sum(map(len, context.given.replies.values())) if context.given else 0
     if missing := wanted - sum(r.way == "file" for r in replies):
-        context.terminal.note(f"replies: {missing} of {wanted} in the file are too long for this model's context and left out")
+        context.terminal.note(
+            f"replies: {missing} of {wanted} in the file are too long for this model's context and are skipped"
+        )
     return {
         "replies": len(replies),
         "beam": sum(r.way == "beam" for r in replies),

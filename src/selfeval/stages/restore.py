@@ -45,7 +45,7 @@ def restore(store: RunStore, number: int) -> list[str]:
     facts = archive.facts(number)
     restored = [stage for stage in STAGES if stage.name in facts["stages"]]
     if not restored:
-        raise RunFolderError(f"{archive.folder / str(number)} holds no stage of a run; there is nothing to restore")
+        raise RunFolderError(f"{archive.folder / str(number)} contains no stage of a run; there is nothing to restore")
     _refuse_other_sources(store, restored[0], facts)
     if not facts.get("restoring"):
         _make_room(store, restored, facts)
@@ -81,8 +81,8 @@ def _can_be_made_from(store: RunStore, stage: Stage, read: str, inputs: str) -> 
 
 def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
     return RunFolderError(
-        f"{first.name} was made from other results of {stage.name} than {root} has now; restore those first: "
-        f"selfeval restore {root} lists what there is"
+        f"{first.name} was computed from other results of {stage.name} than those now in {root}; restore those first (list "
+        f"them: selfeval restore {root})"
     )
 
 
@@ -90,7 +90,7 @@ def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -
     """Set aside the results in the places to be filled, those of both configurations."""
     if facts["config"] is None:
         raise RunFolderError(
-            f"the settings of these results are not known, because run.json was missing when they were set aside; move what "
+            "the settings of these results are unknown, because run.json was missing when they were set aside; move the files "
             f"you need from {store.root / 'replaced'} into the run folder yourself"
         )
     old = config_of_run(facts["config"], store.root / "replaced")

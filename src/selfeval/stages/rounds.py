@@ -64,7 +64,7 @@ def _refuse_a_round(store: RunStore) -> None:
     number = store.run.get("round", 1)
     if number > 1:
         run = store.root.resolve().parent.parent
-        raise RunFolderError(f"{store.root} is round {number} of a run; give the run's own folder as --output ({run})")
+        raise RunFolderError(f"{store.root} is round {number} of a run; pass the folder of the run as --output ({run})")
 
 
 def _begun(first: Context) -> list[Context]:
@@ -109,7 +109,9 @@ def _run_all(contexts: list[Context], last: int, stage: str | None) -> bool:
 def _run_later(context: Context, stage: str | None) -> bool:
     if not has_current_evidence(context):
         number, of = context.round, context.config.rounds
-        context.terminal.note(f"round {number} of {of}: from the policy of round {number - 1}, in {context.store.root}")
+        context.terminal.note(
+            f"round {number} of {of}: starting from the policy of round {number - 1}, in {context.store.root}"
+        )
     return run_stages(context, stage)
 
 

@@ -118,7 +118,8 @@ def stop_at(until: str, rounds: int) -> tuple[int, str]:
         raise InputError(f'there is no stage "{stage}"{nearest(stage, STAGE_NAMES)}')
     if number and not (number.isdecimal() and 1 <= int(number) <= rounds):
         raise InputError(
-            f'--until {until}: there is no round "{number}", rounds = {rounds}; give one of them, or --set rounds=N'
+            f'--until {until}: there is no round "{number}", rounds = {rounds}; pass an existing round, or raise rounds with '
+            "--set rounds=N"
         )
     return int(number or 1), stage
 
@@ -156,7 +157,7 @@ def execute(
     from selfeval.stages.rounds import run_rounds
 
     if not Path(config.model).is_dir():
-        with terminal.waiting(f"fetching missing files of {config.model}"):
+        with terminal.waiting(f"downloading missing files of {config.model}"):
             ensure_snapshot(config.model)  # the hashes of its files are part of the stages' keys
     with run_folder(output) as store:
         context = Context(config, store, terminal, trust_remote_code=trust_remote_code, restart=restart)

@@ -13,7 +13,7 @@ __all__ = ["read_seeds"]
 
 _EXAMPLE = '{"question": "..."}'
 _LARGEST = 64 << 20
-_GIVE = f"give a file of questions, one a line (text or {_EXAMPLE})"
+_GIVE = f"pass a file with one question per line (text or {_EXAMPLE})"
 
 
 def read_seeds(path: str) -> list[Seed]:
@@ -23,9 +23,9 @@ def read_seeds(path: str) -> list[Seed]:
         SeedsError: no file was given, or it is missing, empty or malformed; the message quotes the line.
     """
     if not path:
-        raise SeedsError(f"no seeds were given; use --seeds with a file of questions, one a line (text or {_EXAMPLE})")
+        raise SeedsError(f"no seeds were given; pass --seeds with a file of one question per line (text or {_EXAMPLE})")
     if Path(path).suffix.lower() in (".csv", ".tsv"):
-        raise SeedsError(f"seeds file {path} is a table, which is not read; {_GIVE}")
+        raise SeedsError(f"seeds file {path} is a table, which is not supported; {_GIVE}")
     text = read_text(Path(path), "seeds file", SeedsError, most=_LARGEST, remedy=_GIVE)
     is_json = Path(path).suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
     if is_json:
@@ -33,7 +33,7 @@ def read_seeds(path: str) -> list[Seed]:
     else:
         seeds = [Seed(line.strip()) for line in text.split("\n") if line.strip()]
     if not seeds:
-        raise SeedsError(f"seeds file {path} has no questions; write at least one, one a line (text or {_EXAMPLE})")
+        raise SeedsError(f"seeds file {path} has no questions; write at least one, one per line (text or {_EXAMPLE})")
     return seeds
 
 
@@ -42,7 +42,7 @@ def _seed(path: str, line: Line) -> Seed:
     shown = shortened(json.dumps(values, ensure_ascii=False))
     question, reply = values.pop("question", None), values.pop("reply", None)
     if not isinstance(question, str) or not question.strip():
-        raise SeedsError(f'{path}, line {number}: no text under "question"; got {shown}; write {_EXAMPLE}')
+        raise SeedsError(f'{path}, line {number}: missing or empty "question"; got {shown}; write {_EXAMPLE}')
     if reply is not None and not isinstance(reply, str):
-        raise SeedsError(f'{path}, line {number}: "reply" must be text; got {shortened(json.dumps(reply))}')
+        raise SeedsError(f'{path}, line {number}: "reply" must be a string; got {shortened(json.dumps(reply))}')
     return Seed(question.strip(), reply, values)

@@ -29,7 +29,7 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"tracker {name} is not installed; pip install 'self-evaluator[{name}]', or take it out of trackers"
+                f"tracker {name} is not installed; run pip install 'self-evaluator[{name}]', or remove it from trackers"
             )
 
 
@@ -104,7 +104,7 @@ class Trackers:
         except Exception as error:
             (self._started or {}).pop(name, None)
             self.terminal.note(
-                f"tracker {name} is left out: {type(error).__name__}: {error}; the curves are in metrics/ as ever"
+                f"tracker {name} is disabled: {type(error).__name__}: {error}; the curves are still written to metrics/"
             )
 
 

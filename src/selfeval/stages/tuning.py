@@ -81,11 +81,11 @@ def check_settings(config: RunConfig) -> None:
     values = ((name, attrgetter(name)) for name in _SETTINGS if name not in _READ)
     unread = [name for name, value in values if value(config) != value(default)]
     if unread:
-        raise ConfigError(f"a tuning does not read {', '.join(unread)}; it reads {', '.join(_READ)}")
+        raise ConfigError(f"tuning does not use {', '.join(unread)}; allowed: {', '.join(_READ)}")
     if config.backbone.context.rope_scaling == "dynamic" and config.backbone.context.rope_factor > 1.0:
         raise ConfigError(
-            "backbone.context.rope_scaling = dynamic sets the angles of each pass anew, which the config.json of a tuned model "
-            "cannot say; use yarn or linear"
+            "backbone.context.rope_scaling = dynamic recomputes the angles in each forward pass, which the config.json of a "
+            "tuned model cannot express; use yarn or linear"
         )
 
 
@@ -129,7 +129,7 @@ def tune(
             _train(context, rows)
         load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # the export needs them in the run folder
         role = context.role_folder(_ROLE)
-        facts = read_object(role / TUNING, remedy=f"remove {role} and give the same command again")
+        facts = read_object(role / TUNING, remedy=f"remove {role} and rerun the same command")
         context.release()
         exported = export_role(
             config,
@@ -154,7 +154,7 @@ def _workplace(target: Path) -> Iterator[RunStore]:
     key = folder / _STAGE / "key.json"  # identifies the folder if run.json was removed
     is_ours = read_run(folder).get("kind") == _STAGE if "run.json" in held else ".lock" in held and key.is_file()
     if not is_ours and any(name not in begun for name in held):
-        raise RunFolderError(f"{folder} is where this tuning would work, and it holds something else; give another --to")
+        raise RunFolderError(f"{folder} is the working folder of this command, but it contains other files; pass another --to")
     store = RunStore(folder)
     try:
         yield store
@@ -179,13 +179,13 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_text(path: Path) -> list[str]:
-    text = read_text(path, "text", TextError, most=_LARGEST, remedy=f"give plain text, or JSON lines ({_EXAMPLE}) named .jsonl")
+    text = read_text(path, "text", TextError, most=_LARGEST, remedy=f"use plain text, or JSON lines ({_EXAMPLE}) named .jsonl")
     documents = [text]
     if path.suffix in (".jsonl", ".json"):
         documents = [_document(path, line) for line in json_lines(text, str(path), TextError, _EXAMPLE)]
     found = [document for document in documents if document.strip()]
     if not found:
-        raise TextError(f"text {path} has no text in it; give plain text, or JSON lines ({_EXAMPLE})")
+        raise TextError(f"text {path} is empty; use plain text, or JSON lines ({_EXAMPLE})")
     return found
 
 
@@ -194,7 +194,7 @@ def _document(path: Path, line: Line) -> str:
     text = values.get("text")
     if not isinstance(text, str):
         shown = shortened(json.dumps(values, ensure_ascii=False))
-        raise TextError(f'{path}, line {number}: no text under "text"; got {shown}; write {_EXAMPLE}, one a line')
+        raise TextError(f'{path}, line {number}: missing or empty "text"; got {shown}; write one {_EXAMPLE} per line')
     return text
 
 
@@ -207,11 +207,11 @@ def _rows(context: Context, documents: Sequence[str], length: int | None) -> Row
     rows = pack(encoded, row)
     tokens = sum(map(len, encoded))
     if not rows:
-        raise TextError(f"the text has {tokens:,} tokens, fewer than one row of {row:,}; give more text, or a smaller --length")
+        raise TextError(f"the text has {tokens:,} tokens, fewer than one row of {row:,}; add text, or lower --length")
     steps = context.config.tuning
     context.terminal.note(
         f"{len(rows):,} rows of {row:,} tokens, {tokens - len(rows) * row:,} tokens left over; "
-        f"{steps.steps * steps.batch / len(rows):.2g} passes over them"
+        f"{steps.steps * steps.batch / len(rows):.2g} epochs"
     )
     return rows
 
@@ -219,10 +219,10 @@ def _rows(context: Context, documents: Sequence[str], length: int | None) -> Row
 def _row_length(loaded: LoadedModel, wanted: int | None) -> int:
     context = loaded.context_length
     if wanted is None and context is None:
-        raise TextError("this model's config names no context length; say with --length how many tokens a row has")
+        raise TextError("this model's config has no context length; set the tokens per row with --length")
     if wanted is not None and context is not None and wanted > context:
         raise TextError(
-            f"--length {wanted:,} is more than this model's context of {context:,} tokens; give less, or stretch the context: "
+            f"--length {wanted:,} is more than this model's context of {context:,} tokens; lower it, or extend the context: "
             "--set backbone.context.rope_scaling=yarn --set backbone.context.rope_factor=N"
         )
     return wanted or context or 0
@@ -248,8 +248,8 @@ def _set_others_aside(context: Context, rows: Rows) -> None:
     if isinstance(state, Changed):
         store.set_aside(_STAGE, owned)
         context.terminal.note(
-            "tuning: begun before with another model, other settings or another text, so it begins anew; until it is finished, "
-            f"what was there lies in {store.root / 'replaced'}"
+            "tuning: an earlier attempt used another model, other settings or another text, so training starts from scratch; "
+            f"until it finishes, the earlier work is kept in {store.root / 'replaced'}"
         )
     store.begin(_STAGE, key)
 

@@ -46,8 +46,8 @@ class Archive:
         path = self.folder / str(number) / _FACTS
         if number not in self.numbers():
             there = ", ".join(map(str, self.numbers())) or "none"
-            raise RunFolderError(f"{self.folder} has no results {number} that can be restored; there are: {there}")
-        remedy = f"its results stay in {path.parent}; move what you need into the run folder yourself"
+            raise RunFolderError(f"{self.folder} has no results {number} that can be restored; available: {there}")
+        remedy = f"its results remain in {path.parent}; move the files you need into the run folder yourself"
         facts = read_object(path, "config", "keys", "stages", "paths", remedy=remedy)
         _refuse_other_kinds(path, facts, remedy)
         _refuse_other_places(path, facts["paths"], remedy)
@@ -121,7 +121,7 @@ def _refuse_other_kinds(path: Path, facts: Mapping[str, Any], remedy: str) -> No
         value = {} if name == "config" and facts[name] is None else facts[name]
         whole = isinstance(value, dict) and (name == "config" or all(isinstance(one, dict) for one in value.values()))
         if not whole:
-            raise RunFolderError(f"{path} is damaged (the values of '{name}' in it are not as they were written); {remedy}")
+            raise RunFolderError(f"{path} is damaged (the values of '{name}' are not objects); {remedy}")
 
 
 def _refuse_other_places(path: Path, names: Any, remedy: str) -> None:
@@ -131,4 +131,4 @@ def _refuse_other_places(path: Path, names: Any, remedy: str) -> None:
     for name in names:
         parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
         if not parts or ".." in parts or parts[0] == "/" or "\\" in name:
-            raise RunFolderError(f"{path} is damaged (it names {name!r}, which is no place in the run folder); {remedy}")
+            raise RunFolderError(f"{path} is damaged (it lists {name!r}, which is not a path in the run folder); {remedy}")

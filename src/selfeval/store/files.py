@@ -36,7 +36,7 @@ __all__ = [
 _LARGEST_JSON = 256 << 20
 """Size limit of JSON files in bytes; the largest file of a run, report.json, has a few MiB."""
 
-_REMEDY = "remove it and give the same command again to rebuild it"
+_REMEDY = "remove it and rerun the same command to rebuild it"
 
 
 def fingerprint(value: Any) -> str:
@@ -132,7 +132,7 @@ def open_file(path: Path) -> BinaryIO:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         kind = "folder" if path.is_dir() else "device or named pipe"
-        raise RunFolderError(f"{path} is a {kind} where a file is expected; remove it and give the same command again")
+        raise RunFolderError(f"{path} is a {kind}, expected a file; remove it and rerun the same command")
     return path.open("rb")
 
 
@@ -259,35 +259,35 @@ def _remove(path: Path) -> None:
 
 # -- errors of the system -----------------------------------------------------------------------------------------------
 
-_SPACE = "free some space and give the same command again"
+_SPACE = "free some space and rerun the same command"
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", _SPACE),
     errno.EDQUOT: ("the disk quota is used up", _SPACE),
     errno.EFBIG: (
         "the file would be larger than this process may write",
-        "raise the limit (ulimit -f) and give the same command again",
+        "raise the limit (ulimit -f) and rerun the same command",
     ),
-    errno.EACCES: ("permission denied", "make it writable for this user, or name another folder, and give the command again"),
-    errno.EPERM: ("the system does not permit it", "make it writable for this user, or name another folder"),
-    errno.EROFS: ("the disk is mounted read-only", "mount it for writing, or copy the folder to another disk and name that"),
-    errno.ENAMETOOLONG: ("the name is too long for this disk", "name a folder with a shorter path"),
-    errno.EISDIR: ("there is a folder of that name", "move that folder away and give the same command again"),
-    errno.ELOOP: ("its path is a loop of symbolic links", "remove the link, or name another folder"),
-    errno.EIO: ("the disk reports an input/output error", "check the disk; copy the folder to another one and name that"),
-    errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n) and give the same command again"),
-    errno.ENFILE: ("the system has too many files open", "close other programs and give the same command again"),
+    errno.EACCES: ("permission denied", "make it writable for this user, or use another folder, and rerun the command"),
+    errno.EPERM: ("the system does not permit it", "make it writable for this user, or use another folder"),
+    errno.EROFS: ("the disk is mounted read-only", "mount it read-write, or copy the folder to another disk and use that"),
+    errno.ENAMETOOLONG: ("the name is too long for this disk", "use a folder with a shorter path"),
+    errno.EISDIR: ("a folder of that name exists", "move that folder away and rerun the same command"),
+    errno.ELOOP: ("its path is a loop of symbolic links", "remove the link, or use another folder"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, or copy the folder to another disk and use that"),
+    errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n) and rerun the same command"),
+    errno.ENFILE: ("the system has too many files open", "close other programs and rerun the same command"),
 }
 """Cause and remedy for each OS error code."""
 
 
 def as_storage_error(path: Path, error: OSError) -> StorageError:
     """Convert an OS error into a `StorageError` that names the cause and a remedy."""
-    unknown = error.strerror or str(error), "correct that and give the same command again"
+    unknown = error.strerror or str(error), "fix this and rerun the same command"
     cause, remedy = _CAUSES.get(error.errno or 0, unknown)
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         # Both mean that a path component is a file instead of a folder; the OS does not say which one.
         blocking = next((p for p in reversed(path.parents) if p.exists() and not p.is_dir()), path)
-        cause, remedy = f"{blocking} is a file, not a folder", "move that file away, or name another folder"
+        cause, remedy = f"{blocking} is a file, not a folder", "move that file away, or use another folder"
     return StorageError(f"cannot write {path}: {cause}. Nothing is lost: {remedy}")
 
 

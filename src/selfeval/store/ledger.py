@@ -207,7 +207,7 @@ def read_manifest(root: Path, stage: str) -> dict[str, Any]:
     Raises:
         RunFolderError: the manifest is missing or damaged.
     """
-    path, remedy = root / stage / "manifest.json", "remove it and give the same command again"
+    path, remedy = root / stage / "manifest.json", "remove it and rerun the same command"
     return read_sealed(path, "key", "inputs", "counts", "files", "also", remedy=remedy)
 
 
@@ -219,7 +219,7 @@ def read_key(root: Path, stage: str) -> dict[str, Any]:
     """
     path = root / stage / "key.json"
     if path.exists():
-        values = read_sealed(path, "key", "inputs", remedy="remove it and give the same command again")
+        values = read_sealed(path, "key", "inputs", remedy="remove it and rerun the same command")
         return {"key": values["key"], "inputs": values["inputs"]}
     if has_manifest(root, stage):
         values = read_manifest(root, stage)
@@ -241,7 +241,7 @@ def read_journal(root: Path, stage: str) -> dict[str, str]:
     path = root / stage / JOURNAL
     if not path.exists():
         return {}
-    remedy = "remove it and give the same command again, which makes the shards of this folder again"
+    remedy = "remove it and rerun the same command, which regenerates the shards of this folder"
     found = read_sealed(path, "shards", remedy=remedy)["shards"]
     if not isinstance(found, dict):
         raise RunFolderError(f"{path} is damaged (its shards are a {type(found).__name__}, expected an object); {remedy}")
@@ -298,11 +298,11 @@ def _in_journals(root: Path) -> dict[str, str]:
 
 def _refuse_damaged(path: Path, written: str) -> None:
     if not path.is_file():
-        raise RunFolderError(f"{path} is missing; `selfeval run --output DIR` makes it again, or put back a good copy")
+        raise RunFolderError(f"{path} is missing; `selfeval run --output DIR` regenerates it, or restore it from a backup")
     if not _is(path, written):
         raise RunFolderError(
-            f"{path} is damaged: its content is not what was written. Put back a good copy, or remove it and make it again: "
-            "selfeval run --output DIR"
+            f"{path} is damaged: its content does not match its recorded hash. Restore it from a backup, or remove it and "
+            "regenerate it: selfeval run --output DIR"
         )
 
 

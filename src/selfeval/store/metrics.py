@@ -13,7 +13,7 @@ from selfeval.store.records import read_rows
 
 __all__ = ["add_metrics", "keep_metrics", "read_metrics"]
 
-_REMEDY = "remove it and give the same command again"
+_REMEDY = "remove it and rerun the same command"
 
 
 def add_metrics(path: Path, values: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ RUN_SCHEMA = 3
 """Version of the layout of a run folder, `schema` in run.json. Schema 2 has the judge's evidence in one field of a verdict;
 schema 3 has the settings of the backbone in one section of `config`."""
 
-_REBUILD_RUN = "remove it and give the whole command again: the recipe or --model, --seeds and every --set"
+_REBUILD_RUN = "remove it and rerun the full command: the recipe or --model, --seeds and every --set"
 
 
 class _Values(BaseModel):
@@ -62,7 +62,7 @@ def read_run(root: Path) -> dict[str, Any]:
     """
     path = root / "run.json"
     if not path.exists():
-        raise RunFolderError(f"{root} is not a run (no run.json); give the folder that `selfeval run` wrote")
+        raise RunFolderError(f"{root} is not a run (no run.json); pass a folder written by `selfeval run`")
     values = read_object(path, remedy=_REBUILD_RUN)
     if SEAL in values:
         refuse_changed(path, values, _REBUILD_RUN)
@@ -83,8 +83,9 @@ def _check_values(path: Path, values: dict[str, Any], remedy: str) -> None:
     """
     if (schema := values.get("schema", RUN_SCHEMA)) != RUN_SCHEMA:
         raise RunFolderError(
-            f"{path} is of another version of selfeval: it has schema {visible(shortened(repr(schema)))}, this version reads "
-            f"schema {RUN_SCHEMA}. Use the version that is noted in its `versions`, or start a new run: selfeval run RECIPE "
+            f"{path} was written by another version of selfeval: it has schema {visible(shortened(repr(schema)))}, this "
+            "version reads "
+            f"schema {RUN_SCHEMA}. Use the version recorded in its `versions`, or start a new run: selfeval run RECIPE "
             "--output NEW"
         )
     try:

@@ -26,7 +26,7 @@ from selfeval.store.sealed import write_sealed
 
 __all__ = ["RunStore"]
 
-_REDO_SHARD = "remove this file and give the same command again to redo the shard"
+_REDO_SHARD = "remove this file and rerun the same command to redo the shard"
 
 R = TypeVar("R")
 
@@ -52,16 +52,18 @@ class RunStore:
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise RunFolderError(f"another process works in {root}; wait for it, or name another folder") from error
+            raise RunFolderError(f"another process is using {root}; wait for it, or use another folder") from error
         except OSError as error:
             raise as_storage_error(root, error) from error
         self._archive = Archive(root)
 
     def _refuse_other_folders(self) -> None:
         if self.root.exists() and not self.root.is_dir():
-            raise RunFolderError(f"output {self.root} is a file; give a folder")
+            raise RunFolderError(f"output {self.root} is a file; pass a folder")
         if self.root.exists() and any(self.root.iterdir()) and not self._is_run():
-            raise RunFolderError(f"output folder {self.root} exists and is not a run (no run.json); give another --output")
+            raise RunFolderError(
+                f"output folder {self.root} exists and is not a run folder (no run.json); pass another --output"
+            )
 
     def _is_run(self) -> bool:
         """Whether the folder is a run, including one without run.json (lost, or killed before it was written)."""
@@ -202,7 +204,7 @@ class RunStore:
             return False
         for path, name in zip(paths, names, strict=True):
             if file_hash(path) != noted[name]:
-                raise RunFolderError(f"{path} is damaged: its content is not what was written there; {_REDO_SHARD}")
+                raise RunFolderError(f"{path} is damaged: its content does not match its recorded hash; {_REDO_SHARD}")
         return True
 
     def _paths_of_shard(self, stage: str, index: int, *, drops: bool) -> list[Path]:

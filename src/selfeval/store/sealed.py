@@ -45,4 +45,4 @@ def refuse_changed(path: Path, values: Mapping[str, Any], remedy: str) -> None:
     """
     unsealed = {key: value for key, value in values.items() if key != SEAL}
     if values[SEAL] != fingerprint(unsealed):
-        raise RunFolderError(f"{path} is damaged (a value of it is not what was written); {remedy}")
+        raise RunFolderError(f"{path} is damaged (its values do not match their hash); {remedy}")

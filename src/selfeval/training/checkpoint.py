@@ -150,15 +150,15 @@ class Checkpoints:
             faults.append(fault)
         if faults:
             raise LostWorkError(
-                f"no checkpoint in {self.folder} can be used: {'; '.join(faults)}. Put back a good copy, or train the stage "
-                f"from its start: remove {self.folder}, or give the same command again with --restart"
+                f"no checkpoint in {self.folder} can be used: {'; '.join(faults)}. Restore one from a backup, or retrain the "
+                f"stage: remove {self.folder}, or rerun the same command with --restart"
             )
         return None
 
     def _say_passed_over(self, faults: Sequence[str], taken: Path) -> None:
         tell = self.backbone.budget.tell
         if faults and tell is not None:
-            tell(f"{'; '.join(faults)}; resuming from the checkpoint before, {taken.name}")
+            tell(f"{'; '.join(faults)}; resuming from the previous checkpoint, {taken.name}")
 
     def _take(self, path: Path) -> dict[str, Any]:
         """Restore weights, optimizers and metrics from a verified checkpoint, and return its state."""
@@ -179,10 +179,10 @@ class Checkpoints:
     def _check_written(self, hashes: Mapping[str, str], step: int) -> None:
         for path in self._written(step):
             if not path.is_file() or file_hash(path) != hashes.get(path.name):
-                problem = "is not what was written there" if path.is_file() else "is missing"
+                problem = "does not match its recorded hash" if path.is_file() else "is missing"
                 raise LostWorkError(
-                    f"{path}, which this training wrote before it stopped, {problem}. Put back a good copy, or train the stage "
-                    "from its start: give the same command again with --restart"
+                    f"{path}, which this training wrote before it stopped, {problem}. Restore it from a backup, or "
+                    "retrain the stage: rerun the same command with --restart"
                 )
 
     def _restore_optimizer(self, role: str, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
@@ -210,9 +210,9 @@ def _fault_of(path: Path) -> str | None:
             if not (path / name).is_file():
                 return f"checkpoint {path.name} is damaged ({name} is missing)"
             if file_hash(path / name) != written:
-                return f"checkpoint {path.name} is damaged ({name} is not what was written there)"
+                return f"checkpoint {path.name} is damaged ({name} does not match its recorded hash)"
     except (OSError, TypeError, RunFolderError):
-        return f"checkpoint {path.name} is damaged (its {_MANIFEST} is not what was written there)"
+        return f"checkpoint {path.name} is damaged (its {_MANIFEST} is damaged)"
     return None if {"state.json", "state.safetensors"} <= files.keys() else f"checkpoint {path.name} is damaged"
 
 
@@ -223,11 +223,11 @@ def _hashes_of(path: Path) -> dict[str, dict[str, str]]:
         RunFolderError: the manifest is missing or damaged.
         TypeError: a section is not a mapping of names to hashes.
     """
-    manifest = read_sealed(path / _MANIFEST, "files", "written", remedy="the checkpoint before is used")
+    manifest = read_sealed(path / _MANIFEST, "files", "written", remedy="the previous checkpoint is used")
     found = {key: manifest[key] for key in ("files", "written")}
     for hashes in found.values():
         if not isinstance(hashes, dict) or not all(isinstance(written, str) for written in hashes.values()):
-            raise TypeError(f"{path / _MANIFEST} holds other things than hashes")
+            raise TypeError(f"{path / _MANIFEST} contains values that are not hashes")
     return found
 
 

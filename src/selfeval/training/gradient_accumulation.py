@@ -39,7 +39,7 @@ def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
     scale = scale_of(trained)
     found, factor = _plain(loss, trained) if scale is None else _scaled(loss, trained, scale)
     if all(gradient is None for gradient in found):
-        raise RoleError("the loss depends on none of the weights that are trained; another role was acting when it was made")
+        raise RoleError("the loss does not depend on any trained weight; another role was active when it was computed")
     # autograd.grad may return a view of shared memory, so unscale the first gradient out of place before it becomes `.grad`.
     ready = [g * factor if g is not None and p.grad is None else g for p, g in zip(trained, found, strict=True)]
     for parameter, gradient in zip(trained, ready, strict=True):
@@ -89,7 +89,7 @@ def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> 
         if not _are_finite([loss]):
             return found, 1.0
         if not scale.halve():
-            raise _not_finite(trained, found, remedy="; fp16 is too narrow for it, use backbone.precision = bf16 or fp32")
+            raise _not_finite(trained, found, remedy="; the range of fp16 is too small, use backbone.precision = bf16 or fp32")
 
 
 def _are_finite(tensors: Gradients) -> bool:
@@ -101,7 +101,7 @@ def _are_finite(tensors: Gradients) -> bool:
 def _not_finite(parameters: Sequence[nn.Parameter], gradients: Gradients, remedy: str = "") -> NotFiniteError:
     wrong = [i for i, gradient in enumerate(gradients) if not _are_finite([gradient])]
     if not wrong:
-        return NotFiniteError("the norm of the gradient is infinite, though every number in it is finite")
+        return NotFiniteError("the norm of the gradient is infinite, although all its entries are finite")
     first = parameters[wrong[0]]
     name = name_of(first) or f"parameter {wrong[0]} of shape {tuple(first.shape)}"
     return NotFiniteError(f"the gradient of {name} is NaN or infinite ({len(wrong)} of {len(gradients)} parameters){remedy}")

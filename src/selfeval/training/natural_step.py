@@ -59,7 +59,7 @@ _ITERATIONS, _TOLERANCE = 5, 1e-3
 _ASYMMETRY = 0.03
 """Relative difference of two equal numbers that 16-bit rounding can explain."""
 _ONCE = (
-    'a layer of this base cannot be differentiated twice ({why}); set backbone.context.attention = "eager", '
+    'a layer of this base does not support second derivatives ({why}); set backbone.context.attention = "eager", '
     'backbone.precision = "bf16" or "fp32", or another policy.learner than trpo'
 )
 FISHER_REPLIES = 32

@@ -231,7 +231,7 @@ class _Loop:
         """
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
-            raise _stopped(alarms, f" (after going back {_MOST_ROLL_BACKS} times, to half the learning rate each time)")
+            raise _stopped(alarms, f" (after {_MOST_ROLL_BACKS} rollbacks, each of which halved the learning rate)")
         best = self._best_reading()
         iteration = self.go_back(keeper)
         if best is not None and best not in self.readings:

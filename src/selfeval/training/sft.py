@@ -108,7 +108,7 @@ def _check_rows(backbone: Backbone, rows: Sequence[Sequence[int]]) -> None:
     lengths = [len(row) for row in rows]
     if not lengths or min(lengths) < 2:
         raise LoopError(
-            f"{len(lengths)} rows of text, the shortest of {min(lengths, default=0)} tokens; give rows of at least 2"
+            f"{len(lengths)} rows of text, the shortest with {min(lengths, default=0)} tokens; every row needs at least 2"
         )
     if context is not None and max(lengths) > context:
         raise LoopError(

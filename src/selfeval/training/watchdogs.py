@@ -90,7 +90,10 @@ def _ratio_not_one(values: Figures, first: Figures, config: PolicyConfig) -> See
     gap = values.get("first_ratio", 0.0)  # learners without an importance ratio do not report one
     if gap <= 0.02:
         return None
-    text = f"before any update the policy's probabilities are {gap:.3f} off the sampled ones; sampling and scoring disagree"
+    text = (
+        f"before any update, the policy's probabilities differ by {gap:.3f} from the sampled ones; sampling and scoring "
+        "disagree"
+    )
     return text, "stop" if gap > 0.5 else "warn"
 
 
@@ -98,14 +101,17 @@ def _negative_kl(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
     kl = values["kl"]
     if kl >= -0.5:
         return None
-    return f"KL to the reference is {kl:.2f}; the sampled and the scored distribution differ", "stop" if kl < -5 else "warn"
+    return f"KL to the reference is {kl:.2f}; the sampled and scored distributions differ", "stop" if kl < -5 else "warn"
 
 
 def _kl_runaway(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
     times = values["kl"] / config.kl_target
     if times <= 5:
         return None
-    text = f"KL {values['kl']:.1f} is {times:.1f} times its target {config.kl_target}; raise kl_coefficient or learn slower"
+    text = (
+        f"KL {values['kl']:.1f} is {times:.1f} times its target {config.kl_target}; raise kl_coefficient or lower the "
+        "learning rate"
+    )
     return text, "roll_back" if times > 10 else "warn"
 
 
@@ -128,7 +134,10 @@ def _repeated_reply(values: Figures, first: Figures, config: PolicyConfig) -> Se
     share = values["repeated"]
     if config.questions_per_iteration < _FEWEST_QUESTIONS or share <= max(0.5, 2 * first["repeated"]):
         return None
-    return f"one and the same reply answers {share:.0%} of the questions; raise kl_coefficient or learn slower", "roll_back"
+    return (
+        f"the same reply is given to {share:.0%} of the questions; raise kl_coefficient or lower the learning rate",
+        "roll_back",
+    )
 
 
 def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
@@ -140,8 +149,8 @@ def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> S
     if values["judge_drop_p"] > LEVEL / math.comb(readings, 2):
         return None
     text = (
-        f"since the held-out judge liked the policy best the evaluator's score rose by {values['score_gain']:.2f} and the "
-        f"judge's win rate fell by {values['judge_drop']:.2f}, to {values['judge_win_rate']:.2f}: it exploits the evaluator"
+        f"since the held-out judge's best win rate, the evaluator's score rose by {values['score_gain']:.2f} and the win "
+        f"rate fell by {values['judge_drop']:.2f}, to {values['judge_win_rate']:.2f}: the policy exploits the evaluator"
     )
     return text, "finish"
 

@@ -462,7 +462,7 @@ def test_what_tells_2_from_3(tmp_path: Path) -> None:
     folder.mkdir()
     fields: dict[str, Any] = {"padded_vocab_size": 65024}
     assert generation(str(folder), {}) == 1
-    with pytest.raises(ModelError, match="chatglm2 or chatglm3 in it"):
+    with pytest.raises(ModelError, match="chatglm2 or chatglm3 in the folder's name"):
         generation(str(folder), fields)
     assert generation(str(folder.rename(tmp_path / "my-ChatGLM2")), fields) == 2
     assert generation(str(tmp_path / "my-ChatGLM2"), fields | {"_name_or_path": "THUDM/chatglm3-6b"}) == 3

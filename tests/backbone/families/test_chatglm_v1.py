@@ -192,7 +192,7 @@ def test_what_it_refuses() -> None:
         load()(input_ids=ids, attention_mask=torch.ones(1, 4, 4))
     foreign = DynamicCache()
     foreign.update(torch.zeros(1, 4, 2, 16), torch.zeros(1, 4, 2, 16), 0)
-    with pytest.raises(ValueError, match="not filled by ChatGLM"):
+    with pytest.raises(ValueError, match="not created by ChatGLM"):
         load()(input_ids=ids[:, :1], **{CACHE_FIELD: foreign})
 
 

@@ -93,7 +93,7 @@ def test_its_section_is_read_stored_and_documented(longer: JudgeSpec, monkeypatc
     one, other = keys("verdicts.judge=longer"), keys("verdicts.judge=longer", "verdicts.longer.sureness=0.7")
     assert {name for name in one if one[name] == other[name]} == {"questions", "replies"}
     for given, said in [
-        (["verdicts.longer.sureness=0.7"], 'verdicts.judge is "pairwise", and only its section may be given'),
+        (["verdicts.longer.sureness=0.7"], 'verdicts.judge is "pairwise", so only that section is allowed'),
         (["verdicts.judge=longer", "verdicts.longer.surenes=0.7"], 'did you mean "sureness"?'),
         (["verdicts.judge=longer", "verdicts.sureness=0.7"], "give it as verdicts.longer.sureness"),
         (["verdicts.judge=longer", "verdicts.longer.sureness=7"], "verdicts.longer.sureness: got 7;"),
@@ -134,7 +134,7 @@ def test_a_folder_needs_no_template_that_the_judge_does_not_read(longer: JudgeSp
     model = str(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert set(keys("verdicts.judge=longer", model=model)) == set(keys())
-    with pytest.raises(ModelError, match=r"lacks judge\.jinja; this configuration reads ask, grade, reply, judge, referee"):
+    with pytest.raises(ModelError, match=r"lacks judge\.jinja; this configuration needs ask, grade, reply, judge, referee"):
         keys(model=model)
 
 
@@ -143,7 +143,7 @@ def test_a_kind_that_a_new_judge_adds_is_asked_of_no_one_else(rubric: str, tmp_p
     Templates.load(OWN, tokenizer)  # the folders that there are
     read = kinds_of_run(VerdictsConfig(judge="longer"))
     assert read == ("ask", "grade", "reply", rubric, "referee")
-    with pytest.raises(ModelError, match=r"lacks rubric\.jinja; this configuration reads .*rubric"):
+    with pytest.raises(ModelError, match=r"lacks rubric\.jinja; this configuration needs .*rubric"):
         Templates.load(OWN, tokenizer, kinds=read)
     copy = Path(shutil.copytree(OWN, tmp_path / "templates"))
     (copy / "rubric.jinja").write_text("{{ question }} {{ reply }}")
@@ -156,7 +156,7 @@ def test_a_kind_that_a_new_judge_adds_is_asked_of_no_one_else(rubric: str, tmp_p
     sources = prompt_sources(copy, date(2026, 1, 1), read)
     assert sources["rubric"][1] == {"rubric": {"lead": "", "first": " A", "second": " B", "tie": " tie"}}
     (copy / "rubric.jinja").write_text("{{ question }}")
-    with pytest.raises(ModelError, match=r"rubric\.jinja does not show the reply"):
+    with pytest.raises(ModelError, match=r"rubric\.jinja does not use the reply"):
         Templates.load(copy, tokenizer, kinds=read)
 
 

@@ -94,7 +94,7 @@ def test_every_package_label_can_be_told_apart_by_several_tokenizers() -> None:
 
 @pytest.mark.parametrize("same", [(" A", " A", " tie"), (" A", " At", " B")])
 def test_labels_that_cannot_be_told_apart_are_refused(same: tuple[str, str, str]) -> None:
-    with pytest.raises(ModelError, match="cannot tell the verdict labels"):
+    with pytest.raises(ModelError, match="cannot distinguish the verdict labels"):
         verdict_tokens(templates(character_tokenizer()), labels("", *same))
 
 

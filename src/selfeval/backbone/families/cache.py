@@ -69,7 +69,7 @@ def check_state(loaded: Any) -> None:
     kind = loaded.model.config.model_type
     if kind in _OWN_STATE or cache_argument(loaded) is None:
         raise ModelError(
-            f"models of type {kind} keep the state of a half-written reply in a way this version cannot split into rows; "
+            f"models of type {kind} store the state of a partial reply in a form that this version cannot split into rows; "
             "use a model with a transformers cache (see docs/concepts/families.md)"
         )
 

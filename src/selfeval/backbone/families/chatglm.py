@@ -90,7 +90,8 @@ class PublishedConfig(ChatGLMConfig):
         _check_switches(fields, _WANTED_OF_1, name)
         if fields.get("vocab_size") == _FIRST_REVISION:
             raise ModelError(
-                f"{name} is ChatGLM-6B as it was in March 2023 (vocabulary {_FIRST_REVISION}), whose positions differ; use the "
+                f"{name} is the March 2023 revision of ChatGLM-6B (vocabulary {_FIRST_REVISION}), whose position ids differ; "
+                "use the "
                 "final revision (vocabulary 130528)"
             )
         return ChatGLMConfig.from_dict(fields | {"architectures": ["ChatGLMForCausalLM"]}, **kwargs)
@@ -141,8 +142,8 @@ def generation(name: str, config: dict[str, Any]) -> int:
         if len(found) == 1:
             return found[0]
     raise ModelError(
-        f"{name} is a ChatGLM2 or a ChatGLM3, and nothing says which (their prompts differ); add the published "
-        "tokenization_chatglm.py (it is read, not run), or give the folder a name with chatglm2 or chatglm3 in it"
+        f"{name} is ChatGLM2 or ChatGLM3, and its files do not say which (their prompts differ); add the published "
+        "tokenization_chatglm.py (it is read, never executed), or put chatglm2 or chatglm3 in the folder's name"
     )
 
 
@@ -151,8 +152,8 @@ def _check_switches(fields: dict[str, Any], wanted: dict[str, tuple[Any, ...]], 
         found = fields.get(switch, allowed[0])
         if found not in allowed:
             raise ModelError(
-                f"{name} has {switch} = {json.dumps(found)} in its config.json; of ChatGLM only {switch} = "
-                f"{json.dumps(allowed[0])} can be used: give the original checkpoint, not quantised, no prefix encoder"
+                f"{name} has {switch} = {json.dumps(found)} in its config.json; for ChatGLM only {switch} = "
+                f"{json.dumps(allowed[0])} is supported: use the original checkpoint, without quantisation or a prefix encoder"
             )
 
 
@@ -160,8 +161,8 @@ def _refuse_pickles(name: str) -> None:
     folder = Path(name)
     if list(folder.glob("pytorch_model*.bin")) and not list(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{name} holds its weights as pickles (pytorch_model*.bin), which can run code and are never opened; convert them "
-            "to safetensors once, as docs/concepts/chatglm.md shows"
+            f"{name} stores its weights as pickles (pytorch_model*.bin), which can execute code and are never loaded; convert "
+            "them to safetensors (see docs/concepts/chatglm.md)"
         )
 
 
@@ -177,7 +178,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     wanted = kind.vocab_files_names["vocab_file"]
     file = cached_file(name, wanted, _raise_exceptions_for_missing_entries=False)
     if file is None:
-        raise ModelError(f"{name} lacks {wanted}, ChatGLM's SentencePiece file; add it as it was published")
+        raise ModelError(f"{name} has no {wanted}, ChatGLM's SentencePiece file; add the published file")
     return kind(str(file), name_or_path=name)
 
 

@@ -164,7 +164,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             )
         unknown = sorted(name for name, value in kwargs.items() if value)
         if unknown:
-            raise ValueError(f"ChatGLM's chat format has no place for {', '.join(unknown)}")
+            raise ValueError(f"ChatGLM's chat format does not support {', '.join(unknown)}")
         many = bool(conversation) and isinstance(conversation[0], list)
         rows = [self._chat_ids(messages, add_generation_prompt) for messages in (conversation if many else [conversation])]
         ids = rows if many or return_tensors else rows[0]
@@ -195,7 +195,7 @@ class ChatGLM1Tokenizer(ChatGLMTokenizer):
         super().__init__(vocab_file, **kwargs)
         for text in ("[gMASK]", "<sop>", "<eop>", "<pad>"):
             if text not in self.controls:
-                raise ModelError(f"{vocab_file} has no piece {text}; give ice_text.model as it was published with ChatGLM-6B")
+                raise ModelError(f"{vocab_file} has no piece {text}; use the ice_text.model published with ChatGLM-6B")
 
     def _named(self) -> dict[str, str]:
         unknown = str(self.pieces.id_to_piece(self.pieces.unk_id()))
@@ -264,7 +264,7 @@ class ChatGLM3Tokenizer(ChatGLM2Tokenizer):
         for message in messages:
             role = f"<|{message['role']}|>"
             if role not in self.controls:
-                raise ValueError(f"ChatGLM3-6B has no role {message['role']}; it knows system, user, assistant and observation")
+                raise ValueError(f"ChatGLM3-6B has no role {message['role']}; use system, user, assistant or observation")
             first_line = message.get("metadata", "") + "\n"
             ids += [self.controls[role], *self.pieces.encode(first_line), *self.pieces.encode(message["content"])]
         return [*ids, self.controls["<|assistant|>"]]

@@ -299,7 +299,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if attention_BS is None:
             attention_BS = ids_BT.new_ones(len(ids_BT), past + ids_BT.shape[1])
         if attention_BS.ndim != 2:
-            raise ValueError(f"attention_mask has {attention_BS.ndim} dimensions; give a 2-D one (1 = a real token)")
+            raise ValueError(f"attention_mask must be 2-D (1 = a real token), got {attention_BS.ndim} dimensions")
         start_B2 = self._start(ids_BT, attention_BS, cache, past)
         return layout(start_B2, attention_BS, ids_BT.shape[1])
 
@@ -313,14 +313,16 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             return start_B2
         if known is None:
             raise ValueError(
-                "this cache was not filled by ChatGLM: it does not say where answers begin; start with an empty one"
+                "this cache was not created by ChatGLM: it does not record where replies start; start with an empty cache"
             )
         if (
             ids_BT.shape[1] > 1
             and bool((known.start_B2[:, 0] == _NEVER).any())
             and bool((ids_BT == self.config.bos_token_id).any())
         ):
-            raise ValueError("a context sees itself in both directions, so that it must come in one pass with its <sop>")
+            raise ValueError(
+                "attention within the context is bidirectional, so the whole context and its <sop> must be in one forward pass"
+            )
         return known.start_B2
 
 

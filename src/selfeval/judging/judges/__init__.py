@@ -30,7 +30,7 @@ def make_judge(
     spec = judge_spec(role, config.judge)
     module, _, name = spec.implementation.partition(":")
     if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
-        raise ValueError(f"a judge is a module of {__name__}, given as module:object; got {spec.implementation}")
+        raise ValueError(f"a judge must be a module of {__name__}, written as module:object; got {spec.implementation}")
     context = JudgeContext(backbone, templates, spec.kinds(role), config, batch_size)
     judge: Judge = getattr(import_module(f"{__name__}.{module}"), name)(context)
     return judge

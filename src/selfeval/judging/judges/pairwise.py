@@ -180,7 +180,7 @@ class _Reader:
 
     def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
         if rollout is None:
-            return Reading(None, f"(not asked: the prompt of {len(prompt.ids)} tokens does not fit the model's context)")
+            return Reading(None, f"(skipped: the prompt of {len(prompt.ids)} tokens does not fit the model's context)")
         probabilities = None if logprobs is None else _probabilities(logprobs, self.config.label_mass)
         return Reading(probabilities, self._decode(rollout.ids))
 

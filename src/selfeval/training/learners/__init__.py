@@ -19,6 +19,6 @@ def make_learner(context: LearnerContext) -> Learner:
     implementation = context.config.spec.implementation
     module, _, name = implementation.partition(":")
     if not module.isidentifier():  # no other module may be loaded by name, least of all a gold oracle
-        raise ValueError(f"a learner is a module of {__name__}, given as module:object; got {implementation}")
+        raise ValueError(f"a learner must be a module of {__name__}, written as module:object; got {implementation}")
     learner: Learner = getattr(import_module(f"{__name__}.{module}"), name)(context)
     return learner
