@@ -101,6 +101,9 @@ class _Meter:
 
             torch.cuda.reset_peak_memory_stats()
         else:
+            from selfeval.backbone.meters import CpuMeter
+
+            CpuMeter().between_phases()  # as the loop does when a phase begins
             Path("/proc/self/clear_refs").write_text("5")
 
     def _peak(self) -> int:

@@ -35,7 +35,10 @@ class ToldMeter:
     def peak(self) -> int:
         return self.highest
 
-    phases = 0
+    phases = saved = 0
+
+    def save_memory(self) -> None:
+        self.saved += 1
 
     def between_phases(self) -> None:
         self.phases += 1

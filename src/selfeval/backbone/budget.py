@@ -235,6 +235,7 @@ class MemoryBudget:
 
     def _shrink(self, gauge: _Gauge, kind: EventKind, before: int, after: int) -> None:
         gauge.cap, gauge.well, gauge.grew, gauge.refused = after, 0, False, 0
+        self.meter.save_memory()
         self._record(gauge.phase, kind, before, after)
 
     def _record(self, phase: Phase, kind: EventKind, before: int, after: int) -> None:

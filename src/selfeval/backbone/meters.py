@@ -8,6 +8,7 @@ import gc
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -32,12 +33,11 @@ __all__ = [
 ]
 
 _M_MMAP_THRESHOLD, _MAPPED_BLOCK = -3, 1 << 17
-_LARGE_BASE = 1 << 26
-"""Bytes of a base from which freed memory is given back at once."""
 _HAS_GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 _KERNELS, _KERNEL_BYTES = 32, 640 << 10
 """Kernels that are remembered, and about what one takes (measured on a CPU with AMX)."""
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_SAMPLE_SECONDS = 0.005
 
 
 class Meter(Protocol):
@@ -67,16 +67,22 @@ class Meter(Protocol):
     def between_phases(self) -> None:
         """Give back what the last phase kept and the next one does not need, where that costs next to no time."""
 
+    def save_memory(self) -> None:
+        """Use less memory from now on at the expense of time; called when memory is short."""
+
 
 class CpuMeter:
     """Resident memory of this process.
 
     Args:
-        limit: bytes beyond which the process counts as out of memory. The system does not enforce it.
+        limit: Optional. Bytes beyond which the process counts as out of memory. The system does not enforce it, so freed memory
+            is returned at once from the start. Default: no limit.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
+        if limit is not None:
+            self.save_memory()
 
     def used(self) -> int:
         return resident_bytes()
@@ -86,16 +92,20 @@ class CpuMeter:
         return available if self.limit is None else min(available, self.limit - self.used())
 
     def restart(self) -> None:
-        _highest.restart()
+        _peak.restart()
 
     def peak(self) -> int:
-        return max(_highest.since_restart(), self.used())
+        return _peak.stop()
 
     def release(self) -> None:
         gc.collect()
         _trim_heap()
 
     def between_phases(self) -> None:
+        _trim_heap()
+
+    def save_memory(self) -> None:
+        return_freed_memory()
         _trim_heap()
 
 
@@ -141,6 +151,9 @@ class CudaMeter:
     def between_phases(self) -> None:
         """Torch's reserve serves every phase: giving it back means asking the driver for it again."""
 
+    def save_memory(self) -> None:
+        """The allocator's reserve was released when memory ran out; it takes nothing else."""
+
 
 def meter_for(devices: Iterable[torch.device], budget: int | None = None) -> Meter:
     """The meter of these devices: that of the GPUs among them, else that of this process's resident memory."""
@@ -155,47 +168,53 @@ def cap_gpus(budget: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, budget / total), index)
 
 
-class _HighestResident:
-    """The system's mark of this process's highest resident memory, which Linux lets a process set back."""
+class _PeakSinceRestart:
+    """Highest resident memory of a stretch of work: the larger of two readings.
+
+    The system's high-water mark is exact, but tells nothing unless the work raised it, and it is never reset: it belongs to
+    everyone who measures this process. A thread that samples the resident memory every few milliseconds sees lower peaks.
+    """
 
     def __init__(self) -> None:
-        self._before = 0
-        self._can_restart = _CLEAR_REFS.exists()
-
-    def since_restart(self) -> int:
-        """Bytes; 0 where the mark cannot be set back."""
-        return self._mark() if self._can_restart else 0
+        self._mark, self._highest = 0, [0]
+        self._working = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def restart(self) -> None:
-        if not self._can_restart:
-            return
-        self._before = max(self._before, self._mark())
-        try:
-            _CLEAR_REFS.write_text("5")
-        except OSError:
-            self._can_restart = False
+        # A new list, because the thread may be about to write a sample of earlier work.
+        self._mark, self._highest = peak_resident_bytes(), [0]
+        self._working.set()
+        if self._thread is None or not self._thread.is_alive():  # it does not survive a fork
+            self._thread = threading.Thread(target=self._sample, name="selfeval memory", daemon=True)
+            self._thread.start()
 
-    def overall(self) -> int:
-        """Bytes; the highest of all, whatever was set back."""
-        return max(self._before, self._mark())
+    def stop(self) -> int:
+        """End the stretch of work and return its peak in bytes."""
+        self._working.clear()
+        mark = peak_resident_bytes()
+        return max(mark if mark > self._mark else 0, self._highest[0], resident_bytes())
 
-    def _mark(self) -> int:
-        if _STATUS.exists():
-            found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
-            if found:
-                return int(found[0]) * 1024
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    def _sample(self) -> None:
+        process, pause = psutil.Process(), threading.Event()
+        while self._working.wait():
+            highest = self._highest
+            highest[0] = max(highest[0], int(process.memory_info().rss))
+            pause.wait(_SAMPLE_SECONDS)
 
 
-_highest = _HighestResident()
+_peak = _PeakSinceRestart()
 
 
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
-    return _highest.overall()
+    if _STATUS.exists():
+        found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        if found:
+            return int(found[0]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_bytes() -> int:
@@ -203,30 +222,29 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def return_freed_memory(base_bytes: int) -> None:
-    """Make the C library (glibc) give large blocks back to the system as soon as they are freed, on behalf of a large base.
+def return_freed_memory() -> None:
+    """Make the C library (glibc) return large blocks to the system as soon as they are freed.
 
-    Left alone, it raises the size from which blocks are given back up to 32 MiB, and keeps what training freed: half as much
-    again as was alive, for a base of 400 MB. Asking the system for every block costs time, which small models feel most.
+    By default it raises the size from which blocks are returned up to 32 MiB, and retains what training freed: for a base of
+    400 MB, half as much again as was alive. Returning every block costs a quarter to a third of all CPU time, because its pages
+    are mapped and cleared anew each time, so this is for a process that is short of memory.
     """
-    if base_bytes >= _LARGE_BASE:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK)
 
 
-def kept_by_allocator(base_bytes: int, alive: int, *, learning: bool) -> int:
-    """Estimate the freed bytes that the C library retains during a phase, unless `return_freed_memory` prevents it.
+def kept_by_allocator(alive: int, *, learning: bool, limited: bool) -> int:
+    """Estimate the freed bytes that the C library retains during a phase.
 
-    Measured, not derived: by benchmarks/planner.py on models of 1 and 4 MiB, as much again without a backward pass and half as
-    much again with one.
+    Measured by benchmarks/planner.py: as much as is alive without a backward pass, and half as much with one.
 
     Args:
-        base_bytes: of the base.
-        alive: bytes that the phase makes and drops again: activations, gradients, caches.
-        learning: the phase has a backward pass, whose fullest moment is one of long-lived blocks side by side.
+        alive: bytes that the phase allocates and frees: activations, gradients, caches.
+        learning: the phase has a backward pass, whose fullest moment consists of long-lived blocks.
+        limited: the process has a memory budget, so freed memory is returned (`return_freed_memory`).
     """
     kept = alive // 2 if learning else alive
-    return 0 if base_bytes >= _LARGE_BASE or not _HAS_GLIBC else kept
+    return 0 if limited or not _HAS_GLIBC else kept
 
 
 def keep_few_kernels() -> None:

@@ -22,7 +22,7 @@ from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
 from selfeval.backbone.loss_scale import LossScale
-from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for, return_freed_memory
+from selfeval.backbone.meters import cap_gpus, keep_few_kernels, meter_for
 from selfeval.backbone.output_head import OutputHead
 from selfeval.backbone.reach import unread_layers
 from selfeval.backbone.recompute import recompute
@@ -135,8 +135,6 @@ class Backbone:
         )
         source = Path(model).name if Path(model).is_dir() else model
         backbone = cls(loaded, config.lora, source, config.memory_budget)
-        if loaded.device.type == "cpu":
-            return_freed_memory(backbone.census.base_bytes)
         if config.checkpointing:
             backbone.recompute_layers()
         return backbone

@@ -105,8 +105,8 @@ def _parameters(text: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         factor = parameters.get("factor")
         raise ModelError(
             f"{name}: its config already has RoPE scaling ({kind}{f' x{factor:g}' if factor else ''}, for "
-            f"{getattr(text, 'max_position_embeddings', 'unknown')} tokens); set backbone.context.rope_scaling = none to use it "
-            "as it is"
+            f"{getattr(text, 'max_position_embeddings', 'unknown')} tokens); set backbone.context.rope_scaling = none to use "
+            "it as it is"
         )
     return whole, parameters
 

@@ -171,7 +171,7 @@ def plan(
 
     Rows: runtime (Python, torch, libraries; RAM only), base (frozen weights), adapters, gradients and optimizer (of the roles
     being trained), KV cache (while sampling replies), activations, logits chunk, kernels (16-bit on a CPU), and memory retained
-    by malloc (small models on a CPU).
+    by malloc (on a CPU, without a memory budget).
 
     Examples:
 

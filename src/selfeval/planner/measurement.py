@@ -114,7 +114,8 @@ class Measured:
             return peak
         alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
         learning = peak["gradients"] > 0
-        kept = kept_by_allocator(self.sizes.total, alive, learning=learning) if self.placement.main == "cpu" else 0
+        limited = self.config.backbone.memory_budget is not None
+        kept = kept_by_allocator(alive, learning=learning, limited=limited) if self.placement.main == "cpu" else 0
         return peak + Counter(runtime=self.runtime, kernels=self.kernels, allocator=kept)
 
     @cached_property
