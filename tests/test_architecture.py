@@ -248,7 +248,7 @@ def test_the_loader_of_learners_reaches_no_other_package(implementation: str) ->
     from selfeval.training.learners import make_learner
 
     context = SimpleNamespace(config=SimpleNamespace(spec=SimpleNamespace(implementation=implementation)))
-    with pytest.raises(ValueError, match=r"a learner is a module of selfeval\.training\.learners"):
+    with pytest.raises(ValueError, match=r"a learner must be a module of selfeval\.training\.learners"):
         make_learner(context)  # type: ignore[arg-type]
 
 
@@ -258,7 +258,7 @@ def test_the_loader_of_judges_reaches_no_other_package(implementation: str, monk
     from selfeval.judging.judges import make_judge
 
     monkeypatch.setitem(JUDGES, "pairwise", JudgeSpec("pairwise", implementation, "Reaches out."))
-    with pytest.raises(ValueError, match=r"a judge is a module of selfeval\.judging\.judges"):
+    with pytest.raises(ValueError, match=r"a judge must be a module of selfeval\.judging\.judges"):
         make_judge(None, None, VerdictsConfig(), batch_size=1)  # type: ignore[arg-type]
 
 

@@ -405,7 +405,7 @@ def test_an_argument_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "selfeval", "run", "--seeds", os.fsencode(tmp_path) + b"/\xff.txt"]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert found.returncode == 2
-    assert found.stderr == f"Error: argument 3 is not valid UTF-8: {tmp_path}/\\xff.txt; rename the file, or correct the text\n"
+    assert found.stderr == f"Error: argument 3 is not valid UTF-8: {tmp_path}/\\xff.txt; rename the file or correct the text\n"
 
 
 def test_a_message_sends_no_escapes_to_the_terminal(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_folder_of_gguf_files(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", "3", '"llama"'])
 def test_a_config_that_is_no_object(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    refused(folder, "config.json contains a", "not an object")
+    refused(folder, "config.json contains a", "instead of an object")
 
 
 # -- weight files ---------------------------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_a_forgotten_setting_is_refused_and_both_remedies_work(run: Path) -> Non
     restored = selfeval("restore", run, "1")
     assert "restored: policy, evaluation, report" in restored.output
     assert (run / "roles" / "policy" / "adapter_model.safetensors").read_bytes() == policy
-    assert "nothing was left to do" in selfeval("run", "--output", run).output
+    assert "Nothing left to do" in selfeval("run", "--output", run).output
 
 
 def test_run_json_can_be_rebuilt(run: Path, arguments: list[str]) -> None:
@@ -156,7 +156,7 @@ def test_run_json_can_be_rebuilt(run: Path, arguments: list[str]) -> None:
     (run / "run.json").unlink()
     found = selfeval(*whole)
     assert found.exit_code == 0, found.output
-    assert "nothing was left to do" in found.output
+    assert "Nothing left to do" in found.output
     assert selfeval("score", run, *SCORE).exit_code == 0
 
 

@@ -37,7 +37,7 @@ def test_the_family_passes(family: str, check: str) -> None:
 @pytest.mark.parametrize("family", REFUSED)
 def test_the_family_is_refused(family: str) -> None:
     backbone = tiny_models.backbone(family)
-    with backbone.acting_as(BASE), pytest.raises(ModelError, match=f"models of type {REFUSED[family].model_type} keep"):
+    with backbone.acting_as(BASE), pytest.raises(ModelError, match=f"models of type {REFUSED[family].model_type} store"):
         generate(backbone, [Request(Prompt((5, 9)))], max_new_tokens=2, seed=0)
 
 

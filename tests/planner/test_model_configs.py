@@ -68,7 +68,7 @@ def test_an_unknown_model_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize("values", [{}, {"model_type": "vit"}, {"model_type": "marian", "is_encoder_decoder": True}])
 def test_a_config_of_something_else_is_refused(values: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match="is no causal language model that transformers knows"):
+    with pytest.raises(ModelError, match="is not a causal language model known to transformers"):
         read_facts("x", values)
 
 
@@ -108,7 +108,7 @@ def test_a_published_config_of_chatglm_gives_the_weights_in_its_files(folder: st
 
 def test_a_variant_of_chatglm_that_is_not_computed_is_refused() -> None:
     values = json.loads(known_models()["THUDM/chatglm2-6b"].read_text())["config"]
-    with pytest.raises(ModelError, match="rmsnorm = true can be used"):
+    with pytest.raises(ModelError, match="rmsnorm = true is supported"):
         read_facts("chatglm2-6b", {**values, "rmsnorm": False})
 
 

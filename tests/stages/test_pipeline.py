@@ -287,7 +287,7 @@ def test_a_domain_that_is_not_installed_is_refused_at_once(world: World, oracle:
     assert oracle == []
 
 
-# -- work of another configuration --------------------------------------------------------------------------------------
+# -- work of another configuration ----------------------------------------------------------------------------------------
 
 
 def test_a_forgotten_setting_is_refused_with_cost_and_difference_and_nothing_is_moved(world: World) -> None:
@@ -318,7 +318,7 @@ def test_the_changed_settings_of_the_backbone_are_named_without_those_that_chang
     world.run()
     given = ("backbone.lora.rank=8", "backbone.context.attention=eager", "backbone.device=cpu", "backbone.memory_budget=2GiB")
     told = (
-        r"another configuration: backbone\.context\.attention: auto, now eager, backbone\.lora\.rank: 16, now 8\. To continue"
+        r"different configuration: backbone\.context\.attention: auto, now eager, backbone\.lora\.rank: 16, now 8\. Continuing"
     )
     with pytest.raises(RunFolderError, match=told):
         world.run(*given, restart=False)

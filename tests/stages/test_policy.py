@@ -176,6 +176,6 @@ def test_a_policy_whose_weights_learned_has_no_guide(tmp_path: Path) -> None:
 
 def test_a_guided_policy_is_not_exported_as_if_it_had_learned(guided: Context, tmp_path: Path) -> None:
     options: dict[str, Any] = {"merge": False, "precision": "base"}
-    with pytest.raises(ExportError, match=r"q-0, q-1 guide its sampling: .*changes the weights \(ppo, trpo, grpo"):
+    with pytest.raises(ExportError, match=r"q-0, q-1 guide its sampling, .*changes the weights \(ppo, trpo, grpo"):
         export_role(guided.config, guided.store.root, POLICY, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -245,7 +245,7 @@ def test_when_no_checkpoint_can_be_used_the_remedy_of_the_message_works(tmp_path
         flip_a_bit(tmp_path / "checkpoints" / f"step-{step:06d}" / "state.safetensors")
     with pytest.raises(LostWorkError, match=r"no checkpoint .* can be used: checkpoint step-000002 is damaged") as caught:
         made[2].restore()
-    folder = re.search(r"remove (\S+), or give", str(caught.value))
+    folder = re.search(r"remove (\S+), or", str(caught.value))
     assert folder
     shutil.rmtree(folder.group(1))
     assert made[2].restore() is None

@@ -129,7 +129,7 @@ def test_models_with_a_state_of_their_own_are_refused_by_type() -> None:
         loaded = SimpleNamespace(
             model=SimpleNamespace(config=SimpleNamespace(model_type=kind)), forward_accepts=arguments.__contains__
         )
-        with pytest.raises(ModelError, match=f"models of type {kind} keep"):
+        with pytest.raises(ModelError, match=f"models of type {kind} store the state"):
             check_state(loaded)
 
 

@@ -428,14 +428,14 @@ def test_a_lost_weight_is_noticed(published: tuple[int, Path]) -> None:
     lost = next(n for n in weights if n.endswith("query_key_value.bias"))
     del weights[lost]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(folder, "lack 1 weights" if number == 1 else "lack 3 weights")
+    refused(folder, "1 weights are missing" if number == 1 else "3 weights are missing")
 
 
 def test_a_lost_tokenizer_is_noticed(published: tuple[int, Path]) -> None:
     number, folder = published
     name = "ice_text.model" if number == 1 else "tokenizer.model"
     (folder / name).unlink()
-    refused(folder, "lacks", name)
+    refused(folder, "has no", name)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_an_answer_may_come_in_pieces_and_a_context_may_not() -> None:
     out = load()(input_ids=ids[:, start + 1 :], **{CACHE_FIELD: cache_of(out)})
     assert float((out.logits - numbers["single.logits"][:, start + 1 :]).abs().max()) < 5e-5
     out = load()(input_ids=ids[:, : start - 1], use_cache=True)
-    with pytest.raises(ValueError, match="in one pass"):
+    with pytest.raises(ValueError, match="in one forward pass"):
         load()(input_ids=ids[:, start - 1 :], **{CACHE_FIELD: cache_of(out)})
 
 

@@ -95,9 +95,9 @@ def test_its_section_is_read_stored_and_documented(longer: JudgeSpec, monkeypatc
     for given, said in [
         (["verdicts.longer.sureness=0.7"], 'verdicts.judge is "pairwise", so only that section is allowed'),
         (["verdicts.judge=longer", "verdicts.longer.surenes=0.7"], 'did you mean "sureness"?'),
-        (["verdicts.judge=longer", "verdicts.sureness=0.7"], "give it as verdicts.longer.sureness"),
+        (["verdicts.judge=longer", "verdicts.sureness=0.7"], "write it as verdicts.longer.sureness"),
         (["verdicts.judge=longer", "verdicts.longer.sureness=7"], "verdicts.longer.sureness: got 7;"),
-        (["verdicts.sureness=0.7"], "is not a setting of pairwise; judges with it: longer"),
+        (["verdicts.sureness=0.7"], "is not a setting of pairwise; judges that have it: longer"),
         (["verdicts.pairwise.keep=0.7"], 'unknown key "verdicts.pairwise"'),
     ]:
         with pytest.raises(ConfigError) as caught:

@@ -71,8 +71,8 @@ def test_it_is_configured(stubborn: LearnerSpec) -> None:
         (["policy.learner=stubbor"], 'did you mean "stubborn"?'),
         (["policy.stubborn.patience=4"], 'set policy.learner = "stubborn"'),
         (["policy.learner=stubborn", "policy.stubborn.patienc=4"], 'did you mean "patience"?'),
-        (["policy.learner=stubborn", "policy.patience=4"], "give it as policy.stubborn.patience"),
-        (["policy.learner=stubborn", "policy.replies_per_question=1"], "stubborn compares replies to one question"),
+        (["policy.learner=stubborn", "policy.patience=4"], "write it as policy.stubborn.patience"),
+        (["policy.learner=stubborn", "policy.replies_per_question=1"], "stubborn compares replies to the same question"),
     ]:
         with pytest.raises(ConfigError) as caught:
             load_config(None, {}, given)
