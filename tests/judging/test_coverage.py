@@ -41,7 +41,7 @@ def test_seeds_of_another_domain_are_noted_with_the_embedded_model(seeds: list[s
     note = check_seeds(embedded(), seeds, "word_problems")
     assert note is not None
     assert "the tokenizer of word_problems splits" in note
-    assert "letter by letter" in note
+    assert "into single characters" in note
 
 
 def test_lost_characters_by_hand() -> None:
