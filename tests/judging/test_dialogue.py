@@ -233,3 +233,23 @@ def test_a_policy_prompt_that_no_chat_template_can_make_gets_none(tmp_path: Path
     tokenizer = tiny_models.words_tokenizer()
     ours = templates(tokenizer, with_reply(tmp_path / "templates", '{% include "grade.jinja" %}'))
     assert policy_tokenizer(ours, tokenizer, (1,), SAMPLES) is None
+
+
+SYSTEM = "{% if chat %}{{ system() }}Be brief.{{ user() }}{% endif %}{{ question }}"
+
+
+@pytest.mark.parametrize("make", [chat_tokenizer, parts_tokenizer], ids=["chat", "parts"])
+def test_an_exported_policy_has_the_system_turn_of_the_run_once(make: Any, tmp_path: Path) -> None:
+    folder = with_grade(tmp_path / "templates", SYSTEM)
+    (folder / "reply.jinja").write_text(SYSTEM, encoding="utf-8")
+    tokenizer = make()
+    ours = templates(tokenizer, folder)
+    policy, evaluator = policy_tokenizer(ours, tokenizer, (1,), SAMPLES), dialogue_tokenizer(ours, tokenizer, (1,), SAMPLES)
+    assert policy is not None
+    assert evaluator is not None
+    asked = [{"role": "user", "content": "How many?"}]
+    found: Any = policy
+    ids = tuple(found.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=False))
+    assert ids == ours.prompt("reply", question="How many?").ids
+    text = found.apply_chat_template([*messages("How many?", "Two."), *asked], tokenize=False)
+    assert text.count("Be brief.") == 1

@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from selfeval.errors import ModelError
+from selfeval.judging.turns import Turn
 
-__all__ = ["CHAT_TEMPLATE", "freeze_date", "jinja_string", "message", "reason", "refuse_chance", "settled", "uses_parts"]
+__all__ = ["CHAT_TEMPLATE", "freeze_date", "jinja_string", "messages", "reason", "refuse_chance", "settled", "uses_parts"]
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File in a templates folder that replaces the tokenizer's chat template; an empty file disables it."""
@@ -86,9 +87,15 @@ def _each(templates: Any, day: date) -> Any:
     return freeze_date(templates, day, trims=True) if templates else templates
 
 
-def message(text: str, *, parts: bool) -> list[dict[str, Any]]:
-    """Return a conversation of one user message."""
-    return [{"role": "user", "content": [{"type": "text", "text": text}] if parts else text}]
+def messages(turns: Sequence[Turn], *, parts: bool) -> list[dict[str, Any]]:
+    """Return a conversation in the form that chat templates read.
+
+    Args:
+        turns: its messages.
+        parts: whether the content of a message is a list of parts.
+    """
+    contents: list[Any] = [[{"type": "text", "text": turn.text}] if parts else turn.text for turn in turns]
+    return [{"role": turn.role, "content": content} for turn, content in zip(turns, contents, strict=True)]
 
 
 def uses_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -98,11 +105,12 @@ def uses_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
         ModelError: the template raises, or shows the content in neither form.
     """
     any_tokenizer: Any = tokenizer
+    sample = [Turn("user", _SAMPLE)]
     refuse_chance(str(any_tokenizer.chat_template), f"the chat template of {_name(tokenizer)}")
     reasons = []
     for parts in (False, True):
         try:
-            shown = any_tokenizer.apply_chat_template(message(_SAMPLE, parts=parts), add_generation_prompt=True, tokenize=False)
+            shown = any_tokenizer.apply_chat_template(messages(sample, parts=parts), add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template is a program: it may raise anything
             reasons.append(reason(error))
             continue

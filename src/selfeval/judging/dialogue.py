@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.judging.chat import jinja_string
 from selfeval.judging.hostile import hostile_texts
 from selfeval.judging.templates import Templates
+from selfeval.judging.turns import MARKS, ROLES
 
 __all__ = ["dialogue_tokenizer", "evaluator_ids", "hostile", "policy_tokenizer"]
 
@@ -163,6 +164,7 @@ def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[s
     start = [
         _CHECK,
         _cleaning(templates),
+        _turn_macros(),
         _NEEDS_WORKING if templates.grades_with_working else "{%- set working = '' -%}",
         "{%- set question = cleaned(messages[0]['content']) -%}",
         "{%- set reply = cleaned(messages[1]['content']) -%}",
@@ -170,9 +172,8 @@ def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[s
         f"{{%- set graded +%}}{_untrimmed(_source(templates, 'grade'))}{{%+ endset -%}}",
     ]
     if chat:
-        content = _content(templates, "graded")
-        asked = f"{{%- set messages = [{{'role': 'user', 'content': {content}}}] -%}}"
-        messages = f"{asked}{{%- set add_generation_prompt = true -%}}"
+        asked = f"{{%- set asked = namespace(messages=[]) -%}}{_add_turns(templates, 'graded', 'asked')}"
+        messages = f"{asked}{{%- set messages = asked.messages -%}}{{%- set add_generation_prompt = true -%}}"
         middles = [f"{messages}{_own_template(templates)}{{{{ reply }}}}"]
     else:
         middles = [f"{begin}{{{{ graded }}}}{{{{ ' ' + reply }}}}" for begin in _BEGINNINGS]
@@ -188,7 +189,8 @@ def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]
     source = f"{{%- set prompt +%}}{_untrimmed(_source(templates, 'reply'))}{{%+ endset -%}}"
     asked = f"{{%- set question = cleaned(message['content']) -%}}{source}"
     if templates.uses_chat:
-        yield "".join([_cleaning(templates), _rewritten(asked, _content(templates, "prompt")), _own_template(templates)])
+        turns = _add_turns(templates, "prompt", "rewritten")
+        yield "".join([_cleaning(templates), _turn_macros(), _rewritten(asked, turns), _own_template(templates)])
         return
     for begin in _BEGINNINGS:
         yield "".join(
@@ -211,12 +213,38 @@ def _content(templates: Templates, text: str) -> str:
     return f"[{{'type': 'text', 'text': {text}}}]" if templates.parts else text
 
 
-def _rewritten(asked: str, content: str) -> str:
-    """Replace the user messages with prompts before the model's own template reads them."""
+def _turn_macros() -> str:
+    """Return macros equivalent to `turn_functions`."""
+    return "".join(f"{{%- macro {role}() -%}}{{{{ {jinja_string(role.join(MARKS))} }}}}{{%- endmacro -%}}" for role in ROLES)
+
+
+def _add_turns(templates: Templates, text: str, target: str) -> str:
+    """Return statements that split a rendered text into turns, as `turns_of` does, and append them to `target.messages`.
+
+    A system turn is left out if there is a message before it, because chat templates accept one at the beginning only.
+    """
+    begin, end = map(jinja_string, MARKS)
+    whole, part = (_content(templates, content) for content in (text, f"(turn.split({end})[1] | trim)"))
+    append = f"{{%- set {target}.messages = {target}.messages + [{{'role': ROLE, 'content': CONTENT}}] -%}}"
+    return (
+        f"{{%- if {begin} not in {text} -%}}{append.replace('ROLE', repr('user')).replace('CONTENT', whole)}{{%- else -%}}"
+        f"{{%- for turn in {text}.split({begin})[1:] -%}}"
+        f"{{%- if turn.split({end})[0] != 'system' or not {target}.messages -%}}"
+        f"{append.replace('ROLE', f'turn.split({end})[0]').replace('CONTENT', part)}"
+        "{%- endif -%}{%- endfor -%}{%- endif -%}"
+    )
+
+
+def _rewritten(asked: str, turns: str) -> str:
+    """Replace the user messages with prompts before the model's own template reads them.
+
+    Args:
+        asked: statements that set `prompt` from `message`.
+        turns: statements that append the turns of `prompt` to `rewritten.messages`.
+    """
     return (
         "{%- set chat = true -%}{%- set rewritten = namespace(messages=[]) -%}{%- for message in messages -%}"
-        f"{{%- if message['role'] == 'user' -%}}{asked}"
-        f"{{%- set rewritten.messages = rewritten.messages + [{{'role': 'user', 'content': {content}}}] -%}}"
+        f"{{%- if message['role'] == 'user' -%}}{asked}{turns}"
         "{%- else -%}{%- set rewritten.messages = rewritten.messages + [message] -%}{%- endif -%}{%- endfor -%}"
         "{%- set messages = rewritten.messages -%}"
     )
@@ -229,7 +257,7 @@ def _own_template(templates: Templates) -> str:
 
 def _cleaning(templates: Templates) -> str:
     """Return a macro equivalent to `Templates.clean`; content in parts, as some chat clients send it, is joined to its text."""
-    tokens = ", ".join(jinja_string(token) for token in templates.control.texts)
+    tokens = ", ".join(jinja_string(token) for token in (*MARKS, *templates.control.texts))
     return _CLEANED.replace("TOKENS", tokens)
 
 

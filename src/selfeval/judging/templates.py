@@ -7,7 +7,7 @@ the first stage rather than after a training. It needs a tokenizer but no model.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -21,14 +21,16 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.backbone.tokens import ControlTokens
 from selfeval.config import TemplateKind
 from selfeval.errors import ModelError
-from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, message, reason, refuse_chance, settled, uses_parts
+from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, messages, reason, refuse_chance, settled, uses_parts
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.sandbox import PromptEnvironment
+from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
 from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
 from selfeval.prompt import Prompt
+from selfeval.quality.written_questions import bare_question
 
 __all__ = [
     "SETTINGS",
@@ -161,12 +163,22 @@ class Templates:
         """
         text = self._rendered(kind, values)
         if self.uses_chat:
-            chat = message(text, parts=self.parts)
-            ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+            ids = self._in_chat(turns_of(text), tokenize=True)
         else:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
         return Prompt(tuple(int(i) for i in ids))
+
+    def _in_chat(self, turns: Sequence[Turn], *, tokenize: bool) -> Any:
+        """Apply the chat template; the model continues a last turn of the assistant, else it begins one."""
+        prefilled = turns[-1].role == "assistant"
+        return self.tokenizer.apply_chat_template(
+            messages(turns, parts=self.parts),
+            add_generation_prompt=not prefilled,
+            continue_final_message=prefilled,
+            tokenize=tokenize,
+            return_dict=False,
+        )
 
     def _rendered(self, kind: str, values: dict[str, Any]) -> str:
         """Return the text of a prompt with cleaned values, before the chat template is applied."""
@@ -174,13 +186,14 @@ class Templates:
         return self.render(kind, **clean)
 
     def render(self, kind: str, **values: Any) -> str:
-        """Return the text of a prompt, without the chat template."""
+        """Return the text of a prompt, without the chat template; a turn begins with a mark (`turns_of`)."""
         template = self.environment.get_template(f"{kind}.jinja")
-        return template.render(chat=self.uses_chat, range=self.environment.limited_range(), **values)
+        functions = turn_functions(chat=self.uses_chat)
+        return template.render(chat=self.uses_chat, range=self.environment.limited_range(), **functions, **values)
 
     def clean(self, text: str) -> str:
-        """Return `text` without control tokens, so that a reply cannot pose as part of the prompt."""
-        return self.control.clean(text)
+        """Return `text` without control tokens and marks of turns, so a reply cannot pose as part of the prompt."""
+        return self.control.clean(without_marks(text))
 
     def reply_ids(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a typed reply, as a model would have sampled them (after a space in plain-text prompts)."""
@@ -191,8 +204,7 @@ class Templates:
         text = self._rendered("reply", {"question": "Which?"})
         prompt = self.prompt("reply", question="Which?")
         if self.uses_chat:
-            chat = message(text, parts=self.parts)
-            text = str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+            text = str(self._in_chat(turns_of(text), tokenize=False))
         return TypedReplies(self.tokenizer, text, prompt.ids, "" if self.uses_chat else " ")
 
     def text(self, ids: tuple[int, ...]) -> str:
@@ -205,22 +217,27 @@ class Templates:
         return self.settings.grade_working
 
     @property
+    def _ask_stop(self) -> tuple[str, ...]:
+        """Texts that end a question. In a chat only the end token does, so questions may have several lines."""
+        return () if self.uses_chat else self.settings.ask_stop
+
+    @property
     def ask_stop_ids(self) -> tuple[int, ...]:
         """Stop texts that are a single token; a question that reaches one is finished."""
-        encoded = [self.tokenizer.encode(stop, add_special_tokens=False) for stop in self.settings.ask_stop]
+        encoded = [self.tokenizer.encode(stop, add_special_tokens=False) for stop in self._ask_stop]
         return tuple(int(ids[0]) for ids in encoded if len(ids) == 1)
 
     def question_from(self, ids: tuple[int, ...]) -> str:
-        """Return the generated question: the text before the first stop text."""
+        """Return the generated question: the text before the first stop text, without label and preamble."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
-        for stop in self.settings.ask_stop:
+        for stop in self._ask_stop:
             text = text.split(stop)[0]
-        return self.clean(text)
+        return bare_question(self.clean(text))
 
     def has_stop(self, ids: tuple[int, ...]) -> bool:
         """Return whether a stop text was reached. It need not be a single token."""
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
-        return any(stop in text for stop in self.settings.ask_stop)
+        return any(stop in text for stop in self._ask_stop)
 
 
 def template_texts(folder: Path) -> dict[str, str]:
@@ -309,7 +326,7 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     kind, values = template.name, dict(template.sample)
     if kind == "grade" and not templates.grades_with_working:
         values["working"] = ""
-    _refuse_unknown(templates.environment, kind, path, {*values, "chat"})
+    _refuse_unknown(templates.environment, kind, path, {*values, "chat", *ROLES})
     try:
         ids, sample = templates.prompt(kind, **values).ids, templates.render(kind, **values)
         others = {name: _OTHER.get(name, _OTHER_TEXT) for name, value in values.items() if value}

@@ -19,6 +19,18 @@ from selfeval.quality.dedupe import normalise, units
 __all__ = ["QuestionFilters", "is_broken", "is_repetitive", "script_shares"]
 
 _REPLY = re.compile(r"(?:so |thus |therefore )?(?:the )?(?:final |correct |right )?answer(?: is\b|\s*:)", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"(?:i'?m sorry|i am sorry|i apologi[sz]e|sorry, (?:but )?i\b|"
+    r"(?:unfortunately, )?i (?:can ?not|can't|am unable to|'m unable to) (?:help|assist|write|provide|fulfil|create|answer)|"
+    r"i(?:'m| am) (?:ready|here|happy|glad) to (?:help|assist|answer)|how (?:can|may) i (?:help|assist) you|"
+    r"please (?:provide|give|share|tell) me (?:with )?(?:more|the|your|a|some)\b|what (?:would you like|can i help))",
+    re.IGNORECASE,
+)
+_ASSISTANT = re.compile(
+    r"\b(?:as an ai(?: (?:language model|assistant))?\b|as a (?:large )?language model\b|"
+    r"i(?:'m| am) (?:an ai|a (?:large )?language model|a chatbot|an? (?:ai |virtual )?assistant))",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[^\W\d_]{2}")
 _REPEATED = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
 _COMMON = ("DIGIT", "MATHEMATICAL", "SUPERSCRIPT", "SUBSCRIPT", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "DOUBLE-STRUCK")
@@ -71,6 +83,11 @@ class QuestionFilters:
             return "instruction"
         if self._foreign_share(text) > _FOREIGN:
             return "other_script"
+        text = text.replace("\u2019", "'")
+        if _REFUSAL.match(text):
+            return "refusal"
+        if _ASSISTANT.search(text):
+            return "assistant"
         return "reply" if _REPLY.match(text) else None
 
     def _repeats_instruction(self, text: str) -> bool:
