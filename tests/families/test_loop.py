@@ -46,7 +46,7 @@ def config(model: Path, seeds: Path) -> RunConfig:
             },
             "questions": {
                 "train": TRAIN, "test": TEST, "examples": 2, "max_new_tokens": 24, "shortest": 1, "near_duplicate": 1.0,
-                "attempts": 40.0, "shard": 24,
+                "attempts": 120.0, "shard": 24,
             },
             "replies": {"per_question": 2, "beam_share": 0.3, "beams": 2, "max_new_tokens": 8},
             "verdicts": {"working": False, "keep": 0.5, "label_mass": 0.0, "tie": 1.0},
