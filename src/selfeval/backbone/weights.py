@@ -290,8 +290,8 @@ def check_report(report: Mapping[str, Any], made: nn.Module, name: str) -> list[
         )
     if missing := report["missing_keys"]:
         raise ModelError(
-            f"cannot load model {name}: {len(missing)} weights are missing from its files ({_some(missing)}); download or save "
-            "it again"
+            f"cannot load model {name}: {len(missing)} {'weight is' if len(missing) == 1 else 'weights are'} missing from its "
+            f"files ({_some(missing)}); download or save it again"
         )
     unexpected = report["unexpected_keys"]
     if surplus := _surplus_layers(unexpected, made):

@@ -152,13 +152,13 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "q_loss",
             "",
-            "value learners: Huber loss of the Q roles and of the values of states, mean over tokens",
+            "value learners: Huber loss of the Q roles, mean over tokens",
             "falls, then steady",
         ),
         Metric(
             "state_loss",
             "",
-            "value learners: Huber loss of the Q roles and of the values of states, mean over tokens",
+            "value learners: loss of the values of states, mean over tokens",
             "falls, then steady",
         ),
         Metric(

@@ -241,6 +241,8 @@ def _describe(
         "end": list(backbone.loaded.eos_ids[:1]),
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
         "lora": config.backbone.lora.model_dump(mode="json"),
+        # What the user brought instead of letting the model write it.
+        "given": next((kind for kind in ("pairs", "replies", "questions") if getattr(config, kind).file), None),
         "context": config.backbone.context.model_dump(mode="json", include={"rope_scaling", "rope_factor"}),
     }
     (part / "README.md").write_text(card_text(facts, shown, base, run), encoding="utf-8")

@@ -428,7 +428,7 @@ def test_a_lost_weight_is_noticed(published: tuple[int, Path]) -> None:
     lost = next(n for n in weights if n.endswith("query_key_value.bias"))
     del weights[lost]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(folder, "1 weights are missing" if number == 1 else "3 weights are missing")
+    refused(folder, "1 weight is missing" if number == 1 else "3 weights are missing")
 
 
 def test_a_lost_tokenizer_is_noticed(published: tuple[int, Path]) -> None:
