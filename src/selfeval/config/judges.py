@@ -30,13 +30,13 @@ class TemplateKind:
         name: name of the kind.
         sample: variables of the template, with a sample value of each that is used to check it.
         settings: keys of templates.toml that its prompts depend on, in addition to its labels.
-        has_labels: whether templates.toml has a table `[NAME]` with verdict labels for it.
+        labels: names of the verdict labels in its table `[NAME]` of templates.toml, at least two; empty if it has no table.
     """
 
     name: str
     sample: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    has_labels: bool = False
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class JudgeSpec:
 
 
 _PAIR = {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."}
+_BETTER = ("first", "second", "tie")
 
 
 def _registry(*specs: JudgeSpec) -> dict[str, JudgeSpec]:
@@ -75,8 +76,8 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "pairwise:PairwiseJudge",
         "The base model, prompted to compare two replies in both orders.",
         templates={
-            "judge": (TemplateKind("judge", _PAIR, has_labels=True),),
-            "referee": (TemplateKind("referee", _PAIR, has_labels=True),),
+            "judge": (TemplateKind("judge", _PAIR, labels=_BETTER),),
+            "referee": (TemplateKind("referee", _PAIR, labels=_BETTER),),
         },
     ),
 )
