@@ -20,6 +20,7 @@ __all__ = [
     "format_bytes",
     "has_half_character",
     "json_lines",
+    "json_object",
     "nearest",
     "parse_json",
     "read_lines",
@@ -147,10 +148,16 @@ def json_lines(text: str | Iterable[bytes], where: str, error: type[InputError],
         return error(f"{where}, line {number}: {problem}; got {shortened(seen.strip())}; write one {example} per line")
 
     lines = text.split("\n") if isinstance(text, str) else text  # splitlines would also split at U+2028
-    return read_lines(lines, _user_object, refused, skip_blank=True)
+    return read_lines(lines, json_object, refused, skip_blank=True)
 
 
-def _user_object(line: bytes | str) -> dict[str, Any]:
+def json_object(line: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object of the user: a line of a file, or a whole text.
+
+    Raises:
+        TypeError: it is not an object.
+        ValueError: not UTF-8, not JSON, or a text in it has an unpaired surrogate.
+    """
     try:
         values = parse_json((line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip())
     except UnicodeDecodeError as problem:
