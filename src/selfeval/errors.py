@@ -22,6 +22,8 @@ A message states the actual value, the allowed values, and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -109,6 +111,11 @@ class MissingPackageError(InputError, ImportError):
 
     def __init__(self, work: str, package: str) -> None:
         super().__init__(f"{work} needs the package {package}; install it with: pip install 'self-evaluator[{package}]'")
+        self.work, self.package = work, package
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickling calls the class with `args`, which is the message alone. Errors of worker processes are pickled.
+        return type(self), (self.work, self.package), self.__dict__
 
 
 class RoleError(SelfEvalError):
