@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -281,7 +281,14 @@ def _escaped(character: str) -> str:
     return names.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
 
-def nearest(name: str, allowed: Sequence[str]) -> str:
-    """Return `; did you mean "x"?` for the closest allowed name, or the list of allowed names if none is close."""
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else f"; allowed: {', '.join(sorted(allowed))}"
+def nearest(name: str, allowed: Sequence[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """Return `; did you mean "x"?` for the closest name, or the list of allowed names if none is close.
+
+    Args:
+        name: the unknown name.
+        allowed: names that are allowed in its place.
+        elsewhere: Optional. Names that belong to another place, with the full name to suggest. Default: none.
+    """
+    others = elsewhere or {}
+    close = difflib.get_close_matches(name, [*allowed, *others], n=1, cutoff=0.5)
+    return f'; did you mean "{others.get(close[0], close[0])}"?' if close else f"; allowed: {', '.join(sorted(allowed))}"
