@@ -1,7 +1,7 @@
 """The judges: the registry of the facts that the rest of the package needs about each before it is imported.
 
-A new judge is one file in `judging/judges/`, one row of `JUDGES` here, and its test. The implementations are given as strings
-and imported on demand, because this package must not import torch.
+A new judge is one file in `judging/judges/`, one row of `JUDGES` here, its test, and its section in the docs; CONTRIBUTING.md
+lists all places. The implementations are given as strings and imported on demand, because this package must not import torch.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class JudgeSpec:
         summary: one line for the documentation.
         templates: kinds of templates that it reads in each role. A role without an entry needs no template.
         config: class of its section; None if it has no settings besides those of `[verdicts]`.
+        replies_per_prompt: number of replies that a prompt of the role `judge` shows; the planner counts them. Default: 2.
     """
 
     name: str
@@ -56,6 +57,7 @@ class JudgeSpec:
     summary: str
     templates: Mapping[JudgeRole, tuple[TemplateKind, ...]] = field(default_factory=dict)
     config: type[JudgeConfig] | None = None
+    replies_per_prompt: int = 2
 
     def kinds(self, role: JudgeRole) -> tuple[str, ...]:
         """Return the names of the kinds of templates that it reads in a role."""
