@@ -109,6 +109,11 @@ class MissingPackageError(InputError, ImportError):
 
     def __init__(self, work: str, package: str) -> None:
         super().__init__(f"{work} needs the package {package}; install it with: pip install 'self-evaluator[{package}]'")
+        self.work, self.package = work, package
+
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
+        """Pickle the arguments: by default an exception is unpickled from its message alone, which would fail here."""
+        return type(self), (self.work, self.package)
 
 
 class RoleError(SelfEvalError):

@@ -113,7 +113,10 @@ def _problem(problem: Any, chosen: Mapping[str, str]) -> str:
             return f'unknown key "{key}": it is a setting of the backbone; give it as backbone.{key}'
         if reason := _of_a_choice(problem["loc"], chosen):
             return reason
-        return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), _allowed_at(problem["loc"][:-1]))}'
+        allowed = _allowed_at(problem["loc"][:-1])
+        if len(problem["loc"]) == 1:
+            allowed = [*allowed, *(f"backbone.{name}" for name in BackboneConfig.model_fields)]
+        return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), allowed)}'
     try:
         got = json.dumps(problem["input"], default=str)
     except ValueError:  # an integer with thousands of digits
