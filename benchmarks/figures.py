@@ -546,7 +546,7 @@ def questions_table() -> str:
         "|---|---|",
     ]
     for sample in formats["turns"][temperatures[0]]["samples"]:
-        text = html.escape(sample["text"]).replace("|", "&#124;").replace("\n", "<br>")
+        text = html.escape(sample["text"], quote=False).replace("|", "&#124;").replace("\n", "<br>")
         lines.append(f"| {text} | {sample['outcome']} |")
     return "\n".join(lines) + "\n"
 
