@@ -6,6 +6,7 @@ python benchmarks/figures.py [--check]
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import math
 import re
@@ -28,6 +29,7 @@ _LEARNERS = _ROOT / "docs" / "algorithms" / "learners.md"
 _LOOP = _ROOT / "docs" / "concepts" / "loop.md"
 _SPARSE = _ROOT / "docs" / "algorithms" / "sparse-reward.md"
 _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
+_QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
@@ -519,6 +521,36 @@ def _interval(figure: dict[str, Any]) -> str:
     return f"{100 * figure['value']:.1f}% ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
 
 
+def questions_table() -> str:
+    """Return the tables of docs/concepts/questions.md, from results/real_model.json."""
+    if not _is_measured("real_model"):
+        return "`python benchmarks/real_model.py` has no results yet.\n"
+    found = _load("real_model")
+    formats = found["questions"]
+    lines = [f"By `{found['command']}`, {found['model']}:", "", "| | one message | example turns |", "|---|---|---|"]
+    temperatures = [name for name in formats["turns"] if name.startswith("temperature")]
+    for name in temperatures:
+        cells = [formats[kind][name] for kind in ("message", "turns")]
+        count = cells[0]["usable"]["n"]
+        lines.append(f"| usable of {count}, {name} | " + " | ".join(_interval(cell["usable"]) for cell in cells) + " |")
+        lines.append(f"| written with a label, {name} | " + " | ".join(str(c["written with a label"]) for c in cells) + " |")
+    for name in ("options kept", "code kept"):
+        cells = [formats[kind][name] for kind in ("message", "turns")]
+        shown = [_interval(c["kept"]) + f", n = {c['kept']['n']}" if c["kept"] else "none were written" for c in cells]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    lines += [
+        "",
+        f"Samples with example turns, {temperatures[0]}, in the order of sampling:",
+        "",
+        "| question | outcome |",
+        "|---|---|",
+    ]
+    for sample in formats["turns"][temperatures[0]]["samples"]:
+        text = html.escape(sample["text"], quote=False).replace("|", "&#124;").replace("\n", "<br>")
+        lines.append(f"| {text} | {sample['outcome']} |")
+    return "\n".join(lines) + "\n"
+
+
 def over_tables() -> str:
     """Return the tables of docs/algorithms/over-optimisation.md, from results/overoptimisation.json."""
     if not _is_measured("overoptimisation"):
@@ -618,6 +650,7 @@ def main() -> None:
     _refresh(_SPARSE, sparse_table(), options.check)
     _refresh(_OVER, over_tables(), options.check)
     _refresh(_EVIDENCE, coverage_tables(), options.check)
+    _refresh(_QUESTIONS, questions_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

@@ -85,6 +85,11 @@ def test_a_key_that_is_like_no_other_lists_what_is_allowed() -> None:
     assert nearest("verdict", ["pairs", "verdicts"]) == '; did you mean "verdicts"?'
 
 
+def test_a_misspelt_setting_of_the_backbone_is_suggested_with_its_section() -> None:
+    with pytest.raises(ConfigError, match=r'unknown key "precison"; did you mean "backbone\.precision"'):
+        load_config(None, {}, ["precison=bf16"])
+
+
 @pytest.mark.parametrize(
     ("assignment", "got"),
     [

@@ -22,8 +22,6 @@ A message states the actual value, the allowed values, and what to do.
 
 from __future__ import annotations
 
-from typing import Any
-
 __all__ = [
     "ConfigError",
     "DataError",
@@ -113,9 +111,9 @@ class MissingPackageError(InputError, ImportError):
         super().__init__(f"{work} needs the package {package}; install it with: pip install 'self-evaluator[{package}]'")
         self.work, self.package = work, package
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Unpickling calls the class with `args`, which is the message alone. Errors of worker processes are pickled.
-        return type(self), (self.work, self.package), self.__dict__
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
+        """Pickle the arguments: by default an exception is unpickled from its message alone, which would fail here."""
+        return type(self), (self.work, self.package)
 
 
 class RoleError(SelfEvalError):
