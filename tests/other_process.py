@@ -41,6 +41,7 @@ class OtherProcess:
     config: RunConfig
     folder: Path
     pids: set[int] = dataclasses.field(default_factory=set)
+    closed: bool = False
     _pool: ProcessPoolExecutor | None = None
 
     def map(self, work: Work[Any], batches: Sequence[Batch[Any]]) -> Iterator[tuple[Batch[Any], ShardOutput]]:
@@ -54,5 +55,6 @@ class OtherProcess:
             yield batch, output
 
     def close(self) -> None:
+        self.closed = True
         if self._pool is not None:
             self._pool.shutdown()

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from selfeval.config import load_config
 from selfeval.judging.templates import templates_folder
 from selfeval.records import Seed
 from selfeval.stages import pipeline
-from selfeval.stages.context import Context
+from selfeval.stages.context import Context, in_process
 from selfeval.stages.rounds import run_rounds
+from selfeval.stages.shards import Batch, Executor, ModelHandle, ShardOutput
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json
 
@@ -32,6 +34,10 @@ FILES = {
 """Files that stages write besides shards; stages not listed write shards only."""
 
 
+def _no_work(model: ModelHandle, batch: Batch[Any]) -> ShardOutput:
+    return ShardOutput([])
+
+
 class World:
     """A run folder and stages that only write files; `ran` says which of them were run.
 
@@ -39,6 +45,7 @@ class World:
         text: of a stage's shards and files.
         fails: stages that raise in the middle of their work; those of later rounds are named `2 policy`.
         recovers: the failing stages that raise only once.
+        executor_of: optional; makes the executor of every stage that writes shards.
         said: messages to the user.
     """
 
@@ -49,6 +56,7 @@ class World:
         self.fails: dict[str, BaseException] = {}
         self.recovers: set[str] = set()
         self.redone: list[str] = []
+        self.executor_of: Callable[[Context], Executor] = in_process
         self.said = io.StringIO()
         if not folder.exists():
             model = folder / "model"
@@ -63,6 +71,8 @@ class World:
         def run(context: Context) -> dict[str, Any]:
             label = name if context.round == 1 else f"{context.round} {name}"
             self.ran.append(label)
+            if name not in FILES:
+                assert list(context.executor.map(_no_work, [])) == []
             for shard in range(0 if name in FILES else SHARDS):
                 if not context.store.has_shard(name, shard):
                     self.redone.append(f"{name} {shard}")
@@ -89,7 +99,9 @@ class World:
         store = RunStore(self.run_folder)
         terminal = Terminal(console=Console(file=self.said, width=200))
         try:
-            context = Context(load_config(None, given, assignments), store, terminal, restart=restart)
+            context = Context(
+                load_config(None, given, assignments), store, terminal, restart=restart, executor_of=self.executor_of
+            )
             run_rounds(context, (round, until) if until else None)
         finally:
             store.close()

@@ -61,6 +61,8 @@ def test_the_embedded_recipe_points_at_the_files_beside_it() -> None:
         ("polcy.iterations=3", '"polcy"', '"policy"'),
         ("policy.iteration=3", '"policy.iteration"', '"iterations"'),
         ("backbone.lora.rnk=3", '"backbone.lora.rnk"', '"rank"'),
+        ("precison=fp32", '"precison"', '"backbone.precision"'),
+        ("lorra.rank=4", '"lorra"', '"backbone.lora"'),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest_one(assignment: str, named: str, suggested: str) -> None:
@@ -78,6 +80,7 @@ def test_an_unknown_key_in_a_recipe_names_the_recipe(tmp_path: Path) -> None:
 def test_a_key_that_is_like_no_other_lists_what_is_allowed() -> None:
     message = _refusal("backbone.lora.zzzzzz=3")
     assert "allowed: alpha, rank, rslora, targets" in message
+    assert "backbone" not in _refusal("policy.precison=fp32"), "only at the top, where settings of the backbone are expected"
     assert nearest("zzzz", ["b", "a"]) == "; allowed: a, b"
     assert nearest("verdict", ["pairs", "verdicts"]) == '; did you mean "verdicts"?'
 

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +20,7 @@ __all__ = [
     "format_bytes",
     "has_half_character",
     "json_lines",
+    "json_object",
     "nearest",
     "parse_json",
     "read_lines",
@@ -147,10 +148,16 @@ def json_lines(text: str | Iterable[bytes], where: str, error: type[InputError],
         return error(f"{where}, line {number}: {problem}; got {shortened(seen.strip())}; write one {example} per line")
 
     lines = text.split("\n") if isinstance(text, str) else text  # splitlines would also split at U+2028
-    return read_lines(lines, _user_object, refused, skip_blank=True)
+    return read_lines(lines, json_object, refused, skip_blank=True)
 
 
-def _user_object(line: bytes | str) -> dict[str, Any]:
+def json_object(line: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object of the user: a line of a file, or a whole text.
+
+    Raises:
+        TypeError: it is not an object.
+        ValueError: not UTF-8, not JSON, or a text in it has an unpaired surrogate.
+    """
     try:
         values = parse_json((line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip())
     except UnicodeDecodeError as problem:
@@ -274,7 +281,14 @@ def _escaped(character: str) -> str:
     return names.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
 
 
-def nearest(name: str, allowed: Sequence[str]) -> str:
-    """Return `; did you mean "x"?` for the closest allowed name, or the list of allowed names if none is close."""
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else f"; allowed: {', '.join(sorted(allowed))}"
+def nearest(name: str, allowed: Sequence[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """Return `; did you mean "x"?` for the closest name, or the list of allowed names if none is close.
+
+    Args:
+        name: the unknown name.
+        allowed: names that are allowed in its place.
+        elsewhere: Optional. Names that belong to another place, with the full name to suggest. Default: none.
+    """
+    others = elsewhere or {}
+    close = difflib.get_close_matches(name, [*allowed, *others], n=1, cutoff=0.5)
+    return f'; did you mean "{others.get(close[0], close[0])}"?' if close else f"; allowed: {', '.join(sorted(allowed))}"

@@ -17,7 +17,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from selfeval.cli.app import app
-from selfeval.config import LEARNERS, PolicyConfig, RunConfig
+from selfeval.config import JUDGES, LEARNERS, PolicyConfig, RunConfig
 from selfeval.report.schema import Report
 from selfeval.stages import STAGE_NAMES
 
@@ -266,3 +266,16 @@ def test_python_snippets_compile_and_import_what_exists(page: Path) -> None:
             elif isinstance(node, ast.Import):
                 missing += [a.name for a in node.names if a.name.startswith("selfeval") and not _resolves(a.name)]
     assert missing == []
+
+
+# -- registries ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_learner_is_in_the_table_of_its_page() -> None:
+    _, _, below = _text(ROOT / "docs" / "algorithms" / "learners.md").partition("| `policy.learner` |")
+    table, _, _ = below.partition("\n\n")
+    assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == sorted(LEARNERS)
+
+
+def test_every_judge_is_on_its_page() -> None:
+    assert [name for name in JUDGES if name not in _spans(ROOT / "docs" / "algorithms" / "judging.md")] == []

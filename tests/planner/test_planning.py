@@ -15,7 +15,7 @@ from selfeval.backbone import precision
 from selfeval.backbone.meters import kernel_bytes
 from selfeval.backbone.placement import DISK, ENDLESS, meta_model, plan_placement, usable_memory
 from selfeval.cli import app
-from selfeval.config import LEARNERS, BackboneConfig, PlacementConfig, RunConfig
+from selfeval.config import JUDGES, LEARNERS, BackboneConfig, PlacementConfig, RunConfig
 from selfeval.errors import ConfigError, ModelError
 from selfeval.planner import advice, planning
 from selfeval.planner.machine import Machine
@@ -237,6 +237,13 @@ def test_the_workload_comes_from_the_limits_and_stays_in_the_context() -> None:
     assert wide.judge_prompt > 64 + 2 * 128
     assert narrow.judge_prompt + narrow.working <= 400
     assert narrow.longest <= 400
+
+
+def test_a_judge_prompt_is_as_long_as_the_replies_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(replies={"max_new_tokens": 128})
+    two = workload(config, None).judge_prompt
+    monkeypatch.setitem(JUDGES, "pairwise", replace(JUDGES["pairwise"], replies_per_prompt=1))
+    assert workload(config, None).judge_prompt == two - 128
 
 
 # -- the command --------------------------------------------------------------------------------------------------------

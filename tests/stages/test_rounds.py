@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,29 @@ def test_a_finished_run_goes_on_with_more_rounds_and_back_without_losing_them(wo
     assert world.run() == ["report"]
     assert world.run("rounds=3") == ["report", *later(3), "report"]
     assert not list(world.run_folder.rglob("replaced"))
+
+
+class Recorder:
+    """An executor that notes when it is made and closed."""
+
+    def __init__(self, context: Context, events: list[str]) -> None:
+        self.round, self.events = context.round, events
+        events.append(f"made {self.round}")
+
+    def map(self, work: Any, batches: Sequence[Any]) -> Iterator[Any]:
+        yield from ()
+
+    def close(self) -> None:
+        self.events.append(f"closed {self.round}")
+
+
+def test_every_round_uses_the_chosen_executor_and_closes_it_after_each_stage_even_a_failed_one(world: World) -> None:
+    events: list[str] = []
+    world.executor_of = lambda context: Recorder(context, events)
+    world.fails["2 replies"] = RuntimeError("no network")
+    with pytest.raises(RuntimeError, match="no network"):
+        world.run("rounds=2")
+    assert events == ["made 1", "closed 1"] * 4 + ["made 2", "closed 2"] * 2  # four stages of this world write shards
 
 
 def test_until_names_a_stage_of_one_round(world: World) -> None:

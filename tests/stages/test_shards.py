@@ -10,9 +10,8 @@ import pytest
 
 from other_process import OtherProcess
 from selfeval.records import Drop, Seed
-from selfeval.stages import questions, replies, verdicts
 from selfeval.stages.context import Context
-from selfeval.stages.running import new_config
+from selfeval.stages.running import execute, new_config
 from selfeval.stages.shards import Batch, InProcess, ModelHandle, ShardOutput, StageShards, grow_shards, map_shards
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
@@ -33,25 +32,21 @@ def _shards(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("shard-*.jsonl"))}
 
 
-def _run(context: Context) -> dict[str, bytes]:
-    for stage in (questions, replies, verdicts):
-        stage.run(context)
-    context.store.close()
-    return _shards(context.store.root)
+def test_the_work_of_each_stage_is_the_same_in_another_process(tmp_path: Path) -> None:
+    config, made = new_config(assignments=SIZES), list[OtherProcess]()
 
+    def executor_of(context: Context) -> OtherProcess:
+        made.append(OtherProcess(config, context.store.root))
+        return made[-1]
 
-def test_the_work_of_each_stage_is_the_same_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = new_config(assignments=SIZES)
-    here = _run(Context(config, RunStore(tmp_path / "here"), Terminal(quiet=True)))
-    there = Context(config, RunStore(tmp_path / "there"), Terminal(quiet=True))
-    other = OtherProcess(config, there.store.root)
-    monkeypatch.setattr(Context, "executor", property(lambda self: other))
-    try:
-        assert _run(there) == here
-    finally:
-        other.close()
-    assert len(other.pids) == 1
-    assert os.getpid() not in other.pids
+    execute(config, tmp_path / "here", (1, "verdicts"), Terminal(quiet=True))
+    execute(config, tmp_path / "there", (1, "verdicts"), Terminal(quiet=True), executor_of=executor_of)
+    here = _shards(tmp_path / "here")
+    assert _shards(tmp_path / "there") == here
+    pids = [pid for other in made for pid in other.pids]
+    assert len(pids) == len(set(pids)) == 3, "one process for each stage, ended with it"
+    assert os.getpid() not in pids
+    assert all(other.closed for other in made)
     assert {name.split("/")[0] for name in here} == {"questions", "replies", "workings", "verdicts", "dropped"}
     assert len([name for name in here if name.startswith("replies/")]) == 3
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import tiny_models
+from judge_engine import judges_generate_with
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
-from selfeval.judging.judges import pairwise
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab import vocabulary
 from selfeval.prompt import Prompt
@@ -86,7 +86,7 @@ def test_the_judge_reads_and_writes_both_orders_and_its_labels(tmp_path: Path, m
         seen[1] += sum(len(rollout.ids) for rollout in found)
         return found
 
-    monkeypatch.setattr(pairwise, "generate", watched)
+    judges_generate_with(monkeypatch, watched)
     cost = measure_cost(run, pairs)
     assert cost is not None
     both_orders = [

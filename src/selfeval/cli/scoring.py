@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from selfeval.errors import DataError, InputError
-from selfeval.texts import LONGEST_LINE, json_lines, read_text, safe_json, shortened, visible
+from selfeval.runs.asked import EXAMPLE, Asked, asked_of, result_of
+from selfeval.texts import LONGEST_LINE, json_lines, read_text, safe_json, visible
 
 if TYPE_CHECKING:
     from selfeval.runs.evaluator import Evaluator, Ranking
 
-__all__ = ["Asked", "print_scores", "read_asked", "typed"]
+__all__ = ["print_scores", "read_asked", "typed"]
 
-_EXAMPLE = '{"question": "...", "replies": ["...", "..."]}'
 _LARGEST = 1 << 30
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question with its replies, and the full line that they come from."""
-
-    question: str
-    replies: tuple[str, ...]
-    line: dict[str, Any]
 
 
 def read_asked(source: Path) -> Iterable[Asked]:
@@ -39,13 +29,13 @@ def read_asked(source: Path) -> Iterable[Asked]:
         DataError: a line is malformed; the message names it. A file is read completely before the first result.
     """
     if str(source) == "-":
-        arriving = json_lines(_from_standard_input(), "standard input", DataError, _EXAMPLE)
-        return (_asked(values, f"standard input, line {number}") for number, values in arriving)
-    text = read_text(source, "file", DataError, most=_LARGEST, remedy=f"pass JSON lines ({_EXAMPLE}), or - for standard input")
-    lines = json_lines(text, str(source), DataError, _EXAMPLE)
-    found = [_asked(values, f"{source}, line {number}") for number, values in lines]
+        arriving = json_lines(_from_standard_input(), "standard input", DataError, EXAMPLE)
+        return (asked_of(values, f"standard input, line {number}") for number, values in arriving)
+    text = read_text(source, "file", DataError, most=_LARGEST, remedy=f"pass JSON lines ({EXAMPLE}), or - for standard input")
+    lines = json_lines(text, str(source), DataError, EXAMPLE)
+    found = [asked_of(values, f"{source}, line {number}") for number, values in lines]
     if not found:
-        raise DataError(f"file {source} is empty; write one {_EXAMPLE} per line")
+        raise DataError(f"file {source} is empty; write one {EXAMPLE} per line")
     return found
 
 
@@ -66,15 +56,6 @@ def _from_standard_input() -> Iterator[bytes]:
         yield line
 
 
-def _asked(values: dict[str, Any], where: str) -> Asked:
-    question, replies = values.get("question"), values.get("replies", [values.get("reply")])
-    is_text = isinstance(replies, list) and replies and all(isinstance(reply, str) and reply.strip() for reply in replies)
-    if not isinstance(question, str) or not question.strip() or not is_text:
-        problem = "expected a question and at least one reply, none of them empty"
-        raise DataError(f"{where}: {problem}; got {shortened(safe_json(values))}; write {_EXAMPLE}")
-    return Asked(question, tuple(replies), values)
-
-
 def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float, *, as_json: bool, batch: int) -> None:
     """Print the scores of each question as soon as its batch is scored.
 
@@ -89,22 +70,11 @@ def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float, *, a
     while group := list(islice(rest, batch)):
         for one, result in zip(group, evaluator.rank([(a.question, a.replies) for a in group], sure), strict=True):
             if as_json:
-                typer.echo(safe_json(_as_json(one, result)))
+                typer.echo(safe_json(result_of(one, result)))
             else:
                 typer.echo("\n".join([*([] if is_first else [""]), *_as_text(one.replies, result)]))
             is_first = False
         sys.stdout.flush()
-
-
-def _as_json(asked: Asked, result: Ranking) -> dict[str, Any]:
-    return {
-        **asked.line,
-        "scores": [round(score, 6) for score in result.scores],
-        "preferred": result.preferred,
-        "confidence": None if result.confidence is None else round(result.confidence, 6),
-        "unsure": result.unsure,
-        "calibrated": result.calibrated,
-    }
 
 
 def _as_text(replies: Sequence[str], result: Ranking) -> list[str]:

@@ -1,7 +1,7 @@
 """The judges: the registry of the facts that the rest of the package needs about each before it is imported.
 
-A new judge is one file in `judging/judges/`, one row of `JUDGES` here, and its test. The implementations are given as strings
-and imported on demand, because this package must not import torch.
+A new judge is one file in `judging/judges/`, one row of `JUDGES` here, its test, and its section in the docs; CONTRIBUTING.md
+lists all places. The implementations are given as strings and imported on demand, because this package must not import torch.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class TemplateKind:
         name: name of the kind.
         sample: variables of the template, with a sample value of each that is used to check it.
         settings: keys of templates.toml that its prompts depend on, in addition to its labels.
-        has_labels: whether templates.toml has a table `[NAME]` with verdict labels for it.
+        labels: names of the verdict labels in its table `[NAME]` of templates.toml, at least two; empty if it has no table.
     """
 
     name: str
     sample: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
-    has_labels: bool = False
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class JudgeSpec:
         summary: one line for the documentation.
         templates: kinds of templates that it reads in each role. A role without an entry needs no template.
         config: class of its section; None if it has no settings besides those of `[verdicts]`.
+        replies_per_prompt: number of replies that a prompt of the role `judge` shows; the planner counts them. Default: 2.
     """
 
     name: str
@@ -56,6 +57,7 @@ class JudgeSpec:
     summary: str
     templates: Mapping[JudgeRole, tuple[TemplateKind, ...]] = field(default_factory=dict)
     config: type[JudgeConfig] | None = None
+    replies_per_prompt: int = 2
 
     def kinds(self, role: JudgeRole) -> tuple[str, ...]:
         """Return the names of the kinds of templates that it reads in a role."""
@@ -63,6 +65,7 @@ class JudgeSpec:
 
 
 _PAIR = {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."}
+_BETTER = ("first", "second", "tie")
 
 
 def _registry(*specs: JudgeSpec) -> dict[str, JudgeSpec]:
@@ -75,8 +78,8 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "pairwise:PairwiseJudge",
         "The base model, prompted to compare two replies in both orders.",
         templates={
-            "judge": (TemplateKind("judge", _PAIR, has_labels=True),),
-            "referee": (TemplateKind("referee", _PAIR, has_labels=True),),
+            "judge": (TemplateKind("judge", _PAIR, labels=_BETTER),),
+            "referee": (TemplateKind("referee", _PAIR, labels=_BETTER),),
         },
     ),
 )

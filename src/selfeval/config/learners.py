@@ -1,7 +1,8 @@
 """The policy learners: the settings of each, and the registry of the facts that the rest of the package needs about it.
 
-A new learner is one file in `training/learners/`, one section class and one row of `LEARNERS` here, and its oracle test. The
-implementations are given as strings and imported on demand, because this package must not import torch.
+A new learner is one file in `training/learners/`, one section class and one row of `LEARNERS` here, its oracle test, and its
+row in the docs; CONTRIBUTING.md lists all places. The implementations are given as strings and imported on demand, because this
+package must not import torch.
 """
 
 from __future__ import annotations

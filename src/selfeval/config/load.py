@@ -89,6 +89,10 @@ _OPTIONS = {
 """Former keys that are now command options only, because no file may set them."""
 
 
+_OF_THE_BACKBONE = {name: f"backbone.{name}" for name in BackboneConfig.model_fields}
+"""Settings of the backbone, which are often given without their section, with their full key."""
+
+
 def _explain(error: ValidationError, sources: Mapping[str, str], recipe: str, chosen: Mapping[str, str]) -> ConfigError:
     """Describe every problem in one message, each prefixed with the source of the value.
 
@@ -113,10 +117,8 @@ def _problem(problem: Any, chosen: Mapping[str, str]) -> str:
             return f'unknown key "{key}": it is a setting of the backbone; give it as backbone.{key}'
         if reason := _of_a_choice(problem["loc"], chosen):
             return reason
-        allowed = _allowed_at(problem["loc"][:-1])
-        if len(problem["loc"]) == 1:
-            allowed = [*allowed, *(f"backbone.{name}" for name in BackboneConfig.model_fields)]
-        return f'unknown key "{key}"{nearest(str(problem["loc"][-1]), allowed)}'
+        *above, name = problem["loc"]
+        return f'unknown key "{key}"{nearest(str(name), _allowed_at(above), {} if above else _OF_THE_BACKBONE)}'
     try:
         got = json.dumps(problem["input"], default=str)
     except ValueError:  # an integer with thousands of digits

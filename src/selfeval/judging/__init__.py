@@ -1,1 +1,1 @@
-"""Prompts, and the judge: both orders, confidence, and abstention."""
+"""Prompts, and the judges: what they compare, how their verdicts are read, and when they abstain."""

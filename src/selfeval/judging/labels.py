@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,37 +13,56 @@ from selfeval.errors import ModelError
 if TYPE_CHECKING:
     from selfeval.judging.templates import Templates
 
-__all__ = ["Labels", "VerdictTokens", "verdict_tokens"]
+__all__ = ["Labels", "VerdictTokens", "in_order", "verdict_tokens"]
 
 TokenIds = tuple[int, ...]
 
 
 class Labels(BaseModel):
-    """The words of a verdict."""
+    """The words of a verdict: the text before it, and one text per label that the kind of template declares (`in_order`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, str]
 
     lead: str = ""
-    first: str
-    second: str
-    tie: str
 
     @property
-    def all(self) -> tuple[str, str, str]:
-        return self.first, self.second, self.tie
+    def all(self) -> tuple[str, ...]:
+        """The texts of the labels, in the order in which they are declared."""
+        return tuple(self.__pydantic_extra__.values())
+
+
+def in_order(kind: str, table: Any, names: Sequence[str]) -> Any:
+    """Return a table of labels in the declared order, in which readings list their probabilities; anything else unchanged.
+
+    Args:
+        kind: kind of template that the table belongs to, for the message.
+        table: the table in templates.toml.
+        names: names of the labels that the kind declares.
+
+    Raises:
+        ValueError: a label is missing or not declared.
+    """
+    if not isinstance(table, dict):
+        return table  # refused later, with its key
+    missing, unknown = [name for name in names if name not in table], sorted(table.keys() - {"lead", *names})
+    if missing or unknown:
+        problem = f"lacks {', '.join(missing)}" if missing else f"has unknown labels: {', '.join(unknown)}"
+        raise ValueError(f"[{kind}] {problem}; set {', '.join(names)}, and optionally lead")
+    return {name: table[name] for name in ("lead", *names) if name in table}
 
 
 @dataclass(frozen=True)
 class VerdictTokens:
-    """Token sequences of the three verdicts. Many tokenizers split a label into several tokens: " 1" into " " and "1".
+    """Token sequences of the verdicts. Many tokenizers split a label into several tokens: " 1" into " " and "1".
 
     Attributes:
         lead: tokens of the lead, and of any prefix that all labels share.
-        paths: per label (first, second, neither), the tokens that follow, up to the first that no other label shares.
+        paths: per label, in order, the tokens that follow, up to the first that no other label shares.
     """
 
     lead: tuple[int, ...]
-    paths: tuple[TokenIds, TokenIds, TokenIds]
+    paths: tuple[TokenIds, ...]
 
     @property
     def all(self) -> tuple[int, ...]:
@@ -62,7 +81,7 @@ class VerdictTokens:
 
 
 def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
-    """Return this tokenizer's encoding of the three verdicts: a shared prefix, then the tokens in which they differ.
+    """Return this tokenizer's encoding of the verdicts: a shared prefix, then the tokens in which they differ.
 
     Raises:
         ModelError: one label is a prefix of another, so they cannot be distinguished.
@@ -74,8 +93,7 @@ def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
     if any(length > len(rest) for length, rest in zip(lengths, rests, strict=True)):
         shown = ", ".join(f'"{label}"' for label in labels.all)
         raise ModelError(f"this tokenizer cannot distinguish the verdict labels {shown}; set others in templates.toml")
-    first, second, tie = (rest[:length] for rest, length in zip(rests, lengths, strict=True))
-    return VerdictTokens(encoded[0][:shared], (first, second, tie))
+    return VerdictTokens(encoded[0][:shared], tuple(rest[:length] for rest, length in zip(rests, lengths, strict=True)))
 
 
 def _common(sequences: Sequence[TokenIds]) -> int:

@@ -5,46 +5,38 @@ Averaging both orders removes the position bias (Zheng et al. 2023, https://arxi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from selfeval.judging.label_reader import Reading
 from selfeval.judging.protocol import Judgement
 from selfeval.records import PairwiseEvidence
 
-__all__ = ["Choice", "Reading", "choice", "combine"]
+__all__ = ["Choice", "choice", "combine"]
 
 Choice = Literal["first", "second", "neither"]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The result of one order of a comparison: label probabilities (None if unparsable) and the judge's raw output."""
-
-    probabilities: tuple[float, float, float] | None
-    raw_output: str
-
-    @property
-    def first_better(self) -> float | None:
-        """Probability that the reply shown first is better, plus half of that of `neither`."""
-        if self.probabilities is None:
-            return None
-        first, second, tie = self.probabilities
-        return (first + tie / 2) / (first + second + tie)
-
-    @property
-    def tie(self) -> float | None:
-        return None if self.probabilities is None else self.probabilities[2] / sum(self.probabilities)
-
-
 def combine(in_order: Reading, swapped: Reading) -> Judgement:
-    """Average both orders. The probability is None if either order was unparsable."""
-    forward = in_order.first_better
-    backward = None if swapped.first_better is None else 1.0 - swapped.first_better
-    ties, outputs = (in_order.tie, swapped.tie), (in_order.raw_output, swapped.raw_output)
-    evidence = PairwiseEvidence(forward, backward, ties, outputs)
-    if forward is None or backward is None or in_order.tie is None or swapped.tie is None:
+    """Average both orders. The probability is None if either order was unparsable.
+
+    Args:
+        in_order: probabilities of `first`, `second` and `neither` with the replies in their order.
+        swapped: the same with the replies swapped.
+    """
+    (forward, tie), (other, other_tie) = _shares(in_order), _shares(swapped)
+    backward = None if other is None else 1.0 - other
+    evidence = PairwiseEvidence(forward, backward, (tie, other_tie), (in_order.raw_output, swapped.raw_output))
+    if forward is None or backward is None or tie is None or other_tie is None:
         return Judgement(None, None, evidence)
-    return Judgement((forward + backward) / 2, (in_order.tie + swapped.tie) / 2, evidence)
+    return Judgement((forward + backward) / 2, (tie + other_tie) / 2, evidence)
+
+
+def _shares(reading: Reading) -> tuple[float, float] | tuple[None, None]:
+    """Return the probability that the reply shown first is better, plus half of that of `neither`; and that of `neither`."""
+    if reading.probabilities is None:
+        return None, None
+    first, second, tie = reading.probabilities
+    return (first + tie / 2) / (first + second + tie), tie / sum(reading.probabilities)
 
 
 def choice(first: float, tie: float) -> Choice:

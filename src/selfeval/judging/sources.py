@@ -45,7 +45,7 @@ def prompt_sources(folder: Path, day: date, kinds: Collection[str]) -> dict[str,
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
     found: dict[str, Any] = {"chat": frozen.get(CHAT_TEMPLATE)}
     for kind in read:
-        names = (*kind.settings, kind.name) if kind.has_labels else kind.settings
+        names = (*kind.settings, kind.name) if kind.labels else kind.settings
         found[kind.name] = [_with_included(f"{kind.name}.jinja", frozen), {name: settings[name] for name in names}]
     return found
 

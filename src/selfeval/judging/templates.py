@@ -24,7 +24,7 @@ from selfeval.errors import ModelError
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, messages, reason, refuse_chance, settled, uses_parts
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
-from selfeval.judging.labels import Labels, verdict_tokens
+from selfeval.judging.labels import Labels, in_order, verdict_tokens
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
 from selfeval.judging.typed import TypedReplies
@@ -62,10 +62,11 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
-        allowed = [*cls.model_fields, *(kind.name for kind in template_kinds().values() if kind.has_labels)]
+        labelled = {kind.name: kind.labels for kind in template_kinds().values() if kind.labels}
+        allowed = [*cls.model_fields, *labelled]
         if unknown := sorted(values.keys() - allowed):
             raise ValueError(f"unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-        return values
+        return {name: in_order(name, value, labelled[name]) if name in labelled else value for name, value in values.items()}
 
     @property
     def labels(self) -> Mapping[str, Labels]:
@@ -137,7 +138,7 @@ class Templates:
         templates = cls(tokenizer, _environment(folder, texts, day), settings, parts)
         for kind in read:
             _check(templates, kind, folder / f"{kind.name}.jinja")
-            if kind.has_labels:
+            if kind.labels:
                 verdict_tokens(templates, templates.labels(kind.name))
         return templates
 
@@ -300,10 +301,10 @@ def check_complete(folder: Path, texts: Mapping[str, str], kinds: Collection[Tem
             f"for example copies from {_OWN}"
         )
     labels = read_settings(folder, texts).labels
-    if unlabelled := [kind.name for kind in kinds if kind.has_labels and kind.name not in labels]:
+    if unlabelled := [kind for kind in kinds if kind.labels and kind.name not in labels]:
         raise ModelError(
-            f"templates folder {folder}: {folder / SETTINGS} lacks [{unlabelled[0]}]; set the verdict labels `first`, `second` "
-            "and `tie`, and optionally `lead`, in that table"
+            f"templates folder {folder}: {folder / SETTINGS} lacks [{unlabelled[0].name}]; set the verdict labels "
+            f"{', '.join(unlabelled[0].labels)}, and optionally `lead`, in that table"
         )
 
 

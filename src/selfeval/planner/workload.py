@@ -44,8 +44,9 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     reply_prompt = min(own["reply"] + question, room)
     shown_working = reply if "working" in texts["grade.jinja"] else 0
     grade_prompt = min(own["grade"] + question + shown_working, room)
-    judge_text = sum(own[kind] for kind in judge_spec("judge", config.verdicts.judge).kinds("judge"))
-    judge_prompt = min(judge_text + question + 2 * reply, room)
+    judge = judge_spec("judge", config.verdicts.judge)
+    judge_text = sum(own[kind] for kind in judge.kinds("judge"))
+    judge_prompt = min(judge_text + question + judge.replies_per_prompt * reply, room)
     return Workload(
         reply_prompt,
         grade_prompt,

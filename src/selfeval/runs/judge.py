@@ -25,10 +25,10 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"]
 
 
 class Judge:
-    """A language model prompted to compare two replies, loaded once for any number of comparisons. Use `Judge.load`.
+    """The judge of a run, or the default judge of a model, loaded once for any number of comparisons. Use `Judge.load`.
 
-    Each comparison is judged in both orders, and the verdict probabilities are averaged, which removes the position bias. The
-    judge abstains if it is not sure, calls a tie, or gives no parsable verdict.
+    The judge abstains if it is not sure, calls a tie, or gives no parsable verdict. The default judge, `pairwise`, is the base
+    model prompted to compare two replies in both orders; it averages the two, which removes the position bias.
 
     Example:
         >>> judge = Judge.load("runs/first")
@@ -84,7 +84,7 @@ class Judge:
         return described("Judge", self._source, self._backbone)
 
     def compare(self, question: str, a: str, b: str, sure: float | None = None) -> Comparison:
-        """Compare two replies to a question, in both orders.
+        """Compare two replies to a question.
 
         Args:
             question: the question.

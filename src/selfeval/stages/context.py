@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -34,7 +34,12 @@ from selfeval.store import RunStore
 from selfeval.training.context import POLICY
 from selfeval.training.scoring import EvaluatorScorer, Member, Pessimism
 
-__all__ = ["Context"]
+__all__ = ["Context", "in_process"]
+
+
+def in_process(context: Context) -> Executor:
+    """Return an executor that computes shards in this process."""
+    return InProcess(lambda: context.model)
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Context:
         later: folders of the following rounds, which the report of round 1 covers.
         trust_remote_code: run code that comes with the model; set by the user on the command line.
         restart: whether the user agrees to set aside finished or partial work that has to be redone.
+        executor_of: returns the executor of a stage that writes shards. Default: shards are computed in this process.
     """
 
     config: RunConfig
@@ -56,6 +62,7 @@ class Context:
     later: list[RunStore] = field(default_factory=list)
     trust_remote_code: bool = False
     restart: bool = False
+    executor_of: Callable[[Context], Executor] = in_process
 
     @property
     def round(self) -> int:
@@ -116,10 +123,15 @@ class Context:
         start = self.earlier[-1].root / "roles" / POLICY if self.earlier else None
         return ModelHandle(self.backbone, self.templates, start)
 
-    @property
+    @cached_property
     def executor(self) -> Executor:
-        """Calls the work of the stages that write shards."""
-        return InProcess(lambda: self.model)
+        """Calls the work of a stage that writes shards. A stage has its own, made when it first needs one."""
+        return self.executor_of(self)
+
+    def close_executor(self) -> None:
+        """Close the executor at the end of a stage, if the stage used one."""
+        if (executor := self.__dict__.pop("executor", None)) is not None:
+            executor.close()
 
     def ensure_start(self) -> str:
         """Load the role that this round starts from if needed, and return its name."""

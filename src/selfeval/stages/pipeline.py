@@ -238,6 +238,8 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
         seconds = time.monotonic() - started
         store.record_stage(stage.name, state="interrupted", seconds=seconds, memory_events=_memory_events(context, stage))
         raise
+    finally:
+        context.close_executor()
     seconds = time.monotonic() - started
     store.record_stage(
         stage.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from selfeval.stages import STAGE_NAMES
 from selfeval.store import Fresh, Ledger
 
 if TYPE_CHECKING:
+    from selfeval.stages.context import Context
+    from selfeval.stages.shards import Executor
     from selfeval.stages.terminal import Terminal
 
 __all__ = ["Outcome", "config_to_run", "execute", "new_config", "run", "stop_at"]
@@ -135,6 +137,7 @@ def execute(
     *,
     trust_remote_code: bool = False,
     restart: bool = False,
+    executor_of: Callable[[Context], Executor] | None = None,
 ) -> Outcome:
     """Check the input, then run every unfinished stage.
 
@@ -145,6 +148,8 @@ def execute(
         terminal: shows progress, and asks whether finished work may be set aside.
         trust_remote_code: run code that comes with the model. Default: False.
         restart: rerun stages whose settings changed or whose files are lost, without asking. Default: False.
+        executor_of: Optional. Returns the executor of a stage that writes shards, from the context of its round. Default:
+            shards are computed in this process.
 
     Raises:
         InputError: an input cannot be used; a new run folder is removed again.
@@ -153,14 +158,16 @@ def execute(
 
     check_input(config, trust_remote_code=trust_remote_code)
     from selfeval.backbone.snapshot import ensure_snapshot
-    from selfeval.stages.context import Context
+    from selfeval.stages.context import Context, in_process
     from selfeval.stages.rounds import run_rounds
 
     if not Path(config.model).is_dir():
         with terminal.waiting(f"downloading missing files of {config.model}"):
             ensure_snapshot(config.model)  # the hashes of its files are part of the stages' keys
     with run_folder(output) as store:
-        context = Context(config, store, terminal, trust_remote_code=trust_remote_code, restart=restart)
+        context = Context(
+            config, store, terminal, trust_remote_code=trust_remote_code, restart=restart, executor_of=executor_of or in_process
+        )
         worked = run_rounds(context, stop)
         return Outcome(worked, store.run["status"] == "finished", isinstance(Ledger(store.root).state("report"), Fresh))
 

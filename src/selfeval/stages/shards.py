@@ -106,6 +106,9 @@ class Executor(Protocol):
     def map(self, work: Work[T], batches: Sequence[Batch[T]]) -> Iterator[tuple[Batch[T], ShardOutput]]:
         """Yield each batch with its result as soon as it is finished, in any order."""
 
+    def close(self) -> None:
+        """Release everything that it started. Called at the end of the stage, also of one that failed."""
+
 
 @dataclass(frozen=True)
 class InProcess:
@@ -120,6 +123,9 @@ class InProcess:
     def map(self, work: Work[T], batches: Sequence[Batch[T]]) -> Iterator[tuple[Batch[T], ShardOutput]]:
         for batch in batches:
             yield batch, work(self.model(), batch)
+
+    def close(self) -> None:
+        """Do nothing: the model stays loaded for the next stages."""
 
 
 # -- shards -------------------------------------------------------------------------------------------------------------

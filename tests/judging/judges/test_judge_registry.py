@@ -20,6 +20,7 @@ from selfeval.config.fields import Share
 from selfeval.errors import ConfigError, ModelError
 from selfeval.judging.judges import make_judge
 from selfeval.judging.kinds import kinds_of_run
+from selfeval.judging.labels import verdict_tokens
 from selfeval.judging.protocol import Comparison, Judge, JudgeContext, Judgement
 from selfeval.judging.sources import prompt_sources
 from selfeval.judging.templates import Templates, templates_folder
@@ -30,6 +31,9 @@ from selfeval.stages.graph import stage_keys
 from toy import copy_lab, toy_arguments
 
 OWN = templates_folder("no such model")
+KIND = "throw-away-kind"
+"""A kind of template with a name that no real one has."""
+LABELS = ("poor", "fair", "good", "excellent")
 
 
 class Longer(Judge):
@@ -61,11 +65,10 @@ class LongerConfig(JudgeConfig):
 
 
 @pytest.fixture
-def rubric(longer: JudgeSpec, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a kind of template that the judge requests."""
-    kind = TemplateKind("rubric", {"question": "How many apples?", "reply": "Five."}, has_labels=True)
+def own_kind(longer: JudgeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of template that the judge requests, with labels that no other judge has."""
+    kind = TemplateKind(KIND, {"question": "How many apples?", "reply": "Five."}, labels=LABELS)
     monkeypatch.setitem(JUDGES, "longer", replace(longer, templates={"judge": (kind,)}))
-    return kind.name
 
 
 def keys(*given: str, model: str = "") -> dict[str, str]:
@@ -76,7 +79,8 @@ def keys(*given: str, model: str = "") -> dict[str, str]:
 def test_an_unknown_judge_is_refused_with_those_that_there_are(longer: JudgeSpec, given: str, suggestion: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, {}, [f"verdicts.judge={given}"])
-    said = f'verdicts.judge: got "{given}"; unknown judge; {suggestion}allowed: pairwise, longer'
+    allowed = ", ".join(JUDGES)
+    said = f'verdicts.judge: got "{given}"; unknown judge; {suggestion}allowed: {allowed}'
     assert str(caught.value) == f"--set verdicts.judge={given}: {said}"
 
 
@@ -138,25 +142,37 @@ def test_a_folder_needs_no_template_that_the_judge_does_not_read(longer: JudgeSp
         keys(model=model)
 
 
-def test_a_kind_that_a_new_judge_adds_is_asked_of_no_one_else(rubric: str, tmp_path: Path) -> None:
+def test_a_kind_that_a_new_judge_adds_is_asked_of_no_one_else(own_kind: None, tmp_path: Path) -> None:
     tokenizer = tiny_models.words_tokenizer()
     Templates.load(OWN, tokenizer)  # the folders that there are
     read = kinds_of_run(VerdictsConfig(judge="longer"))
-    assert read == ("ask", "grade", "reply", rubric, "referee")
-    with pytest.raises(ModelError, match=r"lacks rubric\.jinja; this configuration needs .*rubric"):
+    assert read == ("ask", "grade", "reply", KIND, "referee")
+    with pytest.raises(ModelError, match=rf"lacks {KIND}\.jinja; this configuration needs .*{KIND}"):
         Templates.load(OWN, tokenizer, kinds=read)
     copy = Path(shutil.copytree(OWN, tmp_path / "templates"))
-    (copy / "rubric.jinja").write_text("{{ question }} {{ reply }}")
-    with pytest.raises(ModelError, match=r"templates\.toml lacks \[rubric\]"):
+    (copy / f"{KIND}.jinja").write_text("{{ question }} {{ reply }}")
+    with pytest.raises(ModelError, match=rf"templates\.toml lacks \[{KIND}\]; set the verdict labels {', '.join(LABELS)}, and"):
         Templates.load(copy, tokenizer, kinds=read)
-    with (copy / "templates.toml").open("a") as file:
-        file.write('\n[rubric]\nfirst = " A"\nsecond = " B"\ntie = " tie"\n')
+    settings = (copy / "templates.toml").read_text()
+    for table, said in [
+        ('poor = " 1"\nfair = " 2"\ngood = " 3"', "lacks excellent; set poor, fair, good, excellent, and optionally lead"),
+        ('poor = " 1"\nfair = " 2"\ngood = " 3"\nexcellent = " 4"\nbest = " 5"', "has unknown labels: best; set poor"),
+        ('poor = 1\nfair = " 2"\ngood = " 3"\nexcellent = " 4"', "poor: Input should be a valid string"),
+    ]:
+        (copy / "templates.toml").write_text(f"{settings}\n[{KIND}]\n{table}\n")
+        with pytest.raises(ModelError, match=said):
+            Templates.load(copy, tokenizer, kinds=read)
+    # In another order than declared; probabilities are in the declared one.
+    table = 'excellent = " 4"\npoor = " 1"\ngood = " 3"\nfair = " 2"'
+    (copy / "templates.toml").write_text(f"{settings}\n[{KIND}]\n{table}\n")
     templates = Templates.load(copy, tokenizer, kinds=read)
-    assert templates.labels("rubric").first == " A"
+    assert templates.labels(KIND).all == (" 1", " 2", " 3", " 4")
+    assert len(verdict_tokens(templates, templates.labels(KIND)).paths) == 4
     sources = prompt_sources(copy, date(2026, 1, 1), read)
-    assert sources["rubric"][1] == {"rubric": {"lead": "", "first": " A", "second": " B", "tie": " tie"}}
-    (copy / "rubric.jinja").write_text("{{ question }}")
-    with pytest.raises(ModelError, match=r"rubric\.jinja does not use the reply"):
+    expected = {"lead": "", "poor": " 1", "fair": " 2", "good": " 3", "excellent": " 4"}
+    assert sources[KIND][1] == {KIND: expected}
+    (copy / f"{KIND}.jinja").write_text("{{ question }}")
+    with pytest.raises(ModelError, match=rf"{KIND}\.jinja does not use the reply"):
         Templates.load(copy, tokenizer, kinds=read)
 
 

@@ -12,13 +12,15 @@ from tokenizers import decoders as token_decoders
 from transformers import PreTrainedTokenizerFast
 
 import tiny_models
+from judge_engine import judges_generate_with
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import JudgeRole, VerdictsConfig
 from selfeval.errors import ModelError
-from selfeval.judging.judges import make_judge, pairwise
+from selfeval.judging.judges import make_judge
+from selfeval.judging.label_reader import Reading
 from selfeval.judging.labels import Labels, verdict_tokens
-from selfeval.judging.orders import Reading, choice, combine
+from selfeval.judging.orders import choice, combine
 from selfeval.judging.protocol import Comparison, Judge, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
@@ -147,7 +149,7 @@ def judged(
 ) -> tuple[list[Judgement], Script]:
     own = own or templates()
     script = Script(own.tokenizer, words, chances)
-    monkeypatch.setattr(pairwise, "generate", script)
+    judges_generate_with(monkeypatch, script)
     backbone = tiny_models.backbone("llama", 400, max_position_embeddings=4096)
     return judge_of(backbone, own, settings, role).judge(duels), script
 
@@ -305,10 +307,10 @@ def test_combine_by_hand() -> None:
     ],
 )
 def test_the_choice_of_an_order_is_its_likeliest_label(labels: tuple[float, float, float], expected: str) -> None:
-    reading = Reading(labels, "")
-    assert reading.first_better is not None
-    assert reading.tie is not None
-    assert choice(reading.first_better, reading.tie) == expected
+    found = evidence(combine(Reading(labels, ""), Reading(labels, "")))
+    assert found.in_order is not None
+    assert found.ties[0] is not None
+    assert choice(found.in_order, found.ties[0]) == expected
 
 
 @pytest.mark.parametrize(

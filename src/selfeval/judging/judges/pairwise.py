@@ -6,21 +6,14 @@ second, neither) there, not the sampled word alone. An unparsable answer has no 
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from selfeval.judging.labels import verdict_tokens
-from selfeval.judging.orders import Reading, combine
+from selfeval.judging.label_reader import LabelReader
+from selfeval.judging.orders import combine
 from selfeval.judging.protocol import Comparison, JudgeContext, Judgement
-from selfeval.judging.reading import Place, find_verdict, thinking_of, token_at
 from selfeval.prompt import Prompt
-from selfeval.rollout.engine import Request, Rollout, generate
 
 __all__ = ["PairwiseJudge"]
-
-TokenIds = tuple[int, ...]
 
 
 class PairwiseJudge:
@@ -32,7 +25,7 @@ class PairwiseJudge:
 
     def __init__(self, context: JudgeContext) -> None:
         (self._kind,) = context.kinds
-        self._templates, self._reader = context.templates, _Reader(context, self._kind)
+        self._templates, self._reader = context.templates, LabelReader(context, self._kind)
 
     def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
         """Judge every comparison in both orders; each order is one prompt."""
@@ -44,148 +37,3 @@ class PairwiseJudge:
 
     def _prompt(self, question: str, first: str, second: str) -> Prompt:
         return self._templates.prompt(self._kind, question=question, first=first, second=second)
-
-
-_TAIL = 32
-"""Number of last tokens of a prompt searched for an opening marker of thinking."""
-
-
-@dataclass(frozen=True)
-class _Spot:
-    """Position at which the labels of one order are read.
-
-    Attributes:
-        before: all tokens up to the labels.
-        watched: Optional. Log-probs of the watched tokens there, if the engine has already computed them.
-    """
-
-    before: Prompt
-    watched: tuple[float, ...] | None = None
-
-
-class _Reader:
-    """Runs the judge and reads its verdicts."""
-
-    def __init__(self, context: JudgeContext, kind: str) -> None:
-        self.backbone, self.templates, self.config = context.backbone, context.templates, context.config
-        self.batch_size, self.labels = context.batch_size, context.templates.labels(kind)
-        self.tokens = verdict_tokens(self.templates, self.labels)
-
-    def read(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> list[Reading]:
-        """Return one reading per prompt. A prompt longer than the model's context is unparsable, and its raw output says so."""
-        reasoning = self._reason(prompts, advance)
-        spots = {prompt: spot for prompt, said in reasoning.items() if (spot := self._spot(prompt, said)) is not None}
-        logprobs = self._label_logprobs(spots)
-        return [self._reading(prompt, reasoning.get(prompt), logprobs.get(prompt)) for prompt in prompts]
-
-    def _room(self, prompt: Prompt) -> int:
-        context = self.backbone.loaded.context_length
-        return sys.maxsize if context is None else context - len(prompt.ids)
-
-    def _reason(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
-        distinct = [p for p in dict.fromkeys(prompts) if self._room(p) > len(self.tokens.lead) + self.tokens.longest]
-        if not self.config.working or not distinct:
-            return dict.fromkeys(distinct, Rollout((), (), False))
-        requests = [Request(prompt, temperature=0.0) for prompt in distinct]
-        limit, watch = self.config.max_new_tokens, self.tokens.all
-        rollouts = generate(
-            self.backbone, requests, max_new_tokens=limit, seed=0, rows=self.batch_size, watch=watch, advance=advance
-        )
-        return dict(zip(distinct, rollouts, strict=True))
-
-    def _spot(self, prompt: Prompt, said: Rollout) -> _Spot | None:
-        """Return the position of the labels: at the judge's verdict, or after a lead that is appended to its output.
-
-        None if there is nothing to read: the judge was cut off before it decided, or there is no lead to append.
-        """
-        text = self._decode(said.ids)
-        thinking = thinking_of(text, self._decode(prompt.ids[-_TAIL:]))
-        # Still thinking: close the block first, or the lead would be read as part of the draft.
-        if thinking.end is None:
-            close = tuple(self.templates.tokenizer.encode(thinking.close, add_special_tokens=False))
-            return self._appended(prompt, said, (*self._without_end(said.ids), *close))
-        label = self._label(said, text, thinking.end)
-        if label is not None:
-            return _Spot(prompt.followed_by(said.ids[:label]), said.watched[label])
-        place = self._statement(said, text, thinking.end)
-        if place is None:
-            return self._appended(prompt, said, self._without_end(said.ids))
-        return _Spot(self._with_lead(prompt, said.ids[: self._tokens_before(said, place.lead)]))
-
-    def _statement(self, said: Rollout, text: str, begin: int) -> Place | None:
-        """Return the deciding statement, as positions in `text`."""
-        place = find_verdict(text[begin:], self.labels, finished=said.finished) if self.labels.lead else None
-        return None if place is None else Place(begin + place.lead, begin + place.label)
-
-    def _label(self, said: Rollout, text: str, begin: int) -> int | None:
-        """Return the index of the token that begins the deciding label; None if its tokens match no label."""
-        names = {path[0] for path in self.tokens.paths}
-        if not self.labels.lead:
-            shared = self._decode(self.tokens.lead).strip()
-            places = [i for i, token in enumerate(said.ids) if token in names]
-            before = [(i, self._decode(said.ids[:i])) for i in (reversed(places) if said.finished else places)]
-            return next((i for i, head in before if len(head) >= begin and head.rstrip().endswith(shared)), None)
-        place = self._statement(said, text, begin)
-        if place is None:
-            return None
-        # Token and character positions can differ by a token or two around spaces and decoration, so search nearby.
-        near = self._tokens_before(said, place.label)
-        label = text[place.label :]
-        return next((i for i in range(max(0, near - 2), min(near + 3, len(said.ids))) if self._begins(said, i, label)), None)
-
-    def _begins(self, said: Rollout, index: int, label: str) -> bool:
-        """Return whether the token at `index` begins the text `label`, or continues the prefix that all labels share."""
-        if said.ids[index] not in {path[0] for path in self.tokens.paths}:
-            return False
-        shared = self._decode(self.tokens.lead).strip().removeprefix(self.labels.lead.strip()).strip()
-        rest = self._decode(said.ids)[len(self._decode(said.ids[:index])) :].lstrip()
-        return (shared + rest) == label
-
-    def _tokens_before(self, said: Rollout, character: int) -> int:
-        return token_at(lambda count: self._decode(said.ids[:count]), len(said.ids), character)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.templates.tokenizer.decode(list(ids)))
-
-    def _without_end(self, ids: TokenIds) -> TokenIds:
-        ends = set(self.backbone.loaded.eos_ids)
-        return tuple(i for i in ids if i not in ends)
-
-    def _appended(self, prompt: Prompt, said: Rollout, output: TokenIds) -> _Spot | None:
-        """Return the position after an appended lead; None if the chain of thought was cut off, because it has no verdict."""
-        if self.config.working and not (self.labels.lead and said.finished):
-            return None
-        return _Spot(self._with_lead(prompt, output))
-
-    def _with_lead(self, prompt: Prompt, output: TokenIds) -> Prompt:
-        """Append the lead to the output, truncating the output if the context is too short."""
-        lead = self.tokens.lead
-        return prompt.followed_by((*output[: self._room(prompt) - len(lead) - self.tokens.longest], *lead))
-
-    def _label_logprobs(self, spots: dict[Prompt, _Spot]) -> dict[Prompt, tuple[float, ...]]:
-        """Return the log-probs of the three labels at each position, summed along their paths."""
-        seen: dict[tuple[Prompt, TokenIds], tuple[float, ...]] = {}
-        seen |= {(p, ()): spot.watched for p, spot in spots.items() if spot.watched is not None}
-        # Labels of several tokens need one extra forward pass per shared prefix.
-        cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
-        requests = [Request(spots[prompt].before.followed_by(fork), temperature=0.0) for prompt, fork in cases]
-        watch = self.tokens.all
-        rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.batch_size, watch=watch)
-        seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
-
-        def total(prompt: Prompt, path: TokenIds) -> float:
-            return math.fsum(seen[prompt, path[:k]][watch.index(token)] for k, token in enumerate(path))
-
-        return {prompt: tuple(total(prompt, path) for path in self.tokens.paths) for prompt in spots}
-
-    def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
-        if rollout is None:
-            return Reading(None, f"(skipped: the prompt of {len(prompt.ids)} tokens does not fit the model's context)")
-        probabilities = None if logprobs is None else _probabilities(logprobs, self.config.label_mass)
-        return Reading(probabilities, self._decode(rollout.ids))
-
-
-def _probabilities(logprobs: Sequence[float], label_mass: float) -> tuple[float, float, float] | None:
-    first, second, tie = (math.exp(p) for p in logprobs)
-    total = first + second + tie
-    return (first, second, tie) if total >= label_mass and total > 0 else None

@@ -1,0 +1,17 @@
+"""Replace the engine that judges generate with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from selfeval.judging import label_reader
+from selfeval.rollout.engine import Rollout
+
+__all__ = ["judges_generate_with"]
+
+
+def judges_generate_with(monkeypatch: pytest.MonkeyPatch, engine: Callable[..., list[Rollout]]) -> None:
+    """Make every prompted judge call `engine` in place of `generate`; nothing else that generates is changed."""
+    monkeypatch.setattr(label_reader, "generate", engine)
