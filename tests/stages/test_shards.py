@@ -52,7 +52,7 @@ def test_the_work_of_each_stage_is_the_same_in_another_process(tmp_path: Path, m
         other.close()
     assert len(other.pids) == 1
     assert os.getpid() not in other.pids
-    assert {name.split("/")[0] for name in here} == {"questions", "replies", "workings", "verdicts", "dropped"}
+    assert {name.split("/")[0] for name in here} == {"questions", "replies", "reference_answers", "verdicts", "dropped"}
     assert len([name for name in here if name.startswith("replies/")]) == 3
 
 
