@@ -89,7 +89,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
 def _view(run: Path) -> Path:
     """Create a folder with the run's data, because parallel trainings cannot share its lock."""
     folder = Path(tempfile.mkdtemp())
-    for name in ("questions", "workings", "pairs", "roles"):
+    for name in ("questions", "reference_answers", "pairs", "roles"):
         (folder / name).symlink_to((run / name).resolve())
     shutil.copy(run / "run.json", folder)
     return folder

@@ -53,7 +53,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
     saved = read_json(run / "run.json")
     for name, members in (("one", 1), ("four", MEMBERS)):
         (folder / name / "roles").mkdir(parents=True, exist_ok=True)
-        for part in ("questions", "workings", "replies", "pairs"):
+        for part in ("questions", "reference_answers", "replies", "pairs"):
             if not (folder / name / part).exists():
                 (folder / name / part).symlink_to((run / part).resolve())
         config = saved["config"]

@@ -65,7 +65,7 @@ def _pairs(templates: Templates, eos: int) -> list[tuple[Prompt, tuple[int, ...]
     for _ in range(PAIRS):
         problem = draw_problem(rng)
         right, wrong = (draw_reply(problem, rng, right=r).text for r in (True, False))
-        prompt = templates.prompt("grade", question=problem.question, working=plain_reply(problem))
+        prompt = templates.prompt("grade", question=problem.question, reference_answer=plain_reply(problem))
         made.append((prompt, (*templates.reply_ids(right), eos), (*templates.reply_ids(wrong), eos)))
     return made
 

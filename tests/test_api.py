@@ -187,7 +187,7 @@ def test_records_as_a_data_frame(finished: selfeval.Run) -> None:
     records = finished.records("verdicts")
     assert list(frame["question_id"]) == [verdict.question_id for verdict in records]
     assert list(frame["state"]) == [verdict.state for verdict in records]
-    assert list(finished.to_pandas("workings", split="test").columns) == ["question_id", "text"]
+    assert list(finished.to_pandas("reference_answers", split="test").columns) == ["question_id", "text"]
 
 
 def test_pairs_as_a_data_set(finished: selfeval.Run) -> None:

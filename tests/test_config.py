@@ -139,7 +139,7 @@ def test_a_range_the_wrong_way_round_is_refused() -> None:
         (["policy.iterations = 20"], "policy.iterations", 20),
         (["policy.iterations=1", "policy.iterations=2"], "policy.iterations", 2),
         (["policy.learning_rate=1e-4"], "policy.learning_rate", 1e-4),
-        (["verdicts.working=false"], "verdicts.working", False),
+        (["verdicts.reasoning=false"], "verdicts.reasoning", False),
         (["model=some/model"], "model", "some/model"),
         (["model='some/model'"], "model", "some/model"),
         (["model=a=b"], "model", "a=b"),

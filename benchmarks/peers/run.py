@@ -102,7 +102,8 @@ class Here:
         question, prompt = found["prompts"][number], self.templates.prompt("reply", question=found["prompts"][number])
         sides = {f"{side}_ids": row[side] for side in ("chosen", "rejected")}
         graded = {
-            name: evaluator_ids(self.templates, (question, r, found["working"][number]), self.end) for name, r in sides.items()
+            name: evaluator_ids(self.templates, (question, r, found["reference_answer"][number]), self.end)
+            for name, r in sides.items()
         }
         answered = {name: [*self.templates.reply_ids(r), *self.end] for name, r in sides.items()}
         return {

@@ -38,9 +38,12 @@ def main() -> None:
         if "trainer = " in code:
             trainers[type(names["trainer"]).__name__] = seen(names["trainer"])
     prompts = [row["prompt"][0]["content"] for row in names["rows"].select(range(ROWS))]
-    working = names["evaluator"].working(prompts)
+    reference_answer = names["evaluator"].reference_answers(prompts)
     versions = {name: version(name) for name in LIBRARIES}
-    print("\nRESULT " + json.dumps({"versions": versions, "trainers": trainers, "prompts": prompts, "working": working}))
+    print(
+        "\nRESULT "
+        + json.dumps({"versions": versions, "trainers": trainers, "prompts": prompts, "reference_answer": reference_answer})
+    )
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ __all__ = [
     "Pair",
     "PairwiseEvidence",
     "Question",
+    "ReferenceAnswer",
     "Reply",
     "Sampled",
     "Seed",
     "Split",
     "Verdict",
     "VerdictState",
-    "Working",
     "from_json",
     "to_json",
 ]
@@ -71,7 +71,7 @@ class Reply:
     """A sampled reply as token ids (end-of-sequence included) and as text.
 
     Attributes:
-        way: sampling method: `sample`, `beam`, or `file` (provided by the user).
+        sampling_method: `sample`, `beam`, or `file` (provided by the user).
         logprob: sum of the token log-probs at the sampling temperature (1 for beams), in nats.
         finished: whether it ended with an end-of-sequence token, before the token limit.
     """
@@ -80,7 +80,7 @@ class Reply:
     question_id: str
     text: str
     ids: tuple[int, ...]
-    way: str
+    sampling_method: str
     temperature: float
     top_p: float
     logprob: float
@@ -88,7 +88,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Working:
+class ReferenceAnswer:
     """The model's own greedy reply to a question: its reference answer, which evaluator and critic may read before a reply."""
 
     question_id: str

@@ -86,14 +86,14 @@ def test_a_sequence_classifier_gives_the_evaluators_scores(
     done = selfeval("export", str(run), "--role", "evaluator", "--merge", "--to", str(tmp_path / "evaluator"))
     assert done.returncode == 0, done.stderr
     assert f"evaluator-0 as classifier: {tmp_path / 'evaluator'}" in done.stdout
-    working = templates.text(greedy(backbone, BASE, [templates.prompt("reply", question=QUESTION)])[0])
+    reference_answer = templates.text(greedy(backbone, BASE, [templates.prompt("reply", question=QUESTION)])[0])
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "evaluator")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "evaluator")
     asked = [[{"role": "user", "content": QUESTION}, {"role": "assistant", "content": reply}] for reply in REPLIES]
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False, working=working) for messages in asked]
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False, reference_answer=reference_answer) for messages in asked]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     found = model(**batch).logits.detach()[:, 0] + model.config.score_bias
-    prompt = templates.prompt("grade", question=QUESTION, working=working)
+    prompt = templates.prompt("grade", question=QUESTION, reference_answer=reference_answer)
     ids = [(*templates.reply_ids(reply), *backbone.loaded.eos_ids[:1]) for reply in REPLIES]
     expected = torch.tensor(score_replies(backbone, EVALUATOR, [prompt] * len(ids), ids, 4096))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -69,7 +69,7 @@ def test_the_loop_runs_from_a_file_and_is_measured_by_gold_from_a_file(tmp_path:
     assert [q["text"] for q in questions] == [question for question, _, _ in PROBLEMS], "no question was written"
     split = {q["id"]: q["split"] for q in questions}
     assert sorted(split.values()) == ["test"] * 9 + ["train"] * 27  # questions.test=16 to questions.train=48
-    ways = {(split[r["question_id"]], r["way"], r["id"].split("-")[1]) for r in _rows(run, "replies")}
+    ways = {(split[r["question_id"]], r["sampling_method"], r["id"].split("-")[1]) for r in _rows(run, "replies")}
     if kind != "questions":
         files = {(part, "file", number) for part in ("train", "test") for number in ("f0", "f1")}
         assert ways == {*files, ("test", "sample", "r0")}, "of the model's own, one reply to each test question"

@@ -49,7 +49,7 @@ def config(model: Path, seeds: Path) -> RunConfig:
                 "attempts": 120.0, "shard": 24,
             },
             "replies": {"per_question": 2, "beam_share": 0.3, "beams": 2, "max_new_tokens": 8},
-            "verdicts": {"working": False, "keep": 0.5, "label_mass": 0.0, "tie": 1.0},
+            "verdicts": {"reasoning": False, "keep": 0.5, "label_mass": 0.0, "tie": 1.0},
             "evaluator": {"epochs": 1, "batch": 4, "learning_rate": 1e-2},
             "policy": {
                 "iterations": 2, "questions_per_iteration": 2, "replies_per_question": 2, "minibatch": 2, "learning_rate": 1e-2,

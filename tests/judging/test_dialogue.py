@@ -111,15 +111,15 @@ def test_line_ends_and_indents_of_a_grade_template_are_kept(tmp_path: Path) -> N
     assert dialogue_tokenizer(ours, tokenizer, (1,), SAMPLES) is not None
 
 
-def test_a_working_is_asked_for_where_the_grade_template_shows_it() -> None:
+def test_a_reference_answer_is_asked_for_where_the_grade_template_shows_it() -> None:
     """On the embedded model."""
     tokenizer = AutoTokenizer.from_pretrained(LAB / "word_problems")
     ours = templates(tokenizer, LAB / "word_problems" / "templates")
     found: Any = dialogue_tokenizer(ours, tokenizer, (2,), SAMPLES)
     asked = messages("Tom has 3 pens.", "3 + 2 = 5")
-    ids = found.apply_chat_template(asked, working=" 2 + 2 = 4 ", tokenize=True, return_dict=False)
+    ids = found.apply_chat_template(asked, reference_answer=" 2 + 2 = 4 ", tokenize=True, return_dict=False)
     assert tuple(ids) == evaluator_ids(ours, ("Tom has 3 pens.", "3 + 2 = 5", "2 + 2 = 4"), (2,))
-    with pytest.raises(TemplateError, match=r"needs the greedy reply of its base.*working="):
+    with pytest.raises(TemplateError, match=r"needs the greedy reply of its base.*reference_answer="):
         found.apply_chat_template(asked, tokenize=True)
 
 

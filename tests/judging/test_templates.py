@@ -180,7 +180,7 @@ def test_a_tokenizer_that_does_not_know_every_letter_takes_the_package_templates
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<eos>")
     assert tokenizer.unk_token_id in tokenizer.encode("€")
     templates = Templates.load(templates_folder("none"), tokenizer)
-    assert tokenizer.eos_token_id not in templates.prompt("grade", question="<eos>€", working="").ids
+    assert tokenizer.eos_token_id not in templates.prompt("grade", question="<eos>€", reference_answer="").ids
 
 
 def test_clean_keeps_everything_else() -> None:
@@ -259,7 +259,7 @@ def test_labels_are_needed_only_for_a_kind_that_is_read(copy: Path) -> None:
 def test_an_unknown_setting_is_named_with_those_that_are_allowed(copy: Path) -> None:
     path = copy / "templates.toml"
     path.write_text("ask_stp = []\n" + path.read_text())
-    with pytest.raises(ModelError, match=r"unknown key ask_stp; allowed: ask_stop, grade_working, judge, referee"):
+    with pytest.raises(ModelError, match=r"unknown key ask_stp; allowed: ask_stop, grade_reference_answer, judge, referee"):
         load(copy)
 
 
@@ -309,12 +309,12 @@ def test_a_template_that_cannot_be_used_is_refused_at_load(copy: Path, name: str
         load(copy)
 
 
-def test_a_grade_template_that_asks_for_a_working_has_to_show_it(copy: Path) -> None:
+def test_a_grade_template_that_asks_for_a_reference_answer_has_to_show_it(copy: Path) -> None:
     settings = (copy / "templates.toml").read_text()
-    (copy / "templates.toml").write_text(settings.replace("grade_working = false", "grade_working = true"))
-    with pytest.raises(ModelError, match=r"grade.jinja does not use the working"):
+    (copy / "templates.toml").write_text(settings.replace("grade_reference_answer = false", "grade_reference_answer = true"))
+    with pytest.raises(ModelError, match=r"grade.jinja does not use the reference_answer"):
         load(copy)
-    (copy / "grade.jinja").write_text("{{ question }}{{ working }}")
+    (copy / "grade.jinja").write_text("{{ question }}{{ reference_answer }}")
     load(copy)
 
 

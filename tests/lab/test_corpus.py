@@ -48,7 +48,7 @@ def test_a_verdict_names_the_reply_that_gold_calls_right(kind: str, labels: tupl
         right = (GOLD.is_right(question, first), GOLD.is_right(question, second))
         assert None not in right
         assert label == (labels[2] if right[0] == right[1] else labels[0] if right[0] else labels[1])
-        assert GOLD.is_right(question, work), "the judge's own working is exact"
+        assert GOLD.is_right(question, work), "the reference answer is exact"
         seen[label] += 1
     assert all(0.25 < seen[label] / 2000 < 0.42 for label in labels), "no place is favoured"
 

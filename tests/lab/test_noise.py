@@ -78,7 +78,7 @@ def test_the_popular_misreading_is_a_real_share_of_the_wrong_replies() -> None:
     assert 0.25 < popular / count < 0.5
 
 
-def test_the_plain_reply_is_the_exact_working() -> None:
+def test_the_plain_reply_is_the_exact_calculation() -> None:
     rng, gold = random.Random(6), WordProblems()
     for _ in range(1000):
         problem = draw_problem(rng)

@@ -27,7 +27,7 @@ from selfeval.planner.shape_tracing import Peaks
 from selfeval.planner.workload import Workload, workload
 
 GIB = 1 << 30
-WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, working=8)
+WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, reasoning=8)
 
 
 def _config(**changes: Any) -> RunConfig:
@@ -235,7 +235,7 @@ def test_the_workload_comes_from_the_limits_and_stays_in_the_context() -> None:
     wide, narrow = workload(config, None), workload(config, 400)
     assert wide.reply == 128
     assert wide.judge_prompt > 64 + 2 * 128
-    assert narrow.judge_prompt + narrow.working <= 400
+    assert narrow.judge_prompt + narrow.reasoning <= 400
     assert narrow.longest <= 400
 
 

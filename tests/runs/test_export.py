@@ -98,8 +98,8 @@ class Run:
         for path in templates_folder("none").iterdir():
             own = {"grade.jinja": grade, "reply.jinja": reply}.get(path.name)
             text = own or path.read_text(encoding="utf-8")
-            if "working" in grade:
-                text = text.replace("working = false", "working = true")
+            if "reference_answer" in grade:
+                text = text.replace("reference_answer = false", "reference_answer = true")
             (self.model / "templates" / path.name).write_text(text, encoding="utf-8")
 
     def export(
@@ -116,12 +116,12 @@ class Run:
         return export_role(config or self.config, self.folder, role, target, **given)
 
     def score(self, question: str = QUESTION, reply: str = REPLY) -> float:
-        prompt = self.templates.prompt("grade", question=question, working=self.working(question))
+        prompt = self.templates.prompt("grade", question=question, reference_answer=self.reference_answer(question))
         ids = (*self.templates.reply_ids(reply), tiny_models.EOS)
         return score_replies(self.backbone, EVALUATOR, [prompt], [ids], 4096)[0]
 
-    def working(self, question: str = QUESTION) -> str:
-        return self.templates.text(self._greedy(BASE, question)) if self.templates.grades_with_working else ""
+    def reference_answer(self, question: str = QUESTION) -> str:
+        return self.templates.text(self._greedy(BASE, question)) if self.templates.grades_with_reference_answer else ""
 
     def greedy(self) -> str:
         return str(self.backbone.loaded.tokenizer.decode(list(self._greedy("policy", QUESTION))))
@@ -136,7 +136,7 @@ def snippets_say(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     """Return the values that the code of the folder's README prints, run in the folder."""
     text = (folder / "README.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    code = code.replace('"THE BASE\'S OWN REPLY"', repr(run.working())).replace("PATH OF THE BASE", str(run.model))
+    code = code.replace('"THE BASE\'S OWN REPLY"', repr(run.reference_answer())).replace("PATH OF THE BASE", str(run.model))
     code = code.replace("QUESTION", QUESTION).replace("REPLY", REPLY)
     printed: list[Any] = []
     monkeypatch.chdir(folder)
@@ -154,8 +154,8 @@ def only(values: list[Any]) -> Any:
 
 GRADES = {
     "default": "",
-    "working": "Model: {{ working }}\nQuestion: {{ question }}\nAnswer:",
-    "own code": '{% include "reply.jinja" %} {{ working }}',  # what no chat template can do
+    "reference_answer": "Model: {{ reference_answer }}\nQuestion: {{ question }}\nAnswer:",
+    "own code": '{% include "reply.jinja" %} {{ reference_answer }}',  # what no chat template can do
 }
 
 
@@ -226,16 +226,16 @@ def test_a_base_without_a_padding_token_of_its_own_scores_a_padded_batch(case: s
     texts = [stranger.apply_chat_template(messages, tokenize=False) for messages in asked]
     batch = stranger(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     found = model(**batch).logits[:, 0] + model.config.score_bias
-    prompt = run.templates.prompt("grade", question=QUESTION, working="")
+    prompt = run.templates.prompt("grade", question=QUESTION, reference_answer="")
     ids = [(*run.templates.reply_ids(reply), tiny_models.EOS) for reply in replies]
     expected = score_replies(run.backbone, EVALUATOR, [prompt] * 3, ids, 4096)
     torch.testing.assert_close(found.detach(), torch.tensor(expected), rtol=0, atol=1e-4)
 
 
 def test_the_prompts_and_the_facts_come_along(tmp_path: Path) -> None:
-    run = Run(tmp_path, grade=GRADES["working"])
+    run = Run(tmp_path, grade=GRADES["reference_answer"])
     done = run.export("evaluator", tmp_path / "out", merge=True)
-    assert (done.folder / "templates" / "grade.jinja").read_text(encoding="utf-8") == GRADES["working"]
+    assert (done.folder / "templates" / "grade.jinja").read_text(encoding="utf-8") == GRADES["reference_answer"]
     facts = read_json(done.folder / "export.json")
     assert facts["role"] == EVALUATOR
     assert facts["base"] == run.model.name
@@ -415,7 +415,7 @@ ROLE = f"roles/{EVALUATOR}"
     ],
 )
 def test_no_file_comes_into_an_export_through_a_link(name: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, chat=True, grade=GRADES["working"])
+    run = Run(tmp_path, chat=True, grade=GRADES["reference_answer"])
     link = linked(run, name)
     with pytest.raises(
         (ExportError, ModelError, RunFolderError), match=rf"{re.escape(str(link))} is a link to .*; replace it with a copy"
@@ -425,7 +425,7 @@ def test_no_file_comes_into_an_export_through_a_link(name: str, tmp_path: Path) 
 
 
 def test_a_link_to_another_file_beside_the_templates_is_not_copied(tmp_path: Path) -> None:
-    run = Run(tmp_path, grade=GRADES["working"], chat=True)
+    run = Run(tmp_path, grade=GRADES["reference_answer"], chat=True)
     (tmp_path / "id_rsa").write_text("a key")
     (run.model / "templates" / "notes.txt").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(ExportError, match=r"notes\.txt is a link"):
@@ -553,7 +553,7 @@ def reward_of(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
-@pytest.mark.parametrize("grade", ["default", "working"])
+@pytest.mark.parametrize("grade", ["default", "reference_answer"])
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_the_reward_function_scores_as_the_run_whatever_the_texts(chat: bool, grade: str, merge: bool, tmp_path: Path) -> None:
     run = Run(tmp_path, chat=chat, grade=GRADES[grade])
@@ -575,8 +575,8 @@ def test_the_reward_function_scores_as_the_run_whatever_the_texts(chat: bool, gr
     assert evaluator(prompts=asked, completions=replied, completion_ids=[], trainer_state=None) == pytest.approx(
         expected, abs=1e-4
     )
-    if grade == "working":
-        assert evaluator.working([QUESTION, QUESTION]) == [run.working(QUESTION)] * 2
+    if grade == "reference_answer":
+        assert evaluator.reference_answers([QUESTION, QUESTION]) == [run.reference_answer(QUESTION)] * 2
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
@@ -600,12 +600,12 @@ def test_plain_prompts_are_put_on_the_evaluators_prompt_or_refused(chat: bool, t
 
 
 def test_rows_of_texts_become_the_conversations_that_trl_tokenizes(tmp_path: Path) -> None:
-    run = Run(tmp_path, grade=GRADES["working"])
+    run = Run(tmp_path, grade=GRADES["reference_answer"])
     evaluator = reward_of(run.export("evaluator", tmp_path / "out", merge=True).folder).Evaluator()
     rows = evaluator.conversations({"prompt": [QUESTION], "chosen": [REPLY], "rejected": ["Two."]})
     (prompt,), (chosen,), (kwargs,) = rows["prompt"], rows["chosen"], rows["chat_template_kwargs"]
     ids = evaluator.tokenizer.apply_chat_template(prompt + chosen, tokenize=True, return_dict=False, **kwargs)
-    assert tuple(ids) == evaluator_ids(run.templates, (QUESTION, REPLY, run.working()), (tiny_models.EOS,))
+    assert tuple(ids) == evaluator_ids(run.templates, (QUESTION, REPLY, run.reference_answer()), (tiny_models.EOS,))
 
 
 # -- the model card -----------------------------------------------------------------------------------------------------
@@ -683,7 +683,7 @@ def test_the_card_tells_what_came_from_a_file(kind: str, told: str, untold: str,
 @pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
 @pytest.mark.parametrize("role", ["policy", "evaluator"])
 def test_no_card_names_a_path_of_this_computer(role: str, merge: bool, tmp_path: Path) -> None:
-    run = Run(tmp_path, grade=GRADES["working"])
+    run = Run(tmp_path, grade=GRADES["reference_answer"])
     folder = run.export(role, tmp_path / "out", merge=merge).folder
     assert "base_model" not in front_matter(folder)
     assert front_matter(folder)["license"] == "other", "unknown"
@@ -727,7 +727,7 @@ SHELL = "{{ self.__init__.__globals__.__builtins__.__import__('pathlib').Path('R
 def test_a_foreign_template_runs_no_code_in_the_snippets(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harmless unless rendered; a plain `jinja2.Template` would run it."""
     guarded = "{% if question == 'QUESTION OF THE ATTACK' %}" + SHELL + "{% endif %}{{ question }}"
-    run = Run(tmp_path, grade=guarded) if kind == "grade" else Run(tmp_path, grade=GRADES["working"], reply=guarded)
+    run = Run(tmp_path, grade=guarded) if kind == "grade" else Run(tmp_path, grade=GRADES["reference_answer"], reply=guarded)
     for role in ("evaluator",) if kind == "grade" else ("policy", "evaluator"):
         folder = run.export(role, tmp_path / role, merge=True).folder
         monkeypatch.setattr(sys.modules[__name__], "QUESTION", "QUESTION OF THE ATTACK")

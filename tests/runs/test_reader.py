@@ -12,7 +12,7 @@ import pytest
 from selfeval.cli.showing import first_rows, layout
 from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import InputError, RunFolderError
-from selfeval.records import Pair, Question, Reply, Seed, Split, Working
+from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.runs import reader as reading
 from selfeval.runs.reader import KINDS, RunReader, backbone_config
 from selfeval.store import RUN_SCHEMA, RunStore, write_json, writing
@@ -83,7 +83,7 @@ def test_a_finished_stage_that_wrote_none_has_none(run: RunReader, store: RunSto
     store.write_shard("replies", 0, [_reply("q0")])
     store.finish("replies", "key", {})
     assert run.is_finished("replies")
-    assert run.records("workings") == [], "no grade template shows one"
+    assert run.records("reference_answers") == [], "no grade template shows one"
 
 
 @pytest.mark.parametrize("damage", ['{"n": ', "3"])
@@ -129,10 +129,10 @@ def test_records_that_name_a_question_follow_its_split(run: RunReader, store: Ru
     splits = {"q0": Split.TRAIN, "q1": Split.TEST, "q2": Split.TRAIN}
     store.write_shard("questions", 0, [Question(name, f"{name}?", split, "self") for name, split in splits.items()])
     store.write_shard("replies", 0, [_reply(name, number) for name in splits for number in range(2)])
-    store.write_shard("workings", 0, [Working(name, "five") for name in splits])
+    store.write_shard("reference_answers", 0, [ReferenceAnswer(name, "five") for name in splits])
     assert [q.id for q in run.records("questions", split="test")] == ["q1"]
     assert [r.id for r in run.records("replies", split=Split.TRAIN)] == ["q0-0", "q0-1", "q2-0", "q2-1"]
-    assert [w.question_id for w in run.records("workings", split="test")] == ["q1"]
+    assert [w.question_id for w in run.records("reference_answers", split="test")] == ["q1"]
 
 
 def test_a_split_that_there_is_not(run: RunReader, store: RunStore) -> None:

@@ -41,7 +41,7 @@ DEPENDING = [
     ("replies.beams=5", "replies"),
     ("replies.max_new_tokens=7", "replies"),
     ("verdicts.keep=0.7", "verdicts"),
-    ("verdicts.working=false", "verdicts"),
+    ("verdicts.reasoning=false", "verdicts"),
     ("evaluator.epochs=3", "evaluator"),
     ("backbone.lora.rank=8", "evaluator"),
     ("backbone.batch_tokens=100", "evaluator"),
@@ -497,7 +497,7 @@ def test_a_changed_template_redoes_the_stages_that_read_it(world: World, name: s
     [
         ("ask_stop", "# again\nask_stop", None),
         (r'ask_stop = ["\n"]', 'ask_stop = [";"]', "questions"),
-        ("grade_working = false", "grade_working = true", "replies"),
+        ("grade_reference_answer = false", "grade_reference_answer = true", "replies"),
         ('lead = "Verdict:"', 'lead = "Choice:"', "verdicts"),
         ('first = " 1"', 'first = " one"', "evaluation"),
     ],

@@ -17,7 +17,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.evaluation.evaluator import JudgedPair
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState, Working
+from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Split, Verdict, VerdictState
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.runs.reader import round_folder
 from selfeval.stages import evaluation, questions, replies
@@ -239,7 +239,7 @@ def test_the_start_writes_new_training_questions_and_the_test_questions_stay(
     assert questions.run(run) == counts  # as a kill after the first shard leaves it
 
 
-def test_the_start_replies_and_the_base_gives_the_workings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_replies_and_the_base_gives_the_reference_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, run = rounds(tmp_path, replies={"beam_share": 1.0, "max_new_tokens": 3, "beams": 2})
     run.store.write_shard("questions", 0, [*FIRST[1:], Question("r2q000002", question("Eve", 6), Split.TRAIN, "self")])
     seen: list[tuple[str | None, set[float]]] = []
@@ -254,15 +254,15 @@ def test_the_start_replies_and_the_base_gives_the_workings(tmp_path: Path, monke
         "beam_search",
         lambda backbone, prompts, **_: seen.append((backbone.acting, set())) or [Rollout((5,), (-1.0,), True) for _ in prompts],
     )
-    monkeypatch.setattr(Templates, "grades_with_working", True)
-    first.store.write_shard("workings", 0, [Working(q.id, "of round 1") for q in FIRST])
+    monkeypatch.setattr(Templates, "grades_with_reference_answer", True)
+    first.store.write_shard("reference_answers", 0, [ReferenceAnswer(q.id, "of round 1") for q in FIRST])
     replies.run(run)
     assert [who for who, _ in seen] == [START, START, BASE]
     assert seen[2][1] == {0.0}
     assert 1.0 in seen[0][1]  # plain samples to test questions
     assert len(run.store.read("replies", Reply)) == 6
-    assert [w.question_id for w in run.store.read("workings", Working)] == ["r2q000002"]
-    assert {run._workings[q.id] for q in FIRST} == {"of round 1"}
+    assert [w.question_id for w in run.store.read("reference_answers", ReferenceAnswer)] == ["r2q000002"]
+    assert {run._reference_answers[q.id] for q in FIRST} == {"of round 1"}
 
 
 def test_the_policy_starts_as_a_copy_of_the_start_and_the_reference_stays_there(tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ def test_evaluators_learn_from_the_training_pairs_of_all_rounds(tmp_path: Path) 
         store.write_shard("pairs/test", 0, [pair("q000001", Split.TEST)])
     assert [p.question_id for p in run.training_pairs()] == ["q000000", "r2q000002"]
     assert [p.question_id for p in first.training_pairs()] == ["q000000"]
-    first.store.write_shard("workings", 0, [Working("q000000", "of round 1")])
-    run.store.write_shard("workings", 0, [Working("r2q000002", "of round 2")])
-    assert run._workings == {"q000000": "of round 1", "r2q000002": "of round 2"}
+    first.store.write_shard("reference_answers", 0, [ReferenceAnswer("q000000", "of round 1")])
+    run.store.write_shard("reference_answers", 0, [ReferenceAnswer("r2q000002", "of round 2")])
+    assert run._reference_answers == {"q000000": "of round 1", "r2q000002": "of round 2"}
 
 
 class Gold:

@@ -47,7 +47,7 @@ def test_the_work_of_each_stage_is_the_same_in_another_process(tmp_path: Path) -
     assert len(pids) == len(set(pids)) == 3, "one process for each stage, ended with it"
     assert os.getpid() not in pids
     assert all(other.closed for other in made)
-    assert {name.split("/")[0] for name in here} == {"questions", "replies", "workings", "verdicts", "dropped"}
+    assert {name.split("/")[0] for name in here} == {"questions", "replies", "reference_answers", "verdicts", "dropped"}
     assert len([name for name in here if name.startswith("replies/")]) == 3
 
 

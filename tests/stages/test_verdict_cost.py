@@ -61,10 +61,10 @@ def prepared(folder: Path, templates: str, members: int = 1) -> Context:
 @pytest.mark.parametrize("members", [1, 2])
 def test_the_evaluator_reads_both_replies_with_every_member_and_writes_nothing(tmp_path: Path, members: int) -> None:
     run, pairs = prepared(tmp_path, "no such model", members), asked(8)
-    assert not run.templates.grades_with_working
+    assert not run.templates.grades_with_reference_answer
     cost = measure_cost(run, pairs)
     assert cost is not None
-    prompts = [len(run.templates.prompt("grade", question=a.question.text, working="").ids) for a in pairs]
+    prompts = [len(run.templates.prompt("grade", question=a.question.text, reference_answer="").ids) for a in pairs]
     expected = (
         members * sum(2 * p + len(a.replies[0].ids) + len(a.replies[1].ids) for p, a in zip(prompts, pairs, strict=True)) / 8
     )
@@ -100,9 +100,9 @@ def test_the_judge_reads_and_writes_both_orders_and_its_labels(tmp_path: Path, m
     assert seen[1] >= 2 * len(pairs)
 
 
-def test_a_working_is_part_of_a_new_question_and_not_of_the_next_reply(tmp_path: Path) -> None:
+def test_a_reference_answer_is_part_of_a_new_question_and_not_of_the_next_reply(tmp_path: Path) -> None:
     run, pairs = prepared(tmp_path, str(LAB)), asked(4)
-    assert run.templates.grades_with_working
+    assert run.templates.grades_with_reference_answer
     cost = measure_cost(run, pairs)
     assert cost is not None
     whole, scoring = cost.tokens.evaluator, cost.tokens.scoring

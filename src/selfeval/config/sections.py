@@ -125,7 +125,7 @@ class VerdictsConfig(Section):
     """An order is unparsable if its verdict labels together have less probability than this."""
     max_new_tokens: Count = 256
     """Token limit of the judge's chain of thought; if it is cut off there, there is no verdict."""
-    working: bool = True
+    reasoning: bool = True
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
     shard: Count = 256
     """Pairs per shard."""

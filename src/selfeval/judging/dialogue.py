@@ -32,8 +32,12 @@ Sample = tuple[str, str, str]
 
 def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> tuple[int, ...]:
     """Return the evaluator's input: the `grade` prompt, the reply, and the end-of-sequence token."""
-    question, reply, working = sample
-    return (*templates.prompt("grade", question=question, working=working).ids, *templates.reply_ids(reply), *end)
+    question, reply, reference_answer = sample
+    return (
+        *templates.prompt("grade", question=question, reference_answer=reference_answer).ids,
+        *templates.reply_ids(reply),
+        *end,
+    )
 
 
 def hostile(templates: Templates) -> list[Sample]:
@@ -47,7 +51,7 @@ def dialogue_tokenizer(
 ) -> PreTrainedTokenizerBase | None:
     """Return a copy of `tokenizer` whose chat template produces the evaluator's ids from [user, assistant].
 
-    If the grade prompt shows a reference answer, pass it as `apply_chat_template(..., working=...)`.
+    If the grade prompt shows a reference answer, pass it as `apply_chat_template(..., reference_answer=...)`.
 
     Args:
         templates: the run's templates, with the tokenizer it used.
@@ -123,9 +127,9 @@ The last one is for tokenizers that put a space before a text, but not after a t
 
 
 def _dialogue_ids(tokenizer: Any, sample: Sample) -> tuple[int, ...] | None:
-    question, reply, working = sample
+    question, reply, reference_answer = sample
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    return _ids(tokenizer, messages, working=working)
+    return _ids(tokenizer, messages, reference_answer=reference_answer)
 
 
 def _asks_alike(templates: Templates, tokenizer: Any, question: str) -> bool:
@@ -165,7 +169,7 @@ def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[s
         _CHECK,
         _cleaning(templates),
         _turn_macros(),
-        _NEEDS_WORKING if templates.grades_with_working else "{%- set working = '' -%}",
+        _NEEDS_REFERENCE_ANSWER if templates.grades_with_reference_answer else "{%- set reference_answer = '' -%}",
         "{%- set question = cleaned(messages[0]['content']) -%}",
         "{%- set reply = cleaned(messages[1]['content']) -%}",
         f"{{%- set chat = {str(chat).lower()} -%}}",
@@ -277,10 +281,10 @@ _CHECK = """{%- if messages | length != 2 or messages[0]['role'] != 'user' or me
 {%- endif -%}
 """
 
-_NEEDS_WORKING = """{%- if working is not defined -%}
-{{- raise_exception('this evaluator also needs the greedy reply of its base to the question: use reward.py in its folder, which generates it, or pass it as working=...') -}}
+_NEEDS_REFERENCE_ANSWER = """{%- if reference_answer is not defined -%}
+{{- raise_exception('this evaluator also needs the greedy reply of its base to the question: use reward.py in its folder, which generates it, or pass it as reference_answer=...') -}}
 {%- endif -%}
-{%- set working = cleaned(working) -%}
+{%- set reference_answer = cleaned(reference_answer) -%}
 """  # noqa: E501
 
 

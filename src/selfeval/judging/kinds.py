@@ -10,9 +10,9 @@ _QUESTION = {"question": "How many apples does Mary have?"}
 
 STAGE_KINDS = (
     TemplateKind("ask", {"examples": ["How many apples does Mary have?", "How many pears does Tom have?"]}, ("ask_stop",)),
-    TemplateKind("grade", {**_QUESTION, "working": "Mary has 3."}, ("grade_working",)),
+    TemplateKind("grade", {**_QUESTION, "reference_answer": "Mary has 3."}, ("grade_reference_answer",)),
     # The reference answers that `grade` shows are written along with the replies.
-    TemplateKind("reply", _QUESTION, ("grade_working",)),
+    TemplateKind("reply", _QUESTION, ("grade_reference_answer",)),
 )
 """ask: write a question. reply: answer one. grade: prompt of evaluator and critic."""
 

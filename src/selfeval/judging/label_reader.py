@@ -78,7 +78,7 @@ class LabelReader:
 
     def _reason(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
         distinct = [p for p in dict.fromkeys(prompts) if self._room(p) > len(self.tokens.lead) + self.tokens.longest]
-        if not self.config.working or not distinct:
+        if not self.config.reasoning or not distinct:
             return dict.fromkeys(distinct, Rollout((), (), False))
         requests = [Request(prompt, temperature=0.0) for prompt in distinct]
         limit, watch = self.config.max_new_tokens, self.tokens.all
@@ -147,7 +147,7 @@ class LabelReader:
 
     def _appended(self, prompt: Prompt, said: Rollout, output: TokenIds) -> _Spot | None:
         """Return the position after an appended lead; None if the chain of thought was cut off, because it has no verdict."""
-        if self.config.working and not (self.labels.lead and said.finished):
+        if self.config.reasoning and not (self.labels.lead and said.finished):
             return None
         return _Spot(self._with_lead(prompt, output))
 

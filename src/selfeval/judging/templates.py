@@ -57,7 +57,7 @@ class Settings(BaseModel):
     __pydantic_extra__: dict[str, Labels]
 
     ask_stop: tuple[str, ...] = ()
-    grade_working: bool = False
+    grade_reference_answer: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -213,9 +213,9 @@ class Templates:
         return str(self.tokenizer.decode(self.control.without_special(ids))).strip()
 
     @property
-    def grades_with_working(self) -> bool:
+    def grades_with_reference_answer(self) -> bool:
         """Whether evaluator and critic read the model's reference answer before the reply that they score."""
-        return self.settings.grade_working
+        return self.settings.grade_reference_answer
 
     @property
     def _ask_stop(self) -> tuple[str, ...]:
@@ -325,8 +325,8 @@ def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnv
 def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     """Render a sample, then change each of its texts in turn: if the prompt stays the same, it does not show that text."""
     kind, values = template.name, dict(template.sample)
-    if kind == "grade" and not templates.grades_with_working:
-        values["working"] = ""
+    if kind == "grade" and not templates.grades_with_reference_answer:
+        values["reference_answer"] = ""
     _refuse_unknown(templates.environment, kind, path, {*values, "chat", *ROLES})
     try:
         ids, sample = templates.prompt(kind, **values).ids, templates.render(kind, **values)

@@ -174,7 +174,7 @@ class Measured:
         The candidates are policy training, the judge's chain of thought, and collecting replies.
         """
         work = self.work
-        judging = self._of_base(Shape(rows, work.judge_prompt, work.working), top_p=1.0)
+        judging = self._of_base(Shape(rows, work.judge_prompt, work.reasoning), top_p=1.0)
         replying = self._of_base(Shape(rows, work.reply_prompt, work.reply), top_p=_NUCLEUS)
         return fullest([self.of_policy(rows), judging, replying])
 

@@ -20,14 +20,14 @@ class Workload:
 
     Attributes:
         reply_prompt, grade_prompt, judge_prompt: tokens before a reply, as read by policy, evaluator and judge.
-        reply, working: token limits of a reply and of the judge's chain of thought.
+        reply, reasoning: token limits of a reply and of the judge's chain of thought.
     """
 
     reply_prompt: int
     grade_prompt: int
     judge_prompt: int
     reply: int
-    working: int
+    reasoning: int
 
     @property
     def longest(self) -> int:
@@ -42,8 +42,8 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     question, reply = config.questions.max_new_tokens, config.replies.max_new_tokens
     room = (context or 1 << 40) - 1
     reply_prompt = min(own["reply"] + question, room)
-    shown_working = reply if "working" in texts["grade.jinja"] else 0
-    grade_prompt = min(own["grade"] + question + shown_working, room)
+    shown_reference = reply if "reference_answer" in texts["grade.jinja"] else 0
+    grade_prompt = min(own["grade"] + question + shown_reference, room)
     judge = judge_spec("judge", config.verdicts.judge)
     judge_text = sum(own[kind] for kind in judge.kinds("judge"))
     judge_prompt = min(judge_text + question + judge.replies_per_prompt * reply, room)
@@ -52,5 +52,5 @@ def workload(config: RunConfig, context: int | None) -> Workload:
         grade_prompt,
         judge_prompt,
         min(reply, room + 1 - max(reply_prompt, grade_prompt)),
-        min(config.verdicts.max_new_tokens if config.verdicts.working else 1, room + 1 - judge_prompt),
+        min(config.verdicts.max_new_tokens if config.verdicts.reasoning else 1, room + 1 - judge_prompt),
     )

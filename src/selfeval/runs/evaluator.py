@@ -173,7 +173,7 @@ class Evaluator(TrainedModel):
         self._answer(questions)
         templates, end = self._model.templates, self._model.backbone.loaded.eos_ids[:1]
         prompts = {
-            question: templates.prompt("grade", question=question, working=self._reference_answers.get(question, ""))
+            question: templates.prompt("grade", question=question, reference_answer=self._reference_answers.get(question, ""))
             for question in dict.fromkeys(questions)
         }
         ids = [(*templates.reply_ids(text), *end) for text in replies]
@@ -183,7 +183,7 @@ class Evaluator(TrainedModel):
     def _answer(self, questions: Sequence[str]) -> None:
         """Generate and cache reference answers if the grade template shows them; trainers repeat each question often."""
         new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
-        if new and self._model.templates.grades_with_working:
+        if new and self._model.templates.grades_with_reference_answer:
             self._reference_answers.update(zip(new, self._model.reference_answers(new), strict=True))
 
     def _ranking(self, scores: Sequence[float], sure: float) -> Ranking:

@@ -227,7 +227,7 @@ def _describe(
         "dialogue": tokenizers.dialogue,
         "chat_template": tokenizers.chat_template,
         "own_tokenizer": tokenizers.own,
-        "working": templates.grades_with_working,
+        "reference_answer": templates.grades_with_reference_answer,
         "reply_prompt": tokenizers.around_question,
         "control": list(templates.control.texts),
         "end": list(backbone.loaded.eos_ids),

@@ -64,9 +64,9 @@ def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Toke
     if classifier_class(backbone.model.config) is not None or tokenizer.pad_token is None:
         tokenizer = _as_in_the_run(padding_tokenizer(backbone.loaded), backbone, templates)
     found = dialogue_tokenizer(templates, tokenizer, end, _MESSAGES)
-    if found is None or (templates.grades_with_working and asking is None):
+    if found is None or (templates.grades_with_reference_answer and asking is None):
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=False)
-    needed = asking if templates.grades_with_working else None
+    needed = asking if templates.grades_with_reference_answer else None
     return Tokenizers(found, needed, dialogue=True, chat_template=True, around_question=around)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from selfeval.config import BackboneConfig, RunConfig, config_of_run, nearest
 from selfeval.errors import InputError, RunFolderError
-from selfeval.records import Drop, Pair, Question, Reply, Sampled, Seed, Split, Verdict, Working, from_json
+from selfeval.records import Drop, Pair, Question, ReferenceAnswer, Reply, Sampled, Seed, Split, Verdict, from_json
 from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
 
 __all__ = ["KINDS", "RunReader", "SplitName", "backbone_config", "pairs_of", "round_folder"]
@@ -64,7 +64,7 @@ KINDS: Mapping[str, _Kind] = {
     "seeds": _Kind(Seed, "questions", ("seeds.jsonl",)),
     "questions": _Kind(Question, "questions", ("questions/shard-*.jsonl",)),
     "replies": _Kind(Reply, "replies", ("replies/shard-*.jsonl",)),
-    "workings": _Kind(Working, "replies", ("workings/shard-*.jsonl",)),
+    "reference_answers": _Kind(ReferenceAnswer, "replies", ("reference_answers/shard-*.jsonl",)),
     "verdicts": _Kind(Verdict, "verdicts", ("verdicts/shard-*.jsonl",)),
     "pairs": _Kind(Pair, "pairs", tuple(f"{pairs_of(split)}/shard-*.jsonl" for split in Split)),
     "sampled": _Kind(Sampled, "policy", ("policy/shard-*.jsonl",)),

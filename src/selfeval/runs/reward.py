@@ -60,12 +60,12 @@ class Evaluator:
         self.batch_size = batch_size
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
         self.__name__ = self.facts["role"]  # the name under which TRL logs the reward
-        self._workings: dict[str, str] = {}
+        self._reference_answers: dict[str, str] = {}
         if self.facts["layout"] == "classifier":
             self.model = self._load(AutoModelForSequenceClassification, self.folder)
         else:
             self.model, self.head = self._load_adapter(base)
-        if self.facts["working"]:
+        if self.facts["reference_answer"]:
             self.reference_tokenizer: Any = AutoTokenizer.from_pretrained(self.folder / "reference", padding_side="left")
             self.reference = self._reference()
 
@@ -91,8 +91,8 @@ class Evaluator:
     def scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
         """Score each reply to its question, on the scale of `selfeval score`. Do not compare scores of different questions."""
         texts = [
-            self.tokenizer.apply_chat_template(messages(question, reply), tokenize=False, working=working)
-            for question, reply, working in zip(questions, replies, self.working(questions), strict=True)
+            self.tokenizer.apply_chat_template(messages(question, reply), tokenize=False, reference_answer=answer)
+            for question, reply, answer in zip(questions, replies, self.reference_answers(questions), strict=True)
         ]
         found: list[float] = []
         for part in _batches(texts, self.batch_size):
@@ -100,13 +100,13 @@ class Evaluator:
             found += self._scores(batch.input_ids.to(self.device), batch.attention_mask.to(self.device)).tolist()
         return found
 
-    def working(self, questions: Sequence[str]) -> list[str]:
+    def reference_answers(self, questions: Sequence[str]) -> list[str]:
         """Return the base's greedy reply to each question, or empty texts if this evaluator reads none."""
-        if not self.facts["working"]:
+        if not self.facts["reference_answer"]:
             return [""] * len(questions)
-        for part in _batches([q for q in dict.fromkeys(questions) if q not in self._workings], self.batch_size):
-            self._workings.update(zip(part, self._greedy(part), strict=True))
-        return [self._workings[question] for question in questions]
+        for part in _batches([q for q in dict.fromkeys(questions) if q not in self._reference_answers], self.batch_size):
+            self._reference_answers.update(zip(part, self._greedy(part), strict=True))
+        return [self._reference_answers[question] for question in questions]
 
     def conversations(self, rows: dict[str, list[str]]) -> dict[str, list[Any]]:
         """Turn texts of prompt, chosen and rejected into messages that TRL's RewardTrainer tokenizes as this run did.
@@ -117,7 +117,7 @@ class Evaluator:
             "prompt": [messages(question) for question in rows["prompt"]],
             "chosen": [messages(None, reply) for reply in rows["chosen"]],
             "rejected": [messages(None, reply) for reply in rows["rejected"]],
-            "chat_template_kwargs": [{"working": working} for working in self.working(rows["prompt"])],
+            "chat_template_kwargs": [{"reference_answer": answer} for answer in self.reference_answers(rows["prompt"])],
         }
 
     # -- inside ---------------------------------------------------------------------------------------------------------

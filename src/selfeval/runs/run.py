@@ -117,8 +117,8 @@ class Run:
         """Read records: frozen dataclasses of `selfeval.records`.
 
         Args:
-            kind: `seeds`, `questions`, `replies`, `workings` (reference answers), `verdicts`, `pairs`, `sampled` (the policy's
-                replies in training) or `dropped`.
+            kind: `seeds`, `questions`, `replies`, `reference_answers`, `verdicts`, `pairs`, `sampled` (the policy's replies in
+                training) or `dropped`.
             split: Optional. Only those of training (`train`) or of test questions (`test`). Default: all.
 
         Raises:

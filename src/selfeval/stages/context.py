@@ -19,7 +19,7 @@ from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Judge
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
-from selfeval.records import Pair, Question, Reply, Seed, Split, Working
+from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import backbone_config, pairs_of
 from selfeval.runs.templates import day_of
@@ -203,16 +203,20 @@ class Context:
         return [p for store in (*self.earlier, self.store) for p in store.read(pairs_of(Split.TRAIN), Pair)]
 
     @cached_property
-    def _workings(self) -> dict[str, str]:
-        return {w.question_id: w.text for store in (*self.earlier, self.store) for w in store.read("workings", Working)}
+    def _reference_answers(self) -> dict[str, str]:
+        return {
+            w.question_id: w.text
+            for store in (*self.earlier, self.store)
+            for w in store.read("reference_answers", ReferenceAnswer)
+        }
 
     def grade_prompt(self, question_id: str, question: str) -> Prompt:
         """Return the prompt that evaluator and critic read before a reply.
 
         It includes the model's reference answer if the template shows one.
         """
-        working = self._workings[question_id] if self.templates.grades_with_working else ""
-        return self.templates.prompt("grade", question=question, working=working)
+        reference_answer = self._reference_answers[question_id] if self.templates.grades_with_reference_answer else ""
+        return self.templates.prompt("grade", question=question, reference_answer=reference_answer)
 
     def replies(self, store: RunStore | None = None) -> dict[str, Reply]:
         """Return the replies of a round by id.

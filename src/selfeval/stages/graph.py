@@ -109,7 +109,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("questions"),),
         sections=("replies",),
         prompts=("reply",),
-        outputs=("workings",),
+        outputs=("reference_answers",),
     ),
     Stage(
         "verdicts",

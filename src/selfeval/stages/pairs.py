@@ -65,6 +65,6 @@ def _too_few(train: int, verdicts: list[Verdict]) -> str:
     seen = ", ".join(f"{state.value} {states.get(state.value, 0)}" for state in VerdictState)
     return (
         f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. Inspect the judge's "
-        "output with `selfeval show DIR dropped`; then try a stronger model, custom judge templates, verdicts.working = "
+        "output with `selfeval show DIR dropped`; then try a stronger model, custom judge templates, verdicts.reasoning = "
         "true, or a lower verdicts.keep or verdicts.label_mass"
     )

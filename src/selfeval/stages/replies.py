@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import RepliesConfig
-from selfeval.records import Question, Reply, Split, Working
+from selfeval.records import Question, ReferenceAnswer, Reply, Split
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages.context import Context
@@ -37,12 +37,12 @@ class Asked:
     Attributes:
         question: the question.
         typed: the user's own replies. Default: none.
-        working: whether a reference answer is generated too. Default: False.
+        reference_answer: whether a reference answer is generated too. Default: False.
     """
 
     question: Question
     typed: tuple[str, ...] = ()
-    working: bool = False
+    reference_answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class WriteReplies:
                 replies += self._beamed(model, beamed)
             replies += self._typed(model, batch.records)
         records = sorted(replies, key=lambda r: r.id)
-        if not model.templates.grades_with_working:
+        if not model.templates.grades_with_reference_answer:
             return ShardOutput(records)
-        return ShardOutput(records, others={"workings": self._workings(model, batch.records)})
+        return ShardOutput(records, others={"reference_answers": self._reference_answers(model, batch.records)})
 
     def _numbered(self, questions: Sequence[Question]) -> tuple[list[Numbered], list[Numbered]]:
         """Return the replies to sample and those to generate by beam search."""
@@ -146,13 +146,13 @@ class WriteReplies:
     def _fits(self, model: ModelHandle, question: Question, ids: Sequence[int]) -> bool:
         """Return whether prompt, reference answer (if the prompt has one) and reply fit the evaluator's context."""
         length = model.backbone.loaded.context_length
-        working = self.config.max_new_tokens if model.templates.grades_with_working else 0
-        prompt = model.templates.prompt("grade", question=question.text, working="")
-        return length is None or len(prompt.ids) + working + len(ids) <= length
+        reference_answer = self.config.max_new_tokens if model.templates.grades_with_reference_answer else 0
+        prompt = model.templates.prompt("grade", question=question.text, reference_answer="")
+        return length is None or len(prompt.ids) + reference_answer + len(ids) <= length
 
-    def _workings(self, model: ModelHandle, asked: Sequence[Asked]) -> list[Working]:
+    def _reference_answers(self, model: ModelHandle, asked: Sequence[Asked]) -> list[ReferenceAnswer]:
         """Generate the base's greedy reply to each question: its reference answer."""
-        questions = [one.question for one in asked if one.working]
+        questions = [one.question for one in asked if one.reference_answer]
         with model.backbone.acting_as(BASE):
             rollouts = generate(
                 model.backbone,
@@ -161,17 +161,17 @@ class WriteReplies:
                 seed=0,
                 rows=self.rows,
             )
-        return [Working(q.id, model.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
+        return [ReferenceAnswer(q.id, model.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
 
 
-def _reply(model: ModelHandle, asked: Numbered, request: Request, rollout: Rollout, way: str) -> Reply:
+def _reply(model: ModelHandle, asked: Numbered, request: Request, rollout: Rollout, sampling_method: str) -> Reply:
     question, number = asked
     return Reply(
         id=f"{question.id}-r{number}",
         question_id=question.id,
         text=model.templates.text(rollout.ids),
         ids=rollout.ids,
-        way=way,
+        sampling_method=sampling_method,
         temperature=round(request.temperature, 4),
         top_p=round(request.top_p, 4),
         logprob=round(sum(rollout.logprobs), 4),
@@ -185,20 +185,20 @@ def run(context: Context) -> dict[str, int]:
     work = WriteReplies(
         config.replies, config.backbone.rollout_rows, config.backbone.batch_tokens, context.draws, brought=bool(typed)
     )
-    others = ("workings",) if context.templates.grades_with_working else ()
+    others = ("reference_answers",) if context.templates.grades_with_reference_answer else ()
     shards = StageShards(context.store, context.terminal, "replies", others=others)
-    known = {w.question_id for w in context.first.read("workings", Working)} if context.earlier else set()
+    known = {w.question_id for w in context.first.read("reference_answers", ReferenceAnswer)} if context.earlier else set()
     questions = context.store.read("questions", Question)
-    asked = [Asked(q, tuple(typed.get(q.id, ())), working=q.id not in known) for q in questions]
+    asked = [Asked(q, tuple(typed.get(q.id, ())), reference_answer=q.id not in known) for q in questions]
     map_shards(shards, asked, config.replies.shard, work, context.executor)
     replies = context.store.read("replies", Reply)
     wanted = sum(map(len, context.given.replies.values())) if context.given else 0
-    if missing := wanted - sum(r.way == "file" for r in replies):
+    if missing := wanted - sum(r.sampling_method == "file" for r in replies):
         context.terminal.note(
             f"replies: {missing} of {wanted} in the file are too long for this model's context and are skipped"
         )
     return {
         "replies": len(replies),
-        "beam": sum(r.way == "beam" for r in replies),
+        "beam": sum(r.sampling_method == "beam" for r in replies),
         "unfinished": sum(not r.finished for r in replies),
     }

@@ -76,8 +76,8 @@ def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None
         return None
     spent: Mapping[str, list[_Spent]] = {"evaluator": [], "scoring": [], "judge": []}
     for batch in batches:
-        workings, writing = _workings(context, batch)
-        scoring = _by_evaluator(context, batch, workings)
+        reference_answers, writing = _reference_answers(context, batch)
+        scoring = _by_evaluator(context, batch, reference_answers)
         spent["evaluator"].append(writing + scoring)
         spent["scoring"].append(scoring)
         spent["judge"].append(_by_judge(context, batch))
@@ -121,11 +121,11 @@ def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
     return _Spent(perf_counter() - start, tally.read, tally.written)
 
 
-def _by_evaluator(context: Context, batch: Sequence[Asked], workings: Sequence[str]) -> _Spent:
+def _by_evaluator(context: Context, batch: Sequence[Asked], reference_answers: Sequence[str]) -> _Spent:
     scorer, start = context.scorer(), perf_counter()
     prompts = [
-        context.templates.prompt("grade", question=a.question.text, working=working)
-        for a, working in zip(batch, workings, strict=True)
+        context.templates.prompt("grade", question=a.question.text, reference_answer=answer)
+        for a, answer in zip(batch, reference_answers, strict=True)
     ]
     replies = [a.replies[0].ids for a in batch] + [a.replies[1].ids for a in batch]
     scorer.of(prompts * 2, replies).whole_B.tolist()  # reading back waits for the GPU
@@ -133,10 +133,10 @@ def _by_evaluator(context: Context, batch: Sequence[Asked], workings: Sequence[s
     return _Spent(perf_counter() - start, scored * len(scorer.members), 0)
 
 
-def _workings(context: Context, batch: Sequence[Asked]) -> tuple[list[str], _Spent]:
+def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[str], _Spent]:
     """Generate the base's reference answer to each question, as in the replies stage; empty if the template shows none."""
     config, templates = context.config, context.templates
-    if not templates.grades_with_working:
+    if not templates.grades_with_reference_answer:
         return [""] * len(batch), _Spent(0.0, 0, 0)
     start = perf_counter()
     requests = [Request(templates.prompt("reply", question=a.question.text), temperature=0.0) for a in batch]

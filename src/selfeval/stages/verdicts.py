@@ -34,7 +34,7 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | 
     brought = context.given is not None and bool(context.given.replies)
     pairs: list[ReplyPair | Drop] = []
     for question in questions:
-        replies = [r for r in by_question[question.id] if r.way == "file" or not brought]
+        replies = [r for r in by_question[question.id] if r.sampling_method == "file" or not brought]
         if len(replies) < 2:
             pairs.append(Drop("verdicts", "single_reply", question.text))
             continue
@@ -105,7 +105,7 @@ def _take_given(context: Context, given: Given, questions: Sequence[Question]) -
     """Convert the user's pairs to verdicts without a judge. Take one pair per test question, so each counts once."""
     replies: dict[str, dict[str, Reply]] = defaultdict(dict)
     for reply in context.replies().values():
-        if reply.way == "file":
+        if reply.sampling_method == "file":
             replies[reply.question_id][reply.text] = reply
     verdicts, drops = [], []
     for question in questions:

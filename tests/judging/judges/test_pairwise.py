@@ -189,12 +189,12 @@ def test_a_judge_that_forgot_its_verdict_is_asked_for_it(monkeypatch: pytest.Mon
     assert script.asked == 4
 
 
-def test_without_working_the_verdict_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_reasoning_the_verdict_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def chances(text: str) -> dict[str, float]:
         assert text.endswith('"Verdict: tie".Verdict:')
         return {"ĠA": 0.2, "ĠB": 0.6, "Ġtie": 0.2}
 
-    (found,), script = judged(monkeypatch, lambda prompt: "never said", chances, config(working=False))
+    (found,), script = judged(monkeypatch, lambda prompt: "never said", chances, config(reasoning=False))
     assert (evidence(found).in_order, evidence(found).swapped) == (pytest.approx(0.3), pytest.approx(0.7))
     assert evidence(found).raw_output == ("", "")
     assert script.asked == 2
@@ -208,7 +208,7 @@ def test_probabilities_multiply_along_labels_of_several_tokens(monkeypatch: pyte
 
     monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt((2, 3) if v["first"] == "five" else (3, 2)))
     monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("response:", " 1", " 2", " neither"))
-    (found,), script = judged(monkeypatch, lambda prompt: "", chances, config(working=False), role="referee", own=own)
+    (found,), script = judged(monkeypatch, lambda prompt: "", chances, config(reasoning=False), role="referee", own=own)
     # P(1) = 0.4 * 0.75, P(2) = 0.4 * 0.25, P(neither) = 0.2; first better = (0.3 + 0.1) / 0.6.
     assert evidence(found).in_order == pytest.approx(0.4 / 0.6)
     assert evidence(found).swapped == pytest.approx(1 - 0.4 / 0.6)
@@ -239,8 +239,8 @@ def test_no_verdict_and_no_lead_to_ask_with_is_unparsable(monkeypatch: pytest.Mo
     assert [state_of(j, config()) for j in found] == [VerdictState.UNPARSABLE] * 2
     assert [j.probability for j in found] == [None, None]
     assert script.asked == 4
-    (found_at_once,), _ = judged(monkeypatch, lambda prompt: "", lambda text: sure, config(working=False), own=own)
-    assert evidence(found_at_once).in_order == pytest.approx(0.925)  # but without working, it is read at once
+    (found_at_once,), _ = judged(monkeypatch, lambda prompt: "", lambda text: sure, config(reasoning=False), own=own)
+    assert evidence(found_at_once).in_order == pytest.approx(0.925)  # but without reasoning, it is read at once
 
 
 def test_a_verdict_of_little_mass_is_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> N
     backbone: Backbone = tiny_models.backbone("llama", 400)
     own = templates()
     with backbone.acting_as(BASE):
-        found = judge_of(backbone, own, config(working=False, label_mass=0.0)).judge(DUELS)
+        found = judge_of(backbone, own, config(reasoning=False, label_mass=0.0)).judge(DUELS)
         for judgement, duel in zip(found, DUELS, strict=True):
             better = []
             for first, second in ((duel.first, duel.second), (duel.second, duel.first)):
@@ -392,5 +392,5 @@ def test_thinking_that_the_chat_template_opens_is_closed_before_the_lead(monkeyp
     own = templates()
     opened = tuple(own.tokenizer.encode("assistant\n<think>\n", add_special_tokens=False))
     monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt(opened))
-    (found,), _ = judged(monkeypatch, lambda prompt: "", decided, config(working=False), own=own)
+    (found,), _ = judged(monkeypatch, lambda prompt: "", decided, config(reasoning=False), own=own)
     assert evidence(found).in_order == pytest.approx(0.075)
