@@ -39,6 +39,7 @@ class Reading:
 def combine(in_order: Reading, swapped: Reading) -> Judgement:
     """Average both orders. The probability is None if either order was unparsable."""
     forward = in_order.first_better
+    # In the swapped prompt, the comparison's first reply was shown second.
     backward = None if swapped.first_better is None else 1.0 - swapped.first_better
     ties, outputs = (in_order.tie, swapped.tie), (in_order.raw_output, swapped.raw_output)
     evidence = PairwiseEvidence(forward, backward, ties, outputs)
@@ -54,6 +55,7 @@ def choice(first: float, tie: float) -> Choice:
         first: probability that the first is better, including half of `neither`, as in `PairwiseEvidence.in_order`.
         tie: probability of `neither`.
     """
+    # Undo the half of `neither` that is included: the probabilities of first and second alone.
     ahead = first - tie / 2, 1 - first - tie / 2
     if tie >= max(ahead) or ahead[0] == ahead[1]:
         return "neither"
