@@ -67,7 +67,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[QuestionPrompts], re
             keeper.save(iteration, loop.state())  # resuming must not forget the halved learning rate
             continue
         if any(a.action == "finish" for a in alarms):
-            # `best` has no copies of the metrics, so those of the later iterations stay.
+            # The result of the training is the policy with the best reading, not the last one.
             recorder.rolled_back(loop.go_back(best), alarms)
             break
         if loop.judged_best(iteration):
