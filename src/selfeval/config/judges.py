@@ -75,6 +75,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "pairwise:PairwiseJudge",
         "The base model, prompted to compare two replies in both orders.",
         templates={
+            # Two kinds with the same variables: the referee needs prompts that labelled no training pair.
             "judge": (TemplateKind("judge", _PAIR, has_labels=True),),
             "referee": (TemplateKind("referee", _PAIR, has_labels=True),),
         },
