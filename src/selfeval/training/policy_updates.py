@@ -191,7 +191,7 @@ def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fract
     found = {"entropy": float(masked_sum(entropy, rows.mask))}
     if clip_fraction is not None:
         found["clip_fraction"] = float(clip_fraction(logprobs, rows)) * count
-    # Both are means over tokens; times their number, they can be summed over micro-batches.
+    # This and the clip fraction are means; times the number of tokens, they can be summed over micro-batches.
     found["approximate_kl"] = float(approximate_kl(logprobs, rows.logprobs, rows.mask)) * count
     # Before the first step this is 0 up to rounding, unless sampling and scoring disagree (watchdog `ratio_not_one`).
     found["ratio_gap"] = float(masked_sum((logprobs - rows.logprobs).exp().sub(1).abs(), rows.mask))

@@ -155,7 +155,7 @@ def values_above_state(context: LearnerContext, part: Replayed, beta: float) -> 
         ref_CV, *roles_CV = (torch.log_softmax(backbone.logits(h[chunk]) / temperature, -1) for h in hidden)
         # UNIT > 0, so the smaller log-prob is the smaller Q. b(s) is common to both twins and added by `soft_values`.
         lower_CV = UNIT * (torch.minimum(*roles_CV) - ref_CV)
-        # A sum over the vocabulary, which is why positions are processed in chunks of positions.
+        # A sum over the vocabulary, which is why the positions are processed in chunks.
         values_2N[0, chunk] = kl_soft_value(lower_CV, ref_CV, beta=beta)
         values_2N[1, chunk] = lower_CV.gather(1, batch.reply_BR[mask][chunk, None])[:, 0]
     found = torch.zeros(2, *mask.shape, device=mask.device)
