@@ -151,7 +151,7 @@ def _memory(context: Context, figures: Evaluation) -> Memory:
         base_bytes=figures.memory.base_bytes,
         adapter_bytes=figures.memory.adapter_bytes,
         weight_copies=figures.memory.weight_copies,
-        # Stages of earlier processes recorded theirs; the last ones may belong to this process and are not recorded yet.
+        # Every stage recorded its peak when it finished; this process may have a higher one by now.
         peak_bytes=max([peak_resident_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())]),
         events=tuple(
             MemoryEvent(stage=name, **event) for name, row in stages.items() for event in row.get("memory_events", [])

@@ -126,7 +126,7 @@ def tune(
         rows = _rows(context, documents, length)
         # After the rows are known, because their content is part of the key.
         _set_others_aside(context, rows)
-        # Trained by an earlier call that was killed during the export.
+        # It exists if an earlier call trained it and was killed during the export.
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
         load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # the export needs them in the run folder
