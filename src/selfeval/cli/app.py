@@ -108,6 +108,7 @@ def run(
     with clear_errors(debug, interrupted=_RESUMES) as command:
         from selfeval.stages.running import config_to_run
 
+        # The folder is known only now; from here on, the log of a bug is written there.
         config = config_to_run(recipe, output, model=model, seeds=seeds, memory_budget=memory_budget, assignments=assign or [])
         command.folder = output or Path("runs") / config.name
         _run(config, command.folder, until, quiet, trust_remote_code, restart)
@@ -132,6 +133,7 @@ def _quiet_libraries() -> None:
     """Silence the libraries' own messages, and print a note if a dependency's version is untested."""
     if note := versions_note():
         typer.echo(f"Note: {note}", err=True)
+    # Before transformers and huggingface_hub are imported, which read theirs on import.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -268,6 +270,7 @@ def report(
 
         reader = RunReader(folder)
         values = reader.report()
+        # The page draws them without looking at hashes.
         reader.check([folder / "metrics"])
         page = draw_page(folder)
         typer.echo(safe_json(values, indent=2) if as_json else f"Report: {page}")
@@ -551,6 +554,7 @@ def _interrupt(*arguments: Any) -> None:
 
 def main(handler: Callable[..., None] = _interrupt) -> None:
     """Run the command line. SIGTERM is handled like Ctrl-C."""
+    # A scheduler ends jobs with SIGTERM; as an exception it runs the same clean-up as Ctrl-C.
     signal.signal(signal.SIGTERM, handler)
     refuse_broken_arguments(sys.argv[1:])
     try:

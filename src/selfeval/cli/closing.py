@@ -33,6 +33,7 @@ def print_closing(folder: Path, worked: bool) -> None:
 
     report = read_report(folder / "report.json")
     page = folder / "index.html"
+    # The page can be deleted without making the report stage incomplete.
     if not page.exists():
         draw_page(folder)
     console = Console()

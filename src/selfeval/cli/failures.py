@@ -56,6 +56,7 @@ def clear_errors(debug: bool, *, interrupted: str) -> Iterator[Command]:
     command = Command()
     try:
         yield command
+    # typer ends a command by these, and has messages and exit codes for them.
     except (typer.Exit, typer.Abort, click.ClickException):
         raise
     except KeyboardInterrupt:
@@ -68,6 +69,7 @@ def clear_errors(debug: bool, *, interrupted: str) -> Iterator[Command]:
     except Exception as error:
         if is_out_of_memory(error):
             _stop(2, f"Error: {_NO_MEMORY}", debug)
+        # An OSError without a number is raised by a library, not by the system, and is treated as a bug.
         if isinstance(error, OSError) and error.errno is not None:
             _stop(2, f"Error: {_system_error(error)}", debug)
         _stop(1, f"Error: {_our_fault(error, command.folder)}", debug)

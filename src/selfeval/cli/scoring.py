@@ -66,6 +66,7 @@ def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float, *, a
         as_json: print one JSON object per line, with all fields of the question's line.
         batch: number of questions that are read before any of them is scored.
     """
+    # One iterator for all batches; standard input is read no further than the batch needs.
     rest, is_first = iter(asked), True
     while group := list(islice(rest, batch)):
         for one, result in zip(group, evaluator.rank([(a.question, a.replies) for a in group], sure), strict=True):
@@ -74,6 +75,7 @@ def print_scores(evaluator: Evaluator, asked: Iterable[Asked], sure: float, *, a
             else:
                 typer.echo("\n".join([*([] if is_first else [""]), *_as_text(one.replies, result)]))
             is_first = False
+        # A program on the other end of a pipe waits for these lines before it sends the next question.
         sys.stdout.flush()
 
 

@@ -32,6 +32,7 @@ def check_name(value: str, names: Collection[str], what: str) -> str:
         ValueError: it is not; the message suggests the nearest one and lists all.
     """
     if value not in names:
+        # Laxer than difflib's default of 0.6, because names are short.
         close = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
         suggestion = f'did you mean "{close[0]}"? ' if close else ""
         raise ValueError(f"unknown {what}; {suggestion}allowed: {', '.join(names)}")

@@ -37,6 +37,7 @@ _OPTIONAL = BeforeValidator(_none_word)
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+# Strict, because pydantic would otherwise accept true and 1.0 as integers.
 Count = Annotated[int, Field(ge=1, strict=True)]
 DeviceName = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 Size = Annotated[ByteSize, Field(gt=0)]

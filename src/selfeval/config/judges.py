@@ -78,6 +78,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "pairwise:PairwiseJudge",
         "The base model, prompted to compare two replies in both orders.",
         templates={
+            # Two kinds with the same variables: the referee needs prompts that labelled no training pair.
             "judge": (TemplateKind("judge", _PAIR, labels=_BETTER),),
             "referee": (TemplateKind("referee", _PAIR, labels=_BETTER),),
         },

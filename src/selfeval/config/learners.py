@@ -129,6 +129,7 @@ class GRPOConfig(ClippedConfig):
 
     loss: Literal["grpo", "dr_grpo", "gspo", "dapo"] = "grpo"
     """Variant of the loss (docs/algorithms/learners.md)."""
+    # Wider than the field it overrides: None stands for the range of the loss's paper.
     clip: FractionOrNone = None  # type: ignore[assignment]
     """Clip range of the probability ratio; none: that of the loss's paper, 0.2, or 0.0003 for gspo."""
     clip_high: PositiveOrNone = None
@@ -205,6 +206,7 @@ class DPOConfig(LearnerConfig):
     @model_validator(mode="after")
     def _settings_are_read(self) -> DPOConfig:
         for name, losses in _DPO_SETTINGS.items():
+            # Compared with the default, because a resumed run passes all values, also those that nobody set.
             if self.loss not in losses and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f'{name} is a setting of loss = {" or ".join(losses)}, but loss is "{self.loss}"')
         return self

@@ -72,10 +72,12 @@ def _allowed_at(location: Sequence[str | int]) -> list[str]:
             model = section
             continue
         found = model.model_fields.get(str(part))
+        # Follow the location into nested sections; the names allowed there are those of the last one.
         annotation = found.annotation if found else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             break
         model = annotation
+    # The fields with an alias hold the section of a learner or judge, which a recipe gives by its name.
     fields = [name for name, field in model.model_fields.items() if field.validation_alias is None]
     choice = _CHOICES_BY_MODEL.get(model)
     return fields if choice is None else [*fields, *(name for name in choice.registry if choice.section(name) is not None)]
@@ -148,6 +150,7 @@ def _of_a_choice(location: Sequence[str | int], chosen: Mapping[str, str]) -> st
 def _source(location: Sequence[str | int], sources: Mapping[str, str], recipe: str) -> str:
     """Return the source of a value: that of the longest given key that contains the location, or that it contains."""
     key = ".".join(str(part) for part in location) + "."
+    # An option may have set the value itself, a section around it, or a part of it.
     above = [given for given in sources if key.startswith(f"{given}.")]
     below = [given for given in sources if f"{given}.".startswith(key)]
     given = max(above, key=len, default=None) or next(iter(below), None)
@@ -158,6 +161,7 @@ def _parse_value(text: str) -> Any:
     if text in ("", "none"):
         return None
     try:
+        # TOML, so numbers, booleans and lists have the types that they have in a recipe.
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # plain words; anything invalid is refused later, with its key
         return text
@@ -197,6 +201,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     if has_half_character(values):
         raise ConfigError(f"recipe {path} contains an unpaired surrogate; write complete characters")
     for place, key in _paths_in(values):
+        # Only if it exists there: a hub id such as org/name looks like a relative path.
         if _is_there(beside := Path(os.path.realpath(path)).parent / place[key]):
             place[key] = str(beside)
     return values
@@ -248,6 +253,7 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
     sources = {key: _FOLDER_NAME if key == "name" else _option(key, value) for key, value in given.items()}
     for key, value in given.items():
         _put(values, key, value, sources[key])
+    # The choices before `--set`, to notice below that it has replaced one.
     before = _chosen(values)
     for assignment in assignments:
         sources[_override(values, assignment)] = f"--set {assignment}"

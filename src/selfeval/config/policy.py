@@ -107,6 +107,7 @@ class PolicyConfig(Section):
     @classmethod
     def _read_settings(cls, values: Any) -> Any:
         """Validate the chosen learner's section and store it in the field. Other learners' sections remain, as unknown keys."""
+        # Before the fields are validated: which class the section has depends on this value.
         learner = values.get("learner", _DEFAULT) if isinstance(values, dict) else None
         return read_settings(values, learner, LEARNERS, _SETTINGS)
 
@@ -127,5 +128,6 @@ class PolicyConfig(Section):
     def _with_settings_by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Serialise the fields as in a recipe: the learner's section under its name, and no other learner's."""
         values: dict[str, Any] = handler(self)
+        # So run.json and a recipe have the same form, and one can be read as the other.
         values[self.learner] = values.pop("settings")
         return values

@@ -63,6 +63,7 @@ class RunConfig(Section):
     @field_validator("rounds")
     @classmethod
     def _rounds_move_the_policy(cls, value: int, info: ValidationInfo) -> int:
+        # Absent if that section is invalid, which pydantic reports. `rounds` is declared last, so it is validated last.
         policy = info.data.get("policy")
         if value > 1 and policy is not None and not policy.spec.changes_policy:
             raise ValueError(

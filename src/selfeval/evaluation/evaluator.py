@@ -92,6 +92,7 @@ def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
     found = []
     for pair in pairs:
         first, second = pair.right or (None, None)
+        # Two right or two wrong replies have no better one.
         if first is not None and second is not None and first != second:
             found.append(LabelledPair(pair, 0 if first else 1))
     return found
@@ -121,7 +122,9 @@ def measure_evaluator(
         has_gold: whether there is a gold oracle, even if it has no answer to any of these questions.
     """
     gold, judge = by_gold(pairs), by_judge(pairs)
+    # Baselines, calibration and risk use one set of labels: gold if it labels at least one pair.
     labelled = gold or judge
+    # Confidence in the reply that the evaluator prefers, so it is at least 0.5.
     confidence = [sigmoid(abs(p.pair.margin) / facts.temperature) for p in labelled]
     right = [p.evaluator_right for p in labelled]
     judge_asked = not (facts.labels_from_file and labelled)
@@ -178,6 +181,7 @@ def measure_first_pairs(now: Rights, before: Rights | None, *, has_gold: bool) -
     """
     comparison = None
     if before is not None:
+        # Both rounds evaluated the same pairs, so `theirs` has every question of `ours`.
         ours, theirs = (now.gold, before.gold) if has_gold else (now.judge, before.judge)
         comparison = compare_paired([float(right) for right in ours.values()], [float(theirs[question]) for question in ours])
     return FirstPairs(
@@ -203,6 +207,7 @@ def _preference_of_length(pair: JudgedPair) -> float:
 
 
 def _preference_of_logprob(pair: JudgedPair) -> float:
+    # Per token, or the shorter reply would nearly always win.
     first, second = (reply.logprob / max(1, len(reply.ids)) for reply in pair.replies)
     return first - second
 

@@ -92,10 +92,12 @@ def measure_over_optimisation(
         The points and fits, or None for fewer than four distinct distances.
     """
     shares = shares_of(predicted)
+    # Estimates of the KL may be negative or missing (NaN is logged as null); such iterations have no distance.
     points = [(math.sqrt(kl), s.predicted, s.gold) for step, s in shares.items() if (kl := kls.get(step) or 0.0) > 0.0]
     distances = [distance for distance, _, _ in points]
     if len(set(distances)) < FEWEST_POINTS:
         return None
+    # Gains are relative to the first iteration, whose KL is about 0.
     start = shares[min(shares)]
     return OverOptimisation(
         points=tuple(points),
@@ -117,5 +119,6 @@ def _gap(predicted: Mapping[int, Sequence[PredictedReply]]) -> Figure:
 
     It is clustered by question: an iteration has several replies to each question, and later iterations may ask it again.
     """
+    # The end of the training, where over-optimisation shows; at least one iteration.
     last = [reply for step in sorted(predicted)[-max(1, len(predicted) // 4) :] for reply in predicted[step]]
     return clustered_mean([reply.probability - reply.right for reply in last], [reply.question_id for reply in last])

@@ -56,6 +56,7 @@ def outcome(judgement: Judgement, tie: float) -> Outcome:
         return "unparsable"
     evidence = judgement.evidence
     orders = (evidence.in_order, evidence.swapped) if evidence else (judgement.probability,)
+    # -1, 0 or 1 per order: for the second reply, balanced, for the first reply.
     signs = {(p > 0.5) - (p < 0.5) for p in orders if p is not None}
     if (judgement.tie or 0.0) > tie or len(signs) > 1 or signs == {0}:
         return "tie"
@@ -73,12 +74,14 @@ def measure_policy(
         over_optimisation: over-optimisation metrics, or None if they could not be measured.
         has_gold: whether there is a gold oracle, even if it has no answer to any of these questions.
     """
+    # Unparsable comparisons are left out rather than counted as ties; the report shows their number.
     decided = [(_CREDITS[a.outcome], a) for a in answered if a.outcome != "unparsable"]
     scores = [score for score, _ in decided]
     longer = [float(a.tokens_after - a.tokens_before) for _, a in decided]
     counts, gold = Counter(a.outcome for a in answered), compare_gold(answered) if has_gold else None
     return Policy(
         win_rate=mean_figure(scores),
+        # Ties have exactly 0.5 (`_CREDITS`).
         win_rate_decisive=proportion([score == 1.0 for score in scores if score != 0.5]),
         length_controlled=length_controlled_win_rate(scores, longer),
         win=counts["win"],

@@ -22,6 +22,7 @@ def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] 
         from_file: whether the labels are from the user's file.
     """
     states = Counter(verdict.state for verdict in verdicts)
+    # None for pairs of the user's file and for orders that were not parsed; the share leaves them out.
     consistent = [is_consistent(verdict) for verdict in verdicts]
     return Verdicts(
         judged=len(verdicts),

@@ -43,6 +43,7 @@ def freeze_date(source: str, day: date, *, trims: bool = False) -> str:
     """
     if "strftime_now" not in source or _FROZEN in source:
         return source
+    # %% first, or "%%d" would become a percent sign and a day.
     steps = [("%%", _PERCENT), *((f"%{d}", day.strftime(f"%{d}")) for d in _DIRECTIVES), (_PERCENT, "%")]
     filters = "".join(f" | replace({jinja_string(old)}, {jinja_string(new)})" for old, new in steps)
     newline = "\n" if trims else ""  # removed by trim_blocks; the template still begins on a fresh line
@@ -72,6 +73,7 @@ def settled(tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: da
         )
     picked = own if replacement is None else replacement.strip() and replacement
     frozen = _each(picked, day)
+    # The caller's tokenizer is shared, so it is copied before a change and returned as it is otherwise.
     if frozen == own or not (frozen or own):
         return tokenizer
     changed: Any = copy.copy(tokenizer)

@@ -53,10 +53,12 @@ def coverage(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Covera
     """
     lost = [(_lost(tokenizer, text), text) for text in texts]
     characters = sum(_characters(text).total() for text in texts)
+    # Each word once. Very short words have few bytes per token however they are encoded.
     words = list(dict.fromkeys(word for text in texts for word in _WORD.findall(text) if len(word.encode()) >= 3))
     rates = [(_bytes_per_token(tokenizer, word), word) for word in words]
     letters = sum(len(word) for _, word in rates)
     spelled = [(rate, word) for rate, word in rates if rate < _LETTERS_PER_TOKEN]
+    # Tuples compare by their first item: the text with the most losses, or the word with the fewest bytes per token.
     example = max(lost)[1] if any(count for count, _ in lost) else min(spelled)[1] if spelled else ""
     return Coverage(
         sum(count for count, _ in lost) / max(1, characters), sum(len(word) for _, word in spelled) / max(1, letters), example

@@ -17,8 +17,11 @@ __all__ = ["hostile_texts", "refuse_leak"]
 
 def hostile_texts(tokens: tuple[str, ...]) -> list[str]:
     """Return texts with some of these control tokens: between words, alone, nested in another one, and in other case."""
+    # The first, some in the middle and the last: large vocabularies have hundreds of control tokens.
     some = [*tokens[:4], *tokens[len(tokens) // 2 :][:4], *tokens[-4:]]
+    # A token inside another one: removing the inner one in a single pass would put the outer one together.
     halves = [f"{token[: len(token) // 2]}{some[0]}{token[len(token) // 2 :]}" for token in some]
+    # A template that changes case would turn this into real control tokens after the cleaning.
     other_case = f"eight{' and '.join(some).swapcase()}"
     return [f"five{' and '.join(some)}", other_case, f"{''.join(some)}six", f"se{'ven '.join(halves)}"]
 
@@ -38,6 +41,7 @@ def refuse_leak(templates: Templates, kind: str, values: Mapping[str, Any], path
         ModelError: the template lets control tokens through.
     """
     control = templates.control
+    # The template's control tokens are legitimate, so only those in excess of an honest prompt count.
     honest = Counter(i for i in templates.prompt(kind, **values).ids if i in control.forbidden_ids)
     for text in hostile_texts(control.texts):
         hostile = {name: [text] if isinstance(value, (list, tuple)) else text for name, value in values.items() if value}

@@ -77,8 +77,10 @@ class LabelReader:
         return sys.maxsize if context is None else context - len(prompt.ids)
 
     def _reason(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
+        # Equal prompts are asked once. One without room for lead and labels gets no reading.
         distinct = [p for p in dict.fromkeys(prompts) if self._room(p) > len(self.tokens.lead) + self.tokens.longest]
         if not self.config.reasoning or not distinct:
+            # Without a chain of thought the judge writes nothing: the labels are read right after prompt and lead.
             return dict.fromkeys(distinct, Rollout((), (), False))
         requests = [Request(prompt, temperature=0.0) for prompt in distinct]
         limit, watch = self.config.max_new_tokens, self.tokens.all
@@ -92,6 +94,7 @@ class LabelReader:
 
         None if there is nothing to read: the judge was cut off before it decided, or there is no lead to append.
         """
+        # The end of the prompt matters, because a chat template may open the thinking there.
         text = self._decode(said.ids)
         thinking = thinking_of(text, self._decode(prompt.ids[-_TAIL:]))
         # Still thinking: close the block first, or the lead would be read as part of the draft.
@@ -99,11 +102,13 @@ class LabelReader:
             close = tuple(self.templates.tokenizer.encode(thinking.close, add_special_tokens=False))
             return self._appended(prompt, said, (*self._without_end(said.ids), *close))
         label = self._label(said, text, thinking.end)
+        # The judge named a verdict in the expected tokens, so the engine watched the label probabilities at that step.
         if label is not None:
             return _Spot(prompt.followed_by(said.ids[:label]), said.watched[label])
         place = self._statement(said, text, thinking.end)
         if place is None:
             return self._appended(prompt, said, self._without_end(said.ids))
+        # It named one in unexpected tokens: cut its text before the statement, and read the labels after the usual lead.
         return _Spot(self._with_lead(prompt, said.ids[: self._tokens_before(said, place.lead)]))
 
     def _statement(self, said: Rollout, text: str, begin: int) -> Place | None:
@@ -117,6 +122,7 @@ class LabelReader:
         if not self.labels.lead:
             shared = self._decode(self.tokens.lead).strip()
             places = [i for i, token in enumerate(said.ids) if token in names]
+            # As in `find_verdict`: the last label of a finished judge, the first one of a judge that was cut off.
             before = [(i, self._decode(said.ids[:i])) for i in (reversed(places) if said.finished else places)]
             return next((i for i, head in before if len(head) >= begin and head.rstrip().endswith(shared)), None)
         place = self._statement(said, text, begin)
@@ -142,6 +148,7 @@ class LabelReader:
         return str(self.templates.tokenizer.decode(list(ids)))
 
     def _without_end(self, ids: TokenIds) -> TokenIds:
+        # An end token would close the turn, and the lead has to continue it.
         ends = set(self.backbone.loaded.eos_ids)
         return tuple(i for i in ids if i not in ends)
 
@@ -164,10 +171,12 @@ class LabelReader:
         cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
         requests = [Request(spots[prompt].before.followed_by(fork), temperature=0.0) for prompt, fork in cases]
         watch = self.tokens.all
+        # One step is enough: only its watched log-probs are read, and the sampled token is ignored.
         rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.batch_size, watch=watch)
         seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
 
         def total(prompt: Prompt, path: TokenIds) -> float:
+            # The chain rule along the tokens of a label: log p(a b) = log p(a) + log p(b | a).
             return math.fsum(seen[prompt, path[:k]][watch.index(token)] for k, token in enumerate(path))
 
         return {prompt: tuple(total(prompt, path) for path in self.tokens.paths) for prompt in spots}
@@ -181,5 +190,6 @@ class LabelReader:
 
 def _probabilities(logprobs: Sequence[float], label_mass: float) -> tuple[float, ...] | None:
     probabilities = tuple(math.exp(p) for p in logprobs)
+    # If the labels together are unlikely, the judge was about to write something else: no verdict.
     total = sum(probabilities)
     return probabilities if total >= label_mass and total > 0 else None

@@ -89,7 +89,9 @@ def verdict_tokens(templates: Templates, labels: Labels) -> VerdictTokens:
     encoded = [tuple(templates.tokenizer.encode(labels.lead + label, add_special_tokens=False)) for label in labels.all]
     shared = _common(encoded)
     rests = [e[shared:] for e in encoded]
+    # Up to and including the token at which the label differs from both others.
     lengths = [1 + max(_common([rest, other]) for other in rests[:i] + rests[i + 1 :]) for i, rest in enumerate(rests)]
+    # A label that ends before it differs is a prefix of another one.
     if any(length > len(rest) for length, rest in zip(lengths, rests, strict=True)):
         shown = ", ".join(f'"{label}"' for label in labels.all)
         raise ModelError(f"this tokenizer cannot distinguish the verdict labels {shown}; set others in templates.toml")

@@ -46,6 +46,7 @@ def choice(first: float, tie: float) -> Choice:
         first: probability that the first is better, including half of `neither`, as in `PairwiseEvidence.in_order`.
         tie: probability of `neither`.
     """
+    # Undo the half of `neither` that is included: the probabilities of first and second alone.
     ahead = first - tie / 2, 1 - first - tie / 2
     if tie >= max(ahead) or ahead[0] == ahead[1]:
         return "neither"

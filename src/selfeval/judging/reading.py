@@ -77,7 +77,10 @@ def thinking_of(text: str, prompt: str = "") -> Thinking:
     """
     opened = [close for start, close in _PROMPTED if prompt.rstrip().endswith(start)]
     events = [event for start, close in _MARKERS for event in _marks(text, start, close)]
+    # A prompt that ends in an opening marker starts the text inside a block.
     end, waits = (None, opened[0]) if opened else (0, "")
+    # In the order of the text. A closing marker counts even without an opening one, and an opening one inside a block does
+    # not: its text is thinking already.
     for after, closes, close in sorted(events):
         if closes:
             end, waits = after, ""
@@ -105,6 +108,7 @@ def find_verdict(text: str, labels: Labels, *, finished: bool) -> Place | None:
     """
     found = [(match, match.group("label")) for match in _statement(labels).finditer(text)]
     if not finished:
+        # A statement in running text may be a plan or a doubt that the judge had no time to revise.
         alone = [match for match, _ in found if _fills_line(text, match)]
         return _place(alone[0]) if alone else None
     stated = [match for match, _ in found if not text[: match.start()].endswith(_QUOTES)]
@@ -131,6 +135,7 @@ def _statement(labels: Labels) -> re.Pattern[str]:
 
 def _any(labels: Sequence[str]) -> str:
     """Return a pattern for any of the labels. A single letter is case-sensitive: "Verdict: a close call" names no reply."""
+    # Alternatives are tried in order, and a label may begin with another one.
     longest_first = sorted((label.strip() for label in labels), key=len, reverse=True)
     return "|".join(re.escape(label) if len(label) == 1 else f"(?i:{re.escape(label)})" for label in longest_first)
 
@@ -143,6 +148,7 @@ def token_at(decode: Callable[[int], str], length: int, character: int) -> int:
         length: total number of tokens.
         character: index into the text of all tokens.
     """
+    # Binary search for the largest number of tokens whose text ends at or before the character.
     low, high = 0, length
     while low < high:
         middle = (low + high + 1) // 2

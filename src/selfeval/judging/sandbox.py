@@ -33,6 +33,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
             if not (isinstance(left, int | float) and isinstance(right, int | float) and abs(right) <= 64 and abs(left) <= 1e6):
                 raise SecurityError("a template may only raise numbers up to 1,000,000 to powers up to 64")
         elif sizes := [len(value) for value in (left, right) if hasattr(value, "__len__")]:
+            # A sequence times an integer is a repetition; two sequences are left to Python's own TypeError.
             times = next((value for value in (left, right) if isinstance(value, int)), 0)
             if sizes[0] * times > _LARGEST_RESULT:
                 raise SecurityError(f"a template may repeat a string or list to {_LARGEST_RESULT:,} items at most")
@@ -42,6 +43,7 @@ class PromptEnvironment(ImmutableSandboxedEnvironment):
 
     def limited_range(self) -> Any:
         """Return a `range` for one rendering, limited in the total length of all its calls."""
+        # One counter for all calls of a rendering, because nested loops multiply.
         left = _MOST_STEPS
 
         def limited(*bounds: int) -> range:

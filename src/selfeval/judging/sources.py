@@ -23,6 +23,7 @@ def fixed_text(folder: Path, kind: str) -> str:
 
 
 def _pieces(source: str) -> list[str]:
+    # Lexed rather than rendered: the text outside of all tags is in every prompt.
     return [value for _, token, value in Environment(autoescape=False).lex(source) if token == "data"]
 
 
@@ -45,6 +46,7 @@ def prompt_sources(folder: Path, day: date, kinds: Collection[str]) -> dict[str,
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
     found: dict[str, Any] = {"chat": frozen.get(CHAT_TEMPLATE)}
     for kind in read:
+        # Labels are a table in templates.toml under the name of their kind.
         names = (*kind.settings, kind.name) if kind.labels else kind.settings
         found[kind.name] = [_with_included(f"{kind.name}.jinja", frozen), {name: settings[name] for name in names}]
     return found
@@ -56,6 +58,7 @@ def _with_included(name: str, texts: Mapping[str, str]) -> dict[str, str]:
     waiting: list[str | None] = [name]
     while waiting:
         part = waiting.pop()
+        # jinja reports None for a name that is an expression.
         if part is None:
             return dict(texts)
         if part in texts and part not in found:

@@ -133,6 +133,7 @@ class Templates:
         read = [template_kinds()[kind] for kind in (kinds_of_run() if kinds is None else kinds)]
         check_complete(folder, texts, read)
         settings = read_settings(folder, texts)
+        # Before the templates are rendered: whether there is a chat template decides how they are.
         tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day)
         parts = bool(getattr(tokenizer, "chat_template", None)) and uses_parts(tokenizer)
         templates = cls(tokenizer, _environment(folder, texts, day), settings, parts)
@@ -167,6 +168,7 @@ class Templates:
             ids = self._in_chat(turns_of(text), tokenize=True)
         else:
             ids = self.tokenizer.encode(text, add_special_tokens=True)
+            # Some tokenizers append an end token to every text, after which nothing would be continued.
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
         return Prompt(tuple(int(i) for i in ids))
 
@@ -325,11 +327,13 @@ def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnv
 def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     """Render a sample, then change each of its texts in turn: if the prompt stays the same, it does not show that text."""
     kind, values = template.name, dict(template.sample)
+    # The run would pass an empty reference answer, so the template need not show it.
     if kind == "grade" and not templates.grades_with_reference_answer:
         values["reference_answer"] = ""
     _refuse_unknown(templates.environment, kind, path, {*values, "chat", *ROLES})
     try:
         ids, sample = templates.prompt(kind, **values).ids, templates.render(kind, **values)
+        # Empty values are left alone: the template may omit the sentence around them.
         others = {name: _OTHER.get(name, _OTHER_TEXT) for name, value in values.items() if value}
         changed = {name: templates.render(kind, **{**values, name: other}) for name, other in others.items()}
     except Exception as error:  # a template is a program: it may raise anything

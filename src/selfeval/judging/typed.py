@@ -37,10 +37,12 @@ class TypedReplies:
         encoded separately (ChatGLM).
         """
         text = self.lead + reply
+        # Two conditions: the prompt's text encodes to the prompt's ids, and they stay the same with the reply behind them.
         before, both = self._encoded(self.prompt), self._encoded(self.prompt + text)
         if before == self.ids[-len(before) :] and both[: len(before)] == before and len(both) > len(before):
             return both[len(before) :]
         alone = self._encoded(text), self._encoded(reply)
+        # Judged by decoding, because it shows whether a space was added or lost between prompt and reply.
         expected = self._decoded(self.ids) + text
         return next((ids for ids in alone if self._decoded((*self.ids, *ids)) == expected), alone[0])
 

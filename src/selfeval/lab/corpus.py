@@ -80,13 +80,16 @@ def _reply(rng: random.Random) -> Document:
 def _grade(rng: random.Random) -> Document:
     """Write a reply with a mark (right or wrong) at its end, and after all, some or none of its steps."""
     problem = draw_problem(rng)
+    # Balanced, so a mark cannot be guessed from its frequency.
     reply = draw_reply(problem, rng, right=rng.random() < 0.5, kinds=GRADED_ERRORS)
+    # By the final answer alone; the marks of the steps are stricter.
     mark = "<|right|>" if reply.answer == problem.answer else "<|wrong|>"
     return [
         (f"<|bos|><|grade|>{problem.question}<|reply|>", _CONTEXT_WEIGHT),
         (reply.opening, _CONTEXT_WEIGHT),
         *_marked_steps(problem, reply, rng, marked_share=rng.choice((0.0, 0.0, 0.5, 1.0))),
         (reply.closing, _CONTEXT_WEIGHT),
+        # The mark follows the end token, because the evaluator's head reads its score there.
         ("<|eos|>", 0.0),
         (mark, _MARK_WEIGHT),
     ]
@@ -96,6 +99,7 @@ def _marked_steps(problem: Problem, reply: Reply, rng: random.Random, marked_sha
     document: Document = []
     right_so_far = True
     for index, (step, sentence) in enumerate(zip(reply.steps, reply.sentences, strict=True)):
+        # A step is wrong as soon as the solution has left the right path, even if its own arithmetic is exact.
         right_so_far &= index < len(problem.steps) and step == problem.steps[index]
         document.append((sentence, _CONTEXT_WEIGHT))
         if rng.random() < marked_share:
@@ -125,9 +129,11 @@ def _compare(rng: random.Random, task: str, labels: tuple[str, str, str]) -> Doc
     first, second = _pair(problem, rng)
     goods = (first.answer == problem.answer, second.answer == problem.answer)
     verdict = labels[2] if goods[0] == goods[1] else labels[0 if goods[0] else 1]
+    # Each label is shown with its reply, so the verdict can copy it.
     shown = f"<|first|>{first.text}{labels[0]}<|second|>{second.text}{labels[1]}"
     return [
         (f"<|bos|>{task}{problem.question}{shown}<|work|>", 0.0),
+        # The judge solves the problem itself before its verdict: `verdicts.working`.
         (plain_reply(problem), 0.5),
         (verdict, _VERDICT_WEIGHT),
         ("<|eos|>", 0.5),

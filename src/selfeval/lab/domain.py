@@ -32,6 +32,7 @@ _OPERATIONS: Mapping[str, Callable[[int, int], int]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
+    # -1 is out of range, so a problem with a remainder is redrawn.
     "/": lambda a, b: a // b if b and a % b == 0 else -1,
 }
 
@@ -74,9 +75,11 @@ class Phrasing:
 
         def group(match: re.Match[str]) -> str:
             name = match.group(1)
+            # A repeated slot has to match the same text: a back-reference.
             if name in seen:
                 return f"(?P={name})"
             seen.add(name)
+            # Digits for numbers, one word for anything else.
             return rf"(?P<{name}>\d+)" if name in ("a", "b", "c") else rf"(?P<{name}>[A-Za-z]+)"
 
         parts = re.split(r"(\{\w+\})", self.pattern)
@@ -118,6 +121,7 @@ class Problem:
     def misread_steps(self) -> tuple[Step, ...] | None:
         """Steps of the common misreading, or None if it is outside the domain or yields the right answer."""
         steps = self.family.misread(*self.numbers)
+        # A misreading that happens to give the right answer is not an error.
         fits = all(step.in_range for step in steps) and steps[-1].result != self.answer
         return steps if fits else None
 
@@ -320,6 +324,7 @@ def _spend(a: int, b: int, c: int) -> tuple[Step, ...]:
 
 
 def _problem(family: Family, question: str, slots: Mapping[str, object]) -> Problem | None:
+    # The number of small units in a large one is world knowledge: it is in no slot of the question.
     if family.name == "units":
         size = _unit_size({k: str(v) for k, v in slots.items()})
         if size is None:

@@ -42,6 +42,7 @@ class _Exam:
         rollouts = generate(self.backbone, requests, max_new_tokens=_REPLY_TOKENS, seed=self.seed)
         texts = [self.templates.text(r.ids) for r in rollouts]
         right = [bool(self.gold.is_right(p.question, t)) for p, t in zip(self.problems, texts, strict=True)]
+        # A reply that is cut off counts as wrong even if the number is there already.
         return proportion([r and o.finished for r, o in zip(right, rollouts, strict=True)]).as_json()
 
     def questions(self, examples: int) -> dict[str, Any]:
@@ -59,6 +60,7 @@ class _Exam:
         pairs = [self._pair(problem, one_right=True) for problem in self.problems]
         judge = make_judge(self.backbone, self.templates, VerdictsConfig(), batch_size=256, role=role)
         judged = judge.judge([c for c, _ in pairs])
+        # Both right or both wrong: the judge should call a tie.
         alike = [self._pair(problem, one_right=False) for problem in self.problems]
         ties = judge.judge([c for c, _ in alike])
         first_right = [first for _, first in pairs]
@@ -83,6 +85,7 @@ class _Exam:
         for problem in self.problems:
             is_right = self.rng.random() < 0.5
             text = draw_reply(problem, self.rng, right=is_right).text
+            # The mark is predicted after the end token, where the evaluator's head will read its score.
             reply = self.backbone.loaded.tokenizer.encode(text + "<|eos|>", add_special_tokens=False)
             prompt = self.backbone.loaded.tokenizer.encode(
                 f"<|bos|><|grade|>{problem.question}<|reply|>", add_special_tokens=False

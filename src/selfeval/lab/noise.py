@@ -70,6 +70,7 @@ def plain_reply(problem: Problem) -> str:
 
 def _rework(steps: Sequence[Step], index: int, changed: Step) -> tuple[Step, ...]:
     """Replace step `index`, and propagate its new result to later steps that used the old one."""
+    # Later steps are computed exactly from the wrong number, as a person would continue.
     done = [*steps[:index], changed]
     for step in steps[index + 1 :]:
         old, new = steps[index].result, changed.result
@@ -91,6 +92,7 @@ def _slip(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
 def _wrong_operand(problem: Problem, rng: random.Random) -> tuple[Step, ...]:
     index = rng.randrange(len(problem.steps))
     step = problem.steps[index]
+    # Another number of the problem, or one slightly off.
     others = [number for number in problem.numbers if number] + [step.right + rng.choice((-2, -1, 1, 2))]
     right = rng.choice(others)
     changed = Step.worked(step.left, step.operator, right)
@@ -120,6 +122,7 @@ def wrong_steps(
     while True:
         kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
         steps = _MAKERS[kind](problem, rng)
+        # A wrong step may still lead to the right answer; such steps are redrawn.
         if steps and steps[-1].result != problem.answer and all(0 <= s.result <= LARGEST and s.in_range for s in steps):
             return steps
 

@@ -71,8 +71,10 @@ def _packed_rows(
     for _ in range(rows):
         row: list[tuple[list[int], list[float]]] = []
         room, misses = length, 0
+        # Four documents that do not fit end the row; trying more would bias the data towards short ones.
         while misses < 4:
             fitting = next((d for d in waiting if len(d[0]) <= room), None)
+            # Waiting documents first, or long ones would never be placed.
             document = fitting or _encode(tokenizer, draw_document(rng))
             if fitting:
                 waiting.remove(fitting)
@@ -100,8 +102,10 @@ def _batch(tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, step: int
             ids[r, start:end] = torch.tensor(tokens)
             positions[r, start:end] = torch.arange(len(tokens))
             weights[r, start:end] = torch.tensor(aggregation_weights)
+            # The first token of a document cannot be predicted from the end of the previous one.
             weights[r, start] = 0.0
             start = end
+        # Padding is a document by itself, with weights of 0.
         positions[r, start:] = torch.arange(config.length - start)
     return {"ids": ids, "positions": positions, "weights": weights}
 
@@ -126,6 +130,7 @@ def _model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaF
 
 
 def _optimizer(model: LlamaForCausalLM, config: PretrainConfig) -> torch.optim.AdamW:
+    # Norms and the (tied) embedding are not decayed.
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -141,7 +146,9 @@ def _learning_rate(config: PretrainConfig, step: int) -> float:
 
 
 def _loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
+    # Without an attention mask, transformers derives one block per document from positions that restart at 0.
     logits = model(input_ids=batch["ids"], position_ids=batch["positions"], use_cache=False).logits[:, :-1]
+    # Position t predicts token t + 1.
     weights = batch["weights"][:, 1:]
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["ids"][:, 1:], reduction="none")
     return (losses * weights).sum() / weights.sum()
@@ -151,6 +158,7 @@ def _save(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, pro
     """Save weights and optimizer state as safetensors, with the progress as metadata; nothing is pickled."""
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
+        # Keys are step, exp_avg and exp_avg_sq, which `_restore` reads back.
         tensors.update({f"{key}/{name}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()})
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
@@ -167,6 +175,7 @@ def _restore(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.AdamW, 
     if begun != asdict(config):
         other = ", ".join(f"{k} {begun.get(k)} before, {v} now" for k, v in asdict(config).items() if begun.get(k) != v)
         raise InputError(f"{path.parent} contains a pretraining run with other settings ({other}); pass another --output")
+    # Only after the configuration was compared: other sizes could not be copied into this model.
     with safe_open(path, framework="pt") as file, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(file.get_tensor(f"model/{name}"))
@@ -203,6 +212,7 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
         progress = _restore(checkpoint, model, optimizer, config)
         step, seconds = int(progress["step"]), float(progress["seconds"])
         report(f"resuming from step {step}")
+    # Shifted back, so the time of earlier attempts is included.
     started, losses = time.monotonic() - seconds, []
     while step < config.steps:
         losses.append(_step(model, optimizer, _batch(tokenizer, config, step), _learning_rate(config, step)))
@@ -223,6 +233,7 @@ def _export(output: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
     """Write the model folder: weights, tokenizer, prompt templates, and a record of the training."""
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    # safetensors writes files that only this user may read.
     for weights in output.glob("*.safetensors"):
         open_to_umask(weights)
     shutil.copytree(_TEMPLATES, output / "templates", dirs_exist_ok=True)

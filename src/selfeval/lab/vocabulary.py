@@ -20,6 +20,7 @@ def _texts(documents: int, seed: int) -> Iterator[str]:
     rng = random.Random(seed)
     numbers = " ".join(str(n) for n in range(LARGEST + 1))
     for _ in range(documents):
+        # Every number in every text, so that no merge of digits is too rare to be learned.
         yield "".join(text if text not in MARKERS else " " for text, _ in draw_document(rng)) + f" {numbers}"
 
 
@@ -30,12 +31,14 @@ def train_tokenizer(seed: int = 0, documents: int = 3000) -> PreTrainedTokenizer
         ValueError: a number of the domain is not a single token (raise `VOCABULARY_SIZE`).
     """
     core = Tokenizer(models.BPE())
+    # A word has the same token at the start of a text as within it.
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     core.decoder = decoders.ByteLevel()
     core.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
         special_tokens=list(MARKERS),
+        # All 256 bytes, so any text can be encoded, also in other languages.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -73,8 +73,10 @@ def _equals(reply: str, answer: str) -> bool:
     if number is not None:
         found = _first_number(marked) if marked is not None else _last_number(reply)
         return found == number
+    # A multiple choice. Case is ignored, as in "b" and "(B)".
     if letter := _LETTER.match(answer):
         return _letter(reply if marked is None else marked, is_marked=marked is not None) == letter[1].upper()
+    # Not a number but with a digit, such as 12:30 or 3x+9: signs matter, so it is compared exactly.
     if re.search(r"\d", answer):
         return _is_exactly(answer, marked) if marked is not None else _ends_with(reply, answer)
     return _plain(reply if marked is None else marked) == _plain(answer)
@@ -107,6 +109,7 @@ def _letter(text: str, *, is_marked: bool) -> str | None:
     """Return the letter of a choice: after a mark it may come first ("B) Paris"), otherwise it is alone or at the end."""
     if alone := _LETTER.match(text):
         return alone[1].upper()
+    # "A or B" names no single choice.
     if _SEVERAL_LETTERS.search(text):
         return None
     first, last = _FIRST_LETTER.match(text.strip()), _LAST_LETTER.search(text.strip())
@@ -154,6 +157,7 @@ def _boxed(text: str) -> str | None:
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
+    # Counted by hand, because a regular expression cannot match nested braces such as \boxed{\frac{1}{2}}.
     depth, begin = 0, start + len("\\boxed{")
     for index in range(begin, len(text)):
         if text[index] == "{":

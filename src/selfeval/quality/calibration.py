@@ -142,6 +142,7 @@ def calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, b
     accuracy_B = np.array([correct_N[group].mean() for group in groups])
     plug_in = _PlugIn(claimed_B, accuracy_B, np.array([len(group) for group in groups]), seed)
     value, low, high = plug_in.value(), plug_in.low(), plug_in.high()
+    # Value and bounds come from different computations, so they are put in order.
     return Figure(value, min(low, value), max(high, value), confidence_N.size)
 
 
@@ -174,6 +175,7 @@ class _PlugIn:
     def high(self) -> float:
         gap_B, even_B = self.claimed_B - self.accuracy_B, np.ones_like(self.claimed_B)
         errors_B = np.sqrt(self._smoothed_B * (1 - self._smoothed_B) / self.count_B)
+        # Bins may have larger gaps than measured; a gap of 0 has no sign and counts as overconfident.
         enlarged_B = np.where(gap_B < 0, -1.0, 1.0) * (np.abs(gap_B) + errors_B)
         return max(self._bound(0.025, way_B, np.less_equal) for way_B in (enlarged_B, even_B, -even_B))
 
@@ -188,6 +190,7 @@ class _PlugIn:
 
     def _bound(self, quantile: float, way_B: Floats, is_within: Callable[[float, float], object]) -> float:
         """Return the largest error, distributed over bins like `way_B`, whose simulated quantile is within the measured one."""
+        # Strength 1 / max|way| moves the farthest bin by 1, the largest possible gap.
         low, high = 0.0, 1 / float(np.abs(way_B).max())
 
         def is_possible(strength: float) -> bool:
@@ -195,6 +198,7 @@ class _PlugIn:
             errors_R = np.abs(self.claimed_B - self._drawn(true_B)) @ self.count_B / self.count_B.sum()
             return bool(is_within(float(np.quantile(errors_R, quantile)), self.measured))
 
+        # A calibrated model would show an error this large as well, so there is no evidence of any.
         if not is_possible(low):
             return 0.0
         for _ in range(_HALVINGS):
@@ -257,6 +261,7 @@ def risk_coverage(confidence: Sequence[float], correct: Sequence[float], *, poin
         raise ValueError(f"points must be positive, got {points}")
     risk_N = _risks(confidence, correct)
     n = risk_N.size
+    # ceil(k n / points). Small n repeats counts, which the set removes.
     answered = sorted({-(-k * n // points) for k in range(1, points + 1)} - {0})
     return [(count / n, float(risk_N[count - 1])) for count in answered]
 
@@ -308,6 +313,7 @@ def fit_temperature(logits: Sequence[float], labels: Sequence[float], *, prior: 
         raise ValueError(f"the prior's standard deviation must be positive, got {prior}")
     if not logits_N.any():
         return 1.0
+    # 1 / variance of the normal prior on log T.
     precision = 0.0 if prior is None else 1 / prior**2
 
     def loss(log_t: float) -> float:
@@ -324,6 +330,7 @@ def fit_temperature(logits: Sequence[float], labels: Sequence[float], *, prior: 
     grid = np.linspace(coldest, hottest, _GRID).tolist()
     best = min(range(_GRID), key=lambda i: loss(grid[i]))
     low, high = grid[max(0, best - 1)], grid[min(_GRID - 1, best + 1)]
+    # Bisection on the sign of the slope, between the neighbours of the best grid point.
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (low, middle) if rises(middle) else (middle, high)
@@ -345,6 +352,7 @@ def _whole_groups(confidence_N: Floats, bins: int) -> list[NDArray[np.int64]]:
     """Return bins of about equal mass that never split equal confidences, whose order would otherwise determine the gaps."""
     order_N = np.argsort(confidence_N, kind="stable")
     sorted_N = confidence_N[order_N]
+    # Each cut moves left to the first case with the same confidence; cuts that coincide merge their bins.
     cuts = {int(np.searchsorted(sorted_N, sorted_N[sorted_N.size * k // bins], side="left")) for k in range(1, bins)}
     return np.split(order_N, sorted(cuts - {0}))
 

@@ -98,6 +98,7 @@ def compare_paired(ours: Sequence[float], theirs: Sequence[float], questions: Se
     if len(ours) != len(theirs):
         raise ValueError(f"paired credits need equal lengths, got {len(ours)} and {len(theirs)}")
     units = _units([a - b for a, b in zip(ours, theirs, strict=True)], questions)
+    # One binary case per question: the sharper interval for paired shares applies.
     if _is_binary([*ours, *theirs]) and len(units) == len(ours):
         figure = paired_difference([b == 1 for b in theirs], [a == 1 for a in ours])
         return _comparison(units, figure, "mcnemar_exact")
@@ -143,6 +144,7 @@ def _finding(difference: Figure, wins: int, losses: int, p_value: float | None) 
         return "too_few"
     if p_value > LEVEL or low <= 0 <= high:
         return "unclear"
+    # Interval and test may disagree on the side if a few large differences outweigh many small ones.
     if low > 0:
         return "better" if wins > losses else "unclear"
     return "worse" if losses > wins else "unclear"

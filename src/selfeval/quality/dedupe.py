@@ -168,6 +168,7 @@ class NearDuplicates:
             return
         self._key_of[folded] = key
         parts, numbers = shingles(text), _numbers(folded)
+        # Keyed by the numbers as well, so texts with other numbers never meet as candidates.
         for part in parts:
             self._index.setdefault((numbers, part), []).append(len(self._texts))
         self._texts.append((key, parts))
@@ -189,6 +190,7 @@ def _numbers(folded: str) -> str:
 
 def _folded(text: str, i: int) -> str:
     char, category = text[i], unicodedata.category(text[i])
+    # A full stop, comma or colon between digits belongs to the number (3.5, 12:30).
     if category[0] in "LMN" or (char in ".,:" and text[i - 1 : i].isdecimal() and text[i + 1 : i + 2].isdecimal()):
         return char
     if char in "%^" or (category[0] == "S" and category != "Sk"):

@@ -56,6 +56,7 @@ def length_controlled_win_rate(
         raise ValueError(f"scores and length differences must have equal lengths, got {scores_N.size} and {x_N.size}")
     if scores_N.size == 0:
         return Figure(None, None, None, 0)
+    # The two pseudo-comparisons enter the bootstrap only, not the value below.
     y_M, x_M = np.append(scores_N, (0.0, 1.0)), np.append(x_N, (0.0, 0.0))
     low, high = bootstrap_interval(
         lambda index_RM: _win_rates(y_M[index_RM], x_M[index_RM]), y_M.size, seed=seed, resamples=resamples
@@ -79,9 +80,11 @@ def _fit(y_RN: Floats, x_RN: Floats) -> tuple[Floats, Floats]:
     for _ in range(60):
         p_RN = sigmoid(theta_R[:, None] + phi_R[:, None] * x_RN)
         error_RN, weight_RN = p_RN - y_RN, p_RN * (1 - p_RN)
+        # Gradient of the log loss plus RIDGE φ²/2; θ, the win rate at equal length, has no ridge.
         slope_theta_R, slope_phi_R = error_RN.sum(-1), (error_RN * x_RN).sum(-1) + RIDGE * phi_R
         # 1e-9 keeps the determinant positive where a resample is won entirely and its weights vanish.
         a_R, b_R, c_R = weight_RN.sum(-1) + 1e-9, (weight_RN * x_RN).sum(-1), (weight_RN * x_RN**2).sum(-1) + RIDGE
+        # The inverse of the 2 x 2 Hessian [[a, b], [b, c]], written out for R fits at once.
         step_theta_R = (c_R * slope_theta_R - b_R * slope_phi_R) / (a_R * c_R - b_R**2)
         step_phi_R = (a_R * slope_phi_R - b_R * slope_theta_R) / (a_R * c_R - b_R**2)
         length_R = np.maximum(1, np.hypot(step_theta_R, step_phi_R))

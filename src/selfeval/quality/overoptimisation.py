@@ -88,8 +88,10 @@ def best_of_n(proxy: Sequence[float], value: Sequence[float], n: int) -> float:
         )
     scores_N, order = np.asarray(proxy, dtype=np.float64), np.argsort(proxy, kind="stable")
     _, place_N = np.unique(scores_N, return_inverse=True)
+    # Mean value of the samples with the same proxy score: which of them is chosen is chance.
     shared_N = np.bincount(place_N, weights=np.asarray(value, dtype=np.float64)) / np.bincount(place_N)
     total = math.comb(len(proxy), n)
+    # The sample of rank i is the best of C(i - 1, n - 1) subsets; i counts from 0 here.
     weights_N = [math.comb(i, n - 1) / total for i in range(len(proxy))]
     return float(np.dot(weights_N, shared_N[place_N][order]))
 
@@ -162,6 +164,7 @@ def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float,
     if len(scores) != len(right) or not len(scores):
         raise ValueError(f"a fit needs a gold label for each score, got {len(scores)} scores and {len(right)} labels")
     s_N, y_N = finite(scores, "scores"), np.asarray(booleans(right, "labels"), dtype=np.float64)
+    # Smoothed, because the log-odds of a share of 0 or 1 are infinite.
     share = (y_N.sum() + 0.5) / (len(y_N) + 1)
     start = math.log(share / (1 - share))
     # Divide by the largest magnitude first: the square of 1e200 overflows.
@@ -170,6 +173,7 @@ def logistic_fit(scores: Sequence[float], right: Sequence[bool]) -> tuple[float,
     if s_N.min() == s_N.max() or spread == 0 or y_N.min() == y_N.max():
         return 0.0, start
     slope, constant = _damped_newton((s_N / size - centre) / spread, y_N, start)
+    # Back from standardised to raw scores.
     return slope / spread / size, constant - slope * centre / spread
 
 
@@ -184,6 +188,7 @@ def _damped_newton(x_N: Floats, y_N: Floats, start: float) -> tuple[float, float
         a, b, c = weight_N @ x_N**2 + ridge, weight_N @ x_N, weight_N.sum() + 1e-12
         step = np.array([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]]) / (a * c - b * b)
         old, scale = _loss(w, x_N, y_N), 1.0
+        # Armijo condition: halve the step until the loss falls by a small part of what the gradient promises.
         while scale > 1e-9 and _loss(w - scale * step, x_N, y_N) > old - 1e-4 * scale * float(gradient @ step):
             scale /= 2
         if scale <= 1e-9 or float(np.abs(step).max()) < 1e-10:

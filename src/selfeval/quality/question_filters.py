@@ -93,6 +93,7 @@ class QuestionFilters:
     def _repeats_instruction(self, text: str) -> bool:
         """Return whether at least four in five word trigrams of the text are in the instruction."""
         own = _trigrams(text)
+        # A single trigram occurs in the instruction by chance.
         return len(own) >= 2 and sum(part in self.instruction for part in own) >= 0.8 * len(own)
 
     def _foreign_share(self, text: str) -> float:
@@ -145,6 +146,7 @@ def script_shares(texts: Iterable[str]) -> dict[str, float]:
 def _script(character: str) -> str:
     if unicodedata.category(character)[0] != "L":
         return ""
+    # Python has no script property. The name's first word is the script: "LATIN SMALL LETTER A".
     name = unicodedata.name(character, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ")
     first = name.split(" ")[0]
     return "" if first in _COMMON else first

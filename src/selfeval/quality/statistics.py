@@ -172,6 +172,7 @@ def mean_figure(values: Sequence[float], *, bounds: tuple[float, float] | None =
     low, high = bounds
     if values_N.min() < low or values_N.max() > high:
         raise ValueError(f"values must be in [{low}, {high}], got {values_N.min()} to {values_N.max()}")
+    # Never None: the two bounds differ, so these values are not all equal.
     under, over = _student_interval(np.append(values_N, bounds))
     assert under is not None
     assert over is not None
@@ -275,6 +276,7 @@ def student_quantile(p: float, degrees: int) -> float:
         z = NormalDist().inv_cdf(p)
         terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
         return float(z + sum(term / degrees**k for k, term in enumerate(terms, start=1)))
+    # Bisection on the angle, t = sqrt(degrees) tan(angle), which is bounded while t is not.
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
@@ -286,6 +288,7 @@ def _student_tail(angle: float, degrees: int) -> float:
     """Return the probability that |t| is below √degrees · tan(angle)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2
+    # A & S 26.7.3 for odd and 26.7.4 for even degrees; each term is the previous one times cos² (k - 1) / k.
     term = total = cosine if odd else 1.0
     for k in range(3 if odd else 2, degrees - 1, 2):
         term *= cosine * cosine * (k - 1) / k
@@ -345,6 +348,7 @@ def spearman_figure(x: Sequence[float], y: Sequence[float]) -> Figure:
     # atanh(1) is infinite, so a perfect correlation gets the interval of one slightly below 1.
     centre = math.atanh(max(-1.0, min(1.0, value)) * (1 - 1 / n**2))
     reach = NormalDist().inv_cdf(0.975) * math.sqrt((1 + value * value / 2) / (n - 3))
+    # The centre is shrunk above, so the value itself may be outside by a little.
     return Figure(value, min(value, math.tanh(centre - reach)), max(value, math.tanh(centre + reach)), n)
 
 
@@ -352,6 +356,7 @@ def _rank_correlation(x_N: Floats, y_N: Floats) -> float:
     """Return the rank correlation, NaN if it is undefined."""
     if x_N.size < 2:
         return math.nan
+    # Pearson's formula on ranks; ties have mean ranks, for which the shortcut 1 - 6 Σd² / (n³ - n) is wrong.
     a_N, b_N = (ranks - ranks.mean() for ranks in (_ranks(x_N), _ranks(y_N)))
     scale = math.sqrt(float((a_N * a_N).sum() * (b_N * b_N).sum()))
     return float((a_N * b_N).sum()) / scale if scale > 0 else math.nan
@@ -444,6 +449,7 @@ def _pair_correlation(both: int, gained: int, lost: int, neither: int) -> float:
     """Return Newcombe's φ; 0 if one of the shares is 0 or 1."""
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     product = float(both * neither - gained * lost)
+    # Newcombe's continuity correction, for positive correlations only.
     if product > 0:
         product = max(0.0, product - (both + gained + lost + neither) / 2)
     return product / math.sqrt(margins) if margins else 0.0
@@ -472,6 +478,7 @@ def bootstrap_interval(
     if n <= 0 or resamples <= 0:
         raise ValueError(f"a bootstrap needs cases and resamples, got {n} cases and {resamples} resamples")
     rng = np.random.default_rng(seed)
+    # The generator draws the same numbers in one piece or in many, so chunks do not change the interval.
     rows = max(1, INDICES_PER_CHUNK // n)
     chunks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
     values_R = np.concatenate([statistic(rng.integers(0, n, size=(size, n))) for size in chunks])

@@ -85,6 +85,7 @@ def nice_ticks(low: float, high: float, target: int = 5, *, whole: bool = False)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
     step = _step(low, high, target, whole)
+    # The tolerance keeps a tick that rounding has put just outside the range.
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [_rounded(k * step, step) for k in range(first, last + 1)]
 
@@ -120,6 +121,7 @@ def tick_text(value: float, step: float, *, as_percent: bool = False) -> str:
         return f"{value:.{digits}g}"
     if (abs(value) >= 1e4 or step >= 1e4) and digits <= 6:
         return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
+    # The fewest decimals that still show the step.
     decimals = 0
     while decimals < 5 and abs(round(step, decimals) - step) > 1e-6 * step:
         decimals += 1

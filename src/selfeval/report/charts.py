@@ -144,12 +144,14 @@ def smooth(points: Sequence[Point], span: float) -> list[Point]:
     >>> smooth([(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)], 1.0)
     [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)]
     """
+    # Capped, so the time grows linearly with the number of points.
     wide = min(len(points), MOST_NEIGHBOURS, max(3, round(span * len(points))))
     # Rescale by a power of two, which is exact, because squares of huge or tiny values would overflow or underflow.
     unit = math.ldexp(1.0, math.frexp(max(abs(y) for _, y in points))[1]) if points else 1.0
     scaled = [(x, y / unit) for x, y in points]
     calm, start = [], 0
     for x, _ in points:
+        # Slide the window while the next point on the right is nearer than the leftmost one.
         while start + wide < len(points) and points[start + wide][0] - x < x - points[start][0]:
             start += 1
         calm.append((x, round(_local_fit(scaled[start : start + wide], x), 12) * unit))
@@ -157,6 +159,7 @@ def smooth(points: Sequence[Point], span: float) -> list[Point]:
 
 
 def _local_fit(near: Sequence[Point], x: float) -> float:
+    # Slightly more than the farthest neighbour, whose weight would otherwise be 0.
     reach = max(abs(at - x) for at, _ in near) * 1.0001 or 1.0
     offsets = [(at - x) / reach for at, _ in near]
     weights = [(1 - abs(offset) ** 3) ** 3 for offset in offsets]
@@ -164,6 +167,7 @@ def _local_fit(near: Sequence[Point], x: float) -> float:
     middle = sum(w * offset for w, offset in zip(weights, offsets, strict=True)) / whole
     level = sum(w * y for w, (_, y) in zip(weights, near, strict=True)) / whole
     spread = sum(w * (offset - middle) ** 2 for w, offset in zip(weights, offsets, strict=True))
+    # All neighbours have the same x: no slope can be fitted.
     if spread == 0:
         return level
     rise = sum(w * (o - middle) * (y - level) for w, o, (_, y) in zip(weights, offsets, near, strict=True))
@@ -249,6 +253,7 @@ def reliability_chart(bins: Sequence[Bin], *, label: str = "Accuracy over confid
     if not bins:
         raise ValueError("a reliability diagram needs at least one bin with cases in it")
     lowest = min(min(b.confidence, b.accuracy) for b in bins)
+    # Confidences of a comparison start at 0.5; other data get the next lower quarter.
     low = 0.5 if lowest >= 0.5 else math.floor(lowest * 4) / 4
     frame = Frame.over((low, 1.0), (low, 1.0), x_percent=True, y_percent=True)
     corner, end = (frame.x(low), frame.y(low)), (frame.x(1.0), frame.y(1.0))
@@ -362,6 +367,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     """
     if len(points) <= MOST_POINTS:
         return list(points)
+    # Two points are kept per segment.
     stretch = math.ceil(len(points) / (MOST_POINTS / 2))
     keep = {0, len(points) - 1}
     for start in range(0, len(points), stretch):
@@ -411,6 +417,7 @@ def _series(frame: Frame, line: Line, order: int) -> str:
     if line.band is not None:
         edge = [(x, low) for (x, _), (low, _) in zip(line.points, line.band, strict=True)]
         back = [(x, high) for (x, _), (_, high) in zip(line.points, line.band, strict=True)]
+        # Along the lower ends and back along the upper ends.
         path = f"M{_path(frame, edge)}L{_path(frame, back[::-1])}Z"
         body.append(_tag("path", class_=f"band {colour}", d=path))
     dashed = " dashed" if order else ""
@@ -434,8 +441,10 @@ def _probes(frame: Frame, lines: Sequence[Line], x_label: str) -> str:
     """Return invisible vertical strips that show the points and their values when hovered."""
     xs = sorted({x for line in lines for x, _ in line.points})
     stride = math.ceil(len(xs) / MOST_PROBES)
+    # The last step is always kept, whatever the stride.
     xs = sorted({*xs[::stride], xs[-1]})
     values = [dict(line.points) for line in lines]
+    # Strips meet halfway between neighbouring points.
     edges = [frame.x.start, *((frame.x(a) + frame.x(b)) / 2 for a, b in pairwise(xs)), frame.x.end]
     bottom, top, body = frame.y.end, frame.y.start, []
     for x, left, right in zip(xs, edges[:-1], edges[1:], strict=True):
@@ -471,6 +480,7 @@ def _legend_rows(lines: Sequence[Line]) -> list[list[tuple[float, int, str]]]:
     at = math.inf
     for order, line in enumerate(lines if len(lines) > 1 else []):
         wide = 33 + LEGEND_LETTER * len(line.name)
+        # `at` starts at infinity, so the first name opens the first row.
         if at + wide > WIDTH:
             at = 46.0
             rows.append([])

@@ -101,6 +101,7 @@ def difference_cells(comparison: Comparison | None, *, turned: bool = False) -> 
     figure, sign = comparison.difference, -1 if turned else 1
     if figure.ci_low is None or figure.ci_high is None:
         return points(sign * figure.known), "unknown", count(figure.n)
+    # Reversing the sign swaps the ends.
     low, high = sorted((sign * figure.ci_low, sign * figure.ci_high))
     return points(sign * figure.known), f"{_in_points(low)} to {_in_points(high)}", count(figure.n)
 

@@ -55,6 +55,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
+        # A misspelt name in the template is an error, not an empty cell.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

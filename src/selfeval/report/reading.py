@@ -56,8 +56,10 @@ def parse_report(data: bytes | str, source: str = "report.json") -> Report:
         raise InputError(f"{source} is not JSON ({broken}): rerun the report stage to regenerate it") from broken
     if not isinstance(value, dict):
         raise InputError(f"{source} must contain a JSON object, got {type(value).__name__}")
+    # Before the model is validated, whose messages about missing fields would hide the cause.
     if value.get("schema") != SCHEMA:
         raise InputError(f"{source} has schema {value.get('schema')!r}, this version reads schema {SCHEMA}; {_REMEDY}")
+    # From the text again: strict validation accepts arrays as tuples only in JSON mode.
     return parse_part(Report, data, source)
 
 

@@ -517,6 +517,7 @@ class Time(Part):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, value: Any) -> Any:
+        # Built by the report stage; the form in the file is spread (see `_spread`).
         if not isinstance(value, dict) or "stages" in value:
             return value
         own = {key: value[key] for key in ("per_verdict", "total") if key in value}

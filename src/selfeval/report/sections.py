@@ -145,6 +145,7 @@ def column(rows: Rows, key: str) -> tuple[list[tuple[float, float]], int]:
         step, value = finite(row.get("step", order)), finite(row.get(key))
         if step is not None and value is not None:
             points.append((step, value))
+        # NaN or infinite; a missing key or null is simply not measured.
         elif isinstance(row.get(key), float):
             broken += 1
     return points, broken
@@ -178,6 +179,7 @@ def _verdict(report: Report) -> list[View]:
         ("Evaluator", "Policy"), by_judge, verdict_sentences(report), badges(report), strict=True
     ):
         word = f"{badge.word}, by judge" if judged and badge.standing != "unmeasured" else badge.word
+        # No line break between a sign and its number.
         unbroken = text.replace("n = ", "n\u00a0=\u00a0").replace("p = ", "p\u00a0=\u00a0")
         findings.append({"whose": who, "text": unbroken, "standing": badge.standing, "word": word})
     return findings
@@ -289,6 +291,7 @@ def _difference_row(name: str, difference: Comparison | None) -> tuple[str, str,
 def _rounds(report: Report) -> View:
     """Return evaluator and policy by round; empty for a run of one round."""
     rows = report.rounds or ()
+    # Decided by round 1 for all rounds, because their figures are compared with each other.
     by_gold = bool(rows) and defined(rows[0].evaluator.accuracy_gold_first_pairs) is not None
     labels: Labels = "gold" if by_gold else "judge"
     evaluators = _by_round(rows, [_on_first_pairs(row, labels) for row in rows])
@@ -322,6 +325,7 @@ def _round_chart(title: str, caption: str, figures: dict[int, Figure]) -> View:
     points = [(float(number), figure.known) for number, figure in figures.items()]
     ends = [(f.ci_low, f.ci_high) for f in figures.values()]
     band = [(low, high) for low, high in ends if low is not None and high is not None]
+    # A band needs both ends at every point.
     line = Line("share", points, band=band if len(band) == len(points) else None)
     picture = line_chart([line], label=title, x_label="round", percent_axes="y") if points else ""
     return {"title": title, "caption": caption, "picture": Markup(picture)}
@@ -361,6 +365,7 @@ def _curves(policy: Policy, metrics: Metrics) -> View:
     ]
     shown = [_curve(rows, title, caption, keys, marks) for title, caption, keys in CURVES]
     known = {"step"} | {key for _, _, keys in (*CURVES, *MORE_CURVES) for key, _ in keys}
+    # Metrics without a predefined chart are drawn too.
     unknown = sorted({key for row in rows for key in row if finite(row[key]) is not None} - known)
     others = [(key.replace("_", " ").capitalize(), "", ((key, key),)) for key in unknown]
     more = [_curve(rows, title, caption, keys, marks) for title, caption, keys in (*MORE_CURVES, *others)]

@@ -258,6 +258,7 @@ def _progress(who: str, steps: list[tuple[int, Comparison | None]], unit: str) -
     measured = [(number, comparison) for number, comparison in steps if comparison is not None]
     if len(measured) < len(steps):
         return f"{who} was not compared with its predecessor in every round."
+    # Index of the first round without a gain.
     reached = next((i for i, (_, step) in enumerate(measured) if step.finding != "better"), len(measured))
     number, comparison = measured[min(reached, len(measured) - 1)]
     shown = describe_difference(comparison)
@@ -303,6 +304,7 @@ def _hardest(report: Report) -> tuple[str, Comparison] | None:
     """Return the baseline that the evaluator does not beat, with the worst finding first; None if it beats all."""
     chance = compared(report.evaluator.comparisons.chance)
     found = [*([("chance level", chance)] if chance else []), *_rules(report)]
+    # The gravest finding first; within one, chance level, then the rule with the smallest margin.
     for finding in ("worse", "too_few", "unclear"):
         hit = next((rule for rule in found if rule[1].finding == finding), None)
         if hit:
@@ -411,6 +413,7 @@ def _is_close(comparison: Comparison) -> bool:
 
 def _success(report: Report) -> str:
     comparison, speed = compared(report.evaluator.comparisons.judge), _speed(report)
+    # All of: compared with its judge, better than every trivial rule, faster, and close to the judge.
     if comparison is None or _hardest(report) is not None or speed is None or not _is_close(comparison):
         return ""
     if comparison.finding != "worse":

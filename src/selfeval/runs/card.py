@@ -59,6 +59,7 @@ def find_base(model: str, given: str | None = None) -> BaseModel:
     folder = Path(model)
     if not folder.is_dir():
         return BaseModel(given or model, None, given or model, _license(model))
+    # The hub's cache has the layout models--ORG--NAME/snapshots/COMMIT.
     snapshot = folder.resolve()
     cached = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
     is_cached = snapshot.parent.name == "snapshots" and _HUB_ID.fullmatch(cached)
@@ -93,6 +94,7 @@ def card_text(facts: Mapping[str, Any], shown: Mapping[str, Any], base: BaseMode
     environment.filters["python"] = repr
     environment.filters["inline"] = _inline
     report = read_report(run / "report.json") if (run / "report.json").is_file() else None
+    # The report is optional: a role can be exported as soon as it is trained.
     values = {**facts, **shown, "base": base, "figures": _figures(facts, report), "data": _data(report)}
     return _front_matter(facts, base) + environment.get_template("card.md.jinja").render(values)
 

@@ -117,6 +117,7 @@ class Evaluator(TrainedModel):
         """
         check_sure(sure)
         _check_texts([text for question, replies in asked for text in (question, *replies)])
+        # All questions in one pass, so the batches are full; `next` below deals the scores out in the same order.
         questions = [question for question, replies in asked for _ in replies]
         scores = iter(self._scores(questions, [reply for _, replies in asked for reply in replies]))
         return [self._ranking([next(scores) for _ in replies], sure) for _, replies in asked]
@@ -158,6 +159,7 @@ class Evaluator(TrainedModel):
             >>> len(reward(prompts=["What is 1 + 1?"], completions=["2"]))
             1
         """
+        # Computed once: it tests templates on samples, and a trainer calls the function in every step.
         around = pick_tokenizers(self._model.backbone, EVALUATOR, self._model.templates).around_question
         control = self._model.templates.control.texts
 
@@ -171,6 +173,7 @@ class Evaluator(TrainedModel):
 
     def _scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
         self._answer(questions)
+        # As in training: typed replies end with the end token, at which the score is read.
         templates, end = self._model.templates, self._model.backbone.loaded.eos_ids[:1]
         prompts = {
             question: templates.prompt("grade", question=question, reference_answer=self._reference_answers.get(question, ""))

@@ -111,6 +111,7 @@ def export_role(
         RunFolderError: the role was trained on another base, or one of its files is damaged.
         StorageError: the disk is full or not writable; nothing is left at the target.
     """
+    # All cheap refusals come before the base is loaded.
     name = find_role(folder, role)
     _refuse_links(folder, name, Path(config.model))
     check_files(folder, [folder / "roles" / name])
@@ -121,6 +122,7 @@ def export_role(
         backbone = Backbone.load(config.model, _as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         load_role(backbone, name, folder / "roles" / name)
         templates = templates_of_run(folder, backbone.loaded.tokenizer, config.verdicts)
+    # Everything is written to a temporary folder: an error, or weights that disagree, leave nothing at the target.
     with waiting(f"writing {name}"), writing(target) as part:
         copy_templates(folder, part / "templates")
         tokenizers = pick_tokenizers(backbone, name, templates)
@@ -179,6 +181,7 @@ def free_folder(target: Path) -> Path:
 def _as_in_the_run(config: RunConfig, folder: Path) -> BackboneConfig:
     """Return settings that load the base on the CPU in the precision of the run."""
     begun = backbone_config(config, read_run(folder))
+    # An attention kernel chosen for a GPU may not exist on the CPU.
     context = begun.context.model_copy(update={"attention": "auto"})
     return begun.model_copy(update={"device": "cpu", "placement": PlacementConfig(mode="single"), "context": context})
 
@@ -192,6 +195,7 @@ def _write_weights(
     if merge:
         layout, agreement = write_merged(backbone, role, part, tokenizers.main, dtype)
         if tokenizers.asking is not None:
+            # A merged evaluator is a classifier and cannot write; its reference answers need the base.
             write_merged(backbone, BASE, part / "reference", tokenizers.asking)
     else:
         layout = write_adapter(backbone, role, part, base)

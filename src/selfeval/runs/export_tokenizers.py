@@ -57,10 +57,12 @@ def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Toke
     tokenizer = _as_in_the_run(copy.copy(backbone.loaded.tokenizer), backbone, None if own else templates)
     if own:  # transformers can load neither it nor its template
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=templates.uses_chat, own=True)
+    # A policy keeps the base's template if possible, for tools; an evaluator's base has to ask exactly as in the run.
     asking = policy_tokenizer(templates, tokenizer, end, _MESSAGES, keep_own=not scores)
     around = None if asking is None else _around_question(asking)
     if not scores:
         return Tokenizers(asking or tokenizer, None, dialogue=False, chat_template=asking is not None, around_question=around)
+    # transformers finds the last token of a sequence by its padding token, which must then differ from the end token.
     if classifier_class(backbone.model.config) is not None or tokenizer.pad_token is None:
         tokenizer = _as_in_the_run(padding_tokenizer(backbone.loaded), backbone, templates)
     found = dialogue_tokenizer(templates, tokenizer, end, _MESSAGES)
@@ -84,4 +86,5 @@ def _around_question(tokenizer: Any) -> tuple[str, str] | None:
     asked = [{"role": "user", "content": _MARK}]
     text = str(tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False))
     before, found, after = text.partition(_MARK)
+    # A template that repeats the question would make the cut ambiguous.
     return (before, after) if found and _MARK not in after else None

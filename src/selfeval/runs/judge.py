@@ -69,6 +69,7 @@ class Judge:
                     f"{source} is a run, which has its own precision and device; omit them, or pass the run's model"
                 )
             return cls.of_run(RunModel.load(RunReader(source), trust_remote_code=trust_remote_code))
+        # Through the loader, so a model judge has the same defaults and checks as a run.
         config = load_config(None, {"model": str(source), "backbone.precision": precision, "backbone.device": device})
         backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
         kinds = judge_spec("judge", config.verdicts.judge).kinds("judge")

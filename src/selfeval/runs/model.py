@@ -91,6 +91,7 @@ class TrainedModel(ABC):
             RunFolderError: the run has not trained this model yet, or one of its files is damaged.
             ModelError: the base cannot be loaded.
         """
+        # Files first: a missing role is reported before the base is loaded, which may take minutes.
         reader = RunReader(folder)
         cls.check(reader)
         return cls(RunModel.load(reader, trust_remote_code=trust_remote_code))

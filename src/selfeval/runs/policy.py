@@ -122,6 +122,7 @@ class Policy(TrainedModel):
 
     def _sample(self, questions: Sequence[str], n: int, seed: int, temperature: float, limit: int) -> list[str]:
         model, prompts = self._model, [self._model.templates.prompt("reply", question=question) for question in questions]
+        # Replies to the same question are adjacent; `reply` cuts the list into groups of n.
         requests = [Request(prompt, temperature=temperature) for prompt in prompts for _ in range(n)]
         with model.backbone.acting_as(POLICY):
             rollouts = generate(
@@ -139,5 +140,6 @@ def _check(questions: Sequence[str], n: int, temperature: float, limit: int) -> 
     if not all(question.strip() for question in questions):
         raise InputError("questions must not be empty")
     for name, value, least in (("n", n, 1), ("temperature", temperature, 0), ("max_new_tokens", limit, 1)):
+        # Not `value < least`, which is False for NaN.
         if not value >= least:
             raise InputError(f"{name} must be at least {least}, got {value}")

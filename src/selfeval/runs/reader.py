@@ -98,6 +98,7 @@ class RunReader:
         return f"RunReader({str(self.folder)!r}, {self.status})"
 
     def _read_config(self) -> RunConfig:
+        # The lock is created before run.json, so this is a run that has not written it yet.
         if (self.folder / ".lock").exists() and not (self.folder / "run.json").exists():
             raise RunFolderError(
                 f"{self.folder} has no run.json yet; the run is just starting, or was stopped before it started"
@@ -173,6 +174,7 @@ class RunReader:
             return lambda row: row["split"] == split.value
         if "question_id" not in names:
             raise InputError(f'records "{kind}" have no split; omit it')
+        # Read when the filter is built, once for all files of the kind.
         ids = {row["id"] for row in self.rows("questions", split=split)}
         return lambda row: row["question_id"] in ids
 
@@ -190,6 +192,7 @@ class RunReader:
         self.check([path])
         try:
             yield from read_rows(path, _REDO)
+        # Between listing and opening: no lock is held while a run may set results aside.
         except FileNotFoundError as error:
             raise RunFolderError(f"{path} was just set aside by a run with other settings; reopen the run") from error
 

@@ -58,6 +58,7 @@ class Evaluator:
         self.facts: dict[str, Any] = json.loads((self.folder / "export.json").read_text(encoding="utf-8"))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
+        # Its chat template builds the evaluator's whole input, the reply and the end token included.
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.folder)
         self.__name__ = self.facts["role"]  # the name under which TRL logs the reward
         self._reference_answers: dict[str, str] = {}
@@ -66,6 +67,7 @@ class Evaluator:
         else:
             self.model, self.head = self._load_adapter(base)
         if self.facts["reference_answer"]:
+            # Left padding, so generation continues directly after each prompt.
             self.reference_tokenizer: Any = AutoTokenizer.from_pretrained(self.folder / "reference", padding_side="left")
             self.reference = self._reference()
 
@@ -96,6 +98,7 @@ class Evaluator:
         ]
         found: list[float] = []
         for part in _batches(texts, self.batch_size):
+            # Right padding: the adapter's score is read at the last token, whose position is counted from the left.
             batch = self.tokenizer(part, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
             found += self._scores(batch.input_ids.to(self.device), batch.attention_mask.to(self.device)).tolist()
         return found
@@ -123,6 +126,7 @@ class Evaluator:
     # -- inside ---------------------------------------------------------------------------------------------------------
 
     def _load(self, kind: Any, source: str | Path, **options: Any) -> Any:
+        # The precision of the run; quantised runs have none of these and take that of the base's files.
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(self.facts["precision"], "auto")
         dtype = precision if self.facts["layout"] != "classifier" else "auto"
         model = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
@@ -164,6 +168,7 @@ class Evaluator:
             logits_B1 = self.model(input_ids=ids_BT, attention_mask=attention_BT).logits
             scores_B: Tensor = logits_B1[:, 0].float() + float(self.model.config.score_bias)
             return scores_B
+        # The layers without the language model's head; the adapter is injected into them, so it stays active.
         body = self.model.get_base_model().base_model
         options = {}
         if "position_ids" in inspect.signature(body.forward).parameters:
@@ -207,6 +212,7 @@ def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[st
     if not isinstance(prompt, str) or around is None:
         return text
     before, after = around
+    # The policy's full prompt, as a trainer passes it: the evaluator needs the question in it.
     if before + after and text.startswith(before) and text.endswith(after) and len(text) > len(before + after):
         return text[len(before) : len(text) - len(after)]
     found = [token for token in control if token in text]

@@ -143,6 +143,7 @@ class Run:
         except ImportError as error:
             raise MissingPackageError("to_pandas", "pandas") from error
         found = self.records(kind, split=split)
+        # Columns are given, so an empty list of records has them too.
         return pandas.DataFrame([to_json(record) for record in found], columns=KINDS[kind].fields)
 
     def to_datasets(

@@ -34,6 +34,7 @@ def day_of(run: Mapping[str, Any]) -> date:
     """
     found = run.get("date")
     try:
+        # Once the run has begun, its own date: prompts must not change when it is resumed on another day.
         return date.today() if found is None else date.fromisoformat(found)
     except (TypeError, ValueError) as error:
         raise RunFolderError(f'run.json has the invalid date {found!r}; write the day of the run as "2026-01-31"') from error
@@ -79,6 +80,7 @@ def _root(folder: Path) -> Path:
     number = read_run(folder).get("round", 1)
     if number == 1:
         return folder
+    # Resolved, because a relative path such as "." has no parents to look at.
     whole = folder.resolve()
     if whole.parent.name != "rounds" or not (whole.parents[1] / "run.json").is_file():
         raise RunFolderError(

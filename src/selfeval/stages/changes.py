@@ -92,6 +92,7 @@ def what_changed(context: Context) -> str:
     if before and now and before != now:
         found.append(f"commit of {context.config.model}: {before}, now {now}")
     ledger = Ledger(store.root)
+    # Without its key a stage's results cannot be attributed to any configuration, so they count as changed.
     lost = [stage.name for stage in STAGES if ledger.key(stage.name) is None and ledger.has_work(stage.name)]
     found += [f"{name}/key.json is missing" for name in lost]
     return f"{store.root} has results of a different configuration: {', '.join(found) or 'unknown'}"
@@ -108,10 +109,12 @@ def agree(context: Context, losses: Sequence[Loss], reasons: Sequence[str]) -> N
     Raises:
         RunFolderError: the user did not agree; nothing has been moved.
     """
+    # Also True after an earlier answer of yes.
     if context.restart or not losses:
         return
     folder = context.first.root
     text = f"{'; '.join(reasons)}. Continuing moves these results to {folder / 'replaced'}: {'; '.join(map(str, losses))}"
+    # Nothing has been moved yet: a refusal leaves the folder as it was.
     if context.terminal.ask(f"{text}.\nMove them and rerun these stages?"):
         context.restart = True
         return

@@ -82,9 +82,11 @@ class Context:
     @cached_property
     def backbone(self) -> Backbone:
         with self.terminal.waiting(f"loading {self.config.model}"):
+            # With the precision that round 1 resolved, so a resumed run does not change it on another machine.
             settings = backbone_config(self.config, self.first.run)
             backbone = Backbone.load(self.config.model, settings, trust_remote_code=self.trust_remote_code)
             self._refuse_other_commit()
+            # Now rather than when the first role is added, after hours of sampling.
             backbone.roles.check_targets()
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
@@ -114,6 +116,7 @@ class Context:
 
     def release(self) -> None:
         """Release the backbone and all its roles to free memory for the next round."""
+        # A cached property is in the instance's __dict__; without the entry, the next access loads the model again.
         if self.__dict__.pop("backbone", None) is not None:
             gc.collect()  # a model and its hooks form a reference cycle
 
@@ -215,6 +218,7 @@ class Context:
 
         It includes the model's reference answer if the template shows one.
         """
+        # Looked up only if needed, because the folder is empty without a template that shows reference answers.
         reference_answer = self._reference_answers[question_id] if self.templates.grades_with_reference_answer else ""
         return self.templates.prompt("grade", question=question, reference_answer=reference_answer)
 

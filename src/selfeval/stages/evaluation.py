@@ -65,6 +65,7 @@ def run(context: Context) -> dict[str, Any]:
     """Write evaluation/figures.json (the parts of report.json that need the model), and return counts."""
     gold = load_gold(context.config.domain, context.config.gold)
     context.load_evaluators()
+    # All roles are loaded before the first measurement, so the timing of verdicts below includes no loading.
     guide = ensure_policy(context)
     questions = {q.id: q for q in context.store.read("questions", Question)}
     with context.terminal.bar("evaluation", _passes(context)) as bar:
@@ -90,6 +91,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _passes(context: Context) -> int:
     """Return the length of the progress bar: two scores per test pair; one reply and two comparisons per evaluated question."""
+    # A later round scores its own test pairs and those of round 1.
     scored = [context.store, context.first] if context.earlier else [context.store]
     pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
@@ -110,6 +112,7 @@ def _model(context: Context) -> Model:
 
 def _memory(context: Context) -> EvaluationMemory:
     """Return the bytes of the base, and of all adapters and heads as counted at the end of policy training."""
+    # This process may have loaded fewer adapters than the training had, so its own count would be too low.
     trained = context.store.manifest("policy")["counts"]
     return EvaluationMemory(
         base_bytes=context.backbone.census.base_bytes,
@@ -167,8 +170,10 @@ def _judged_test_pairs(
     texts = [questions[v.question_id].text for v in verdicts]
     prompts = [context.grade_prompt(v.question_id, text) for v, text in zip(verdicts, texts, strict=True)]
     ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
+    # One call scores all first replies, then all second ones; `both` has the same order.
     scores_KB = context.scorer().each(prompts * 2, ids, advance)
     margins_KN = scores_KB[:, : len(both)] - scores_KB[:, len(both) :]
+    # The spread over members is a population deviation; with a single member it is 0 rather than undefined.
     margins, deviations = margins_KN.mean(0).tolist(), margins_KN.std(0, correction=0).tolist()
     right = [_both_right(gold, text, (a.text, b.text)) for text, (a, b) in zip(texts, both, strict=True)]
     return [JudgedPair(*row) for row in zip(verdicts, both, margins, deviations, right, strict=True)]
@@ -238,6 +243,7 @@ def _answer_and_judge(
     config, templates = context.config, context.templates
     questions = context.questions(Split.TEST)[: config.evaluation.questions]
     replies = context.replies()
+    # Plain samples at temperature 1 under the start role (stages/replies.py), so a new sample is not needed.
     before = [replies[f"{q.id}-r0"] for q in questions]
     prompts = [templates.prompt("reply", question=q.text) for q in questions]
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
@@ -245,6 +251,7 @@ def _answer_and_judge(
     kls = _kl_to_start(context, prompts, after)
     comparisons = [Comparison(q.text, t, b.text) for q, t, b in zip(questions, texts, before, strict=True)]
     with context.backbone.acting_as(BASE):
+        # The referee's prompt labelled no training pair, so the policy cannot have learned to please it.
         judgements = context.judge("referee").judge(comparisons, advance)
     outcomes = [outcome(judgement, config.verdicts.tie) for judgement in judgements]
     right = [_both_right(gold, q.text, (b.text, t)) for q, b, t in zip(questions, before, texts, strict=True)]
@@ -286,6 +293,7 @@ def _checked_replies(context: Context, questions: Mapping[str, Question], gold: 
     found: dict[int, list[CheckedReply]] = {}
     counted = {int(line["step"]) for line in context.store.read_metrics("policy")}
     for sample in context.store.read("policy", Sampled):
+        # A roll-back removes the metrics of its iterations, while their samples stay until they are overwritten.
         if sample.step not in counted:
             continue
         right = gold.is_right(questions[sample.question_id].text, sample.text)

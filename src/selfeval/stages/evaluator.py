@@ -54,12 +54,14 @@ def margins(context: Context, pairs: Sequence[Preference]) -> list[float]:
 
 
 def _is_held_out(question_id: str, share: float, seed: int) -> bool:
+    # A hash of the question, not a draw in sequence: adding pairs or rounds moves no question to the other side.
     digest = hashlib.sha256(f"{seed}/held-out/{question_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
 
 
 def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
     """Return the training pairs and the pairs held out by question for the temperature. Test questions are in neither."""
+    # The run's seed, not the round's: a question that was held out stays held out in later rounds.
     share, seed = context.config.evaluator.held_out, context.config.seed
     pairs = context.training_pairs()
     # At least one question is held out, even if the share selects none.
@@ -93,10 +95,12 @@ def run(context: Context) -> dict[str, Any]:
         for number, role in enumerate(roles):
             if not context.role_folder(role).is_dir():  # a member trained before an interruption is kept
                 _train(context, role, train, steps * number, bar)
+            # A member that was trained before an interruption logs no steps, so its share is added here.
             bar.advance(steps * (number + 1) - bar.done)
     context.load_evaluators()
     temperature = _temperature(context, held_out)
     written = context.role_folder(EVALUATOR) / "evaluator.json"
+    # Added to the file of the first member, which was written without it before the temperature could be fitted.
     saved = {"temperature": temperature.value, "temperature_pairs": temperature.pairs}
     write_json(written, {**read_json(written), **saved})
     counts = {"trained": len(train), "held_out": len(held_out), "members": len(roles)}
@@ -131,6 +135,7 @@ def _train(context: Context, role: str, pairs: Sequence[Preference], before: int
     )
     backbone.roles.freeze(role)
     units = _units(context, role, pairs) if config.evaluator.members > 1 else {"mean": 0.0, "deviation": 1.0}
+    # In one rename, so a role folder that exists is complete; `run` relies on this to skip the member.
     with writing(context.role_folder(role)) as written:
         save_role(backbone, role, written)
         write_json(written / "evaluator.json", units)
@@ -141,4 +146,5 @@ def _units(context: Context, role: str, pairs: Sequence[Preference]) -> dict[str
     some = pairs[:_REPLIES_FOR_UNITS]
     prompts, replies = [p.prompt for p in some] * 2, [p.chosen for p in some] + [p.rejected for p in some]
     scores = score_replies(context.backbone, role, prompts, replies, context.config.backbone.batch_tokens)
+    # Never 0: the scores are divided by it.
     return {"mean": fmean(scores), "deviation": max(pstdev(scores), 1e-4)}

@@ -95,6 +95,7 @@ def given_key(config: RunConfig) -> list[str]:
         return []
     kind, path = found
     try:
+        # The hash in place of the path: a moved or renamed file gives the same run.
         return [kind, file_hash(path)]
     except OSError as error:
         raise DataError(f"{kind}.file {path} cannot be read: {error.strerror or error}") from error
@@ -193,6 +194,7 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     number, values = line
     reader = _Reader(values, f"{path}, line {number}", _EXAMPLES[kind])
     question, split = reader.question(), reader.split()
+    # Several lines may be about one question, such as one reply or one pair per line.
     row = rows.setdefault(question, _Row(question, number, split))
     if split is not None and row.split not in (None, split):
         raise DataError(
@@ -202,11 +204,13 @@ def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     row.split = row.split or split
     if kind == "replies":
         for reply in reader.replies():
+            # Replies are drawn in pairs later, and two that differ only in case, punctuation or spaces are no comparison.
             row.add_reply(reply, normalise(reply))
     if kind == "pairs":
         pair = reader.pair()
         row.pairs.append(pair)
         for reply in (pair.chosen, pair.rejected):
+            # Looked up by their exact text when the pairs are made (stages/verdicts.py).
             row.add_reply(reply, reply)
 
 
@@ -291,6 +295,7 @@ def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]
     index, groups, dropped = NearDuplicates(config.questions.near_duplicate), _Groups(), []
     for row in ordered:
         twins = index.find_all(row.text)
+        # Questions alone cost nothing to drop; those with replies or pairs are the user's data, dropped only in a conflict.
         if twins and (not row.replies or len(groups.asked(twins) | ({row.split} if row.split else set())) > 1):
             dropped.append(Drop("questions", "near_duplicate", row.text, {"of": twins[0]}))
             continue
@@ -299,6 +304,7 @@ def _split(rows: list[_Row], config: RunConfig) -> tuple[list[_Row], list[Drop]]
     firsts = groups.firsts
     _draw_splits([row for row in firsts if row.split is None], firsts, config)
     groups.share_splits()
+    # In the order of the file: the order above only served to decide.
     return [row for row in rows if row.text in groups.rows], dropped
 
 
@@ -312,6 +318,7 @@ class _Groups:
 
     def add(self, row: _Row, twins: Sequence[str]) -> None:
         """Add a question, merging the groups of its near-duplicates into one group with it."""
+        # The earliest question leads the merged group, so the result does not depend on the order of a set.
         firsts = sorted({self._first[twin] for twin in twins}, key=self._number.__getitem__)
         first = firsts[0] if firsts else row.text
         self.rows[row.text], self._number[row.text], self._first[row.text] = row, len(self._number), first
@@ -339,9 +346,11 @@ def _draw_splits(undecided: list[_Row], all_rows: list[_Row], config: RunConfig)
     """Draw test questions in the proportion of questions.test to questions.train, using only the run's seed and the texts."""
     share = config.questions.test / (config.questions.train + config.questions.test)
     asked = sum(row.split == Split.TEST for row in all_rows)
+    # At least one test question, unless the lines themselves request some.
     wanted = max(0, max(1, round(share * len(all_rows))) - asked)
 
     def drawn(row: _Row) -> bytes:
+        # Sorting by a hash is a shuffle that depends on the seed and the texts, not on the order of the lines.
         return hashlib.sha256(f"{config.seed}/split/{row.text}".encode()).digest()
 
     for number, row in enumerate(sorted(undecided, key=drawn)):

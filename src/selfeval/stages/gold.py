@@ -69,6 +69,7 @@ class FileGold:
         label = self._labels.get((known, _plain(reply)))
         if label is not None:
             return label
+        # A label is about one reply; an answer covers all others to the question.
         answers = self._answers.get(known)
         return None if answers is None else is_answer(reply, answers)
 
@@ -86,6 +87,7 @@ class FileGold:
                 raise DataError(f"{where}: an earlier line has a different answer to the same question; got {shown}")
             return
         reply, label = values.get("reply"), values.get("label")
+        # JSON labels may be true and false, or 1 and 0; True == 1, so the membership test covers both.
         if not isinstance(reply, str) or not isinstance(label, bool | int) or label not in (0, 1):
             raise DataError(f'{where}: expected an "answer", or a "reply" with a "label" of true or false; got {shown}')
         if self._labels.setdefault((known, _plain(reply)), bool(label)) != bool(label):
@@ -133,6 +135,7 @@ def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -
         ConfigError: the domain is not installed, both are given, or the questions are not known before they are written.
         DataError: the file is missing or malformed, or has none of the test questions.
     """
+    # Before the file: a misspelt domain is the cheaper check.
     check_domain(domain)
     if not path:
         return
@@ -176,6 +179,7 @@ def load_gold(domain: str | None, path: str = "") -> Gold | None:
         return FileGold(Path(path))
     if domain is None:
         return None
+    # The entry point names a class: the second call creates the oracle.
     return _Answers(domain, cast(Gold, _installed(domain).load()()))
 
 

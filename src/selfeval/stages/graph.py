@@ -179,6 +179,7 @@ def _outputs_read(context: Context, stage: Stage) -> list[Output | int]:
         if edge.rounds == "this":
             found.append(Output(context.store.root, edge.stage))
         elif edge.rounds == "previous":
+            # Empty in round 1, which has no previous round.
             found += [Output(store.root, edge.stage) for store in context.earlier[-1:]]
         elif context.round == 1 < context.config.rounds:
             # The number of rounds counts too: a report of one round of three differs from that of a run of one round.
@@ -198,6 +199,7 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
         number: number of the round; a later round depends on the previous round's policy. Default: 1.
         day: Optional. Date that templates print. Default: today.
     """
+    # Computed once for all rounds and stages; each of these reads files.
     values, day = _with_contents(config), day or date.today()
     sources = prompt_sources(templates_folder(config.model, config.templates), day, kinds_of_run(config.verdicts))
     previous: dict[str, str] = {}
@@ -208,7 +210,9 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
             read: list[Any] = [keys[edge.stage] for edge in stage.reads if edge.rounds == "this"]
             if previous:
                 read += [["round", round_number, previous[edge.stage]] for edge in stage.reads if edge.rounds == "previous"]
+            # Exactly one predecessor, since a round is a chain. The first stage of round 1 has none and starts from the inputs.
             [before] = read or [_origin(config, seeds, sources["chat"], day)]
+            # Dotted names such as `backbone.lora` descend into the nested configuration.
             sections = {name: reduce(getitem, name.split("."), values) for name in stage.sections}
             prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
             keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
@@ -219,6 +223,7 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
 def _origin(config: RunConfig, seeds: Sequence[Any], chat: Any, day: date) -> list[Any]:
     """Return the identity of everything that round 1 starts from."""
     tokenizer = [_tokenizer_day(config.model, day), chat]
+    # Only the questions of the seeds: their replies and other fields are never read by a stage.
     return [model_identity(config.model), tokenizer, [seed.question for seed in seeds], *given_key(config)]
 
 
@@ -233,6 +238,7 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
 def _tokenizer_day(name: str, day: date) -> str | None:
     """Return the date if a chat template of the model may print it, else None."""
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in tokenizer_files(name) if _is_text(path))
+    # Otherwise the key would change every day although no prompt does.
     return day.isoformat() if any("strftime_now" in text for text in texts) else None
 
 

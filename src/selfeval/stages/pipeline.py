@@ -39,10 +39,12 @@ def run_stages(context: Context, until: str | None = None) -> bool:
         ConfigError: the domain or a tracker is not installed.
     """
     start_round(context, until)
+    # All stages first: a damaged file of the last one must not be reported after hours of work.
     _act_on_damage(context)
     wanted = STAGES[: _names().index(until) + 1] if until else STAGES
     ledger = ledger_of(context)
     try:
+        # A list, because `any` over a generator would stop at the first stage that had work to do.
         worked = [_bring_up_to_date(context, stage, ledger) for stage in wanted]
     except BaseException:
         context.store.update_run(status="interrupted")
@@ -70,6 +72,7 @@ def has_current_evidence(context: Context) -> bool:
     Damage is not considered here: it is refused when the round is run.
     """
     ledger = ledger_of(context)
+    # The report is left out: that of round 1 is written from the rounds for which this returns True.
     return all(isinstance(ledger.state(stage.name), Fresh | Damaged) for stage in STAGES if not stage.gathers)
 
 
@@ -105,10 +108,12 @@ def set_changed_aside(contexts: Sequence[Context]) -> None:
     Raises:
         RunFolderError: the user did not agree; nothing has been moved.
     """
+    # Collected over all rounds before the first move, so the user is asked once and a refusal moves nothing.
     found = [(context, stage) for context in contexts for stage in _changed(context)]
     losses = [loss_of(context, stage) for context, stage in found if not stage.gathers]
     agree(contexts[0], losses, [what_changed(contexts[0])] if losses else [])
     for context in contexts:
+        # `agree` sets it on the context that asked.
         context.restart = contexts[0].restart
     for context, stage in found:
         # A folder without run.json is not a run. Its results may be from other settings, so the archive records none.
@@ -146,6 +151,7 @@ def _write_run(context: Context) -> None:
         versions=report.versions(),
         stages={**rows, **store.run.get("stages", {})},  # restore the rows if run.json was removed
     )
+    # A copy for a later resume without the user's file (`_config_of_the_run`).
     store.write_records("seeds.jsonl", context.seeds)
 
 
@@ -231,6 +237,7 @@ def _set_aside(context: Context, stage: Stage) -> None:
 def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
     store, started = context.store, time.monotonic()
     inputs = expected.inputs or ""
+    # Before the work: after a kill, the results on disk can be attributed to this configuration.
     store.begin(stage.name, expected.key, inputs)
     try:
         counts = stage.run(context)
@@ -249,6 +256,8 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
         peak_bytes=peak_resident_bytes(),
         memory_events=_memory_events(context, stage),
     )
+    # The manifest marks the stage as finished, so it comes last: after a kill before it, the stage runs again and reuses
+    # its shards and checkpoints.
     outputs, kept = stage.output_paths(store.root, context.config), stage.kept_paths(store.root)
     store.finish(stage.name, expected.key, counts, outputs, inputs, kept)
     shown = ", ".join(f"{name} {value}" for name, value in counts.items())
@@ -257,6 +266,7 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
 
 def _memory_events(context: Context, stage: Stage) -> list[dict[str, Any]]:
     """Return the memory events of this stage, including those of earlier, interrupted attempts."""
+    # An interrupted attempt has recorded its events in run.json, and they would be overwritten.
     earlier: list[dict[str, Any]] = context.store.run.get("stages", {}).get(stage.name, {}).get("memory_events", [])
     return [*earlier, *context.take_memory_events()]
 

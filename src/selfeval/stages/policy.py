@@ -43,12 +43,14 @@ _METRICS = ("policy", "watchdogs")
 def add_roles(context: Context) -> None:
     """Add policy and reference. A learner adds further roles."""
     backbone = context.backbone
+    # The scorer needs them, and a critic starts as a copy of one.
     context.load_evaluators()
     start = context.ensure_start()
     backbone.roles.add(POLICY, seed=context.seed("role", POLICY) % 2**31, copy_of=None if start == BASE else start)
     if context.config.policy.reference_ema is not None:
         backbone.roles.add(REFERENCE, copy_of=POLICY, trainable=False)  # the reference moves, so it needs separate weights
     else:
+        # The policy's initial weights: if it starts bare, the reference is the base itself and needs no memory.
         backbone.roles.add_snapshot(REFERENCE, of=POLICY)
 
 
@@ -62,6 +64,7 @@ def output_roles(config: RunConfig) -> tuple[str, ...]:
 
 def save_policy(context: Context, guide: Guide | None) -> None:
     """Save the role `policy`; with a guide, save its roles first and record them next to the policy."""
+    # The policy comes last, because its file names the other roles: if it exists, they do.
     guides = guide.roles if guide else ()
     for role in (*guides, POLICY):
         context.backbone.roles.freeze(role)
@@ -105,12 +108,14 @@ def prompts_of(context: Context) -> list[QuestionPrompts]:
     templates = context.templates
     return [
         QuestionPrompts(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
+        # Held-out judge questions are the first ones; both functions count them with `_kept_aside`.
         for q in context.questions(Split.TRAIN)[_kept_aside(context) :]
     ]
 
 
 def _kept_aside(context: Context) -> int:
     config = context.config.policy
+    # At most a quarter, so a small run keeps most of its questions for training.
     return min(config.judge_questions, len(context.questions(Split.TRAIN)) // 4) if config.judge_every is not None else 0
 
 
@@ -151,11 +156,13 @@ def _kept_pairs(context: Context) -> list[Preference]:
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    # NaN is not JSON; `explained_variance` may be NaN by design (training/watchdogs.py).
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def _sampled_until(context: Context) -> Callable[[int], list[Path]]:
     """Return a function that lists the files of sampled replies up to a given iteration."""
+    # Iteration 0 is the initial checkpoint and has no samples.
     return lambda iteration: [context.store.shard_path("policy", number) for number in range(1, iteration + 1)]
 
 
@@ -174,6 +181,7 @@ class _RunRecorder:
     def resumed(self, iteration: int) -> None:
         for name in _METRICS:
             self.context.store.keep_metrics(name, iteration)
+        # Negative after a roll-back: the bar moves back.
         self.bar.advance(iteration - self.bar.done)
 
     def samples(self, iteration: int, samples: Samples, scores: Scores) -> None:
@@ -194,6 +202,7 @@ class _RunRecorder:
 
     def rolled_back(self, iteration: int, alarms: Sequence[Alarm]) -> None:
         self.resumed(iteration)
+        # `resumed` above has removed the lines of the undone iterations, the alarm's own among them.
         for alarm in alarms:  # logged at the checkpoint's iteration, so a resumed training keeps them
             self.context.store.add_metrics("watchdogs", {**alarm.as_json(), "step": iteration, "seen_at": alarm.step})
         ending = any(alarm.action == "finish" for alarm in alarms)

@@ -31,6 +31,7 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     Raises:
         InputError: seeds, a user's file, gold, a tracker, the model, its templates or its adapters cannot be used.
     """
+    # Cheapest first: a typo in a file must not wait for the model's files.
     given = read_given(config)
     if config.seeds or given is None:
         read_seeds(config.seeds)
@@ -70,6 +71,7 @@ def run_folder(root: Path) -> Iterator[RunStore]:
     try:
         yield store
     except InputError:
+        # The lock is a file in this folder, so it is released before the folder is cleared.
         store.close()
         if not any(path for pattern in _PRODUCED for path in root.glob(pattern)):
             _clear(root, keep=was_there, only_if=not was_there or was_empty)

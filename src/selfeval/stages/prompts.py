@@ -35,12 +35,14 @@ def keep_templates(config: RunConfig, store: RunStore, day: date) -> None:
         store: folder of round 1, for any round.
         day: date that templates print.
     """
+    # The date is replaced by the run's before the comparison: a template that prints it would differ every day.
     wanted, stored = _sources(config, day), stored_texts(store.root)
     if CHAT_TEMPLATE in stored:
         wanted.setdefault(CHAT_TEMPLATE, stored[CHAT_TEMPLATE])
     if wanted != stored:
         _write(store.root, wanted)
     hashes = {name: text_hash(text) for name, text in wanted.items()}
+    # The recorded hash stays even if the file is gone, so `has_lost_chat_template` can notice that.
     known = (store.run.get(TEMPLATES) or {}).get(CHAT_TEMPLATE)
     _note(store, day, hashes if known is None else {**hashes, CHAT_TEMPLATE: known})
 
@@ -57,10 +59,12 @@ def load_templates(config: RunConfig, store: RunStore, tokenizer: PreTrainedToke
     Raises:
         ModelError: see `Templates.load`.
     """
+    # `selfeval tune` begins without `start_round`, which writes them in a run.
     if not (store.root / TEMPLATES).is_dir():
         keep_templates(config, store, day)
     source = templates_folder(config.model, config.templates)
     texts = {name: text for name, text in stored_texts(store.root).items() if name != CHAT_TEMPLATE}
+    # From the source, not from the run folder: there, the tokenizer's own chat template is stored under this name as well.
     chat = template_texts(source).get(CHAT_TEMPLATE)
     given = texts if chat is None else {**texts, CHAT_TEMPLATE: chat}
     templates = Templates.load(source, tokenizer, day, given, kinds_of_run(config.verdicts))

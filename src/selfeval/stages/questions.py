@@ -77,6 +77,7 @@ class WriteQuestions:
 
     def __call__(self, model: ModelHandle, batch: Batch[Question]) -> ShardOutput:
         """Sample a shard, or as much of it as is needed. The samples do not depend on how many of them are needed."""
+        # Shard 0 of a later round: the test questions of round 1, unchanged.
         if self.tests and not batch.index:
             return ShardOutput(self.tests, [])
         acceptance, requests, sampled = _Acceptance(self, batch.records), self._requests(model, batch), 0
@@ -87,6 +88,7 @@ class WriteQuestions:
             asked = list(islice(requests, max(needed, _FEWEST_AT_ONCE, sampled)))
             if not asked:
                 break
+            # Judged in the order of the samples: whether one is a near-duplicate depends on those before it.
             outcomes += [acceptance.consider(*sample) for sample in self._samples(model, batch.index, sampled, asked)]
             sampled += len(asked)
         return ShardOutput([o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)])
@@ -96,6 +98,7 @@ class WriteQuestions:
         config, rng = self.config, self.draws.random("questions", batch.index)
         pool = [q.text for q in batch.records if q.split == Split.TRAIN]
         for _ in range(config.shard):
+            # The first shard has no questions yet, and its prompts show seeds only.
             from_pool = min(len(pool), max(0, config.examples - config.seed_examples))
             from_seeds = min(len(self.seeds), config.examples - from_pool)
             examples = rng.sample(self.seeds, from_seeds) + rng.sample(pool, from_pool)
@@ -133,6 +136,7 @@ class _Acceptance:
         self.accepted: list[Question] = []
         self._counts: Counter[Split] = Counter()
         self._prefix = "q" if work.round == 1 else f"r{work.round}q"
+        # A question that copies a seed, or one of an earlier round, is a near-duplicate too.
         for number, seed in enumerate(work.seeds):
             self.index.add(f"seed-{number}", seed)
         for question in work.earlier:
@@ -145,17 +149,20 @@ class _Acceptance:
         if len(self.accepted) >= self._work.wanted:
             return None
         if not finished:
+            # Checked first: the other filters expect a whole question.
             return Drop("questions", "unfinished", text)
         if reason := self._junk(text):
             return Drop("questions", reason, text)
         twin = self.index.find(text)
         if twin is not None:
             return Drop("questions", "near_duplicate", text, {"of": twin})
+        # The number is that of the accepted question, so ids have no gaps.
         return self._accept(Question(f"{self._prefix}{len(self.accepted):06d}", text, self._split(), "self"))
 
     def _junk(self, text: str) -> str | None:
         if len(normalise(text)) < self.config.shortest:
             return "too_short"
+        # None is an unclosed block, a positive number a closed one; either way the text is not just a question.
         return "thinking" if thinking_of(text).end != 0 else self.filters.reason(text)
 
     def _split(self) -> Split:
@@ -187,6 +194,7 @@ def run(context: Context) -> dict[str, int]:
         _check_seeds(context)
     config, work = context.config.questions, _work(context)
     shards = StageShards(context.store, context.terminal, "questions", drops=True)
+    # A limit on the samples, for a model that writes hardly any usable question.
     most = int(config.attempts * work.wanted / config.shard) + 1
     questions = grow_shards(shards, Question, work, context.executor, wanted=work.wanted, most=most)
     return _counts(context, questions, work.wanted)
@@ -225,6 +233,7 @@ def _counts(context: Context, questions: Sequence[Question], wanted: int) -> dic
     config = context.config.questions
     train = sum(q.split == Split.TRAIN for q in questions)
     drops = Counter(d.reason for d in context.store.read_dropped("questions"))
+    # Fewer than a tenth is a failure of the prompt or the seeds; more is reported, and the run continues.
     if train < 2 or train < config.train // 10:
         seen = ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) or "none"
         raise LoopError(

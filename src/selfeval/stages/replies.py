@@ -65,6 +65,7 @@ class WriteReplies:
 
     def __call__(self, model: ModelHandle, batch: Batch[Asked]) -> ShardOutput:
         """Return the replies under the start role, and the reference answers of the base if the evaluator reads them."""
+        # Beam search is deterministic, so it gets at most one reply per question: the last number.
         sampled, beamed = self._numbered([asked.question for asked in batch.records])
         with model.backbone.acting_as(model.start()):
             replies = self._sampled(model, batch.index, sampled) if sampled else []
@@ -108,6 +109,7 @@ class WriteReplies:
         if question.split == Split.TEST:
             return Request(prompt)
         rng = self.draws.random("replies", question.id, number)
+        # Named by question and reply, not by shard: another shard size draws the same temperatures.
         return Request(prompt, rng.uniform(*self.config.temperature), rng.uniform(*self.config.top_p))
 
     def _beamed(self, model: ModelHandle, numbered: Sequence[Numbered]) -> list[Reply]:
@@ -130,6 +132,7 @@ class WriteReplies:
 
         Their token ids are those under which any text is scored, including the end-of-sequence token.
         """
+        # A finished sample ends with this token, and the evaluator's score is read there.
         end = model.backbone.loaded.eos_ids[:1]
         texts = [(one.question, n, text) for one in asked for n, text in enumerate(one.typed)]
         found = [(q, n, text, (*model.templates.reply_ids(text), *end)) for q, n, text in texts]
@@ -146,6 +149,7 @@ class WriteReplies:
     def _fits(self, model: ModelHandle, question: Question, ids: Sequence[int]) -> bool:
         """Return whether prompt, reference answer (if the prompt has one) and reply fit the evaluator's context."""
         length = model.backbone.loaded.context_length
+        # The reference answer does not exist yet, so its maximum length is assumed.
         reference_answer = self.config.max_new_tokens if model.templates.grades_with_reference_answer else 0
         prompt = model.templates.prompt("grade", question=question.text, reference_answer="")
         return length is None or len(prompt.ids) + reference_answer + len(ids) <= length
@@ -187,6 +191,7 @@ def run(context: Context) -> dict[str, int]:
     )
     others = ("reference_answers",) if context.templates.grades_with_reference_answer else ()
     shards = StageShards(context.store, context.terminal, "replies", others=others)
+    # Test questions have reference answers since round 1.
     known = {w.question_id for w in context.first.read("reference_answers", ReferenceAnswer)} if context.earlier else set()
     questions = context.store.read("questions", Question)
     asked = [Asked(q, tuple(typed.get(q.id, ())), reference_answer=q.id not in known) for q in questions]

@@ -140,6 +140,7 @@ def build_report(context: Context) -> Report:
 
 def _time(context: Context, figures: Evaluation) -> Time:
     stages = context.store.run.get("stages", {})
+    # The report's own time is unknown while it is being written.
     seconds = {name: row.get("seconds", 0.0) for name, row in stages.items() if name != "report"}
     return Time(stages=seconds, per_verdict=figures.seconds_per_verdict, total=round(sum(seconds.values()), 2))
 
@@ -150,6 +151,7 @@ def _memory(context: Context, figures: Evaluation) -> Memory:
         base_bytes=figures.memory.base_bytes,
         adapter_bytes=figures.memory.adapter_bytes,
         weight_copies=figures.memory.weight_copies,
+        # Every stage recorded its peak when it finished; this process may have a higher one by now.
         peak_bytes=max([peak_resident_bytes(), *(row.get("peak_bytes", 0) for row in stages.values())]),
         events=tuple(
             MemoryEvent(stage=name, **event) for name, row in stages.items() for event in row.get("memory_events", [])
@@ -160,5 +162,6 @@ def _memory(context: Context, figures: Evaluation) -> Memory:
 def run(context: Context) -> dict[str, Any]:
     """Write report.json and index.html."""
     write_json(context.store.root / "report.json", build_report(context).as_json())
+    # Drawn from report.json, never from the objects in memory: `selfeval report` draws the same page later.
     draw_page(context.store.root)
     return {}

@@ -46,7 +46,9 @@ def restore(store: RunStore, number: int) -> list[str]:
     restored = [stage for stage in STAGES if stage.name in facts["stages"]]
     if not restored:
         raise RunFolderError(f"{archive.folder / str(number)} contains no stage of a run; there is nothing to restore")
+    # Before anything is moved.
     _refuse_other_sources(store, restored[0], facts)
+    # A killed attempt has already made room. Doing it again would set aside the files that it put back.
     if not facts.get("restoring"):
         _make_room(store, restored, facts)
         archive.note_restoring(number)
@@ -60,6 +62,7 @@ def restore(store: RunStore, number: int) -> list[str]:
 def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any]) -> None:
     """Refuse results whose input stages have changed since they were computed."""
     for stage in STAGES[: STAGES.index(first)]:
+        # A stage without a key had not begun when these results were set aside.
         wanted = facts["keys"].get(stage.name, {}).get("key")
         if wanted is not None and Ledger(store.root).key(stage.name) != wanted:
             raise _other_sources(store.root, first, stage)

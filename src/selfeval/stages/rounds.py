@@ -48,6 +48,7 @@ def run_rounds(first: Context, until: tuple[int, str | None] | None = None) -> b
         raise RunFolderError(f"there is no round {last}; rounds = {rounds}")
     if rounds == 1:
         return run_stages(first, stage)
+    # Opened now, not when their turn comes: results of another configuration are found in all rounds before any work.
     contexts = [first, *_begun(first)]
     try:
         worked = _run_all(contexts, last, stage)
@@ -55,6 +56,7 @@ def run_rounds(first: Context, until: tuple[int, str | None] | None = None) -> b
         first.store.update_run(status="interrupted")
         raise
     finally:
+        # Each later round holds the lock of its folder; the caller closes the store of round 1.
         for context in contexts[1:]:
             context.store.close()
     return worked
@@ -90,10 +92,13 @@ def _run_all(contexts: list[Context], last: int, stage: str | None) -> bool:
     first = contexts[0]
     set_changed_aside(contexts)
     start_round(first, stage)
+    # The report of round 1 covers these rounds, so its freshness depends on them.
     first.later = _current(contexts)
     worked = run_stages(first, stage if last == 1 else None)
     for number in range(2, last + 1):
+        # `run_stages` has set the status of round 1, which stands for the whole run, to finished or partial.
         first.store.update_run(status="running")
+        # Only one model in memory at a time.
         contexts[number - 2].release()
         if len(contexts) < number:
             contexts.append(_next(contexts))

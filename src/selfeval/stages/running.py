@@ -66,7 +66,9 @@ def new_config(
     Raises:
         ConfigError: a key or a value is wrong.
     """
+    # The embedded recipe is for runs without a model; a model without a recipe takes the defaults.
     picked = Path(recipe) if recipe else None if model else _EMBEDDED
+    # Absolute, because run.json records it and the run may be resumed from another working directory.
     found = os.path.abspath(model) if model and Path(model).is_dir() else model
     given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "backbone.memory_budget": memory_budget}
@@ -210,8 +212,10 @@ def run(
     """
     folder = None if output is None else Path(output)
     if isinstance(recipe, RunConfig):
+        # Through JSON and back, so overrides are validated together with the values that they change.
         config = load_config(None, recipe.model_dump(mode="json"), [*_assignments(settings)])
     else:
+        # These two decide whether `output` is resumed with its own settings or starts from others.
         named = {key: settings.pop(key) for key in ("model", "seeds") if settings.get(key) is not None}
         config = config_to_run(recipe, folder, **named, assignments=[*_assignments(settings)])
     folder = folder or Path("runs") / config.name

@@ -27,6 +27,7 @@ def read_seeds(path: str) -> list[Seed]:
     if Path(path).suffix.lower() in (".csv", ".tsv"):
         raise SeedsError(f"seeds file {path} is a table, which is not supported; {_GIVE}")
     text = read_text(Path(path), "seeds file", SeedsError, most=_LARGEST, remedy=_GIVE)
+    # JSON lines in a file named .txt would otherwise become questions, braces included.
     is_json = Path(path).suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
     if is_json:
         seeds = [_seed(path, line) for line in json_lines(text, path, SeedsError, _EXAMPLE)]

@@ -60,6 +60,7 @@ class ModelHandle:
         """Load the role that the round starts from if needed, and return its name."""
         if self.start_folder is None:
             return BASE
+        # The first work that needs it loads it; afterwards it stays on the backbone.
         if START not in self.backbone.roles.names:
             load_role(self.backbone, START, self.start_folder)
         return START
@@ -151,6 +152,7 @@ class StageShards:
 
     def has(self, index: int) -> bool:
         """Return whether a shard is finished, with its shards in other folders."""
+        # The stage's own shard last; see `write`.
         others = all(self.store.has_shard(folder, index) for folder in self.others)
         return others and self.store.has_shard(self.name, index, drops=self.drops)
 
@@ -164,6 +166,7 @@ class StageShards:
 def map_shards(stage: StageShards, items: Sequence[T], size: int, work: Work[T], executor: Executor) -> None:
     """Split the items into shards of `size`, and compute those that are not finished. The shards are independent."""
     batches = [Batch(number, items[first : first + size]) for number, first in enumerate(range(0, len(items), size))]
+    # Batches are numbered before the finished ones are left out, so their seeds do not depend on a resume.
     left = [batch for batch in batches if not stage.has(batch.index)]
     done = len(items) - sum(len(batch.records) for batch in left)
     with stage.terminal.bar(stage.name, len(items), done) as bar:
@@ -188,11 +191,13 @@ def grow_shards(stage: StageShards, kind: type[T], work: Work[T], executor: Exec
     """
     records: list[T] = []
     index = 0
+    # Up to the first gap: a shard depends on all before it, so those after a gap are computed again.
     while stage.has(index):
         records += stage.store.read_shard(stage.name, index, kind)
         index += 1
     with stage.terminal.bar(stage.name, wanted, len(records)) as bar:
         while len(records) < wanted and index < most:
+            # One batch at a time, because the next one reads these records.
             for batch, output in executor.map(work, [Batch(index, tuple(records))]):
                 stage.write(batch.index, output)
                 records += output.records

@@ -59,6 +59,7 @@ class Bar:
     def advance(self, count: int = 1) -> None:
         self.done += count
         if self._progress:
+            # A stage may finish more units than planned, and rich would show more than 100 %.
             self._progress.update(self._task, completed=self.done, total=max(self.total, self.done))
         elif not self._terminal.quiet and time.monotonic() - self._told > _PLAIN_SECONDS:
             self._told = time.monotonic()
@@ -71,6 +72,7 @@ class Bar:
 
     def _plain_line(self) -> str:
         seconds = time.monotonic() - self._started
+        # Units finished by an earlier process are not part of this process's speed.
         rate = (self.done - self._first) / max(seconds, 1e-9)
         left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if rate > 0 else ""
         return f"{self.name}: {self.done}/{self.total}, {rate:.1f}/s{left} {self._figures}".rstrip()

@@ -73,6 +73,7 @@ class Trackers:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+        # accelerate's logger, which its trackers use, raises an error unless this state exists.
         PartialState()
         self.folder.mkdir(parents=True, exist_ok=True)
         if name == "mlflow":  # log to a file in the run folder unless the user names a server
@@ -80,6 +81,7 @@ class Trackers:
         tracker = LOGGER_TYPE_TO_CLASS[name](**self._arguments(name))
         tracker.start()
         assert self._started is not None
+        # Before the settings are sent: if that fails, `_guarded` finds the tracker and drops it.
         self._started[name] = tracker
         tracker.store_init_configuration(_flat(self.config.model_dump(mode="json")))
         if name == "wandb":

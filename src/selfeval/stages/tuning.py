@@ -124,12 +124,15 @@ def tune(
         store.update_run(kind=_STAGE, name=config.name, config=config.model_dump(mode="json"))
         context = Context(config, store, terminal, trust_remote_code=trust_remote_code)
         rows = _rows(context, documents, length)
+        # After the rows are known, because their content is part of the key.
         _set_others_aside(context, rows)
+        # It exists if an earlier call trained it and was killed during the export.
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
         load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # the export needs them in the run folder
         role = context.role_folder(_ROLE)
         facts = read_object(role / TUNING, remedy=f"remove {role} and rerun the same command")
+        # The export loads the base again, in another form; both at once may not fit into memory.
         context.release()
         exported = export_role(
             config,
@@ -141,6 +144,7 @@ def tune(
             waiting=terminal.waiting,
             trust_remote_code=trust_remote_code,
         )
+    # Only after the export succeeded: until then, a second call resumes from this folder.
     shutil.rmtree(store.root)
     return Tuned(exported, facts)
 
@@ -152,6 +156,7 @@ def _workplace(target: Path) -> Iterator[RunStore]:
     begun = (".lock", ".run.json.part")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     key = folder / _STAGE / "key.json"  # identifies the folder if run.json was removed
+    # Another run folder must not be taken for this command's, since it is deleted in the end.
     is_ours = read_run(folder).get("kind") == _STAGE if "run.json" in held else ".lock" in held and key.is_file()
     if not is_ours and any(name not in begun for name in held):
         raise RunFolderError(f"{folder} is the working folder of this command, but it contains other files; pass another --to")
@@ -255,6 +260,7 @@ def _set_others_aside(context: Context, rows: Rows) -> None:
 
 
 def _digest(rows: Rows) -> str:
+    # All rows have this length, so it separates them; the ids alone would not tell where a row ends.
     found = hashlib.sha256(str(len(rows[0])).encode())
     for row in rows:
         found.update(array("q", row).tobytes())
@@ -288,6 +294,7 @@ def _train(context: Context, rows: Rows) -> None:
             log=log,
             resumed=resumed,
         )
+    # Weights and facts in one rename: `tune` takes an existing folder for a finished training.
     with writing(context.role_folder(_ROLE)) as written:
         save_role(backbone, _ROLE, written)
         write_json(written / TUNING, _facts(store.read_metrics(_STAGE), rows))

@@ -70,6 +70,7 @@ class VerdictCost:
 def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None:
     """Measure both on up to 128 random pairs; None if there are no pairs."""
     picked = context.random("verdict cost").sample(list(asked), min(PAIRS, len(asked)))
+    # Left-over pairs form further batches; the means are weighted by size.
     size = max(1, len(picked) // BATCHES)
     batches = [picked[i : i + size] for i in range(0, len(picked), size)]
     if not batches:
@@ -113,6 +114,7 @@ def _seconds(pairs: int, spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[
 
 
 def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
+    # Built before the clock starts.
     judge = context.judge()
     comparisons = [Comparison(a.question.text, a.replies[0].text, a.replies[1].text) for a in batch]
     start = perf_counter()
@@ -123,12 +125,14 @@ def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
 
 def _by_evaluator(context: Context, batch: Sequence[Asked], reference_answers: Sequence[str]) -> _Spent:
     scorer, start = context.scorer(), perf_counter()
+    # Building the prompts is part of the cost, as it is for the judge.
     prompts = [
         context.templates.prompt("grade", question=a.question.text, reference_answer=answer)
         for a, answer in zip(batch, reference_answers, strict=True)
     ]
     replies = [a.replies[0].ids for a in batch] + [a.replies[1].ids for a in batch]
     scorer.of(prompts * 2, replies).whole_B.tolist()  # reading back waits for the GPU
+    # Both replies to a question are scored after the same prompt.
     scored = 2 * sum(len(prompt.ids) for prompt in prompts) + sum(map(len, replies))
     return _Spent(perf_counter() - start, scored * len(scorer.members), 0)
 

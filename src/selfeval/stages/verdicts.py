@@ -38,8 +38,10 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | 
         if len(replies) < 2:
             pairs.append(Drop("verdicts", "single_reply", question.text))
             continue
+        # By the question's name: the pair does not depend on which other questions are judged.
         context.random("pair", question.id).shuffle(replies)
         first = replies[0]
+        # Replies that differ only in case, punctuation or spaces are no comparison.
         other = next((r for r in replies[1:] if normalise(r.text) != normalise(first.text)), None)
         same = Drop("verdicts", "identical_replies", question.text, {"reply": first.text})
         pairs.append(same if other is None else (question, first, other))
@@ -93,6 +95,7 @@ class JudgePairs:
         judgements = self._judge(model, [Comparison(q.text, a.text, b.text) for q, a, b in pairs])
         verdicts = [_verdict(self.config, q, a, b, j) for (q, a, b), j in zip(pairs, judgements, strict=True)]
         unkept = [_drop(q, v) for (q, _, _), v in zip(pairs, verdicts, strict=True) if v.state != VerdictState.KEPT]
+        # Verdicts that are not kept stay in the shard: evaluation counts them by state.
         return ShardOutput(verdicts, [*drops, *unkept])
 
     def _judge(self, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:

@@ -61,12 +61,15 @@ class Archive:
             paths: files and folders of the run; the last one contains the stage's key.
             run: contents of run.json when these results were created.
         """
+        # A stage need not have written all of its paths.
         found = [path for path in paths if path.exists()]
         target = self._target(found)
         path = target / _FACTS
         facts = read_object(path) if path.is_file() else self._new_facts(run)
         facts["stages"][stage] = run.get("stages", {}).get(stage, {})
         facts["paths"] += [p.relative_to(self.root).as_posix() for p in found]
+        # Before the first move: after a kill, every file in the archive is listed, and `put_back` skips listed files that are
+        # still in the run.
         write_json(path, facts)
         for source in found:
             self._move(source, target / source.relative_to(self.root))
@@ -77,6 +80,7 @@ class Archive:
         return {**kept, "keys": keys, "stages": {}, "paths": []}
 
     def _target(self, paths: Sequence[Path]) -> Path:
+        # A second result of the same stage must not overwrite the first, so it gets the next number.
         if self._number is None or any((self._folder() / path.relative_to(self.root)).exists() for path in paths):
             taken = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
             self._number = max(taken, default=0) + 1
@@ -101,11 +105,13 @@ class Archive:
         for name in self.facts(number)["paths"]:
             source, target = folder / name, self.root / name
             if source.exists():
+                # Left by a stage that began and wrote nothing; anything else would make `rmdir` fail.
                 for marker in ("key.json", JOURNAL):
                     (target / marker).unlink(missing_ok=True)
                 if target.is_dir():
                     target.rmdir()
                 self._move(source, target)
+        # Files that are not listed stay in the archive.
         left = [path for path in folder.rglob("*") if path.is_file() and path.name != _FACTS]
         if not left:
             shutil.rmtree(folder)

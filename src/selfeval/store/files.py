@@ -77,6 +77,7 @@ def content_hash(path: Path) -> str:
 
 def _hash(path: Path, kind: str) -> str:
     whole = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError at a loop of links before Python 3.13
+    # Size and time are part of the cache key, so a changed file is hashed again.
     facts = whole.stat()
     return _cached_hash(whole, kind, facts.st_size, facts.st_mtime_ns)
 
@@ -107,10 +108,12 @@ def _add_json(found: Any, file: BinaryIO, size: int) -> None:
 def _add_header(found: Any, file: BinaryIO, size: int) -> None:
     """Read the header of a safetensors file and hash it in canonical form; rewind the file if it has no valid header."""
     start = file.read(8)
+    # safetensors: 8 bytes little-endian length, a JSON header of that length, then the data.
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     try:
         if length > min(size - 8, _LARGEST_JSON):
             raise ValueError("the header is longer than the file")
+        # The header only; the caller hashes the data that follow, byte for byte.
         found.update(_canonical(file.read(length)))
     except ValueError:
         file.seek(0)
@@ -197,10 +200,13 @@ def writing(path: Path) -> Iterator[Path]:
         _remove(temporary)
         yield temporary
         open_to_umask(temporary)
+        # Before the rename: after a power failure, the new name must not point to data that were never written.
         _sync(temporary)
+        # `os.replace` cannot replace a folder that has files. A kill in between leaves only the temporary folder.
         if path.is_dir():
             _remove(path)
         os.replace(temporary, path)
+    # KeyboardInterrupt included: no temporary files are left behind.
     except BaseException as error:
         with _ignoring_system_errors():
             _remove(temporary)

@@ -132,6 +132,7 @@ class Expected:
         parts = [part.content if isinstance(part, Output) else part for part in self.reads]
         if None in parts:
             return None
+        # A single output stands for itself, so `restore` can compare it with one output's content.
         return "" if not parts else str(parts[0]) if len(parts) == 1 else fingerprint(parts)
 
 
@@ -161,6 +162,7 @@ class Ledger:
             RunFolderError: the manifest or key.json cannot be read.
         """
         expected = self.expected.get(stage)
+        # A key without results is no obstacle: the next `begin` overwrites it.
         if expected and self.key(stage) != expected.key and self.has_work(stage):
             return Changed("configuration")
         if damaged := self._damaged(stage):
@@ -185,6 +187,7 @@ class Ledger:
     def _has_other_inputs(self, stage: str, expected: Expected) -> bool:
         """Return whether a stage has results of other inputs. Unfinished inputs are not compared yet."""
         found, wanted = read_key(self.root, stage).get("inputs"), expected.inputs
+        # None: not begun, or an input is unfinished and will be compared once it is there.
         return None not in (found, wanted) and found != wanted and self.has_work(stage)
 
     def _damaged(self, stage: str) -> str | None:
@@ -218,6 +221,7 @@ def read_key(root: Path, stage: str) -> dict[str, Any]:
         RunFolderError: the file is damaged.
     """
     path = root / stage / "key.json"
+    # key.json is written when a stage begins, the manifest when it is finished.
     if path.exists():
         values = read_sealed(path, "key", "inputs", remedy="remove it and rerun the same command")
         return {"key": values["key"], "inputs": values["inputs"]}
@@ -267,6 +271,7 @@ def missing_files(root: Path, stage: str) -> list[str]:
 
 
 def _is(path: Path, written: str) -> bool:
+    # A missing file is not damaged; `missing_files` reports it.
     return not path.is_file() or content_hash(path) == written
 
 
@@ -291,6 +296,7 @@ def check_files(root: Path, paths: Iterable[Path]) -> None:
 
 def _in_journals(root: Path) -> dict[str, str]:
     """Return the hashes of unfinished stages' shards, without those that were noted but not written before a kill."""
+    # The manifest of a finished stage has the hashes of its shards.
     unfinished = [path.parent.name for path in root.glob(f"*/{JOURNAL}") if not has_manifest(root, path.parent.name)]
     noted = {name: written for stage in unfinished for name, written in read_journal(root, stage).items()}
     return {name: written for name, written in noted.items() if (root / name).is_file()}

@@ -32,6 +32,7 @@ def add_metrics(path: Path, values: Mapping[str, Any]) -> None:
 
 def keep_metrics(path: Path, last_step: int) -> None:
     """Remove lines after `last_step`, written by a run that was killed after its last checkpoint."""
+    # Rewritten atomically; a truncated last line is dropped with the rest.
     lines = read_metrics(path)
     write_file(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= last_step))
 

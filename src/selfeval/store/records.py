@@ -73,6 +73,7 @@ def _lines(path: Path, *, appended: bool) -> Iterator[bytes]:
     """Yield lines of at most one byte over the limit; read as bytes because text mode also splits at U+2028."""
     with open_file(path) as file:
         while line := file.readline(LONGEST_LINE + 1):
+            # A line over the limit has no newline either, but is passed on, to be refused as too long.
             if appended and not line.endswith(b"\n") and len(line) <= LONGEST_LINE:
                 return
             yield line

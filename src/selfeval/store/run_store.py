@@ -45,6 +45,7 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
+            # Before anything is created in the folder, which may not be a run at all.
             self._refuse_other_folders()
             root.mkdir(parents=True, exist_ok=True)
             # The folder may be untrusted: through a link in it, this process could write or delete files elsewhere.
@@ -67,6 +68,7 @@ class RunStore:
 
     def _is_run(self) -> bool:
         """Whether the folder is a run, including one without run.json (lost, or killed before it was written)."""
+        # A folder with nothing else was created by a process that was killed before its first write.
         begun = (".lock", ".run.json.part")
         if (self.root / "run.json").is_file() or all(p.name in begun for p in self.root.iterdir()):
             return True
@@ -113,6 +115,7 @@ class RunStore:
             inputs: fingerprint of the outputs that it reads. Default: empty.
         """
         values = {"key": key, "inputs": inputs}
+        # An unchanged key is left alone, so a resume does not touch the files of a finished stage.
         if ledger.read_key(self.root, stage) != values:
             write_sealed(self.folder(stage) / "key.json", values)
 
@@ -127,13 +130,16 @@ class RunStore:
         # Move the folder with key.json last: if the process is killed before, the old key remains and the next run retries.
         paths = [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]
         self._archive.take(stage, paths, run)
+        # After the move, which copies the stage's row to the archive.
         self.update_run(stages={name: row for name, row in run.get("stages", {}).items() if name != stage})
 
     def reopen(self, stage: str) -> None:
         """Remove a stage's manifest and the shards whose dropped records are lost; keep all other files."""
+        # While the manifest is still there: without a journal entry, intact shards would be computed again.
         self._note_from_manifest(stage)
         for name in ledger.missing_files(self.root, stage):
             if name.startswith(f"dropped/{stage}/"):
+                # The shard of the same number; both are recreated together.
                 (self.folder(stage) / Path(name).name).unlink(missing_ok=True)
         (self.folder(stage) / "manifest.json").unlink(missing_ok=True)
 
@@ -141,6 +147,7 @@ class RunStore:
         """Recreate missing journals of a finished stage from the hashes in its manifest."""
         manifest, found = self.manifest(stage), dict[str, dict[str, str]]()
         for name, written in {**manifest["files"], **manifest["also"]}.items():
+            # Both hashes are of the plain bytes: `content_hash` has a canonical form for .json and .safetensors only.
             if Path(name).match("shard-*.jsonl"):
                 found.setdefault(ledger.journal_of(name), {})[name] = written
         for folder, hashes in found.items():
@@ -208,6 +215,7 @@ class RunStore:
         return True
 
     def _paths_of_shard(self, stage: str, index: int, *, drops: bool) -> list[Path]:
+        # The shard itself last, in the order in which `write_shard` writes: it completes the pair.
         return [*([self._dropped_path(stage, index)] if drops else []), self.shard_path(stage, index)]
 
     def shard_path(self, stage: str, index: int) -> Path:

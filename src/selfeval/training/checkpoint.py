@@ -89,6 +89,7 @@ class Checkpoints:
         others = self._saved()
         before = [times for number, times, _ in others if number == step]
         tensors = {
+            # safetensors raises an error for a tensor that is not contiguous.
             f"role/{r}/{n}": p.detach().cpu().contiguous()
             for r in self.roles
             for n, p in self.backbone.roles.parameters(r).items()
@@ -96,13 +97,17 @@ class Checkpoints:
         for role, optimizer in self.optimizers.items():
             tensors.update({f"optimizer/{role}/{name}": value for name, value in self._optimizer_tensors(role, optimizer)})
         numbers = _without_tensors(state, "state", tensors)
+        # A step that was saved before gets a new folder: replacing the old one would leave neither, if killed in between.
         target = self.folder / (f"step-{step:06d}.{max(before) + 1}" if before else f"step-{step:06d}")
         with writing(target) as temporary:
             temporary.mkdir(parents=True)
             save_file(tensors, temporary / "state.safetensors")
             write_json(temporary / "state.json", {"step": step, **numbers})
             self._copy_metrics(temporary / "metrics")
+            # Last, because it hashes all other files of the folder.
             write_sealed(temporary / _MANIFEST, self._manifest(temporary, step))
+        # Only once the new folder is complete. A kill in this loop leaves one checkpoint too many, perhaps damaged; `restore`
+        # starts with the newest, and the next save removes the rest.
         for _, _, path in others:
             if path != self._last:
                 shutil.rmtree(path)
@@ -145,6 +150,7 @@ class Checkpoints:
             fault = _fault_of(path)
             if fault is None:
                 self._say_passed_over(faults, path)
+                # The next save keeps this one and removes the newer, damaged ones.
                 self._last = path
                 return self._take(path)
             faults.append(fault)
@@ -162,6 +168,7 @@ class Checkpoints:
 
     def _take(self, path: Path) -> dict[str, Any]:
         """Restore weights, optimizers and metrics from a verified checkpoint, and return its state."""
+        # Before the first weight changes: an error must leave the model as it was.
         self._check_written(_hashes_of(path)["written"], read_json(path / "state.json")["step"])
         tensors = load_file(path / "state.safetensors")
         for optimizer in self.optimizers.values():
@@ -170,6 +177,7 @@ class Checkpoints:
         with torch.no_grad():
             for role in self.roles:
                 for name, parameter in self.backbone.roles.parameters(role).items():
+                    # In place: optimizers and adapters refer to these Parameter objects.
                     parameter.copy_(tensors[f"role/{role}/{name}"])
         for role, optimizer in self.optimizers.items():
             self._restore_optimizer(role, optimizer, tensors)
@@ -190,6 +198,7 @@ class Checkpoints:
             prefix = f"optimizer/{role}/{name}/"
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if state:
+                # AdamW, unless fused or capturable, has its step counter on the CPU; on a GPU, each step would wait for it.
                 optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
 
     def _restore_metrics(self, copies: Path) -> None:
@@ -199,6 +208,7 @@ class Checkpoints:
                 with writing(path) as temporary:
                     shutil.copyfile(copy, temporary)
             else:
+                # The checkpoint is older than the first line of this file, so the repeated steps would log their lines twice.
                 path.unlink(missing_ok=True)
 
 
@@ -243,6 +253,7 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
+        # Only a placeholder has this key and no other.
         if value.keys() == {_TENSOR}:
             return tensors[value[_TENSOR]]
         return {key: _with_tensors(part, tensors) for key, part in value.items()}

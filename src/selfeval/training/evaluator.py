@@ -85,6 +85,7 @@ def pair_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute the summed loss of a micro-batch of pairs (all chosen replies, then all rejected), and the margins `[N]`."""
     chosen_N, rejected_N = final_scores(backbone, role, batch).split(len(label_N))
+    # The label is a probability, so the loss is the cross-entropy between judge and evaluator; 0.5 asks for equal scores.
     losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N)
     return (losses_N + config.centering * centering_penalty(chosen_N, rejected_N)).sum(), chosen_N - rejected_N
 
@@ -101,10 +102,12 @@ def _step(
         label_N = torch.tensor([p.label for p in some], device=batch.ids_BT.device)
         loss, margins = pair_loss(backbone, role, batch, label_N, config)
         found = loss.item(), int((margins > 0).sum())
+        # Last, because a group that runs out of memory is repeated. Divided by the whole batch, not by this micro-batch.
         add_gradients(loss / len(pairs), parameters)
         return found
 
     total, right = 0.0, 0
+    # A pair is two rows, padded to the longer of them.
     sizes = [2 * (len(p.prompt.ids) + max(len(p.chosen), len(p.rejected))) for p in pairs]
     with backbone.acting_as(role):
         for _, (loss, correct) in backbone.budget.in_groups(Phase.UPDATE, sizes, batch_tokens, of_group):
@@ -149,6 +152,7 @@ def train_evaluator(
     per_epoch = math.ceil(len(pairs) / config.batch)
 
     def gradients(step: int) -> dict[str, float]:
+        # The order is computed from the step alone, so a resumed training draws the same batches.
         order = list(range(len(pairs)))
         random.Random(f"{seed}/{_order(role)}/{step // per_epoch}").shuffle(order)
         start = (step % per_epoch) * config.batch

@@ -140,8 +140,10 @@ class RewardScale:
         reward_B = self.units(scores_B)
         if config.reward_clip is not None:
             reward_B = reward_B.clamp(-config.reward_clip, config.reward_clip)
+        # The penalties follow the clip: before it, they would vanish for a reply whose score is already clipped from below.
         reward_B = torch.where(finished_B, reward_B, reward_B - config.unfinished_penalty)
         if config.length_guard is not None:
+            # One unit of reward for each further multiple of the allowed length, which is relative to the initial mean.
             reward_B = reward_B - (lengths_B / (config.length_guard * self.length) - 1).clamp_min(0)
         return reward_B
 
@@ -226,11 +228,13 @@ def build_experience(
 ) -> Experience:
     """Build the experience of an iteration, with the normalised score and the KL penalty of every token as rewards."""
     backbone, config, replies = context.backbone, context.config, [r.ids for r in samples.rollouts]
+    # The replies are the same in both, so their reply columns agree and one mask fits tensors computed from either.
     policy_batch = pad_sequences(backbone, [p.reply for p in samples.asked], replies)
     critic_batch = pad_sequences(backbone, [p.grade for p in samples.asked], replies)
     mask, device = policy_batch.mask_BR, policy_batch.mask_BR.device
     finished_B = torch.tensor([r.finished for r in samples.rollouts], device=device)
     captured = torch.zeros(mask.shape, device=device)
+    # Boolean indexing fills the mask row by row, which is the order of this flat list.
     captured[mask] = torch.tensor([p for r in samples.rollouts for p in r.logprobs], device=device)
     ref = reference_logprobs(context, policy_batch)
     whole_B = scale.reward(scores.whole_B, finished_B, mask.sum(-1), config)
@@ -265,6 +269,7 @@ def with_values(context: LearnerContext, experience: Experience, scale: RewardSc
 def experience_metrics(experience: Experience) -> dict[str, float]:
     """Compute the metrics of an iteration before its update."""
     mask = experience.mask
+    # Summed over the reply: nats per reply, as in `kl_target`. The estimate k1 is unbiased but may be negative.
     kl_B = zero_padding(k1(experience.logprobs, experience.ref_logprobs), mask).sum(-1)
     found = {
         "score": float(experience.scores_B.mean()),
@@ -283,6 +288,7 @@ def experience_metrics(experience: Experience) -> dict[str, float]:
 def _repeated(experience: Experience) -> float:
     """Compute the share of the iteration's questions to which the most common reply was given."""
     rows = zip(experience.policy_batch.reply_BR.tolist(), experience.mask.sum(-1).tolist(), strict=True)
+    # A set of (reply, question): equal replies to the same question count once.
     answered = {(tuple(ids[:length]), group) for (ids, length), group in zip(rows, experience.groups_B.tolist(), strict=True)}
     questions = len({group for _, group in answered})
     return max(Counter(reply for reply, _ in answered).values()) / questions

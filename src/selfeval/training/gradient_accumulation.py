@@ -72,6 +72,7 @@ def clip_gradients(parameters: Mapping[str, nn.Parameter], largest: float | None
 
 def _plain(loss: Tensor, trained: Sequence[nn.Parameter]) -> tuple[Gradients, float]:
     found = torch.autograd.grad(loss, trained, allow_unused=True)
+    # A loss that is not finite is passed on: the caller logs it, and `clip_gradients` raises.
     if _are_finite(found) or not _are_finite([loss]):
         return found, 1.0
     raise _not_finite(trained, found)
@@ -94,6 +95,7 @@ def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> 
 
 def _are_finite(tensors: Gradients) -> bool:
     """Return whether all numbers are finite, with one device synchronisation; the planner's fake tensors count as finite."""
+    # All checks are queued before the first is read back. They may be on several devices if the base is split.
     checks = [t.isfinite().all() for t in tensors if t is not None and not isinstance(t, FakeTensor)]
     return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
 

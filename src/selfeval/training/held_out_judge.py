@@ -54,11 +54,13 @@ class HeldOutJudge:
         with self.backbone.acting_as(BASE):
             judged = self.judge.judge(comparisons)
         wins = [j.probability for j in judged if j.probability is not None]
+        # The standard error of a reading needs two verdicts, and a mean over a minority of the questions is not comparable.
         if len(wins) < max(2, len(judged) / 2):
             return None
         return JudgeReading(tuple(j.probability for j in judged))
 
     @cached_property
+    # Cached: the initial policy and the seed never change. A resumed training samples the same replies again.
     def _start(self) -> list[str]:
         return self._replies(self.start)
 

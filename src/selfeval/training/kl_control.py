@@ -37,7 +37,9 @@ class KLControl:
     def __init__(self, config: PolicyConfig) -> None:
         self.config = config
         self.coefficient = config.kl_coefficient
+        # At a KL of 0 the error is -1, so beta = lambda exp(-gain); this makes it equal to `kl_coefficient`.
         self.multiplier = config.kl_coefficient * math.exp(_GAIN)
+        # A third of the iterations, rounded up.
         self.waiting = -(-config.iterations // 3)
 
     def update(self, kl: float, samples: int) -> None:
@@ -54,6 +56,7 @@ class KLControl:
         target, rate = self.config.kl_target, self.config.kl_rate
         self.waiting = 0 if error >= 0 else max(0, self.waiting - 1)
         if not self.waiting:
+            # The clipped error is passed as a KL: (target (1 + e) - target) rate / target = rate e.
             self.multiplier = dual_kl_coefficient(
                 self.multiplier, target * (1 + error), target=target, learning_rate=rate / target
             )

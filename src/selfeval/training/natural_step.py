@@ -97,7 +97,9 @@ def natural_step(
     gradient_N = _taken(parameters)
     if not bool(gradient_N.isfinite().all()):
         raise NotFiniteError("the surrogate's gradient")
+    # The Fisher matrix only shapes the direction; gradient and line search, which bound the step, use all replies.
     few = batch.rows(torch.arange(min(FISHER_REPLIES, len(batch.scores_B)), device=batch.mask.device)).policy_batch
+    # Solve (F + damping) x = g, then scale x to the KL bound (Schulman et al. 2015, appendix C).
     step = _solved(lambda v_N: fisher_product(context, few, v_N), gradient_N, kl_bound)
     start_N = flatten([p.detach() for p in parameters])
     search = _search(context, batch, start_N, step.step_N, kl_bound, entropy_bonus)
@@ -211,6 +213,7 @@ def fisher_product(context: LearnerContext, batch: Sequences, vector_N: Tensor) 
     total_N, sizes = torch.zeros_like(vector_N), batch.attention_BT.sum(-1).tolist()
     with backbone.acting_as(POLICY):
         for _, found_N in backbone.budget.in_groups(Phase.CURVATURE, sizes, context.batch_tokens, of_group):
+            # A product is a sum over tokens, so those of the micro-batches add up; the mean is taken at the end.
             total_N += found_N
     return total_N * (length / int(batch.mask_BR.sum()))
 
@@ -244,6 +247,7 @@ def _search(
         )
         fraction = search.fraction
     finally:
+        # Also after an error, because each trial leaves its weights in the policy.
         _put(parameters, start_N + fraction * step_N if fraction else start_N)
     return search
 
@@ -263,6 +267,7 @@ def microbatch_outcome(
     """
     backbone, temperature = context.backbone, context.config.temperature
     parameters = list(backbone.roles.parameters(POLICY).values())
+    # Hidden states of both policies, because the exact KL is a sum over the vocabulary.
     _put(parameters, start_N)
     old_BRD = reply_hidden(backbone, rows.policy_batch)
     _put(parameters, end_N)

@@ -32,6 +32,7 @@ def broken_layer(backbone: Backbone, roles: Sequence[str], batch: Sequences) -> 
             backbone.hidden(batch.ids_BT, batch.attention_BT)
         if broken:
             return f"{broken[0]} of {role}"
+        # The pass does not apply the scalar head, and NaN in a weight that no token reaches does not show in an output.
         weights = [name for name, p in backbone.roles.parameters(role).items() if not bool(torch.isfinite(p).all())]
         if weights:
             return f"{weights[0]} of {role}"

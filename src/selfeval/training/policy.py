@@ -58,6 +58,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[QuestionPrompts], re
     while iteration < context.config.iterations:
         iteration += 1
         alarms = _iterate(loop, prompts, iteration, recorder)
+        # Several watchdogs may fire in one iteration; the gravest action is taken.
         if any(a.action == "stop" for a in alarms):
             raise _stopped(alarms)
         if any(a.action == "roll_back" for a in alarms):
@@ -66,6 +67,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[QuestionPrompts], re
             keeper.save(iteration, loop.state())  # resuming must not forget the halved learning rate
             continue
         if any(a.action == "finish" for a in alarms):
+            # The result of the training is the policy with the best reading, not the last one.
             recorder.rolled_back(loop.go_back(best), alarms)
             break
         if loop.judged_best(iteration):
@@ -78,6 +80,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[QuestionPrompts], re
 def _iterate(loop: _Loop, prompts: Sequence[QuestionPrompts], iteration: int, recorder: Recorder) -> list[Alarm]:
     """Run one iteration on its share of the prompts and record it."""
     started, context = time.monotonic(), loop.context
+    # Questions and sampling seed depend on the iteration alone, so a resumed or rolled-back iteration repeats them.
     turn = draw(len(prompts), iteration - 1, context.config.questions_per_iteration, f"{context.seed}/prompts")
     samples, scores, values, alarms = loop.iterate([prompts[i] for i in turn], iteration)
     recorder.samples(iteration, *loop.own(samples, scores))
@@ -122,10 +125,12 @@ class _Loop:
     ) -> tuple[Samples, Scores, dict[str, float], list[Alarm]]:
         """Run one iteration and return samples, scores, metrics and alarms; partial results if a number is not finite."""
         config, learner = self.context.config, self.learner
+        # Empty until the first number is available, so the handler below returns whatever was computed before the error.
         samples, scores, values = Samples([], []), Scores(torch.zeros(0)), {"step": float(iteration)}
         try:
             samples = learner.collect(prompts, iteration)
             scores = self.context.scorer(samples)
+            # Fixed by the first iteration: critic, replay buffer and reward clip are all in these units.
             self.scale = self.scale or RewardScale.of(scores.whole_B, samples, whiten=config.whiten_rewards)
             # Value guidance controls the KL by its temperature, so a penalty in the reward would count the KL twice.
             penalty = 0.0 if learner.guidance() else self.kl.coefficient
@@ -139,6 +144,7 @@ class _Loop:
         self.first = self.first or values
         values |= self._judge_metrics(iteration, values["score"])
         alarms = check_iteration(values, self.first, config)
+        # Otherwise training stops or goes back to a checkpoint, which restores controller and reference.
         if all(a.action == "warn" for a in alarms):
             self._adapt(values["kl"], len(samples.asked))
         return samples, scores, values, alarms
@@ -151,6 +157,7 @@ class _Loop:
     def _where(self, prompts: Sequence[QuestionPrompts], samples: Samples) -> str:
         """Name the first layer with a non-finite output, by a forward pass of a few replies under each role."""
         backbone, few = self.context.backbone, list(zip(samples.asked, samples.rollouts, strict=True))[:4]
+        # If sampling itself failed there is no reply: the last token of a prompt takes its place.
         texts = [(p.reply, r.ids) for p, r in few] or [
             (Prompt(p.reply.ids[:-1], p.reply.images), p.reply.ids[-1:]) for p in prompts[:4]
         ]
@@ -168,6 +175,7 @@ class _Loop:
             return {}
         now: dict[str, Any] = {"step": float(iteration), "rolled_back": float(self.rolled_back)}
         now |= {"win_rate": reading.win_rate, "score": score, "outcomes": list(reading.outcomes)}
+        # A new best reading is compared with itself: its drop and its gain are 0.
         best = max([*self.readings, now], key=lambda reading: reading["win_rate"])
         self.readings.append(now)
         return {

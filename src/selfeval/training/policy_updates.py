@@ -46,6 +46,7 @@ PerToken = Callable[[Tensor, Experience], Tensor]
 def learning_rate_factor(iteration: int, config: PolicyConfig) -> float:
     """Compute the multiplier of the peak learning rate: linear warm-up, then linear decay to a tenth."""
     rising = min(1.0, iteration / max(1, config.warmup_iterations + 1))
+    # Measured from the first iteration, not from the end of the warm-up, so the peak is slightly below 1 after a warm-up.
     falling = 1.0 - 0.9 * (iteration - 1) / max(1, config.iterations)
     return min(rising, falling)
 
@@ -168,7 +169,9 @@ def policy_gradients(
         rows = part.rows(index)
         made = policy_loss(context, rows, weights_BR[index], loss, entropy_bonus=entropy_bonus, tokens=tokens)
         found = _policy_sums(rows, made.logprobs.detach(), made.entropy.detach(), clip_fraction)
+        # The weights already average over the minibatch; this undoes the division by `tokens` that the other sums need.
         found["policy_loss"] = made.loss.item() * tokens
+        # Last: a micro-batch that runs out of memory is repeated in halves, and must not have added anything.
         add_gradients(made.objective, parameters)
         return found
 
@@ -188,7 +191,9 @@ def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fract
     found = {"entropy": float(masked_sum(entropy, rows.mask))}
     if clip_fraction is not None:
         found["clip_fraction"] = float(clip_fraction(logprobs, rows)) * count
+    # This and the clip fraction are means; times the number of tokens, they can be summed over micro-batches.
     found["approximate_kl"] = float(approximate_kl(logprobs, rows.logprobs, rows.mask)) * count
+    # Before the first step this is 0 up to rounding, unless sampling and scoring disagree (watchdog `ratio_not_one`).
     found["ratio_gap"] = float(masked_sum((logprobs - rows.logprobs).exp().sub(1).abs(), rows.mask))
     return found
 
@@ -196,6 +201,7 @@ def _policy_sums(rows: Experience, logprobs: Tensor, entropy: Tensor, clip_fract
 def critic_loss(context: LearnerContext, rows: Experience, scale: RewardScale) -> Tensor:
     """Compute the clipped value loss of a micro-batch under the critic, which must be acting; a sum over tokens."""
     clip = context.config.settings_as(CriticConfig).value_clip
+    # The head predicts raw scores, like the evaluator that it starts from; the returns are in units of whitened reward.
     values = scale.units(token_values(context, rows.critic_batch))
     return masked_sum(clipped_value_loss(values, present(rows.values), present(rows.returns), clip=clip), rows.mask)
 

@@ -37,6 +37,7 @@ class Pairs:
 
     def some(self, index_N: Tensor) -> Pairs:
         """Return the pairs at these indices."""
+        # The pair i is in the rows i and N + i.
         rows = torch.cat([index_N, index_N + len(self.label_N)])
         return Pairs(rows_of(self.batch, rows), self.label_N[index_N], None if self.ref_BR is None else self.ref_BR[rows])
 
@@ -65,6 +66,7 @@ def best_and_worst(experience: Experience, *, with_reference: bool) -> Pairs:
         experience: replies with their rewards.
         with_reference: whether the pairs have reference log-probs.
     """
+    # The penalty was subtracted with the estimate k1, so adding it with the same estimate cancels it exactly.
     kl_BR = zero_padding(experience.logprobs - experience.ref_logprobs, experience.mask)
     rewards_B = experience.rewards.sum(-1) + experience.kl_coefficient * kl_BR.sum(-1)
     members: dict[int, list[int]] = {}

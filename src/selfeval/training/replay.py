@@ -122,6 +122,7 @@ class Replay:
         nothing = torch.zeros(batch.mask_BR.shape, device=batch.mask_BR.device)
 
         def spread(per_row: Sequence[Tensor]) -> Tensor:
+            # Fills the mask row by row: the concatenated replies, without padding, are in that order.
             return nothing.masked_scatter(batch.mask_BR, torch.cat(list(per_row)).to(nothing))
 
         return Replayed(
@@ -137,8 +138,10 @@ class Replay:
 
     def state(self) -> dict[str, Tensor]:
         """Return the buffer as one flat tensor per field, with the lengths of the rows."""
+        # Ragged rows as flat tensors, because safetensors stores no nested data. An empty buffer has no columns to zip.
         columns = list(zip(*self.rows, strict=True)) or [()] * len(_Row._fields)
         empty = {name: torch.zeros(0, dtype=torch.int64 if i < 3 else torch.float32) for i, name in enumerate(_Row._fields)}
+        # The empty tensor comes first: it fixes the dtype, and `cat` refuses an empty list.
         flat = {name: torch.cat([empty[name], *parts]) for name, parts in zip(_Row._fields, columns, strict=True)}
         lengths = [[len(part) for part in row] for row in self.rows]
         return {**flat, "lengths": torch.tensor(lengths, dtype=torch.int64).view(-1, len(_Row._fields))}
@@ -148,4 +151,5 @@ class Replay:
         lengths = state["lengths"].tolist()
         columns = [state[name].split([row[i] for row in lengths]) for i, name in enumerate(_Row._fields)]
         self.rows.clear()
+        # Cloned, because `split` returns views: one remaining row would keep all of the loaded buffer in memory.
         self.rows.extend(_Row(*(part.clone() for part in row)) for row in zip(*columns, strict=True))

@@ -123,10 +123,12 @@ def _step(backbone: Backbone, role: str, rows: Sequence[Sequence[int]], batch_to
 
     def of_group(group: list[int]) -> float:
         chosen = [rows[i] for i in group]
+        # Nothing predicts the first token, so it serves as the prompt and the rest of the row as the reply.
         batch = pad_sequences(backbone, [Prompt(tuple(row[:1])) for row in chosen], [row[1:] for row in chosen])
         found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
         loss = -found.logprobs.sum()
         value = loss.item()
+        # Last, because a group that runs out of memory is repeated.
         add_gradients(loss / tokens, parameters)
         return value
 

@@ -80,6 +80,8 @@ def train_supervised(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
+        # Before the save: the checkpoint copies the metrics, which must include this step.
         log({"step": done, **metrics, "grad_norm": norm, "learning_rate": rate})
+        # The last step is saved only on demand: a finished evaluator is written as a role at once.
         if (done % config.checkpoint_every == 0 and done < steps) or (save_last and done == steps):
             keeper.save(done, backbone.training_state())

@@ -98,6 +98,7 @@ def _ratio_not_one(values: Figures, first: Figures, config: PolicyConfig) -> See
 
 
 def _negative_kl(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    # A true KL is never negative. The estimate k1 may be, by chance, but a mean this low means wrong log-probs.
     kl = values["kl"]
     if kl >= -0.5:
         return None
@@ -132,6 +133,7 @@ def _length_drift(values: Figures, first: Figures, config: PolicyConfig) -> Seen
 
 def _repeated_reply(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
     share = values["repeated"]
+    # Relative to the start, because some policies begin with the same short answer to many questions.
     if config.questions_per_iteration < _FEWEST_QUESTIONS or share <= max(0.5, 2 * first["repeated"]):
         return None
     return (
@@ -141,6 +143,7 @@ def _repeated_reply(values: Figures, first: Figures, config: PolicyConfig) -> Se
 
 
 def _judge_disagrees(values: Figures, first: Figures, config: PolicyConfig) -> Seen:
+    # Overoptimisation is a rising score with a falling win rate. If both fall, the evaluator is not being exploited.
     if "judge_win_rate" not in values or values["score_gain"] <= 0 or values["judge_drop"] <= 0:
         return None
     # The best reading is a maximum over all readings, so this is a multiple test. A Bonferroni correction over all pairs of

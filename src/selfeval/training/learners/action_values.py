@@ -87,6 +87,7 @@ def add_value_role(context: LearnerContext, role: str) -> None:
     if role not in backbone.roles.names:
         backbone.roles.add(role, copy_of=context.evaluator, head=True)
     for parameter in backbone.roles.heads[role].parameters():
+        # The evaluator's head predicts raw scores; state values are in units of whitened reward and start at 0.
         nn.init.zeros_(parameter)
 
 
@@ -146,12 +147,15 @@ def values_above_state(context: LearnerContext, part: Replayed, beta: float) -> 
     batch, mask, hidden = part.policy_batch, part.mask, []
     for role in (REFERENCE, *(TARGET_ROLES[twin] for twin in Q_ROLES)):
         with backbone.acting_as(role):
+            # Hidden states are small and kept for the three roles; the logits are computed per chunk.
             hidden.append(reply_hidden(backbone, batch)[mask])
     values_2N = torch.zeros(2, len(hidden[0]), device=mask.device)
     size = max(1, _CHUNK_BYTES // (4 * _HELD * backbone.output_head.vocabulary))
     for chunk in slices(len(hidden[0]), size, on_shapes=isinstance(values_2N, FakeTensor)):
         ref_CV, *roles_CV = (torch.log_softmax(backbone.logits(h[chunk]) / temperature, -1) for h in hidden)
+        # UNIT > 0, so the smaller log-prob is the smaller Q. b(s) is common to both twins and added by `soft_values`.
         lower_CV = UNIT * (torch.minimum(*roles_CV) - ref_CV)
+        # A sum over the vocabulary, which is why the positions are processed in chunks.
         values_2N[0, chunk] = kl_soft_value(lower_CV, ref_CV, beta=beta)
         values_2N[1, chunk] = lower_CV.gather(1, batch.reply_BR[mask][chunk, None])[:, 0]
     found = torch.zeros(2, *mask.shape, device=mask.device)
@@ -204,6 +208,7 @@ def q_targets(
     rewards_BR, taken_BR, values_BR = (zero_padding(x_BR, mask_BR) for x_BR in (rewards_BR, taken_BR, values_BR))
     following_B, columns = torch.zeros_like(rewards_BR[:, 0]), []
     for t in reversed(range(rewards_BR.shape[1])):
+        # From the last token backwards. Padding is on the right, so y is 0 until the last reply token is reached.
         y_B = torch.where(mask_BR[:, t], rewards_BR[:, t] + gamma * following_B, 0.0)
         following_B = values_BR[:, t] + traces_BR[:, t] * (y_B - taken_BR[:, t])
         columns.append(y_B)
@@ -237,6 +242,7 @@ def gradients(
         index = torch.tensor(group, device=part.mask.device)
         summed = role_loss(context, role, part.rows(index), targets_BR[index], loss)
         found = summed.item()
+        # Last, because a group that runs out of memory is repeated.
         add_gradients(summed / tokens, parameters)
         return found
 

@@ -102,6 +102,7 @@ def _kto(found: _LogProbs, settings: DPOConfig, beta: float) -> Tensor:
     """Treat chosen replies as desirable and rejected replies as undesirable, and average the two losses of each pair."""
     good = torch.ones_like(found.policy, dtype=torch.bool)
     good[len(found.label) :] = False
+    # The flags follow the order of the rows: all chosen replies, then all rejected ones.
     chosen, rejected = kto_loss(found.policy, present(found.reference), good, found.baseline, beta=beta).chunk(2)
     return (chosen + rejected) / 2
 
@@ -113,10 +114,12 @@ def _simpo(found: _LogProbs, settings: DPOConfig, beta: float) -> Tensor:
 
 def _orpo(found: _LogProbs, settings: DPOConfig, beta: float) -> Tensor:
     chosen, rejected = (mean.clamp(max=_LEAST) for mean in found.means)
+    # The third argument is the next-token loss of the chosen reply: ORPO is fine-tuning plus an odds-ratio penalty.
     return orpo_loss(chosen, rejected, -chosen, beta=beta)
 
 
 def _smoothed(label: Tensor, share: float) -> Tensor:
+    # (1 - share) label + share (1 - label): smoothing a soft label moves it towards its opposite.
     return label + share * (1 - 2 * label) if share else label
 
 
@@ -155,6 +158,7 @@ class DPO(Learner):
         context, with_reference = self.context, self.settings.has_reference
         if not self.settings.reads_kept_pairs:
             return best_and_worst(experience, with_reference=with_reference)
+        # As many rows as replies were sampled.
         count = len(experience.scores_B) // 2
         picked = draw(len(context.pairs), iteration - 1, count, f"{context.seed}/kept")
         return kept_pairs(context, [context.pairs[i] for i in picked], with_reference=with_reference)
@@ -164,6 +168,7 @@ class DPO(Learner):
         for epoch in range(config.epochs):
             order = list(range(len(pairs.label_N)))
             random.Random(f"{self.context.seed}/pairs/{iteration}/{epoch}").shuffle(order)
+            # `minibatch` counts replies, and a pair has two; the configuration requires at least 2.
             for start in range(0, len(order), config.minibatch // 2):
                 yield pairs.some(torch.tensor(order[start : start + config.minibatch // 2], device=pairs.label_N.device))
 
@@ -176,10 +181,12 @@ class DPO(Learner):
             part = pairs.some(torch.tensor(group, device=pairs.label_N.device))
             summed, found, entropy = self._loss(part, baseline, beta)
             values = summed.item(), _count_right(found), float(masked_sum(entropy.detach(), part.batch.mask_BR))
+            # Last, because a group that runs out of memory is repeated.
             add_gradients(summed / count, parameters)
             return values
 
         sizes = pairs.batch.attention_BT.sum(-1)
+        # A pair is two rows, padded to the longer of them; they are never separated.
         together = (2 * torch.maximum(sizes[:count], sizes[count:])).tolist()
         with context.backbone.acting_as(POLICY):
             groups = context.backbone.budget.in_groups(Phase.UPDATE, together, context.batch_tokens, of_group)
@@ -200,6 +207,7 @@ class DPO(Learner):
 
     def _planned_loss(self, rows: Experience) -> Tensor:
         """Compute the loss of the first half of the rows against the second half."""
+        # Any numbers serve as labels, because the planner measures memory and ignores the value.
         label_N = rows.scores_B[: len(rows.scores_B) // 2]
         reference = rows.ref_logprobs if self.settings.has_reference else None
         loss, _, _ = self._loss(Pairs(rows.policy_batch, label_N, reference), torch.zeros(()), beta=1.0)
@@ -213,6 +221,7 @@ class DPO(Learner):
             return zero
         backbone, temperature = context.backbone, context.config.temperature
         with backbone.acting_as(POLICY):
+            # No gradient flows through the reference point (Ethayarajh et al. 2024, section 4).
             ours_BR = over_microbatches(context, others, lambda part: policy_logprobs(backbone, part, temperature).logprobs)
         theirs_BR = reference_logprobs(context, others)
         return kto_baseline(*(zero_padding(x_BR, others.mask_BR).sum(-1) for x_BR in (ours_BR, theirs_BR)))

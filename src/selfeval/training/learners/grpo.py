@@ -66,6 +66,7 @@ class GRPO(ClippedPolicyGradient):
             return super().loss(logprobs_BR, rows)
         low, high = self.clip
         loss_B = gspo_loss(logprobs_BR, rows.logprobs, _of_replies(rows), rows.mask, clip_low=low, clip_high=high)
+        # One loss per reply, repeated at its tokens: `sequence_mean_token_mean` then averages it back to the reply's loss.
         return broadcast_to_tokens(loss_B, rows.mask)
 
     def clip_fraction(self, logprobs_BR: Tensor, rows: Experience) -> Tensor:

@@ -43,18 +43,22 @@ class ILQL(ValueLearner):
         add_value_role(context, CRITIC)
         super().__init__(context, [CRITIC])
 
+    # Even rows are sampled from the reference, odd rows are guided; see `collect`.
     own_rows = slice(1, None, 2)
 
     def collect(self, prompts: Sequence[QuestionPrompts], iteration: int) -> Samples:
         asked = [p for p in prompts for _ in range(self.context.config.replies_per_question)]
         seed = self.context.sampling_seed(iteration)
         rollouts: list[Rollout | None] = [None] * len(asked)
+        # Unguided: the weights of the policy never change, so these are replies of the reference.
         rollouts[::2] = sample(self.context, asked[::2], seed)
+        # Another seed, or the n-th requests of both halves would use the same random numbers.
         rollouts[1::2] = sample(self.context, asked[1::2], seed + 1, self.guidance())
         return Samples(asked, [rollout for rollout in rollouts if rollout])
 
     def with_targets(self, pool: Replayed) -> Replayed:
         settings = self.settings
+        # The minimum of the twins counters the overestimation of noisy values, as in `soft_values`.
         lower = torch.minimum(*(chosen_token_values(self.context, TARGET_ROLES[role], pool) for role in Q_ROLES))
         taken = chosen_token_values(self.context, TARGET_ROLES[VALUE_ROLE], pool) + lower
         values = chosen_token_values(self.context, CRITIC, pool)

@@ -71,6 +71,7 @@ class PolicyGradient(Learner):
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         config = self.context.config
+        # `Optimizers.step` reads the rate, so the reduced peak applies to all minibatches of this iteration.
         peak = self.optimizers.rates[POLICY] = config.learning_rate * self.step_size.factor
         rows = [self.step(part, scale, iteration) for part in minibatches(experience, self.context, iteration)]
         means = mean_of(rows)
@@ -83,6 +84,7 @@ class PolicyGradient(Learner):
 
     def step(self, part: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
         """Take one step of the policy on a minibatch."""
+        # Dr. GRPO divides by the maximum length of a reply, which is the limit of sampling.
         length = self.context.limit if self.aggregation == "constant_length" else None
         weights_BR = aggregation_weights(part.mask, self.aggregation, norm_length=length)
         values = policy_gradients(
@@ -163,6 +165,7 @@ class KLAdaptiveStepSize:
     def update(self, kl: float) -> None:
         """Update the factor with the approximate KL of an iteration."""
         if self.limit is not None and kl > self.limit:
+            # At least 1/2, because the factor recovers by only 10 % per iteration and one KL may be an outlier.
             self.factor *= max(0.5, (self.limit / kl) ** 0.5)
         else:
             self.factor = min(1.0, 1.1 * self.factor)

@@ -41,6 +41,7 @@ def with_generalised_advantages(context: LearnerContext, experience: Experience,
     values, mask = present(experience.values), experience.mask
     raw = gae(experience.rewards, values, mask, gamma=settings.gamma, lam=settings.gae_lambda)
     advantages = whiten(raw, mask) if settings.whiten_advantages else raw
+    # GAE is return minus value, so this sum is the lambda-return.
     return replace(experience, returns=torch.where(mask, raw + values, 0.0), advantages=advantages)
 
 

@@ -33,6 +33,7 @@ class RAFT(PolicyGradient):
         return replace(experience, advantages=broadcast_to_tokens(best_B, experience.mask))
 
     def update(self, experience: Experience, scale: RewardScale, iteration: int) -> dict[str, float]:
+        # Before the minibatches are drawn: replies with advantage 0 would cost a pass each and dilute the mean over tokens.
         chosen = experience.rows(present(experience.advantages).any(-1).nonzero()[:, 0])
         return super().update(chosen, scale, iteration)
 

@@ -32,7 +32,9 @@ class ReMax(ClippedPolicyGradient):
         context, once = self.context, list({p.question_id: p for p in prompts}.values())
         with context.backbone.acting_as(POLICY):
             requests = [Request(p.reply, temperature=0.0) for p in once]
+            # Greedy decoding draws no random numbers, so the seed has no effect.
             rollouts = generate(context.backbone, requests, max_new_tokens=context.limit, seed=0, rows=context.rows)
+            # Greedy log-probs are captured at temperature 1.
             if context.config.temperature != 1.0:
                 rollouts = self._at_temperature(once, rollouts)
         return replace(super().collect(prompts, iteration), baselines=Samples(once, rollouts))

@@ -39,6 +39,7 @@ class SoftQ(ValueLearner):
     def with_targets(self, pool: Replayed) -> Replayed:
         settings = self.settings
         values, taken = soft_values(self.context, pool, self.beta)
+        # min(1, pi / mu) with log pi = log pi_ref + (Q - V) / beta: V is the normaliser of the guided policy at the same beta.
         ratios = (pool.ref_logprobs + (taken - values) / self.beta - pool.logprobs).clamp_max(0.0).exp()
         traces = settings.gae_lambda * ratios
         targets = q_targets(pool.rewards, taken, values, traces, pool.mask, gamma=settings.gamma)

@@ -68,6 +68,7 @@ class ValueLearner(Learner):
             **dict.fromkeys(Q_ROLES, config.learning_rate),
             **dict.fromkeys((VALUE_ROLE, *others), settings.critic_learning_rate),
         }
+        # The target networks have no optimizer, but their weights change, so they are checkpointed.
         self.roles = (*rates, *TARGET_ROLES.values())
         self.optimizers = Optimizers(context.backbone, rates, config)
         self.replay = Replay(settings.replay)
@@ -112,8 +113,10 @@ class ValueLearner(Learner):
         config = self.context.config
         for epoch in range(config.epochs):
             rng = random.Random(f"{self.context.seed}/replay/{iteration}/{epoch}")
+            # Computed again in every epoch, because the previous one has moved the target networks.
             pool = self.with_targets(self.replay.sample(self.context.backbone, count, rng))
             parts, size = self._shares(pool), len(pool.mask)
+            # A different order per role, so the twins do not see the same minibatches.
             orders = {role: torch.tensor(rng.sample(range(size), size), device=pool.mask.device) for role in parts}
             for start in range(0, size, config.minibatch):
                 picked = {role: order[start : start + config.minibatch] for role, order in orders.items()}
@@ -139,6 +142,7 @@ class ValueLearner(Learner):
         for role, (part, targets_BR) in parts.items():
             losses[role] = gradients(self.context, role, part, targets_BR, huber_loss)
             norms[role] = self.optimizers.step(role, iteration)
+        # After all roles have stepped, so the targets follow weights of the same step.
         polyak_update(self.context.backbone, self.settings.target_share)
         part = parts[VALUE_ROLE][0]
         return {
@@ -164,6 +168,7 @@ class ValueLearner(Learner):
             "learning_rate": config.learning_rate * self.optimizers.scale * learning_rate_factor(iteration, config),
         }
         if self.automatic:
+            # The dual step is proportional to nats; relative to the target, one rate suits every target.
             rate = _TEMPERATURE_RATE / config.kl_target
             self.beta = dual_kl_coefficient(self.beta, kl, target=config.kl_target, learning_rate=rate)
         return found
