@@ -40,11 +40,13 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     texts = template_texts(templates_folder(config.model, config.templates))
     own = {name.removesuffix(".jinja"): len(text) // _CHARACTERS_PER_TOKEN + _CHAT_TOKENS for name, text in texts.items()}
     question, reply = config.questions.max_new_tokens, config.replies.max_new_tokens
+    # Longest prompt that leaves room for one token of a reply; without a known context, a number above every limit.
     room = (context or 1 << 40) - 1
     reply_prompt = min(own["reply"] + question, room)
     shown_working = reply if "working" in texts["grade.jinja"] else 0
     grade_prompt = min(own["grade"] + question + shown_working, room)
     judge_text = sum(own[kind] for kind in judge_spec("judge", config.verdicts.judge).kinds("judge"))
+    # A judge may read two replies to a question.
     judge_prompt = min(judge_text + question + 2 * reply, room)
     return Workload(
         reply_prompt,
