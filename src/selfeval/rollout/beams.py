@@ -43,7 +43,6 @@ def beam_search(
     """
     backbone.refuse_mixed_rows("beam search")
     check_prompts(backbone, prompts)
-    # Prompts of similar length share a batch, which keeps the padding short.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
 
     def of_group(group: list[int]) -> list[tuple[int, ...]]:
@@ -70,7 +69,6 @@ def _generate(backbone: Backbone, prompts: Sequence[Prompt], beams: int, limit: 
     )
     with _own_settings(backbone.model):
         out = backbone.model.generate(input_ids=ids, attention_mask=attention, generation_config=settings)
-    # The output starts with the prompts; a reply begins right after the common width.
     return [_until_end(row, loaded.eos_ids) for row in out[:, width:].tolist()]
 
 
