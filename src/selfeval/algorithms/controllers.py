@@ -58,6 +58,7 @@ def adaptive_kl_coefficient(
         )
     if not math.isfinite(kl):
         raise ValueError(f"the measured KL must be finite, got {kl}: look for NaN in the log-probs")
+    # Clip the relative error: a single noisy KL estimate must not move the coefficient far.
     error = max(-error_clip, min(kl / target - 1, error_clip))
     return _held(coefficient * (1 + error * min(1.0, samples / horizon)))
 
@@ -119,6 +120,7 @@ def dual_temperature(
     if temperature <= 0 or parameter not in ("log", "exp"):
         raise ValueError(f"temperature must be > 0 and parameter 'log' or 'exp', got {temperature} and {parameter!r}")
     _step(target - entropy, learning_rate)  # validates the arguments
+    # Chain rule: α · (H − H̄) as a function of log α has the additional factor dα / d log α = α.
     scale = temperature if parameter == "exp" else 1.0
     return _exp(math.log(temperature) + learning_rate * (scale * (target - entropy)))
 
@@ -190,6 +192,7 @@ def adam_update(
     updates = state.updates + 1
     mean = betas[0] * state.mean + (1 - betas[0]) * gradient
     square = betas[1] * state.square + (1 - betas[1]) * gradient**2
+    # Bias correction: both averages start at 0, and are too small by the factor 1 − βᵗ after t updates.
     step = mean / (1 - betas[0] ** updates) / (math.sqrt(square / (1 - betas[1] ** updates)) + eps)
     return parameter - learning_rate * step, AdamState(mean, square, updates)
 

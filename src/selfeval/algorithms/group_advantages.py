@@ -73,6 +73,7 @@ def grpo_advantages(
     """
     check_scalar(eps=eps)
     groups = _grouped(rewards_B, groups_B, noise_B)
+    # The clamp concerns groups of one with correction 1: their centred reward is 0, and 0 / 1 is 0 where 0 / 0 is NaN.
     variance_B = _group_sums(groups.centred_B.square(), groups.rows_B) / (groups.sizes_B - correction).clamp(min=1)
     return _divided(groups.centred_B, variance_B.sqrt() + eps).to(rewards_B.dtype)
 
@@ -239,9 +240,11 @@ def _grouped(rewards_B: Tensor, groups_B: Tensor, noise_B: Tensor | None = None)
     rewards_B = rewards_B.to(at_least_float32(rewards_B.dtype))
     if groups_B.is_floating_point() or groups_B.dim() != 1:
         raise ValueError(f"groups must be integer ids [B], got {groups_B.dtype} {list(groups_B.shape)}")
+    # Renumber the ids to 0 .. G − 1, so they can index the buffers of the group sums.
     _, rows_B, sizes_G = groups_B.unique(return_inverse=True, return_counts=True)
     sizes_B = sizes_G[rows_B]
     centred_B = rewards_B - _group_sums(rewards_B, rows_B) / sizes_B
+    # Compare the extremes, because rounding may leave the centred values of equal rewards slightly off 0.
     low_B, high_B = _group_extremes(rewards_B, rows_B, "amin"), _group_extremes(rewards_B, rows_B, "amax")
     differ_B = low_B != high_B
     if noise_B is not None:
@@ -250,10 +253,12 @@ def _grouped(rewards_B: Tensor, groups_B: Tensor, noise_B: Tensor | None = None)
 
 
 def _group_sums(x_B: Tensor, rows_B: Tensor) -> Tensor:
+    # B entries are enough, because there are at most B groups; the surplus is never read.
     return x_B.new_zeros(len(x_B)).index_add(0, rows_B, x_B)[rows_B]
 
 
 def _group_extremes(x_B: Tensor, rows_B: Tensor, which: Literal["amin", "amax"]) -> Tensor:
+    # include_self=False: the zeros of the buffer are not rewards.
     return x_B.new_zeros(len(x_B)).scatter_reduce(0, rows_B, x_B, which, include_self=False)[rows_B]
 
 

@@ -97,6 +97,7 @@ def k3(logprobs_BT: Tensor, ref_logprobs_BT: Tensor) -> Tensor:
     """
     # Value and gradient stay finite beyond the limit of exp, because a loss with beta = 0 must not become 0 * inf = NaN.
     minus_d_BT = limit_exponent(-k1(logprobs_BT, ref_logprobs_BT))
+    # expm1 keeps the digits close to the reference: at d = 1e-4, exp(−d) − 1 + d is negative in float32.
     return torch.expm1(minus_d_BT) - minus_d_BT
 
 
@@ -134,6 +135,7 @@ def categorical_entropy(logits: Tensor) -> Tensor:
     """
     logp = logits.log_softmax(-1)
     p = logp.exp()
+    # Select before multiplying: 0 · log 0 = 0 · −inf would be NaN.
     return -(p * torch.where(p > 0, logp, torch.zeros_like(p))).sum(-1)
 
 
@@ -231,6 +233,7 @@ def kl_shaped_rewards(
     check_same_shape(logprobs=logprobs_BT, ref_logprobs=ref_logprobs_BT, mask=mask_BT)
     check_same_shape(scores=scores_B, rows=mask_BT.any(-1))
     keep_BT = mask_BT.bool()
+    # Kept tokens from t to the end of the row: 1 at the last kept token, and in a gap just before it.
     tokens_left_BT = keep_BT.flip(-1).cumsum(-1).flip(-1)
     last_BT = keep_BT & (tokens_left_BT == 1)
     penalty_BT = -beta * zero_padding(k1(logprobs_BT, ref_logprobs_BT), keep_BT)
@@ -239,4 +242,5 @@ def kl_shaped_rewards(
 
 def _kl_to(logp: Tensor, logq: Tensor) -> Tensor:
     p = logp.exp()
+    # Where p is 0 the term is 0, even if q is 0 as well and the difference −inf − (−inf) is NaN.
     return (p * torch.where(p > 0, logp - logq, torch.zeros_like(p))).sum(-1)

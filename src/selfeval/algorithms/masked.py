@@ -163,6 +163,7 @@ def broadcast_to_tokens(x_B: Tensor, mask_BT: Tensor) -> Tensor:
         >>> broadcast_to_tokens(torch.tensor([3.0]), torch.tensor([[True, True, False]])).tolist()
         [[3.0, 3.0, 0.0]]
     """
+    # any(-1) stands for the expected shape [B]; its values are not used.
     check_same_shape(x=x_B, rows=mask_BT.any(-1))
     return zero_padding(x_B[:, None].expand(mask_BT.shape), mask_BT)
 
@@ -240,6 +241,7 @@ def whiten(
     mean = masked_mean(exact_BT, mask_BT)
     # A second pass removes the rounding error of the first mean.
     rest = _mean_of_offsets(exact_BT - mean, mask_BT)
+    # Padding was 0 and is −mean now: zero it again, because the variance sums over all positions.
     centred_BT = zero_padding(exact_BT - mean - rest, mask_BT)
     white_BT = centred_BT * torch.rsqrt(centred_BT.square().sum() / (count - correction) + eps)
     return (white_BT if shift_mean else zero_padding(white_BT + mean + rest, mask_BT)).to(x_BT.dtype)
@@ -335,4 +337,5 @@ def _divisors(lengths_B: Tensor, mode: Aggregation, norm_length: int) -> Tensor:
         "sequence_mean_token_sum_norm": filled_rows * norm_length,
         "constant_length": len(lengths_B) * norm_length,
     }
+    # Some divisors are scalars: expand them to one per row.
     return torch.ones_like(lengths_B) * divisors[mode]

@@ -173,6 +173,7 @@ def evaluate_soft_policy(mdp: FiniteMDP, policy_SA: Tensor, ref_policy_SA: Tenso
     _check_beta(beta)
     _check_policy(mdp, policy_SA)
     _check_policy(mdp, ref_policy_SA)
+    # Log-probabilities are valid logits, and log 0 = −inf is the logit of an action that is never taken.
     kl_S = categorical_kl(policy_SA.log(), ref_policy_SA.log())
     if not bool(kl_S.isfinite().all()):
         raise ValueError(
@@ -270,6 +271,7 @@ def soft_value_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float, 
     check_scalar(beta=beta, tolerance=tolerance)
     _check_beta(beta)
     _check_policy(mdp, ref_policy_SA)
+    # log 0 = −inf forbids an action; log_softmax removes the rounding error of the reference's sum.
     log_ref_SA = ref_policy_SA.log().log_softmax(-1)
     values_S = _iterate(mdp, lambda q_SA: beta * torch.logsumexp(log_ref_SA + q_SA / beta, -1), tolerance, beta)
     q_SA = bellman_q(mdp, values_S)
@@ -310,6 +312,7 @@ def soft_policy_iteration(mdp: FiniteMDP, ref_policy_SA: Tensor, *, beta: float,
     for _ in range(_MOST_ROUNDS):
         scores_SA = log_ref_SA + solution.q_SA / beta
         gain = (beta * scores_SA.logsumexp(-1) - solution.values_S).max()
+        # Evaluate the improved policy in the last round too: it is at least as good as the one before.
         solution = evaluate_soft_policy(mdp, scores_SA.softmax(-1), ref_policy_SA, beta=beta)
         if bool(gain <= least_gain):
             return solution
@@ -334,6 +337,7 @@ def occupancy(mdp: FiniteMDP, policy_SA: Tensor) -> Tensor:
         ValueError: the shapes differ, or a row is not a distribution.
     """
     _check_policy(mdp, policy_SA)
+    # Transposed: values flow backward along the transitions, visits flow forward.
     visits_S: Tensor = torch.linalg.solve(_flow(mdp, policy_SA).mT, mdp.start_S)
     return visits_S
 
@@ -486,6 +490,7 @@ def prefix_rows(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
     if tokens_BT.shape[-1] > mdp.horizon:
         raise ValueError(f"sequences have at most {mdp.horizon} tokens, got {tokens_BT.shape[-1]}")
     ended_BT = torch.zeros_like(tokens_BT) if mdp.eos is None else (tokens_BT == mdp.eos).cumsum(-1)
+    # Shift by one token, because the end token itself still belongs to the sequence.
     alive_BT = functional.pad(ended_BT, (1, 0))[:, :-1] == 0
     if not bool(((tokens_BT >= 0) & (tokens_BT < mdp.vocabulary))[alive_BT].all()):
         raise ValueError(f"tokens must be in [0, {mdp.vocabulary}), got {tokens_BT[alive_BT].unique().tolist()}")
@@ -496,6 +501,7 @@ def prefix_rows(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
     for t in range(tokens_BT.shape[-1]):
         rows.append(levels[t].start + number_B)
         number_B = number_B * digits + ranks_BT[:, t]
+    # After the end of a sequence the digits are garbage, and so are the rows computed from them.
     return torch.where(alive_BT, torch.stack(rows, -1), -1)
 
 
@@ -514,6 +520,7 @@ def token_rewards(mdp: TokenMDP, tokens_BT: Tensor) -> Tensor:
     """
     rows_BT = prefix_rows(mdp, tokens_BT)
     alive_BT = rows_BT >= 0
+    # Positions after the end need some valid index; the reward found there is dropped in the next line.
     paid_BT = mdp.rewards_PV[rows_BT.clamp(min=0), torch.where(alive_BT, tokens_BT, 0)]
     return torch.where(alive_BT, paid_BT, torch.zeros_like(paid_BT))
 
@@ -624,6 +631,7 @@ def reach_probabilities(mdp: TokenMDP, logprobs_PV: Tensor) -> Tensor:
     probabilities_PV = _checked_logprobs(mdp, logprobs_PV).exp()[:, mdp.continuing]
     reached = [probabilities_PV.new_ones(1)]
     for level in _levels(mdp)[:-1]:
+        # Parents in order, and the children of each by token: the order of the next level.
         reached.append((reached[-1][:, None] * probabilities_PV[level]).flatten())
     return torch.cat(reached)
 
@@ -675,6 +683,7 @@ def regularised_return(mdp: TokenMDP, logprobs_PV: Tensor, ref_logprobs_PV: Tens
     if not beta >= 0:
         raise ValueError(f"beta must be >= 0, got {beta}")
     reward = expected_return(mdp, logprobs_PV)
+    # Without a penalty the KL must not be multiplied: it may be infinite, and 0 · inf is NaN.
     return reward - beta * sequence_kl(mdp, logprobs_PV, ref_logprobs_PV) if beta else reward
 
 
@@ -686,6 +695,7 @@ def _sweep(mdp: TokenMDP, backup: Callable[[Tensor, slice], Tensor]) -> tuple[Te
     for level in reversed(_levels(mdp)):
         q = mdp.rewards_PV[level]
         if values:
+            # values[0] belongs to the next level: a row of children per prefix, in order. The end token has no child, so V = 0.
             q = q.index_add(1, columns, values[0].view(len(q), -1))
         qs.insert(0, q)
         values.insert(0, backup(q, level))
@@ -747,6 +757,7 @@ def _tolerance(mdp: FiniteMDP, tolerance: float | None, beta: float = 0.0) -> fl
 
     With KL weight beta, values are beta times a sum of logarithms of about 1, which is rounded before the multiplication.
     """
+    # No value exceeds max |R| / (1 − γ). 32 eps of that allow for the rounding of a backup, which 1 / (1 − γ) amplifies.
     scale = mdp.rewards_SA.abs().max().item() / (1 - mdp.gamma) + beta
     least = 32 * torch.finfo(mdp.rewards_SA.dtype).eps * scale / (1 - mdp.gamma)
     if tolerance is None and least <= _COARSEST * scale:

@@ -126,6 +126,7 @@ def ppo_clip_loss(
     check_scalar(dual_clip=dual_clip, log_ratio_clamp=log_ratio_clamp)
     check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT, advantages=advantages_BT)
     ratio_BT = importance_ratio(logprobs_BT, old_logprobs_BT, log_ratio_clamp=log_ratio_clamp)
+    # Inside the clip range both are equal: torch.maximum passes each half of the gradient, which adds up to the whole.
     loss_BT = torch.maximum(*_surrogates(ratio_BT, advantages_BT, clip_low, clip_high))
     if dual_clip is None:
         return loss_BT
@@ -198,6 +199,7 @@ def sequence_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor
     """
     check_same_shape(logprobs=logprobs_BT, old_logprobs=old_logprobs_BT, mask=mask_BT)
     x_BT = zero_padding(logprobs_BT, mask_BT) - zero_padding(old_logprobs_BT, mask_BT)
+    # The clamp concerns rows without tokens: 0 / 1 = 0, so their ratio is 1.
     return torch.exp(limit_exponent(x_BT.sum(-1) / mask_BT.bool().sum(-1).clamp(min=1)))
 
 
@@ -474,4 +476,5 @@ def _surrogates(ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: f
 def _bound(advantages_BT: Tensor, dual_clip: float) -> Tensor:
     if not dual_clip > 1:
         raise ValueError(f"dual_clip must be > 1 (a ratio), got {dual_clip}: None disables it, 3 is a common value")
+    # For A < 0 this is the unclipped loss at the ratio c.
     return -dual_clip * advantages_BT

@@ -76,6 +76,7 @@ def bradley_terry_loss(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, *,
     if bool((~((label_N >= 0) & (label_N <= 1))).any()):  # a NaN is outside as well
         raise ValueError(f"labels must be probabilities in [0, 1], got {label_N.tolist()}")
     delta_N = chosen_N - rejected_N - margin
+    # logsigmoid(−Δ) instead of log(1 − σ(Δ)), which is log 0 for a large Δ.
     return -label_N * functional.logsigmoid(delta_N) - (1 - label_N) * functional.logsigmoid(-delta_N)
 
 
@@ -194,6 +195,7 @@ def dpo_loss(margin_N: Tensor, label_N: Tensor, *, beta: float) -> Tensor:
     """
     check_scalar(beta=beta)
     _check_beta(beta)
+    # The Bradley-Terry loss depends only on the difference of its scores, which is βh here.
     return bradley_terry_loss(beta * margin_N, torch.zeros_like(margin_N), label_N)
 
 
@@ -403,6 +405,7 @@ def orpo_loss(chosen_mean_N: Tensor, rejected_mean_N: Tensor, nll_N: Tensor, *, 
     _check_beta(beta)
     check_same_shape(chosen_mean=chosen_mean_N, rejected_mean=rejected_mean_N, nll=nll_N)
     for name, mean_N in (("chosen", chosen_mean_N), ("rejected", rejected_mean_N)):
+        # Negated to catch NaN as well.
         if bool((~(mean_N < 0)).any()):
             raise ValueError(f"mean log-probs must be below 0 (a probability below 1), got {mean_N.max().item()} for {name}")
     log_odds_ratio_N = _log_odds(chosen_mean_N) - _log_odds(rejected_mean_N)

@@ -66,6 +66,7 @@ def td_target(rewards: Tensor, terminated: Tensor, next_values: Tensor, *, gamma
     """
     check_scalar(gamma=gamma)
     check_same_shape(rewards=rewards, terminated=terminated, next_values=next_values)
+    # Select instead of multiplying by (1 − terminated): the value of a terminal state may be NaN, and 0 · NaN is NaN.
     future = torch.where(terminated.bool(), torch.zeros_like(next_values), next_values)
     return (rewards + gamma * future).detach()
 

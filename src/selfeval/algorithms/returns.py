@@ -73,6 +73,7 @@ def gae(
     columns: list[Tensor] = []
     for reward_B, value_B, discount_B, keep_B in rows.backwards():
         advantage_B = reward_B + discount_B * next_value_B - value_B + discount_B * lam * next_advantage_B
+        # At a masked token both carried tensors stay those of the next kept token, so a gap is skipped without a discount.
         next_advantage_B = torch.where(keep_B, advantage_B, next_advantage_B)
         next_value_B = torch.where(keep_B, value_B, next_value_B)
         columns.append(next_advantage_B)
@@ -173,6 +174,7 @@ def n_step_returns(
     columns: list[Tensor] = []
     for reward_B, value_B, discount_B, keep_B in rows.backwards():
         returns_nB = reward_B + discount_B * next_nB  # 1, 2, ... n steps
+        # For the token before, these are the returns of 0, 1, ... n − 1 steps: the value, then all but the longest.
         next_nB = torch.where(keep_B, torch.cat([value_B[None], returns_nB[:-1]]), next_nB)
         columns.append(returns_nB[-1])
     return rows.in_order(columns)
@@ -240,6 +242,7 @@ def vtrace(
     check_scalar(gamma=gamma, lam=lam, clip_rho=clip_rho, clip_pg_rho=clip_pg_rho, clip_c=clip_c)
     check_same_shape(log_ratios=log_ratios_BT, rewards=rewards_BT)
     rows = _Rows.of(rewards_BT, values_BT, mask_BT, gamma, dones_BT, bootstrap_B)
+    # Limit the exponent even though clips follow: they may be infinite, and inf · 0 in the products below would be NaN.
     rho_BT = limit_exponent(zero_padding(log_ratios_BT, rows.keep_BT).to(rows.values_BT.dtype)).exp()
     next_value_B, next_error_B = rows.bootstrap_B, torch.zeros_like(rows.bootstrap_B)
     errors: list[Tensor] = []
@@ -333,15 +336,18 @@ class _Rows(NamedTuple):
         return reversed(columns)
 
     def in_order(self, columns: list[Tensor], dtype: torch.dtype | None = None) -> Tensor:
+        # Rows of length 0 have no columns, and torch.stack refuses an empty list.
         stacked_BT = zero_padding(torch.stack(columns[::-1], dim=-1), self.keep_BT) if columns else self.rewards_BT
         return stacked_BT.to(dtype or self.dtype)
 
 
 def _ends(dones_BT: Tensor, keep_BT: Tensor) -> Tensor:
     """Return whether the episode ends with each kept token, or with a masked one between it and the next kept token."""
+    # Usual case: every done is on a kept token.
     if bool((dones_BT <= keep_BT).all()):
         return dones_BT
     columns: list[Tensor] = []
+    # pending: there is an end at or after this position that no kept token has taken over yet.
     pending_B = torch.zeros_like(dones_BT[:, 0])
     for done_B, keep_B in reversed(list(zip(dones_BT.unbind(-1), keep_BT.unbind(-1), strict=True))):
         pending_B = pending_B | done_B

@@ -105,6 +105,7 @@ def conjugate_gradient_steps(product: Product, b_N: Tensor) -> Iterator[CgStep]:
         solution_N, residual_N = solution_N + rate * search_N, residual_N - rate * product_N
         before, square = square, residual_N @ residual_N
         search_N = residual_N + square / before * search_N
+        # The residual of the recursion; b − F x would take another product and differs only by rounding.
         yield CgStep(solution_N, math.sqrt((square / first).item()))
 
 
@@ -130,6 +131,7 @@ def conjugate_gradient(product: Product, b_N: Tensor, *, iterations: int, tolera
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     step = CgStep(torch.zeros_like(b_N), 0.0)
+    # The range comes first: zip then stops before it asks the generator for one more product.
     for _, step in zip(range(iterations), conjugate_gradient_steps(product, b_N), strict=False):
         if step.relative_residual <= tolerance:
             break
@@ -238,11 +240,13 @@ def fisher_vector_product(
         value = kl()
         if value.dim() or not abs(value.item()) < 1e-3:
             raise ValueError(f"the KL must be a scalar that is 0 at the current parameters, got {value.tolist()}")
+        # The first pass keeps its graph; the second one, through (∇KL)ᵀ v, frees it.
         gradient_N = flatten(torch.autograd.grad(value, parameters, create_graph=True))
         if gradient_N.shape != vector_N.shape:
             raise ValueError(
                 f"the vector must have one entry per parameter, {list(gradient_N.shape)}, got {list(vector_N.shape)}"
             )
+        # materialize_grads: zeros instead of None for parameters on which (∇KL)ᵀ v does not depend.
         products = torch.autograd.grad(gradient_N @ vector_N, parameters, materialize_grads=True)
     return flatten(products) + damping * vector_N
 

@@ -32,6 +32,7 @@ def check_adapters(shell: Any, lora: LoraConfig, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading warns of the same once more, or not at all
         try:
+            # Rank 1 is enough to see which modules get adapters; `_check_rank` looks at the configured rank.
             config = PeftLoraConfig(task_type="CAUSAL_LM", r=1, **adapter_targets(shell, lora.targets))
             get_peft_model(shell, config, low_cpu_mem_usage=True)
         except ValueError as error:

@@ -95,6 +95,7 @@ class AdapterStack:
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return the contexts for a checkpointed layer's forward and its recomputation, which must use the same role."""
         acting = self.acting
+        # The forward pass is already inside the role's block, which may be closed by the time of the backward pass.
         return nullcontext(), nullcontext() if acting is None else _Block(self._stack, acting)
 
     def attach(self, model: nn.Module) -> None:
@@ -110,7 +111,9 @@ class AdapterStack:
                 raise ModelError(
                     f"backbone.lora.targets puts an adapter on the embedding {name}; choose linear layers, e.g. all-linear"
                 )
+            # Without active adapters, PEFT's forward returns the output of the base layer, to which the hook below adds.
             module.set_adapter([], inference_mode=True)
+            # attach runs again after each new adapter; a second hook would add the adapters twice.
             if module not in self._hooked:
                 self._hooked.add(module)
                 if isinstance(module, ParamWrapper):
@@ -164,9 +167,11 @@ def _adapted(layer: Any, role: str, x: Tensor, output: Tensor) -> Tensor:
     down, up, scaling = layer.lora_A[role].weight, layer.lora_B[role].weight, layer.scaling[role]
     x = x.to(device=down.device, dtype=down.dtype)
     inner = torch.nn.functional.linear(x, down)
+    # Add and scale in one kernel, without a temporary of the output's size.
     if output.dtype == up.dtype and output.device == up.device:
         rows, deltas = output.reshape(-1, output.shape[-1]), inner.reshape(-1, inner.shape[-1])
         flat: Tensor = torch.addmm(rows, deltas, up.T, alpha=scaling)
         return flat.view(output.shape)
+    # 16-bit base: compute the update in the adapter's fp32, and round it once.
     delta: Tensor = torch.nn.functional.linear(inner, up) * scaling
     return output + delta.to(device=output.device, dtype=output.dtype)

@@ -157,6 +157,7 @@ class MemoryBudget:
         self._begin(gauge, limit, len(sizes), max(sizes, default=0))
         while start < len(order):
             group = _next_group(order, sizes, start, gauge.within(limit))
+            # Sizes are ascending, so all items of a group are padded to its last one.
             units, more = len(group) * sizes[group[-1]], start + len(group) < len(order)
             results = self._attempt(gauge, group, units, work)
             if results:
@@ -169,6 +170,7 @@ class MemoryBudget:
         if gauge.phase is not self._phase:
             self._phase = gauge.phase
             self.meter.between_phases()
+        # The first groups measure the memory use: start small, and double after every group that went well (patience 1).
         if self.meter.limit is not None and not gauge.begun:
             gauge.cap, gauge.patience = max(largest, limit // _FIRST_SHARE), 1
         gauge.begun = True
@@ -176,10 +178,12 @@ class MemoryBudget:
         free = self.meter.free() if gauge.need(planned) else 0
         if gauge.need(planned) <= free:
             return
+        # Halve in advance, as a failure would, but not below the largest item.
         fitting = planned
         while fitting // 2 >= largest and gauge.need(fitting) > free:
             fitting //= 2
         if fitting < planned:
+            # Which is scarcer: the budget, or the free memory of the machine?
             over = self.meter.limit is not None and self.meter.limit - self.meter.used() <= free
             self._shrink(gauge, EventKind.OVER_BUDGET if over else EventKind.LITTLE_FREE, planned, fitting)
 
@@ -225,7 +229,9 @@ class MemoryBudget:
             if gauge.refused == 2 and self.meter.limit is not None:  # the first time, what is loaded once was counted in
                 self._record(gauge.phase, EventKind.OVER_BUDGET, wider, cap)
             return
+        # At the caller's limit the cap has no effect, so remove it.
         gauge.cap, gauge.grew, gauge.refused = wider if wider < limit else None, True, 0
+        # Doubling while the first groups are measured (patience 1) is not worth an event.
         if gauge.patience >= _PATIENCE and wider > cap:
             self._record(gauge.phase, EventKind.GROWN, cap, wider)
 

@@ -95,6 +95,7 @@ def read_parts(
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     with errors_of_model(name):
+        # Before AutoConfig, which refuses a model_type that is not registered.
         register_family(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         check_causal(config, name)
@@ -136,6 +137,7 @@ def _reason(error: Exception) -> str:
 
 def _check_folder(name: str) -> None:
     path = Path(name)
+    # A hub id has at most one slash.
     looks_like_path = name.startswith((".", "/", "~")) or path.exists() or name.count("/") > 1
     if not looks_like_path:
         return
@@ -204,6 +206,7 @@ def check_causal(config: Any, name: str) -> None:
     is_native = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.model_type in FAMILIES
     is_remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = getattr(config, "architectures", None) or []
+    # "Conditional" allows multimodal models that generate text (...ForConditionalGeneration).
     names_other_head = architectures and not any("CausalLM" in a or "LMHead" in a or "Conditional" in a for a in architectures)
     is_seq2seq = bool(getattr(config, "is_encoder_decoder", False))  # some of these have a decoder-only twin in transformers
     if is_seq2seq or not (is_native or is_remote) or (names_other_head and not is_remote):
@@ -242,8 +245,10 @@ def _check_tokens(shell: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> 
     So it is when tokens were added to a tokenizer and the model was not resized.
     """
     rows = int(shell.get_input_embeddings().weight.shape[0])
+    # A padding token without a row is replaced when the model is loaded, so it does not count.
     beyond = {text: index for text, index in tokenizer.get_vocab().items() if index >= rows and index != tokenizer.pad_token_id}
     control, used = ControlTokens(tokenizer).ids, sample_ids(tokenizer)
+    # A control token that no prompt contains is harmless; any other token may occur in a text.
     needed = [text for text, index in beyond.items() if index not in control or index in used]
     some = ", ".join(sorted(needed or beyond)[:3]) + (" and others" if len(needed or beyond) > 3 else "")
     if needed:

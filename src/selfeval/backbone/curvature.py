@@ -107,17 +107,20 @@ def _times_curvature(job: _Job, hidden_CD: Tensor, direction_CD: Tensor) -> Tens
     logits_CV = head.finish_(raw_CV)
     slope_CV = head.slope(logits_CV)
     p_CV = torch.softmax(logits_CV / job.temperature, -1)
+    # With s the slopes of the cap: d -> s W d, then diag(p) - p p^T, then back through W^T s.
     moved_CV = _linear(head, direction_CD, columns)
     if slope_CV is not None:
         moved_CV = moved_CV.mul_(slope_CV)
     moved_CV = moved_CV.sub_((p_CV * moved_CV).sum(-1, keepdim=True)).mul_(p_CV)
     if slope_CV is not None:
         moved_CV = moved_CV.mul_(slope_CV)
+    # The scale and 1 / T are factors of J, which occurs twice.
     return pull(moved_CV).mul((head.scale / job.temperature) ** 2)
 
 
 def _linear(head: OutputHead, direction_CD: Tensor, columns: slice) -> Tensor:
     """The head's weights times a direction: its outputs without its bias, fp32."""
+    # The head may be any module: subtracting its output for 0 removes a bias without access to it.
     nothing_1D = torch.zeros_like(direction_CD[:1])
     outputs = [head.part(x, columns, pull=False)[0].float() for x in (direction_CD, nothing_1D)]
     return outputs[0] - outputs[1]

@@ -68,12 +68,14 @@ def check_finite(files: Sequence[Path], name: str) -> None:
 
 
 def _of_file(path: Path) -> tuple[TensorDigest, ...]:
+    # Size and time are arguments of the cached function, so a file that changed is read again.
     status = path.stat()
     return _digests(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
 def _digests(path: Path, size: int, changed: int) -> tuple[TensorDigest, ...]:
+    # In the order of the file, which is then read sequentially.
     headers = sorted(read_headers((path,)).items(), key=lambda item: item[1].start)
     buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:
@@ -95,6 +97,7 @@ def _digest(file: FileIO, name: str, header: TensorHeader, buffer: memoryview) -
 def _fill(file: FileIO, chunk: memoryview, path: Path) -> None:
     filled = 0
     while filled < len(chunk):
+        # An unbuffered read may return fewer bytes than requested.
         read = file.readinto(chunk[filled:])
         if not read:
             raise ModelError(f"{path} ended unexpectedly while it was read; download or copy it again")

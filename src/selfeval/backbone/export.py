@@ -89,6 +89,7 @@ def write_merged(
         layout = "language model"
     difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
     agreement = Agreement("scores" if layout == "classifier" else "logits", difference, largest, precision)
+    # A chained comparison: written in fp32, from a base in fp32.
     is_fp32 = precision == str(backbone.model.dtype).removeprefix("torch.") == "float32"
     _check(agreement, is_exact=is_fp32 and not is_quantised(backbone.model))
     return layout, agreement
@@ -117,6 +118,7 @@ def write_adapter(backbone: Backbone, role: str, folder: Path, base: str) -> Lay
         config |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         _add_head(folder, backbone.roles.heads[role].weight)
     write_json(folder / "adapter_config.json", config)
+    # Again after `save_role`, because the files have changed since.
     seal_role(backbone, folder)
     _check_adapter(backbone, role, folder)
     return layout
@@ -163,6 +165,7 @@ def _check_adapter(backbone: Backbone, role: str, folder: Path) -> None:
         wanted |= {f"head.{name}": p for name, p in backbone.roles.heads[role].named_parameters()}
         saved |= {f"head.{name}": p for name, p in load_file(folder / "head.safetensors").items()}
     wrong = [name for name, p in wanted.items() if name not in saved or not torch.equal(saved[name], p.detach().cpu())]
+    # One more is the head under PEFT's name, in a classifier adapter.
     if wrong or len(saved) - len(wanted) not in (0, 1):
         raise ExportError(f"the files in {folder} do not contain the weights of {role} ({wrong[:3]}); nothing was exported")
 
@@ -174,6 +177,7 @@ def _probe(backbone: Backbone, avoid: int | None) -> Sequences:
     """Random sequences of several lengths, right-padded, that end as a finished reply does."""
     loaded = backbone.loaded
     size = loaded.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    # Ordinary tokens only: padding at the end of a row would move the place where a classifier reads its score.
     usable = torch.tensor([i for i in range(size) if i not in (avoid, loaded.pad_id, *loaded.eos_ids)])
     generator, end = torch.Generator().manual_seed(0), list(loaded.eos_ids[:1])
     rows = [usable[torch.randint(len(usable), (length,), generator=generator)].tolist() for length in _PROBE_LENGTHS]

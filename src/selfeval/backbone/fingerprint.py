@@ -46,6 +46,7 @@ def model_identity(name: str) -> Any:
             f"model {name} is neither a local folder nor in the Hub cache; download it first, or pass another model"
         )
     paths = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    # Not the index, because the same weights in one file or in several are the same model.
     read = sorted(p for p in paths if p.suffix in READ and p.is_file() and not p.name.endswith(".safetensors.index.json"))
     return [[[p.relative_to(folder).as_posix(), file_hash(p)] for p in read], _weights_in(folder)]
 
@@ -65,6 +66,7 @@ def _of_memory(model: Any) -> list[Any]:
     """For a model that was made in memory."""
     found = []
     for name, parameter in sorted(model.named_parameters()):
+        # As bytes, because NumPy has no bfloat16.
         values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         found.append([name, str(parameter.dtype), list(parameter.shape), hashlib.sha256(values).hexdigest()])
     return found

@@ -158,9 +158,11 @@ def load_model(
     context, placement = context or ContextConfig(), placement or PlacementConfig()
     parts = read_parts(name, trust_remote_code=trust_remote_code, context=context)
     memory = memory_within(free_memory(target), room)
+    # This reads all weight files; the fingerprint reuses the hashes.
     check_finite(parts.files, name)
     with errors_of_model(name):
         picked, why, plan = place_base(Wanted(name, parts.shell, device, precision, placement, memory), target)
+        # The plan makes the CPU the main device if no GPU can hold the embeddings and the largest layer.
         target = target if plan is None else torch.device(plan.main)
         model, report = _from_files(
             name,
@@ -194,6 +196,7 @@ def _settle(model: Any, device: torch.device, precision: str, *, whole: bool) ->
     """Freeze the model, switch it to eval mode, move it to its device, and guard fp16 against overflow."""
     model.requires_grad_(False)
     model.eval()
+    # Quantised and spread models were put on their devices by from_pretrained; only a whole plain one has to be moved.
     if PRECISIONS[precision].quantised:
         settle_quantised(model)
     elif whole:
@@ -294,10 +297,12 @@ def _from_files(name: str, plan: DeviceMap | None, placement: PlacementConfig, *
     try:
         model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except BaseException:
+        # Also on Ctrl-C, because offloaded weights are large.
         if folder is not None:
             shutil.rmtree(folder)
         raise
     if folder is not None:
+        # The offloaded files are read as long as the model exists.
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     return model, report
 
@@ -329,6 +334,7 @@ def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase, notes: list[str]) -
         list(getattr(tokenizer, "stop_ids", ())),
     ):
         found += [] if value is None else value if isinstance(value, list) else [value]
+    # Configs may name tokens for which the embedding has no row.
     size = model.get_input_embeddings().weight.shape[0]
     ids = tuple(dict.fromkeys(int(i) for i in found if 0 <= int(i) < size))
     if turn is not None and turn.id is None:

@@ -110,6 +110,7 @@ def token_logprobs(
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     differentiated = tuple(m for m in asked if m in gradient) if torch.is_grad_enabled() and hidden_BRD.requires_grad else ()
+    # Compute only the tokens that count; `padded` puts them back in place.
     rows_N = mask_BR.reshape(-1).nonzero()[:, 0]
     targets_N = targets_BR.reshape(-1)[rows_N]
     budget = chunk_bytes or tile_bytes(backbone.output_head.device or hidden_BRD.device.type)
@@ -154,6 +155,7 @@ class _Differentiated(torch.autograd.Function):
         count, width = len(job.rows_N), hidden_MD.shape[1]
         values = [hidden_MD.new_empty(count, dtype=torch.float32) for _ in job.asked]
         gradients = [hidden_MD.new_empty(count, width) for _ in job.differentiated]
+        # Outer loop: chunks of tokens. Inner loop: slices of the vocabulary, which are summed up and not kept.
         chunk, step = _tile(job, hidden_MD)
         on_shapes = isinstance(hidden_MD, FakeTensor)
         for part in slices(count, chunk, on_shapes=on_shapes):
@@ -166,6 +168,7 @@ class _Differentiated(torch.autograd.Function):
         ctx.save_for_backward(job.rows_N, *gradients)
         ctx.positions = [job.asked.index(m) for m in job.differentiated]
         ctx.shape = hidden_MD.shape
+        # Outputs that the loss does not use come back as None instead of zeros.
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(v for m, v in zip(job.asked, values, strict=True) if m not in job.differentiated))
         return tuple(values)
@@ -178,8 +181,10 @@ class _Differentiated(torch.autograd.Function):
         for position, gradient_ND in zip(ctx.positions, gradients, strict=True):
             above_N = above[position]
             if above_N is not None:
+                # out= keeps the product in the precision of the hidden states; with the fp32 factor it would become fp32.
                 part_ND = torch.mul(gradient_ND, above_N[:, None], out=torch.empty_like(gradient_ND))
                 total_ND = part_ND if total_ND is None else total_ND.add_(part_ND)
+        # If every token counts, rows_N is 0, 1, 2, ... and there is nothing to scatter.
         if total_ND is None or len(rows_N) == ctx.shape[0]:
             return total_ND, None, None
         return total_ND.new_zeros(ctx.shape).index_copy_(0, rows_N, total_ND), None, None
@@ -202,6 +207,7 @@ def _tile(job: _Job, hidden_MD: Tensor) -> tuple[int, int]:
     row = 4 * width * (4 + 2 * len(job.differentiated))
     if not job.head.can_be_sliced:
         return max(1, job.budget // (element * vocabulary + row)), vocabulary
+    # At most half of the budget for the sums of the rows, the rest for the columns of the tile.
     rows = max(1, min(_ROWS, len(job.rows_N), job.budget // (2 * row)))
     return rows, max(1, min(vocabulary, (job.budget - rows * row) // (rows * element)))
 
@@ -235,6 +241,7 @@ class _Sums:
         self.pulled: dict[Measure, Tensor] = {}
         if job.differentiated:
             self.target_weights_CD = job.head.rows(hidden_CD, targets_C).float()
+            # Needed for every gradient: each subtracts a multiple of sum_v p_v s_v W_v.
             self.pulled["logprobs"] = torch.zeros_like(self.target_weights_CD)
             self.pulled |= {measure: torch.zeros_like(self.target_weights_CD) for measure in job.differentiated}
         if "kl" in self.pulled:
@@ -247,6 +254,7 @@ class _Sums:
 
     def add(self, columns: slice) -> None:
         """One slice of the vocabulary."""
+        # The tile's logits, and the target's logit and slope for those tokens whose target is in this slice.
         y_CS, pull = self._logits(self.hidden_CD, columns, pull=bool(self.pulled))
         local_C1, here_C1 = self._targets_in(columns)
         slope_CS = self.head.slope(y_CS) if self.pulled else None
@@ -254,18 +262,24 @@ class _Sums:
             self.target_slope_C1 = torch.where(here_C1, slope_CS.gather(1, local_C1), self.target_slope_C1)
         z_CS = y_CS.div_(self.job.temperature) if self.job.temperature != 1.0 else y_CS
         self.target_z_C1 = torch.where(here_C1, z_CS.gather(1, local_C1), self.target_z_C1)
+        # Before the maximum is subtracted from z in place.
         apart_CS = self._apart(z_CS, columns) if "kl" in self.plain else None
         self._raise_maximum(z_CS)
+        # Overwrite z if only log-probs are asked for.
         e_CS = torch.exp(z_CS.sub_(self.max_C1), out=z_CS if self.plain.keys() == {"logprobs"} else None)
+        # Leave the target out of the sums. Rows whose target is in another slice write their value back unchanged.
         e_CS.scatter_(1, local_C1, e_CS.gather(1, local_C1).masked_fill_(here_C1, 0.0))
+        # Add this slice to the sums. Without a term, x = 1.
         terms: dict[Measure, Tensor | None] = {"entropy": z_CS, "kl": apart_CS}
         for measure, sum_C1 in self.plain.items():
             x_CS = terms.get(measure)
             sum_C1.add_(e_CS.sum(-1, keepdim=True) if x_CS is None else _dot(e_CS, x_CS))
+        # From here on e_v stands for e_v s_v.
         if slope_CS is not None:
             e_CS.mul_(slope_CS)
         for measure, sum_CD in self.pulled.items():
             x_CS = terms.get(measure)
+            # In place, because the terms are not needed any more.
             sum_CD.add_(pull(e_CS if x_CS is None else x_CS.mul_(e_CS)))
 
     def _logits(self, hidden_CD: Tensor, columns: slice, *, pull: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -297,6 +311,7 @@ class _Sums:
         step_C1 = self.max_C1 - highest_C1
         factor_C1, self.max_C1 = step_C1.exp(), highest_C1
         for sums in (self.plain, self.pulled):
+            # x = z - max moves by step for every v, so sum e (x + step) = sum e x + step sum e. Before the sums are rescaled.
             if "entropy" in sums:
                 sums["entropy"].addcmul_(step_C1, sums["logprobs"])
             for sum_ in sums.values():
@@ -306,11 +321,13 @@ class _Sums:
         """Values `[C]` of what was asked, gradients `[C, D]` of what is differentiated, in their orders."""
         target_z_C1 = self.target_z_C1 - self.max_C1
         target_e_C1 = target_z_C1.exp()
+        # Join the target, which `add` left out.
         total_C1 = self.plain["logprobs"] + target_e_C1
         at_target: dict[Measure, Tensor] = {
             "entropy": target_z_C1,
             "kl": self.target_z_C1 - self.target_other_C1 - self.centre_C1,
         }
+        # Means under p: sum_v p_v x_v.
         mean: dict[Measure, Tensor] = {
             m: (self.plain[m] + target_e_C1 * x_C1) / total_C1 for m, x_C1 in at_target.items() if m in self.plain
         }
@@ -319,8 +336,10 @@ class _Sums:
         scale_C1 = self.head.scale / self.job.temperature / total_C1
         for measure in self.job.differentiated:
             if measure == "logprobs":
+                # (1 - p_target) W_target - sum over the others of p_v W_v, times the total: 1 - p_target is the others' share.
                 of_target_C1, sum_CD = self.plain["logprobs"], -self.pulled["logprobs"]
             else:
+                # sum_v p_v (x_v - mean) W_v, times the total; the target's term joins below.
                 of_target_C1 = target_e_C1 * (at_target[measure] - mean[measure])
                 sum_CD = self.pulled[measure] - mean[measure] * self.pulled["logprobs"]
             sum_CD.addcmul_(of_target_C1 * self.target_slope_C1, self.target_weights_CD)
@@ -332,6 +351,7 @@ class _Sums:
             return self.target_z_C1 - self.max_C1 - total_C1.log()
         if measure == "entropy":
             return total_C1.log() - mean["entropy"]
+        # KL = E[z - z_other] - log sum_v exp(z_v) + log sum_v exp(z_other_v)
         other_total_C1 = self.other_max_C1 + self.other_mass_C1.log()
         return mean["kl"] + self.centre_C1 - (self.max_C1 + total_C1.log()) + other_total_C1
 

@@ -157,6 +157,7 @@ def _fill(merged: Any, backbone: Backbone, role: str, dtype: torch.dtype | None,
         raise RoleError(f'there is no role "{role}" to merge; roles: {", ".join(backbone.roles.names)}')
     names = [name for name in merged.state_dict() if name not in skip]
     weights = {name: _laid_out(_merged_weight(backbone.model, name, role, dtype), merged, name, backbone) for name in names}
+    # assign=True replaces the meta tensors, which unties tied weights until tie_weights. strict=False allows for `skip`.
     merged.load_state_dict(weights, strict=False, assign=True)
     merged.tie_weights()
 
@@ -195,6 +196,7 @@ def _merged_weight(live: Any, name: str, role: str, dtype: torch.dtype | None) -
     if update is not None:
         weight = weight.float() + update.to(weight.device)
     wanted = (dtype or stored) if weight.is_floating_point() else weight.dtype
+    # copy=True, because a weight on the CPU in the wanted precision would otherwise be shared with the base.
     return weight.detach().to("cpu", wanted, copy=True).contiguous()
 
 
@@ -257,6 +259,7 @@ def _make_room(merged: Any, pad_id: int) -> None:
     rows = merged.get_input_embeddings().weight.shape[0]
     if pad_id < rows:
         return
+    # resize_token_embeddings initialises the new rows randomly: keep that from moving the caller's random state.
     with torch.random.fork_rng(devices=[]):
         merged.resize_token_embeddings(pad_id + 1, mean_resizing=False)
     with torch.no_grad():

@@ -32,6 +32,7 @@ __all__ = [
     "return_freed_memory",
 ]
 
+# The option's number in glibc's malloc.h, and 128 KiB, from which size on a block is mapped and returned separately.
 _M_MMAP_THRESHOLD, _MAPPED_BLOCK = -3, 1 << 17
 _HAS_GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 _KERNELS, _KERNEL_BYTES = 32, 640 << 10
@@ -132,6 +133,7 @@ class CudaMeter:
 
     def _free(self, device: torch.device) -> int:
         reserved = torch.cuda.memory_reserved(device)
+        # Free for the driver, plus the blocks that torch has reserved but does not use.
         unreserved = torch.cuda.mem_get_info(device)[0]
         if self.budget is not None:
             unreserved = min(unreserved, self.budget - reserved)
@@ -207,12 +209,14 @@ _peak = _PeakSinceRestart()
 
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
+    # VmHWM where there is one: ru_maxrss also counts what the process was before exec, such as a large parent.
     if _STATUS.exists():
         found = [line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
         if found:
             return int(found[0]) * 1024
     import resource
 
+    # Bytes on macOS, KiB elsewhere.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -230,6 +234,7 @@ def return_freed_memory() -> None:
     are mapped and cleared anew each time, so this is for a process that is short of memory.
     """
     with contextlib.suppress(OSError, AttributeError):
+        # Setting the threshold at all also stops glibc from raising it by itself.
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK)
 
 

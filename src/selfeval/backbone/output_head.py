@@ -46,6 +46,8 @@ class OutputHead:
     @property
     def can_be_sliced(self) -> bool:
         """Whether `weight` may be read: a plain layer, here, in full; not a quantised, offloaded or hooked one."""
+        # Exactly nn.Linear: bitsandbytes' layers are subclasses with packed weights. A hook of accelerate means that the weight
+        # may not be in memory between passes.
         if type(self.module) is not nn.Linear or hasattr(self.module, "_hf_hook"):
             return False
         hooked = self.module._forward_hooks or self.module._forward_pre_hooks
@@ -83,18 +85,22 @@ class OutputHead:
             weight, bias = self.module.weight[columns], self.module.bias  # type: ignore[index]
             raw = nn.functional.linear(self._as_taken(hidden_ND), weight, None if bias is None else bias[columns])  # type: ignore[index]
             return raw, lambda gradient_NS: gradient_NS.to(weight.dtype) @ weight
+        # Any other layer is a black box: autograd computes its gradients.
         with torch.set_grad_enabled(pull):
             leaf = hidden_ND.detach().requires_grad_(pull)
             through = self.module(self._as_taken(leaf))
 
         def pulled(gradient_NS: Tensor) -> Tensor:
+            # The graph is kept, because there is one call per differentiated output.
             return torch.autograd.grad(through, leaf, gradient_NS.to(through), retain_graph=True)[0]
 
+        # A copy, because `finish_` changes it in place.
         return through.detach().to(hidden_ND.device, copy=True), pulled
 
     def rows(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
         """The weights of one token per row, `[N, D]`: the gradient of its raw logit."""
         if self.can_be_sliced:
             return self.module.weight[tokens_N]  # type: ignore[index]
+        # The gradient of a one-hot vector of logits is a row of the weights.
         raw, pull = self.part(hidden_ND, slice(0, self.vocabulary), pull=True)
         return pull(torch.zeros_like(raw).scatter_(1, tokens_N[:, None], 1.0))

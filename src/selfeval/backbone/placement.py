@@ -116,6 +116,7 @@ def _free_on_card(card: int) -> int:
 def _free_ram() -> int:
     """Return the RAM available without swapping, within the memory limit of the container."""
     free = int(psutil.virtual_memory().available)
+    # cgroup v2, which counts the reclaimable page cache as used.
     limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
     return free if limit is None or used is None else max(0, min(free, limit - used + _file_cache()))
 
@@ -201,6 +202,7 @@ def plan_placement(model: nn.Module, memory: Mapping[str, int], precision: str) 
 def _spread(parts: _Parts, memory: Mapping[str, int], main: str) -> list[str] | None:
     """Assign each layer to a device from `main` onwards; if layers are streamed, reserve space for one of them on `main`."""
     order = list(memory)[list(memory).index(main) :]
+    # First without streaming. Only if that fails, reserve room on the main device for a streamed layer.
     room = {**memory, main: memory[main] - parts.fixed_bytes}
     computing = [device for device in order if device == main or device.startswith("cuda:")]
     found = _fill(parts.layer_bytes, [(device, room[device]) for device in computing])
@@ -251,6 +253,7 @@ def _too_small(parts: _Parts, memory: Mapping[str, int]) -> str:
 
 def _parts(model: nn.Module, precision: str) -> _Parts:
     path, sizes = _layers_path(model), weight_sizes(model, precision)
+    # Without a list of layers the model can only be placed as a whole.
     if path is None:
         return _Parts(tuple(_children(model, "")), sizes.total, (), ())
     layers = tuple(f"{path}.{name}" for name, _ in model.get_submodule(path).named_children())
@@ -267,6 +270,7 @@ def _layers_path(model: nn.Module) -> str | None:
 def _beside(model: nn.Module, path: str) -> Iterator[str]:
     """Yield the names of all modules and parameters that do not contain `path`."""
     steps = path.split(".")
+    # On the way down to the list of layers, everything but the next step.
     for depth, step in enumerate(steps):
         parent = ".".join(steps[:depth])
         yield from (name for name in _children(model.get_submodule(parent), parent) if name != ".".join([*steps[:depth], step]))

@@ -96,6 +96,7 @@ def pick_precision(wanted: str, device: torch.device, size: Callable[[str], int]
         return wanted, None
     preferred = _preferred(device)
     usable = [n for n in preferred if not PRECISIONS[n].quantised or is_bitsandbytes_available()]
+    # If none fits, take the last: the placement may still spread it over several devices.
     fitting = next((n for n in usable if size(n) * _ROOM <= free), usable[-1])
     if fitting == preferred[0]:
         return fitting, None

@@ -34,6 +34,7 @@ def unread_layers(backbone: Any, parameters: Mapping[str, nn.Parameter]) -> tupl
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         backbone.hidden(ids, torch.ones_like(ids)).float().square().mean().backward()
+        # A gradient of zero counts: B is zero at first, which makes that of A zero, but only an unread adapter has none.
         read = {_kind(name) for name, parameter in parameters.items() if parameter.grad is not None}
     finally:
         for name, parameter in parameters.items():

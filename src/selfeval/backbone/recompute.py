@@ -31,6 +31,7 @@ def recompute(model: nn.Module, layers: Iterable[str], contexts: Contexts) -> No
     """
     for name in layers:
         layer = model.get_submodule(name)
+        # This wraps accelerate's forward as well, so the recomputation of a streamed layer brings its weights in again.
         layer.forward = _recomputed(layer.forward, contexts)
 
 
@@ -41,6 +42,7 @@ def _recomputed(forward: Callable[..., Any], contexts: Contexts) -> Callable[...
             return forward(*arguments, **options)
         # An early stop would leave a streamed module in which it happens before the module drops its weights.
         with set_checkpoint_early_stop(False):
+            # There is no random state to restore: the model is in eval mode, and the adapters have no dropout.
             return checkpoint(
                 forward, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **options
             )

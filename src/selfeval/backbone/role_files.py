@@ -56,6 +56,7 @@ def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = 
     has_head = (folder / "head.safetensors").is_file()
     backbone.roles.add(role, head=has_head, trainable=trainable)
     saved, own = load_file(folder / "adapter_model.safetensors"), _named_as_saved(backbone, role)
+    # An exported classifier adapter also has the head among these tensors; it is read from head.safetensors below.
     if own.keys() != {name for name in saved if "lora_" in name}:
         backbone.roles.remove(role)
         raise RunFolderError(

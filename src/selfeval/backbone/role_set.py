@@ -89,6 +89,7 @@ class RoleSet:
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.names)}')
         self._make_adapter(role, seed)
+        # Once per backbone, with its first adapter.
         if self._unread is None:
             self._leave_out_unread(role, seed)
         self._trainable[role] = trainable
@@ -175,6 +176,7 @@ class RoleSet:
         self.heads[role] = head
 
     def _make_adapter(self, role: str, seed: int) -> None:
+        # PEFT draws the matrices on the CPU, whatever the device of the layer, so that is the random state to restore.
         with stand_in_weights(self._loaded.model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
@@ -234,6 +236,7 @@ class RoleSet:
     def _copy(self, source: str, target: str) -> None:
         theirs = list(self.adapter(source).values())
         with torch.no_grad():
+            # A snapshot of the base has no adapter; the copy's new one is equivalent, because its B is zero.
             for adapter, ours in zip(theirs, self.adapter(target).values() if theirs else [], strict=True):
                 ours.copy_(adapter)
             if source in self.heads and target in self.heads:

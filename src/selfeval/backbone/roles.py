@@ -61,6 +61,7 @@ class Backbone:
         self.census = WeightCensus(loaded.model, self.roles)
         self.fingerprint = self._fingerprint()
         loaded.model.register_forward_pre_hook(self._refuse_without_role)
+        # Autograd would otherwise keep all streamed weights until the backward pass, see `streaming`.
         if loaded.placement is not None:
             recompute(loaded.model, loaded.placement.streamed, self._stack.checkpoint_contexts)
         self._check_logits()
@@ -83,6 +84,7 @@ class Backbone:
             except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 self._refuse_pass(error)
             found = self._own_logits(ids, mask)
+        # Not equal: in 16 bits the two ways round differently.
         if found is None or not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
             kind = self.model.config.model_type
             raise ModelError(
@@ -121,6 +123,7 @@ class Backbone:
             config: its settings. They may come from an untrusted run folder, so they never decide whether code runs.
             trust_remote_code: run code that ships with the model; set by the command-line option only. Default: False.
         """
+        # Before the first product, at which oneDNN reads its settings.
         keep_few_kernels()
         if config.memory_budget is not None and pick_device(config.device).type == "cuda":
             cap_gpus(config.memory_budget)
@@ -196,6 +199,7 @@ class Backbone:
             raise ModelError(
                 f"{self.source}: this kind of model cannot recompute its layers; set backbone.checkpointing = false"
             )
+        # Streamed layers are recomputed from the start.
         streamed = self.loaded.placement.streamed if self.loaded.placement else ()
         recompute(self.model, [name for name in layers if name not in streamed], self._stack.checkpoint_contexts)
 
@@ -215,6 +219,7 @@ class Backbone:
 
     def hidden(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute the last hidden states `[B, T, D]` of right-padded sequences under the acting role."""
+        # The hook on the whole model does not see passes through its body alone.
         if self._stack.acting is None:
             raise RoleError("forward pass outside of `with backbone.acting_as(role)`; select a role first")
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}

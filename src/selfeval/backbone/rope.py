@@ -93,6 +93,7 @@ def _parameters(text: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{name}: models of type {text.model_type} have no rotary positions (RoPE) that can be scaled; set "
             "backbone.context.rope_scaling = none"
         )
+    # Parameters by layer type are nested dicts, or None for a type that has none.
     by_layer = any(value is None or isinstance(value, dict) for value in whole.values())
     parameters = whole.get(_LONG_LAYERS) if by_layer else whole
     if not parameters:
@@ -160,6 +161,7 @@ def _methods(module: nn.Module) -> list[str]:
 def _forget_longer_passes(module: Any, arguments: Any) -> None:
     for name, trained in list(module.named_buffers(recurse=False)):
         if name.endswith("original_inv_freq"):
+            # transformers resets itself like this only in a pass within the trained length. The prefix is the layer type, if any.
             prefix = name.removesuffix("original_inv_freq")
             setattr(module, f"{prefix}inv_freq", trained)
             setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)

@@ -86,6 +86,8 @@ def pad_sequences(backbone: Backbone, prompts: Sequence[Prompt], replies: Sequen
 def reply_hidden(backbone: Backbone, batch: Sequences) -> Tensor:
     """Hidden states `[B, R, D]` of the acting role *before* each reply token: those that predict it."""
     hidden_BTD = backbone.hidden(batch.ids_BT, batch.attention_BT)
+    # The state at a token predicts the next one, so the reply starts one state early. Padding may point past the end: it is
+    # clamped here, and masked by the caller.
     offsets_R = torch.arange(batch.reply_BR.shape[1], device=hidden_BTD.device)
     index_BR = (batch.prompt_lengths_B[:, None] - 1 + offsets_R).clamp_max(hidden_BTD.shape[1] - 1)
     return hidden_BTD.gather(1, index_BR[..., None].expand(-1, -1, hidden_BTD.shape[-1]))
@@ -94,6 +96,7 @@ def reply_hidden(backbone: Backbone, batch: Sequences) -> Tensor:
 def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
     """The scalar head of `role` (which must be acting) on the last token of each sequence, `[B]`."""
     hidden_BTD = backbone.hidden(batch.ids_BT, batch.attention_BT)
+    # Right-padded, so the number of real tokens is one more than the last one's position.
     last_B = batch.attention_BT.sum(-1) - 1
     return backbone.score(role, hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B])
 

@@ -100,5 +100,6 @@ def _packed_bytes(rows: int, columns: int, precision: str) -> int:
     """
     if precision == "int8":
         return rows * columns + 4 * rows
+    # -(-a // b) rounds up.
     blocks = -(-rows * columns // _BLOCK)
     return -(-rows * columns // 2) + blocks + 4 * -(-blocks // _OUTER_BLOCK) + _TABLES

@@ -26,6 +26,7 @@ __all__ = ["held_weights", "stand_in_weights", "weight_bytes"]
 def _streamed_modules(model: nn.Module) -> Iterator[tuple[nn.Module, AlignDevicesHook]]:
     for module in model.modules():
         hook = getattr(module, "_hf_hook", None)
+        # Several hooks of a module are chained in a SequentialHook.
         for each in getattr(hook, "hooks", (hook,)):
             if isinstance(each, AlignDevicesHook) and each.offload:
                 yield module, each
@@ -68,6 +69,7 @@ def held_weights(model: nn.Module) -> list[Tensor]:
         if parameter.device.type != "meta":
             held.append(parameter)
         elif id(parameter) in kept and kept[id(parameter)][1] in kept[id(parameter)][0].state_dict:
+            # The loader's state dict holds the weights that were offloaded to RAM; others are read from files.
             loader, name = kept[id(parameter)]
             held.append(loader.state_dict[name])
     return held

@@ -113,6 +113,7 @@ class ControlTokens:
             return text if len(kept) == len(ids) else str(tokenizer.decode(kept))
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         spans = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        # From the end, so the offsets of earlier tokens stay valid.
         for start, stop in reversed([span for i, span in spans if i in self.forbidden_ids and span[1] > span[0]]):
             text = f"{text[:start]} {text[stop:]}"
         return text
@@ -136,6 +137,7 @@ def _conversation(tokenizer: Any) -> str | None:
         {"role": "user", "content": _USER},
     ]
     parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in plain]
+    # Some templates take content as a string only, others as a list of parts only, and some refuse a second turn.
     for messages in (plain, parts, plain[:2], parts[:2], plain[:1], parts[:1]):
         try:
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=len(messages) != 2))

@@ -176,6 +176,7 @@ def read_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
 def _read_header(path: Path) -> dict[str, TensorHeader]:
     size = path.stat().st_size
     with path.open("rb") as file:
+        # A safetensors file: the header's length in 8 bytes, the header as JSON, and the data, from whose start offsets count.
         first = file.read(8)
         if _LFS.startswith(first) and len(first) == 8:
             raise ModelError(_lfs_message([path]))
@@ -324,6 +325,7 @@ def _surplus_layers(unexpected: Collection[str], made: nn.Module) -> list[str]:
     def is_surplus(weight: str) -> bool:
         for match in re.finditer(r"\.(\d+)\.", f".{weight}"):
             prefix, index = f".{weight}"[: match.start()].lstrip("."), int(match[1])
+            # Published names may lack the prefix of the base model ("layers.0" for "model.layers.0").
             sizes = [n for name, n in lists.items() if name == prefix or name.endswith(f".{prefix}")]
             if sizes and index >= max(sizes) + ahead:
                 return True

@@ -45,6 +45,7 @@ def refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine) 
         )
         said += _elsewhere(config.backbone, machine, device)
         said += _smaller(config.backbone, facts, plan, device) if len(plan.devices) == 1 else []
+        # Shorter texts help only where the base alone fits.
         if 0 < base < (device.budget or 0):
             said.append(
                 f"shorter texts reduce the {_bytes(device.peak - base)} on top of the base (replies.max_new_tokens="
@@ -58,9 +59,11 @@ def refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine) 
 
 def _elsewhere(config: BackboneConfig, machine: Machine, device: DevicePlan) -> list[str]:
     """Suggest a larger reserve on this device, if its weights can move to another one."""
+    # Devices are in the order of use, so layers can move only to later ones.
     others = list(machine.memory)[list(machine.memory).index(device.device) + 1 :]
     beside = device.peak - device.phases["load"]["base"]
     free = max(1, machine.weights[device.device])
+    # The share of free memory that everything but the base takes, rounded up to 5%.
     reserve = math.ceil(20 * beside / free) / 20
     if not others or config.placement.mode == "single" or not config.placement.reserve < reserve < 1:
         return []
@@ -84,6 +87,7 @@ def quantised_alternatives(config: BackboneConfig, facts: ModelFacts, plan: Plan
     device, is_tight = plan.main, not plan.fits or not plan.placement.is_whole
     if config.precision != "auto" or not is_tight or device.budget is None or is_bitsandbytes_available():
         return []
+    # The estimate keeps everything but the base as it is in the planned precision.
     beside = device.peak - device.phases[device.fullest].get("base", 0)
     said = []
     for precision in (name for name in _precisions(config) if PRECISIONS[name].quantised):

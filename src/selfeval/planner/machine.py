@@ -51,6 +51,8 @@ class Machine:
                 )
             beside = {"cpu": named.get("cpu", 0), DISK: named.get(DISK, ENDLESS)}
             return cls((cards if config.device != "cpu" else {}) | beside, config.memory_budget, runtime)
+        # If the configuration asks for a GPU that this machine lacks, plan for one without a known limit. It comes first,
+        # because the devices are in the order of use.
         wants_card = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         here = free_memory(torch.device("cuda" if wants_card and torch.cuda.is_available() else "cpu"))
         pretended = {"cuda:0": ENDLESS} if wants_card and not torch.cuda.is_available() else {}
@@ -79,6 +81,7 @@ class Machine:
 def _runtime_bytes() -> int:
     """Measure the memory of this process after importing a run's libraries and triggering their lazy initialisation."""
     importlib.import_module("selfeval.stages.pipeline")
+    # One forward and backward pass and one optimizer step, so the memory that torch takes at their first use is included.
     weight = torch.zeros(64, 64, requires_grad=True)
     query, key, value = (torch.zeros(1, 2, 8, 16, requires_grad=True) for _ in range(3))
     torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()

@@ -60,11 +60,16 @@ class Measured:
         self.facts, self.config, self.precision, self.work = facts, config, precision, work
         self.placement, self.checkpointing = placement, checkpointing
         self.runtime = runtime
+        # oneDNN keeps compiled kernels for 16-bit products on a CPU only.
         self.kernels = kernel_bytes() if placement.main == "cpu" and precision != "fp32" else 0
         self.spans = [(device, len(list(run))) for device, run in groupby(placement.devices)]
+        # Without a known period no layers can be left out, and `whole` is true below.
         self.period = facts.period or facts.layers
         self.few = 2 if len(self.spans) <= 2 else 1  # every span adds a model to run
+        # Measure the model itself if the deepest of the shallow ones would have as many layers.
         self.whole = (self.few * len(self.spans) + 1) * self.period >= facts.layers
+        # Cached per instance, because the search and the final plan ask for the same rows. A cache on the methods of the class
+        # would keep every instance alive.
         self.rollout, self.learning = cache(self._rollout), cache(self._learning)
 
     def _shallow(self, deeper: int | None = None) -> DeviceMap:
@@ -99,11 +104,14 @@ class Measured:
         return fullest(self._at_full_depth(first, deeper, brought) for first, *deeper in found)
 
     def _at_full_depth(self, first: Peaks, deeper: Sequence[Peaks], brought: int) -> Peaks:
+        # Periods that each span has beyond those of the shallow model.
         steps = [count / self.period - self.few for _, count in self.spans] if deeper else []
         found: Peaks = {}
         for device, size in self.placement.bytes.items():
             peak = at_depth(first.get(device, {}), [one.get(device, {}) for one in deeper], steps)
+            # The weights are counted, not extrapolated: packed ones are traced as if they were in bf16.
             peak["base"] = size + (brought if device == self.placement.main else 0)
+            # Packed matrices are unpacked one at a time for their products, which the trace does not see.
             peak["activations"] += self.sizes.unpacked if computes(device, self.placement.main) else 0
             found[device] = self._with_process(device, peak)
         return found
@@ -115,6 +123,7 @@ class Measured:
         alive = sum(peak[kind] for kind in ("gradients", "kv_cache", "activations", "logits"))
         learning = peak["gradients"] > 0
         limited = self.config.backbone.memory_budget is not None
+        # On a GPU, torch's allocator serves the passes, and glibc's has little to retain.
         kept = kept_by_allocator(alive, learning=learning, limited=limited) if self.placement.main == "cpu" else 0
         return peak + Counter(runtime=self.runtime, kernels=self.kernels, allocator=kept)
 
@@ -162,6 +171,7 @@ class Measured:
 
         def trial(loop: ShapeLoop) -> list[Peaks]:
             peaks = rollout_peak(loop.backbone, shape, prompts=shape.rows, top_p=top_p, role=BASE)
+            # The bare base has no adapters in memory; the traced backbone has those of policy training.
             for peak in peaks.values():
                 peak["adapters"] = 0
             return [peaks]
@@ -187,6 +197,7 @@ class Measured:
 
         def update(loop: ShapeLoop) -> list[Peaks]:
             found = update_peaks(loop, shape, replies=self.replies)
+            # A pair is two rows, so a micro-batch of the evaluator has an even number of them, at least 2.
             pairs = min(max(2, rows - rows % 2), 2 * self.config.evaluator.batch)
             # A critic reads the same as the evaluator, and has more roles in memory.
             if CRITIC not in loop.trained or pairs > min(rows, self.config.policy.minibatch, self.replies):

@@ -57,10 +57,12 @@ def largest_fitting(measure: Callable[[int], int], wanted: int, budget: int) -> 
     least = measure(low)
     if least > budget:
         return 0
+    # Invariant: `low` fits and `high` does not, so the line between them rises and `step` is positive.
     while high - low > 1:
         step = (most - least) / (high - low)
         if least + step > budget:
             return low
+        # At least low + 1, because one more step fits according to the line, and below `high`, which is known not to fit.
         guess = min(low + int((budget - least) / step), high - 1)
         found = measure(guess)
         if found > budget:

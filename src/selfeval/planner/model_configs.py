@@ -81,6 +81,7 @@ class ModelFacts:
         Raises:
             ModelError: its positions cannot be scaled.
         """
+        # A copy, because stretch_positions changes the config in place.
         config = type(self.config).from_dict(self.config.to_dict())
         stretch = stretch_positions(config, context, self.name)
         attention = {"auto": None, "flash_attention_2": "sdpa"}.get(context.attention, context.attention)
@@ -89,6 +90,7 @@ class ModelFacts:
     def with_layers(self, count: int) -> Any:
         """A copy of the config with the first `count` layers."""
         values = self.config.to_dict()
+        # Families name the number of layers differently.
         for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
             if key in values:
                 values[key] = count
@@ -103,8 +105,10 @@ class ModelFacts:
         lists = [
             k for k, v in self.text.to_dict().items() if isinstance(v, list) and len(v) == self.layers and k != "layer_types"
         ]
+        # Another list with an entry per layer may vary the layers too, and `with_layers` shortens the top-level config alone.
         if lists or self.text is not self.config:
             return None
+        # The smallest shift that maps the kinds onto themselves; a shift by all layers always does.
         return next(n for n in range(1, self.layers + 1) if all(a == b for a, b in zip(kinds, kinds[n:], strict=False)))
 
 

@@ -174,6 +174,7 @@ def rollout_peak(
         guide: optional value guidance.
     """
     meter = backbone.footprint()
+    # Equal prompts share their prefill in the engine, so use exactly `prompts` different ones.
     requests = [Request(Prompt((row % prompts,) * shape.prompt), top_p=top_p) for row in range(shape.rows)]
     with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
         batch = Batch(backbone, requests, range(shape.rows), shape.reply, (), (), 0, guide)
@@ -183,6 +184,7 @@ def rollout_peak(
         for step, rows in ((shape.reply - 2, shape.rows), (shape.reply - 1, max(1, shape.rows - 1))):
             if step > 0:
                 length = shape.prompt + step - 1
+                # The steps in between were skipped: set the caches to the length that they would have by now.
                 for layer in layers:
                     layer.length = length
                 attention = torch.ones(len(tokens), length, dtype=torch.int64)
@@ -232,6 +234,7 @@ def score_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> Peaks:
     backbone, learner = loop.backbone, loop.learner
     meter = backbone.footprint()
     with torch.no_grad(), backbone.fake, meter:
+        # The experience of the whole iteration stays in memory during every pass.
         kept = _experience(shape.of(replies), critic=loop.has_critic)
         with backbone.acting_as(REFERENCE):
             acting_logprobs(loop.context, shape.policy_batch())
@@ -286,6 +289,7 @@ def evaluator_peak(backbone: ShapeBackbone, shape: Shape, config: EvaluatorConfi
 
     peaks = _backward_peak(backbone, EVALUATOR, shape.critic_batch, loss)
     add_optimizer(peaks, backbone, (EVALUATOR,))
+    # The backbone has all adapters of policy training: count the evaluator's alone.
     own = backbone.adapters((EVALUATOR,))
     for device, peak in peaks.items():
         peak["adapters"] = _bytes(own.get(device, []))
@@ -300,6 +304,7 @@ def _backward_peak(backbone: ShapeBackbone, role: str, hold: Callable[[], T], wo
         hold: creates the tensors that are in memory during the forward and the backward pass.
         work: computes the loss from them, or None if nothing is differentiated further.
     """
+    # Gradients exist before the pass, as they do after earlier micro-batches. The meter is created after them to count them.
     parameters = list(backbone.roles.parameters(role).values())
     with backbone.fake:
         for parameter in parameters:

@@ -39,8 +39,10 @@ def _place(config: BackboneConfig, facts: ModelFacts, machine: Machine) -> tuple
         single = PlacementConfig(mode="single")
         picked, why, placement = place_base(replace(wanted, placement=single), target)
         said.append(f"does not fit: {error}")
+    # Called for its errors. In 16 bits on a GPU, the plan does not depend on whether flash-attn is installed here.
     if config.context.attention == "flash_attention_2" and (machine.kind == "cpu" or picked == "fp32"):
         pick_attention(config.context.attention, target, picked)
+    # Mode "single" has no placement: everything is on the first device, however large it is.
     return picked, placement or plan_placement(model, {next(iter(memory)): ENDLESS}, picked), ([why] if why else []) + said
 
 
@@ -95,6 +97,7 @@ def _check_usable(config: BackboneConfig, facts: ModelFacts) -> None:
         ModelError, ConfigError: the model cannot write several replies at once, or does not support these adapters.
     """
     check_state(facts)
+    # check_adapters injects adapters, but the shell is weighed later.
     check_adapters(copy.deepcopy(facts.shell), config.lora, facts.name)
 
 
@@ -113,6 +116,7 @@ class _Search:
     def _missing(self, peaks: Peaks) -> int:
         """Return the bytes that the tightest device lacks; negative if everything fits."""
         budgets = {device: self.machine.budget(device) for device in peaks}
+        # Devices without a budget cannot lack memory; -1 if there is no other.
         return max((peaks[d].total() - b for d, b in budgets.items() if b is not None), default=-1)
 
     def replies(self, measured: Measured) -> int:
@@ -122,6 +126,7 @@ class _Search:
             self.tell(f"measuring {rows} concurrent replies")
             return self._missing(measured.rollout(rows))
 
+        # The measure is the bytes missing on the tightest device, so the budget is 0.
         return largest_fitting(misses, self.config.rollout_rows, 0)
 
     def rows(self, measured: Measured) -> int:
@@ -164,6 +169,7 @@ class _Found:
         return {"load": self.learned.load(), "rollout": rollout, **self.learned.learning(max(1, self.rows))}
 
     def settings(self, config: BackboneConfig) -> dict[str, Any]:
+        # Keep the requested batch_tokens if it fits, instead of rounding it down to whole rows.
         work, rows = self.learned.work, max(1, self.rows)
         return {
             "batch_tokens": config.batch_tokens if self.rows == _wanted_rows(config, work) else rows * work.longest,

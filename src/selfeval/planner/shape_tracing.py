@@ -100,6 +100,7 @@ class Footprint(TorchDispatchMode):
             self._forced = outer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Fake tensors have no values, so operations that look at values are replaced.
         out = self._without_values(func, args) if any(isinstance(a, FakeTensor) for a in args) else None
         if out is None:
             out = func(*args, **(kwargs or {}))
@@ -133,6 +134,7 @@ class Footprint(TorchDispatchMode):
     def _see(self, tensor: Tensor, kind: str, device: str) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
+        # Views share a storage, which counts once.
         if key in self._live:
             return
         size = storage.nbytes()
@@ -142,6 +144,7 @@ class Footprint(TorchDispatchMode):
         self._total[device] += size
         if device not in self.peaks or self._total[device] > self.peaks[device].total():
             self.peaks[device] = now.copy()
+        # The storage also lives while only autograd holds it, so saved activations count until the backward pass frees them.
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
@@ -224,6 +227,7 @@ class ShapeBackbone(Backbone):
         more_roles: Callable[[ShapeBackbone], None] = lambda backbone: None,
     ) -> None:
         try:
+            # Model and roles are built on the meta device; all modules that PEFT and the learner add then become fake as well.
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         except ValueError as error:
@@ -238,6 +242,7 @@ class ShapeBackbone(Backbone):
             self.roles.add(role, head=head)
         more_roles(self)
         self.fake = FakeTensorMode()
+        # All fake tensors are on the CPU; the footprint records the device on which each of them would be.
         self._to_fake(torch.device("cpu"))
         if placement is not None and not placement.is_whole:
             self._place(placement)
@@ -268,6 +273,7 @@ class ShapeBackbone(Backbone):
                 made[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
             return made[id(tensor)]
 
+        # Heads are not modules of the model.
         for module in [*self.model.modules(), *self.roles.heads.values()]:
             for held in (module._parameters, module._buffers):
                 held.update({name: fake(value) for name, value in held.items() if value is not None})
@@ -315,6 +321,7 @@ class ShapeBackbone(Backbone):
 
     def base(self) -> dict[str, list[Tensor]]:
         """Weights and buffers of the base by device, tied ones once."""
+        # The adapters are parameters of the model as well: leave them out.
         own = {id(p) for held in self.adapters().values() for p in held}
         found: dict[str, list[Tensor]] = {self.main: []}
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:

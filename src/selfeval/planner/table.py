@@ -61,6 +61,7 @@ def _by_kind(device: DevicePlan) -> Table:
         table.add_column(phase, justify="right")
     for kind in KINDS:
         sizes = [device.phases[phase].get(kind, 0) for phase in PHASES]
+        # Memory of the process is shown only where there is some, that of the model always.
         if any(sizes) or kind not in ("runtime", "kernels", "allocator"):
             table.add_row(_LABELS.get(kind, kind), *(_cell(size) for size in sizes))
     table.add_section()

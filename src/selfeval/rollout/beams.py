@@ -56,6 +56,7 @@ def beam_search(
 
 def _generate(backbone: Backbone, prompts: Sequence[Prompt], beams: int, limit: int) -> list[tuple[int, ...]]:
     loaded, width = backbone.loaded, max(len(p.ids) for p in prompts)
+    # All rows are padded to the longest prompt, whose room limits the batch.
     room = (loaded.context_length or sys.maxsize) - width
     ids = torch.tensor([[loaded.pad_id] * (width - len(p.ids)) + list(p.ids) for p in prompts], device=loaded.device)
     attention = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in prompts], device=loaded.device)
@@ -82,6 +83,7 @@ def _own_settings(model: Any) -> Iterator[None]:
 
 
 def _until_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
+    # Rows that ended early are padded, possibly with the end token itself: cut at the first one.
     end = next((i for i, token in enumerate(ids) if token in eos_ids), len(ids) - 1)
     return tuple(ids[: end + 1])
 
@@ -89,5 +91,6 @@ def _until_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
 def _with_logprobs(
     backbone: Backbone, prompts: Sequence[Prompt], replies: Sequence[tuple[int, ...]], batch_tokens: int
 ) -> list[Rollout]:
+    # Beam search returns a score per sequence, so the log-probs per token need a forward pass.
     logprobs = reply_logprobs(backbone, prompts, replies, batch_tokens=batch_tokens)
     return [Rollout(ids, p, ids[-1] in backbone.loaded.eos_ids) for ids, p in zip(replies, logprobs, strict=True)]

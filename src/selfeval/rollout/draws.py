@@ -27,6 +27,7 @@ def row_draws(seed: int, rows: Sequence[int], steps: int) -> Tensor:
     """
     keys = np.array([(seed, row) for row in rows], dtype=np.uint64)
     raw = np.stack([np.random.Philox(key=key).random_raw(steps) for key in keys])
+    # The upper 53 bits fill a double's significand exactly: multiples of 2**-53, always below 1.
     return torch.tensor((raw >> np.uint64(11)) * 2.0**-53)
 
 
@@ -37,6 +38,8 @@ def pick(logprobs_BV: Tensor, draws_B: Tensor) -> Tensor:
         logprobs_BV: of the tokens, minus infinity where a token is not allowed; they need not sum to one.
         draws_B: in [0, 1), fp64.
     """
+    # fp64, because the rounding errors of a long fp32 sum would shift the intervals of the later tokens.
     cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
     wanted_B = draws_B.clamp_max(1 - 2.0**-40) * cumulative_BV[:, -1]  # rounding must not push it past the last token
+    # right=True finds the first sum above the draw, so a token with probability 0 is never picked.
     return torch.searchsorted(cumulative_BV, wanted_B[:, None], right=True)[:, 0]

@@ -134,10 +134,12 @@ def generate(
 
     def of_group(group: list[int]) -> list[Rollout]:
         chosen = [requests[order[i]] for i in group]
+        # The index in the caller's whole list selects the random stream, whichever batch the request is in.
         numbers = [first + order[i] for i in group]
         return Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide).run()
 
     results: dict[int, Rollout] = {}
+    # The roles of a guide read the same tokens in separate rows, which take memory as well.
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
     tally = _TALLY.get()
     for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, rows, of_group):
@@ -195,6 +197,7 @@ class _Pass:
         ids, attention = ids_BT.repeat(count, 1), attention_BT.repeat(count, 1)
         arguments: dict[str, Any] = {"input_ids": ids, **state_arguments(loaded, self.cache, attention, ids.shape[1])}
         if loaded.forward_accepts("position_ids"):
+            # Count real tokens only, because left padding must not shift the positions. Padding gets 0 and is masked.
             positions = (attention.cumsum(-1) - 1).clamp_min(0)
             arguments["position_ids"] = positions[:, -ids.shape[1] :]
         if loaded.forward_accepts("logits_to_keep"):
@@ -206,12 +209,15 @@ class _Pass:
         return logits[:, -1].float().view(count, len(ids_BT), -1)
 
     def _acting(self, rows: int) -> AbstractContextManager[None]:
+        # The caller's block already acts for a pass of the acting role alone. Otherwise name one role per row, or a single
+        # role where there is only one: fused experts refuse roles per row.
         if self.own and len(self.roles) == 1:
             return nullcontext()
         return self.backbone.acting_as([role for role in self.roles for _ in range(rows)] if self.roles[1:] else self.roles[0])
 
     def select(self, rows: Tensor, of: int) -> None:
         """Keep (or repeat) these rows out of the `of` rows of each role."""
+        # Row r of the k-th role is at index k * of + r.
         starts = of * torch.arange(len(self.roles), device=rows.device)
         select_rows(self.cache, (starts[:, None] + rows).flatten())
 
@@ -251,6 +257,7 @@ class Batch:
         self.temperature_B = torch.tensor([r.temperature for r in requests], device=device)
         self.top_p_B = torch.tensor([r.top_p for r in requests], device=device)
         self.filters = any(r.top_p < 1 for r in requests)
+        # Draw all random numbers in advance, so a row's number at a step does not depend on which rows are still alive.
         self.draws_BT = None
         if any(r.temperature for r in requests):
             self.draws_BT = row_draws(seed, numbers, max(self.limits)).to(device)
@@ -285,6 +292,7 @@ class Batch:
         distinct, owners = _distinct_prompts(self.requests)
         width = max(len(p.ids) for p in distinct)
         pad, device = self.backbone.loaded.pad_id, self.backbone.loaded.device
+        # Left-padded, so the last column holds the last token of every prompt.
         ids = torch.tensor([[pad] * (width - len(p.ids)) + list(p.ids) for p in distinct], device=device)
         attention = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in distinct], device=device)
         logits = self._forward(ids, attention)
@@ -322,15 +330,18 @@ class Batch:
         """Sample a token per row and record its log-prob and those of the watched tokens."""
         temperature = self.temperature_B[self.alive]
         greedy = temperature == 0
+        # Divide greedy rows by 1 instead of 0; their token is the argmax at any temperature.
         scaled_NBV = logits_NBV / torch.where(greedy, 1.0, temperature)[:, None]
         logprobs_BV = self._logprobs(scaled_NBV)
-        if bool(logprobs_BV[:, 0].isnan().any()):  # a single NaN or infinite logit makes the whole row NaN
+        if bool(logprobs_BV[:, 0].isnan().any()):  # a single NaN or +inf logit makes the whole row NaN
             raise NotFiniteError(f"the logits for token {step + 1} of a reply are NaN or infinite")
         tokens_B = logprobs_BV.argmax(-1)
         if self.draws_BT is not None:
             allowed_BV = _nucleus(logprobs_BV, self.top_p_B[self.alive]) if self.filters else logprobs_BV
             tokens_B = torch.where(greedy, tokens_B, pick(allowed_BV, self.draws_BT[self.alive, step]))
+        # From the full distribution, not the nucleus: a later forward pass computes the same.
         self._drawn = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+        # From the unscaled logits, because watched tokens are reported at temperature 1.
         self._seen = self._logprobs(logits_NBV)[:, self.watch] if len(self.watch) else None
         return tokens_B
 
@@ -338,6 +349,7 @@ class Batch:
         """Append the sampled tokens to their rows; return the positions of the rows that are not finished."""
         watched = self._seen.tolist() if self._seen is not None else None
         keep = []
+        # `position` counts the rows still in the batch, `row` those that it started with.
         for position, (row, token, logprob) in enumerate(
             zip(self.alive.tolist(), tokens_B.tolist(), self._drawn.tolist(), strict=True)
         ):
@@ -368,6 +380,8 @@ def _passes(backbone: Backbone, guides: Sequence[str], room: int) -> list[_Pass]
 def _nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:
     """Set log-probs outside each row's nucleus to minus infinity (top-p sampling, Holtzman et al. 2020)."""
     sorted_BV, index_BV = logprobs_BV.sort(dim=-1, descending=True)
+    # Probability of all likelier tokens. It is exactly 0 for the first, which therefore always stays.
     before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
     outside_BV = (before_BV >= top_p_B[:, None]) & (top_p_B < 1)[:, None]
+    # The argsort of a permutation is its inverse: back to the order of the vocabulary.
     return sorted_BV.masked_fill(outside_BV, float("-inf")).gather(1, index_BV.argsort(-1))

@@ -61,6 +61,7 @@ def adapter_targets(model: Any, wanted: str | tuple[str, ...], unread: tuple[str
     left_out = [rf"(.*\.)?{re.escape(name)}(\..*)?" for name in (*_left_out(model.config.get_text_config()), *unread)]
     decoder = _text_prefix(model)
     if decoder:
+        # PEFT matches whole names: exclude everything outside the part that reads text.
         left_out.append(rf"(?!{re.escape(decoder)}\.).*")
     return {"target_modules": _without_experts(model), "exclude_modules": "|".join(left_out) or None}
 

@@ -155,6 +155,7 @@ class RowFacts(DynamicLayer):
 
     def __init__(self, facts_BN: Tensor) -> None:
         super().__init__()
+        # A layer of a cache has keys and values; both hold the facts, and only the keys are read.
         self.update(facts_BN[:, None, None], facts_BN[:, None, None])
 
     @property
@@ -181,6 +182,7 @@ def empty_cache(config: Any) -> DynamicCache:
 def preallocated_cache(config: Any, room: int) -> DynamicCache:
     """Return a cache for a model of this config; layers that keep everything get `room`, others are those of transformers."""
     cache = DynamicCache(config=config)
+    # Exactly DynamicLayer, because its subclasses have a sliding window or further state.
     cache.layers = [PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

@@ -82,8 +82,10 @@ class PublishedConfig(ChatGLMConfig):
             ModelError: the folder holds pickles, or a variant that this version does not compute.
         """
         name = str(kwargs.get("name_or_path") or config_dict.get("_name_or_path") or "")
+        # These two name the code in the folder and its classes, which are not used.
         fields = {k: v for k, v in config_dict.items() if k not in ("auto_map", "architectures")}
         _refuse_pickles(name)
+        # A field of generations 2 and 3 only.
         if "padded_vocab_size" in fields:
             fields = glm_fields(fields, name) | {"architectures": ["GlmForCausalLM"], "_name_or_path": name}
             return ChatGLM2Config.from_dict(fields, **kwargs)

@@ -68,6 +68,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     chat = ""
 
     def __init__(self, vocab_file: str, **kwargs: Any) -> None:
+        # The base class looks tokens up while it is initialised, so the pieces and control tokens have to be there first.
         self.vocab_file = vocab_file
         self.pieces = _sentencepiece(vocab_file)
         self.piece_count: int = self.pieces.get_piece_size()
@@ -115,6 +116,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         ids = [token_ids] if isinstance(token_ids, int) else [int(i) for i in token_ids]
         names = {i: text for text, i in self.controls.items()}
         parts = []
+        # Decode runs of pieces as a whole: SentencePiece places the spaces between them.
         for control, run in groupby((i for i in ids if i < self.vocab_size), key=names.__contains__):
             if control:
                 parts += [] if skip_special_tokens else [names[i] for i in run]
@@ -273,6 +275,7 @@ class ChatGLM3Tokenizer(ChatGLM2Tokenizer):
         ids = self._prompt_ids(messages)
         if prompt:
             return ids
+        # The prompt ends with the next <|assistant|>, which a finished conversation does not have.
         return [*ids[:-1], *([int(self.eos_token_id)] if messages[-1]["role"] == "assistant" else [])]
 
 

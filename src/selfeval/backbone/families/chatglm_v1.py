@@ -97,6 +97,7 @@ def answer_start(ids_BT: Tensor, attention_BT: Tensor, config: ChatGLMConfig) ->
     Raises:
         ValueError: an answer begins without a mask token before it.
     """
+    # Count real tokens only, so padding on either side changes nothing.
     real_BT = attention_BT.bool()
     index_BT = real_BT.long().cumsum(-1) - 1
     start_B = _first(index_BT, real_BT & (ids_BT == config.bos_token_id))
@@ -132,6 +133,7 @@ def layout(start_B2: Tensor, attention_BS: Tensor, new: int) -> tuple[Tensor, Te
     column_S = torch.arange(attention_BS.shape[1], device=attention_BS.device)
     row_T = column_S[-new:]
     causal_TS = column_S <= row_T[:, None]
+    # A sequence without <sop> has no context: plain causal attention.
     context_B1S = (index_BS < start_B1)[:, None] & (start_B1 < _NEVER)[:, None]
     allowed_BTS = (causal_TS | context_B1S) & attention_BS.bool()[:, None] | (column_S == row_T[:, None])
     return torch.stack([first_BT, second_BT], dim=1), allowed_BTS[:, None]
@@ -281,6 +283,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             cache = empty_cache(self.config)
         positions_B2T, allowed = self._layout(input_ids, attention_mask, cache)
         hidden_BTD = self.word_embeddings(input_ids)
+        # Half a head, because each half is turned by its own positions.
         size = self.config.hidden_size // self.config.num_attention_heads // 2
         rotary = _rotary(positions_B2T, size, hidden_BTD.dtype)
         states = []
