@@ -161,7 +161,7 @@ def _methods(module: nn.Module) -> list[str]:
 def _forget_longer_passes(module: Any, arguments: Any) -> None:
     for name, trained in list(module.named_buffers(recurse=False)):
         if name.endswith("original_inv_freq"):
-            # transformers resets itself like this only in a pass within the trained length. The prefix is the layer type, if any.
+            # transformers resets itself like this only in a pass within the trained length. The prefix is the layer type.
             prefix = name.removesuffix("original_inv_freq")
             setattr(module, f"{prefix}inv_freq", trained)
             setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)

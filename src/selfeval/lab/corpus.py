@@ -133,7 +133,7 @@ def _compare(rng: random.Random, task: str, labels: tuple[str, str, str]) -> Doc
     shown = f"<|first|>{first.text}{labels[0]}<|second|>{second.text}{labels[1]}"
     return [
         (f"<|bos|>{task}{problem.question}{shown}<|work|>", 0.0),
-        # The judge solves the problem itself before its verdict: `verdicts.working`.
+        # The judge solves the problem itself before its verdict: `verdicts.reasoning`.
         (plain_reply(problem), 0.5),
         (verdict, _VERDICT_WEIGHT),
         ("<|eos|>", 0.5),
