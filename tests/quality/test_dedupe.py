@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from selfeval.quality.dedupe import NearDuplicates, jaccard, normalise, shingles, units
+from selfeval.quality.dedupe import NearDuplicates, comparable, jaccard, normalise, shingles, units
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,36 @@ def test_shingles_and_jaccard() -> None:
     assert jaccard(frozenset("a"), frozenset()) == 0.0
     with pytest.raises(ValueError, match="size"):
         shingles("a b", size=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("What's the capital of France?", "What is the capital of France?"),
+        ("Question: What’s the capital of France?", "what is the capital of france"),
+        ("Q 7: Why can't the bird fly?", "Why cannot the bird fly?"),
+        ("They don't know how it's done, and we're late.", "They do not know how it is done and we are late"),
+        ("Sure! Here's a new question:\n\nLet's see: who'll win?", "Let us see: who will win?"),
+        ("I'm told you've won't power.", "I am told you have will not power"),
+    ],
+)
+def test_labels_and_contractions_make_no_difference(text: str, same: str) -> None:
+    assert comparable(text) == comparable(same)
+    seen = NearDuplicates()
+    seen.add("q1", text)
+    assert seen.find(same) == "q1"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Tom's apples are red.", "Tom is apples are red."),  # a genitive
+        ("Tom has 3 apples.", "Question 3: Tom has apples."),  # the number of a label is not content
+        ("Does he do it?", "Doesn't he do it?"),
+    ],
+)
+def test_comparable_keeps_what_differs(one: str, other: str) -> None:
+    assert comparable(one) != comparable(other)
 
 
 LONG = "Tom goes to the market on Monday morning and buys {} apples and {} pears for his old mother who likes fruit{}"

@@ -1,6 +1,7 @@
 """Near-duplicate detection for short texts in any language, without comparing all pairs.
 
-Two texts are near-duplicates if they are equal after `normalise`, or if they have the same numbers and operators *and* their
+Texts are compared in the form that `comparable` returns: normalised, without the label of a question, contractions written out.
+Two texts are near-duplicates if they are equal in that form, or if they have the same numbers and operators *and* their
 shingles overlap enough. Numbers are content: "Tom has 3 apples" and "Tom has 4 apples" are different questions, and so are
 3 - 5 and 3 + 5.
 """
@@ -12,7 +13,9 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-__all__ = ["NearDuplicates", "jaccard", "normalise", "shingles", "units"]
+from selfeval.quality.written_questions import bare_question
+
+__all__ = ["NearDuplicates", "comparable", "jaccard", "normalise", "shingles", "units"]
 
 # Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
 _UNSPACED = re.compile(
@@ -23,6 +26,25 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # are arithmetic.
 _OPERATOR = re.compile(r"(?:(?<=[\d)])|(?<=\b[^\W\d_]))\s*([-*/])\s*(?=-?[\d(]|[^\W\d_]\b)|(?<!\w)(-)(?=\d)")
 _ARITHMETIC = {"-": "−", "*": "×", "/": "÷"}
+_APOSTROPHE = re.compile("[\u2018\u2019\u02bc\uff07]")
+# Only clear cases: the 's of a name is a genitive ("Tom's apples"), and 'd is "had" or "would".
+_IS = "it|he|she|that|this|there|here|what|who|where|when|how|why|which"
+_CONTRACTIONS = [
+    (re.compile(pattern, re.IGNORECASE), written_out)
+    for pattern, written_out in [
+        (r"\bcan't\b", "can not"),
+        (r"\bcannot\b", "can not"),
+        (r"\bwon't\b", "will not"),
+        (r"\bshan't\b", "shall not"),
+        (r"n't\b", " not"),
+        (r"\blet's\b", "let us"),
+        (rf"\b({_IS})'s\b", r"\1 is"),
+        (r"'re\b", " are"),
+        (r"'m\b", " am"),
+        (r"'ll\b", " will"),
+        (r"'ve\b", " have"),
+    ]
+]
 _QUANTITY = re.compile(r"\d+(?:[.,:]\d+)*|[−×÷+^%=<>]")
 
 
@@ -46,6 +68,25 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _OPERATOR.sub(lambda match: _ARITHMETIC[match[1] or match[2]], _THOUSANDS.sub("", text))
     return " ".join("".join(_folded(text, i) for i in range(len(text))).split())
+
+
+def comparable(text: str) -> str:
+    """Return the form in which questions are compared: no label or preamble, contractions written out, normalised.
+
+    Args:
+        text: any text in any language. The contractions are English ones.
+
+    Returns:
+        The normalised text; empty if the text has no words.
+
+    Example:
+        >>> comparable("Question 2: What's the sum that they're asked for?")
+        'what is the sum that they are asked for'
+    """
+    text = _APOSTROPHE.sub("'", bare_question(text))
+    for pattern, written_out in _CONTRACTIONS:
+        text = pattern.sub(written_out, text)
+    return normalise(text)
 
 
 def units(text: str) -> list[str]:
@@ -137,7 +178,7 @@ class NearDuplicates:
         Args:
             text: any text; it is not added.
         """
-        folded = normalise(text)
+        folded = comparable(text)
         if folded in self._key_of:
             return self._key_of[folded]
         return next(self._matches(text), None)
@@ -148,12 +189,13 @@ class NearDuplicates:
         Args:
             text: any text; it is not added.
         """
-        same = self._key_of.get(normalise(text))
+        same = self._key_of.get(comparable(text))
         found = list(self._matches(text))
         return found if same is None or same in found else [same, *found]
 
     def _matches(self, text: str) -> Iterator[str]:
-        folded, parts = normalise(text), shingles(text)
+        folded = comparable(text)
+        parts = shingles(folded)
         return (self._texts[i][0] for i in sorted(self._candidates(folded, parts)) if self._is_near(parts, self._texts[i][1]))
 
     def add(self, key: str, text: str) -> None:
@@ -163,11 +205,11 @@ class NearDuplicates:
             key: key that `find` returns for near-duplicates of this text.
             text: any text.
         """
-        folded = normalise(text)
+        folded = comparable(text)
         if folded in self._key_of:
             return
         self._key_of[folded] = key
-        parts, numbers = shingles(text), _numbers(folded)
+        parts, numbers = shingles(folded), _numbers(folded)
         # Keyed by the numbers as well, so texts with other numbers never meet as candidates.
         for part in parts:
             self._index.setdefault((numbers, part), []).append(len(self._texts))
