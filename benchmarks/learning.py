@@ -45,7 +45,7 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     config = RunConfig.model_validate({**known, "seed": seed, "policy": recipe.policy})
     view = _view(run)
     context = Context(config, RunStore(view), Terminal(quiet=True))
-    gold = load_gold(config.domain)
+    gold = load_gold(config)
     assert gold is not None
     questions = {q.id: q.text for q in context.questions("train")}  # type: ignore[arg-type]
     lines: list[dict[str, Any]] = []

@@ -134,7 +134,7 @@ def best_of(folder: Path, questions: int) -> dict[str, Any]:
     saved = read_json(folder / "four" / "run.json")["config"]
     config = RunConfig.model_validate({k: v for k, v in saved.items() if k in RunConfig.model_fields and k != "policy"})
     context = Context(config, RunStore(folder / "four"), Terminal(quiet=True))
-    gold, asked, most = load_gold(config.domain), context.questions(Split.TEST)[:questions], max(BEST_OF)
+    gold, asked, most = load_gold(config), context.questions(Split.TEST)[:questions], max(BEST_OF)
     requests = [Request(context.templates.prompt("reply", question=q.text)) for q in asked for _ in range(most)]
     with context.backbone.acting_as(BASE):
         replies = generate(

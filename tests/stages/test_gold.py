@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, DataError
 from selfeval.stages import gold as module
-from selfeval.stages.gold import FileGold, check_gold, load_gold
+from selfeval.stages.gold import FileGold, check_gold, gold_key, load_gold
+
+
+def _config(domain: str | None = None, gold: str = "", **settings: Any) -> RunConfig:
+    return RunConfig(domain=domain, gold=gold, **settings)
 
 
 def test_the_embedded_domain_is_found_by_its_name() -> None:
-    gold = load_gold("word-problems")
+    gold = load_gold(_config("word-problems"))
     assert gold is not None
     assert gold.name == "word-problems"
     question = "Ben has 18 eggs. He buys 11 more and gives 10 to Mia. How many eggs does Ben have now?"
@@ -25,12 +30,12 @@ def test_the_embedded_domain_is_found_by_its_name() -> None:
 
 
 def test_no_domain_is_no_gold() -> None:
-    assert load_gold(None) is None
+    assert load_gold(_config(None)) is None
 
 
 def test_an_unknown_domain_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match='domain "word-problem" is not installed; did you mean "word-problems"'):
-        load_gold("word-problem")
+        load_gold(_config("word-problem"))
 
 
 class Coin:
@@ -50,7 +55,7 @@ def test_any_package_can_bring_a_domain(monkeypatch: pytest.MonkeyPatch) -> None
         return [point] if group == "selfeval.domains" else []
 
     monkeypatch.setattr(module, "entry_points", installed)
-    gold = load_gold("coin")
+    gold = load_gold(_config("coin"))
     assert gold is not None
     assert (gold.is_right("coin", "heads"), gold.is_right("coin", "tails"), gold.is_right("x", "heads")) == (True, False, None)
 
@@ -59,6 +64,7 @@ def test_any_package_can_bring_a_domain(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _gold(folder: Path, *rows: Any) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "gold.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -104,17 +110,17 @@ def test_a_line_without_gold_is_named(tmp_path: Path, row: Any, said: str) -> No
 
 def test_gold_that_could_not_be_asked_is_refused_early(tmp_path: Path) -> None:
     path = str(_gold(tmp_path, {"question": "What is 2 + 3?", "answer": 5}))
-    check_gold(None, path, ["What is 2 + 3?"])
+    check_gold(_config(None, path), ["What is 2 + 3?"])
     with pytest.raises(ConfigError, match="are both set; remove one"):
-        check_gold("word-problems", path, ["What is 2 + 3?"])
+        check_gold(_config("word-problems", path), ["What is 2 + 3?"])
     with pytest.raises(
         ConfigError, match=r"the model would generate new ones; also set questions\.file, replies\.file or pairs\.file"
     ):
-        check_gold(None, path, None)
+        check_gold(_config(None, path), None)
     with pytest.raises(DataError, match="contains none of this run's 1 test questions"):
-        check_gold(None, path, ["What is 9 + 9?"])
+        check_gold(_config(None, path), ["What is 9 + 9?"])
     with pytest.raises(ConfigError, match="is not installed"):
-        check_gold("word-problem", "", None)
+        check_gold(_config("word-problem", ""), None)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +135,37 @@ def test_an_answer_is_yes_no_or_unknown(said: object, understood: Any, monkeypat
 
     monkeypatch.setattr(EntryPoint, "load", lambda self: Odd)
     monkeypatch.setattr(module, "entry_points", lambda group: [EntryPoint("odd", "somewhere:Odd", "selfeval.domains")])
-    gold = load_gold("odd")
+    gold = load_gold(_config("odd"))
     assert gold is not None
     if understood is ConfigError:
         with pytest.raises(ConfigError, match=r'domain "odd" returned .*; its is_right must return True, False, or None'):
             gold.is_right("x", "y")
     else:
         assert gold.is_right("x", "y") is understood
+
+
+def test_answers_in_a_file_of_questions_are_gold(tmp_path: Path) -> None:
+    rows = ({"question": "What is 2 + 3?", "answer": 5}, {"question": "Why?"}, {"question": "How?", "answer": None})
+    path = str(_gold(tmp_path, *rows))
+    config = _config(questions={"file": path})
+    check_gold(config, ["Why?"])
+    gold = load_gold(config)
+    assert gold is not None
+    assert [gold.is_right(row["question"], "The answer is 5") for row in rows] == [True, None, None]
+    assert gold_key(config) == gold_key(_config(gold=path))
+    other = str(_gold(tmp_path / "other", {"question": "What is 2 + 3?", "answer": 6}))
+    own = load_gold(_config(gold=other, questions={"file": path}))
+    assert own is not None
+    assert own.is_right("What is 2 + 3?", "6"), "the gold file comes first"
+
+
+def test_a_file_of_questions_without_answers_is_no_gold(tmp_path: Path) -> None:
+    path = str(_gold(tmp_path, {"question": 'Is "answer" a word?'}))
+    assert load_gold(_config(questions={"file": path})) is None
+    assert gold_key(_config(questions={"file": path})) == ""
+
+
+def test_a_wrong_answer_in_a_file_of_questions_is_refused_early(tmp_path: Path) -> None:
+    path = str(_gold(tmp_path, {"question": "What is 2 + 3?", "answer": {"value": 5}}))
+    with pytest.raises(DataError, match=r'line 1: "answer" must be a string, a number or a list'):
+        check_gold(_config(questions={"file": path}), ["What is 2 + 3?"])

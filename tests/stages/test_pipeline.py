@@ -264,7 +264,7 @@ def test_the_oracle_is_not_even_loaded_before_evaluation(world: World, oracle: l
     assert world.run('domain="oracle"', until="policy") == list(STAGES[:6])
     assert oracle == []
     with pytest.raises(RuntimeError, match="the oracle was made"):
-        load_gold("oracle")
+        load_gold(RunConfig(domain="oracle"))
 
 
 def test_the_real_evaluation_is_the_first_to_load_the_oracle(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
 import shutil
@@ -13,13 +14,15 @@ import pytest
 import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.config import RunConfig
-from selfeval.errors import LoopError
+from selfeval.errors import ConfigError, LoopError, SeedsError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Drop, Question, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages import questions
 from selfeval.stages.context import Context
+from selfeval.stages.given import read_given
+from selfeval.stages.seeds import seeds_of
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 
@@ -305,3 +308,59 @@ def test_a_part_of_a_list_is_sampled_as_it_would_be_in_the_whole() -> None:
         other = generate(backbone, requests[7:], max_new_tokens=6, seed=3)
     assert [r.ids for r in part] == [r.ids for r in whole[7:]]
     assert [r.ids for r in other] != [r.ids for r in whole[7:]]
+
+
+def _file(folder: Path, *, train: int = 5, test: int = 3) -> tuple[Path, list[str]]:
+    """Write a file of questions with their splits; return its path and the questions."""
+    rng = random.Random(0)  # `mixed` begins with the first of these, so the model repeats it
+    rows = [{"question": fresh(rng), "split": "test" if n < test else "train"} for n in range(train + test)]
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    return path, [row["question"] for row in rows]
+
+
+def test_a_file_of_questions_is_extended_with_generated_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, own = _file(tmp_path)
+    run, prompts = context(tmp_path, monkeypatch, file=str(path), extend=True), asked(monkeypatch)
+    counts = questions.run(run)
+    written = run.store.read("questions", Question)
+    assert [q.text for q in written[:8]] == own
+    assert [q.source for q in written] == ["file"] * 8 + ["self"] * 28
+    assert [q.id for q in written] == [f"q{n:06d}" for n in range(36)]
+    assert (counts["train"], counts["test"]) == (24, 12)
+    assert max(overlap(a, b) for a, b in itertools.combinations([q.text for q in written], 2)) < 0.8
+    assert ("near_duplicate", own[0]) in drops(run), "the model repeats a question of the file"
+    shown = {example for examples in prompts for example in examples}
+    assert not shown & set(of(run, Split.TEST))
+    assert shown & set(own[3:])
+
+
+@pytest.mark.parametrize(("train", "test"), [(30, 15), (2, 15), (30, 0)])
+def test_a_file_larger_than_what_is_wanted_is_kept_whole(
+    train: int, test: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, own = _file(tmp_path, train=train, test=test)
+    run = context(tmp_path, monkeypatch, file=str(path), extend=True)
+    counts = questions.run(run)
+    assert (counts["train"], counts["test"]) == (max(24, train), max(12, test))
+    assert set(own) <= {q.text for q in run.store.read("questions", Question)}
+
+
+def test_without_seeds_the_training_questions_of_the_file_are_the_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, own = _file(tmp_path)
+    run = context(tmp_path, monkeypatch, file=str(path), extend=True)
+    run.config = run.config.model_copy(update={"seeds": ""})
+    assert [seed.question for seed in run.seeds] == own[3:]
+    only_tests = RunConfig(questions={"file": str(_file(tmp_path, train=0)[0]), "extend": True})
+    with pytest.raises(SeedsError, match="has only test questions, which are never shown as examples"):
+        seeds_of(only_tests, read_given(only_tests))
+
+
+def test_only_a_file_of_questions_can_be_extended(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="which is the only file that may be set; no file is set"):
+        read_given(RunConfig(questions={"extend": True}))
+    both = RunConfig(questions={"extend": True}, replies={"file": str(tmp_path / "replies.jsonl")})
+    with pytest.raises(ConfigError, match=r"replies\.file is set"):
+        read_given(both)

@@ -26,7 +26,7 @@ from selfeval.runs.templates import day_of
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, read_given
 from selfeval.stages.prompts import load_templates
-from selfeval.stages.seeds import read_seeds
+from selfeval.stages.seeds import seeds_of
 from selfeval.stages.shards import Executor, InProcess, ModelHandle
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.trackers import Trackers
@@ -191,7 +191,7 @@ class Context:
 
     @cached_property
     def seeds(self) -> list[Seed]:
-        return [] if self.given and not self.config.seeds else read_seeds(self.config.seeds)
+        return seeds_of(self.config, self.given)
 
     @cached_property
     def given(self) -> Given | None:

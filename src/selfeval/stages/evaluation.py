@@ -48,7 +48,7 @@ from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
 from selfeval.stages.context import Context
-from selfeval.stages.gold import Gold, load_gold
+from selfeval.stages.gold import Gold, gold_file, load_gold
 from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_object, write_file, write_json
@@ -63,7 +63,7 @@ Advance = Callable[[int], None]
 
 def run(context: Context) -> dict[str, Any]:
     """Write evaluation/figures.json (the parts of report.json that need the model), and return counts."""
-    gold = load_gold(context.config.domain, context.config.gold)
+    gold = load_gold(context.config)
     context.load_evaluators()
     # All roles are loaded before the first measurement, so the timing of verdicts below includes no loading.
     guide = ensure_policy(context)
@@ -106,7 +106,7 @@ def _model(context: Context) -> Model:
         parameters=backbone.census.parameter_count,
         precision=backbone.loaded.precision,
         domain=context.config.domain,
-        gold_file=context.config.gold or None,
+        gold_file=gold_file(context.config) or None,
     )
 
 

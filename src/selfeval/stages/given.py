@@ -22,7 +22,7 @@ from selfeval.records import Drop, Question, Split
 from selfeval.store import file_hash
 from selfeval.texts import Line, json_lines, read_text, shortened
 
-__all__ = ["FEWEST", "Given", "Labelled", "given_key", "read_given"]
+__all__ = ["FEWEST", "Given", "Labelled", "given_key", "has_answers", "read_given"]
 
 Kind = Literal["questions", "replies", "pairs"]
 
@@ -108,6 +108,11 @@ def _chosen(config: RunConfig) -> tuple[Kind, Path] | None:
         "pairs": config.pairs.file,
     }
     given: list[Kind] = [kind for kind in files if files[kind]]
+    if config.questions.extend and given != ["questions"]:
+        raise ConfigError(
+            "questions.extend = true adds generated questions to those of questions.file, which is the only file that may be "
+            f"set; {' and '.join(f'{kind}.file' for kind in given) or 'no file'} is set"
+        )
     if len(given) > 1:
         named = " and ".join(f"{kind}.file" for kind in given)
         raise ConfigError(
@@ -137,7 +142,8 @@ def read_given(config: RunConfig) -> Given | None:
     rows = _rows(kind, path)
     rows, dropped = _split(rows, config)
     questions = tuple(Question(f"q{number:06d}", row.text, row.split or Split.TRAIN, "file") for number, row in enumerate(rows))
-    _check_enough(kind, path, questions, rows)
+    if not config.questions.extend:
+        _check_enough(kind, path, questions, rows)
     ids = [question.id for question in questions]
     return Given(
         kind,
@@ -146,6 +152,16 @@ def read_given(config: RunConfig) -> Given | None:
         {i: tuple(row.replies) for i, row in zip(ids, rows, strict=True) if row.replies},
         {i: tuple(row.pairs) for i, row in zip(ids, rows, strict=True) if row.pairs},
     )
+
+
+def has_answers(path: Path) -> bool:
+    """Return whether a line of a file of questions has an `answer`.
+
+    Raises:
+        DataError: the file is missing or malformed; the message names the line.
+    """
+    text = _read("questions", path)
+    return '"answer"' in text and any(values.get("answer") is not None for _, values in _lines("questions", path, text))
 
 
 def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: Sequence[_Row]) -> None:
@@ -167,14 +183,16 @@ def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: S
 
 def _rows(kind: Kind, path: Path) -> list[_Row]:
     """Return the questions in order of their first lines, each with the data of all its lines."""
-    example = _EXAMPLES[kind]
-    text = read_text(path, f"{kind}.file", DataError, most=_LARGEST, remedy=f"use JSON lines ({example})")
     rows: dict[str, _Row] = {}
-    for line in _lines(kind, path, text):
+    for line in _lines(kind, path, _read(kind, path)):
         _add(rows, kind, path, line)
     if not rows:
-        raise DataError(f"{kind}.file {path} is empty; write one {example} per line")
+        raise DataError(f"{kind}.file {path} is empty; write one {_EXAMPLES[kind]} per line")
     return list(rows.values())
+
+
+def _read(kind: Kind, path: Path) -> str:
+    return read_text(path, f"{kind}.file", DataError, most=_LARGEST, remedy=f"use JSON lines ({_EXAMPLES[kind]})")
 
 
 def _lines(kind: Kind, path: Path, text: str) -> Iterator[Line]:

@@ -12,13 +12,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from selfeval.config import nearest
+from selfeval.config import RunConfig, nearest
 from selfeval.errors import ConfigError, DataError
 from selfeval.quality.answers import is_answer
+from selfeval.stages.given import has_answers
 from selfeval.store import file_hash
 from selfeval.texts import json_lines, read_text, shortened
 
-__all__ = ["FileGold", "Gold", "check_domain", "check_gold", "gold_key", "load_gold"]
+__all__ = ["FileGold", "Gold", "check_domain", "check_gold", "gold_file", "gold_key", "load_gold"]
 
 _GROUP = "selfeval.domains"
 _LARGEST = 1 << 30
@@ -40,18 +41,20 @@ class FileGold:
 
     Args:
         path: path of the file.
+        partial: accept lines that have only a question. Default: False.
 
     Raises:
         DataError: the file is missing or malformed; the message names the line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, partial: bool = False) -> None:
         self.name = path.name
         self._answers: dict[str, tuple[str, ...]] = {}
         self._labels: dict[tuple[str, str], bool] = {}
         text = read_text(path, "gold file", DataError, most=_LARGEST, remedy=f"use JSON lines ({_EXAMPLE})")
         for number, values in json_lines(text, str(path), DataError, _EXAMPLE):
-            self._add(values, f"{path}, line {number}")
+            if not partial or values.get("answer") is not None:
+                self._add(values, f"{path}, line {number}")
         if not self.questions:
             raise DataError(f"gold file {path} is empty; write one {_EXAMPLE} per line")
 
@@ -123,21 +126,36 @@ def check_domain(domain: str | None) -> None:
         _installed(domain)
 
 
-def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -> None:
+def gold_file(config: RunConfig) -> str:
+    """Return the path of the gold file: `gold`, otherwise `questions.file` if it has answers; empty without one.
+
+    With a domain, the answers of a file of questions are not read.
+
+    Raises:
+        DataError: the file of questions is missing or malformed; the message names the line.
+    """
+    own = config.questions.file
+    if config.gold or config.domain is not None or not own:
+        return config.gold
+    return own if has_answers(Path(own)) else ""
+
+
+def check_gold(config: RunConfig, questions: Sequence[str] | None) -> None:
     """Refuse unusable gold before any work is done.
 
     Args:
-        domain: Optional. Name of an installed domain.
-        path: path of a gold file; empty without one.
+        config: configuration of the run.
         questions: test questions of the user's own file; None if the model writes them.
 
     Raises:
         ConfigError: the domain is not installed, both are given, or the questions are not known before they are written.
         DataError: the file is missing or malformed, or has none of the test questions.
     """
+    domain, path = config.domain, config.gold
     # Before the file: a misspelt domain is the cheaper check.
     check_domain(domain)
     if not path:
+        _of_file(gold_file(config), config)  # answers among the questions are checked, and may be about training questions only
         return
     if domain is not None:
         raise ConfigError(
@@ -148,39 +166,46 @@ def check_gold(domain: str | None, path: str, questions: Sequence[str] | None) -
             f"gold = {path} identifies questions by their text, but the model would generate new ones; also set "
             "questions.file, replies.file or pairs.file (a file of questions with answers can serve as both), or use a domain"
         )
-    gold = FileGold(Path(path))
-    if not any(gold.knows(question) for question in questions):
+    gold = _of_file(path, config)
+    if gold is None or not any(gold.knows(question) for question in questions):
         raise DataError(
             f"gold file {path} contains none of this run's {len(questions)} test questions, on which figures by gold are "
             'measured; the texts must match exactly, and "split": "test" makes a question a test question'
         )
 
 
-def gold_key(path: str) -> str:
-    """Return a hash of the content of a gold file; empty without one.
+def gold_key(config: RunConfig) -> str:
+    """Return a hash of the content of the gold file; empty without one.
 
     Raises:
         DataError: the file cannot be read.
     """
+    path = gold_file(config)
     try:
         return file_hash(Path(path)) if path else ""
     except OSError as error:
         raise DataError(f"gold file {path} cannot be read: {error.strerror or error}") from error
 
 
-def load_gold(domain: str | None, path: str = "") -> Gold | None:
-    """Load the gold oracle of a domain or a file; None without either.
+def load_gold(config: RunConfig) -> Gold | None:
+    """Load the gold oracle of the domain or the file; None without either.
 
     Raises:
         ConfigError: no such domain is installed; from `is_right`, an answer other than yes, no or unknown.
         DataError: the file is missing or malformed.
     """
-    if path:
-        return FileGold(Path(path))
+    if gold := _of_file(gold_file(config), config):
+        return gold
+    domain = config.domain
     if domain is None:
         return None
     # The entry point names a class: the second call creates the oracle.
     return _Answers(domain, cast(Gold, _installed(domain).load()()))
+
+
+def _of_file(path: str, config: RunConfig) -> FileGold | None:
+    # In a file of questions, answers are optional: those lines that have one are gold.
+    return FileGold(Path(path), partial=path == config.questions.file) if path else None
 
 
 class _Answers:

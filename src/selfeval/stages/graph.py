@@ -232,7 +232,7 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
-    return {**values, "gold": gold_key(config.gold)}
+    return {**values, "gold": gold_key(config)}
 
 
 def _tokenizer_day(name: str, day: date) -> str | None:
@@ -253,6 +253,6 @@ def input_fingerprints(context: Context) -> dict[str, str]:
         "the model's files": fingerprint(model_identity(config.model)),
         "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
         "the file of questions, replies or pairs": fingerprint(given_key(config)),
-        "the gold file": gold_key(config.gold),
+        "the gold file": gold_key(config),
         "the seeds": fingerprint([seed.question for seed in context.seeds]),
     }

@@ -12,7 +12,7 @@ from selfeval.errors import InputError
 from selfeval.records import Split
 from selfeval.stages.given import read_given
 from selfeval.stages.gold import check_gold
-from selfeval.stages.seeds import read_seeds
+from selfeval.stages.seeds import seeds_of
 from selfeval.stages.trackers import check_installed
 from selfeval.store import RunStore
 
@@ -33,10 +33,9 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     """
     # Cheapest first: a typo in a file must not wait for the model's files.
     given = read_given(config)
-    if config.seeds or given is None:
-        read_seeds(config.seeds)
+    seeds_of(config, given)
     tested = None if given is None else [question.text for question in given.questions if question.split == Split.TEST]
-    check_gold(config.domain, config.gold, tested)
+    check_gold(config, tested)
     check_installed(config.trackers)
     check_base(config, trust_remote_code=trust_remote_code)
 

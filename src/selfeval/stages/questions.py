@@ -55,7 +55,9 @@ class WriteQuestions:
         instruction: the fixed text of the prompt, which is not a question.
         round: number of the round. Default: 1.
         earlier: questions of earlier rounds. Default: none.
-        tests: test questions of round 1, which are the first shard of a later round. Default: none.
+        fixed: questions that are the first shard as they are: those of the user's file, and in a later round the test questions
+            of round 1. Default: none.
+        dropped: drops of the first shard. Default: none.
     """
 
     config: QuestionsConfig
@@ -65,21 +67,28 @@ class WriteQuestions:
     instruction: str
     round: int = 1
     earlier: tuple[Question, ...] = ()
-    tests: tuple[Question, ...] = ()
+    fixed: tuple[Question, ...] = ()
+    dropped: tuple[Drop, ...] = ()
+
+    def fixed_in(self, split: Split) -> int:
+        return sum(question.split == split for question in self.fixed)
 
     @property
     def wanted_tests(self) -> int:
-        return self.config.test if self.round == 1 else len(self.tests)
+        return max(self.config.test, self.fixed_in(Split.TEST)) if self.round == 1 else self.fixed_in(Split.TEST)
+
+    @property
+    def wanted_train(self) -> int:
+        return max(self.config.train, self.fixed_in(Split.TRAIN))
 
     @property
     def wanted(self) -> int:
-        return self.config.train + self.wanted_tests
+        return self.wanted_train + self.wanted_tests
 
     def __call__(self, model: ModelHandle, batch: Batch[Question]) -> ShardOutput:
         """Sample a shard, or as much of it as is needed. The samples do not depend on how many of them are needed."""
-        # Shard 0 of a later round: the test questions of round 1, unchanged.
-        if self.tests and not batch.index:
-            return ShardOutput(self.tests, [])
+        if self.fixed and not batch.index:
+            return ShardOutput(self.fixed, self.dropped)
         acceptance, requests, sampled = _Acceptance(self, batch.records), self._requests(model, batch), 0
         outcomes: list[Question | Drop | None] = []
         while len(acceptance.accepted) < self.wanted:
@@ -169,10 +178,12 @@ class _Acceptance:
         """Draw train or test at random, in the requested proportion, until one of them is full."""
         if self._counts[Split.TEST] >= self._work.wanted_tests:
             return Split.TRAIN
-        if self._counts[Split.TRAIN] >= self.config.train:
+        if self._counts[Split.TRAIN] >= self._work.wanted_train:
             return Split.TEST
         draw = self._work.draws.random("split", len(self.accepted)).random()
-        return Split.TEST if draw < self._work.wanted_tests / self._work.wanted else Split.TRAIN
+        # The proportion among the questions to generate, because the fixed ones have their splits already.
+        tests = self._work.wanted_tests - self._work.fixed_in(Split.TEST)
+        return Split.TEST if draw < tests / (self._work.wanted - len(self._work.fixed)) else Split.TRAIN
 
     def _accept(self, question: Question) -> Question:
         self.index.add(question.id, question.text)
@@ -188,7 +199,7 @@ def run(context: Context) -> dict[str, int]:
         LoopError: far too few samples are usable.
         SeedsError: the model's tokenizer cannot represent the seeds.
     """
-    if context.given:
+    if context.given and not context.config.questions.extend:
         return _take_given(context, context.given)
     if context.round == 1:
         _check_seeds(context)
@@ -203,6 +214,9 @@ def run(context: Context) -> dict[str, int]:
 def _work(context: Context) -> WriteQuestions:
     config = context.config
     earlier = [store.read("questions", Question) for store in context.earlier]
+    fixed, dropped = (context.given.questions, context.given.dropped) if context.given else ((), ())
+    if earlier:
+        fixed, dropped = tuple(q for q in earlier[0] if q.split == Split.TEST or q.source == "file"), ()
     return WriteQuestions(
         config.questions,
         config.backbone.rollout_rows,
@@ -211,7 +225,8 @@ def _work(context: Context) -> WriteQuestions:
         fixed_text(templates_folder(config.model, config.templates), "ask"),
         context.round,
         tuple(question for questions in earlier for question in questions),
-        tuple(q for q in earlier[0] if q.split == Split.TEST) if earlier else (),
+        fixed,
+        dropped,
     )
 
 

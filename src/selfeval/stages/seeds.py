@@ -5,15 +5,40 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from selfeval.config import RunConfig
 from selfeval.errors import SeedsError
-from selfeval.records import Seed
+from selfeval.records import Seed, Split
+from selfeval.stages.given import Given
 from selfeval.texts import Line, json_lines, read_text, shortened
 
-__all__ = ["read_seeds"]
+__all__ = ["read_seeds", "seeds_of"]
 
 _EXAMPLE = '{"question": "..."}'
 _LARGEST = 64 << 20
 _GIVE = f"pass a file with one question per line (text or {_EXAMPLE})"
+
+
+def seeds_of(config: RunConfig, given: Given | None) -> list[Seed]:
+    """Return the seeds of a run: those of the seeds file, or, if a file of questions is extended, its training questions.
+
+    Args:
+        config: configuration of the run.
+        given: content of the user's file of questions, replies or pairs; None without one. With such a file seeds are optional.
+
+    Raises:
+        SeedsError: there are no seeds, and questions have to be generated; or the seeds file is unusable.
+    """
+    if config.seeds or given is None:
+        return read_seeds(config.seeds)
+    if not config.questions.extend:
+        return []
+    seeds = [Seed(question.text) for question in given.questions if question.split == Split.TRAIN]
+    if not seeds:
+        raise SeedsError(
+            f"questions.file {config.questions.file} has only test questions, which are never shown as examples, so "
+            f"questions.extend has no examples to generate from; {_GIVE} with --seeds, or add training questions"
+        )
+    return seeds
 
 
 def read_seeds(path: str) -> list[Seed]:
