@@ -21,7 +21,7 @@ TORCH := torch torchgen functorch torch-2.13.0*.dist-info
 # Tests run side by side, one process a core, four at most: each holds a torch of its own.
 WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
-.PHONY: help run test test-lowest test-newest smoke check pages docs bench peers clean
+.PHONY: help run test test-slow test-lowest test-newest smoke check pages docs bench peers clean
 
 help: ## List the words.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ help: ## List the words.
 run: $(VENV)/.installed ## Install what is needed and run the whole loop on the embedded model.
 	@$(BIN)/selfeval run
 
-test: $(VENV)/.installed-dev ## Run all tests (some of them: make test TESTS=tests/test_store.py).
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+test: $(VENV)/.installed-dev ## Run all tests but the slow ones (some files, whole: make test TESTS=tests/test_store.py).
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),-m "not slow")
+
+test-slow: $(VENV)/.installed-dev ## Run the slow tests.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
 
 test-lowest: $(LOWEST)/.installed ## Run the backbone and rollout tests with the lowest versions of all dependencies.
 	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LIBRARY_TESTS)

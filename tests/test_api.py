@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import selfeval
+from processes import environment, start
+from processes import selfeval as command
 from selfeval import errors
-from toy import SIZES, copy_lab, environment, start, toy_arguments
-from toy import selfeval as command
+from toy import SIZES, copy_lab, toy_arguments
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
 REPLIES = ["3 + 2 = 5. The answer is 5.", "3 - 2 = 1. The answer is 1.", "Well, 6"]

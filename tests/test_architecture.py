@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import selfeval
-from toy import FEW, copy_lab, environment, toy_arguments
+from processes import environment, python
+from toy import FEW, copy_lab, toy_arguments
 
 SRC = Path(selfeval.__file__).parent
 MODULES = sorted(SRC.rglob("*.py"))
@@ -289,10 +290,10 @@ main()
 def test_training_finishes_without_the_oracle_and_evaluation_does_not(tmp_path: Path) -> None:
     """Proof at run time: an unavailable oracle stops evaluation, and nothing before it."""
     recipe, output = copy_lab(tmp_path / "lab"), tmp_path / "run"
-    trained = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy", sizes=FEW))
+    trained = python(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, "--until", "policy", sizes=FEW))
     assert trained.returncode == 0, trained.stderr
     assert (output / "policy" / "manifest.json").is_file()
-    evaluated = _run(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, sizes=FEW))
+    evaluated = python(WITH_A_DEAD_ORACLE, *toy_arguments(recipe, output, sizes=FEW))
     assert evaluated.returncode != 0
     assert "the oracle was asked" in evaluated.stderr
     assert not (output / "evaluation" / "manifest.json").exists()

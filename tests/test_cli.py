@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from processes import TIMEOUT, environment, python, selfeval, start, start_piped
 from selfeval import __version__
-from toy import FEW, copy_lab, environment, selfeval, start, toy_arguments
+from toy import FEW, copy_lab, toy_arguments
 
 HEAVY = {"torch", "transformers", "peft", "numpy", "tokenizers", "safetensors", "jinja2"}
 
@@ -347,10 +348,9 @@ main()
 """
 
 
-def _broken(patch: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def _broken(patch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command with a fault in it."""
-    command = [sys.executable, "-c", BROKEN.format(patch=patch), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=120, **options)
+    return python(BROKEN.format(patch=patch), *arguments)
 
 
 @pytest.mark.parametrize("raised", ["ValueError('odd')", "IndexError('odd')", "RuntimeError('odd')", "KeyError('odd')"])
@@ -425,9 +425,10 @@ atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
 def test_a_second_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
-    found = _broken(INTERRUPTED_TWICE, "run", "--output", str(tmp_path / "run"))
-    assert found.returncode == 130
-    assert found.stderr == "\nInterrupted. Nothing is lost: rerun the same command to resume.\n"
+    process = start_piped("-c", BROKEN.format(patch=INTERRUPTED_TWICE), "run", "--output", str(tmp_path / "run"))
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert err == "\nInterrupted. Nothing is lost: rerun the same command to resume.\n"
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
@@ -435,7 +436,7 @@ def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "pairs" / "train").mkdir(parents=True)
     (tmp_path / "pairs" / "train" / "shard-00000.jsonl").write_text(rows)
     (tmp_path / "run.json").write_text('{"config": {}}')
-    process = start(["show", str(tmp_path), "pairs", "-n", "400"])
+    process = start_piped("-m", "selfeval", "show", str(tmp_path), "pairs", "-n", "400")
     assert process.stdout is not None
     process.stdout.read(10)
     process.stdout.close()

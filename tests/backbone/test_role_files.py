@@ -10,11 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import tiny_models
+from processes import environment
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import RunFolderError
 from selfeval.store import content_hash, file_hash
-from toy import environment
 
 SAVE = """
 import sys
@@ -29,12 +29,12 @@ save_role(backbone, "evaluator-0", Path(sys.argv[1]))
 
 def test_a_saved_role_is_the_same_bytes_whatever_the_order_of_sets(tmp_path: Path) -> None:
     tests = str(Path(__file__).resolve().parents[1])
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         env = {**environment(), "PYTHONHASHSEED": seed}
         env["PYTHONPATH"] += f":{tests}"
         subprocess.run([sys.executable, "-c", SAVE, str(tmp_path / seed)], env=env, check=True)
-    found = [{p.name: file_hash(p) for p in (tmp_path / seed).iterdir()} for seed in ("1", "2", "3")]
-    assert found[0] == found[1] == found[2]
+    found = [{p.name: file_hash(p) for p in (tmp_path / seed).iterdir()} for seed in ("1", "2")]
+    assert found[0] == found[1]
     targets = json.loads((tmp_path / "1" / "adapter_config.json").read_text())["target_modules"]
     assert len(targets) > 3
     assert targets == sorted(targets)

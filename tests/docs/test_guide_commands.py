@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from toy import FEW, LAB, selfeval
+from processes import selfeval
+from toy import FEW, LAB
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ("first-run", "your-own-model", "use-elsewhere", "your-own-data")

@@ -6,14 +6,12 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from toy import environment
+from processes import environment, python
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -34,9 +32,7 @@ needs = pytest.mark.skipif(
 pytestmark = [pytest.mark.slow, needs]
 
 
-def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment(), timeout=600)
+QUIET = "import warnings; warnings.simplefilter('ignore')"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +42,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     text = (ROOT / "docs" / "guides" / "python-api.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 8
-    done = _python("\n".join(blocks), folder)
+    done = python("\n".join([QUIET, *blocks]), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -72,8 +68,7 @@ for name in sys.argv[1:]:
 
 def test_the_examples_in_the_docstrings_give_what_they_say(guide: tuple[Path, str]) -> None:
     folder, _ = guide
-    command = [sys.executable, "-W", "ignore", "-c", DOCTESTS, *DOCUMENTED]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment(), timeout=600)
+    done = python(f"{QUIET}\n{DOCTESTS}", *DOCUMENTED, cwd=folder)
     assert done.returncode == 0, done.stderr
     results = [line.split() for line in done.stdout.splitlines() if line.startswith("selfeval.")]
     assert [name for name, _, _ in results] == list(DOCUMENTED), done.stdout

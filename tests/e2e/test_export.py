@@ -16,6 +16,7 @@ from jinja2 import Template
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from processes import selfeval, start
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
@@ -24,7 +25,7 @@ from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.evaluator import EVALUATOR, score_replies
-from toy import SIZES, copy_lab, selfeval, start, toy_arguments
+from toy import SIZES, copy_lab, toy_arguments
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
 REPLIES = ("3 + 2 = 5. The answer is 5.", "3 - 2 = 1. The answer is 1.", "The answer is 7.")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from toy import copy_lab, environment, selfeval, toy_arguments
+from processes import python, selfeval
+from toy import copy_lab, toy_arguments
 
 NAMES, THINGS = ("Ben", "Mia", "Tom", "Sam"), ("pens", "eggs", "cards")
 PROBLEMS = [
@@ -109,8 +109,7 @@ main()
 
 def test_training_never_asks_the_gold_file_and_does_not_depend_on_it(tmp_path: Path, recipe: Path) -> None:
     def run(code: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, *_arguments(recipe, tmp_path, "pairs", *more)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+        return python(code, *_arguments(recipe, tmp_path, "pairs", *more))
 
     trained = run(WITH_DEAD_GOLD, "--until", "policy")
     assert trained.returncode == 0, trained.stderr

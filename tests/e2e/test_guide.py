@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from toy import SIZES, copy_lab, environment, selfeval, toy_arguments
+from processes import environment, selfeval
+from toy import SIZES, copy_lab, toy_arguments
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "use-elsewhere.md"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from toy import SIZES, copy_lab, selfeval
+from processes import selfeval
+from toy import SIZES, copy_lab
 
 COMMITS = ("a" * 40, "b" * 40)
 
@@ -37,7 +38,7 @@ def change(folder: Path, what: str) -> None:
         (folder / "generation_config.json").write_text('{"max_length": 77}')
 
 
-@pytest.mark.parametrize("what", ["one matrix", "another file"])
+@pytest.mark.parametrize("what", ["one matrix", pytest.param("another file", marks=pytest.mark.slow)])
 def test_a_hub_id_that_points_at_other_files_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     lab = copy_lab(tmp_path / "lab").parent
     model, cache, output = lab / "word_problems", tmp_path / "hf" / "hub", tmp_path / "run"

@@ -6,17 +6,16 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from processes import python, selfeval, start
 from selfeval.report.metrics import METRICS
 from selfeval.report.reading import read_report
-from toy import copy_lab, environment, selfeval, start, toy_arguments
+from toy import copy_lab, toy_arguments
 
 STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
 
@@ -240,8 +239,7 @@ for stage in stages:
 
 def test_until_works_stage_by_stage(finished: Path, recipe: Path, tmp_path: Path) -> None:
     """Every stage with a command and a model of its own (in one child process, because importing is what takes long)."""
-    command = [sys.executable, "-c", STAGE_BY_STAGE, " ".join(STAGES), *toy_arguments(recipe, tmp_path / "run")]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
+    found = python(STAGE_BY_STAGE, " ".join(STAGES), *toy_arguments(recipe, tmp_path / "run"))
     assert found.returncode == 0, found.stderr
     after = [line.split()[1:] for line in found.stdout.splitlines() if line.startswith("AFTER ")]
     expected = [["0", "partial", *STAGES[:number]] for number in range(1, len(STAGES))]
@@ -283,9 +281,8 @@ def test_an_on_policy_run_gets_its_report(recipe: Path, tmp_path: Path) -> None:
     assert all(abs(kl) < 1e-9 for kl in kls)  # otherwise this is not the case that it wants to be
 
 
-def _scores(*arguments: str, given: str | None = None) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "selfeval", "score", *arguments, "--json"]
-    found = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environment(), timeout=120)
+def _scores(*arguments: str, given: str = "") -> list[dict[str, Any]]:
+    found = selfeval("score", *arguments, "--json", given=given)
     assert found.returncode == 0, found.stderr
     return [json.loads(line) for line in found.stdout.splitlines()]
 

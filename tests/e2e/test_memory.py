@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from toy import copy_lab, environment, selfeval, toy_arguments
+from processes import environment, selfeval
+from toy import copy_lab, toy_arguments
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="address space and resident memory are read as Linux tells them"

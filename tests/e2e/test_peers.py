@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from toy import SIZES, copy_lab, environment, selfeval, toy_arguments
+from processes import environment, selfeval
+from toy import SIZES, copy_lab, toy_arguments
 
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from toy import FEW, copy_lab, selfeval, start, toy_arguments
+from processes import selfeval, start
+from toy import FEW, copy_lab, toy_arguments
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
 

@@ -98,7 +98,10 @@ def figures(value: Any) -> list[dict[str, Any]]:
     return ([value] if "value" in value else []) + [f for item in value.values() for f in figures(item)]
 
 
-@pytest.mark.parametrize("family", [*WIDTHS, *CHATGLM, "stories260K"])
+FAMILIES = [*WIDTHS, "chatglm1", pytest.param("chatglm2", marks=pytest.mark.slow), "chatglm3", "stories260K"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_whole_loop_runs(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QuestionFilters, "reason", lambda self, text: None)  # random words are junk, as they should be
     seeds = tmp_path / "seeds.txt"

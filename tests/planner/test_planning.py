@@ -68,7 +68,14 @@ def test_without_a_limit_the_wanted_settings_stay(free: Plan) -> None:
     assert free.main.phases["update"]["gradients"] > 0
 
 
-@pytest.mark.parametrize("devices", [["cpu"] * 7, ["cuda:0"] * 3 + ["cuda:1"] * 6, ["cuda:0"] * 5 + ["cuda:1"] * 4 + ["cpu"]])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        ["cpu"] * 7,
+        pytest.param(["cuda:0"] * 3 + ["cuda:1"] * 6, marks=pytest.mark.slow),
+        pytest.param(["cuda:0"] * 5 + ["cuda:1"] * 4 + ["cpu"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
     """Two and three layers of each span, against all of them run on shapes."""
     facts = _facts(len(devices))
@@ -132,6 +139,7 @@ def test_a_7b_that_is_nowhere_on_this_disk() -> None:
     assert card.total("update") > card.total("score") > card.total("load")
 
 
+@pytest.mark.slow
 def test_a_7b_on_two_uneven_cards_and_ram() -> None:
     """The map is that of the loader, and every device has a separate plan."""
     machine = _cards(cuda0=8, cuda1=8.5, cpu=32)

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import chatglm
 import tiny_models
+from processes import environment, selfeval
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
@@ -37,7 +38,6 @@ from selfeval.runs.export import export_role, find_role
 from selfeval.stages.prompts import load_templates
 from selfeval.store import RunStore, read_json, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
-from toy import environment, selfeval
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 

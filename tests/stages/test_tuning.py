@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_models
+from processes import selfeval, start
 from selfeval.backbone.load import load_model
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig, load_config
@@ -22,7 +23,6 @@ from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning import Tuned, read_texts, tune
 from selfeval.store import RunStore, read_json, write_json
 from selfeval.training import sft
-from toy import selfeval, start
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 

@@ -65,7 +65,7 @@ def test_every_learner_is_held_to_the_optimum() -> None:
     assert set(SETTINGS) == set(LEARNERS)
 
 
-@pytest.mark.parametrize("reward", BETAS)
+@pytest.mark.parametrize("reward", ["sparse", pytest.param("dense", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("learner", SETTINGS)
 def test_it_reaches_the_exact_optimum_within_one_per_cent(learner: str, reward: str, tmp_path: Path) -> None:
     _check_optimum(learner, SETTINGS[learner], reward, tmp_path)

@@ -166,6 +166,7 @@ def test_the_gradient_is_that_of_the_weighted_errors(role: str) -> None:
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_two_parts_can_say_any_values() -> None:
     # Every token of the vocabulary after each of two prompts, with values that have nothing to do with the model: 32 numbers of
     # mean 0.7. Either part alone would miss them. (A deviation of 0.15 is 0.6 nats; the bounded logits of so small a model do
