@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from killed_steps import killed_at
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
 from selfeval.store import (
@@ -52,6 +54,11 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
 
 def _tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+def _whole(folder: Path) -> dict[str, bytes]:
+    """Return the files without the parts that a killed write left behind."""
+    return {name: data for name, data in _tree(folder).items() if not name.endswith(".part")}
 
 
 def _fail_while_writing(path: Path, error: BaseException) -> None:
@@ -294,6 +301,32 @@ def test_a_kill_while_old_work_is_moved_away_never_mixes_it_with_new(store: RunS
     assert not any(path.exists() for path in _owned(store))
     assert _policy_state(store, "two") == Missing()
     assert store.shards("policy") == []
+
+
+def test_a_kill_at_any_step_of_setting_aside_leaves_one_number(tmp_path: Path) -> None:
+    """The next process that opens the folder completes it, even if the configuration was changed back."""
+    for step in itertools.count(1):
+        store = RunStore(tmp_path / str(step))
+        store.update_run(schema=RUN_SCHEMA, config={"seed": 1})
+        _work(store, "one", "first")
+        before, row = _whole(store.root), store.run["stages"]["policy"]
+        killed = killed_at(step, lambda store=store: store.set_aside("policy", _owned(store)))
+        store.close()
+        store = RunStore(store.root)
+        if not Archive(store.root).numbers():
+            assert _whole(store.root) == before, "it was killed before it began"
+            store.set_aside("policy", _owned(store))
+        assert store.run["stages"] == {}
+        archive = Archive(store.root)
+        assert archive.numbers() == [1]
+        assert archive.facts(1)["stages"] == {"policy": row}
+        moved = {name.removeprefix("replaced/1/"): data for name, data in _whole(store.root).items() if name != "run.json"}
+        kept = {name: data for name, data in before.items() if name != "run.json"}
+        assert {name: data for name, data in moved.items() if name != "archive.json"} == kept
+        store.close()
+        if not killed:
+            break
+    assert step > 8
 
 
 def test_a_changed_key_with_nothing_done_yet_is_not_announced(store: RunStore) -> None:
@@ -663,7 +696,7 @@ def test_a_link_that_leads_out_of_a_run_folder_is_not_written_through(tmp_path: 
 
 @pytest.mark.parametrize("name", ["../x/keys", "../../.ssh/keys", "policy/../../../keys", "/etc/keys", "", "a\0b", 3, None])
 def test_an_archive_restores_nothing_outside_of_its_run_folder(tmp_path: Path, name: object) -> None:
-    """`put_back` moves DIR/replaced/1/NAME to DIR/NAME: with `..` in it, a file of the folder would land anywhere."""
+    """`restore` moves DIR/replaced/1/NAME to DIR/NAME: with `..` in it, a file of the folder would land anywhere."""
     root = tmp_path / "a" / "b" / "run"
     facts = {"config": {}, "keys": {}, "stages": {"policy": {}}, "paths": [name]}
     write_json(root / "replaced" / "1" / "archive.json", facts)
@@ -672,7 +705,7 @@ def test_an_archive_restores_nothing_outside_of_its_run_folder(tmp_path: Path, n
         (planted / "keys").write_text("theirs")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RunFolderError, match=r"archive\.json is damaged .*not a path in the run folder"):
-        Archive(root).put_back(1)
+        Archive(root).facts(1)
     assert sorted(tmp_path.rglob("*")) == before
 
 
