@@ -141,6 +141,52 @@ def test_what_a_killed_write_left_behind_is_cleared(tmp_path: Path) -> None:
     assert _tree(tmp_path) == {"role/whole": b"whole"}
 
 
+def _replace_role(path: Path, text: str) -> None:
+    with writing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text(text)
+
+
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    for step in itertools.count(1):
+        store = RunStore(tmp_path / str(step))
+        store.update_run(schema=RUN_SCHEMA)
+        path = store.root / "roles" / "policy"
+        _replace_role(path, "old")
+        killed = killed_at(step, lambda path=path: _replace_role(path, "new"))
+        store.close()
+        RunStore(store.root).close()
+        assert (path / "weights").read_text() in (("old", "new") if killed else ("new",))
+        _replace_role(path, "newest")
+        assert _tree(path.parent) == {"policy/weights": b"newest"}
+        if not killed:
+            break
+    assert step > 3
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace = tmp_path / "role", os.replace
+    _replace_role(path, "old")
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source).name == ".role.part":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StorageError, match="input/output error"):
+        _replace_role(path, "new")
+    assert _tree(tmp_path) == {"role/weights": b"old"}
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    (tmp_path / "report.json" / "mine").write_text("mine")
+    with pytest.raises(StorageError, match="a folder of that name exists"):
+        write_json(tmp_path / "report.json", {})
+    assert _tree(tmp_path) == {"report.json/mine": b"mine"}
+
+
 def test_read_json_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="is missing"):
         read_json(tmp_path / "none.json")

@@ -19,7 +19,7 @@ from selfeval.links import entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
-from selfeval.store.files import as_storage_error, file_hash, write_file
+from selfeval.store.files import as_storage_error, file_hash, recover_folder, write_file
 from selfeval.store.moves import Move, read_move
 from selfeval.store.records import as_lines, read_records, write_records
 from selfeval.store.run_file import read_run
@@ -54,7 +54,8 @@ class RunStore:
             self._refuse_other_folders()
             root.mkdir(parents=True, exist_ok=True)
             # The folder may be untrusted: through a link in it, this process could write or delete files elsewhere.
-            refuse_links(root, entries(root), RunFolderError)
+            found = entries(root)
+            refuse_links(root, found, RunFolderError)
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -63,6 +64,8 @@ class RunStore:
             raise as_storage_error(root, error) from error
         self._archive = Archive(root)
         try:
+            for path in found:
+                recover_folder(path)
             self.completed = self._complete_move()
         except BaseException:
             self.close()
