@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from killed_steps import killed_at
 from selfeval.errors import RunFolderError, StorageError
 from selfeval.records import Drop, Question, Split
 from selfeval.store import (
@@ -52,6 +54,11 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
 
 def _tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+def _whole(folder: Path) -> dict[str, bytes]:
+    """Return the files without the parts that a killed write left behind."""
+    return {name: data for name, data in _tree(folder).items() if not name.endswith(".part")}
 
 
 def _fail_while_writing(path: Path, error: BaseException) -> None:
@@ -132,6 +139,52 @@ def test_what_a_killed_write_left_behind_is_cleared(tmp_path: Path) -> None:
         temporary.mkdir()
         (temporary / "whole").write_text("whole")
     assert _tree(tmp_path) == {"role/whole": b"whole"}
+
+
+def _replace_role(path: Path, text: str) -> None:
+    with writing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text(text)
+
+
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    for step in itertools.count(1):
+        store = RunStore(tmp_path / str(step))
+        store.update_run(schema=RUN_SCHEMA)
+        path = store.root / "roles" / "policy"
+        _replace_role(path, "old")
+        killed = killed_at(step, lambda path=path: _replace_role(path, "new"))
+        store.close()
+        RunStore(store.root).close()
+        assert (path / "weights").read_text() in (("old", "new") if killed else ("new",))
+        _replace_role(path, "newest")
+        assert _tree(path.parent) == {"policy/weights": b"newest"}
+        if not killed:
+            break
+    assert step > 3
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace = tmp_path / "role", os.replace
+    _replace_role(path, "old")
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(source).name == ".role.part":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StorageError, match="input/output error"):
+        _replace_role(path, "new")
+    assert _tree(tmp_path) == {"role/weights": b"old"}
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    (tmp_path / "report.json" / "mine").write_text("mine")
+    with pytest.raises(StorageError, match="a folder of that name exists"):
+        write_json(tmp_path / "report.json", {})
+    assert _tree(tmp_path) == {"report.json/mine": b"mine"}
 
 
 def test_read_json_says_what_is_wrong(tmp_path: Path) -> None:
@@ -294,6 +347,32 @@ def test_a_kill_while_old_work_is_moved_away_never_mixes_it_with_new(store: RunS
     assert not any(path.exists() for path in _owned(store))
     assert _policy_state(store, "two") == Missing()
     assert store.shards("policy") == []
+
+
+def test_a_kill_at_any_step_of_setting_aside_leaves_one_number(tmp_path: Path) -> None:
+    """The next process that opens the folder completes it, even if the configuration was changed back."""
+    for step in itertools.count(1):
+        store = RunStore(tmp_path / str(step))
+        store.update_run(schema=RUN_SCHEMA, config={"seed": 1})
+        _work(store, "one", "first")
+        before, row = _whole(store.root), store.run["stages"]["policy"]
+        killed = killed_at(step, lambda store=store: store.set_aside("policy", _owned(store)))
+        store.close()
+        store = RunStore(store.root)
+        if not Archive(store.root).numbers():
+            assert _whole(store.root) == before, "it was killed before it began"
+            store.set_aside("policy", _owned(store))
+        assert store.run["stages"] == {}
+        archive = Archive(store.root)
+        assert archive.numbers() == [1]
+        assert archive.facts(1)["stages"] == {"policy": row}
+        moved = {name.removeprefix("replaced/1/"): data for name, data in _whole(store.root).items() if name != "run.json"}
+        kept = {name: data for name, data in before.items() if name != "run.json"}
+        assert {name: data for name, data in moved.items() if name != "archive.json"} == kept
+        store.close()
+        if not killed:
+            break
+    assert step > 8
 
 
 def test_a_changed_key_with_nothing_done_yet_is_not_announced(store: RunStore) -> None:
@@ -663,7 +742,7 @@ def test_a_link_that_leads_out_of_a_run_folder_is_not_written_through(tmp_path: 
 
 @pytest.mark.parametrize("name", ["../x/keys", "../../.ssh/keys", "policy/../../../keys", "/etc/keys", "", "a\0b", 3, None])
 def test_an_archive_restores_nothing_outside_of_its_run_folder(tmp_path: Path, name: object) -> None:
-    """`put_back` moves DIR/replaced/1/NAME to DIR/NAME: with `..` in it, a file of the folder would land anywhere."""
+    """`restore` moves DIR/replaced/1/NAME to DIR/NAME: with `..` in it, a file of the folder would land anywhere."""
     root = tmp_path / "a" / "b" / "run"
     facts = {"config": {}, "keys": {}, "stages": {"policy": {}}, "paths": [name]}
     write_json(root / "replaced" / "1" / "archive.json", facts)
@@ -672,7 +751,7 @@ def test_an_archive_restores_nothing_outside_of_its_run_folder(tmp_path: Path, n
         (planted / "keys").write_text("theirs")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RunFolderError, match=r"archive\.json is damaged .*not a path in the run folder"):
-        Archive(root).put_back(1)
+        Archive(root).facts(1)
     assert sorted(tmp_path.rglob("*")) == before
 
 

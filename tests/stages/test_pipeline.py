@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import os
 import re
 import shutil
 from datetime import date
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from killed_steps import killed_at
 from selfeval.config import BackboneConfig, RunConfig
 from selfeval.errors import ConfigError, LostWorkError, RunFolderError
 from selfeval.stages import evaluation, gold, pipeline
 from selfeval.stages.gold import load_gold
 from selfeval.stages.restore import restore
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, write_json
+from selfeval.store import Archive, RunStore, write_json
 from stage_world import FILES, SHARDS, STAGES, World
 
 
@@ -394,30 +395,31 @@ def test_replaced_results_are_restored_with_their_configuration_and_nothing_is_l
     assert world.run("policy.ppo.clip=0.1", restart=False) == []
 
 
-@pytest.mark.parametrize("moves", range(1, 12))
-def test_a_kill_while_results_are_restored_loses_nothing(world: World, moves: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_at_any_step_of_a_restore_loses_nothing(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command, or any other one, completes it: files, configuration and rows of run.json, and the archive."""
     world.run()
-    first = world.files()
+    first, config, rows = world.files(), world.info()["config"], world.info()["stages"]
     world.text["policy"] = "changed"
     world.run("policy.ppo.clip=0.1")
-    replace, calls = os.replace, 0
-
-    def killed(source: Path, target: Path) -> None:
-        nonlocal calls
-        calls += ".part" not in str(source)
-        if calls == moves:
-            raise KeyboardInterrupt
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
-    try:
-        _restore(world, 1)
-    except KeyboardInterrupt:
-        monkeypatch.setattr(os, "replace", replace)
-        _restore(world, 1)
-    assert world.files() == first
-    kept = [p.read_text() for p in (world.run_folder / "replaced").rglob("adapter_model.safetensors")]
-    assert kept == ['"roles/policy/adapter_model.safetensors changed"\n']
+    second = world.files()
+    for step in itertools.count(1):
+        copy = World(Path(shutil.copytree(world.folder, tmp_path / str(step))), monkeypatch)
+        if not killed_at(step, lambda copy=copy: _restore(copy, 1)):
+            break
+        if step % 2:
+            RunStore(copy.run_folder).close()
+        if Archive(copy.run_folder).numbers() == [1] or not step % 2:  # not begun, or not completed by the other command
+            assert _restore(copy, 1) == from_("policy")
+        assert copy.files() == first
+        assert (copy.info()["config"], copy.info()["stages"]) == (config, rows)
+        archive = Archive(copy.run_folder)
+        assert archive.numbers() == [2]
+        assert list(archive.facts(2)["stages"]) == from_("policy")
+        kept = [p.read_text() for p in (copy.run_folder / "replaced").rglob("adapter_model.safetensors")]
+        assert kept == ['"roles/policy/adapter_model.safetensors changed"\n']
+        assert _restore(copy, 2) == from_("policy")
+        assert copy.files() == second
+    assert step > 20
 
 
 def test_results_made_from_others_are_not_restored_before_those(world: World) -> None:

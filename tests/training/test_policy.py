@@ -23,13 +23,14 @@ from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.training import experience as experiences
-from selfeval.training import policy_updates
+from selfeval.training import policy, policy_updates
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.context import CRITIC, POLICY, REFERENCE, JudgeReading, LearnerContext, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
 from selfeval.training.experience import Experience, RewardScale, build_experience, experience_metrics
 from selfeval.training.learners import policy_gradient
 from selfeval.training.learners.ppo import PPO
+from selfeval.training.watchdogs import Alarm
 
 
 def share_liked(backbone: Backbone, role: str) -> float:
@@ -237,6 +238,48 @@ def test_the_judge_remembers_what_it_liked_best_when_the_loop_goes_back(
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 4, 5]
     assert lines[-2]["judge_drop"] == pytest.approx(0.1)  # to the 0.8 of the iteration 4 that was given up
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["step-000002", "step-000004"]
+
+
+def roll_back_once(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raise a roll-back in this iteration, after the judge was asked, and only the first time that it comes."""
+    check, fired = policy.check_iteration, list[int]()
+
+    def checked(values: dict[str, float], *others: Any) -> list[Alarm]:
+        alarms = check(values, *others)
+        if values["step"] == step and not fired:
+            fired.append(step)
+            alarms.append(Alarm(step, "kl_runaway", "the KL ran away", "roll_back"))
+        return alarms
+
+    monkeypatch.setattr(policy, "check_iteration", checked)
+
+
+@pytest.mark.parametrize(
+    ("given_up", "every", "wins", "expected"),
+    [
+        # The best reading comes with a roll-back, with an earlier reading before it or none.
+        (4, 2, [12, 20, 13, 1], [3, 4]),
+        (1, 1, [20, 14, 1], [0, 1]),
+        # Iteration 5 has the best reading until the loop goes back to 3, and then 4 is better.
+        (6, 1, [12, 12, 12, 12, 14, 12, 16, 2], [3, 4]),
+    ],
+)
+def test_the_best_reading_always_has_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given_up: int, every: int, wins: list[int], expected: list[int]
+) -> None:
+    backbone, back, readings, seen = four_roles(), list[int](), iter(wins), list[dict[str, Tensor]]()
+
+    def judge(guide: Guide | None) -> JudgeReading:
+        seen.append({n: p.detach().clone() for n, p in backbone.roles.parameters(POLICY).items()})
+        return reading(next(readings))
+
+    roll_back_once(given_up, monkeypatch)
+    config = changed(CONFIG, **{"iterations": 8, "judge_every": every})
+    _, alarms = train(backbone, tmp_path, config, judge=judge, roll_back=lambda step, alarms: back.append(step))
+    assert alarms[-1].action == "finish"
+    assert back == expected
+    for name, parameter in backbone.roles.parameters(POLICY).items():
+        assert torch.equal(parameter, seen[-2][name])  # the last reading is the one that ended the training
 
 
 def test_a_judge_that_cannot_tell_is_not_a_reading(tmp_path: Path) -> None:

@@ -39,8 +39,12 @@ def restore(store: RunStore, number: int) -> list[str]:
         The names of the stages that were restored.
 
     Raises:
-        RunFolderError: there is no such number, or its results were computed from inputs that have changed since.
+        RunFolderError: there is no such number, its results were computed from inputs that have changed since, or other files
+            are in their place.
     """
+    if (done := store.completed) and done.back and done.back.number == number:
+        # An earlier attempt was killed, and opening the folder has completed it.
+        return [stage.name for stage in STAGES if stage.name in done.back.facts["stages"]]
     archive = Archive(store.root)
     facts = archive.facts(number)
     restored = [stage for stage in STAGES if stage.name in facts["stages"]]
@@ -48,14 +52,10 @@ def restore(store: RunStore, number: int) -> list[str]:
         raise RunFolderError(f"{archive.folder / str(number)} contains no stage of a run; there is nothing to restore")
     # Before anything is moved.
     _refuse_other_sources(store, restored[0], facts)
-    # A killed attempt has already made room. Doing it again would set aside the files that it put back.
-    if not facts.get("restoring"):
-        _make_room(store, restored, facts)
-        archive.note_restoring(number)
-    archive.put_back(number)
+    room = _in_the_way(store, restored, facts)
     rows = {name: row for name, row in store.run.get("stages", {}).items() if name not in facts["stages"]}
     config = {name: facts[name] for name in OF_THE_RUN if facts.get(name) is not None}
-    store.update_run(**config, status="partial", stages={**rows, **facts["stages"]})
+    store.put_back(number, room, **config, status="partial", stages={**rows, **facts["stages"]})
     return [stage.name for stage in restored]
 
 
@@ -89,8 +89,8 @@ def _other_sources(root: Path, first: Stage, stage: Stage) -> RunFolderError:
     )
 
 
-def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -> None:
-    """Set aside the results in the places to be filled, those of both configurations."""
+def _in_the_way(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Return the stages with results in the places to be filled, and their files and folders, by both configurations."""
     if facts["config"] is None:
         raise RunFolderError(
             "the settings of these results are unknown, because run.json was missing when they were set aside; move the files "
@@ -98,7 +98,7 @@ def _make_room(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) -
         )
     old = config_of_run(facts["config"], store.root / "replaced")
     now = config_of_run(store.run["config"], store.root / "run.json")
-    for stage in stages:
-        owned = [*dict.fromkeys([*stage.owned_paths(store.root, now), *stage.owned_paths(store.root, old)])]
-        if Ledger(store.root, {stage.name: Expected("", owned=owned)}).has_work(stage.name):
-            store.set_aside(stage.name, owned)
+    owned = {s.name: [*dict.fromkeys([*s.owned_paths(store.root, now), *s.owned_paths(store.root, old)])] for s in stages}
+    return {
+        name: paths for name, paths in owned.items() if Ledger(store.root, {name: Expected("", owned=paths)}).has_work(name)
+    }

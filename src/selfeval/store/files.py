@@ -28,6 +28,7 @@ __all__ = [
     "open_to_umask",
     "read_json",
     "read_object",
+    "recover_folder",
     "write_file",
     "write_json",
     "writing",
@@ -35,6 +36,9 @@ __all__ = [
 
 _LARGEST_JSON = 256 << 20
 """Size limit of JSON files in bytes; the largest file of a run, report.json, has a few MiB."""
+
+_OLD = ".old"
+"""Suffix of a folder that is being replaced."""
 
 _REMEDY = "remove it and rerun the same command to rebuild it"
 
@@ -191,6 +195,8 @@ def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, 
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
+    An existing file is replaced by a file, and an existing folder by a folder.
+
     Raises:
         StorageError: the disk is full or cannot be written; an existing file at `path` is unchanged.
     """
@@ -198,14 +204,12 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
+        recover_folder(_aside(path))
         yield temporary
         open_to_umask(temporary)
         # Before the rename: after a power failure, the new name must not point to data that were never written.
         _sync(temporary)
-        # `os.replace` cannot replace a folder that has files. A kill in between leaves only the temporary folder.
-        if path.is_dir():
-            _remove(path)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     # KeyboardInterrupt included: no temporary files are left behind.
     except BaseException as error:
         with _ignoring_system_errors():
@@ -214,6 +218,51 @@ def writing(path: Path) -> Iterator[Path]:
         if cause is None:
             raise
         raise as_storage_error(path, cause) from error
+
+
+def _aside(path: Path) -> Path:
+    """Return the place of an old folder while a new one is moved to its path."""
+    return path.with_name(f".{path.name}{_OLD}")
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file or folder to `path`."""
+    if not (temporary.is_dir() and path.is_dir()):
+        os.replace(temporary, path)
+        return
+    # `os.replace` cannot replace a folder that has files, so the old one is moved away first. After a kill in between,
+    # `recover_folder` moves it back.
+    old = _aside(path)
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    with _ignoring_system_errors():
+        _remove(old)
+
+
+def recover_folder(old: Path) -> None:
+    """Undo or finish the replacement of a folder by a process that was killed.
+
+    Args:
+        old: path where `writing` kept the old folder, `.NAME.old`. Other paths, and one that does not exist, are ignored.
+
+    Raises:
+        StorageError: the folder cannot be moved or removed.
+    """
+    name = old.name.removeprefix(".").removesuffix(_OLD)
+    if old.name != f".{name}{_OLD}" or not name or not old.is_dir() or old.is_symlink():
+        return
+    path = old.with_name(name)
+    try:
+        if os.path.lexists(path):
+            _remove(old)
+        else:
+            os.replace(old, path)
+    except OSError as error:
+        raise as_storage_error(path, error) from error
 
 
 @contextmanager

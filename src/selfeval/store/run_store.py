@@ -19,7 +19,8 @@ from selfeval.links import entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
-from selfeval.store.files import as_storage_error, file_hash, write_file
+from selfeval.store.files import as_storage_error, file_hash, recover_folder, write_file
+from selfeval.store.moves import Move, read_move
 from selfeval.store.records import as_lines, read_records, write_records
 from selfeval.store.run_file import read_run
 from selfeval.store.sealed import write_sealed
@@ -37,6 +38,10 @@ class RunStore:
     Args:
         root: the folder, created if it does not exist.
 
+    Attributes:
+        completed: the move of results to or from `replaced/` that a killed process began and this one completed; None if
+            there was none.
+
     Raises:
         RunFolderError: the folder exists and is not a run, contains a link to the outside, or is locked by another process.
         StorageError: the folder cannot be created.
@@ -49,7 +54,8 @@ class RunStore:
             self._refuse_other_folders()
             root.mkdir(parents=True, exist_ok=True)
             # The folder may be untrusted: through a link in it, this process could write or delete files elsewhere.
-            refuse_links(root, entries(root), RunFolderError)
+            found = entries(root)
+            refuse_links(root, found, RunFolderError)
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout as error:
@@ -57,6 +63,13 @@ class RunStore:
         except OSError as error:
             raise as_storage_error(root, error) from error
         self._archive = Archive(root)
+        try:
+            for path in found:
+                recover_folder(path)
+            self.completed = self._complete_move()
+        except BaseException:
+            self.close()
+            raise
 
     def _refuse_other_folders(self) -> None:
         if self.root.exists() and not self.root.is_dir():
@@ -126,12 +139,41 @@ class RunStore:
             stage: name of the stage.
             owned: files and folders that it writes outside its folder. Default: none.
         """
-        run = self.run
-        # Move the folder with key.json last: if the process is killed before, the old key remains and the next run retries.
-        paths = [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]
-        self._archive.take(stage, paths, run)
-        # After the move, which copies the stage's row to the archive.
-        self.update_run(stages={name: row for name, row in run.get("stages", {}).items() if name != stage})
+        self._complete_move()  # the journal has room for one, and this process may have failed in the middle of it
+        self._move({stage: owned}, stages={name: row for name, row in self.run.get("stages", {}).items() if name != stage})
+
+    def put_back(self, number: int, room: Mapping[str, Sequence[Path]], **values: Any) -> None:
+        """Move archived results back from `replaced/`.
+
+        Args:
+            number: number of the results.
+            room: the stages whose current results are set aside first, with the files and folders that each writes outside
+                its folder.
+            values: values of run.json that belong to the results.
+
+        Raises:
+            RunFolderError: there are no such results, or files that are not set aside are in their place.
+        """
+        self._move(room, number, **values)
+
+    def _move(self, aside: Mapping[str, Sequence[Path]], back: int | None = None, **values: Any) -> None:
+        # The folder with key.json last: until then, readers see that the results are incomplete.
+        paths = {
+            stage: [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]
+            for stage, owned in aside.items()
+        }
+        shelf = self._archive.shelf_for(paths, self.run)
+        Move(shelf, None if back is None else self._archive.shelf_of(back, shelf), values).begin(self._archive.folder)
+        self._complete_move()
+
+    def _complete_move(self) -> Move | None:
+        """Complete the move that the journal records, if there is one, and return it."""
+        move = read_move(self._archive.folder)
+        if move is not None:
+            move.rename(self.root, self._archive.folder)
+            self.update_run(**move.run)
+            move.end(self._archive.folder)
+        return move
 
     def reopen(self, stage: str) -> None:
         """Remove a stage's manifest and the shards whose dropped records are lost; keep all other files."""

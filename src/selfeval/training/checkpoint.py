@@ -59,7 +59,7 @@ class Checkpoints:
         self.folder, self.backbone, self.roles, self.optimizers = folder, backbone, roles, optimizers
         self._metrics, self._written = metrics, written
         self._last: Path | None = None
-        """The checkpoint that was saved or restored last; the next `save` keeps it."""
+        """The checkpoint that was saved or restored last; the next `save` keeps it, or else the newest."""
 
     def beside(self, name: str) -> Checkpoints:
         """Return a manager of the same roles for the subfolder `name`, without the metrics.
@@ -108,8 +108,9 @@ class Checkpoints:
             write_sealed(temporary / _MANIFEST, self._manifest(temporary, step))
         # Only once the new folder is complete. A kill in this loop leaves one checkpoint too many, perhaps damaged; `restore`
         # starts with the newest, and the next save removes the rest.
+        previous = self._last or (others[-1][2] if others else None)
         for _, _, path in others:
-            if path != self._last:
+            if path != previous:
                 shutil.rmtree(path)
         self._last = target
 
@@ -133,10 +134,13 @@ class Checkpoints:
                 found.append((f"{name}/{key}", torch.as_tensor(value).detach().cpu().contiguous()))
         return found
 
-    def restore(self) -> dict[str, Any] | None:
+    def restore(self, step: int | None = None) -> dict[str, Any] | None:
         """Restore roles, optimizers and metrics from the newest checkpoint.
 
         If it is damaged, fall back to the previous one and report it.
+
+        Args:
+            step: Optional. Step whose checkpoint is preferred to newer ones. Default: the newest.
 
         Returns:
             The saved state of the loop, or None if there is no checkpoint.
@@ -144,7 +148,8 @@ class Checkpoints:
         Raises:
             LostWorkError: all checkpoints are damaged, or a file that the training wrote is missing or has changed.
         """
-        saved = [path for _, _, path in self._saved()]
+        # The sort is stable, so the checkpoints of that step come last, and the others keep their order.
+        saved = [path for _, _, path in sorted(self._saved(), key=lambda found: found[0] == step)]
         faults: list[str] = []
         for path in reversed(saved):
             fault = _fault_of(path)

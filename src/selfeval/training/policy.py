@@ -8,7 +8,7 @@ normalisation, KL control, watchdogs that roll back to the last good checkpoint,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def train_policy(context: LearnerContext, prompts: Sequence[QuestionPrompts], re
             continue
         if any(a.action == "finish" for a in alarms):
             # The result of the training is the policy with the best reading, not the last one.
-            recorder.rolled_back(loop.go_back(best), alarms)
+            recorder.rolled_back(loop.go_back_to_best(best), alarms)
             break
         if loop.judged_best(iteration):
             best.save(iteration, loop.state())
@@ -190,7 +190,11 @@ class _Loop:
     def judged_best(self, iteration: int) -> bool:
         """Return whether this iteration has the best reading of the held-out judge so far."""
         best = self._best_reading()
-        return best is not None and (best["step"], best["rolled_back"]) == (iteration, self.rolled_back)
+        return best is not None and self._is_of(best, iteration)
+
+    def _is_of(self, reading: Mapping[str, Any], iteration: int) -> bool:
+        """Return whether a reading is of this iteration, and not of one that was rolled back."""
+        return (reading["step"], reading["rolled_back"]) == (iteration, self.rolled_back)
 
     def _best_reading(self) -> dict[str, Any] | None:
         return max(self.readings, key=lambda reading: reading["win_rate"], default=None)
@@ -212,9 +216,14 @@ class _Loop:
             **self.context.backbone.training_state(),
         }
 
-    def restore(self, keeper: Checkpoints) -> int | None:
-        """Restore the newest checkpoint and return its iteration; None if there is none."""
-        state = keeper.restore()
+    def restore(self, keeper: Checkpoints, step: int | None = None) -> int | None:
+        """Restore the newest checkpoint and return its iteration; None if there is none.
+
+        Args:
+            keeper: manager of the checkpoints.
+            step: Optional. Iteration whose checkpoint is preferred to newer ones.
+        """
+        state = keeper.restore(step)
         if state is None:
             return None
         self.kl.load(state["kl"])
@@ -225,11 +234,18 @@ class _Loop:
         self.context.backbone.load_training_state(state)
         return int(state["step"])
 
-    def go_back(self, keeper: Checkpoints) -> int:
-        """Restore the newest checkpoint, which must exist, and return its iteration."""
-        iteration = self.restore(keeper)
+    def go_back(self, keeper: Checkpoints, step: int | None = None) -> int:
+        """Restore a checkpoint, which must exist, and return its iteration; see `restore`."""
+        iteration = self.restore(keeper, step)
         assert iteration is not None
         return iteration
+
+    def go_back_to_best(self, keeper: Checkpoints) -> int:
+        """Restore the checkpoint with the best reading of the held-out judge, and return its iteration."""
+        best = self._best_reading()
+        assert best is not None
+        # It need not be the newest: after a roll-back, an earlier iteration may have become the best.
+        return self.go_back(keeper, int(best["step"]))
 
     def roll_back(self, keeper: Checkpoints, alarms: Sequence[Alarm]) -> int:
         """Restore the newest checkpoint, halve the learning rate and return the iteration.
@@ -240,6 +256,8 @@ class _Loop:
         times = self.rolled_back + 1
         if times > _MOST_ROLL_BACKS:
             raise _stopped(alarms, f" (after {_MOST_ROLL_BACKS} rollbacks, each of which halved the learning rate)")
+        # The policy of this iteration is given up, so its reading is too: no checkpoint of it was saved.
+        self.readings = [reading for reading in self.readings if not self._is_of(reading, alarms[0].step)]
         best = self._best_reading()
         iteration = self.go_back(keeper)
         if best is not None and best not in self.readings:
