@@ -265,6 +265,14 @@ def test_a_comparison_follows_the_scores_and_abstains(evaluator: selfeval.Evalua
     assert not found.calibrated, "a toy run holds out too few pairs to fit a temperature"
 
 
+def test_a_ranking_is_unsure_where_a_comparison_is(evaluator: selfeval.Evaluator) -> None:
+    a, b = sorted(REPLIES[:2], key=lambda reply: -evaluator.score(QUESTION, [reply])[0])
+    clear, equal, equal_first = evaluator.rank([(QUESTION, [b, a]), (QUESTION, [a, a]), (QUESTION, [b, a, a])], sure=0.5)
+    assert (clear.preferred, clear.unsure) == (1, False)
+    assert equal.unsure
+    assert equal_first.unsure, "neither of the two best replies is better"
+
+
 def test_the_reward_function_takes_messages_questions_and_the_policys_prompt(
     finished: selfeval.Run, evaluator: selfeval.Evaluator
 ) -> None:

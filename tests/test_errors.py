@@ -15,6 +15,9 @@ def test_an_error_comes_back_whole_from_another_process(kind: type[Exception]) -
     """An executor in other processes pickles what its workers raise."""
     count = len(inspect.signature(kind).parameters) if "__init__" in vars(kind) else 1
     error = kind(*["pandas"] * count)
+    error.add_note("in shard 3")
     found = pickle.loads(pickle.dumps(error))
     assert type(found) is kind
     assert str(found) == str(error) != ""
+    assert vars(found) == vars(error)
+    assert found.__notes__ == ["in shard 3"]

@@ -22,6 +22,8 @@ A message states the actual value, the allowed values, and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "ConfigError",
     "DataError",
@@ -111,9 +113,9 @@ class MissingPackageError(InputError, ImportError):
         super().__init__(f"{work} needs the package {package}; install it with: pip install 'self-evaluator[{package}]'")
         self.work, self.package = work, package
 
-    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str], dict[str, Any]]:
         """Pickle the arguments: by default an exception is unpickled from its message alone, which would fail here."""
-        return type(self), (self.work, self.package)
+        return type(self), (self.work, self.package), vars(self)  # the notes of `add_note` are among the attributes
 
 
 class RoleError(SelfEvalError):

@@ -18,6 +18,7 @@ from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
         pytest.param("1", "1", 0.9, False, id="both right: no right one over a wrong one"),
         pytest.param("7", "8", 0.1, False, id="both wrong"),
         pytest.param("1", "7", None, None, id="no verdict"),
+        pytest.param("1", "7", 0.5, None, id="preferred neither, in a file of pairs"),
     ],
 )
 def test_a_label_is_right_when_it_chose_a_right_reply_over_a_wrong_one(

@@ -30,7 +30,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RUN_SCHEMA, RunStore, write_json
-from selfeval.training.context import POLICY
+from selfeval.training.context import POLICY, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.recorder import Recorder
 from selfeval.training.watchdogs import Alarm
@@ -108,6 +108,34 @@ def test_what_watchdogs_did_stays_on_record_when_the_loop_goes_back_and_on(
     noted = [(line["name"], line["step"], line["seen_at"]) for line in made.store.read_metrics("watchdogs")]
     assert noted == [("not_finite", 2, 4), ("not_finite", 2, 5)]
     assert [line["step"] for line in made.store.read_metrics("policy")] == [1, 2, 3, 4, 5]
+
+
+def test_the_metrics_end_at_the_iteration_of_the_policy_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The held-out judge ends the training: metrics of later iterations are removed, and their samples stay."""
+    made = context(tmp_path / "run", {**SETTINGS, "policy": {"learner": "rloo", "iterations": 3}})
+    finish = [Alarm(3, "judge_disagrees", "the judge's win rate fell", "finish")]
+    samples: list[Path] = []
+
+    def training(_: Any, __: Any, recorder: Recorder) -> None:
+        keeper = recorder.checkpoints((POLICY,), {})
+        best = keeper.beside("best")
+        recorder.resumed(0)
+        for step in (1, 2, 3):
+            recorder.samples(step, Samples([], []), Scores(torch.zeros(0)))
+            recorder.metrics({"step": step, "reward": 0.0, "kl": 0.0, "length": 1.0}, finish if step == 3 else [])
+            if step == 2:
+                best.save(step, {})
+        samples.extend(made.store.shards("policy"))
+        assert best.restore() is not None
+        assert [line["step"] for line in made.store.read_metrics("policy")] == [1, 2, 3], "restore leaves them alone"
+        recorder.rolled_back(2, finish)
+
+    monkeypatch.setattr(policy, "train_policy", training)
+    assert run(made)["iterations"] == 2
+    assert [line["step"] for line in made.store.read_metrics("policy")] == [1, 2]
+    assert [(line["step"], line["seen_at"]) for line in made.store.read_metrics("watchdogs")] == [(2, 3)]
+    assert made.store.shards("policy") == samples
+    assert len(samples) == 3
 
 
 def prompts(made: Context) -> list[Prompt]:

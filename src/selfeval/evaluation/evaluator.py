@@ -99,9 +99,13 @@ def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
 
 
 def by_judge(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
-    """Return the pairs on which the judge was sure, labelled by its choice."""
+    """Return the pairs on which the judge was sure, labelled by its choice.
+
+    A pair of a file with a confidence of exactly 0.5 has no better reply and is left out.
+    """
     kept = [pair for pair in pairs if pair.verdict.state == VerdictState.KEPT]
-    return [LabelledPair(pair, 1 if _preference_of_judge(pair) < 0 else 0) for pair in kept]
+    preferences = [(pair, _preference_of_judge(pair)) for pair in kept]
+    return [LabelledPair(pair, 1 if preference < 0 else 0) for pair, preference in preferences if preference]
 
 
 def measure_evaluator(

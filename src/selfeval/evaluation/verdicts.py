@@ -54,13 +54,15 @@ def is_consistent(verdict: Verdict) -> bool | None:
 
 
 def label_is_right(verdict: Verdict, right: tuple[bool | None, bool | None]) -> bool | None:
-    """Return whether a kept label chose a right reply over a wrong one; None if the question has no gold answer.
+    """Return whether a kept label chose a right reply over a wrong one.
+
+    None if the question has no gold answer, or if the label prefers neither reply.
 
     Args:
         verdict: a kept verdict.
         right: whether each reply is right by gold.
     """
     first, second = right
-    if first is None or second is None or verdict.probability is None:
+    if first is None or second is None or verdict.probability is None or verdict.probability == 0.5:
         return None
-    return first and not second if verdict.probability >= 0.5 else second and not first
+    return first and not second if verdict.probability > 0.5 else second and not first

@@ -73,10 +73,13 @@ class JudgeContext:
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:
-    """Return the state of a judgement: kept, tie, unsure or unparsable."""
+    """Return the state of a judgement: kept, tie, unsure or unparsable.
+
+    A probability of exactly 0.5 prefers neither reply, so it is unsure whatever `config.keep` is.
+    """
     if judgement.probability is None:
         return VerdictState.UNPARSABLE
     if judgement.tie is not None and judgement.tie > config.tie:
         return VerdictState.TIE
-    sure = max(judgement.probability, 1.0 - judgement.probability) >= config.keep
+    sure = judgement.probability != 0.5 and max(judgement.probability, 1.0 - judgement.probability) >= config.keep
     return VerdictState.KEPT if sure else VerdictState.UNSURE

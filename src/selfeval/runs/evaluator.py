@@ -28,7 +28,8 @@ RewardFunction = Callable[..., list[float]]
 class Ranking:
     """Scores in the order of the replies; for two or more, the best one and the confidence that it beats the next.
 
-    `calibrated` is True if the temperature of the confidence was fitted on held-out pairs.
+    `unsure` is True if that confidence is too low, or if the two replies or their scores are equal, as in
+    `Evaluator.compare`. `calibrated` is True if the temperature of the confidence was fitted on held-out pairs.
     """
 
     scores: tuple[float, ...]
@@ -120,7 +121,7 @@ class Evaluator(TrainedModel):
         # All questions in one pass, so the batches are full; `next` below deals the scores out in the same order.
         questions = [question for question, replies in asked for _ in replies]
         scores = iter(self._scores(questions, [reply for _, replies in asked for reply in replies]))
-        return [self._ranking([next(scores) for _ in replies], sure) for _, replies in asked]
+        return [self._ranking(replies, [next(scores) for _ in replies], sure) for _, replies in asked]
 
     def compare(self, question: str, a: str, b: str, sure: float = 0.8) -> Comparison:
         """Compare two replies to a question.
@@ -136,16 +137,7 @@ class Evaluator(TrainedModel):
         """
         check_sure(sure)
         score_a, score_b = self.score(question, [a, b])
-        probability = sigmoid((score_a - score_b) / self._temperature.value)
-        # Position in a batch affects the last bits, so equal replies may get slightly different scores.
-        is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
-        return Comparison(
-            probability=probability,
-            preferred=("a" if score_a > score_b else "b") if is_sure else "unsure",
-            state=VerdictState.KEPT if is_sure else VerdictState.UNSURE,
-            scores=(score_a, score_b),
-            calibrated=self._temperature.pairs > 0,
-        )
+        return self._comparison((a, b), (score_a, score_b), sure)
 
     def as_reward_fn(self) -> RewardFunction:
         """Return a reward function for TRL, with the signature `(prompts, completions, **columns) -> list[float]`.
@@ -189,13 +181,25 @@ class Evaluator(TrainedModel):
         if new and self._model.templates.grades_with_reference_answer:
             self._reference_answers.update(zip(new, self._model.reference_answers(new), strict=True))
 
-    def _ranking(self, scores: Sequence[float], sure: float) -> Ranking:
+    def _comparison(self, replies: tuple[str, str], scores: tuple[float, float], sure: float) -> Comparison:
+        (a, b), (score_a, score_b) = replies, scores
+        probability = sigmoid((score_a - score_b) / self._temperature.value)
+        # Position in a batch affects the last bits, so equal replies may get slightly different scores.
+        is_sure = max(probability, 1.0 - probability) >= sure and score_a != score_b and a != b
+        return Comparison(
+            probability=probability,
+            preferred=("a" if score_a > score_b else "b") if is_sure else "unsure",
+            state=VerdictState.KEPT if is_sure else VerdictState.UNSURE,
+            scores=scores,
+            calibrated=self._temperature.pairs > 0,
+        )
+
+    def _ranking(self, replies: Sequence[str], scores: Sequence[float], sure: float) -> Ranking:
         if len(scores) < 2:
             return Ranking(tuple(scores), None, None, unsure=False)
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        confidence = sigmoid((scores[order[0]] - scores[order[1]]) / self._temperature.value)
-        calibrated = self._temperature.pairs > 0
-        return Ranking(tuple(scores), order[0], confidence, unsure=confidence < sure, calibrated=calibrated)
+        best, second = sorted(range(len(scores)), key=lambda i: -scores[i])[:2]
+        found = self._comparison((replies[best], replies[second]), (scores[best], scores[second]), sure)
+        return Ranking(tuple(scores), best, found.confidence, found.preferred == "unsure", found.calibrated)
 
 
 def _check_texts(texts: Sequence[str]) -> None:

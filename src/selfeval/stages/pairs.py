@@ -47,7 +47,7 @@ def _kept(context: Context) -> dict[Split, list[Pair]]:
 
 def _pair(verdict: Verdict, question: str, replies: Mapping[str, Reply], probability: float) -> Pair:
     first, second = replies[verdict.first], replies[verdict.second]
-    # At exactly 0.5 either order would do; the label says that neither is better.
+    # Exactly 0.5 comes only from a file of pairs; either order would do, because the label says that neither is better.
     chosen, rejected = (first, second) if probability >= 0.5 else (second, first)
     return Pair(
         verdict.question_id,

@@ -49,16 +49,17 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | 
 
 
 def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
-    state = state_of(judgement, config)
+    # The state is that of the rounded numbers, so a reader of the file finds the same.
+    written = Judgement(rounded(judgement.probability), rounded(judgement.tie), _rounded(judgement.evidence))
     return Verdict(
         question_id=question.id,
         split=question.split,
         first=first.id,
         second=second.id,
-        state=state,
-        probability=rounded(judgement.probability),
-        tie=rounded(judgement.tie),
-        evidence=_rounded(judgement.evidence),
+        state=state_of(written, config),
+        probability=written.probability,
+        tie=written.tie,
+        evidence=written.evidence,
     )
 
 

@@ -62,9 +62,10 @@ class Checkpoints:
         """The checkpoint that was saved or restored last; the next `save` keeps it, or else the newest."""
 
     def beside(self, name: str) -> Checkpoints:
-        """Return a manager of the same roles for the subfolder `name`, without the metrics.
+        """Return a manager of the same roles for the subfolder `name`, without metrics and written files.
 
-        It serves to go back in the middle of a training, when the metrics and files of later iterations must stay.
+        `restore` of that manager restores weights, optimizers and state only. The caller decides about the training's files:
+        a recorder that is informed with `rolled_back` removes the metrics of later iterations and keeps their samples.
         """
         return Checkpoints(self.folder / name, self.backbone, self.roles, self.optimizers)
 

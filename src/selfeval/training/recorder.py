@@ -37,7 +37,10 @@ class Recorder(Protocol):
         ...
 
     def rolled_back(self, iteration: int, alarms: Sequence[Alarm]) -> None:
-        """Record that the training went back to a checkpoint, and the alarms that caused it."""
+        """Record that the training went back to a checkpoint, and the alarms that caused it.
+
+        The metrics of later iterations no longer count: training repeats them, or ends with the policy of the checkpoint.
+        """
         ...
 
 

@@ -330,6 +330,11 @@ def test_states(probability: float | None, tie: float | None, state: VerdictStat
     assert state_of(Judgement(probability, tie), config(keep=0.8, tie=0.5)) == state
 
 
+def test_a_judge_that_prefers_neither_reply_is_unsure_at_any_threshold() -> None:
+    assert state_of(Judgement(0.5), config(keep=0.5)) == VerdictState.UNSURE
+    assert state_of(Judgement(0.51), config(keep=0.5)) == VerdictState.KEPT
+
+
 def test_a_prompt_that_does_not_fit_the_context_is_unparsable_and_says_so() -> None:
     backbone = tiny_models.backbone("llama", 400, max_position_embeddings=64)
     with backbone.acting_as(BASE):

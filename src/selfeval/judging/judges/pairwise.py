@@ -30,7 +30,6 @@ class PairwiseJudge:
     def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
         """Judge every comparison in both orders; each order is one prompt."""
         prompts = [self._prompt(c.question, c.first, c.second) for c in comparisons]
-        # Second half, same comparisons in the other order; `read` returns the readings in the order of the prompts.
         # Second half: the same comparisons in the other order. `read` returns the readings in the order of the prompts.
         prompts += [self._prompt(c.question, c.second, c.first) for c in comparisons]
         readings = self._reader.read(prompts, advance)
