@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from selfeval.errors import RunFolderError
+from selfeval.links import stays_inside
 from selfeval.store.files import as_storage_error, read_object, write_json
 from selfeval.store.ledger import JOURNAL, read_key
 
@@ -135,6 +136,5 @@ def _refuse_other_places(path: Path, names: Any, remedy: str) -> None:
     if not isinstance(names, list):
         raise RunFolderError(f"{path} is damaged (its paths are a {type(names).__name__}, expected a list); {remedy}")
     for name in names:
-        parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
-        if not parts or ".." in parts or parts[0] == "/" or "\\" in name:
+        if not stays_inside(name):
             raise RunFolderError(f"{path} is damaged (it lists {name!r}, which is not a path in the run folder); {remedy}")
