@@ -36,6 +36,7 @@ from selfeval.store import (
     read_json,
     read_run,
     write_json,
+    write_sealed,
     writing,
 )
 from selfeval.store.ledger import read_key
@@ -753,6 +754,37 @@ def test_an_archive_restores_nothing_outside_of_its_run_folder(tmp_path: Path, n
     with pytest.raises(RunFolderError, match=r"archive\.json is damaged .*not a path in the run folder"):
         Archive(root).facts(1)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../outside/shard-00000.jsonl", "/tmp/shard-00000.jsonl", "questions/../../x", ""])
+@pytest.mark.parametrize("section", ["files", "also", "journal"])
+def test_a_manifest_or_journal_names_nothing_outside_of_its_run_folder(tmp_path: Path, section: str, name: str) -> None:
+    """`reopen` writes a journal next to each shard of the manifest, and every listed file is read to be hashed."""
+    store = _questions(tmp_path / "run")
+    (tmp_path / "outside").mkdir()
+    path = store.folder("questions") / ("written.json" if section == "journal" else "manifest.json")
+    values = read_json(path)
+    values["shards" if section == "journal" else section][name] = "0" * 64
+    write_sealed(path, values)
+    if section == "journal":
+        (store.folder("questions") / "manifest.json").unlink()
+    expected = rf"{path.name} is damaged \(it lists '{re.escape(name)}', which is not a path in the run folder"
+    with pytest.raises(RunFolderError, match=expected):
+        store.reopen("questions") if section != "journal" else store.has_shard("questions", 0)
+    with pytest.raises(RunFolderError, match=expected):
+        check_files(store.root, store.shards("questions"))
+    assert list((tmp_path / "outside").iterdir()) == []
+    store.close()
+
+
+@pytest.mark.parametrize("value", [3, ["a"], {"questions/shard-00000.jsonl": 3}])
+def test_a_manifest_whose_files_are_something_else_is_refused(tmp_path: Path, value: object) -> None:
+    store = _questions(tmp_path / "run")
+    path = store.folder("questions") / "manifest.json"
+    write_sealed(path, {**read_json(path), "files": value})
+    with pytest.raises(RunFolderError, match=r"manifest\.json is damaged .*remove it and rerun"):
+        Ledger(store.root).state("questions")
+    store.close()
 
 
 def test_an_archive_without_a_list_of_paths_is_refused(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
-"""Links in folders of unknown origin.
+"""Links and paths in folders of unknown origin.
 
 A model folder and a run folder are data. A link in one of them that leads elsewhere on this disk would copy the file
-it points to into a prompt, a report or an exported folder, which are meant to be shown and published.
+it points to into a prompt, a report or an exported folder, which are meant to be shown and published. A path in one of their
+files that leads elsewhere would have a file there read, moved or overwritten.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from selfeval.errors import InputError
 
-__all__ = ["entries", "refuse_links"]
+__all__ = ["entries", "refuse_links", "stays_inside"]
 
 _PACKAGE = Path(__file__).parent
 """This package's folder is trusted: some installers link a package's files to a cache."""
@@ -24,6 +25,17 @@ def entries(folder: Path) -> list[Path]:
     for place, folders, files in os.walk(folder):
         found += [Path(place, name) for name in (*folders, *files)]
     return sorted(found)
+
+
+def stays_inside(name: object) -> bool:
+    """Return whether a value of a file is a relative path, with forward slashes, that does not leave its folder.
+
+    Example:
+        >>> [stays_inside(name) for name in ("questions/shard-00000.jsonl", "../notes", "/etc/passwd", "", 3)]
+        [True, False, False, False, False]
+    """
+    parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name and "\\" not in name else ()
+    return bool(parts) and ".." not in parts and parts[0] != "/"
 
 
 def refuse_links(root: Path, paths: Iterable[Path], error: type[InputError]) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import tiny_models
@@ -14,7 +17,7 @@ from processes import environment
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import RunFolderError
-from selfeval.store import content_hash, file_hash
+from selfeval.store import content_hash, file_hash, read_json, write_json
 
 SAVE = """
 import sys
@@ -105,4 +108,71 @@ def test_one_flipped_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
     weights["weight"][0, 3] *= 2
     save_file(weights, path)
     with pytest.raises(RunFolderError, match=r"head\.safetensors is damaged"):
+        load_role(tiny_models.backbone(), "evaluator-0", tmp_path / "role")
+
+
+# -- forged roles: the hashes match ---------------------------------------------------------------------------------------
+
+
+class Command:
+    """An object whose pickle creates the file `executed` when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder / "executed"),)
+
+
+def with_other_shapes(path: Path) -> bytes:
+    """One column of each weight: `Tensor.copy_` would repeat it."""
+    save_file({name: tensor[..., :1].clone() for name, tensor in load_file(path).items()}, path)
+    return path.read_bytes()
+
+
+FORGED: dict[str, Callable[[Path], bytes]] = {
+    "a pickle": lambda path: pickle.dumps(Command(path.parent)),
+    "a pickle of torch": lambda path: torch.save({"weight": Command(path.parent)}, path) or path.read_bytes(),  # type: ignore[func-returns-value]
+    "a header of a terabyte": lambda path: (1 << 40).to_bytes(8, "little") + b"{}",
+    "a header of 100 MiB": lambda path: (100 << 20).to_bytes(8, "little") + b" " * 64,
+    "nothing": lambda path: b"",
+    "no tensors": lambda path: (2).to_bytes(8, "little") + b"{}",
+    "other shapes": with_other_shapes,
+}
+
+
+def forge(role: Path, name: str, data: bytes) -> None:
+    """Replace a file of a role, with its hash in role.json."""
+    (role / name).write_bytes(data)
+    origin = read_json(role / "role.json")
+    origin["files"][name] = content_hash(role / name)
+    write_json(role / "role.json", origin)
+
+
+@pytest.mark.parametrize("kind", FORGED)
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "head.safetensors"])
+def test_forged_weights_are_refused_and_execute_nothing(tmp_path: Path, name: str, kind: str) -> None:
+    role, fresh = tmp_path / "role", tiny_models.backbone()
+    saved_role(role)
+    forge(role, name, FORGED[kind](role / name))
+    with pytest.raises(RunFolderError, match=rf"{name} is damaged .*remove|adapts other layers"):
+        load_role(fresh, "evaluator-0", role)
+    assert not (role / "executed").exists()
+    assert fresh.roles.names == ()
+
+
+def test_a_forged_adapter_config_is_refused(tmp_path: Path) -> None:
+    saved_role(tmp_path / "role")
+    forge(tmp_path / "role", "adapter_config.json", b"{}")
+    with pytest.raises(RunFolderError, match=r"adapter_config\.json is damaged \(it has no r"):
+        load_role(tiny_models.backbone(), "evaluator-0", tmp_path / "role")
+
+
+@pytest.mark.parametrize("name", ["../notes.txt", "/etc/hostname"])
+def test_a_role_names_no_file_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    saved_role(tmp_path / "role")
+    (tmp_path / "notes.txt").write_text("mine")
+    origin = read_json(tmp_path / "role" / "role.json")
+    write_json(tmp_path / "role" / "role.json", {**origin, "files": {**origin["files"], name: "0" * 64}})
+    with pytest.raises(RunFolderError, match=rf"role\.json is damaged \(it lists '{name}', not a file of the role"):
         load_role(tiny_models.backbone(), "evaluator-0", tmp_path / "role")

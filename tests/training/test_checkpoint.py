@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import AdamW
 
 import tiny_models
 from policies import CONFIG, changed, four_roles, train
 from selfeval.backbone.roles import Backbone
-from selfeval.errors import LostWorkError, StorageError
-from selfeval.store import write_sealed
+from selfeval.errors import LostWorkError, RunFolderError, StorageError
+from selfeval.store import file_hash, read_json, write_sealed
 from selfeval.training import checkpoint
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 
@@ -305,6 +306,33 @@ def test_a_manifest_that_was_changed_costs_the_checkpoint_and_blames_no_other_fi
     assert said == [
         "checkpoint step-000002 is damaged (its manifest.json is damaged); resuming from the previous checkpoint, step-000001"
     ]
+
+
+def _one_column(path: Path) -> None:
+    save_file({name: tensor[..., :1].clone() if tensor.dim() else tensor for name, tensor in load_file(path).items()}, path)
+
+
+FORGED: list[tuple[str, Callable[[Path], Any]]] = [
+    ("state.safetensors", lambda path: path.write_bytes(b"\x80\x04cposix\nsystem\n")),
+    ("state.safetensors", lambda path: path.write_bytes((2).to_bytes(8, "little") + b"{}")),
+    ("state.safetensors", _one_column),
+    ("state.json", lambda path: path.write_text("{}")),
+    ("state.json", lambda path: path.write_text("[]")),
+]
+
+
+@pytest.mark.parametrize(("name", "forge"), FORGED)
+def test_a_forged_checkpoint_with_matching_hashes_is_refused(tmp_path: Path, name: str, forge: Callable[[Path], Any]) -> None:
+    made = training(tmp_path)
+    steps(made, 1, 1)
+    made[2].save(1, {})
+    step, before = tmp_path / "step-000001", everything(made)
+    forge(step / name)
+    manifest = read_json(step / "manifest.json")
+    write_sealed(step / "manifest.json", {**manifest, "files": {**manifest["files"], name: file_hash(step / name)}})
+    with pytest.raises(RunFolderError, match=rf"{re.escape(name)} is damaged .*remove .*step-000001, or rerun"):
+        made[2].restore()
+    assert same(everything(made), before)
 
 
 class _Killed(Exception):

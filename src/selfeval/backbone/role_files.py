@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.tensor_files import copy_tensors, read_tensors
 from selfeval.config import LoraConfig
 from selfeval.errors import RunFolderError
-from selfeval.store import content_hash, read_json, read_object, write_json
+from selfeval.links import stays_inside
+from selfeval.store import content_hash, read_object, write_json
 
 __all__ = ["load_role", "save_role", "seal_role"]
 
@@ -51,22 +52,33 @@ def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = 
             f"the role in {folder} was trained on {origin['base']} (weights {origin['base_fingerprint']}), not on "
             f"{backbone.base_name} (weights {backbone.fingerprint}); load it on its own base"
         )
-    lora = backbone.roles.lora
-    _check_lora(lora, folder)
-    has_head = (folder / "head.safetensors").is_file()
-    backbone.roles.add(role, head=has_head, trainable=trainable)
-    saved, own = load_file(folder / "adapter_model.safetensors"), _named_as_saved(backbone, role)
+    _check_lora(backbone.roles.lora, folder)
+    backbone.roles.add(role, head=(folder / "head.safetensors").is_file(), trainable=trainable)
+    try:
+        _load_weights(backbone, role, folder)
+    except RunFolderError:
+        backbone.roles.remove(role)
+        raise
+
+
+def _load_weights(backbone: Backbone, role: str, folder: Path) -> None:
+    """Fill an added role from its files.
+
+    Raises:
+        RunFolderError: a file is not a safetensors file, or its tensors are not those of the role.
+    """
+    path, remedy = folder / "adapter_model.safetensors", _remedy(folder)
+    saved, own = read_tensors(path, remedy), _named_as_saved(backbone, role)
     # An exported classifier adapter also has the head among these tensors; it is read from head.safetensors below.
     if own.keys() != {name for name in saved if "lora_" in name}:
-        backbone.roles.remove(role)
         raise RunFolderError(
-            f"the role in {folder} adapts other layers than backbone.lora.targets = {lora.targets} does; set its own targets"
+            f"the role in {folder} adapts other layers than backbone.lora.targets = {backbone.roles.lora.targets} does; "
+            "set its own targets"
         )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(saved[name])
-    if has_head:
-        backbone.roles.heads[role].load_state_dict(load_file(folder / "head.safetensors"))
+    copy_tensors(own, saved, path, remedy)
+    if role in backbone.roles.heads:
+        path = folder / "head.safetensors"
+        copy_tensors(backbone.roles.heads[role].state_dict(), read_tensors(path, remedy), path, remedy)
 
 
 def _named_as_saved(backbone: Backbone, role: str) -> dict[str, nn.Parameter]:
@@ -76,7 +88,7 @@ def _named_as_saved(backbone: Backbone, role: str) -> dict[str, nn.Parameter]:
 
 def _check_lora(lora: LoraConfig, folder: Path) -> None:
     """Check the LoRA settings: with a different scale the weights would still load, but scores would change."""
-    saved = read_json(folder / "adapter_config.json")
+    saved = read_object(folder / "adapter_config.json", "r", "lora_alpha", "use_rslora", remedy=_remedy(folder))
     found = {"rank": saved["r"], "alpha": saved["lora_alpha"], "rslora": saved["use_rslora"]}
     wanted = lora.model_dump(include=set(found))
     if found != wanted:
@@ -104,18 +116,24 @@ def seal_role(backbone: Backbone, folder: Path) -> None:
     write_json(folder / "role.json", {"base": backbone.base_name, "base_fingerprint": backbone.fingerprint, "files": files})
 
 
+def _remedy(folder: Path) -> str:
+    return f"restore it from a backup, or remove {folder} and rerun the command that wrote it"
+
+
 def _check_role(folder: Path) -> dict[str, Any]:
     """Return the contents of role.json after checking that every file of the role is unchanged.
 
     Raises:
         RunFolderError: a file is missing or damaged.
     """
-    remedy = f"restore it from a backup, or remove {folder} and rerun the command that wrote it"
+    remedy = _remedy(folder)
     origin = read_object(folder / "role.json", "base", "base_fingerprint", "files", remedy=remedy)
     files = origin["files"] if isinstance(origin["files"], dict) else {}
     if not {"adapter_config.json", "adapter_model.safetensors"} <= files.keys():
         raise RunFolderError(f"{folder / 'role.json'} is damaged (it does not list the role's files); {remedy}")
     for name, written in files.items():
+        if not stays_inside(name):
+            raise RunFolderError(f"{folder / 'role.json'} is damaged (it lists {name!r}, not a file of the role); {remedy}")
         path = folder / name
         if not path.is_file():
             raise RunFolderError(f"{path} is missing; {remedy}")

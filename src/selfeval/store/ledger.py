@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.errors import RunFolderError
+from selfeval.links import stays_inside
 from selfeval.store.files import content_hash, fingerprint
 from selfeval.store.sealed import read_sealed, write_sealed
 
@@ -211,7 +212,10 @@ def read_manifest(root: Path, stage: str) -> dict[str, Any]:
         RunFolderError: the manifest is missing or damaged.
     """
     path, remedy = root / stage / "manifest.json", "remove it and rerun the same command"
-    return read_sealed(path, "key", "inputs", "counts", "files", "also", remedy=remedy)
+    values = read_sealed(path, "key", "inputs", "counts", "files", "also", remedy=remedy)
+    for section in ("files", "also"):
+        _refuse_other_files(path, values[section], remedy)
+    return values
 
 
 def read_key(root: Path, stage: str) -> dict[str, Any]:
@@ -247,9 +251,22 @@ def read_journal(root: Path, stage: str) -> dict[str, str]:
         return {}
     remedy = "remove it and rerun the same command, which regenerates the shards of this folder"
     found = read_sealed(path, "shards", remedy=remedy)["shards"]
-    if not isinstance(found, dict):
-        raise RunFolderError(f"{path} is damaged (its shards are a {type(found).__name__}, expected an object); {remedy}")
-    return found
+    _refuse_other_files(path, found, remedy)
+    return dict(found)
+
+
+def _refuse_other_files(path: Path, hashes: Any, remedy: str) -> None:
+    """Check that a section of a file maps paths in the run folder to hashes.
+
+    The folder may be untrusted: the files are read, and a journal is written next to a shard.
+    """
+    if not isinstance(hashes, dict):
+        raise RunFolderError(f"{path} is damaged (its files are a {type(hashes).__name__}, expected an object); {remedy}")
+    for name, written in hashes.items():
+        if not stays_inside(name):
+            raise RunFolderError(f"{path} is damaged (it lists {name!r}, which is not a path in the run folder); {remedy}")
+        if not isinstance(written, str):
+            raise RunFolderError(f"{path} is damaged (it lists {name!r} without a hash); {remedy}")
 
 
 def note_shards(root: Path, stage: str, hashes: Mapping[str, str]) -> None:

@@ -11,10 +11,11 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from selfeval.errors import RunFolderError
+from selfeval.links import stays_inside
 from selfeval.store.files import as_storage_error, write_json
 from selfeval.store.ledger import JOURNAL
 from selfeval.store.sealed import read_sealed, write_sealed
@@ -151,6 +152,5 @@ def refuse_other_places(path: Path, names: Any, remedy: str) -> None:
     if not isinstance(names, list):
         raise RunFolderError(f"{path} is damaged (its paths are a {type(names).__name__}, expected a list); {remedy}")
     for name in names:
-        parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
-        if not parts or ".." in parts or parts[0] == "/" or "\\" in name:
+        if not stays_inside(name):
             raise RunFolderError(f"{path} is damaged (it lists {name!r}, which is not a path in the run folder); {remedy}")

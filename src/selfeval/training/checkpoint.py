@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from selfeval.backbone.roles import Backbone
+from selfeval.backbone.tensor_files import check_shapes, read_tensors
 from selfeval.errors import LostWorkError, RunFolderError
-from selfeval.store import file_hash, read_json, read_sealed, write_json, write_sealed, writing
+from selfeval.links import stays_inside
+from selfeval.store import file_hash, read_object, read_sealed, write_json, write_sealed, writing
 
 __all__ = ["Checkpoints", "role_optimizer"]
 
@@ -175,8 +177,11 @@ class Checkpoints:
     def _take(self, path: Path) -> dict[str, Any]:
         """Restore weights, optimizers and metrics from a verified checkpoint, and return its state."""
         # Before the first weight changes: an error must leave the model as it was.
-        self._check_written(_hashes_of(path)["written"], read_json(path / "state.json")["step"])
-        tensors = load_file(path / "state.safetensors")
+        remedy = f"remove {path}, or rerun the same command with --restart"
+        state = read_object(path / "state.json", "step", remedy=remedy)
+        self._check_written(_hashes_of(path)["written"], state["step"])
+        tensors = read_tensors(path / "state.safetensors", remedy)
+        check_shapes(self._expected(tensors), tensors, path / "state.safetensors", remedy)
         for optimizer in self.optimizers.values():
             optimizer.state.clear()  # a checkpoint from before the first step has no moments to overwrite the current ones
             optimizer.zero_grad(set_to_none=True)
@@ -188,7 +193,16 @@ class Checkpoints:
         for role, optimizer in self.optimizers.items():
             self._restore_optimizer(role, optimizer, tensors)
         self._restore_metrics(path / "metrics")
-        return dict(_with_tensors(read_json(path / "state.json"), tensors))
+        return dict(_with_tensors(state, tensors))
+
+    def _expected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a tensor of the expected shape for each weight, and for each optimizer moment in `tensors`."""
+        weights = {role: self.backbone.roles.parameters(role) for role in {*self.roles, *self.optimizers}}
+        found: dict[str, Tensor] = {f"role/{role}/{name}": p for role in self.roles for name, p in weights[role].items()}
+        for role in self.optimizers:
+            moments = {f"optimizer/{role}/{n}/{k}": p for n, p in weights[role].items() for k in ("exp_avg", "exp_avg_sq")}
+            found.update({name: p for name, p in moments.items() if name in tensors})
+        return found
 
     def _check_written(self, hashes: Mapping[str, str], step: int) -> None:
         for path in self._written(step):
@@ -244,6 +258,8 @@ def _hashes_of(path: Path) -> dict[str, dict[str, str]]:
     for hashes in found.values():
         if not isinstance(hashes, dict) or not all(isinstance(written, str) for written in hashes.values()):
             raise TypeError(f"{path / _MANIFEST} contains values that are not hashes")
+        if not all(stays_inside(name) for name in hashes):
+            raise TypeError(f"{path / _MANIFEST} contains names that are not files of the checkpoint")
     return found
 
 
