@@ -52,6 +52,7 @@ def sample_report() -> dict[str, Any]:
             "tie": 120,
             "unsure": 150,
             "unparsable": 30,
+            "unreadable_orders": {"cut": 21, "loop": 11, "label_mass": 4, "no_room": 2, "no_lead": 1},
             "kept_share": fig(0.9, 0.889, 0.91, 3000),
             "swap_consistency": fig(0.944, 0.935, 0.952, 3000),
             "label_accuracy_gold": fig(0.962, 0.954, 0.969, 2700),

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from selfeval.judging.orders import choice
 from selfeval.quality.statistics import proportion
-from selfeval.records import Verdict, VerdictState
-from selfeval.report.schema import Verdicts
+from selfeval.records import Unreadable, Verdict, VerdictState
+from selfeval.report.schema import UnreadableOrders, Verdicts
 
-__all__ = ["is_consistent", "label_is_right", "measure_verdicts"]
+__all__ = ["count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
 
 
 def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] | None, *, from_file: bool) -> Verdicts:
@@ -31,10 +31,17 @@ def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] 
         tie=states[VerdictState.TIE],
         unsure=states[VerdictState.UNSURE],
         unparsable=states[VerdictState.UNPARSABLE],
+        unreadable_orders=UnreadableOrders(**count_causes(verdicts)),
         kept_share=proportion([verdict.state == VerdictState.KEPT for verdict in verdicts]),
         swap_consistency=proportion([found for found in consistent if found is not None]),
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
     )
+
+
+def count_causes(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Return the number of unparsable orders by cause; a pair has up to two."""
+    causes = Counter(cause for v in verdicts if v.evidence is not None for cause in v.evidence.causes)
+    return {cause.value: causes[cause] for cause in Unreadable}
 
 
 def is_consistent(verdict: Verdict) -> bool | None:

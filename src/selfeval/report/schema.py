@@ -52,6 +52,7 @@ __all__ = [
     "Time",
     "TokensOf",
     "TokensPerVerdict",
+    "UnreadableOrders",
     "Verdicts",
 ]
 
@@ -224,6 +225,21 @@ class Evaluator(Part):
 # -- the verdicts -------------------------------------------------------------------------------------------------------
 
 
+class UnreadableOrders(Part):
+    """Number of orders without a readable verdict, by cause; an unparsable pair has one or two such orders."""
+
+    cut: int
+    """Cut off at `verdicts.max_new_tokens` before a verdict."""
+    loop: int
+    """Cut off in the same way, and the end of the output repeats a block of tokens at least three times."""
+    label_mass: int
+    """The verdict labels together had less probability than `verdicts.label_mass`."""
+    no_room: int
+    """The model's context ended before a verdict, or is too short for the prompt."""
+    no_lead: int
+    """The output ended without a verdict, and the labels have no lead that could be appended."""
+
+
 class Verdicts(Part):
     """Counts over all judged pairs of both splits."""
 
@@ -238,7 +254,9 @@ class Verdicts(Part):
     unsure: int
     """Pairs on which the judge's choice depended on the order, or was not confident enough."""
     unparsable: int
-    """Pairs for which the judge's output could not be parsed."""
+    """Pairs for which the judge's output could not be parsed in at least one order."""
+    unreadable_orders: UnreadableOrders
+    """Why their orders could not be read."""
     kept_share: _Figure
     """Coverage of the judge. Wilson."""
     swap_consistency: _Figure

@@ -106,6 +106,14 @@ MEANINGS = {
     "unparsable": "The judge's answer could not be read; it never counts as a preference.",
 }
 """Meaning of each state of a verdict."""
+CAUSES = {
+    "cut": "cut off at the token limit before a verdict",
+    "loop": "cut off while repeating a block of text",
+    "label_mass": "with too little probability on the verdict labels",
+    "no_room": "that did not fit the model's context",
+    "no_lead": "that ended without a verdict, with no lead to append",
+}
+"""Causes of orders without a readable verdict."""
 
 
 def all_sections(report: Report, metrics: Metrics) -> View:
@@ -540,6 +548,7 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Share of verdicts kept", *cells(verdicts.kept_share)),
             ("Same choice (one, other, neither) when the order is swapped", *cells(verdicts.swap_consistency)),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
+            *((f"Orders {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
         ],
     }
 
