@@ -35,6 +35,7 @@ __all__ = [
     "FirstPairs",
     "Fits",
     "Hidden",
+    "JudgeProbe",
     "Labels",
     "Memory",
     "MemoryEvent",
@@ -43,6 +44,7 @@ __all__ = [
     "Part",
     "Policy",
     "PolicyComparisons",
+    "ProbeFinding",
     "Report",
     "Round",
     "RoundEvaluator",
@@ -240,6 +242,46 @@ class UnreadableOrders(Part):
     """The output ended without a verdict, and the labels have no lead that could be appended."""
 
 
+class ProbeFinding(Part):
+    """A problem of the judge that was seen in the probe."""
+
+    name: Annotated[str, Hidden("the observation says the same")]
+    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `position_bias`, `ties` or `unsure`."""
+    observation: str
+    """How often it was seen, with the setting involved."""
+    remedy: str
+    """The setting that would help, unless it is set already."""
+
+
+class JudgeProbe(Part):
+    """The judge on the first 16 pairs, which are judged before all others; see
+    [the probe](../algorithms/judging.md#the-probe)."""
+
+    pairs: int
+    """Number of probed pairs."""
+    kept: Annotated[int, Hidden("the table of states counts all pairs, these included")]
+    """Kept pairs. The four counts add up to `pairs`."""
+    tie: Annotated[int, Hidden("as kept")]
+    """Ties."""
+    unsure: Annotated[int, Hidden("as kept")]
+    """Unsure pairs."""
+    unparsable: Annotated[int, Hidden("as kept")]
+    """Unparsable pairs."""
+    unreadable_orders: Annotated[UnreadableOrders, Hidden("the findings name the frequent causes")]
+    """Orders without a readable verdict, by cause."""
+    agreement: _Figure
+    """As `swap_consistency`: the judge's agreement with itself. Wilson."""
+    shown_first: _Figure
+    """Position bias: share of the orders that chose the reply shown first, among those that chose one; the mean over pairs. An
+    unbiased judge is at one half. Adjusted Student."""
+    label_mass: _Figure
+    """Probability of all verdict labels together at the verdict's position; the mean over pairs. Adjusted Student."""
+    usable: Annotated[bool, Hidden("a run continues with an unusable judge only with --force, and the findings say why")]
+    """Whether a verdict was kept, or could be: false if every pair is unparsable or its orders chose the same position."""
+    findings: tuple[ProbeFinding, ...]
+    """Problems that concern at least a quarter of the orders, or more than half of the readable pairs."""
+
+
 class Verdicts(Part):
     """Counts over all judged pairs of both splits."""
 
@@ -263,6 +305,8 @@ class Verdicts(Part):
     """Share of pairs on which both orders choose the same of three labels (one reply, the other, or neither), among pairs with
     both orders parsed. The choice of an order is its likeliest label, so a judge that says "neither" twice is consistent.
     Wilson."""
+    probe: JudgeProbe | None
+    """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None
     """Share of kept labels that chose a right reply over a wrong one, among questions with gold. A kept label between two right
     or two wrong replies counts as wrong. Wilson. `null` without gold."""

@@ -45,6 +45,7 @@ from selfeval.report.schema import (
     Alarm,
     Dropped,
     Evaluator,
+    JudgeProbe,
     Labels,
     OverOptimisation,
     Policy,
@@ -549,8 +550,21 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Same choice (one, other, neither) when the order is swapped", *cells(verdicts.swap_consistency)),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
             *((f"Orders {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
+            *_probe_rows(verdicts.probe),
         ],
+        "findings": [] if verdicts.probe is None else [(f.observation, f.remedy) for f in verdicts.probe.findings],
     }
+
+
+def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:
+    if probe is None:
+        return []
+    whose = f"First {count(probe.pairs)} pairs"
+    return [
+        (f"{whose}: same choice when the order is swapped", *cells(probe.agreement)),
+        (f"{whose}: orders that chose the reply shown first", *cells(probe.shown_first)),
+        (f"{whose}: probability of the verdict labels", *cells(probe.label_mass)),
+    ]
 
 
 def _samples(samples: Sequence[Sample]) -> View:

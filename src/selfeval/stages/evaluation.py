@@ -20,6 +20,7 @@ from selfeval.evaluation.evaluator import (
     measure_first_pairs,
     rights_of,
 )
+from selfeval.evaluation.judge_probe import PROBED, diagnose
 from selfeval.evaluation.over_optimisation import (
     CheckedReply,
     PredictedReply,
@@ -223,7 +224,10 @@ def _verdicts(context: Context, questions: Mapping[str, Question], gold: Gold | 
         if v.state == VerdictState.KEPT
         and (right := _both_right(gold, questions[v.question_id].text, (replies[v.first].text, replies[v.second].text)))
     ]
-    return measure_verdicts(verdicts, labels if gold else None, from_file=_labels_from_file(context))
+    from_file = _labels_from_file(context)
+    # The probed pairs, whose verdicts are in the first shards.
+    probe = diagnose(verdicts[:PROBED], context.config) if len(verdicts) > PROBED and not from_file else None
+    return measure_verdicts(verdicts, labels if gold else None, from_file=from_file, probe=probe)
 
 
 def _labels_from_file(context: Context) -> bool:

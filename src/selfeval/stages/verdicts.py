@@ -20,6 +20,7 @@ from selfeval.quality.statistics import rounded
 from selfeval.records import Drop, PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.given import Given, Labelled
+from selfeval.stages.judge_probe import probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
 __all__ = ["JudgePairs", "run"]
@@ -155,7 +156,9 @@ def run(context: Context) -> dict[str, int]:
         return _counts(context)
     work = JudgePairs(config.verdicts, config.backbone.rollout_rows)
     shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
-    map_shards(shards, _pairs(context, questions), config.verdicts.shard, work, context.executor)
+    pairs = _pairs(context, questions)
+    probe_judge(context, [pair for pair in pairs if not isinstance(pair, Drop)], work)
+    map_shards(shards, pairs, config.verdicts.shard, work, context.executor)
     return _counts(context)
 
 
