@@ -25,7 +25,17 @@ from selfeval.report.figures import (
     tested,
 )
 from selfeval.report.memory import memory_rows
-from selfeval.report.schema import Labels, Policy, Report, Round, RoundPolicy, SecondsPerVerdict, TokensOf, TokensPerVerdict
+from selfeval.report.schema import (
+    EvaluatorComparisons,
+    Labels,
+    Policy,
+    Report,
+    Round,
+    RoundPolicy,
+    SecondsPerVerdict,
+    TokensOf,
+    TokensPerVerdict,
+)
 from selfeval.texts import format_bytes
 
 __all__ = [
@@ -40,6 +50,7 @@ __all__ = [
     "baseline_figures",
     "cost_rows",
     "evaluator_accuracy",
+    "hardest_rule",
     "rounds_sentences",
     "seconds_by",
     "strongest_baseline",
@@ -114,7 +125,10 @@ def baseline_figures(report: Report) -> dict[Baseline, Figure | None]:
 
 def baseline_comparisons(report: Report) -> dict[Baseline, Comparison | None]:
     """Return the comparison of the evaluator with each baseline, by key."""
-    found = report.evaluator.comparisons
+    return _by_baseline(report.evaluator.comparisons)
+
+
+def _by_baseline(found: EvaluatorComparisons) -> dict[Baseline, Comparison | None]:
     return {
         "judge": compared(found.judge),
         "mean_logprob": compared(found.mean_logprob),
@@ -293,17 +307,28 @@ def _evaluator_sentences(report: Report) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _rules(report: Report) -> list[tuple[str, Comparison]]:
+def _rules(comparisons: EvaluatorComparisons) -> list[tuple[str, Comparison]]:
     """Return the comparisons with the trivial baselines, smallest margin first."""
-    found = baseline_comparisons(report)
+    found = _by_baseline(comparisons)
     rules = [(BASELINE_NAMES[name], comparison) for name in RULES if (comparison := found[name]) is not None]
     return sorted(rules, key=lambda rule: rule[1].difference.known)
 
 
 def _hardest(report: Report) -> tuple[str, Comparison] | None:
-    """Return the baseline that the evaluator does not beat, with the worst finding first; None if it beats all."""
-    chance = compared(report.evaluator.comparisons.chance)
-    found = [*([("chance level", chance)] if chance else []), *_rules(report)]
+    return hardest_rule(report.evaluator.comparisons)
+
+
+def hardest_rule(comparisons: EvaluatorComparisons) -> tuple[str, Comparison] | None:
+    """Return the trivial baseline that the evaluator does not beat, with the worst finding first.
+
+    Args:
+        comparisons: the evaluator minus each baseline and minus chance level, on the same pairs.
+
+    Returns:
+        Name and comparison; None if the evaluator beats all of them, or if there are no pairs.
+    """
+    chance = compared(comparisons.chance)
+    found = [*([("chance level", chance)] if chance else []), *_rules(comparisons)]
     # The gravest finding first; within one, chance level, then the rule with the smallest margin.
     for finding in ("worse", "too_few", "unclear"):
         hit = next((rule for rule in found if rule[1].finding == finding), None)
@@ -313,7 +338,7 @@ def _hardest(report: Report) -> tuple[str, Comparison] | None:
 
 
 def _against_rules(report: Report) -> str:
-    hardest, rules = _hardest(report), _rules(report)
+    hardest, rules = _hardest(report), _rules(report.evaluator.comparisons)
     if hardest is None:
         if not rules:
             return "and no trivial baseline was measured on the same pairs"
