@@ -100,7 +100,7 @@ def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
 
 
 def by_judge(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
-    """Return the pairs on which the judge was sure, labelled by its choice."""
+    """Return the kept pairs, labelled by the judge's choice."""
     kept = [pair for pair in pairs if pair.verdict.state == VerdictState.KEPT]
     return [LabelledPair(pair, 1 if _preference_of_judge(pair) < 0 else 0) for pair in kept]
 

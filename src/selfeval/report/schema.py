@@ -189,7 +189,7 @@ class Evaluator(Part):
     """Share of pairs on which the evaluator scores the right reply strictly higher. The pairs are those with exactly one right
     reply by gold, for any verdict of the judge (kept, tie, unsure or unparsable). Wilson. `null` without gold."""
     accuracy_judge: _Figure
-    """The same on the pairs on which the judge was sure (`kept`), with the judge's choice as the right reply. Wilson."""
+    """The same on the kept pairs, with the judge's choice as the right reply. Wilson."""
     first_pairs: Annotated[FirstPairs, Hidden("round 1's pairs are its own; later rounds are in the section of the rounds")]
     """The evaluator on the test pairs of round 1; see [rounds](#rounds)."""
     pairs_trained: int
@@ -290,11 +290,11 @@ class Verdicts(Part):
     source: Literal["judge", "file"]
     """`file` if the pairs and their labels are [the user's own](../guides/your-own-data.md)."""
     kept: int
-    """Pairs on which the judge was sure, in both orders. The four counts add up to `judged`."""
+    """Pairs with an averaged probability of at least `verdicts.keep` for one reply. The four counts add up to `judged`."""
     tie: int
-    """Pairs whose replies the judge found equally good."""
+    """Pairs with an averaged probability above `verdicts.tie` that neither reply is better."""
     unsure: int
-    """Pairs on which the judge's choice depended on the order, or was not confident enough."""
+    """The other readable pairs: the judge's choice depended on the order, or was not confident enough."""
     unparsable: int
     """Pairs for which the judge's output could not be parsed in at least one order."""
     unreadable_orders: UnreadableOrders
