@@ -15,6 +15,7 @@ from selfeval.records import (
     Sampled,
     Seed,
     Split,
+    Unreadable,
     Verdict,
     VerdictState,
     from_json,
@@ -29,7 +30,7 @@ RECORDS: list[Any] = [
     Question("q1", "How «many»?", Split.TRAIN, "self"),
     Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
     EVIDENCE,
-    PairwiseEvidence(None, 0.5, (None, 0.5), ("", "")),
+    PairwiseEvidence(None, 0.5, (None, 0.5), ("", ""), (Unreadable.LOOP, None), (None, 0.75)),
     VERDICT,
     Sampled(3, "q1", "The answer is 3", 0.25, True),
     ReferenceAnswer("q1", "6 * 7 = 42. The answer is 42"),
@@ -73,6 +74,13 @@ def test_missing_unknown_and_wrong_values_are_refused() -> None:
     for evidence in ({}, {**verdict["evidence"], "in_order": "0.5"}, {**verdict["evidence"], "words": []}, "sure", [0.5]):
         with pytest.raises(TypeError):
             from_json(Verdict, {**verdict, "evidence": evidence})
+
+
+def test_evidence_of_an_earlier_version_is_read_without_causes() -> None:
+    old = {k: v for k, v in to_json(EVIDENCE).items() if k not in ("causes", "label_masses")}
+    assert from_json(PairwiseEvidence, old) == EVIDENCE
+    with pytest.raises(ValueError, match="bored"):
+        from_json(PairwiseEvidence, {**old, "causes": ["bored", None]})
 
 
 def test_confidence_is_that_of_the_likelier_reply() -> None:

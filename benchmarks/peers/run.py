@@ -40,6 +40,7 @@ SMALL = (
     "questions.test=16",
     "verdicts.keep=0.5",
     "evaluator.batch=8",
+    "policy.gate=off",
     "policy.iterations=4",
     "backbone.lora.rank=4",
 )

@@ -24,6 +24,7 @@ __all__ = [
     "Sampled",
     "Seed",
     "Split",
+    "Unreadable",
     "Verdict",
     "VerdictState",
     "from_json",
@@ -45,6 +46,23 @@ class VerdictState(StrEnum):
     TIE = "tie"
     UNSURE = "unsure"
     UNPARSABLE = "unparsable"
+
+
+class Unreadable(StrEnum):
+    """Cause of an order without a readable verdict.
+
+    CUT: the judge's output was cut off at `verdicts.max_new_tokens` before a verdict.
+    LOOP: the same, and the end of the output repeats a block of tokens.
+    LABEL_MASS: the verdict labels together were less likely than `verdicts.label_mass`.
+    NO_ROOM: the model's context ended before a verdict, or is too short for the prompt.
+    NO_LEAD: the output ended without a verdict, and the labels have no lead that could be appended to read one.
+    """
+
+    CUT = "cut"
+    LOOP = "loop"
+    LABEL_MASS = "label_mass"
+    NO_ROOM = "no_room"
+    NO_LEAD = "no_lead"
 
 
 @dataclass(frozen=True)
@@ -103,12 +121,17 @@ class PairwiseEvidence:
         in_order, swapped: probability that `first` is better from each order alone; None if that order was unparsable.
         ties: probability that neither is better from each order alone: in order, swapped.
         raw_output: text that the judge generated in each order.
+        causes: Optional. Why each order was unparsable; None if it was not. Default: None, as in runs of earlier versions.
+        label_masses: Optional. Probability of all verdict labels together in each order; None if no label was looked at.
+            Default: None, as in runs of earlier versions.
     """
 
     in_order: float | None
     swapped: float | None
     ties: tuple[float | None, float | None]
     raw_output: tuple[str, str]
+    causes: tuple[Unreadable | None, Unreadable | None] = (None, None)
+    label_masses: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -198,8 +221,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _restore(hint: Any, value: Any) -> Any:
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return hint(value)
+    if enum := _enum_in(hint):
+        return None if value is None and enum is not hint else enum(value)
     if record := _record_in(hint):
         return _nested(record, value, optional=hint is not record)
     if typing.get_origin(hint) is not tuple:
@@ -211,7 +234,7 @@ def _restore(hint: Any, value: Any) -> Any:
         if kinds[0] is int and set(map(type, value)) <= {int} and max(map(abs, value), default=0) < 2**63:
             return tuple(value)  # token ids are not checked one by one: that takes ten times as long as reading the record
         return tuple(_checked(kinds[0], part) for part in value)
-    return tuple(_checked(kind, part) for kind, part in zip(kinds, value, strict=True))
+    return tuple(_restore(kind, part) for kind, part in zip(kinds, value, strict=True))
 
 
 def _nested(record: type, value: Any, *, optional: bool) -> Any:
@@ -220,6 +243,17 @@ def _nested(record: type, value: Any, *, optional: bool) -> Any:
     if not isinstance(value, dict):
         raise TypeError(f"{_shown(value)} where a {record.__name__} is expected")
     return from_json(record, value)
+
+
+@cache
+def _enum_in(hint: Any) -> type[StrEnum] | None:
+    """Return the enumeration that a field holds, optional or not; None if it holds none."""
+    kinds = (hint, *typing.get_args(hint)) if _is_optional(hint) else (hint,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum)), None)
+
+
+def _is_optional(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def _record_in(hint: Any) -> type | None:
@@ -237,7 +271,7 @@ def _checked(hint: Any, value: Any) -> Any:
         return value
     if type(value) is int and not -(2**63) <= value < 2**63:
         raise ValueError(f"{_shown(value)} does not fit in 64 bits")
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    kinds = typing.get_args(hint) if _is_optional(hint) else (hint,)
     if not any(_is_of(kind, value) for kind in kinds):
         raise TypeError(f"{_shown(value)} where {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)} is expected")
     return value

@@ -6,6 +6,7 @@ import pytest
 
 from evidence_records import TIE, UNPARSABLE, UNSURE, verdict
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
+from selfeval.records import Unreadable, Verdict
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,23 @@ def test_the_orders_of_a_judge_without_evidence_are_not_compared() -> None:
     alone = dataclasses.replace(verdict("q0", 0.9), evidence=None)
     found = measure_verdicts([alone, verdict("q1", 0.9)], None, from_file=False)
     assert (found.judged, found.kept, found.swap_consistency.n) == (2, 2, 1)
+
+
+def unreadable(*causes: Unreadable | None) -> Verdict:
+    """An unparsable verdict whose orders have these causes."""
+    found = verdict("q1", None, UNPARSABLE)
+    assert found.evidence is not None
+    return dataclasses.replace(found, evidence=dataclasses.replace(found.evidence, causes=causes))
+
+
+def test_orders_that_could_not_be_read_are_counted_by_cause() -> None:
+    pairs = [
+        unreadable(Unreadable.CUT, Unreadable.LOOP),
+        unreadable(None, Unreadable.CUT),
+        unreadable(Unreadable.LABEL_MASS, Unreadable.NO_ROOM),
+    ]
+    found = measure_verdicts([*pairs, verdict()], None, from_file=False).unreadable_orders
+    assert found.as_json() == {"cut": 2, "loop": 1, "label_mass": 1, "no_room": 1, "no_lead": 0}
 
 
 def test_without_gold_no_label_is_checked() -> None:

@@ -52,7 +52,8 @@ def config(model: Path, seeds: Path) -> RunConfig:
             "verdicts": {"reasoning": False, "keep": 0.5, "label_mass": 0.0, "tie": 1.0},
             "evaluator": {"epochs": 1, "batch": 4, "learning_rate": 1e-2},
             "policy": {
-                "iterations": 2, "questions_per_iteration": 2, "replies_per_question": 2, "minibatch": 2, "learning_rate": 1e-2,
+                "gate": "off", "iterations": 2, "questions_per_iteration": 2, "replies_per_question": 2, "minibatch": 2,
+                "learning_rate": 1e-2,
             },
             "evaluation": {"questions": TEST, "samples": 2},
         }

@@ -52,8 +52,28 @@ def sample_report() -> dict[str, Any]:
             "tie": 120,
             "unsure": 150,
             "unparsable": 30,
+            "unreadable_orders": {"cut": 21, "loop": 11, "label_mass": 4, "no_room": 2, "no_lead": 1},
             "kept_share": fig(0.9, 0.889, 0.91, 3000),
             "swap_consistency": fig(0.944, 0.935, 0.952, 3000),
+            "probe": {
+                "pairs": 16,
+                "kept": 13,
+                "tie": 1,
+                "unsure": 1,
+                "unparsable": 1,
+                "unreadable_orders": {"cut": 8, "loop": 0, "label_mass": 0, "no_room": 0, "no_lead": 0},
+                "agreement": fig(0.871, 0.62, 0.96, 15),
+                "shown_first": fig(0.533, 0.46, 0.61, 15),
+                "label_mass": fig(0.987, 0.97, 1.0, 15),
+                "usable": True,
+                "findings": [
+                    {
+                        "name": "cut",
+                        "observation": "8 of 32 orders were cut off at verdicts.max_new_tokens = 256 before a verdict",
+                        "remedy": "raise verdicts.max_new_tokens",
+                    }
+                ],
+            },
             "label_accuracy_gold": fig(0.962, 0.954, 0.969, 2700),
         },
         "policy": _policy(),

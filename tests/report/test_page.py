@@ -70,6 +70,20 @@ def test_the_page_carries_the_figures_of_the_report() -> None:
     assert "was not measured" not in said
 
 
+def test_statements_on_the_judge_hold_for_every_setting() -> None:
+    report = sample_report()
+    report["config"]["verdicts"] = {"keep": 0.5}
+    report["verdicts"]["swap_consistency"] = fig(0.0, 0.0, 0.1, 3000)
+    report["evaluator"]["accuracy_gold"] = None
+    report["evaluator"]["baselines_on"] = "judge"
+    report["policy"] |= {"win": 0, "loss": 0, "tie": 20, "win_rate": fig(0.5, 0.39, 0.61, 20)}
+    said = words(render(report, sample_metrics()))
+    assert "averaged over both orders, reached verdicts.keep" in said
+    for false in ("confident in both orders", "was sure", "the prompted judge", "right by construction"):
+        assert false not in said
+    assert "Win rate, after vs. before – the referee decided none of 20 comparisons" in said
+
+
 def test_every_tag_is_closed_and_every_chart_is_named() -> None:
     elements = Elements(render(sample_report(), sample_metrics()))
     assert elements.open == []

@@ -8,6 +8,7 @@ import pytest
 from sample_report import compared, emptied, fig, parsed, sample_report
 
 from selfeval.quality.comparisons import compare_with_level
+from selfeval.quality.statistics import mean_figure
 from selfeval.report import summary
 from selfeval.report.summary import Badge
 
@@ -229,7 +230,7 @@ def test_without_gold_only_agreement_is_claimed() -> None:
     evaluator, policy = verdict_sentences(without_gold())
     assert evaluator.startswith(
         "Without gold, only agreement can be measured: the evaluator makes the judge's choice in 97.1% of the held-out pairs "
-        "that the judge was sure of (interval 94.5% to 98.5%, n = 300), more than every trivial baseline"
+        "that were kept (interval 94.5% to 98.5%, n = 300), more than every trivial baseline"
     )
     assert "than its judge" not in evaluator
     assert policy == (
@@ -263,6 +264,24 @@ def test_judge_is_no_baseline_on_its_own_labels() -> None:
     found = summary.strongest_baseline(parsed(without_gold()))
     assert found is not None
     assert found[0] == "the mean log-probability"
+    report = without_gold()
+    assert not [name for name, _ in summary_rows(report) if "prompted judge" in name]
+    report["evaluator"]["baselines_on"] = "gold"
+    assert len([name for name, _ in summary_rows(report) if "prompted judge" in name]) == 2
+
+
+@pytest.mark.parametrize("gold", [True, False])
+def test_a_referee_that_decides_nothing_is_no_win_rate_of_one_half(gold: bool) -> None:
+    report = sample_report() if gold else without_gold()
+    report["policy"] |= {"win": 0, "loss": 0, "tie": 20, "win_rate": mean_figure([0.5] * 20).as_json()}
+    report["policy"]["comparisons"]["win_rate"] = compare_with_level([0.5] * 20).as_json()
+    said = verdict_sentences(report)[1]
+    assert "the referee decided none of 20 comparisons: no preference, or the two orders disagree" in said
+    assert "50.0%" not in said
+    assert dict(summary_rows(report))["win rate, after vs. before"].startswith("the referee decided none of 20")
+    assert words(report)[1] == ("▲ better" if gold else "◇ nothing decided")
+    report["policy"]["win"] = 1
+    assert "decided none" not in verdict_sentences(report)[1]
 
 
 def test_rows_for_the_terminal() -> None:

@@ -37,8 +37,8 @@ from selfeval.training.watchdogs import Alarm
 
 SETTINGS: Mapping[str, Any] = {
     "policy": {
-        "learner": "soft_q", "iterations": 3, "questions_per_iteration": 4, "replies_per_question": 2, "epochs": 1,
-        "warmup_iterations": 0, "learning_rate": 0.03, "minibatch": 8,
+        "gate": "off", "learner": "soft_q", "iterations": 3, "questions_per_iteration": 4, "replies_per_question": 2,
+        "epochs": 1, "warmup_iterations": 0, "learning_rate": 0.03, "minibatch": 8,
     },
     "replies": {"max_new_tokens": 8},
     "evaluation": {"questions": 4},
@@ -85,7 +85,7 @@ def test_what_watchdogs_did_stays_on_record_when_the_loop_goes_back_and_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice back to the same iteration, then a kill, then on to the end from there."""
-    made = context(tmp_path / "run", {**SETTINGS, "policy": {"learner": "rloo", "iterations": 5}})
+    made = context(tmp_path / "run", {**SETTINGS, "policy": {"gate": "off", "learner": "rloo", "iterations": 5}})
     values = {"reward": 0.0, "kl": 0.0, "length": 1.0}
     nan = [Alarm(step, "not_finite", "broken", "roll_back") for step in (4, 5)]
 

@@ -85,6 +85,9 @@ def run(
     restart: Annotated[
         bool, typer.Option("--restart", help="Rerun stages whose settings changed or whose files are missing, without asking.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Continue although the judge or the evaluator is not shown to be useful.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -111,16 +114,25 @@ def run(
         # The folder is known only now; from here on, the log of a bug is written there.
         config = config_to_run(recipe, output, model=model, seeds=seeds, memory_budget=memory_budget, assignments=assign or [])
         command.folder = output or Path("runs") / config.name
-        _run(config, command.folder, until, quiet, trust_remote_code, restart)
+        _run(config, command.folder, until, quiet, trust_remote_code=trust_remote_code, restart=restart, force=force)
 
 
-def _run(config: RunConfig, output: Path, until: str | None, quiet: bool, trust_remote_code: bool, restart: bool) -> None:
+def _run(
+    config: RunConfig,
+    output: Path,
+    until: str | None,
+    quiet: bool,
+    *,
+    trust_remote_code: bool,
+    restart: bool,
+    force: bool,
+) -> None:
     from selfeval.stages.running import execute, stop_at
     from selfeval.stages.terminal import Terminal
 
     stop = None if until is None else stop_at(until, config.rounds)
     _quiet_libraries()
-    done = execute(config, output, stop, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart)
+    done = execute(config, output, stop, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart, force=force)
     if not done.worked and not done.finished:
         typer.echo(f"{until or 'the loop'} is already finished in {output}; pass a later --until, or omit it, to continue")
     if done.reported:

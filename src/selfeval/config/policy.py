@@ -32,6 +32,8 @@ class PolicyConfig(Section):
     learner: str = _DEFAULT
     """The algorithm; docs/algorithms/learners.md compares them."""
     settings: SerializeAsAny[LearnerConfig] = Field(default=PPOConfig(), validation_alias=_SETTINGS)
+    gate: Literal["evidence", "off"] = "evidence"
+    """`evidence`: train only if the evaluator beats chance and trivial rules on held-out pairs; `off`: always train."""
     iterations: Count = 30
     """Number of iterations of sampling and updating."""
     questions_per_iteration: Count = 32

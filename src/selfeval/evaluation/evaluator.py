@@ -26,6 +26,7 @@ __all__ = [
     "Rights",
     "by_gold",
     "by_judge",
+    "compare_with_rules",
     "measure_evaluator",
     "measure_first_pairs",
     "rights_of",
@@ -99,7 +100,7 @@ def by_gold(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
 
 
 def by_judge(pairs: Sequence[JudgedPair]) -> list[LabelledPair]:
-    """Return the pairs on which the judge was sure, labelled by its choice.
+    """Return the kept pairs, labelled by the judge's choice.
 
     A pair of a file with a confidence of exactly 0.5 has no better reply and is left out.
     """
@@ -140,7 +141,7 @@ def measure_evaluator(
         pairs_trained=facts.pairs_trained,
         baselines=_baselines(labelled, with_judge=judge_asked),
         baselines_on="gold" if gold else "judge",
-        comparisons=_comparisons(labelled, with_judge=judge_asked and bool(gold)),
+        comparisons=compare_with_rules(labelled, with_judge=judge_asked and bool(gold)),
         ece=calibration_error(confidence, right),
         brier=mean_figure([(sure - c) ** 2 for sure, c in zip(confidence, correct, strict=True)]),
         temperature=facts.temperature,
@@ -234,13 +235,13 @@ def _baselines(labelled: Sequence[LabelledPair], *, with_judge: bool) -> Baselin
     )
 
 
-def _comparisons(labelled: Sequence[LabelledPair], *, with_judge: bool) -> EvaluatorComparisons:
+def compare_with_rules(labelled: Sequence[LabelledPair], *, with_judge: bool = False) -> EvaluatorComparisons:
     """Compare the evaluator with each baseline, and with chance level.
 
     Args:
         labelled: pairs with their labels.
         with_judge: whether to compare it with the judge. Not if no judge was asked, or if it gave the labels: then it is right
-            by construction.
+            by construction. Default: False.
     """
     ours, questions = [float(p.evaluator_right) for p in labelled], [p.question_id for p in labelled]
 

@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from selfeval.judging.orders import choice
+from selfeval.judging.orders import Choice, choice
 from selfeval.quality.statistics import proportion
-from selfeval.records import Verdict, VerdictState
-from selfeval.report.schema import Verdicts
+from selfeval.records import Unreadable, Verdict, VerdictState
+from selfeval.report.schema import JudgeProbe, UnreadableOrders, Verdicts
 
-__all__ = ["is_consistent", "label_is_right", "measure_verdicts"]
+__all__ = ["choices_of", "count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
 
 
-def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] | None, *, from_file: bool) -> Verdicts:
+def measure_verdicts(
+    verdicts: Sequence[Verdict],
+    labels: Sequence[bool | None] | None,
+    *,
+    from_file: bool,
+    probe: JudgeProbe | None = None,
+) -> Verdicts:
     """Measure the verdicts of both splits.
 
     Args:
         verdicts: all verdicts.
         labels: whether each kept label is right by gold (`label_is_right`); None without gold.
         from_file: whether the labels are from the user's file.
+        probe: Optional. Diagnosis of the judge from the first pairs. Default: the judge was not probed.
     """
     states = Counter(verdict.state for verdict in verdicts)
     # None for pairs of the user's file and for orders that were not parsed; the share leaves them out.
@@ -31,10 +38,18 @@ def measure_verdicts(verdicts: Sequence[Verdict], labels: Sequence[bool | None] 
         tie=states[VerdictState.TIE],
         unsure=states[VerdictState.UNSURE],
         unparsable=states[VerdictState.UNPARSABLE],
+        unreadable_orders=UnreadableOrders(**count_causes(verdicts)),
         kept_share=proportion([verdict.state == VerdictState.KEPT for verdict in verdicts]),
         swap_consistency=proportion([found for found in consistent if found is not None]),
+        probe=probe,
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
     )
+
+
+def count_causes(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Return the number of unparsable orders by cause; a pair has up to two."""
+    causes = Counter(cause for v in verdicts if v.evidence is not None for cause in v.evidence.causes)
+    return {cause.value: causes[cause] for cause in Unreadable}
 
 
 def is_consistent(verdict: Verdict) -> bool | None:
@@ -43,14 +58,23 @@ def is_consistent(verdict: Verdict) -> bool | None:
     `neither` is a choice because the probability of a clear tie is close to one half: forced to choose between two replies, the
     orders of a consistent judge would agree or disagree by chance.
     """
+    choices = choices_of(verdict)
+    return None if None in choices else choices[0] == choices[1]
+
+
+def choices_of(verdict: Verdict) -> tuple[Choice | None, Choice | None]:
+    """Return the reply of the pair that each order chose, in order and swapped; None for one that was not asked or not parsed.
+
+    `first` and `second` name the replies of the pair, whatever their position in the prompt.
+    """
     if (evidence := verdict.evidence) is None:
-        return None
-    choices = [
-        choice(better, tie)
-        for better, tie in zip((evidence.in_order, evidence.swapped), evidence.ties, strict=True)
-        if better is not None and tie is not None
-    ]
-    return choices[0] == choices[1] if len(choices) == 2 else None
+        return None, None
+    (in_order, swapped), (tie, other_tie) = (evidence.in_order, evidence.swapped), evidence.ties
+    return _choice(in_order, tie), _choice(swapped, other_tie)
+
+
+def _choice(better: float | None, tie: float | None) -> Choice | None:
+    return None if better is None or tie is None else choice(better, tie)
 
 
 def label_is_right(verdict: Verdict, right: tuple[bool | None, bool | None]) -> bool | None:

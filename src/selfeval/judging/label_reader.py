@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfeval.judging.labels import verdict_tokens
+from selfeval.judging.loops import ends_in_loop
 from selfeval.judging.protocol import JudgeContext
 from selfeval.judging.reading import Place, find_verdict, thinking_of, token_at
 from selfeval.prompt import Prompt
+from selfeval.records import Unreadable
 from selfeval.rollout.engine import Request, Rollout, generate
 
 __all__ = ["LabelReader", "Reading"]
@@ -29,10 +31,14 @@ class Reading:
         probabilities: probability of each label, in the order in which the kind of template declares them; they need not add
             up to 1. None if the output is unparsable.
         raw_output: the output of the judge.
+        cause: Optional. Why the output is unparsable; None if it is not.
+        label_mass: Optional. Probability of all labels together at the position of the verdict; None if there is no position.
     """
 
     probabilities: tuple[float, ...] | None
     raw_output: str
+    cause: Unreadable | None = None
+    label_mass: float | None = None
 
 
 _TAIL = 32
@@ -183,13 +189,23 @@ class LabelReader:
 
     def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
         if rollout is None:
-            return Reading(None, f"(skipped: the prompt of {len(prompt.ids)} tokens does not fit the model's context)")
-        probabilities = None if logprobs is None else _probabilities(logprobs, self.config.label_mass)
-        return Reading(probabilities, self._decode(rollout.ids))
+            skipped = f"(skipped: the prompt of {len(prompt.ids)} tokens does not fit the model's context)"
+            return Reading(None, skipped, Unreadable.NO_ROOM)
+        raw_output = self._decode(rollout.ids)
+        if logprobs is None:
+            return Reading(None, raw_output, self._cause(rollout))
+        probabilities = tuple(math.exp(p) for p in logprobs)
+        # If the labels together are unlikely, the judge was about to write something else: no verdict.
+        mass = sum(probabilities)
+        if mass < self.config.label_mass or mass <= 0:
+            return Reading(None, raw_output, Unreadable.LABEL_MASS, mass)
+        return Reading(probabilities, raw_output, label_mass=mass)
 
-
-def _probabilities(logprobs: Sequence[float], label_mass: float) -> tuple[float, ...] | None:
-    probabilities = tuple(math.exp(p) for p in logprobs)
-    # If the labels together are unlikely, the judge was about to write something else: no verdict.
-    total = sum(probabilities)
-    return probabilities if total >= label_mass and total > 0 else None
+    def _cause(self, rollout: Rollout) -> Unreadable:
+        """Return why there is no position at which the labels could be read."""
+        if rollout.finished:
+            return Unreadable.NO_LEAD
+        if ends_in_loop(rollout.ids):
+            return Unreadable.LOOP
+        # The engine stops at the end of the model's context, before the limit.
+        return Unreadable.CUT if len(rollout.ids) >= self.config.max_new_tokens else Unreadable.NO_ROOM

@@ -25,7 +25,14 @@ def combine(in_order: Reading, swapped: Reading) -> Judgement:
     """
     (forward, tie), (other, other_tie) = _shares(in_order), _shares(swapped)
     backward = None if other is None else 1.0 - other
-    evidence = PairwiseEvidence(forward, backward, (tie, other_tie), (in_order.raw_output, swapped.raw_output))
+    evidence = PairwiseEvidence(
+        forward,
+        backward,
+        (tie, other_tie),
+        (in_order.raw_output, swapped.raw_output),
+        (in_order.cause, swapped.cause),
+        (in_order.label_mass, swapped.label_mass),
+    )
     if forward is None or backward is None or tie is None or other_tie is None:
         return Judgement(None, None, evidence)
     return Judgement((forward + backward) / 2, (tie + other_tie) / 2, evidence)

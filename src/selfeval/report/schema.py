@@ -35,6 +35,7 @@ __all__ = [
     "FirstPairs",
     "Fits",
     "Hidden",
+    "JudgeProbe",
     "Labels",
     "Memory",
     "MemoryEvent",
@@ -43,6 +44,7 @@ __all__ = [
     "Part",
     "Policy",
     "PolicyComparisons",
+    "ProbeFinding",
     "Report",
     "Round",
     "RoundEvaluator",
@@ -52,6 +54,7 @@ __all__ = [
     "Time",
     "TokensOf",
     "TokensPerVerdict",
+    "UnreadableOrders",
     "Verdicts",
 ]
 
@@ -186,7 +189,7 @@ class Evaluator(Part):
     """Share of pairs on which the evaluator scores the right reply strictly higher. The pairs are those with exactly one right
     reply by gold, for any verdict of the judge (kept, tie, unsure or unparsable). Wilson. `null` without gold."""
     accuracy_judge: _Figure
-    """The same on the pairs on which the judge was sure (`kept`), with the judge's choice as the right reply. Wilson."""
+    """The same on the kept pairs, with the judge's choice as the right reply. Wilson."""
     first_pairs: Annotated[FirstPairs, Hidden("round 1's pairs are its own; later rounds are in the section of the rounds")]
     """The evaluator on the test pairs of round 1; see [rounds](#rounds)."""
     pairs_trained: int
@@ -224,6 +227,61 @@ class Evaluator(Part):
 # -- the verdicts -------------------------------------------------------------------------------------------------------
 
 
+class UnreadableOrders(Part):
+    """Number of orders without a readable verdict, by cause; an unparsable pair has one or two such orders."""
+
+    cut: int
+    """Cut off at `verdicts.max_new_tokens` before a verdict."""
+    loop: int
+    """Cut off in the same way, and the end of the output repeats a block of tokens at least three times."""
+    label_mass: int
+    """The verdict labels together had less probability than `verdicts.label_mass`."""
+    no_room: int
+    """The model's context ended before a verdict, or is too short for the prompt."""
+    no_lead: int
+    """The output ended without a verdict, and the labels have no lead that could be appended."""
+
+
+class ProbeFinding(Part):
+    """A problem of the judge that was seen in the probe."""
+
+    name: Annotated[str, Hidden("the observation says the same")]
+    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `position_bias`, `ties` or `unsure`."""
+    observation: str
+    """How often it was seen, with the setting involved."""
+    remedy: str
+    """The setting that would help, unless it is set already."""
+
+
+class JudgeProbe(Part):
+    """The judge on the first 16 pairs, which are judged before all others; see
+    [the probe](../algorithms/judging.md#the-probe)."""
+
+    pairs: int
+    """Number of probed pairs."""
+    kept: Annotated[int, Hidden("the table of states counts all pairs, these included")]
+    """Kept pairs. The four counts add up to `pairs`."""
+    tie: Annotated[int, Hidden("as kept")]
+    """Ties."""
+    unsure: Annotated[int, Hidden("as kept")]
+    """Unsure pairs."""
+    unparsable: Annotated[int, Hidden("as kept")]
+    """Unparsable pairs."""
+    unreadable_orders: Annotated[UnreadableOrders, Hidden("the findings name the frequent causes")]
+    """Orders without a readable verdict, by cause."""
+    agreement: _Figure
+    """As `swap_consistency`: the judge's agreement with itself. Wilson."""
+    shown_first: _Figure
+    """Position bias: share of the orders that chose the reply shown first, among those that chose one; the mean over pairs. An
+    unbiased judge is at one half. Adjusted Student."""
+    label_mass: _Figure
+    """Probability of all verdict labels together at the verdict's position; the mean over pairs. Adjusted Student."""
+    usable: Annotated[bool, Hidden("a run continues with an unusable judge only with --force, and the findings say why")]
+    """Whether a verdict was kept, or could be: false if every pair is unparsable or its orders chose the same position."""
+    findings: tuple[ProbeFinding, ...]
+    """Problems that concern at least a quarter of the orders, or more than half of the readable pairs."""
+
+
 class Verdicts(Part):
     """Counts over all judged pairs of both splits."""
 
@@ -232,19 +290,23 @@ class Verdicts(Part):
     source: Literal["judge", "file"]
     """`file` if the pairs and their labels are [the user's own](../guides/your-own-data.md)."""
     kept: int
-    """Pairs on which the judge was sure, in both orders. The four counts add up to `judged`."""
+    """Pairs with an averaged probability of at least `verdicts.keep` for one reply. The four counts add up to `judged`."""
     tie: int
-    """Pairs whose replies the judge found equally good."""
+    """Pairs with an averaged probability above `verdicts.tie` that neither reply is better."""
     unsure: int
-    """Pairs on which the judge's choice depended on the order, or was not confident enough."""
+    """The other readable pairs: the judge's choice depended on the order, or was not confident enough."""
     unparsable: int
-    """Pairs for which the judge's output could not be parsed."""
+    """Pairs for which the judge's output could not be parsed in at least one order."""
+    unreadable_orders: UnreadableOrders
+    """Why their orders could not be read."""
     kept_share: _Figure
     """Coverage of the judge. Wilson."""
     swap_consistency: _Figure
     """Share of pairs on which both orders choose the same of three labels (one reply, the other, or neither), among pairs with
     both orders parsed. The choice of an order is its likeliest label, so a judge that says "neither" twice is consistent.
     Wilson."""
+    probe: JudgeProbe | None
+    """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None
     """Share of kept labels that chose a right reply over a wrong one, among questions with gold. A kept label between two right
     or two wrong replies counts as wrong. Wilson. `null` without gold."""

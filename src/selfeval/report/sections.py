@@ -45,6 +45,7 @@ from selfeval.report.schema import (
     Alarm,
     Dropped,
     Evaluator,
+    JudgeProbe,
     Labels,
     OverOptimisation,
     Policy,
@@ -59,11 +60,14 @@ from selfeval.report.summary import (
     badges,
     baseline_comparisons,
     baseline_figures,
+    baseline_names,
     evaluator_accuracy,
+    labels_of_pairs,
     rounds_sentences,
     seconds_by,
     strongest_baseline,
     tokens_by,
+    undecided,
     verdict_sentences,
 )
 from selfeval.texts import format_bytes
@@ -100,12 +104,20 @@ MORE_CURVES = (
 )  # fmt: skip
 STAGE_STYLES = ("p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8")
 MEANINGS = {
-    "kept": "The judge was confident in both orders; these verdicts train the evaluator.",
-    "tie": "The judge found both replies equally good.",
-    "unsure": "The judge's choice depended on the order, or its confidence was too low.",
+    "kept": "The probability of one reply, averaged over both orders, reached verdicts.keep; kept pairs train the evaluator.",
+    "tie": "The probability that neither reply is better, averaged over both orders, exceeded verdicts.tie.",
+    "unsure": "The averaged probability stayed below verdicts.keep: the choice depended on the order, or was not confident.",
     "unparsable": "The judge's answer could not be read; it never counts as a preference.",
 }
 """Meaning of each state of a verdict."""
+CAUSES = {
+    "cut": "cut off at the token limit before a verdict",
+    "loop": "cut off while repeating a block of text",
+    "label_mass": "with too little probability on the verdict labels",
+    "no_room": "that did not fit the model's context",
+    "no_lead": "that ended without a verdict, with no lead to append",
+}
+"""Causes of orders without a readable verdict."""
 
 
 def all_sections(report: Report, metrics: Metrics) -> View:
@@ -228,6 +240,8 @@ def _headline_wins(policy: Policy) -> View:
     wins, decisive = defined(policy.win_rate), defined(policy.win_rate_decisive)
     if wins is None:
         return _headline("Win rate, after vs. before", "–", NOT_MEASURED)
+    if nothing := undecided(policy):
+        return _headline("Win rate, after vs. before", "–", nothing)
     tracks = [_track("win rate", wins, accent=True)]
     if decisive is not None:
         tracks.append(_track("without ties", decisive))
@@ -445,12 +459,12 @@ def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
     evaluator, comparisons = report.evaluator, baseline_comparisons(report)
     rows = [
         ("Accuracy on held-out pairs, gold labels", *cells(evaluator.accuracy_gold)),
-        ("Accuracy on the pairs the judge was sure of", *cells(evaluator.accuracy_judge)),
+        (f"Accuracy on held-out pairs, {labels_of_pairs(report)} labels", *cells(evaluator.accuracy_judge)),
         ("Expected calibration error", *cells(evaluator.ece, as_percent=False)),
         ("Brier score", *cells(evaluator.brier, as_percent=False)),
         *(
             _difference_row(f"Accuracy minus that of {name}, same pairs", comparisons[key])
-            for key, name in BASELINE_NAMES.items()
+            for key, name in baseline_names(report).items()
         ),
         _difference_row("Accuracy minus one half, same pairs", evaluator.comparisons.chance),
         *_cost_rows(report),
@@ -491,7 +505,7 @@ def _baselines(report: Report) -> View:
     own = defined(evaluator.accuracy_gold if labels == "gold" else evaluator.accuracy_judge)
     bars = [] if own is None else [_bar("the evaluator", own, accent=True)]
     bars += [_bar(BASELINE_NAMES[key], figure) for key, figure in baseline_figures(report).items() if figure is not None]
-    whose = "Gold labels" if labels == "gold" else "The judge's own labels, on which it is right by construction"
+    whose = "Gold labels" if labels == "gold" else f"Labels: {labels_of_pairs(report)} choices"
     label = "Accuracy of the evaluator and its baselines"
     picture = bar_chart(bars, label=label, reference=0.5) if bars else ""
     return {
@@ -540,8 +554,22 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Share of verdicts kept", *cells(verdicts.kept_share)),
             ("Same choice (one, other, neither) when the order is swapped", *cells(verdicts.swap_consistency)),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
+            *((f"Orders {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
+            *_probe_rows(verdicts.probe),
         ],
+        "findings": [] if verdicts.probe is None else [(f.observation, f.remedy) for f in verdicts.probe.findings],
     }
+
+
+def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:
+    if probe is None:
+        return []
+    whose = f"First {count(probe.pairs)} pairs"
+    return [
+        (f"{whose}: same choice when the order is swapped", *cells(probe.agreement)),
+        (f"{whose}: orders that chose the reply shown first", *cells(probe.shown_first)),
+        (f"{whose}: probability of the verdict labels", *cells(probe.label_mass)),
+    ]
 
 
 def _samples(samples: Sequence[Sample]) -> View:

@@ -25,7 +25,17 @@ from selfeval.report.figures import (
     tested,
 )
 from selfeval.report.memory import memory_rows
-from selfeval.report.schema import Labels, Policy, Report, Round, RoundPolicy, SecondsPerVerdict, TokensOf, TokensPerVerdict
+from selfeval.report.schema import (
+    EvaluatorComparisons,
+    Labels,
+    Policy,
+    Report,
+    Round,
+    RoundPolicy,
+    SecondsPerVerdict,
+    TokensOf,
+    TokensPerVerdict,
+)
 from selfeval.texts import format_bytes
 
 __all__ = [
@@ -38,13 +48,17 @@ __all__ = [
     "badges",
     "baseline_comparisons",
     "baseline_figures",
+    "baseline_names",
     "cost_rows",
     "evaluator_accuracy",
+    "hardest_rule",
+    "labels_of_pairs",
     "rounds_sentences",
     "seconds_by",
     "strongest_baseline",
     "summary_rows",
     "tokens_by",
+    "undecided",
     "verdict_sentences",
 ]
 
@@ -102,19 +116,33 @@ def evaluator_accuracy(report: Report) -> tuple[Figure, Labels] | None:
 
 
 def baseline_figures(report: Report) -> dict[Baseline, Figure | None]:
-    """Return the accuracy of each baseline, by key."""
+    """Return the accuracy of each baseline, by key; None for the judge if the labels are its own."""
     found = report.evaluator.baselines
     return {
-        "judge": defined(found.judge),
+        "judge": defined(found.judge) if "judge" in baseline_names(report) else None,
         "mean_logprob": defined(found.mean_logprob),
         "longer_wins": defined(found.longer_wins),
         "first_wins": defined(found.first_wins),
     }
 
 
+def baseline_names(report: Report) -> dict[Baseline, str]:
+    """Return the names of the baselines by key, without the judge if the labels are its own: its agreement is no baseline."""
+    own = report.evaluator.baselines_on == "judge"
+    return {key: name for key, name in BASELINE_NAMES.items() if not (own and key == "judge")}
+
+
+def labels_of_pairs(report: Report) -> str:
+    """Return the source of the labels of the pairs, other than gold: the judge's or your file's."""
+    return "your file's" if report.verdicts.source == "file" else "the judge's"
+
+
 def baseline_comparisons(report: Report) -> dict[Baseline, Comparison | None]:
     """Return the comparison of the evaluator with each baseline, by key."""
-    found = report.evaluator.comparisons
+    return _by_baseline(report.evaluator.comparisons)
+
+
+def _by_baseline(found: EvaluatorComparisons) -> dict[Baseline, Comparison | None]:
     return {
         "judge": compared(found.judge),
         "mean_logprob": compared(found.mean_logprob),
@@ -128,12 +156,7 @@ def strongest_baseline(report: Report) -> tuple[str, Figure] | None:
 
     If the labels are the judge's, the judge is right by construction and is not a baseline.
     """
-    labels = report.evaluator.baselines_on
-    found = [
-        (BASELINE_NAMES[key], figure)
-        for key, figure in baseline_figures(report).items()
-        if figure is not None and (key != "judge" or labels == "gold")
-    ]
+    found = [(BASELINE_NAMES[key], figure) for key, figure in baseline_figures(report).items() if figure is not None]
     return max(found, key=lambda pair: pair[1].known, default=None)
 
 
@@ -154,14 +177,15 @@ def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
         (f"evaluator accuracy, {given} labels", describe(evaluator.accuracy_judge)),
     ]
     figures, comparisons = baseline_figures(report), baseline_comparisons(report)
-    rows += [(f"  {name}, {labels} labels", describe(figures[key])) for key, name in BASELINE_NAMES.items()]
-    rows += [(f"evaluator minus {name}", describe_difference(comparisons[key])) for key, name in BASELINE_NAMES.items()]
+    names = baseline_names(report)
+    rows += [(f"  {name}, {labels} labels", describe(figures[key])) for key, name in names.items()]
+    rows += [(f"evaluator minus {name}", describe_difference(comparisons[key])) for key, name in names.items()]
     return rows
 
 
 def _policy_rows(policy: Policy) -> list[tuple[str, str]]:
     return [
-        ("win rate, after vs. before", describe(policy.win_rate)),
+        ("win rate, after vs. before", undecided(policy) or describe(policy.win_rate)),
         ("  minus one half", describe_difference(policy.comparisons.win_rate)),
         ("gold accuracy before", describe(policy.gold_before)),
         ("gold accuracy after", describe(policy.gold_after)),
@@ -287,23 +311,34 @@ def _evaluator_sentences(report: Report) -> str:
         share = describe(accuracy, of=" of the held-out pairs of your file")
         start = f"By your own labels, the evaluator picks the better reply in {share}"
     else:
-        share = describe(accuracy, of=" of the held-out pairs that the judge was sure of")
+        share = describe(accuracy, of=" of the held-out pairs that were kept")
         start = f"Without gold, only agreement can be measured: the evaluator makes the judge's choice in {share}"
     sentences = [f"{start}, {_against_rules(report)}.", _against_judge(report), _cost_sentence(report)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _rules(report: Report) -> list[tuple[str, Comparison]]:
+def _rules(comparisons: EvaluatorComparisons) -> list[tuple[str, Comparison]]:
     """Return the comparisons with the trivial baselines, smallest margin first."""
-    found = baseline_comparisons(report)
+    found = _by_baseline(comparisons)
     rules = [(BASELINE_NAMES[name], comparison) for name in RULES if (comparison := found[name]) is not None]
     return sorted(rules, key=lambda rule: rule[1].difference.known)
 
 
 def _hardest(report: Report) -> tuple[str, Comparison] | None:
-    """Return the baseline that the evaluator does not beat, with the worst finding first; None if it beats all."""
-    chance = compared(report.evaluator.comparisons.chance)
-    found = [*([("chance level", chance)] if chance else []), *_rules(report)]
+    return hardest_rule(report.evaluator.comparisons)
+
+
+def hardest_rule(comparisons: EvaluatorComparisons) -> tuple[str, Comparison] | None:
+    """Return the trivial baseline that the evaluator does not beat, with the worst finding first.
+
+    Args:
+        comparisons: the evaluator minus each baseline and minus chance level, on the same pairs.
+
+    Returns:
+        Name and comparison; None if the evaluator beats all of them, or if there are no pairs.
+    """
+    chance = compared(comparisons.chance)
+    found = [*([("chance level", chance)] if chance else []), *_rules(comparisons)]
     # The gravest finding first; within one, chance level, then the rule with the smallest margin.
     for finding in ("worse", "too_few", "unclear"):
         hit = next((rule for rule in found if rule[1].finding == finding), None)
@@ -313,7 +348,7 @@ def _hardest(report: Report) -> tuple[str, Comparison] | None:
 
 
 def _against_rules(report: Report) -> str:
-    hardest, rules = _hardest(report), _rules(report)
+    hardest, rules = _hardest(report), _rules(report.evaluator.comparisons)
     if hardest is None:
         if not rules:
             return "and no trivial baseline was measured on the same pairs"
@@ -453,10 +488,19 @@ def _policy_comparison(policy: Policy | RoundPolicy) -> Comparison | None:
     return compared(policy.comparisons.gold) or compared(policy.comparisons.win_rate)
 
 
+def undecided(policy: Policy) -> str:
+    """State that the referee decided no comparison; empty if it decided one, or if there was none to decide."""
+    if policy.win or policy.loss or not policy.tie:
+        return ""
+    return f"the referee decided none of {policy.tie:,} comparisons: no preference, or the two orders disagree"
+
+
 def _policy_badge(policy: Policy) -> Badge:
     comparison = _policy_comparison(policy)
     if comparison is None:
         return Badge("unmeasured", NOT_MEASURED)
+    if compared(policy.comparisons.gold) is None and undecided(policy):
+        return Badge("unclear", "◇ nothing decided")
     words: dict[str, Badge] = {
         "better": Badge("better", "▲ better"),
         "worse": Badge("worse", "▼ worse"),
@@ -472,6 +516,8 @@ def _policy_sentence(policy: Policy) -> str:
     if by_judge is None:
         return "The policy's gain was not measured."
     start = "Without gold, only the judge's preference can be measured"
+    if nothing := undecided(policy):
+        return f"{start}: {nothing}."
     rate = f"{describe(policy.win_rate)}, ties counting half"
     test = f"minus one half: {describe_difference(by_judge)}"
     return {
@@ -495,6 +541,8 @@ def _gold_clause(policy: Policy, comparison: Comparison) -> str:
 def _win_clause(policy: Policy, by_gold: Comparison, by_judge: Comparison | None) -> str:
     if by_judge is None:
         return "; the win rate was not measured"
+    if nothing := undecided(policy):
+        return f"; {nothing}"
     rate = f"with a win rate of {describe(policy.win_rate).removesuffix(')')}, {tested(by_judge)})"
     if by_judge.finding in ("unclear", "too_few"):
         return f"; the judge shows no significant preference, {rate}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from selfeval.backbone.adapters import BASE
@@ -20,6 +21,7 @@ from selfeval.evaluation.evaluator import (
     measure_first_pairs,
     rights_of,
 )
+from selfeval.evaluation.judge_probe import PROBED, diagnose
 from selfeval.evaluation.over_optimisation import (
     CheckedReply,
     PredictedReply,
@@ -49,6 +51,7 @@ from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
 from selfeval.stages.context import Context
 from selfeval.stages.gold import Gold, gold_file, load_gold
+from selfeval.stages.held_out import score_pairs
 from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_object, write_file, write_json
@@ -164,19 +167,9 @@ def _judged_test_pairs(
         advance: Optional. Callback that advances the progress bar.
         store: Optional. Folder of the round whose pairs are read. Default: this round.
     """
-    replies = context.replies(store)
     verdicts = [v for v in (store or context.store).read("verdicts", Verdict) if v.split == Split.TEST]
-    both = [(replies[v.first], replies[v.second]) for v in verdicts]
-    texts = [questions[v.question_id].text for v in verdicts]
-    prompts = [context.grade_prompt(v.question_id, text) for v, text in zip(verdicts, texts, strict=True)]
-    ids = [a.ids for a, _ in both] + [b.ids for _, b in both]
-    # One call scores all first replies, then all second ones; `both` has the same order.
-    scores_KB = context.scorer().each(prompts * 2, ids, advance)
-    margins_KN = scores_KB[:, : len(both)] - scores_KB[:, len(both) :]
-    # The spread over members is a population deviation; with a single member it is 0 rather than undefined.
-    margins, deviations = margins_KN.mean(0).tolist(), margins_KN.std(0, correction=0).tolist()
-    right = [_both_right(gold, text, (a.text, b.text)) for text, (a, b) in zip(texts, both, strict=True)]
-    return [JudgedPair(*row) for row in zip(verdicts, both, margins, deviations, right, strict=True)]
+    right_of = partial(_both_right, gold)
+    return score_pairs(context, verdicts, questions, right_of=right_of, advance=advance, store=store)
 
 
 def _first_pairs(
@@ -223,7 +216,10 @@ def _verdicts(context: Context, questions: Mapping[str, Question], gold: Gold | 
         if v.state == VerdictState.KEPT
         and (right := _both_right(gold, questions[v.question_id].text, (replies[v.first].text, replies[v.second].text)))
     ]
-    return measure_verdicts(verdicts, labels if gold else None, from_file=_labels_from_file(context))
+    from_file = _labels_from_file(context)
+    # The probed pairs, whose verdicts are in the first shards.
+    probe = diagnose(verdicts[:PROBED], context.config) if len(verdicts) > PROBED and not from_file else None
+    return measure_verdicts(verdicts, labels if gold else None, from_file=from_file, probe=probe)
 
 
 def _labels_from_file(context: Context) -> bool:

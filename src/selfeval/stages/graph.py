@@ -232,6 +232,7 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
+    del values["policy"]["gate"]  # whether the policy is trained, not how
     return {**values, "gold": gold_key(config)}
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from selfeval.config import RunConfig
 from selfeval.errors import LoopError
+from selfeval.evaluation.judge_probe import diagnose, probe_sentences
 from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState
 from selfeval.runs.reader import pairs_of
 from selfeval.stages.context import Context
@@ -28,7 +30,7 @@ def run(context: Context) -> dict[str, int]:
     pairs = _kept(context)
     train = len(pairs[Split.TRAIN])
     if train < FEWEST and not context.earlier:  # a better policy yields fewer; earlier rounds have some
-        raise LoopError(_too_few(train, context.store.read("verdicts", Verdict)))
+        raise LoopError(_too_few(train, context.store.read("verdicts", Verdict), context.config))
     for split, found in pairs.items():
         context.store.write_shard(pairs_of(split), 0, found)
     return {"train": train, "held_out": len(pairs[Split.TEST])}
@@ -61,11 +63,12 @@ def _pair(verdict: Verdict, question: str, replies: Mapping[str, Reply], probabi
     )
 
 
-def _too_few(train: int, verdicts: list[Verdict]) -> str:
+def _too_few(train: int, verdicts: list[Verdict], config: RunConfig) -> str:
     states = Counter(v.state.value for v in verdicts)
     seen = ", ".join(f"{state.value} {states.get(state.value, 0)}" for state in VerdictState)
+    findings = "; ".join(probe_sentences(diagnose(verdicts, config)))
     return (
-        f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. Inspect the judge's "
-        "output with `selfeval show DIR dropped`; then try a stronger model, custom judge templates, verdicts.reasoning = "
-        "true, or a lower verdicts.keep or verdicts.label_mass"
+        f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. "
+        f"{findings or 'More questions (questions.train) give more pairs'}. Inspect the judge's output with "
+        "`selfeval show DIR dropped`"
     )

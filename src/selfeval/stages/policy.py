@@ -17,6 +17,7 @@ from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.runs.policy import GUIDE, load_policy
 from selfeval.stages.context import Context
+from selfeval.stages.policy_gate import check_evaluator
 from selfeval.stages.terminal import Bar
 from selfeval.store import write_json, writing
 from selfeval.training.checkpoint import Checkpoints
@@ -211,7 +212,12 @@ class _RunRecorder:
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Train and save the role `policy`, or the roles that guide it; return counts and the number of alarms."""
+    """Train and save the role `policy`, or the roles that guide it; return counts and the number of alarms.
+
+    Raises:
+        LoopError: the evaluator is not shown to be useful (`check_evaluator`).
+    """
+    check_evaluator(context)
     store, backbone = context.store, context.backbone
     add_roles(context)
     with context.terminal.bar("policy", context.config.policy.iterations) as bar:

@@ -139,6 +139,7 @@ def execute(
     *,
     trust_remote_code: bool = False,
     restart: bool = False,
+    force: bool = False,
     executor_of: Callable[[Context], Executor] | None = None,
 ) -> Outcome:
     """Check the input, then run every unfinished stage.
@@ -150,6 +151,7 @@ def execute(
         terminal: shows progress, and asks whether finished work may be set aside.
         trust_remote_code: run code that comes with the model. Default: False.
         restart: rerun stages whose settings changed or whose files are lost, without asking. Default: False.
+        force: continue although the judge or the evaluator is not shown to be useful. Default: False.
         executor_of: Optional. Returns the executor of a stage that writes shards, from the context of its round. Default:
             shards are computed in this process.
 
@@ -168,7 +170,13 @@ def execute(
             ensure_snapshot(config.model)  # the hashes of its files are part of the stages' keys
     with run_folder(output) as store:
         context = Context(
-            config, store, terminal, trust_remote_code=trust_remote_code, restart=restart, executor_of=executor_of or in_process
+            config,
+            store,
+            terminal,
+            trust_remote_code=trust_remote_code,
+            restart=restart,
+            force=force,
+            executor_of=executor_of or in_process,
         )
         worked = run_rounds(context, stop)
         return Outcome(worked, store.run["status"] == "finished", isinstance(Ledger(store.root).state("report"), Fresh))
@@ -180,6 +188,7 @@ def run(
     output: str | Path | None = None,
     until: str | None = None,
     restart: bool = False,
+    force: bool = False,
     progress: bool = True,
     trust_remote_code: bool = False,
     **settings: Any,
@@ -195,6 +204,8 @@ def run(
         until: Optional. Stop after this stage; `2/pairs` is a stage of round 2. Default: run all stages.
         restart: rerun stages whose settings changed or whose files are lost; their old results are moved to `replaced/`.
             Default: False.
+        force: continue although the judge or the evaluator is not shown to be useful. Default: False, which raises a
+            `LoopError` with the figures.
         progress: write progress to standard error. Default: True.
         trust_remote_code: run code that comes with the model. No setting can enable this. Default: False.
         **settings: configuration values that override the recipe, such as `model`, `seeds`, `seed`; sections are dicts,
@@ -223,7 +234,7 @@ def run(
     from selfeval.stages.terminal import Terminal
 
     terminal = Terminal(quiet=not progress, asks=False)
-    execute(config, folder, stop, terminal, trust_remote_code=trust_remote_code, restart=restart)
+    execute(config, folder, stop, terminal, trust_remote_code=trust_remote_code, restart=restart, force=force)
     return Run.open(folder, trust_remote_code=trust_remote_code)
 
 

@@ -5,6 +5,7 @@ Pairs of test questions are judged too, for evaluation only: nothing trains on t
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from selfeval.quality.statistics import rounded
 from selfeval.records import Drop, PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.given import Given, Labelled
+from selfeval.stages.judge_probe import probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
 __all__ = ["JudgePairs", "run"]
@@ -67,13 +69,22 @@ def _rounded(evidence: PairwiseEvidence | None) -> PairwiseEvidence | None:
     if evidence is None:
         return None
     in_order, swapped, *ties = map(rounded, (evidence.in_order, evidence.swapped, *evidence.ties))
-    return PairwiseEvidence(in_order, swapped, (ties[0], ties[1]), evidence.raw_output)
+    masses = evidence.label_masses
+    return dataclasses.replace(
+        evidence,
+        in_order=in_order,
+        swapped=swapped,
+        ties=(ties[0], ties[1]),
+        label_masses=(rounded(masses[0]), rounded(masses[1])),
+    )
 
 
 def _drop(question: Question, verdict: Verdict) -> Drop:
     detail: dict[str, Any] = {"probability": verdict.probability, "tie": verdict.tie}
     if verdict.evidence is not None:
         detail["raw_output"] = list(verdict.evidence.raw_output)
+    if verdict.state == VerdictState.UNPARSABLE and verdict.evidence is not None:
+        detail["causes"] = [None if cause is None else cause.value for cause in verdict.evidence.causes]
     return Drop("verdicts", verdict.state.value, question.text, detail)
 
 
@@ -146,7 +157,9 @@ def run(context: Context) -> dict[str, int]:
         return _counts(context)
     work = JudgePairs(config.verdicts, config.backbone.rollout_rows)
     shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
-    map_shards(shards, _pairs(context, questions), config.verdicts.shard, work, context.executor)
+    pairs = _pairs(context, questions)
+    probe_judge(context, [pair for pair in pairs if not isinstance(pair, Drop)], work)
+    map_shards(shards, pairs, config.verdicts.shard, work, context.executor)
     return _counts(context)
 
 

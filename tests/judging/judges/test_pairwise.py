@@ -24,7 +24,7 @@ from selfeval.judging.orders import choice, combine
 from selfeval.judging.protocol import Comparison, Judge, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
-from selfeval.records import PairwiseEvidence, VerdictState
+from selfeval.records import PairwiseEvidence, Unreadable, VerdictState
 from selfeval.rollout.engine import Request, Rollout
 
 DUELS = [Comparison("What is 2 + 3?", "five", "four"), Comparison("And 1 + 1?", "two", "eleven")]
@@ -280,6 +280,59 @@ def test_what_the_judge_reads_from_a_real_model_is_what_a_plain_pass_says() -> N
             )
             assert judgement.probability == pytest.approx((better[0] + 1 - better[1]) / 2, abs=1e-4)
             assert abs(better[0] - 0.5) > 1e-3
+
+
+# -- why a verdict cannot be read ---------------------------------------------------------------------------------------
+
+
+def unfinished(ids: Sequence[int]) -> Callable[..., list[Rollout]]:
+    """An engine that writes these tokens, up to the limit, and no end."""
+
+    def engine(backbone: Any, requests: Sequence[Request], **options: Any) -> list[Rollout]:
+        said, width = tuple(ids[: options["max_new_tokens"]]), len(options["watch"])
+        return [Rollout(said, (0.0,) * len(said), False, ((-9.0,) * width,) * len(said)) for _ in requests]
+
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("ids", "limit", "cause"),
+    [(range(10, 34), 24, Unreadable.CUT), ([10, 11, 12] * 8, 24, Unreadable.LOOP), (range(10, 34), 25, Unreadable.NO_ROOM)],
+)
+def test_an_output_that_was_cut_off_says_why(
+    ids: Sequence[int], limit: int, cause: Unreadable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges_generate_with(monkeypatch, unfinished(ids))
+    backbone = tiny_models.backbone("llama", 400, max_position_embeddings=4096)
+    (found,) = judge_of(backbone, templates(), config(max_new_tokens=limit)).judge(DUELS[:1])
+    assert evidence(found).causes == (cause, cause)
+    assert evidence(found).label_masses == (None, None)
+
+
+def test_a_verdict_of_little_mass_or_without_a_lead_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chances(text: str) -> dict[str, float]:
+        return {"ĠA": 0.9, "ĠB": 0.05, "Ġtie": 0.05} if asks_in_order(text) else {"ĠA": 0.25}
+
+    (found,), _ = judged(monkeypatch, lambda prompt: "Verdict: A", chances)
+    assert evidence(found).causes == (None, Unreadable.LABEL_MASS)
+    assert evidence(found).label_masses == (pytest.approx(1.0), pytest.approx(0.25))
+    own = templates()
+    monkeypatch.setattr(type(own), "labels", lambda self, kind: labels("", " A", " B", " tie"))
+    (found,), _ = judged(monkeypatch, lambda prompt: "no idea", chances, own=own)
+    assert evidence(found).causes == (Unreadable.NO_LEAD, Unreadable.NO_LEAD)
+
+
+def test_a_real_model_without_room_for_the_prompt_or_the_verdict_says_so() -> None:
+    own = templates()
+    prompt = own.prompt("judge", question=DUELS[0].question, first=DUELS[0].first, second=DUELS[0].second)
+    for room, skipped in ((2, True), (40, False)):
+        backbone = tiny_models.backbone("llama", 400, max_position_embeddings=len(prompt.ids) + room)
+        with backbone.acting_as(BASE):
+            (found,) = judge_of(backbone, own, config(max_new_tokens=256)).judge(DUELS[:1])
+        # A random model never ends its output: in 40 tokens it runs into the end of the context, possibly in a loop.
+        expected = {Unreadable.NO_ROOM} if skipped else {Unreadable.NO_ROOM, Unreadable.LOOP}
+        assert set(evidence(found).causes) <= expected
+        assert evidence(found).raw_output[0].startswith("(skipped") is skipped
 
 
 # -- putting readings together ------------------------------------------------------------------------------------------

@@ -1,0 +1,163 @@
+"""Diagnose a judge from its verdicts: what went wrong, how often, and the setting that would help.
+
+A run probes its judge on the first pairs before it judges all of them, and stops early if nothing usable can come out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+
+from selfeval.config import RunConfig
+from selfeval.evaluation.verdicts import choices_of, count_causes, is_consistent
+from selfeval.quality.statistics import mean_figure, proportion
+from selfeval.records import Unreadable, Verdict, VerdictState
+from selfeval.report.schema import JudgeProbe, ProbeFinding, UnreadableOrders
+
+__all__ = ["PROBED", "diagnose", "probe_sentences"]
+
+PROBED = 16
+"""Pairs of the probe."""
+COMMON = 0.25
+"""Share of the orders, or of the pairs, from which on a problem is a finding."""
+
+
+def diagnose(verdicts: Sequence[Verdict], config: RunConfig) -> JudgeProbe:
+    """Diagnose the judge.
+
+    A pair is position-biased if both orders chose the reply in the same position. The judge is unusable if no verdict was kept,
+    and every pair is unparsable or position-biased: more pairs of this kind teach an evaluator nothing.
+
+    Args:
+        verdicts: verdicts of the judge, in any state.
+        config: settings of the run; a finding proposes only settings that are not set already.
+    """
+    states, causes = Counter(v.state for v in verdicts), count_causes(verdicts)
+    consistent = [found for v in verdicts if (found := is_consistent(v)) is not None]
+    hopeless = all(v.state == VerdictState.UNPARSABLE or is_position_biased(v) for v in verdicts)
+    return JudgeProbe(
+        pairs=len(verdicts),
+        kept=states[VerdictState.KEPT],
+        tie=states[VerdictState.TIE],
+        unsure=states[VerdictState.UNSURE],
+        unparsable=states[VerdictState.UNPARSABLE],
+        unreadable_orders=UnreadableOrders(**causes),
+        agreement=proportion(consistent),
+        shown_first=mean_figure([share for v in verdicts if (share := _shown_first(v)) is not None]),
+        label_mass=mean_figure([fmean(masses) for v in verdicts if (masses := _masses(v))]),
+        usable=bool(states[VerdictState.KEPT]) or not hopeless,
+        findings=(*_unreadable_findings(verdicts, config), *_choice_findings(verdicts, config)),
+    )
+
+
+def probe_sentences(probe: JudgeProbe) -> list[str]:
+    """Return the findings as sentences, each with its remedy."""
+    return [f"{finding.observation}: {finding.remedy}" for finding in probe.findings]
+
+
+# -- figures of one pair ------------------------------------------------------------------------------------------------
+
+
+def is_position_biased(verdict: Verdict) -> bool:
+    """Return whether both orders chose the reply in the same position, so that their choices contradict each other."""
+    return set(choices_of(verdict)) == {"first", "second"}
+
+
+def _shown_first(verdict: Verdict) -> float | None:
+    """Return the share of the orders that chose the reply shown first, among those that chose one; None without any."""
+    # `choices_of` names the replies of the pair; in the swapped order, its `second` is shown first.
+    orders = zip(choices_of(verdict), ("first", "second"), strict=True)
+    chosen = [choice == shown_first for choice, shown_first in orders if choice in ("first", "second")]
+    return fmean(chosen) if chosen else None
+
+
+def _masses(verdict: Verdict) -> list[float]:
+    return [] if verdict.evidence is None else [mass for mass in verdict.evidence.label_masses if mass is not None]
+
+
+# -- orders that cannot be read -----------------------------------------------------------------------------------------
+
+_OBSERVED = {
+    Unreadable.CUT: "were cut off at verdicts.max_new_tokens = {tokens} before a verdict",
+    Unreadable.LOOP: "were cut off at verdicts.max_new_tokens = {tokens} while repeating a block of text",
+    Unreadable.LABEL_MASS: "gave their verdict labels together less probability than verdicts.label_mass = {mass:g}",
+    Unreadable.NO_ROOM: "did not fit the model's context",
+    Unreadable.NO_LEAD: "ended without a verdict, and the judge template's labels have no lead to append",
+}
+_LESS_WRITING = (
+    "more tokens would not help; set verdicts.reasoning = false, to read the verdict at once, or use a stronger model"
+)
+
+
+def _unreadable_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list[ProbeFinding]:
+    orders, counts = 2 * len(verdicts), count_causes(verdicts)
+    said = {"tokens": config.verdicts.max_new_tokens, "mass": config.verdicts.label_mass}
+    masses = [mass for v in verdicts for mass in _masses(v) if mass < config.verdicts.label_mass]
+    remedies = {
+        Unreadable.CUT: _more_tokens(config),
+        Unreadable.LOOP: _LESS_WRITING,
+        Unreadable.LABEL_MASS: _lower_mass(masses),
+        Unreadable.NO_ROOM: _more_room(config),
+        Unreadable.NO_LEAD: "set `lead` for the judge in templates.toml",
+    }
+    return [
+        _finding(cause.value, f"{counts[cause.value]} of {orders} orders {_OBSERVED[cause].format(**said)}", remedies[cause])
+        for cause in Unreadable
+        if counts[cause.value] >= COMMON * orders and counts[cause.value]
+    ]
+
+
+def _more_tokens(config: RunConfig) -> str:
+    more = 2 * config.verdicts.max_new_tokens
+    return (
+        f"raise verdicts.max_new_tokens, for example to {more}, or set verdicts.reasoning = false to read the verdict at once"
+    )
+
+
+def _lower_mass(masses: Sequence[float]) -> str:
+    seen = f" (their mean is {fmean(masses):.2g})" if masses else ""
+    return f"use judge templates whose labels the model follows, or lower verdicts.label_mass{seen}"
+
+
+def _more_room(config: RunConfig) -> str:
+    shorter = f"lower replies.max_new_tokens (now {config.replies.max_new_tokens})"
+    if config.backbone.context.rope_scaling == "none":
+        return f"{shorter}, or extend the context with backbone.context.rope_scaling and backbone.context.rope_factor"
+    return f"{shorter}, raise backbone.context.rope_factor, or use a model with a longer context"
+
+
+# -- choices that cannot be used ----------------------------------------------------------------------------------------
+
+
+def _choice_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list[ProbeFinding]:
+    read = [v for v in verdicts if v.state != VerdictState.UNPARSABLE]
+    biased = [v for v in read if is_position_biased(v)]
+    ties = [v for v in read if v.state == VerdictState.TIE and not is_position_biased(v)]
+    unsure = [v for v in read if v.state == VerdictState.UNSURE and is_consistent(v) is not False]
+    settings, of = config.verdicts, f"of {len(read)} readable pairs"
+    found = []
+    if len(biased) > len(read) / 2:
+        seen = f"in {len(biased)} {of}, both orders chose the reply in the same position"
+        found.append(_finding("position_bias", seen, _less_bias(config)))
+    if len(ties) > len(read) / 2:
+        seen = f"{len(ties)} {of} are ties"
+        found.append(_finding("ties", seen, _fewer_ties(config)))
+    if unsure and len(unsure) > len(read) / 2:
+        seen = f"{len(unsure)} {of} have less confidence than verdicts.keep = {settings.keep:g}, although the orders agree"
+        found.append(_finding("unsure", seen, "lower verdicts.keep, which keeps noisier labels, or use a stronger model"))
+    return found
+
+
+def _less_bias(config: RunConfig) -> str:
+    other = "use a stronger model (model), or custom judge templates"
+    return other if config.verdicts.reasoning else f"set verdicts.reasoning = true, or {other}"
+
+
+def _fewer_ties(config: RunConfig) -> str:
+    wider = "widen replies.temperature, so that the replies differ"
+    return f"{wider}, or raise verdicts.tie (now {config.verdicts.tie:g})" if config.verdicts.tie < 1 else wider
+
+
+def _finding(name: str, observation: str, remedy: str) -> ProbeFinding:
+    return ProbeFinding(name=name, observation=observation, remedy=remedy)

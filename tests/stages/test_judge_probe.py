@@ -1,0 +1,98 @@
+"""The verdicts stage with a real judge: it probes the judge first, and stops if nothing usable can come out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_models
+from selfeval.config import RunConfig
+from selfeval.errors import LoopError
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.records import Question, Reply, Split, Verdict
+from selfeval.stages import judge_probe, pairs, verdicts
+from selfeval.stages.context import Context
+from selfeval.stages.evaluation import _verdicts
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RUN_SCHEMA, Ledger, RunStore
+
+PAIRS = 20
+CUT: dict[str, Any] = {"max_new_tokens": 4}
+"""A random model gives no verdict in four tokens."""
+WORKS: dict[str, Any] = {"reasoning": False, "label_mass": 0.0, "keep": 0.5, "tie": 1.0}
+
+
+def run_of(folder: Path, settings: dict[str, Any], *, count: int = PAIRS, **options: Any) -> Context:
+    """A run with replies to judge, in a folder that may have earlier work."""
+    made = Context(RunConfig(verdicts={"shard": 8, **settings}), RunStore(folder), Terminal(quiet=True), **options)
+    backbone = tiny_models.backbone("llama", 384, max_position_embeddings=1024)
+    made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
+    made.store.update_run(schema=RUN_SCHEMA)
+    if not made.store.shards("questions"):
+        made.store.write_shard("questions", 0, [Question(f"q{i}", f"What is {i}?", Split.TRAIN, "self") for i in range(count)])
+        texts = [(f"q{i}", n, f"{i} {'one' if n else 'two'}") for i in range(count) for n in (0, 1)]
+        replies = [Reply(f"{q}-r{n}", q, text, (7, 1), "sample", 1.0, 1.0, -1.0, True) for q, n, text in texts]
+        made.store.write_shard("replies", 0, replies)
+    return made
+
+
+def shards(run: Context) -> list[bytes]:
+    return [path.read_bytes() for path in run.store.shards("verdicts")]
+
+
+def test_a_judge_that_is_always_cut_off_stops_the_stage_before_any_shard(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", CUT)
+    with pytest.raises(LoopError) as caught:
+        verdicts.run(run)
+    said = str(caught.value)
+    assert "on a probe of 16 pairs it kept none (kept 0, tie 0, unsure 0, unparsable 16)" in said
+    assert "32 of 32 orders were cut off at verdicts.max_new_tokens = 4" in said
+    assert "raise verdicts.max_new_tokens, for example to 8" in said
+    assert "--force" in said
+    written = json.loads((tmp_path / "run" / judge_probe.PROBE_FILE).read_text())
+    assert written["unreadable_orders"]["cut"] == 32
+    assert len(written["outputs"]) == 16
+    # Nothing counts as work, so a changed setting sets nothing aside and asks nothing.
+    assert shards(run) == []
+    assert not Ledger(run.store.root).has_work("verdicts")
+    run.store.close()
+    again = run_of(tmp_path / "run", WORKS)
+    assert verdicts.run(again)["kept"] == PAIRS
+
+
+def test_a_forced_run_and_a_later_round_continue(tmp_path: Path) -> None:
+    forced = run_of(tmp_path / "run", CUT, force=True)
+    assert verdicts.run(forced)["unparsable"] == PAIRS
+    with pytest.raises(
+        LoopError, match=r"kept 0, .*40 of 40 orders were cut off at verdicts.max_new_tokens = 4.*for example to 8"
+    ):
+        pairs.run(forced)  # the same diagnosis, of all pairs
+    later = run_of(tmp_path / "later", CUT, earlier=(forced.store,))
+    assert verdicts.run(later)["unparsable"] == PAIRS
+
+
+def test_the_probe_changes_no_verdict_and_is_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path / "run", WORKS)
+    verdicts.run(run)
+    found = _verdicts(run, {q.id: q for q in run.store.read("questions", Question)}, None)
+    assert found.probe is not None
+    written = json.loads((tmp_path / "run" / judge_probe.PROBE_FILE).read_text())
+    assert {k: v for k, v in written.items() if k != "outputs"} == found.probe.as_json()
+    assert found.probe.pairs == 16
+    monkeypatch.setattr(verdicts, "probe_judge", lambda *_: None)
+    alone = run_of(tmp_path / "alone", WORKS)
+    verdicts.run(alone)
+    assert shards(alone) == shards(run)
+
+
+def test_few_pairs_and_a_resumed_stage_are_not_probed(tmp_path: Path) -> None:
+    few = run_of(tmp_path / "few", CUT, count=16)
+    assert verdicts.run(few)["unparsable"] == 16
+    assert not (tmp_path / "few" / judge_probe.PROBE_FILE).exists()
+    assert _verdicts(few, {}, None).probe is None
+    resumed = run_of(tmp_path / "resumed", CUT)
+    resumed.store.write_shard("verdicts", 0, list[Verdict](), [])
+    assert verdicts.run(resumed)["unparsable"] == PAIRS - 8
