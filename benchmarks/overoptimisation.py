@@ -138,7 +138,11 @@ def best_of(folder: Path, questions: int) -> dict[str, Any]:
     requests = [Request(context.templates.prompt("reply", question=q.text)) for q in asked for _ in range(most)]
     with context.backbone.acting_as(BASE):
         replies = generate(
-            context.backbone, requests, max_new_tokens=config.replies.max_new_tokens, seed=7, rows=config.backbone.rollout_rows
+            context.backbone,
+            requests,
+            max_new_tokens=config.replies.max_new_tokens,
+            seed=7,
+            batch_size=config.backbone.rollout_batch_size,
         )
     texts = [context.templates.text(r.ids) for r in replies]
     right = [bool(gold.is_right(asked[i // most].text, t)) for i, t in enumerate(texts)]  # type: ignore[union-attr]

@@ -48,27 +48,27 @@ _FEW = {
 }  # fmt: skip
 _SMALL = {"policy.questions_per_iteration": 8, "policy.replies_per_question": 4, "policy.minibatch": 16}
 CASES = {
-    "embedded": Case(None, {"backbone.batch_tokens": 4096, "backbone.rollout_rows": 256, **_SMALL}, 60, 90, 128),
+    "embedded": Case(None, {"backbone.batch_tokens": 4096, "backbone.rollout_batch_size": 256, **_SMALL}, 60, 90, 128),
     "tiny": Case(
         {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 2048},
-        {"backbone.batch_tokens": 4096, "backbone.rollout_rows": 256, **_SMALL}, 60, 90, 128,
+        {"backbone.batch_tokens": 4096, "backbone.rollout_batch_size": 256, **_SMALL}, 60, 90, 128,
     ),
     "llama-100m": Case(
         {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
          "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
-        {"backbone.batch_tokens": 512, "backbone.rollout_rows": 32, **_FEW}, 60, 90, 32,
+        {"backbone.batch_tokens": 512, "backbone.rollout_batch_size": 32, **_FEW}, 60, 90, 32,
     ),
     "llama-100m-bf16": Case(
         {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 10, "num_attention_heads": 12,
          "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000},
-        {"backbone.batch_tokens": 512, "backbone.rollout_rows": 32, **_FEW}, 60, 90, 32, precision="bf16",
+        {"backbone.batch_tokens": 512, "backbone.rollout_batch_size": 32, **_FEW}, 60, 90, 32, precision="bf16",
     ),
     "qwen2.5-7b": Case(
         {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
          "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 152064},
-        {"backbone.batch_tokens": 4096, "backbone.rollout_rows": 64, "policy.minibatch": 32}, 100, 200, 128, device="cuda",
-        precision="bf16",
+        {"backbone.batch_tokens": 4096, "backbone.rollout_batch_size": 64, "policy.minibatch": 32},
+        100, 200, 128, device="cuda", precision="bf16",
     ),
 }  # fmt: skip
 
@@ -208,7 +208,7 @@ def measure(case: Case, model: str) -> dict[str, Any]:
             EvaluatorScorer(backbone, config.backbone.batch_tokens),
             seed=0,
             limit=case.reply,
-            rows=config.backbone.rollout_rows,
+            batch_size=config.backbone.rollout_batch_size,
             batch_tokens=config.backbone.batch_tokens,
             evaluator=EVALUATOR,
         )

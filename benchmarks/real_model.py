@@ -142,7 +142,7 @@ class Writer:
         examples = [rng.sample(self.seeds, 4) for _ in range(count)]
         requests = [Request(self.templates.prompt("ask", examples=shown), temperature, 0.98) for shown in examples]
         with self.backbone.acting_as("base"):
-            rollouts = generate(self.backbone, requests, max_new_tokens=max_new_tokens, seed=0, rows=count)
+            rollouts = generate(self.backbone, requests, max_new_tokens=max_new_tokens, seed=0, batch_size=count)
         return [self._sample(self.templates.text(r.ids), r.finished) for r in rollouts]
 
     def _sample(self, raw: str, finished: bool) -> Sample:

@@ -121,7 +121,7 @@ def _ours_learning(folder: str, learner: Any, replies: int) -> dict[str, Any]:
         EvaluatorScorer(backbone, 1 << 20),
         seed=0,
         limit=SHAPE["reply_tokens"],
-        rows=count,
+        batch_size=count,
         batch_tokens=1 << 20,
         evaluator=EVALUATOR,
     )

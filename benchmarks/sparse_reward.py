@@ -201,7 +201,14 @@ def train(arm: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         train_policy(
             LearnerContext(
-                backbone, config(gae_lambda), scorer, seed=seed, limit=HORIZON, rows=1024, batch_tokens=32768, evaluator=None
+                backbone,
+                config(gae_lambda),
+                scorer,
+                seed=seed,
+                limit=HORIZON,
+                batch_size=1024,
+                batch_tokens=32768,
+                evaluator=None,
             ),
             [QuestionPrompts("prompt", Prompt(PROMPT), Prompt(PROMPT))],
             Curve(Path(folder), backbone),

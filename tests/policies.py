@@ -104,7 +104,15 @@ def context_of(
     scorer = EvaluatorScorer(backbone, batch_tokens)
     evaluator = EVALUATOR if EVALUATOR in backbone.roles.names else None
     return LearnerContext(
-        backbone, config, scorer, seed=0, limit=LIMIT, rows=64, batch_tokens=batch_tokens, evaluator=evaluator, judge=judge
+        backbone,
+        config,
+        scorer,
+        seed=0,
+        limit=LIMIT,
+        batch_size=64,
+        batch_tokens=batch_tokens,
+        evaluator=evaluator,
+        judge=judge,
     )
 
 

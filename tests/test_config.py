@@ -260,7 +260,7 @@ def test_each_problem_names_the_place_that_the_value_was_given_at(tmp_path: Path
     assert "--memory-budget 5 parsecs: backbone.memory_budget: got" in said
     assert "--set policy.ppo.clip=-1: policy.ppo.clip: got -1; Input should be greater than 0" in said
     assert "--set backbone.lora.alpha=1e300: backbone.lora.alpha: got 1e+300; must be between -1e+09 and 1e+09" in said
-    assert '--set backbone.rollout=3: unknown key "backbone.rollout"; did you mean "rollout_rows"?' in said
+    assert '--set backbone.rollout=3: unknown key "backbone.rollout"; did you mean "rollout_batch_size"?' in said
     assert said.count("recipe") == 2, "the recipe is blamed for its own value only (its path holds the word too)"
 
 

@@ -644,7 +644,7 @@ def test_a_run_of_another_version_is_refused_with_one_message(tmp_path: Path) ->
     store.update_run(schema=1, status="finished")
     store.close()
     expected = (
-        r"run\.json was written by another version of selfeval: it has schema 1, this version reads schema 3\. .*--output NEW"
+        r"run\.json was written by another version of selfeval: it has schema 1, this version reads schema 4\. .*--output NEW"
     )
     with pytest.raises(RunFolderError, match=expected):
         read_run(store.root)

@@ -121,7 +121,7 @@ def train(
             TokenScorer(mdps, steps),
             seed=0,
             limit=HORIZON,
-            rows=1024,
+            batch_size=1024,
             batch_tokens=16384,
             evaluator=None,
             pairs=pairs,

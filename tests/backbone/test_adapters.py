@@ -247,4 +247,4 @@ def test_work_that_sorts_its_rows_refuses_a_role_for_each_row() -> None:
         with pytest.raises(RoleError, match="reorders its rows"):
             generate(backbone, [Request(Prompt(p)) for p in prompts], max_new_tokens=2, seed=0)
         with pytest.raises(RoleError, match="reorders its rows"):
-            beam_search(backbone, as_prompts(prompts), beams=2, max_new_tokens=2, rows=4, batch_tokens=100)
+            beam_search(backbone, as_prompts(prompts), beams=2, max_new_tokens=2, batch_size=4, batch_tokens=100)

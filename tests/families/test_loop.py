@@ -41,7 +41,7 @@ def config(model: Path, seeds: Path) -> RunConfig:
             "model": str(model),
             "seeds": str(seeds),
             "backbone": {
-                "device": "cpu", "precision": "fp32", "batch_tokens": 2048, "rollout_rows": 16,
+                "device": "cpu", "precision": "fp32", "batch_tokens": 2048, "rollout_batch_size": 16,
                 "lora": {"rank": 4, "alpha": 8.0},
             },
             "questions": {

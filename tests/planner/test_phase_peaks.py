@@ -147,7 +147,7 @@ def _train(real: Any, folder: Path, config: RunConfig) -> None:
     tokens = 8 * (GRADE + SHAPE.reply)
     scorer = EvaluatorScorer(real, tokens)
     context = LearnerContext(
-        real, config.policy, scorer, seed=0, limit=SHAPE.reply, rows=24, batch_tokens=tokens, evaluator="evaluator-0"
+        real, config.policy, scorer, seed=0, limit=SHAPE.reply, batch_size=24, batch_tokens=tokens, evaluator="evaluator-0"
     )
     train_policy(context, prompts, CheckpointRecorder(folder, real))
 

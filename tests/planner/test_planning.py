@@ -33,7 +33,7 @@ WORK = Workload(reply_prompt=20, grade_prompt=24, judge_prompt=40, reply=16, rea
 def _config(**changes: Any) -> RunConfig:
     """A small configuration with these changes to the backbone or to other sections."""
     policy = {"questions_per_iteration": 8, "replies_per_question": 4, "minibatch": 16}
-    backbone = {"device": "cpu", "precision": "fp32", "rollout_rows": 32, "batch_tokens": 640}
+    backbone = {"device": "cpu", "precision": "fp32", "rollout_batch_size": 32, "batch_tokens": 640}
     backbone |= {name: changes.pop(name) for name in BackboneConfig.model_fields if name in changes}
     return RunConfig.model_validate({"backbone": backbone, "policy": policy, **changes})
 
@@ -61,7 +61,7 @@ def free() -> Plan:
 def test_without_a_limit_the_wanted_settings_stay(free: Plan) -> None:
     assert free.fits
     assert free.changes == ()
-    assert free.settings == {"batch_tokens": 640, "rollout_rows": 32, "checkpointing": False, "micro_batch_rows": 16}
+    assert free.settings == {"batch_tokens": 640, "rollout_batch_size": 32, "checkpointing": False, "micro_batch_rows": 16}
     assert [d.device for d in free.devices] == ["cpu"]
     assert set(free.main.phases) == set(PHASES)
     assert free.main.phases["rollout"]["kv_cache"] > 0
@@ -95,11 +95,11 @@ def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
 
 def test_the_more_memory_the_larger_the_settings(free: Plan) -> None:
     plans = [_plan(round(free.main.peak * share), checkpointing=True) for share in (0.4, 0.7, 1.0)]
-    for name in ("micro_batch_rows", "rollout_rows"):
+    for name in ("micro_batch_rows", "rollout_batch_size"):
         values = [plan.settings[name] for plan in plans]
         assert values == sorted(values)
         assert values[-1] == free.settings[name]
-    assert plans[0].settings["rollout_rows"] < 32
+    assert plans[0].settings["rollout_batch_size"] < 32
     assert all(plan.main.peak <= (plan.main.budget or 0) for plan in plans if plan.fits)
     assert plans[1].fits
     assert plans[-1].changes == ()
@@ -122,7 +122,7 @@ ADAPTER = 16 * 4 * sum([7168, 4096, 4096, 7168, 22_528, 22_528, 22_528])
 
 
 def _seven(machine: Machine, **changes: Any) -> Plan:
-    backbone = {"device": "auto", "precision": "bf16", "rollout_rows": 64, "batch_tokens": 4096, **changes}
+    backbone = {"device": "auto", "precision": "bf16", "rollout_batch_size": 64, "batch_tokens": 4096, **changes}
     return make_plan(RunConfig.model_validate({"backbone": backbone}), model_facts("Qwen2.5-7B-Instruct"), machine, work=SEVEN)
 
 
@@ -143,7 +143,7 @@ def test_a_7b_that_is_nowhere_on_this_disk() -> None:
 def test_a_7b_on_two_uneven_cards_and_ram() -> None:
     """The map is that of the loader, and every device has a separate plan."""
     machine = _cards(cuda0=8, cuda1=8.5, cpu=32)
-    plan = _seven(machine, checkpointing=True, rollout_rows=4, batch_tokens=1)
+    plan = _seven(machine, checkpointing=True, rollout_batch_size=4, batch_tokens=1)
     assert plan.fits
     model = meta_model(model_facts("Qwen2.5-7B-Instruct").config)
     assert plan.placement == plan_placement(model, usable_memory(machine.memory, PlacementConfig()), "bf16")
@@ -171,7 +171,7 @@ def test_a_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make
     wide = tiny_models.tiny_config("llama", 400, hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
 
     def planned(card: int, reserve: float) -> Plan:
-        config = _config(device="cuda", lora={"rank": 4}, rollout_rows=2, batch_tokens=1, placement={"reserve": reserve})
+        config = _config(device="cuda", lora={"rank": 4}, rollout_batch_size=2, batch_tokens=1, placement={"reserve": reserve})
         machine = Machine({"cuda:0": card, "cuda:1": card, "cpu": 0, DISK: 0})
         return make_plan(config, ModelFacts("wide", wide), machine, work=WORK)
 
@@ -187,7 +187,9 @@ def test_a_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make
 
 
 def test_weights_too_large_for_all_devices_are_planned_and_refused() -> None:
-    plan = _seven(Machine({"cuda:0": 4 << 30, "cpu": 2 << 30, DISK: 0}), checkpointing=True, rollout_rows=1, batch_tokens=1)
+    plan = _seven(
+        Machine({"cuda:0": 4 << 30, "cpu": 2 << 30, DISK: 0}), checkpointing=True, rollout_batch_size=1, batch_tokens=1
+    )
     assert not plan.fits
     assert "all devices together lack" in plan.changes[0]
     assert plan.main.phases["load"]["base"] == pytest.approx(2 * plan.parameters, rel=1e-3)
@@ -198,7 +200,7 @@ def test_weights_too_large_for_all_devices_are_planned_and_refused() -> None:
 
 def test_a_longer_reach_leaves_room_for_longer_texts_and_takes_more() -> None:
     facts = ModelFacts("tiny", tiny_models.tiny_config("llama", 400, max_position_embeddings=300))
-    longer = {"replies": {"max_new_tokens": 400}, "rollout_rows": 4}
+    longer = {"replies": {"max_new_tokens": 400}, "rollout_batch_size": 4}
     machine = Machine({"cpu": ENDLESS, DISK: ENDLESS})
     short = make_plan(_config(**longer), facts, machine)
     far = make_plan(_config(**longer, context={"rope_scaling": "yarn", "rope_factor": 8.0}), facts, machine)
@@ -232,7 +234,7 @@ def test_attention_that_loading_would_refuse_is_refused() -> None:
 @pytest.mark.parametrize("folder", ["chatglm1", "chatglm1-28l", "chatglm2", "chatglm3"])
 def test_chatglm_is_planned_from_its_published_config(folder: str) -> None:
     path, _ = chatglm.golden(folder)
-    plan = make_plan(_config(rollout_rows=4), model_facts(str(path)), Machine({"cpu": ENDLESS, DISK: ENDLESS}), work=WORK)
+    plan = make_plan(_config(rollout_batch_size=4), model_facts(str(path)), Machine({"cpu": ENDLESS, DISK: ENDLESS}), work=WORK)
     assert plan.fits
     assert plan.main.phases["rollout"]["kv_cache"] > 0
     assert plan.main.phases["update"]["activations"] > 0
@@ -261,7 +263,7 @@ def _command(tmp_path: Path, *more: str) -> Any:
     path = tmp_path / "config.json"
     tiny_models.tiny_config("llama", 400).to_json_file(path)
     sizes = [
-        "backbone.rollout_rows=8",
+        "backbone.rollout_batch_size=8",
         "backbone.batch_tokens=512",
         "backbone.device=cpu",
         "replies.max_new_tokens=16",
@@ -283,7 +285,7 @@ def test_json_of_the_command(tmp_path: Path) -> None:
     for row in device["phases"].values():
         assert list(row) == [*KINDS, "total"]
         assert row["total"] == sum(row[kind] for kind in KINDS)
-    assert set(plan["settings"]) == {"batch_tokens", "rollout_rows", "checkpointing", "micro_batch_rows"}
+    assert set(plan["settings"]) == {"batch_tokens", "rollout_batch_size", "checkpointing", "micro_batch_rows"}
 
 
 def test_the_table_and_the_refusal_of_the_command(tmp_path: Path) -> None:
@@ -398,7 +400,7 @@ def test_a_packed_precision_that_needs_bitsandbytes_is_named(monkeypatch: pytest
 def test_every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "Measured", _OnlyWeights)
     told: list[str] = []
-    make_plan(RunConfig(backbone=BackboneConfig(rollout_rows=7)), model_facts("gpt2"), _cards(cpu=64), tell=told.append)
+    make_plan(RunConfig(backbone=BackboneConfig(rollout_batch_size=7)), model_facts("gpt2"), _cards(cpu=64), tell=told.append)
     first = [
         "checking openai-community/gpt2",
         "placing the weights of openai-community/gpt2",

@@ -22,7 +22,7 @@ def test_beam_search_returns_what_transformers_finds_for_each_prompt_alone(famil
     backbone.roles.add("policy")
     tiny_models.scramble(backbone, "policy", size=0.1)
     with backbone.acting_as(role):
-        rollouts = beam_search(backbone, as_prompts(PROMPTS), beams=4, max_new_tokens=10, rows=3)
+        rollouts = beam_search(backbone, as_prompts(PROMPTS), beams=4, max_new_tokens=10, batch_size=3)
         for prompt, rollout in zip(PROMPTS, rollouts, strict=True):
             out = backbone.model.generate(
                 input_ids=torch.tensor([prompt]),
@@ -119,7 +119,7 @@ def test_long_and_short_prompts_side_by_side_stay_inside_the_context() -> None:
     backbone = tiny_models.backbone("gpt2", n_positions=CONTEXT)
     prompts = [tuple(range(2, 2 + length)) for length in (15, 1, 14, 8, 12)]
     with backbone.acting_as(BASE):
-        rollouts = beam_search(backbone, as_prompts(prompts), beams=4, max_new_tokens=10, rows=64)
+        rollouts = beam_search(backbone, as_prompts(prompts), beams=4, max_new_tokens=10, batch_size=64)
     for prompt, rollout in zip(prompts, rollouts, strict=True):
         assert 1 <= len(rollout.ids) <= min(10, CONTEXT - len(prompt))
 

@@ -103,7 +103,7 @@ def test_batches_of_any_size_give_the_same_greedy_replies() -> None:
     backbone = trained("llama", eos=(1, 20, 21, 22))
     requests = [Request(Prompt(p), temperature=0.0) for p in PROMPTS * 2]
     finished: list[int] = []
-    small = sample(backbone, requests, rows=3, advance=finished.append)
+    small = sample(backbone, requests, batch_size=3, advance=finished.append)
     assert [r.ids for r in small] == [r.ids for r in sample(backbone, requests)]
     assert finished == [3, 3, 3, 1]
 
@@ -156,7 +156,7 @@ def test_watched_logprobs_equal_a_full_pass_at_temperature_1(temperature: float)
 def draws(backbone: Backbone, request: Request, count: int, seed: int = 0) -> torch.Tensor:
     """Return how often each pair of first and second token was drawn, `[V, V]`."""
     size = backbone.model.config.vocab_size
-    rollouts = sample(backbone, [request] * count, limit=2, seed=seed, rows=4096)
+    rollouts = sample(backbone, [request] * count, limit=2, seed=seed, batch_size=4096)
     pairs = torch.tensor([r.ids[0] * size + r.ids[1] for r in rollouts])
     return torch.bincount(pairs, minlength=size * size).view(size, size).double()
 
@@ -192,7 +192,7 @@ def test_sampling_has_the_exact_distribution(temperature: float) -> None:
 def test_rows_with_different_temperatures_share_a_batch() -> None:
     backbone = tiny_models.backbone("llama", 8, eos=())
     requests = [Request(Prompt((5, 2, 3)), 0.7), Request(Prompt((5, 2, 3)), 1.4), Request(Prompt((5, 2, 3)), 0.0)] * 4000
-    first = torch.tensor([r.ids[0] for r in sample(backbone, requests, limit=1, rows=12000)])
+    first = torch.tensor([r.ids[0] for r in sample(backbone, requests, limit=1, batch_size=12000)])
     for offset, temperature in enumerate((0.7, 1.4)):
         counts = torch.bincount(first[offset::3], minlength=8).double()
         assert chi_square_p(counts, exact(backbone, (5, 2, 3), temperature).sum(1)) > 1e-4
@@ -213,7 +213,7 @@ def test_a_nucleus_is_never_left_and_is_filled_in_proportion(top_p: float) -> No
     assert 1 < len(nucleus) < 12 or top_p == 0.3
     # A wide row next to it: each row has its own nucleus.
     rollouts = sample(
-        backbone, [Request(Prompt((5, 2, 3)), 1.0, top_p), Request(Prompt((5, 2, 3)))] * 6000, limit=1, rows=12000
+        backbone, [Request(Prompt((5, 2, 3)), 1.0, top_p), Request(Prompt((5, 2, 3)))] * 6000, limit=1, batch_size=12000
     )
     counts = torch.bincount(torch.tensor([r.ids[0] for r in rollouts[::2]]), minlength=12).double()
     assert set(counts.nonzero()[:, 0].tolist()) == set(nucleus)
@@ -241,10 +241,10 @@ def test_what_is_sampled_does_not_depend_on_the_rows_beside_it(family: str) -> N
     backbone = trained(family, eos=(1, 20, 21, 22))
     ways = [(0.8, 1.0), (1.3, 0.7), (0.0, 1.0), (1.0, 1.0)]
     requests = [Request(Prompt(p), *ways[i % 4]) for i, p in enumerate(PROMPTS * 20)]
-    whole = sample(backbone, requests, seed=5, rows=64)
-    for rows in (4, 200):
-        found = sample(backbone, requests, seed=5, rows=rows)
-        assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in whole], rows
+    whole = sample(backbone, requests, seed=5, batch_size=64)
+    for batch_size in (4, 200):
+        found = sample(backbone, requests, seed=5, batch_size=batch_size)
+        assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in whole], batch_size
         for one, other in zip(found, whole, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     alike = {r.ids for r in sample(backbone, [Request(Prompt(PROMPTS[0]), 1.3)] * 30, seed=5)}

@@ -87,7 +87,7 @@ def test_greedy_takes_the_likeliest_token_of_the_guided_distribution() -> None:
 
 def test_sampling_has_the_guided_distribution() -> None:
     backbone, guide = guided_backbone(vocabulary=40), Guide(("q-0",), 2.0)
-    rollouts = sample(backbone, [Request(Prompt((5, 9, 2)))] * 6000, guide, limit=1, rows=24000)
+    rollouts = sample(backbone, [Request(Prompt((5, 9, 2)))] * 6000, guide, limit=1, batch_size=24000)
     counts = torch.bincount(torch.tensor([r.ids[0] for r in rollouts]), minlength=40).double()
     probabilities = plain_logprobs(backbone, (5, 9, 2), guide, 1.0)[-1].exp()
     big = probabilities * 6000 >= 5
@@ -108,7 +108,7 @@ def test_too_little_memory_and_other_rows_beside_change_no_token() -> None:
         scarce = sample(backbone, requests, guide)
     assert failed
     assert {e.phase.value for e in backbone.budget.take_events()} == {"rollout"}
-    for found in (scarce, sample(guided_backbone(), requests, guide, rows=12)):  # 12 rows are 4 replies
+    for found in (scarce, sample(guided_backbone(), requests, guide, batch_size=12)):  # 12 rows are 4 replies
         assert [(r.ids, r.finished) for r in found] == [(r.ids, r.finished) for r in expected]
         for one, other in zip(found, expected, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -117,7 +117,7 @@ def test_too_little_memory_and_other_rows_beside_change_no_token() -> None:
 def test_rows_count_every_role_that_is_read() -> None:
     backbone, seen = guided_backbone(), []
     backbone.model.base_model.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    sample(backbone, [Request(Prompt((5, 9, 2, i))) for i in range(4, 14)], Guide(("q-0", "q-1"), 1.0), rows=12, limit=2)
+    sample(backbone, [Request(Prompt((5, 9, 2, i))) for i in range(4, 14)], Guide(("q-0", "q-1"), 1.0), batch_size=12, limit=2)
     assert max(seen) == 12
 
 

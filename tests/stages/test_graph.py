@@ -45,7 +45,7 @@ def test_the_keys_are_those_of_existing_run_folders() -> None:
         assert keys["report"] == fingerprint([keys["evaluation"], "report", {"name": values["name"]}, {}])
         policy = {name: value for name, value in values["policy"].items() if name != "gate"}
         assert keys["policy"] == fingerprint([keys["evaluator"], "policy", {"policy": policy}, {}])
-    sections = {f"backbone.{name}": values["backbone"][name] for name in ("precision", "context", "rollout_rows")}
+    sections = {f"backbone.{name}": values["backbone"][name] for name in ("precision", "context", "rollout_batch_size")}
     sections["seed"] = values["seed"]
     sections["questions"] = {name: value for name, value in values["questions"].items() if name != "file"}
     ask = _ask_sources(config, day)
@@ -58,7 +58,7 @@ SETTINGS_OF_THE_BACKBONE = [
     ("checkpointing=true", None),
     ("memory_budget=2GiB", None),
     ("batch_tokens=100", "evaluator"),
-    ("rollout_rows=8", "questions"),
+    ("rollout_batch_size=8", "questions"),
     ("context.rope_scaling=linear", "questions"),
     ("context.rope_factor=2", "questions"),
     ("context.attention=eager", "questions"),

@@ -36,7 +36,7 @@ def from_(stage: str) -> list[str]:
 DEPENDING = [
     ("questions.temperature=0.9", "questions"),
     ("seed=1", "questions"),
-    ("backbone.rollout_rows=8", "questions"),
+    ("backbone.rollout_batch_size=8", "questions"),
     ('backbone.context={rope_scaling="yarn", rope_factor=2}', "questions"),
     ('backbone.precision="fp32"', "questions"),
     ("replies.beams=5", "replies"),

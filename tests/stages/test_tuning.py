@@ -299,7 +299,7 @@ def test_rows_that_the_text_or_the_model_cannot_fill_are_refused(world: World) -
 
 def test_settings_that_a_tuning_cannot_use_are_refused(world: World) -> None:
     refused(world, ConfigError, r"tuning does not use policy, rounds; allowed: name, model", "policy.iterations=3", "rounds=2")
-    refused(world, ConfigError, r"tuning does not use backbone\.rollout_rows; allowed:", "backbone.rollout_rows=8")
+    refused(world, ConfigError, r"tuning does not use backbone\.rollout_batch_size; allowed:", "backbone.rollout_batch_size=8")
     dynamic = ("backbone.context.rope_scaling=dynamic", "backbone.context.rope_factor=2")
     refused(world, ConfigError, r"dynamic recomputes the angles in each forward pass.*use yarn or linear", *dynamic)
     refused(world, ConfigError, r'unknown key "tuning.step"; did you mean "steps"\?', "tuning.step=3")

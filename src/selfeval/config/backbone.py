@@ -80,7 +80,7 @@ class BackboneConfig(Section):
     """Optional. Memory that this process may use, such as 2GiB (on a GPU: torch's memory there); batches shrink to fit."""
     batch_tokens: Count = 16384
     """Tokens per forward pass when scoring, and per micro-batch when training."""
-    rollout_rows: Count = 256
+    rollout_batch_size: Count = 256
     """Batch size of generation, in replies."""
     context: ContextConfig = ContextConfig()
     placement: PlacementConfig = PlacementConfig()

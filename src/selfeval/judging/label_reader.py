@@ -91,7 +91,7 @@ class LabelReader:
         requests = [Request(prompt, temperature=0.0) for prompt in distinct]
         limit, watch = self.config.max_new_tokens, self.tokens.all
         rollouts = generate(
-            self.backbone, requests, max_new_tokens=limit, seed=0, rows=self.batch_size, watch=watch, advance=advance
+            self.backbone, requests, max_new_tokens=limit, seed=0, batch_size=self.batch_size, watch=watch, advance=advance
         )
         return dict(zip(distinct, rollouts, strict=True))
 
@@ -178,7 +178,7 @@ class LabelReader:
         requests = [Request(spots[prompt].before.followed_by(fork), temperature=0.0) for prompt, fork in cases]
         watch = self.tokens.all
         # One step is enough: only its watched log-probs are read, and the sampled token is ignored.
-        rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, rows=self.batch_size, watch=watch)
+        rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, batch_size=self.batch_size, watch=watch)
         seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
 
         def total(prompt: Prompt, path: TokenIds) -> float:

@@ -24,7 +24,7 @@ _bytes = partial(format_bytes, digits=4)
 
 def adapted(config: BackboneConfig, plan: Plan) -> list[str]:
     """List the settings that were reduced, in the form in which to set them."""
-    names = ("batch_tokens", "rollout_rows", "checkpointing")
+    names = ("batch_tokens", "rollout_batch_size", "checkpointing")
     changed = {name: plan.settings[name] for name in names if plan.settings[name] != getattr(config, name)}
     if not changed:
         return []

@@ -97,7 +97,7 @@ class ShapeLoop:
             # The token limits are not read: the micro-batches are formed below.
             scorer = EvaluatorScorer(backbone, batch_tokens=1)
             context = LearnerContext(
-                backbone, config.policy, scorer, seed=0, limit=1, rows=1, batch_tokens=1, evaluator=EVALUATOR
+                backbone, config.policy, scorer, seed=0, limit=1, batch_size=1, batch_tokens=1, evaluator=EVALUATOR
             )
             made.append((context, make_learner(context)))
 

@@ -57,7 +57,7 @@ def make_plan(
     """Plan the memory of a run of one model under this configuration.
 
     Args:
-        config: requested settings; the backbone's `batch_tokens`, `rollout_rows` and `checkpointing` are kept if they fit.
+        config: requested settings; its `batch_tokens`, `rollout_batch_size` and `checkpointing` are kept if they fit.
         facts: facts of the model; no weight is loaded.
         machine: the devices and their free memory.
         work: Optional. Token counts. Default: the longest that the configuration allows.
@@ -127,7 +127,7 @@ class _Search:
             return self._missing(measured.rollout(rows))
 
         # The measure is the bytes missing on the tightest device, so the budget is 0.
-        return largest_fitting(misses, self.config.rollout_rows, 0)
+        return largest_fitting(misses, self.config.rollout_batch_size, 0)
 
     def rows(self, measured: Measured) -> int:
         """Return the rows of a micro-batch; 0 if not even one fits."""
@@ -173,7 +173,7 @@ class _Found:
         work, rows = self.learned.work, max(1, self.rows)
         return {
             "batch_tokens": config.batch_tokens if self.rows == _wanted_rows(config, work) else rows * work.longest,
-            "rollout_rows": max(1, self.replies),
+            "rollout_batch_size": max(1, self.replies),
             "checkpointing": self.learned.checkpointing,
             "micro_batch_rows": rows,
         }

@@ -27,7 +27,7 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     _say(
         console,
         f"micro-batches of {shown['micro_batch_rows']} rows (batch_tokens {shown['batch_tokens']}), "
-        f"{shown['rollout_rows']} concurrent replies, layers {'recomputed' if shown['checkpointing'] else 'kept'}.",
+        f"{shown['rollout_batch_size']} concurrent replies, layers {'recomputed' if shown['checkpointing'] else 'kept'}.",
     )
     console.print("It fits." if plan.fits else "It does not fit.", style="bold")
     for sentence in plan.changes:

@@ -26,7 +26,7 @@ def beam_search(
     *,
     beams: int,
     max_new_tokens: int,
-    rows: int = 256,
+    batch_size: int = 256,
     batch_tokens: int = 16384,
 ) -> list[Rollout]:
     """The most likely reply found by beam search (transformers' `generate`) to each prompt, under the acting role.
@@ -35,7 +35,7 @@ def beam_search(
         prompts: one per reply.
         beams: width of the search.
         max_new_tokens: limit per reply.
-        rows: beams side by side.
+        batch_size: number of beams in a batch.
         batch_tokens: tokens per pass when log-probs are taken.
 
     Returns:
@@ -49,7 +49,7 @@ def beam_search(
         return _generate(backbone, [prompts[order[i]] for i in group], beams, max_new_tokens)
 
     replies: dict[int, tuple[int, ...]] = {}
-    for group, found in backbone.budget.in_groups(Phase.BEAMS, [beams] * len(order), rows, of_group):
+    for group, found in backbone.budget.in_groups(Phase.BEAMS, [beams] * len(order), batch_size, of_group):
         replies.update({order[i]: reply for i, reply in zip(group, found, strict=True)})
     return _with_logprobs(backbone, prompts, [replies[i] for i in range(len(prompts))], batch_tokens)
 

@@ -95,7 +95,7 @@ def generate(
     *,
     max_new_tokens: int,
     seed: int,
-    rows: int = 256,
+    batch_size: int = 256,
     stop: Sequence[int] = (),
     watch: Sequence[int] = (),
     guide: Guide | None = None,
@@ -109,8 +109,8 @@ def generate(
         requests: requests, processed in batches of similar prompt length.
         max_new_tokens: maximum number of new tokens per reply.
         seed: sampling seed. The same requests in the same order produce the same rollouts. Each request has a separate
-            random stream, so its draws do not depend on `rows` or on the other replies in the batch.
-        rows: batch size (a guided reply counts once per role); halved when memory runs out. Default: 256.
+            random stream, so its draws do not depend on `batch_size` or on the other replies in the batch.
+        batch_size: number of rows in a batch (a guided reply counts once per role); halved when memory runs out. Default: 256.
         stop: additional token ids that end a reply. Default: none.
         watch: token ids whose log-probs are recorded at every step. Default: none.
         guide: optional value functions that modify the distribution of every reply.
@@ -142,7 +142,7 @@ def generate(
     # The roles of a guide read the same tokens in separate rows, which take memory as well.
     sizes = [1 if guide is None else 1 + len(guide.roles)] * len(order)
     tally = _TALLY.get()
-    for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, rows, of_group):
+    for group, rollouts in backbone.budget.in_groups(Phase.ROLLOUT, sizes, batch_size, of_group):
         results.update({order[i]: rollout for i, rollout in zip(group, rollouts, strict=True)})
         if tally:
             tally.read += sum(len(prompt.ids) for prompt in {requests[order[i]].prompt for i in group})

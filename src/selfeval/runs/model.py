@@ -63,9 +63,9 @@ class RunModel:
     def reference_answers(self, questions: list[str]) -> list[str]:
         """Return the base's greedy reply to each question, which some grade templates show to the evaluator."""
         requests = [Request(self.templates.prompt("reply", question=question), temperature=0.0) for question in questions]
-        limit, rows = self.config.replies.max_new_tokens, self.config.backbone.rollout_rows
+        limit, batch_size = self.config.replies.max_new_tokens, self.config.backbone.rollout_batch_size
         with self.backbone.acting_as(BASE):
-            rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, rows=rows)
+            rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, batch_size=batch_size)
         return [self.templates.text(rollout.ids) for rollout in rollouts]
 
 

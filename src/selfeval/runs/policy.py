@@ -130,7 +130,7 @@ class Policy(TrainedModel):
                 requests,
                 max_new_tokens=limit,
                 seed=seed,
-                rows=model.config.backbone.rollout_rows,
+                batch_size=model.config.backbone.rollout_batch_size,
                 guide=self._guide,
             )
         return [model.templates.text(rollout.ids) for rollout in rollouts]

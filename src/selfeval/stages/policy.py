@@ -99,9 +99,11 @@ def answer(
         advance: Optional. Called with the number of replies finished since the last call.
     """
     config, requests = context.config, [Request(prompt) for prompt in prompts]
-    limit, rows = config.replies.max_new_tokens, config.backbone.rollout_rows
+    limit, batch_size = config.replies.max_new_tokens, config.backbone.rollout_batch_size
     with context.backbone.acting_as(role):
-        return generate(context.backbone, requests, max_new_tokens=limit, seed=seed, rows=rows, guide=guide, advance=advance)
+        return generate(
+            context.backbone, requests, max_new_tokens=limit, seed=seed, batch_size=batch_size, guide=guide, advance=advance
+        )
 
 
 def prompts_of(context: Context) -> list[QuestionPrompts]:
@@ -125,9 +127,9 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     if not aside:
         return None
     texts, limit = [q.text for q in aside], config.replies.max_new_tokens
-    seed, rows = context.seed("held-out judge"), config.backbone.rollout_rows
+    seed, batch_size = context.seed("held-out judge"), config.backbone.rollout_batch_size
     start = context.ensure_start()
-    return HeldOutJudge(context.backbone, context.templates, context.judge("referee"), texts, limit, rows, seed, start)
+    return HeldOutJudge(context.backbone, context.templates, context.judge("referee"), texts, limit, batch_size, seed, start)
 
 
 def learner_context(context: Context) -> LearnerContext:
@@ -139,7 +141,7 @@ def learner_context(context: Context) -> LearnerContext:
         context.scorer(config.policy.pessimism),
         seed=context.round_seed,
         limit=config.replies.max_new_tokens,
-        rows=config.backbone.rollout_rows,
+        batch_size=config.backbone.rollout_batch_size,
         batch_tokens=config.backbone.batch_tokens,
         evaluator=EVALUATOR,
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),

@@ -49,7 +49,7 @@ class WriteQuestions:
 
     Attributes:
         config: settings of the stage.
-        rows: batch size of the sampling.
+        batch_size: batch size of the sampling.
         draws: random numbers of the round.
         seeds: the user's seed questions.
         instruction: the fixed text of the prompt, which is not a question.
@@ -61,7 +61,7 @@ class WriteQuestions:
     """
 
     config: QuestionsConfig
-    rows: int
+    batch_size: int
     draws: Draws
     seeds: tuple[str, ...]
     instruction: str
@@ -123,7 +123,7 @@ class WriteQuestions:
                 requests,
                 max_new_tokens=self.config.max_new_tokens,
                 seed=self.draws.seed("questions", shard),
-                rows=self.rows,
+                batch_size=self.batch_size,
                 stop=templates.ask_stop_ids,
                 first=first,
             )
@@ -219,7 +219,7 @@ def _work(context: Context) -> WriteQuestions:
         fixed, dropped = tuple(q for q in earlier[0] if q.split == Split.TEST or q.source == "file"), ()
     return WriteQuestions(
         config.questions,
-        config.backbone.rollout_rows,
+        config.backbone.rollout_batch_size,
         context.draws,
         tuple(seed.question for seed in context.seeds),
         fixed_text(templates_folder(config.model, config.templates), "ask"),

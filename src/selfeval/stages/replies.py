@@ -51,14 +51,14 @@ class WriteReplies:
 
     Attributes:
         config: settings of the stage.
-        rows: batch size of the sampling.
+        batch_size: batch size of the sampling.
         batch_tokens: batch size of the scoring, in tokens.
         draws: random numbers of the round.
         brought: whether the user's own replies are used; then each test question gets one sample, to compare the policy with.
     """
 
     config: RepliesConfig
-    rows: int
+    batch_size: int
     batch_tokens: int
     draws: Draws
     brought: bool = False
@@ -97,7 +97,7 @@ class WriteReplies:
             requests,
             max_new_tokens=self.config.max_new_tokens,
             seed=self.draws.seed("replies", shard),
-            rows=self.rows,
+            batch_size=self.batch_size,
         )
         return [
             _reply(model, asked, request, rollout, "sample")
@@ -119,7 +119,7 @@ class WriteReplies:
             [r.prompt for r in requests],
             beams=self.config.beams,
             max_new_tokens=self.config.max_new_tokens,
-            rows=self.rows,
+            batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
         )
         return [
@@ -163,7 +163,7 @@ class WriteReplies:
                 [Request(model.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
                 max_new_tokens=self.config.max_new_tokens,
                 seed=0,
-                rows=self.rows,
+                batch_size=self.batch_size,
             )
         return [ReferenceAnswer(q.id, model.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
 
@@ -187,7 +187,7 @@ def run(context: Context) -> dict[str, int]:
     """Write the replies to all questions; return counts."""
     config, typed = context.config, context.given.replies if context.given else {}
     work = WriteReplies(
-        config.replies, config.backbone.rollout_rows, config.backbone.batch_tokens, context.draws, brought=bool(typed)
+        config.replies, config.backbone.rollout_batch_size, config.backbone.batch_tokens, context.draws, brought=bool(typed)
     )
     others = ("reference_answers",) if context.templates.grades_with_reference_answer else ()
     shards = StageShards(context.store, context.terminal, "replies", others=others)

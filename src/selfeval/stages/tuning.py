@@ -38,7 +38,7 @@ from selfeval.training.sft import pack, tune_on_text
 __all__ = ["Tuned", "check_settings", "read_texts", "tune"]
 
 _STAGE, _ROLE = "tuning", "tuned"
-_UNREAD = "backbone.rollout_rows"
+_UNREAD = "backbone.rollout_batch_size"
 """The one setting of the backbone that tuning does not use."""
 _SETTINGS = (
     *(name for name in RunConfig.model_fields if name != "backbone"),

@@ -146,7 +146,11 @@ def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[s
     requests = [Request(templates.prompt("reply", question=a.question.text), temperature=0.0) for a in batch]
     with count_tokens() as tally, context.backbone.acting_as(BASE):
         rollouts = generate(
-            context.backbone, requests, max_new_tokens=config.replies.max_new_tokens, seed=0, rows=config.backbone.rollout_rows
+            context.backbone,
+            requests,
+            max_new_tokens=config.replies.max_new_tokens,
+            seed=0,
+            batch_size=config.backbone.rollout_batch_size,
         )
     texts = [templates.text(rollout.ids) for rollout in rollouts]
     return texts, _Spent(perf_counter() - start, tally.read, tally.written)

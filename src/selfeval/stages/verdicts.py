@@ -155,7 +155,7 @@ def run(context: Context) -> dict[str, int]:
     if context.given and context.given.pairs:
         _take_given(context, context.given, questions)
         return _counts(context)
-    work = JudgePairs(config.verdicts, config.backbone.rollout_rows)
+    work = JudgePairs(config.verdicts, config.backbone.rollout_batch_size)
     shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
     pairs = _pairs(context, questions)
     probe_judge(context, [pair for pair in pairs if not isinstance(pair, Drop)], work)

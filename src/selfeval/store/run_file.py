@@ -14,9 +14,10 @@ from selfeval.texts import shortened, visible
 
 __all__ = ["RUN_SCHEMA", "read_run"]
 
-RUN_SCHEMA = 3
+RUN_SCHEMA = 4
 """Version of the layout of a run folder, `schema` in run.json. Schema 2 has the judge's evidence in one field of a verdict;
-schema 3 has the settings of the backbone in one section of `config`."""
+schema 3 has the settings of the backbone in one section of `config`; schema 4 has the names `reference_answers`,
+`sampling_method`, `verdicts.reasoning` and `backbone.rollout_batch_size`."""
 
 _REBUILD_RUN = "remove it and rerun the full command: the recipe or --model, --seeds and every --set"
 

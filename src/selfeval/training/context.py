@@ -112,7 +112,7 @@ class LearnerContext:
         scorer: computes the reward.
         seed: seed of all random choices.
         limit: maximum tokens of a reply.
-        rows: batch size of sampling.
+        batch_size: batch size of sampling.
         batch_tokens: maximum tokens of a micro-batch.
         evaluator: role that critics and state values start from; None to start them from the base.
         pairs: labelled pairs with the policy's prompts, for learners that train on them.
@@ -125,7 +125,7 @@ class LearnerContext:
     scorer: Scorer
     seed: int
     limit: int
-    rows: int
+    batch_size: int
     batch_tokens: int
     evaluator: str | None
     pairs: Sequence[Preference] = ()

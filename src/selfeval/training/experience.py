@@ -183,7 +183,9 @@ def sample(context: LearnerContext, asked: Sequence[QuestionPrompts], seed: int,
     """
     requests = [Request(p.reply, temperature=context.config.temperature) for p in asked]
     with context.backbone.acting_as(POLICY):
-        return generate(context.backbone, requests, max_new_tokens=context.limit, seed=seed, rows=context.rows, guide=guide)
+        return generate(
+            context.backbone, requests, max_new_tokens=context.limit, seed=seed, batch_size=context.batch_size, guide=guide
+        )
 
 
 @torch.no_grad()

@@ -68,6 +68,6 @@ class HeldOutJudge:
         requests = [Request(self.templates.prompt("reply", question=q)) for q in self.questions]
         with self.backbone.acting_as(role):
             rollouts = generate(
-                self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, rows=self.batch_size, guide=guide
+                self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, batch_size=self.batch_size, guide=guide
             )
         return [self.templates.text(r.ids) for r in rollouts]
