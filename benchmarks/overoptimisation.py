@@ -43,7 +43,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
     from selfeval.stages.context import Context
     from selfeval.stages.evaluator import preferences
     from selfeval.stages.terminal import Terminal
-    from selfeval.store import RunStore, read_json, write_json
+    from selfeval.store import RunStore, read_json, write_json, write_sealed
     from selfeval.training.checkpoint import Checkpoints
     from selfeval.training.evaluator import score_replies, train_evaluator
 
@@ -58,7 +58,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
                 (folder / name / part).symlink_to((run / part).resolve())
         config = saved["config"]
         config["evaluator"] = {**config["evaluator"], "members": members}
-        write_json(folder / name / "run.json", {**saved, "config": config})
+        write_sealed(folder / name / "run.json", {**saved, "config": config})
     config = RunConfig.model_validate(
         {
             k: v

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from processes import TIMEOUT, environment, python, selfeval, start, start_piped
 from selfeval import __version__
+from selfeval.store import write_sealed
 from toy import FEW, copy_lab, toy_arguments
 
 HEAVY = {"torch", "transformers", "peft", "numpy", "tokenizers", "safetensors", "jinja2"}
@@ -198,7 +199,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_a_run(tmp_path: Path, command: str) -> None:
     more = ["--question", "Why?", "--reply", "So."] if command == "score" else []
     assert "is not a run (no run.json)" in _refused(command, str(tmp_path), *more)
-    (tmp_path / "run.json").write_text('{"config": {"colour": "red"}}')
+    write_sealed(tmp_path / "run.json", {"config": {"colour": "red"}})
     assert "was written by another version of selfeval (unsupported settings: colour)" in _refused(
         command, str(tmp_path), *more
     )
@@ -207,7 +208,7 @@ def test_a_folder_that_is_not_a_run(tmp_path: Path, command: str) -> None:
 
 
 def test_show_of_a_run_that_has_nothing_yet(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"config": {}}')
+    write_sealed(tmp_path / "run.json", {"config": {}})
     assert "has no pairs yet: the stage pairs has not written any" in _refused("show", str(tmp_path))
     assert 'no records "pear"; did you mean "pairs"?' in _refused("show", str(tmp_path), "pear")
 
@@ -435,7 +436,7 @@ def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"chosen": "x" * 2000}) + "\n" for _ in range(400))
     (tmp_path / "pairs" / "train").mkdir(parents=True)
     (tmp_path / "pairs" / "train" / "shard-00000.jsonl").write_text(rows)
-    (tmp_path / "run.json").write_text('{"config": {}}')
+    write_sealed(tmp_path / "run.json", {"config": {}})
     process = start_piped("-m", "selfeval", "show", str(tmp_path), "pairs", "-n", "400")
     assert process.stdout is not None
     process.stdout.read(10)
@@ -589,7 +590,7 @@ def test_the_closing_table_fits_any_terminal_and_loses_nothing(
 
 
 def test_score_wants_a_question_or_a_file(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"config": {}}')
+    write_sealed(tmp_path / "run.json", {"config": {}})
     said = "pass either --question and at least one --reply, or --file"
     assert said in _refused("score", str(tmp_path))
     assert said in _refused("score", str(tmp_path), "--question", "Why?")

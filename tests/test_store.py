@@ -627,10 +627,9 @@ def test_garbage_in_the_folders_own_files_is_named_and_the_remedy_works(tmp_path
         assert ledger.key("questions") == "k"
         assert ledger.state("questions") == (Fresh() if has_manifest(store.root, "questions") else Missing())
 
-    if name != "run.json" or garbage != b"{}":  # an empty run.json contains nothing wrong
-        with pytest.raises(RunFolderError, match=rf"{path} is damaged .*remove it and rerun the") as caught:
-            use()
-        assert len(str(caught.value)) < 400
+    with pytest.raises(RunFolderError, match=rf"{path} (is damaged|has no) .*remove it and rerun the") as caught:
+        use()
+    assert len(str(caught.value)) < 400
     path.unlink()
     store.close()
     store = RunStore(tmp_path / "run")  # it is a run without any one of these files
@@ -659,6 +658,22 @@ def test_a_changed_value_of_a_sealed_file_is_noticed(tmp_path: Path, name: str) 
     path.write_text(path.read_text().replace(f'"schema": {RUN_SCHEMA}', '"schema": 1').replace('"train": 3', '"train": 4'))
     with pytest.raises(RunFolderError, match="its values do not match their hash"):
         _ = (store.run, store.manifest("questions"))
+    store.close()
+
+
+def test_a_run_json_without_its_hash_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    """Otherwise removing the hash would be enough to edit a value unnoticed."""
+    store = _questions(tmp_path / "run")
+    path = store.root / "run.json"
+    write_json(path, {name: value for name, value in store.run.items() if name != "hash"} | {"seed": 7})
+    said = r'run\.json has no "hash" of its content.*restore it from a backup, or remove it and rerun the full command'
+    with pytest.raises(RunFolderError, match=said):
+        read_run(store.root)
+    with pytest.raises(RunFolderError, match=said):
+        store.update_run(status="running")
+    path.unlink()
+    store.update_run(schema=RUN_SCHEMA, status="running")
+    assert read_run(store.root)["status"] == "running"
     store.close()
 
 
@@ -731,7 +746,7 @@ def test_a_loop_of_links_in_place_of_a_file_is_refused(store: RunStore) -> None:
 def test_a_link_that_leads_out_of_a_run_folder_is_not_written_through(tmp_path: Path, place: str) -> None:
     """A run folder may be somebody else's; `run` appends to its metrics and deletes its old checkpoints."""
     root, outside = tmp_path / "run", tmp_path / "outside"
-    write_json(root / "run.json", {})
+    write_sealed(root / "run.json", {})
     outside.mkdir()
     (outside / "kept.txt").write_text("ours")
     (root / place).parent.mkdir(parents=True, exist_ok=True)
@@ -822,7 +837,7 @@ def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_in_run_json_is_named(tmp_path: Path, key: str, value: object) -> None:
-    """A folder from elsewhere, or an edited one: it need not have the seal that shows a change."""
-    (tmp_path / "run.json").write_text(json.dumps({"schema": RUN_SCHEMA, "status": "finished", key: value}))
+    """A folder from elsewhere, whose hash is that of these values."""
+    write_sealed(tmp_path / "run.json", {"schema": RUN_SCHEMA, "status": "finished", key: value})
     with pytest.raises(RunFolderError, match=rf"run\.json is damaged: {key}.* is .*; remove it and rerun"):
         read_run(tmp_path)

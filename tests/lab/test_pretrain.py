@@ -83,6 +83,28 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does
         assert torch.equal(tensor, killed[name]), name
 
 
+def _log(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of the log without the times."""
+    lines = [json.loads(line) for line in (folder / "pretrain.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["whole", "torn"])
+def test_the_log_of_a_resumed_run_is_that_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
+) -> None:
+    # Checkpoints at 8 and 16 and lines at every 3 steps, so the losses of a line may be on both sides of a checkpoint.
+    monkeypatch.setattr(module, "_REPORT_EVERY", 3)
+    pretrain(tmp_path / "whole", TINY, lambda line: None)
+    _pretrain_until_killed(tmp_path / "killed", TINY, 6, monkeypatch)  # before the first checkpoint
+    _pretrain_until_killed(tmp_path / "killed", TINY, 15, monkeypatch)
+    if torn:
+        with (tmp_path / "killed" / "pretrain.jsonl").open("a") as file:
+            file.write('{"step": 15, "lo')
+    pretrain(tmp_path / "killed", TINY, lambda line: None)
+    assert _log(tmp_path / "killed") == _log(tmp_path / "whole")
+
+
 def test_the_seed_decides_and_training_moves_the_weights(tmp_path: Path) -> None:
     for name, changes in {"a": {}, "seed": {"seed": 1}, "longer": {"steps": 4}}.items():
         config = replace(TINY, steps=2)

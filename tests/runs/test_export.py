@@ -36,7 +36,7 @@ from selfeval.runs import export
 from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.export import export_role, find_role
 from selfeval.stages.prompts import load_templates
-from selfeval.store import RunStore, read_json, write_json
+from selfeval.store import RunStore, read_json, write_json, write_sealed
 from selfeval.training.evaluator import EVALUATOR, score_replies
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
@@ -82,7 +82,7 @@ class Run:
             tiny_models.scramble(self.backbone, role, seed=len(role))
             save_role(self.backbone, role, self.folder / "roles" / role)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
-        write_json(
+        write_sealed(
             self.folder / "run.json",
             {
                 "config": self.config.model_dump(mode="json"),
@@ -371,11 +371,11 @@ def test_only_the_option_of_this_command_lets_a_models_code_run(tmp_path: Path, 
         assert "--trust-remote-code" in refused.stderr
         assert not (tmp_path / "RAN").exists()
     written = read_json(run.folder / "run.json")
-    write_json(run.folder / "run.json", {**written, "config": {**written["config"], "trust_remote_code": True}})
+    write_sealed(run.folder / "run.json", {**written, "config": {**written["config"], "trust_remote_code": True}})
     for command in (score, export):
         assert selfeval(*command).returncode == 2
         assert not (tmp_path / "RAN").exists()
-    write_json(run.folder / "run.json", written)
+    write_sealed(run.folder / "run.json", written)
     trusted = selfeval(*score, "--trust-remote-code")
     assert trusted.returncode == 0, trusted.stderr
     assert (tmp_path / "RAN").exists()  # so the assertions above could fail
@@ -524,7 +524,7 @@ def test_the_readme_of_a_chatglm_works_in_a_process_of_its_own(generation: int, 
     backbone.roles.add("policy", seed=1)
     tiny_models.scramble(backbone, "policy")
     save_role(backbone, "policy", tmp_path / "run" / "roles" / "policy")
-    write_json(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
+    write_sealed(tmp_path / "run" / "run.json", {"config": config.model_dump(mode="json")})
     store = RunStore(tmp_path / "run")
     load_templates(config, store, backbone.loaded.tokenizer, date.today())
     store.close()

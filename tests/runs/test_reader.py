@@ -15,13 +15,13 @@ from selfeval.errors import InputError, RunFolderError
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.runs import reader as reading
 from selfeval.runs.reader import KINDS, RunReader, backbone_config
-from selfeval.store import RUN_SCHEMA, RunStore, write_json, writing
+from selfeval.store import RUN_SCHEMA, RunStore, write_json, write_sealed, writing
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunReader:
     """A run that has started but written no record."""
-    write_json(tmp_path / "run.json", {"status": "running", "config": RunConfig().model_dump(mode="json")})
+    write_sealed(tmp_path / "run.json", {"status": "running", "config": RunConfig().model_dump(mode="json")})
     return RunReader(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_a_run_that_is_just_starting_says_so(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     with pytest.raises(RunFolderError, match=r"has no run\.json yet; the run is just starting"):
         RunReader(tmp_path)
-    write_json(tmp_path / "run.json", {"schema": RUN_SCHEMA, "status": "running"})
+    write_sealed(tmp_path / "run.json", {"schema": RUN_SCHEMA, "status": "running"})
     with pytest.raises(RunFolderError, match="has no configuration yet; the run is just starting"):
         RunReader(tmp_path)
 
@@ -242,7 +242,7 @@ def test_the_report_and_the_metrics_of_a_run_in_progress(run: RunReader, store: 
 def test_rounds_that_have_begun(run: RunReader) -> None:
     for number in (2, 3):
         values = {"round": number, "status": "running", "config": RunConfig().model_dump(mode="json")}
-        write_json(run.folder / "rounds" / f"{number:02d}" / "run.json", values)
+        write_sealed(run.folder / "rounds" / f"{number:02d}" / "run.json", values)
     assert [reader.round for reader in run.rounds] == [1, 2, 3]
     assert [reader.folder.name for reader in run.rounds[1:]] == ["02", "03"]
     assert [reader.round for reader in run.rounds[1].rounds] == [2]

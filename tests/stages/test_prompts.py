@@ -20,7 +20,7 @@ from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.export import export_role
 from selfeval.runs.templates import day_of, templates_of_run
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates, load_templates
-from selfeval.store import RunStore, write_json
+from selfeval.store import RunStore, write_json, write_sealed
 from selfeval.training.evaluator import EVALUATOR
 
 CHAT = "{% for m in messages %}{{ strftime_now('%Y') }} {{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -44,7 +44,7 @@ class Run:
         tiny_models.scramble(backbone, EVALUATOR, seed=2)
         save_role(backbone, EVALUATOR, self.folder / "roles" / EVALUATOR)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
-        write_json(self.folder / "run.json", {"config": self.config.model_dump(mode="json")})
+        write_sealed(self.folder / "run.json", {"config": self.config.model_dump(mode="json")})
         self.tokenizer = backbone.loaded.tokenizer
         store = RunStore(self.folder)
         load_templates(self.config, store, self.tokenizer, DAY)
@@ -103,7 +103,7 @@ def test_a_run_without_a_chat_template_stays_without(tmp_path: Path) -> None:
 def test_a_round_reads_the_prompts_of_its_run(run: Run) -> None:
     inner = run.folder / "rounds" / "02"
     shutil.copytree(run.folder / "roles", inner / "roles")
-    write_json(inner / "run.json", {"round": 2, "config": run.config.model_dump(mode="json")})
+    write_sealed(inner / "run.json", {"round": 2, "config": run.config.model_dump(mode="json")})
     assert run.score(inner) == run.score()
 
 

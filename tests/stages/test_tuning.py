@@ -21,7 +21,7 @@ from selfeval.errors import ConfigError, ExportError, InputError, ModelError, Ru
 from selfeval.stages import tuning
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning import Tuned, read_texts, tune
-from selfeval.store import RunStore, read_json, write_json
+from selfeval.store import RunStore, read_json, write_sealed
 from selfeval.training import sft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
@@ -325,7 +325,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(world: World) -
     assert (world.out / "thesis.txt").read_text() == "mine"
     for name, content in (("thesis.txt", {}), ("run.json", {"status": "finished"})):  # a run of that name is not ours either
         out = world.root / name.replace(".", "-")
-        write_json(world.root / f"{out.name}.tuning" / name, content)
+        write_sealed(world.root / f"{out.name}.tuning" / name, content)
         refused(
             world, RunFolderError, r"is the working folder of this command, but it contains other files; pass another", out=out
         )

@@ -490,7 +490,8 @@ def tune(
     The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Documents are packed one after the
     other into rows, each with the tokenizer's start token before it and the end token after it.
 
-    --set accepts the keys of the sections tuning and backbone (except backbone.rollout_batch_size), seed, templates. Examples:
+    --set accepts seed, templates, and the keys of the sections tuning and backbone (except
+    backbone.rollout_batch_size). Examples:
 
     selfeval tune book.txt --model path/to/model --to models/longer --set backbone.context.rope_scaling=yarn
     --set backbone.context.rope_factor=4

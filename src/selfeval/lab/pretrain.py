@@ -26,6 +26,7 @@ from selfeval.errors import InputError
 from selfeval.lab.corpus import Document, draw_document
 from selfeval.lab.vocabulary import train_tokenizer
 from selfeval.store import open_to_umask, write_json, writing
+from selfeval.store.metrics import add_metrics, keep_metrics
 
 __all__ = ["PretrainConfig", "pretrain"]
 
@@ -97,11 +98,11 @@ def _batch(tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, step: int
     weights = torch.zeros(shape)
     for r, row in enumerate(_packed_rows(tokenizer, rng, config.rows, config.length)):
         start = 0
-        for tokens, aggregation_weights in row:
+        for tokens, loss_weights in row:
             end = start + len(tokens)
             ids[r, start:end] = torch.tensor(tokens)
             positions[r, start:end] = torch.arange(len(tokens))
-            weights[r, start:end] = torch.tensor(aggregation_weights)
+            weights[r, start:end] = torch.tensor(loss_weights)
             # The first token of a document cannot be predicted from the end of the previous one.
             weights[r, start] = 0.0
             start = end
@@ -207,25 +208,28 @@ def pretrain(output: Path, config: PretrainConfig, report: Callable[[str], None]
     tokenizer = train_tokenizer(config.seed)
     model = _model(config, tokenizer)
     optimizer = _optimizer(model, config)
-    checkpoint, step, seconds = output / "checkpoint.safetensors", 0, 0.0
+    checkpoint, log = output / "checkpoint.safetensors", output / "pretrain.jsonl"
+    step, seconds, losses = 0, 0.0, list[float]()
     if checkpoint.exists():
         progress = _restore(checkpoint, model, optimizer, config)
         step, seconds = int(progress["step"]), float(progress["seconds"])
+        losses = list(progress.get("losses", []))  # checkpoints of earlier versions have none
         report(f"resuming from step {step}")
-    # Shifted back, so the time of earlier attempts is included.
-    started, losses = time.monotonic() - seconds, []
+    if log.exists():
+        keep_metrics(log, step)  # the steps after the checkpoint are repeated, and their lines with them
+    started = time.monotonic() - seconds  # shifted back, so the time of earlier attempts is included
     while step < config.steps:
         losses.append(_step(model, optimizer, _batch(tokenizer, config, step), _learning_rate(config, step)))
         step += 1
         seconds = time.monotonic() - started
         if step % _REPORT_EVERY == 0:
-            line = json.dumps({"step": step, "loss": round(sum(losses) / len(losses), 4), "seconds": round(seconds)})
-            with (output / "pretrain.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-            report(f"{line}, {seconds / step * (config.steps - step) / 60:.0f} minutes left")
+            line = {"step": step, "loss": round(sum(losses) / len(losses), 4), "seconds": round(seconds)}
+            add_metrics(log, line)
+            report(f"{json.dumps(line)}, {seconds / step * (config.steps - step) / 60:.0f} minutes left")
             losses = []
         if step % config.checkpoint_every == 0 or step == config.steps:
-            _save(checkpoint, model, optimizer, {"step": step, "seconds": seconds, "config": asdict(config)})
+            progress = {"step": step, "seconds": seconds, "losses": losses, "config": asdict(config)}
+            _save(checkpoint, model, optimizer, progress)
     _export(output, model, tokenizer, {**asdict(config), "steps_done": step, "seconds": round(seconds)})
 
 

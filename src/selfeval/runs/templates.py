@@ -37,7 +37,10 @@ def day_of(run: Mapping[str, Any]) -> date:
         # Once the run has begun, its own date: prompts must not change when it is resumed on another day.
         return date.today() if found is None else date.fromisoformat(found)
     except (TypeError, ValueError) as error:
-        raise RunFolderError(f'run.json has the invalid date {found!r}; write the day of the run as "2026-01-31"') from error
+        raise RunFolderError(
+            f'run.json has the invalid date {found!r} (expected a day such as "2026-01-31"); remove run.json and rerun the '
+            "full command: the recipe or --model, --seeds and every --set"
+        ) from error
 
 
 def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase, verdicts: VerdictsConfig) -> Templates:

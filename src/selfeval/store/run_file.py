@@ -59,7 +59,7 @@ def read_run(root: Path) -> dict[str, Any]:
     """Read run.json.
 
     Raises:
-        RunFolderError: the file is missing, damaged or of another version.
+        RunFolderError: the file is missing, damaged or of another version, or has no hash of its content.
     """
     path = root / "run.json"
     if not path.exists():
@@ -67,20 +67,22 @@ def read_run(root: Path) -> dict[str, Any]:
     values = read_object(path, remedy=_REBUILD_RUN)
     if SEAL in values:
         refuse_changed(path, values, _REBUILD_RUN)
-    _check_values(path, values, _REBUILD_RUN)
+    # Before the hash is required: early versions wrote none.
+    _refuse_other_versions(path, values)
+    if SEAL not in values:
+        raise RunFolderError(
+            f'{path} has no "{SEAL}" of its content, so a changed value would go unnoticed; restore it from a backup, or '
+            f"{_REBUILD_RUN}"
+        )
+    _check_types(path, values)
     return values
 
 
-def _check_values(path: Path, values: dict[str, Any], remedy: str) -> None:
-    """Check that this version reads the run folder, and validate the types of the values in run.json.
-
-    Args:
-        path: path of the file, for the error message.
-        values: contents of the file.
-        remedy: advice for the error message.
+def _refuse_other_versions(path: Path, values: dict[str, Any]) -> None:
+    """Check that this version reads the run folder.
 
     Raises:
-        RunFolderError: another version wrote the folder, or a value has an unexpected type; the message names it.
+        RunFolderError: another version wrote it.
     """
     if (schema := values.get("schema", RUN_SCHEMA)) != RUN_SCHEMA:
         raise RunFolderError(
@@ -89,9 +91,17 @@ def _check_values(path: Path, values: dict[str, Any], remedy: str) -> None:
             f"schema {RUN_SCHEMA}. Use the version recorded in its `versions`, or start a new run: selfeval run RECIPE "
             "--output NEW"
         )
+
+
+def _check_types(path: Path, values: dict[str, Any]) -> None:
+    """Validate the types of the values in run.json.
+
+    Raises:
+        RunFolderError: a value has an unexpected type; the message names it.
+    """
     try:
         _Run.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key, got = visible(".".join(str(part) for part in first["loc"])), shortened(repr(first["input"]))
-        raise RunFolderError(f"{path} is damaged: {key} is {visible(got)}; {first['msg']}; {remedy}") from None
+        raise RunFolderError(f"{path} is damaged: {key} is {visible(got)}; {first['msg']}; {_REBUILD_RUN}") from None
