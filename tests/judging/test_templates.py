@@ -367,6 +367,9 @@ def test_the_fingerprint_changes_with_any_file(copy: Path) -> None:
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{{ 10 ** 10 ** 10 }}",
         "{% set n = 10 ** 15 %}{{ n * n * n * n * n * n }}",
+        "{{ 'a'.center(50000000)|length }}",
+        "{{ ('a' * 9999).replace('a', 'a' * 9999)|length }}",
+        "{% set x = 'a,' * 9999 %}{% for a in x %}{% for b in x.split(',') %}{% endfor %}{% endfor %}",
     ],
 )
 def test_a_template_that_takes_all_memory_or_time_is_refused(copy: Path, greedy: str) -> None:
@@ -374,6 +377,13 @@ def test_a_template_that_takes_all_memory_or_time_is_refused(copy: Path, greedy:
     path.write_text(path.read_text() + greedy)
     with pytest.raises(ModelError, match=r"reply\.jinja cannot be rendered: .*a template"):
         load(copy)
+
+
+def test_a_limit_that_a_later_text_exceeds_is_named_with_the_template(copy: Path) -> None:
+    (copy / "reply.jinja").write_text("{{ question.replace('a', question) }}")
+    templates = load(copy)
+    with pytest.raises(ModelError, match=r"reply\.jinja cannot be rendered: the method replace .* 4,194,304 characters"):
+        templates.render("reply", question="a" * 9999)
 
 
 def test_a_template_may_loop_and_repeat_within_reason(copy: Path) -> None:

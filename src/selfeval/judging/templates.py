@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined, TemplateError, meta
+from jinja2 import DictLoader, Environment, TemplateError, meta
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
@@ -99,12 +99,14 @@ class Templates:
     Attributes:
         tokenizer: tokenizer with the chat template that is used.
         parts: whether the chat template expects message content as a list of parts.
+        folder: folder of the templates, for messages.
     """
 
     tokenizer: PreTrainedTokenizerBase
     environment: PromptEnvironment
     settings: Settings
     parts: bool = False
+    folder: Path = _OWN
 
     @classmethod
     def load(
@@ -136,7 +138,7 @@ class Templates:
         # Before the templates are rendered: whether there is a chat template decides how they are.
         tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day)
         parts = bool(getattr(tokenizer, "chat_template", None)) and uses_parts(tokenizer)
-        templates = cls(tokenizer, _environment(folder, texts, day), settings, parts)
+        templates = cls(tokenizer, _environment(folder, texts, day), settings, parts, folder)
         for kind in read:
             _check(templates, kind, folder / f"{kind.name}.jinja")
             if kind.labels:
@@ -189,10 +191,18 @@ class Templates:
         return self.render(kind, **clean)
 
     def render(self, kind: str, **values: Any) -> str:
-        """Return the text of a prompt, without the chat template; a turn begins with a mark (`turns_of`)."""
-        template = self.environment.get_template(f"{kind}.jinja")
+        """Return the text of a prompt, without the chat template; a turn begins with a mark (`turns_of`).
+
+        Raises:
+            ModelError: the template raises an error or exceeds a limit (`selfeval.judging.sandbox`).
+        """
         functions = turn_functions(chat=self.uses_chat)
-        return template.render(chat=self.uses_chat, range=self.environment.limited_range(), **functions, **values)
+        try:
+            return self.environment.render(f"{kind}.jinja", chat=self.uses_chat, **functions, **values)
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program: it may raise anything
+            raise ModelError(f"{self.folder / kind}.jinja cannot be rendered: {reason(error)}") from error
 
     def clean(self, text: str) -> str:
         """Return `text` without control tokens and marks of turns, so a reply cannot pose as part of the prompt."""
@@ -313,7 +323,7 @@ def check_complete(folder: Path, texts: Mapping[str, str], kinds: Collection[Tem
 def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnvironment:
     """Return an environment with the date of the run. A model's own templates are untrusted: they must not run code."""
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
-    environment = PromptEnvironment(loader=DictLoader(frozen), undefined=StrictUndefined, autoescape=False)
+    environment = PromptEnvironment(DictLoader(frozen))
     for name in texts:
         if name not in (SETTINGS, CHAT_TEMPLATE):
             refuse_chance(texts[name], str(folder / name))
@@ -336,7 +346,9 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
         # Empty values are left alone: the template may omit the sentence around them.
         others = {name: _OTHER.get(name, _OTHER_TEXT) for name, value in values.items() if value}
         changed = {name: templates.render(kind, **{**values, name: other}) for name, other in others.items()}
-    except Exception as error:  # a template is a program: it may raise anything
+    except ModelError:
+        raise
+    except Exception as error:  # the chat template may raise anything
         raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
     if not ids:
         raise ModelError(f"{path} renders to an empty prompt; add the prompt text")

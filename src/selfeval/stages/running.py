@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfeval.config import RunConfig, load_config, nearest
-from selfeval.errors import InputError
+from selfeval.errors import InputError, RunFolderError
 from selfeval.runs.reader import RunReader
 from selfeval.runs.run import Run
 from selfeval.stages import STAGE_NAMES
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "config_to_run", "execute", "new_config", "run", "stop_at"]
 
+_WEIGHTS_FOLDER = "backbone.placement.folder"
 _EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
 
 
@@ -108,7 +109,30 @@ def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignment
     values = {**RunReader(folder).config.model_dump(mode="json"), "backbone.memory_budget": memory_budget}
     if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
         values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run folder has a copy
-    return load_config(None, values, assignments)
+    placement = values["backbone"]["placement"]
+    recorded = placement["folder"]
+    placement["folder"] = ""
+    config = load_config(None, values, assignments)
+    named = any(assignment.partition("=")[0].strip() == _WEIGHTS_FOLDER for assignment in assignments)
+    if recorded and not named and not config.backbone.placement.folder:
+        return load_config(None, values, [*assignments, f"{_WEIGHTS_FOLDER}={json.dumps(_inside(folder, recorded))}"])
+    return config
+
+
+def _inside(run: Path, recorded: str) -> str:
+    """Return the folder for weights that a run.json names, if it is part of the run.
+
+    Raises:
+        RunFolderError: it is elsewhere. A run folder may come from an untrusted source, so only this command's own options
+            choose a place outside of it that is written to.
+    """
+    if not Path(recorded).resolve().is_relative_to(run.resolve()):
+        option = f"--set {_WEIGHTS_FOLDER}"
+        raise RunFolderError(
+            f"{run / 'run.json'} sets {_WEIGHTS_FOLDER} = {recorded}, which is outside of the run folder; a resumed run writes "
+            f'there only if the command says so: add {option}={recorded}, or {option}="" for a temporary folder'
+        )
+    return recorded
 
 
 def stop_at(until: str, rounds: int) -> tuple[int, str]:
