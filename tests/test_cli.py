@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,26 @@ def test_a_second_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130
     assert err == "\nInterrupted. Nothing is lost: rerun the same command to resume.\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("under_nohup", [False, True])
+def test_a_closed_terminal_interrupts_a_command_except_under_nohup(monkeypatch: pytest.MonkeyPatch, under_nohup: bool) -> None:
+    from selfeval.cli import main
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "argv", ["selfeval", "--version"])
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if under_nohup else signal.SIG_DFL)
+        with pytest.raises(SystemExit):
+            main()
+        assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) == under_nohup
+        assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL  # which would end the process without any clean-up
+        with pytest.raises(KeyboardInterrupt) if not under_nohup else nullcontext():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_output_that_nobody_reads_any_more_is_no_error(tmp_path: Path) -> None:

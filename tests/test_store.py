@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -219,6 +220,27 @@ def test_an_empty_folder_and_one_killed_at_its_first_write_are_taken(tmp_path: P
     (tmp_path / ".lock").touch()
     (tmp_path / ".run.json.part").write_text("{")
     RunStore(tmp_path).close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "made again"])
+def test_a_folder_that_was_removed_is_not_created_again(store: RunStore, again: bool) -> None:
+    """Its shards would belong to no configuration, and no lock would keep another process out."""
+    shutil.rmtree(store.root)
+    if again:
+        store.root.mkdir()
+    writes = (
+        lambda: store.update_run(status="interrupted"),
+        lambda: store.begin("questions", "k"),
+        lambda: store.write_shard("questions", 0, QUESTIONS),
+        lambda: store.add_metrics("policy", {"step": 1}),
+        lambda: store.finish("questions", "k", {}),
+    )
+    for write in writes:
+        with pytest.raises(
+            RunFolderError, match=r"run was removed or replaced while .*move it back and rerun the same command"
+        ):
+            write()
+    assert list(store.root.rglob("*")) == []
 
 
 def test_a_second_process_is_kept_out_until_the_first_one_is_done(store: RunStore) -> None:

@@ -186,6 +186,44 @@ def test_a_damaged_index(folder: Path, text: str) -> None:
     refused(folder, "model.safetensors.index.json", "download it again")
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/hostname"])
+def test_an_index_that_lists_a_file_outside_of_the_folder(folder: Path, name: str) -> None:
+    """transformers would join the name to the folder and load the weights there."""
+    shutil.copytree(folder, folder.parent / "other")
+    index = sharded(folder) / "model.safetensors.index.json"
+    edit(index, weight_map=dict.fromkeys(json.loads(index.read_text())["weight_map"], name))
+    refused(folder, "model.safetensors.index.json", f"lists '{name}', which is not a file in the model folder")
+
+
+def test_an_adapter_config_does_not_lead_to_another_base(folder: Path) -> None:
+    """transformers would load the weights of the folder that it names, and the adapter of this one."""
+    shutil.copytree(folder, folder.parent / "other")
+    values = {
+        "base_model_name_or_path": str(folder.parent / "other"),
+        "peft_type": "LORA",
+        "r": 2,
+        "target_modules": ["q_proj"],
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    refused(folder, "both a config.json and an adapter_config.json for", "remove adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "evil/kernel@main:function"},
+        {"experts_implementation": "/tmp/kernel"},
+        {"text_config": {"attn_implementation": "evil/kernel"}},
+        {"attn_implementation": {"text_config": "evil/kernel"}},
+    ],
+)
+def test_a_config_that_names_a_kernel_on_the_hub(folder: Path, values: dict[str, Any]) -> None:
+    """transformers would download and execute it, if the package kernels is installed."""
+    edit(folder / "config.json", **values)
+    refused(folder, "_implementation = ", "never executed; remove that line")
+
+
 def test_headers_say_where_a_tensor_is(folder: Path) -> None:
     headers = read_headers((folder / "model.safetensors",))
     data = (folder / "model.safetensors").read_bytes()

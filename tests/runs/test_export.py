@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -737,3 +738,34 @@ def test_a_foreign_template_runs_no_code_in_the_snippets(kind: str, tmp_path: Pa
         monkeypatch.setattr(sys.modules[__name__], "QUESTION", "How many apples are left?")
     Template(SHELL).render()
     assert Path("RAN").exists(), "outside of a sandbox it runs"
+
+
+def test_files_that_appear_in_the_target_during_an_export_stay(tmp_path: Path) -> None:
+    run, target = Run(tmp_path), tmp_path / "out"
+
+    def add_a_file(step: str) -> Any:
+        target.mkdir(exist_ok=True)
+        (target / "thesis.txt").write_text("mine")
+        return nullcontext()
+
+    with pytest.raises(StorageError, match=r"out: files have appeared in that folder.*use another folder"):
+        export_role(run.config, run.folder, "policy", target, merge=False, precision="base", waiting=add_a_file)
+    assert [(path.name, path.read_text()) for path in target.iterdir()] == [("thesis.txt", "mine")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "run"]
+
+
+def test_two_exports_to_one_folder_do_not_mix(tmp_path: Path) -> None:
+    run, target = Run(tmp_path), tmp_path / "out"
+    refused: list[str] = []
+
+    def export_again(step: str) -> Any:
+        if step.startswith("writing"):
+            with pytest.raises(ExportError, match="another process is exporting to") as caught:
+                run.export(EVALUATOR, target)
+            refused.append(str(caught.value))
+        return nullcontext()
+
+    export_role(run.config, run.folder, "policy", target, merge=False, precision="base", waiting=export_again)
+    assert len(refused) == 1
+    assert read_json(target / "export.json")["role"] == "policy"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "run"]

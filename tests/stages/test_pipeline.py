@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import FullDisk
 from killed_steps import killed_at
 from selfeval.config import BackboneConfig, RunConfig
-from selfeval.errors import ConfigError, LostWorkError, RunFolderError
+from selfeval.errors import ConfigError, LoopError, LostWorkError, RunFolderError, StorageError
 from selfeval.stages import evaluation, gold, pipeline
+from selfeval.stages.context import Context, in_process
 from selfeval.stages.gold import load_gold
 from selfeval.stages.restore import restore
+from selfeval.stages.shards import Executor
 from selfeval.stages.terminal import Terminal
 from selfeval.store import Archive, RunStore, write_json
 from stage_world import FILES, SHARDS, STAGES, World
@@ -162,6 +165,51 @@ def test_an_exception_leaves_an_interrupted_run_that_goes_on(world: World, error
     assert world.run() == from_("verdicts")
     assert world.redone == ["verdicts 1", "pairs 0", "pairs 1"]  # the shard before the exception was kept
     assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+def _is_refused(world: World, disk: FullDisk) -> bool:
+    """Run the world; return whether the disk became full, after checking the message."""
+    try:
+        world.run(restart=False)
+    except StorageError as error:
+        message = str(error)
+    else:
+        return False
+    assert disk.refused is not None
+    written = re.sub(r"/\.([^/]+)\.part.*", r"/\1", disk.refused)
+    assert re.search(rf"cannot write {re.escape(written)}\b.*free some space and rerun the same command", message), message
+    return True
+
+
+def test_a_full_disk_at_any_write_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = World(tmp_path / "undisturbed", monkeypatch)
+    undisturbed.run()
+    world = World(tmp_path / "world", monkeypatch)
+    disk = FullDisk(world.run_folder, monkeypatch)
+    while _is_refused(world, disk):
+        assert list(world.run_folder.rglob("*.part")) == []
+        disk.free()
+    assert disk.refused is None
+    assert len(disk.kinds) > 50
+    assert world.files() == undisturbed.files()
+    assert world.states() == dict.fromkeys(STAGES, "finished")
+
+
+def test_the_error_that_ended_a_run_is_not_hidden_by_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FullDisk(world.run_folder, monkeypatch)
+    disk.kinds = None
+
+    def fail(context: Context) -> Executor:
+        disk.fill()
+        raise LoopError("no pairs are left")
+
+    world.executor_of = fail
+    with pytest.raises(LoopError, match="no pairs are left"):
+        world.run()
+    assert world.info()["status"] == "running"  # run.json could not be written
+    disk.free()
+    world.executor_of = in_process
+    assert world.run() == list(STAGES)
 
 
 # -- what is lost -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from selfeval.backbone.tokens import ControlTokens, sample_ids
 from selfeval.backbone.weights import check_fit, check_pointers, read_headers, weight_files
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
+from selfeval.texts import shortened
 
 __all__ = ["ModelParts", "check_causal", "check_model", "errors_of_model", "read_parts"]
 
@@ -96,12 +97,15 @@ def read_parts(
     _check_folder(name)
     with errors_of_model(name):
         # Before AutoConfig, which refuses a model_type that is not registered.
-        register_family(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
+        values = PreTrainedConfig.get_config_dict(name)[0]
+        _refuse_kernels(values, name)
+        register_family(values.get("model_type"))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         check_causal(config, name)
         stretch = stretch_positions(config, context or ContextConfig(), name)
         tokenizer = _tokenizer(name, trust_remote_code)
         files = weight_files(name, download=download)
+        _refuse_adapter(name, files)
         shell = meta_model(config, trust_remote_code=trust_remote_code)
         notes = [*_check_weights(shell, files, name), *_check_tokens(shell, tokenizer, name)]
     return ModelParts(config, tokenizer, files, shell, stretch, notes)
@@ -192,6 +196,33 @@ def _base_of(adapter: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return f" for {base}" if base else ""
+
+
+def _refuse_adapter(name: str, files: tuple[Path, ...]) -> None:
+    """Refuse a model with an adapter_config.json: transformers would load the base that it names, from any folder or hub id."""
+    folders = {Path(name), *(path.parent for path in files)}
+    if found := next((folder for folder in sorted(folders) if (folder / "adapter_config.json").is_file()), None):
+        raise ModelError(
+            f"{name} has both a config.json and an adapter_config.json{_base_of(found)}, so it is unclear which model it is; "
+            "remove adapter_config.json if the folder has the complete weights, or merge the adapter into its base "
+            "(PeftModel.merge_and_unload, then save_pretrained) and pass the merged folder"
+        )
+
+
+def _refuse_kernels(values: Mapping[str, Any], name: str) -> None:
+    """Refuse a config that names a kernel on the hub: transformers would download and execute it, without `trust_remote_code`.
+
+    Raises:
+        ModelError: a setting such as `attn_implementation`, at any depth, is a hub id or a path.
+    """
+    for key, value in values.items():
+        if key.endswith("_implementation") and "/" in str(value):
+            raise ModelError(
+                f"config.json of {name} sets {key} = {shortened(repr(value))}, code from the hub, which is never executed; "
+                "remove that line (backbone.context.attention selects the attention)"
+            )
+        if isinstance(value, Mapping):
+            _refuse_kernels(value, name)
 
 
 # -- config, tokenizer, weights -----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from selfeval.errors import ModelError
+from selfeval.links import stays_inside
 
 __all__ = ["TensorHeader", "check_fit", "check_pointers", "check_report", "is_lfs_pointer", "read_headers", "weight_files"]
 
@@ -112,6 +113,8 @@ def _shards(index: Path) -> list[str]:
         ) from error
     if not names or not all(isinstance(name, str) for name in names):
         raise ModelError(f"{index} lists no weight files in its weight_map; download it again")
+    if outside := next((name for name in sorted(names) if not stays_inside(name)), None):
+        raise ModelError(f"{index} lists {outside!r}, which is not a file in the model folder; download it again")
     return sorted(names)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfeval import __version__
-from selfeval.cli.failures import clear_errors, refuse_broken_arguments
+from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
 from selfeval.errors import InputError
 from selfeval.stages import STAGE_NAMES
 from selfeval.versions import versions_note
@@ -566,9 +566,10 @@ def _interrupt(*arguments: Any) -> None:
 
 
 def main(handler: Callable[..., None] = _interrupt) -> None:
-    """Run the command line. SIGTERM is handled like Ctrl-C."""
-    # A scheduler ends jobs with SIGTERM; as an exception it runs the same clean-up as Ctrl-C.
-    signal.signal(signal.SIGTERM, handler)
+    """Run the command line. SIGTERM and SIGHUP are handled like Ctrl-C."""
+    # A scheduler ends jobs with SIGTERM, a closed terminal with SIGHUP; as an exception they run the same clean-up as Ctrl-C.
+    for number in end_signals():
+        signal.signal(number, handler)
     refuse_broken_arguments(sys.argv[1:])
     try:
         app()

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -28,7 +28,7 @@ from selfeval.errors import InputError, is_out_of_memory
 from selfeval.texts import visible
 from selfeval.versions import versions_note
 
-__all__ = ["Command", "clear_errors", "refuse_broken_arguments"]
+__all__ = ["Command", "clear_errors", "end_signals", "refuse_broken_arguments"]
 
 _LOG = "error.log"
 _BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -81,13 +81,22 @@ def _stop(code: int, sentence: str, debug: bool) -> NoReturn:
         sentence += f"\nNote: {note}"
     if debug:
         traceback.print_exc()
-    typer.echo(visible(sentence, keep="\n"), err=True)
+    with suppress(OSError):  # the terminal may be closed
+        typer.echo(visible(sentence, keep="\n"), err=True)
     raise typer.Exit(code) from None
+
+
+def end_signals() -> list[signal.Signals]:
+    """Return the signals that end a command, apart from Ctrl-C. SIGHUP stays ignored under `nohup`; Windows has none."""
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, hangup]
 
 
 def _leave_quietly_from_now_on() -> None:
     """Make a second Ctrl-C exit at once: nothing is left to clean up, and its traceback would hide the sentence."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, *end_signals()):
         signal.signal(number, lambda *_: os._exit(130))
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from selfeval import __version__
 from selfeval.backbone.adapters import BASE
@@ -30,7 +31,7 @@ from selfeval.runs.export_tokenizers import Tokenizers, pick_tokenizers
 from selfeval.runs.policy import GUIDE
 from selfeval.runs.reader import backbone_config
 from selfeval.runs.templates import copy_templates, templates_of_run
-from selfeval.store import check_files, read_json, read_run, write_json, writing
+from selfeval.store import as_storage_error, check_files, read_json, read_run, write_json, writing
 
 __all__ = ["MERGED_PRECISIONS", "TUNING", "Exported", "export_role", "find_role", "free_folder"]
 
@@ -118,12 +119,51 @@ def export_role(
     _refuse_guided(folder / "roles" / name)
     target = free_folder(target)
     base = find_base(config.model, base_id)
+    with _locked(target):
+        return _export(config, folder, name, target, base, merge, precision, waiting, trust_remote_code)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Lock the target: two exports would write to the same temporary folder next to it.
+
+    Raises:
+        ExportError: another process is exporting to it.
+        StorageError: the lock file cannot be written.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ExportError(f"another process is exporting to {target}; wait for it, or pass another folder to --to") from error
+    except OSError as error:
+        raise as_storage_error(target, error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _export(
+    config: RunConfig,
+    folder: Path,
+    name: str,
+    target: Path,
+    base: BaseModel,
+    merge: bool,
+    precision: str,
+    waiting: Waiting,
+    trust_remote_code: bool,
+) -> Exported:
     with waiting(f"loading {config.model}"):
         backbone = Backbone.load(config.model, _as_in_the_run(config, folder), trust_remote_code=trust_remote_code)
         load_role(backbone, name, folder / "roles" / name)
         templates = templates_of_run(folder, backbone.loaded.tokenizer, config.verdicts)
     # Everything is written to a temporary folder: an error, or weights that disagree, leave nothing at the target.
-    with waiting(f"writing {name}"), writing(target) as part:
+    with waiting(f"writing {name}"), writing(target, new=True) as part:
         copy_templates(folder, part / "templates")
         tokenizers = pick_tokenizers(backbone, name, templates)
         source = base.hub_id or config.model

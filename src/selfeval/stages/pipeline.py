@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from selfeval.backbone.meters import peak_resident_bytes
 from selfeval.backbone.snapshot import commit_of
-from selfeval.errors import LostWorkError, RunFolderError
+from selfeval.errors import InputError, LostWorkError, RunFolderError
 from selfeval.stages import report
 from selfeval.stages.changes import agree, loss_of, what_changed
 from selfeval.stages.context import Context
@@ -16,12 +17,13 @@ from selfeval.stages.gold import check_domain
 from selfeval.stages.graph import STAGES, Stage, input_fingerprints, ledger_of
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates
 from selfeval.stages.trackers import check_installed
-from selfeval.store import RUN_SCHEMA, Changed, Damaged, Expected, Fresh, Ledger, Missing, State
+from selfeval.store import RUN_SCHEMA, Changed, Damaged, Expected, Fresh, Ledger, Missing, RunStore, State
 
 __all__ = [
     "bring_report_up_to_date",
     "has_current_evidence",
     "is_finished",
+    "note_interruption",
     "run_stages",
     "set_changed_aside",
     "start_round",
@@ -47,12 +49,21 @@ def run_stages(context: Context, until: str | None = None) -> bool:
         # A list, because `any` over a generator would stop at the first stage that had work to do.
         worked = [_bring_up_to_date(context, stage, ledger) for stage in wanted]
     except BaseException:
-        context.store.update_run(status="interrupted")
+        note_interruption(context.store)
         raise
     finally:
         context.trackers.close()
     context.store.update_run(status="finished" if is_finished(context) else "partial")
     return any(worked)
+
+
+def note_interruption(store: RunStore) -> None:
+    """Set the status of the run to interrupted, if run.json can be written.
+
+    On a full disk it cannot. The error that ended the run must still reach the user, because it names what to change.
+    """
+    with suppress(InputError):
+        store.update_run(status="interrupted")
 
 
 def bring_report_up_to_date(context: Context) -> bool:
@@ -243,7 +254,8 @@ def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:
         counts = stage.run(context)
     except BaseException:
         seconds = time.monotonic() - started
-        store.record_stage(stage.name, state="interrupted", seconds=seconds, memory_events=_memory_events(context, stage))
+        with suppress(InputError):  # as in `note_interruption`
+            store.record_stage(stage.name, state="interrupted", seconds=seconds, memory_events=_memory_events(context, stage))
         raise
     finally:
         context.close_executor()

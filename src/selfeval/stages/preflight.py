@@ -81,7 +81,7 @@ def run_folder(root: Path) -> Iterator[RunStore]:
 
 def _clear(root: Path, *, keep: bool, only_if: bool) -> None:
     """Empty the folder if `only_if`, and remove it unless `keep`."""
-    if not only_if:
+    if not only_if or not root.is_dir():  # removed while this process was using it
         return
     for path in root.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -18,6 +18,7 @@ from selfeval.stages.pipeline import (
     bring_report_up_to_date,
     has_current_evidence,
     is_finished,
+    note_interruption,
     run_stages,
     set_changed_aside,
     start_round,
@@ -53,7 +54,7 @@ def run_rounds(first: Context, until: tuple[int, str | None] | None = None) -> b
     try:
         worked = _run_all(contexts, last, stage)
     except BaseException:
-        first.store.update_run(status="interrupted")
+        note_interruption(first.store)
         raise
     finally:
         # Each later round holds the lock of its folder; the caller closes the store of round 1.

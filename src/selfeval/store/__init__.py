@@ -2,6 +2,7 @@
 
 from selfeval.store.archive import OF_THE_RUN, Archive
 from selfeval.store.files import (
+    as_storage_error,
     content_hash,
     file_hash,
     fingerprint,
@@ -44,6 +45,7 @@ __all__ = [
     "Output",
     "RunStore",
     "State",
+    "as_storage_error",
     "check_files",
     "content_hash",
     "file_hash",

@@ -192,10 +192,14 @@ def read_object(path: Path, *keys: str, remedy: str | None = None) -> dict[str, 
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, new: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
     An existing file is replaced by a file, and an existing folder by a folder.
+
+    Args:
+        path: a file, or a folder, which is replaced with everything in it.
+        new: never replace anything but an empty folder. Default: False.
 
     Raises:
         StorageError: the disk is full or cannot be written; an existing file at `path` is unchanged.
@@ -209,6 +213,8 @@ def writing(path: Path) -> Iterator[Path]:
         open_to_umask(temporary)
         # Before the rename: after a power failure, the new name must not point to data that were never written.
         _sync(temporary)
+        if new and path.is_dir():
+            os.rmdir(path)
         _replace(temporary, path)
     # KeyboardInterrupt included: no temporary files are left behind.
     except BaseException as error:
@@ -327,6 +333,7 @@ _CAUSES = {
     errno.EROFS: ("the disk is mounted read-only", "mount it read-write, or copy the folder to another disk and use that"),
     errno.ENAMETOOLONG: ("the name is too long for this disk", "use a folder with a shorter path"),
     errno.EISDIR: ("a folder of that name exists", "move that folder away and rerun the same command"),
+    errno.ENOTEMPTY: ("files have appeared in that folder", "move them away, or use another folder, and rerun the command"),
     errno.ELOOP: ("its path is a loop of symbolic links", "remove the link, or use another folder"),
     errno.EIO: ("the disk reports an input/output error", "check the disk, or copy the folder to another disk and use that"),
     errno.EMFILE: ("this process has too many files open", "raise the limit (ulimit -n) and rerun the same command"),

@@ -8,6 +8,7 @@ existence means that the stage is finished. Results that cannot be used any more
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +64,7 @@ class RunStore:
         except OSError as error:
             raise as_storage_error(root, error) from error
         self._archive = Archive(root)
+        self._folder_id = _identity(root)
         try:
             for path in found:
                 recover_folder(path)
@@ -92,6 +94,17 @@ class RunStore:
         """Release the lock."""
         self._lock.release()
 
+    def _refuse_another_folder(self) -> None:
+        """Refuse to write if the folder was removed, or removed and created again.
+
+        Writing would create it again without run.json, and without the lock: its results would belong to no configuration.
+        """
+        if _identity(self.root) != self._folder_id:
+            raise RunFolderError(
+                f"{self.root} was removed or replaced while this process was using it; move it back and rerun the same "
+                "command, or start again"
+            )
+
     # -- run.json ---------------------------------------------------------------------------------------------------
 
     @property
@@ -100,7 +113,12 @@ class RunStore:
         return read_run(self.root) if (self.root / "run.json").exists() else {}
 
     def update_run(self, **values: Any) -> None:
-        """Set top-level values of run.json."""
+        """Set top-level values of run.json.
+
+        Raises:
+            RunFolderError: run.json is damaged, or the folder was removed.
+        """
+        self._refuse_another_folder()
         write_sealed(self.root / "run.json", {**self.run, **values})
 
     def record_stage(self, stage: str, **values: Any) -> None:
@@ -127,6 +145,7 @@ class RunStore:
             key: fingerprint of the configuration that its output depends on.
             inputs: fingerprint of the outputs that it reads. Default: empty.
         """
+        self._refuse_another_folder()
         values = {"key": key, "inputs": inputs}
         # An unchanged key is left alone, so a resume does not touch the files of a finished stage.
         if ledger.read_key(self.root, stage) != values:
@@ -215,6 +234,7 @@ class RunStore:
             inputs: fingerprint of the outputs that it read. Default: empty.
             also: additional files and folders whose integrity is checked, although no stage depends on them. Default: none.
         """
+        self._refuse_another_folder()
         manifest = {
             "stage": stage,
             "key": key,
@@ -271,6 +291,7 @@ class RunStore:
 
         Their hashes are added to the stage's journal first, so a kill at any point leaves no shard without a journal entry.
         """
+        self._refuse_another_folder()
         parts = [*([] if drops is None else [as_lines(drops)]), as_lines(records)]
         paths = self._paths_of_shard(stage, index, drops=drops is not None)
         hashes = {path: hashlib.sha256(lines).hexdigest() for path, lines in zip(paths, parts, strict=True)}
@@ -303,6 +324,7 @@ class RunStore:
 
     def add_metrics(self, stage: str, values: Mapping[str, Any]) -> None:
         """Append a line to the stage's metrics."""
+        self._refuse_another_folder()
         metrics.add_metrics(self.metrics_path(stage), values)
 
     def keep_metrics(self, stage: str, last_step: int) -> None:
@@ -312,3 +334,12 @@ class RunStore:
     def read_metrics(self, stage: str) -> list[dict[str, Any]]:
         """Read the stage's metrics; skip a truncated last line."""
         return metrics.read_metrics(self.metrics_path(stage))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return device and number of a folder, which another folder of the same name does not have; None if there is none."""
+    try:
+        facts = os.stat(folder)
+    except FileNotFoundError:
+        return None
+    return facts.st_dev, facts.st_ino
