@@ -73,6 +73,9 @@ def test_the_figures_of_a_probe_by_hand() -> None:
         pytest.param([biased(VerdictState.KEPT)] * 16, True, ["position_bias"], id="kept, at keep = 0.5"),
         pytest.param([verdict("q", 0.7, UNSURE)] * 16, True, ["unsure"], id="consistent but not confident"),
         pytest.param([verdict("q", 0.5, TIE, ties=(0.9, 0.9))] * 16, True, ["ties"], id="ties in both orders"),
+        pytest.param(
+            [verdict("q", 0.5, TIE, ties=(0.9, 0.9))] * 11 + [verdict()] * 5, True, [], id="ties of a judge that works"
+        ),
         pytest.param([unread(Unreadable.CUT, None)] * 7 + [verdict()] * 9, True, [], id="below a quarter of the orders"),
         pytest.param([unread(Unreadable.CUT, None)] * 8 + [verdict()] * 8, True, ["cut"], id="a quarter of the orders"),
     ],

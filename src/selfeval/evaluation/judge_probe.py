@@ -20,7 +20,10 @@ __all__ = ["PROBED", "diagnose", "probe_sentences"]
 PROBED = 16
 """Pairs of the probe."""
 COMMON = 0.25
-"""Share of the orders, or of the pairs, from which on a problem is a finding."""
+"""Share of the orders from which on a cause is a finding."""
+MOST = 0.75
+"""Share of the readable pairs from which on ties or unsure pairs are a finding. On the embedded model, whose judge works, half
+of the pairs are ties: both replies are right, or both wrong."""
 
 
 def diagnose(verdicts: Sequence[Verdict], config: RunConfig) -> JudgeProbe:
@@ -140,10 +143,10 @@ def _choice_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list[Pro
     if len(biased) > len(read) / 2:
         seen = f"in {len(biased)} {of}, both orders chose the reply in the same position"
         found.append(_finding("position_bias", seen, _less_bias(config)))
-    if len(ties) > len(read) / 2:
+    if ties and len(ties) >= MOST * len(read):
         seen = f"{len(ties)} {of} are ties"
         found.append(_finding("ties", seen, _fewer_ties(config)))
-    if unsure and len(unsure) > len(read) / 2:
+    if unsure and len(unsure) >= MOST * len(read):
         seen = f"{len(unsure)} {of} have less confidence than verdicts.keep = {settings.keep:g}, although the orders agree"
         found.append(_finding("unsure", seen, "lower verdicts.keep, which keeps noisier labels, or use a stronger model"))
     return found

@@ -279,7 +279,8 @@ class JudgeProbe(Part):
     usable: Annotated[bool, Hidden("a run continues with an unusable judge only with --force, and the findings say why")]
     """Whether a verdict was kept, or could be: false if every pair is unparsable or its orders chose the same position."""
     findings: tuple[ProbeFinding, ...]
-    """Problems that concern at least a quarter of the orders, or more than half of the readable pairs."""
+    """Problems that concern at least a quarter of the orders, more than half of the readable pairs (position bias), or at least
+    three quarters of them (ties, unsure)."""
 
 
 class Verdicts(Part):
