@@ -3,7 +3,7 @@
 jinja2's sandbox keeps a template away from Python's internals, but does not limit memory or time: `'x'|center(10**10)` is one
 operation, and three nested loops over 10**5 numbers never end. Three limits are added here:
 
-- No value that enters or leaves an operation is larger than `LARGEST_TEXT` characters, lists counted with all that they
+- No value that enters or leaves an operation is larger than `growth.LARGEST_TEXT` characters, lists counted with all that they
   contain. Operations whose result may be much larger than their arguments are estimated before they are executed
   (`selfeval.judging.growth`).
 - A rendering takes at most `MOST_STEPS` steps. The body of a loop, macro, block or included template has as many steps as
@@ -27,9 +27,9 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from selfeval.judging.growth import LARGEST_TEXT, Size, filter_growth, growth_of_operator, method_growth, refuse_large, size_of
+from selfeval.judging.growth import Size, filter_growth, growth_of_operator, method_growth, refuse_large, size_of
 
-__all__ = ["LARGEST_TEXT", "MOST_SECONDS", "MOST_STEPS", "PromptEnvironment"]
+__all__ = ["MOST_SECONDS", "MOST_STEPS", "PromptEnvironment"]
 
 MOST_STEPS, MOST_SECONDS = 1_000_000, 10.0
 
