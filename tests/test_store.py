@@ -839,6 +839,14 @@ def test_an_archive_with_damaged_facts_is_refused(tmp_path: Path, name: str, val
         Archive(tmp_path).facts(1)
 
 
+@pytest.mark.parametrize("row", [{"seconds": "1\nforged"}, {"seconds": None}, {"counts": [1]}, {"counts": 3}])
+def test_an_archive_with_damaged_costs_is_refused(tmp_path: Path, row: dict[str, object]) -> None:
+    facts = {"config": {}, "keys": {}, "stages": {"policy": row}, "paths": []}
+    write_json(tmp_path / "replaced" / "1" / "archive.json", facts)
+    with pytest.raises(RunFolderError, match=r"a stage's 'seconds' are no number, or its 'counts' no object"):
+        Archive(tmp_path).facts(1)
+
+
 def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
     # `read(n)` takes n bytes at once, whatever the file holds: 256 MiB here ended a run whose address space was limited.
     write_json(tmp_path / "a.json", {"a": 1})

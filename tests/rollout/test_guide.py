@@ -136,4 +136,3 @@ def test_a_guide_that_is_not_there_is_refused() -> None:
         sample(backbone, [Request(Prompt((5,)))], Guide(("q-9",), 1.0))
     with pytest.raises(RoleError, match="select a role first"):
         generate(backbone, [Request(Prompt((5,)))], max_new_tokens=1, seed=0, guide=Guide(("q-0",), 1.0))
-    assert Guide.from_json(Guide(("q-0", "q-1"), 0.25).as_json()) == Guide(("q-0", "q-1"), 0.25)

@@ -214,6 +214,15 @@ def test_shards_that_are_set_aside_while_they_are_read_are_named(run: RunReader)
     assert path.exists()
 
 
+def test_a_link_that_leads_out_of_the_run_is_refused(run: RunReader, tmp_path: Path) -> None:
+    secret = tmp_path.parent / "secret.jsonl"
+    secret.write_text("{}\n")
+    (run.folder / "questions").mkdir(exist_ok=True)
+    (run.folder / "questions" / "shard-00009.jsonl").symlink_to(secret)
+    with pytest.raises(RunFolderError, match=r"shard-00009\.jsonl is a link to .*secret\.jsonl, outside of"):
+        RunReader(run.folder)
+
+
 def test_a_run_that_is_just_starting_says_so(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     with pytest.raises(RunFolderError, match=r"has no run\.json yet; the run is just starting"):

@@ -308,11 +308,12 @@ def restore(
         from selfeval.stages.restore import listed
         from selfeval.stages.restore import restore as put_back
         from selfeval.store import RunStore
+        from selfeval.texts import visible
 
         store = RunStore(folder)
         try:
             if number is None:
-                typer.echo("\n".join(listed(store)) or f"nothing was replaced in {folder}")
+                typer.echo("\n".join(map(visible, listed(store))) or f"nothing was replaced in {folder}")
             else:
                 stages = ", ".join(put_back(store, number))
                 typer.echo(f"restored: {stages}. To resume with their settings: selfeval run --output {folder}")

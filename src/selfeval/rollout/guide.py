@@ -5,7 +5,6 @@ Shapes: B rows, V vocabulary, K guiding roles.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,7 +40,3 @@ class Guide:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Guide:
-        return cls(tuple(values["roles"]), float(values["strength"]))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import overload
 
 from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import InputError, RunFolderError
+from selfeval.links import stays_inside
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
 from selfeval.runs.model import RunModel, TrainedModel
 from selfeval.runs.reader import RunReader
 from selfeval.store import read_object
+from selfeval.texts import shortened, visible
 from selfeval.training.context import POLICY
 
 __all__ = ["GUIDE", "Policy", "load_policy"]
@@ -23,8 +27,25 @@ GUIDE = "guide.json"
 
 
 def _read_guide(roles: Path) -> Guide | None:
+    """Return the guidance, or None without one.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
     noted = roles / POLICY / GUIDE
-    return Guide.from_json(read_object(noted, "roles", "strength")) if noted.is_file() else None
+    if not noted.is_file():
+        return None
+    values = read_object(noted, "roles", "strength")
+    names, strength = values["roles"], values["strength"]
+    # A role is a folder next to the policy's.
+    named = isinstance(names, list) and names and all(stays_inside(name) and "/" not in name for name in names)
+    if not named or isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength < inf:
+        found = shortened(visible(json.dumps(values, ensure_ascii=False)))
+        raise RunFolderError(
+            f'{noted} is damaged: expected "roles", a list of names of roles, and "strength", a number above 0; got '
+            f"{found}. Restore a backup of {roles / POLICY}, or move it away and rerun the same command"
+        )
+    return Guide(tuple(names), float(strength))
 
 
 def load_policy(backbone: Backbone, roles: Path) -> Guide | None:

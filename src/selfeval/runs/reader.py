@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from selfeval.config import BackboneConfig, RunConfig, config_of_run, nearest
 from selfeval.errors import InputError, RunFolderError
+from selfeval.links import entries, refuse_links
 from selfeval.records import Drop, Pair, Question, ReferenceAnswer, Reply, Sampled, Seed, Split, Verdict, from_json
 from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
 
@@ -80,7 +81,8 @@ class RunReader:
         folder: folder of the run, or of one of its rounds (`RUN/rounds/02`).
 
     Raises:
-        RunFolderError: the folder is not a run, or its run.json is damaged or was written by an incompatible version.
+        RunFolderError: the folder is not a run, a link in it leads out of it, or its run.json is damaged or was written by an
+            incompatible version.
 
     Example:
         >>> reader = RunReader("runs/first")
@@ -92,6 +94,8 @@ class RunReader:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        # The folder may come from somebody else, and what is read from it is shown, scored and exported.
+        refuse_links(self.folder, entries(self.folder), RunFolderError)
         self.config = self._read_config()
 
     def __repr__(self) -> str:

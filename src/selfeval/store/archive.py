@@ -111,3 +111,6 @@ def _refuse_other_kinds(path: Path, facts: Mapping[str, Any], remedy: str) -> No
         whole = isinstance(value, dict) and (name == "config" or all(isinstance(one, dict) for one in value.values()))
         if not whole:
             raise RunFolderError(f"{path} is damaged (the values of '{name}' are not objects); {remedy}")
+    for row in facts["stages"].values():
+        if not isinstance(row.get("seconds", 0.0), int | float) or not isinstance(row.get("counts") or {}, dict):
+            raise RunFolderError(f"{path} is damaged (a stage's 'seconds' are no number, or its 'counts' no object); {remedy}")
