@@ -48,6 +48,7 @@ from selfeval.report.schema import (
     Labels,
     OverOptimisation,
     Policy,
+    Replies,
     Report,
     Round,
     Sample,
@@ -60,6 +61,7 @@ from selfeval.report.summary import (
     baseline_comparisons,
     baseline_figures,
     evaluator_accuracy,
+    reply_warnings,
     rounds_sentences,
     seconds_by,
     strongest_baseline,
@@ -124,6 +126,8 @@ def all_sections(report: Report, metrics: Metrics) -> View:
         "curves": _curves(report.policy, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
         "verdicts": _verdicts(report.verdicts),
+        "warnings": reply_warnings(report),
+        "replies": _replies(report.replies),
         "samples": _samples(report.samples),
         "dropped": _dropped(report.dropped),
         "cost": _cost(report),
@@ -542,6 +546,15 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
         ],
     }
+
+
+def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:
+    return [
+        ("Replies cut off at the token limit", *cells(replies.unfinished)),
+        ("The same before training", *cells(replies.unfinished_before)),
+        ("The same after training", *cells(replies.unfinished_after)),
+        ("Token limit", count(replies.limit), "", ""),
+    ]
 
 
 def _samples(samples: Sequence[Sample]) -> View:
