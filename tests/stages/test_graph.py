@@ -46,6 +46,7 @@ def test_the_keys_are_those_of_existing_run_folders() -> None:
         assert keys["policy"] == fingerprint([keys["evaluator"], "policy", {"policy": values["policy"]}, {}])
     sections = {f"backbone.{name}": values["backbone"][name] for name in ("precision", "context", "rollout_rows")}
     sections["seed"] = values["seed"]
+    sections["chat.arguments"] = {}
     sections["questions"] = {name: value for name, value in values["questions"].items() if name != "file"}
     ask = _ask_sources(config, day)
     assert second["questions"] == fingerprint([["round", 2, first["policy"]], "questions", sections, {"ask": ask}])
