@@ -41,7 +41,7 @@ _REGISTRIES: dict[tuple[type[BaseModel], str], Collection[str]] = {
     (VerdictsConfig, "judge"): JUDGES,
 }
 """Settings whose allowed values are the names in a registry."""
-_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", ByteSize: "size"}
+_WORDS = {int: "whole number", float: "number", str: "text", Any: "JSON value", bool: "true or false", ByteSize: "size"}
 _SIGNS = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
 
 

@@ -127,6 +127,27 @@ def test_dpo_wants_a_minibatch_of_a_pair() -> None:
     assert load_config(None, {}, kept).policy.settings == DPOConfig(pairs="kept")
 
 
+def test_arguments_of_the_chat_template_are_json_values_by_name() -> None:
+    given = ["chat.arguments.enable_thinking=false", "chat.arguments.tools_in=[1, {a = 'b'}]"]
+    config = load_config(None, {}, given)
+    assert config.chat.arguments == {"enable_thinking": False, "tools_in": [1, {"a": "b"}]}
+    assert config_of_run(json.loads(config.model_dump_json()), Path("run.json")) == config
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("chat.arguments.messages=1", "'messages' cannot be an argument of a chat template"),
+        ("chat.arguments={'a-b' = 1}", "'a-b' cannot be an argument of a chat template"),
+        ("chat.arguments={in = 1}", "'in' cannot be an argument of a chat template"),
+        ("chat.arguments.day=2026-01-31", "day must be a JSON value"),
+        ("chat.arguments.scale=inf", "scale must be a JSON value"),
+    ],
+)
+def test_what_a_chat_template_cannot_be_passed_is_refused(assignment: str, said: str) -> None:
+    assert said in _refusal(assignment)
+
+
 def test_a_range_the_wrong_way_round_is_refused() -> None:
     assert "temperature must be a range [low, high], got low 1.2 > high 0.8" in _refusal("replies.temperature=[1.2, 0.8]")
     assert load_config(None, {}, ["replies.temperature=[0.9, 0.9]"]).replies.temperature == (0.9, 0.9)

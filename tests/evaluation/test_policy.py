@@ -55,7 +55,7 @@ def answered(
     tokens: tuple[int, int] = (8, 6),
     gold: tuple[bool | None, bool | None] = (None, None),
 ) -> Answered:
-    return Answered(f"What is {number}?", f"before {number}", f"after {number}", *tokens, 0.25, found, *gold)
+    return Answered(f"What is {number}?", f"before {number}", f"after {number}", *tokens, True, True, 0.25, found, *gold)
 
 
 def test_wins_ties_and_losses_by_hand() -> None:

@@ -127,3 +127,57 @@ def test_a_frozen_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
     stranger: Any = AutoTokenizer.from_pretrained(tmp_path)
     text = stranger.apply_chat_template([{"role": "user", "content": "How many?"}], tokenize=False)
     assert text == "Today: 06 Jul 2024\nuser: How many?\n"
+
+
+# -- arguments ----------------------------------------------------------------------------------------------------------
+
+THINKS = (
+    "{% macro head() %}{% if enable_thinking is defined and enable_thinking is false %}no {% endif %}think{% endmacro %}"
+    "{{ head() }} {{ tone }} " + PLAIN
+)
+
+
+def load_with(chat: str | None, arguments: dict[str, Any]) -> Templates:
+    tokenizer = tiny_models.words_tokenizer()
+    tokenizer.chat_template = chat
+    return Templates.load(OWN, tokenizer, DAY, arguments=arguments)
+
+
+def test_arguments_reach_every_prompt_as_if_they_were_passed() -> None:
+    given = {"enable_thinking": False, "tone": "calm"}
+    templates, tokenizer = load_with(THINKS, given), tiny_models.words_tokenizer()
+    tokenizer.chat_template = THINKS
+    asked = [{"role": "user", "content": "How many?"}]
+    passed = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False, **given)
+    assert shown(templates) == passed == "no think calm user: How many?\n"
+    assert shown(load_with(THINKS, {"tone": "calm"})) == "think calm user: How many?\n"
+    judged = templates.prompt("judge", question="Why?", first="So.", second="Thus.")
+    assert templates.tokenizer.decode(list(judged.ids)).startswith("no think calm user: A question")
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 2, -0.5, 1e20, 'a "quoted" {% line %} \\ {{ x }}\n', [1, [None, "b"]], {"k": {"l": False}}]
+)
+def test_a_template_reads_the_very_value(value: Any) -> None:
+    chat = "{{ [extra] | tojson }} " + PLAIN
+    assert shown(load_with(chat, {"extra": value})) == f"{json.dumps([value], ensure_ascii=False)} user: How many?\n"
+
+
+def test_other_tools_can_override_an_argument() -> None:
+    any_tokenizer: Any = load_with(THINKS, {"enable_thinking": False, "tone": "calm"}).tokenizer
+    text = any_tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, enable_thinking=True)
+    assert text.startswith("think calm")
+
+
+def test_an_argument_that_the_template_does_not_read_is_named() -> None:
+    given = {"enable_thinking": False, "thinking": False, "tone": "calm"}
+    assert load_with(THINKS, given).ignored_arguments(given) == ["thinking"]
+
+
+def test_arguments_without_a_chat_template_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"chat.arguments has tone, but .* has no chat template to read them; remove"):
+        load_with(None, {"tone": "calm"})
+
+
+def test_without_arguments_a_template_is_not_changed() -> None:
+    assert load(PLAIN).tokenizer.chat_template == PLAIN  # type: ignore[attr-defined]

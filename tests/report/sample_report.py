@@ -77,6 +77,12 @@ def sample_report() -> dict[str, Any]:
             "label_accuracy_gold": fig(0.962, 0.954, 0.969, 2700),
         },
         "policy": _policy(),
+        "replies": {
+            "limit": 48,
+            "unfinished": fig(0.021, 0.018, 0.025, 4000),
+            "unfinished_before": fig(0.031, 0.024, 0.04, 1800),
+            "unfinished_after": fig(0.012, 0.008, 0.018, 1800),
+        },
         "data": {
             "seeds": 12,
             "questions": 4000,

@@ -56,6 +56,13 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def test_many_replies_that_the_limit_cut_off_are_a_warning() -> None:
+    report = sample_report()
+    assert "Warning" not in words(render(report, {}))
+    report["replies"]["unfinished"] = fig(0.54, 0.49, 0.59, 400)
+    assert "raise replies.max_new_tokens (now 48)" in words(render(report, {}))
+
+
 def words(html: str) -> str:
     return re.sub(r"\s+", " ", Elements(html).words)
 

@@ -314,10 +314,31 @@ def test_labels_of_a_file_are_not_called_the_judges() -> None:
     assert "evaluator accuracy, judge's labels" in dict(summary_rows(report))
 
 
+def test_replies_that_the_limit_cut_off_are_rows_of_the_table() -> None:
+    rows = dict(summary_rows(sample_report()))
+    assert rows["replies cut off at the token limit"] == "2.1% (interval 1.8% to 2.5%, n = 4,000)"
+    assert rows["  before training"] == "3.1% (interval 2.4% to 4.0%, n = 1,800)"
+    assert rows["  after training"] == "1.2% (interval 0.8% to 1.8%, n = 1,800)"
+
+
+@pytest.mark.parametrize("key", ["unfinished", "unfinished_before", "unfinished_after"])
+def test_many_replies_that_the_limit_cut_off_are_a_warning(key: str) -> None:
+    report = sample_report()
+    assert summary.reply_warnings(parsed(report)) == ()
+    report["replies"][key] = fig(summary.UNFINISHED, 0.05, 0.15, 400)
+    assert summary.reply_warnings(parsed(report)) == (), "the share itself is allowed"
+    report["replies"][key] = fig(0.54, 0.49, 0.59, 400)
+    [warning] = summary.reply_warnings(parsed(report))
+    assert "54.0%" in warning
+    assert "interval 49.0% to 59.0%, n = 400" in warning
+    assert "raise replies.max_new_tokens (now 48)" in warning
+
+
 def test_figures_without_cases_are_not_measured_and_never_zero() -> None:
     report = emptied(sample_report())
     assert verdict_sentences(report) == ("The evaluator was not measured.", "The policy's gain was not measured.")
     assert standings(report) == ("unmeasured", "unmeasured")
+    assert summary.reply_warnings(parsed(report)) == ()
     values = [value for name, value in summary_rows(report) if name not in ("time", "peak memory")]
     assert set(values) == {"not measured"}
     report["time"]["per_verdict"] = report["evaluator"]["cost"] = None

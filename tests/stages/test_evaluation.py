@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Context,
     def policy(backbone: Any, requests: Sequence[Request], **_: Any) -> list[Rollout]:
         seen.update({"policy acts": backbone.acting, "asked": [r.prompt for r in requests]})
         seen["sampled at"] = {(r.temperature, r.top_p) for r in requests}
-        return [Rollout((*_spell(run, f"after {i}"), 1), (-1.0,), True) for i in range(len(requests))]
+        return [Rollout((*_spell(run, f"after {i}"), 1), (-1.0,), i != 2) for i in range(len(requests))]
 
     class Scripted(Judge):
         def judge(self, comparisons: Sequence[Comparison], advance: Any = None) -> list[Judgement]:
@@ -194,6 +195,19 @@ def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answer
     assert [a.outcome for a in found] == ["win", "tie", "unparsable"]
     assert [(a.tokens_before, a.tokens_after) for a in found] == [(8, len(_spell(run, f"after {i}")) + 1) for i in range(3)]
     assert [name for _, _, name in token_ids] == [q.id for q in asked]
+
+
+def test_replies_that_the_limit_cut_off_are_counted_before_and_after_training(
+    answering: tuple[Context, dict[str, Any]],
+) -> None:
+    run, _ = answering
+    run.store.write_shard("replies", 1, [replace(reply(f"q{i}-r0", f"before {i} 0"), finished=False) for i in (0, 1)])
+    answered, _ = evaluation._answer_and_judge(run, None, None)
+    found = evaluation._replies(run, answered)
+    assert found.limit == run.config.replies.max_new_tokens
+    assert (found.unfinished_before.value, found.unfinished_before.n) == (pytest.approx(2 / 3), 3)
+    assert (found.unfinished_after.value, found.unfinished_after.n) == (pytest.approx(1 / 3), 3)
+    assert found.unfinished.n == 5, "the questions of the stage: one for training, four for testing"
 
 
 def test_gold_checks_each_side_of_an_answer(answering: tuple[Context, dict[str, Any]]) -> None:

@@ -47,6 +47,7 @@ def test_the_keys_are_those_of_existing_run_folders() -> None:
         assert keys["policy"] == fingerprint([keys["evaluator"], "policy", {"policy": policy}, {}])
     sections = {f"backbone.{name}": values["backbone"][name] for name in ("precision", "context", "rollout_batch_size")}
     sections["seed"] = values["seed"]
+    sections["chat.arguments"] = {}
     sections["questions"] = {name: value for name, value in values["questions"].items() if name != "file"}
     ask = _ask_sources(config, day)
     assert second["questions"] == fingerprint([["round", 2, first["policy"]], "questions", sections, {"ask": ask}])

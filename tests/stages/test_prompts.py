@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from datetime import date
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import tiny_models
 from selfeval.backbone.role_files import save_role
@@ -19,7 +21,9 @@ from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.export import export_role
 from selfeval.runs.templates import day_of, templates_of_run
+from selfeval.stages.context import Context
 from selfeval.stages.prompts import has_lost_chat_template, keep_templates, load_templates
+from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, write_json, write_sealed
 from selfeval.training.evaluator import EVALUATOR
 
@@ -30,14 +34,22 @@ DAY = date(2024, 7, 6)
 class Run:
     """A run folder with an evaluator, on a model with custom templates and a chat template that prints the year."""
 
-    def __init__(self, root: Path, chat: str | None = CHAT) -> None:
+    def __init__(
+        self, root: Path, chat: str | None = CHAT, arguments: dict[str, Any] | None = None, own: str | None = None
+    ) -> None:
         self.folder, self.model = root / "run", root / "model"
         tokenizer = tiny_models.words_tokenizer()
         tokenizer.chat_template = chat
         tiny_models.save_model(tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
         shutil.copytree(templates_folder("none"), self.model / "templates")
+        if own is not None:
+            (self.model / "templates" / "chat_template.jinja").write_text(own)
         self.config = RunConfig.model_validate(
-            {"model": str(self.model), "backbone": {"precision": "fp32", "lora": {"rank": 4}}}
+            {
+                "model": str(self.model),
+                "backbone": {"precision": "fp32", "lora": {"rank": 4}},
+                "chat": {"arguments": arguments or {}},
+            }
         )
         backbone = Backbone.load(self.config.model, self.config.backbone)
         backbone.roles.add(EVALUATOR, seed=1, head=True)
@@ -139,4 +151,41 @@ def test_a_message_names_the_users_own_file(run: Run) -> None:
     store = RunStore(run.folder)
     with pytest.raises(ModelError, match=rf"{run.model}/templates/referee.jinja uses frist"):
         load_templates(run.config, store, run.tokenizer, DAY)
+    store.close()
+
+
+# -- arguments of the chat template -------------------------------------------------------------------------------------
+
+THINKS = "{% if enable_thinking | default(true) %}think {% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+def test_arguments_of_the_chat_template_are_in_the_prompts_of_the_run_and_its_exports(tmp_path: Path) -> None:
+    run = Run(tmp_path, THINKS, {"enable_thinking": False})
+    templates = templates_of_run(run.folder, run.tokenizer, run.config.verdicts)
+    assert templates.tokenizer.decode(list(templates.prompt("reply", question="x").ids)) == "x"
+    exported = run.export(tmp_path / "exported")
+    said: Any = type(run.tokenizer).from_pretrained(exported)
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    assert "think" not in said.apply_chat_template(messages, tokenize=False)
+    assert "sets `enable_thinking` to `false` unless" in (exported / "README.md").read_text()
+
+
+def test_a_note_names_an_argument_that_the_chat_template_does_not_read(tmp_path: Path) -> None:
+    run = Run(tmp_path, THINKS, {"enable_thinking": False, "thinking": False})
+    notes = io.StringIO()
+    store = RunStore(run.folder)
+    context = Context(run.config, store, Terminal(console=Console(file=notes, width=200)))
+    assert context.templates.uses_chat
+    store.close()
+    assert "chat.arguments: the model's chat template does not read thinking\n" in notes.getvalue()
+
+
+def test_arguments_are_set_once_in_a_chat_template_of_the_folder(tmp_path: Path) -> None:
+    run = Run(tmp_path, None, {"enable_thinking": False}, own=THINKS)
+    stored = template_texts(run.folder / "templates")
+    assert stored["chat_template.jinja"].count("enable_thinking is not defined") == 1
+    run.keep()  # as a resumed run does first
+    assert template_texts(run.folder / "templates") == stored
+    store = RunStore(run.folder)
+    assert not has_lost_chat_template(store)
     store.close()

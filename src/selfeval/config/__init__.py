@@ -7,6 +7,7 @@ suggests the nearest one. This package does not import torch.
 from __future__ import annotations
 
 from selfeval.config.backbone import BackboneConfig, ContextConfig, LoraConfig, PlacementConfig
+from selfeval.config.chat import ChatConfig
 from selfeval.config.judges import JUDGES, REFEREE, JudgeConfig, JudgeRole, JudgeSpec, TemplateKind, judge_spec
 from selfeval.config.learners import (
     LEARNERS,
@@ -47,6 +48,7 @@ __all__ = [
     "LEARNERS",
     "REFEREE",
     "BackboneConfig",
+    "ChatConfig",
     "ClippedConfig",
     "ContextConfig",
     "CriticConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from selfeval.config.backbone import BackboneConfig
+from selfeval.config.chat import ChatConfig
 from selfeval.config.fields import Count, Section
 from selfeval.config.policy import PolicyConfig
 from selfeval.config.sections import (
@@ -42,6 +43,7 @@ class RunConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
     """Trackers to log curves to besides metrics/*.jsonl; each needs its package: pip install 'self-evaluator[tensorboard]'."""
     backbone: BackboneConfig = BackboneConfig()
+    chat: ChatConfig = ChatConfig()
     tuning: TuningConfig = TuningConfig()
     questions: QuestionsConfig = QuestionsConfig()
     replies: RepliesConfig = RepliesConfig()

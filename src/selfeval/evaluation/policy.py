@@ -27,6 +27,7 @@ class Answered:
         question: text of the question.
         before, after: texts of the replies.
         tokens_before, tokens_after: number of tokens of the replies.
+        finished_before, finished_after: whether each reply ended before the token limit.
         kl: log-ratio of the reply after training, policy to initial policy, in nats.
         outcome: outcome of the comparison for the reply after training.
         gold_before, gold_after: whether each reply is right by gold; None if gold has no answer.
@@ -37,6 +38,8 @@ class Answered:
     after: str
     tokens_before: int
     tokens_after: int
+    finished_before: bool
+    finished_after: bool
     kl: float
     outcome: Outcome
     gold_before: bool | None

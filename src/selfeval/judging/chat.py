@@ -1,4 +1,4 @@
-"""The tokenizer's chat template: tested before use, and with the date of the run in place of today's.
+"""The tokenizer's chat template: tested before use, with the date of the run in place of today's, and with its arguments.
 
 Chat templates come with the model, and three kinds fail silently or late: some print today's date, so the same score
 differs tomorrow; some expect the content of a message as a list of parts and drop a plain string; some raise their own
@@ -19,7 +19,18 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.errors import ModelError
 from selfeval.judging.turns import Turn
 
-__all__ = ["CHAT_TEMPLATE", "freeze_date", "jinja_string", "messages", "reason", "refuse_chance", "settled", "uses_parts"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "freeze_date",
+    "ignored_arguments",
+    "jinja_string",
+    "messages",
+    "reason",
+    "refuse_chance",
+    "settled",
+    "uses_parts",
+    "with_arguments",
+]
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File in a templates folder that replaces the tokenizer's chat template; an empty file disables it."""
@@ -55,16 +66,58 @@ def jinja_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def settled(tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: date) -> PreTrainedTokenizerBase:
+def with_arguments(source: str, arguments: Mapping[str, Any]) -> str:
+    """Return a chat template in which the arguments are set, unless its caller passes other values.
+
+    They are part of the template rather than of every call, so exports and other tools format the same prompts.
+
+    Args:
+        source: source of the template; an empty one is returned as it is.
+        arguments: JSON values by name.
+
+    Example:
+        >>> with_arguments("{{ size }}", {"size": 3})
+        '{% if size is not defined %}{% set size = 3 %}{% endif %}\\n{{ size }}'
+    """
+    return _assignments(arguments) + source if source and arguments else source
+
+
+def ignored_arguments(source: str, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the arguments whose names do not occur in a template to which `with_arguments` has added them."""
+    own = source.removeprefix(_assignments(arguments))
+    return [name for name in arguments if not re.search(rf"\b{name}\b", own)]
+
+
+def _assignments(arguments: Mapping[str, Any]) -> str:
+    texts = [
+        f"{{% if {name} is not defined %}}{{% set {name} = {_jinja_value(value)} %}}{{% endif %}}"
+        for name, value in arguments.items()
+    ]
+    return "".join(texts) + "\n"  # removed by trim_blocks; the template still begins on a fresh line
+
+
+def _jinja_value(value: Any) -> str:
+    """Return a jinja literal. JSON's form but for null, which jinja does not know."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{jinja_string(key)}: {_jinja_value(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_jinja_value, value))}]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def settled(
+    tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: date, arguments: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer with the chat template of the run; a copy if that differs from its own.
 
     Args:
         tokenizer: as loaded.
         replacement: text of `CHAT_TEMPLATE`; None keeps the tokenizer's own, an empty text means no chat template.
         day: shown instead of today's date.
+        arguments: arguments of the chat template.
 
     Raises:
-        ModelError: the tokenizer's own chat template is empty.
+        ModelError: the tokenizer's own chat template is empty, or there are arguments but no chat template.
     """
     own: Any = getattr(tokenizer, "chat_template", None)
     if replacement is None and own is not None and not own:
@@ -72,7 +125,12 @@ def settled(tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: da
             f"the chat template of {_name(tokenizer)} is empty; restore it, or remove its file if the model has no chat format"
         )
     picked = own if replacement is None else replacement.strip() and replacement
-    frozen = _each(picked, day)
+    if arguments and not picked:
+        raise ModelError(
+            f"chat.arguments has {', '.join(arguments)}, but {_name(tokenizer)} has no chat template to read them; remove "
+            f"chat.arguments, or add a {CHAT_TEMPLATE} to the templates folder"
+        )
+    frozen = _each(picked, day, arguments)
     # The caller's tokenizer is shared, so it is copied before a change and returned as it is otherwise.
     if frozen == own or not (frozen or own):
         return tokenizer
@@ -82,11 +140,11 @@ def settled(tokenizer: PreTrainedTokenizerBase, replacement: str | None, day: da
     return made
 
 
-def _each(templates: Any, day: date) -> Any:
-    """Freeze the date in every template; some tokenizers have several, by name."""
+def _each(templates: Any, day: date, arguments: Mapping[str, Any]) -> Any:
+    """Freeze the date and set the arguments in every template; some tokenizers have several, by name."""
     if isinstance(templates, Mapping):
-        return {name: freeze_date(text, day, trims=True) for name, text in templates.items()}
-    return freeze_date(templates, day, trims=True) if templates else templates
+        return {name: _each(text, day, arguments) for name, text in templates.items()}
+    return with_arguments(freeze_date(templates, day, trims=True), arguments) if templates else templates
 
 
 def messages(turns: Sequence[Turn], *, parts: bool) -> list[dict[str, Any]]:

@@ -21,7 +21,16 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.backbone.tokens import ControlTokens
 from selfeval.config import TemplateKind
 from selfeval.errors import ModelError
-from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, messages, reason, refuse_chance, settled, uses_parts
+from selfeval.judging.chat import (
+    CHAT_TEMPLATE,
+    freeze_date,
+    ignored_arguments,
+    messages,
+    reason,
+    refuse_chance,
+    settled,
+    uses_parts,
+)
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, in_order, verdict_tokens
@@ -116,6 +125,7 @@ class Templates:
         day: date | None = None,
         texts: Mapping[str, str] | None = None,
         kinds: Collection[str] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> Templates:
         """Read a folder of templates and render each on sample values.
 
@@ -127,6 +137,7 @@ class Templates:
             texts: Optional. Texts of the folder's files, if they were already read.
             kinds: Optional. Kinds of templates that are read; others may be missing and are not checked. Default: those of a
                 run with the default judge.
+            arguments: Optional. Arguments of the chat template (`chat.arguments`). Default: none.
 
         Raises:
             ModelError: a file is missing, malformed, or cannot be rendered; a template does not show one of its texts.
@@ -136,7 +147,7 @@ class Templates:
         check_complete(folder, texts, read)
         settings = read_settings(folder, texts)
         # Before the templates are rendered: whether there is a chat template decides how they are.
-        tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day)
+        tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day, arguments or {})
         parts = bool(getattr(tokenizer, "chat_template", None)) and uses_parts(tokenizer)
         templates = cls(tokenizer, _environment(folder, texts, day), settings, parts, folder)
         for kind in read:
@@ -148,6 +159,11 @@ class Templates:
     @property
     def uses_chat(self) -> bool:
         return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def ignored_arguments(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Return those of the arguments with which it was loaded that the chat template does not read."""
+        any_tokenizer: Any = self.tokenizer
+        return ignored_arguments(str(any_tokenizer.get_chat_template()), arguments) if arguments else []
 
     @cached_property
     def control(self) -> ControlTokens:

@@ -45,6 +45,7 @@ __all__ = [
     "Policy",
     "PolicyComparisons",
     "ProbeFinding",
+    "Replies",
     "Report",
     "Round",
     "RoundEvaluator",
@@ -412,6 +413,23 @@ class Policy(Part):
     """Predicted and actual accuracy over the KL. `null` without gold, or with too few iterations."""
 
 
+# -- the replies --------------------------------------------------------------------------------------------------------
+
+
+class Replies(Part):
+    """Replies that the token limit cut off: the model did not end them. The judge and the evaluator read them as they are."""
+
+    limit: int
+    """Token limit, `replies.max_new_tokens`."""
+    unfinished: _Figure
+    """Share of the sampled replies of the stage replies that were cut off, without those from a file; averaged per question
+    first. Adjusted Student."""
+    unfinished_before: _Figure
+    """Share of the replies before training that were cut off, on the questions of [policy](#policy). Wilson."""
+    unfinished_after: _Figure
+    """The same after training. Wilson."""
+
+
 # -- rounds -------------------------------------------------------------------------------------------------------------
 
 
@@ -640,6 +658,7 @@ class Evaluation(Part):
     evaluator: Evaluator
     verdicts: Verdicts
     policy: Policy
+    replies: Replies
     samples: tuple[Sample, ...]
     memory: EvaluationMemory
     seconds_per_verdict: SecondsPerVerdict | None
@@ -664,6 +683,8 @@ class Report(Part):
     """The judge's verdicts by state."""
     policy: Policy
     """The policy compared with its start."""
+    replies: Replies
+    """Replies that the token limit cut off."""
     rounds: tuple[Round, ...] | None = _absent_if_none()
     """One row per finished round. Only with `rounds` above 1, and only in the run's own report."""
     dropped: Dropped

@@ -49,6 +49,7 @@ from selfeval.report.schema import (
     Labels,
     OverOptimisation,
     Policy,
+    Replies,
     Report,
     Round,
     Sample,
@@ -63,6 +64,7 @@ from selfeval.report.summary import (
     baseline_names,
     evaluator_accuracy,
     labels_of_pairs,
+    reply_warnings,
     rounds_sentences,
     seconds_by,
     strongest_baseline,
@@ -136,6 +138,8 @@ def all_sections(report: Report, metrics: Metrics) -> View:
         "curves": _curves(report.policy, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
         "verdicts": _verdicts(report.verdicts),
+        "warnings": reply_warnings(report),
+        "replies": _replies(report.replies),
         "samples": _samples(report.samples),
         "dropped": _dropped(report.dropped),
         "cost": _cost(report),
@@ -569,6 +573,15 @@ def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:
         (f"{whose}: same choice when the order is swapped", *cells(probe.agreement)),
         (f"{whose}: orders that chose the reply shown first", *cells(probe.shown_first)),
         (f"{whose}: probability of the verdict labels", *cells(probe.label_mass)),
+    ]
+
+
+def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:
+    return [
+        ("Replies cut off at the token limit", *cells(replies.unfinished)),
+        ("The same before training", *cells(replies.unfinished_before)),
+        ("The same after training", *cells(replies.unfinished_after)),
+        ("Token limit", count(replies.limit), "", ""),
     ]
 
 

@@ -29,6 +29,7 @@ from selfeval.report.schema import (
     EvaluatorComparisons,
     Labels,
     Policy,
+    Replies,
     Report,
     Round,
     RoundPolicy,
@@ -42,6 +43,7 @@ __all__ = [
     "BASELINE_NAMES",
     "CLOSE",
     "COSTS",
+    "UNFINISHED",
     "Badge",
     "Standing",
     "Who",
@@ -53,6 +55,7 @@ __all__ = [
     "evaluator_accuracy",
     "hardest_rule",
     "labels_of_pairs",
+    "reply_warnings",
     "rounds_sentences",
     "seconds_by",
     "strongest_baseline",
@@ -78,6 +81,9 @@ COSTS: dict[Who, str] = {"evaluator": "evaluator", "scoring": "evaluator, refere
 """Ways to obtain a verdict, whose time and tokens are measured."""
 CLOSE = 0.02
 """Non-inferiority margin: an evaluator is close to its judge if the interval of the difference is entirely above -2 points."""
+
+UNFINISHED = 0.1
+"""Share of replies that the token limit may cut off; above it, summary and page warn."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def strongest_baseline(report: Report) -> tuple[str, Figure] | None:
 
 def summary_rows(report: Report) -> list[tuple[str, str]]:
     """Return the rows of the terminal's table: a name and a value or "not measured"."""
-    rows = [*_accuracy_rows(report), *cost_rows(report), *_policy_rows(report.policy)]
+    rows = [*_accuracy_rows(report), *cost_rows(report), *_policy_rows(report.policy), *_reply_rows(report.replies)]
     rows.append(("time", duration(report.time.total)))
     rows.append(("peak memory", format_bytes(report.memory.peak_bytes)))
     return rows + memory_rows(report.memory) + _round_rows(report.rounds or ())
@@ -193,6 +199,31 @@ def _policy_rows(policy: Policy) -> list[tuple[str, str]]:
         ("KL to the reference, nats per reply", describe(policy.kl, as_percent=False)),
         ("reply length, ratio of after to before", describe(policy.length_ratio, as_percent=False)),
     ]
+
+
+def _reply_rows(replies: Replies) -> list[tuple[str, str]]:
+    return [
+        ("replies cut off at the token limit", describe(replies.unfinished)),
+        ("  before training", describe(replies.unfinished_before)),
+        ("  after training", describe(replies.unfinished_after)),
+    ]
+
+
+def reply_warnings(report: Report) -> tuple[str, ...]:
+    """Warn if the token limit cut off more than `UNFINISHED` of any of the replies; empty otherwise."""
+    replies = report.replies
+    named = (
+        (" of the replies", replies.unfinished),
+        (" of those before training", replies.unfinished_before),
+        (" of those after training", replies.unfinished_after),
+    )
+    cut = [describe(figure, of=of) for of, figure in named if figure.value is not None and figure.value > UNFINISHED]
+    if not cut:
+        return ()
+    return (
+        f"Warning: the token limit cut off {'; '.join(cut)}. The judge and the evaluator read unfinished replies, so their "
+        f"figures are of these; raise replies.max_new_tokens (now {replies.limit}).",
+    )
 
 
 def cost_rows(report: Report) -> list[tuple[str, str]]:

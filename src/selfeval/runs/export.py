@@ -5,6 +5,7 @@ The folder appears atomically, and only after the written files were reloaded an
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -282,6 +283,7 @@ def _describe(
     shown = {
         "scores": head is not None,
         "chat": templates.uses_chat,
+        "arguments": {name: json.dumps(value, ensure_ascii=False) for name, value in config.chat.arguments.items()},
         "end": list(backbone.loaded.eos_ids[:1]),
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
         "lora": config.backbone.lora.model_dump(mode="json"),

@@ -176,7 +176,10 @@ class Context:
     @cached_property
     def templates(self) -> Templates:
         """The templates that were copied into the run folder at the start of the run."""
-        return load_templates(self.config, self.first, self.backbone.loaded.tokenizer, self.day)
+        found = load_templates(self.config, self.first, self.backbone.loaded.tokenizer, self.day)
+        if unread := found.ignored_arguments(self.config.chat.arguments):
+            self.terminal.note(f"chat.arguments: the model's chat template does not read {', '.join(unread)}")
+        return found
 
     @cached_property
     def day(self) -> date:

@@ -30,10 +30,11 @@ from selfeval.evaluation.over_optimisation import (
     shares_of,
 )
 from selfeval.evaluation.policy import Answered, measure_policy, outcome, sample_of
+from selfeval.evaluation.replies import measure_replies
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.judging.protocol import Comparison
 from selfeval.prompt import Prompt
-from selfeval.records import Question, Sampled, Split, Verdict, VerdictState
+from selfeval.records import Question, Reply, Sampled, Split, Verdict, VerdictState
 from selfeval.report.schema import (
     Alarm,
     Evaluation,
@@ -42,6 +43,7 @@ from selfeval.report.schema import (
     FirstPairs,
     Model,
     OverOptimisation,
+    Replies,
     Sample,
     TokensPerVerdict,
     Verdicts,
@@ -84,6 +86,7 @@ def run(context: Context) -> dict[str, Any]:
         evaluator=_evaluator(context, pairs, first_pairs, cost.tokens if cost else None, has_gold=gold is not None),
         verdicts=_verdicts(context, questions, gold),
         policy=measure_policy(answered, _alarms(context), _over_optimisation(context, predicted), has_gold=gold is not None),
+        replies=_replies(context, answered),
         samples=tuple(samples),
         memory=_memory(context),
         seconds_per_verdict=cost.seconds if cost else None,
@@ -253,7 +256,10 @@ def _answer_and_judge(
     right = [_both_right(gold, q.text, (b.text, t)) for q, b, t in zip(questions, before, texts, strict=True)]
     rows = zip(questions, before, after, texts, kls, outcomes, right, strict=True)
     answered = [
-        Answered(q.text, b.text, text, len(b.ids), len(a.ids), kl, found, *(gold_says or (None, None)))
+        Answered(
+            *(q.text, b.text, text, len(b.ids), len(a.ids), b.finished, a.finished),
+            *(kl, found, *(gold_says or (None, None))),
+        )
         for q, b, a, text, kl, found, gold_says in rows
     ]
     return answered, [(b.ids, a.ids, q.id) for q, b, a in zip(questions, before, after, strict=True)]
@@ -275,6 +281,11 @@ def _samples(context: Context, answered: Sequence[Answered], token_ids: Sequence
     ids = [before for _, (before, _, _) in picked] + [after for _, (_, after, _) in picked]
     scores = context.scorer().of(prompts * 2, ids).whole_B.tolist() if picked else []
     return [sample_of(a, scores[i], scores[i + count]) for i, (a, _) in enumerate(picked)]
+
+
+def _replies(context: Context, answered: Sequence[Answered]) -> Replies:
+    before, after = [a.finished_before for a in answered], [a.finished_after for a in answered]
+    return measure_replies(context.config.replies.max_new_tokens, context.store.read("replies", Reply), before, after)
 
 
 def _alarms(context: Context) -> list[Alarm]:

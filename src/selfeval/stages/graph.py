@@ -99,7 +99,14 @@ STAGES: tuple[Stage, ...] = (
         questions.run,
         # Round 1 starts from the model and the user's files, which are part of the first key.
         reads=(Edge("policy", "previous"),),
-        sections=("backbone.precision", "backbone.context", "seed", "backbone.rollout_batch_size", "questions"),
+        sections=(
+            "backbone.precision",
+            "backbone.context",
+            "seed",
+            "backbone.rollout_batch_size",
+            "chat.arguments",
+            "questions",
+        ),
         prompts=("ask",),
         owned=("dropped/questions",),
     ),

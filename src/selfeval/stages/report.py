@@ -127,6 +127,7 @@ def build_report(context: Context) -> Report:
         evaluator=figures.evaluator,
         verdicts=figures.verdicts,
         policy=figures.policy,
+        replies=figures.replies,
         rounds=_rounds([context.store, *context.later]) if context.round == 1 < context.config.rounds else None,
         dropped=_dropped(context),
         samples=figures.samples,

@@ -1,0 +1,34 @@
+"""How many replies the token limit cut off, because a judge that reads half of a reply compares something else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfeval.quality.statistics import mean_figure, proportion
+from selfeval.records import Reply
+from selfeval.report.schema import Replies
+
+__all__ = ["measure_replies"]
+
+
+def measure_replies(limit: int, replies: Sequence[Reply], before: Sequence[bool], after: Sequence[bool]) -> Replies:
+    """Compute the shares of replies without an end-of-sequence token.
+
+    Args:
+        limit: token limit of the replies.
+        replies: the replies of the stage; those from a file have no limit and are left out.
+        before: whether each reply before training was finished.
+        after: the same after training.
+    """
+    by_question: dict[str, list[bool]] = {}
+    for reply in replies:
+        if reply.sampling_method != "file":
+            by_question.setdefault(reply.question_id, []).append(not reply.finished)
+    # Replies to one question are dependent (hard questions get long replies), so the cases are questions.
+    shares = [sum(cut) / len(cut) for cut in by_question.values()]
+    return Replies(
+        limit=limit,
+        unfinished=mean_figure(shares),
+        unfinished_before=proportion([not finished for finished in before]),
+        unfinished_after=proportion([not finished for finished in after]),
+    )
