@@ -107,7 +107,7 @@ STAGES: tuple[Stage, ...] = (
         "replies",
         replies.run,
         reads=(Edge("questions"),),
-        sections=("replies",),
+        sections=("replies", "chat.system"),
         prompts=("reply",),
         outputs=("reference_answers",),
     ),
