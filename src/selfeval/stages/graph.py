@@ -107,7 +107,7 @@ STAGES: tuple[Stage, ...] = (
         "replies",
         replies.run,
         reads=(Edge("questions"),),
-        sections=("replies", "chat.system"),
+        sections=("replies", "chat.system", "evaluation.temperature", "evaluation.top_p"),
         prompts=("reply",),
         outputs=("reference_answers",),
     ),
