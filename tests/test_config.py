@@ -455,3 +455,8 @@ def test_the_configuration_of_an_older_version_is_refused_in_one_message() -> No
 def test_settings_are_read_as_the_class_that_they_have() -> None:
     with pytest.raises(TypeError, match=r"the settings of ppo are PPOConfig, not DPOConfig"):
         PolicyConfig().settings_as(DPOConfig)
+
+
+def test_a_system_prompt_may_have_several_lines() -> None:
+    assert load_config(None, {}, ['chat.system="Be brief.\\nBe kind."']).chat.system == "Be brief.\nBe kind."
+    assert "must not contain control characters" in _refusal('chat.system="Be\\u0007 brief."')

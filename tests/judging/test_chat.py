@@ -181,3 +181,47 @@ def test_arguments_without_a_chat_template_are_refused() -> None:
 
 def test_without_arguments_a_template_is_not_changed() -> None:
     assert load(PLAIN).tokenizer.chat_template == PLAIN  # type: ignore[attr-defined]
+
+
+# -- system prompts -----------------------------------------------------------------------------------------------------
+
+REFUSES = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{% endfor %}"
+SYSTEM = 'Reply in one sentence.\nSay "no" to {{ nothing }}.'
+
+
+def load_system(chat: str | None, system: str = SYSTEM, folder: Path = OWN) -> Templates:
+    tokenizer = tiny_models.words_tokenizer()
+    tokenizer.chat_template = chat
+    return Templates.load(folder, tokenizer, DAY, system=system)
+
+
+def test_a_system_prompt_is_a_turn_before_the_question_of_a_reply_alone() -> None:
+    templates = load_system(PLAIN)
+    assert shown(templates) == f"system: {SYSTEM}\nuser: How many?\n"
+    for kind in ("grade", "judge", "referee", "ask"):
+        values = {"question": "Why?", "first": "So.", "second": "Thus.", "examples": [], "reference_answer": ""}
+        assert templates.prompt(kind, **values) == load(PLAIN).prompt(kind, **values)
+    assert load_system(PLAIN, "").prompt("reply", question="x") == load(PLAIN).prompt("reply", question="x")
+
+
+def test_a_template_with_turns_gets_the_system_prompt_before_them(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OWN, tmp_path / "templates"))
+    (folder / "reply.jinja").write_text("{{ user() }}Hello {{ assistant() }}Hi {{ user() }}{{ question }}")
+    text = "system: Be brief.\nuser: Hello\nassistant: Hi\nuser: How many?\n"
+    assert shown(load_system(PLAIN, "Be brief.", folder)) == text
+    (folder / "reply.jinja").write_text("{{ system() }}Be long. {{ user() }}{{ question }}")
+    with pytest.raises(ModelError, match=r"reply.jinja begins a system turn .* and chat.system is set too; remove one"):
+        load_system(PLAIN, "Be brief.", folder)
+
+
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        (REFUSES + PLAIN, r"refuses a system message \(No system role\).*remove chat.system"),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "drops the text of a system message"),
+        (None, "chat.system needs a chat template"),
+    ],
+)
+def test_a_model_that_cannot_be_shown_a_system_prompt_is_refused(chat: str | None, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        load_system(chat)

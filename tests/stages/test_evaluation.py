@@ -210,6 +210,14 @@ def test_replies_that_the_limit_cut_off_are_counted_before_and_after_training(
     assert found.unfinished.n == 5, "the questions of the stage: one for training, four for testing"
 
 
+def test_the_policy_is_sampled_as_evaluation_is_configured(answering: tuple[Context, dict[str, Any]]) -> None:
+    run, seen = answering
+    evaluation_config = run.config.evaluation.model_copy(update={"temperature": 0.5, "top_p": 0.75})
+    _give(run, "config", run.config.model_copy(update={"evaluation": evaluation_config}))
+    evaluation._answer_and_judge(run, None, None)
+    assert seen["sampled at"] == {(0.5, 0.75)}
+
+
 def test_gold_checks_each_side_of_an_answer(answering: tuple[Context, dict[str, Any]]) -> None:
     run, _ = answering
 
@@ -266,11 +274,12 @@ def _summed(backbone: Any, role: str, prompt: Prompt, ids: tuple[int, ...]) -> f
     return sum(full[len(prompt.ids) - 1 + t, token].item() for t, token in enumerate(ids))
 
 
-def test_a_policy_at_its_start_has_no_kl(tmp_path: Path) -> None:
-    run, prompts = context(tmp_path), as_prompts([(5, 9, 2), (7,)])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_policy_at_its_start_has_no_kl(temperature: float, tmp_path: Path) -> None:
+    run, prompts = context(tmp_path, evaluation={"temperature": temperature}), as_prompts([(5, 9, 2), (7,)])
     backbone = tiny_models.backbone("llama")
     backbone.roles.add(POLICY)
     _give(run, "backbone", backbone)
     with backbone.acting_as(POLICY):
-        rollouts = generate(backbone, [Request(p) for p in prompts], max_new_tokens=6, seed=3)
+        rollouts = generate(backbone, [Request(p, temperature) for p in prompts], max_new_tokens=6, seed=3)
     assert evaluation._kl_to_start(run, prompts, rollouts) == pytest.approx([0.0, 0.0], abs=1e-5)

@@ -13,7 +13,7 @@ import pytest
 
 from full_disk import FullDisk
 from killed_steps import killed_at
-from selfeval.config import BackboneConfig, RunConfig
+from selfeval.config import BackboneConfig, ChatConfig, RunConfig
 from selfeval.errors import ConfigError, LoopError, LostWorkError, RunFolderError, StorageError
 from selfeval.stages import evaluation, gold, pipeline
 from selfeval.stages.context import Context, in_process
@@ -42,6 +42,10 @@ DEPENDING = [
     ("backbone.rollout_batch_size=8", "questions"),
     ('backbone.context={rope_scaling="yarn", rope_factor=2}', "questions"),
     ('backbone.precision="fp32"', "questions"),
+    ("chat.arguments={enable_thinking=false}", "questions"),
+    ("chat.system=Be brief.", "replies"),
+    ("evaluation.temperature=0.5", "replies"),
+    ("evaluation.top_p=0.5", "replies"),
     ("replies.beams=5", "replies"),
     ("replies.max_new_tokens=7", "replies"),
     ("verdicts.keep=0.7", "verdicts"),
@@ -78,7 +82,10 @@ def test_every_value_is_a_reason_for_some_stage_or_known_to_be_none() -> None:
     same_results = {*(f"backbone.{name}" for name in ("device", "memory_budget", "placement", "checkpointing")), "trackers"}
     how_far = {"rounds"}  # tests/stages/test_rounds.py
     other_command = {"tuning"}  # selfeval tune
-    settings = {*RunConfig.model_fields, *(f"backbone.{name}" for name in BackboneConfig.model_fields)} - {"backbone"}
+    replies_too = {"evaluation.temperature", "evaluation.top_p"}  # the replies before training are those of the replies stage
+    sections = {"backbone": BackboneConfig, "chat": ChatConfig}
+    inner = {f"{section}.{name}" for section, kind in sections.items() for name in kind.model_fields}
+    settings = {*RunConfig.model_fields, *inner, *replies_too} - sections.keys()
     assert named | by_content | same_results | how_far | other_command == settings
     assert not by_content & named
 

@@ -17,6 +17,7 @@ from selfeval.backbone.role_files import save_role
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import ModelError, RunFolderError
+from selfeval.judging.dialogue import policy_tokenizer
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.runs.evaluator import Evaluator
 from selfeval.runs.export import export_role
@@ -28,6 +29,7 @@ from selfeval.store import RunStore, write_json, write_sealed
 from selfeval.training.evaluator import EVALUATOR
 
 CHAT = "{% for m in messages %}{{ strftime_now('%Y') }} {{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+ROLES = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 DAY = date(2024, 7, 6)
 
 
@@ -35,7 +37,12 @@ class Run:
     """A run folder with an evaluator, on a model with custom templates and a chat template that prints the year."""
 
     def __init__(
-        self, root: Path, chat: str | None = CHAT, arguments: dict[str, Any] | None = None, own: str | None = None
+        self,
+        root: Path,
+        chat: str | None = CHAT,
+        arguments: dict[str, Any] | None = None,
+        own: str | None = None,
+        system: str = "",
     ) -> None:
         self.folder, self.model = root / "run", root / "model"
         tokenizer = tiny_models.words_tokenizer()
@@ -48,7 +55,7 @@ class Run:
             {
                 "model": str(self.model),
                 "backbone": {"precision": "fp32", "lora": {"rank": 4}},
-                "chat": {"arguments": arguments or {}},
+                "chat": {"arguments": arguments or {}, "system": system},
             }
         )
         backbone = Backbone.load(self.config.model, self.config.backbone)
@@ -189,3 +196,17 @@ def test_arguments_are_set_once_in_a_chat_template_of_the_folder(tmp_path: Path)
     store = RunStore(run.folder)
     assert not has_lost_chat_template(store)
     store.close()
+
+
+# -- the system prompt --------------------------------------------------------------------------------------------------
+
+
+def test_the_system_prompt_is_in_the_replies_of_the_run_and_of_an_exported_policy(tmp_path: Path) -> None:
+    run = Run(tmp_path, ROLES, system="Be brief.")
+    run.keep()  # as a resumed run does first
+    templates = templates_of_run(run.folder, run.tokenizer, run.config.verdicts)
+    asked = "system: Be brief.\nuser: x\n"
+    assert templates.tokenizer.decode(list(templates.prompt("reply", question="x").ids)) == asked
+    samples = [("Why?", "So.", ""), ("Who?", "Me.", "")]
+    said: Any = policy_tokenizer(templates, run.tokenizer, (tiny_models.EOS,), samples, keep_own=True)
+    assert said.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True) == asked

@@ -103,13 +103,19 @@ def final_scores(backbone: Backbone, role: str, batch: Sequences) -> Tensor:
 
 @torch.no_grad()
 def reply_logprobs(
-    backbone: Backbone, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]], *, batch_tokens: int
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    replies: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int,
+    temperature: float = 1.0,
 ) -> list[tuple[float, ...]]:
-    """Log-probs at temperature 1 of every reply token under the acting role, in nats, in the order given."""
+    """Log-probs at `temperature` of every reply token under the acting role, in nats, in the order given."""
 
     def logprobs(group: list[int]) -> list[list[float]]:
         batch = pad_sequences(backbone, [prompts[i] for i in group], [replies[i] for i in group])
-        found = token_logprobs(backbone, reply_hidden(backbone, batch), batch.reply_BR, batch.mask_BR)
+        hidden_BRD = reply_hidden(backbone, batch)
+        found = token_logprobs(backbone, hidden_BRD, batch.reply_BR, batch.mask_BR, temperature=temperature)
         rows: list[list[float]] = found.logprobs.tolist()
         return rows
 

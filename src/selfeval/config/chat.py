@@ -1,4 +1,4 @@
-"""The section `[chat]`: values that the model's chat template reads besides the messages."""
+"""The section `[chat]`: the system prompt of replies, and values that the model's chat template reads besides messages."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class ChatConfig(Section):
 
     arguments: dict[str, Any] = Field(default={})
     """Optional. Arguments of the chat template by name, such as `{enable_thinking = false}`; any JSON values."""
+
+    system: str = ""
+    """Optional. System prompt of all replies: a system message before the question, which judge and evaluator do not read."""
 
     @field_validator("arguments")
     @classmethod

@@ -76,6 +76,7 @@ class Section(BaseModel):
             raise ValueError(f"must be between -{_LARGEST_NUMBER:g} and {_LARGEST_NUMBER:g}")
         if isinstance(value, int) and abs(value) > (_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT):
             raise ValueError(f"must be at most {_LARGEST_BYTES if _is_wide(info.field_name) else _LARGEST_COUNT:,}")
-        if isinstance(value, str) and visible(value) != value:
+        keep = "\n\t" if info.field_name == "system" else ""  # a system prompt may have several lines
+        if isinstance(value, str) and visible(value, keep) != value:
             raise ValueError("must not contain control characters")
         return value

@@ -187,6 +187,10 @@ class EvaluationConfig(Section):
 
     questions: Count = 200
     """Test questions that are answered before and after training, and judged by the held-out judge."""
+    temperature: Positive = 1.0
+    """Sampling temperature of replies to test questions, before and after training, and of the held-out judge's readings."""
+    top_p: Nucleus = 1.0
+    """Nucleus (top-p) of the same replies."""
     samples: Count = 12
     """Pairs of replies, before and after training, that the page shows."""
     gold_replies: Count = 128

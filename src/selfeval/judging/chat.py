@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from selfeval.errors import ModelError
-from selfeval.judging.turns import Turn
+from selfeval.judging.turns import Turn, begins_turn
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -30,11 +30,13 @@ __all__ = [
     "settled",
     "uses_parts",
     "with_arguments",
+    "with_system",
 ]
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File in a templates folder that replaces the tokenizer's chat template; an empty file disables it."""
 
+_REPLY = "reply.jinja"
 _SAMPLE = "How many apples does Mary have?"
 _DIRECTIVES = (*"aAbBcdHIjmMpSUwWxXyYZzGuVfDFTeRhklnrt", "-d", "-m", "-j", "-y", "-H", "-I", "-M", "-S")
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
@@ -86,6 +88,31 @@ def ignored_arguments(source: str, arguments: Mapping[str, Any]) -> list[str]:
     """Return the arguments whose names do not occur in a template to which `with_arguments` has added them."""
     own = source.removeprefix(_assignments(arguments))
     return [name for name in arguments if not re.search(rf"\b{name}\b", own)]
+
+
+def with_system(texts: Mapping[str, str], system: str) -> dict[str, str]:
+    """Return the texts of a templates folder with a system turn at the start of `reply.jinja`.
+
+    It is written into the template, so the run folder and exports have it.
+
+    Args:
+        texts: texts by file name; the system turn is not added twice.
+        system: text of the turn; an empty one adds none.
+
+    Raises:
+        ModelError: `reply.jinja` has a system turn of its own.
+    """
+    source = texts.get(_REPLY)
+    begin = f"{{{{ system() }}}}{{{{ {jinja_string(system)} }}}}"
+    if not system or source is None or source.startswith(begin):
+        return dict(texts)
+    if begins_turn(source, "system"):
+        raise ModelError(
+            f"{_REPLY} begins a system turn with system(), and chat.system is set too; remove one of them, or insert the text "
+            "of chat.system there"
+        )
+    # A template without turns is one user message, which has to be begun after another turn.
+    return {**texts, _REPLY: begin + ("" if begins_turn(source, "user") else "{{ user() }}") + source}
 
 
 def _assignments(arguments: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from selfeval.judging.chat import (
     refuse_chance,
     settled,
     uses_parts,
+    with_system,
 )
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
@@ -126,6 +127,7 @@ class Templates:
         texts: Mapping[str, str] | None = None,
         kinds: Collection[str] | None = None,
         arguments: Mapping[str, Any] | None = None,
+        system: str = "",
     ) -> Templates:
         """Read a folder of templates and render each on sample values.
 
@@ -138,6 +140,7 @@ class Templates:
             kinds: Optional. Kinds of templates that are read; others may be missing and are not checked. Default: those of a
                 run with the default judge.
             arguments: Optional. Arguments of the chat template (`chat.arguments`). Default: none.
+            system: Optional. System prompt of replies (`chat.system`). Default: none.
 
         Raises:
             ModelError: a file is missing, malformed, or cannot be rendered; a template does not show one of its texts.
@@ -145,10 +148,16 @@ class Templates:
         day, texts = day or date.today(), template_texts(folder) if texts is None else texts
         read = [template_kinds()[kind] for kind in (kinds_of_run() if kinds is None else kinds)]
         check_complete(folder, texts, read)
+        texts = with_system(texts, system)
         settings = read_settings(folder, texts)
         # Before the templates are rendered: whether there is a chat template decides how they are.
         tokenizer = settled(tokenizer, texts.get(CHAT_TEMPLATE), day, arguments or {})
-        parts = bool(getattr(tokenizer, "chat_template", None)) and uses_parts(tokenizer)
+        is_chat = bool(getattr(tokenizer, "chat_template", None))
+        if system and not is_chat:
+            raise ModelError(
+                "chat.system needs a chat template, which this model does not have; remove it, or write the text in reply.jinja"
+            )
+        parts = is_chat and uses_parts(tokenizer)
         templates = cls(tokenizer, _environment(folder, texts, day), settings, parts, folder)
         for kind in read:
             _check(templates, kind, folder / f"{kind.name}.jinja")
@@ -200,6 +209,15 @@ class Templates:
             tokenize=tokenize,
             return_dict=False,
         )
+
+    def loss_of_system(self, turns: Sequence[Turn]) -> str:
+        """Describe how the chat template fails to show the system turn that the conversation begins with; empty if it does."""
+        try:
+            shown = str(self._in_chat(turns, tokenize=False))
+        except Exception as error:  # a template is a program: it may raise anything
+            return f"refuses a system message ({reason(error)})"
+        is_shown = "".join(turns[0].text.split()) in "".join(shown.split())
+        return "" if is_shown else "drops the text of a system message"
 
     def _rendered(self, kind: str, values: dict[str, Any]) -> str:
         """Return the text of a prompt with cleaned values, before the chat template is applied."""
@@ -357,6 +375,7 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     if kind == "grade" and not templates.grades_with_reference_answer:
         values["reference_answer"] = ""
     _refuse_unknown(templates.environment, kind, path, {*values, "chat", *ROLES})
+    _refuse_lost_system(templates, kind, values, path)
     try:
         ids, sample = templates.prompt(kind, **values).ids, templates.render(kind, **values)
         # Empty values are left alone: the template may omit the sentence around them.
@@ -371,6 +390,22 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     if lost := [name for name, text in changed.items() if text == sample and name != "examples"]:
         raise ModelError(f"{path} does not use the {lost[0]}: its prompt does not depend on it; insert {{{{ {lost[0]} }}}}")
     refuse_leak(templates, kind, values, path)
+
+
+def _refuse_lost_system(templates: Templates, kind: str, values: Mapping[str, Any], path: Path) -> None:
+    """Refuse a system turn that the chat template does not show. Many templates have no system role: they raise or skip it."""
+    try:
+        turns = turns_of(templates.render(kind, **values)) if templates.uses_chat else []
+    except Exception:  # reported by the caller, which renders it again
+        return
+    if not turns or turns[0].role != "system":
+        return
+    problem = templates.loss_of_system(turns)
+    if problem:
+        raise ModelError(
+            f"the chat template of this model {problem}, and {path} begins with one; remove chat.system or, if the template "
+            f"calls it, system(), or add a {CHAT_TEMPLATE} that shows system messages to the templates folder"
+        )
 
 
 def _refuse_unknown(environment: Environment, kind: str, path: Path, known: set[str]) -> None:

@@ -9,13 +9,14 @@ In the rendered text a turn begins with a mark that inserted texts cannot contai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from jinja2 import TemplateRuntimeError
 
-__all__ = ["MARKS", "ROLES", "Turn", "turn_functions", "turns_of", "without_marks"]
+__all__ = ["MARKS", "ROLES", "Turn", "begins_turn", "turn_functions", "turns_of", "without_marks"]
 
 ROLES = ("system", "user", "assistant")
 _BEGIN, _END = MARKS = "\x1e", "\x1f"
@@ -48,6 +49,11 @@ def _refuse(role: str) -> str:
         f"it begins a turn with {role}(), but this model has no chat template; write the turns in {{% if chat %}} and plain "
         "text in {% else %}"
     )
+
+
+def begins_turn(source: str, role: str) -> bool:
+    """Return whether the source of a template calls the function that begins a turn of `role`."""
+    return re.search(rf"\b{role}\s*\(", source) is not None
 
 
 def without_marks(text: str) -> str:

@@ -184,7 +184,7 @@ class Bin(Part):
 
 
 class Evaluator(Part):
-    """Measured on the judged test pairs: two samples at temperature 1 per test question."""
+    """Measured on the judged test pairs: two samples per test question, at `evaluation.temperature`."""
 
     accuracy_gold: _Figure | None
     """Share of pairs on which the evaluator scores the right reply strictly higher. The pairs are those with exactly one right
@@ -378,7 +378,7 @@ class OverOptimisation(Part):
 class Policy(Part):
     """Measured on the first `evaluation.questions` test questions. *Before* is the first reply of the initial policy to each
     question (the base; in a later round, the policy of the previous round), *after* is one sample of the trained policy, both
-    at temperature 1. The referee compares the two in both orders."""
+    at `evaluation.temperature` and `evaluation.top_p` (default: 1). The referee compares the two in both orders."""
 
     win_rate: _Figure
     """Mean of 1 (the reply after training won), 0.5 (tie) and 0 (it lost). Adjusted Student."""
@@ -404,7 +404,7 @@ class Policy(Part):
     """The policy minus its start."""
     kl: _Figure
     """KL to the initial policy in nats per reply: log-prob under the policy minus log-prob under the initial policy, summed
-    over tokens, at temperature 1. Student."""
+    over tokens, at `evaluation.temperature`. With `evaluation.top_p` below 1, the replies are from the nucleus. Student."""
     length_ratio: _Figure
     """Tokens per reply after training over tokens before. Ratio of means."""
     watchdogs: tuple[Alarm, ...]

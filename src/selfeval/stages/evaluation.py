@@ -242,7 +242,7 @@ def _answer_and_judge(
     config, templates = context.config, context.templates
     questions = context.questions(Split.TEST)[: config.evaluation.questions]
     replies = context.replies()
-    # Plain samples at temperature 1 under the start role (stages/replies.py), so a new sample is not needed.
+    # Samples of the start role at the same temperature (stages/replies.py), so a new sample is not needed.
     before = [replies[f"{q.id}-r0"] for q in questions]
     prompts = [templates.prompt("reply", question=q.text) for q in questions]
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
@@ -267,9 +267,11 @@ def _answer_and_judge(
 
 def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:
     """Return, per reply, the sum over its tokens of log-prob under the policy minus log-prob under the start, in nats."""
-    ids = [r.ids for r in rollouts]
+    ids, config = [r.ids for r in rollouts], context.config
+    # Both at the temperature of the samples: the KL of the two distributions that are compared.
+    tokens, temperature = config.backbone.batch_tokens, config.evaluation.temperature
     with context.backbone.acting_as(context.ensure_start()):
-        start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=context.config.backbone.batch_tokens)
+        start = reply_logprobs(context.backbone, prompts, ids, batch_tokens=tokens, temperature=temperature)
     return [sum(r.logprobs) - sum(s) for r, s in zip(rollouts, start, strict=True)]
 
 

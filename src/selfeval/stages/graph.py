@@ -114,7 +114,7 @@ STAGES: tuple[Stage, ...] = (
         "replies",
         replies.run,
         reads=(Edge("questions"),),
-        sections=("replies",),
+        sections=("replies", "chat.system", "evaluation.temperature", "evaluation.top_p"),
         prompts=("reply",),
         outputs=("reference_answers",),
     ),

@@ -89,7 +89,7 @@ def answer(
     role: str = POLICY,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
-    """Sample replies of the trained policy at temperature 1, with value guidance if available.
+    """Sample replies of the trained policy as evaluation does, with value guidance if available.
 
     Args:
         prompts: `reply` prompts.
@@ -98,7 +98,8 @@ def answer(
         role: role that replies; the bare base is the initial policy. Default: the policy.
         advance: Optional. Called with the number of replies finished since the last call.
     """
-    config, requests = context.config, [Request(prompt) for prompt in prompts]
+    config = context.config
+    requests = [Request(prompt, config.evaluation.temperature, config.evaluation.top_p) for prompt in prompts]
     limit, batch_size = config.replies.max_new_tokens, config.backbone.rollout_batch_size
     with context.backbone.acting_as(role):
         return generate(
@@ -129,7 +130,11 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     texts, limit = [q.text for q in aside], config.replies.max_new_tokens
     seed, batch_size = context.seed("held-out judge"), config.backbone.rollout_batch_size
     start = context.ensure_start()
-    return HeldOutJudge(context.backbone, context.templates, context.judge("referee"), texts, limit, batch_size, seed, start)
+    return HeldOutJudge(
+        *(context.backbone, context.templates, context.judge("referee"), texts, limit, batch_size, seed, start),
+        temperature=config.evaluation.temperature,
+        top_p=config.evaluation.top_p,
+    )
 
 
 def learner_context(context: Context) -> LearnerContext:

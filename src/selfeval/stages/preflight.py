@@ -54,7 +54,8 @@ def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
 
     parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.backbone.context, download=False)
     folder = templates_folder(config.model, config.templates)
-    Templates.load(folder, parts.tokenizer, kinds=kinds_of_run(config.verdicts), arguments=config.chat.arguments)
+    kinds, chat = kinds_of_run(config.verdicts), config.chat
+    Templates.load(folder, parts.tokenizer, kinds=kinds, arguments=chat.arguments, system=chat.system)
     check_adapters(parts.shell, config.backbone.lora, config.model)
 
 

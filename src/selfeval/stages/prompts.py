@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from selfeval.config import RunConfig
-from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, with_arguments
+from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, with_arguments, with_system
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.templates import Templates, template_texts, templates_folder
 from selfeval.runs.templates import TEMPLATES, stored_texts, text_hash, write_texts
@@ -67,7 +67,9 @@ def load_templates(config: RunConfig, store: RunStore, tokenizer: PreTrainedToke
     # From the source, not from the run folder: there, the tokenizer's own chat template is stored under this name as well.
     chat = template_texts(source).get(CHAT_TEMPLATE)
     given = texts if chat is None else {**texts, CHAT_TEMPLATE: chat}
-    templates = Templates.load(source, tokenizer, day, given, kinds_of_run(config.verdicts), config.chat.arguments)
+    templates = Templates.load(
+        source, tokenizer, day, given, kinds_of_run(config.verdicts), config.chat.arguments, config.chat.system
+    )
     used: Any = templates.tokenizer
     whole = {**texts, CHAT_TEMPLATE: used.get_chat_template() if templates.uses_chat else ""}
     if whole != stored_texts(store.root):
@@ -77,7 +79,7 @@ def load_templates(config: RunConfig, store: RunStore, tokenizer: PreTrainedToke
 
 
 def _sources(config: RunConfig, day: date) -> dict[str, str]:
-    texts = template_texts(templates_folder(config.model, config.templates))
+    texts = with_system(template_texts(templates_folder(config.model, config.templates)), config.chat.system)
     frozen = {name: freeze_date(text, day, trims=name == CHAT_TEMPLATE) for name, text in texts.items()}
     if CHAT_TEMPLATE in frozen:
         frozen[CHAT_TEMPLATE] = with_arguments(frozen[CHAT_TEMPLATE], config.chat.arguments)

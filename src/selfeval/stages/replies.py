@@ -1,7 +1,7 @@
 """replies: sample answers to every question.
 
 Training questions get diverse replies: each has its own temperature and nucleus, and some come from beam search. Test
-questions get plain samples at temperature 1, because they measure the model as it is.
+questions get plain samples (`evaluation.temperature`, default 1), because they measure the model as it is.
 
 In a later round the previous round's policy replies. Reference answers still come from the bare base, and those of the test
 questions are round 1's.
@@ -55,6 +55,7 @@ class WriteReplies:
         batch_tokens: batch size of the scoring, in tokens.
         draws: random numbers of the round.
         brought: whether the user's own replies are used; then each test question gets one sample, to compare the policy with.
+        test_temperature, test_top_p: temperature and nucleus of the replies to test questions. Default: 1.
     """
 
     config: RepliesConfig
@@ -62,6 +63,8 @@ class WriteReplies:
     batch_tokens: int
     draws: Draws
     brought: bool = False
+    test_temperature: float = 1.0
+    test_top_p: float = 1.0
 
     def __call__(self, model: ModelHandle, batch: Batch[Asked]) -> ShardOutput:
         """Return the replies under the start role, and the reference answers of the base if the evaluator reads them."""
@@ -107,7 +110,7 @@ class WriteReplies:
     def _request(self, model: ModelHandle, question: Question, number: int) -> Request:
         prompt = model.templates.prompt("reply", question=question.text)
         if question.split == Split.TEST:
-            return Request(prompt)
+            return Request(prompt, self.test_temperature, self.test_top_p)
         rng = self.draws.random("replies", question.id, number)
         # Named by question and reply, not by shard: another shard size draws the same temperatures.
         return Request(prompt, rng.uniform(*self.config.temperature), rng.uniform(*self.config.top_p))
@@ -187,7 +190,10 @@ def run(context: Context) -> dict[str, int]:
     """Write the replies to all questions; return counts."""
     config, typed = context.config, context.given.replies if context.given else {}
     work = WriteReplies(
-        config.replies, config.backbone.rollout_batch_size, config.backbone.batch_tokens, context.draws, brought=bool(typed)
+        *(config.replies, config.backbone.rollout_batch_size, config.backbone.batch_tokens, context.draws),
+        brought=bool(typed),
+        test_temperature=config.evaluation.temperature,
+        test_top_p=config.evaluation.top_p,
     )
     others = ("reference_answers",) if context.templates.grades_with_reference_answer else ()
     shards = StageShards(context.store, context.terminal, "replies", others=others)

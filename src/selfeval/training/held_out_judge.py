@@ -32,6 +32,7 @@ class HeldOutJudge:
         batch_size: batch size of sampling.
         seed: sampling seed. It is the same for all readings, so that two of them differ by the policy alone.
         start: Optional. Role of the initial policy. Default: the base.
+        temperature, top_p: temperature and nucleus of the sampling. Default: 1.
     """
 
     backbone: Backbone
@@ -42,6 +43,8 @@ class HeldOutJudge:
     batch_size: int
     seed: int
     start: str = BASE
+    temperature: float = 1.0
+    top_p: float = 1.0
 
     def __call__(self, guide: Guide | None) -> JudgeReading | None:
         """Return a reading of the current policy, or None if most verdicts could not be parsed.
@@ -65,7 +68,8 @@ class HeldOutJudge:
         return self._replies(self.start)
 
     def _replies(self, role: str, guide: Guide | None = None) -> list[str]:
-        requests = [Request(self.templates.prompt("reply", question=q)) for q in self.questions]
+        prompts = [self.templates.prompt("reply", question=q) for q in self.questions]
+        requests = [Request(prompt, self.temperature, self.top_p) for prompt in prompts]
         with self.backbone.acting_as(role):
             rollouts = generate(
                 self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, batch_size=self.batch_size, guide=guide
