@@ -75,7 +75,7 @@ def _settings() -> dict[str, Any]:
     for size in SIZES:
         key, _, value = size.partition("=")
         section, _, name = key.partition(".")
-        found.setdefault(section, {})[name] = json.loads(value)
+        found.setdefault(section, {})[name] = value if value.isalpha() else json.loads(value)
     return found
 
 

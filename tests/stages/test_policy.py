@@ -112,7 +112,7 @@ def test_what_watchdogs_did_stays_on_record_when_the_loop_goes_back_and_on(
 
 def test_the_metrics_end_at_the_iteration_of_the_policy_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The held-out judge ends the training: metrics of later iterations are removed, and their samples stay."""
-    made = context(tmp_path / "run", {**SETTINGS, "policy": {"learner": "rloo", "iterations": 3}})
+    made = context(tmp_path / "run", {**SETTINGS, "policy": {"gate": "off", "learner": "rloo", "iterations": 3}})
     finish = [Alarm(3, "judge_disagrees", "the judge's win rate fell", "finish")]
     samples: list[Path] = []
 
