@@ -90,7 +90,7 @@ def _view(run: Path) -> Path:
     """Create a folder with the run's data, because parallel trainings cannot share its lock."""
     folder = Path(tempfile.mkdtemp())
     for name in ("questions", "reference_answers", "pairs", "roles"):
-        (folder / name).symlink_to((run / name).resolve())
+        shutil.copytree(run / name, folder / name)  # a run folder must not contain links that leave it
     shutil.copy(run / "run.json", folder)
     return folder
 

@@ -40,6 +40,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
     """Train the members on `count` pairs and prepare two runs that use them, `one` and `four`; return their accuracy."""
     from selfeval.config import RunConfig
     from selfeval.records import Pair, Split
+    from selfeval.runs.reader import pairs_of
     from selfeval.stages.context import Context
     from selfeval.stages.evaluator import preferences
     from selfeval.stages.terminal import Terminal
@@ -55,7 +56,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
         (folder / name / "roles").mkdir(parents=True, exist_ok=True)
         for part in ("questions", "reference_answers", "replies", "pairs"):
             if not (folder / name / part).exists():
-                (folder / name / part).symlink_to((run / part).resolve())
+                shutil.copytree(run / part, folder / name / part)  # a run folder must not contain links that leave it
         config = saved["config"]
         config["evaluator"] = {**config["evaluator"], "members": members}
         write_sealed(folder / name / "run.json", {**saved, "config": config})
@@ -67,8 +68,7 @@ def prepare(run: Path, folder: Path, count: int) -> dict[str, Any]:
         }
     )
     context = Context(config, RunStore(folder / "four"), Terminal(quiet=True))
-    pairs = [p for p in context.store.read("pairs", Pair) if p.split == Split.TRAIN]
-    held_out = [p for p in context.store.read("pairs", Pair) if p.split == Split.TEST]
+    pairs, held_out = (context.store.read(pairs_of(split), Pair) for split in (Split.TRAIN, Split.TEST))
     random.Random(0).shuffle(pairs)
     train, test = preferences(context, pairs[:count]), preferences(context, held_out)
     for number in range(MEMBERS):

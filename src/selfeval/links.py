@@ -8,22 +8,30 @@ files that leads elsewhere would have a file there read, moved or overwritten.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from selfeval.errors import InputError
 
-__all__ = ["entries", "refuse_links", "stays_inside"]
+__all__ = ["OF_OTHERS", "entries", "refuse_links", "stays_inside"]
 
+OF_OTHERS = ("trackers/wandb",)
+"""Subfolders of a run folder that nothing reads, and in which another program creates links to its cache."""
 _PACKAGE = Path(__file__).parent
 """This package's folder is trusted: some installers link a package's files to a cache."""
 
 
-def entries(folder: Path) -> list[Path]:
-    """Return all entries of a folder and its subfolders. Linked folders are returned as links and not entered."""
-    found = []
+def entries(folder: Path, skip: Sequence[str] = ()) -> list[Path]:
+    """Return all entries of a folder and its subfolders. Linked folders are returned as links and not entered.
+
+    Args:
+        folder: the folder.
+        skip: subfolders whose content is left out, relative to `folder`. Default: none.
+    """
+    found, left_out = [], {folder / name for name in skip}
     for place, folders, files in os.walk(folder):
         found += [Path(place, name) for name in (*folders, *files)]
+        folders[:] = [name for name in folders if Path(place, name) not in left_out]
     return sorted(found)
 
 

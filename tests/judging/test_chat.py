@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 import tiny_models
 from selfeval.errors import ModelError
-from selfeval.judging.chat import freeze_date
+from selfeval.judging.chat import freeze_date, with_system
 from selfeval.judging.templates import Templates, templates_folder
 
 OWN = templates_folder("no such model")
@@ -212,6 +212,27 @@ def test_a_template_with_turns_gets_the_system_prompt_before_them(tmp_path: Path
     (folder / "reply.jinja").write_text("{{ system() }}Be long. {{ user() }}{{ question }}")
     with pytest.raises(ModelError, match=r"reply.jinja begins a system turn .* and chat.system is set too; remove one"):
         load_system(PLAIN, "Be brief.", folder)
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "Call strftime_now if you need the date."])
+def test_a_system_prompt_is_added_once_also_where_the_date_is_frozen(system: str) -> None:
+    texts = with_system({"reply.jinja": "{{ strftime_now('%Y') }} {{ question }}"}, system)
+    frozen = {name: freeze_date(text, DAY) for name, text in texts.items()}
+    assert with_system(frozen, system) == frozen
+
+
+@pytest.mark.parametrize("words", ["Solve the system (two equations): ", "Answer the user (briefly). "])
+def test_words_of_a_template_are_no_turns(words: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OWN, tmp_path / "templates"))
+    (folder / "reply.jinja").write_text(words + "{{ question }}")
+    assert shown(load_system(PLAIN, "Be brief.", folder)) == f"system: Be brief.\nuser: {words}How many?\n"
+
+
+def test_the_turns_of_an_included_template_are_seen(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OWN, tmp_path / "templates"))
+    (folder / "reply.jinja").write_text('{% include "turns.jinja" %}')
+    (folder / "turns.jinja").write_text("{{ user() }}{{ question }}")
+    assert shown(load_system(PLAIN, "Be brief.", folder)) == "system: Be brief.\nuser: How many?\n"
 
 
 @pytest.mark.parametrize(

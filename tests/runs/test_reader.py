@@ -223,6 +223,17 @@ def test_a_link_that_leads_out_of_the_run_is_refused(run: RunReader, tmp_path: P
         RunReader(run.folder)
 
 
+def test_a_link_that_a_tracker_made_is_no_reason_to_refuse_a_run(run: RunReader, tmp_path: Path) -> None:
+    logs = run.folder / "trackers" / "wandb" / "run-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-core.log").symlink_to(tmp_path.parent / "debug-core.log")
+    assert RunReader(run.folder).config == run.config
+    RunStore(run.folder).close()
+    (run.folder / "trackers" / "other").symlink_to(tmp_path.parent)
+    with pytest.raises(RunFolderError, match=r"trackers/other is a link to"):
+        RunStore(run.folder)
+
+
 def test_a_run_that_is_just_starting_says_so(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     with pytest.raises(RunFolderError, match=r"has no run\.json yet; the run is just starting"):

@@ -101,6 +101,13 @@ def test_an_evaluator_that_is_not_shown_to_be_useful_trains_no_policy(
     assert not run.checkpoint_folder("policy").exists()
 
 
+def test_pairs_without_a_preference_are_no_evidence(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    run.store.write_shard("verdicts", 0, [verdict(f"q{i}", 0.5) for i in range(PAIRS)])
+    with pytest.raises(LoopError, match="cannot be compared with trivial rules: 0 held-out pairs were kept"):
+        check_evaluator(run)
+
+
 def test_the_gate_is_passed_by_force_a_setting_pairs_or_a_training_that_has_begun(tmp_path: Path) -> None:
     forced = run_of(tmp_path / "forced", force=True)
     judged(forced, PAIRS, coin)

@@ -335,6 +335,15 @@ def test_a_file_of_questions_is_extended_with_generated_ones(tmp_path: Path, mon
     assert shown & set(own[3:])
 
 
+def test_no_example_is_shown_twice_in_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = _file(tmp_path, train=6)
+    run, prompts = context(tmp_path, monkeypatch, file=str(path), extend=True), asked(monkeypatch)
+    run.config = run.config.model_copy(update={"seeds": ""})
+    questions.run(run)
+    assert prompts
+    assert all(len(set(examples)) == len(examples) for examples in prompts)
+
+
 @pytest.mark.parametrize(("train", "test"), [(30, 15), (2, 15), (30, 0)])
 def test_a_file_larger_than_what_is_wanted_is_kept_whole(
     train: int, test: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

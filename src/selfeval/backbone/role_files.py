@@ -131,6 +131,8 @@ def _check_role(folder: Path) -> dict[str, Any]:
     files = origin["files"] if isinstance(origin["files"], dict) else {}
     if not {"adapter_config.json", "adapter_model.safetensors"} <= files.keys():
         raise RunFolderError(f"{folder / 'role.json'} is damaged (it does not list the role's files); {remedy}")
+    if (folder / "head.safetensors").exists() and "head.safetensors" not in files:
+        raise RunFolderError(f"{folder / 'head.safetensors'} is not among the files in role.json; {remedy}")
     for name, written in files.items():
         if not stays_inside(name):
             raise RunFolderError(f"{folder / 'role.json'} is damaged (it lists {name!r}, not a file of the role); {remedy}")

@@ -125,6 +125,8 @@ def _lower_mass(masses: Sequence[float]) -> str:
 
 def _more_room(config: RunConfig) -> str:
     shorter = f"lower replies.max_new_tokens (now {config.replies.max_new_tokens})"
+    if config.verdicts.reasoning:
+        shorter += " or verdicts.max_new_tokens, or set verdicts.reasoning = false"
     if config.backbone.context.rope_scaling == "none":
         return f"{shorter}, or extend the context with backbone.context.rope_scaling and backbone.context.rope_factor"
     return f"{shorter}, raise backbone.context.rope_factor, or use a model with a longer context"

@@ -104,15 +104,16 @@ def with_system(texts: Mapping[str, str], system: str) -> dict[str, str]:
     """
     source = texts.get(_REPLY)
     begin = f"{{{{ system() }}}}{{{{ {jinja_string(system)} }}}}"
-    if not system or source is None or source.startswith(begin):
+    # Anywhere in it: a frozen date is written before the system turn.
+    if not system or source is None or begin in source:
         return dict(texts)
-    if begins_turn(source, "system"):
+    if begins_turn(_REPLY, texts, "system"):
         raise ModelError(
             f"{_REPLY} begins a system turn with system(), and chat.system is set too; remove one of them, or insert the text "
             "of chat.system there"
         )
     # A template without turns is one user message, which has to be begun after another turn.
-    return {**texts, _REPLY: begin + ("" if begins_turn(source, "user") else "{{ user() }}") + source}
+    return {**texts, _REPLY: begin + ("" if begins_turn(_REPLY, texts, "user") else "{{ user() }}") + source}
 
 
 def _assignments(arguments: Mapping[str, Any]) -> str:

@@ -9,12 +9,11 @@ In the rendered text a turn begins with a mark that inserted texts cannot contai
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from jinja2 import TemplateRuntimeError
+from jinja2 import Environment, TemplateRuntimeError, TemplateSyntaxError, meta, nodes
 
 __all__ = ["MARKS", "ROLES", "Turn", "begins_turn", "turn_functions", "turns_of", "without_marks"]
 
@@ -51,9 +50,25 @@ def _refuse(role: str) -> str:
     )
 
 
-def begins_turn(source: str, role: str) -> bool:
-    """Return whether the source of a template calls the function that begins a turn of `role`."""
-    return re.search(rf"\b{role}\s*\(", source) is not None
+def begins_turn(name: str, texts: Mapping[str, str], role: str, seen: frozenset[str] = frozenset()) -> bool:
+    """Return whether a template, or one that it includes or extends, calls the function that begins a turn of `role`.
+
+    Args:
+        name: name of the template.
+        texts: sources by name.
+        role: one of `ROLES`.
+        seen: names that were looked at already. Default: none.
+    """
+    if name in seen or name not in texts:
+        return False
+    try:
+        tree = Environment().parse(texts[name])
+    except TemplateSyntaxError:
+        return False  # loading the template reports it
+    if any(isinstance(call.node, nodes.Name) and call.node.name == role for call in tree.find_all(nodes.Call)):
+        return True
+    linked = meta.find_referenced_templates(tree)
+    return any(begins_turn(other, texts, role, seen | {name}) for other in linked if other is not None)
 
 
 def without_marks(text: str) -> str:

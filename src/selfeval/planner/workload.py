@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfeval.config import RunConfig, judge_spec
+from selfeval.judging.chat import with_system
 from selfeval.judging.templates import template_texts, templates_folder
 
 __all__ = ["Workload", "workload"]
@@ -37,7 +38,7 @@ class Workload:
 
 def workload(config: RunConfig, context: int | None) -> Workload:
     """Compute the largest workload that the limits allow; template text is counted at three characters per token."""
-    texts = template_texts(templates_folder(config.model, config.templates))
+    texts = with_system(template_texts(templates_folder(config.model, config.templates)), config.chat.system)
     own = {name.removesuffix(".jinja"): len(text) // _CHARACTERS_PER_TOKEN + _CHAT_TOKENS for name, text in texts.items()}
     question, reply = config.questions.max_new_tokens, config.replies.max_new_tokens
     # Longest prompt that leaves room for one token of a reply; without a known context, a number above every limit.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from selfeval.config import BackboneConfig, RunConfig, config_of_run, nearest
 from selfeval.errors import InputError, RunFolderError
-from selfeval.links import entries, refuse_links
+from selfeval.links import OF_OTHERS, entries, refuse_links
 from selfeval.records import Drop, Pair, Question, ReferenceAnswer, Reply, Sampled, Seed, Split, Verdict, from_json
 from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
 
@@ -95,7 +95,7 @@ class RunReader:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         # The folder may come from somebody else, and what is read from it is shown, scored and exported.
-        refuse_links(self.folder, entries(self.folder), RunFolderError)
+        refuse_links(self.folder, entries(self.folder, OF_OTHERS), RunFolderError)
         self.config = self._read_config()
 
     def __repr__(self) -> str:

@@ -161,7 +161,7 @@ def has_answers(path: Path) -> bool:
         DataError: the file is missing or malformed; the message names the line.
     """
     text = _read("questions", path)
-    return '"answer"' in text and any(values.get("answer") is not None for _, values in _lines("questions", path, text))
+    return '"answer"' in text and any(values.get("answer") not in (None, "") for _, values in _lines("questions", path, text))
 
 
 def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: Sequence[_Row]) -> None:
@@ -364,8 +364,9 @@ def _draw_splits(undecided: list[_Row], all_rows: list[_Row], config: RunConfig)
     """Draw test questions in the proportion of questions.test to questions.train, using only the run's seed and the texts."""
     share = config.questions.test / (config.questions.train + config.questions.test)
     asked = sum(row.split == Split.TEST for row in all_rows)
-    # At least one test question, unless the lines themselves request some.
-    wanted = max(0, max(1, round(share * len(all_rows))) - asked)
+    # At least one test question, unless the lines themselves request some or more are generated.
+    fewest = 0 if config.questions.extend else 1
+    wanted = max(0, max(fewest, round(share * len(all_rows))) - asked)
 
     def drawn(row: _Row) -> bytes:
         # Sorting by a hash is a shuffle that depends on the seed and the texts, not on the order of the lines.

@@ -53,7 +53,7 @@ class FileGold:
         self._labels: dict[tuple[str, str], bool] = {}
         text = read_text(path, "gold file", DataError, most=_LARGEST, remedy=f"use JSON lines ({_EXAMPLE})")
         for number, values in json_lines(text, str(path), DataError, _EXAMPLE):
-            if not partial or values.get("answer") is not None:
+            if not partial or values.get("answer") not in (None, ""):
                 self._add(values, f"{path}, line {number}")
         if not self.questions:
             raise DataError(f"gold file {path} is empty; write one {_EXAMPLE} per line")

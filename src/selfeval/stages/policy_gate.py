@@ -47,13 +47,13 @@ def check_evaluator(context: Context) -> None:
 def _obstacle(context: Context) -> str | None:
     """Describe the baseline that the evaluator is not shown to beat; None if it beats all."""
     verdicts = [v for v in context.store.read("verdicts", Verdict) if v.split == Split.TEST and v.state == VerdictState.KEPT]
-    if len(verdicts) < FEWEST:
-        return (
-            f"the evaluator cannot be compared with trivial rules: {len(verdicts)} held-out pairs were kept, and a comparison "
-            f"needs at least {FEWEST}"
-        )
     questions = {q.id: q for q in context.store.read("questions", Question)}
     labelled = by_judge(score_pairs(context, verdicts, questions))
+    if len(labelled) < FEWEST:
+        return (
+            f"the evaluator cannot be compared with trivial rules: {len(labelled)} held-out pairs were kept, and a comparison "
+            f"needs at least {FEWEST}"
+        )
     accuracy = describe(proportion([pair.evaluator_right for pair in labelled]))
     hardest = hardest_rule(compare_with_rules(labelled))
     if hardest is None:

@@ -150,12 +150,13 @@ class WriteReplies:
         ]
 
     def _fits(self, model: ModelHandle, question: Question, ids: Sequence[int]) -> bool:
-        """Return whether prompt, reference answer (if the prompt has one) and reply fit the evaluator's context."""
+        """Return whether the reply fits the context after its own prompt, and after the evaluator's with a reference answer."""
         length = model.backbone.loaded.context_length
         # The reference answer does not exist yet, so its maximum length is assumed.
         reference_answer = self.config.max_new_tokens if model.templates.grades_with_reference_answer else 0
-        prompt = model.templates.prompt("grade", question=question.text, reference_answer="")
-        return length is None or len(prompt.ids) + reference_answer + len(ids) <= length
+        grade = model.templates.prompt("grade", question=question.text, reference_answer="")
+        reply = model.templates.prompt("reply", question=question.text)
+        return length is None or max(len(grade.ids) + reference_answer, len(reply.ids)) + len(ids) <= length
 
     def _reference_answers(self, model: ModelHandle, asked: Sequence[Asked]) -> list[ReferenceAnswer]:
         """Generate the base's greedy reply to each question: its reference answer."""

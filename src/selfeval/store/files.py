@@ -208,7 +208,8 @@ def writing(path: Path, *, new: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
-        recover_folder(_aside(path))
+        if not new:
+            recover_folder(_aside(path))
         yield temporary
         open_to_umask(temporary)
         # Before the rename: after a power failure, the new name must not point to data that were never written.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from selfeval.errors import RunFolderError
-from selfeval.links import entries, refuse_links
+from selfeval.links import OF_OTHERS, entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
@@ -55,7 +55,7 @@ class RunStore:
             self._refuse_other_folders()
             root.mkdir(parents=True, exist_ok=True)
             # The folder may be untrusted: through a link in it, this process could write or delete files elsewhere.
-            found = entries(root)
+            found = entries(root, OF_OTHERS)
             refuse_links(root, found, RunFolderError)
             self._lock = FileLock(root / ".lock")
             self._lock.acquire(timeout=0)
@@ -158,7 +158,6 @@ class RunStore:
             stage: name of the stage.
             owned: files and folders that it writes outside its folder. Default: none.
         """
-        self._complete_move()  # the journal has room for one, and this process may have failed in the middle of it
         self._move({stage: owned}, stages={name: row for name, row in self.run.get("stages", {}).items() if name != stage})
 
     def put_back(self, number: int, room: Mapping[str, Sequence[Path]], **values: Any) -> None:
@@ -176,6 +175,7 @@ class RunStore:
         self._move(room, number, **values)
 
     def _move(self, aside: Mapping[str, Sequence[Path]], back: int | None = None, **values: Any) -> None:
+        self._complete_move()  # the journal has room for one, and this process may have failed in the middle of it
         # The folder with key.json last: until then, readers see that the results are incomplete.
         paths = {
             stage: [*(path for path in owned if self.folder(stage) not in path.parents), self.folder(stage)]

@@ -182,6 +182,10 @@ class Checkpoints:
         self._check_written(_hashes_of(path)["written"], state["step"])
         tensors = read_tensors(path / "state.safetensors", remedy)
         check_shapes(self._expected(tensors), tensors, path / "state.safetensors", remedy)
+        try:
+            values = dict(_with_tensors(state, tensors))
+        except (KeyError, TypeError) as error:
+            raise RunFolderError(f"{path / 'state.json'} names a tensor that is not in the checkpoint; {remedy}") from error
         for optimizer in self.optimizers.values():
             optimizer.state.clear()  # a checkpoint from before the first step has no moments to overwrite the current ones
             optimizer.zero_grad(set_to_none=True)
@@ -193,7 +197,7 @@ class Checkpoints:
         for role, optimizer in self.optimizers.items():
             self._restore_optimizer(role, optimizer, tensors)
         self._restore_metrics(path / "metrics")
-        return dict(_with_tensors(state, tensors))
+        return values
 
     def _expected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a tensor of the expected shape for each weight, and for each optimizer moment in `tensors`."""
