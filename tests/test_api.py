@@ -69,13 +69,21 @@ def test_reading_a_run_imports_no_torch() -> None:
 # -- run ----------------------------------------------------------------------------------------------------------------
 
 
+def _value(text: str) -> Any:
+    """Read a value as `--set` does: JSON's and TOML's forms are the same here, and anything else is a text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _settings() -> dict[str, Any]:
     """The toy sizes as keywords."""
     found: dict[str, Any] = {}
     for size in SIZES:
         key, _, value = size.partition("=")
         section, _, name = key.partition(".")
-        found.setdefault(section, {})[name] = value if value.isalpha() else json.loads(value)
+        found.setdefault(section, {})[name] = _value(value)
     return found
 
 

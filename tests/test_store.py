@@ -234,6 +234,8 @@ def test_a_folder_that_was_removed_is_not_created_again(store: RunStore, again: 
         lambda: store.write_shard("questions", 0, QUESTIONS),
         lambda: store.add_metrics("policy", {"step": 1}),
         lambda: store.finish("questions", "k", {}),
+        lambda: store.write_json(store.root / "report.json", {}),
+        lambda: store.write_text(store.root / "metrics" / "evaluation.jsonl", ""),
     )
     for write in writes:
         with pytest.raises(

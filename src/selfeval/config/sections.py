@@ -54,7 +54,7 @@ class QuestionsConfig(Section):
     file: str = ""
     """Optional. File of questions that replaces generated ones (docs/guides/your-own-data.md); split as `test` to `train`."""
     extend: bool = False
-    """Generate further questions, until there are `train` and `test` of them, in addition to those of `file`."""
+    """Generate further questions until there are `train` and `test` of them, those of `file` included."""
     train: Count = 400
     """Number of training questions, after near-duplicates are removed."""
     test: Count = 200

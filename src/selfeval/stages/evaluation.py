@@ -56,7 +56,7 @@ from selfeval.stages.gold import Gold, gold_file, load_gold
 from selfeval.stages.held_out import score_pairs
 from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
-from selfeval.store import RunStore, read_object, write_file, write_json
+from selfeval.store import RunStore, read_object
 
 __all__ = ["FIRST_PAIRS", "run"]
 
@@ -91,7 +91,7 @@ def run(context: Context) -> dict[str, Any]:
         memory=_memory(context),
         seconds_per_verdict=cost.seconds if cost else None,
     )
-    write_json(context.store.folder("evaluation") / "figures.json", figures.as_json())
+    context.store.write_json(context.store.folder("evaluation") / "figures.json", figures.as_json())
     return {"pairs": figures.evaluator.accuracy_judge.n, "questions": figures.policy.win_rate.n}
 
 
@@ -197,7 +197,7 @@ def _first_pairs(
         saved = read_object(context.earlier[-1].folder("evaluation") / FIRST_PAIRS, "gold", "judge")
         before = Rights(saved["gold"], saved["judge"])
     now = rights_of(pairs)
-    write_json(context.store.folder("evaluation") / FIRST_PAIRS, {"gold": now.gold, "judge": now.judge})
+    context.store.write_json(context.store.folder("evaluation") / FIRST_PAIRS, {"gold": now.gold, "judge": now.judge})
     return measure_first_pairs(now, before, has_gold=gold is not None)
 
 
@@ -320,7 +320,7 @@ def _write_gold_curve(context: Context, predicted: Mapping[int, Sequence[Predict
     ]
     if not rows:
         return
-    write_file(context.store.metrics_path("evaluation"), "".join(json.dumps(row) + "\n" for row in rows))
+    context.store.write_text(context.store.metrics_path("evaluation"), "".join(json.dumps(row) + "\n" for row in rows))
     for row in rows:
         context.trackers.log("evaluation", row)
 

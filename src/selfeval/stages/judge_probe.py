@@ -12,7 +12,6 @@ from selfeval.report.figures import describe
 from selfeval.report.schema import JudgeProbe
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, Work
-from selfeval.store import write_json
 
 __all__ = ["PROBE_FILE", "probe_judge"]
 
@@ -43,7 +42,7 @@ def probe_judge(context: Context, pairs: Sequence[Any], work: Work[Any]) -> None
     context.terminal.note(f"verdicts: probing the judge on {PROBED} of {len(pairs)} pairs")
     verdicts = [v for _, output in context.executor.map(work, [Batch(0, pairs[:PROBED])]) for v in output.records]
     found = diagnose(verdicts, context.config)
-    write_json(context.store.root / PROBE_FILE, {**found.as_json(), "outputs": _outputs(verdicts)})
+    context.store.write_json(context.store.root / PROBE_FILE, {**found.as_json(), "outputs": _outputs(verdicts)})
     _say(context, found)
     if not found.usable and not context.force and not context.earlier:
         raise LoopError(_unusable(context, found))

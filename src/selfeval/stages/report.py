@@ -31,7 +31,7 @@ from selfeval.report.schema import (
 from selfeval.runs.reader import pairs_of
 from selfeval.runs.templates import TEMPLATES
 from selfeval.stages.context import Context
-from selfeval.store import RunStore, open_file, write_json
+from selfeval.store import RunStore, open_file
 
 __all__ = [
     "EXAMPLES_PER_REASON",
@@ -162,7 +162,7 @@ def _memory(context: Context, figures: Evaluation) -> Memory:
 
 def run(context: Context) -> dict[str, Any]:
     """Write report.json and index.html."""
-    write_json(context.store.root / "report.json", build_report(context).as_json())
+    context.store.write_json(context.store.root / "report.json", build_report(context).as_json())
     # Drawn from report.json, never from the objects in memory: `selfeval report` draws the same page later.
     draw_page(context.store.root)
     return {}

@@ -20,7 +20,7 @@ from selfeval.links import OF_OTHERS, entries, refuse_links
 from selfeval.records import Drop
 from selfeval.store import ledger, metrics
 from selfeval.store.archive import Archive
-from selfeval.store.files import as_storage_error, file_hash, recover_folder, write_file
+from selfeval.store.files import as_storage_error, file_hash, recover_folder, write_file, write_json
 from selfeval.store.moves import Move, read_move
 from selfeval.store.records import as_lines, read_records, write_records
 from selfeval.store.run_file import read_run
@@ -111,6 +111,21 @@ class RunStore:
     def run(self) -> dict[str, Any]:
         """Contents of run.json; an empty dict before the first write."""
         return read_run(self.root) if (self.root / "run.json").exists() else {}
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a file of the run in one step.
+
+        Raises:
+            RunFolderError: the run folder was removed.
+            StorageError: the file cannot be written.
+        """
+        self._refuse_another_folder()
+        write_file(path, text)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write a file of the run in one step, as JSON; see `write_text`."""
+        self._refuse_another_folder()
+        write_json(path, value)
 
     def update_run(self, **values: Any) -> None:
         """Set top-level values of run.json.
