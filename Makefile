@@ -12,16 +12,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEEDS := pyproject.toml constraints.txt
 TESTS ?=
-# Environments of the other two sets of versions; torch, the same in all three, is linked into them and takes no room of its own.
-LOWEST := .venv-lowest
-NEWEST := .venv-newest
-# The tests that meet the libraries; training and stages use no more of them.
-LIBRARY_TESTS := tests/backbone tests/rollout tests/test_versions.py
-TORCH := torch torchgen functorch torch-2.13.0*.dist-info
 # Tests run side by side, one process a core, four at most: each holds a torch of its own.
 WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
-.PHONY: help run test test-slow test-lowest test-newest smoke check pages docs bench peers clean
+.PHONY: help run test test-slow smoke check pages docs bench peers clean
 
 help: ## List the words.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,18 +27,13 @@ test: $(VENV)/.installed-dev ## Run all tests but the slow ones (some files, who
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),-m "not slow")
 
 test-slow: $(VENV)/.installed-dev ## Run the slow tests.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
-test-lowest: $(LOWEST)/.installed ## Run the backbone and rollout tests with the lowest versions of all dependencies.
-	@OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LIBRARY_TESTS)
-
-test-newest: $(NEWEST)/.installed ## Run the backbone and rollout tests with the newest versions of all dependencies but torch.
-	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(LIBRARY_TESTS)
-
-smoke: $(BIN)/python ## Build the wheel, install it outside of the checkout with the newest and with the lowest versions, run the loop.
+smoke: $(BIN)/python ## Build the wheel, install it elsewhere with the newest and the lowest versions, run the loop and the tests that meet libraries.
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; newest=0; lowest=0; \
-	OMP_NUM_THREADS=1 .ci/smoke $(BIN)/python >"$$log" 2>&1 & pid=$$!; \
-	OMP_NUM_THREADS=1 .ci/smoke $(BIN)/python -c constraints-lowest.txt || lowest=$$?; \
+	export OMP_NUM_THREADS=1 WORKERS=$$((($(WORKERS) + 1) / 2)); \
+	.ci/smoke $(BIN)/python >"$$log" 2>&1 & pid=$$!; \
+	.ci/smoke $(BIN)/python -c constraints-lowest.txt || lowest=$$?; \
 	wait $$pid || newest=$$?; cat "$$log"; exit $$((lowest | newest))
 
 check: $(VENV)/.installed-dev ## Lint, check the format and the types.
@@ -68,7 +57,7 @@ peers: $(VENV)/.installed-dev ## Run TRL's trainers and lm-eval on exports, in a
 	@$(BIN)/python -m pytest tests/e2e/test_peers.py
 
 clean: ## Remove the virtual environment and caches; runs and results stay.
-	rm -rf $(VENV) $(VENV)-peers $(LOWEST) $(NEWEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(VENV)-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -89,21 +78,3 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --group notebooks -c constraints.txt
 	@touch $@
-
-$(LOWEST)/.installed: $(NEEDS) constraints-lowest.txt $(VENV)/.installed
-	@$(call other_set,$(LOWEST),constraints-lowest.txt)
-
-$(NEWEST)/.installed: $(NEEDS) $(VENV)/.installed
-	@echo "torch==2.13.0" >$(VENV)/torch.txt
-	@$(call other_set,$(NEWEST),$(VENV)/torch.txt)
-
-# $(1): the environment; $(2): its constraints. Hard links share the files of torch alone; every other package is installed.
-define other_set
-	echo "Installing into $(1) (once)"; rm -rf $(1); $(BIN)/python -m venv $(1); \
-	to=$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	from=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
-	for part in $(TORCH); do for found in $$from/$$part; do cp -al "$$found" "$$to/" 2>/dev/null || cp -a "$$found" "$$to/"; done; done; \
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'; \
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e . --group dev -c $(2); \
-	touch $(1)/.installed
-endef

@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-__all__ = ["TIMEOUT", "Process", "environment", "python", "selfeval", "start", "start_piped"]
+__all__ = ["TIMEOUT", "Process", "environment", "python", "script", "selfeval", "start", "start_piped"]
 
 TIMEOUT = 600
 """Seconds that a process may take."""
@@ -113,6 +113,21 @@ def selfeval(
 def python(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run Python code to its end."""
     return _end(_start(["-c", code, *arguments], cwd=cwd))
+
+
+RUN_A_FILE = """
+import runpy, sys
+from pathlib import Path
+
+sys.argv.pop(0)
+sys.path.insert(0, str(Path(sys.argv[0]).parent))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def script(path: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a file of Python code to its end, as `python PATH ARGUMENTS` does."""
+    return python(RUN_A_FILE, str(path), *arguments, cwd=cwd)
 
 
 def _start(

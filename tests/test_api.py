@@ -127,7 +127,7 @@ def test_changed_settings_are_refused_and_nobody_is_asked(
     monkeypatch.setattr(Console, "is_terminal", True)
     monkeypatch.setattr("sys.stdin", None)  # asking would fail
     changed = {**_settings(), "policy": {**_settings()["policy"], "iterations": 2}}
-    with pytest.raises(selfeval.RunFolderError, match=r"policy\.iterations: 7, now 2.*--restart"):
+    with pytest.raises(selfeval.RunFolderError, match=r"policy\.iterations: 4, now 2.*--restart"):
         selfeval.run(recipe, output=finished.folder, progress=True, **changed)
 
 

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -10,27 +7,29 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from processes import environment
+from processes import python
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
 
 
-def metadata(folder: Path, *requirements: str) -> dict[str, str]:
-    """The environment of a process that finds these requirements as those of the installed package."""
+FIND_IT_FIRST = "import sys; sys.path.insert(0, sys.argv.pop(1)); "
+
+
+def metadata(folder: Path, *requirements: str) -> None:
+    """Write these requirements as those of the package; a process whose path begins with the folder finds them."""
     info = folder / "self_evaluator-9.9.dist-info"
     info.mkdir()
     lines = ["Metadata-Version: 2.4", "Name: self-evaluator", "Version: 9.9", *(f"Requires-Dist: {r}" for r in requirements)]
     (info / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = environment()
-    return {**found, "PYTHONPATH": os.pathsep.join([str(folder), found["PYTHONPATH"]])}
 
 
 def untested(folder: Path, *requirements: str) -> list[str]:
-    code = "from selfeval.versions import untested_versions; print(*untested_versions(), sep='\\n')"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=metadata(folder, *requirements), capture_output=True, text=True, check=True)
+    metadata(folder, *requirements)
+    code = FIND_IT_FIRST + "from selfeval.versions import untested_versions; print(*untested_versions(), sep='\\n')"
+    done = python(code, str(folder))
+    assert done.returncode == 0, done.stderr
     return [line for line in done.stdout.splitlines() if line]
 
 
@@ -53,9 +52,9 @@ def test_a_local_build_counts_as_its_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bound", ["<1", ">=0"])
 def test_the_command_says_so_at_its_start(tmp_path: Path, bound: str) -> None:
-    command = [sys.executable, "-m", "selfeval", "plan", "--model", str(tmp_path / "none")]
-    found = metadata(tmp_path, f"transformers{bound}")
-    done = subprocess.run(command, env=found, capture_output=True, text=True, check=False)
+    metadata(tmp_path, f"transformers{bound}")
+    code = FIND_IT_FIRST + "from selfeval.cli import main; main()"
+    done = python(code, str(tmp_path), "plan", "--model", str(tmp_path / "none"))
     assert done.returncode == 2
     assert ("Note: installed versions outside the range" in done.stderr) == (bound == "<1")
     assert ("(tested: <1)" in done.stderr) == (bound == "<1")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from processes import script
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATORS = sorted(path.name for path in (ROOT / "docs").glob("generate_*.py"))
 
 
-def check(script: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(script), "--check"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+def check(generator: Path) -> subprocess.CompletedProcess[str]:
+    return script(generator, "--check", cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", sorted({*GENERATORS} - {"generate_families.py"}))

@@ -71,7 +71,7 @@ def test_without_a_limit_the_wanted_settings_stay(free: Plan) -> None:
 @pytest.mark.parametrize(
     "devices",
     [
-        ["cpu"] * 7,
+        pytest.param(["cpu"] * 7, marks=pytest.mark.slow),
         pytest.param(["cuda:0"] * 3 + ["cuda:1"] * 6, marks=pytest.mark.slow),
         pytest.param(["cuda:0"] * 5 + ["cuda:1"] * 4 + ["cpu"], marks=pytest.mark.slow),
     ],
@@ -93,6 +93,7 @@ def test_a_deep_model_is_planned_from_shallow_ones(devices: list[str]) -> None:
             assert shallow[phase][device].total() == pytest.approx(peak.total(), rel=0.03), (phase, device)
 
 
+@pytest.mark.slow
 def test_the_more_memory_the_larger_the_settings(free: Plan) -> None:
     plans = [_plan(round(free.main.peak * share), checkpointing=True) for share in (0.4, 0.7, 1.0)]
     for name in ("micro_batch_rows", "rollout_batch_size"):
@@ -166,6 +167,7 @@ def test_a_7b_on_two_uneven_cards_and_ram() -> None:
     assert not any(second.phases[phase].get("logits", 0) for phase in PHASES)  # logits never travel
 
 
+@pytest.mark.slow
 def test_a_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make_it() -> None:
     """Weights that just fit on one card leave nothing to an update; moved to the next one in part, they do."""
     wide = tiny_models.tiny_config("llama", 400, hidden_size=256, intermediate_size=1024, num_hidden_layers=3)
@@ -186,6 +188,7 @@ def test_a_plan_that_lacks_room_beside_the_weights_says_which_reserve_would_make
     assert [device.device for device in better.devices] == ["cuda:0", "cuda:1"]
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_all_devices_are_planned_and_refused() -> None:
     plan = _seven(
         Machine({"cuda:0": 4 << 30, "cpu": 2 << 30, DISK: 0}), checkpointing=True, rollout_batch_size=1, batch_tokens=1

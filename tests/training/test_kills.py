@@ -22,6 +22,7 @@ def killed_training(folder: Path, seed: int, *settings: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here")
 def test_twenty_kills_at_random_moments_leave_the_final_weights_byte_for_byte_the_same(tmp_path: Path) -> None:
     # Everything that moves from iteration to iteration is on: adaptive KL, a moving reference, the entropy floor.
