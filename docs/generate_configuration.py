@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 import types
 import typing
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from selfeval.config import JUDGES, LEARNERS, JudgeSpec, LearnerSpec, PolicyConfig, RunConfig, VerdictsConfig
+from selfeval.config.model_defaults import BY_SIZE, NO_THINKING, size_name
 
 __all__ = ["render"]
 
@@ -140,9 +142,36 @@ def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _sections(section, f"{key}.")
 
 
+BY_MODEL = """## Defaults by model size
+
+The default of a setting may depend on the number of parameters of the model. The tables of the sections have the defaults for
+models of up to 20 million parameters; this table has what differs for larger ones. A new run prints the values that it takes
+from here, and `run.json` records them, so a resumed run keeps them.
+"""
+
+AFTER_BY_MODEL = """
+If the chat template has an argument `enable_thinking` (Qwen3, SmolLM3 and others), the default of `chat.arguments` is
+`{}`: replies without a chain of thought. `backbone.precision` is chosen by device and free memory.
+"""
+
+
+def _by_size() -> Iterator[str]:
+    """The table of defaults by size: one column per range of sizes."""
+    *_, last = [row.largest for row in BY_SIZE if row.largest is not None]
+    ends = [f"to {size_name(row.largest)}" if row.largest else f"above {size_name(last)}" for row in BY_SIZE]
+    yield f"| setting | {' | '.join(ends[1:])} |"
+    yield "|---" * len(BY_SIZE) + "|"
+    for key in dict.fromkeys(key for row in BY_SIZE for key in row.values):
+        cells = [f"`{json.dumps(row.values[key])}`" if key in row.values else "" for row in BY_SIZE[1:]]
+        yield f"| `{key}` | {' | '.join(cells)} |"
+    yield f"| basis | {' | '.join(row.source for row in BY_SIZE[1:])} |"
+
+
 def render() -> str:
     """The whole page."""
-    parts = [HEADER, "## The run", "", inspect.getdoc(RunConfig) or "", "", *_table(RunConfig)]
+    thinking = ", ".join(f"{name} = {json.dumps(value)}" for name, value in NO_THINKING["chat.arguments"].items())
+    parts = [HEADER, BY_MODEL, *_by_size(), AFTER_BY_MODEL.replace("{}", f"{{ {thinking} }}")]
+    parts += ["## The run", "", inspect.getdoc(RunConfig) or "", "", *_table(RunConfig)]
     parts += _sections(RunConfig)
     return "\n".join(parts) + "\n"
 

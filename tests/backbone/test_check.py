@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import tiny_models
 from selfeval.backbone.check import check_model, read_parts
 from selfeval.backbone.load import load_model
-from selfeval.backbone.weights import read_headers
+from selfeval.backbone.weight_headers import read_headers
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 from tiny_families import FAMILIES

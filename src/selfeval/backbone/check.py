@@ -23,7 +23,8 @@ from selfeval.backbone.families.table import FAMILIES, family_tokenizer, registe
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import Stretch, stretch_positions
 from selfeval.backbone.tokens import ControlTokens, sample_ids
-from selfeval.backbone.weights import check_fit, check_pointers, read_headers, weight_files
+from selfeval.backbone.weight_headers import check_pointers, read_headers
+from selfeval.backbone.weights import check_fit, weight_files
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 from selfeval.texts import shortened

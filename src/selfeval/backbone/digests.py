@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from selfeval.backbone.weights import TensorHeader, read_headers
+from selfeval.backbone.weight_headers import TensorHeader, read_headers
 from selfeval.errors import ModelError
 
 __all__ = ["TensorDigest", "check_finite", "tensor_digests"]

@@ -6,13 +6,10 @@ Only headers are read, so a damaged or unsuitable model is rejected immediately 
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +18,16 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from selfeval.backbone.weight_headers import INDEX, SINGLE, TensorHeader, shards_of
 from selfeval.errors import ModelError
-from selfeval.links import stays_inside
 
-__all__ = ["TensorHeader", "check_fit", "check_pointers", "check_report", "is_lfs_pointer", "read_headers", "weight_files"]
+__all__ = ["check_fit", "check_report", "weight_files"]
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_LFS = b"version https://git-lfs"
 _CONVERT = (
     "convert it: from transformers import AutoModelForCausalLM; "
     'AutoModelForCausalLM.from_pretrained("{name}", use_safetensors=False).save_pretrained("NEW_FOLDER"), '
     "copy the tokenizer files there, and pass NEW_FOLDER"
 )
-_BITS = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    "F4": 4,
-}
-"""Bits per element of each safetensors dtype."""
-
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """Location, dtype and shape of a tensor in a safetensors file.
-
-    Attributes:
-        file: path of the file.
-        dtype: dtype name used in the file, for example BF16.
-        shape: tensor shape.
-        start, stop: byte range, counted from the start of the file.
-    """
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 # -- which files there are ----------------------------------------------------------------------------------------------
 
 
@@ -81,15 +47,15 @@ def weight_files(name: str, *, download: bool = True) -> tuple[Path, ...]:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, local_files_only=not download)
         return None if found is None else Path(found)
 
-    single = find(_SINGLE)
+    single = find(SINGLE)
     if single is not None:
         return (single,)
-    index = find(_INDEX)
+    index = find(INDEX)
     if index is None:
         if Path(name).is_dir():
             raise ModelError(_no_weights(Path(name)))
         return ()
-    shards = _shards(index)
+    shards = shards_of(index)
     files = {shard: find(shard) for shard in shards}
     missing = [shard for shard, path in files.items() if path is None]
     if missing and (download or Path(name).is_dir()):
@@ -101,23 +67,6 @@ def weight_files(name: str, *, download: bool = True) -> tuple[Path, ...]:
     return () if missing else tuple(path for path in files.values() if path is not None)
 
 
-def _shards(index: Path) -> list[str]:
-    """Return the files listed in an index, sorted."""
-    if is_lfs_pointer(index):
-        raise ModelError(_lfs_message([index]))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"{index} is not an index of weight files (an object with a weight_map): {error!r}; download it again"
-        ) from error
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ModelError(f"{index} lists no weight files in its weight_map; download it again")
-    if outside := next((name for name in sorted(names) if not stays_inside(name)), None):
-        raise ModelError(f"{index} lists {outside!r}, which is not a file in the model folder; download it again")
-    return sorted(names)
-
-
 def _no_weights(folder: Path) -> str:
     """Return the error message for a folder without safetensors files, based on the files it has instead."""
     there = sorted(path.name for path in folder.iterdir() if path.is_file())
@@ -126,8 +75,7 @@ def _no_weights(folder: Path) -> str:
     others = [name for name in there if name.endswith(".safetensors")]
     if others:
         return (
-            f"{folder} has {others[0]}, but no {_SINGLE} and no {_INDEX}; rename its files to the names they were published "
-            "with"
+            f"{folder} has {others[0]}, but no {SINGLE} and no {INDEX}; rename its files to the names they were published with"
         )
     if pickles:
         return (
@@ -136,83 +84,7 @@ def _no_weights(folder: Path) -> str:
         )
     if gguf:
         return f"{folder} has weights only in {gguf[0]}; GGUF is not supported: use the original safetensors folder"
-    return f"{folder} has a config.json but no weights ({_SINGLE}); download the model's weight files into it"
-
-
-# -- whether they are whole ---------------------------------------------------------------------------------------------
-
-
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is a git-lfs pointer instead of the actual content."""
-    with path.open("rb") as file:
-        return file.read(len(_LFS)) == _LFS
-
-
-def _lfs_message(files: Sequence[Path]) -> str:
-    names = ", ".join(path.name for path in files[:3]) + (" and others" if len(files) > 3 else "")
-    return (
-        f"{files[0].parent}: {names} {'is' if len(files) == 1 else 'are'} a git-lfs pointer, not the file itself; "
-        "run `git lfs pull` in this folder"
-    )
-
-
-def check_pointers(folder: Path) -> None:
-    """Reject a folder that was cloned without git-lfs.
-
-    Raises:
-        ModelError: some of its files are pointers.
-    """
-    pointers = [path for path in sorted(folder.iterdir()) if path.is_file() and is_lfs_pointer(path)]
-    if pointers:
-        raise ModelError(_lfs_message(pointers))
-
-
-def read_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
-    """Read name, dtype, shape and byte range of every tensor in these files.
-
-    Raises:
-        ModelError: a file is a git-lfs pointer, truncated, or not a safetensors file.
-    """
-    return {name: header for path in files for name, header in _read_header(path).items()}
-
-
-def _read_header(path: Path) -> dict[str, TensorHeader]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        # A safetensors file: the header's length in 8 bytes, the header as JSON, and the data, from whose start offsets count.
-        first = file.read(8)
-        if _LFS.startswith(first) and len(first) == 8:
-            raise ModelError(_lfs_message([path]))
-        length = int.from_bytes(first, "little")
-        if size < 8 or length > size - 8:
-            raise ModelError(_cut_off(path, "its header extends past the end of the file"))
-        text = file.read(length)
-    try:
-        entries = {name: value for name, value in json.loads(text).items() if name != "__metadata__"}
-        found = {name: _tensor(path, value, 8 + length) for name, value in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} is not a safetensors file (its header is damaged: {error!r}); download it again") from error
-    end = max((tensor.stop for tensor in found.values()), default=8 + length)
-    if end > size:
-        raise ModelError(_cut_off(path, f"it has {size:,} bytes, but its header describes {end:,}"))
-    if end < size:
-        raise ModelError(f"{path} is damaged: {size - end:,} of its {size:,} bytes belong to no tensor; download it again")
-    return found
-
-
-def _cut_off(path: Path, why: str) -> str:
-    return f"{path} is truncated or not a safetensors file: {why}; download or copy it again"
-
-
-def _tensor(path: Path, entry: Mapping[str, Any], base: int) -> TensorHeader:
-    start, stop = (int(offset) for offset in entry["data_offsets"])
-    dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-    bits = _BITS.get(dtype)
-    if not 0 <= start <= stop or min(shape, default=0) < 0:
-        raise ValueError(f"data_offsets {start}, {stop} of shape {list(shape)}")
-    if bits is not None and (stop - start) * 8 != math.prod(shape) * bits:
-        raise ValueError(f"{stop - start} bytes for shape {list(shape)} of {dtype}")
-    return TensorHeader(path, dtype, shape, base + start, base + stop)
+    return f"{folder} has a config.json but no weights ({SINGLE}); download the model's weight files into it"
 
 
 # -- whether they fit config.json ---------------------------------------------------------------------------------------

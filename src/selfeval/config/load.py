@@ -236,13 +236,33 @@ def _option(key: str, value: Any) -> str:
     return f"--{key.rpartition('.')[2].replace('_', '-')} {value}"
 
 
-def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: Sequence[str] = ()) -> RunConfig:
+def _fill(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Set the values of dotted keys that are not set, except those of a learner or judge that is not chosen."""
+    chosen = _chosen(values)
+    for key, value in defaults.items():
+        *path, last = key.split(".")
+        if len(path) == 2 and path[0] in chosen and path[1] != chosen[path[0]]:
+            continue
+        section: Any = values
+        for part in path:
+            section = section.setdefault(part, {}) if isinstance(section, dict) else None
+        if isinstance(section, dict):  # anything else is refused with its key
+            section.setdefault(last, value)
+
+
+def load_config(
+    recipe: Path | None,
+    overrides: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """Return the resolved configuration of a run.
 
     Args:
         recipe: Optional. Path of a TOML file. None: use the defaults.
         overrides: values by dotted key that override the recipe (from options such as `--model`).
         assignments: `key=value` strings that override both; keys are dotted, values are TOML or plain words.
+        defaults: Optional. Values by dotted key for settings that nothing else sets, instead of the fields' own defaults.
 
     Raises:
         ConfigError: a file is not TOML, a key is unknown (the message suggests the nearest one), or a value has the wrong type
@@ -260,6 +280,7 @@ def load_config(recipe: Path | None, overrides: Mapping[str, Any], assignments: 
     for section, now in _chosen(values).items():
         if section in given and now != before[section]:  # the stored section is of another learner or judge
             values[section] = {key: value for key, value in values[section].items() if key != before[section] or key == now}
+    _fill(values, defaults or {})
     for place, key in _paths_in(values):
         if _is_there(Path(place[key])):  # the next command may be run in another directory
             place[key] = os.path.abspath(place[key])

@@ -14,6 +14,7 @@ from selfeval.errors import InputError, RunFolderError
 from selfeval.runs.reader import RunReader
 from selfeval.runs.run import Run
 from selfeval.stages import STAGE_NAMES
+from selfeval.stages.model_defaults import model_defaults
 from selfeval.store import Fresh, Ledger
 
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ def new_config(
     name: str | None = None,
     memory_budget: str | int | None = None,
     assignments: Sequence[str] = (),
+    download: bool = False,
 ) -> RunConfig:
     """Return the configuration of a new run. Default: the embedded model's, if neither recipe nor model is given.
+
+    Settings that are not given depend on the size and the chat template of the model (docs/configuration.md).
 
     Args:
         recipe: Optional. Path of a TOML file.
@@ -63,6 +67,7 @@ def new_config(
         name: Optional. Name of the run.
         memory_budget: Optional. Memory that the process may use, such as `2GiB`.
         assignments: `key=value` strings that override everything else.
+        download: download the config of a hub id that is not cached, whose size is not known otherwise. Default: False.
 
     Raises:
         ConfigError: a key or a value is wrong.
@@ -73,7 +78,9 @@ def new_config(
     found = os.path.abspath(model) if model and Path(model).is_dir() else model
     given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "backbone.memory_budget": memory_budget}
-    return load_config(picked, overrides, assignments)
+    config = load_config(picked, overrides, assignments)
+    made = model_defaults(config.model, download=download)
+    return config if made is None else load_config(picked, overrides, assignments, made.values)
 
 
 def config_to_run(
@@ -102,7 +109,9 @@ def config_to_run(
     if output and (output / "run.json").exists() and not (recipe or model or seeds):
         return _config_of_the_run(output, memory_budget, assignments)
     name = Path(os.path.abspath(output)).name if output and not recipe else None
-    return new_config(recipe, model=model, seeds=seeds, name=name, memory_budget=memory_budget, assignments=assignments)
+    return new_config(
+        recipe, model=model, seeds=seeds, name=name, memory_budget=memory_budget, assignments=assignments, download=True
+    )
 
 
 def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignments: Sequence[str]) -> RunConfig:
@@ -192,6 +201,8 @@ def execute(
     if not Path(config.model).is_dir():
         with terminal.waiting(f"downloading missing files of {config.model}"):
             ensure_snapshot(config.model)  # the hashes of its files are part of the stages' keys
+    if not (output / "run.json").exists() and (made := model_defaults(config.model)) and (note := made.note(config)):
+        terminal.note(note)
     with run_folder(output) as store:
         context = Context(
             config,
