@@ -26,11 +26,13 @@ def one_thread() -> Iterator[None]:
 _LONG = (
     "tests/training/test_oracle.py",
     "tests/e2e/",
-    "tests/stages/test_planning.py",
+    "tests/planner/test_planning.py",
     "tests/test_cli.py",
     "tests/runs/test_export.py",
     "tests/stages/test_tuning.py",
     "tests/families/test_loop.py",
+    "tests/training/learners/",
+    "tests/docs/test_guide_commands.py",
     "tests/docs/test_python_api.py",
     "tests/test_api.py",
 )
