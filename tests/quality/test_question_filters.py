@@ -59,7 +59,7 @@ def test_junk_is_dropped_with_its_reason(text: str, expected: str) -> None:
         "Is the sentence 'Buffalo buffalo Buffalo buffalo buffalo' correct English, and who bullies whom in it?",
         "Write one sentence about the same kind of apples.",
         "Answering a question takes 3 minutes. How long do 5 take?",
-        "Wie viele Äpfel hat Zoë?",  # a language with the same script is not detected
+        "Which word means 'apple' in German, Apfel or Pferd?",
         "What does 苹果 mean?",
         "What is α + β if α = 3?",
         "How many 🍎 are left?",
@@ -89,6 +89,41 @@ def test_scripts_by_hand() -> None:
 def test_long_texts_are_filtered_in_no_time() -> None:
     rng = random.Random(0)
     assert not is_repetitive("".join(rng.choice("abcd ") for _ in range(20_000)))
+
+
+FOREIGN = {
+    "es": [
+        "¿Cuántas manzanas tiene María ahora?",
+        "¿Cómo puedo cambiar mi contraseña?",
+        "Escribe un poema corto sobre el mar.",
+    ],
+    "fr": [
+        "Combien de pommes reste-t-il à Marie ?",
+        "Quelle est la capitale de l'Italie ?",
+        "Écris un court poème sur la mer.",
+    ],
+    "de": ["Wie viele Äpfel hat Zoë?", "Wie kann ich mein Passwort ändern?", "Schreibe ein kurzes Gedicht über das Meer."],
+    "it": ["Quante mele ha Maria adesso?", "Come posso cambiare la mia password?", "Qual è la capitale della Francia?"],
+    "pt": ["Quantas maçãs a Maria tem agora?", "Como posso mudar a minha senha?", "Qual é a capital da França?"],
+    "nl": ["Hoeveel appels heeft Maria nu?", "Hoe kan ik mijn wachtwoord wijzigen?", "Wat is de hoofdstad van Frankrijk?"],
+    "pl": ["Ile jabłek ma teraz Maria?", "Jak mogę zmienić hasło?", "Napisz krótki wiersz o morzu."],
+    "tr": ["Maria'nın şimdi kaç elması var?", "Şifremi nasıl değiştirebilirim?"],
+    "id": ["Berapa apel yang dimiliki Maria sekarang?", "Bagaimana cara mengganti kata sandi saya?"],
+    "sv": ["Hur många äpplen har Maria nu?", "Hur kan jag byta mitt lösenord?"],
+}
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_another_language_with_the_same_script_is_noticed(language: str) -> None:
+    for text in FOREIGN[language]:
+        assert reason(text) == "other_language", text
+        assert reason(text, [*SEEDS, *FOREIGN[language]]) is None, text
+
+
+def test_questions_in_the_language_of_foreign_seeds_stay_and_english_ones_do_not() -> None:
+    for language, texts in FOREIGN.items():
+        seeds = [text for text in texts if text != texts[0]]
+        assert reason("How many apples does Mary have now?", seeds) == "other_language", language
 
 
 # -- real questions -----------------------------------------------------------------------------------------------------

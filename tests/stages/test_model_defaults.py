@@ -7,6 +7,7 @@ import pytest
 
 from selfeval.config import load_config
 from selfeval.config.model_defaults import BY_SIZE, defaults_for
+from selfeval.planner.model_configs import count_parameters
 from selfeval.stages.model_defaults import model_defaults
 from selfeval.stages.running import config_to_run, new_config
 from selfeval.store import RUN_SCHEMA, RunStore
@@ -69,10 +70,10 @@ def test_the_values_are_named_and_those_of_the_user_are_not(tmp_path: Path) -> N
 
 
 def test_a_hub_id_of_known_size_needs_no_download() -> None:
-    made = model_defaults("Qwen/Qwen2.5-7B-Instruct")
+    made = model_defaults("Qwen/Qwen2.5-7B-Instruct", count_parameters)
     assert made is not None
     assert 7e9 < made.parameters < 8e9
-    assert new_config(model="Qwen/Qwen2.5-7B-Instruct").policy.learning_rate == 5e-5
+    assert new_config(model="Qwen/Qwen2.5-7B-Instruct", count=count_parameters).policy.learning_rate == 5e-5
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1", b"\xff" * 64])

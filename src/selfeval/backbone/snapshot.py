@@ -14,7 +14,7 @@ from selfeval.backbone.check import errors_of_model
 from selfeval.backbone.weights import weight_files
 from selfeval.errors import ModelError
 
-__all__ = ["READ", "commit_of", "download_texts", "ensure_snapshot", "model_folder"]
+__all__ = ["READ", "commit_of", "ensure_snapshot", "model_folder"]
 
 READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py", ".spm", ".vocab", ".bpe")
 """Endings of what loading reads in a model folder besides weights: configs, tokenizer files, chat templates, remote code."""
@@ -41,27 +41,17 @@ def commit_of(name: str) -> str | None:
     return None if folder is None or Path(name).is_dir() else folder.name
 
 
-def download_texts(name: str) -> None:
-    """Download config, tokenizer and other files of a hub id that are not weights, if they are not cached.
-
-    Raises:
-        ModelError: they cannot be downloaded.
-    """
-    with errors_of_model(name):
-        try:
-            snapshot_download(name, allow_patterns=[f"*{ending}" for ending in READ])
-        except LocalEntryNotFoundError as error:
-            raise ModelError(f"model {name} is not in the cache, and the Hub cannot be reached; download it first") from error
-
-
 def ensure_snapshot(name: str) -> None:
     """Download the files of a hub id that are not cached, so their content is known before they are used.
 
     Raises:
         ModelError: it cannot be downloaded, or has no safetensors files.
     """
-    download_texts(name)
     with errors_of_model(name):
+        try:
+            snapshot_download(name, allow_patterns=[f"*{ending}" for ending in READ])
+        except LocalEntryNotFoundError as error:
+            raise ModelError(f"model {name} is not in the cache, and the Hub cannot be reached; download it first") from error
         files = weight_files(name)
     if not files:
         raise ModelError(

@@ -145,10 +145,6 @@ def _quiet_libraries() -> None:
     """Silence the libraries' own messages, and print a note if a dependency's version is untested."""
     if note := versions_note():
         typer.echo(f"Note: {note}", err=True)
-    # Before transformers and huggingface_hub are imported, which read theirs on import.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about kernels that it would download
     import transformers
 
@@ -214,14 +210,14 @@ def _plan(
     from selfeval.stages.running import new_config
 
     named_model = model or (str(config_file) if config_file else None)
-    config = new_config(recipe, model=named_model, memory_budget=budget, assignments=assign)
     named = _named_devices(devices)
     _quiet_libraries()
     from selfeval.planner.machine import Machine
-    from selfeval.planner.model_configs import model_facts
+    from selfeval.planner.model_configs import count_parameters, model_facts
     from selfeval.planner.planning import make_plan
     from selfeval.stages.preflight import check_base
 
+    config = new_config(recipe, model=named_model, memory_budget=budget, assignments=assign, count=count_parameters)
     facts = model_facts(str(config_file or config.model))
     with _steps("planning") as tell:
         if config_file is None and Path(config.model).is_dir():
@@ -571,6 +567,10 @@ def main(handler: Callable[..., None] = _interrupt) -> None:
     # A scheduler ends jobs with SIGTERM, a closed terminal with SIGHUP; as an exception they run the same clean-up as Ctrl-C.
     for number in end_signals():
         signal.signal(number, handler)
+    # Before transformers and huggingface_hub are imported, which read theirs on import.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     refuse_broken_arguments(sys.argv[1:])
     try:
         app()

@@ -26,7 +26,7 @@ from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
 from selfeval.texts import read_text
 
-__all__ = ["ModelFacts", "known_models", "model_facts", "read_facts", "weigh"]
+__all__ = ["ModelFacts", "count_parameters", "known_models", "model_facts", "read_facts", "weigh"]
 
 _SHIPPED = Path(__file__).parent / "published_configs"
 
@@ -187,3 +187,12 @@ def model_facts(model: str) -> ModelFacts:
 def weigh(facts: ModelFacts, precision: str) -> WeightSizes:
     """Count the bytes of a model's weights in a precision, without creating any."""
     return weight_sizes(facts.shell, precision)
+
+
+def count_parameters(model: str) -> int:
+    """Count the parameters of a model by its config; see `model_facts`.
+
+    Raises:
+        ModelError: its config is not known here.
+    """
+    return weigh(model_facts(model), "fp32").total // 4

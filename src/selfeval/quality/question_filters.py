@@ -1,8 +1,8 @@
-"""Filters for questions written by a language model: broken text, repetition, copies of the instruction, other scripts.
+"""Filters for questions written by a language model: broken text, repetition, copies of the instruction, other languages.
 
 Self-instruct (Wang et al. 2022, https://arxiv.org/abs/2212.10560, section 2.2) drops near-duplicates and texts of the wrong
 length; small models also write other kinds of junk. Each filter drops clear cases only: one lost question costs a sample, but a
-filter that guesses biases the data. Languages that share the script of the seeds are therefore not distinguished.
+filter that guesses biases the data.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from selfeval.quality.dedupe import normalise, units
+from selfeval.quality.languages import languages_of, share_of_languages
 
 __all__ = ["QuestionFilters", "is_broken", "is_repetitive", "script_shares"]
 
@@ -36,6 +37,8 @@ _REPEATED = re.compile(r"(.{1,60}?)\1{3,}", re.DOTALL)
 _COMMON = ("DIGIT", "MATHEMATICAL", "SUPERSCRIPT", "SUBSCRIPT", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "DOUBLE-STRUCK")
 _FOREIGN = 0.5
 """A question is dropped above this share of letters in scripts that the seeds do not use."""
+_LEAST_OWN = 0.01
+"""A question is dropped below this probability of being in a language of the seeds."""
 _USED = 0.01
 """The seeds use a script if it has at least this share of their letters."""
 
@@ -46,11 +49,13 @@ class QuestionFilters:
 
     Attributes:
         scripts: Unicode scripts used by the seeds.
+        languages: languages used by the seeds; empty if they are too short to tell.
         worded: whether every seed has a word of at least two letters.
         instruction: normalised word trigrams of the instruction.
     """
 
     scripts: frozenset[str]
+    languages: frozenset[str]
     worded: bool
     instruction: frozenset[tuple[str, ...]]
 
@@ -69,7 +74,7 @@ class QuestionFilters:
         """
         shares = script_shares(seeds)
         used = frozenset(script for script, share in shares.items() if share >= _USED)
-        return cls(used, all(_has_word(seed) for seed in seeds), frozenset(_trigrams(instruction)))
+        return cls(used, languages_of(seeds), all(_has_word(seed) for seed in seeds), frozenset(_trigrams(instruction)))
 
     def reason(self, text: str) -> str | None:
         """Return the reason to drop a text, as recorded for dropped questions, or None if it passes all filters."""
@@ -83,6 +88,8 @@ class QuestionFilters:
             return "instruction"
         if self._foreign_share(text) > _FOREIGN:
             return "other_script"
+        if self.languages and share_of_languages(text, self.languages) < _LEAST_OWN:
+            return "other_language"
         text = text.replace("\u2019", "'")
         if _REFUSAL.match(text):
             return "refusal"

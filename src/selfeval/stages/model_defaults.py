@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from selfeval.errors import ModelError
 __all__ = ["ModelDefaults", "model_defaults"]
 
 _LARGEST_FILE = 16 << 20
+_THINKING = re.compile(r"\benable_thinking\b")
 
 
 @dataclass(frozen=True)
@@ -40,38 +41,37 @@ class ModelDefaults:
         return f"settings for a model of {size_name(self.parameters)} parameters: {', '.join(taken)}"
 
 
-def model_defaults(model: str, *, download: bool = False) -> ModelDefaults | None:
-    """Return the defaults for a model folder, a hub id, or a config.json; None for one that cannot be used.
+def model_defaults(model: str, count: Callable[[str], int] | None = None) -> ModelDefaults | None:
+    """Return the defaults for a model folder or a hub id; None for one that cannot be used.
 
     The checks of the input say why a model cannot be used.
 
     Args:
-        model: model folder, path of a config.json, or hub id.
-        download: download config and tokenizer of a hub id that is not cached. Default: False.
+        model: model folder or hub id.
+        count: Optional. Returns the number of parameters of a model that is not a folder. Default: read its config, which is
+            downloaded unless it is cached.
     """
+    folder = Path(model)
     try:
-        if (Path(model) / "config.json").is_file():
-            return _defaults(count_parameters(Path(model)), Path(model))
-        return _of_hub_id(model, download=download)
+        if (folder / "config.json").is_file():
+            return _defaults(count_parameters(folder), thinks=_reads_thinking(folder))
+        return _defaults(count(model), thinks=False) if count else _of_hub_id(model)
     except (ModelError, OSError, ValueError):
         return None
 
 
-def _of_hub_id(model: str, *, download: bool) -> ModelDefaults:
+def _of_hub_id(model: str) -> ModelDefaults:
     # Imported here because they import torch, which a local folder does not need.
-    from selfeval.backbone.snapshot import download_texts, model_folder
-    from selfeval.planner.model_configs import model_facts, weigh
+    from selfeval.backbone.check import read_parts
+    from selfeval.backbone.sizes import weight_sizes
 
-    if download and not Path(model).exists() and model_folder(model) is None:
-        download_texts(model)
-    folder = None if Path(model).exists() else model_folder(model)
     # From the config and not from the weights, so the size is the same before and after they are downloaded.
-    facts = model_facts(model if folder is None else str(folder))
-    return _defaults(weigh(facts, "fp32").total // 4, folder)
+    parts = read_parts(model, download=False)
+    template: Any = parts.tokenizer.chat_template
+    return _defaults(weight_sizes(parts.shell, "fp32").total // 4, thinks=bool(_THINKING.search(json.dumps(template))))
 
 
-def _defaults(parameters: int, folder: Path | None) -> ModelDefaults:
-    thinks = folder is not None and _reads_thinking(folder)
+def _defaults(parameters: int, *, thinks: bool) -> ModelDefaults:
     return ModelDefaults(parameters, {**defaults_for(parameters).values, **(NO_THINKING if thinks else {})})
 
 
@@ -79,7 +79,7 @@ def _reads_thinking(folder: Path) -> bool:
     """Return whether the chat template has an argument `enable_thinking`."""
     files = [path for name in ("chat_template.jinja", "tokenizer_config.json") if (path := folder / name).is_file()]
     texts = [path.read_text("utf-8", errors="replace") for path in files if path.stat().st_size <= _LARGEST_FILE]
-    return any(re.search(r"\benable_thinking\b", text) for text in texts)
+    return any(_THINKING.search(text) for text in texts)
 
 
 def _at(values: Any, key: str) -> Any:

@@ -54,7 +54,7 @@ def new_config(
     name: str | None = None,
     memory_budget: str | int | None = None,
     assignments: Sequence[str] = (),
-    download: bool = False,
+    count: Callable[[str], int] | None = None,
 ) -> RunConfig:
     """Return the configuration of a new run. Default: the embedded model's, if neither recipe nor model is given.
 
@@ -67,7 +67,7 @@ def new_config(
         name: Optional. Name of the run.
         memory_budget: Optional. Memory that the process may use, such as `2GiB`.
         assignments: `key=value` strings that override everything else.
-        download: download the config of a hub id that is not cached, whose size is not known otherwise. Default: False.
+        count: Optional. Returns the number of parameters of a model that is not a folder; see `model_defaults`.
 
     Raises:
         ConfigError: a key or a value is wrong.
@@ -79,7 +79,7 @@ def new_config(
     given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "backbone.memory_budget": memory_budget}
     config = load_config(picked, overrides, assignments)
-    made = model_defaults(config.model, download=download)
+    made = model_defaults(config.model, count)
     return config if made is None else load_config(picked, overrides, assignments, made.values)
 
 
@@ -109,9 +109,7 @@ def config_to_run(
     if output and (output / "run.json").exists() and not (recipe or model or seeds):
         return _config_of_the_run(output, memory_budget, assignments)
     name = Path(os.path.abspath(output)).name if output and not recipe else None
-    return new_config(
-        recipe, model=model, seeds=seeds, name=name, memory_budget=memory_budget, assignments=assignments, download=True
-    )
+    return new_config(recipe, model=model, seeds=seeds, name=name, memory_budget=memory_budget, assignments=assignments)
 
 
 def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignments: Sequence[str]) -> RunConfig:
