@@ -180,8 +180,8 @@ def test_records_are_as_many_as_the_stages_say(finished: selfeval.Run) -> None:
     assert len(finished.records("replies")) == stages["replies"]["counts"]["replies"]
     kept = [verdict for verdict in finished.records("verdicts", split="train") if verdict.state == "kept"]
     assert len(kept) == len(finished.records("pairs", split="train")) == stages["pairs"]["counts"]["train"]
-    assert [step["step"] for step in finished.metrics("policy")] == list(range(1, 8))
-    assert {sampled.step for sampled in finished.records("sampled")} == set(range(1, 8))
+    assert [step["step"] for step in finished.metrics("policy")] == list(range(1, 5))
+    assert {sampled.step for sampled in finished.records("sampled")} == set(range(1, 5))
 
 
 def test_a_notebook_shows_the_figures(finished: selfeval.Run) -> None:

@@ -5,10 +5,14 @@ A naive Bayes model over byte n-grams, for 139 languages. It is part of the pack
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from selfeval.store import as_storage_error
 
 __all__ = ["languages_of", "share_of_languages"]
 
@@ -52,5 +56,12 @@ def _probabilities(text: str) -> dict[str, float]:
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    """Load the model, once: 0.2 s."""
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    """Load the model, once.
+
+    Raises:
+        StorageError: the temporary folder, where py3langid unpacks its model of 70 MB, is full.
+    """
+    try:
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    except OSError as error:
+        raise as_storage_error(Path(tempfile.gettempdir()), error) from error
