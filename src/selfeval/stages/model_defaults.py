@@ -33,9 +33,10 @@ class ModelDefaults:
     values: Mapping[str, Any]
 
     def note(self, config: RunConfig) -> str:
-        """Return a sentence with the values that a configuration has taken over; empty if there are none."""
+        """Return a sentence with the values that the stages of a run take from here; empty if there are none."""
         resolved = config.model_dump(mode="json")
-        taken = [f"{key} = {json.dumps(value)}" for key, value in self.values.items() if _at(resolved, key) == value]
+        used = {key: value for key, value in self.values.items() if not key.startswith("tuning.")}
+        taken = [f"{key} = {json.dumps(value)}" for key, value in used.items() if _at(resolved, key) == value]
         if not taken:
             return ""
         return f"settings for a model of {size_name(self.parameters)} parameters: {', '.join(taken)}"
