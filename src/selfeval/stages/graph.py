@@ -14,7 +14,7 @@ from selfeval.backbone.fingerprint import model_identity
 from selfeval.config import RunConfig, judge_spec
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
-from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.judging.templates import templates_folder
 from selfeval.records import Split
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
@@ -22,6 +22,7 @@ from selfeval.stages import evaluation, evaluator, pairs, policy, questions, rep
 from selfeval.stages.context import Context
 from selfeval.stages.given import given_key
 from selfeval.stages.gold import gold_key
+from selfeval.stages.input_files import file_fingerprints
 from selfeval.store import Expected, Ledger, Output, fingerprint
 
 __all__ = ["STAGES", "Edge", "Stage", "input_fingerprints", "ledger_of", "stage_keys"]
@@ -259,8 +260,5 @@ def input_fingerprints(context: Context) -> dict[str, str]:
     config = context.config
     return {
         "the model's files": fingerprint(model_identity(config.model)),
-        "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
-        "the file of questions, replies or pairs": fingerprint(given_key(config)),
-        "the gold file": gold_key(config),
-        "the seeds": fingerprint([seed.question for seed in context.seeds]),
+        **file_fingerprints(config, context.seeds),
     }
