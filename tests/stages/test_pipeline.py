@@ -463,8 +463,7 @@ def test_a_kill_at_any_step_of_a_restore_loses_nothing(world: World, tmp_path: P
             break
         if step % 2:
             RunStore(copy.run_folder).close()
-        if Archive(copy.run_folder).numbers() == [1] or not step % 2:  # not begun, or not completed by the other command
-            assert _restore(copy, 1) == from_("policy")
+        assert _restore(copy, 1) == from_("policy")  # also if the other command has completed it
         assert copy.files() == first
         assert (copy.info()["config"], copy.info()["stages"]) == (config, rows)
         archive = Archive(copy.run_folder)
@@ -475,6 +474,18 @@ def test_a_kill_at_any_step_of_a_restore_loses_nothing(world: World, tmp_path: P
         assert _restore(copy, 2) == from_("policy")
         assert copy.files() == second
     assert step > 20
+
+
+def test_restored_results_are_restored_until_others_replace_them(world: World) -> None:
+    world.run()
+    world.run("policy.ppo.clip=0.1")
+    assert _restore(world, 1) == from_("policy")
+    before = world.files()
+    assert _restore(world, 1) == from_("policy"), "a second time"
+    assert world.files() == before
+    world.run("policy.ppo.clip=0.3")
+    with pytest.raises(RunFolderError, match=r"no results 1 that can be restored; available: 2, 3"):
+        _restore(world, 1)
 
 
 def test_results_made_from_others_are_not_restored_before_those(world: World) -> None:
