@@ -115,7 +115,7 @@ def _in_the_way(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) 
         )
     old = config_of_run(facts["config"], store.root / "replaced")
     now = config_of_run(store.run["config"], store.root / "run.json")
-    owned = {s.name: [*dict.fromkeys([*s.owned_paths(store.root, now), *s.owned_paths(store.root, old)])] for s in stages}
+    moved = {s.name: [*dict.fromkeys([*s.moved_paths(store.root, now), *s.moved_paths(store.root, old)])] for s in stages}
     return {
-        name: paths for name, paths in owned.items() if Ledger(store.root, {name: Expected("", owned=paths)}).has_work(name)
+        name: paths for name, paths in moved.items() if Ledger(store.root, {name: Expected("", owned=paths)}).has_work(name)
     }
