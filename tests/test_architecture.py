@@ -193,7 +193,7 @@ def test_only_one_module_touches_the_caches_of_transformers() -> None:
     assert touching == {"selfeval.backbone.families.cache"}
 
 
-GOLD_READERS = {f"selfeval.stages.{name}" for name in ("evaluation", "graph", "pipeline", "preflight")}
+GOLD_READERS = {f"selfeval.stages.{name}" for name in ("evaluation", "graph", "input_files", "pipeline", "preflight")}
 """Modules that may import gold: evaluation calls it, and the others report early if it is unavailable."""
 
 
@@ -203,7 +203,13 @@ def test_only_evaluation_asks_gold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "names"), [("pipeline", {"check_domain"}), ("graph", {"gold_key"}), ("preflight", {"check_gold"})]
+    ("reader", "names"),
+    [
+        ("pipeline", {"check_domain"}),
+        ("graph", {"gold_key"}),
+        ("input_files", {"gold_key"}),
+        ("preflight", {"check_gold"}),
+    ],
 )
 def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -> None:
     imported = {name for module, name in _imports(SRC / "stages" / f"{reader}.py") if module == "selfeval.stages.gold"}

@@ -16,6 +16,7 @@ from selfeval.records import Question, Reply, Split, Verdict
 from selfeval.stages import judge_probe, pairs, verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.evaluation import _verdicts
+from selfeval.stages.given import Given, Labelled
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RUN_SCHEMA, Ledger, RunStore
 
@@ -96,3 +97,14 @@ def test_few_pairs_and_a_resumed_stage_are_not_probed(tmp_path: Path) -> None:
     resumed = run_of(tmp_path / "resumed", CUT)
     resumed.store.write_shard("verdicts", 0, list[Verdict](), [])
     assert verdicts.run(resumed)["unparsable"] == PAIRS - 8
+
+
+def test_a_probe_does_not_stay_with_labels_that_are_not_the_judges(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", CUT)
+    with pytest.raises(LoopError):
+        verdicts.run(run)
+    run.store.close()
+    labelled = run_of(tmp_path / "run", WORKS)
+    labelled.__dict__["given"] = Given("pairs", (), (), {}, {"q0": (Labelled("this", "that", 1.0),)})
+    verdicts.run(labelled)
+    assert not (tmp_path / "run" / judge_probe.PROBE_FILE).exists()

@@ -18,6 +18,7 @@ from selfeval.errors import ConfigError, LoopError, LostWorkError, RunFolderErro
 from selfeval.stages import evaluation, gold, pipeline
 from selfeval.stages.context import Context, in_process
 from selfeval.stages.gold import load_gold
+from selfeval.stages.judge_probe import PROBE_FILE
 from selfeval.stages.restore import restore
 from selfeval.stages.shards import Executor
 from selfeval.stages.terminal import Terminal
@@ -463,8 +464,7 @@ def test_a_kill_at_any_step_of_a_restore_loses_nothing(world: World, tmp_path: P
             break
         if step % 2:
             RunStore(copy.run_folder).close()
-        if Archive(copy.run_folder).numbers() == [1] or not step % 2:  # not begun, or not completed by the other command
-            assert _restore(copy, 1) == from_("policy")
+        assert _restore(copy, 1) == from_("policy")  # also if the other command has completed it
         assert copy.files() == first
         assert (copy.info()["config"], copy.info()["stages"]) == (config, rows)
         archive = Archive(copy.run_folder)
@@ -475,6 +475,30 @@ def test_a_kill_at_any_step_of_a_restore_loses_nothing(world: World, tmp_path: P
         assert _restore(copy, 2) == from_("policy")
         assert copy.files() == second
     assert step > 20
+
+
+def test_the_probe_of_the_judge_moves_with_its_verdicts(world: World) -> None:
+    probe = world.run_folder / PROBE_FILE
+    world.run()
+    probe.write_text("of the first judge")
+    world.run("verdicts.reasoning=false")
+    assert not probe.exists()
+    probe.write_text("of the second")
+    _restore(world, 1)
+    assert probe.read_text() == "of the first judge"
+    assert (world.run_folder / "replaced" / "2" / PROBE_FILE).read_text() == "of the second"
+
+
+def test_restored_results_are_restored_until_others_replace_them(world: World) -> None:
+    world.run()
+    world.run("policy.ppo.clip=0.1")
+    assert _restore(world, 1) == from_("policy")
+    before = world.files()
+    assert _restore(world, 1) == from_("policy"), "a second time"
+    assert world.files() == before
+    world.run("policy.ppo.clip=0.3")
+    with pytest.raises(RunFolderError, match=r"no results 1 that can be restored; available: 2, 3"):
+        _restore(world, 1)
 
 
 def test_results_made_from_others_are_not_restored_before_those(world: World) -> None:

@@ -40,6 +40,20 @@ __all__ = ["Evaluator", "Text", "content_of", "messages", "question_of"]
 Text = str | list[dict[str, Any]]
 """Plain text, or messages."""
 
+_FACTS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "role": ("a text", (str,)),
+    "layout": ("a text", (str,)),
+    "precision": ("a text", (str,)),
+    "positions": ("a text or null", (str, type(None))),
+    "bias": ("a number or null", (float, int, type(None))),
+    "reference_answer": ("true or false", (bool,)),
+    "reply_prompt": ("an array or null", (list, type(None))),
+    "control": ("an array", (list,)),
+    "end": ("an array", (list,)),
+    "max_new_tokens": ("a whole number", (int,)),
+}
+"""Values of export.json that are read here, with their kinds. Checked by hand, because this file needs no further package."""
+
 
 class Evaluator:
     """The evaluator of an exported folder. Calling it makes it a reward function of TRL.
@@ -49,13 +63,17 @@ class Evaluator:
         base: Optional. Folder or hub id of the base of an adapter. Default: the one named in adapter_config.json.
         device: Optional. Device to compute on. Default: a GPU if there is one.
         batch_size: replies per forward pass, and questions per generation.
+
+    Raises:
+        FileNotFoundError: the folder is not an exported one.
+        ValueError: export.json is damaged or of another version, or the role is not an evaluator.
     """
 
     def __init__(
         self, folder: str | Path | None = None, *, base: str | None = None, device: str | None = None, batch_size: int = 16
     ) -> None:
         self.folder = Path(folder or Path(__file__).parent)
-        self.facts: dict[str, Any] = json.loads((self.folder / "export.json").read_text(encoding="utf-8"))
+        self.facts = _read_facts(self.folder / "export.json")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         # Its chat template builds the evaluator's whole input, the reply and the end token included.
@@ -195,6 +213,36 @@ class Evaluator:
         else:
             with self.model.disable_adapter():
                 yield
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """Read export.json and check every value that is used.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or of another version, or is of a role without scores.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no export.json; pass a folder written by `selfeval export`")
+    again = "export the evaluator again: selfeval export DIR --role evaluator --to OUT"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {again}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is not a JSON object; {again}")
+    for name, (expected, kinds) in _FACTS.items():
+        if name not in facts:
+            raise ValueError(
+                f'{path} has no "{name}": another version of self-evaluator wrote it; use the reward.py in that folder, or '
+                f"{again}"
+            )
+        # True is an int in Python.
+        if not isinstance(facts[name], kinds) or (isinstance(facts[name], bool) and bool not in kinds):
+            raise ValueError(f'{path} is damaged: "{name}" is {json.dumps(facts[name])[:80]}, expected {expected}; {again}')
+    if facts["bias"] is None:
+        raise ValueError(f"{path.parent} has the role {facts['role']}, which scores no replies; {again}")
+    return facts
 
 
 def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[str]) -> str:

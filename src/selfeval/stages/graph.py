@@ -14,7 +14,7 @@ from selfeval.backbone.fingerprint import model_identity
 from selfeval.config import RunConfig, judge_spec
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
-from selfeval.judging.templates import template_texts, templates_folder
+from selfeval.judging.templates import templates_folder
 from selfeval.records import Split
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
@@ -22,6 +22,8 @@ from selfeval.stages import evaluation, evaluator, pairs, policy, questions, rep
 from selfeval.stages.context import Context
 from selfeval.stages.given import given_key
 from selfeval.stages.gold import gold_key
+from selfeval.stages.input_files import file_fingerprints
+from selfeval.stages.judge_probe import PROBE_FILE
 from selfeval.store import Expected, Ledger, Output, fingerprint
 
 __all__ = ["STAGES", "Edge", "Stage", "input_fingerprints", "ledger_of", "stage_keys"]
@@ -54,6 +56,7 @@ class Stage:
         outputs: files and folders that must exist when it is finished, in addition to its shards.
         roles: returns the names of the roles that it writes, which are outputs too.
         owned: further files of the run folder that it writes.
+        notes: files about its work, which are moved with its results, but alone are no work that could be lost.
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
         gathers: whether it only combines the output of other stages, and is overwritten when that changes.
     """
@@ -66,6 +69,7 @@ class Stage:
     outputs: tuple[str, ...] = ()
     roles: Callable[[RunConfig], tuple[str, ...]] | None = None
     owned: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     trains: bool = False
     gathers: bool = False
 
@@ -87,6 +91,10 @@ class Stage:
 
     def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
         return [*self.output_paths(root, config), *(root / path for path in self.owned)]
+
+    def moved_paths(self, root: Path, config: RunConfig) -> list[Path]:
+        """Return all files and folders outside of its own folder that are set aside and restored with its results."""
+        return [*self.owned_paths(root, config), *(root / path for path in self.notes)]
 
     def kept_paths(self, root: Path) -> list[Path]:
         """Return outputs that no stage reads but that must be intact: metrics and dropped records."""
@@ -124,6 +132,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("replies"),),
         sections=("verdicts",),
         owned=("dropped/verdicts",),
+        notes=(PROBE_FILE,),
     ),
     Stage("pairs", pairs.run, reads=(Edge("verdicts"),), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
@@ -259,8 +268,5 @@ def input_fingerprints(context: Context) -> dict[str, str]:
     config = context.config
     return {
         "the model's files": fingerprint(model_identity(config.model)),
-        "the templates": fingerprint(template_texts(templates_folder(config.model, config.templates))),
-        "the file of questions, replies or pairs": fingerprint(given_key(config)),
-        "the gold file": gold_key(config),
-        "the seeds": fingerprint([seed.question for seed in context.seeds]),
+        **file_fingerprints(config, context.seeds),
     }

@@ -13,13 +13,19 @@ from selfeval.report.schema import JudgeProbe
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, Work
 
-__all__ = ["PROBE_FILE", "probe_judge"]
+__all__ = ["PROBE_FILE", "forget_probe", "probe_judge"]
 
 PROBE_FILE = "probe.json"
 """File in the round's folder: the diagnosis, and the judge's output on the probed pairs.
 
 It is not in the stage's folder, where it would count as finished work that a change of settings has to set aside.
 """
+
+
+def forget_probe(context: Context) -> None:
+    """Remove the probe of an attempt that wrote no shard: its settings may have been others, or a file gives the labels now."""
+    if not context.store.shards("verdicts"):
+        (context.store.root / PROBE_FILE).unlink(missing_ok=True)
 
 
 def probe_judge(context: Context, pairs: Sequence[Any], work: Work[Any]) -> None:

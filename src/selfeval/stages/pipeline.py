@@ -242,7 +242,7 @@ def _replace(context: Context, stage: Stage, reason: str) -> None:
 
 
 def _set_aside(context: Context, stage: Stage) -> None:
-    context.store.set_aside(stage.name, stage.owned_paths(context.store.root, context.config))
+    context.store.set_aside(stage.name, stage.moved_paths(context.store.root, context.config))
 
 
 def _run_stage(context: Context, stage: Stage, expected: Expected) -> None:

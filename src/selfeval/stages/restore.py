@@ -31,6 +31,8 @@ def listed(store: RunStore) -> list[str]:
 def restore(store: RunStore, number: int) -> list[str]:
     """Move results that were set aside back, with their configuration. The current results are set aside.
 
+    If these results were restored last and are still in their place, nothing is done.
+
     Args:
         store: folder of the run, or of one of its later rounds.
         number: number of the folder in `replaced/`.
@@ -42,10 +44,9 @@ def restore(store: RunStore, number: int) -> list[str]:
         RunFolderError: there is no such number, its results were computed from inputs that have changed since, or other files
             are in their place.
     """
-    if (done := store.completed) and done.back and done.back.number == number:
-        # An earlier attempt was killed, and opening the folder has completed it.
-        return [stage.name for stage in STAGES if stage.name in done.back.facts["stages"]]
     archive = Archive(store.root)
+    if number not in archive.numbers() and (names := _already_restored(store, number)):
+        return names
     facts = archive.facts(number)
     restored = [stage for stage in STAGES if stage.name in facts["stages"]]
     if not restored:
@@ -55,15 +56,31 @@ def restore(store: RunStore, number: int) -> list[str]:
     room = _in_the_way(store, restored, facts)
     rows = {name: row for name, row in store.run.get("stages", {}).items() if name not in facts["stages"]}
     config = {name: facts[name] for name in OF_THE_RUN if facts.get(name) is not None}
-    store.put_back(number, room, **config, status="partial", stages={**rows, **facts["stages"]})
+    # With the results: after a kill any command completes the move, and the same command may be repeated after it.
+    note = {"number": number, "keys": {stage.name: _key_in(facts, stage.name) for stage in restored}}
+    store.put_back(number, room, **config, status="partial", stages={**rows, **facts["stages"]}, restored=note)
     return [stage.name for stage in restored]
+
+
+def _already_restored(store: RunStore, number: int) -> list[str]:
+    """Return the stages that were the results of this number, if they were restored last and are still in their place."""
+    note = store.run.get("restored") or {"number": None}
+    if note["number"] != number:
+        return []
+    ledger, keys = Ledger(store.root), note["keys"]
+    return list(keys) if all(key is not None and ledger.key(name) == key for name, key in keys.items()) else []
+
+
+def _key_in(facts: Mapping[str, Any], stage: str) -> str | None:
+    key: str | None = facts["keys"].get(stage, {}).get("key")
+    return key
 
 
 def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any]) -> None:
     """Refuse results whose input stages have changed since they were computed."""
     for stage in STAGES[: STAGES.index(first)]:
         # A stage without a key had not begun when these results were set aside.
-        wanted = facts["keys"].get(stage.name, {}).get("key")
+        wanted = _key_in(facts, stage.name)
         if wanted is not None and Ledger(store.root).key(stage.name) != wanted:
             raise _other_sources(store.root, first, stage)
     inputs = facts["keys"].get(first.name, {}).get("inputs")
@@ -98,7 +115,7 @@ def _in_the_way(store: RunStore, stages: list[Stage], facts: Mapping[str, Any]) 
         )
     old = config_of_run(facts["config"], store.root / "replaced")
     now = config_of_run(store.run["config"], store.root / "run.json")
-    owned = {s.name: [*dict.fromkeys([*s.owned_paths(store.root, now), *s.owned_paths(store.root, old)])] for s in stages}
+    moved = {s.name: [*dict.fromkeys([*s.moved_paths(store.root, now), *s.moved_paths(store.root, old)])] for s in stages}
     return {
-        name: paths for name, paths in owned.items() if Ledger(store.root, {name: Expected("", owned=paths)}).has_work(name)
+        name: paths for name, paths in moved.items() if Ledger(store.root, {name: Expected("", owned=paths)}).has_work(name)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,17 +114,46 @@ def config_to_run(
 
 
 def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignments: Sequence[str]) -> RunConfig:
-    values = {**RunReader(folder).config.model_dump(mode="json"), "backbone.memory_budget": memory_budget}
+    """Return the configuration that a run.json recorded. It may come from somebody else, so it is not obeyed in everything.
+
+    Raises:
+        RunFolderError: it names a file to read, a folder to write to or a tracker that the command has to name itself.
+    """
+    from selfeval.stages.input_files import refuse_other_files  # reads templates with transformers
+
+    reader = RunReader(folder)
+    values = {**reader.config.model_dump(mode="json"), "backbone.memory_budget": memory_budget}
     if not Path(values["seeds"]).exists() and (folder / "seeds.jsonl").is_file():
         values["seeds"] = str((folder / "seeds.jsonl").resolve())  # the run folder has a copy
+    named = [assignment.partition("=")[0].strip() for assignment in assignments]
+
+    def is_named(key: str) -> bool:
+        return any(f"{key}.".startswith(f"{given}.") for given in named)  # itself, or the section that contains it
+
     placement = values["backbone"]["placement"]
     recorded = placement["folder"]
     placement["folder"] = ""
     config = load_config(None, values, assignments)
-    named = any(assignment.partition("=")[0].strip() == _WEIGHTS_FOLDER for assignment in assignments)
-    if recorded and not named and not config.backbone.placement.folder:
-        return load_config(None, values, [*assignments, f"{_WEIGHTS_FOLDER}={json.dumps(_inside(folder, recorded))}"])
+    if recorded and not is_named(_WEIGHTS_FOLDER) and not config.backbone.placement.folder:
+        config = load_config(None, values, [*assignments, f"{_WEIGHTS_FOLDER}={json.dumps(_inside(folder, recorded))}"])
+    refuse_other_files(folder, reader.run.get("made_of") or {}, config, is_named)
+    if not is_named("trackers"):
+        _refuse_remote(folder, config.trackers)
     return config
+
+
+def _refuse_remote(run: Path, trackers: Sequence[str]) -> None:
+    """Refuse the trackers of a run.json, except TensorBoard, which writes into the run folder.
+
+    Raises:
+        RunFolderError: there is another one, which may send the run to a server.
+    """
+    if set(trackers) - {"tensorboard"}:
+        asked, none = (shlex.quote(f"trackers={json.dumps(names)}") for names in (list(trackers), []))
+        raise RunFolderError(
+            f"{run / 'run.json'} sets trackers = {', '.join(trackers)}, which may send the run to a server; a resumed run does "
+            f"so only if the command says so: add --set {asked}, or --set {none} for none"
+        )
 
 
 def _inside(run: Path, recorded: str) -> str:

@@ -20,7 +20,7 @@ from selfeval.quality.statistics import rounded
 from selfeval.records import Drop, PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.given import Given, Labelled
-from selfeval.stages.judge_probe import probe_judge
+from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
 __all__ = ["JudgePairs", "run"]
@@ -152,6 +152,7 @@ def _as_verdict(context: Context, question: Question, pair: Labelled, replies: M
 def run(context: Context) -> dict[str, int]:
     """Judge one pair per question; return the number of verdicts in each state."""
     questions, config = context.store.read("questions", Question), context.config
+    forget_probe(context)
     if context.given and context.given.pairs:
         _take_given(context, context.given, questions)
         return _counts(context)

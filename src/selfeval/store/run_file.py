@@ -42,6 +42,11 @@ class _Device(_Values):
     placement: dict[str, Any] | None = None
 
 
+class _Restored(_Values):
+    number: int
+    keys: dict[str, str | None]
+
+
 class _Run(_Values):
     status: str = ""
     kind: str | None = None
@@ -53,6 +58,7 @@ class _Run(_Values):
     date: str | None = None
     templates: dict[str, str] | None = None
     device: _Device | None = None
+    restored: _Restored | None = None
 
 
 def read_run(root: Path) -> dict[str, Any]:

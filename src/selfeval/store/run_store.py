@@ -39,10 +39,6 @@ class RunStore:
     Args:
         root: the folder, created if it does not exist.
 
-    Attributes:
-        completed: the move of results to or from `replaced/` that a killed process began and this one completed; None if
-            there was none.
-
     Raises:
         RunFolderError: the folder exists and is not a run, contains a link to the outside, or is locked by another process.
         StorageError: the folder cannot be created.
@@ -68,7 +64,7 @@ class RunStore:
         try:
             for path in found:
                 recover_folder(path)
-            self.completed = self._complete_move()
+            self._complete_move()
         except BaseException:
             self.close()
             raise
@@ -200,14 +196,13 @@ class RunStore:
         Move(shelf, None if back is None else self._archive.shelf_of(back, shelf), values).begin(self._archive.folder)
         self._complete_move()
 
-    def _complete_move(self) -> Move | None:
-        """Complete the move that the journal records, if there is one, and return it."""
+    def _complete_move(self) -> None:
+        """Complete the move that the journal records, if there is one."""
         move = read_move(self._archive.folder)
         if move is not None:
             move.rename(self.root, self._archive.folder)
             self.update_run(**move.run)
             move.end(self._archive.folder)
-        return move
 
     def reopen(self, stage: str) -> None:
         """Remove a stage's manifest and the shards whose dropped records are lost; keep all other files."""
