@@ -1,4 +1,4 @@
-r"""Match the final answer of a reply with reference answers: numbers, letters of a multiple choice, or short texts.
+r"""The final answer of a reply, and whether it equals reference answers: numbers, letters of a choice, or short texts.
 
 The final answer of a text is the first of these that exists: the last `\boxed{...}`, the text after the last `####` (GSM8K),
 the text after the last "answer is" or "answer:". Otherwise it depends on the reference answer: for a number, the last number
@@ -12,10 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Literal
 
+import regex
+
+from selfeval.errors import ConfigError
 from selfeval.quality.dedupe import normalise
 
-__all__ = ["final_answer", "is_answer"]
+__all__ = ["AnswerForm", "answer_of", "final_answer", "is_answer"]
+
+AnswerForm = Literal["number", "boxed", "letter", "pattern"]
+"""Form in which replies state their final answer."""
 
 _NUMBER = re.compile(
     r"""(?<![\w.:^])(?<![\w)][+*^])(?<![+*^]\ )       # neither the rest of a word nor of a term: "3x+9", "12:30"
@@ -30,6 +37,10 @@ _LAST_LETTER = re.compile(r"(?:^|[\s(\[*])([A-Z])[\s).\]*]*$")
 _SEVERAL_LETTERS = re.compile(r"\b[A-Z]\b[\s)\].,]*(?:\bor\b|\band\b|,|/|&)[\s(\[]*\b[A-Z]\b")
 _FIRST_LETTER = re.compile(r"^\W*([A-Z])[).:\]]")
 _LARGEST_EXPONENT = 400
+_MOST_BITS = 4096
+"""Largest numerator and denominator of an answer, in bits; Python prints no integer of more than 4,300 digits."""
+_MOST_SECONDS = 1.0
+"""CPU time of one search with the user's pattern."""
 
 
 def is_answer(reply: str, answers: Sequence[str]) -> bool:
@@ -46,6 +57,68 @@ def is_answer(reply: str, answers: Sequence[str]) -> bool:
         (True, True, False)
     """
     return any(_equals(reply, _core(answer)) for answer in answers)
+
+
+def answer_of(text: str, form: AnswerForm, pattern: str = "") -> str | None:
+    r"""Return the final answer of a text in normal form, or None if it has none of this form.
+
+    Two answers are equal if their normal forms are. A number is a fraction in lowest terms, without currency, percent sign or
+    thousands separators; other answers of `boxed` and `pattern` are compared without case, spaces and punctuation.
+
+    Args:
+        text: any text.
+        form: `number`: the first number of the marked answer, or without a mark the last number of the text. `letter`: the
+            letter of a multiple choice. `boxed`: the last `\boxed{...}`. `pattern`: the last match of the pattern.
+        pattern: regular expression with one group, the answer; for `pattern` only.
+
+    Raises:
+        ConfigError: the pattern takes more than a second of CPU time.
+
+    Example:
+        >>> [answer_of(text, "number") for text in ("So 600 + 400 = $1,000.00.", "It is 1000 (50%: 500)", "None")]
+        ['1000', '500', None]
+        >>> answer_of(r"\boxed{\frac{2}{4}}", "boxed"), answer_of("A: 18", "pattern", r"A: (\d+)")
+        ('1/2', '18')
+    """
+    if form == "boxed":
+        return _normal_form(_boxed(text))
+    if form == "pattern":
+        return _normal_form(_last_match(text, pattern))
+    marked = final_answer(text)
+    if form == "letter":
+        return _letter(text if marked is None else marked, is_marked=marked is not None)
+    return _shown(_last_number(text) if marked is None else _first_number(marked))
+
+
+def _normal_form(answer: str | None) -> str | None:
+    if answer is None:
+        return None
+    number = _whole_number(answer)
+    if number is not None:
+        return _shown(number)
+    # As in `_equals`: signs matter in 3x+9 and 12:30, but not in words.
+    return (_exact(answer) if re.search(r"\d", answer) else _plain(answer)) or None
+
+
+def _shown(number: Fraction | None) -> str | None:
+    if number is None or max(number.numerator.bit_length(), number.denominator.bit_length()) > _MOST_BITS:
+        return None
+    return str(number)
+
+
+def _last_match(text: str, pattern: str) -> str | None:
+    """Return the text of the group in the last match in which it is not empty.
+
+    Unlike `re`, `regex` can stop a search: (a|aa)+$ takes longer than the age of the universe on a row of a and a b.
+    """
+    try:
+        found = [match[1] for match in regex.finditer(pattern, text, timeout=_MOST_SECONDS) if match[1]]
+    except TimeoutError as error:
+        raise ConfigError(
+            f"verdicts.agreement.pattern: {pattern} took more than {_MOST_SECONDS:g} s on a reply of {len(text):,} characters; "
+            "write it without repetitions inside of repetitions, such as (a+)+"
+        ) from error
+    return found[-1] if found else None
 
 
 def final_answer(text: str) -> str | None:
@@ -122,7 +195,7 @@ def _letter(text: str, *, is_marked: bool) -> str | None:
 
 def _whole_number(text: str) -> Fraction | None:
     """Parse a text that is just a number, apart from signs such as $ and % and a one-letter unit; None if it is not."""
-    plain = _without_fractions(text).strip(" \t\n$€£%().!")
+    plain = _without_fractions(text).strip(" \t\n\\$€£%().!")
     plain = re.sub(r"(?<=\d)\s*(?:[A-Za-z]|\\?%)?$", "", plain)
     return _value(plain) if _NUMBER.fullmatch(plain) else None
 

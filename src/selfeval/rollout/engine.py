@@ -35,11 +35,16 @@ __all__ = ["Batch", "Request", "Rollout", "Tally", "check_prompts", "count_token
 
 @dataclass(frozen=True)
 class Request:
-    """A request for one reply: prompt and sampling parameters (temperature 0 is greedy)."""
+    """A request for one reply: prompt and sampling parameters (temperature 0 is greedy).
+
+    Attributes:
+        stream: Optional. Number of its random stream, from 0 to 2**64 - 1. Default: its index among the requests.
+    """
 
     prompt: Prompt
     temperature: float = 1.0
     top_p: float = 1.0
+    stream: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def generate(
     def of_group(group: list[int]) -> list[Rollout]:
         chosen = [requests[order[i]] for i in group]
         # The index in the caller's whole list selects the random stream, whichever batch the request is in.
-        numbers = [first + order[i] for i in group]
+        numbers = [first + order[i] if (own := requests[order[i]].stream) is None else own for i in group]
         return Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide).run()
 
     results: dict[int, Rollout] = {}
