@@ -16,11 +16,24 @@ __all__ = ["Comparison", "Judge", "JudgeContext", "Judgement", "state_of"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A question and the two replies to compare."""
+    """A question and the two replies to compare.
+
+    Attributes:
+        question: the question.
+        first, second: the replies.
+        first_cut, second_cut: whether the reply was cut off at its token limit. Default: False.
+    """
 
     question: str
     first: str
     second: str
+    first_cut: bool = False
+    second_cut: bool = False
+
+    @property
+    def swapped(self) -> Comparison:
+        """The same comparison with the replies in the other order."""
+        return Comparison(self.question, self.second, self.first, self.second_cut, self.first_cut)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from selfeval.backbone.adapters import BASE
-from selfeval.judging.protocol import Comparison
 from selfeval.quality.statistics import ratio_of_means
 from selfeval.records import Question, Reply
 from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
 from selfeval.rollout.engine import Request, count_tokens, generate
 from selfeval.stages.context import Context
+from selfeval.stages.verdicts import compared
 
 __all__ = [
     "BATCHES",
@@ -116,7 +116,7 @@ def _seconds(pairs: int, spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[
 def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
     # Built before the clock starts.
     judge = context.judge()
-    comparisons = [Comparison(a.question.text, a.replies[0].text, a.replies[1].text) for a in batch]
+    comparisons = [compared(a.question, *a.replies) for a in batch]
     start = perf_counter()
     with count_tokens() as tally, context.backbone.acting_as(BASE):
         judge.judge(comparisons)
