@@ -124,7 +124,7 @@ def _lower_mass(masses: Sequence[float]) -> str:
 
 
 def _more_room(config: RunConfig) -> str:
-    shorter = f"lower replies.max_new_tokens (now {config.replies.max_new_tokens})"
+    shorter = f"lower {config.replies.limiting} (now {config.replies.longest})"
     if config.verdicts.reasoning:
         shorter += " or verdicts.max_new_tokens, or set verdicts.reasoning = false"
     if config.backbone.context.rope_scaling == "none":

@@ -290,7 +290,7 @@ def _samples(context: Context, answered: Sequence[Answered], token_ids: Sequence
 
 def _replies(context: Context, answered: Sequence[Answered]) -> Replies:
     before, after = [a.finished_before for a in answered], [a.finished_after for a in answered]
-    return measure_replies(context.config.replies.max_new_tokens, context.store.read("replies", Reply), before, after)
+    return measure_replies(context.reply_limit, context.store.read("replies", Reply), before, after)
 
 
 def _alarms(context: Context) -> list[Alarm]:

@@ -148,7 +148,7 @@ def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[s
         rollouts = generate(
             context.backbone,
             requests,
-            max_new_tokens=config.replies.max_new_tokens,
+            max_new_tokens=context.reply_limit,
             seed=0,
             batch_size=config.backbone.rollout_batch_size,
         )
