@@ -140,7 +140,7 @@ def best_of(folder: Path, questions: int) -> dict[str, Any]:
         replies = generate(
             context.backbone,
             requests,
-            max_new_tokens=config.replies.max_new_tokens,
+            max_new_tokens=context.reply_limit,
             seed=7,
             batch_size=config.backbone.rollout_batch_size,
         )

@@ -53,7 +53,7 @@ def _type_of(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type_of(arguments[0])
     if origin is typing.Literal:
-        return _one_of(*arguments)
+        return _one_of(*arguments) if arguments[1:] else f"`{arguments[0]}`"
     if origin in (typing.Union, types.UnionType):
         return " or ".join("none" if a is type(None) else _type_of(a) for a in arguments)
     if origin is dict:

@@ -460,3 +460,12 @@ def test_settings_are_read_as_the_class_that_they_have() -> None:
 def test_a_system_prompt_may_have_several_lines() -> None:
     assert load_config(None, {}, ['chat.system="Be brief.\\nBe kind."']).chat.system == "Be brief.\nBe kind."
     assert "must not contain control characters" in _refusal('chat.system="Be\\u0007 brief."')
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "true", "1.5", "car", "none"])
+def test_a_limit_of_replies_is_a_number_or_the_word_auto(value: str) -> None:
+    said = _refusal(f"replies.max_new_tokens={value}")
+    assert said.count("replies.max_new_tokens") == 2, "once where it was set, and once with the reason"
+    assert 'must be a whole number of at least 1, or "auto"' in said
+    for allowed in ("auto", 7):
+        assert load_config(None, {}, [f"replies.max_new_tokens={allowed}"]).replies.max_new_tokens == allowed

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, trainers
 from transformers import PreTrainedTokenizerFast
 
 import tiny_models
+import toy
 from selfeval.errors import ModelError
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.templates import Templates, template_texts, templates_folder
@@ -396,3 +397,28 @@ def test_a_file_that_is_too_large_for_a_template_is_refused(copy: Path) -> None:
     (copy / "reply.jinja").write_text("{{ question }}" + " " * (1 << 20))
     with pytest.raises(ModelError, match="larger than 1 MiB"):
         load(copy)
+
+
+@pytest.mark.parametrize("name", ["judge.jinja", "referee.jinja"])
+def test_a_template_need_not_show_that_a_reply_was_cut_off(copy: Path, name: str) -> None:
+    (copy / name).write_text("{{ question }} {{ first }} {{ second }}")
+    kind, values = name.removesuffix(".jinja"), {"question": "How many?", "first": "five", "second": "six"}
+    prompts = {load(copy).prompt(kind, **values, first_cut=cut, second_cut=False) for cut in (False, True)}
+    assert len(prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [("{{ 1 // 0 }}", "cannot be rendered"), ("{{ first | lower }}", "control token"), ("{{ frst }}", "frst")],
+)
+def test_the_sentence_about_a_cut_reply_is_checked_at_load(copy: Path, branch: str, message: str) -> None:
+    text = "{{ question }} {{ first }} {{ second }}{% if second_cut %}" + branch + "{% endif %}"
+    (copy / "judge.jinja").write_text(text)
+    with pytest.raises(ModelError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize("kind", ["judge", "referee"])
+def test_the_embedded_models_prompts_do_not_depend_on_cut_replies(kind: str) -> None:
+    source = template_texts(toy.LAB / "word_problems" / "templates")[f"{kind}.jinja"]
+    assert "_cut" not in source, "its vocabulary has no words for it"

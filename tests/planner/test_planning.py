@@ -252,6 +252,11 @@ def test_the_workload_comes_from_the_limits_and_stays_in_the_context() -> None:
     assert narrow.longest <= 400
 
 
+def test_a_limit_that_is_not_decided_yet_is_planned_with_its_cap() -> None:
+    auto = _config(replies={"max_new_tokens": "auto", "max_new_tokens_cap": 200})
+    assert workload(auto, None) == workload(_config(replies={"max_new_tokens": 200}), None)
+
+
 def test_a_judge_prompt_is_as_long_as_the_replies_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config(replies={"max_new_tokens": 128})
     two = workload(config, None).judge_prompt

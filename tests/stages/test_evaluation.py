@@ -189,7 +189,9 @@ def test_the_referee_compares_the_policys_reply_with_the_first_one_before(answer
     assert seen["asked"] == [run.templates.prompt("reply", question=q.text) for q in asked]
     assert (seen["policy acts"], seen["judge acts"], seen["role"]) == (POLICY, BASE, "referee")
     assert seen["sampled at"] == {(1.0, 1.0)}  # as the replies before were sampled
-    assert seen["comparisons"] == [Comparison(q.text, f"after {i}", f"before {i} 0") for i, q in enumerate(asked)]
+    assert seen["comparisons"] == [
+        Comparison(q.text, f"after {i}", f"before {i} 0", first_cut=i == 2) for i, q in enumerate(asked)
+    ]
     assert [(a.after, a.before) for a in found] == [(f"after {i}", f"before {i} 0") for i in range(3)]
     # The judge is sure of the first, torn between the orders on the second, and cannot be read on the third.
     assert [a.outcome for a in found] == ["win", "tie", "unparsable"]

@@ -2,23 +2,112 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 import tiny_models
-from selfeval.config import RepliesConfig
+from selfeval.backbone.role_files import save_role
+from selfeval.config import RepliesConfig, RunConfig
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Question, Split
+from selfeval.records import Question, Reply, Split
+from selfeval.runs.reply_limit import LIMIT_FILE, read_limit
+from selfeval.stages import replies
+from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
-from selfeval.stages.replies import WriteReplies
+from selfeval.stages.replies import WriteReplies, run
+from selfeval.stages.shards import StageShards
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore, write_json
 
 
 def test_test_questions_are_sampled_as_evaluation_is_configured_and_training_questions_are_not() -> None:
     model: Any = SimpleNamespace(templates=Templates.load(templates_folder("none"), tiny_models.words_tokenizer()))
     config = RepliesConfig(temperature=(0.9, 1.1), top_p=(0.95, 1.0))
-    work = WriteReplies(config, 8, 64, Draws(0), test_temperature=0.5, test_top_p=0.75)
+    work = WriteReplies(config, 8, 64, Draws(0), 16, test_temperature=0.5, test_top_p=0.75)
     tested = work._request(model, Question("q0", "Why?", Split.TEST, "self"), 0)
     assert (tested.temperature, tested.top_p) == (0.5, 0.75)
     trained = work._request(model, Question("q1", "Why?", Split.TRAIN, "self"), 0)
     assert 0.9 <= trained.temperature <= 1.1
     assert 0.95 <= trained.top_p <= 1.0
+
+
+# -- the limit that the first shard decides -----------------------------------------------------------------------------
+
+
+def context(folder: Path, **changes: Any) -> Context:
+    """A run of a tiny model that has its questions."""
+    settings = {"max_new_tokens": "auto", "max_new_tokens_cap": 48, "shard": 12, "beams": 2, "beam_share": 0.3, **changes}
+    made = Context(RunConfig(replies=settings), RunStore(folder), Terminal(quiet=True))  # type: ignore[arg-type]
+    backbone = tiny_models.backbone("llama", 384)
+    # A random model hardly ever writes the one end token; with many, replies have many lengths.
+    object.__setattr__(backbone.loaded, "eos_ids", tuple(range(1, 48)))
+    made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
+    asked = [Question(f"q{i:02d}", f"What is {i}?", Split.TRAIN if i % 3 else Split.TEST, "self") for i in range(24)]
+    made.store.write_shard("questions", 0, asked)
+    return made
+
+
+def shards(made: Context) -> list[bytes]:
+    return [path.read_bytes() for path in made.store.shards("replies")]
+
+
+def test_the_first_shard_decides_the_limit_of_all(tmp_path: Path) -> None:
+    made = context(tmp_path / "auto")
+    run(made)
+    limit = read_limit(made.store.root)
+    assert 0 < limit.tokens < limit.cap == 48
+    assert limit.replies == 24
+    assert made.reply_limit == limit.tokens
+    found = made.store.read("replies", Reply)
+    assert max(len(reply.ids) for reply in found) == limit.tokens
+    assert all(reply.finished or len(reply.ids) == limit.tokens for reply in found)
+    # Samples are those that the limit would have given; only a beam search depends on its limit.
+    fixed = context(tmp_path / "fixed", max_new_tokens=limit.tokens)
+    run(fixed)
+    assert fixed.reply_limit == limit.tokens
+    assert not (fixed.store.root / LIMIT_FILE).exists()
+    same = {reply.id: reply for reply in fixed.store.read("replies", Reply)}
+    assert all(reply == same[reply.id] for reply in found if reply.sampling_method == "sample")
+
+
+def test_a_resumed_stage_does_not_decide_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = context(tmp_path / "whole")
+    run(made)
+    whole, limit = shards(made), (made.store.root / LIMIT_FILE).read_bytes()
+    for path in made.store.shards("replies"):
+        path.unlink()  # as a kill before the first shard was written leaves it
+    monkeypatch.setattr(replies, "decide_limit", None)
+    run(made)
+    assert (made.store.root / LIMIT_FILE).read_bytes() == limit
+    written = [path.read_bytes() for path in made.store.shards("replies")]
+    assert written[1:] == whole[1:]
+    monkeypatch.undo()
+    killed = context(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(StageShards, "write", lambda self, index, output: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(killed)
+    run(killed)
+    assert (killed.store.root / LIMIT_FILE).read_bytes() == limit
+
+
+def test_a_later_round_takes_the_limit_of_the_first(tmp_path: Path) -> None:
+    first = context(tmp_path / "run")
+    write_json(first.store.root / LIMIT_FILE, {"tokens": 5, "cap": 48, "replies": 24, "finished": 24})
+    later = context(tmp_path / "run" / "rounds" / "02")
+    later.earlier = (first.store,)
+    save_role(first.backbone, first.backbone.roles.add("policy") or "policy", first.role_folder("policy"))
+    run(later)
+    assert later.reply_limit == 5
+    assert max(len(reply.ids) for reply in later.store.read("replies", Reply)) == 5
+
+
+def test_the_cap_fits_the_context_with_the_longest_prompt(tmp_path: Path) -> None:
+    made = context(tmp_path / "run", max_new_tokens_cap=4096)
+    length = made.backbone.loaded.context_length
+    assert length is not None
+    longest = max(len(made.templates.prompt("reply", question=q.text).ids) for q in made.store.read("questions", Question))
+    assert replies._cap(made, made.store.read("questions", Question)) == length - longest

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -22,6 +22,20 @@ class Judged(JudgePairs):
 
     def _judge(self, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:
         return [Judgement(self.probability) for _ in comparisons]
+
+
+def test_the_judge_is_informed_of_replies_that_the_limit_cut_off() -> None:
+    seen: list[Comparison] = []
+
+    @dataclass(frozen=True)
+    class Seen(JudgePairs):
+        def _judge(self, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:
+            seen.extend(comparisons)
+            return [Judgement(0.5) for _ in comparisons]
+
+    batch: Batch[Any] = Batch(0, [(QUESTIONS["q1"], reply("q1-r0", "1"), replace(reply("q1-r1", "7"), finished=False))])
+    Seen(VerdictsConfig(), 8)(object(), batch)  # type: ignore[arg-type]
+    assert seen == [Comparison(QUESTIONS["q1"].text, "1", "7", first_cut=False, second_cut=True)]
 
 
 @pytest.mark.parametrize(

@@ -39,3 +39,17 @@ def test_a_verdict_that_cannot_be_read_does_not_count() -> None:
 def test_where_most_cannot_be_read_there_is_no_reading() -> None:
     assert reading([1.0, None, None, None]) is None
     assert reading([1.0]) is None
+
+
+def test_the_judge_is_informed_of_replies_that_the_limit_cut_off() -> None:
+    backbone, seen = tiny_models.backbone("llama", 384), list[Comparison]()
+    backbone.roles.add(POLICY)
+
+    class Scripted(Judge):
+        def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
+            seen.extend(comparisons)
+            return [Judgement(0.5) for _ in comparisons]
+
+    templates = Templates.load(templates_folder("none"), backbone.loaded.tokenizer)
+    HeldOutJudge(backbone, templates, Scripted(), ["What is 1?", "What is 2?"], 1, 8, 0)(None)
+    assert [(c.first_cut, c.second_cut) for c in seen] == [(True, True)] * 2, "an untrained model does not end after one token"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -10,6 +10,7 @@ from selfeval.texts import visible
 
 __all__ = [
     "Count",
+    "CountOrAuto",
     "CountOrNone",
     "DeviceName",
     "FractionOrNone",
@@ -34,6 +35,14 @@ def _none_word(value: Any) -> Any:
 
 _OPTIONAL = BeforeValidator(_none_word)
 
+
+def _count_or_auto(value: Any) -> Any:
+    """Refuse here what neither member of the union allows, so there is one message instead of one per member."""
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError('must be a whole number of at least 1, or "auto"')
+    return value
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Nucleus = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -46,6 +55,7 @@ PositiveOrNone = Annotated[Positive | None, _OPTIONAL]
 FractionOrNone = Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | None, _OPTIONAL]
 ShareOrNone = Annotated[Nucleus | None, _OPTIONAL]
 CountOrNone = Annotated[Count | None, _OPTIONAL]
+CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_count_or_auto)]
 
 
 _LARGEST_NUMBER, _LARGEST_COUNT, _LARGEST_BYTES = 1e9, 2**31 - 1, 2**63 - 1

@@ -86,12 +86,14 @@ class TemplateKind:
         sample: variables of the template, with a sample value of each that is used to check it.
         settings: keys of templates.toml that its prompts depend on, in addition to its labels.
         labels: names of the verdict labels in its table `[NAME]` of templates.toml, at least two; empty if it has no table.
+        flags: further variables, true or false, that the template need not read.
     """
 
     name: str
     sample: Mapping[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ REPLY = TemplateKind("reply", {"question": "How many apples does Mary have?"}, (
 
 _PAIR = {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."}
 _BETTER = ("first", "second", "tie")
+_CUT = ("first_cut", "second_cut")
 
 
 def _registry(*specs: JudgeSpec) -> dict[str, JudgeSpec]:
@@ -143,8 +146,8 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "The base model, prompted to compare two replies in both orders.",
         templates={
             # Two kinds with the same variables: the referee needs prompts that labelled no training pair.
-            "judge": (TemplateKind("judge", _PAIR, labels=_BETTER),),
-            "referee": (TemplateKind("referee", _PAIR, labels=_BETTER),),
+            "judge": (TemplateKind("judge", _PAIR, labels=_BETTER, flags=_CUT),),
+            "referee": (TemplateKind("referee", _PAIR, labels=_BETTER, flags=_CUT),),
         },
     ),
     JudgeSpec(

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from selfeval.config.choices import check_name, read_settings
-from selfeval.config.fields import Count, Nucleus, Positive, Section, Share
+from selfeval.config.fields import Count, CountOrAuto, Nucleus, Positive, Section, Share
 from selfeval.config.judges import JUDGES, JudgeConfig
 
 __all__ = [
@@ -94,10 +94,22 @@ class RepliesConfig(Section):
     """Share of training questions whose last reply comes from beam search."""
     beams: Annotated[int, Field(ge=2)] = 4
     """Number of beams of the beam search."""
-    max_new_tokens: Count = 128
-    """Token limit of a reply, also in policy training."""
+    max_new_tokens: CountOrAuto = 128
+    """Token limit of a reply, also in policy training; `auto` decides it from the first shard (docs/concepts/loop.md)."""
+    max_new_tokens_cap: Count = 512
+    """Largest limit that `max_new_tokens = "auto"` can choose, and the limit of the replies from which it chooses."""
     shard: Count = 512
     """Questions per shard."""
+
+    @property
+    def longest(self) -> int:
+        """The token limit, or the largest limit that can be chosen; for plans that are made before any reply is sampled."""
+        return self.max_new_tokens_cap if self.max_new_tokens == "auto" else self.max_new_tokens
+
+    @property
+    def limiting(self) -> str:
+        """Dotted name of the setting that determines `longest`."""
+        return "replies.max_new_tokens_cap" if self.max_new_tokens == "auto" else "replies.max_new_tokens"
 
     @model_validator(mode="after")
     def _ranges(self) -> RepliesConfig:

@@ -142,7 +142,7 @@ def _lower_mass(masses: Sequence[float]) -> str:
 
 
 def _more_room(config: RunConfig) -> str:
-    shorter = f"lower replies.max_new_tokens (now {config.replies.max_new_tokens})"
+    shorter = f"lower {config.replies.limiting} (now {config.replies.longest})"
     if not _can_answer_at_once(config):
         shorter = "use shorter questions (questions.max_new_tokens), or lower verdicts.max_new_tokens"
     elif config.verdicts.reasoning:

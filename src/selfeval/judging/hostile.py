@@ -44,7 +44,8 @@ def refuse_leak(templates: Templates, kind: str, values: Mapping[str, Any], path
     # The template's control tokens are legitimate, so only those in excess of an honest prompt count.
     honest = Counter(i for i in templates.prompt(kind, **values).ids if i in control.forbidden_ids)
     for text in hostile_texts(control.texts):
-        hostile = {name: [text] if isinstance(value, (list, tuple)) else text for name, value in values.items() if value}
+        texts = {name: value for name, value in values.items() if value and not isinstance(value, bool)}
+        hostile = {name: [text] if isinstance(value, (list, tuple)) else text for name, value in texts.items()}
         found = Counter(i for i in templates.prompt(kind, **{**values, **hostile}).ids if i in control.forbidden_ids)
         if more := found - honest:
             token = templates.tokenizer.convert_ids_to_tokens(min(more))

@@ -188,7 +188,7 @@ class Templates:
 
         Args:
             kind: one of the kinds that were loaded.
-            values: variables of the template, as in the sample of its kind.
+            values: variables of the template, as in the sample of its kind; flags that are not given are false.
         """
         text = self._rendered(kind, values)
         if self.uses_chat:
@@ -221,8 +221,12 @@ class Templates:
 
     def _rendered(self, kind: str, values: dict[str, Any]) -> str:
         """Return the text of a prompt with cleaned values, before the chat template is applied."""
-        clean = {k: [self.clean(x) for x in v] if isinstance(v, (list, tuple)) else self.clean(v) for k, v in values.items()}
-        return self.render(kind, **clean)
+        return self.render(kind, **{name: self._clean_value(value) for name, value in values.items()})
+
+    def _clean_value(self, value: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        return [self.clean(text) for text in value] if isinstance(value, (list, tuple)) else self.clean(value)
 
     def render(self, kind: str, **values: Any) -> str:
         """Return the text of a prompt, without the chat template; a turn begins with a mark (`turns_of`).
@@ -230,9 +234,9 @@ class Templates:
         Raises:
             ModelError: the template raises an error or exceeds a limit (`selfeval.judging.sandbox`).
         """
-        functions = turn_functions(chat=self.uses_chat)
+        functions, flags = turn_functions(chat=self.uses_chat), dict.fromkeys(template_kinds()[kind].flags, False)
         try:
-            return self.environment.render(f"{kind}.jinja", chat=self.uses_chat, **functions, **values)
+            return self.environment.render(f"{kind}.jinja", chat=self.uses_chat, **functions, **{**flags, **values})
         except MemoryError:
             raise
         except Exception as error:  # a template is a program: it may raise anything
@@ -374,7 +378,7 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     # The run would pass an empty reference answer, so the template need not show it.
     if kind == "grade" and not templates.grades_with_reference_answer:
         values["reference_answer"] = ""
-    _refuse_unknown(templates.environment, kind, path, {*values, "chat", *ROLES})
+    _refuse_unknown(templates.environment, kind, path, {*values, *template.flags, "chat", *ROLES})
     _refuse_lost_system(templates, kind, values, path)
     try:
         ids, sample = templates.prompt(kind, **values).ids, templates.render(kind, **values)
@@ -390,6 +394,20 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     if lost := [name for name, text in changed.items() if text == sample and name != "examples"]:
         raise ModelError(f"{path} does not use the {lost[0]}: its prompt does not depend on it; insert {{{{ {lost[0]} }}}}")
     refuse_leak(templates, kind, values, path)
+    if template.flags:
+        _check_flags(templates, template, values, path)
+
+
+def _check_flags(templates: Templates, template: TemplateKind, values: Mapping[str, Any], path: Path) -> None:
+    """Render the sample with all flags set, which may reach other parts of the template."""
+    flagged = {**values, **dict.fromkeys(template.flags, True)}
+    try:
+        templates.prompt(template.name, **flagged)
+    except ModelError:
+        raise
+    except Exception as error:  # the chat template may raise anything
+        raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
+    refuse_leak(templates, template.name, flagged, path)
 
 
 def _refuse_lost_system(templates: Templates, kind: str, values: Mapping[str, Any], path: Path) -> None:

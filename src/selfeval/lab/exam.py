@@ -74,8 +74,8 @@ class _Exam:
     def _pair(self, problem: Problem, *, one_right: bool) -> tuple[Comparison, bool]:
         first = self.rng.random() < 0.5
         second = first if not one_right else not first
-        replies = [draw_reply(problem, self.rng, right=right).text for right in (first, second)]
-        return Comparison(problem.question, replies[0], replies[1]), first
+        one, other = (draw_reply(problem, self.rng, right=right).text for right in (first, second))
+        return Comparison(problem.question, one, other), first
 
     @torch.no_grad()
     def marks(self) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def refused(config: RunConfig, facts: ModelFacts, plan: Plan, machine: Machine) 
         # Shorter texts help only where the base alone fits.
         if 0 < base < (device.budget or 0):
             said.append(
-                f"shorter texts reduce the {_bytes(device.peak - base)} on top of the base (replies.max_new_tokens="
-                f"{config.replies.max_new_tokens}, verdicts.max_new_tokens={config.verdicts.max_new_tokens} now)"
+                f"shorter texts reduce the {_bytes(device.peak - base)} on top of the base ({config.replies.limiting}="
+                f"{config.replies.longest}, verdicts.max_new_tokens={config.verdicts.max_new_tokens} now)"
             )
     if plan.main.device != "cpu":
         said.append(f"backbone.device=cpu has {_bytes(machine.memory['cpu'])} of free memory")

@@ -43,7 +43,7 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     """Compute the largest workload that the limits allow; template text is counted at three characters per token."""
     texts = with_system(template_texts(templates_folder(config.model, config.templates)), config.chat.system)
     own = {name.removesuffix(".jinja"): len(text) // _CHARACTERS_PER_TOKEN + _CHAT_TOKENS for name, text in texts.items()}
-    question, reply = config.questions.max_new_tokens, config.replies.max_new_tokens
+    question, reply = config.questions.max_new_tokens, config.replies.longest
     # Longest prompt that leaves room for one token of a reply; without a known context, a number above every limit.
     room = (context or 1 << 40) - 1
     reply_prompt = min(own["reply"] + question, room)

@@ -426,7 +426,7 @@ class Replies(Part):
     """Replies that the token limit cut off: the model did not end them. The judge and the evaluator read them as they are."""
 
     limit: int
-    """Token limit, `replies.max_new_tokens`."""
+    """Token limit: `replies.max_new_tokens`, or the one that the stage replies decided."""
     unfinished: _Figure
     """Share of the sampled replies of the stage replies that were cut off, without those from a file; averaged per question
     first. Adjusted Student."""

@@ -64,6 +64,12 @@ class Rollout:
     finished: bool
     watched: tuple[tuple[float, ...], ...] = ()
 
+    def cut(self, limit: int) -> Rollout:
+        """Return the rollout that the same random numbers give with this token limit, if it is lower than its own was."""
+        if len(self.ids) <= limit:
+            return self
+        return Rollout(self.ids[:limit], self.logprobs[:limit], False, self.watched[:limit])
+
 
 @dataclass
 class Tally:

@@ -31,6 +31,7 @@ from selfeval.runs.card import BaseModel, card_text, find_base
 from selfeval.runs.export_tokenizers import Tokenizers, pick_tokenizers
 from selfeval.runs.policy import GUIDE
 from selfeval.runs.reader import backbone_config
+from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.runs.templates import copy_templates, templates_of_run
 from selfeval.store import as_storage_error, check_files, read_json, read_run, write_json, writing
 
@@ -245,6 +246,11 @@ def _write_weights(
     return layout, agreement
 
 
+def _reply_limit(config: RunConfig, run: Path) -> int:
+    # A folder of `selfeval tune` has no replies, so nothing decided a limit.
+    return reply_limit(config.replies, run) if (run / LIMIT_FILE).is_file() else config.replies.longest
+
+
 def _describe(
     exported: Exported, config: RunConfig, backbone: Backbone, templates: Templates, base: BaseModel, run: Path, part: Path
 ) -> None:
@@ -276,7 +282,7 @@ def _describe(
         "reply_prompt": tokenizers.around_question,
         "control": list(templates.control.texts),
         "end": list(backbone.loaded.eos_ids),
-        "max_new_tokens": config.replies.max_new_tokens,
+        "max_new_tokens": _reply_limit(config, run),
         "version": __version__,
     }
     write_json(part / "export.json", facts)

@@ -13,6 +13,7 @@ from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.runs.reader import RunReader, backbone_config
+from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.runs.templates import templates_of_run
 
 __all__ = ["RunModel", "TrainedModel", "described"]
@@ -60,10 +61,16 @@ class RunModel:
         """The folder of the run's roles."""
         return self.reader.roles_folder
 
+    @property
+    def reply_limit(self) -> int:
+        """Token limit of the run's replies."""
+        self.reader.check([self.reader.folder / LIMIT_FILE])
+        return reply_limit(self.config.replies, self.reader.folder)
+
     def reference_answers(self, questions: list[str]) -> list[str]:
         """Return the base's greedy reply to each question, which some grade templates show to the evaluator."""
         requests = [Request(self.templates.prompt("reply", question=question), temperature=0.0) for question in questions]
-        limit, batch_size = self.config.replies.max_new_tokens, self.config.backbone.rollout_batch_size
+        limit, batch_size = self.reply_limit, self.config.backbone.rollout_batch_size
         with self.backbone.acting_as(BASE):
             rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, batch_size=batch_size)
         return [self.templates.text(rollout.ids) for rollout in rollouts]

@@ -120,7 +120,7 @@ class Policy(TrainedModel):
             n: number of replies per question. Default: 1.
             seed: sampling seed; the same call returns the same replies. Default: 0.
             temperature: sampling temperature, at least 0; 0 is greedy. Default: 1.0.
-            max_new_tokens: Optional. Token limit per reply (default: `replies.max_new_tokens` of the run).
+            max_new_tokens: Optional. Token limit per reply (default: that of the run's replies).
 
         Returns:
             The n replies to one question; for several questions, one list per question.
@@ -135,7 +135,7 @@ class Policy(TrainedModel):
             [2, 2]
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
-        limit = self._model.config.replies.max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = self._model.reply_limit if max_new_tokens is None else max_new_tokens
         _check(asked, n, temperature, limit)
         texts = self._sample(asked, n, seed, temperature, limit)
         grouped = [texts[i : i + n] for i in range(0, len(texts), n)]

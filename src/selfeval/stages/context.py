@@ -22,6 +22,7 @@ from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import backbone_config, pairs_of
+from selfeval.runs.reply_limit import reply_limit
 from selfeval.runs.templates import day_of
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, read_given
@@ -235,6 +236,11 @@ class Context:
             store: Optional. Folder of the round. Default: this round.
         """
         return {r.id: r for r in (store or self.store).read("replies", Reply)}
+
+    @property
+    def reply_limit(self) -> int:
+        """Token limit of replies; decided by the stage replies if the setting is `auto`."""
+        return reply_limit(self.config.replies, self.store.root)
 
     @property
     def round_seed(self) -> int:

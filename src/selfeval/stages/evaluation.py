@@ -248,7 +248,10 @@ def _answer_and_judge(
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
     texts = [templates.text(r.ids) for r in after]
     kls = _kl_to_start(context, prompts, after)
-    comparisons = [Comparison(q.text, t, b.text) for q, t, b in zip(questions, texts, before, strict=True)]
+    comparisons = [
+        Comparison(q.text, text, b.text, not a.finished, not b.finished)
+        for q, text, a, b in zip(questions, texts, after, before, strict=True)
+    ]
     with context.backbone.acting_as(BASE):
         # The referee's prompt labelled no training pair, so the policy cannot have learned to please it.
         judgements = context.judge("referee").judge(comparisons, advance)
@@ -287,7 +290,7 @@ def _samples(context: Context, answered: Sequence[Answered], token_ids: Sequence
 
 def _replies(context: Context, answered: Sequence[Answered]) -> Replies:
     before, after = [a.finished_before for a in answered], [a.finished_after for a in answered]
-    return measure_replies(context.config.replies.max_new_tokens, context.store.read("replies", Reply), before, after)
+    return measure_replies(context.reply_limit, context.store.read("replies", Reply), before, after)
 
 
 def _alarms(context: Context) -> list[Alarm]:

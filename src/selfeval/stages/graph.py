@@ -18,6 +18,7 @@ from selfeval.judging.templates import templates_folder
 from selfeval.records import Split
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
+from selfeval.runs.reply_limit import LIMIT_FILE
 from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.given import given_key
@@ -124,7 +125,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("questions"),),
         sections=("replies", "chat.system", "evaluation.temperature", "evaluation.top_p"),
         prompts=("reply",),
-        outputs=("reference_answers",),
+        outputs=("reference_answers", LIMIT_FILE),
     ),
     Stage(
         "verdicts",

@@ -100,7 +100,7 @@ def answer(
     """
     config = context.config
     requests = [Request(prompt, config.evaluation.temperature, config.evaluation.top_p) for prompt in prompts]
-    limit, batch_size = config.replies.max_new_tokens, config.backbone.rollout_batch_size
+    limit, batch_size = context.reply_limit, config.backbone.rollout_batch_size
     with context.backbone.acting_as(role):
         return generate(
             context.backbone, requests, max_new_tokens=limit, seed=seed, batch_size=batch_size, guide=guide, advance=advance
@@ -127,7 +127,7 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     config, aside = context.config, context.questions(Split.TRAIN)[: _kept_aside(context)]
     if not aside:
         return None
-    texts, limit = [q.text for q in aside], config.replies.max_new_tokens
+    texts, limit = [q.text for q in aside], context.reply_limit
     seed, batch_size = context.seed("held-out judge"), config.backbone.rollout_batch_size
     start = context.ensure_start()
     return HeldOutJudge(
@@ -145,7 +145,7 @@ def learner_context(context: Context) -> LearnerContext:
         config.policy,
         context.scorer(config.policy.pessimism),
         seed=context.round_seed,
-        limit=config.replies.max_new_tokens,
+        limit=context.reply_limit,
         batch_size=config.backbone.rollout_batch_size,
         batch_tokens=config.backbone.batch_tokens,
         evaluator=EVALUATOR,

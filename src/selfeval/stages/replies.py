@@ -6,13 +6,17 @@ questions get plain samples (`evaluation.temperature`, default 1), because they 
 In a later round the previous round's policy replies. Reference answers still come from the bare base, and those of the test
 questions are round 1's.
 
+With `replies.max_new_tokens = "auto"`, the first shard is sampled with the cap and decides the limit (`runs/reply_limit.py`).
+Its replies are then cut there. The random numbers of a sample do not depend on its limit, so these are the samples that the
+limit would have given, and all shards have the same distribution.
+
 With a file of replies or pairs (`stages/given.py`) its replies are used, and only the test questions get one sample each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
@@ -20,6 +24,7 @@ from selfeval.config import RepliesConfig
 from selfeval.records import Question, ReferenceAnswer, Reply, Split
 from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.runs.reply_limit import LIMIT_FILE, ReplyLimit, decide_limit, read_limit
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
@@ -28,6 +33,19 @@ __all__ = ["Asked", "WriteReplies", "run"]
 
 Numbered = tuple[Question, int]
 """A question and the number of a reply to it."""
+
+_DECIDED = "reply_limit"
+"""Name under which the work of the first shard returns the limit that it decided."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A reply of the model: whose it is, how it was requested, and what was generated."""
+
+    asked: Numbered
+    request: Request
+    rollout: Rollout
+    sampling_method: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,8 @@ class WriteReplies:
         batch_size: batch size of the sampling.
         batch_tokens: batch size of the scoring, in tokens.
         draws: random numbers of the round.
+        limit: token limit of the replies, or the cap if `decides`.
+        decides: whether the limit is decided from this shard. Default: False.
         brought: whether the user's own replies are used; then each test question gets one sample, to compare the policy with.
         test_temperature, test_top_p: temperature and nucleus of the replies to test questions. Default: 1.
     """
@@ -62,6 +82,8 @@ class WriteReplies:
     batch_size: int
     batch_tokens: int
     draws: Draws
+    limit: int
+    decides: bool = False
     brought: bool = False
     test_temperature: float = 1.0
     test_top_p: float = 1.0
@@ -71,14 +93,24 @@ class WriteReplies:
         # Beam search is deterministic, so it gets at most one reply per question: the last number.
         sampled, beamed = self._numbered([asked.question for asked in batch.records])
         with model.backbone.acting_as(model.start()):
-            replies = self._sampled(model, batch.index, sampled) if sampled else []
+            written = self._sampled(model, batch.index, sampled) if sampled else []
             if beamed:
-                replies += self._beamed(model, beamed)
-            replies += self._typed(model, batch.records)
+                written += self._beamed(model, beamed)
+        if self.decides:
+            lengths = [len(one.rollout.ids) for one in written if one.rollout.finished]
+            decided = decide_limit(lengths, len(written), self.limit)
+            output = replace(self, limit=decided.tokens)._output(model, batch.records, written)
+            return replace(output, others={**output.others, _DECIDED: [decided]})
+        return self._output(model, batch.records, written)
+
+    def _output(self, model: ModelHandle, asked: Sequence[Asked], written: Sequence[_Written]) -> ShardOutput:
+        replies = [_reply(model, replace(one, rollout=one.rollout.cut(self.limit))) for one in written]
+        with model.backbone.acting_as(model.start()):
+            replies += self._typed(model, asked)
         records = sorted(replies, key=lambda r: r.id)
         if not model.templates.grades_with_reference_answer:
             return ShardOutput(records)
-        return ShardOutput(records, others={"reference_answers": self._reference_answers(model, batch.records)})
+        return ShardOutput(records, others={"reference_answers": self._reference_answers(model, asked)})
 
     def _numbered(self, questions: Sequence[Question]) -> tuple[list[Numbered], list[Numbered]]:
         """Return the replies to sample and those to generate by beam search."""
@@ -93,19 +125,16 @@ class WriteReplies:
         numbers = range(self.config.per_question)
         return [(q, n) for q in questions for n in numbers if not (n == last and q.id in taken)], beamed
 
-    def _sampled(self, model: ModelHandle, shard: int, numbered: Sequence[Numbered]) -> list[Reply]:
+    def _sampled(self, model: ModelHandle, shard: int, numbered: Sequence[Numbered]) -> list[_Written]:
         requests = [self._request(model, question, number) for question, number in numbered]
         rollouts = generate(
             model.backbone,
             requests,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=self.limit,
             seed=self.draws.seed("replies", shard),
             batch_size=self.batch_size,
         )
-        return [
-            _reply(model, asked, request, rollout, "sample")
-            for asked, request, rollout in zip(numbered, requests, rollouts, strict=True)
-        ]
+        return [_Written(*row, "sample") for row in zip(numbered, requests, rollouts, strict=True)]
 
     def _request(self, model: ModelHandle, question: Question, number: int) -> Request:
         prompt = model.templates.prompt("reply", question=question.text)
@@ -115,20 +144,17 @@ class WriteReplies:
         # Named by question and reply, not by shard: another shard size draws the same temperatures.
         return Request(prompt, rng.uniform(*self.config.temperature), rng.uniform(*self.config.top_p))
 
-    def _beamed(self, model: ModelHandle, numbered: Sequence[Numbered]) -> list[Reply]:
+    def _beamed(self, model: ModelHandle, numbered: Sequence[Numbered]) -> list[_Written]:
         requests = [Request(model.templates.prompt("reply", question=q.text)) for q, _ in numbered]
         rollouts = beam_search(
             model.backbone,
             [r.prompt for r in requests],
             beams=self.config.beams,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=self.limit,
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
         )
-        return [
-            _reply(model, asked, request, rollout, "beam")
-            for asked, request, rollout in zip(numbered, requests, rollouts, strict=True)
-        ]
+        return [_Written(*row, "beam") for row in zip(numbered, requests, rollouts, strict=True)]
 
     def _typed(self, model: ModelHandle, asked: Sequence[Asked]) -> list[Reply]:
         """Return the user's replies with their log-probs, without those too long for the model's context.
@@ -153,7 +179,7 @@ class WriteReplies:
         """Return whether the reply fits the context after its own prompt, and after the evaluator's with a reference answer."""
         length = model.backbone.loaded.context_length
         # The reference answer does not exist yet, so its maximum length is assumed.
-        reference_answer = self.config.max_new_tokens if model.templates.grades_with_reference_answer else 0
+        reference_answer = self.limit if model.templates.grades_with_reference_answer else 0
         grade = model.templates.prompt("grade", question=question.text, reference_answer="")
         reply = model.templates.prompt("reply", question=question.text)
         return length is None or max(len(grade.ids) + reference_answer, len(reply.ids)) + len(ids) <= length
@@ -165,21 +191,21 @@ class WriteReplies:
             rollouts = generate(
                 model.backbone,
                 [Request(model.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
-                max_new_tokens=self.config.max_new_tokens,
+                max_new_tokens=self.limit,
                 seed=0,
                 batch_size=self.batch_size,
             )
         return [ReferenceAnswer(q.id, model.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
 
 
-def _reply(model: ModelHandle, asked: Numbered, request: Request, rollout: Rollout, sampling_method: str) -> Reply:
-    question, number = asked
+def _reply(model: ModelHandle, written: _Written) -> Reply:
+    (question, number), request, rollout = written.asked, written.request, written.rollout
     return Reply(
         id=f"{question.id}-r{number}",
         question_id=question.id,
         text=model.templates.text(rollout.ids),
         ids=rollout.ids,
-        sampling_method=sampling_method,
+        sampling_method=written.sampling_method,
         temperature=round(request.temperature, 4),
         top_p=round(request.top_p, 4),
         logprob=round(sum(rollout.logprobs), 4),
@@ -187,11 +213,50 @@ def _reply(model: ModelHandle, asked: Numbered, request: Request, rollout: Rollo
     )
 
 
+def _decided(context: Context, shards: StageShards, asked: Sequence[Asked], work: WriteReplies) -> ReplyLimit:
+    """Return the limit of the run, and decide it from the first shard if that has not been done: once, whatever is resumed."""
+    root = context.store.root
+    if not (root / LIMIT_FILE).is_file():
+        if context.earlier:
+            _write_limit(context, read_limit(context.first.root))
+        else:
+            deciding = replace(work, limit=_cap(context, [one.question for one in asked]), decides=True)
+            for batch, output in context.executor.map(deciding, [Batch(0, asked[: work.config.shard])]):
+                (limit,) = output.others[_DECIDED]
+                # Before the shard: a kill between the two leaves the limit, with which the shard is sampled again.
+                _write_limit(context, limit)
+                shards.write(batch.index, output)
+    limit = read_limit(root)
+    context.terminal.note(f"replies: the limit is {limit.sentence}")
+    return limit
+
+
+def _write_limit(context: Context, limit: ReplyLimit) -> None:
+    context.store.write_json(context.store.root / LIMIT_FILE, asdict(limit))
+
+
+def _cap(context: Context, questions: Sequence[Question]) -> int:
+    """Return the configured cap, lowered to what fits the model's context after the longest prompt of policy and evaluator."""
+    cap, length, templates = (
+        context.config.replies.max_new_tokens_cap,
+        context.backbone.loaded.context_length,
+        context.templates,
+    )
+    if length is None:
+        return cap
+    reply = max(len(templates.prompt("reply", question=q.text).ids) for q in questions)
+    grade = max(len(templates.prompt("grade", question=q.text, reference_answer="").ids) for q in questions)
+    # A reference answer is as long as a reply, and is in the same prompt.
+    texts = 2 if templates.grades_with_reference_answer else 1
+    return max(1, min(cap, length - reply, (length - grade) // texts))
+
+
 def run(context: Context) -> dict[str, int]:
     """Write the replies to all questions; return counts."""
     config, typed = context.config, context.given.replies if context.given else {}
     work = WriteReplies(
         *(config.replies, config.backbone.rollout_batch_size, config.backbone.batch_tokens, context.draws),
+        limit=config.replies.longest,
         brought=bool(typed),
         test_temperature=config.evaluation.temperature,
         test_top_p=config.evaluation.top_p,
@@ -202,6 +267,8 @@ def run(context: Context) -> dict[str, int]:
     known = {w.question_id for w in context.first.read("reference_answers", ReferenceAnswer)} if context.earlier else set()
     questions = context.store.read("questions", Question)
     asked = [Asked(q, tuple(typed.get(q.id, ())), reference_answer=q.id not in known) for q in questions]
+    if config.replies.max_new_tokens == "auto":
+        work = replace(work, limit=_decided(context, shards, asked, work).tokens)
     map_shards(shards, asked, config.replies.shard, work, context.executor)
     replies = context.store.read("replies", Reply)
     wanted = sum(map(len, context.given.replies.values())) if context.given else 0
@@ -209,7 +276,9 @@ def run(context: Context) -> dict[str, int]:
         context.terminal.note(
             f"replies: {missing} of {wanted} in the file are too long for this model's context and are skipped"
         )
+    decided = {"limit": work.limit} if config.replies.max_new_tokens == "auto" else {}
     return {
+        **decided,
         "replies": len(replies),
         "beam": sum(r.sampling_method == "beam" for r in replies),
         "unfinished": sum(not r.finished for r in replies),

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from selfeval.backbone.adapters import BASE
-from selfeval.judging.protocol import Comparison
 from selfeval.quality.statistics import ratio_of_means
 from selfeval.records import Question, Reply
 from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
 from selfeval.rollout.engine import Request, count_tokens, generate
 from selfeval.stages.context import Context
+from selfeval.stages.verdicts import compared
 
 __all__ = [
     "BATCHES",
@@ -116,8 +116,7 @@ def _seconds(pairs: int, spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[
 def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
     # Built before the clock starts.
     judge = context.judge()
-    replies = [(a.question.text, *a.replies) for a in batch]
-    comparisons = [Comparison(text, one.text, other.text, (one.finished, other.finished)) for text, one, other in replies]
+    comparisons = [compared(a.question, *a.replies) for a in batch]
     start = perf_counter()
     with count_tokens() as tally, context.backbone.acting_as(BASE):
         judge.judge(comparisons)
@@ -149,7 +148,7 @@ def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[s
         rollouts = generate(
             context.backbone,
             requests,
-            max_new_tokens=config.replies.max_new_tokens,
+            max_new_tokens=context.reply_limit,
             seed=0,
             batch_size=config.backbone.rollout_batch_size,
         )

@@ -23,9 +23,14 @@ from selfeval.stages.given import Given, Labelled
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
-__all__ = ["JudgePairs", "run"]
+__all__ = ["JudgePairs", "compared", "run"]
 
 ReplyPair = tuple[Question, Reply, Reply]
+
+
+def compared(question: Question, first: Reply, second: Reply) -> Comparison:
+    """Return the comparison of two replies, with the information which of them was cut off."""
+    return Comparison(question.text, first.text, second.text, not first.finished, not second.finished)
 
 
 def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | Drop]:
@@ -109,7 +114,7 @@ class JudgePairs:
         """Return a verdict for each pair; one that is not kept is listed among the drops too."""
         pairs = [p for p in batch.records if not isinstance(p, Drop)]
         drops = [p for p in batch.records if isinstance(p, Drop)]
-        judgements = self._judge(model, [Comparison(q.text, a.text, b.text, (a.finished, b.finished)) for q, a, b in pairs])
+        judgements = self._judge(model, [compared(q, a, b) for q, a, b in pairs])
         verdicts = [_verdict(self.config, q, a, b, j) for (q, a, b), j in zip(pairs, judgements, strict=True)]
         unkept = [_drop(q, v) for (q, _, _), v in zip(pairs, verdicts, strict=True) if v.state != VerdictState.KEPT]
         # Verdicts that are not kept stay in the shard: evaluation counts them by state.

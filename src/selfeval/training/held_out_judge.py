@@ -21,6 +21,14 @@ from selfeval.training.context import POLICY, JudgeReading
 __all__ = ["HeldOutJudge"]
 
 
+@dataclass(frozen=True)
+class _Said:
+    """A reply, and whether it ended before the token limit."""
+
+    text: str
+    finished: bool
+
+
 @dataclass
 class HeldOutJudge:
     """Compare the policy with the initial policy on held-out questions.
@@ -53,7 +61,10 @@ class HeldOutJudge:
             guide: value guidance to apply when sampling, or None.
         """
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
-        comparisons = [Comparison(question, ours, theirs) for question, ours, theirs in pairs]
+        comparisons = [
+            Comparison(question, ours.text, theirs.text, not ours.finished, not theirs.finished)
+            for question, ours, theirs in pairs
+        ]
         with self.backbone.acting_as(BASE):
             judged = self.judge.judge(comparisons)
         wins = [j.probability for j in judged if j.probability is not None]
@@ -64,14 +75,14 @@ class HeldOutJudge:
 
     @cached_property
     # Cached: the initial policy and the seed never change. A resumed training samples the same replies again.
-    def _start(self) -> list[str]:
+    def _start(self) -> list[_Said]:
         return self._replies(self.start)
 
-    def _replies(self, role: str, guide: Guide | None = None) -> list[str]:
+    def _replies(self, role: str, guide: Guide | None = None) -> list[_Said]:
         prompts = [self.templates.prompt("reply", question=q) for q in self.questions]
         requests = [Request(prompt, self.temperature, self.top_p) for prompt in prompts]
         with self.backbone.acting_as(role):
             rollouts = generate(
                 self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, batch_size=self.batch_size, guide=guide
             )
-        return [self.templates.text(r.ids) for r in rollouts]
+        return [_Said(self.templates.text(r.ids), r.finished) for r in rollouts]

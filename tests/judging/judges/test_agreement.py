@@ -155,7 +155,7 @@ def test_a_question_is_voted_on_once_and_the_replies_have_no_vote(monkeypatch: p
 
 
 def test_a_reply_that_was_cut_off_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    duels = [Comparison("One?", "It is 5.", "It is 5.", finished) for finished in ((True, True), (True, False), (False, True))]
+    duels = [Comparison("One?", "It is 5.", "It is 5.", *cut) for cut in ((False, False), (False, True), (True, False))]
     found, _ = judged(monkeypatch, ["It is 5."], duels, "agreement.votes=4")
     assert [(judgement.probability, judgement.tie) for judgement in found] == [
         (0.5, 1.0), (pytest.approx(5 / 6), 0.0), (pytest.approx(1 / 6), 0.0),

@@ -452,3 +452,29 @@ def test_thinking_that_the_chat_template_opens_is_closed_before_the_lead(monkeyp
     monkeypatch.setattr(type(own), "prompt", lambda self, kind, **v: Prompt(opened))
     (found,), _ = judged(monkeypatch, lambda prompt: "", decided, config(reasoning=False), own=own)
     assert evidence(found).in_order == pytest.approx(0.075)
+
+
+# -- replies that a token limit cut off ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["judge", "referee"])
+def test_the_prompt_says_which_reply_was_cut_off(monkeypatch: pytest.MonkeyPatch, role: JudgeRole) -> None:
+    own, backbone = templates(), tiny_models.backbone("llama", 384)
+    names = {"judge": ("Reply A", "Reply B"), "referee": ("Response 1", "Response 2")}[role]
+    read: list[str] = []
+
+    def asked(backbone: Any, requests: Sequence[Request], **options: Any) -> list[Rollout]:
+        read.extend(own.tokenizer.decode(list(r.prompt.ids)) for r in requests)
+        return [Rollout((tiny_models.EOS,), (0.0,), True, ((0.0,) * len(options["watch"]),)) for _ in requests]
+
+    judges_generate_with(monkeypatch, asked)
+    judge = judge_of(backbone, own, role=role)
+    with backbone.acting_as(BASE):
+        judge.judge([Comparison("What is 2 + 3?", "It is five.", "It is", second_cut=True)])
+    both, swapped = read[:2]
+    assert [f"{name} was cut off" in both for name in names] == [False, True]
+    assert [f"{name} was cut off" in swapped for name in names] == [True, False]
+    read.clear()
+    with backbone.acting_as(BASE):
+        judge.judge([Comparison("What is 2 + 3?", "It is five.", "It is")])
+    assert not any("cut off" in text for text in read)

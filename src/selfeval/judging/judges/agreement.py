@@ -72,8 +72,8 @@ class AgreementJudge:
 
     def _answers(self, comparison: Comparison) -> tuple[str | None, str | None]:
         """Return the final answers of both replies. One that was cut off has none: its last number is a step on the way."""
-        first, second = comparison.finished
-        return self._answer(comparison.first, first), self._answer(comparison.second, second)
+        first = self._answer(comparison.first, not comparison.first_cut)
+        return first, self._answer(comparison.second, not comparison.second_cut)
 
     def _answer(self, text: str, finished: bool, prompt: str = "") -> str | None:
         begin = thinking_of(text, prompt).end

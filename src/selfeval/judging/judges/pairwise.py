@@ -7,6 +7,7 @@ second, neither) there, not the sampled word alone. An unparsable answer has no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from selfeval.judging.label_reader import LabelReader
 from selfeval.judging.orders import combine
@@ -29,12 +30,12 @@ class PairwiseJudge:
 
     def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
         """Judge every comparison in both orders; each order is one prompt."""
-        prompts = [self._prompt(c.question, c.first, c.second) for c in comparisons]
+        prompts = [self._prompt(c) for c in comparisons]
         # Second half: the same comparisons in the other order. `read` returns the readings in the order of the prompts.
-        prompts += [self._prompt(c.question, c.second, c.first) for c in comparisons]
+        prompts += [self._prompt(c.swapped) for c in comparisons]
         readings = self._reader.read(prompts, advance)
         half = len(comparisons)
         return [combine(a, b) for a, b in zip(readings[:half], readings[half:], strict=True)]
 
-    def _prompt(self, question: str, first: str, second: str) -> Prompt:
-        return self._templates.prompt(self._kind, question=question, first=first, second=second)
+    def _prompt(self, comparison: Comparison) -> Prompt:
+        return self._templates.prompt(self._kind, **asdict(comparison))
