@@ -25,6 +25,8 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import final_scores, pad_sequences, reply_hidden, reply_logprobs
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
+from selfeval.training.documents import Document, pack_documents
+from selfeval.training.sft import documents_loss
 from tiny_families import FAMILIES, WINDOW
 from token_prompts import as_prompts
 
@@ -130,6 +132,19 @@ def logprobs_equal_a_plain_pass(family: str) -> None:
     assert torch.cat(expected).std() > 0.1  # flat logits would agree by themselves
 
 
+def packed_documents_do_not_see_each_other(family: str) -> None:
+    """The loss of documents packed into rows equals that of each alone, within 1e-5, in one pass or, if need be, in several."""
+    backbone = two_roles(family)
+    documents = [Document((*p, *r), (False,) * len(p) + (True,) * len(r)) for p, r in zip(PROMPTS, REPLIES, strict=True)]
+    rows, expected = pack_documents(documents, 30), []
+    assert len(rows) < len(documents)
+    for row, document in zip(logits(backbone, "policy"), documents, strict=True):
+        steps = torch.log_softmax(row, dim=-1)
+        expected += [-steps[i - 1, document.ids[i]] for i, counts in enumerate(document.trained) if counts]
+    found = documents_loss(backbone, "policy", rows, 200)
+    torch.testing.assert_close(found, float(torch.stack(expected).mean()), rtol=0, atol=1e-5)
+
+
 def theirs(backbone: Backbone, prompt: tuple[int, ...]) -> tuple[int, ...]:
     """Transformers' greedy search on one prompt alone."""
     out = backbone.model.generate(
@@ -212,6 +227,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "targets": adapters_are_where_they_should_be,
     "roles": roles_do_not_touch_one_another,
     "log-probs": logprobs_equal_a_plain_pass,
+    "packing": packed_documents_do_not_see_each_other,
     "greedy": greedy_equals_transformers,
     "merge": merging_gives_the_role,
     "files": a_saved_role_comes_back,

@@ -219,12 +219,26 @@ class Backbone:
 
     def hidden(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute the last hidden states `[B, T, D]` of right-padded sequences under the acting role."""
-        # The hook on the whole model does not see passes through its body alone.
-        if self._stack.acting is None:
-            raise RoleError("forward pass outside of `with backbone.acting_as(role)`; select a role first")
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}
         if self.loaded.forward_accepts("position_ids"):
             arguments["position_ids"] = (attention_BT.long().cumsum(-1) - 1).clamp_min(0)
+        return self._body(**arguments)
+
+    def packed_hidden(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Compute the last hidden states `[B, T, D]` of rows of several documents under the acting role.
+
+        Args:
+            ids_BT: token ids.
+            positions_BT: position of each token within its document; a document ends where they restart. Only models for which
+                `selfeval.backbone.packing.reads_packed_rows` is True separate the documents.
+        """
+        # Without an attention mask, transformers derives the mask of the documents from the positions.
+        return self._body(input_ids=ids_BT, position_ids=positions_BT)
+
+    def _body(self, **arguments: Tensor) -> Tensor:
+        # The hook on the whole model does not see passes through its body alone.
+        if self._stack.acting is None:
+            raise RoleError("forward pass outside of `with backbone.acting_as(role)`; select a role first")
         return text_body(self.loaded.model)(**arguments, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Every field has a docstring with its unit and its range.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from selfeval.config.choices import check_name, read_settings
-from selfeval.config.fields import Count, CountOrAuto, Nucleus, Positive, Section, Share
+from selfeval.config.fields import Count, CountOrAuto, Nucleus, Positive, PositiveOrNone, Section, Share
 from selfeval.config.judges import JUDGES, JudgeConfig
 
 __all__ = [
@@ -32,12 +32,12 @@ __all__ = [
 
 
 class TuningConfig(Section):
-    """Next-token tuning of an adapter on plain text, by `selfeval tune`; not used by the stages of a run."""
+    """Supervised fine-tuning of an adapter on plain text or conversations, by `selfeval tune`; not used by a run's stages."""
 
     steps: Count = 100
     """Gradient steps."""
     batch: Count = 1
-    """Batch size: rows of text per step."""
+    """Batch size: rows per step. A row has the tokens of `--length`; without `packing`, it is one conversation."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
     warmup: Share = 0.05
@@ -45,7 +45,15 @@ class TuningConfig(Section):
     max_grad_norm: Positive = 1.0
     """Gradient norm above which gradients are scaled down."""
     checkpoint_every: Count = 50
-    """Steps between checkpoints."""
+    """Steps between checkpoints, and between measurements of the held-out loss."""
+    packing: bool = True
+    """Pack conversations into rows without attention between them. Plain text is always concatenated, with attention."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """Conversations longer than a row: `drop` them, or `cut` their ends off. Their number is reported."""
+    held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    """Share of the conversations whose loss is measured instead of trained on; the weights with the lowest are written."""
+    neftune_alpha: PositiveOrNone = None
+    """Optional. Scale of NEFTune's noise on the input embeddings in training (https://arxiv.org/abs/2310.05914), e.g. 5."""
 
 
 class QuestionsConfig(Section):

@@ -1,4 +1,4 @@
-"""The training loop of the evaluator and of tuning on text: AdamW with warmup and decay, checkpoints, exact resuming."""
+"""The training loop of the evaluator and of tuning: AdamW with warmup and decay, checkpoints, exact resuming."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.errors import LoopError, NotFiniteError
 from selfeval.training.checkpoint import Checkpoints, role_optimizer
 from selfeval.training.gradient_accumulation import clip_gradients
+from selfeval.training.held_out_loss import HeldOutLoss
 from selfeval.training.schedules import warmup_and_decay
 
 __all__ = ["SupervisedConfig", "train_supervised"]
@@ -40,6 +41,7 @@ def train_supervised(
     save_last: bool,
     work: str,
     setting: str,
+    held_out: HeldOutLoss | None = None,
 ) -> None:
     """Train a role for a number of steps, resuming from its last checkpoint if there is one.
 
@@ -51,11 +53,14 @@ def train_supervised(
         config: settings of the optimizer.
         checkpoints: factory of the checkpoint manager, called with the optimizer of the role.
         steps: number of steps in total.
-        log: called after every step with step, metrics, gradient norm and learning rate.
+        log: called after every step with step, metrics, gradient norm and learning rate; with a held-out loss, also before the
+            first step, as step 0.
         resumed: called with the step of the checkpoint that training resumes from (0 for a new training).
         save_last: whether the last step writes a checkpoint too.
         work: name of the training in the error message.
         setting: name of the learning rate in the error message.
+        held_out: Optional. Its loss is measured, and training ends with the weights of the best measurement. Default: training
+            ends with the weights of the last step.
 
     Raises:
         LoopError: the loss or its gradient became NaN or infinite.
@@ -68,6 +73,10 @@ def train_supervised(
     if state:
         backbone.load_training_state(state)
     resumed(first)
+    if held_out is not None:
+        held_out.begin(keeper, state)
+        if first == 0:
+            log(held_out.start())
     for step in range(first, steps):
         rate = config.learning_rate * warmup_and_decay(step, steps, config.warmup)
         for group in optimizer.param_groups:
@@ -81,7 +90,10 @@ def train_supervised(
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
         # Before the save: the checkpoint copies the metrics, which must include this step.
-        log({"step": done, **metrics, "grad_norm": norm, "learning_rate": rate})
+        measured = {} if held_out is None else held_out.look(done, steps)
+        log({"step": done, **metrics, "grad_norm": norm, "learning_rate": rate, **measured})
         # The last step is saved only on demand: a finished evaluator is written as a role at once.
         if (done % config.checkpoint_every == 0 and done < steps) or (save_last and done == steps):
-            keeper.save(done, backbone.training_state())
+            keeper.save(done, {**backbone.training_state(), **({} if held_out is None else held_out.state())})
+    if held_out is not None:
+        held_out.restore_best()
