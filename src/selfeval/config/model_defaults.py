@@ -29,15 +29,19 @@ class SizeDefaults:
     source: str
 
 
-# What an instruct model needs whatever its size: longer texts, no beam search, and samples that it was tuned to write.
+# What an instruct model needs whatever its size: longer texts, samples that it was tuned to write, no beam search, and shards
+# that take minutes and not hours.
 _INSTRUCT: dict[str, Any] = {
     "backbone.rollout_batch_size": 64,
     "backbone.batch_tokens": 4096,
     "questions.temperature": 0.7,
     "questions.max_new_tokens": 128,
-    "replies.max_new_tokens": 384,
+    "questions.shard": 64,
+    "replies.max_new_tokens": "auto",
+    "replies.shard": 64,
     "replies.beam_share": 0.0,
     "verdicts.max_new_tokens": 512,
+    "verdicts.shard": 64,
     "policy.epochs": 1,
     "policy.minibatch": 32,
     "policy.iterations": 60,
