@@ -86,6 +86,16 @@ def train(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def train_or_stop(run: Path, seed: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Train a policy; if a watchdog stops it, return the settings with the reason in `failed`."""
+    from selfeval.errors import LoopError
+
+    try:
+        return train(run, seed, settings)
+    except LoopError as error:
+        return {"run": run.name, "seed": seed, "settings": list(settings), "failed": [str(error)]}
+
+
 def _view(run: Path) -> Path:
     """Create a folder with the run's data, because parallel trainings cannot share its lock."""
     folder = Path(tempfile.mkdtemp())
@@ -111,13 +121,20 @@ def gold_share(context: Any, gold: Any, role: str, guide: Any = None) -> dict[st
 def train_all(jobs: Sequence[dict[str, Any]], folder: Path, workers: int = 2) -> list[dict[str, Any]]:
     """Run many trainings, each in a separate process; skip those that already have a result.
 
+    A training that a watchdog stopped has a result, with the reason in `failed`: its settings are unstable. Any other error
+    says nothing about the settings, so it is no result, and the same command runs the training again.
+
     Args:
         jobs: each `{"name", "run", "seed", "settings"}`; `name` is the name of the result file.
         workers: number of trainings in parallel.
+
+    Raises:
+        SystemExit: at the end, if trainings had errors; the message lists them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    errors: list[str] = []
 
-    def one(job: dict[str, Any]) -> dict[str, Any]:
+    def one(job: dict[str, Any]) -> dict[str, Any] | None:
         path = folder / f"{job['name']}.json"
         if not path.is_file():
             command = [sys.executable, __file__, "--run", job["run"], "--seed", str(job["seed"]), "--to", str(path)]
@@ -125,16 +142,20 @@ def train_all(jobs: Sequence[dict[str, Any]], folder: Path, workers: int = 2) ->
                 command += ["--set", setting]
             done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
             if done.returncode:
-                failure = {**job, "failed": done.stderr.strip().splitlines()[-1:]}
-                path.write_text(json.dumps(failure), encoding="utf-8")
+                errors.append(f"{job['name']}: {done.stderr.strip().splitlines()[-1:]}")
+                print(errors[-1], flush=True)
+                return None
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         after = result.get("gold_after", {}).get("value")
-        said = f"gold {after:.3f}" if after is not None else f"failed: {result.get('failed', 'nothing has gold')}"
+        said = f"gold {after:.3f}" if after is not None else f"stopped: {result.get('failed', 'nothing has gold')}"
         print(f"{job['name']}: {said}", flush=True)
         return result
 
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(one, jobs))
+        results = list(pool.map(one, jobs))
+    if errors:
+        raise SystemExit(f"{len(errors)} of {len(jobs)} trainings had errors; the same command runs only these again: {errors}")
+    return [result for result in results if result is not None]
 
 
 def main() -> None:
@@ -146,7 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--to", type=Path, required=True, help="the file that the result goes to")
     options = parser.parse_args()
-    result = train(options.run, options.seed, options.set)
+    result = train_or_stop(options.run, options.seed, options.set)
     partial = options.to.with_suffix(".partial")
     partial.write_text(json.dumps(result), encoding="utf-8")
     partial.replace(options.to)

@@ -198,6 +198,8 @@ def reinforced(folder: Path, iterations: int, workers: int) -> dict[str, Any]:
     ]
     figures = {}
     for name, result in zip(VARIANTS, train_all(jobs, folder / "ppo", workers), strict=True):
+        if "failed" in result:
+            raise SystemExit(f"{name}: the training was stopped ({result['failed']}), so its curve cannot be measured")
         lines = result["iterations"]
         start = [pair for line in lines[:2] for pair in line["replies"]]
         a, b = logistic_fit([s for s, _ in start], [bool(r) for _, r in start])

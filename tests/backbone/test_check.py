@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -306,3 +307,44 @@ def test_the_whole_reason_is_given(folder: Path, monkeypatch: pytest.MonkeyPatch
     message = refused(folder, "Error(s) in loading: the cause")
     assert message.endswith("...")
     assert len(message) < 600
+
+
+# -- files that would fill the memory -------------------------------------------------------------------------------------
+
+
+def enlarge(path: Path, size: int) -> None:
+    """Give a file a size without writing it, as an archive or a download could."""
+    with path.open("ab") as file:
+        file.truncate(size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("tokenizer.json", 1 << 40), ("config.json", 1 << 40), ("chat_template.jinja", 2 << 20)]
+)
+def test_a_text_file_of_enormous_size_is_not_read(folder: Path, name: str, size: int) -> None:
+    enlarge(folder / name, size)
+    refused(folder, f"{folder / name} has ", "the limit", "published with")
+
+
+def test_a_named_pipe_is_not_waited_for(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    refused(folder, f"{folder / 'tokenizer.json'} is not a file")
+
+
+def test_an_enormous_chat_template_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", chat_template="{{ messages }}" * 100_000)
+    refused(folder, "chat template", "1,400,000 characters", "the limit")
+
+
+def test_a_header_of_enormous_size_is_not_read(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(struct.pack("<Q", 1 << 40))
+    enlarge(weights, 1 << 41)
+    refused(folder, "not a safetensors file", "its header has")
+
+
+@pytest.mark.parametrize("values", [{"num_hidden_layers": 5_000}, {"text_config": {"n_layer": 10**12}}, {"num_experts": 10**9}])
+def test_a_config_of_a_few_bytes_cannot_build_billions_of_layers(folder: Path, values: dict[str, Any]) -> None:
+    edit(folder / "config.json", **values)
+    refused(folder, f"config.json of {folder} sets", "at most 4,096")

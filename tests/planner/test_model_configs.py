@@ -92,6 +92,13 @@ def test_the_period_of_layers() -> None:
     assert model_facts("gpt2").with_layers(3).num_hidden_layers == 3
 
 
+def test_a_config_of_a_few_bytes_cannot_build_billions_of_layers(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 10**12}))
+    with pytest.raises(ModelError, match=r"sets num_hidden_layers = 1000000000000, which no model has \(at most 4,096\)"):
+        model_facts(str(path))
+
+
 # -- ChatGLM, whose config.json uses different names ---------------------------------------------------------------------
 
 

@@ -769,3 +769,26 @@ def test_two_exports_to_one_folder_do_not_mix(tmp_path: Path) -> None:
     assert len(refused) == 1
     assert read_json(target / "export.json")["role"] == "policy"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "run"]
+
+
+def test_a_process_that_opened_the_lock_of_a_finished_export_does_not_get_past_a_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, opened = tmp_path / "out", os.open
+    first, third = (export._locked(target) for _ in range(2))
+    first.__enter__()
+
+    def late(path: Any, *arguments: Any, **options: Any) -> int:
+        """Open a file; if it is the lock, the first export ends and a third begins before this process can lock it."""
+        found = opened(path, *arguments, **options)
+        if os.path.basename(path) == ".out.lock":
+            monkeypatch.setattr(os, "open", opened)
+            first.__exit__(None, None, None)
+            third.__enter__()
+        return found
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(ExportError, match="another process is exporting to"), export._locked(target):
+        pass
+    third.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +28,24 @@ from selfeval.backbone.weight_headers import check_pointers, read_headers
 from selfeval.backbone.weights import check_fit, weight_files
 from selfeval.config import ContextConfig
 from selfeval.errors import ModelError
-from selfeval.texts import shortened
+from selfeval.texts import format_bytes, shortened
 
-__all__ = ["ModelParts", "check_causal", "check_model", "errors_of_model", "read_parts"]
+__all__ = ["ModelParts", "check_causal", "check_model", "errors_of_model", "read_parts", "refuse_many_layers"]
 
 _GIVE = "pass a Hugging Face model folder or a hub id such as org/name"
 _LONGEST_REASON = 400
+
+# A folder of a few bytes must not fill the memory. The limits are several times those of the largest published models.
+_LARGEST_FILE, _LARGEST_TEMPLATE = 128 << 20, 1 << 20
+_MOST_LAYERS = 4096
+_TEXT_FILES = (
+    *("config.json", "generation_config.json", "*.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("vocab.txt", "merges.txt", "*.model", "*.tiktoken", "chat_template.json", "*.jinja", "additional_chat_templates/*.jinja"),
+)
+"""Patterns of the files, besides weights, that loading reads as a whole."""
+_COUNTS = re.compile(r"(^|_)(layers?|experts|blocks|depth)$")
+"""Names of settings that are numbers of modules."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ def read_parts(
         # Before AutoConfig, which refuses a model_type that is not registered.
         values = PreTrainedConfig.get_config_dict(name)[0]
         _refuse_kernels(values, name)
+        refuse_many_layers(values, name)
         register_family(values.get("model_type"))
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         check_causal(config, name)
@@ -153,6 +167,7 @@ def _check_folder(name: str) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(_no_config(path))
     check_pointers(path)
+    _refuse_large_files(path)
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
@@ -163,6 +178,20 @@ def _check_folder(name: str) -> None:
         raise ModelError(
             f"{path / 'config.json'} contains a {type(values).__name__} instead of an object; this is not a model's config.json"
         )
+
+
+def _refuse_large_files(folder: Path) -> None:
+    for path in (path for pattern in _TEXT_FILES for path in sorted(folder.glob(pattern))):
+        if path.is_dir():
+            continue
+        if not path.is_file():  # a named pipe would be read for ever
+            raise ModelError(f"{path} is not a file; replace it with the file that the model was published with")
+        most = _LARGEST_TEMPLATE if path.suffix == ".jinja" else _LARGEST_FILE
+        if (size := path.stat().st_size) > most:
+            raise ModelError(
+                f"{path} has {format_bytes(size)}, more than {format_bytes(most)}, the limit; replace it with the file that "
+                "the model was published with"
+            )
 
 
 def _is_a_file(path: Path) -> str:
@@ -226,6 +255,22 @@ def _refuse_kernels(values: Mapping[str, Any], name: str) -> None:
             _refuse_kernels(value, name)
 
 
+def refuse_many_layers(values: Mapping[str, Any], name: str) -> None:
+    """Refuse a config with more layers or experts than any model: each is built before weights are compared.
+
+    Raises:
+        ModelError: there is such a number, at any depth.
+    """
+    for key, value in values.items():
+        if _COUNTS.search(key) and isinstance(value, int) and value > _MOST_LAYERS:
+            raise ModelError(
+                f"config.json of {name} sets {key} = {shortened(str(value))}, which no model has (at most {_MOST_LAYERS:,}); "
+                "use the config.json that the model was published with"
+            )
+        if isinstance(value, Mapping):
+            refuse_many_layers(value, name)
+
+
 # -- config, tokenizer, weights -----------------------------------------------------------------------------------------
 
 
@@ -267,6 +312,13 @@ def _tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         raise ModelError(
             f"cannot load model {name}: its tokenizer has no tokens; add the tokenizer files that the model was published with"
         )
+    templates = tokenizer.chat_template
+    for text in templates.values() if isinstance(templates, dict) else [templates or ""]:
+        if len(text) > _LARGEST_TEMPLATE:
+            raise ModelError(
+                f"cannot load model {name}: its chat template has {len(text):,} characters, more than {_LARGEST_TEMPLATE:,}, "
+                "the limit; use the tokenizer files that the model was published with"
+            )
     found: PreTrainedTokenizerBase = tokenizer
     return found
 

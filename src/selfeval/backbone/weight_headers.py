@@ -100,6 +100,10 @@ def check_pointers(folder: Path) -> None:
         raise ModelError(_lfs_message(pointers))
 
 
+_LONGEST_HEADER = 100_000_000
+"""Limit of the safetensors library."""
+
+
 def read_headers(files: Sequence[Path]) -> dict[str, TensorHeader]:
     """Read name, dtype, shape and byte range of every tensor in these files.
 
@@ -119,6 +123,10 @@ def _read_header(path: Path) -> dict[str, TensorHeader]:
         length = int.from_bytes(first, "little")
         if size < 8 or length > size - 8:
             raise ModelError(_cut_off(path, "its header extends past the end of the file"))
+        if length > _LONGEST_HEADER:
+            raise ModelError(
+                _cut_off(path, f"its header has {length:,} bytes, more than {_LONGEST_HEADER:,}, the format's limit")
+            )
         text = file.read(length)
     try:
         entries = {name: value for name, value in json.loads(text).items() if name != "__metadata__"}

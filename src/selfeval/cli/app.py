@@ -15,7 +15,7 @@ import typer
 
 from selfeval import __version__
 from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
-from selfeval.errors import InputError
+from selfeval.errors import InputError, StorageError
 from selfeval.stages import STAGE_NAMES
 from selfeval.versions import versions_note
 
@@ -270,7 +270,10 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json: every figure with its n and interval.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Rebuild index.html from report.json and metrics/."""
+    """Rebuild index.html from report.json and metrics/.
+
+    With --json, a run folder that cannot be written is only read.
+    """
     with clear_errors(debug, interrupted=_PAGE_WHOLE):
         from selfeval.report.page import draw_page
         from selfeval.runs.reader import RunReader
@@ -280,7 +283,12 @@ def report(
         values = reader.report()
         # The page draws them without looking at hashes.
         reader.check([folder / "metrics"])
-        page = draw_page(folder)
+        try:
+            page = draw_page(folder)
+        except StorageError as error:
+            if not as_json:
+                raise
+            typer.echo(f"Note: {error}", err=True)
         typer.echo(safe_json(values, indent=2) if as_json else f"Report: {page}")
 
 
@@ -306,15 +314,15 @@ def restore(
         from selfeval.store import RunStore
         from selfeval.texts import visible
 
+        if number is None:
+            typer.echo("\n".join(map(visible, listed(folder))) or f"nothing was replaced in {folder}")
+            return
         store = RunStore(folder)
         try:
-            if number is None:
-                typer.echo("\n".join(map(visible, listed(store))) or f"nothing was replaced in {folder}")
-            else:
-                stages = ", ".join(put_back(store, number))
-                typer.echo(f"restored: {stages}. To resume with their settings: selfeval run --output {folder}")
+            stages = ", ".join(put_back(store, number))
         finally:
             store.close()
+        typer.echo(f"restored: {stages}. To resume with their settings: selfeval run --output {folder}")
 
 
 @app.command()

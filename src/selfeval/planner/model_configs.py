@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from selfeval.backbone.check import check_causal
+from selfeval.backbone.check import check_causal, refuse_many_layers
 from selfeval.backbone.families.table import FAMILIES, register_family
 from selfeval.backbone.placement import meta_model
 from selfeval.backbone.rope import stretch_positions
@@ -134,6 +134,7 @@ def read_facts(name: str, values: dict[str, Any]) -> ModelFacts:
             "of a model that generates text"
         )
     register_family(kind)
+    refuse_many_layers(values, name)
     # The class itself and not AutoConfig.for_model: a family may read a published config as that of another model.
     config = CONFIG_MAPPING[kind].from_dict(values, name_or_path=name)
     check_causal(config, name)

@@ -5,6 +5,7 @@ The folder appears atomically, and only after the written files were reloaded an
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -15,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from selfeval import __version__
 from selfeval.backbone.adapters import BASE
@@ -136,17 +136,38 @@ def _locked(target: Path) -> Iterator[None]:
     path = target.with_name(f".{target.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire(timeout=0)
-    except Timeout as error:
+        held = _lock_file(path)
+    except BlockingIOError as error:
         raise ExportError(f"another process is exporting to {target}; wait for it, or pass another folder to --to") from error
     except OSError as error:
         raise as_storage_error(target, error) from error
     try:
         yield
     finally:
+        # While it is locked: `_lock_file` notices that the file is gone, so no process takes a removed lock for the lock.
         path.unlink(missing_ok=True)
-        lock.release()
+        os.close(held)
+
+
+def _lock_file(path: Path) -> int:
+    """Create and lock a file that its owner removes, and return its descriptor. Not every version of filelock can do this.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    while True:
+        opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(opened), os.stat(path)):
+                return opened
+        except FileNotFoundError:
+            pass  # it is removed
+        except BaseException:
+            os.close(opened)
+            raise
+        # Its owner removed it after this process had opened it.
+        os.close(opened)
 
 
 def _export(

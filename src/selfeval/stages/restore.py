@@ -10,14 +10,17 @@ from selfeval.config import config_of_run
 from selfeval.errors import RunFolderError
 from selfeval.stages.changes import cost, differences
 from selfeval.stages.graph import STAGES, Stage
-from selfeval.store import OF_THE_RUN, Archive, Expected, Ledger, Output, RunStore
+from selfeval.store import OF_THE_RUN, Archive, Expected, Ledger, Output, RunStore, read_run
 
 __all__ = ["listed", "restore"]
 
 
-def listed(store: RunStore) -> list[str]:
-    """List the results that can be restored, one line per number: stages, cost, and settings that differ from today's."""
-    archive, now = Archive(store.root), store.run.get("config") or {}
+def listed(folder: Path) -> list[str]:
+    """List the results that can be restored, one line per number: stages, cost, and settings that differ from today's.
+
+    The folder of the run is only read, without its lock.
+    """
+    archive, now = Archive(folder), read_run(folder).get("config") or {}
     lines = []
     for number in archive.numbers():
         facts = archive.facts(number)
