@@ -29,7 +29,7 @@ from selfeval.rollout.engine import Request, Rollout
 from toy import LAB
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
-RECORDED = Path("/work/shared/data/math/gsm8k_example_model_solutions.jsonl.xz")
+RECORDED = Path(__file__).resolve().parents[4] / "shared" / "data" / "math" / "gsm8k_example_model_solutions.jsonl.xz"
 
 
 def config(*settings: str) -> VerdictsConfig:
@@ -216,7 +216,7 @@ def test_votes_depend_on_seed_and_question_alone(lab: tuple[Backbone, Templates]
 # -- extraction ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not RECORDED.exists(), reason="the recorded outputs are not here")
+@pytest.mark.skipif(not RECORDED.exists(), reason="shared/data is not next to the repository")
 def test_answers_of_recorded_outputs_are_those_that_were_marked_right() -> None:
     marked = agreeing = 0
     with lzma.open(RECORDED, "rt", encoding="utf-8") as lines:
