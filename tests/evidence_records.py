@@ -7,9 +7,9 @@ from typing import Any
 
 from selfeval.evaluation.evaluator import JudgedPair
 from selfeval.judging.protocol import Judgement
-from selfeval.records import PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
+from selfeval.records import AgreementEvidence, PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
 
-__all__ = ["KEPT", "QUESTIONS", "TIE", "UNPARSABLE", "UNSURE", "Gold", "judgement", "pair", "reply", "verdict"]
+__all__ = ["KEPT", "QUESTIONS", "TIE", "UNPARSABLE", "UNSURE", "Gold", "judgement", "pair", "reply", "verdict", "voted"]
 
 KEPT, TIE, UNSURE, UNPARSABLE = VerdictState.KEPT, VerdictState.TIE, VerdictState.UNSURE, VerdictState.UNPARSABLE
 
@@ -45,6 +45,15 @@ def verdict(
     tie = values.pop("tie")
     evidence = PairwiseEvidence(**values, raw_output=("", ""))
     return Verdict(question, split, f"{question}-r0", f"{question}-r1", state, probability, tie, evidence)
+
+
+def voted(
+    state: VerdictState, probability: float | None, tie: float | None = 0.0, *, share: float | None = 0.75, causes: Any = ()
+) -> Verdict:
+    """A verdict of the agreement judge by four votes; `causes` of those without an answer."""
+    found = (*causes, *[None] * (4 - len(causes)))
+    evidence = AgreementEvidence(("1", "2"), {"1": 3} if share else {}, share, share, share, found, ())
+    return Verdict("q1", Split.TEST, "q1-r0", "q1-r1", state, probability, tie, evidence)
 
 
 def pair(

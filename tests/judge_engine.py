@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from selfeval.judging import label_reader
+from selfeval.judging.judges import agreement
 from selfeval.rollout.engine import Rollout
 
 __all__ = ["judges_generate_with"]
@@ -14,4 +15,5 @@ __all__ = ["judges_generate_with"]
 
 def judges_generate_with(monkeypatch: pytest.MonkeyPatch, engine: Callable[..., list[Rollout]]) -> None:
     """Make every prompted judge call `engine` in place of `generate`; nothing else that generates is changed."""
-    monkeypatch.setattr(label_reader, "generate", engine)
+    for module in (label_reader, agreement):
+        monkeypatch.setattr(module, "generate", engine)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from selfeval.records import (
+    AgreementEvidence,
     Drop,
     Pair,
     PairwiseEvidence,
@@ -23,6 +24,9 @@ from selfeval.records import (
 )
 
 EVIDENCE = PairwiseEvidence(0.5, 0.0, (0.25, 0.0), ("one", "two\n\u2028"))
+AGREEMENT = AgreementEvidence(
+    ("12", None), {"12": 3, "1/2": 1}, 0.6, 0.2307, 0.8824, (None, None, None, None, Unreadable.NO_ANSWER), ("It is a lot.",)
+)
 VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.125, EVIDENCE)
 RECORDS: list[Any] = [
     Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
@@ -31,7 +35,10 @@ RECORDS: list[Any] = [
     Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
     EVIDENCE,
     PairwiseEvidence(None, 0.5, (None, 0.5), ("", ""), (Unreadable.LOOP, None), (None, 0.75)),
+    AGREEMENT,
+    AgreementEvidence((None, None), {}, None, None, None, (Unreadable.CUT,)),
     VERDICT,
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, AGREEMENT),
     Sampled(3, "q1", "The answer is 3", 0.25, True),
     ReferenceAnswer("q1", "6 * 7 = 42. The answer is 42"),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, None),

@@ -15,7 +15,9 @@ from functools import cache
 from typing import Any, TypeVar
 
 __all__ = [
+    "AgreementEvidence",
     "Drop",
+    "Evidence",
     "Pair",
     "PairwiseEvidence",
     "Question",
@@ -49,13 +51,14 @@ class VerdictState(StrEnum):
 
 
 class Unreadable(StrEnum):
-    """Cause of an order without a readable verdict.
+    """Cause of an output of the judge without a readable verdict: an order, or a vote without an answer.
 
     CUT: the judge's output was cut off at `verdicts.max_new_tokens` before a verdict.
     LOOP: the same, and the end of the output repeats a block of tokens.
     LABEL_MASS: the verdict labels together were less likely than `verdicts.label_mass`.
     NO_ROOM: the model's context ended before a verdict, or is too short for the prompt.
     NO_LEAD: the output ended without a verdict, and the labels have no lead that could be appended to read one.
+    NO_ANSWER: a vote ended without an answer in the form of `verdicts.agreement.answer`.
     """
 
     CUT = "cut"
@@ -63,6 +66,7 @@ class Unreadable(StrEnum):
     LABEL_MASS = "label_mass"
     NO_ROOM = "no_room"
     NO_LEAD = "no_lead"
+    NO_ANSWER = "no_answer"
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,32 @@ class PairwiseEvidence:
 
 
 @dataclass(frozen=True)
+class AgreementEvidence:
+    """How a judge that holds a vote on the answer arrived at its verdict.
+
+    Attributes:
+        answers: final answers of both replies in normal form; None for a reply without one.
+        votes: number of votes for each answer, most frequent first.
+        share: share of the most frequent answer among all votes; None if no vote has an answer.
+        share_low, share_high: Wilson's 95 % interval of the share.
+        causes: why each vote has no answer; None for a vote that has one.
+        raw_output: text of the first votes without an answer, at most two.
+    """
+
+    answers: tuple[str | None, str | None]
+    votes: Mapping[str, int]
+    share: float | None
+    share_low: float | None
+    share_high: float | None
+    causes: tuple[Unreadable | None, ...]
+    raw_output: tuple[str, ...] = ()
+
+
+Evidence = PairwiseEvidence | AgreementEvidence
+"""How a judge arrived at its verdict. In a file, the fields distinguish the types."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The judge's verdict on two replies.
 
@@ -152,7 +182,7 @@ class Verdict:
     state: VerdictState
     probability: float | None
     tie: float | None
-    evidence: PairwiseEvidence | None
+    evidence: Evidence | None
 
     @property
     def confidence(self) -> float:
@@ -223,8 +253,8 @@ def _hints(kind: type) -> dict[str, Any]:
 def _restore(hint: Any, value: Any) -> Any:
     if enum := _enum_in(hint):
         return None if value is None and enum is not hint else enum(value)
-    if record := _record_in(hint):
-        return _nested(record, value, optional=hint is not record)
+    if records := _records_in(hint):
+        return _nested(records, value, optional=_is_optional(hint) and type(None) in typing.get_args(hint))
     if typing.get_origin(hint) is not tuple:
         return _checked(hint, value)
     if not isinstance(value, list | tuple):
@@ -233,16 +263,17 @@ def _restore(hint: Any, value: Any) -> Any:
     if kinds[1:] == (...,):
         if kinds[0] is int and set(map(type, value)) <= {int} and max(map(abs, value), default=0) < 2**63:
             return tuple(value)  # token ids are not checked one by one: that takes ten times as long as reading the record
-        return tuple(_checked(kinds[0], part) for part in value)
+        return tuple(_restore(kinds[0], part) for part in value)
     return tuple(_restore(kind, part) for kind, part in zip(kinds, value, strict=True))
 
 
-def _nested(record: type, value: Any, *, optional: bool) -> Any:
+def _nested(records: tuple[type, ...], value: Any, *, optional: bool) -> Any:
     if value is None and optional:
         return None
     if not isinstance(value, dict):
-        raise TypeError(f"{_shown(value)} where a {record.__name__} is expected")
-    return from_json(record, value)
+        raise TypeError(f"{_shown(value)} where a {' or '.join(record.__name__ for record in records)} is expected")
+    # No field names the type: it is the one that has all of these fields. If there is none, the first one names a wrong field.
+    return from_json(next((record for record in records if value.keys() <= _hints(record).keys()), records[0]), value)
 
 
 @cache
@@ -256,10 +287,11 @@ def _is_optional(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
-def _record_in(hint: Any) -> type | None:
-    """Return the record type that a field holds, optional or not; None if it holds none."""
-    kinds = (hint, *typing.get_args(hint))
-    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
+@cache
+def _records_in(hint: Any) -> tuple[type, ...]:
+    """Return the record types that a field holds, optional or not; empty if it holds none."""
+    kinds = typing.get_args(hint) if _is_optional(hint) else (hint,)
+    return tuple(kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind))
 
 
 _PLAIN = {str: (str,), bool: (bool,), int: (int,), float: (int, float), type(None): (type(None),)}

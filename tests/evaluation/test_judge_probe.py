@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evidence_records import TIE, UNPARSABLE, UNSURE, verdict
+from evidence_records import KEPT, TIE, UNPARSABLE, UNSURE, verdict, voted
 from selfeval.config import RunConfig, load_config
 from selfeval.evaluation.judge_probe import diagnose
 from selfeval.records import Unreadable, Verdict, VerdictState
@@ -50,7 +50,14 @@ def test_the_figures_of_a_probe_by_hand() -> None:
     ]
     found = diagnosed(pairs)
     assert (found.pairs, found.kept, found.tie, found.unsure, found.unparsable) == (5, 1, 1, 1, 2)
-    assert found.unreadable_orders.as_json() == {"cut": 1, "loop": 1, "label_mass": 1, "no_room": 0, "no_lead": 0}
+    assert found.unreadable_orders.as_json() == {
+        "cut": 1,
+        "loop": 1,
+        "label_mass": 1,
+        "no_room": 0,
+        "no_lead": 0,
+        "no_answer": 0,
+    }
     # Read in both orders: q0, q2, q3; q0 and q3 agree.
     assert (found.agreement.value, found.agreement.n) == (2 / 3, 3)
     # q0: one of two; biased: two of two; half-read: one of one.
@@ -114,3 +121,35 @@ def test_a_remedy_names_a_setting_that_exists_and_is_not_set_already(
     values = RunConfig().model_dump()
     for setting in re.findall(r"\b(?:verdicts|backbone|replies)\.[\w.]*\w", finding.observation + finding.remedy):
         reduce(getitem, setting.split("."), values)
+
+
+def unvoted(cause: Unreadable) -> Verdict:
+    return voted(UNPARSABLE, None, None, share=None, causes=[cause] * 4)
+
+
+@pytest.mark.parametrize(
+    ("pair", "usable", "observed", "named"),
+    [
+        (unvoted(Unreadable.CUT), False, "64 of 64 votes were cut off", "to 512, or ask for shorter replies"),
+        (unvoted(Unreadable.LOOP), False, "64 of 64 votes were cut off", "ask for shorter replies in reply.jinja"),
+        (unvoted(Unreadable.NO_ROOM), False, "64 of 64 votes did not fit", "shorter questions"),
+        (voted(KEPT, 0.9, causes=[Unreadable.NO_ANSWER]), True, "16 of 64 votes ended without an answer", "reply.jinja"),
+        (voted(UNSURE, 0.5), True, "in 16 of 16 readable pairs, no answer has the majority", "agreement.share (now 0.5)"),
+        (voted(UNSURE, 0.7), True, "16 of 16 readable pairs have less confidence than verdicts.keep = 0.8", "verdicts.keep"),
+        (voted(TIE, 0.5, 1.0), True, "16 of 16 readable pairs are ties", "widen replies.temperature"),
+    ],
+)
+def test_findings_on_a_vote(pair: Verdict, usable: bool, observed: str, named: str) -> None:
+    found = diagnosed([pair] * 16, "verdicts.judge=agreement")
+    (finding,) = found.findings
+    assert observed in finding.observation
+    assert named in finding.remedy
+    said = finding.observation + finding.remedy
+    assert not [word for word in ("reasoning", "order", "verdicts.tie", "replies.max_new_tokens") if word in said]
+    assert (found.usable, found.agreement.n, found.shown_first.n, found.label_mass.n) == (usable, 0, 0, 0)
+
+
+def test_some_votes_without_an_answer_are_no_finding() -> None:
+    found = diagnosed([voted(KEPT, 0.9, causes=[Unreadable.CUT])] * 15 + [voted(KEPT, 0.9)], "verdicts.judge=agreement")
+    assert found.unreadable_orders.cut == 15
+    assert names(found) == []

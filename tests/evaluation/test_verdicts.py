@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from evidence_records import TIE, UNPARSABLE, UNSURE, verdict
+from evidence_records import KEPT, TIE, UNPARSABLE, UNSURE, verdict, voted
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
 from selfeval.records import Unreadable, Verdict
 
@@ -76,7 +76,16 @@ def test_orders_that_could_not_be_read_are_counted_by_cause() -> None:
         unreadable(Unreadable.LABEL_MASS, Unreadable.NO_ROOM),
     ]
     found = measure_verdicts([*pairs, verdict()], None, from_file=False).unreadable_orders
-    assert found.as_json() == {"cut": 2, "loop": 1, "label_mass": 1, "no_room": 1, "no_lead": 0}
+    assert found.as_json() == {"cut": 2, "loop": 1, "label_mass": 1, "no_room": 1, "no_lead": 0, "no_answer": 0}
+
+
+def test_the_mean_share_of_the_majority_is_over_the_votes_with_an_answer() -> None:
+    pairs = [voted(KEPT, 0.9), voted(KEPT, 0.9, share=1.0), voted(UNPARSABLE, None, None, share=None)]
+    found = measure_verdicts(pairs, None, from_file=False)
+    assert found.majority_share is not None
+    assert (found.majority_share.value, found.majority_share.n) == (0.875, 2)
+    assert found.swap_consistency.n == 0
+    assert "majority_share" not in measure_verdicts([verdict()], None, from_file=False).as_json()
 
 
 def test_without_gold_no_label_is_checked() -> None:

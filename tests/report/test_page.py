@@ -85,10 +85,25 @@ def test_statements_on_the_judge_hold_for_every_setting() -> None:
     report["evaluator"]["baselines_on"] = "judge"
     report["policy"] |= {"win": 0, "loss": 0, "tie": 20, "win_rate": fig(0.5, 0.39, 0.61, 20)}
     said = words(render(report, sample_metrics()))
-    assert "averaged over both orders, reached verdicts.keep" in said
+    assert "The judge's probability of one reply reached verdicts.keep" in said
     for false in ("confident in both orders", "was sure", "the prompted judge", "right by construction"):
         assert false not in said
     assert "Win rate, after vs. before – the referee decided none of 20 comparisons" in said
+
+
+def test_a_judge_of_votes_has_no_figures_of_orders() -> None:
+    report = sample_report()
+    report["config"]["verdicts"] = {"judge": "agreement", "keep": 0.8}
+    nothing = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
+    report["verdicts"] |= {"swap_consistency": nothing, "majority_share": fig(0.71, 0.68, 0.74, 2900)}
+    report["verdicts"]["unreadable_orders"]["no_answer"] = 7
+    report["verdicts"]["probe"] |= {"agreement": nothing, "shown_first": nothing, "label_mass": nothing, "findings": []}
+    said = words(render(report, sample_metrics()))
+    assert "Share of the votes for the most frequent answer 71.0% 68.0% to 74.0% 2,900" in said
+    assert "Outputs of the judge that ended without an answer 7" in said
+    assert "its votes were split" in said
+    for other in ("when the order is swapped", "shown first", "probability of the verdict labels"):
+        assert other not in said
 
 
 def test_every_tag_is_closed_and_every_chart_is_named() -> None:

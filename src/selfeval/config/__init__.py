@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from selfeval.config.backbone import BackboneConfig, ContextConfig, LoraConfig, PlacementConfig
 from selfeval.config.chat import ChatConfig
-from selfeval.config.judges import JUDGES, REFEREE, JudgeConfig, JudgeRole, JudgeSpec, TemplateKind, judge_spec
+from selfeval.config.judges import (
+    JUDGES,
+    REFEREE,
+    REPLY,
+    AgreementConfig,
+    JudgeConfig,
+    JudgeRole,
+    JudgeSpec,
+    TemplateKind,
+    judge_spec,
+)
 from selfeval.config.learners import (
     LEARNERS,
     ClippedConfig,
@@ -47,6 +57,8 @@ __all__ = [
     "JUDGES",
     "LEARNERS",
     "REFEREE",
+    "REPLY",
+    "AgreementConfig",
     "BackboneConfig",
     "ChatConfig",
     "ClippedConfig",

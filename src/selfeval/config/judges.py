@@ -8,11 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from selfeval.config.fields import Section
+import regex
+from pydantic import Field, field_validator, model_validator
 
-__all__ = ["JUDGES", "REFEREE", "JudgeConfig", "JudgeRole", "JudgeSpec", "TemplateKind", "judge_spec"]
+from selfeval.config.fields import Nucleus, Positive, Section
+
+__all__ = [
+    "JUDGES",
+    "REFEREE",
+    "REPLY",
+    "AgreementConfig",
+    "JudgeConfig",
+    "JudgeRole",
+    "JudgeSpec",
+    "TemplateKind",
+    "judge_spec",
+]
 
 JudgeRole = Literal["judge", "referee"]
 """judge: labels the training pairs. referee: compares the policy with its start, with prompts that labelled nothing."""
@@ -20,6 +33,48 @@ JudgeRole = Literal["judge", "referee"]
 
 class JudgeConfig(Section):
     """Base class of the judges' sections."""
+
+
+_LONGEST_PATTERN = 500
+
+
+class AgreementConfig(JudgeConfig):
+    """Settings of `judge = "agreement"`."""
+
+    answer: Literal["number", "boxed", "letter", "pattern"] = "number"
+    r"""Form of a final answer: a number, the text in `\boxed{}`, the letter of a multiple choice, or the group of `pattern`."""
+    pattern: str = ""
+    """Regular expression with one group, the answer; the last match counts. Only with `answer = "pattern"`, which needs it."""
+    votes: Annotated[int, Field(ge=2, le=1024, strict=True)] = 16
+    """Replies that the judge samples per question; they are the vote."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Minimum share of the most frequent answer among all votes; below it, or if another answer has as many, it is unsure."""
+    temperature: Positive = 0.7
+    """Sampling temperature of the votes. Their token limit is `verdicts.max_new_tokens`."""
+    top_p: Nucleus = 1.0
+    """Nucleus (top-p) of the votes."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_one_group(cls, value: str) -> str:
+        if not value:
+            return value
+        if len(value) > _LONGEST_PATTERN:
+            raise ValueError(f"has {len(value):,} characters; at most {_LONGEST_PATTERN} are allowed")
+        try:
+            groups = regex.compile(value).groups
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"is not a regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"has {groups} groups; write one, around the answer, and (?:...) for the others")
+        return value
+
+    @model_validator(mode="after")
+    def _pattern_is_used(self) -> AgreementConfig:
+        if (self.answer == "pattern") != bool(self.pattern):
+            remedy = "set it" if not self.pattern else 'remove it, or set answer = "pattern"'
+            raise ValueError(f'answer is "{self.answer}" and pattern is "{self.pattern}"; {remedy}')
+        return self
 
 
 @dataclass(frozen=True)
@@ -50,6 +105,9 @@ class JudgeSpec:
         templates: kinds of templates that it reads in each role. A role without an entry needs no template.
         config: class of its section; None if it has no settings besides those of `[verdicts]`.
         replies_per_prompt: number of replies that a prompt of the role `judge` shows; the planner counts them. Default: 2.
+        can_answer_at_once: whether it writes nothing with `verdicts.reasoning = false`. Default: True.
+        outputs: noun for the outputs of the model that a verdict is read from, in the findings of the probe. Default: orders.
+        compares: how it compares two replies, for the model card. Default: in both orders.
     """
 
     name: str
@@ -58,11 +116,17 @@ class JudgeSpec:
     templates: Mapping[JudgeRole, tuple[TemplateKind, ...]] = field(default_factory=dict)
     config: type[JudgeConfig] | None = None
     replies_per_prompt: int = 2
+    can_answer_at_once: bool = True
+    outputs: str = "orders"
+    compares: str = "in both orders"
 
     def kinds(self, role: JudgeRole) -> tuple[str, ...]:
         """Return the names of the kinds of templates that it reads in a role."""
         return tuple(kind.name for kind in self.templates.get(role, ()))
 
+
+REPLY = TemplateKind("reply", {"question": "How many apples does Mary have?"}, ("grade_reference_answer",))
+"""Prompt of a reply. The reference answers that `grade` shows are written along with the replies."""
 
 _PAIR = {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."}
 _BETTER = ("first", "second", "tie")
@@ -82,6 +146,17 @@ JUDGES: dict[str, JudgeSpec] = _registry(
             "judge": (TemplateKind("judge", _PAIR, labels=_BETTER),),
             "referee": (TemplateKind("referee", _PAIR, labels=_BETTER),),
         },
+    ),
+    JudgeSpec(
+        "agreement",
+        "agreement:AgreementJudge",
+        "A vote of further replies on the final answer of the question: a reply with the majority's answer is better.",
+        templates={"judge": (REPLY,)},
+        config=AgreementConfig,
+        replies_per_prompt=0,
+        can_answer_at_once=False,
+        outputs="votes",
+        compares="by a vote of further replies on the final answer",
     ),
 )
 """The judges by name. Registering a judge here is enough to configure and use it, and to check its templates."""

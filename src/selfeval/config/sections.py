@@ -120,13 +120,13 @@ class VerdictsConfig(Section):
     """The judge that labels pairs of replies (docs/algorithms/judging.md)."""
     settings: SerializeAsAny[JudgeConfig] | None = Field(default=None, validation_alias=_SETTINGS)
     keep: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
-    """Minimum confidence of a kept verdict: the averaged probability of the better reply."""
+    """Minimum confidence of a kept verdict: the judge's probability of the better reply."""
     tie: Share = 0.5
-    """A verdict is a tie if the averaged probability of `neither is better` is above this."""
+    """A verdict is a tie if the judge's probability of `neither is better` is above this."""
     label_mass: Share = 0.5
     """An order is unparsable if its verdict labels together have less probability than this."""
     max_new_tokens: Count = 256
-    """Token limit of the judge's chain of thought; if it is cut off there, there is no verdict."""
+    """Token limit of the judge's chain of thought, or of a vote; if it is cut off there, it is not read."""
     reasoning: bool = True
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
     shard: Count = 256

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from selfeval.config import RunConfig
+from selfeval.config import AgreementConfig, RunConfig, judge_spec
 from selfeval.evaluation.verdicts import choices_of, count_causes, is_consistent
 from selfeval.quality.statistics import mean_figure, proportion
-from selfeval.records import Unreadable, Verdict, VerdictState
+from selfeval.records import AgreementEvidence, PairwiseEvidence, Unreadable, Verdict, VerdictState
 from selfeval.report.schema import JudgeProbe, ProbeFinding, UnreadableOrders
 
 __all__ = ["PROBED", "diagnose", "probe_sentences"]
@@ -20,7 +20,7 @@ __all__ = ["PROBED", "diagnose", "probe_sentences"]
 PROBED = 16
 """Pairs of the probe."""
 COMMON = 0.25
-"""Share of the orders from which on a cause is a finding."""
+"""Share of the orders (or votes) from which on a cause is a finding."""
 MOST = 0.75
 """Share of the readable pairs from which on ties or unsure pairs are a finding. On the embedded model, whose judge works, half
 of the pairs are ties: both replies are right, or both wrong."""
@@ -67,6 +67,11 @@ def is_position_biased(verdict: Verdict) -> bool:
     return set(choices_of(verdict)) == {"first", "second"}
 
 
+def is_split(verdict: Verdict) -> bool:
+    """Return whether the judge held a vote and no answer has the majority: only then it is undecided without naming a tie."""
+    return isinstance(verdict.evidence, AgreementEvidence) and verdict.probability == 0.5 and verdict.tie == 0
+
+
 def _shown_first(verdict: Verdict) -> float | None:
     """Return the share of the orders that chose the reply shown first, among those that chose one; None without any."""
     # `choices_of` names the replies of the pair; in the swapped order, its `second` is shown first.
@@ -76,10 +81,11 @@ def _shown_first(verdict: Verdict) -> float | None:
 
 
 def _masses(verdict: Verdict) -> list[float]:
-    return [] if verdict.evidence is None else [mass for mass in verdict.evidence.label_masses if mass is not None]
+    evidence = verdict.evidence
+    return [mass for mass in evidence.label_masses if mass is not None] if isinstance(evidence, PairwiseEvidence) else []
 
 
-# -- orders that cannot be read -----------------------------------------------------------------------------------------
+# -- outputs that cannot be read ----------------------------------------------------------------------------------------
 
 _OBSERVED = {
     Unreadable.CUT: "were cut off at verdicts.max_new_tokens = {tokens} before a verdict",
@@ -87,35 +93,47 @@ _OBSERVED = {
     Unreadable.LABEL_MASS: "gave their verdict labels together less probability than verdicts.label_mass = {mass:g}",
     Unreadable.NO_ROOM: "did not fit the model's context",
     Unreadable.NO_LEAD: "ended without a verdict, and the judge template's labels have no lead to append",
+    Unreadable.NO_ANSWER: "ended without an answer of the form verdicts.agreement.answer = {answer}",
 }
-_LESS_WRITING = (
-    "more tokens would not help; set verdicts.reasoning = false, to read the verdict at once, or use a stronger model"
-)
 
 
 def _unreadable_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list[ProbeFinding]:
-    orders, counts = 2 * len(verdicts), count_causes(verdicts)
-    said = {"tokens": config.verdicts.max_new_tokens, "mass": config.verdicts.label_mass}
+    settings, counts = config.verdicts, count_causes(verdicts)
+    # A pair has two orders, or as many votes as were sampled.
+    total = sum(2 if v.evidence is None else len(v.evidence.causes) for v in verdicts)
+    form = settings.settings.answer if isinstance(settings.settings, AgreementConfig) else ""
+    said = {"tokens": settings.max_new_tokens, "mass": settings.label_mass, "answer": form}
+    outputs = judge_spec("judge", settings.judge).outputs
     masses = [mass for v in verdicts for mass in _masses(v) if mass < config.verdicts.label_mass]
     remedies = {
         Unreadable.CUT: _more_tokens(config),
-        Unreadable.LOOP: _LESS_WRITING,
+        Unreadable.LOOP: _less_writing(config),
         Unreadable.LABEL_MASS: _lower_mass(masses),
         Unreadable.NO_ROOM: _more_room(config),
         Unreadable.NO_LEAD: "set `lead` for the judge in templates.toml",
+        Unreadable.NO_ANSWER: "set it to the form in which the model ends its replies, or ask for this form in reply.jinja",
     }
     return [
-        _finding(cause.value, f"{counts[cause.value]} of {orders} orders {_OBSERVED[cause].format(**said)}", remedies[cause])
+        _finding(cause.value, f"{counts[cause.value]} of {total} {outputs} {_OBSERVED[cause].format(**said)}", remedies[cause])
         for cause in Unreadable
-        if counts[cause.value] >= COMMON * orders and counts[cause.value]
+        if counts[cause.value] >= COMMON * total and counts[cause.value]
     ]
 
 
+def _can_answer_at_once(config: RunConfig) -> bool:
+    return judge_spec("judge", config.verdicts.judge).can_answer_at_once
+
+
 def _more_tokens(config: RunConfig) -> str:
-    more = 2 * config.verdicts.max_new_tokens
-    return (
-        f"raise verdicts.max_new_tokens, for example to {more}, or set verdicts.reasoning = false to read the verdict at once"
-    )
+    more = f"raise verdicts.max_new_tokens, for example to {2 * config.verdicts.max_new_tokens}"
+    at_once = ", or set verdicts.reasoning = false to read the verdict at once"
+    return more + at_once if _can_answer_at_once(config) else f"{more}, or ask for shorter replies in reply.jinja"
+
+
+def _less_writing(config: RunConfig) -> str:
+    at_once = "set verdicts.reasoning = false, to read the verdict at once"
+    other = at_once if _can_answer_at_once(config) else "ask for shorter replies in reply.jinja"
+    return f"more tokens would not help; {other}, or use a stronger model"
 
 
 def _lower_mass(masses: Sequence[float]) -> str:
@@ -125,7 +143,9 @@ def _lower_mass(masses: Sequence[float]) -> str:
 
 def _more_room(config: RunConfig) -> str:
     shorter = f"lower replies.max_new_tokens (now {config.replies.max_new_tokens})"
-    if config.verdicts.reasoning:
+    if not _can_answer_at_once(config):
+        shorter = "use shorter questions (questions.max_new_tokens), or lower verdicts.max_new_tokens"
+    elif config.verdicts.reasoning:
         shorter += " or verdicts.max_new_tokens, or set verdicts.reasoning = false"
     if config.backbone.context.rope_scaling == "none":
         return f"{shorter}, or extend the context with backbone.context.rope_scaling and backbone.context.rope_factor"
@@ -139,7 +159,8 @@ def _choice_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list[Pro
     read = [v for v in verdicts if v.state != VerdictState.UNPARSABLE]
     biased = [v for v in read if is_position_biased(v)]
     ties = [v for v in read if v.state == VerdictState.TIE and not is_position_biased(v)]
-    unsure = [v for v in read if v.state == VerdictState.UNSURE and is_consistent(v) is not False]
+    split = [v for v in read if is_split(v)]
+    unsure = [v for v in read if v.state == VerdictState.UNSURE and is_consistent(v) is not False and not is_split(v)]
     settings, of = config.verdicts, f"of {len(read)} readable pairs"
     found = []
     if len(biased) > len(read) / 2:
@@ -147,9 +168,13 @@ def _choice_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list[Pro
         found.append(_finding("position_bias", seen, _less_bias(config)))
     if ties and len(ties) >= MOST * len(read):
         seen = f"{len(ties)} {of} are ties"
-        found.append(_finding("ties", seen, _fewer_ties(config)))
+        found.append(_finding("ties", seen, _fewer_ties(config, ties)))
+    if len(split) > len(read) / 2:
+        seen = f"in {len(split)} {of}, no answer has the majority of the votes"
+        found.append(_finding("split", seen, _less_split(config)))
     if unsure and len(unsure) >= MOST * len(read):
-        seen = f"{len(unsure)} {of} have less confidence than verdicts.keep = {settings.keep:g}, although the orders agree"
+        agree = ", although the orders agree" if any(is_consistent(v) for v in unsure) else ""
+        seen = f"{len(unsure)} {of} have less confidence than verdicts.keep = {settings.keep:g}{agree}"
         found.append(_finding("unsure", seen, "lower verdicts.keep, which keeps noisier labels, or use a stronger model"))
     return found
 
@@ -159,9 +184,19 @@ def _less_bias(config: RunConfig) -> str:
     return other if config.verdicts.reasoning else f"set verdicts.reasoning = true, or {other}"
 
 
-def _fewer_ties(config: RunConfig) -> str:
+def _fewer_ties(config: RunConfig, ties: Sequence[Verdict]) -> str:
     wider = "widen replies.temperature, so that the replies differ"
-    return f"{wider}, or raise verdicts.tie (now {config.verdicts.tie:g})" if config.verdicts.tie < 1 else wider
+    # A tie of a vote is certain, so no threshold changes it.
+    can_raise = config.verdicts.tie < 1 and not all(v.tie == 1 for v in ties)
+    return f"{wider}, or raise verdicts.tie (now {config.verdicts.tie:g})" if can_raise else wider
+
+
+def _less_split(config: RunConfig) -> str:
+    other = "lower verdicts.agreement.temperature, or use easier questions or a stronger model"
+    settings = config.verdicts.settings
+    if not isinstance(settings, AgreementConfig):
+        return other
+    return f"{other}; a lower verdicts.agreement.share (now {settings.share:g}) keeps noisier labels"
 
 
 def _finding(name: str, observation: str, remedy: str) -> ProbeFinding:

@@ -11,6 +11,7 @@ from selfeval.judging.protocol import Judgement
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
 from selfeval.quality.length_control import length_controlled_win_rate
 from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_of_means
+from selfeval.records import PairwiseEvidence
 from selfeval.report.schema import Alarm, OverOptimisation, Policy, PolicyComparisons, Sample
 
 __all__ = ["Answered", "Outcome", "compare_gold", "gold_share", "measure_policy", "outcome", "sample_of"]
@@ -57,8 +58,9 @@ def outcome(judgement: Judgement, tie: float) -> Outcome:
     """
     if judgement.probability is None:
         return "unparsable"
-    evidence = judgement.evidence
-    orders = (evidence.in_order, evidence.swapped) if evidence else (judgement.probability,)
+    orders: tuple[float | None, ...] = (judgement.probability,)
+    if isinstance(judgement.evidence, PairwiseEvidence):
+        orders = (judgement.evidence.in_order, judgement.evidence.swapped)
     # -1, 0 or 1 per order: for the second reply, balanced, for the first reply.
     signs = {(p > 0.5) - (p < 0.5) for p in orders if p is not None}
     if (judgement.tie or 0.0) > tie or len(signs) > 1 or signs == {0}:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from selfeval.judging.orders import Choice, choice
-from selfeval.quality.statistics import proportion
-from selfeval.records import Unreadable, Verdict, VerdictState
+from selfeval.quality.statistics import Figure, mean_figure, proportion
+from selfeval.records import AgreementEvidence, PairwiseEvidence, Unreadable, Verdict, VerdictState
 from selfeval.report.schema import JudgeProbe, UnreadableOrders, Verdicts
 
 __all__ = ["choices_of", "count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
@@ -41,13 +41,19 @@ def measure_verdicts(
         unreadable_orders=UnreadableOrders(**count_causes(verdicts)),
         kept_share=proportion([verdict.state == VerdictState.KEPT for verdict in verdicts]),
         swap_consistency=proportion([found for found in consistent if found is not None]),
+        majority_share=_majority_share(verdicts),
         probe=probe,
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
     )
 
 
+def _majority_share(verdicts: Sequence[Verdict]) -> Figure | None:
+    ballots = [verdict.evidence for verdict in verdicts if isinstance(verdict.evidence, AgreementEvidence)]
+    return mean_figure([ballot.share for ballot in ballots if ballot.share is not None]) if ballots else None
+
+
 def count_causes(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """Return the number of unparsable orders by cause; a pair has up to two."""
+    """Return the number of unreadable outputs by cause: orders, of which a pair has up to two, or votes."""
     causes = Counter(cause for v in verdicts if v.evidence is not None for cause in v.evidence.causes)
     return {cause.value: causes[cause] for cause in Unreadable}
 
@@ -67,7 +73,8 @@ def choices_of(verdict: Verdict) -> tuple[Choice | None, Choice | None]:
 
     `first` and `second` name the replies of the pair, whatever their position in the prompt.
     """
-    if (evidence := verdict.evidence) is None:
+    evidence = verdict.evidence
+    if not isinstance(evidence, PairwiseEvidence):
         return None, None
     (in_order, swapped), (tie, other_tie) = (evidence.in_order, evidence.swapped), evidence.ties
     return _choice(in_order, tie), _choice(swapped, other_tie)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfeval.config import JUDGES, TemplateKind, VerdictsConfig, judge_spec
+from selfeval.config import JUDGES, REPLY, TemplateKind, VerdictsConfig, judge_spec
 
 __all__ = ["STAGE_KINDS", "kinds_of_run", "template_kinds"]
 
@@ -11,8 +11,7 @@ _QUESTION = {"question": "How many apples does Mary have?"}
 STAGE_KINDS = (
     TemplateKind("ask", {"examples": ["How many apples does Mary have?", "How many pears does Tom have?"]}, ("ask_stop",)),
     TemplateKind("grade", {**_QUESTION, "reference_answer": "Mary has 3."}, ("grade_reference_answer",)),
-    # The reference answers that `grade` shows are written along with the replies.
-    TemplateKind("reply", _QUESTION, ("grade_reference_answer",)),
+    REPLY,
 )
 """ask: write a question. reply: answer one. grade: prompt of evaluator and critic."""
 

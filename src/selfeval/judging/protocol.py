@@ -9,18 +9,23 @@ from typing import Protocol
 from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
 from selfeval.judging.templates import Templates
-from selfeval.records import PairwiseEvidence, VerdictState
+from selfeval.records import Evidence, VerdictState
 
 __all__ = ["Comparison", "Judge", "JudgeContext", "Judgement", "state_of"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A question and the two replies to compare."""
+    """A question and the two replies to compare.
+
+    Attributes:
+        finished: whether each reply ended by itself, before its token limit. Default: both.
+    """
 
     question: str
     first: str
     second: str
+    finished: tuple[bool, bool] = (True, True)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Judgement:
 
     probability: float | None
     tie: float | None = None
-    evidence: PairwiseEvidence | None = None
+    evidence: Evidence | None = None
 
 
 class Judge(Protocol):
@@ -63,6 +68,7 @@ class JudgeContext:
         kinds: kinds of templates that the judge reads in its role, as registered.
         config: settings of the verdicts.
         batch_size: maximum number of prompts that are generated from at once.
+        seed: seed of what the judge samples. Default: 0.
     """
 
     backbone: Backbone
@@ -70,6 +76,7 @@ class JudgeContext:
     kinds: tuple[str, ...]
     config: VerdictsConfig
     batch_size: int
+    seed: int = 0
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:

@@ -75,7 +75,7 @@ class _Exam:
         first = self.rng.random() < 0.5
         second = first if not one_right else not first
         replies = [draw_reply(problem, self.rng, right=right).text for right in (first, second)]
-        return Comparison(problem.question, *replies), first
+        return Comparison(problem.question, replies[0], replies[1]), first
 
     @torch.no_grad()
     def marks(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class _Exam:
 
 
 def _evidence(judgement: Judgement) -> PairwiseEvidence:
-    if judgement.evidence is None:
+    if not isinstance(judgement.evidence, PairwiseEvidence):
         raise TypeError("the exam needs a judge that compares in both orders")
     return judgement.evidence
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from selfeval.config import RunConfig, judge_spec
+from selfeval.config import JudgeRole, RunConfig, judge_spec
 from selfeval.judging.chat import with_system
 from selfeval.judging.templates import template_texts, templates_folder
 
 __all__ = ["Workload", "workload"]
 
 _CHARACTERS_PER_TOKEN = 3
+_ROLES: tuple[JudgeRole, ...] = ("judge", "referee")
 _CHAT_TOKENS = 16
 """Approximate number of tokens that a chat template adds around a message."""
 
@@ -20,8 +22,9 @@ class Workload:
     """Lengths of the longest texts that the configuration allows, and how many are processed at once.
 
     Attributes:
-        reply_prompt, grade_prompt, judge_prompt: tokens before a reply, as read by policy, evaluator and judge.
-        reply, reasoning: token limits of a reply and of the judge's chain of thought.
+        reply_prompt, grade_prompt: tokens before a reply, as read by policy and evaluator.
+        judge_prompt: tokens of a prompt of judge or referee, with the replies that it shows.
+        reply, reasoning: token limits of a reply and of the judge's output.
     """
 
     reply_prompt: int
@@ -46,13 +49,19 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     reply_prompt = min(own["reply"] + question, room)
     shown_reference = reply if "reference_answer" in texts["grade.jinja"] else 0
     grade_prompt = min(own["grade"] + question + shown_reference, room)
-    judge = judge_spec("judge", config.verdicts.judge)
-    judge_text = sum(own[kind] for kind in judge.kinds("judge"))
-    judge_prompt = min(judge_text + question + judge.replies_per_prompt * reply, room)
+    name = config.verdicts.judge
+    # The referee shows two replies in the evaluation, whatever the judge shows.
+    prompts = [(spec := judge_spec(role, name)).replies_per_prompt * reply + _texts(spec.kinds(role), own) for role in _ROLES]
+    judge_prompt = min(question + max(prompts), room)
+    writes = config.verdicts.reasoning or not judge_spec("judge", name).can_answer_at_once
     return Workload(
         reply_prompt,
         grade_prompt,
         judge_prompt,
         min(reply, room + 1 - max(reply_prompt, grade_prompt)),
-        min(config.verdicts.max_new_tokens if config.verdicts.reasoning else 1, room + 1 - judge_prompt),
+        min(config.verdicts.max_new_tokens if writes else 1, room + 1 - judge_prompt),
     )
+
+
+def _texts(kinds: Sequence[str], own: Mapping[str, int]) -> int:
+    return sum(own[kind] for kind in kinds)

@@ -124,7 +124,7 @@ class Baselines(Part):
     mean_logprob: _Figure
     """Prefers the reply with the higher mean log-prob per token under the model that sampled it."""
     judge: _Figure | None = _absent_if_none()
-    """The judge, forced to choose by the average of both orders; an unparsable verdict counts half. Absent if the pairs are
+    """The judge, forced to choose by its probability; an unparsable verdict or one half counts half. Absent if the pairs are
     from a file, because no judge was asked."""
 
 
@@ -162,7 +162,7 @@ class TokensPerVerdict(Part):
     scoring: TokensOf
     """The same if the reference answer of the question is already known, as for all further replies to it."""
     judge: TokensOf
-    """A comparison in both orders, with all tokens that the judge reads and writes."""
+    """A comparison, for the pairwise judge in both orders, with all tokens that the judge reads and writes."""
 
 
 class Disagreement(Part):
@@ -229,7 +229,8 @@ class Evaluator(Part):
 
 
 class UnreadableOrders(Part):
-    """Number of orders without a readable verdict, by cause; an unparsable pair has one or two such orders."""
+    """Number of orders without a readable verdict, by cause; an unparsable pair has one or two such orders. With
+    `verdicts.judge = "agreement"`, the number of votes without an answer."""
 
     cut: int
     """Cut off at `verdicts.max_new_tokens` before a verdict."""
@@ -241,13 +242,15 @@ class UnreadableOrders(Part):
     """The model's context ended before a verdict, or is too short for the prompt."""
     no_lead: int
     """The output ended without a verdict, and the labels have no lead that could be appended."""
+    no_answer: int = 0
+    """A vote ended without an answer in the form of the settings of the judge `agreement`. 0 for other judges."""
 
 
 class ProbeFinding(Part):
     """A problem of the judge that was seen in the probe."""
 
     name: Annotated[str, Hidden("the observation says the same")]
-    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `position_bias`, `ties` or `unsure`."""
+    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `no_answer`, `position_bias`, `ties`, `split` or `unsure`."""
     observation: str
     """How often it was seen, with the setting involved."""
     remedy: str
@@ -292,21 +295,24 @@ class Verdicts(Part):
     source: Literal["judge", "file"]
     """`file` if the pairs and their labels are [the user's own](../guides/your-own-data.md)."""
     kept: int
-    """Pairs with an averaged probability of at least `verdicts.keep` for one reply. The four counts add up to `judged`."""
+    """Pairs with a probability of at least `verdicts.keep` for one reply. The four counts add up to `judged`."""
     tie: int
-    """Pairs with an averaged probability above `verdicts.tie` that neither reply is better."""
+    """Pairs with a probability above `verdicts.tie` that neither reply is better."""
     unsure: int
-    """The other readable pairs: the judge's choice depended on the order, or was not confident enough."""
+    """The other readable pairs: the judge's choice depended on the order, its votes were split, or it was not confident."""
     unparsable: int
-    """Pairs for which the judge's output could not be parsed in at least one order."""
+    """Pairs for which the judge's output could not be parsed in at least one order, or no vote has an answer."""
     unreadable_orders: UnreadableOrders
-    """Why their orders could not be read."""
+    """Why orders, or votes, could not be read."""
     kept_share: _Figure
     """Coverage of the judge. Wilson."""
     swap_consistency: _Figure
     """Share of pairs on which both orders choose the same of three labels (one reply, the other, or neither), among pairs with
     both orders parsed. The choice of an order is its likeliest label, so a judge that says "neither" twice is consistent.
     Wilson."""
+    majority_share: _Figure | None = _absent_if_none()
+    """Share of the most frequent answer among all votes, of questions with an answer; the mean over pairs. Adjusted Student.
+    Absent unless the judge is `agreement`."""
     probe: JudgeProbe | None
     """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None

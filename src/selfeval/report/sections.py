@@ -106,9 +106,10 @@ MORE_CURVES = (
 )  # fmt: skip
 STAGE_STYLES = ("p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8")
 MEANINGS = {
-    "kept": "The probability of one reply, averaged over both orders, reached verdicts.keep; kept pairs train the evaluator.",
-    "tie": "The probability that neither reply is better, averaged over both orders, exceeded verdicts.tie.",
-    "unsure": "The averaged probability stayed below verdicts.keep: the choice depended on the order, or was not confident.",
+    "kept": "The judge's probability of one reply reached verdicts.keep; kept pairs train the evaluator.",
+    "tie": "The judge's probability that neither reply is better exceeded verdicts.tie.",
+    "unsure": "The judge's probability stayed below verdicts.keep: its choice depended on the order, its votes were split, "
+    "or it was not confident.",
     "unparsable": "The judge's answer could not be read; it never counts as a preference.",
 }
 """Meaning of each state of a verdict."""
@@ -118,8 +119,9 @@ CAUSES = {
     "label_mass": "with too little probability on the verdict labels",
     "no_room": "that did not fit the model's context",
     "no_lead": "that ended without a verdict, with no lead to append",
+    "no_answer": "that ended without an answer",
 }
-"""Causes of orders without a readable verdict."""
+"""Causes of outputs of the judge without a readable verdict."""
 
 
 def all_sections(report: Report, metrics: Metrics) -> View:
@@ -556,9 +558,10 @@ def _verdicts(verdicts: Verdicts) -> View:
         "meanings": MEANINGS,
         "rows": [
             ("Share of verdicts kept", *cells(verdicts.kept_share)),
-            ("Same choice (one, other, neither) when the order is swapped", *cells(verdicts.swap_consistency)),
+            *_measured("Same choice (one, other, neither) when the order is swapped", verdicts.swap_consistency),
+            *_measured("Share of the votes for the most frequent answer", verdicts.majority_share),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
-            *((f"Orders {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
+            *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
             *_probe_rows(verdicts.probe),
         ],
         "findings": [] if verdicts.probe is None else [(f.observation, f.remedy) for f in verdicts.probe.findings],
@@ -570,10 +573,15 @@ def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:
         return []
     whose = f"First {count(probe.pairs)} pairs"
     return [
-        (f"{whose}: same choice when the order is swapped", *cells(probe.agreement)),
-        (f"{whose}: orders that chose the reply shown first", *cells(probe.shown_first)),
-        (f"{whose}: probability of the verdict labels", *cells(probe.label_mass)),
+        *_measured(f"{whose}: same choice when the order is swapped", probe.agreement),
+        *_measured(f"{whose}: orders that chose the reply shown first", probe.shown_first),
+        *_measured(f"{whose}: probability of the verdict labels", probe.label_mass),
     ]
+
+
+def _measured(name: str, figure: Figure | None) -> list[tuple[str, str, str, str]]:
+    """Return a row, or none for a figure without cases: a judge that does not compare in both orders has no consistency."""
+    return [(name, *cells(figure))] if figure is not None and figure.n else []
 
 
 def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers.utils import cached_file
 
+from selfeval.config import VerdictsConfig, judge_spec
 from selfeval.errors import ExportError
 from selfeval.quality.statistics import Figure
 from selfeval.report.figures import defined, describe
@@ -163,4 +164,5 @@ def _data(report: Report | None) -> dict[str, Any] | None:
         return None
     judged = report.verdicts
     verdicts = {name: getattr(judged, name) for name in ("judged", "kept", "tie", "unsure", "unparsable")}
-    return {**report.data.model_dump(), **verdicts}
+    judge = report.config.get("verdicts", {}).get("judge", VerdictsConfig().judge)
+    return {**report.data.model_dump(), **verdicts, "compares": judge_spec("judge", judge).compares}

@@ -117,7 +117,8 @@ class Judge:
         if any(not text.strip() for case in cases for text in case):
             raise InputError("the question and both replies must not be empty")
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
-        judge = make_judge(self._backbone, self._templates, config, batch_size=self._config.backbone.rollout_batch_size)
+        size, seed = self._config.backbone.rollout_batch_size, self._config.seed
+        judge = make_judge(self._backbone, self._templates, config, batch_size=size, seed=seed)
         with self._backbone.acting_as(BASE):
             judgements = judge.judge([protocol.Comparison(*case) for case in cases])
         return [_comparison(judgement, config) for judgement in judgements]

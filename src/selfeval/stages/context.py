@@ -164,9 +164,8 @@ class Context:
             role: Optional. `referee` for evaluation. Default: the judge that labels training pairs.
         """
         config = self.config
-        return make_judge(
-            self.backbone, self.templates, config.verdicts, batch_size=config.backbone.rollout_batch_size, role=role
-        )
+        size, seed = config.backbone.rollout_batch_size, self.round_seed
+        return make_judge(self.backbone, self.templates, config.verdicts, batch_size=size, role=role, seed=seed)
 
     def take_memory_events(self) -> list[dict[str, Any]]:
         """Return the changes to the backbone's batch limits since the last call; empty if no backbone is loaded."""

@@ -61,10 +61,14 @@ def _counts(found: JudgeProbe) -> str:
 
 
 def _say(context: Context, found: JudgeProbe) -> None:
-    context.terminal.note(
-        f"verdicts: probe of {found.pairs} pairs: {_counts(found)}; orders agree {describe(found.agreement)}; chose the reply "
-        f"shown first {describe(found.shown_first)}; probability of the labels {describe(found.label_mass)}"
-    )
+    figures = {
+        "orders agree": found.agreement,
+        "chose the reply shown first": found.shown_first,
+        "probability of the labels": found.label_mass,
+    }
+    # A judge that does not compare in both orders has none of them.
+    said = [_counts(found), *(f"{name} {describe(figure)}" for name, figure in figures.items() if figure.n)]
+    context.terminal.note(f"verdicts: probe of {found.pairs} pairs: {'; '.join(said)}")
     for sentence in probe_sentences(found):
         context.terminal.note(f"verdicts: {sentence}")
 

@@ -116,7 +116,8 @@ def _seconds(pairs: int, spent: Mapping[str, Sequence[_Spent]], sizes: Sequence[
 def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
     # Built before the clock starts.
     judge = context.judge()
-    comparisons = [Comparison(a.question.text, a.replies[0].text, a.replies[1].text) for a in batch]
+    replies = [(a.question.text, *a.replies) for a in batch]
+    comparisons = [Comparison(text, one.text, other.text, (one.finished, other.finished)) for text, one, other in replies]
     start = perf_counter()
     with count_tokens() as tally, context.backbone.acting_as(BASE):
         judge.judge(comparisons)

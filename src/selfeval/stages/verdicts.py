@@ -17,7 +17,7 @@ from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.quality.dedupe import normalise
 from selfeval.quality.statistics import rounded
-from selfeval.records import Drop, PairwiseEvidence, Question, Reply, Split, Verdict, VerdictState
+from selfeval.records import AgreementEvidence, Drop, Evidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.given import Given, Labelled
 from selfeval.stages.judge_probe import probe_judge
@@ -65,9 +65,12 @@ def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: R
     )
 
 
-def _rounded(evidence: PairwiseEvidence | None) -> PairwiseEvidence | None:
+def _rounded(evidence: Evidence | None) -> Evidence | None:
     if evidence is None:
         return None
+    if isinstance(evidence, AgreementEvidence):
+        share, low, high = map(rounded, (evidence.share, evidence.share_low, evidence.share_high))
+        return dataclasses.replace(evidence, share=share, share_low=low, share_high=high)
     in_order, swapped, *ties = map(rounded, (evidence.in_order, evidence.swapped, *evidence.ties))
     masses = evidence.label_masses
     return dataclasses.replace(
@@ -95,23 +98,25 @@ class JudgePairs:
     Attributes:
         config: settings of the judge.
         batch_size: of sampling.
+        seed: of what the judge samples.
     """
 
     config: VerdictsConfig
     batch_size: int
+    seed: int
 
     def __call__(self, model: ModelHandle, batch: Batch[ReplyPair | Drop]) -> ShardOutput:
         """Return a verdict for each pair; one that is not kept is listed among the drops too."""
         pairs = [p for p in batch.records if not isinstance(p, Drop)]
         drops = [p for p in batch.records if isinstance(p, Drop)]
-        judgements = self._judge(model, [Comparison(q.text, a.text, b.text) for q, a, b in pairs])
+        judgements = self._judge(model, [Comparison(q.text, a.text, b.text, (a.finished, b.finished)) for q, a, b in pairs])
         verdicts = [_verdict(self.config, q, a, b, j) for (q, a, b), j in zip(pairs, judgements, strict=True)]
         unkept = [_drop(q, v) for (q, _, _), v in zip(pairs, verdicts, strict=True) if v.state != VerdictState.KEPT]
         # Verdicts that are not kept stay in the shard: evaluation counts them by state.
         return ShardOutput(verdicts, [*drops, *unkept])
 
     def _judge(self, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:
-        judge = make_judge(model.backbone, model.templates, self.config, batch_size=self.batch_size)
+        judge = make_judge(model.backbone, model.templates, self.config, batch_size=self.batch_size, seed=self.seed)
         with model.backbone.acting_as(BASE):
             return judge.judge(comparisons)
 
@@ -155,7 +160,7 @@ def run(context: Context) -> dict[str, int]:
     if context.given and context.given.pairs:
         _take_given(context, context.given, questions)
         return _counts(context)
-    work = JudgePairs(config.verdicts, config.backbone.rollout_batch_size)
+    work = JudgePairs(config.verdicts, config.backbone.rollout_batch_size, context.round_seed)
     shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
     pairs = _pairs(context, questions)
     probe_judge(context, [pair for pair in pairs if not isinstance(pair, Drop)], work)

@@ -13,7 +13,13 @@ __all__ = ["make_judge"]
 
 
 def make_judge(
-    backbone: Backbone, templates: Templates, config: VerdictsConfig, *, batch_size: int, role: JudgeRole = "judge"
+    backbone: Backbone,
+    templates: Templates,
+    config: VerdictsConfig,
+    *,
+    batch_size: int,
+    role: JudgeRole = "judge",
+    seed: int = 0,
 ) -> Judge:
     """Return the judge that the configuration names, or the referee.
 
@@ -23,6 +29,7 @@ def make_judge(
         config: settings of the verdicts.
         batch_size: maximum number of prompts that are generated from at once.
         role: Optional. `referee` for evaluation. Default: the judge that labels training pairs.
+        seed: seed of what the judge samples. Default: 0.
 
     Raises:
         ValueError: the registry names a module outside of this package.
@@ -31,6 +38,6 @@ def make_judge(
     module, _, name = spec.implementation.partition(":")
     if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
         raise ValueError(f"a judge must be a module of {__name__}, written as module:object; got {spec.implementation}")
-    context = JudgeContext(backbone, templates, spec.kinds(role), config, batch_size)
+    context = JudgeContext(backbone, templates, spec.kinds(role), config, batch_size, seed)
     judge: Judge = getattr(import_module(f"{__name__}.{module}"), name)(context)
     return judge
