@@ -92,6 +92,8 @@ class Reply:
         sampling_method: `sample`, `beam`, or `file` (provided by the user).
         logprob: sum of the token log-probs at the sampling temperature (1 for beams), in nats.
         finished: whether it ended with an end-of-sequence token, before the token limit.
+        thinking: text that the model wrote before the reply, which judge and evaluator do not read; `ids` and `logprob` are
+            without it. Default: empty.
     """
 
     id: str
@@ -103,6 +105,7 @@ class Reply:
     top_p: float
     logprob: float
     finished: bool
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,13 +179,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A reply sampled from the policy in one iteration of its training."""
+    """A reply sampled from the policy in one iteration of its training; `thinking` is what it wrote before the reply."""
 
     step: int
     question_id: str
     text: str
     score: float
     finished: bool
+    thinking: str = ""
 
 
 @dataclass(frozen=True)

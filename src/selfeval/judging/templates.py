@@ -35,12 +35,14 @@ from selfeval.judging.chat import (
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, in_order, verdict_tokens
+from selfeval.judging.reading import MARKERS
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
 from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
 from selfeval.prompt import Prompt
 from selfeval.quality.written_questions import bare_question
+from selfeval.rollout.thinking import ThinkingTokens
 
 __all__ = [
     "SETTINGS",
@@ -261,6 +263,40 @@ class Templates:
     def text(self, ids: tuple[int, ...]) -> str:
         """Decode a reply, omitting control tokens."""
         return str(self.tokenizer.decode(self.control.without_special(ids))).strip()
+
+    # -- thinking -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _markers(self) -> tuple[tuple[str, str], ...]:
+        """Markers of thinking that are single tokens of this tokenizer: opening and closing."""
+        vocabulary = self.tokenizer.get_vocab()
+        return tuple(pair for pair in MARKERS if all(marker in vocabulary for marker in pair))
+
+    def thinking(self, limit: int | None = None) -> ThinkingTokens | None:
+        """Return how the thinking before a reply is recognised; None if the tokenizer has no tokens for it.
+
+        Args:
+            limit: Optional. Token limit of the thinking (`replies.max_thinking_tokens`). Default: that of the reply.
+        """
+        opening, closing = (self.tokenizer.convert_tokens_to_ids([pair[i] for pair in self._markers]) for i in (0, 1))
+        return ThinkingTokens(frozenset(opening), frozenset(closing), limit) if self._markers else None
+
+    def thinking_text(self, ids: tuple[int, ...]) -> str:
+        """Decode a thinking, omitting control tokens and the markers around it."""
+        text = self.text(ids)
+        for opening, closing in self._markers:
+            text = text.removeprefix(opening).removesuffix(closing).strip()
+        return text
+
+    def without_thinking(self, text: str) -> str:
+        """Return the part of a typed reply after its thinking; the whole reply if it has none."""
+        ends = [text.rfind(closing) + len(closing) for closing in self.thinking_ends if closing in text]
+        return text[max(ends) :].strip() if ends else text
+
+    @property
+    def thinking_ends(self) -> tuple[str, ...]:
+        """Markers that end a thinking."""
+        return tuple(closing for _, closing in self._markers)
 
     @property
     def grades_with_reference_answer(self) -> bool:

@@ -21,7 +21,7 @@ class Workload:
 
     Attributes:
         reply_prompt, grade_prompt, judge_prompt: tokens before a reply, as read by policy, evaluator and judge.
-        reply, reasoning: token limits of a reply and of the judge's chain of thought.
+        reply, reasoning: token limits of a reply with its thinking, and of the judge's chain of thought.
     """
 
     reply_prompt: int
@@ -49,10 +49,11 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     judge = judge_spec("judge", config.verdicts.judge)
     judge_text = sum(own[kind] for kind in judge.kinds("judge"))
     judge_prompt = min(judge_text + question + judge.replies_per_prompt * reply, room)
+    sampled = reply + (config.replies.max_thinking_tokens or 0)
     return Workload(
         reply_prompt,
         grade_prompt,
         judge_prompt,
-        min(reply, room + 1 - max(reply_prompt, grade_prompt)),
+        min(sampled, room + 1 - max(reply_prompt, grade_prompt)),
         min(config.verdicts.max_new_tokens if config.verdicts.reasoning else 1, room + 1 - judge_prompt),
     )

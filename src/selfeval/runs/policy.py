@@ -113,7 +113,7 @@ class Policy(TrainedModel):
         temperature: float = 1.0,
         max_new_tokens: int | None = None,
     ) -> list[str] | list[list[str]]:
-        """Sample replies.
+        """Sample replies, without the thinking of models that think.
 
         Args:
             questions: one question, or several.
@@ -153,8 +153,9 @@ class Policy(TrainedModel):
                 seed=seed,
                 batch_size=model.config.backbone.rollout_batch_size,
                 guide=self._guide,
+                thinking=model.thinking,
             )
-        return [model.templates.text(rollout.ids) for rollout in rollouts]
+        return [model.templates.text(rollout.reply_ids) for rollout in rollouts]
 
 
 def _check(questions: Sequence[str], n: int, temperature: float, limit: int) -> None:

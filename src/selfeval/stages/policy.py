@@ -11,6 +11,7 @@ from typing import Any
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import save_role
 from selfeval.config import LEARNERS, RunConfig
+from selfeval.errors import LoopError
 from selfeval.prompt import Prompt
 from selfeval.records import Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
@@ -103,7 +104,14 @@ def answer(
     limit, batch_size = context.reply_limit, config.backbone.rollout_batch_size
     with context.backbone.acting_as(role):
         return generate(
-            context.backbone, requests, max_new_tokens=limit, seed=seed, batch_size=batch_size, guide=guide, advance=advance
+            context.backbone,
+            requests,
+            max_new_tokens=limit,
+            seed=seed,
+            batch_size=batch_size,
+            guide=guide,
+            thinking=context.thinking,
+            advance=advance,
         )
 
 
@@ -134,6 +142,7 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
         *(context.backbone, context.templates, context.judge("referee"), texts, limit, batch_size, seed, start),
         temperature=config.evaluation.temperature,
         top_p=config.evaluation.top_p,
+        thinking=context.thinking,
     )
 
 
@@ -151,12 +160,24 @@ def learner_context(context: Context) -> LearnerContext:
         evaluator=EVALUATOR,
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),
+        thinking=context.thinking,
     )
 
 
 def _kept_pairs(context: Context) -> list[Preference]:
-    """Return the training pairs with the policy's prompts."""
+    """Return the training pairs with the policy's prompts.
+
+    Raises:
+        LoopError: a reply was written after a thinking, which the pairs do not contain.
+    """
     templates = context.templates
+    # The policy would be trained to reply without the thinking, from which the judged replies followed.
+    if any(reply.thinking for store in (*context.earlier, context.store) for reply in context.replies(store).values()):
+        raise LoopError(
+            f"policy.{context.config.policy.learner} trains on the judged pairs, but the model thinks before it replies, and "
+            'the pairs do not contain the thinking; set its pairs = "sampled" or choose another learner, such as ppo, or '
+            "disable the thinking, for example with chat.arguments = { enable_thinking = false }"
+        )
     return [
         Preference(templates.prompt("reply", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
         for p in context.training_pairs()
@@ -193,9 +214,15 @@ class _RunRecorder:
         self.bar.advance(iteration - self.bar.done)
 
     def samples(self, iteration: int, samples: Samples, scores: Scores) -> None:
-        texts = [self.context.templates.text(r.ids) for r in samples.rollouts]
-        rows = zip(samples.asked, texts, scores.whole_B.tolist(), samples.rollouts, strict=True)
-        sampled = [Sampled(iteration, p.question_id, t, round(s, 4), r.finished) for p, t, s, r in rows]
+        templates = self.context.templates
+        rows = zip(samples.asked, scores.whole_B.tolist(), samples.rollouts, strict=True)
+        sampled = [
+            Sampled(
+                *(iteration, p.question_id, templates.text(r.reply_ids), round(score, 4), r.finished),
+                thinking=templates.thinking_text(r.thinking_ids),
+            )
+            for p, score, r in rows
+        ]
         self.context.store.write_shard("policy", iteration, sampled)
 
     def metrics(self, values: dict[str, float], alarms: Sequence[Alarm]) -> None:

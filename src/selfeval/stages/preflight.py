@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfeval.config import RunConfig
-from selfeval.errors import InputError
+from selfeval.errors import InputError, ModelError
 from selfeval.records import Split
 from selfeval.stages.given import read_given
 from selfeval.stages.gold import check_gold
@@ -55,7 +55,12 @@ def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.backbone.context, download=False)
     folder = templates_folder(config.model, config.templates)
     kinds, chat = kinds_of_run(config.verdicts), config.chat
-    Templates.load(folder, parts.tokenizer, kinds=kinds, arguments=chat.arguments, system=chat.system)
+    templates = Templates.load(folder, parts.tokenizer, kinds=kinds, arguments=chat.arguments, system=chat.system)
+    if config.replies.max_thinking_tokens is not None and templates.thinking() is None:
+        raise ModelError(
+            f"replies.max_thinking_tokens is set, but the tokenizer of {config.model} has no tokens that begin and end a "
+            "thinking, such as <think> and </think>; set it to none"
+        )
     check_adapters(parts.shell, config.backbone.lora, config.model)
 
 

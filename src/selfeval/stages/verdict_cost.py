@@ -151,6 +151,7 @@ def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[s
             max_new_tokens=context.reply_limit,
             seed=0,
             batch_size=config.backbone.rollout_batch_size,
+            thinking=context.thinking,
         )
-    texts = [templates.text(rollout.ids) for rollout in rollouts]
+    texts = [templates.text(rollout.reply_ids) for rollout in rollouts]
     return texts, _Spent(perf_counter() - start, tally.read, tally.written)

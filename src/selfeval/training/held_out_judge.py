@@ -16,6 +16,7 @@ from selfeval.judging.protocol import Comparison, Judge
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.training.context import POLICY, JudgeReading
 
 __all__ = ["HeldOutJudge"]
@@ -41,6 +42,7 @@ class HeldOutJudge:
         seed: sampling seed. It is the same for all readings, so that two of them differ by the policy alone.
         start: Optional. Role of the initial policy. Default: the base.
         temperature, top_p: temperature and nucleus of the sampling. Default: 1.
+        thinking: Optional. Markers and limit of the thinking before a reply, which the judge does not read. Default: none.
     """
 
     backbone: Backbone
@@ -53,6 +55,7 @@ class HeldOutJudge:
     start: str = BASE
     temperature: float = 1.0
     top_p: float = 1.0
+    thinking: ThinkingTokens | None = None
 
     def __call__(self, guide: Guide | None) -> JudgeReading | None:
         """Return a reading of the current policy, or None if most verdicts could not be parsed.
@@ -83,6 +86,12 @@ class HeldOutJudge:
         requests = [Request(prompt, self.temperature, self.top_p) for prompt in prompts]
         with self.backbone.acting_as(role):
             rollouts = generate(
-                self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, batch_size=self.batch_size, guide=guide
+                self.backbone,
+                requests,
+                max_new_tokens=self.limit,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                guide=guide,
+                thinking=self.thinking,
             )
-        return [_Said(self.templates.text(r.ids), r.finished) for r in rollouts]
+        return [_Said(self.templates.text(r.reply_ids), r.finished) for r in rollouts]
