@@ -17,7 +17,7 @@ import tiny_models
 from selfeval.backbone.role_files import save_role
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.config import RunConfig
-from selfeval.errors import ExportError, LoopError
+from selfeval.errors import ExportError, InputError, LoopError
 from selfeval.judging.protocol import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
@@ -184,6 +184,21 @@ def test_the_policy_of_the_api_samples_with_its_guide(guided: Context) -> None:
     )
     assert [text for replies in found for text in replies] == with_guide
     assert with_guide != without
+
+
+def test_the_policy_of_the_api_samples_as_the_run_evaluates(guided: Context) -> None:
+    other = again(guided)
+    config = {**other.config.model_dump(mode="json"), "evaluation": {"temperature": 0.5, "top_p": 0.75}}
+    other.store.update_run(config=config)
+    loaded = Policy(RunModel(RunReader(other.store.root), other.backbone, other.templates))
+    asked = [question.text for question in other.questions(Split.TEST)]
+    found = loaded.reply(asked, n=3, seed=3)
+    assert found == loaded.reply(asked, n=3, seed=3, temperature=0.5, top_p=0.75)
+    assert found != loaded.reply(asked, n=3, seed=3, temperature=1.0)
+    assert found != loaded.reply(asked, n=3, seed=3, top_p=1.0)
+    for top_p in (0.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="top_p must be above 0 and at most 1"):
+            loaded.reply(asked, top_p=top_p)
 
 
 def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, monkeypatch: pytest.MonkeyPatch) -> None:
