@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "Drop",
+    "Message",
     "Pair",
     "PairwiseEvidence",
     "Question",
@@ -75,13 +76,33 @@ class Seed:
 
 
 @dataclass(frozen=True)
+class Message:
+    """A turn of a conversation; `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Question:
-    """A question of the run; `source` is `self` (written by the model), `seed` or `file` (provided by the user)."""
+    """A question of the run.
+
+    Attributes:
+        text: the question; of a conversation, all turns as one text with their names.
+        source: `self` (written by the model), `seed` or `file` (provided by the user).
+        messages: turns of a conversation, the last of which is the user's. Default: none, `text` is the only turn.
+    """
 
     id: str
     text: str
     split: Split
     source: str
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def opening(self) -> str:
+        """The first user turn: a question that can stand alone, such as the examples in the prompt for new questions."""
+        return next((message.content for message in self.messages if message.role == "user"), self.text)
 
 
 @dataclass(frozen=True)
@@ -227,17 +248,16 @@ def _hints(kind: type) -> dict[str, Any]:
 def _restore(hint: Any, value: Any) -> Any:
     if enum := _enum_in(hint):
         return None if value is None and enum is not hint else enum(value)
-    if record := _record_in(hint):
-        return _nested(record, value, optional=hint is not record)
     if typing.get_origin(hint) is not tuple:
-        return _checked(hint, value)
+        record = _record_in(hint)
+        return _checked(hint, value) if record is None else _nested(record, value, optional=hint is not record)
     if not isinstance(value, list | tuple):
         raise TypeError(f"{_shown(value)} where a list is expected")
     kinds = typing.get_args(hint)
     if kinds[1:] == (...,):
         if kinds[0] is int and set(map(type, value)) <= {int} and max(map(abs, value), default=0) < 2**63:
             return tuple(value)  # token ids are not checked one by one: that takes ten times as long as reading the record
-        return tuple(_checked(kinds[0], part) for part in value)
+        return tuple(_restore(kinds[0], part) for part in value)
     return tuple(_restore(kind, part) for kind, part in zip(kinds, value, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ from selfeval.backbone.role_files import save_role
 from selfeval.config import RepliesConfig, RunConfig
 from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Question, Reply, Split
-from selfeval.rollout.engine import Rollout, generate, visible_ids
+from selfeval.prompt import Prompt
+from selfeval.records import Message, Question, Reply, Split
+from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, read_limit
 from selfeval.stages import replies
@@ -172,3 +174,29 @@ def test_replies_that_never_leave_their_thinking_are_refused(tmp_path: Path, mon
 class _Opened(ThinkingTokens):
     def opened_by(self, prompt: Any) -> bool:
         return True
+
+
+# -- conversations ------------------------------------------------------------------------------------------------------
+
+
+def test_replies_continue_the_turns_of_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = context(tmp_path / "run", max_new_tokens=4), set[Prompt]()
+    tokenizer = tiny_models.words_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
+    made.__dict__["templates"] = Templates.load(templates_folder("none"), tokenizer)
+    turns = (Message("user", "Two plus three?"), Message("assistant", "Five."), Message("user", "Why?"))
+    splits = (Split.TRAIN, Split.TEST, Split.TRAIN)
+    asked = [Question(f"q{i}", f"{i}", split, "file", turns[: 3 if i else 0]) for i, split in enumerate(splits)]
+    made.store.write_shard("questions", 0, asked)
+
+    def sampled(backbone: Any, requests: Sequence[Request], **options: Any) -> list[Rollout]:
+        seen.update(request.prompt for request in requests)
+        return generate(backbone, requests, **options)
+
+    monkeypatch.setattr(replies, "generate", sampled)
+    monkeypatch.setattr(Templates, "grades_with_reference_answer", True)
+    run(made)
+    assert len({made.templates.reply_prompt(question) for question in asked}) == 2
+    assert seen == {made.templates.reply_prompt(question) for question in asked}
+    text = tokenizer.decode(list(made.templates.reply_prompt(asked[1]).ids))
+    assert text == "<user>Two plus three?<assistant>Five.<user>Why?<reply>"

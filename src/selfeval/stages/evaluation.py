@@ -244,7 +244,7 @@ def _answer_and_judge(
     replies = context.replies()
     # Samples of the start role at the same temperature (stages/replies.py), so a new sample is not needed.
     before = [replies[f"{q.id}-r0"] for q in questions]
-    prompts = [templates.prompt("reply", question=q.text) for q in questions]
+    prompts = [templates.reply_prompt(q) for q in questions]
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
     texts, read = [templates.text(r.reply_ids) for r in after], [visible_ids(context.backbone, r) for r in after]
     kls = _kl_to_start(context, prompts, after)

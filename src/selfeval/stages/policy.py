@@ -13,7 +13,7 @@ from selfeval.backbone.role_files import save_role
 from selfeval.config import LEARNERS, RunConfig
 from selfeval.errors import LoopError
 from selfeval.prompt import Prompt
-from selfeval.records import Sampled, Split
+from selfeval.records import Question, Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.runs.policy import GUIDE, load_policy
@@ -119,7 +119,7 @@ def prompts_of(context: Context) -> list[QuestionPrompts]:
     """Return the training questions as token ids, excluding those of the held-out judge."""
     templates = context.templates
     return [
-        QuestionPrompts(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
+        QuestionPrompts(q.id, templates.reply_prompt(q), context.grade_prompt(q.id, q.text))
         # Held-out judge questions are the first ones; both functions count them with `_kept_aside`.
         for q in context.questions(Split.TRAIN)[_kept_aside(context) :]
     ]
@@ -135,11 +135,11 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     config, aside = context.config, context.questions(Split.TRAIN)[: _kept_aside(context)]
     if not aside:
         return None
-    texts, limit = [q.text for q in aside], context.reply_limit
+    limit = context.reply_limit
     seed, batch_size = context.seed("held-out judge"), config.backbone.rollout_batch_size
     start = context.ensure_start()
     return HeldOutJudge(
-        *(context.backbone, context.templates, context.judge("referee"), texts, limit, batch_size, seed, start),
+        *(context.backbone, context.templates, context.judge("referee"), aside, limit, batch_size, seed, start),
         temperature=config.evaluation.temperature,
         top_p=config.evaluation.top_p,
         thinking=context.thinking,
@@ -178,8 +178,9 @@ def _kept_pairs(context: Context) -> list[Preference]:
             'the pairs do not contain the thinking; set its pairs = "sampled" or choose another learner, such as ppo, or '
             "disable the thinking, for example with chat.arguments = { enable_thinking = false }"
         )
+    questions = {q.id: q for store in (*context.earlier, context.store) for q in store.read("questions", Question)}
     return [
-        Preference(templates.prompt("reply", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
+        Preference(templates.reply_prompt(questions[p.question_id]), p.chosen_ids, p.rejected_ids, p.confidence)
         for p in context.training_pairs()
     ]
 

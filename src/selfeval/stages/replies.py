@@ -149,7 +149,7 @@ class WriteReplies:
         return [_Written(*row, "sample") for row in zip(numbered, requests, rollouts, strict=True)]
 
     def _request(self, model: ModelHandle, question: Question, number: int) -> Request:
-        prompt = model.templates.prompt("reply", question=question.text)
+        prompt = model.templates.reply_prompt(question)
         if question.split == Split.TEST:
             return Request(prompt, self.test_temperature, self.test_top_p)
         rng = self.draws.random("replies", question.id, number)
@@ -157,7 +157,7 @@ class WriteReplies:
         return Request(prompt, rng.uniform(*self.config.temperature), rng.uniform(*self.config.top_p))
 
     def _beamed(self, model: ModelHandle, numbered: Sequence[Numbered]) -> list[_Written]:
-        requests = [Request(model.templates.prompt("reply", question=q.text)) for q, _ in numbered]
+        requests = [Request(model.templates.reply_prompt(q)) for q, _ in numbered]
         rollouts = beam_search(
             model.backbone,
             [r.prompt for r in requests],
@@ -181,7 +181,7 @@ class WriteReplies:
         found = [row for row in found if self._fits(model, row[0], row[3])]
         if not found:
             return []
-        prompts = [model.templates.prompt("reply", question=q.text) for q, _, _, _ in found]
+        prompts = [model.templates.reply_prompt(q) for q, _, _, _ in found]
         logprobs = reply_logprobs(model.backbone, prompts, [row[3] for row in found], batch_tokens=self.batch_tokens)
         return [
             Reply(f"{q.id}-f{n}", q.id, text, ids, "file", 1.0, 1.0, round(sum(values), 4), finished=True)
@@ -194,7 +194,7 @@ class WriteReplies:
         # The reference answer does not exist yet, so its maximum length is assumed.
         reference_answer = self.limit if model.templates.grades_with_reference_answer else 0
         grade = model.templates.prompt("grade", question=question.text, reference_answer="")
-        reply = model.templates.prompt("reply", question=question.text)
+        reply = model.templates.reply_prompt(question)
         return length is None or max(len(grade.ids) + reference_answer, len(reply.ids)) + len(ids) <= length
 
     def _reference_answers(self, model: ModelHandle, asked: Sequence[Asked]) -> list[ReferenceAnswer]:
@@ -203,7 +203,7 @@ class WriteReplies:
         with model.backbone.acting_as(BASE):
             rollouts = generate(
                 model.backbone,
-                [Request(model.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
+                [Request(model.templates.reply_prompt(q), temperature=0.0) for q in questions],
                 max_new_tokens=self.limit,
                 seed=0,
                 batch_size=self.batch_size,
@@ -276,7 +276,7 @@ def _cap(context: Context, questions: Sequence[Question]) -> int:
     )
     if length is None:
         return cap
-    reply = max(len(templates.prompt("reply", question=q.text).ids) for q in questions)
+    reply = max(len(templates.reply_prompt(q).ids) for q in questions)
     grade = max(len(templates.prompt("grade", question=q.text, reference_answer="").ids) for q in questions)
     # A reference answer is as long as a reply, and is in the same prompt.
     texts, thinking = 2 if templates.grades_with_reference_answer else 1, context.config.replies.max_thinking_tokens or 0

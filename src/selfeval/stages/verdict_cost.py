@@ -143,7 +143,7 @@ def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[s
     if not templates.grades_with_reference_answer:
         return [""] * len(batch), _Spent(0.0, 0, 0)
     start = perf_counter()
-    requests = [Request(templates.prompt("reply", question=a.question.text), temperature=0.0) for a in batch]
+    requests = [Request(templates.reply_prompt(a.question), temperature=0.0) for a in batch]
     with count_tokens() as tally, context.backbone.acting_as(BASE):
         rollouts = generate(
             context.backbone,

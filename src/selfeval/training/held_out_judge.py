@@ -14,6 +14,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.judging.protocol import Comparison, Judge
 from selfeval.judging.templates import Templates
+from selfeval.records import Question
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
 from selfeval.rollout.thinking import ThinkingTokens
@@ -36,7 +37,7 @@ class HeldOutJudge:
 
     Attributes:
         judge: judge that compares the replies, under the base.
-        questions: texts of the questions.
+        questions: the questions.
         limit: maximum tokens of a reply.
         batch_size: batch size of sampling.
         seed: sampling seed. It is the same for all readings, so that two of them differ by the policy alone.
@@ -48,7 +49,7 @@ class HeldOutJudge:
     backbone: Backbone
     templates: Templates
     judge: Judge
-    questions: Sequence[str]
+    questions: Sequence[Question]
     limit: int
     batch_size: int
     seed: int
@@ -65,7 +66,7 @@ class HeldOutJudge:
         """
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [
-            Comparison(question, ours.text, theirs.text, not ours.finished, not theirs.finished)
+            Comparison(question.text, ours.text, theirs.text, not ours.finished, not theirs.finished)
             for question, ours, theirs in pairs
         ]
         with self.backbone.acting_as(BASE):
@@ -82,7 +83,7 @@ class HeldOutJudge:
         return self._replies(self.start)
 
     def _replies(self, role: str, guide: Guide | None = None) -> list[_Said]:
-        prompts = [self.templates.prompt("reply", question=q) for q in self.questions]
+        prompts = [self.templates.reply_prompt(q) for q in self.questions]
         requests = [Request(prompt, self.temperature, self.top_p) for prompt in prompts]
         with self.backbone.acting_as(role):
             rollouts = generate(
