@@ -8,6 +8,7 @@ import pytest
 from selfeval.records import (
     AgreementEvidence,
     Drop,
+    Message,
     Pair,
     PairwiseEvidence,
     Question,
@@ -32,6 +33,8 @@ RECORDS: list[Any] = [
     Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
     Seed("How many?", "Two.", {}),
     Question("q1", "How «many»?", Split.TRAIN, "self"),
+    Question("q1", "User: Hi.\n\nUser: Why?", Split.TEST, "file", (Message("user", "Hi."), Message("user", "Why?"))),
+    Message("user", "Why?"),
     Reply("q1-r0", "q1", "The answer is 3", (5, 6, 2), "beam", 0.8, 0.95, -1.25, False),
     EVIDENCE,
     PairwiseEvidence(None, 0.5, (None, 0.5), ("", ""), (Unreadable.LOOP, None), (None, 0.75)),

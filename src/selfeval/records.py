@@ -18,6 +18,7 @@ __all__ = [
     "AgreementEvidence",
     "Drop",
     "Evidence",
+    "Message",
     "Pair",
     "PairwiseEvidence",
     "Question",
@@ -79,13 +80,33 @@ class Seed:
 
 
 @dataclass(frozen=True)
+class Message:
+    """A turn of a conversation; `role` is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Question:
-    """A question of the run; `source` is `self` (written by the model), `seed` or `file` (provided by the user)."""
+    """A question of the run.
+
+    Attributes:
+        text: the question; of a conversation, all turns as one text with their names.
+        source: `self` (written by the model), `seed` or `file` (provided by the user).
+        messages: turns of a conversation, the last of which is the user's. Default: none, `text` is the only turn.
+    """
 
     id: str
     text: str
     split: Split
     source: str
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def opening(self) -> str:
+        """The first user turn: a question that can stand alone, such as the examples in the prompt for new questions."""
+        return next((message.content for message in self.messages if message.role == "user"), self.text)
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,8 @@ class Reply:
         sampling_method: `sample`, `beam`, or `file` (provided by the user).
         logprob: sum of the token log-probs at the sampling temperature (1 for beams), in nats.
         finished: whether it ended with an end-of-sequence token, before the token limit.
+        thinking: text that the model wrote before the reply, which judge and evaluator do not read; `ids` and `logprob` are
+            without it. Default: empty.
     """
 
     id: str
@@ -107,6 +130,7 @@ class Reply:
     top_p: float
     logprob: float
     finished: bool
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,13 +230,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A reply sampled from the policy in one iteration of its training."""
+    """A reply sampled from the policy in one iteration of its training; `thinking` is what it wrote before the reply."""
 
     step: int
     question_id: str
     text: str
     score: float
     finished: bool
+    thinking: str = ""
 
 
 @dataclass(frozen=True)

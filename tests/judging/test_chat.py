@@ -246,3 +246,49 @@ def test_the_turns_of_an_included_template_are_seen(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_shown_a_system_prompt_is_refused(chat: str | None, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         load_system(chat)
+
+
+# -- thinking -----------------------------------------------------------------------------------------------------------
+
+OPENS = PLAIN + "{% if add_generation_prompt and enable_thinking is not defined %}<think>\n{% endif %}"
+
+
+def load_thinking(chat: str | None, **arguments: Any) -> Templates:
+    tokenizer = tiny_models.words_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = chat
+    return Templates.load(OWN, tokenizer, DAY, arguments=arguments)
+
+
+def test_thinking_is_recognised_by_the_tokens_of_the_tokenizer() -> None:
+    assert load(PLAIN).thinking(9) is None
+    found = load_thinking(PLAIN).thinking(9)
+    assert found is not None
+    names = [load_thinking(PLAIN).tokenizer.convert_ids_to_tokens(list(ids)) for ids in (found.opening, found.closing)]
+    assert (names, found.limit) == ([["<think>"], ["</think>"]], 9)
+
+
+@pytest.mark.parametrize(
+    ("chat", "arguments", "opened"), [(PLAIN, {}, False), (OPENS, {}, True), (OPENS, {"enable_thinking": 0}, False)]
+)
+def test_a_chat_template_that_opens_the_thinking_is_recognised(chat: str, arguments: dict[str, Any], opened: bool) -> None:
+    templates = load_thinking(chat, **arguments)
+    thinking = templates.thinking()
+    assert thinking is not None
+    assert thinking.opened_by(templates.prompt("reply", question="How <think> many apples are left?")) == opened
+
+
+def test_the_thinking_is_decoded_without_its_markers() -> None:
+    templates = load_thinking(OPENS)
+    encode = templates.tokenizer.encode
+    assert templates.thinking_text(tuple(encode("<think>\ntwo plus three\n</think>"))) == "two plus three"
+    assert templates.thinking_text(tuple(encode("two plus three</think>"))) == "two plus three"
+    assert templates.thinking_text(()) == ""
+
+
+def test_a_typed_reply_is_shown_without_its_thinking() -> None:
+    templates = load_thinking(OPENS)
+    assert templates.without_thinking("<think>four? no</think> Five. ") == "Five."
+    assert templates.without_thinking("four? </think>five</think>six") == "six"
+    assert templates.without_thinking(" Five. ") == " Five. "
+    assert load(PLAIN).without_thinking("<think>four</think> Five.") == "<think>four</think> Five.", "it has no such tokens"

@@ -580,6 +580,16 @@ def test_the_reward_function_scores_as_the_run_whatever_the_texts(chat: bool, gr
         assert evaluator.reference_answers([QUESTION, QUESTION]) == [run.reference_answer(QUESTION)] * 2
 
 
+def test_the_reward_function_does_not_read_a_thinking(tmp_path: Path) -> None:
+    run = Run(tmp_path, chat=True)
+    folder = run.export("evaluator", tmp_path / "out", merge=False).folder
+    evaluator = reward_of(folder).Evaluator()
+    assert evaluator.facts["thinking_ends"] == [], "this tokenizer has no tokens for it"
+    evaluator.facts["thinking_ends"] = ["</think>"]
+    wanted = [run.score(QUESTION, REPLY)] * 2
+    assert evaluator.scores([QUESTION] * 2, [REPLY, f"<think>Two.</think> {REPLY}"]) == pytest.approx(wanted, abs=1e-4)
+
+
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_plain_prompts_are_put_on_the_evaluators_prompt_or_refused(chat: bool, tmp_path: Path) -> None:
     run = Run(tmp_path, chat=chat)

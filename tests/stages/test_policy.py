@@ -15,12 +15,14 @@ import torch
 
 import tiny_models
 from selfeval.backbone.role_files import save_role
+from selfeval.backbone.sequences import pad_sequences
 from selfeval.config import RunConfig
-from selfeval.errors import ExportError
+from selfeval.errors import ExportError, InputError, LoopError
 from selfeval.judging.protocol import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
-from selfeval.records import Question, Reply, Split
+from selfeval.records import Question, Reply, Sampled, Split
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.export import export_role
 from selfeval.runs.model import RunModel
 from selfeval.runs.policy import Policy
@@ -30,6 +32,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RUN_SCHEMA, RunStore, write_json
+from selfeval.training import experience
 from selfeval.training.context import POLICY, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.recorder import Recorder
@@ -183,6 +186,21 @@ def test_the_policy_of_the_api_samples_with_its_guide(guided: Context) -> None:
     assert with_guide != without
 
 
+def test_the_policy_of_the_api_samples_as_the_run_evaluates(guided: Context) -> None:
+    other = again(guided)
+    config = {**other.config.model_dump(mode="json"), "evaluation": {"temperature": 0.5, "top_p": 0.75}}
+    other.store.update_run(config=config)
+    loaded = Policy(RunModel(RunReader(other.store.root), other.backbone, other.templates))
+    asked = [question.text for question in other.questions(Split.TEST)]
+    found = loaded.reply(asked, n=3, seed=3)
+    assert found == loaded.reply(asked, n=3, seed=3, temperature=0.5, top_p=0.75)
+    assert found != loaded.reply(asked, n=3, seed=3, temperature=1.0)
+    assert found != loaded.reply(asked, n=3, seed=3, top_p=1.0)
+    for top_p in (0.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="top_p must be above 0 and at most 1"):
+            loaded.reply(asked, top_p=top_p)
+
+
 def test_evaluation_samples_with_the_guide_that_was_trained(guided: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     other = again(guided)
     unparsable = Judgement(None)
@@ -207,3 +225,42 @@ def test_a_guided_policy_is_not_exported_as_if_it_had_learned(guided: Context, t
     with pytest.raises(ExportError, match=r"q-0, q-1 guide its sampling, .*changes the weights \(ppo, trpo, grpo"):
         export_role(guided.config, guided.store.root, POLICY, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+# -- models that think --------------------------------------------------------------------------------------------------
+
+
+def test_replies_are_trained_on_with_their_thinking_and_recorded_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thinking = ThinkingTokens(frozenset(range(48, 80)), frozenset(range(80, 150)), 6)
+    monkeypatch.setattr(Templates, "thinking", lambda self, limit=None: thinking)
+    made = context(tmp_path / "run", {**SETTINGS, "policy": {**SETTINGS["policy"], "learner": "ppo", "iterations": 1}})
+    lengths, sampled = [], list[Samples]()
+    kept = policy._RunRecorder.samples
+
+    def samples(self: Any, iteration: int, found: Samples, scores: Scores) -> None:
+        sampled.append(found)
+        kept(self, iteration, found, scores)
+
+    def batches(backbone: Any, prompts: Any, replies: Any) -> Any:
+        lengths.append([len(reply) for reply in replies])
+        return pad_sequences(backbone, prompts, replies)
+
+    monkeypatch.setattr(policy._RunRecorder, "samples", samples)
+    monkeypatch.setattr(experience, "pad_sequences", batches)
+    run(made)
+    rollouts = sampled[0].rollouts
+    assert any(r.hidden for r in rollouts)
+    assert [len(r.ids) for r in rollouts] in lengths, "the thinking was sampled, so it is trained on"
+    templates, records = made.templates, made.store.read("policy", Sampled)
+    assert [r.text for r in records] == [templates.text(r.reply_ids) for r in rollouts]
+    assert [r.thinking for r in records] == [templates.thinking_text(r.thinking_ids) for r in rollouts]
+
+
+def test_judged_pairs_without_their_thinking_are_not_trained_on(tmp_path: Path) -> None:
+    made = context(tmp_path / "run", {**SETTINGS, "policy": {"gate": "off", "learner": "dpo", "dpo": {"pairs": "kept"}}})
+    assert policy._kept_pairs(made) == []
+    made.store.write_shard("replies", 1, [Reply("q0-r1", "q0", "7", (7, 1), "sample", 1.0, 1.0, -1.0, True, thinking="four?")])
+    with pytest.raises(LoopError, match=r'policy\.dpo trains on the judged pairs, but the model thinks.*pairs = "sampled"'):
+        policy._kept_pairs(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,12 @@ import pytest
 import tiny_models
 from selfeval.backbone.role_files import save_role
 from selfeval.config import RepliesConfig, RunConfig
+from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Question, Reply, Split
+from selfeval.prompt import Prompt
+from selfeval.records import Message, Question, Reply, Split
+from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, read_limit
 from selfeval.stages import replies
 from selfeval.stages.context import Context
@@ -111,3 +116,87 @@ def test_the_cap_fits_the_context_with_the_longest_prompt(tmp_path: Path) -> Non
     assert length is not None
     longest = max(len(made.templates.prompt("reply", question=q.text).ids) for q in made.store.read("questions", Question))
     assert replies._cap(made, made.store.read("questions", Question)) == length - longest
+
+
+# -- thinking -----------------------------------------------------------------------------------------------------------
+
+
+def thinking_context(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Context:
+    """The same run of a model that thinks: many of its tokens begin or end a thinking."""
+    opening, closing = frozenset(range(48, 80)), frozenset(range(80, 150))
+    monkeypatch.setattr(Templates, "thinking", lambda self, limit=None: ThinkingTokens(opening, closing, limit))
+    return context(folder, **{"max_new_tokens": 6, **changes})
+
+
+def test_the_thinking_is_kept_in_the_record_and_is_no_part_of_the_reply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = thinking_context(tmp_path / "run", monkeypatch, max_thinking_tokens=9)
+    seen: list[Rollout] = []
+
+    def sampled(*arguments: Any, **options: Any) -> list[Rollout]:
+        seen.extend(found := generate(*arguments, **options))
+        return found
+
+    monkeypatch.setattr(replies, "generate", sampled)
+    run(made)
+    found = [reply for reply in made.store.read("replies", Reply) if reply.sampling_method == "sample"]
+    whole = {made.templates.thinking_text(r.thinking_ids) for r in seen}
+    assert {reply.thinking for reply in found} == whole
+    assert len(whole) > 5
+    for reply in found:
+        assert 1 <= len(reply.ids) <= 6
+        assert reply.text == made.templates.text(reply.ids)
+    assert {reply.ids for reply in found} == {visible_ids(made.backbone, r) for r in seen}
+    sums = {round(sum(r.logprobs[r.hidden :]), 4) for r in seen}
+    assert {reply.logprob for reply in found} == sums
+
+
+def test_a_decided_limit_is_that_of_the_reply_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = thinking_context(tmp_path / "run", monkeypatch, max_new_tokens="auto", max_thinking_tokens=9)
+    run(made)
+    same = thinking_context(tmp_path / "same", monkeypatch, max_new_tokens=made.reply_limit, max_thinking_tokens=9)
+    run(same)
+    wanted = {reply.id: reply for reply in same.store.read("replies", Reply)}
+    found = [reply for reply in made.store.read("replies", Reply) if reply.sampling_method == "sample"]
+    assert [wanted[reply.id] for reply in found] == found
+
+
+def test_replies_that_never_leave_their_thinking_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, remedy in ((None, "set replies.max_thinking_tokens"), (2, r"raise replies.max_thinking_tokens \(now 2\)")):
+        made = thinking_context(tmp_path / f"run-{limit}", monkeypatch, max_thinking_tokens=limit)
+        object.__setattr__(made.backbone.loaded, "eos_ids", (1,))
+        monkeypatch.setattr(Templates, "thinking", lambda self, limit=None: _Opened(frozenset(), frozenset(), limit))
+        with pytest.raises(LoopError, match=f"cut off inside their thinking and have no text to judge; {remedy}"):
+            run(made)
+
+
+class _Opened(ThinkingTokens):
+    def opened_by(self, prompt: Any) -> bool:
+        return True
+
+
+# -- conversations ------------------------------------------------------------------------------------------------------
+
+
+def test_replies_continue_the_turns_of_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = context(tmp_path / "run", max_new_tokens=4), set[Prompt]()
+    tokenizer = tiny_models.words_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
+    made.__dict__["templates"] = Templates.load(templates_folder("none"), tokenizer)
+    turns = (Message("user", "Two plus three?"), Message("assistant", "Five."), Message("user", "Why?"))
+    splits = (Split.TRAIN, Split.TEST, Split.TRAIN)
+    asked = [Question(f"q{i}", f"{i}", split, "file", turns[: 3 if i else 0]) for i, split in enumerate(splits)]
+    made.store.write_shard("questions", 0, asked)
+
+    def sampled(backbone: Any, requests: Sequence[Request], **options: Any) -> list[Rollout]:
+        seen.update(request.prompt for request in requests)
+        return generate(backbone, requests, **options)
+
+    monkeypatch.setattr(replies, "generate", sampled)
+    monkeypatch.setattr(Templates, "grades_with_reference_answer", True)
+    run(made)
+    assert len({made.templates.reply_prompt(question) for question in asked}) == 2
+    assert seen == {made.templates.reply_prompt(question) for question in asked}
+    text = tokenizer.decode(list(made.templates.reply_prompt(asked[1]).ids))
+    assert text == "<user>Two plus three?<assistant>Five.<user>Why?<reply>"

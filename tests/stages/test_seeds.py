@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def _refusal(path: str) -> str:
 def test_json_lines_keep_reply_and_other_fields(tmp_path: Path) -> None:
     content = b'{"question": " How many? ", "reply": "Two.", "level": 3}\n\n{"question": "Why?"}\n'
     assert read_seeds(_file(tmp_path, content)) == [Seed("How many?", "Two.", {"level": 3}), Seed("Why?")]
+
+
+def test_a_conversation_is_a_seed_with_its_first_question(tmp_path: Path) -> None:
+    turns = [("system", "Be brief."), ("user", "How many?"), ("assistant", "Two."), ("user", "Why?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    found = read_seeds(_file(tmp_path, json.dumps({"messages": messages}).encode()))
+    assert found == [Seed("How many?", None, {"messages": messages})]
+    refused = json.dumps({"messages": messages[:3]}).encode()
+    assert 'line 1: "messages" must end with a turn of the user, got assistant' in _refusal(_file(tmp_path, refused))
 
 
 def test_plain_text_is_one_question_a_line(tmp_path: Path) -> None:

@@ -8,8 +8,13 @@ import tiny_models
 from selfeval.backbone.adapters import BASE
 from selfeval.judging.protocol import Comparison, Judge, Judgement
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.records import Question, Split
 from selfeval.training.context import POLICY, JudgeReading
 from selfeval.training.held_out_judge import HeldOutJudge
+
+
+def asked(count: int) -> list[Question]:
+    return [Question(f"q{i}", f"What is {i}?", Split.TRAIN, "self") for i in range(count)]
 
 
 def reading(said: Sequence[float | None]) -> JudgeReading | None:
@@ -20,11 +25,11 @@ def reading(said: Sequence[float | None]) -> JudgeReading | None:
     class Scripted(Judge):
         def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
             assert backbone.acting == BASE
-            assert [c.question for c in comparisons] == questions
+            assert [c.question for c in comparisons] == [q.text for q in questions]
             return [Judgement(p) for p in said]
 
     templates = Templates.load(templates_folder("none"), backbone.loaded.tokenizer)
-    questions = [f"What is {i}?" for i in range(len(said))]
+    questions = asked(len(said))
     return HeldOutJudge(backbone, templates, Scripted(), questions, 2, 8, 0)(None)
 
 
@@ -51,5 +56,5 @@ def test_the_judge_is_informed_of_replies_that_the_limit_cut_off() -> None:
             return [Judgement(0.5) for _ in comparisons]
 
     templates = Templates.load(templates_folder("none"), backbone.loaded.tokenizer)
-    HeldOutJudge(backbone, templates, Scripted(), ["What is 1?", "What is 2?"], 1, 8, 0)(None)
+    HeldOutJudge(backbone, templates, Scripted(), asked(2), 1, 8, 0)(None)
     assert [(c.first_cut, c.second_cut) for c in seen] == [(True, True)] * 2, "an untrained model does not end after one token"

@@ -45,3 +45,11 @@ def test_one_evaluator_says_its_raw_score() -> None:
     backbone, rows = ensemble()
     scores = EvaluatorScorer(backbone, 100, MEMBERS[2:])(SAMPLES)
     assert scores.whole_B.tolist() == pytest.approx(rows[2], abs=1e-5)
+
+
+def test_the_thinking_is_not_scored() -> None:
+    backbone, _ = ensemble()
+    scorer = EvaluatorScorer(backbone, 100, MEMBERS[:1])
+    thought = [Rollout((30, 31, 32, *r.ids), (0.0,) * 7, True, hidden=3) for r in SAMPLES.rollouts]
+    wanted = scorer(SAMPLES).whole_B.tolist()
+    assert scorer(Samples(PROMPTS, thought)).whole_B.tolist() == pytest.approx(wanted, abs=1e-5)

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from selfeval.config.choices import check_name, read_settings
-from selfeval.config.fields import Count, CountOrAuto, Nucleus, Positive, PositiveOrNone, Section, Share
+from selfeval.config.fields import Count, CountOrAuto, CountOrNone, Nucleus, Positive, PositiveOrNone, Section, Share
 from selfeval.config.judges import JUDGES, JudgeConfig
 
 __all__ = [
@@ -106,6 +106,8 @@ class RepliesConfig(Section):
     """Token limit of a reply, also in policy training; `auto` decides it from the first shard (docs/concepts/loop.md)."""
     max_new_tokens_cap: Count = 512
     """Largest limit that `max_new_tokens = "auto"` can choose, and the limit of the replies from which it chooses."""
+    max_thinking_tokens: CountOrNone = None
+    """Optional. Separate token limit of the thinking before a reply. Default: thinking and reply share `max_new_tokens`."""
     shard: Count = 512
     """Questions per shard."""
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from selfeval.judging.labels import Labels
 
-__all__ = ["Place", "Thinking", "find_verdict", "thinking_of", "token_at"]
+__all__ = ["MARKERS", "Place", "Thinking", "find_verdict", "thinking_of", "token_at"]
 
-_MARKERS = (
+MARKERS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -30,7 +30,7 @@ _MARKERS = (
 )
 """Opening and closing markers of the thinking of published reasoning models."""
 
-_PROMPTED = (*_MARKERS, ("<|start|>assistant", "<|channel|>final<|message|>"))
+_PROMPTED = (*MARKERS, ("<|start|>assistant", "<|channel|>final<|message|>"))
 """Ends of a prompt after which thinking begins; a chat template may contain the opening marker itself."""
 
 _DECORATION = r"[\s*_`\"'“”(\[{\\$]*"
@@ -76,7 +76,7 @@ def thinking_of(text: str, prompt: str = "") -> Thinking:
         21
     """
     opened = [close for start, close in _PROMPTED if prompt.rstrip().endswith(start)]
-    events = [event for start, close in _MARKERS for event in _marks(text, start, close)]
+    events = [event for start, close in MARKERS for event in _marks(text, start, close)]
     # A prompt that ends in an opening marker starts the text inside a block.
     end, waits = (None, opened[0]) if opened else (0, "")
     # In the order of the text. A closing marker counts even without an opening one, and an opening one inside a block does

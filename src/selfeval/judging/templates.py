@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import DictLoader, Environment, TemplateError, meta
+from jinja2 import DictLoader, Environment, TemplateError, TemplateRuntimeError, meta
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
@@ -35,12 +35,15 @@ from selfeval.judging.chat import (
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, in_order, verdict_tokens
+from selfeval.judging.reading import MARKERS
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
 from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
 from selfeval.prompt import Prompt
 from selfeval.quality.written_questions import bare_question
+from selfeval.records import Question
+from selfeval.rollout.thinking import ThinkingTokens
 
 __all__ = [
     "SETTINGS",
@@ -199,6 +202,28 @@ class Templates:
             ids = ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
         return Prompt(tuple(int(i) for i in ids))
 
+    def reply_prompt(self, question: Question) -> Prompt:
+        """Return the prompt of a reply to a question: that of its text, or the turns of a conversation.
+
+        Raises:
+            TemplateRuntimeError: a conversation, but the tokenizer has no chat template (see `check_conversations`).
+        """
+        if not question.messages:
+            return self.prompt("reply", question=question.text)
+        if not self.uses_chat:
+            raise TemplateRuntimeError("a conversation needs a chat template")
+        return Prompt(tuple(int(i) for i in self._in_chat(self.turns_of_question(question), tokenize=True)))
+
+    def turns_of_question(self, question: Question) -> list[Turn]:
+        """Return the turns before a reply to a conversation: the reply prompt of its last turn, with the others before that."""
+        *before, last = question.messages
+        turns = turns_of(self._rendered("reply", {"question": last.content}))
+        history = [Turn(message.role, self.clean(message.content)) for message in before]
+        asked = max(i for i, turn in enumerate(turns) if turn.role == "user")
+        if history and history[0].role == "system":
+            return [history[0], *turns[:asked], *history[1:], *turns[asked:]]
+        return [*turns[:asked], *history, *turns[asked:]]
+
     def _in_chat(self, turns: Sequence[Turn], *, tokenize: bool) -> Any:
         """Apply the chat template; the model continues a last turn of the assistant, else it begins one."""
         prefilled = turns[-1].role == "assistant"
@@ -212,12 +237,19 @@ class Templates:
 
     def loss_of_system(self, turns: Sequence[Turn]) -> str:
         """Describe how the chat template fails to show the system turn that the conversation begins with; empty if it does."""
+        return self._loss(turns, turns[:1], "a system message")
+
+    def loss_of(self, turns: Sequence[Turn]) -> str:
+        """Describe how the chat template fails to show the turns of a conversation; empty if it shows all of them."""
+        return self._loss(turns, turns, "a turn")
+
+    def _loss(self, turns: Sequence[Turn], needed: Sequence[Turn], what: str) -> str:
         try:
-            shown = str(self._in_chat(turns, tokenize=False))
+            shown = "".join(str(self._in_chat(turns, tokenize=False)).split())
         except Exception as error:  # a template is a program: it may raise anything
-            return f"refuses a system message ({reason(error)})"
-        is_shown = "".join(turns[0].text.split()) in "".join(shown.split())
-        return "" if is_shown else "drops the text of a system message"
+            return f"refuses {what} ({reason(error)})"
+        lost = any("".join(turn.text.split()) not in shown for turn in needed)
+        return f"drops the text of {what}" if lost else ""
 
     def _rendered(self, kind: str, values: dict[str, Any]) -> str:
         """Return the text of a prompt with cleaned values, before the chat template is applied."""
@@ -261,6 +293,40 @@ class Templates:
     def text(self, ids: tuple[int, ...]) -> str:
         """Decode a reply, omitting control tokens."""
         return str(self.tokenizer.decode(self.control.without_special(ids))).strip()
+
+    # -- thinking -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _markers(self) -> tuple[tuple[str, str], ...]:
+        """Markers of thinking that are single tokens of this tokenizer: opening and closing."""
+        vocabulary = self.tokenizer.get_vocab()
+        return tuple(pair for pair in MARKERS if all(marker in vocabulary for marker in pair))
+
+    def thinking(self, limit: int | None = None) -> ThinkingTokens | None:
+        """Return how the thinking before a reply is recognised; None if the tokenizer has no tokens for it.
+
+        Args:
+            limit: Optional. Token limit of the thinking (`replies.max_thinking_tokens`). Default: that of the reply.
+        """
+        opening, closing = (self.tokenizer.convert_tokens_to_ids([pair[i] for pair in self._markers]) for i in (0, 1))
+        return ThinkingTokens(frozenset(opening), frozenset(closing), limit) if self._markers else None
+
+    def thinking_text(self, ids: tuple[int, ...]) -> str:
+        """Decode a thinking, omitting control tokens and the markers around it."""
+        text = self.text(ids)
+        for opening, closing in self._markers:
+            text = text.removeprefix(opening).removesuffix(closing).strip()
+        return text
+
+    def without_thinking(self, text: str) -> str:
+        """Return the part of a typed reply after its thinking; the whole reply if it has none."""
+        ends = [text.rfind(closing) + len(closing) for closing in self.thinking_ends if closing in text]
+        return text[max(ends) :].strip() if ends else text
+
+    @property
+    def thinking_ends(self) -> tuple[str, ...]:
+        """Markers that end a thinking."""
+        return tuple(closing for _, closing in self._markers)
 
     @property
     def grades_with_reference_answer(self) -> bool:

@@ -24,7 +24,7 @@ class Workload:
     Attributes:
         reply_prompt, grade_prompt: tokens before a reply, as read by policy and evaluator.
         judge_prompt: tokens of a prompt of judge or referee, with the replies that it shows.
-        reply, reasoning: token limits of a reply and of the judge's output.
+        reply, reasoning: token limits of a reply with its thinking, and of the judge's output.
     """
 
     reply_prompt: int
@@ -54,11 +54,12 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     prompts = [(spec := judge_spec(role, name)).replies_per_prompt * reply + _texts(spec.kinds(role), own) for role in _ROLES]
     judge_prompt = min(question + max(prompts), room)
     writes = config.verdicts.reasoning or not judge_spec("judge", name).can_answer_at_once
+    sampled = reply + (config.replies.max_thinking_tokens or 0)
     return Workload(
         reply_prompt,
         grade_prompt,
         judge_prompt,
-        min(reply, room + 1 - max(reply_prompt, grade_prompt)),
+        min(sampled, room + 1 - max(reply_prompt, grade_prompt)),
         min(config.verdicts.max_new_tokens if writes else 1, room + 1 - judge_prompt),
     )
 

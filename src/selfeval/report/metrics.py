@@ -70,7 +70,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "length",
             "tokens per reply",
-            "mean, end-of-sequence token included",
+            "mean, end-of-sequence token and thinking included",
             "steady. Watchdog: outside 0.5 to 2 times the first iteration's",
         ),
         Metric(

@@ -29,8 +29,9 @@ from selfeval.errors import LoopError, NotFiniteError, RoleError
 from selfeval.prompt import Image, Prompt
 from selfeval.rollout.draws import pick, row_draws
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.thinking import ReplyProgress, ThinkingTokens
 
-__all__ = ["Batch", "Request", "Rollout", "Tally", "check_prompts", "count_tokens", "generate"]
+__all__ = ["Batch", "Request", "Rollout", "Tally", "check_prompts", "count_tokens", "generate", "visible_ids"]
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,42 @@ class Rollout:
             the guided distribution if a guide was used.
         finished: whether an end-of-sequence token was sampled before the limit.
         watched: log-probs of the watched tokens at temperature 1 for each step, `[T][W]`; empty by default.
+        hidden: number of leading tokens that are thinking, markers included. Default: 0.
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: bool
     watched: tuple[tuple[float, ...], ...] = ()
+    hidden: int = 0
 
-    def cut(self, limit: int) -> Rollout:
-        """Return the rollout that the same random numbers give with this token limit, if it is lower than its own was."""
-        if len(self.ids) <= limit:
-            return self
-        return Rollout(self.ids[:limit], self.logprobs[:limit], False, self.watched[:limit])
+    @property
+    def thinking_ids(self) -> tuple[int, ...]:
+        """The tokens that judge and evaluator do not read."""
+        return self.ids[: self.hidden]
+
+    @property
+    def reply_ids(self) -> tuple[int, ...]:
+        """The tokens after the thinking; empty if the reply was cut off in it."""
+        return self.ids[self.hidden :]
+
+    def within(self, limit: int, prompt: Prompt, thinking: ThinkingTokens | None = None) -> Rollout:
+        """Return the rollout that the same random numbers give with these limits, which are not higher than its own were.
+
+        Args:
+            limit: maximum number of tokens of the reply.
+            prompt: prompt of the reply.
+            thinking: Optional. Markers and limit of the thinking. Default: none is recognised.
+        """
+        progress = ReplyProgress(limit, len(self.ids), prompt, thinking)
+        for token in self.ids:
+            progress.add(token)
+            if progress.length >= progress.limit:
+                break
+        kept = progress.length
+        finished = self.finished and kept == len(self.ids)
+        hidden = progress.hidden(finished=finished)
+        return Rollout(self.ids[:kept], self.logprobs[:kept], finished, self.watched[:kept], hidden)
 
 
 @dataclass
@@ -100,6 +125,16 @@ def count_tokens() -> Iterator[Tally]:
         _TALLY.reset(before)
 
 
+def visible_ids(backbone: Backbone, rollout: Rollout) -> tuple[int, ...]:
+    """Return the tokens of a reply that are scored; a reply that was cut off in its thinking counts as an empty one.
+
+    Args:
+        backbone: where the reply was sampled.
+        rollout: the reply.
+    """
+    return rollout.reply_ids or backbone.loaded.eos_ids[:1] or (backbone.loaded.pad_id,)
+
+
 def generate(
     backbone: Backbone,
     requests: Sequence[Request],
@@ -110,6 +145,7 @@ def generate(
     stop: Sequence[int] = (),
     watch: Sequence[int] = (),
     guide: Guide | None = None,
+    thinking: ThinkingTokens | None = None,
     first: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
@@ -125,6 +161,7 @@ def generate(
         stop: additional token ids that end a reply. Default: none.
         watch: token ids whose log-probs are recorded at every step. Default: none.
         guide: optional value functions that modify the distribution of every reply.
+        thinking: optional markers of a thinking before the reply, and its limit. Default: all tokens are the reply.
         first: index of the first request if `requests` is a slice of a longer list. The slice then gets the same draws as
             in the whole list. Default: 0.
         advance: optional callback that receives the number of newly finished replies.
@@ -147,7 +184,7 @@ def generate(
         chosen = [requests[order[i]] for i in group]
         # The index in the caller's whole list selects the random stream, whichever batch the request is in.
         numbers = [first + order[i] if (own := requests[order[i]].stream) is None else own for i in group]
-        return Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide).run()
+        return Batch(backbone, chosen, numbers, max_new_tokens, stop, watch, seed, guide, thinking).run()
 
     results: dict[int, Rollout] = {}
     # The roles of a guide read the same tokens in separate rows, which take memory as well.
@@ -244,7 +281,7 @@ class Batch:
         requests: one per row.
         numbers: index of each request, which selects its random stream.
         limit: maximum number of new tokens per reply.
-        stop, watch, seed, guide: as in `generate`.
+        stop, watch, seed, guide, thinking: as in `generate`.
     """
 
     def __init__(
@@ -257,9 +294,11 @@ class Batch:
         watch: Sequence[int],
         seed: int,
         guide: Guide | None,
+        thinking: ThinkingTokens | None = None,
     ) -> None:
         context = backbone.loaded.context_length or sys.maxsize
-        self.limits = [min(limit, context - len(r.prompt.ids)) for r in requests]
+        self.progress = [ReplyProgress(limit, context - len(r.prompt.ids), r.prompt, thinking) for r in requests]
+        self.most = max(progress.most for progress in self.progress)
         self.backbone = backbone
         device = backbone.loaded.device
         self.requests = requests
@@ -271,9 +310,9 @@ class Batch:
         # Draw all random numbers in advance, so a row's number at a step does not depend on which rows are still alive.
         self.draws_BT = None
         if any(r.temperature for r in requests):
-            self.draws_BT = row_draws(seed, numbers, max(self.limits)).to(device)
+            self.draws_BT = row_draws(seed, numbers, self.most).to(device)
         self.guide = guide
-        self.passes = _passes(backbone, guide.roles if guide else (), max(self.limits))
+        self.passes = _passes(backbone, guide.roles if guide else (), self.most)
         self.alive = torch.arange(len(requests), device=device)
         self.ids: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
@@ -283,7 +322,7 @@ class Batch:
     @torch.no_grad()
     def run(self) -> list[Rollout]:
         logits_NBV, attention_BT = self.prefill()
-        for step in range(max(self.limits)):
+        for step in range(self.most):
             tokens_B = self.draw(logits_NBV, step)
             del logits_NBV  # the next pass makes as many
             keep = self._record(tokens_B)
@@ -291,8 +330,8 @@ class Batch:
                 break
             logits_NBV, attention_BT = self.advance(keep, tokens_B, attention_BT)  # noqa: RUF059 (read by the next step)
         return [
-            Rollout(tuple(i), tuple(p), f, tuple(w))
-            for i, p, f, w in zip(self.ids, self.logprobs, self.finished, self.watched, strict=True)
+            Rollout(tuple(i), tuple(p), f, tuple(w), progress.hidden(finished=f))
+            for i, p, f, w, progress in zip(self.ids, self.logprobs, self.finished, self.watched, self.progress, strict=True)
         ]
 
     def prefill(self) -> tuple[Tensor, Tensor]:
@@ -368,8 +407,9 @@ class Batch:
             self.logprobs[row].append(logprob)
             if watched is not None:
                 self.watched[row].append(tuple(watched[position]))
-            self.finished[row] = token in self.ends
-            if not self.finished[row] and len(self.ids[row]) < self.limits[row]:
+            self.finished[row], progress = token in self.ends, self.progress[row]
+            progress.add(token)
+            if not self.finished[row] and progress.length < progress.limit:
                 keep.append(position)
         return keep
 

@@ -171,7 +171,7 @@ class Evaluator(TrainedModel):
             question: templates.prompt("grade", question=question, reference_answer=self._reference_answers.get(question, ""))
             for question in dict.fromkeys(questions)
         }
-        ids = [(*templates.reply_ids(text), *end) for text in replies]
+        ids = [(*templates.reply_ids(templates.without_thinking(text)), *end) for text in replies]
         found: list[float] = self._scorer.of([prompts[question] for question in questions], ids).whole_B.tolist() if ids else []
         return found
 

@@ -303,7 +303,8 @@ def _describe(
         "reply_prompt": tokenizers.around_question,
         "control": list(templates.control.texts),
         "end": list(backbone.loaded.eos_ids),
-        "max_new_tokens": _reply_limit(config, run),
+        "thinking_ends": list(templates.thinking_ends),
+        "max_new_tokens": _reply_limit(config, run) + (config.replies.max_thinking_tokens or 0),
         "version": __version__,
     }
     write_json(part / "export.json", facts)

@@ -120,8 +120,11 @@ class Judge:
         size, seed = self._config.backbone.rollout_batch_size, self._config.seed
         judge = make_judge(self._backbone, self._templates, config, batch_size=size, seed=seed)
         with self._backbone.acting_as(BASE):
-            judgements = judge.judge([protocol.Comparison(*case) for case in cases])
+            judgements = judge.judge([self._shown(*case) for case in cases])
         return [_comparison(judgement, config) for judgement in judgements]
+
+    def _shown(self, question: str, a: str, b: str) -> protocol.Comparison:
+        return protocol.Comparison(question, self._templates.without_thinking(a), self._templates.without_thinking(b))
 
 
 def _comparison(judgement: Judgement, config: VerdictsConfig) -> Comparison:

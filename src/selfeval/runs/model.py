@@ -12,6 +12,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
 from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reader import RunReader, backbone_config
 from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
 from selfeval.runs.templates import templates_of_run
@@ -67,13 +68,20 @@ class RunModel:
         self.reader.check([self.reader.folder / LIMIT_FILE])
         return reply_limit(self.config.replies, self.reader.folder)
 
+    @property
+    def thinking(self) -> ThinkingTokens | None:
+        """Markers and limit of the thinking before a reply; None if the model has no tokens for it."""
+        return self.templates.thinking(self.config.replies.max_thinking_tokens)
+
     def reference_answers(self, questions: list[str]) -> list[str]:
         """Return the base's greedy reply to each question, which some grade templates show to the evaluator."""
         requests = [Request(self.templates.prompt("reply", question=question), temperature=0.0) for question in questions]
         limit, batch_size = self.reply_limit, self.config.backbone.rollout_batch_size
         with self.backbone.acting_as(BASE):
-            rollouts = generate(self.backbone, requests, max_new_tokens=limit, seed=0, batch_size=batch_size)
-        return [self.templates.text(rollout.ids) for rollout in rollouts]
+            rollouts = generate(
+                self.backbone, requests, max_new_tokens=limit, seed=0, batch_size=batch_size, thinking=self.thinking
+            )
+        return [self.templates.text(rollout.reply_ids) for rollout in rollouts]
 
 
 class TrainedModel(ABC):

@@ -90,7 +90,14 @@ class Policy(TrainedModel):
 
     @overload
     def reply(
-        self, questions: str, n: int = ..., *, seed: int = ..., temperature: float = ..., max_new_tokens: int | None = ...
+        self,
+        questions: str,
+        n: int = ...,
+        *,
+        seed: int = ...,
+        temperature: float | None = ...,
+        top_p: float | None = ...,
+        max_new_tokens: int | None = ...,
     ) -> list[str]: ...
 
     @overload
@@ -100,7 +107,8 @@ class Policy(TrainedModel):
         n: int = ...,
         *,
         seed: int = ...,
-        temperature: float = ...,
+        temperature: float | None = ...,
+        top_p: float | None = ...,
         max_new_tokens: int | None = ...,
     ) -> list[list[str]]: ...
 
@@ -110,16 +118,18 @@ class Policy(TrainedModel):
         n: int = 1,
         *,
         seed: int = 0,
-        temperature: float = 1.0,
+        temperature: float | None = None,
+        top_p: float | None = None,
         max_new_tokens: int | None = None,
     ) -> list[str] | list[list[str]]:
-        """Sample replies.
+        """Sample replies, without the thinking of models that think.
 
         Args:
             questions: one question, or several.
             n: number of replies per question. Default: 1.
             seed: sampling seed; the same call returns the same replies. Default: 0.
-            temperature: sampling temperature, at least 0; 0 is greedy. Default: 1.0.
+            temperature: Optional. Sampling temperature, at least 0; 0 is greedy (default: `evaluation.temperature` of the run).
+            top_p: Optional. Nucleus of the sampling, above 0 and at most 1 (default: `evaluation.top_p` of the run).
             max_new_tokens: Optional. Token limit per reply (default: that of the run's replies).
 
         Returns:
@@ -135,16 +145,20 @@ class Policy(TrainedModel):
             [2, 2]
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
+        # As in the evidence of the run.
+        evaluated = self._model.config.evaluation
+        temperature = evaluated.temperature if temperature is None else temperature
+        top_p = evaluated.top_p if top_p is None else top_p
         limit = self._model.reply_limit if max_new_tokens is None else max_new_tokens
-        _check(asked, n, temperature, limit)
-        texts = self._sample(asked, n, seed, temperature, limit)
+        _check(asked, n, temperature, top_p, limit)
+        texts = self._sample(asked, n, seed, (temperature, top_p), limit)
         grouped = [texts[i : i + n] for i in range(0, len(texts), n)]
         return grouped[0] if isinstance(questions, str) else grouped
 
-    def _sample(self, questions: Sequence[str], n: int, seed: int, temperature: float, limit: int) -> list[str]:
+    def _sample(self, questions: Sequence[str], n: int, seed: int, sampling: tuple[float, float], limit: int) -> list[str]:
         model, prompts = self._model, [self._model.templates.prompt("reply", question=question) for question in questions]
         # Replies to the same question are adjacent; `reply` cuts the list into groups of n.
-        requests = [Request(prompt, temperature=temperature) for prompt in prompts for _ in range(n)]
+        requests = [Request(prompt, *sampling) for prompt in prompts for _ in range(n)]
         with model.backbone.acting_as(POLICY):
             rollouts = generate(
                 model.backbone,
@@ -153,14 +167,17 @@ class Policy(TrainedModel):
                 seed=seed,
                 batch_size=model.config.backbone.rollout_batch_size,
                 guide=self._guide,
+                thinking=model.thinking,
             )
-        return [model.templates.text(rollout.ids) for rollout in rollouts]
+        return [model.templates.text(rollout.reply_ids) for rollout in rollouts]
 
 
-def _check(questions: Sequence[str], n: int, temperature: float, limit: int) -> None:
+def _check(questions: Sequence[str], n: int, temperature: float, top_p: float, limit: int) -> None:
     if not all(question.strip() for question in questions):
         raise InputError("questions must not be empty")
     for name, value, least in (("n", n, 1), ("temperature", temperature, 0), ("max_new_tokens", limit, 1)):
         # Not `value < least`, which is False for NaN.
         if not value >= least:
             raise InputError(f"{name} must be at least {least}, got {value}")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p must be above 0 and at most 1, got {top_p}")

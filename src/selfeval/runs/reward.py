@@ -35,7 +35,7 @@ from transformers import (
     GenerationConfig,
 )
 
-__all__ = ["Evaluator", "Text", "content_of", "messages", "question_of"]
+__all__ = ["Evaluator", "Text", "content_of", "messages", "question_of", "without_thinking"]
 
 Text = str | list[dict[str, Any]]
 """Plain text, or messages."""
@@ -110,9 +110,10 @@ class Evaluator:
     @torch.no_grad()
     def scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
         """Score each reply to its question, on the scale of `selfeval score`. Do not compare scores of different questions."""
+        visible = [without_thinking(reply, self.facts["thinking_ends"]) for reply in replies]
         texts = [
             self.tokenizer.apply_chat_template(messages(question, reply), tokenize=False, reference_answer=answer)
-            for question, reply, answer in zip(questions, replies, self.reference_answers(questions), strict=True)
+            for question, reply, answer in zip(questions, visible, self.reference_answers(questions), strict=True)
         ]
         found: list[float] = []
         for part in _batches(texts, self.batch_size):
@@ -203,7 +204,8 @@ class Evaluator:
         with self._bare():
             ids_BT = self.reference.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         replies = ids_BT[:, batch.input_ids.shape[1] :]
-        return [text.strip() for text in tokenizer.batch_decode(replies, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(replies, skip_special_tokens=True)
+        return [without_thinking(text, self.facts["thinking_ends"]).strip() for text in texts]
 
     @contextmanager
     def _bare(self) -> Iterator[None]:
@@ -292,6 +294,21 @@ def content_of(text: Text, role: str) -> str:
         raise ValueError(f"this evaluator scores one reply to one question; expected one message of the {role}, got: {roles}")
     content = text[0]["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def without_thinking(reply: str, ends: Sequence[str]) -> str:
+    """Return the part of a reply after its thinking, which is all that this evaluator was trained on.
+
+    Args:
+        reply: text of the reply.
+        ends: markers that end a thinking.
+
+    Example:
+        >>> without_thinking("<think>2 + 3?</think>Five.", ["</think>"])
+        'Five.'
+    """
+    found = [reply.rfind(end) + len(end) for end in ends if end in reply]
+    return reply[max(found) :].strip() if found else reply
 
 
 def _batches(texts: Sequence[str], size: int) -> Iterator[list[str]]:

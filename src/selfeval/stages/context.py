@@ -20,6 +20,7 @@ from selfeval.judging.protocol import Judge
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import backbone_config, pairs_of
 from selfeval.runs.reply_limit import reply_limit
@@ -241,6 +242,11 @@ class Context:
     def reply_limit(self) -> int:
         """Token limit of replies; decided by the stage replies if the setting is `auto`."""
         return reply_limit(self.config.replies, self.store.root)
+
+    @property
+    def thinking(self) -> ThinkingTokens | None:
+        """Markers and limit of the thinking before a reply; None if the model has no tokens for it."""
+        return self.templates.thinking(self.config.replies.max_thinking_tokens)
 
     @property
     def round_seed(self) -> int:

@@ -48,7 +48,7 @@ from selfeval.report.schema import (
     TokensPerVerdict,
     Verdicts,
 )
-from selfeval.rollout.engine import Rollout
+from selfeval.rollout.engine import Rollout, visible_ids
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
 from selfeval.stages.context import Context
@@ -244,9 +244,9 @@ def _answer_and_judge(
     replies = context.replies()
     # Samples of the start role at the same temperature (stages/replies.py), so a new sample is not needed.
     before = [replies[f"{q.id}-r0"] for q in questions]
-    prompts = [templates.prompt("reply", question=q.text) for q in questions]
+    prompts = [templates.reply_prompt(q) for q in questions]
     after = answer(context, prompts, guide, seed=context.seed("evaluation"), advance=advance)
-    texts = [templates.text(r.ids) for r in after]
+    texts, read = [templates.text(r.reply_ids) for r in after], [visible_ids(context.backbone, r) for r in after]
     kls = _kl_to_start(context, prompts, after)
     comparisons = [
         Comparison(q.text, text, b.text, not a.finished, not b.finished)
@@ -257,15 +257,15 @@ def _answer_and_judge(
         judgements = context.judge("referee").judge(comparisons, advance)
     outcomes = [outcome(judgement, config.verdicts.tie) for judgement in judgements]
     right = [_both_right(gold, q.text, (b.text, t)) for q, b, t in zip(questions, before, texts, strict=True)]
-    rows = zip(questions, before, after, texts, kls, outcomes, right, strict=True)
+    rows = zip(questions, before, after, read, texts, kls, outcomes, right, strict=True)
     answered = [
         Answered(
-            *(q.text, b.text, text, len(b.ids), len(a.ids), b.finished, a.finished),
+            *(q.text, b.text, text, len(b.ids), len(ids), b.finished, a.finished),
             *(kl, found, *(gold_says or (None, None))),
         )
-        for q, b, a, text, kl, found, gold_says in rows
+        for q, b, a, ids, text, kl, found, gold_says in rows
     ]
-    return answered, [(b.ids, a.ids, q.id) for q, b, a in zip(questions, before, after, strict=True)]
+    return answered, [(b.ids, ids, q.id) for q, b, ids in zip(questions, before, read, strict=True)]
 
 
 def _kl_to_start(context: Context, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> list[float]:

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, DataError
 from selfeval.quality.dedupe import NearDuplicates, normalise
-from selfeval.records import Drop, Question, Split
+from selfeval.records import Drop, Message, Question, Split
+from selfeval.stages.conversations import conversation_text, read_messages
 from selfeval.store import file_hash
 from selfeval.texts import Line, json_lines, read_text, shortened
 
@@ -54,6 +55,7 @@ class _Row:
     text: str
     line: int
     split: Split | None
+    messages: tuple[Message, ...] = ()
     replies: list[str] = field(default_factory=list)
     pairs: list[Labelled] = field(default_factory=list)
     _known: set[str] = field(default_factory=set)
@@ -141,7 +143,9 @@ def read_given(config: RunConfig) -> Given | None:
     kind, path = found
     rows = _rows(kind, path)
     rows, dropped = _split(rows, config)
-    questions = tuple(Question(f"q{number:06d}", row.text, row.split or Split.TRAIN, "file") for number, row in enumerate(rows))
+    questions = tuple(
+        Question(f"q{number:06d}", row.text, row.split or Split.TRAIN, "file", row.messages) for number, row in enumerate(rows)
+    )
     if not config.questions.extend:
         _check_enough(kind, path, questions, rows)
     ids = [question.id for question in questions]
@@ -211,9 +215,10 @@ def _lines(kind: Kind, path: Path, text: str) -> Iterator[Line]:
 def _add(rows: dict[str, _Row], kind: Kind, path: Path, line: Line) -> None:
     number, values = line
     reader = _Reader(values, f"{path}, line {number}", _EXAMPLES[kind])
-    question, split = reader.question(), reader.split()
+    asked, split = reader.question(), reader.split()
+    question = conversation_text(asked)
     # Several lines may be about one question, such as one reply or one pair per line.
-    row = rows.setdefault(question, _Row(question, number, split))
+    row = rows.setdefault(question, _Row(question, number, split, asked if len(asked) > 1 else ()))
     if split is not None and row.split not in (None, split):
         raise DataError(
             f'{path}, line {number}: "split" is {split}, but line {row.line} has the same question with {row.split}; '
@@ -240,14 +245,22 @@ class _Reader:
     where: str
     example: str
 
-    def question(self) -> str:
-        """Return the question: a text, or a dialogue of one user message; for pairs, optionally the start of `chosen`."""
-        for name in _QUESTION:
-            if name in self.values:
-                return self._text(name, self.values[name], "user")
-        if isinstance(self.values.get("chosen"), list):
-            return self._text("chosen", self.values["chosen"][:-1], "user")
-        raise self._wrong(f'missing or empty "{_QUESTION[0]}"')
+    def question(self) -> tuple[Message, ...]:
+        """Return the turns of the question: a text, or a conversation; for pairs, optionally the start of `chosen`."""
+        name = next((name for name in (*_QUESTION, "messages") if name in self.values), None)
+        if name is None and isinstance(self.values.get("chosen"), list):
+            return self._turns("chosen", self.values["chosen"][:-1])
+        if name is None:
+            raise self._wrong(f'missing or empty "{_QUESTION[0]}"')
+        found = self.values[name]
+        is_conversation = name == "messages" or isinstance(found, list)
+        return self._turns(name, found) if is_conversation else (Message("user", self._text(name, found, "user")),)
+
+    def _turns(self, name: str, value: Any) -> tuple[Message, ...]:
+        try:
+            return read_messages(value)
+        except ValueError as error:
+            raise self._wrong(f'"{name}" {error}') from None
 
     def replies(self) -> list[str]:
         if "replies" not in self.values:
@@ -288,7 +301,7 @@ class _Reader:
         """Return a text, or the content of the single message of a dialogue."""
         if isinstance(value, list):
             if len(value) != 1 or not isinstance(value[0], dict) or value[0].get("role") != role:
-                raise self._wrong(f'"{name}" must be a single message of the {role}; multi-turn dialogues are not supported')
+                raise self._wrong(f'"{name}" must be a single message of the {role}')
             value = value[0].get("content")
         if not isinstance(value, str) or not value.strip():
             raise self._wrong(f'missing or empty "{name}"')

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 from selfeval.config import RunConfig, nearest
 from selfeval.errors import ConfigError, DataError
 from selfeval.quality.answers import is_answer
+from selfeval.stages.conversations import conversation_text, read_messages
 from selfeval.stages.given import has_answers
 from selfeval.store import file_hash
 from selfeval.texts import json_lines, read_text, shortened
@@ -78,7 +79,7 @@ class FileGold:
 
     def _add(self, values: dict[str, Any], where: str) -> None:
         shown = shortened(json.dumps(values, ensure_ascii=False))
-        question = values.get("question", values.get("prompt"))
+        question = _asked(values)
         if not isinstance(question, str) or not question.strip():
             raise DataError(f'{where}: missing or empty "question"; got {shown}; write {_EXAMPLE}')
         known = _plain(question)
@@ -95,6 +96,15 @@ class FileGold:
             raise DataError(f'{where}: expected an "answer", or a "reply" with a "label" of true or false; got {shown}')
         if self._labels.setdefault((known, _plain(reply)), bool(label)) != bool(label):
             raise DataError(f"{where}: an earlier line has a different label for the same reply; got {shown}")
+
+
+def _asked(values: dict[str, Any]) -> Any:
+    """Return the question of a line as the text that a run knows it by."""
+    found = next((values[name] for name in ("question", "prompt", "messages") if name in values), None)
+    try:
+        return conversation_text(read_messages(found)) if isinstance(found, list) else found
+    except ValueError:
+        return None
 
 
 def _plain(text: str) -> str:

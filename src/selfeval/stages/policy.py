@@ -11,8 +11,9 @@ from typing import Any
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import save_role
 from selfeval.config import LEARNERS, RunConfig
+from selfeval.errors import LoopError
 from selfeval.prompt import Prompt
-from selfeval.records import Sampled, Split
+from selfeval.records import Question, Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.rollout.guide import Guide
 from selfeval.runs.policy import GUIDE, load_policy
@@ -103,7 +104,14 @@ def answer(
     limit, batch_size = context.reply_limit, config.backbone.rollout_batch_size
     with context.backbone.acting_as(role):
         return generate(
-            context.backbone, requests, max_new_tokens=limit, seed=seed, batch_size=batch_size, guide=guide, advance=advance
+            context.backbone,
+            requests,
+            max_new_tokens=limit,
+            seed=seed,
+            batch_size=batch_size,
+            guide=guide,
+            thinking=context.thinking,
+            advance=advance,
         )
 
 
@@ -111,7 +119,7 @@ def prompts_of(context: Context) -> list[QuestionPrompts]:
     """Return the training questions as token ids, excluding those of the held-out judge."""
     templates = context.templates
     return [
-        QuestionPrompts(q.id, templates.prompt("reply", question=q.text), context.grade_prompt(q.id, q.text))
+        QuestionPrompts(q.id, templates.reply_prompt(q), context.grade_prompt(q.id, q.text))
         # Held-out judge questions are the first ones; both functions count them with `_kept_aside`.
         for q in context.questions(Split.TRAIN)[_kept_aside(context) :]
     ]
@@ -127,13 +135,14 @@ def _judge_of(context: Context) -> HeldOutJudge | None:
     config, aside = context.config, context.questions(Split.TRAIN)[: _kept_aside(context)]
     if not aside:
         return None
-    texts, limit = [q.text for q in aside], context.reply_limit
+    limit = context.reply_limit
     seed, batch_size = context.seed("held-out judge"), config.backbone.rollout_batch_size
     start = context.ensure_start()
     return HeldOutJudge(
-        *(context.backbone, context.templates, context.judge("referee"), texts, limit, batch_size, seed, start),
+        *(context.backbone, context.templates, context.judge("referee"), aside, limit, batch_size, seed, start),
         temperature=config.evaluation.temperature,
         top_p=config.evaluation.top_p,
+        thinking=context.thinking,
     )
 
 
@@ -151,14 +160,27 @@ def learner_context(context: Context) -> LearnerContext:
         evaluator=EVALUATOR,
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),
+        thinking=context.thinking,
     )
 
 
 def _kept_pairs(context: Context) -> list[Preference]:
-    """Return the training pairs with the policy's prompts."""
+    """Return the training pairs with the policy's prompts.
+
+    Raises:
+        LoopError: a reply was written after a thinking, which the pairs do not contain.
+    """
     templates = context.templates
+    # The policy would be trained to reply without the thinking, from which the judged replies followed.
+    if any(reply.thinking for store in (*context.earlier, context.store) for reply in context.replies(store).values()):
+        raise LoopError(
+            f"policy.{context.config.policy.learner} trains on the judged pairs, but the model thinks before it replies, and "
+            'the pairs do not contain the thinking; set its pairs = "sampled" or choose another learner, such as ppo, or '
+            "disable the thinking, for example with chat.arguments = { enable_thinking = false }"
+        )
+    questions = {q.id: q for store in (*context.earlier, context.store) for q in store.read("questions", Question)}
     return [
-        Preference(templates.prompt("reply", question=p.prompt), p.chosen_ids, p.rejected_ids, p.confidence)
+        Preference(templates.reply_prompt(questions[p.question_id]), p.chosen_ids, p.rejected_ids, p.confidence)
         for p in context.training_pairs()
     ]
 
@@ -193,9 +215,15 @@ class _RunRecorder:
         self.bar.advance(iteration - self.bar.done)
 
     def samples(self, iteration: int, samples: Samples, scores: Scores) -> None:
-        texts = [self.context.templates.text(r.ids) for r in samples.rollouts]
-        rows = zip(samples.asked, texts, scores.whole_B.tolist(), samples.rollouts, strict=True)
-        sampled = [Sampled(iteration, p.question_id, t, round(s, 4), r.finished) for p, t, s, r in rows]
+        templates = self.context.templates
+        rows = zip(samples.asked, scores.whole_B.tolist(), samples.rollouts, strict=True)
+        sampled = [
+            Sampled(
+                *(iteration, p.question_id, templates.text(r.reply_ids), round(score, 4), r.finished),
+                thinking=templates.thinking_text(r.thinking_ids),
+            )
+            for p, score, r in rows
+        ]
         self.context.store.write_shard("policy", iteration, sampled)
 
     def metrics(self, values: dict[str, float], alarms: Sequence[Alarm]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from selfeval.config import RunConfig
-from selfeval.errors import InputError
-from selfeval.records import Split
+from selfeval.errors import InputError, ModelError
+from selfeval.records import Question, Split
 from selfeval.stages.given import read_given
 from selfeval.stages.gold import check_gold
 from selfeval.stages.seeds import seeds_of
@@ -37,11 +37,16 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     tested = None if given is None else [question.text for question in given.questions if question.split == Split.TEST]
     check_gold(config, tested)
     check_installed(config.trackers)
-    check_base(config, trust_remote_code=trust_remote_code)
+    check_base(config, () if given is None else given.questions, trust_remote_code=trust_remote_code)
 
 
-def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
+def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_remote_code: bool = False) -> None:
     """Check model, templates and adapters without reading a weight.
+
+    Args:
+        config: configuration of the run.
+        questions: questions of the user's file, whose conversations must fit the chat template. Default: none.
+        trust_remote_code: run code that comes with the model. Default: False.
 
     Raises:
         InputError: one of them cannot be used.
@@ -51,11 +56,18 @@ def check_base(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     from selfeval.backbone.check import read_parts
     from selfeval.judging.kinds import kinds_of_run
     from selfeval.judging.templates import Templates, templates_folder
+    from selfeval.stages.conversations import check_conversations
 
     parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.backbone.context, download=False)
     folder = templates_folder(config.model, config.templates)
     kinds, chat = kinds_of_run(config.verdicts), config.chat
-    Templates.load(folder, parts.tokenizer, kinds=kinds, arguments=chat.arguments, system=chat.system)
+    templates = Templates.load(folder, parts.tokenizer, kinds=kinds, arguments=chat.arguments, system=chat.system)
+    if config.replies.max_thinking_tokens is not None and templates.thinking() is None:
+        raise ModelError(
+            f"replies.max_thinking_tokens is set, but the tokenizer of {config.model} has no tokens that begin and end a "
+            "thinking, such as <think> and </think>; set it to none"
+        )
+    check_conversations(templates, questions)
     check_adapters(parts.shell, config.backbone.lora, config.model)
 
 

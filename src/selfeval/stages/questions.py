@@ -106,7 +106,7 @@ class WriteQuestions:
         """Yield a shard of prompts, each with its own examples: some seeds, the rest training questions of earlier shards."""
         config, rng = self.config, self.draws.random("questions", batch.index)
         # Without a file of seeds, training questions of the user's file are the seeds.
-        pool = [q.text for q in batch.records if q.split == Split.TRAIN and q.text not in self.seeds]
+        pool = [q.opening for q in batch.records if q.split == Split.TRAIN and q.opening not in self.seeds]
         for _ in range(config.shard):
             # The first shard has no questions yet, and its prompts show seeds only.
             from_pool = min(len(pool), max(0, config.examples - config.seed_examples))

@@ -21,9 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.sequences import reply_logprobs
 from selfeval.config import RepliesConfig
+from selfeval.errors import LoopError
 from selfeval.records import Question, ReferenceAnswer, Reply, Split
 from selfeval.rollout.beams import beam_search
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, ReplyLimit, decide_limit, read_limit
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
@@ -97,20 +99,29 @@ class WriteReplies:
             if beamed:
                 written += self._beamed(model, beamed)
         if self.decides:
-            lengths = [len(one.rollout.ids) for one in written if one.rollout.finished]
+            lengths = [self._limited_length(one.rollout) for one in written if one.rollout.finished]
             decided = decide_limit(lengths, len(written), self.limit)
             output = replace(self, limit=decided.tokens)._output(model, batch.records, written)
             return replace(output, others={**output.others, _DECIDED: [decided]})
         return self._output(model, batch.records, written)
 
     def _output(self, model: ModelHandle, asked: Sequence[Asked], written: Sequence[_Written]) -> ShardOutput:
-        replies = [_reply(model, replace(one, rollout=one.rollout.cut(self.limit))) for one in written]
+        thinking = self._thinking(model)
+        limited = [replace(one, rollout=one.rollout.within(self.limit, one.request.prompt, thinking)) for one in written]
+        replies = [_reply(model, one) for one in limited]
         with model.backbone.acting_as(model.start()):
             replies += self._typed(model, asked)
         records = sorted(replies, key=lambda r: r.id)
         if not model.templates.grades_with_reference_answer:
             return ShardOutput(records)
         return ShardOutput(records, others={"reference_answers": self._reference_answers(model, asked)})
+
+    def _thinking(self, model: ModelHandle) -> ThinkingTokens | None:
+        return model.templates.thinking(self.config.max_thinking_tokens)
+
+    def _limited_length(self, rollout: Rollout) -> int:
+        """Return the number of tokens to which the limit of a reply applies."""
+        return len(rollout.ids if self.config.max_thinking_tokens is None else rollout.reply_ids)
 
     def _numbered(self, questions: Sequence[Question]) -> tuple[list[Numbered], list[Numbered]]:
         """Return the replies to sample and those to generate by beam search."""
@@ -133,11 +144,12 @@ class WriteReplies:
             max_new_tokens=self.limit,
             seed=self.draws.seed("replies", shard),
             batch_size=self.batch_size,
+            thinking=self._thinking(model),
         )
         return [_Written(*row, "sample") for row in zip(numbered, requests, rollouts, strict=True)]
 
     def _request(self, model: ModelHandle, question: Question, number: int) -> Request:
-        prompt = model.templates.prompt("reply", question=question.text)
+        prompt = model.templates.reply_prompt(question)
         if question.split == Split.TEST:
             return Request(prompt, self.test_temperature, self.test_top_p)
         rng = self.draws.random("replies", question.id, number)
@@ -145,12 +157,13 @@ class WriteReplies:
         return Request(prompt, rng.uniform(*self.config.temperature), rng.uniform(*self.config.top_p))
 
     def _beamed(self, model: ModelHandle, numbered: Sequence[Numbered]) -> list[_Written]:
-        requests = [Request(model.templates.prompt("reply", question=q.text)) for q, _ in numbered]
+        requests = [Request(model.templates.reply_prompt(q)) for q, _ in numbered]
         rollouts = beam_search(
             model.backbone,
             [r.prompt for r in requests],
             beams=self.config.beams,
-            max_new_tokens=self.limit,
+            # One limit for all tokens; `_output` applies those of thinking and reply.
+            max_new_tokens=self.limit + (self.config.max_thinking_tokens or 0),
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
         )
@@ -168,7 +181,7 @@ class WriteReplies:
         found = [row for row in found if self._fits(model, row[0], row[3])]
         if not found:
             return []
-        prompts = [model.templates.prompt("reply", question=q.text) for q, _, _, _ in found]
+        prompts = [model.templates.reply_prompt(q) for q, _, _, _ in found]
         logprobs = reply_logprobs(model.backbone, prompts, [row[3] for row in found], batch_tokens=self.batch_tokens)
         return [
             Reply(f"{q.id}-f{n}", q.id, text, ids, "file", 1.0, 1.0, round(sum(values), 4), finished=True)
@@ -181,7 +194,7 @@ class WriteReplies:
         # The reference answer does not exist yet, so its maximum length is assumed.
         reference_answer = self.limit if model.templates.grades_with_reference_answer else 0
         grade = model.templates.prompt("grade", question=question.text, reference_answer="")
-        reply = model.templates.prompt("reply", question=question.text)
+        reply = model.templates.reply_prompt(question)
         return length is None or max(len(grade.ids) + reference_answer, len(reply.ids)) + len(ids) <= length
 
     def _reference_answers(self, model: ModelHandle, asked: Sequence[Asked]) -> list[ReferenceAnswer]:
@@ -190,12 +203,13 @@ class WriteReplies:
         with model.backbone.acting_as(BASE):
             rollouts = generate(
                 model.backbone,
-                [Request(model.templates.prompt("reply", question=q.text), temperature=0.0) for q in questions],
+                [Request(model.templates.reply_prompt(q), temperature=0.0) for q in questions],
                 max_new_tokens=self.limit,
                 seed=0,
                 batch_size=self.batch_size,
+                thinking=self._thinking(model),
             )
-        return [ReferenceAnswer(q.id, model.templates.text(r.ids)) for q, r in zip(questions, rollouts, strict=True)]
+        return [ReferenceAnswer(q.id, model.templates.text(r.reply_ids)) for q, r in zip(questions, rollouts, strict=True)]
 
 
 def _reply(model: ModelHandle, written: _Written) -> Reply:
@@ -203,13 +217,31 @@ def _reply(model: ModelHandle, written: _Written) -> Reply:
     return Reply(
         id=f"{question.id}-r{number}",
         question_id=question.id,
-        text=model.templates.text(rollout.ids),
-        ids=rollout.ids,
+        text=model.templates.text(rollout.reply_ids),
+        ids=visible_ids(model.backbone, rollout),
         sampling_method=written.sampling_method,
         temperature=round(request.temperature, 4),
         top_p=round(request.top_p, 4),
-        logprob=round(sum(rollout.logprobs), 4),
+        logprob=round(sum(rollout.logprobs[rollout.hidden :]), 4),
         finished=rollout.finished,
+        thinking=model.templates.thinking_text(rollout.thinking_ids),
+    )
+
+
+def _check_thinking(context: Context, replies: Sequence[Reply]) -> None:
+    """Refuse replies of which most were cut off in their thinking: they have no text to compare.
+
+    Raises:
+        LoopError: see above, unless the user forces the run.
+    """
+    lost = sum(bool(reply.thinking) and not reply.text and not reply.finished for reply in replies)
+    if 2 * lost <= len(replies) or context.force:
+        return
+    limit = context.config.replies.max_thinking_tokens
+    raising = f"raise replies.max_thinking_tokens (now {limit})" if limit else "set replies.max_thinking_tokens, such as 1024"
+    raise LoopError(
+        f"{lost} of {len(replies)} replies were cut off inside their thinking and have no text to judge; {raising}, or disable "
+        "the thinking if the chat template can, for example with chat.arguments = { enable_thinking = false }"
     )
 
 
@@ -244,11 +276,11 @@ def _cap(context: Context, questions: Sequence[Question]) -> int:
     )
     if length is None:
         return cap
-    reply = max(len(templates.prompt("reply", question=q.text).ids) for q in questions)
+    reply = max(len(templates.reply_prompt(q).ids) for q in questions)
     grade = max(len(templates.prompt("grade", question=q.text, reference_answer="").ids) for q in questions)
     # A reference answer is as long as a reply, and is in the same prompt.
-    texts = 2 if templates.grades_with_reference_answer else 1
-    return max(1, min(cap, length - reply, (length - grade) // texts))
+    texts, thinking = 2 if templates.grades_with_reference_answer else 1, context.config.replies.max_thinking_tokens or 0
+    return max(1, min(cap, length - thinking - reply, (length - thinking - grade) // texts))
 
 
 def run(context: Context) -> dict[str, int]:
@@ -276,6 +308,7 @@ def run(context: Context) -> dict[str, int]:
         context.terminal.note(
             f"replies: {missing} of {wanted} in the file are too long for this model's context and are skipped"
         )
+    _check_thinking(context, replies)
     decided = {"limit": work.limit} if config.replies.max_new_tokens == "auto" else {}
     return {
         **decided,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from selfeval.config import RunConfig
 from selfeval.errors import SeedsError
 from selfeval.records import Seed, Split
+from selfeval.stages.conversations import read_messages
 from selfeval.stages.given import Given
 from selfeval.texts import Line, json_lines, read_text, shortened
 
@@ -32,7 +34,7 @@ def seeds_of(config: RunConfig, given: Given | None) -> list[Seed]:
         return read_seeds(config.seeds)
     if not config.questions.extend:
         return []
-    seeds = [Seed(question.text) for question in given.questions if question.split == Split.TRAIN]
+    seeds = [Seed(question.opening) for question in given.questions if question.split == Split.TRAIN]
     if not seeds:
         raise SeedsError(
             f"questions.file {config.questions.file} has only test questions, which are never shown as examples, so "
@@ -63,10 +65,20 @@ def read_seeds(path: str) -> list[Seed]:
     return seeds
 
 
+def _opening(messages: Any, where: str, shown: str) -> str:
+    """Return the first user turn of a conversation: new questions are single turns, so their examples are too."""
+    try:
+        return next(message.content for message in read_messages(messages) if message.role == "user")
+    except ValueError as error:
+        raise SeedsError(f'{where}: "messages" {error}; got {shown}; write {_EXAMPLE}') from None
+
+
 def _seed(path: str, line: Line) -> Seed:
     number, values = line
     shown = shortened(json.dumps(values, ensure_ascii=False))
     question, reply = values.pop("question", None), values.pop("reply", None)
+    if question is None and "messages" in values:
+        question = _opening(values["messages"], f"{path}, line {number}", shown)
     if not isinstance(question, str) or not question.strip():
         raise SeedsError(f'{path}, line {number}: missing or empty "question"; got {shown}; write {_EXAMPLE}')
     if reply is not None and not isinstance(reply, str):

@@ -143,7 +143,7 @@ def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[s
     if not templates.grades_with_reference_answer:
         return [""] * len(batch), _Spent(0.0, 0, 0)
     start = perf_counter()
-    requests = [Request(templates.prompt("reply", question=a.question.text), temperature=0.0) for a in batch]
+    requests = [Request(templates.reply_prompt(a.question), temperature=0.0) for a in batch]
     with count_tokens() as tally, context.backbone.acting_as(BASE):
         rollouts = generate(
             context.backbone,
@@ -151,6 +151,7 @@ def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[s
             max_new_tokens=context.reply_limit,
             seed=0,
             batch_size=config.backbone.rollout_batch_size,
+            thinking=context.thinking,
         )
-    texts = [templates.text(rollout.ids) for rollout in rollouts]
+    texts = [templates.text(rollout.reply_ids) for rollout in rollouts]
     return texts, _Spent(perf_counter() - start, tally.read, tally.written)

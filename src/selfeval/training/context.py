@@ -16,6 +16,7 @@ from selfeval.config import PolicyConfig
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Rollout
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.training.evaluator import Preference
 
 __all__ = ["CRITIC", "POLICY", "REFERENCE", "JudgeReading", "LearnerContext", "QuestionPrompts", "Samples", "Scorer", "Scores"]
@@ -118,6 +119,8 @@ class LearnerContext:
         pairs: labelled pairs with the policy's prompts, for learners that train on them.
         judge: Optional. Takes the value guidance of the policy, if any, and returns a reading by the held-out judge, or None
             if most verdicts could not be parsed. Default: no readings.
+        thinking: Optional. Markers and limit of the thinking before a reply. It is sampled and trained on; the scorer does not
+            read it. Default: all tokens are the reply.
     """
 
     backbone: Backbone
@@ -130,6 +133,7 @@ class LearnerContext:
     evaluator: str | None
     pairs: Sequence[Preference] = ()
     judge: Callable[[Guide | None], JudgeReading | None] | None = None
+    thinking: ThinkingTokens | None = None
 
     def sampling_seed(self, iteration: int) -> int:
         """Return the seed for sampling the replies of an iteration."""

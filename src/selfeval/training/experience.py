@@ -184,7 +184,13 @@ def sample(context: LearnerContext, asked: Sequence[QuestionPrompts], seed: int,
     requests = [Request(p.reply, temperature=context.config.temperature) for p in asked]
     with context.backbone.acting_as(POLICY):
         return generate(
-            context.backbone, requests, max_new_tokens=context.limit, seed=seed, batch_size=context.batch_size, guide=guide
+            context.backbone,
+            requests,
+            max_new_tokens=context.limit,
+            seed=seed,
+            batch_size=context.batch_size,
+            guide=guide,
+            thinking=context.thinking,
         )
 
 

@@ -14,8 +14,10 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.judging.protocol import Comparison, Judge
 from selfeval.judging.templates import Templates
+from selfeval.records import Question
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
+from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.training.context import POLICY, JudgeReading
 
 __all__ = ["HeldOutJudge"]
@@ -35,24 +37,26 @@ class HeldOutJudge:
 
     Attributes:
         judge: judge that compares the replies, under the base.
-        questions: texts of the questions.
+        questions: the questions.
         limit: maximum tokens of a reply.
         batch_size: batch size of sampling.
         seed: sampling seed. It is the same for all readings, so that two of them differ by the policy alone.
         start: Optional. Role of the initial policy. Default: the base.
         temperature, top_p: temperature and nucleus of the sampling. Default: 1.
+        thinking: Optional. Markers and limit of the thinking before a reply, which the judge does not read. Default: none.
     """
 
     backbone: Backbone
     templates: Templates
     judge: Judge
-    questions: Sequence[str]
+    questions: Sequence[Question]
     limit: int
     batch_size: int
     seed: int
     start: str = BASE
     temperature: float = 1.0
     top_p: float = 1.0
+    thinking: ThinkingTokens | None = None
 
     def __call__(self, guide: Guide | None) -> JudgeReading | None:
         """Return a reading of the current policy, or None if most verdicts could not be parsed.
@@ -62,7 +66,7 @@ class HeldOutJudge:
         """
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [
-            Comparison(question, ours.text, theirs.text, not ours.finished, not theirs.finished)
+            Comparison(question.text, ours.text, theirs.text, not ours.finished, not theirs.finished)
             for question, ours, theirs in pairs
         ]
         with self.backbone.acting_as(BASE):
@@ -79,10 +83,16 @@ class HeldOutJudge:
         return self._replies(self.start)
 
     def _replies(self, role: str, guide: Guide | None = None) -> list[_Said]:
-        prompts = [self.templates.prompt("reply", question=q) for q in self.questions]
+        prompts = [self.templates.reply_prompt(q) for q in self.questions]
         requests = [Request(prompt, self.temperature, self.top_p) for prompt in prompts]
         with self.backbone.acting_as(role):
             rollouts = generate(
-                self.backbone, requests, max_new_tokens=self.limit, seed=self.seed, batch_size=self.batch_size, guide=guide
+                self.backbone,
+                requests,
+                max_new_tokens=self.limit,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                guide=guide,
+                thinking=self.thinking,
             )
-        return [_Said(self.templates.text(r.ids), r.finished) for r in rollouts]
+        return [_Said(self.templates.text(r.reply_ids), r.finished) for r in rollouts]

@@ -20,6 +20,7 @@ from torch import Tensor
 from selfeval.algorithms.ensembles import ensemble_mean, uncertainty_weighted, worst_case
 from selfeval.backbone.roles import Backbone
 from selfeval.prompt import Prompt
+from selfeval.rollout.engine import visible_ids
 from selfeval.training.context import Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, score_replies
 
@@ -56,7 +57,8 @@ class EvaluatorScorer:
     weight: float = 0.5
 
     def __call__(self, samples: Samples) -> Scores:
-        return self.of([p.grade for p in samples.asked], [r.ids for r in samples.rollouts])
+        # The evaluator reads what a user would see: the reply without the thinking.
+        return self.of([p.grade for p in samples.asked], [visible_ids(self.backbone, r) for r in samples.rollouts])
 
     def of(self, prompts: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> Scores:
         """Score replies after their grade prompts."""

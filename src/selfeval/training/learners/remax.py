@@ -33,7 +33,14 @@ class ReMax(ClippedPolicyGradient):
         with context.backbone.acting_as(POLICY):
             requests = [Request(p.reply, temperature=0.0) for p in once]
             # Greedy decoding draws no random numbers, so the seed has no effect.
-            rollouts = generate(context.backbone, requests, max_new_tokens=context.limit, seed=0, batch_size=context.batch_size)
+            rollouts = generate(
+                context.backbone,
+                requests,
+                max_new_tokens=context.limit,
+                seed=0,
+                batch_size=context.batch_size,
+                thinking=context.thinking,
+            )
             # Greedy log-probs are captured at temperature 1.
             if context.config.temperature != 1.0:
                 rollouts = self._at_temperature(once, rollouts)
