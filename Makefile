@@ -52,8 +52,9 @@ bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/r
 		roles "roles --learners" precision planner control/run figures; do \
 		echo "== $$name"; set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py "$$@"; done
 
-peers: $(VENV)/.installed-dev ## Run TRL's trainers and lm-eval on exports, in an environment of their own (built once).
+peers: $(VENV)/.installed-dev ## Compare with TRL and lm-eval, in an environment of their own (built once).
 	@$(BIN)/python benchmarks/peers/run.py
+	@$(BIN)/python benchmarks/peers/sft.py
 	@$(BIN)/python -m pytest tests/e2e/test_peers.py
 
 clean: ## Remove the virtual environment and caches; runs and results stay.

@@ -29,6 +29,7 @@ _LEARNERS = _ROOT / "docs" / "algorithms" / "learners.md"
 _LOOP = _ROOT / "docs" / "concepts" / "loop.md"
 _SPARSE = _ROOT / "docs" / "algorithms" / "sparse-reward.md"
 _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
+_FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _PLOT = _LONG.with_suffix(".svg")
@@ -551,6 +552,29 @@ def questions_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def sft_table() -> str:
+    """Return the losses of supervised fine-tuning next to those of TRL."""
+    found = _load("sft")
+    columns = ("model", "batch", "tokens with a loss", "TRL", "packed", "one by one", "equal token ids and masks")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    titles = {"tiny": "random Llama", "smollm2-135m-instruct": "SmolLM2-135M-Instruct"}
+    # An instruct model is measured with --model only.
+    names = {model: title for model, title in titles.items() if model in found}
+    for model, title in names.items():
+        for batch, row in found[model].items():
+            losses = " | ".join(f"{row[name]:.6f}" for name in ("trl", "packed", "one_by_one"))
+            equal = "yes" if row["equal_ids"] and row["equal_masks"] else "no"
+            lines.append(f"| {title} | {batch} | {row['tokens']} | {losses} | {equal} |")
+    largest = max(row["difference"] for model in names for row in found[model].values())
+    peers = found["peers"]
+    caption = (
+        f"Mean loss in nats per token, by `{found['command']}` with TRL {peers['trl']} and transformers "
+        f"{peers['transformers']}; the largest difference is {largest:.1g}. "
+        "Without marks, TRL gets a copy of the template with `{% generation %}` marks."
+    )
+    return "\n".join([caption, "", *lines]) + "\n"
+
+
 def over_tables() -> str:
     """Return the tables of docs/algorithms/over-optimisation.md, from results/overoptimisation.json."""
     if not _is_measured("overoptimisation"):
@@ -651,6 +675,7 @@ def main() -> None:
     _refresh(_OVER, over_tables(), options.check)
     _refresh(_EVIDENCE, coverage_tables(), options.check)
     _refresh(_QUESTIONS, questions_table(), options.check)
+    _refresh(_FINE_TUNING, sft_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

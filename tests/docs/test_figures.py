@@ -18,6 +18,7 @@ PAGES |= {
     "stability": STABILITY,
     "evidence": ROOT / "docs" / "concepts" / "evidence.md",
     "learners": ALGORITHMS / "learners.md",
+    "fine-tuning": ROOT / "docs" / "concepts" / "fine-tuning.md",
     "over-optimisation": ALGORITHMS / "over-optimisation.md",
 }
 RESULTS = ROOT / "benchmarks" / "results"

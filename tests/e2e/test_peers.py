@@ -19,27 +19,35 @@ PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("peers")
+def _interpreter() -> str:
+    """Return the interpreter of the peers, or skip the test."""
     asked = "import sys; sys.path.insert(0, sys.argv[1]); import environment; print(environment.interpreter() or '')"
     found = subprocess.run([sys.executable, "-c", asked, str(PEERS)], capture_output=True, text=True, check=True)
     if not found.stdout.strip():
         pytest.skip("there is no environment with TRL and lm-eval; make peers builds one")
-    recipe = copy_lab(folder / "lab")
-    made = selfeval(*toy_arguments(recipe, folder / "run", sizes=SIZES))
-    assert made.returncode == 0, made.stderr
+    return found.stdout.strip()
+
+
+def _measured(script: str, *paths: str | Path) -> dict[str, Any]:
+    """Return the figures of a benchmark, measured in a process of its own."""
     code = (
-        "import json, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import run; "
-        "print('RESULT ' + json.dumps(run.measure(Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))))"
+        f"import json, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import {script}; "
+        f"print('RESULT ' + json.dumps({script}.measure(*map(Path, sys.argv[2:]))))"
     )
-    arguments = [PEERS, found.stdout.strip(), folder / "work", folder / "run"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment()
-    )
+    command = [sys.executable, "-c", code, str(PEERS), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr[-4000:]
     values: dict[str, Any] = json.loads(done.stdout.rsplit("RESULT ", 1)[1])
     return values
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder, python = tmp_path_factory.mktemp("peers"), _interpreter()
+    recipe = copy_lab(folder / "lab")
+    made = selfeval(*toy_arguments(recipe, folder / "run", sizes=SIZES))
+    assert made.returncode == 0, made.stderr
+    return _measured("run", python, folder / "work", folder / "run")
 
 
 @pytest.mark.parametrize("name", ["RewardTrainer", "DPOTrainer", "GRPOTrainer", "RLOOTrainer"])
@@ -67,3 +75,13 @@ def test_lm_eval_gets_the_replies_of_the_run(figures: dict[str, Any]) -> None:
     assert found["n"] == 16
     assert found["chat_template"] == 1.0, "token for token the greedy replies of this package"
     assert found["bare_question"] < 1.0, "so the template matters"
+
+
+def test_the_loss_of_fine_tuning_is_that_of_trl(tmp_path: Path) -> None:
+    found = _measured("sft", _interpreter(), tmp_path)["tiny"]
+    assert list(found) == ["messages", "messages, no marks", "prompt and completion", "plain text"]
+    for name, row in found.items():
+        assert row["n"] >= 8
+        assert (row["equal_ids"], row["equal_masks"]) == (True, True), name
+        assert row["packed"] == pytest.approx(row["trl"], abs=1e-5), name
+        assert row["one_by_one"] == pytest.approx(row["trl"], abs=1e-5), name

@@ -18,9 +18,11 @@ from selfeval.backbone.load import load_model
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig, load_config
 from selfeval.errors import ConfigError, ExportError, InputError, ModelError, RunFolderError, StorageError, TextError
-from selfeval.stages import tuning
+from selfeval.stages import tuning, tuning_texts
 from selfeval.stages.terminal import Terminal
-from selfeval.stages.tuning import Tuned, read_texts, tune
+from selfeval.stages.tuning import Tuned, tune
+from selfeval.stages.tuning_rows import row_length
+from selfeval.stages.tuning_texts import TextFiles, read_texts
 from selfeval.store import RunStore, read_json, write_sealed
 from selfeval.training import sft
 
@@ -53,7 +55,7 @@ class World:
     def tune(self, *assignments: str, length: int | None = None, texts: Any = None, out: Path | None = None) -> Tuned:
         terminal: Any = Terminal(quiet=True)
         terminal.note = self.told.append
-        return tune(self.config(*assignments), texts or [self.text], out or self.out, length, terminal)
+        return tune(self.config(*assignments), TextFiles(texts or [self.text]), out or self.out, length, terminal)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.root.iterdir())
@@ -82,7 +84,7 @@ def test_the_folder_is_a_model_that_reads_the_text_better(world: World, settings
     before = load_model(str(world.model), device="cpu", precision="fp32", context=world.config(*settings).backbone.context)
     done = world.tune(*settings)
     tokenizer = AutoTokenizer.from_pretrained(world.out)
-    stream = tuning._encode(tokenizer, world.text.read_text())
+    stream = tuning_texts._encode(tokenizer, world.text.read_text())
     assert stream[-1] == tiny_models.EOS
     rows = sft.pack([stream], reach)
     model = AutoModelForCausalLM.from_pretrained(world.out)
@@ -204,7 +206,7 @@ def test_other_settings_or_another_text_begin_anew(world: World, change: str) ->
         other = tiny_models.model("llama", len(tokenizer), seed=5, max_position_embeddings=TRAINED)
         tiny_models.save_model(other, tokenizer, world.model)
     world.tune(*settings, length=length)
-    assert any("another model, other settings or another text, so training starts from scratch" in line for line in world.told)
+    assert any("another model, other settings or other data, so training starts from scratch" in line for line in world.told)
     fresh = world.root / "fresh" / "out"
     world.tune(*settings, length=length, out=fresh)
     assert files(world.out) == files(fresh)
@@ -239,10 +241,10 @@ def test_documents_are_separated_by_the_tokens_that_begin_and_end_one() -> None:
             return [7, *(int(c) for c in text)]  # 7 begins a text
 
     tokenizer = Counts()
-    assert tuning._encode(tokenizer, "23") == [7, 2, 3, 1]
-    assert tuning._encode(tokenizer, "231") == [7, 2, 3, 1]  # it ends with one already
+    assert tuning_texts._encode(tokenizer, "23") == [7, 2, 3, 1]
+    assert tuning_texts._encode(tokenizer, "231") == [7, 2, 3, 1]  # it ends with one already
     tokenizer.eos_token_id = None
-    assert tuning._encode(tokenizer, "23") == [7, 2, 3]
+    assert tuning_texts._encode(tokenizer, "23") == [7, 2, 3]
 
 
 TEXTS = {
@@ -314,8 +316,8 @@ def test_a_model_without_rope_or_length_is_refused(tmp_path: Path) -> None:
     assert config["n_positions"] == loaded.context_length
     loaded.model.config.n_positions = 0
     with pytest.raises(TextError, match="has no context length; set the tokens per row with --length"):
-        tuning._row_length(loaded, None)
-    assert tuning._row_length(loaded, 9) == 9
+        row_length(loaded, None)
+    assert row_length(loaded, 9) == 9
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(world: World) -> None:

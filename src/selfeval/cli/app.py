@@ -15,6 +15,7 @@ import typer
 
 from selfeval import __version__
 from selfeval.cli.failures import clear_errors, end_signals, refuse_broken_arguments
+from selfeval.cli.tuning import check_source, config_and_source, say_tuned
 from selfeval.errors import InputError, StorageError
 from selfeval.stages import STAGE_NAMES
 from selfeval.versions import versions_note
@@ -467,56 +468,74 @@ def _say_exported(done: Exported) -> None:
 
 @app.command()
 def tune(
-    texts: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="TEXT...", help='Plain-text files, one document each, or .jsonl files with lines {"text": "..."}.'
-        ),
-    ],
-    model: Annotated[str, typer.Option(help="Hugging Face model folder or hub id.")],
     to: Annotated[Path, typer.Option(metavar="OUT", help="Output model folder; must be new or empty.")],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[TEXT...]", help='Plain-text files, one document each, or .jsonl files with lines {"text": "..."}.'
+        ),
+    ] = None,
+    chat: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help='Conversations: JSON lines with "messages", or "prompt" and "completion". May be repeated.'
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder: tune its model on the replies that its judge preferred.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hugging Face model folder or hub id; with --run, it is the run's model.")
+    ] = None,
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. tuning.steps=100.")
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option(min=2, help="Tokens per row (default: the model's full context length, including any extension)."),
+        typer.Option(
+            min=2,
+            help="Tokens per row (default: the model's full context length, including any extension; for conversations "
+            "2,048, or the longest conversation).",
+        ),
     ] = None,
     trust_remote_code: RemoteCode = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune an adapter on text and write a complete model, for example to extend the context length.
+    """Fine-tune an adapter on text, conversations or the preferred replies of a run, and write a complete model.
+
+    Pass one of TEXT..., --chat FILE and --run DIR. On text every token is learned, for example to extend the context length. On
+    conversations and replies, only what the assistant writes is learned, and a share of them is held out to measure the loss.
 
     The adapter is merged into the base. OUT is an ordinary model folder for `selfeval run --model OUT` and transformers; its
-    config.json contains the requested RoPE scaling. Without RoPE scaling, the model is adapted to the text's domain. The
+    config.json contains the requested RoPE scaling. Without RoPE scaling, the model is adapted to the domain of the data. The
     written model is reloaded on the CPU and compared with the adapter before OUT appears; this needs memory for two copies.
 
-    The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Documents are packed one after the
-    other into rows, each with the tokenizer's start token before it and the end token after it.
+    The same command resumes an interrupted one; until OUT exists, the work is in OUT.tuning. Texts are packed one after the
+    other into rows, each with the tokenizer's start token before it and the end token after it. Conversations are packed whole
+    and do not see each other.
 
     --set accepts seed, templates, and the keys of the sections tuning and backbone (except
-    backbone.rollout_batch_size). Examples:
+    backbone.rollout_batch_size); with --chat also those of chat. Examples:
 
     selfeval tune book.txt --model path/to/model --to models/longer --set backbone.context.rope_scaling=yarn
     --set backbone.context.rope_factor=4
 
     selfeval tune articles.jsonl --model path/to/model --to models/tuned --length 2048 --set tuning.steps=500
+
+    selfeval tune --chat dialogues.jsonl --model path/to/model --to models/tuned --set tuning.learning_rate=2e-4
+
+    selfeval tune --run runs/shop --to models/preferred
     """
     with clear_errors(debug, interrupted=_RESUMES):
-        from selfeval.stages.running import new_config
-
-        config = new_config(model=model, name=Path(os.path.abspath(to)).name, assignments=assign or [])
+        check_source(texts, chat, run, model)
         _quiet_libraries()
         from selfeval.stages.terminal import Terminal
         from selfeval.stages.tuning import tune as tune_model
 
-        done = tune_model(config, texts, to, length, Terminal(quiet), trust_remote_code=trust_remote_code)
-        facts = done.facts
-        typer.echo(
-            f"tuned on {facts['tokens']:,} tokens in {facts['steps']:,} steps: loss {facts['loss_start']:.3f}, then "
-            f"{facts['loss_end']:.3f} nats per token (means over the first and last tenth of the steps)"
-        )
+        config, source = config_and_source(texts, chat, run, model, Path(os.path.abspath(to)).name, assign or [])
+        done = tune_model(config, source, to, length, Terminal(quiet), trust_remote_code=trust_remote_code)
+        say_tuned(done.facts)
         _say_exported(done.exported)
 
 

@@ -120,7 +120,9 @@ def _front_matter(facts: Mapping[str, Any], base: BaseModel) -> str:
 
 
 def _tags(facts: Mapping[str, Any], is_adapter: bool, scores: bool) -> list[str]:
-    kind = "reward-model" if scores else "continued-pretraining" if facts["tuning"] else "reinforcement-learning"
+    tuning = facts["tuning"]
+    tuned = None if tuning is None else "continued-pretraining" if tuning["kind"] == "text" else "sft"
+    kind = "reward-model" if scores else tuned or "reinforcement-learning"
     return [kind, *(["lora"] if is_adapter else [])]
 
 

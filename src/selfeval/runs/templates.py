@@ -17,7 +17,16 @@ from selfeval.judging.templates import Templates, template_texts
 from selfeval.links import refuse_links
 from selfeval.store import read_run
 
-__all__ = ["TEMPLATES", "copy_templates", "day_of", "stored_texts", "templates_of_run", "text_hash", "write_texts"]
+__all__ = [
+    "TEMPLATES",
+    "copy_templates",
+    "day_of",
+    "stored_texts",
+    "templates_of",
+    "templates_of_run",
+    "text_hash",
+    "write_texts",
+]
 
 TEMPLATES = "templates"
 """Folder of the templates in a run folder, and key of their hashes in run.json."""
@@ -72,6 +81,15 @@ def templates_of_run(folder: Path, tokenizer: PreTrainedTokenizerBase, verdicts:
 def copy_templates(folder: Path, target: Path) -> None:
     """Copy the templates that a run used into an exported folder; `templates_of_run` has checked them."""
     write_texts(stored_texts(_root(folder)), target)
+
+
+def templates_of(folder: Path) -> Path:
+    """Return the folder of the templates that a run used.
+
+    Raises:
+        RunFolderError: the folder is a round that was copied without its run.
+    """
+    return _root(folder) / TEMPLATES
 
 
 def _root(folder: Path) -> Path:

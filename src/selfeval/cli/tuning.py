@@ -1,0 +1,72 @@
+"""The data of `selfeval tune`, as the command's options name it, and the facts that it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from selfeval.errors import InputError
+
+if TYPE_CHECKING:
+    from selfeval.config import RunConfig
+    from selfeval.stages.tuning_rows import Source
+
+__all__ = ["check_source", "config_and_source", "say_tuned"]
+
+
+def check_source(texts: Sequence[Path] | None, chat: Sequence[Path] | None, run: Path | None, model: str | None) -> None:
+    """Check that the options name one kind of data and one model.
+
+    Raises:
+        InputError: they name none, or several.
+    """
+    given = [name for name, value in (("TEXT...", texts), ("--chat FILE", chat), ("--run DIR", run)) if value]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise InputError(f"pass the data to tune on as one of TEXT..., --chat FILE and --run DIR; got {got}")
+    if run is None and model is None:
+        raise InputError(f"{given[0]} needs a model to tune; add --model MODEL")
+    if run is not None and model is not None:
+        raise InputError("--run DIR tunes the model of the run; remove --model")
+
+
+def config_and_source(
+    texts: Sequence[Path] | None,
+    chat: Sequence[Path] | None,
+    run: Path | None,
+    model: str | None,
+    name: str,
+    assignments: Sequence[str],
+) -> tuple[RunConfig, Source]:
+    """Return the configuration and the data that the options of a tuning name; see `check_source`.
+
+    Raises:
+        ConfigError: a key or a value is wrong.
+        RunFolderError: the folder of --run is not a run.
+    """
+    from selfeval.stages.running import new_config
+    from selfeval.stages.tuning_chats import ChatFiles
+    from selfeval.stages.tuning_replies import PreferredReplies
+    from selfeval.stages.tuning_texts import TextFiles
+
+    if run is not None:
+        replies = PreferredReplies(run)
+        return replies.config(name, assignments), replies
+    config = new_config(model=model, name=name, assignments=assignments)
+    return config, ChatFiles(chat) if chat else TextFiles(texts or ())
+
+
+def say_tuned(facts: Mapping[str, Any]) -> None:
+    """Print the facts of a finished tuning."""
+    typer.echo(
+        f"tuned on {facts['tokens']:,} tokens in {facts['steps']:,} steps: loss {facts['loss_start']:.3f}, then "
+        f"{facts['loss_end']:.3f} nats per token (means over the first and last tenth of the steps)"
+    )
+    if "held_out_loss" in facts:
+        typer.echo(
+            f"held-out loss of {facts['held_out']:,} {facts['kind']}: {facts['held_out_loss_before']:.3f}, then "
+            f"{facts['held_out_loss']:.3f} nats per token (after step {facts['best_step']:,}, whose weights are written)"
+        )
