@@ -210,7 +210,7 @@ def test_no_network_is_reached() -> None:
             "socket.socket()",
             "socket.socket(socket.AF_UNIX)",
             "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))",
-            "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b'x', b'/dev/log')",
+            "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",  # it could send to the address of another
             f"urllib.request.urlopen('http://127.0.0.1:{address[1]}')",
         ) == Outcome("passed")
         server.setblocking(False)
