@@ -26,7 +26,7 @@ from selfeval.config import (
 from selfeval.errors import ConfigError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = [*sorted((ROOT / "recipes").rglob("*.toml")), ROOT / "src" / "selfeval" / "lab" / "recipe.toml"]
+RECIPES = [*sorted((ROOT / "recipes").glob("*.toml")), ROOT / "src" / "selfeval" / "lab" / "recipe.toml"]
 
 
 def _recipe(folder: Path, text: str) -> Path:
