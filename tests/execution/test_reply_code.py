@@ -89,6 +89,7 @@ BODY = "    if a > b:\n        return a\n    else:\n        return b\n"
         f"{BODY.strip()}\n\ndef test():\n    larger(",
         "    found = max(\n        a,\n        b,\n    )\n    return found",
         "found = max(\n    a,\n    b,\n)\nreturn found",
+        "found = max([a,\n             b])\nreturn found",
         "for x in sorted([b, a], reverse=True):\n    return x",
         "return max(a, b)",
         "    return max(a, b)",

@@ -29,6 +29,8 @@ _CODE_LINE = re.compile(
     r"|[A-Za-z_][\w.]*\s*(?:[-+*/|&^%]?=|\(|\[)"
 )
 """Beginning of a line that may be at the top level of a program."""
+_INSIDE = re.compile(r"(?:return|yield|elif|else|except|finally)\b")
+"""A line at the left margin that continues a block or can only be in a function."""
 _MOST_CUTS = 10
 
 
@@ -138,6 +140,8 @@ def _has_lost_indentation(body: str) -> bool:
     first, *others = [line for line in body.splitlines() if line.strip()] or [""]
     if not others or first[:1] in " \t":
         return False
+    if any(_INSIDE.match(line) for line in others):
+        return True
     second = len(others[0]) - len(others[0].lstrip())
     # Lines after one of these are indented.
     return second <= 4 if first.rstrip().endswith((":", "(", "[", "{")) else second == 0
