@@ -23,7 +23,7 @@ LEVELS = (
     ("planner",),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),
-    ("judging", "quality", "rollout", "scale"),
+    ("execution", "judging", "quality", "rollout", "scale"),
     ("backbone",),
     ("algorithms", "links", "store"),
     ("config", "records", "errors", "prompt", "texts", "versions"),
@@ -214,6 +214,12 @@ def test_only_evaluation_asks_gold() -> None:
 def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -> None:
     imported = {name for module, name in _imports(SRC / "stages" / f"{reader}.py") if module == "selfeval.stages.gold"}
     assert imported == names
+
+
+def test_only_gold_runs_the_code_of_replies() -> None:
+    runners = {"run_program", "run_programs"}
+    running = {_name(path) for path in MODULES if runners & {name for _, name in _imports(path)}}
+    assert running == {"selfeval.stages.gold"}
 
 
 def _reaches_for_plugins(path: Path) -> set[str]:

@@ -26,7 +26,7 @@ from selfeval.config import (
 from selfeval.errors import ConfigError, RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = [*sorted((ROOT / "recipes").rglob("*.toml")), ROOT / "src" / "selfeval" / "lab" / "recipe.toml"]
+RECIPES = [*sorted((ROOT / "recipes").glob("*.toml")), ROOT / "src" / "selfeval" / "lab" / "recipe.toml"]
 
 
 def _recipe(folder: Path, text: str) -> Path:
@@ -313,10 +313,11 @@ def test_an_integer_of_thousands_of_digits_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["true", "false"])
-def test_no_file_decides_whether_a_models_code_runs(value: str, tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path, f"trust_remote_code = {value}")
-    for arguments in ((recipe, {}, ()), (None, {}, (f"trust_remote_code={value}",))):
-        with pytest.raises(ConfigError, match=r'"trust_remote_code": .* pass --trust-remote-code on the command line'):
+@pytest.mark.parametrize("key", ["trust_remote_code", "allow_code_execution"])
+def test_no_file_decides_whether_a_models_code_runs(key: str, value: str, tmp_path: Path) -> None:
+    recipe, option = _recipe(tmp_path, f"{key} = {value}"), f"--{key.replace('_', '-')}"
+    for arguments in ((recipe, {}, ()), (None, {}, (f"{key}={value}",))):
+        with pytest.raises(ConfigError, match=rf'"{key}": .* pass {option} on the command line'):
             load_config(*arguments)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from processes import python, selfeval
+from selfeval.errors import ConfigError
+from selfeval.execution.sandbox import check_sandbox
 from toy import copy_lab, toy_arguments
 
 NAMES, THINGS = ("Ben", "Mia", "Tom", "Sam"), ("pens", "eggs", "cards")
@@ -91,6 +93,29 @@ def test_the_loop_runs_from_a_file_and_is_measured_by_gold_from_a_file(tmp_path:
         assert set(first) == {0.0, 1.0}, "the better reply is as often the first as the second"
     if kind == "replies":
         assert report["evaluator"]["accuracy_gold"]["n"] == 9
+
+
+def test_unit_tests_are_gold_only_if_the_command_allows_to_run_code(tmp_path: Path, recipe: Path) -> None:
+    try:
+        check_sandbox()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    arguments = _arguments(recipe, tmp_path, "questions")
+    gold = tmp_path / "tests.jsonl"
+    rows = [{"question": question, "tests": ["assert answer()"]} for question, _, _ in PROBLEMS]
+    gold.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments += ["--set", f"gold={gold}"]
+    refused = selfeval(*arguments)
+    assert refused.returncode == 2
+    assert "--allow-code-execution" in refused.stderr
+    assert not (tmp_path / "run").exists()
+    done = selfeval(*arguments, "--allow-code-execution")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["model"]["gold_file"] == str(gold)
+    assert (report["policy"]["gold_after"]["value"], report["policy"]["gold_after"]["n"]) == (0.0, 9)
+    resumed = selfeval("run", "--output", str(tmp_path / "run"))
+    assert resumed.returncode == 2, "no run folder allows it"
 
 
 WITH_DEAD_GOLD = """

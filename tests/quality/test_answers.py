@@ -6,6 +6,7 @@ import pytest
 
 from selfeval.quality import answers
 from selfeval.quality.answers import final_answer, is_answer
+from shared_data import shared_lines
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,13 @@ from selfeval.quality.answers import final_answer, is_answer
         ("The answer is $72$.", "$72$"),
         ("It costs .5", "0.5"),
         ("The answer is A good one: B) Paris", "the answer is a good one: b) paris"),
+        # Chinese has no space between words and numbers.
+        ("99-90=9，所以还剩9页没有看。", "9"),
+        ("一共3个人，每人9元，共27元", "27"),
+        ("答:27元", "27"),
+        ("答案是27。还有3个人没有付钱。", "27"),
+        ("答案为：1/2。验算：1/2+1/2=1", "0.5"),
+        ("正确答案：B", "B"),
     ],
 )
 def test_a_right_answer_is_found(reply: str, answer: str) -> None:
@@ -57,6 +65,8 @@ def test_a_right_answer_is_found(reply: str, answer: str) -> None:
         ("", "72"),
         ("no number", "72"),
         ("The answer is C", "B"),
+        ("所以还剩9页。", "90"),
+        ("现在是12:30", "30"),
         ("A nice day", "B"),
         ("I like Paris and Rome", "Paris"),
         ("The answer is 5", "5 apples and 3 pears"),
@@ -95,3 +105,13 @@ def test_a_text_without_a_mark_has_no_final_answer() -> None:
 
 def test_the_examples_are_right() -> None:
     assert doctest.testmod(answers).failed == 0
+
+
+@pytest.mark.parametrize(
+    "ending", ["所以还剩{}页。", "答案是{}。", "答:{}元", "答案：{}个，共3人", "9+8={}(元)", "因此，结果为 {}。"]
+)
+def test_chinese_answers_of_a_public_data_set_are_found(ending: str) -> None:
+    rows = shared_lines("math/cmath_dev.jsonl.xz")
+    reply = "先算3+4=7，再算：\n" + ending
+    assert [row["golden"] for row in rows if not is_answer(reply.format(row["golden"]), [row["golden"]])] == []
+    assert [row["golden"] for row in rows if is_answer(reply.format("1" + row["golden"]), [row["golden"]])] == []

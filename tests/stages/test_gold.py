@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import platform
 import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,8 +13,10 @@ import pytest
 
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, DataError
+from selfeval.execution.sandbox import check_sandbox
 from selfeval.stages import gold as module
-from selfeval.stages.gold import FileGold, check_gold, gold_key, load_gold
+from selfeval.stages.given import read_given
+from selfeval.stages.gold import FileGold, ask_ahead, check_gold, gold_key, load_gold
 
 
 def _config(domain: str | None = None, gold: str = "", **settings: Any) -> RunConfig:
@@ -94,9 +98,9 @@ def test_a_file_of_labels_knows_its_replies_only(tmp_path: Path) -> None:
     ("row", "said"),
     [
         ({"answer": 5}, 'line 2: missing or empty "question"'),
-        ({"question": "Why?"}, 'line 2: expected an "answer", or a "reply" with a "label" of true or false'),
-        ({"question": "Why?", "reply": "So.", "label": "yes"}, 'line 2: expected an "answer", or a "reply" with a "label"'),
-        ({"question": "Why?", "reply": "So.", "label": 2}, 'line 2: expected an "answer", or a "reply" with a "label"'),
+        ({"question": "Why?"}, 'line 2: expected an "answer", a "reply" with a "label" of true or false, or "tests"'),
+        ({"question": "Why?", "reply": "So.", "label": "yes"}, 'line 2: expected an "answer", a "reply" with a "label"'),
+        ({"question": "Why?", "reply": "So.", "label": 2}, 'line 2: expected an "answer", a "reply" with a "label"'),
         ({"question": "Why?", "answer": []}, 'line 2: "answer" must be a string, a number or a list of them'),
         ({"question": "Why?", "answer": True}, 'line 2: "answer" must be a string, a number or a list of them'),
         ({"question": " What is 2 + 3? ", "answer": 6}, "line 2: an earlier line has a different answer to the same question"),
@@ -169,3 +173,95 @@ def test_a_wrong_answer_in_a_file_of_questions_is_refused_early(tmp_path: Path) 
     path = str(_gold(tmp_path, {"question": "What is 2 + 3?", "answer": {"value": 5}}))
     with pytest.raises(DataError, match=r'line 1: "answer" must be a string, a number or a list'):
         check_gold(_config(questions={"file": path}), ["What is 2 + 3?"])
+
+
+# -- unit tests ---------------------------------------------------------------------------------------------------------
+
+TASK = {"question": "Write double(x).", "tests": ["assert double(2) == 4"]}
+RIGHT, WRONG = "```python\ndef double(x): return 2 * x\n```", "```python\ndef double(x): return x\n```"
+
+
+@pytest.fixture
+def _sandbox() -> None:
+    try:
+        check_sandbox()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("_sandbox")
+def test_the_code_of_a_reply_is_right_if_it_passes_the_tests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _gold(tmp_path, TASK, {"question": "What is 2 + 3?", "answer": 5})
+    gold = FileGold(path, allow_code_execution=True)
+    caplog.set_level(logging.DEBUG, logger="selfeval.stages.gold")
+    replies = (RIGHT, WRONG, "", "```python\ndef double(x): return y\n```")
+    assert [gold.is_right("Write  double(x).", reply) for reply in replies] == [True, False, False, False]
+    assert [text.split(";")[0] for text in caplog.messages] == [
+        "unit tests: passed ",
+        "unit tests: failed AssertionError: ",
+        "unit tests: no code ",
+        "unit tests: error NameError: name 'y' is not defined",
+    ]
+    assert gold.is_right("What is 2 + 3?", "5") is True
+    assert gold.is_right("Write triple(x).", RIGHT) is None
+
+
+@pytest.mark.usefixtures("_sandbox")
+def test_tests_that_were_run_ahead_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = FileGold(_gold(tmp_path, TASK), allow_code_execution=True)
+    ask_ahead(gold, [(TASK["question"], RIGHT), (TASK["question"], WRONG), (TASK["question"], ""), ("Why?", "So.")])
+    monkeypatch.setattr(module, "run_programs", lambda programs: [1 / 0] if programs else [])
+    assert [gold.is_right(str(TASK["question"]), reply) for reply in (RIGHT, WRONG, "")] == [True, False, False]
+    ask_ahead(None, [("Why?", "So.")])
+
+
+def test_tests_are_refused_unless_the_command_allows_them(tmp_path: Path) -> None:
+    path = str(_gold(tmp_path, TASK))
+    for config in (_config(gold=path), _config(questions={"file": path})):
+        questions = [str(TASK["question"])]
+        with pytest.raises(ConfigError, match=rf"gold file {re.escape(path)} has unit tests.* pass --allow-code-execution"):
+            check_gold(config, questions)
+        with pytest.raises(ConfigError, match="--allow-code-execution"):
+            load_gold(config)
+
+
+@pytest.mark.usefixtures("_sandbox")
+def test_tests_are_allowed_where_the_sandbox_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(_gold(tmp_path, TASK))
+    questions = [str(TASK["question"])]
+    check_gold(_config(gold=path), questions, allow_code_execution=True)
+    assert isinstance(load_gold(_config(questions={"file": path}), allow_code_execution=True), FileGold)
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    for config in (_config(gold=path), _config(questions={"file": path})):
+        with pytest.raises(ConfigError, match="code cannot be run in a sandbox here"):
+            check_gold(config, questions, allow_code_execution=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "Why?", "tests": 3}, 'line 2: "tests" must be a list of strings with code'),
+        ({"question": "Why?", "tests": ["assert f()"], "answer": "x"}, "line 2: the question has both an answer and tests"),
+        ({**TASK, "tests": ["assert f()"]}, "line 2: an earlier line has different tests for the same question"),
+        ({"tests": ["assert f()"]}, 'line 2: missing or empty "question"'),
+    ],
+)
+def test_a_line_with_malformed_tests_is_named(tmp_path: Path, row: Any, said: str) -> None:
+    path = _gold(tmp_path, TASK, row)
+    with pytest.raises(DataError, match=re.escape(f"{path}, {said}")):
+        FileGold(path, allow_code_execution=True)
+
+
+def test_lines_of_mbpp_and_human_eval_are_questions_with_gold(tmp_path: Path) -> None:
+    mbpp = {"text": "Double a number.", "test_list": ["assert double(2) == 4", "assert double(0) == 0"], "code": "x"}
+    stub = 'def double(x):\n    """Return twice x."""\n'
+    human_eval = {"prompt": stub, "entry_point": "double", "test": "def check(f):\n    assert f(2) == 4\n", "split": "test"}
+    tasks = [{**mbpp, "text": f"{mbpp['text']} {topic}", "split": "train"} for topic in ("Apples", "Wages", "Songs", "Ideas")]
+    path = str(_gold(tmp_path, human_eval, *tasks))
+    given = read_given(_config(questions={"file": path, "near_duplicate": 1.0}))
+    assert given is not None
+    texts = [question.text for question in given.questions]
+    shown = "Double a number. Apples\n\nThe code must pass this test:\nassert double(2) == 4"
+    assert texts[:2] == [stub.strip(), shown]
+    gold = FileGold(Path(path), partial=True, allow_code_execution=True)
+    assert all(gold.knows(text) for text in texts)

@@ -51,6 +51,14 @@ RemoteCode = Annotated[
         "--trust-remote-code", help="Execute custom code shipped with the model. Recipes and run folders cannot enable this."
     ),
 ]
+CodeExecution = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-execution",
+        help="Execute code in replies with the unit tests of a gold file, in a sandbox. Recipes and run folders cannot enable "
+        "this.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder, e.g. runs/embedded.")]
 
 
@@ -83,6 +91,7 @@ def run(
         ),
     ] = None,
     trust_remote_code: RemoteCode = False,
+    allow_code_execution: CodeExecution = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Rerun stages whose settings changed or whose files are missing, without asking.")
     ] = False,
@@ -115,7 +124,16 @@ def run(
         # The folder is known only now; from here on, the log of a bug is written there.
         config = config_to_run(recipe, output, model=model, seeds=seeds, memory_budget=memory_budget, assignments=assign or [])
         command.folder = output or Path("runs") / config.name
-        _run(config, command.folder, until, quiet, trust_remote_code=trust_remote_code, restart=restart, force=force)
+        _run(
+            config,
+            command.folder,
+            until,
+            quiet,
+            trust_remote_code=trust_remote_code,
+            allow_code_execution=allow_code_execution,
+            restart=restart,
+            force=force,
+        )
 
 
 def _run(
@@ -125,6 +143,7 @@ def _run(
     quiet: bool,
     *,
     trust_remote_code: bool,
+    allow_code_execution: bool,
     restart: bool,
     force: bool,
 ) -> None:
@@ -133,7 +152,16 @@ def _run(
 
     stop = None if until is None else stop_at(until, config.rounds)
     _quiet_libraries()
-    done = execute(config, output, stop, Terminal(quiet), trust_remote_code=trust_remote_code, restart=restart, force=force)
+    done = execute(
+        config,
+        output,
+        stop,
+        Terminal(quiet),
+        trust_remote_code=trust_remote_code,
+        allow_code_execution=allow_code_execution,
+        restart=restart,
+        force=force,
+    )
     if not done.worked and not done.finished:
         typer.echo(f"{until or 'the loop'} is already finished in {output}; pass a later --until, or omit it, to continue")
     if done.reported:

@@ -86,9 +86,12 @@ def _allowed_at(location: Sequence[str | int]) -> list[str]:
 _OPTIONS = {
     "trust_remote_code": (
         "a recipe cannot enable custom model code; pass --trust-remote-code on the command line if you trust the code"
-    )
+    ),
+    "allow_code_execution": (
+        "a recipe cannot allow that code in replies is executed; pass --allow-code-execution on the command line"
+    ),
 }
-"""Former keys that are now command options only, because no file may set them."""
+"""Command options that no file may set."""
 
 
 _OF_THE_BACKBONE = {name: f"backbone.{name}" for name in BackboneConfig.model_fields}

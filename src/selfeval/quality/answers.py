@@ -1,10 +1,10 @@
 r"""The final answer of a reply, and whether it equals reference answers: numbers, letters of a choice, or short texts.
 
 The final answer of a text is the first of these that exists: the last `\boxed{...}`, the text after the last `####` (GSM8K),
-the text after the last "answer is" or "answer:". Otherwise it depends on the reference answer: for a number, the last number
-of the text; for a letter, a letter by itself at the end; for any other answer the whole text or, if the answer has a digit (a
-time, a ratio, a list), the end of the text. Units, algebra and sets are not interpreted but compared as text, so a correct
-answer in another form does not match.
+the text after the last "answer is", "answer:", "答案是" or "答案：". Otherwise it depends on the reference answer: for a
+number, the last number of the text; for a letter, a letter by itself at the end; for any other answer the whole text or, if the
+answer has a digit (a time, a ratio, a list), the end of the text. Units, algebra and sets are not interpreted but compared as
+text, so a correct answer in another form does not match.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ AnswerForm = Literal["number", "boxed", "letter", "pattern"]
 """Form in which replies state their final answer."""
 
 _NUMBER = re.compile(
-    r"""(?<![\w.:^])(?<![\w)][+*^])(?<![+*^]\ )       # neither the rest of a word nor of a term: "3x+9", "12:30"
+    r"""(?<![^\W\u3040-\u30ff\u3400-\u9fff])(?<![.^])  # neither the rest of a word, unless it is written without spaces: 共9页
+        (?<!(?<![\u3040-\u30ff\u3400-\u9fff]):)(?<![\w)][+*^])(?<![+*^]\ )           # nor of a term: "3x+9", "12:30"
         [-+−]?[$€£]?
         (?>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?(?:[eE][-+]?\d+)?|\.\d+)
         (?![.,:]?\d)(?!\s*[:^+*=]\s*[\w(])(?![A-Za-z]\s*[-+*^=/])""",
     re.VERBOSE,
 )
-_MARKED = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+_MARKED = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*|答案\s*[是为:：=]\s*[:：]?\s*", re.IGNORECASE)
 _LETTER = re.compile(r"^\W*([A-Za-z])\W*$")
 _LAST_LETTER = re.compile(r"(?:^|[\s(\[*])([A-Z])[\s).\]*]*$")
 _SEVERAL_LETTERS = re.compile(r"\b[A-Z]\b[\s)\].,]*(?:\bor\b|\band\b|,|/|&)[\s(\[]*\b[A-Z]\b")

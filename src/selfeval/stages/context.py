@@ -53,6 +53,7 @@ class Context:
         earlier: folders of the previous rounds, in order.
         later: folders of the following rounds, which the report of round 1 covers.
         trust_remote_code: run code that comes with the model; set by the user on the command line.
+        allow_code_execution: run code in replies with the unit tests of a gold file; set by the user on the command line.
         restart: whether the user agrees to set aside finished or partial work that has to be redone.
         force: continue although a check found that the result cannot be useful.
         executor_of: returns the executor of a stage that writes shards. Default: shards are computed in this process.
@@ -64,6 +65,7 @@ class Context:
     earlier: Sequence[RunStore] = ()
     later: list[RunStore] = field(default_factory=list)
     trust_remote_code: bool = False
+    allow_code_execution: bool = False
     restart: bool = False
     force: bool = False
     executor_of: Callable[[Context], Executor] = in_process

@@ -52,7 +52,7 @@ from selfeval.rollout.engine import Rollout, visible_ids
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
 from selfeval.stages.context import Context
-from selfeval.stages.gold import Gold, gold_file, load_gold
+from selfeval.stages.gold import Gold, ask_ahead, gold_file, load_gold
 from selfeval.stages.held_out import score_pairs
 from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
@@ -68,7 +68,7 @@ Advance = Callable[[int], None]
 
 def run(context: Context) -> dict[str, Any]:
     """Write evaluation/figures.json (the parts of report.json that need the model), and return counts."""
-    gold = load_gold(context.config)
+    gold = load_gold(context.config, allow_code_execution=context.allow_code_execution)
     context.load_evaluators()
     # All roles are loaded before the first measurement, so the timing of verdicts below includes no loading.
     guide = ensure_policy(context)
@@ -132,6 +132,12 @@ def _both_right(gold: Gold | None, question: str, replies: tuple[str, str]) -> t
     return None if gold is None else (gold.is_right(question, replies[0]), gold.is_right(question, replies[1]))
 
 
+def _ask_ahead_of_pairs(
+    gold: Gold | None, verdicts: Sequence[Verdict], questions: Mapping[str, Question], replies: Mapping[str, Reply]
+) -> None:
+    ask_ahead(gold, [(questions[v.question_id].text, replies[r].text) for v in verdicts for r in (v.first, v.second)])
+
+
 # -- the evaluator ------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +177,7 @@ def _judged_test_pairs(
         store: Optional. Folder of the round whose pairs are read. Default: this round.
     """
     verdicts = [v for v in (store or context.store).read("verdicts", Verdict) if v.split == Split.TEST]
+    _ask_ahead_of_pairs(gold, verdicts, questions, context.replies(store))
     right_of = partial(_both_right, gold)
     return score_pairs(context, verdicts, questions, right_of=right_of, advance=advance, store=store)
 
@@ -213,6 +220,7 @@ def _verdict_cost(context: Context, questions: Mapping[str, Question]) -> Verdic
 
 def _verdicts(context: Context, questions: Mapping[str, Question], gold: Gold | None) -> Verdicts:
     verdicts, replies = context.store.read("verdicts", Verdict), context.replies()
+    _ask_ahead_of_pairs(gold, [v for v in verdicts if v.state == VerdictState.KEPT], questions, replies)
     labels = [
         label_is_right(v, right)
         for v in verdicts
@@ -256,6 +264,7 @@ def _answer_and_judge(
         # The referee's prompt labelled no training pair, so the policy cannot have learned to please it.
         judgements = context.judge("referee").judge(comparisons, advance)
     outcomes = [outcome(judgement, config.verdicts.tie) for judgement in judgements]
+    ask_ahead(gold, [(q.text, t) for q, b, after in zip(questions, before, texts, strict=True) for t in (b.text, after)])
     right = [_both_right(gold, q.text, (b.text, t)) for q, b, t in zip(questions, before, texts, strict=True)]
     rows = zip(questions, before, after, read, texts, kls, outcomes, right, strict=True)
     answered = [
@@ -304,15 +313,25 @@ def _checked_replies(context: Context, questions: Mapping[str, Question], gold: 
     """Return the first replies of each iteration whose question has gold, without iterations that were rolled back."""
     found: dict[int, list[CheckedReply]] = {}
     counted = {int(line["step"]) for line in context.store.read_metrics("policy")}
-    for sample in context.store.read("policy", Sampled):
-        # A roll-back removes the metrics of its iterations, while their samples stay until they are overwritten.
-        if sample.step not in counted:
+    # A roll-back removes the metrics of its iterations, while their samples stay until they are overwritten.
+    samples = [sample for sample in context.store.read("policy", Sampled) if sample.step in counted]
+    most = context.config.evaluation.gold_replies
+    ask_ahead(gold, [(questions[sample.question_id].text, sample.text) for sample in _firsts_of_steps(samples, most)])
+    for sample in samples:
+        replies = found.setdefault(sample.step, [])
+        if len(replies) == most:
             continue
         right = gold.is_right(questions[sample.question_id].text, sample.text)
-        replies = found.setdefault(sample.step, [])
-        if right is not None and len(replies) < context.config.evaluation.gold_replies:
+        if right is not None:
             replies.append(CheckedReply(sample.question_id, sample.score, right))
     return found
+
+
+def _firsts_of_steps(samples: Sequence[Sampled], most: int) -> list[Sampled]:
+    by_step: dict[int, list[Sampled]] = {}
+    for sample in samples:
+        by_step.setdefault(sample.step, []).append(sample)
+    return [sample for step in by_step.values() for sample in step[:most]]
 
 
 def _write_gold_curve(context: Context, predicted: Mapping[int, Sequence[PredictedReply]]) -> None:

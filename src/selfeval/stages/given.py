@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, DataError
+from selfeval.execution.tasks import has_tests, task_question
 from selfeval.quality.dedupe import NearDuplicates, normalise
 from selfeval.records import Drop, Message, Question, Split
 from selfeval.stages.conversations import conversation_text, read_messages
@@ -159,13 +160,16 @@ def read_given(config: RunConfig) -> Given | None:
 
 
 def has_answers(path: Path) -> bool:
-    """Return whether a line of a file of questions has an `answer`.
+    """Return whether a line of a file of questions has an `answer` or unit tests.
 
     Raises:
         DataError: the file is missing or malformed; the message names the line.
     """
     text = _read("questions", path)
-    return '"answer"' in text and any(values.get("answer") not in (None, "") for _, values in _lines("questions", path, text))
+    # Most files have neither, and are not parsed a second time.
+    if '"answer"' not in text and '"test' not in text:
+        return False
+    return any(values.get("answer") not in (None, "") or has_tests(values) for _, values in _lines("questions", path, text))
 
 
 def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: Sequence[_Row]) -> None:
@@ -247,6 +251,8 @@ class _Reader:
 
     def question(self) -> tuple[Message, ...]:
         """Return the turns of the question: a text, or a conversation; for pairs, optionally the start of `chosen`."""
+        if text := task_question(self.values):
+            return (Message("user", text),)
         name = next((name for name in (*_QUESTION, "messages") if name in self.values), None)
         if name is None and isinstance(self.values.get("chosen"), list):
             return self._turns("chosen", self.values["chosen"][:-1])

@@ -1,12 +1,14 @@
-"""Gold: a domain installed under the entry point group `selfeval.domains`, or a file of answers or labels.
+"""Gold: a domain installed under the entry point group `selfeval.domains`, or a file of answers, labels or unit tests.
 
 Only evaluation reads it. The file has JSON lines: `{"question": "...", "answer": "..."}`, where a right reply has to end in
-the answer (`quality/answers.py`), or `{"question": "...", "reply": "...", "label": true}`, which covers only that reply.
+the answer (`quality/answers.py`), `{"question": "...", "reply": "...", "label": true}`, which covers only that reply, or
+`{"question": "...", "tests": ["assert f(2) == 4"]}`, where the code of the reply has to pass the tests (`execution/`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,14 +16,17 @@ from typing import Any, Protocol, cast
 
 from selfeval.config import RunConfig, nearest
 from selfeval.errors import ConfigError, DataError
+from selfeval.execution.sandbox import Outcome, check_sandbox, run_programs
+from selfeval.execution.tasks import CodeTask, code_task, has_tests, task_question
 from selfeval.quality.answers import is_answer
 from selfeval.stages.conversations import conversation_text, read_messages
 from selfeval.stages.given import has_answers
 from selfeval.store import file_hash
-from selfeval.texts import json_lines, read_text, shortened
+from selfeval.texts import json_lines, read_text, shortened, visible
 
-__all__ = ["FileGold", "Gold", "check_domain", "check_gold", "gold_file", "gold_key", "load_gold"]
+__all__ = ["FileGold", "Gold", "ask_ahead", "check_domain", "check_gold", "gold_file", "gold_key", "load_gold"]
 
+_LOGGER = logging.getLogger(__name__)
 _GROUP = "selfeval.domains"
 _LARGEST = 1 << 30
 _EXAMPLE = '{"question": "...", "answer": "..."}'
@@ -38,51 +43,86 @@ class Gold(Protocol):
 
 
 class FileGold:
-    """Gold answers or labels from a file.
+    """Gold answers, labels or unit tests from a file.
 
     Args:
         path: path of the file.
         partial: accept lines that have only a question. Default: False.
+        allow_code_execution: the user agreed that unit tests are run. Default: False.
 
     Raises:
         DataError: the file is missing or malformed; the message names the line.
+        ConfigError: the file has unit tests, and the user has not agreed to run them.
     """
 
-    def __init__(self, path: Path, *, partial: bool = False) -> None:
+    def __init__(self, path: Path, *, partial: bool = False, allow_code_execution: bool = False) -> None:
         self.name = path.name
         self._answers: dict[str, tuple[str, ...]] = {}
         self._labels: dict[tuple[str, str], bool] = {}
+        self._tasks: dict[str, CodeTask] = {}
+        self._tested: dict[tuple[str, str], bool] = {}
         text = read_text(path, "gold file", DataError, most=_LARGEST, remedy=f"use JSON lines ({_EXAMPLE})")
         for number, values in json_lines(text, str(path), DataError, _EXAMPLE):
-            if not partial or values.get("answer") not in (None, ""):
+            if not partial or values.get("answer") not in (None, "") or has_tests(values):
                 self._add(values, f"{path}, line {number}")
         if not self.questions:
             raise DataError(f"gold file {path} is empty; write one {_EXAMPLE} per line")
+        if self._tasks and not allow_code_execution:
+            raise ConfigError(
+                f"gold file {path} has unit tests, which execute code that a model wrote; pass --allow-code-execution "
+                "(allow_code_execution=True in Python) to run it in a sandbox, or remove the tests"
+            )
 
     @property
     def questions(self) -> frozenset[str]:
         """The questions in the file, normalised by `_plain`."""
-        return frozenset(self._answers) | {question for question, _ in self._labels}
+        return frozenset(self._answers) | frozenset(self._tasks) | {question for question, _ in self._labels}
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether the file has unit tests."""
+        return bool(self._tasks)
 
     def knows(self, question: str) -> bool:
         return _plain(question) in self.questions
 
     def is_right(self, question: str, reply: str) -> bool | None:
-        """Return the reply's label if it has one, else whether it ends in the answer; None if the file has neither."""
+        """Return the reply's label if it has one, else whether it passes the tests or ends in the answer; None without gold."""
         known = _plain(question)
         label = self._labels.get((known, _plain(reply)))
         if label is not None:
             return label
+        if known in self._tasks:
+            self.run_tests([(question, reply)])
+            return self._tested[known, reply]
         # A label is about one reply; an answer covers all others to the question.
         answers = self._answers.get(known)
         return None if answers is None else is_answer(reply, answers)
 
+    def run_tests(self, cases: Sequence[tuple[str, str]]) -> None:
+        """Run the tests of questions and replies, side by side, unless their results are known or they have no tests.
+
+        Args:
+            cases: questions with replies.
+        """
+        named = dict.fromkeys((_plain(question), reply) for question, reply in cases)
+        wanted = [case for case in named if case[0] in self._tasks and case not in self._tested]
+        programs = {case: program for case in wanted if (program := self._tasks[case[0]].program(case[1]))}
+        outcomes = dict(zip(programs, run_programs(list(programs.values())), strict=True))
+        for case in wanted:
+            outcome = outcomes.get(case, Outcome("no code"))
+            self._tested[case] = outcome.passed
+            _LOGGER.debug("unit tests: %s %s; reply to %r", outcome.reason, visible(outcome.detail), case[0])
+
     def _add(self, values: dict[str, Any], where: str) -> None:
         shown = shortened(json.dumps(values, ensure_ascii=False))
-        question = _asked(values)
+        question = task_question(values) or _asked(values)
         if not isinstance(question, str) or not question.strip():
             raise DataError(f'{where}: missing or empty "question"; got {shown}; write {_EXAMPLE}')
         known = _plain(question)
+        if has_tests(values):
+            self._add_task(known, values, where)
+            return
         if "answer" in values:
             answers = _answers(values["answer"])
             if answers is None:
@@ -93,9 +133,23 @@ class FileGold:
         reply, label = values.get("reply"), values.get("label")
         # JSON labels may be true and false, or 1 and 0; True == 1, so the membership test covers both.
         if not isinstance(reply, str) or not isinstance(label, bool | int) or label not in (0, 1):
-            raise DataError(f'{where}: expected an "answer", or a "reply" with a "label" of true or false; got {shown}')
+            raise DataError(
+                f'{where}: expected an "answer", a "reply" with a "label" of true or false, or "tests"; got {shown}'
+            )
         if self._labels.setdefault((known, _plain(reply)), bool(label)) != bool(label):
             raise DataError(f"{where}: an earlier line has a different label for the same reply; got {shown}")
+
+    def _add_task(self, known: str, values: dict[str, Any], where: str) -> None:
+        shown = shortened(json.dumps(values, ensure_ascii=False))
+        try:
+            task = code_task(values)
+        except ValueError as problem:
+            raise DataError(f"{where}: {problem}; got {shown}") from problem
+        assert task is not None
+        if values.get("answer") not in (None, "") or known in self._answers:
+            raise DataError(f"{where}: the question has both an answer and tests; keep one of them; got {shown}")
+        if self._tasks.setdefault(known, task) != task:
+            raise DataError(f"{where}: an earlier line has different tests for the same question; got {shown}")
 
 
 def _asked(values: dict[str, Any]) -> Any:
@@ -150,22 +204,25 @@ def gold_file(config: RunConfig) -> str:
     return own if has_answers(Path(own)) else ""
 
 
-def check_gold(config: RunConfig, questions: Sequence[str] | None) -> None:
+def check_gold(config: RunConfig, questions: Sequence[str] | None, *, allow_code_execution: bool = False) -> None:
     """Refuse unusable gold before any work is done.
 
     Args:
         config: configuration of the run.
         questions: test questions of the user's own file; None if the model writes them.
+        allow_code_execution: the user agreed that unit tests are run. Default: False.
 
     Raises:
-        ConfigError: the domain is not installed, both are given, or the questions are not known before they are written.
+        ConfigError: the domain is not installed, both are given, the questions are not known before they are written, or unit
+            tests are not allowed or cannot be run on this system.
         DataError: the file is missing or malformed, or has none of the test questions.
     """
     domain, path = config.domain, config.gold
     # Before the file: a misspelt domain is the cheaper check.
     check_domain(domain)
     if not path:
-        _of_file(gold_file(config), config)  # answers among the questions are checked, and may be about training questions only
+        # Answers among the questions are checked, and may be about training questions only.
+        _check_runnable(_of_file(gold_file(config), config, allow_code_execution))
         return
     if domain is not None:
         raise ConfigError(
@@ -176,12 +233,18 @@ def check_gold(config: RunConfig, questions: Sequence[str] | None) -> None:
             f"gold = {path} identifies questions by their text, but the model would generate new ones; also set "
             "questions.file, replies.file or pairs.file (a file of questions with answers can serve as both), or use a domain"
         )
-    gold = _of_file(path, config)
+    gold = _of_file(path, config, allow_code_execution)
+    _check_runnable(gold)
     if gold is None or not any(gold.knows(question) for question in questions):
         raise DataError(
             f"gold file {path} contains none of this run's {len(questions)} test questions, on which figures by gold are "
             'measured; the texts must match exactly, and "split": "test" makes a question a test question'
         )
+
+
+def _check_runnable(gold: FileGold | None) -> None:
+    if gold is not None and gold.runs_code:
+        check_sandbox()
 
 
 def gold_key(config: RunConfig) -> str:
@@ -197,14 +260,19 @@ def gold_key(config: RunConfig) -> str:
         raise DataError(f"gold file {path} cannot be read: {error.strerror or error}") from error
 
 
-def load_gold(config: RunConfig) -> Gold | None:
+def load_gold(config: RunConfig, *, allow_code_execution: bool = False) -> Gold | None:
     """Load the gold oracle of the domain or the file; None without either.
 
+    Args:
+        config: configuration of the run.
+        allow_code_execution: the user agreed that unit tests are run. Default: False.
+
     Raises:
-        ConfigError: no such domain is installed; from `is_right`, an answer other than yes, no or unknown.
+        ConfigError: no such domain is installed, or unit tests are not allowed; from `is_right`, an answer other than yes, no
+            or unknown.
         DataError: the file is missing or malformed.
     """
-    if gold := _of_file(gold_file(config), config):
+    if gold := _of_file(gold_file(config), config, allow_code_execution):
         return gold
     domain = config.domain
     if domain is None:
@@ -213,9 +281,23 @@ def load_gold(config: RunConfig) -> Gold | None:
     return _Answers(domain, cast(Gold, _installed(domain).load()()))
 
 
-def _of_file(path: str, config: RunConfig) -> FileGold | None:
+def ask_ahead(gold: Gold | None, cases: Sequence[tuple[str, str]]) -> None:
+    """Run the unit tests of replies side by side, so that asking gold about each of them later takes no time.
+
+    Args:
+        gold: gold of any kind; only that of a file with tests does something.
+        cases: questions with replies.
+    """
+    if isinstance(gold, FileGold) and gold.runs_code:
+        gold.run_tests(cases)
+
+
+def _of_file(path: str, config: RunConfig, allow_code_execution: bool) -> FileGold | None:
+    if not path:
+        return None
     # In a file of questions, answers are optional: those lines that have one are gold.
-    return FileGold(Path(path), partial=path == config.questions.file) if path else None
+    is_partial = path == config.questions.file
+    return FileGold(Path(path), partial=is_partial, allow_code_execution=allow_code_execution)
 
 
 class _Answers:

@@ -21,12 +21,13 @@ __all__ = ["check_base", "check_input", "run_folder"]
 _PRODUCED = ("**/shard-*.jsonl", "roles/*", "checkpoints/*", "replaced/*", "rounds/*")
 
 
-def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
+def check_input(config: RunConfig, *, trust_remote_code: bool = False, allow_code_execution: bool = False) -> None:
     """Read a run's files and model far enough to know that they are usable.
 
     Args:
         config: configuration of the run.
         trust_remote_code: run code that comes with the model. Default: False.
+        allow_code_execution: run code in replies with the unit tests of a gold file. Default: False.
 
     Raises:
         InputError: seeds, a user's file, gold, a tracker, the model, its templates or its adapters cannot be used.
@@ -35,7 +36,7 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     given = read_given(config)
     seeds_of(config, given)
     tested = None if given is None else [question.text for question in given.questions if question.split == Split.TEST]
-    check_gold(config, tested)
+    check_gold(config, tested, allow_code_execution=allow_code_execution)
     check_installed(config.trackers)
     check_base(config, () if given is None else given.questions, trust_remote_code=trust_remote_code)
 

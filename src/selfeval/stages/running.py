@@ -199,6 +199,7 @@ def execute(
     terminal: Terminal,
     *,
     trust_remote_code: bool = False,
+    allow_code_execution: bool = False,
     restart: bool = False,
     force: bool = False,
     executor_of: Callable[[Context], Executor] | None = None,
@@ -211,6 +212,7 @@ def execute(
         stop: Optional. Round and stage after which to stop. Default: the last of all.
         terminal: shows progress, and asks whether finished work may be set aside.
         trust_remote_code: run code that comes with the model. Default: False.
+        allow_code_execution: run code in replies with the unit tests of a gold file, in a sandbox. Default: False.
         restart: rerun stages whose settings changed or whose files are lost, without asking. Default: False.
         force: continue although the judge or the evaluator is not shown to be useful. Default: False.
         executor_of: Optional. Returns the executor of a stage that writes shards, from the context of its round. Default:
@@ -221,7 +223,7 @@ def execute(
     """
     from selfeval.stages.preflight import check_input, run_folder
 
-    check_input(config, trust_remote_code=trust_remote_code)
+    check_input(config, trust_remote_code=trust_remote_code, allow_code_execution=allow_code_execution)
     from selfeval.backbone.snapshot import ensure_snapshot
     from selfeval.stages.context import Context, in_process
     from selfeval.stages.rounds import run_rounds
@@ -237,6 +239,7 @@ def execute(
             store,
             terminal,
             trust_remote_code=trust_remote_code,
+            allow_code_execution=allow_code_execution,
             restart=restart,
             force=force,
             executor_of=executor_of or in_process,
@@ -254,6 +257,7 @@ def run(
     force: bool = False,
     progress: bool = True,
     trust_remote_code: bool = False,
+    allow_code_execution: bool = False,
     **settings: Any,
 ) -> Run:
     """Run the loop, or resume it, as `selfeval run` does: questions, replies, verdicts, pairs, evaluator, policy, evaluation.
@@ -271,6 +275,8 @@ def run(
             `LoopError` with the figures.
         progress: write progress to standard error. Default: True.
         trust_remote_code: run code that comes with the model. No setting can enable this. Default: False.
+        allow_code_execution: run code in replies with the unit tests of a gold file, in a sandbox. No setting can enable this.
+            Default: False.
         **settings: configuration values that override the recipe, such as `model`, `seeds`, `seed`; sections are dicts,
             such as `policy={"iterations": 4}`.
 
@@ -297,7 +303,16 @@ def run(
     from selfeval.stages.terminal import Terminal
 
     terminal = Terminal(quiet=not progress, asks=False)
-    execute(config, folder, stop, terminal, trust_remote_code=trust_remote_code, restart=restart, force=force)
+    execute(
+        config,
+        folder,
+        stop,
+        terminal,
+        trust_remote_code=trust_remote_code,
+        allow_code_execution=allow_code_execution,
+        restart=restart,
+        force=force,
+    )
     return Run.open(folder, trust_remote_code=trust_remote_code)
 
 
