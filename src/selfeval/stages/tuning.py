@@ -28,7 +28,7 @@ from selfeval.errors import ConfigError, RunFolderError, TextError
 from selfeval.runs.export import TUNING, Exported, export_role, free_folder
 from selfeval.stages.context import Context
 from selfeval.stages.preflight import check_base
-from selfeval.stages.prompts import load_templates
+from selfeval.stages.prompts import keep_templates, load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.store import Changed, Expected, Ledger, RunStore, fingerprint, read_object, read_run, write_json, writing
 from selfeval.texts import Line, json_lines, read_text, shortened
@@ -129,7 +129,9 @@ def tune(
         # It exists if an earlier call trained it and was killed during the export.
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
-        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)  # the export needs them in the run folder
+        # The export reads them from the run folder, where an earlier attempt may have written others.
+        keep_templates(config, store, context.day)
+        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)
         role = context.role_folder(_ROLE)
         facts = read_object(role / TUNING, remedy=f"remove {role} and rerun the same command")
         # The export loads the base again, in another form; both at once may not fit into memory.
