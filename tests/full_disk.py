@@ -68,7 +68,7 @@ class FullDisk:
         return buffered if "b" in mode else io.TextIOWrapper(buffered, *arguments, **options)
 
     def _mkdir(self, path: Any, *arguments: Any, **options: Any) -> None:
-        if self.has_no_room("mkdir", os.path.abspath(path)):
+        if not os.path.exists(path) and self.has_no_room("mkdir", os.path.abspath(path)):
             raise _no_space(path)
         _MKDIR(path, *arguments, **options)
 

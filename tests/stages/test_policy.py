@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,10 +15,11 @@ import pytest
 import torch
 
 import tiny_models
+from full_disk import FullDisk
 from selfeval.backbone.role_files import save_role
 from selfeval.backbone.sequences import pad_sequences
 from selfeval.config import RunConfig
-from selfeval.errors import ExportError, InputError, LoopError
+from selfeval.errors import ExportError, InputError, LoopError, StorageError
 from selfeval.judging.protocol import Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
@@ -31,7 +33,7 @@ from selfeval.stages import evaluation, policy
 from selfeval.stages.context import Context
 from selfeval.stages.policy import add_roles, answer, ensure_policy, run
 from selfeval.stages.terminal import Terminal
-from selfeval.store import RUN_SCHEMA, RunStore, write_json
+from selfeval.store import RUN_SCHEMA, RunStore, content_hash, read_metrics, write_json
 from selfeval.training import experience
 from selfeval.training.context import POLICY, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR
@@ -264,3 +266,63 @@ def test_judged_pairs_without_their_thinking_are_not_trained_on(tmp_path: Path) 
     made.store.write_shard("replies", 1, [Reply("q0-r1", "q0", "7", (7, 1), "sample", 1.0, 1.0, -1.0, True, thinking="four?")])
     with pytest.raises(LoopError, match=r'policy\.dpo trains on the judged pairs, but the model thinks.*pairs = "sampled"'):
         policy._kept_pairs(made)
+
+
+# -- a full disk ----------------------------------------------------------------------------------------------------------
+
+TIMES = ("seconds",)
+TRAINED: Mapping[str, Any] = {
+    **SETTINGS,
+    "policy": {
+        "gate": "off", "learner": "ppo", "iterations": 3, "questions_per_iteration": 4, "replies_per_question": 2, "epochs": 1,
+        "minibatch": 8, "checkpoint_every": 1,
+    },
+}  # fmt: skip
+
+
+def outcome_on(folder: Path, disk: FullDisk | None = None) -> bool:
+    """Train as another process would; return whether the disk had room, after checking the message."""
+    made = context(folder, TRAINED)
+    try:
+        run(made)
+    except StorageError as error:
+        message = str(error)
+        assert disk is not None
+        assert disk.refused is not None
+        names = [re.sub(rf"/\.([^/]+)\.part{rest}", r"/\1", disk.refused) for rest in ("", ".*")]  # the file, or its folder
+        assert any(re.search(rf"cannot write {re.escape(name)}\b", message) for name in names), (message, disk.refused)
+        assert "free some space and rerun the same command" in message
+        return False
+    finally:
+        made.store.close()
+    return True
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """The files of the stage; of metrics all that does not depend on time, so not the hash of their copy in a checkpoint."""
+    paths = [path for part in ("roles/policy", "policy", "checkpoints") for path in sorted((folder / part).rglob("*"))]
+    files: dict[str, Any] = {
+        str(p.relative_to(folder)): content_hash(p)
+        for p in paths
+        if p.is_file() and p.suffix != ".jsonl" and p.name != "manifest.json"
+    }
+    lines = read_metrics(folder / "metrics" / "policy.jsonl")
+    return {**files, "metrics": [{k: v for k, v in line.items() if k not in TIMES} for line in lines]}
+
+
+def test_a_full_disk_at_any_write_of_a_training_is_named_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert outcome_on(tmp_path / "undisturbed")
+    disk = FullDisk(tmp_path / "run", monkeypatch)
+    disk.kinds = None
+    context(tmp_path / "run", TRAINED).store.close()  # the stages before it
+    disk.kinds = set()
+    while not outcome_on(tmp_path / "run", disk):
+        assert list((tmp_path / "run").rglob("*.part")) == []
+        disk.free()
+    refused = "\n".join(path for _, path in disk.kinds)
+    for path in ("roles/.policy.part/adapter_model.safetensors", "policy/.shard-N.jsonl.part", "metrics/policy.jsonl"):
+        assert f"/run/{path}" in refused
+    assert "/run/checkpoints/policy/.step-N.part/state.safetensors" in refused
+    assert written(tmp_path / "run") == written(tmp_path / "undisturbed")

@@ -18,6 +18,7 @@ from selfeval.backbone.load import load_model
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig, load_config
 from selfeval.errors import ConfigError, ExportError, InputError, ModelError, RunFolderError, StorageError, TextError
+from selfeval.judging.templates import templates_folder
 from selfeval.stages import tuning, tuning_texts
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning import Tuned, tune
@@ -176,6 +177,34 @@ def test_a_killed_tuning_goes_on_and_writes_the_same_bytes(world: World) -> None
         world.tune(*YARN)
     assert files(world.out) == files(whole)
     assert not (world.root / "out.tuning").exists()
+
+
+def test_a_system_prompt_is_refused_also_on_resume(world: World) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            world.tune()
+    before = files(world.root / "out.tuning")
+    with pytest.raises(ConfigError, match="tuning does not use chat"):
+        world.tune("chat.system=Answer briefly.")
+    assert files(world.root / "out.tuning") == before
+
+
+def test_a_resumed_tuning_exports_the_templates_of_its_last_command(world: World) -> None:
+    other = world.root / "templates"
+    shutil.copytree(templates_folder("none"), other)
+    with (other / "reply.jinja").open("a") as file:
+        file.write("Be brief.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "export_role", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            world.tune()
+    world.tune(f"templates={other}")
+    assert (world.out / "templates" / "reply.jinja").read_text() == (other / "reply.jinja").read_text()
+
+
+def stopped(*arguments: Any, **options: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_what_was_trained_is_kept_when_writing_fails(world: World) -> None:

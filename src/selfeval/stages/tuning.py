@@ -24,6 +24,7 @@ from selfeval.errors import ConfigError, RunFolderError
 from selfeval.runs.export import TUNING, Exported, export_role, free_folder
 from selfeval.stages.context import Context
 from selfeval.stages.preflight import check_base
+from selfeval.stages.prompts import keep_templates, load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning_rows import Source, TuningRows
 from selfeval.store import Changed, Expected, Ledger, RunStore, fingerprint, read_object, read_run, write_json, writing
@@ -125,7 +126,9 @@ def tune(
         # It exists if an earlier call trained it and was killed during the export.
         if not context.role_folder(_ROLE).is_dir():
             _train(context, rows)
-        _ = context.templates  # writes them to the run folder, where the export needs them
+        # The export reads them from the run folder, where an earlier attempt may have written others.
+        keep_templates(config, store, context.day)
+        load_templates(config, store, context.backbone.loaded.tokenizer, context.day)
         role = context.role_folder(_ROLE)
         facts = read_object(role / TUNING, remedy=f"remove {role} and rerun the same command")
         # The export loads the base again, in another form; both at once may not fit into memory.

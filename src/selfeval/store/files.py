@@ -345,6 +345,7 @@ _CAUSES = {
 
 def as_storage_error(path: Path, error: OSError) -> StorageError:
     """Convert an OS error into a `StorageError` that names the cause and a remedy."""
+    path = Path(re.sub(r"/\.([^/]+)\.part(?=/|$)", r"/\1", str(path)))  # the name that it would have got
     unknown = error.strerror or str(error), "fix this and rerun the same command"
     cause, remedy = _CAUSES.get(error.errno or 0, unknown)
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
