@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from chatglm import model_folder
 from chats import CHATML, LATER_CHANGES, MARKED, templates
+from selfeval.backbone.families.table import family_tokenizer
 from selfeval.errors import TextError
 from selfeval.judging.conversations import Conversation, ConversationEncoder, Encoded
+from selfeval.judging.templates import Templates, templates_folder
 from selfeval.judging.turns import Turn
 
 TWO_TURNS = (
@@ -133,3 +137,21 @@ def test_conversations_that_cannot_be_rendered_are_refused(template: str | None,
 def test_each_reply_alone_can_be_learned_where_turns_change_later() -> None:
     assert encode(LATER_CHANGES, *TWO_TURNS[:3]).ids
     assert read(encode(LATER_CHANGES, *TWO_TURNS, prompt=4), LATER_CHANGES)[-1] == ("six (last)<|im_end|>\n", True)
+
+
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_replies_of_chatglm_are_learned_with_the_tokens_that_it_would_write(generation: int, tmp_path: Path) -> None:
+    tokenizer = family_tokenizer(str(model_folder(generation, tmp_path / "model")))
+    assert tokenizer is not None
+    encoder = ConversationEncoder(Templates.load(templates_folder("no such model"), tokenizer))
+    found = encoder.encode(Conversation("a", TWO_TURNS[1:], prompt=3))
+    messages = [{"role": turn.role, "content": turn.text} for turn in TWO_TURNS[1:4]]
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    written = list(found.ids[len(asked) :])
+    assert (list(found.ids[: len(asked)]), written[-1]) == (asked, tokenizer.eos_token_id)
+    assert str(tokenizer.decode(written[:-1])).strip() == "six"
+    assert found.trained == (False,) * len(asked) + (True,) * len(written)
+    assert encoder.encode(Conversation("a", TWO_TURNS[1:3])) == encoder.encode(Conversation("a", TWO_TURNS[1:3], prompt=1))
+    # Earlier answers have no end token in its format, so they cannot be learned within a longer conversation.
+    with pytest.raises(TextError, match='write one line with "prompt" and "completion" for each reply'):
+        encoder.encode(Conversation("a", TWO_TURNS[1:]))

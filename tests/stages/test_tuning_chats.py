@@ -54,10 +54,10 @@ def lines() -> list[dict[str, Any]]:
 class World:
     """A tiny model with a chat template, a file of conversations, and the messages to the user."""
 
-    def __init__(self, root: Path, template: str | None = CHATML) -> None:
+    def __init__(self, root: Path, template: str | None = CHATML, family: str = "llama") -> None:
         self.root, self.model, self.out = root, root / "model", root / "out"
         tokenizer = chat_tokenizer(template)
-        made = tiny_models.model("llama", len(tokenizer), max_position_embeddings=CONTEXT)
+        made = tiny_models.model(family, len(tokenizer), max_position_embeddings=CONTEXT)
         tiny_models.save_model(made, tokenizer, self.model)
         self.chat = self.write("chat.jsonl", lines())
         self.told: list[str] = []
@@ -136,12 +136,20 @@ def test_a_killed_tuning_is_resumed_and_writes_the_same_bytes(world: World) -> N
     assert files(world.out) == files(whole)
 
 
-def test_packing_changes_the_rows_and_nothing_else(world: World) -> None:
-    """With one row per step that has all documents, packed and unpacked training differ in the batch only."""
+def test_packing_changes_the_rows_only(world: World) -> None:
     packed = world.tune("tuning.steps=1", out=world.root / "packed").facts
+    assert not any("cannot separate" in note for note in world.told)
     alone = world.tune("tuning.steps=1", "tuning.packing=false", "tuning.batch=16", out=world.root / "alone").facts
     assert (alone["rows"], alone["documents"]) == (16, packed["documents"])
     assert alone["held_out_loss_before"] == packed["held_out_loss_before"]
+
+
+def test_a_family_that_cannot_separate_conversations_is_told(tmp_path: Path, one_thread: None) -> None:
+    world = World(tmp_path, family="opt")
+    facts = world.tune("tuning.steps=1").facts
+    assert facts["rows"] < facts["documents"]
+    told = [note for note in world.told if "models of type opt cannot separate conversations that share a row" in note]
+    assert len(told) == 1
 
 
 def test_a_base_without_a_chat_template_takes_plain_completions(tmp_path: Path, one_thread: None) -> None:

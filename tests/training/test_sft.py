@@ -17,6 +17,7 @@ from selfeval.errors import LoopError
 from selfeval.training import sft
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.documents import Document, Row, pack_documents, whole_text
+from selfeval.training.neftune import neftune_noise
 from selfeval.training.sft import documents_loss, pack, text_logprobs, tune_on_documents, tune_on_text
 
 ROLE = "reader"
@@ -215,6 +216,19 @@ def test_packing_does_not_change_the_gradient(one_thread: None) -> None:
     for found in gradients[1:]:
         for name, gradient in found.items():
             torch.testing.assert_close(gradient, gradients[0][name], rtol=0, atol=1e-5)
+
+
+def test_recomputed_layers_give_the_same_gradient_of_packed_rows_with_noise(one_thread: None) -> None:
+    rows, noise, gradients = pack_documents(answers(9, seed=3), 40), neftune_noise(5.0, "seed"), []
+    for recomputes in (False, True):
+        backbone = fresh()
+        tiny_models.scramble(backbone, ROLE)
+        if recomputes:
+            backbone.recompute_layers()
+        sft._step(backbone, ROLE, rows, 4096, True, noise)
+        gradients.append([p.grad for p in backbone.roles.parameters(ROLE).values()])
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, recomputed, rtol=0, atol=1e-6)
 
 
 def tune_answers(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from selfeval.backbone.load import LoadedModel
+from selfeval.backbone.packing import reads_packed_rows
 from selfeval.config import RunConfig
 from selfeval.errors import TextError
 from selfeval.stages.context import Context
@@ -119,6 +120,11 @@ def conversation_rows(context: Context, kind: str, documents: Sequence[Document]
         {"documents": len(train), "held_out": len(held), **too_long},
     )
     context.terminal.note(_sentence(found, context))
+    if any(len(row) > 1 for row in found.rows) and not reads_packed_rows(context.backbone):
+        context.terminal.note(
+            f"models of type {context.backbone.model.config.model_type} cannot separate conversations that share a row, so "
+            "each is read in a row of its own: the loss is the same, with more padding"
+        )
     return found
 
 
