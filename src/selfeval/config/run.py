@@ -37,7 +37,7 @@ class RunConfig(Section):
     domain: str | None = None
     """Optional. Name of an installed gold domain (entry point `selfeval.domains`), read by evaluation only."""
     gold: str = ""
-    """Optional. File of gold answers or labels instead of a domain, read by evaluation only (docs/guides/your-own-data.md)."""
+    """Optional. File of gold answers, labels or unit tests, read by evaluation only (docs/guides/your-own-data.md)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every random choice."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()

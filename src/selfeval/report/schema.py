@@ -511,7 +511,7 @@ class Model(Part):
     domain: str | None
     """Domain whose gold oracle checks replies. `null` for a user's own questions."""
     gold_file: str | None
-    """File of gold answers. `null` without one."""
+    """File of gold answers, labels or unit tests. `null` without one."""
 
 
 class Data(Part):

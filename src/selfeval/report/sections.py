@@ -179,7 +179,7 @@ def _head(report: Report) -> View:
         ("domain", model.domain or "your own questions"),
     ]
     if model.gold_file is not None:
-        facts.append(("gold answers", PurePath(model.gold_file).name))
+        facts.append(("gold file", PurePath(model.gold_file).name))
     elif model.domain is None:
         facts.append(("gold answers", "none"))
     facts += [("random seed", str(report.seed)), ("time", duration(report.time.total))]
