@@ -499,9 +499,7 @@ def tune(
     to: Annotated[Path, typer.Option(metavar="OUT", help="Output model folder; must be new or empty.")],
     texts: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[TEXT...]", help='Plain-text files, one document each, or .jsonl files with lines {"text": "..."}.'
-        ),
+        typer.Argument(metavar="TEXT", help='Plain-text files, one document each, or .jsonl files with lines {"text": "..."}.'),
     ] = None,
     chat: Annotated[
         list[Path] | None,
