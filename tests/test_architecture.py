@@ -219,7 +219,10 @@ def test_the_others_check_gold_and_cannot_ask_it(reader: str, names: set[str]) -
 def test_only_gold_runs_the_code_of_replies() -> None:
     runners = {"run_program", "run_programs"}
     running = {_name(path) for path in MODULES if runners & {name for _, name in _imports(path)}}
-    assert running == {"selfeval.stages.gold"}
+    assert running == {"selfeval.execution.tasks", "selfeval.stages.gold"}
+    # It compiles the tests of a file.
+    compiling = {_name(path) for path in MODULES if "syntax_error" in {name for _, name in _imports(path)}}
+    assert compiling == {"selfeval.stages.gold"}
 
 
 def _reaches_for_plugins(path: Path) -> set[str]:

@@ -14,9 +14,11 @@ import pytest
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, DataError
 from selfeval.execution.sandbox import check_sandbox
+from selfeval.execution.tasks import code_task, syntax_error
 from selfeval.stages import gold as module
 from selfeval.stages.given import read_given
 from selfeval.stages.gold import FileGold, ask_ahead, check_gold, gold_key, load_gold
+from shared_data import shared_lines
 
 
 def _config(domain: str | None = None, gold: str = "", **settings: Any) -> RunConfig:
@@ -265,3 +267,25 @@ def test_lines_of_mbpp_and_human_eval_are_questions_with_gold(tmp_path: Path) ->
     assert texts[:2] == [stub.strip(), shown]
     gold = FileGold(Path(path), partial=True, allow_code_execution=True)
     assert all(gold.knows(text) for text in texts)
+
+
+@pytest.mark.usefixtures("_sandbox")
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Write f.", "tests": ["assert f( == 1"]},
+        {"question": "Write f.", "tests": ["assert f() == 1"], "setup": "import"},
+        {"prompt": "class A:\n    def f(self):\n", "entry_point": "f", "test": "def check(f): pass"},
+    ],
+)
+def test_tests_that_no_reply_can_pass_are_refused_early(tmp_path: Path, row: Any) -> None:
+    path = str(_gold(tmp_path, TASK, row))
+    said = rf"gold file {re.escape(path)} has tests that no reply can pass: \w+Error: .* \(entry of line 2, line \d\)"
+    with pytest.raises(DataError, match=said):
+        check_gold(_config(questions={"file": path}), [], allow_code_execution=True)
+
+
+@pytest.mark.usefixtures("_sandbox")
+def test_the_public_tasks_are_checked_in_seconds() -> None:
+    rows = [*shared_lines("code/mbpp.jsonl.xz"), *shared_lines("code/HumanEval.jsonl.gz")]
+    assert syntax_error({str(row["task_id"]): task for row in rows if (task := code_task(row))}) is None

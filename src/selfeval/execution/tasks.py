@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfeval.execution.reply_code import continuations, defines, programs_of
-from selfeval.execution.sandbox import Program
+from selfeval.execution.sandbox import Limits, Program, run_program
 
-__all__ = ["CodeTask", "code_task", "has_tests", "task_question"]
+__all__ = ["CodeTask", "code_task", "has_tests", "syntax_error", "task_question"]
 
 _CALLED = re.compile(r"(?<![\w.])([A-Za-z_]\w*)\s*\(")
+_LONG = Limits(cpu_seconds=120, seconds=300.0, memory_bytes=4 << 30)
 _NOT_A_NAME = {
     *dir(builtins),
     "assert",
@@ -63,6 +64,20 @@ class CodeTask:
         if self.stub and not any(defines(program, self.names) for program in programs):
             programs = continuations(self.stub, reply, programs)
         return Program(programs, self.tests, self.preamble, self.setup) if programs else None
+
+
+def syntax_error(tasks: Mapping[str, CodeTask]) -> str | None:
+    """Return a message on the first task whose own code does not compile, or None if all of it does.
+
+    It is compiled in the sandbox, because a file of tasks may be as hostile as a reply.
+
+    Args:
+        tasks: tasks by the name that the message uses for them.
+    """
+    parts = [(name, part) for name, task in tasks.items() for part in (task.preamble, task.setup, *task.tests)]
+    test = "for name, part in parts: compile(part, name, 'exec')"
+    outcome = run_program(Program((f"parts = {parts!r}",), (test,)), _LONG)
+    return None if outcome.passed else outcome.detail
 
 
 def has_tests(values: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from selfeval.config import RunConfig, nearest
 from selfeval.errors import ConfigError, DataError
 from selfeval.execution.sandbox import Outcome, check_sandbox, run_programs
-from selfeval.execution.tasks import CodeTask, code_task, has_tests, task_question
+from selfeval.execution.tasks import CodeTask, code_task, has_tests, syntax_error, task_question
 from selfeval.quality.answers import is_answer
 from selfeval.stages.conversations import conversation_text, read_messages
 from selfeval.stages.given import has_answers
@@ -56,10 +56,11 @@ class FileGold:
     """
 
     def __init__(self, path: Path, *, partial: bool = False, allow_code_execution: bool = False) -> None:
-        self.name = path.name
+        self.name, self._path = path.name, path
         self._answers: dict[str, tuple[str, ...]] = {}
         self._labels: dict[tuple[str, str], bool] = {}
         self._tasks: dict[str, CodeTask] = {}
+        self._task_lines: dict[str, str] = {}
         self._tested: dict[tuple[str, str], bool] = {}
         text = read_text(path, "gold file", DataError, most=_LARGEST, remedy=f"use JSON lines ({_EXAMPLE})")
         for number, values in json_lines(text, str(path), DataError, _EXAMPLE):
@@ -98,6 +99,17 @@ class FileGold:
         # A label is about one reply; an answer covers all others to the question.
         answers = self._answers.get(known)
         return None if answers is None else is_answer(reply, answers)
+
+    def check_tests(self) -> None:
+        """Check that this system has a sandbox, and that the code in the file compiles.
+
+        Raises:
+            ConfigError: there is no sandbox.
+            DataError: code does not compile, so no reply could pass.
+        """
+        check_sandbox()
+        if problem := syntax_error({f"entry of {self._task_lines[known]}": task for known, task in self._tasks.items()}):
+            raise DataError(f"gold file {self._path} has tests that no reply can pass: {visible(problem)}; correct them")
 
     def run_tests(self, cases: Sequence[tuple[str, str]]) -> None:
         """Run the tests of questions and replies, side by side, unless their results are known or they have no tests.
@@ -148,6 +160,7 @@ class FileGold:
         assert task is not None
         if values.get("answer") not in (None, "") or known in self._answers:
             raise DataError(f"{where}: the question has both an answer and tests; keep one of them; got {shown}")
+        self._task_lines.setdefault(known, where.rpartition(", ")[2])
         if self._tasks.setdefault(known, task) != task:
             raise DataError(f"{where}: an earlier line has different tests for the same question; got {shown}")
 
@@ -215,7 +228,7 @@ def check_gold(config: RunConfig, questions: Sequence[str] | None, *, allow_code
     Raises:
         ConfigError: the domain is not installed, both are given, the questions are not known before they are written, or unit
             tests are not allowed or cannot be run on this system.
-        DataError: the file is missing or malformed, or has none of the test questions.
+        DataError: the file is missing or malformed, has tests that do not compile, or none of the test questions.
     """
     domain, path = config.domain, config.gold
     # Before the file: a misspelt domain is the cheaper check.
@@ -244,7 +257,7 @@ def check_gold(config: RunConfig, questions: Sequence[str] | None, *, allow_code
 
 def _check_runnable(gold: FileGold | None) -> None:
     if gold is not None and gold.runs_code:
-        check_sandbox()
+        gold.check_tests()
 
 
 def gold_key(config: RunConfig) -> str:
