@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: workers with several torch threads each compete for the cores, which is 3 to 4 times slower.
