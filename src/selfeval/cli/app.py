@@ -22,6 +22,8 @@ from selfeval.versions import versions_note
 
 if TYPE_CHECKING:
     from selfeval.config import RunConfig
+    from selfeval.planner.memory_plan import Plan
+    from selfeval.planner.stage_times import RunTime
     from selfeval.runs.export import Exported
 
 __all__ = ["app", "main"]
@@ -187,6 +189,7 @@ def plan(
     model: Annotated[
         str | None, typer.Option(help="Model folder, or the hub id of a common model; the model is not loaded.")
     ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds file, for --time.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="config.json of any other model.")] = None,
     memory_budget: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory limit per device, e.g. 6GiB (default: the free memory).")
@@ -200,6 +203,9 @@ def plan(
         ),
     ] = None,
     assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
+    with_time: Annotated[
+        bool, typer.Option("--time", help="Also estimate the time of each stage: loads the model and measures its speed here.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -212,9 +218,14 @@ def plan(
     being trained), KV cache (while sampling replies), activations, logits chunk, kernels (16-bit on a CPU), and memory retained
     by malloc (on a CPU, without a memory budget).
 
+    With --time, the model is loaded, and a probe measures seconds per token on this machine: minutes per stage, from the
+    numbers and limits of the settings and the length of a few replies to the seeds.
+
     Examples:
 
     selfeval plan
+
+    selfeval plan --model path/to/model --seeds my_seeds.jsonl --time
 
     selfeval plan --model Qwen/Qwen2.5-7B-Instruct --device cuda:0=24GiB
 
@@ -224,17 +235,20 @@ def plan(
     --set backbone.context.rope_factor=4
     """
     with clear_errors(debug, interrupted=_NOTHING_CHANGED):
-        _plan(recipe, model, config_file, memory_budget, devices or [], assign or [], as_json)
+        _refuse_time(with_time, config_file, devices)
+        _plan(recipe, model, seeds, config_file, memory_budget, devices or [], assign or [], as_json, with_time)
 
 
 def _plan(
     recipe: Path | None,
     model: str | None,
+    seeds: str | None,
     config_file: Path | None,
     budget: str | None,
     devices: list[str],
     assign: list[str],
     as_json: bool,
+    with_time: bool,
 ) -> None:
     from selfeval.stages.running import new_config
 
@@ -246,23 +260,48 @@ def _plan(
     from selfeval.planner.planning import make_plan
     from selfeval.stages.preflight import check_base
 
-    config = new_config(recipe, model=named_model, memory_budget=budget, assignments=assign, count=count_parameters)
+    config = new_config(
+        recipe, model=named_model, seeds=seeds, memory_budget=budget, assignments=assign, count=count_parameters
+    )
     facts = model_facts(str(config_file or config.model))
     with _steps("planning") as tell:
         if config_file is None and Path(config.model).is_dir():
             tell(f"checking {config.model}")
             check_base(config)
         made = make_plan(config, facts, Machine.of(config.backbone, named), tell=tell)
+        times = _times(config, made, tell) if with_time and made.fits else None
     if as_json:
         import json
 
-        typer.echo(json.dumps(made.as_json(), indent=2))
+        timed = {} if times is None else {"time": times.as_json()}
+        typer.echo(json.dumps(made.as_json() | timed, indent=2))
     else:
-        from selfeval.planner.table import print_plan
+        from selfeval.planner.table import print_plan, print_times
 
         print_plan(made)
+        if times is not None:
+            print_times(times)
     if not made.fits:
         raise typer.Exit(2)
+
+
+def _refuse_time(with_time: bool, config_file: Path | None, devices: list[str] | None) -> None:
+    """Refuse to measure the speed of another machine, or of a model without weights."""
+    from selfeval.errors import ConfigError
+
+    for given, option in ((config_file, "--config"), (devices, "--device")):
+        if with_time and given:
+            raise ConfigError(
+                f"--time measures the model on this machine, and {option} plans for another one; pass one of them"
+            )
+
+
+def _times(config: RunConfig, plan: Plan, tell: Callable[[str], None]) -> RunTime:
+    """Measure the speed with the settings that fit, and estimate the time of the stages."""
+    from selfeval.planner.stage_times import estimate
+
+    sizes = {name: plan.settings[name] for name in ("batch_tokens", "rollout_batch_size", "checkpointing")}
+    return estimate(config.model_copy(update={"backbone": config.backbone.model_copy(update=sizes)}), tell)
 
 
 @contextmanager

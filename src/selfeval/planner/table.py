@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 from selfeval.planner.memory_plan import KINDS, PHASES, DevicePlan, Plan
+from selfeval.planner.stage_times import RunTime
 from selfeval.texts import format_bytes
 
-__all__ = ["print_plan"]
+__all__ = ["print_plan", "print_times"]
 
 _LABELS = {"kv_cache": "KV cache", "logits": "logits chunk", "allocator": "retained by malloc"}
 
@@ -32,6 +33,32 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print("It fits." if plan.fits else "It does not fit.", style="bold")
     for sentence in plan.changes:
         _say(console, f"- {sentence}")
+
+
+def print_times(times: RunTime, console: Console | None = None) -> None:
+    """Print the estimated minutes of each stage, and what the probe measured."""
+    console = console or Console()
+    table = Table(title="Time on this machine", title_justify="left")
+    for name in ("stage", "tokens written", "tokens read", "tokens learned", "minutes"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage in times.stages:
+        tokens = (f"{count:,.0f}" for count in (stage.tokens.written, stage.tokens.read, stage.tokens.learned))
+        table.add_row(stage.stage, *tokens, f"{stage.seconds / 60:.1f}")
+    table.add_section()
+    table.add_row("total", "", "", "", f"{times.seconds / 60:.1f}", style="bold")
+    console.print(table)
+    probe = times.probe
+    _say(
+        console,
+        f"Measured: {probe.write * 1e3:.3g} ms a token written, {probe.read * 1e3:.3g} read, {probe.learn * 1e3:.3g} learned; "
+        f"replies of {probe.lengths.reply:.0f} tokens. All verdicts count as kept, and no question as sampled in vain.",
+    )
+    if probe.unfinished:
+        _say(
+            console,
+            f"{probe.unfinished:.0%} of the replies of the probe were cut off, and count with the limit of the run, so the "
+            "estimate may be too high.",
+        )
 
 
 def _say(console: Console, text: str) -> None:

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from selfeval.backbone.roles import Backbone
+from selfeval.cli import app
+from selfeval.config import RunConfig, load_config
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.planner.stage_times import Lengths, estimate, probe_speed, stage_tokens
+from selfeval.stages.running import new_config
+
+LENGTHS = Lengths(ask=100, reply_prompt=20, grade=30, judge=60, question=10, reply=5, reasoning=4)
+STAGES = ["questions", "replies", "verdicts", "evaluator", "policy", "evaluation"]
+
+
+def _config(*assignments: str) -> RunConfig:
+    sizes = ("questions.train=10", "questions.test=6", "evaluation.questions=6", "evaluator.held_out=0.1", "evaluator.epochs=3")
+    return load_config(None, {}, [*sizes, *assignments])
+
+
+def test_tokens_of_the_first_stages_by_hand() -> None:
+    found = stage_tokens(_config(), LENGTHS, reference=False)
+    assert list(found) == STAGES
+    assert (found["questions"].written, found["questions"].read) == (16 * 10, 16 * 100)
+    assert (found["replies"].written, found["replies"].read) == (16 * 2 * 5, 16 * 2 * 20)
+    assert (found["verdicts"].written, found["verdicts"].read) == (2 * 16 * 4, 2 * 16 * 60)
+    # Nine pairs of 35 + 35 tokens in three epochs, and the scores of six test pairs.
+    assert found["evaluator"].learned == pytest.approx(9 * 3 * 70)
+    assert found["evaluator"].read == 6 * 70
+    assert found["evaluation"].written == 6 * 2 * (5 + 4)
+
+
+def test_tokens_of_a_policy_by_hand() -> None:
+    sizes = ("policy.iterations=2", "policy.questions_per_iteration=3", "policy.replies_per_question=4", "policy.epochs=2")
+    with_critic = stage_tokens(_config(*sizes), LENGTHS, reference=False)["policy"]
+    # 24 replies: written; prompts, reference, one evaluator and the critic read; policy and critic learn twice.
+    assert with_critic.written == 24 * 5
+    assert with_critic.read == 24 * (20 + 25 + 2 * 35)
+    assert with_critic.learned == 24 * 2 * (25 + 35)
+    without = stage_tokens(_config(*sizes, "policy.learner=rloo"), LENGTHS, reference=False)["policy"]
+    assert without.learned == 24 * 2 * 25
+
+
+def test_what_a_run_does_not_do_takes_no_time(tmp_path: Path) -> None:
+    given = stage_tokens(_config(f"questions.file={tmp_path}"), LENGTHS, reference=False)
+    assert given["questions"].written == 0
+    assert stage_tokens(_config(f"pairs.file={tmp_path}"), LENGTHS, reference=False)["verdicts"].read == 0
+    votes = stage_tokens(_config("verdicts.judge=agreement", "verdicts.agreement.votes=8"), LENGTHS, reference=False)
+    assert votes["verdicts"].written == 16 * 8 * 5
+    plain, with_reference = (stage_tokens(_config(), LENGTHS, reference=shown)["replies"] for shown in (False, True))
+    assert with_reference.written == 1.5 * plain.written
+
+
+def test_a_probe_measures_the_embedded_model_and_leaves_no_role() -> None:
+    config = new_config(assignments=["backbone.rollout_batch_size=16"])
+    backbone = Backbone.load(config.model, config.backbone)
+    templates = Templates.load(templates_folder(config.model, ""), backbone.loaded.tokenizer)
+    probe = probe_speed(backbone, templates, config)
+    assert min(probe.write, probe.read, probe.learn) > 0
+    assert probe.write > probe.read, "tokens that are written one at a time take longer than those that are read together"
+    assert 5 < probe.lengths.reply < 64
+    assert backbone.roles.names == ()
+
+
+def test_twice_as_slow_takes_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfeval.planner import stage_times
+
+    config = new_config(assignments=["backbone.rollout_batch_size=8"])
+    measured: list[Any] = []
+
+    def once(*arguments: Any) -> Any:
+        measured.append(measured[0] if measured else probe_speed(*arguments))
+        found = measured[0]
+        factor = len(measured)
+        return replace(found, write=factor * found.write, read=factor * found.read, learn=factor * found.learn)
+
+    monkeypatch.setattr(stage_times, "probe_speed", once)
+    first, second = estimate(config), estimate(config)
+    assert second.seconds == pytest.approx(2 * first.seconds)
+
+
+def test_the_command_prints_minutes_per_stage() -> None:
+    found = CliRunner().invoke(app, ["plan", "--time", "--json", "--set", "backbone.rollout_batch_size=16"])
+    assert found.exit_code == 0, found.output
+    time = json.loads(found.stdout)["time"]
+    assert [stage["stage"] for stage in time["stages"]] == STAGES
+    assert time["seconds"] == pytest.approx(sum(stage["seconds"] for stage in time["stages"]), abs=0.5)
+
+
+@pytest.mark.parametrize("option", [("--config", "config.json"), ("--device", "cuda:0=8GiB")])
+def test_the_speed_of_another_machine_is_refused(option: tuple[str, str]) -> None:
+    found = CliRunner().invoke(app, ["plan", "--time", *option])
+    assert found.exit_code == 2
+    assert f"--time measures the model on this machine, and {option[0]} plans for another" in found.stderr
