@@ -19,13 +19,16 @@ class Comparison:
     """A question and the two replies to compare.
 
     Attributes:
-        finished: whether each reply ended by itself, before its token limit. Default: both.
+        question: the question.
+        first, second: the replies.
+        first_cut, second_cut: whether the reply was cut off at its token limit. Default: False.
     """
 
     question: str
     first: str
     second: str
-    finished: tuple[bool, bool] = (True, True)
+    first_cut: bool = False
+    second_cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
     # Built before the clock starts.
     judge = context.judge()
     replies = [(a.question.text, *a.replies) for a in batch]
-    comparisons = [Comparison(text, one.text, other.text, (one.finished, other.finished)) for text, one, other in replies]
+    comparisons = [Comparison(text, one.text, other.text, not one.finished, not other.finished) for text, one, other in replies]
     start = perf_counter()
     with count_tokens() as tally, context.backbone.acting_as(BASE):
         judge.judge(comparisons)

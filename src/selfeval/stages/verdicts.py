@@ -109,7 +109,9 @@ class JudgePairs:
         """Return a verdict for each pair; one that is not kept is listed among the drops too."""
         pairs = [p for p in batch.records if not isinstance(p, Drop)]
         drops = [p for p in batch.records if isinstance(p, Drop)]
-        judgements = self._judge(model, [Comparison(q.text, a.text, b.text, (a.finished, b.finished)) for q, a, b in pairs])
+        judgements = self._judge(
+            model, [Comparison(q.text, a.text, b.text, not a.finished, not b.finished) for q, a, b in pairs]
+        )
         verdicts = [_verdict(self.config, q, a, b, j) for (q, a, b), j in zip(pairs, judgements, strict=True)]
         unkept = [_drop(q, v) for (q, _, _), v in zip(pairs, verdicts, strict=True) if v.state != VerdictState.KEPT]
         # Verdicts that are not kept stay in the shard: evaluation counts them by state.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tiny_models
@@ -155,7 +155,7 @@ def test_a_question_is_voted_on_once_and_the_replies_have_no_vote(monkeypatch: p
 
 
 def test_a_reply_that_was_cut_off_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    duels = [Comparison("One?", "It is 5.", "It is 5.", finished) for finished in ((True, True), (True, False), (False, True))]
+    duels = [Comparison("One?", "It is 5.", "It is 5.", *cut) for cut in ((False, False), (False, True), (True, False))]
     found, _ = judged(monkeypatch, ["It is 5."], duels, "agreement.votes=4")
     assert [(judgement.probability, judgement.tie) for judgement in found] == [
         (0.5, 1.0), (pytest.approx(5 / 6), 0.0), (pytest.approx(1 / 6), 0.0),
@@ -274,6 +274,7 @@ PIECES = [*"0123456789ABx .,/$%+-−=^:()[]{}\\\n", "answer is ", "####", r"\box
 WRITING = st.lists(st.sampled_from(PIECES)).map("".join)
 
 
+@example("¼", "pattern")
 @given(st.one_of(st.text(), WRITING), st.sampled_from(["number", "boxed", "letter", "pattern"]))
 def test_any_text_has_an_answer_in_normal_form_or_none(text: str, form: Any) -> None:
     found = answer_of(text, form, r"(\S+)$")
