@@ -94,11 +94,13 @@ def answer_of(text: str, form: AnswerForm, pattern: str = "") -> str | None:
 def _normal_form(answer: str | None) -> str | None:
     if answer is None:
         return None
+    answer = " ".join(answer.split())
     number = _whole_number(answer)
     if number is not None:
         return _shown(number)
-    # As in `_equals`: signs matter in 3x+9 and 12:30, but not in words.
-    return (_exact(answer) if re.search(r"\d", answer) else _plain(answer)) or None
+    plain = _plain(answer)
+    # As in `_equals`: signs matter in 3x+9 and 12:30, but not in words. Digits that only `plain` has were ¼ or 5².
+    return (_exact(answer) if re.search(r"\d", answer + plain) else plain) or None
 
 
 def _shown(number: Fraction | None) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tiny_models
@@ -274,6 +274,7 @@ PIECES = [*"0123456789ABx .,/$%+-−=^:()[]{}\\\n", "answer is ", "####", r"\box
 WRITING = st.lists(st.sampled_from(PIECES)).map("".join)
 
 
+@example("¼", "pattern")
 @given(st.one_of(st.text(), WRITING), st.sampled_from(["number", "boxed", "letter", "pattern"]))
 def test_any_text_has_an_answer_in_normal_form_or_none(text: str, form: Any) -> None:
     found = answer_of(text, form, r"(\S+)$")

@@ -72,10 +72,10 @@ class AgreementJudge:
 
     def _answers(self, comparison: Comparison) -> tuple[str | None, str | None]:
         """Return the final answers of both replies. One that was cut off has none: its last number is a step on the way."""
-        first = self._answer(comparison.first, not comparison.first_cut)
-        return first, self._answer(comparison.second, not comparison.second_cut)
+        first = self._answer(comparison.first, finished=not comparison.first_cut)
+        return first, self._answer(comparison.second, finished=not comparison.second_cut)
 
-    def _answer(self, text: str, finished: bool, prompt: str = "") -> str | None:
+    def _answer(self, text: str, prompt: str = "", *, finished: bool) -> str | None:
         begin = thinking_of(text, prompt).end
         if not finished or begin is None:
             return None
@@ -114,7 +114,7 @@ class AgreementJudge:
         # With control tokens, because they may mark the thinking.
         text = str(self._templates.tokenizer.decode(list(rollout.ids)))
         opened = str(self._templates.tokenizer.decode(list(prompt.ids[-_TAIL:])))
-        answer = self._answer(text, rollout.finished, opened)
+        answer = self._answer(text, opened, finished=rollout.finished)
         return Vote(answer, None if answer is not None else self._cause(rollout), self._templates.text(rollout.ids))
 
     def _cause(self, rollout: Rollout) -> Unreadable:
