@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfeval.config import RunConfig, load_config
+    from selfeval.config import RunConfig
     from selfeval.errors import (
         ConfigError,
         DataError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from selfeval.runs.judge import Judge
     from selfeval.runs.policy import Policy
     from selfeval.runs.run import Run
+    from selfeval.stages.recipes import load_config
     from selfeval.stages.running import run
 
 __all__ = [
@@ -73,7 +74,7 @@ _MODULES = {
     "Ranking": "selfeval.runs.evaluator",
     "Run": "selfeval.runs.run",
     "RunConfig": "selfeval.config",
-    "load_config": "selfeval.config",
+    "load_config": "selfeval.stages.recipes",
     "run": "selfeval.stages.running",
 }
 """Modules that define the names of the API; names that end with `Error` are in `selfeval.errors`."""

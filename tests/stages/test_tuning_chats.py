@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from selfeval.cli.tuning import check_source, config_and_source
 from selfeval.config import RunConfig, load_config
 from selfeval.errors import ConfigError, InputError, RunFolderError, TextError
 from selfeval.judging.turns import Turn
-from selfeval.records import Pair, Split
+from selfeval.records import Message, Pair, Question, Reply, Split
 from selfeval.runs.reader import pairs_of
+from selfeval.stages import tuning_replies
 from selfeval.stages.prompts import keep_templates, load_templates
 from selfeval.stages.terminal import Terminal
 from selfeval.stages.tuning import Tuned, tune
@@ -25,6 +27,7 @@ from selfeval.stages.tuning_rows import Source
 from selfeval.stages.tuning_texts import TextFiles
 from selfeval.store import RunStore, read_json
 from selfeval.training import sft
+from selfeval.training.documents import Document
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers
 
@@ -188,8 +191,11 @@ def test_a_tuning_that_makes_it_worse_says_so(world: World) -> None:
 # -- replies that a run preferred ---------------------------------------------------------------------------------------
 
 
-def finished_run(world: World) -> Path:
-    """A run whose pairs are written."""
+CONVERSATION = (Message("user", "How many is one?"), Message("assistant", "no"), Message("user", "Think again."))
+
+
+def finished_run(world: World, thinking: str = "") -> Path:
+    """A run whose pairs are written; its second question is a conversation."""
     folder = world.root / "run"
     config = load_config(None, {"model": str(world.model), "name": "run"}, (*BACKBONE, "chat.system=Be brief."))
     store = RunStore(folder)
@@ -201,6 +207,10 @@ def finished_run(world: World) -> Path:
         Pair(str(i), f"How many is {n}?", n, "no", 0.9, (*encode(n), 3), (*encode("no"), 3), Split.TRAIN)
         for i, n in enumerate(NUMBERS)
     ]
+    asked = [Question(pair.question_id, pair.prompt, Split.TRAIN, "file") for pair in pairs]
+    asked[1] = replace(asked[1], messages=CONVERSATION)
+    store.write_shard("questions", 0, asked)
+    store.write_shard("replies", 0, [Reply("0-r0", "0", "one", (5, 3), "sample", 1.0, 1.0, -1.0, True, thinking)])
     store.write_shard(pairs_of(Split.TRAIN), 0, [*pairs, pairs[0]])
     store.write_shard(pairs_of(Split.TEST), 0, [Pair("t", "Test?", "a", "b", 0.9, (5, 3), (6, 3), Split.TEST)])
     store.close()
@@ -219,6 +229,28 @@ def test_a_model_is_tuned_on_the_replies_that_its_judge_preferred(world: World) 
     # The prompts are the run's: those of its templates, with its system message.
     assert "Be brief." in (world.out / "templates" / "reply.jinja").read_text()
     assert read_json(world.out / "export.json")["tuning"] == facts
+
+
+def test_the_prompt_of_a_preferred_reply_is_that_of_its_conversation(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seen = finished_run(world), list[Document]()
+
+    def rows(context: Any, kind: str, documents: list[Document], length: int | None) -> Any:
+        seen.extend(documents)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning_replies, "conversation_rows", rows)
+    config, source = config_and_source(None, None, folder, None, "out", SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        world.tune(config=config, source=source)
+    text = chat_tokenizer(CHATML).decode(list(seen[1].ids))
+    assert text.index("How many is one?") < text.index("Think again."), text
+    assert text.count("user") == 2, text
+
+
+def test_replies_that_followed_reasoning_are_refused(world: World) -> None:
+    config, source = config_and_source(None, None, finished_run(world, "Hm."), None, "out", SETTINGS)
+    with pytest.raises(TextError, match=r"reasoned before its replies.*enable_thinking = false"):
+        source.check(config)
 
 
 def test_a_run_without_preferred_replies_is_refused(world: World) -> None:

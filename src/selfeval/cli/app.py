@@ -124,7 +124,15 @@ def run(
         from selfeval.stages.running import config_to_run
 
         # The folder is known only now; from here on, the log of a bug is written there.
-        config = config_to_run(recipe, output, model=model, seeds=seeds, memory_budget=memory_budget, assignments=assign or [])
+        config = config_to_run(
+            recipe,
+            output,
+            model=model,
+            seeds=seeds,
+            memory_budget=memory_budget,
+            assignments=assign or [],
+            trust_remote_code=trust_remote_code,
+        )
         command.folder = output or Path("runs") / config.name
         _run(
             config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ def config_and_source(
         RunFolderError: the folder of --run is not a run.
     """
     from selfeval.stages.running import new_config
+    from selfeval.stages.tuning import is_read
     from selfeval.stages.tuning_chats import ChatFiles
     from selfeval.stages.tuning_replies import PreferredReplies
     from selfeval.stages.tuning_texts import TextFiles
@@ -55,8 +57,8 @@ def config_and_source(
     if run is not None:
         replies = PreferredReplies(run)
         return replies.config(name, assignments), replies
-    config = new_config(model=model, name=name, assignments=assignments)
-    return config, ChatFiles(chat) if chat else TextFiles(texts or ())
+    source = ChatFiles(chat) if chat else TextFiles(texts or ())
+    return new_config(model=model, name=name, assignments=assignments, wanted=partial(is_read, also=source.also_read)), source
 
 
 def say_tuned(facts: Mapping[str, Any]) -> None:

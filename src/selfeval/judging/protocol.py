@@ -9,7 +9,7 @@ from typing import Protocol
 from selfeval.backbone.roles import Backbone
 from selfeval.config import VerdictsConfig
 from selfeval.judging.templates import Templates
-from selfeval.records import Evidence, VerdictState
+from selfeval.records import Evidence, Message, VerdictState
 
 __all__ = ["Comparison", "Judge", "JudgeContext", "Judgement", "state_of"]
 
@@ -22,6 +22,7 @@ class Comparison:
         question: the question.
         first, second: the replies.
         first_cut, second_cut: whether the reply was cut off at its token limit. Default: False.
+        messages: turns of a conversation, of which `question` is the text. Default: none, the question is the only turn.
     """
 
     question: str
@@ -29,11 +30,12 @@ class Comparison:
     second: str
     first_cut: bool = False
     second_cut: bool = False
+    messages: tuple[Message, ...] = ()
 
     @property
     def swapped(self) -> Comparison:
         """The same comparison with the replies in the other order."""
-        return Comparison(self.question, self.second, self.first, self.second_cut, self.first_cut)
+        return Comparison(self.question, self.second, self.first, self.second_cut, self.first_cut, self.messages)
 
 
 @dataclass(frozen=True)

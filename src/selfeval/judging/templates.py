@@ -42,7 +42,7 @@ from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
 from selfeval.prompt import Prompt
 from selfeval.quality.written_questions import bare_question
-from selfeval.records import Question
+from selfeval.records import Message, Question
 from selfeval.rollout.thinking import ThinkingTokens
 
 __all__ = [
@@ -208,15 +208,19 @@ class Templates:
         Raises:
             TemplateRuntimeError: a conversation, but the tokenizer has no chat template (see `check_conversations`).
         """
-        if not question.messages:
-            return self.prompt("reply", question=question.text)
+        return self.prompt_after(question.text, question.messages)
+
+    def prompt_after(self, text: str, messages: Sequence[Message]) -> Prompt:
+        """Return the prompt of a reply to a text, or to a conversation if there are messages; see `reply_prompt`."""
+        if not messages:
+            return self.prompt("reply", question=text)
         if not self.uses_chat:
             raise TemplateRuntimeError("a conversation needs a chat template")
-        return Prompt(tuple(int(i) for i in self._in_chat(self.turns_of_question(question), tokenize=True)))
+        return Prompt(tuple(int(i) for i in self._in_chat(self.turns_after(messages), tokenize=True)))
 
-    def turns_of_question(self, question: Question) -> list[Turn]:
+    def turns_after(self, messages: Sequence[Message]) -> list[Turn]:
         """Return the turns before a reply to a conversation: the reply prompt of its last turn, with the others before that."""
-        *before, last = question.messages
+        *before, last = messages
         turns = turns_of(self._rendered("reply", {"question": last.content}))
         history = [Turn(message.role, self.clean(message.content)) for message in before]
         asked = max(i for i, turn in enumerate(turns) if turn.role == "user")

@@ -17,6 +17,7 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import VerdictState
 from selfeval.runs.comparison import Comparison, Preferred, check_sure
 from selfeval.runs.model import RunModel, described
+from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader
 
 __all__ = ["Judge", "Precision"]
@@ -70,10 +71,14 @@ class Judge:
                 )
             return cls.of_run(RunModel.load(RunReader(source), trust_remote_code=trust_remote_code))
         # Through the loader, so a model judge has the same defaults and checks as a run.
-        config = load_config(None, {"model": str(source), "backbone.precision": precision, "backbone.device": device})
+        given = {"model": str(source), "backbone.precision": precision, "backbone.device": device}
+        made = model_defaults(str(source), trust_remote_code=trust_remote_code)
+        config = load_config(None, given, (), None if made is None else made.values)
         backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
         kinds = judge_spec("judge", config.verdicts.judge).kinds("judge")
-        templates = Templates.load(templates_folder(config.model), backbone.loaded.tokenizer, kinds=kinds)
+        templates = Templates.load(
+            templates_folder(config.model), backbone.loaded.tokenizer, kinds=kinds, arguments=config.chat.arguments
+        )
         return cls(backbone, templates, config, source)
 
     @classmethod

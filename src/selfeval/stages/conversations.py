@@ -80,7 +80,7 @@ def check_conversations(templates: Templates, questions: Sequence[Question]) -> 
 
 
 def _check(templates: Templates, question: Question) -> None:
-    turns, shown = templates.turns_of_question(question), _shown_as(question)
+    turns, shown = templates.turns_after(question.messages), _shown_as(question)
     if [turn.role for turn in turns].count("system") > 1:
         raise DataError(f"{shown} begins with a system turn, and so does the prompt of replies; remove it or chat.system")
     if problem := templates.loss_of(turns):

@@ -257,7 +257,7 @@ def _answer_and_judge(
     texts, read = [templates.text(r.reply_ids) for r in after], [visible_ids(context.backbone, r) for r in after]
     kls = _kl_to_start(context, prompts, after)
     comparisons = [
-        Comparison(q.text, text, b.text, not a.finished, not b.finished)
+        Comparison(q.text, text, b.text, not a.finished, not b.finished, q.messages)
         for q, text, a, b in zip(questions, texts, after, before, strict=True)
     ]
     with context.backbone.acting_as(BASE):

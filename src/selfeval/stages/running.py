@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from selfeval.config import RunConfig, load_config, nearest
 from selfeval.errors import InputError, RunFolderError
+from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader
 from selfeval.runs.run import Run
 from selfeval.stages import STAGE_NAMES
-from selfeval.stages.model_defaults import model_defaults
 from selfeval.store import Fresh, Ledger
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from selfeval.stages.shards import Executor
     from selfeval.stages.terminal import Terminal
 
-__all__ = ["Outcome", "config_to_run", "execute", "new_config", "run", "stop_at"]
+__all__ = ["Outcome", "assignments_of", "config_to_run", "execute", "new_config", "run", "stop_at"]
 
 _WEIGHTS_FOLDER = "backbone.placement.folder"
 _EMBEDDED = Path(__file__).parents[1] / "lab" / "recipe.toml"
@@ -56,6 +56,8 @@ def new_config(
     memory_budget: str | int | None = None,
     assignments: Sequence[str] = (),
     count: Callable[[str], int] | None = None,
+    wanted: Callable[[str], bool] = lambda key: True,
+    trust_remote_code: bool = False,
 ) -> RunConfig:
     """Return the configuration of a new run. Default: the embedded model's, if neither recipe nor model is given.
 
@@ -69,6 +71,8 @@ def new_config(
         memory_budget: Optional. Memory that the process may use, such as `2GiB`.
         assignments: `key=value` strings that override everything else.
         count: Optional. Returns the number of parameters of a model that is not a folder; see `model_defaults`.
+        wanted: Optional. Returns whether a setting may take its default from the model. Default: all may.
+        trust_remote_code: run code that comes with the model, to know its size. Default: False.
 
     Raises:
         ConfigError: a key or a value is wrong.
@@ -80,8 +84,13 @@ def new_config(
     given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "backbone.memory_budget": memory_budget}
     config = load_config(picked, overrides, assignments)
-    made = model_defaults(config.model, count)
-    return config if made is None else load_config(picked, overrides, assignments, made.values)
+    made = model_defaults(config.model, count, trust_remote_code=trust_remote_code)
+    if made is None:
+        return config
+    # Whoever limits the thinking wants it.
+    thinks = config.replies.max_thinking_tokens is not None
+    values = {key: value for key, value in made.values.items() if wanted(key) and not (thinks and key == "chat.arguments")}
+    return load_config(picked, overrides, assignments, values)
 
 
 def config_to_run(
@@ -92,6 +101,7 @@ def config_to_run(
     seeds: str | Path | None = None,
     memory_budget: str | int | None = None,
     assignments: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> RunConfig:
     """Return the configuration to run: that of the run in `output` unless recipe, model or seeds are given, else a new one.
 
@@ -102,6 +112,7 @@ def config_to_run(
         seeds: see `new_config`.
         memory_budget: see `new_config`.
         assignments: see `new_config`.
+        trust_remote_code: see `new_config`.
 
     Raises:
         ConfigError: a key or a value is wrong.
@@ -110,7 +121,15 @@ def config_to_run(
     if output and (output / "run.json").exists() and not (recipe or model or seeds):
         return _config_of_the_run(output, memory_budget, assignments)
     name = Path(os.path.abspath(output)).name if output and not recipe else None
-    return new_config(recipe, model=model, seeds=seeds, name=name, memory_budget=memory_budget, assignments=assignments)
+    return new_config(
+        recipe,
+        model=model,
+        seeds=seeds,
+        name=name,
+        memory_budget=memory_budget,
+        assignments=assignments,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignments: Sequence[str]) -> RunConfig:
@@ -231,8 +250,11 @@ def execute(
     if not Path(config.model).is_dir():
         with terminal.waiting(f"downloading missing files of {config.model}"):
             ensure_snapshot(config.model)  # the hashes of its files are part of the stages' keys
-    if not (output / "run.json").exists() and (made := model_defaults(config.model)) and (note := made.note(config)):
-        terminal.note(note)
+    if not (output / "run.json").exists():
+        made = model_defaults(config.model, trust_remote_code=trust_remote_code)
+        unknown = f"the size of {config.model} is not known, so settings that were not given have the defaults of small models"
+        if note := unknown if made is None else made.note(config):
+            terminal.note(note)
     with run_folder(output) as store:
         context = Context(
             config,
@@ -293,11 +315,12 @@ def run(
     folder = None if output is None else Path(output)
     if isinstance(recipe, RunConfig):
         # Through JSON and back, so overrides are validated together with the values that they change.
-        config = load_config(None, recipe.model_dump(mode="json"), [*_assignments(settings)])
+        config = load_config(None, recipe.model_dump(mode="json"), [*assignments_of(settings)])
     else:
         # These two decide whether `output` is resumed with its own settings or starts from others.
         named = {key: settings.pop(key) for key in ("model", "seeds") if settings.get(key) is not None}
-        config = config_to_run(recipe, folder, **named, assignments=[*_assignments(settings)])
+        assignments = [*assignments_of(settings)]
+        config = config_to_run(recipe, folder, **named, assignments=assignments, trust_remote_code=trust_remote_code)
     folder = folder or Path("runs") / config.name
     stop = None if until is None else stop_at(until, config.rounds)
     from selfeval.stages.terminal import Terminal
@@ -316,16 +339,16 @@ def run(
     return Run.open(folder, trust_remote_code=trust_remote_code)
 
 
-def _assignments(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def assignments_of(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield settings in the form of `--set`, one per dotted key, so that messages can name the argument.
 
     Example:
-        >>> list(_assignments({"seed": 3, "policy": {"learner": "dpo", "iterations": 4}, "domain": None}))
+        >>> list(assignments_of({"seed": 3, "policy": {"learner": "dpo", "iterations": 4}, "domain": None}))
         ['seed=3', 'policy.learner="dpo"', 'policy.iterations=4', 'domain=none']
     """
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _assignments(value, f"{prefix}{key}.")
+            yield from assignments_of(value, f"{prefix}{key}.")
         else:
             # JSON strings, numbers, booleans and lists are valid TOML.
             yield f"{prefix}{key}={'none' if value is None else json.dumps(value, ensure_ascii=False, default=str)}"

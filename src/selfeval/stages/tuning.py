@@ -32,7 +32,7 @@ from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.held_out_loss import HeldOutLoss
 from selfeval.training.sft import tune_on_documents
 
-__all__ = ["Tuned", "check_settings", "tune"]
+__all__ = ["Tuned", "check_settings", "is_read", "tune"]
 
 _STAGE, _ROLE = "tuning", "tuned"
 _UNREAD = "backbone.rollout_batch_size"
@@ -61,6 +61,20 @@ class Tuned:
 
     exported: Exported
     facts: dict[str, Any]
+
+
+def is_read(key: str, also: Collection[str] = ()) -> bool:
+    """Return whether tuning uses a setting.
+
+    Args:
+        key: dotted key.
+        also: further sections that the source of the rows reads. Default: none.
+
+    Example:
+        >>> is_read("tuning.learning_rate"), is_read("policy.learning_rate")
+        (True, False)
+    """
+    return any(f"{key}.".startswith(f"{name}.") for name in (*_READ, *also))
 
 
 def check_settings(config: RunConfig, also_read: Collection[str] = ()) -> None:

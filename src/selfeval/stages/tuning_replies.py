@@ -13,9 +13,11 @@ from typing import ClassVar
 from selfeval.config import RunConfig, load_config
 from selfeval.errors import TextError
 from selfeval.records import Pair, Split
+from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader, backbone_config
 from selfeval.runs.templates import templates_of, templates_of_run
 from selfeval.stages.context import Context
+from selfeval.stages.tuning import is_read
 from selfeval.stages.tuning_rows import TuningRows, conversation_rows
 from selfeval.training.documents import Document
 
@@ -47,24 +49,33 @@ class PreferredReplies:
         kept["templates"] = str(templates_of(self.run).resolve())
         # Not its folder for weights: a run folder may come from somebody else, and must not decide what is written where.
         kept["backbone"] = {key: backbone[key] for key in ("context", "lora", "precision")}
-        return load_config(None, kept, assignments)
+        made = model_defaults(values["model"])
+        read = {} if made is None else {key: value for key, value in made.values.items() if is_read(key)}
+        return load_config(None, kept, assignments, read)
 
     def check(self, config: RunConfig) -> None:
         """Read the pairs.
 
         Raises:
             RunFolderError: the folder is not a run, or has no pairs yet.
-            TextError: the run kept no training pair.
+            TextError: the run kept no training pair, or its replies followed reasoning, which pairs do not have.
         """
         self._pairs()
+        if any(reply.thinking for reply in RunReader(self.run).records("replies")):
+            raise TextError(
+                f"the model of {self.run} reasoned before its replies, and pairs have the replies only, so tuning on them "
+                "would remove the reasoning; turn it off in the run, for example with "
+                "--set 'chat.arguments={enable_thinking = false}'"
+            )
 
     def rows(self, context: Context, length: int | None) -> TuningRows:
         """Return the token ids that the run sampled, after the prompt that it asked."""
         reader = RunReader(self.run)
         templates = templates_of_run(self.run, context.backbone.loaded.tokenizer, reader.config.verdicts)
         documents: dict[tuple[int, ...], Document] = {}
+        questions = {question.id: question for question in reader.records("questions")}
         for pair in self._pairs():
-            prompt = templates.prompt("reply", question=pair.prompt).ids
+            prompt = templates.reply_prompt(questions[pair.question_id]).ids
             trained = (False,) * len(prompt) + (True,) * len(pair.chosen_ids)
             documents.setdefault((*prompt, *pair.chosen_ids), Document((*prompt, *pair.chosen_ids), trained))
         return conversation_rows(context, "preferred replies", list(documents.values()), length)

@@ -30,7 +30,7 @@ ReplyPair = tuple[Question, Reply, Reply]
 
 def compared(question: Question, first: Reply, second: Reply) -> Comparison:
     """Return the comparison of two replies, with the information which of them was cut off."""
-    return Comparison(question.text, first.text, second.text, not first.finished, not second.finished)
+    return Comparison(question.text, first.text, second.text, not first.finished, not second.finished, question.messages)
 
 
 def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | Drop]:

@@ -66,7 +66,7 @@ class HeldOutJudge:
         """
         pairs = zip(self.questions, self._replies(POLICY, guide), self._start, strict=True)
         comparisons = [
-            Comparison(question.text, ours.text, theirs.text, not ours.finished, not theirs.finished)
+            Comparison(question.text, ours.text, theirs.text, not ours.finished, not theirs.finished, question.messages)
             for question, ours, theirs in pairs
         ]
         with self.backbone.acting_as(BASE):

@@ -24,7 +24,7 @@ from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.quality.answers import answer_of, is_answer
 from selfeval.quality.statistics import wilson_interval
-from selfeval.records import AgreementEvidence, Unreadable, VerdictState
+from selfeval.records import AgreementEvidence, Message, Unreadable, VerdictState
 from selfeval.rollout.engine import Request, Rollout
 from toy import LAB
 
@@ -123,9 +123,11 @@ def judged(
     *settings: str,
     cut: Callable[[int], bool] = lambda number: False,
     context: int = 4096,
+    template: str | None = None,
 ) -> tuple[list[Judgement], list[Request]]:
     """Judge with an engine that writes one of the texts per request, in turn."""
     tokenizer = tiny_models.words_tokenizer()
+    tokenizer.chat_template = template
     asked: list[Request] = []
 
     def engine(backbone: Any, requests: Sequence[Request], **options: Any) -> list[Rollout]:
@@ -152,6 +154,16 @@ def test_a_question_is_voted_on_once_and_the_replies_have_no_vote(monkeypatch: p
     assert {request.temperature for request in asked} == {0.7}
     assert [evidence(judgement).votes for judgement in found] == [{"5": 4, "6": 2}] * 3
     assert [judgement.probability for judgement in found] == [pytest.approx(5 / 8), pytest.approx(1 / 6), 0.5]
+
+
+def test_votes_on_a_conversation_continue_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    turns = (Message("user", "two pens"), Message("assistant", "one"), Message("user", "How many?"))
+    duel = Comparison("the conversation as text", "5", "6", messages=turns)
+    _, (asked, *_) = judged(monkeypatch, ["It is 5."], [duel], "agreement.votes=2", template=template)
+    shown = tiny_models.words_tokenizer().decode(list(asked.prompt.ids))
+    assert shown.index("two pens") < shown.index("assistant") < shown.index("How many")
+    assert "as text" not in shown
 
 
 def test_a_reply_that_was_cut_off_has_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,6 @@ class AgreementJudge:
     """
 
     def __init__(self, context: JudgeContext) -> None:
-        (self._kind,) = context.kinds
         settings = context.config.settings
         if not isinstance(settings, AgreementConfig):
             raise TypeError(f"the agreement judge needs its section of settings, got {settings}")
@@ -67,7 +66,7 @@ class AgreementJudge:
 
     def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
         """Judge every comparison; comparisons of the same question share its vote."""
-        ballots = self._ballots([c.question for c in comparisons], advance)
+        ballots = self._ballots(comparisons, advance)
         return [compare_answers(self._answers(c), ballots[c.question], self._settings.share) for c in comparisons]
 
     def _answers(self, comparison: Comparison) -> tuple[str | None, str | None]:
@@ -83,9 +82,9 @@ class AgreementJudge:
 
     # -- votes ----------------------------------------------------------------------------------------------------------
 
-    def _ballots(self, questions: Sequence[str], advance: Callable[[int], None] | None) -> dict[str, list[Vote]]:
-        """Sample the votes on each distinct question."""
-        prompts = {question: self._templates.prompt(self._kind, question=question) for question in questions}
+    def _ballots(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None) -> dict[str, list[Vote]]:
+        """Sample the votes on each distinct question, after the same turns as the replies."""
+        prompts = {c.question: self._templates.prompt_after(c.question, c.messages) for c in comparisons}
         fitting = [question for question, prompt in prompts.items() if self._fits(prompt)]
         requests = [self._request(q, prompts[q], n) for q in fitting for n in range(self._settings.votes)]
         rollouts = generate(

@@ -7,7 +7,6 @@ second, neither) there, not the sampled word alone. An unparsable answer has no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 from selfeval.judging.label_reader import LabelReader
 from selfeval.judging.orders import combine
@@ -38,4 +37,5 @@ class PairwiseJudge:
         return [combine(a, b) for a, b in zip(readings[:half], readings[half:], strict=True)]
 
     def _prompt(self, comparison: Comparison) -> Prompt:
-        return self._templates.prompt(self._kind, **asdict(comparison))
+        shown = {name: getattr(comparison, name) for name in ("question", "first", "second", "first_cut", "second_cut")}
+        return self._templates.prompt(self._kind, **shown)

@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
-from selfeval.config import load_config
+import selfeval
+import tiny_models
+from selfeval.cli.tuning import config_and_source
+from selfeval.config import RunConfig, load_config
 from selfeval.config.model_defaults import BY_SIZE, defaults_for
 from selfeval.planner.model_configs import count_parameters
-from selfeval.stages.model_defaults import model_defaults
+from selfeval.runs.model_defaults import model_defaults
 from selfeval.stages.running import config_to_run, new_config
+from selfeval.stages.tuning import check_settings
 from selfeval.store import RUN_SCHEMA, RunStore
 
 
@@ -64,7 +69,7 @@ def test_the_values_are_named_and_those_of_the_user_are_not(tmp_path: Path) -> N
     made = model_defaults(model)
     assert made is not None
     note = made.note(new_config(model=model, assignments=["policy.learning_rate=0.5"]))
-    assert note.startswith("settings for a model of 135M parameters: ")
+    assert note.startswith("settings for a model of 135M parameters and its chat template: ")
     assert "evaluator.learning_rate = 0.0005" in note
     assert "policy.learning_rate" not in note
 
@@ -98,3 +103,41 @@ def test_a_resumed_run_does_not_ask_the_table(tmp_path: Path) -> None:
     store.update_run(schema=RUN_SCHEMA, status="running", config=config.model_dump(mode="json"))
     store.close()
     assert config_to_run(None, tmp_path / "run").policy == config.policy
+
+
+def test_whoever_limits_the_chain_of_thought_gets_one(tmp_path: Path) -> None:
+    model = str(_model(tmp_path / "model", 600_000_000, "{% if enable_thinking %}<think>{% endif %}"))
+    assert new_config(model=model, assignments=["replies.max_thinking_tokens=64"]).chat.arguments == {}
+
+
+def test_packed_weights_count_as_the_parameters_of_the_config(tmp_path: Path) -> None:
+    """Two 4-bit weights in a byte: the file has far fewer elements than the model has parameters."""
+    tokenizer = tiny_models.words_tokenizer()
+    tiny_models.save_model(tiny_models.model("llama", len(tokenizer)), tokenizer, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    weights = load_file(tmp_path / "model.safetensors")
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    made = model_defaults(str(tmp_path))
+    assert made is not None
+    assert made.parameters == pytest.approx(parameters, rel=0.05)
+
+
+@pytest.mark.parametrize("also", [[], ["chat"]])
+def test_a_tuning_takes_the_defaults_that_it_reads_and_no_others(also: list[str], tmp_path: Path) -> None:
+    model = _model(tmp_path / "model", 600_000_000, "{% if enable_thinking %}<think>{% endif %}")
+    texts, chats = ([tmp_path / "some.jsonl"], None) if not also else (None, [tmp_path / "some.jsonl"])
+    config, source = config_and_source(texts, chats, None, str(model), "name", [])
+    check_settings(config, source.also_read)
+    assert config.tuning.learning_rate == defaults_for(600_000_000).values["tuning.learning_rate"]
+    assert config.chat.arguments == ({"enable_thinking": False} if also else {})
+    assert config.policy == RunConfig().policy
+
+
+def test_the_api_reads_a_recipe_as_a_run_does(tmp_path: Path) -> None:
+    model = _model(tmp_path / "model", 135_000_000)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'model = "{model}"\n')
+    config = selfeval.load_config(recipe, policy={"iterations": 4})
+    assert config == new_config(recipe, assignments=["policy.iterations=4"])
+    assert (config.policy.iterations, config.policy.learning_rate) == (4, 2e-4)
