@@ -10,13 +10,13 @@ from pathlib import Path
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, ModelError
 from selfeval.records import Question, Split
-from selfeval.stages.given import read_given
+from selfeval.stages.given import Given, read_given
 from selfeval.stages.gold import check_gold
 from selfeval.stages.seeds import seeds_of
 from selfeval.stages.trackers import check_installed
 from selfeval.store import RunStore
 
-__all__ = ["check_base", "check_input", "run_folder"]
+__all__ = ["check_base", "check_input", "check_texts", "run_folder"]
 
 _PRODUCED = ("**/shard-*.jsonl", "roles/*", "checkpoints/*", "replaced/*", "rounds/*")
 
@@ -33,12 +33,22 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False, allow_cod
         InputError: seeds, a user's file, gold, a tracker, the model, its templates or its adapters cannot be used.
     """
     # Cheapest first: a typo in a file must not wait for the model's files.
-    given = read_given(config)
-    seeds_of(config, given)
+    given = check_texts(config)
     tested = None if given is None else [question.text for question in given.questions if question.split == Split.TEST]
     check_gold(config, tested, allow_code_execution=allow_code_execution)
     check_installed(config.trackers)
     check_base(config, () if given is None else given.questions, trust_remote_code=trust_remote_code)
+
+
+def check_texts(config: RunConfig) -> Given | None:
+    """Check the seeds and the file of questions, replies or pairs, and return the latter.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    given = read_given(config)
+    seeds_of(config, given)
+    return given
 
 
 def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_remote_code: bool = False) -> None:

@@ -58,6 +58,7 @@ def new_config(
     count: Callable[[str], int] | None = None,
     wanted: Callable[[str], bool] = lambda key: True,
     trust_remote_code: bool = False,
+    check: Callable[[RunConfig], object] = lambda config: None,
 ) -> RunConfig:
     """Return the configuration of a new run. Default: the embedded model's, if neither recipe nor model is given.
 
@@ -73,6 +74,7 @@ def new_config(
         count: Optional. Returns the number of parameters of a model that is not a folder; see `model_defaults`.
         wanted: Optional. Returns whether a setting may take its default from the model. Default: all may.
         trust_remote_code: run code that comes with the model, to know its size. Default: False.
+        check: Optional. Called with the configuration before a model that is not a folder is looked up, which may take long.
 
     Raises:
         ConfigError: a key or a value is wrong.
@@ -84,6 +86,8 @@ def new_config(
     given_seeds = None if seeds is None else os.path.abspath(seeds)
     overrides = {"model": found, "seeds": given_seeds, "name": name, "backbone.memory_budget": memory_budget}
     config = load_config(picked, overrides, assignments)
+    if not Path(config.model).is_dir():
+        check(config)
     made = model_defaults(config.model, count, trust_remote_code=trust_remote_code)
     if made is None:
         return config
@@ -115,9 +119,11 @@ def config_to_run(
         trust_remote_code: see `new_config`.
 
     Raises:
-        ConfigError: a key or a value is wrong.
+        InputError: a key or a value is wrong, or seeds or questions for a hub id cannot be used.
         RunFolderError: the run in `output` cannot be read.
     """
+    from selfeval.stages.preflight import check_texts
+
     if output and (output / "run.json").exists() and not (recipe or model or seeds):
         return _config_of_the_run(output, memory_budget, assignments)
     name = Path(os.path.abspath(output)).name if output and not recipe else None
@@ -129,6 +135,7 @@ def config_to_run(
         memory_budget=memory_budget,
         assignments=assignments,
         trust_remote_code=trust_remote_code,
+        check=check_texts,
     )
 
 
