@@ -17,7 +17,7 @@ from selfeval.evaluation.evaluator import (
     measure_first_pairs,
     rights_of,
 )
-from selfeval.records import VerdictState
+from selfeval.records import Reply, VerdictState
 from selfeval.report.schema import Evaluator, FirstPairs
 
 FACTS = EvaluatorFacts(temperature=2.0, temperature_pairs=60, pairs_trained=77, members=1)
@@ -109,6 +109,23 @@ def test_the_baselines_by_hand() -> None:
     # judge              none       1/2     second (0)   1      half        1/2    first (.9)   1       3.0 / 4 = 0.75
     assert values(four_pairs()) == {"longer_wins": 0.625, "first_wins": 0.5, "mean_logprob": 0.625, "judge": 0.75}
     assert measured(four_pairs()).baselines.first_wins.n == 4
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_reply_without_text_has_no_log_prob_to_win_with(place: int) -> None:
+    text = reply("q1-r0", "aaaa", [7, 7], -3.0)
+    cut = dataclasses.replace(reply("q1-r1", "", [2], 0.0), finished=False, thinking="First, ")
+
+    def found(other: Reply, better: int) -> float | None:
+        two = (other, text) if place == 0 else (text, other)
+        right = (better == 0, better == 1)
+        return values([JudgedPair(verdict("q1", None, UNSURE), two, 1.0, 0.0, right)])["mean_logprob"]
+
+    assert [found(cut, better) for better in (place, 1 - place)] == [0.0, 1.0]
+    # A finished reply has the log-prob of its end token.
+    assert found(dataclasses.replace(cut, finished=True, logprob=-1.0), place) == 1.0
+    neither = JudgedPair(verdict("q1", None, UNSURE), (cut, cut), 1.0, 0.0, (True, False))
+    assert values([neither])["mean_logprob"] == 0.5
 
 
 def test_a_baseline_does_not_see_which_reply_is_better() -> None:

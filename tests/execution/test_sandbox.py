@@ -340,11 +340,19 @@ def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         check_sandbox()
 
 
+_OLD_LANDLOCK = (
+    "import selfeval.execution.confinement as c, selfeval.execution.system_calls as s; "
+    "c._ruleset_attributes = lambda version, of=c._ruleset_attributes: of(2)"
+)
+"""Landlock as in Linux 5.19 to 6.1, which cannot deny that a readable file is emptied."""
+
+
 @pytest.mark.parametrize(
     ("broken", "leak"),
     [
         ("selfeval.execution.confinement._restrict_files = lambda library: None", "a program can read a file"),
         ("selfeval.execution.confinement._restrict_calls = lambda library: None", "a program can open a socket"),
+        (f"{_OLD_LANDLOCK}; s._CALLS.update(openat=(257, 56)); s._CONDITIONAL.pop('openat', 0)", "a program can empty a file"),
     ],
 )
 def test_a_sandbox_with_a_hole_is_refused(broken: str, leak: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +371,24 @@ def test_a_kernel_that_refuses_a_mechanism_is_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sandbox, "_COMMAND", command)
     with pytest.raises(ConfigError, match="sandbox here: Landlock: Function not implemented"):
         check_sandbox()
+
+
+def test_a_readable_file_is_not_emptied_under_an_old_landlock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "module.py"
+    file.write_text("kept")
+    rule = f"c._READABLE_FILES += ({str(file)!r},)"
+    start = sandbox._START.replace("main()", f"{_OLD_LANDLOCK}; {rule}; main()")
+    monkeypatch.setattr(sandbox, "_COMMAND", tuple(start if part == sandbox._START else part for part in sandbox._COMMAND))
+    assert _allows(f"assert open({str(file)!r}).read() == 'kept'")
+    assert _refuses(
+        f"os.open({str(file)!r}, os.O_RDONLY | os.O_TRUNC)",
+        f"os.open({str(file)!r}, os.O_RDONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK)",
+        # open(2) itself, which Python does not use
+        f"assert ctypes.CDLL(None).syscall(2, {str(file)!r}.encode(), os.O_TRUNC) >= 0",
+    ) == Outcome("passed")
+    assert file.read_text() == "kept"
+    assert _allows("open(os.devnull, 'a').write('x')")
+    check_sandbox()
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURES)

@@ -334,6 +334,18 @@ def test_many_replies_that_the_limit_cut_off_are_a_warning(key: str) -> None:
     assert "raise replies.max_new_tokens (now 48)" in warning
 
 
+@pytest.mark.parametrize(
+    ("cap", "remedy"),
+    [(512, "set replies.max_new_tokens to a number above 48."), (48, "raise replies.max_new_tokens_cap (now 48).")],
+)
+def test_a_limit_that_the_run_decided_has_another_remedy(cap: int, remedy: str) -> None:
+    report = sample_report()
+    report["replies"]["unfinished"] = fig(0.54, 0.49, 0.59, 400)
+    report["config"]["replies"] = {"max_new_tokens": "auto", "max_new_tokens_cap": cap}
+    [warning] = summary.reply_warnings(parsed(report))
+    assert warning.endswith(f"; {remedy}")
+
+
 def test_figures_without_cases_are_not_measured_and_never_zero() -> None:
     report = emptied(sample_report())
     assert verdict_sentences(report) == ("The evaluator was not measured.", "The policy's gain was not measured.")

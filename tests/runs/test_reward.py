@@ -14,7 +14,8 @@ from selfeval.runs.reward import Evaluator
 
 FACTS: dict[str, Any] = {
     "role": "evaluator-0", "layout": "classifier", "precision": "fp32", "positions": None, "bias": 0.5,
-    "reference_answer": False, "reply_prompt": None, "control": ["</s>"], "end": [2], "max_new_tokens": 96,
+    "reference_answer": False, "reply_prompt": None, "control": ["</s>"], "end": [2], "thinking_ends": [],
+    "max_new_tokens": 96,
 }  # fmt: skip
 
 

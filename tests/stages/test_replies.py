@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from selfeval.errors import LoopError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Message, Question, Reply, Split
+from selfeval.rollout.beams import beam_search
 from selfeval.rollout.engine import Request, Rollout, generate, visible_ids
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reply_limit import LIMIT_FILE, read_limit
@@ -69,7 +71,7 @@ def test_the_first_shard_decides_the_limit_of_all(tmp_path: Path) -> None:
     found = made.store.read("replies", Reply)
     assert max(len(reply.ids) for reply in found) == limit.tokens
     assert all(reply.finished or len(reply.ids) == limit.tokens for reply in found)
-    # Samples are those that the limit would have given; only a beam search depends on its limit.
+    # Samples are those that the limit would have given.
     fixed = context(tmp_path / "fixed", max_new_tokens=limit.tokens)
     run(fixed)
     assert fixed.reply_limit == limit.tokens
@@ -88,7 +90,7 @@ def test_a_resumed_stage_does_not_decide_again(tmp_path: Path, monkeypatch: pyte
     run(made)
     assert (made.store.root / LIMIT_FILE).read_bytes() == limit
     written = [path.read_bytes() for path in made.store.shards("replies")]
-    assert written[1:] == whole[1:]
+    assert written == whole
     monkeypatch.undo()
     killed = context(tmp_path / "killed")
     with monkeypatch.context() as patch:
@@ -115,7 +117,47 @@ def test_the_cap_fits_the_context_with_the_longest_prompt(tmp_path: Path) -> Non
     length = made.backbone.loaded.context_length
     assert length is not None
     longest = max(len(made.templates.prompt("reply", question=q.text).ids) for q in made.store.read("questions", Question))
+    said: list[str] = []
+    object.__setattr__(made.terminal, "note", said.append)
     assert replies._cap(made, made.store.read("questions", Question)) == length - longest
+    assert said == [
+        f"replies: the cap is lowered from 4096 to {length - longest} tokens by the prompt of question q00 ({longest} tokens); "
+        "remove the question, or use a model with a longer context"
+    ]
+
+
+def test_a_question_that_leaves_no_room_for_any_reply_is_named(tmp_path: Path) -> None:
+    made = context(tmp_path / "run", max_new_tokens_cap=4096)
+    length = made.backbone.loaded.context_length
+    assert length is not None
+    short = made.store.read("questions", Question)
+    long = Question("q000123", "Why? " * (length // 4), Split.TRAIN, "self")
+    while length - len(made.templates.reply_prompt(long).ids) >= 64:
+        long = replace(long, text=long.text + "Why? ")
+    tokens = len(made.templates.reply_prompt(long).ids)
+    said = (
+        rf"question q000123 has {tokens} tokens, .* of 64 tokens .*remove the question, or set replies.max_new_tokens to a num"
+    )
+    with pytest.raises(LoopError, match=said):
+        replies._cap(made, [*short, long])
+    # A cap below 64 tokens needs no more than the cap.
+    made = context(tmp_path / "small", max_new_tokens_cap=8)
+    assert replies._cap(made, [*short, replace(long, text=long.text[: len(short[0].text)])]) == 8
+
+
+def test_beams_are_searched_with_the_cap_in_every_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, limits = context(tmp_path / "run", max_thinking_tokens=9), list[int]()
+
+    def searched(*arguments: Any, **options: Any) -> list[Rollout]:
+        limits.append(options["max_new_tokens"])
+        return beam_search(*arguments, **options)
+
+    monkeypatch.setattr(replies, "beam_search", searched)
+    run(made)
+    assert limits == [48 + 9] * 2
+    beams = [r for r in made.store.read("replies", Reply) if r.sampling_method == "beam"]
+    assert beams
+    assert all(len(reply.ids) <= made.reply_limit for reply in beams)
 
 
 # -- thinking -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -212,9 +213,15 @@ def _preference_of_length(pair: JudgedPair) -> float:
 
 
 def _preference_of_logprob(pair: JudgedPair) -> float:
-    # Per token, or the shorter reply would nearly always win.
-    first, second = (reply.logprob / max(1, len(reply.ids)) for reply in pair.replies)
-    return first - second
+    first, second = (_mean_logprob(reply) for reply in pair.replies)
+    return 0.0 if first == second else first - second
+
+
+def _mean_logprob(reply: Reply) -> float:
+    # Per token, or the shorter reply would nearly always win. A reply that was cut off inside its chain of thought has no
+    # tokens: their sum, 0, would be the highest log-prob.
+    is_missing = not reply.text and not reply.finished
+    return -math.inf if is_missing else reply.logprob / max(1, len(reply.ids))
 
 
 def _credits(labelled: Sequence[LabelledPair], rule: Rule) -> list[float]:

@@ -26,7 +26,9 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
 _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""Number of rights on files that a version of Landlock knows; later ones know those of version 5."""
+"""Number of rights on files that a version of Landlock knows; later ones know those of version 5.
+
+Versions 1 and 2 cannot deny that a readable file is emptied: the filter of system calls does."""
 
 _OPEN_FILES = 64
 _READABLE_FOLDERS = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/nix/store", "/gnu/store")
@@ -34,10 +36,11 @@ _READABLE_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/dev/zero", "/dev/uran
 
 
 def confine(*, cpu_seconds: int, memory_bytes: int) -> None:
-    """Confine this process, which can not be undone.
+    """Confine this process, which cannot be undone.
 
     Afterwards it can read Python's library, system libraries and the working directory, and write to open descriptors and
-    /dev/null. It cannot start a process or a thread, send a signal, or open a socket.
+    /dev/null. It cannot start a process or a thread, send a signal, or open a socket. Opening a file with O_TRUNC is refused,
+    so `open(os.devnull, "w")` fails; `open(os.devnull, "a")` works.
 
     Args:
         cpu_seconds: CPU time after which the process gets SIGXCPU, and one second later SIGKILL.

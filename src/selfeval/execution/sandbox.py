@@ -125,14 +125,19 @@ def run_program(program: Program, limits: Limits = LIMITS) -> Outcome:
     Raises:
         ConfigError: this system has no sandbox.
     """
+    with tempfile.TemporaryDirectory(prefix="selfeval-sandbox-") as folder:
+        return _run_in(folder, program, limits)
+
+
+def _run_in(folder: str, program: Program, limits: Limits) -> Outcome:
+    """Run a program in a working directory, which it can read."""
     if sys.platform != "linux" or platform.machine() not in ARCHITECTURES:
         raise _unavailable(
             f"this is {platform.system() or 'an unknown system'} on {platform.machine() or 'an unknown machine'}"
         )
     # Of hexadecimal digits, so that a report is text.
     proof = secrets.token_hex(PROOF // 2).encode()
-    with tempfile.TemporaryDirectory(prefix="selfeval-sandbox-") as folder:
-        code, report, is_late = _run_process(_message(program, limits) + proof, folder, limits.seconds)
+    code, report, is_late = _run_process(_message(program, limits) + proof, folder, limits.seconds)
     return _outcome(code, report, proof, is_late=is_late)
 
 
@@ -223,8 +228,13 @@ def check_sandbox() -> None:
     Raises:
         ConfigError: this system has no sandbox, or it does not hold.
     """
-    with tempfile.NamedTemporaryFile(prefix="selfeval-secret-") as secret:
-        outcome = run_program(_attempts(secret.name))
+    with (
+        tempfile.NamedTemporaryFile(prefix="selfeval-secret-") as secret,
+        tempfile.TemporaryDirectory(prefix="selfeval-sandbox-") as folder,
+    ):
+        # The program can read this file, like those of Python's library.
+        Path(folder, "readable").write_text("kept", encoding="utf-8")
+        outcome = _run_in(folder, _attempts(secret.name), LIMITS)
     if not outcome.passed:
         raise _unavailable(f"the sandbox failed its check ({outcome.reason}: {outcome.detail})")
 
@@ -246,6 +256,7 @@ secret = {secret!r}
         "open a socket": "socket.socket()",
         "read a file": "open(secret)",
         "write a file": "open(secret, 'w')",
+        "empty a file": "os.open('readable', os.O_RDONLY | os.O_TRUNC)",
         "create a file": "open('file', 'w')",
         "remove a file": "os.remove(secret)",
         "start a process": "os.fork()",

@@ -44,8 +44,6 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "statx": (332, 291),
     "stat": (4, None),
     "lstat": (6, None),
-    "open": (2, None),
-    "openat": (257, 56),
     "access": (21, None),
     "faccessat": (269, 48),
     "faccessat2": (439, 439),
@@ -135,7 +133,10 @@ class _Condition:
     is_pointer: bool = False
 
 
-_CONDITIONAL: dict[str, tuple[tuple[int, int], tuple[_Condition, ...]]] = {
+_CONDITIONAL: dict[str, tuple[tuple[int | None, int | None], tuple[_Condition, ...]]] = {
+    # Without O_TRUNC, which empties a file that is opened for reading only. Landlock can deny it since Linux 6.2.
+    "open": ((2, None), (_Condition(1, 0o1000, (0,)),)),
+    "openat": ((257, 56), (_Condition(2, 0o1000, (0,)),)),
     # Duplicates, and the flags of a descriptor. Not F_SETOWN and F_SETSIG, which make the kernel send a signal to any process.
     "fcntl": ((72, 25), (_Condition(1, 0xFFFFFFFF, (0, 1, 2, 3, 4, 1030)),)),
     # TCGETS (isatty), FIONBIO (a non-blocking descriptor), FIONCLEX and FIOCLEX (inheritance)
@@ -174,9 +175,10 @@ def filter_program(machine: str | None = None) -> bytes:
     for numbers in _CALLS.values():
         if (number := numbers[found.column]) is not None:
             lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
-    for pair, conditions in _CONDITIONAL.values():
-        checks = [line for condition in conditions for line in _check(condition)]
-        lines += [(_EQUAL, 0, len(checks) + 1, pair[found.column]), *checks, (_RETURN, 0, 0, _ALLOW)]
+    for numbers, conditions in _CONDITIONAL.values():
+        if (number := numbers[found.column]) is not None:
+            checks = [line for condition in conditions for line in _check(condition)]
+            lines += [(_EQUAL, 0, len(checks) + 1, number), *checks, (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("HBBI", *line) for line in [*lines, _refuse()])
 
 

@@ -122,7 +122,8 @@ class Baselines(Part):
     first_wins: _Figure
     """Prefers the first reply; the order is random, so this is chance level."""
     mean_logprob: _Figure
-    """Prefers the reply with the higher mean log-prob per token under the model that sampled it."""
+    """Prefers the reply with the higher mean log-prob per token under the model that sampled it; an unfinished reply without
+    text loses."""
     judge: _Figure | None = _absent_if_none()
     """The judge, forced to choose by its probability; an unparsable verdict or one half counts half. Absent if the pairs are
     from a file, because no judge was asked."""

@@ -222,8 +222,18 @@ def reply_warnings(report: Report) -> tuple[str, ...]:
         return ()
     return (
         f"Warning: the token limit cut off {'; '.join(cut)}. The judge and the evaluator read unfinished replies, so their "
-        f"figures are of these; raise replies.max_new_tokens (now {replies.limit}).",
+        f"figures are of these; {_raising(report)}.",
     )
+
+
+def _raising(report: Report) -> str:
+    """Name the setting that determines the token limit of replies."""
+    settings, limit = report.config.get("replies", {}), report.replies.limit
+    if settings.get("max_new_tokens") != "auto":
+        return f"raise replies.max_new_tokens (now {limit})"
+    if limit == settings.get("max_new_tokens_cap"):
+        return f"raise replies.max_new_tokens_cap (now {limit})"
+    return f"set replies.max_new_tokens to a number above {limit}"
 
 
 def cost_rows(report: Report) -> list[tuple[str, str]]:

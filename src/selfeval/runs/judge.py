@@ -18,7 +18,7 @@ from selfeval.records import VerdictState
 from selfeval.runs.comparison import Comparison, Preferred, check_sure
 from selfeval.runs.model import RunModel, described
 from selfeval.runs.model_defaults import model_defaults
-from selfeval.runs.reader import RunReader
+from selfeval.runs.reader import RunReader, round_seed
 
 __all__ = ["Judge", "Precision"]
 
@@ -38,8 +38,11 @@ class Judge:
         'unsure'
     """
 
-    def __init__(self, backbone: Backbone, templates: Templates, config: RunConfig, source: str | Path) -> None:
+    def __init__(
+        self, backbone: Backbone, templates: Templates, config: RunConfig, source: str | Path, seed: int | None = None
+    ) -> None:
         self._backbone, self._templates, self._config, self._source = backbone, templates, config, source
+        self._seed = config.seed if seed is None else seed
 
     @classmethod
     def load(
@@ -84,7 +87,8 @@ class Judge:
     @classmethod
     def of_run(cls, model: RunModel) -> Judge:
         """Return the judge of a run whose base is already loaded."""
-        return cls(model.backbone, model.templates, model.config, model.reader.folder)
+        seed = round_seed(model.config.seed, model.reader.round)
+        return cls(model.backbone, model.templates, model.config, model.reader.folder, seed)
 
     def __repr__(self) -> str:
         return described("Judge", self._source, self._backbone)
@@ -122,8 +126,8 @@ class Judge:
         if any(not text.strip() for case in cases for text in case):
             raise InputError("the question and both replies must not be empty")
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
-        size, seed = self._config.backbone.rollout_batch_size, self._config.seed
-        judge = make_judge(self._backbone, self._templates, config, batch_size=size, seed=seed)
+        size = self._config.backbone.rollout_batch_size
+        judge = make_judge(self._backbone, self._templates, config, batch_size=size, seed=self._seed)
         with self._backbone.acting_as(BASE):
             judgements = judge.judge([self._shown(*case) for case in cases])
         return [_comparison(judgement, config) for judgement in judgements]

@@ -6,6 +6,7 @@ import torch.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from selfeval.links import OF_OTHERS, entries, refuse_links
 from selfeval.records import Drop, Pair, Question, ReferenceAnswer, Reply, Sampled, Seed, Split, Verdict, from_json
 from selfeval.store import check_files, has_manifest, read_metrics, read_object, read_rows, read_run
 
-__all__ = ["KINDS", "RunReader", "SplitName", "backbone_config", "pairs_of", "round_folder"]
+__all__ = ["KINDS", "RunReader", "SplitName", "backbone_config", "pairs_of", "round_folder", "round_seed"]
 
 SplitName = Literal["train", "test"]
 
@@ -27,6 +28,11 @@ _REDO = "remove this file and regenerate it: selfeval run --output DIR"
 def pairs_of(split: Split) -> str:
     """Return the folder of the pairs of a split. Separate folders allow passing a trainer only one split."""
     return f"pairs/{split.value}"
+
+
+def round_seed(seed: int, number: int) -> int:
+    """Return the seed of a round: the run's in round 1, later one derived only from the run's seed and the round number."""
+    return seed if number == 1 else random.Random(f"{seed}/round/{number}").getrandbits(48)
 
 
 def round_folder(root: Path, number: int) -> Path:

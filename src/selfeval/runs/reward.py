@@ -50,6 +50,7 @@ _FACTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "reply_prompt": ("an array or null", (list, type(None))),
     "control": ("an array", (list,)),
     "end": ("an array", (list,)),
+    "thinking_ends": ("an array", (list,)),
     "max_new_tokens": ("a whole number", (int,)),
 }
 """Values of export.json that are read here, with their kinds. Checked by hand, because this file needs no further package."""

@@ -22,7 +22,7 @@ from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.members import load_members
-from selfeval.runs.reader import backbone_config, pairs_of
+from selfeval.runs.reader import backbone_config, pairs_of, round_seed
 from selfeval.runs.reply_limit import reply_limit
 from selfeval.runs.templates import day_of
 from selfeval.stages.draws import Draws
@@ -253,9 +253,7 @@ class Context:
     @property
     def round_seed(self) -> int:
         """The run's seed in round 1; in a later round, a seed derived only from the run's seed and the round number."""
-        if self.round == 1:
-            return self.config.seed
-        return random.Random(f"{self.config.seed}/round/{self.round}").getrandbits(48)
+        return round_seed(self.config.seed, self.round)
 
     @property
     def draws(self) -> Draws:

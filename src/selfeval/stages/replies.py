@@ -8,7 +8,8 @@ questions are round 1's.
 
 With `replies.max_new_tokens = "auto"`, the first shard is sampled with the cap and decides the limit (`runs/reply_limit.py`).
 Its replies are then cut there. The random numbers of a sample do not depend on its limit, so these are the samples that the
-limit would have given, and all shards have the same distribution.
+limit would have given. A beam search depends on its limit, so every shard searches with the cap and cuts the result. All
+shards have the same distribution.
 
 With a file of replies or pairs (`stages/given.py`) its replies are used, and only the test questions get one sample each.
 """
@@ -38,6 +39,9 @@ Numbered = tuple[Question, int]
 
 _DECIDED = "reply_limit"
 """Name under which the work of the first shard returns the limit that it decided."""
+
+_SHORTEST_CAP = 64
+"""Smallest cap to which a long question may lower a larger one for all replies."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class WriteReplies:
         draws: random numbers of the round.
         limit: token limit of the replies, or the cap if `decides`.
         decides: whether the limit is decided from this shard. Default: False.
+        searched: Optional. Token limit of the beam search, whose replies are cut at `limit`. Default: `limit`.
         brought: whether the user's own replies are used; then each test question gets one sample, to compare the policy with.
         test_temperature, test_top_p: temperature and nucleus of the replies to test questions. Default: 1.
     """
@@ -86,6 +91,7 @@ class WriteReplies:
     draws: Draws
     limit: int
     decides: bool = False
+    searched: int | None = None
     brought: bool = False
     test_temperature: float = 1.0
     test_top_p: float = 1.0
@@ -163,7 +169,7 @@ class WriteReplies:
             [r.prompt for r in requests],
             beams=self.config.beams,
             # One limit for all tokens; `_output` applies those of thinking and reply.
-            max_new_tokens=self.limit + (self.config.max_thinking_tokens or 0),
+            max_new_tokens=(self.searched or self.limit) + (self.config.max_thinking_tokens or 0),
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
         )
@@ -268,19 +274,40 @@ def _write_limit(context: Context, limit: ReplyLimit) -> None:
 
 
 def _cap(context: Context, questions: Sequence[Question]) -> int:
-    """Return the configured cap, lowered to what fits the model's context after the longest prompt of policy and evaluator."""
-    cap, length, templates = (
-        context.config.replies.max_new_tokens_cap,
-        context.backbone.loaded.context_length,
-        context.templates,
-    )
-    if length is None:
+    """Return the configured cap, lowered to what fits the model's context after the longest prompt of policy and evaluator.
+
+    Raises:
+        LoopError: a question leaves no room for a reply of `_SHORTEST_CAP` tokens.
+    """
+    cap = context.config.replies.max_new_tokens_cap
+    if context.backbone.loaded.context_length is None:
         return cap
-    reply = max(len(templates.reply_prompt(q).ids) for q in questions)
-    grade = max(len(templates.prompt("grade", question=q.text, reference_answer="").ids) for q in questions)
+    room, question = min(((_room(context, q), q) for q in questions), key=lambda found: found[0])
+    if room >= cap:
+        return cap
+    length, needed = len(context.templates.reply_prompt(question).ids), min(_SHORTEST_CAP, cap)
+    if room < needed:
+        raise LoopError(
+            f"the prompt of question {question.id} has {length} tokens, which leaves no room for a reply of {needed} tokens in "
+            f'this model\'s context of {context.backbone.loaded.context_length}, and replies.max_new_tokens = "auto" gives all '
+            "replies the same limit; remove the question, or set replies.max_new_tokens to a number"
+        )
+    context.terminal.note(
+        f"replies: the cap is lowered from {cap} to {room} tokens by the prompt of question {question.id} ({length} tokens); "
+        "remove the question, or use a model with a longer context"
+    )
+    return room
+
+
+def _room(context: Context, question: Question) -> int:
+    """Return the number of tokens that are left in the context for a reply to the question, and for its score."""
+    templates, length = context.templates, context.backbone.loaded.context_length
+    assert length is not None
+    left = length - (context.config.replies.max_thinking_tokens or 0)
+    grade = templates.prompt("grade", question=question.text, reference_answer="")
     # A reference answer is as long as a reply, and is in the same prompt.
-    texts, thinking = 2 if templates.grades_with_reference_answer else 1, context.config.replies.max_thinking_tokens or 0
-    return max(1, min(cap, length - thinking - reply, (length - thinking - grade) // texts))
+    texts = 2 if templates.grades_with_reference_answer else 1
+    return min(left - len(templates.reply_prompt(question).ids), (left - len(grade.ids)) // texts)
 
 
 def run(context: Context) -> dict[str, int]:
@@ -300,7 +327,8 @@ def run(context: Context) -> dict[str, int]:
     questions = context.store.read("questions", Question)
     asked = [Asked(q, tuple(typed.get(q.id, ())), reference_answer=q.id not in known) for q in questions]
     if config.replies.max_new_tokens == "auto":
-        work = replace(work, limit=_decided(context, shards, asked, work).tokens)
+        decision = _decided(context, shards, asked, work)
+        work = replace(work, limit=decision.tokens, searched=decision.cap)
     map_shards(shards, asked, config.replies.shard, work, context.executor)
     replies = context.store.read("replies", Reply)
     wanted = sum(map(len, context.given.replies.values())) if context.given else 0
