@@ -116,3 +116,12 @@ def test_a_recipe_states_what_it_needs_and_what_to_expect(name: str) -> None:
         assert fact in text
     config = load_config(RECIPES / f"{name}.toml", {})
     assert not config.templates or (Path(config.templates) / "templates.toml").is_file()
+
+
+@pytest.mark.parametrize("name", ["judge", "referee"])
+def test_the_judges_of_a_recipe_are_informed_of_replies_that_were_cut_off(name: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in RECIPES.glob(f"templates/*/{name}.jinja")]
+    assert texts
+    for text in texts:
+        assert "{{ first }}{% if first_cut %}\n\n" in text
+        assert "{{ second }}{% if second_cut %}\n\n" in text

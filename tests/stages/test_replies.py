@@ -164,7 +164,7 @@ def test_beams_are_searched_with_the_cap_in_every_shard(tmp_path: Path, monkeypa
 
 
 def thinking_context(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Context:
-    """The same run of a model that thinks: many of its tokens begin or end a thinking."""
+    """The same run of a model that thinks: many of its tokens begin or end a chain of thought."""
     opening, closing = frozenset(range(48, 80)), frozenset(range(80, 150))
     monkeypatch.setattr(Templates, "thinking", lambda self, limit=None: ThinkingTokens(opening, closing, limit))
     return context(folder, **{"max_new_tokens": 6, **changes})
@@ -209,7 +209,7 @@ def test_replies_that_never_leave_their_thinking_are_refused(tmp_path: Path, mon
         made = thinking_context(tmp_path / f"run-{limit}", monkeypatch, max_thinking_tokens=limit)
         object.__setattr__(made.backbone.loaded, "eos_ids", (1,))
         monkeypatch.setattr(Templates, "thinking", lambda self, limit=None: _Opened(frozenset(), frozenset(), limit))
-        with pytest.raises(LoopError, match=f"cut off inside their thinking and have no text to judge; {remedy}"):
+        with pytest.raises(LoopError, match=f"cut off inside their reasoning and have no text to judge; {remedy}"):
             run(made)
 
 

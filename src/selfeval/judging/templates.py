@@ -316,7 +316,7 @@ class Templates:
         return ThinkingTokens(frozenset(opening), frozenset(closing), limit) if self._markers else None
 
     def thinking_text(self, ids: tuple[int, ...]) -> str:
-        """Decode a thinking, omitting control tokens and the markers around it."""
+        """Decode a chain of thought, omitting control tokens and the markers around it."""
         text = self.text(ids)
         for opening, closing in self._markers:
             text = text.removeprefix(opening).removesuffix(closing).strip()
@@ -329,7 +329,7 @@ class Templates:
 
     @property
     def thinking_ends(self) -> tuple[str, ...]:
-        """Markers that end a thinking."""
+        """Markers that end a chain of thought."""
         return tuple(closing for _, closing in self._markers)
 
     @property

@@ -126,7 +126,7 @@ def count_tokens() -> Iterator[Tally]:
 
 
 def visible_ids(backbone: Backbone, rollout: Rollout) -> tuple[int, ...]:
-    """Return the tokens of a reply that are scored; a reply that was cut off in its thinking counts as an empty one.
+    """Return the tokens of a reply that are scored; a reply that was cut off in its reasoning counts as an empty one.
 
     Args:
         backbone: where the reply was sampled.
@@ -161,7 +161,7 @@ def generate(
         stop: additional token ids that end a reply. Default: none.
         watch: token ids whose log-probs are recorded at every step. Default: none.
         guide: optional value functions that modify the distribution of every reply.
-        thinking: optional markers of a thinking before the reply, and its limit. Default: all tokens are the reply.
+        thinking: optional markers of a chain of thought before the reply, and its limit. Default: all tokens are the reply.
         first: index of the first request if `requests` is a slice of a longer list. The slice then gets the same draws as
             in the whole list. Default: 0.
         advance: optional callback that receives the number of newly finished replies.

@@ -1,8 +1,8 @@
 """Thinking before a reply: recognised by its marker tokens while the reply is sampled, and limited separately.
 
-The sampled tokens are never changed: a thinking that reaches its limit ends the reply, which then has no visible part. Closing
-it with a forced token instead would put tokens into the reply that the policy did not sample, and their log-probs would enter
-the importance ratio.
+The sampled tokens are never changed: a chain of thought that reaches its limit ends the reply, which then has no visible part.
+Closing it with a forced token instead would put tokens into the reply that the policy did not sample, and their log-probs would
+enter the importance ratio.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TAIL = 4
 
 @dataclass(frozen=True)
 class ThinkingTokens:
-    """The tokens that begin and end a thinking, and its limit.
+    """The tokens that begin and end a chain of thought, and its limit.
 
     Attributes:
         opening, closing: ids of the markers.
@@ -31,7 +31,7 @@ class ThinkingTokens:
     limit: int | None = None
 
     def opened_by(self, prompt: Prompt) -> bool:
-        """Return whether the prompt ends inside a thinking."""
+        """Return whether the prompt ends inside a chain of thought."""
         marks = [i in self.opening for i in prompt.ids[-_TAIL:] if i in self.opening or i in self.closing]
         return bool(marks) and marks[-1]
 
@@ -40,7 +40,7 @@ class ReplyProgress:
     """A reply while it is sampled: where its thinking ends, and at which length it is cut off.
 
     Args:
-        limit: maximum number of tokens of the reply, without a thinking that has its own limit.
+        limit: maximum number of tokens of the reply, without a chain of thought that has its own limit.
         room: maximum number of all tokens.
         prompt: the prompt of the reply.
         thinking: Optional. Markers and limit of the thinking. Default: nothing is recognised.
@@ -65,7 +65,7 @@ class ReplyProgress:
         self.length += 1
         if self._thinking is None:
             return
-        # A closing marker counts without an opening one, and an opening marker inside a thinking does not.
+        # A closing marker counts without an opening one, and an opening marker inside a thinking block does not.
         if token in self._thinking.closing:
             self._hidden, self._is_open = self.length, False
             self._allow(self._reply_limit)

@@ -302,7 +302,7 @@ def without_thinking(reply: str, ends: Sequence[str]) -> str:
 
     Args:
         reply: text of the reply.
-        ends: markers that end a thinking.
+        ends: markers that end a chain of thought.
 
     Example:
         >>> without_thinking("<think>2 + 3?</think>Five.", ["</think>"])

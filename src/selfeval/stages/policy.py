@@ -168,14 +168,14 @@ def _kept_pairs(context: Context) -> list[Preference]:
     """Return the training pairs with the policy's prompts.
 
     Raises:
-        LoopError: a reply was written after a thinking, which the pairs do not contain.
+        LoopError: a reply was written after a chain of thought, which the pairs do not contain.
     """
     templates = context.templates
     # The policy would be trained to reply without the thinking, from which the judged replies followed.
     if any(reply.thinking for store in (*context.earlier, context.store) for reply in context.replies(store).values()):
         raise LoopError(
             f"policy.{context.config.policy.learner} trains on the judged pairs, but the model thinks before it replies, and "
-            'the pairs do not contain the thinking; set its pairs = "sampled" or choose another learner, such as ppo, or '
+            'the pairs do not contain its reasoning; set its pairs = "sampled" or choose another learner, such as ppo, or '
             "disable the thinking, for example with chat.arguments = { enable_thinking = false }"
         )
     questions = {q.id: q for store in (*context.earlier, context.store) for q in store.read("questions", Question)}

@@ -76,7 +76,7 @@ def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_r
     if config.replies.max_thinking_tokens is not None and templates.thinking() is None:
         raise ModelError(
             f"replies.max_thinking_tokens is set, but the tokenizer of {config.model} has no tokens that begin and end a "
-            "thinking, such as <think> and </think>; set it to none"
+            "chain of thought, such as <think> and </think>; set it to none"
         )
     check_conversations(templates, questions)
     check_adapters(parts.shell, config.backbone.lora, config.model)

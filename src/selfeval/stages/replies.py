@@ -235,7 +235,7 @@ def _reply(model: ModelHandle, written: _Written) -> Reply:
 
 
 def _check_thinking(context: Context, replies: Sequence[Reply]) -> None:
-    """Refuse replies of which most were cut off in their thinking: they have no text to compare.
+    """Refuse replies of which most were cut off inside their reasoning: they have no text to compare.
 
     Raises:
         LoopError: see above, unless the user forces the run.
@@ -246,8 +246,8 @@ def _check_thinking(context: Context, replies: Sequence[Reply]) -> None:
     limit = context.config.replies.max_thinking_tokens
     raising = f"raise replies.max_thinking_tokens (now {limit})" if limit else "set replies.max_thinking_tokens, such as 1024"
     raise LoopError(
-        f"{lost} of {len(replies)} replies were cut off inside their thinking and have no text to judge; {raising}, or disable "
-        "the thinking if the chat template can, for example with chat.arguments = { enable_thinking = false }"
+        f"{lost} of {len(replies)} replies were cut off inside their reasoning and have no text to judge; {raising}, or "
+        "disable the thinking if the chat template can, for example with chat.arguments = { enable_thinking = false }"
     )
 
 
