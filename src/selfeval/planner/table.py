@@ -53,7 +53,7 @@ def print_times(times: RunTime, console: Console | None = None) -> None:
         f"Measured: {probe.write * 1e3:.3g} ms a token written, {probe.read * 1e3:.3g} read, {probe.learn * 1e3:.3g} learned; "
         f"replies of {probe.lengths.reply:.0f} tokens. All verdicts count as kept, and no question as sampled in vain.",
     )
-    if probe.unfinished:
+    if probe.unfinished >= 0.005:
         _say(
             console,
             f"{probe.unfinished:.0%} of the replies of the probe were cut off, and count with the limit of the run, so the "
