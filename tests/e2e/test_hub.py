@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from processes import selfeval
+from processes import python, selfeval
 from toy import SIZES, copy_lab
 
 COMMITS = ("a" * 40, "b" * 40)
@@ -38,6 +43,36 @@ def change(folder: Path, what: str) -> None:
         (folder / "generation_config.json").write_text('{"max_length": 77}')
 
 
+def outcome(arguments: list[str]) -> dict[str, Any]:
+    """Run the command in this process; return its exit code and what it wrote."""
+    from selfeval.cli import main
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    sys.argv = ["selfeval", *arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+    run = Path(arguments[arguments.index("--output") + 1]) / "run.json"
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "commit": json.loads(run.read_text())["commit"]}
+
+
+def run_before_and_after(what: str, model: str, command: str) -> None:
+    """Run the commands of the test below and print their outcomes. In one process, because the cache is read on import."""
+    arguments, cache = json.loads(command), Path(os.environ["HF_HOME"]) / "hub"
+    first = [outcome(arguments), outcome(arguments)]
+    change(Path(model), what)
+    publish(cache, COMMITS[1], Path(model))
+    old = [*arguments[:2], str(cache / "models--org--toy" / "snapshots" / COMMITS[0]), *arguments[3:]]
+    print("OUTCOMES", json.dumps([*first, outcome(arguments), outcome(old)]))
+
+
+IN_A_PROCESS = (
+    "import sys; sys.path[:0] = sys.argv[1].split(':'); import test_hub; test_hub.run_before_and_after(*sys.argv[2:])"
+)
+
+
 @pytest.mark.parametrize("what", ["one matrix", pytest.param("another file", marks=pytest.mark.slow)])
 def test_a_hub_id_that_points_at_other_files_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     lab = copy_lab(tmp_path / "lab").parent
@@ -51,23 +86,21 @@ def test_a_hub_id_that_points_at_other_files_is_noticed(tmp_path: Path, monkeypa
     seeds = ("--seeds", str(lab / "seeds.jsonl"))
     command = ["run", "--model", "org/toy", *seeds, "--output", str(output), "--until", "questions", *settings]
 
-    first = selfeval(*command)
-    assert first.returncode == 0, first.stderr
-    assert json.loads((output / "run.json").read_text())["commit"] == COMMITS[0]
-    assert "is already finished" in selfeval(*command).stdout
+    here = Path(__file__).parent
+    done = python(IN_A_PROCESS, f"{here}:{here.parent}", what, str(model), json.dumps(command))
+    assert done.returncode == 0, done.stderr
+    first, again, refused, same = json.loads(done.stdout.partition("OUTCOMES ")[2])
+    assert first["code"] == 0, first["err"]
+    assert first["commit"] == COMMITS[0]
+    assert "is already finished" in again["out"]
 
-    change(model, what)
-    publish(cache, COMMITS[1], model)
-    refused = selfeval(*command)
-    assert refused.returncode == 2, refused.stdout
-    assert "the model's files changed" in refused.stderr
-    assert f"commit of org/toy: {COMMITS[0]}, now {COMMITS[1]}" in refused.stderr
+    assert refused["code"] == 2, refused["out"]
+    assert "the model's files changed" in refused["err"]
+    assert f"commit of org/toy: {COMMITS[0]}, now {COMMITS[1]}" in refused["err"]
     assert not (output / "replaced").exists()
 
-    old = [*command[:2], str(cache / "models--org--toy" / "snapshots" / COMMITS[0]), *command[3:]]
-    same = selfeval(*old)
-    assert same.returncode == 0, same.stderr
-    assert "is already finished" in same.stdout
+    assert same["code"] == 0, same["err"]
+    assert "is already finished" in same["out"]
 
 
 def test_a_hub_id_that_is_neither_cached_nor_reachable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
