@@ -29,7 +29,7 @@ test: $(VENV)/.installed-dev ## Run all tests but the slow ones (some files, who
 test-slow: $(VENV)/.installed-dev ## Run the slow tests.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
-smoke: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere with the newest and the lowest versions, run the loop and the tests that meet libraries.
+smoke: $(BIN)/python ## Build the wheel, install it elsewhere with the newest and the lowest versions, run the loop and the tests that meet libraries.
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; newest=0; lowest=0; \
 	export OMP_NUM_THREADS=1 WORKERS=$$((($(WORKERS) + 1) / 2)); \
 	.ci/smoke $(BIN)/python >"$$log" 2>&1 & pid=$$!; \

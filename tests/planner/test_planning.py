@@ -72,7 +72,6 @@ def test_without_a_limit_the_wanted_settings_stay(free: Plan) -> None:
     "devices",
     [
         pytest.param(["cpu"] * 7, marks=pytest.mark.slow),
-        pytest.param(["cuda:0"] * 3 + ["cuda:1"] * 6, marks=pytest.mark.slow),
         pytest.param(["cuda:0"] * 5 + ["cuda:1"] * 4 + ["cpu"], marks=pytest.mark.slow),
     ],
 )
