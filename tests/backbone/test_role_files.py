@@ -30,6 +30,7 @@ save_role(backbone, "evaluator-0", Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_a_saved_role_is_the_same_bytes_whatever_the_order_of_sets(tmp_path: Path) -> None:
     tests = str(Path(__file__).resolve().parents[1])
     for seed in ("1", "2"):

@@ -120,6 +120,7 @@ def test_the_same_command_again_says_that_it_is_finished(finished: Path, recipe:
     assert _times(finished) == before
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal(finished: Path, recipe: Path, tmp_path: Path) -> None:
     found = selfeval(*toy_arguments(recipe, tmp_path / "run"))
     assert found.returncode == 0, found.stderr
@@ -129,6 +130,7 @@ def test_two_runs_are_equal(finished: Path, recipe: Path, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_most_layers_on_disk_gives_the_same_evidence(finished: Path, recipe: Path, tmp_path: Path) -> None:
     # 320 KiB beside the layers, 710 KiB each: room for one that stays and one that a pass brings in; four are on disk.
     found = selfeval(*toy_arguments(recipe, tmp_path / "run", "--set", "backbone.placement.max_memory.cpu=1900KiB"))

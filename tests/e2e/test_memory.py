@@ -74,6 +74,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_truly_runs_out_of_memory_ends_and_says_what_happened(limited: Path) -> None:
     events = memory(limited)["events"]
     failed = [event for event in events if event["kind"] == "out_of_memory"]

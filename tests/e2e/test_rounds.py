@@ -96,6 +96,7 @@ def test_the_evaluator_of_a_round_scores_and_the_round_is_not_gone_on_with(finis
     assert (refused.returncode, "is round 2 of a run" in refused.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_first_round_and_in_its_second_ends_the_same(
     finished: Path, recipe: Path, tmp_path: Path
 ) -> None:

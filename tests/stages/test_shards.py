@@ -32,6 +32,7 @@ def _shards(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("shard-*.jsonl"))}
 
 
+@pytest.mark.slow
 def test_the_work_of_each_stage_is_the_same_in_another_process(tmp_path: Path) -> None:
     config, made = new_config(assignments=SIZES), list[OtherProcess]()
 
