@@ -49,12 +49,7 @@ def _allows(test: str) -> bool:
     return _run(_REFUSED, test).passed
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _available() -> None:
-    try:
-        check_sandbox()
-    except ConfigError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("available_sandbox")
 
 
 def test_a_program_passes_all_its_tests_or_has_not_passed() -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfeval.errors import ConfigError
-from selfeval.execution.sandbox import Outcome, check_sandbox, run_programs
+from selfeval.execution.sandbox import Outcome, run_programs
 from selfeval.execution.tasks import code_task, has_tests, task_question
 from shared_data import shared_lines
 
@@ -30,12 +29,7 @@ HUMAN_EVAL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _available() -> None:
-    try:
-        check_sandbox()
-    except ConfigError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("available_sandbox")
 
 
 def _run(values: dict[str, Any], *replies: str) -> list[Outcome]:

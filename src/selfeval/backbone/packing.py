@@ -33,7 +33,7 @@ class PaddedRows:
     Attributes:
         ids_BT: token ids.
         attention_BT: 1 at real tokens.
-        positions_BT: position of each token within its document. Padding is a document of its own.
+        positions_BT: position of each token within its document. Padding is a separate document.
         packed: whether a row has several documents.
     """
 

@@ -1,6 +1,6 @@
 """Run programs that a model wrote, with their tests, in confined processes.
 
-Each program has a process of its own: a bare interpreter without site packages, environment variables, standard streams or open
+Each program has a separate process: a bare interpreter without site packages, environment variables, standard streams or open
 files, in an empty working directory. The process confines itself before it executes the program
 (`selfeval.execution.confinement`), and its whole session is killed at the end.
 

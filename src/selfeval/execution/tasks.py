@@ -94,7 +94,7 @@ def _form(values: Mapping[str, Any]) -> str | None:
 
 
 def task_question(values: Mapping[str, Any]) -> str | None:
-    """Return the question of a line of MBPP that has no `question` of its own; None for any other line.
+    """Return the question of a line of MBPP that has no `question`; None for any other line.
 
     It contains the first test, without which no reply could know the name of the function.
     """

@@ -100,7 +100,7 @@ def with_system(texts: Mapping[str, str], system: str) -> dict[str, str]:
         system: text of the turn; an empty one adds none.
 
     Raises:
-        ModelError: `reply.jinja` has a system turn of its own.
+        ModelError: `reply.jinja` has a system turn already.
     """
     source = texts.get(_REPLY)
     begin = f"{{{{ system() }}}}{{{{ {jinja_string(system)} }}}}"

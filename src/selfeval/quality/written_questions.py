@@ -17,7 +17,7 @@ _PREAMBLE_LINE = re.compile(
     r"[*_]*[ \t]*\n\s*",
     re.IGNORECASE,
 )
-"""A first line of its own: a courtesy, or an announcement of a question that ends with a colon."""
+"""A separate first line: a courtesy, or an announcement of a question that ends with a colon."""
 _PREAMBLE = re.compile(
     rf"\s*(?:{_COURTESY}\s*)?{_HERE}\s+(?:a|an|one|your|the|another|my)\s+(?:[\w-]+\s+){{0,4}}question\b[^\n:]{{0,80}}:\s*",
     re.IGNORECASE,

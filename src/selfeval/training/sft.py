@@ -8,7 +8,7 @@ over all tokens of a batch; m is 1 where the loss counts. Two kinds of rows:
   After RoPE scaling, a few steps on long rows recover the quality that the changed rotation angles cost (Chen et al. 2023,
   https://arxiv.org/abs/2306.15595; Peng et al. 2023, https://arxiv.org/abs/2309.00071).
 - Conversations are packed whole (`selfeval.training.documents`), and documents in a row do not see each other. Families that
-  cannot separate them read each document in a sequence of its own: same loss, same steps, more padding.
+  cannot separate them read each document in a separate sequence: same loss, same steps, more padding.
 
 Shapes: B sequences, T tokens of a sequence, D hidden.
 """
