@@ -65,6 +65,12 @@ def test_too_few_cases_are_never_a_can() -> None:
     assert decided(judge()).judge is None, "a judge without any test"
 
 
+def test_a_judge_that_was_not_reached_is_undecided() -> None:
+    found = decided(replace(judge(), probe=diagnose([], CONFIG), parsed=share(0, 0), kept=share(0, 0)))
+    assert "it judged no pair: the time was over" in found.reasons[0]
+    assert "more pairs may show it: raise --minutes" in found.remedies
+
+
 def test_the_level_is_divided_by_the_number_of_judges() -> None:
     """6 of 6: p = 2 / 2^6 = 0.031, enough for one judge and not for two, of which one could succeed by luck."""
     assert decided(judge(gold=score(6))).judge == "one"

@@ -71,6 +71,19 @@ def test_a_round_is_no_larger_than_the_time_that_is_left(model: ModelHandle, mon
     assert len(sample.asked) >= sampling.FIRST
 
 
+def test_a_slow_model_gets_the_first_verdicts_and_nothing_after_them(
+    model: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig(**SHORT)
+    candidates = [Candidate("one", config, ()), Candidate("two", config, ())]
+    times = iter([0.0])
+    monkeypatch.setattr(sampling, "monotonic", lambda: next(times, 50.0))
+    sample = grow(config, model, candidates, SEEDS, None, 10.0)
+    assert len(sample.judged["one"].verdicts) == len(sample.pairs) > 0
+    assert sample.judged["two"].verdicts == []
+    assert len(sample.asked) == sampling.FIRST
+
+
 def test_an_interrupted_sample_has_what_there_is(model: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: Any, candidate: Candidate) -> None:
         raise KeyboardInterrupt

@@ -92,7 +92,7 @@ def check_model(
 
     Args:
         config: configuration of the run.
-        minutes: time budget. Loading the model, the first round and the estimate of the cost are not shortened.
+        minutes: time budget. Loading the model, the first verdicts and the estimate of the cost are not shortened.
         tell: Optional. Called with the seconds that are spent and the current step.
         trust_remote_code: run code that comes with the model. Default: False.
         allow_code_execution: run code in replies with the unit tests of a gold file. Default: False.
@@ -108,9 +108,10 @@ def check_model(
 
     _refuse_labels(config)
     say(f"checking {config.model}")
-    if not Path(config.model).is_dir():
-        ensure_snapshot(config.model)
     check_input(config, trust_remote_code=trust_remote_code, allow_code_execution=allow_code_execution)
+    if not Path(config.model).is_dir():
+        say(f"downloading missing files of {config.model}")
+        ensure_snapshot(config.model)
     say(f"loading {config.model}")
     backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
     backbone.roles.check_targets()

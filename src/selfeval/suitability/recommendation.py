@@ -113,7 +113,7 @@ def decide(measures: Measures, config: RunConfig) -> Decision:
         # The remedies of judges matter only if a judge is missing.
         reasons = [reason for reason, _ in blocks] + ([] if able else [f"{j.name}: {'; '.join(j.reasons)}" for j in judges])
         remedies = [remedy for _, remedy in blocks] + ([] if able else _judge_remedies(judges))
-        if not blocks and any(judge.probe.usable for judge in measures.judges):
+        if not blocks and any(judge.probe.usable or not judge.probe.pairs for judge in measures.judges):
             remedies.append("more pairs may show it: raise --minutes")
         return Decision(None, (), tuple(reasons), tuple(dict.fromkeys(remedies)), tuple(warnings), judges)
     best = max(able, key=lambda judge: judge.score)
@@ -145,7 +145,9 @@ def run_command(decision: Decision, model: str | None, seeds: str | None, assign
 def _decide_judge(judge: JudgeMeasures, level: float) -> JudgeDecision:
     tests = _tests(judge)
     failed = [_failure(name, test, level) for name, test in tests if not _beats_chance(test, level)]
-    if judge.probe.pairs and judge.probe.unparsable == judge.probe.pairs:
+    if not judge.probe.pairs:
+        failed = ["it judged no pair: the time was over, or no question has two distinct replies"]
+    elif judge.probe.unparsable == judge.probe.pairs:
         failed = [f"none of its {judge.probe.pairs} verdicts can be read"]
     elif not tests:
         failed.append("no test applies: there are no verdicts that could be compared")

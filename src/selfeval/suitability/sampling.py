@@ -111,8 +111,8 @@ def grow(
 ) -> Sample:
     """Sample in rounds until the time is spent, there are `ENOUGH` pairs, or every judge is hopeless.
 
-    The first round is not shortened, so a slow model may take longer than `seconds`. Ctrl-C ends the rounds, and the sample is
-    what there is then.
+    The first verdicts of the first judge are always made, so a slow model may take longer than `seconds`. Ctrl-C ends the
+    rounds, and the sample is what there is then.
 
     Args:
         config: configuration of the run.
@@ -147,14 +147,14 @@ class _Rounds:
     number: int = 0
 
     def steps(self, time_left: Callable[[], float]) -> Iterator[None]:
-        """Run the rounds, and yield after each step. A step after the first round begins only while there is time left."""
+        """Run the rounds, and yield after each step. After the first verdicts, a step begins only while there is time left."""
         size = FIRST
         while size >= _FEWEST:
             before = time_left()
             for step in self._round(size):
                 step()
                 yield
-                if self.number and time_left() <= 0:
+                if time_left() <= 0 and any(judged.verdicts for judged in self.sample.judged.values()):
                     return
             self.number += 1
             if self._is_enough():
