@@ -227,3 +227,5 @@ class EvaluationConfig(Section):
     """Pairs of replies, before and after training, that the page shows."""
     gold_replies: Count = 128
     """Rollouts per policy iteration that are checked against gold for the curve (if the domain has gold)."""
+    attacks: Annotated[int, Field(ge=0, strict=True)] = 50
+    """Test questions to which the evaluator scores attack replies (empty, repeated, an injected verdict...); 0: none."""
