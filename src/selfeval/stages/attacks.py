@@ -5,21 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from selfeval.config import judge_spec
-from selfeval.evaluation.attacks import Attack, Target, attacks_on, measure_attacks, others_of
+from selfeval.evaluation.attacks import KINDS, Attack, Target, attacks_on, measure_attacks, others_of
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Split
 from selfeval.report.schema import Attacks
 from selfeval.stages.context import Context
 from selfeval.stages.gold import Gold, ask_ahead
 
-__all__ = ["attack_evaluator"]
+__all__ = ["attack_evaluator", "most_attacks"]
+
+Advance = Callable[[int], None]
 
 
-def attack_evaluator(context: Context, gold: Gold | None) -> Attacks | None:
+def most_attacks(context: Context) -> int:
+    """Return the largest number of replies that are scored: an ordinary one, and one of each kind of attack, per question."""
+    return min(context.config.evaluation.attacks, len(context.questions(Split.TEST))) * (1 + len(KINDS))
+
+
+def attack_evaluator(context: Context, gold: Gold | None, advance: Advance | None = None) -> Attacks | None:
     """Attack the evaluator on the first `evaluation.attacks` test questions and return how often it held.
 
     The ordinary replies are the run's own: with gold the first one that is right, otherwise the first sample. A question
     without such a reply is left out.
+
+    Args:
+        context: context of the round.
+        gold: Optional. Gold oracle of the domain.
+        advance: Optional. Callback that advances the progress bar by scored replies.
 
     Returns:
         The figures; None if no question can be attacked.
@@ -32,7 +44,8 @@ def attack_evaluator(context: Context, gold: Gold | None) -> Attacks | None:
         attacks += attacks_on(target, seed=context.config.seed, verdict=verdict, is_right=is_right)
     if not attacks:
         return None
-    return measure_attacks(attacks, _margins(context, {q.id: q for q in questions}, attacks), by_gold=gold is not None)
+    margins = _margins(context, {q.id: q for q in questions}, attacks, advance)
+    return measure_attacks(attacks, margins, by_gold=gold is not None)
 
 
 def _right_of(gold: Gold, question: str) -> Callable[[str], bool | None]:
@@ -65,13 +78,16 @@ def _verdict(context: Context) -> str:
     return f"{labels.lead}{labels.all[0]}".strip()
 
 
-def _margins(context: Context, questions: Mapping[str, Question], attacks: Sequence[Attack]) -> list[float]:
+def _margins(
+    context: Context, questions: Mapping[str, Question], attacks: Sequence[Attack], advance: Advance | None
+) -> list[float]:
     """Return the score of the better reply minus that of the attack."""
     # The ordinary reply of a question is scored once.
     rows = list(dict.fromkeys((a.question_id, text) for a in attacks for text in (a.better, a.worse)))
     prompts = [context.grade_prompt(question_id, questions[question_id].text) for question_id, _ in rows]
     ids = [_reply_ids(context, prompt, text) for prompt, (_, text) in zip(prompts, rows, strict=True)]
-    scores = dict(zip(rows, context.scorer().of(prompts, ids).whole_B.tolist(), strict=True))
+    # The mean over members, as for test pairs.
+    scores = dict(zip(rows, context.scorer().each(prompts, ids, advance).mean(0).tolist(), strict=True))
     return [scores[a.question_id, a.better] - scores[a.question_id, a.worse] for a in attacks]
 
 

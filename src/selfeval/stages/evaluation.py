@@ -52,7 +52,7 @@ from selfeval.report.schema import (
 from selfeval.rollout.engine import Rollout, visible_ids
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
-from selfeval.stages.attacks import attack_evaluator
+from selfeval.stages.attacks import attack_evaluator, most_attacks
 from selfeval.stages.context import Context
 from selfeval.stages.gold import Gold, ask_ahead, gold_file, load_gold
 from selfeval.stages.held_out import score_pairs
@@ -80,7 +80,7 @@ def run(context: Context) -> dict[str, Any]:
         first_pairs = _first_pairs(context, pairs, questions, gold, bar.advance)
         answered, token_ids = _answer_and_judge(context, guide, gold, bar.advance)
         samples = _samples(context, answered, token_ids)
-    attacks = attack_evaluator(context, gold)
+        attacks = attack_evaluator(context, gold, bar.advance)
     cost = _verdict_cost(context, questions)
     predicted = predict(_checked_replies(context, questions, gold)) if gold else {}
     _write_gold_curve(context, predicted)
@@ -99,12 +99,13 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _passes(context: Context) -> int:
-    """Return the length of the progress bar: two scores per test pair; one reply and two comparisons per evaluated question."""
+    """Return the length of the progress bar: two scores per test pair, one reply and two comparisons per evaluated question,
+    and one score per attack reply."""
     # A later round scores its own test pairs and those of round 1.
     scored = [context.store, context.first] if context.earlier else [context.store]
     pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
-    return 2 * pairs + 3 * asked
+    return 2 * pairs + 3 * asked + most_attacks(context)
 
 
 def _model(context: Context) -> Model:
