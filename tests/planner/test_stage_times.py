@@ -39,7 +39,9 @@ def test_tokens_of_the_first_stages_by_hand() -> None:
 
 
 def test_options_of_the_evaluator_change_the_number_of_its_pairs() -> None:
-    fewer = stage_tokens(_config("evaluator.bag=0.5", "evaluator.mismatched=0.2"), LENGTHS, reference=False)
+    fewer = stage_tokens(
+        _config("evaluator.bag=0.5", "evaluator.mismatched=0.1", "evaluator.attacks=0.1"), LENGTHS, reference=False
+    )
     assert fewer["evaluator"].learned == pytest.approx(9 * 0.5 * 1.2 * 3 * 70)
 
 

@@ -15,6 +15,7 @@ from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Pair, Split
 from selfeval.stages import evaluator
+from selfeval.stages.added_pairs import CONFIDENCE
 from selfeval.stages.context import Context
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
@@ -65,9 +66,9 @@ def test_mismatched_pairs_are_trained_on_and_made_of_training_questions_only(
     kept, held = evaluator._split(run)
     assert counts["trained"] == len(kept)
     assert counts["held_out"] == len(held)
-    assert counts["mismatched"] == round(0.5 * len(kept))
+    assert counts["added"] == round(0.5 * len(kept))
     added = seen["evaluator-0"][len(kept) :]
-    assert len(added) == counts["mismatched"]
+    assert len(added) == counts["added"]
     assert {p.rejected for p in added} <= {p.chosen_ids for p in kept}
     assert not {p.rejected for p in added} & {p.chosen_ids for p in held}
 
@@ -76,7 +77,20 @@ def test_without_the_setting_nothing_is_added(tmp_path: Path, backbone: Backbone
     run = run_of(tmp_path, backbone)
     counts, seen = trained_on(run, monkeypatch)
     assert seen["evaluator-0"] == evaluator.preferences(run, evaluator._split(run)[0])
-    assert "mismatched" not in counts
+    assert "added" not in counts
+
+
+def test_attack_pairs_are_encoded_as_typed_replies(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, backbone, attacks=0.5)
+    counts, seen = trained_on(run, monkeypatch)
+    kept = evaluator._split(run)[0]
+    added, end = seen["evaluator-0"][len(kept) :], backbone.loaded.eos_ids[:1]
+    assert counts["added"] == len(added) == round(0.5 * len(kept))
+    questions = {run.grade_prompt(p.question_id, p.prompt): p.prompt for p in kept}
+    echoes = [p for p in added if p.rejected == (*run.templates.reply_ids(questions[p.prompt]), *end)]
+    assert echoes
+    assert {p.rejected[-1:] for p in added} == {end}
+    assert {p.label for p in added} == {CONFIDENCE}
 
 
 def test_each_member_is_trained_on_a_bag_of_questions(

@@ -208,6 +208,8 @@ class EvaluatorConfig(Section):
     """Balance each batch: as many pairs whose chosen reply is the longer one as pairs whose chosen reply is the shorter one."""
     mismatched: Share = 0.0
     """Additional pairs, as a share of the training pairs: a chosen reply against the chosen reply to a similar question."""
+    attacks: Share = 0.0
+    """Additional pairs, as a share of the training pairs: a chosen reply against an attack reply, as the report has them."""
     bag: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training questions that each member of the ensemble is trained on, drawn for each member."""
     early_stopping: bool = False

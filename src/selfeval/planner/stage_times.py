@@ -295,7 +295,7 @@ def _of_evaluator(config: RunConfig, lengths: Lengths) -> Tokens:
     # As if every verdict were kept; two sequences a pair.
     sequences = 2 * config.evaluator.members * (lengths.grade + lengths.reply)
     settings = config.evaluator
-    pairs = config.questions.train * (1 - settings.held_out) * (1 + settings.mismatched) * settings.bag
+    pairs = config.questions.train * (1 - settings.held_out) * (1 + settings.mismatched + settings.attacks) * settings.bag
     trained = pairs * settings.epochs
     return Tokens(read=config.questions.test * sequences, learned=trained * sequences)
 

@@ -260,7 +260,7 @@ def attack_warnings(report: Report) -> tuple[str, ...]:
     named = "; ".join(f"{ATTACKS.get(row.kind, row.kind)} ({describe(row.below, of=' of them below')})" for row in weak)
     return (
         f"Warning: the evaluator does not score replies of these kinds below a better reply: {named}. A policy may learn to "
-        "write them, so read its samples; evaluator.mismatched and policy.pessimism can help.",
+        "write them, so read its samples; evaluator.attacks and evaluator.mismatched add training pairs with such replies.",
     )
 
 

@@ -16,8 +16,8 @@ from selfeval.errors import LoopError
 from selfeval.quality.calibration import fit_temperature
 from selfeval.records import Pair
 from selfeval.runs.members import Temperature, member_roles
+from selfeval.stages.added_pairs import attack_pairs, mismatched_pairs
 from selfeval.stages.context import Context
-from selfeval.stages.mismatched import mismatched_pairs
 from selfeval.stages.terminal import Bar
 from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
@@ -76,6 +76,13 @@ def _split(context: Context) -> tuple[list[Pair], list[Pair]]:
     return kept, held
 
 
+def _added(context: Context, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the additional training pairs."""
+    settings, seed, end = context.config.evaluator, context.round_seed, context.backbone.loaded.eos_ids[:1]
+    found = mismatched_pairs(pairs, settings.mismatched, seed)
+    return found + attack_pairs(pairs, settings.attacks, seed, lambda text: (*context.templates.reply_ids(text), *end))
+
+
 def _bag(pairs: Sequence[Pair], role: str, share: float, seed: int) -> list[Pair]:
     """Return the pairs of the questions that a member is trained on; all pairs if the draw selects none."""
     # Of 1.0 no hash is left out, so the members of earlier runs have the same pairs.
@@ -97,7 +104,7 @@ def run(context: Context) -> dict[str, Any]:
     """Train and save the roles `evaluator-0`, ...; return counts and the temperature."""
     config = context.config
     kept, held = _split(context)
-    added = mismatched_pairs(kept, config.evaluator.mismatched, context.round_seed)
+    added = _added(context, kept)
     held_out = preferences(context, held)
     members = {
         role: preferences(context, _bag([*kept, *added], role, config.evaluator.bag, config.seed))
@@ -118,8 +125,8 @@ def run(context: Context) -> dict[str, Any]:
     saved = {"temperature": temperature.value, "temperature_pairs": temperature.pairs}
     write_json(written, {**read_json(written), **saved})
     counts = {"trained": len(kept), "held_out": len(held_out), "members": len(members)}
-    if config.evaluator.mismatched:
-        counts["mismatched"] = len(added)
+    if added:
+        counts["added"] = len(added)
     return {**counts, "temperature": round(temperature.value, 6)}
 
 

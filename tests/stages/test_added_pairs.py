@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from selfeval.records import Pair, Split
-from selfeval.stages.mismatched import CONFIDENCE, mismatched_pairs
+from selfeval.stages.added_pairs import CONFIDENCE, attack_pairs, mismatched_pairs
 
 QUESTIONS = {
     "a": ("Tom has 3 red apples and buys 4. How many apples has Tom?", "3 + 4 = 7. The answer is 7."),
@@ -52,3 +52,22 @@ def test_another_reply_to_the_same_question_is_no_mismatch() -> None:
     first, other, *_ = pairs()
     second = replace(first, chosen="The answer is 8.", chosen_ids=(8,))
     assert {p.rejected for p in mismatched_pairs([first, second, other], 1.0, seed=0) if p.question_id == "a"} == {other.chosen}
+
+
+def test_attack_pairs_have_a_worse_reply_of_each_kind_that_needs_no_gold() -> None:
+    many = [
+        Pair(f"{i}", f"What is {i} plus {i}?", f"The sum is {2 * i}.", "-", 0.7, (i,), (0,), Split.TRAIN) for i in range(200)
+    ]
+    found = attack_pairs(many, 0.5, seed=1, encode=lambda text: (len(text),))
+    assert len(found) == 100
+    assert found == attack_pairs(many, 0.5, seed=1, encode=lambda text: (len(text),))
+    for pair in found:
+        assert pair.chosen == f"The sum is {2 * int(pair.question_id)}."
+        assert pair.rejected_ids == (len(pair.rejected),)
+        assert pair.confidence == CONFIDENCE
+        assert pair.rejected != pair.chosen
+    rejected = [pair.rejected for pair in found]
+    assert "" in rejected
+    assert any(pair.rejected == pair.prompt for pair in found)
+    assert any(text.startswith("The sum is ") for text in rejected)
+    assert len(set(rejected)) > 20
