@@ -28,7 +28,14 @@ TIMEOUT = 600
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 
-PRELOADED = ["peft", "selfeval.cli.app", "selfeval.cli.scoring", "selfeval.stages.pipeline", "selfeval.stages.running"]
+PRELOADED = [
+    "peft",
+    "selfeval.cli.app",
+    "selfeval.cli.scoring",
+    "selfeval.stages.pipeline",
+    "selfeval.stages.running",
+    "preloaded",  # last: it freezes what the others imported
+]
 
 READ_ON_IMPORT = ("HF_", "HUGGINGFACE", "TRANSFORMERS_", "OMP_", "MKL_", "PYTHON", "CUDA_", "LD_", "TERM", "COLUMNS")
 """Beginnings of the names of those variables."""
@@ -168,6 +175,8 @@ def _fork_server() -> tuple[ForkServerContext, dict[str, str]]:
     context.set_forkserver_preload(PRELOADED)
     os.environ.clear()
     os.environ.update(AT_FIRST)
+    # The server finds what it is to import on this path only; its processes have this one's.
+    os.environ["PYTHONPATH"] = os.pathsep.join([AT_FIRST["PYTHONPATH"], str(Path(__file__).parent)])
     try:
         ensure_running()
     finally:
