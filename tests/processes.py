@@ -17,11 +17,11 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext, ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-__all__ = ["TIMEOUT", "Process", "environment", "python", "script", "selfeval", "start", "start_piped"]
+__all__ = ["TIMEOUT", "Process", "context", "environment", "python", "script", "selfeval", "start", "start_piped"]
 
 TIMEOUT = 600
 """Seconds that a process may take."""
@@ -96,6 +96,11 @@ class Process:
             raise subprocess.TimeoutExpired(self.args, timeout)
         out, err = ((self._folder / name).read_text("utf-8") for name in ("out", "err"))
         return out, err
+
+
+def context() -> BaseContext:
+    """Return a start method for workers that share no memory with this process and that need not import the libraries."""
+    return _fork_server()[0] if sys.platform == "linux" else multiprocessing.get_context("spawn")
 
 
 def start(arguments: Sequence[str]) -> Process | subprocess.Popen[str]:
