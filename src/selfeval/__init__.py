@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         StorageError,
         TextError,
     )
+    from selfeval.judge_benchmark.benchmark import JudgeBenchmark, benchmark_judge
     from selfeval.runs.comparison import Comparison
     from selfeval.runs.evaluator import Evaluator, Ranking
     from selfeval.runs.judge import Judge
@@ -43,6 +44,7 @@ __all__ = [
     "ExportError",
     "InputError",
     "Judge",
+    "JudgeBenchmark",
     "LoopError",
     "LostWorkError",
     "MemoryLimitError",
@@ -60,6 +62,7 @@ __all__ = [
     "StorageError",
     "TextError",
     "__version__",
+    "benchmark_judge",
     "load_config",
     "run",
 ]
@@ -70,10 +73,12 @@ _MODULES = {
     "Comparison": "selfeval.runs.comparison",
     "Evaluator": "selfeval.runs.evaluator",
     "Judge": "selfeval.runs.judge",
+    "JudgeBenchmark": "selfeval.judge_benchmark.benchmark",
     "Policy": "selfeval.runs.policy",
     "Ranking": "selfeval.runs.evaluator",
     "Run": "selfeval.runs.run",
     "RunConfig": "selfeval.config",
+    "benchmark_judge": "selfeval.judge_benchmark.benchmark",
     "load_config": "selfeval.stages.recipes",
     "run": "selfeval.stages.running",
 }
