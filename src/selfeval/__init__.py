@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TextError,
     )
     from selfeval.judge_benchmark.benchmark import JudgeBenchmark, benchmark_judge
+    from selfeval.judge_benchmark.label_check import JudgeCheck, judge_check
     from selfeval.runs.comparison import Comparison
     from selfeval.runs.evaluator import Evaluator, Ranking
     from selfeval.runs.judge import Judge
@@ -45,6 +46,7 @@ __all__ = [
     "InputError",
     "Judge",
     "JudgeBenchmark",
+    "JudgeCheck",
     "LoopError",
     "LostWorkError",
     "MemoryLimitError",
@@ -63,6 +65,7 @@ __all__ = [
     "TextError",
     "__version__",
     "benchmark_judge",
+    "judge_check",
     "load_config",
     "run",
 ]
@@ -74,11 +77,13 @@ _MODULES = {
     "Evaluator": "selfeval.runs.evaluator",
     "Judge": "selfeval.runs.judge",
     "JudgeBenchmark": "selfeval.judge_benchmark.benchmark",
+    "JudgeCheck": "selfeval.judge_benchmark.label_check",
     "Policy": "selfeval.runs.policy",
     "Ranking": "selfeval.runs.evaluator",
     "Run": "selfeval.runs.run",
     "RunConfig": "selfeval.config",
     "benchmark_judge": "selfeval.judge_benchmark.benchmark",
+    "judge_check": "selfeval.judge_benchmark.label_check",
     "load_config": "selfeval.stages.recipes",
     "run": "selfeval.stages.running",
 }

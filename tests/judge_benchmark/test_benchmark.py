@@ -52,6 +52,7 @@ def outcomes(folder: Path) -> list[Outcome]:
     return [from_json(Outcome, json.loads(line)) for line in lines]
 
 
+@pytest.mark.slow  # loads the model again
 def test_the_figures_are_of_the_judgements_in_the_folder(whole: tuple[JudgeBenchmark, Path], data: Path) -> None:
     result, folder = whole
     found = outcomes(folder)

@@ -692,6 +692,53 @@ def benchmark_judge(
             print_benchmark(result)
 
 
+@app.command("judge-check")
+def judge_check(
+    folder: RunFolder,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='JSON lines with "question", "first", "second" and "label": first, second or tie.'),
+    ] = None,
+    error: Annotated[float, typer.Option(help="Wanted error rate of kept verdicts.")] = 0.1,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write pairs of the run to a new file to label, without verdicts.")
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, help="Number of pairs to write.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pairs to write.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    trust_remote_code: RemoteCode = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the judge of a run with human labels, and find the confidence threshold for a wanted error rate.
+
+    Figures: agreement, Cohen's kappa, order and length bias, calibration, risk and coverage. The threshold holds for pairs that
+    are drawn as the labelled ones, except with a probability of 5%, for any judge and any distribution. Examples:
+
+    selfeval judge-check runs/mine --write to_label.jsonl --n 200
+
+    selfeval judge-check runs/mine --labels to_label.jsonl --error 0.1
+    """
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
+        if (labels is None) == (write is None):
+            raise InputError("pass either --labels FILE, the labels, or --write FILE, to write pairs to label")
+        _quiet_libraries()
+        from selfeval.cli.judge_figures import print_check
+        from selfeval.judge_benchmark.label_check import judge_check as check_judge
+        from selfeval.judge_benchmark.label_check import write_unlabelled
+        from selfeval.texts import safe_json
+
+        if write is not None:
+            written = write_unlabelled(folder, write, count, seed)
+            typer.echo(f"wrote {written} pairs to {write}; set each label to first, second or tie, and pass it as --labels")
+        if labels is not None:
+            found = check_judge(folder, labels, error=error, progress=not quiet, trust_remote_code=trust_remote_code)
+            if as_json:
+                typer.echo(safe_json(found.as_json(), indent=2))
+            else:
+                print_check(found)
+
+
 @lab.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Output model folder.")] = Path("pretrained"),
