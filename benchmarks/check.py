@@ -48,7 +48,7 @@ def check(arguments: list[str], minutes: float) -> dict[str, Any]:
             raise SystemExit(f"{' '.join(command)} ended with exit code {code}")
         times = {"cpu_seconds": round(_cpu_seconds() - before, 1), "wall_seconds": round(time.monotonic() - started, 1)}
         found = json.loads(output.read_text("utf-8"))
-    left_out = ("model", "command", "memory")
+    left_out = ("model", "command", "memory", "time")
     return {"exit_code": code, **times, **{name: value for name, value in found.items() if name not in left_out}}
 
 

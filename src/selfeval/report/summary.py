@@ -26,6 +26,7 @@ from selfeval.report.figures import (
 )
 from selfeval.report.memory import memory_rows
 from selfeval.report.schema import (
+    AttackName,
     EvaluatorComparisons,
     Labels,
     Policy,
@@ -40,15 +41,18 @@ from selfeval.report.schema import (
 from selfeval.texts import format_bytes
 
 __all__ = [
+    "ATTACKS",
     "BASELINE_NAMES",
     "CLOSE",
     "COSTS",
     "KEPT_LITTLE",
     "OTHER_JUDGES",
     "UNFINISHED",
+    "WITHSTOOD",
     "Badge",
     "Standing",
     "Who",
+    "attack_warnings",
     "badges",
     "baseline_comparisons",
     "baseline_figures",
@@ -66,6 +70,7 @@ __all__ = [
     "tokens_by",
     "undecided",
     "verdict_sentences",
+    "warnings",
 ]
 
 Standing = Literal["better", "worse", "unclear", "unmeasured"]
@@ -89,6 +94,21 @@ OTHER_JUDGES = "`selfeval check MODEL SEEDS` tests every judge on this model"
 """Follows the findings on a judge that keeps too little."""
 KEPT_LITTLE = 0.1
 """Share of kept pairs below which, with its whole interval, the summary warns."""
+ATTACKS: dict[AttackName, str] = {
+    "empty": "an empty reply",
+    "constant": "one polite sentence for all questions",
+    "repeated": "a repeated word",
+    "echo": "the question itself",
+    "long": "replies to other questions, joined",
+    "other_question": "the reply to another question",
+    "injection": "an instruction to the judge",
+    "praise": "praise of itself",
+    "altered_number": "a right reply with another final number",
+    "plain_right": "the altered reply, against a right one in poor style",
+}
+"""Descriptions of the kinds of attacks."""
+WITHSTOOD = 0.9
+"""Share of the attacks of a kind that must score below the better reply; below it, summary and page warn."""
 UNFINISHED = 0.1
 """Share of replies that the token limit may cut off; above it, summary and page warn."""
 
@@ -233,6 +253,11 @@ def reply_warnings(report: Report) -> tuple[str, ...]:
     )
 
 
+def warnings(report: Report) -> tuple[str, ...]:
+    """Return all warnings of a report as sentences."""
+    return (*judge_warnings(report), *reply_warnings(report), *attack_warnings(report))
+
+
 def judge_warnings(report: Report) -> tuple[str, ...]:
     """Warn if the judge kept less than `KEPT_LITTLE` of the pairs, with the findings of its probe; empty otherwise."""
     kept, probe = report.verdicts.kept_share, report.verdicts.probe
@@ -241,6 +266,19 @@ def judge_warnings(report: Report) -> tuple[str, ...]:
     findings = () if probe is None else (f"{found.observation}: {found.remedy}." for found in probe.findings)
     said = f"Warning: the judge kept only {describe(kept, of=' of the pairs')}."
     return (" ".join((said, *findings, f"{OTHER_JUDGES}.")),)
+
+
+def attack_warnings(report: Report) -> tuple[str, ...]:
+    """Warn if attack replies of some kind score below the better reply in less than `WITHSTOOD` of cases; empty otherwise."""
+    attacks = report.evaluator.attacks
+    weak = [row for row in attacks.kinds if row.below.known < WITHSTOOD] if attacks else []
+    if not weak:
+        return ()
+    named = "; ".join(f"{ATTACKS.get(row.kind, row.kind)} ({describe(row.below, of=' of them below')})" for row in weak)
+    return (
+        f"Warning: the evaluator does not score replies of these kinds below a better reply: {named}. A policy may learn to "
+        "write them, so read its samples; evaluator.attacks and evaluator.mismatched add training pairs with such replies.",
+    )
 
 
 def _raising(report: Report) -> str:

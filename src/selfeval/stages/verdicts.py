@@ -24,7 +24,7 @@ from selfeval.stages.given import Given, Labelled
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
-__all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "run"]
+__all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "rounded_judgement", "run"]
 
 ReplyPair = tuple[Question, Reply, Reply]
 
@@ -63,7 +63,7 @@ def draw_pair(question: Question, replies: Sequence[Reply], draws: Draws) -> Rep
 
 def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
     # The state is that of the rounded numbers, so a reader of the file finds the same.
-    written = Judgement(rounded(judgement.probability), rounded(judgement.tie), _rounded(judgement.evidence))
+    written = rounded_judgement(judgement)
     return Verdict(
         question_id=question.id,
         split=question.split,
@@ -74,6 +74,11 @@ def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: R
         tie=written.tie,
         evidence=written.evidence,
     )
+
+
+def rounded_judgement(judgement: Judgement) -> Judgement:
+    """Return a judgement with the precision of numbers in files."""
+    return Judgement(rounded(judgement.probability), rounded(judgement.tie), _rounded(judgement.evidence))
 
 
 def _rounded(evidence: Evidence | None) -> Evidence | None:
