@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "Pair",
     "PairwiseEvidence",
+    "PointwiseEvidence",
     "Question",
     "ReferenceAnswer",
     "Reply",
@@ -184,7 +185,26 @@ class AgreementEvidence:
     raw_output: tuple[str, ...] = ()
 
 
-Evidence = PairwiseEvidence | AgreementEvidence
+@dataclass(frozen=True)
+class PointwiseEvidence:
+    """How a judge that grades each reply alone arrived at its verdict; every field has a value per reply.
+
+    Attributes:
+        grades: expected grade, Σ p_i v_i over the grades of the rubric; None if the reply has no readable grade.
+        distributions: probability of each grade, in the order of the rubric; empty if the reply has no readable grade.
+        raw_output: text that the judge generated.
+        causes: why the grade could not be read; None if it could.
+        label_masses: probability of all grades together before they are scaled to 1; None if no grade was looked at.
+    """
+
+    grades: tuple[float | None, float | None]
+    distributions: tuple[tuple[float, ...], tuple[float, ...]]
+    raw_output: tuple[str, str]
+    causes: tuple[Unreadable | None, Unreadable | None]
+    label_masses: tuple[float | None, float | None]
+
+
+Evidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence
 """How a judge arrived at its verdict. In a file, the fields distinguish the types."""
 
 

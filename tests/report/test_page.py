@@ -91,6 +91,17 @@ def test_statements_on_the_judge_hold_for_every_setting() -> None:
     assert "Win rate, after vs. before – the referee decided none of 20 comparisons" in said
 
 
+def test_a_judge_of_single_replies_has_a_mean_grade_and_no_figures_of_orders() -> None:
+    report = sample_report()
+    assert "Mean grade" not in words(render(report, sample_metrics()))
+    report["config"]["verdicts"] = {"judge": "pointwise", "keep": 0.8}
+    nothing = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
+    report["verdicts"] |= {"swap_consistency": nothing, "mean_grade": fig(3.25, 3.125, 3.5, 2900)}
+    said = words(render(report, sample_metrics()))
+    assert "Mean grade of the replies, on the scale of the rubric 3.25 3.12 to 3.50 2,900" in said
+    assert "Same choice (one, other, neither)" not in said
+
+
 def test_a_judge_of_votes_has_no_figures_of_orders() -> None:
     report = sample_report()
     report["config"]["verdicts"] = {"judge": "agreement", "keep": 0.8}

@@ -18,7 +18,7 @@ from pydantic import (
 
 from selfeval.config.choices import check_name, read_settings
 from selfeval.config.fields import Count, CountOrAuto, CountOrNone, Nucleus, Positive, PositiveOrNone, Section, Share
-from selfeval.config.judges import JUDGES, JudgeConfig
+from selfeval.config.judges import JUDGES, JudgeConfig, PointwiseConfig
 
 __all__ = [
     "EvaluationConfig",
@@ -153,6 +153,11 @@ class VerdictsConfig(Section):
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
     shard: Count = 256
     """Pairs per shard."""
+
+    @property
+    def rubric(self) -> str:
+        """The user's file of a rubric; empty if the judge reads none, or that of the templates folder."""
+        return self.settings.rubric if isinstance(self.settings, PointwiseConfig) else ""
 
     @field_validator("judge")
     @classmethod

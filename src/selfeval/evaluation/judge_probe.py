@@ -12,7 +12,7 @@ from statistics import fmean
 from selfeval.config import AgreementConfig, RunConfig, judge_spec
 from selfeval.evaluation.verdicts import choices_of, count_causes, is_consistent
 from selfeval.quality.statistics import mean_figure, proportion
-from selfeval.records import AgreementEvidence, PairwiseEvidence, Unreadable, Verdict, VerdictState
+from selfeval.records import AgreementEvidence, PairwiseEvidence, PointwiseEvidence, Unreadable, Verdict, VerdictState
 from selfeval.report.schema import JudgeProbe, ProbeFinding, UnreadableOrders
 
 __all__ = ["PROBED", "diagnose", "probe_sentences"]
@@ -82,7 +82,8 @@ def _shown_first(verdict: Verdict) -> float | None:
 
 def _masses(verdict: Verdict) -> list[float]:
     evidence = verdict.evidence
-    return [mass for mass in evidence.label_masses if mass is not None] if isinstance(evidence, PairwiseEvidence) else []
+    masses = evidence.label_masses if isinstance(evidence, (PairwiseEvidence, PointwiseEvidence)) else ()
+    return [mass for mass in masses if mass is not None]
 
 
 # -- outputs that cannot be read ----------------------------------------------------------------------------------------

@@ -314,6 +314,9 @@ class Verdicts(Part):
     majority_share: _Figure | None = _absent_if_none()
     """Share of the most frequent answer among all votes, of questions with an answer; the mean over pairs. Adjusted Student.
     Absent unless the judge is `agreement`."""
+    mean_grade: _Figure | None = _absent_if_none()
+    """Expected grade of the replies on the scale of the rubric; the mean over pairs. Adjusted Student. Absent unless the judge
+    is `pointwise`."""
     probe: JudgeProbe | None
     """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None

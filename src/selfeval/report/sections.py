@@ -560,6 +560,7 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Share of verdicts kept", *cells(verdicts.kept_share)),
             *_measured("Same choice (one, other, neither) when the order is swapped", verdicts.swap_consistency),
             *_measured("Share of the votes for the most frequent answer", verdicts.majority_share),
+            *_measured("Mean grade of the replies, on the scale of the rubric", verdicts.mean_grade, as_percent=False),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
             *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
             *_probe_rows(verdicts.probe),
@@ -579,9 +580,9 @@ def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _measured(name: str, figure: Figure | None) -> list[tuple[str, str, str, str]]:
+def _measured(name: str, figure: Figure | None, *, as_percent: bool = True) -> list[tuple[str, str, str, str]]:
     """Return a row, or none for a figure without cases: a judge that does not compare in both orders has no consistency."""
-    return [(name, *cells(figure))] if figure is not None and figure.n else []
+    return [(name, *cells(figure, as_percent=as_percent))] if figure is not None and figure.n else []
 
 
 def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:
