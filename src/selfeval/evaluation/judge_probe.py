@@ -95,6 +95,8 @@ _OBSERVED = {
     Unreadable.NO_ROOM: "did not fit the model's context",
     Unreadable.NO_LEAD: "ended without a verdict, and the judge template's labels have no lead to append",
     Unreadable.NO_ANSWER: "ended without an answer of the form verdicts.agreement.answer = {answer}",
+    Unreadable.TRUNCATED: "were cut off at verdicts.max_new_tokens = {tokens} and read after an appended lead",
+    Unreadable.REFUSED: "refused to judge",
 }
 
 
@@ -113,6 +115,8 @@ def _unreadable_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list
         Unreadable.NO_ROOM: _more_room(config),
         Unreadable.NO_LEAD: "set `lead` for the judge in templates.toml",
         Unreadable.NO_ANSWER: "set it to the form in which the model ends its replies, or ask for this form in reply.jinja",
+        Unreadable.TRUNCATED: _more_tokens(config),
+        Unreadable.REFUSED: "use judge templates that ask for a comparison only, or a model that refuses less",
     }
     return [
         _finding(cause.value, f"{counts[cause.value]} of {total} {outputs} {_OBSERVED[cause].format(**said)}", remedies[cause])

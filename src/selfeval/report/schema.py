@@ -245,13 +245,18 @@ class UnreadableOrders(Part):
     """The output ended without a verdict, and the labels have no lead that could be appended."""
     no_answer: int = 0
     """A vote ended without an answer in the form of the settings of the judge `agreement`. 0 for other judges."""
+    truncated: int = 0
+    """Cut off, and read after an appended lead: these orders have a verdict. 0 unless `verdicts.truncated = "force"`."""
+    refused: int = 0
+    """The judge refused to judge."""
 
 
 class ProbeFinding(Part):
     """A problem of the judge that was seen in the probe."""
 
     name: Annotated[str, Hidden("the observation says the same")]
-    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `no_answer`, `position_bias`, `ties`, `split` or `unsure`."""
+    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `no_answer`, `truncated`, `refused`, `position_bias`, `ties`, `split`
+    or `unsure`."""
     observation: str
     """How often it was seen, with the setting involved."""
     remedy: str

@@ -120,6 +120,8 @@ CAUSES = {
     "no_room": "that did not fit the model's context",
     "no_lead": "that ended without a verdict, with no lead to append",
     "no_answer": "that ended without an answer",
+    "truncated": "cut off at the token limit and read after an appended lead",
+    "refused": "that refused to judge",
 }
 """Causes of outputs of the judge without a readable verdict."""
 
