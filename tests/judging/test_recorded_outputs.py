@@ -66,22 +66,20 @@ def test_a_recorded_judge_that_judged_did_not_refuse(judge: str) -> None:
 
 PIECES = st.sampled_from(
     [
-        "Better",
-        "response",
-        "Response",
-        ":",
-        " ",
-        "\n",
-        "1",
+        "Better response:",
+        " 1",
         "2",
         "neither",
         "12",
-        "A",
+        "ly",
+        "Better",
+        " response",
+        ":",
+        " ",
+        "\n",
         "**",
         '"',
         "is better",
-        "Better response",
-        "é",
         "\u2028",
     ]
 )
