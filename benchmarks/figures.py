@@ -31,6 +31,7 @@ _SPARSE = _ROOT / "docs" / "algorithms" / "sparse-reward.md"
 _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
 _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
+_CHECK = _ROOT / "docs" / "guides" / "check.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
@@ -552,6 +553,31 @@ def questions_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_table() -> str:
+    """Return the table of docs/guides/check.md: what the check recommends for models that can and cannot judge."""
+    if not _is_measured("check"):
+        return "`python benchmarks/check.py` has no results yet.\n"
+    found = _load("check")
+    titles = {
+        "embedded": "embedded model",
+        "random": "random Llama",
+        "stories260K": "stories260K",
+        "smollm2": "SmolLM2-135M-Instruct, general questions",
+    }
+    lines = [
+        f"By `{found['command']}`, on one CPU thread while other programs shared the machine:",
+        "",
+        "| model | recommended | because | pairs | CPU seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["models"].items():
+        why = "; ".join(row["reasons"])
+        lines.append(
+            f"| {titles[name]} | {row['judge'] or 'no run'} | {why} | {row['sizes']['pairs']} | {row['cpu_seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def sft_table() -> str:
     """Return the losses of supervised fine-tuning next to those of TRL."""
     found = _load("sft")
@@ -676,6 +702,7 @@ def main() -> None:
     _refresh(_EVIDENCE, coverage_tables(), options.check)
     _refresh(_QUESTIONS, questions_table(), options.check)
     _refresh(_FINE_TUNING, sft_table(), options.check)
+    _refresh(_CHECK, check_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

@@ -20,7 +20,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (
     ("cli", "__main__"),
-    ("planner",),
+    ("planner", "suitability"),
     ("judge_benchmark",),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),
@@ -194,8 +194,10 @@ def test_only_one_module_touches_the_caches_of_transformers() -> None:
     assert touching == {"selfeval.backbone.families.cache"}
 
 
-GOLD_READERS = {f"selfeval.stages.{name}" for name in ("evaluation", "graph", "input_files", "pipeline", "preflight")}
-"""Modules that may import gold: evaluation calls it, and the others report early if it is unavailable."""
+GOLD_READERS = {f"selfeval.stages.{name}" for name in ("evaluation", "graph", "input_files", "pipeline", "preflight")} | {
+    "selfeval.suitability.checking"
+}
+"""Modules that may import gold: evaluation and the check call it, and the others report early if it is unavailable."""
 
 
 def test_only_evaluation_asks_gold() -> None:

@@ -252,6 +252,7 @@ AGAIN = "Nothing was changed; the same command starts from the beginning."
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        (["check"], AGAIN),
         (["plan"], AGAIN),
         (["show", "DIR"], AGAIN),
         (["score", "DIR", "--question", "q", "--reply", "r"], AGAIN),

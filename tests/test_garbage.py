@@ -93,6 +93,7 @@ COMMANDS = {
     "export": ["export", "RUN", "--role", "policy", "--to", "OUT"],
     "export evaluator": ["export", "RUN", "--role", "evaluator", "--to", "OUT"],
     "run model": ["run", "--model", "RUN", "--seeds", "RUN/seeds.jsonl", "--output", "OUT"],
+    "check": ["check", "RUN", "RUN/seeds.jsonl"],
     "plan": ["plan", "--model", "RUN"],
     "plan config": ["plan", "--config", "RUN/run.json"],
     "plan recipe": ["plan", "RUN/run.json"],

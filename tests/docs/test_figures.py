@@ -17,6 +17,7 @@ PAGES = {"README": ROOT / "README.md", "model card": CARD, "long context": LONG,
 PAGES |= {
     "stability": STABILITY,
     "evidence": ROOT / "docs" / "concepts" / "evidence.md",
+    "check": ROOT / "docs" / "guides" / "check.md",
     "learners": ALGORITHMS / "learners.md",
     "fine-tuning": ROOT / "docs" / "concepts" / "fine-tuning.md",
     "over-optimisation": ALGORITHMS / "over-optimisation.md",

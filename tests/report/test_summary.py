@@ -334,6 +334,20 @@ def test_many_replies_that_the_limit_cut_off_are_a_warning(key: str) -> None:
     assert "raise replies.max_new_tokens (now 48)" in warning
 
 
+def test_a_judge_that_keeps_little_is_a_warning_with_its_findings() -> None:
+    report = sample_report()
+    assert summary.judge_warnings(parsed(report)) == ()
+    report["verdicts"]["kept_share"] = fig(0.05, 0.02, summary.KEPT_LITTLE, 400)
+    assert summary.judge_warnings(parsed(report)) == (), "the interval reaches the limit"
+    report["verdicts"]["kept_share"] = fig(0.02, 0.01, 0.04, 400)
+    report["verdicts"]["probe"]["findings"] = [{"name": "ties", "observation": "12 of 16 are ties", "remedy": "widen it"}]
+    [warning] = summary.judge_warnings(parsed(report))
+    assert warning.startswith("Warning: the judge kept only 2.0% of the pairs (interval 1.0% to 4.0%, n = 400). ")
+    assert "12 of 16 are ties: widen it. `selfeval check MODEL SEEDS`" in warning
+    report["verdicts"] |= {"source": "file", "probe": None}
+    assert summary.judge_warnings(parsed(report)) == (), "there was no judge"
+
+
 @pytest.mark.parametrize(
     ("cap", "remedy"),
     [(512, "set replies.max_new_tokens to a number above 48."), (48, "raise replies.max_new_tokens_cap (now 48).")],

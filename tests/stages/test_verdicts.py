@@ -45,7 +45,7 @@ def test_the_judge_is_informed_of_replies_that_the_limit_cut_off() -> None:
 def test_the_state_of_a_verdict_follows_from_its_written_probability(
     keep: float, probability: float, written: float, state: VerdictState
 ) -> None:
-    work, model = Judged(VerdictsConfig(keep=keep), 8, 0, probability), object()
+    work, model = Judged(VerdictsConfig(keep=keep), 8, 0, probability=probability), object()
     batch: Batch[Any] = Batch(0, [(QUESTIONS["q1"], reply("q1-r0", "1"), reply("q1-r1", "7"))])
     (found,) = work(model, batch).records  # type: ignore[arg-type]
     assert (found.probability, found.state) == (written, state)

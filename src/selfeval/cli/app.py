@@ -31,7 +31,8 @@ __all__ = ["app", "main"]
 _HELP = """Train an evaluator and a better policy from a handful of seed questions and any open language model.
 
 No human labels, one copy of the weights. Without arguments, `selfeval run` runs the whole loop on the small model that
-comes with the package. Exit codes: 0 success, 1 internal error, 2 invalid input, 130 interrupted."""
+comes with the package. Exit codes: 0 success, 1 internal error, 2 invalid input, 3 a check that recommends no run,
+130 interrupted."""
 
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 lab = typer.Typer(help="Pretrain or evaluate the embedded model.", no_args_is_help=True)
@@ -189,6 +190,62 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str | None, typer.Argument(help="Model folder or hub id (default: the embedded model with its seeds).")
+    ] = None,
+    seeds: Annotated[Path | None, typer.Argument(help="Seed questions, as for `selfeval run --seeds`.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time budget; the samples grow until it is spent.")] = 3.0,
+    assign: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the samples.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    trust_remote_code: RemoteCode = False,
+    allow_code_execution: CodeExecution = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check in minutes whether a model can judge a domain, before a run of hours.
+
+    The model writes questions and replies as in a run, and every judge judges them, in rounds that grow until the time is
+    spent. Every judge is tested against chance. The check ends with a command to run, or with the reasons why the model is not
+    shown to judge this domain and what would help (exit code 3). Ctrl-C ends the sampling, and the check reports what is known.
+
+    Nothing is written without --output. Examples:
+
+    selfeval check
+
+    selfeval check path/to/model my_seeds.jsonl
+
+    selfeval check path/to/model my_seeds.jsonl --minutes 10 --output check.json
+    """
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
+        from selfeval.cli.checking import check_file, finish, progress
+        from selfeval.stages.preflight import check_texts
+        from selfeval.stages.running import new_config
+
+        check_file(output)
+        seeded = [] if seed is None else [f"seed={seed}"]
+        assignments = [*(assign or []), *seeded]
+        config = new_config(
+            model=model, seeds=seeds, assignments=assignments, check=check_texts, trust_remote_code=trust_remote_code
+        )
+        _quiet_libraries()
+        from selfeval.stages.terminal import Terminal
+        from selfeval.suitability.checking import check_model
+
+        with progress(Terminal(quiet), minutes) as tell:
+            found = check_model(
+                config,
+                minutes,
+                tell=tell,
+                trust_remote_code=trust_remote_code,
+                allow_code_execution=allow_code_execution,
+            )
+        finish(found, model, seeds, assignments, output, as_json=as_json)
 
 
 @app.command()

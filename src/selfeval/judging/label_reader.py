@@ -61,7 +61,9 @@ class _Spot:
 
 
 class LabelReader:
-    """Runs a prompted judge, greedily and under the active role, and reads the probabilities of its labels.
+    """Runs a prompted judge under the active role, and reads the probabilities of its labels.
+
+    The judge writes greedily, unless its context has a temperature.
 
     Args:
         context: context of the judge.
@@ -72,6 +74,7 @@ class LabelReader:
         self.backbone, self.templates, self.config = context.backbone, context.templates, context.config
         self.batch_size, self.labels = context.batch_size, context.templates.labels(kind)
         self.tokens = verdict_tokens(self.templates, self.labels)
+        self.seed, self.temperature = context.seed, context.temperature
 
     def read(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> list[Reading]:
         """Return one reading per prompt. A prompt longer than the model's context is unparsable, and its raw output says so."""
@@ -90,10 +93,10 @@ class LabelReader:
         if not self.config.reasoning or not distinct:
             # Without a chain of thought the judge writes nothing: the labels are read right after prompt and lead.
             return dict.fromkeys(distinct, Rollout((), (), False))
-        requests = [Request(prompt, temperature=0.0) for prompt in distinct]
-        limit, watch = self.config.max_new_tokens, self.tokens.all
+        requests = [Request(prompt, self.temperature) for prompt in distinct]
+        limit, watch, seed = self.config.max_new_tokens, self.tokens.all, self.seed if self.temperature else 0
         rollouts = generate(
-            self.backbone, requests, max_new_tokens=limit, seed=0, batch_size=self.batch_size, watch=watch, advance=advance
+            self.backbone, requests, max_new_tokens=limit, seed=seed, batch_size=self.batch_size, watch=watch, advance=advance
         )
         return dict(zip(distinct, rollouts, strict=True))
 

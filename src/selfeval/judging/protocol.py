@@ -79,6 +79,7 @@ class JudgeContext:
         config: settings of the verdicts.
         batch_size: maximum number of prompts that are generated from at once.
         seed: seed of what the judge samples. Default: 0.
+        temperature: sampling temperature of a judge that is otherwise greedy; see `make_judge`. Default: 0, greedy.
     """
 
     backbone: Backbone
@@ -87,6 +88,7 @@ class JudgeContext:
     config: VerdictsConfig
     batch_size: int
     seed: int = 0
+    temperature: float = 0.0
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:

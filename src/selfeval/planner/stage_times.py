@@ -32,7 +32,7 @@ from selfeval.stages.given import read_given
 from selfeval.stages.seeds import seeds_of
 from selfeval.training.gradient_accumulation import add_gradients
 
-__all__ = ["Lengths", "Probe", "RunTime", "StageTime", "Tokens", "estimate", "probe_speed", "stage_tokens"]
+__all__ = ["Lengths", "Probe", "RunTime", "StageTime", "Tokens", "estimate", "probe_speed", "stage_tokens", "time_of_run"]
 
 _ROLE = "probe"
 _MOST_REPLIES, _MOST_TOKENS, _ROWS = 512, 128, 16
@@ -154,6 +154,11 @@ def estimate(config: RunConfig, tell: Callable[[str], None] = lambda text: None)
         rubric=config.verdicts.rubric,
     )
     tell("sampling, scoring and learning a few replies")
+    return time_of_run(backbone, templates, config)
+
+
+def time_of_run(backbone: Backbone, templates: Templates, config: RunConfig) -> RunTime:
+    """Measure the speed of a loaded model, and return the time of each stage of one round; see `estimate`."""
     probe = probe_speed(backbone, templates, config)
     tokens = stage_tokens(config, probe.lengths, templates.grades_with_reference_answer)
     return RunTime(probe, tuple(StageTime(name, found, _seconds(probe, found)) for name, found in tokens.items()))

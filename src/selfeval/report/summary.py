@@ -45,6 +45,8 @@ __all__ = [
     "BASELINE_NAMES",
     "CLOSE",
     "COSTS",
+    "KEPT_LITTLE",
+    "OTHER_JUDGES",
     "UNFINISHED",
     "WITHSTOOD",
     "Badge",
@@ -58,6 +60,7 @@ __all__ = [
     "cost_rows",
     "evaluator_accuracy",
     "hardest_rule",
+    "judge_warnings",
     "labels_of_pairs",
     "reply_warnings",
     "rounds_sentences",
@@ -87,6 +90,10 @@ COSTS: dict[Who, str] = {"evaluator": "evaluator", "scoring": "evaluator, refere
 CLOSE = 0.02
 """Non-inferiority margin: an evaluator is close to its judge if the interval of the difference is entirely above -2 points."""
 
+OTHER_JUDGES = "`selfeval check MODEL SEEDS` tests every judge on this model"
+"""Follows the findings on a judge that keeps too little."""
+KEPT_LITTLE = 0.1
+"""Share of kept pairs below which, with its whole interval, the summary warns."""
 ATTACKS: dict[AttackName, str] = {
     "empty": "an empty reply",
     "constant": "one polite sentence for all questions",
@@ -248,7 +255,17 @@ def reply_warnings(report: Report) -> tuple[str, ...]:
 
 def warnings(report: Report) -> tuple[str, ...]:
     """Return all warnings of a report as sentences."""
-    return (*reply_warnings(report), *attack_warnings(report))
+    return (*judge_warnings(report), *reply_warnings(report), *attack_warnings(report))
+
+
+def judge_warnings(report: Report) -> tuple[str, ...]:
+    """Warn if the judge kept less than `KEPT_LITTLE` of the pairs, with the findings of its probe; empty otherwise."""
+    kept, probe = report.verdicts.kept_share, report.verdicts.probe
+    if report.verdicts.source != "judge" or kept.ci_high is None or kept.ci_high >= KEPT_LITTLE:
+        return ()
+    findings = () if probe is None else (f"{found.observation}: {found.remedy}." for found in probe.findings)
+    said = f"Warning: the judge kept only {describe(kept, of=' of the pairs')}."
+    return (" ".join((said, *findings, f"{OTHER_JUDGES}.")),)
 
 
 def attack_warnings(report: Report) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from selfeval.evaluation.judge_probe import PROBED, diagnose, probe_sentences
 from selfeval.records import Verdict
 from selfeval.report.figures import describe
 from selfeval.report.schema import JudgeProbe
+from selfeval.report.summary import OTHER_JUDGES
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, Work
 
@@ -82,6 +83,6 @@ def _say(context: Context, found: JudgeProbe) -> None:
 def _unusable(context: Context, found: JudgeProbe) -> str:
     return (
         f"the judge is unusable: on a probe of {found.pairs} pairs it kept none ({_counts(found)}). "
-        f"{'; '.join(probe_sentences(found))}. Its output is in {context.store.root / PROBE_FILE}. Change a setting and rerun; "
-        "finished stages are kept. To judge all pairs anyway, rerun the same command with --force"
+        f"{'; '.join(probe_sentences(found))}. {OTHER_JUDGES}. Its output is in {context.store.root / PROBE_FILE}. "
+        "Change a setting and rerun; finished stages are kept. To judge all pairs anyway, rerun the same command with --force"
     )

@@ -12,6 +12,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import LoopError
 from selfeval.evaluation.judge_probe import diagnose, probe_sentences
 from selfeval.records import Pair, Question, Reply, Split, Verdict, VerdictState
+from selfeval.report.summary import OTHER_JUDGES
 from selfeval.runs.reader import pairs_of
 from selfeval.stages.context import Context
 
@@ -69,6 +70,6 @@ def _too_few(train: int, verdicts: list[Verdict], config: RunConfig) -> str:
     findings = "; ".join(probe_sentences(diagnose(verdicts, config)))
     return (
         f"only {train} training pairs survived judging ({seen}); an evaluator needs at least {FEWEST}. "
-        f"{findings or 'More questions (questions.train) give more pairs'}. Inspect the judge's output with "
+        f"{findings or 'More questions (questions.train) give more pairs'}. {OTHER_JUDGES}. Inspect the judge's output with "
         "`selfeval show DIR dropped`"
     )

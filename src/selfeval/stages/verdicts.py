@@ -19,11 +19,12 @@ from selfeval.quality.dedupe import normalise
 from selfeval.quality.statistics import rounded
 from selfeval.records import Drop, Evidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
+from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, Labelled
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
-__all__ = ["JudgePairs", "compared", "rounded_judgement", "run"]
+__all__ = ["JudgePairs", "ReplyPair", "compared", "draw_pair", "rounded_judgement", "run"]
 
 ReplyPair = tuple[Question, Reply, Reply]
 
@@ -42,17 +43,22 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | 
     pairs: list[ReplyPair | Drop] = []
     for question in questions:
         replies = [r for r in by_question[question.id] if r.sampling_method == "file" or not brought]
-        if len(replies) < 2:
-            pairs.append(Drop("verdicts", "single_reply", question.text))
-            continue
-        # By the question's name: the pair does not depend on which other questions are judged.
-        context.random("pair", question.id).shuffle(replies)
-        first = replies[0]
-        # Replies that differ only in case, punctuation or spaces are no comparison.
-        other = next((r for r in replies[1:] if normalise(r.text) != normalise(first.text)), None)
-        same = Drop("verdicts", "identical_replies", question.text, {"reply": first.text})
-        pairs.append(same if other is None else (question, first, other))
+        pairs.append(draw_pair(question, replies, context.draws))
     return pairs
+
+
+def draw_pair(question: Question, replies: Sequence[Reply], draws: Draws) -> ReplyPair | Drop:
+    """Draw two distinct replies to a question at random, in random order; return a drop if there are none."""
+    if len(replies) < 2:
+        return Drop("verdicts", "single_reply", question.text)
+    # By the question's name: the pair does not depend on which other questions are judged.
+    shuffled = list(replies)
+    draws.random("pair", question.id).shuffle(shuffled)
+    first, *others = shuffled
+    # Replies that differ only in case, punctuation or spaces are no comparison.
+    other = next((r for r in others if normalise(r.text) != normalise(first.text)), None)
+    same = Drop("verdicts", "identical_replies", question.text, {"reply": first.text})
+    return same if other is None else (question, first, other)
 
 
 def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
@@ -105,11 +111,13 @@ class JudgePairs:
         config: settings of the judge.
         batch_size: of sampling.
         seed: of what the judge samples.
+        temperature: of a judge that is otherwise greedy; see `make_judge`. Default: 0.
     """
 
     config: VerdictsConfig
     batch_size: int
     seed: int
+    temperature: float = 0.0
 
     def __call__(self, model: ModelHandle, batch: Batch[ReplyPair | Drop]) -> ShardOutput:
         """Return a verdict for each pair; one that is not kept is listed among the drops too."""
@@ -122,7 +130,14 @@ class JudgePairs:
         return ShardOutput(verdicts, [*drops, *unkept])
 
     def _judge(self, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:
-        judge = make_judge(model.backbone, model.templates, self.config, batch_size=self.batch_size, seed=self.seed)
+        judge = make_judge(
+            model.backbone,
+            model.templates,
+            self.config,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            temperature=self.temperature,
+        )
         with model.backbone.acting_as(BASE):
             return judge.judge(comparisons)
 

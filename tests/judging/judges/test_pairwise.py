@@ -154,6 +154,20 @@ def judged(
     return judge_of(backbone, own, settings, role).judge(duels), script
 
 
+def test_a_temperature_samples_the_chain_of_thought_by_the_seed() -> None:
+    backbone = tiny_models.backbone("llama", 400, max_position_embeddings=4096)
+
+    def outputs(temperature: float, seed: int) -> tuple[str, ...]:
+        settings = config(max_new_tokens=8)
+        judge = make_judge(backbone, templates(), settings, batch_size=8, seed=seed, temperature=temperature)
+        with backbone.acting_as(BASE):
+            return evidence(judge.judge(DUELS[:1])[0]).raw_output
+
+    assert outputs(0.0, 0) == outputs(0.0, 1)
+    assert len({outputs(1.0, 0), outputs(1.0, 1), outputs(0.0, 0)}) == 3
+    assert outputs(1.0, 0) == outputs(1.0, 0)
+
+
 def asks_in_order(prompt: str) -> bool:
     return prompt.index("five") < prompt.index("four")
 

@@ -20,6 +20,7 @@ def make_judge(
     batch_size: int,
     role: JudgeRole = "judge",
     seed: int = 0,
+    temperature: float = 0.0,
 ) -> Judge:
     """Return the judge that the configuration names, or the referee.
 
@@ -30,6 +31,8 @@ def make_judge(
         batch_size: maximum number of prompts that are generated from at once.
         role: Optional. `referee` for evaluation. Default: the judge that labels training pairs.
         seed: seed of what the judge samples. Default: 0.
+        temperature: sampling temperature of the chain of thought of a judge that is otherwise greedy, to measure whether it
+            agrees with itself. A judge that samples anyway has its temperature in its settings. Default: 0, greedy.
 
     Raises:
         ValueError: the registry names a module outside of this package.
@@ -38,6 +41,6 @@ def make_judge(
     module, _, name = spec.implementation.partition(":")
     if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
         raise ValueError(f"a judge must be a module of {__name__}, written as module:object; got {spec.implementation}")
-    context = JudgeContext(backbone, templates, spec.kinds(role), config, batch_size, seed)
+    context = JudgeContext(backbone, templates, spec.kinds(role), config, batch_size, seed, temperature)
     judge: Judge = getattr(import_module(f"{__name__}.{module}"), name)(context)
     return judge
