@@ -35,7 +35,7 @@ from selfeval.judging.chat import (
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, in_order, verdict_tokens
-from selfeval.judging.reading import MARKERS
+from selfeval.judging.reading import MARKERS, thinking_of
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
 from selfeval.judging.typed import TypedReplies
@@ -58,6 +58,8 @@ __all__ = [
 SETTINGS = "templates.toml"
 
 _OWN = Path(__file__).parent / "templates"
+_PROMPT_TAIL = 16
+"""Number of last tokens of a prompt searched for an opening marker of reasoning."""
 _OTHER: dict[str, Any] = {"examples": []}
 _OTHER_TEXT = "Something else entirely"
 """Values that differ from every sample."""
@@ -348,17 +350,33 @@ class Templates:
         encoded = [self.tokenizer.encode(stop, add_special_tokens=False) for stop in self._ask_stop]
         return tuple(int(ids[0]) for ids in encoded if len(ids) == 1)
 
-    def question_from(self, ids: tuple[int, ...]) -> str:
-        """Return the generated question: the text before the first stop text, without label and preamble."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+    def question_from(self, ids: tuple[int, ...], prompt: Prompt | None = None) -> str | None:
+        """Return the generated question: the text before the first stop text, without reasoning, label and preamble.
+
+        Args:
+            ids: the sampled tokens.
+            prompt: Optional. The preceding prompt, which may open the reasoning. Default: it does not.
+
+        Returns:
+            None if the reasoning did not end.
+        """
+        # With control tokens, because they may mark the reasoning.
+        text, before = self._decoded(ids), "" if prompt is None else self._decoded(prompt.ids[-_PROMPT_TAIL:])
+        begin = thinking_of(text, before).end
+        if begin is None:
+            return None
+        text = text[begin:].lstrip()
         for stop in self._ask_stop:
             text = text.split(stop)[0]
         return bare_question(self.clean(text))
 
     def has_stop(self, ids: tuple[int, ...]) -> bool:
         """Return whether a stop text was reached. It need not be a single token."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+        text = self._decoded(ids).lstrip()
         return any(stop in text for stop in self._ask_stop)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def template_texts(folder: Path) -> dict[str, str]:
