@@ -19,7 +19,7 @@ from selfeval.errors import ConfigError, DataError
 from selfeval.execution.sandbox import Outcome, check_sandbox, run_programs
 from selfeval.execution.tasks import CodeTask, code_task, has_tests, syntax_error, task_question
 from selfeval.quality.answers import is_answer
-from selfeval.stages.conversations import conversation_text, read_messages
+from selfeval.runs.conversations import conversation_text, read_messages
 from selfeval.stages.given import has_answers
 from selfeval.store import file_hash
 from selfeval.texts import json_lines, read_text, shortened, visible
