@@ -6,6 +6,7 @@ the first stage rather than after a training. It needs a tokenizer but no model.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ __all__ = [
 SETTINGS = "templates.toml"
 
 _OWN = Path(__file__).parent / "templates"
+_CONTROL = re.compile(r"<\|\w+\|>")
+_TURN = re.compile(r"<\|end\|><\|start\|>assistant(?:<\|channel\|>\w+)?")
+"""Between two messages of harmony: the model writes its thinking and the reply as separate messages."""
 _PROMPT_TAIL = 16
 """Number of last tokens of a prompt searched for an opening marker of reasoning."""
 _OTHER: dict[str, Any] = {"examples": []}
@@ -304,9 +308,11 @@ class Templates:
 
     @cached_property
     def _markers(self) -> tuple[tuple[str, str], ...]:
-        """Markers of thinking that are single tokens of this tokenizer: opening and closing."""
+        """Markers of thinking, opening and closing, that are single tokens of this tokenizer or begin with control tokens."""
         vocabulary = self.tokenizer.get_vocab()
-        return tuple(pair for pair in MARKERS if all(marker in vocabulary for marker in pair))
+        # Without the tokens of its format, a text such as "<|channel|>analysis" is an ordinary one.
+        needed = {marker: _CONTROL.findall(marker) or [marker] for pair in MARKERS for marker in pair}
+        return tuple(pair for pair in MARKERS if all(token in vocabulary for marker in pair for token in needed[marker]))
 
     def thinking(self, limit: int | None = None) -> ThinkingTokens | None:
         """Return how the thinking before a reply is recognised; None if the tokenizer has no tokens for it.
@@ -314,15 +320,24 @@ class Templates:
         Args:
             limit: Optional. Token limit of the thinking (`replies.max_thinking_tokens`). Default: that of the reply.
         """
-        opening, closing = (self.tokenizer.convert_tokens_to_ids([pair[i] for pair in self._markers]) for i in (0, 1))
-        return ThinkingTokens(frozenset(opening), frozenset(closing), limit) if self._markers else None
+        if not self._markers:
+            return None
+        opening, closing = (frozenset(self._marker_ids(pair[i]) for pair in self._markers) for i in (0, 1))
+        return ThinkingTokens(opening, closing, limit)
+
+    def _marker_ids(self, marker: str) -> int | tuple[int, ...]:
+        vocabulary = self.tokenizer.get_vocab()
+        if marker in vocabulary:
+            return int(vocabulary[marker])
+        return tuple(int(i) for i in self.tokenizer.encode(marker, add_special_tokens=False))
 
     def thinking_text(self, ids: tuple[int, ...]) -> str:
         """Decode a chain of thought, omitting control tokens and the markers around it."""
-        text = self.text(ids)
+        # The markers are removed before the control tokens, of which some consist.
+        text = self._decoded(ids).strip()
         for opening, closing in self._markers:
             text = text.removeprefix(opening).removesuffix(closing).strip()
-        return text
+        return " ".join(filter(None, (self.clean(part) for part in _TURN.split(text))))
 
     def without_thinking(self, text: str) -> str:
         """Return the part of a typed reply after its thinking; the whole reply if it has none."""
@@ -332,7 +347,7 @@ class Templates:
     @property
     def thinking_ends(self) -> tuple[str, ...]:
         """Markers that end a chain of thought."""
-        return tuple(closing for _, closing in self._markers)
+        return tuple(dict.fromkeys(closing for _, closing in self._markers))
 
     @property
     def grades_with_reference_answer(self) -> bool:
