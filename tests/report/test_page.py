@@ -117,6 +117,16 @@ def test_a_judge_of_votes_has_no_figures_of_orders() -> None:
         assert other not in said
 
 
+def test_the_results_of_unit_tests_are_counted() -> None:
+    report = sample_report()
+    assert "Unit tests" not in words(render(report, sample_metrics()))
+    report["replies"]["unit_tests"] = {"n": 900, "passed": 512, "failed": 250, "syntax": 100, "no_code": 38}
+    said = words(render(report, sample_metrics()))
+    assert "Replies whose code was tested 900 Unit tests: all tests passed 512 900 Unit tests: a test failed 250 900" in said
+    assert "Unit tests: the code does not compile 100 900 Unit tests: no code in the reply 38 900" in said
+    assert "out of memory" not in said, "results without a reply have no row"
+
+
 def test_every_tag_is_closed_and_every_chart_is_named() -> None:
     elements = Elements(render(sample_report(), sample_metrics()))
     assert elements.open == []

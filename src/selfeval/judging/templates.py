@@ -6,6 +6,7 @@ the first stage rather than after a training. It needs a tokenizer but no model.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from selfeval.judging.chat import (
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, in_order, verdict_tokens
-from selfeval.judging.reading import MARKERS
+from selfeval.judging.reading import MARKERS, thinking_of
 from selfeval.judging.rubric import Rubric, parse_rubric, with_rubric
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
@@ -59,6 +60,11 @@ __all__ = [
 SETTINGS = "templates.toml"
 
 _OWN = Path(__file__).parent / "templates"
+_CONTROL = re.compile(r"<\|\w+\|>")
+_TURN = re.compile(r"<\|end\|><\|start\|>assistant(?:<\|channel\|>\w+)?")
+"""Between two messages of harmony: the model writes its thinking and the reply as separate messages."""
+_PROMPT_TAIL = 16
+"""Number of last tokens of a prompt searched for an opening marker of reasoning."""
 _OTHER_TEXT = "Something else entirely"
 _OTHER: dict[str, Any] = {"examples": [], "grades": [_OTHER_TEXT]}
 """Values that differ from every sample."""
@@ -312,9 +318,11 @@ class Templates:
 
     @cached_property
     def _markers(self) -> tuple[tuple[str, str], ...]:
-        """Markers of thinking that are single tokens of this tokenizer: opening and closing."""
+        """Markers of thinking, opening and closing, that are single tokens of this tokenizer or begin with control tokens."""
         vocabulary = self.tokenizer.get_vocab()
-        return tuple(pair for pair in MARKERS if all(marker in vocabulary for marker in pair))
+        # Without the tokens of its format, a text such as "<|channel|>analysis" is an ordinary one.
+        needed = {marker: _CONTROL.findall(marker) or [marker] for pair in MARKERS for marker in pair}
+        return tuple(pair for pair in MARKERS if all(token in vocabulary for marker in pair for token in needed[marker]))
 
     def thinking(self, limit: int | None = None) -> ThinkingTokens | None:
         """Return how the thinking before a reply is recognised; None if the tokenizer has no tokens for it.
@@ -322,15 +330,24 @@ class Templates:
         Args:
             limit: Optional. Token limit of the thinking (`replies.max_thinking_tokens`). Default: that of the reply.
         """
-        opening, closing = (self.tokenizer.convert_tokens_to_ids([pair[i] for pair in self._markers]) for i in (0, 1))
-        return ThinkingTokens(frozenset(opening), frozenset(closing), limit) if self._markers else None
+        if not self._markers:
+            return None
+        opening, closing = (frozenset(self._marker_ids(pair[i]) for pair in self._markers) for i in (0, 1))
+        return ThinkingTokens(opening, closing, limit)
+
+    def _marker_ids(self, marker: str) -> int | tuple[int, ...]:
+        vocabulary = self.tokenizer.get_vocab()
+        if marker in vocabulary:
+            return int(vocabulary[marker])
+        return tuple(int(i) for i in self.tokenizer.encode(marker, add_special_tokens=False))
 
     def thinking_text(self, ids: tuple[int, ...]) -> str:
         """Decode a chain of thought, omitting control tokens and the markers around it."""
-        text = self.text(ids)
+        # The markers are removed before the control tokens, of which some consist.
+        text = self._decoded(ids).strip()
         for opening, closing in self._markers:
             text = text.removeprefix(opening).removesuffix(closing).strip()
-        return text
+        return " ".join(filter(None, (self.clean(part) for part in _TURN.split(text))))
 
     def without_thinking(self, text: str) -> str:
         """Return the part of a typed reply after its thinking; the whole reply if it has none."""
@@ -340,7 +357,7 @@ class Templates:
     @property
     def thinking_ends(self) -> tuple[str, ...]:
         """Markers that end a chain of thought."""
-        return tuple(closing for _, closing in self._markers)
+        return tuple(dict.fromkeys(closing for _, closing in self._markers))
 
     @property
     def grades_with_reference_answer(self) -> bool:
@@ -358,17 +375,33 @@ class Templates:
         encoded = [self.tokenizer.encode(stop, add_special_tokens=False) for stop in self._ask_stop]
         return tuple(int(ids[0]) for ids in encoded if len(ids) == 1)
 
-    def question_from(self, ids: tuple[int, ...]) -> str:
-        """Return the generated question: the text before the first stop text, without label and preamble."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+    def question_from(self, ids: tuple[int, ...], prompt: Prompt | None = None) -> str | None:
+        """Return the generated question: the text before the first stop text, without reasoning, label and preamble.
+
+        Args:
+            ids: the sampled tokens.
+            prompt: Optional. The preceding prompt, which may open the reasoning. Default: it does not.
+
+        Returns:
+            None if the reasoning did not end.
+        """
+        # With control tokens, because they may mark the reasoning.
+        text, before = self._decoded(ids), "" if prompt is None else self._decoded(prompt.ids[-_PROMPT_TAIL:])
+        begin = thinking_of(text, before).end
+        if begin is None:
+            return None
+        text = text[begin:].lstrip()
         for stop in self._ask_stop:
             text = text.split(stop)[0]
         return bare_question(self.clean(text))
 
     def has_stop(self, ids: tuple[int, ...]) -> bool:
         """Return whether a stop text was reached. It need not be a single token."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+        text = self._decoded(ids).lstrip()
         return any(stop in text for stop in self._ask_stop)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def template_texts(folder: Path) -> dict[str, str]:

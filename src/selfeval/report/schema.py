@@ -58,6 +58,7 @@ __all__ = [
     "Time",
     "TokensOf",
     "TokensPerVerdict",
+    "UnitTests",
     "UnreadableOrders",
     "Verdicts",
 ]
@@ -460,6 +461,31 @@ class Policy(Part):
 # -- the replies --------------------------------------------------------------------------------------------------------
 
 
+class UnitTests(Part):
+    """Number of distinct replies on which the evaluation ran the unit tests of the gold file, by result."""
+
+    n: int
+    """All of them."""
+    passed: int = 0
+    """The code passed all tests, so the reply is right."""
+    failed: int = 0
+    """An assertion of a test failed."""
+    error: int = 0
+    """The code or a test raised another exception."""
+    syntax: int = 0
+    """The code does not compile."""
+    timeout: int = 0
+    """It reached the limit on the time."""
+    memory: int = 0
+    """It reached the limit on the memory."""
+    exit: int = 0
+    """It ended the process before the last test."""
+    crash: int = 0
+    """A signal ended the process."""
+    no_code: int = 0
+    """The reply has no code, so nothing was run."""
+
+
 class Replies(Part):
     """Replies that the token limit cut off: the model did not end them. The judge and the evaluator read them as they are."""
 
@@ -472,6 +498,8 @@ class Replies(Part):
     """Share of the replies before training that were cut off, on the questions of [policy](#policy). Wilson."""
     unfinished_after: _Figure
     """The same after training. Wilson."""
+    unit_tests: UnitTests | None = None
+    """Results of the unit tests. `null` if gold has none."""
 
 
 # -- rounds -------------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from selfeval.report.schema import (
     Report,
     Round,
     Sample,
+    UnitTests,
     Verdicts,
 )
 from selfeval.report.summary import (
@@ -604,7 +605,31 @@ def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:
         ("The same before training", *cells(replies.unfinished_before)),
         ("The same after training", *cells(replies.unfinished_after)),
         ("Token limit", count(replies.limit), "", ""),
+        *_unit_tests(replies.unit_tests),
     ]
+
+
+_RESULTS = {
+    "passed": "all tests passed",
+    "failed": "a test failed",
+    "error": "an exception other than a failed assertion",
+    "syntax": "the code does not compile",
+    "timeout": "out of time",
+    "memory": "out of memory",
+    "exit": "the process was ended before the last test",
+    "crash": "the process was ended by a signal",
+    "no_code": "no code in the reply",
+}
+"""Results of unit tests, by their name in `UnitTests`."""
+
+
+def _unit_tests(tests: UnitTests | None) -> list[tuple[str, str, str, str]]:
+    """Return the number of replies with each result; none without unit tests."""
+    if tests is None:
+        return []
+    found = [(said, getattr(tests, name)) for name, said in _RESULTS.items()]
+    rows = [(f"Unit tests: {said}", count(n), "", count(tests.n)) for said, n in found if n]
+    return [("Replies whose code was tested", count(tests.n), "", ""), *rows]
 
 
 def _samples(samples: Sequence[Sample]) -> View:

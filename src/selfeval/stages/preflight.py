@@ -67,7 +67,7 @@ def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_r
     from selfeval.backbone.check import read_parts
     from selfeval.judging.kinds import kinds_of_run
     from selfeval.judging.templates import Templates, templates_folder
-    from selfeval.stages.conversations import check_conversations
+    from selfeval.runs.conversations import check_conversations
 
     parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.backbone.context, download=False)
     folder = templates_folder(config.model, config.templates)
