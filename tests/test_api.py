@@ -295,7 +295,7 @@ def test_the_reward_function_takes_messages_questions_and_the_policys_prompt(
     whole = str(templates.tokenizer.decode(list(templates.prompt("reply", question=QUESTION).ids)))
     assert whole != QUESTION
     assert reward(prompts=[whole] * 3, completions=REPLIES) == expected
-    with pytest.raises(ValueError, match="one message of the user"):
+    with pytest.raises(selfeval.InputError, match="must end with a turn of the user, got assistant"):
         reward(prompts=[[*asked[0], *replied[0]]], completions=[REPLIES[0]])
 
 

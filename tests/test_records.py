@@ -11,6 +11,7 @@ from selfeval.records import (
     Message,
     Pair,
     PairwiseEvidence,
+    PointwiseEvidence,
     Question,
     ReferenceAnswer,
     Reply,
@@ -28,6 +29,7 @@ EVIDENCE = PairwiseEvidence(0.5, 0.0, (0.25, 0.0), ("one", "two\n\u2028"))
 AGREEMENT = AgreementEvidence(
     ("12", None), {"12": 3, "1/2": 1}, 0.6, 0.2307, 0.8824, (None, None, None, None, Unreadable.NO_ANSWER), ("It is a lot.",)
 )
+POINTWISE = PointwiseEvidence((None, 0.5), ((), (0.5, 0.5)), ("?", ""), (Unreadable.LABEL_MASS, None), (0.2, 0.9))
 VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.125, EVIDENCE)
 RECORDS: list[Any] = [
     Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
@@ -40,7 +42,9 @@ RECORDS: list[Any] = [
     PairwiseEvidence(None, 0.5, (None, 0.5), ("", ""), (Unreadable.LOOP, None), (None, 0.75)),
     AGREEMENT,
     AgreementEvidence((None, None), {}, None, None, None, (Unreadable.CUT,)),
+    POINTWISE,
     VERDICT,
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, POINTWISE),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, AGREEMENT),
     Sampled(3, "q1", "The answer is 3", 0.25, True),
     ReferenceAnswer("q1", "6 * 7 = 42. The answer is 42"),

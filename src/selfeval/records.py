@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "Pair",
     "PairwiseEvidence",
+    "PointwiseEvidence",
     "Question",
     "ReferenceAnswer",
     "Reply",
@@ -52,7 +53,9 @@ class VerdictState(StrEnum):
 
 
 class Unreadable(StrEnum):
-    """Cause of an output of the judge without a readable verdict: an order, or a vote without an answer.
+    """Cause of an output of the judge without a readable verdict: an order, a grade, or a vote without an answer.
+
+    An output with the cause TRUNCATED has a verdict nevertheless.
 
     CUT: the judge's output was cut off at `verdicts.max_new_tokens` before a verdict.
     LOOP: the same, and the end of the output repeats a block of tokens.
@@ -60,6 +63,8 @@ class Unreadable(StrEnum):
     NO_ROOM: the model's context ended before a verdict, or is too short for the prompt.
     NO_LEAD: the output ended without a verdict, and the labels have no lead that could be appended to read one.
     NO_ANSWER: a vote ended without an answer in the form of `verdicts.agreement.answer`.
+    TRUNCATED: cut off like CUT, LOOP or NO_ROOM, and read after an appended lead, because `verdicts.truncated` is "force".
+    REFUSED: the output is a refusal to judge.
     """
 
     CUT = "cut"
@@ -68,6 +73,8 @@ class Unreadable(StrEnum):
     NO_ROOM = "no_room"
     NO_LEAD = "no_lead"
     NO_ANSWER = "no_answer"
+    TRUNCATED = "truncated"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,8 @@ class PairwiseEvidence:
         in_order, swapped: probability that `first` is better from each order alone; None if that order was unparsable.
         ties: probability that neither is better from each order alone: in order, swapped.
         raw_output: text that the judge generated in each order.
-        causes: Optional. Why each order was unparsable; None if it was not. Default: None, as in runs of earlier versions.
+        causes: Optional. Why each order was unparsable, or TRUNCATED; None if the judge gave a verdict. Default: None, as in
+            runs of earlier versions.
         label_masses: Optional. Probability of all verdict labels together in each order; None if no label was looked at.
             Default: None, as in runs of earlier versions.
     """
@@ -184,7 +192,26 @@ class AgreementEvidence:
     raw_output: tuple[str, ...] = ()
 
 
-Evidence = PairwiseEvidence | AgreementEvidence
+@dataclass(frozen=True)
+class PointwiseEvidence:
+    """How a judge that grades each reply alone arrived at its verdict; every field has a value per reply.
+
+    Attributes:
+        grades: expected grade, Σ p_i v_i over the grades of the rubric; None if the reply has no readable grade.
+        distributions: probability of each grade, in the order of the rubric; empty if the reply has no readable grade.
+        raw_output: text that the judge generated.
+        causes: why the grade could not be read, or TRUNCATED; None if its judge gave one.
+        label_masses: probability of all grades together before they are scaled to 1; None if no grade was looked at.
+    """
+
+    grades: tuple[float | None, float | None]
+    distributions: tuple[tuple[float, ...], tuple[float, ...]]
+    raw_output: tuple[str, str]
+    causes: tuple[Unreadable | None, Unreadable | None]
+    label_masses: tuple[float | None, float | None]
+
+
+Evidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence
 """How a judge arrived at its verdict. In a file, the fields distinguish the types."""
 
 

@@ -146,7 +146,7 @@ def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
         (Phase.ROLLOUT, r"sampling one reply alone does not fit: .*--memory-budget.*lower max_new_tokens"),
         (Phase.BEAMS, r"beam search for one reply .*replies\.beams"),
         (Phase.SCORE, r"scoring one sequence of 7 tokens .*replies\.max_new_tokens"),
-        (Phase.UPDATE, r"one sequence or pair \(7 tokens\) .*lora\.rank"),
+        (Phase.UPDATE, r"one sequence or pair \(7 tokens\) .*lower replies\.max_new_tokens or lower backbone\.lora\.rank"),
     ],
 )
 def test_one_item_that_does_not_fit_is_an_error_that_says_what_to_change(phase: Phase, told: str) -> None:
@@ -154,6 +154,15 @@ def test_one_item_that_does_not_fit_is_an_error_that_says_what_to_change(phase: 
     with pytest.raises(MemoryLimitError, match=told) as caught:
         list(MemoryBudget().in_groups(phase, sizes, 100, short_of(sizes, 6)))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize("phase", [Phase.SCORE, Phase.CURVATURE, Phase.UPDATE])
+def test_a_command_with_other_sequences_names_its_own_remedy(phase: Phase) -> None:
+    budget = MemoryBudget()
+    budget.shorter = "lower --length"
+    with pytest.raises(MemoryLimitError, match=r"if you gave one, lower --length[ ,]") as caught:
+        list(budget.in_groups(phase, [7], 100, short_of([7], 6)))
+    assert "max_new_tokens" not in str(caught.value)
 
 
 def test_what_the_failed_group_held_is_free_when_it_is_tried_again() -> None:

@@ -326,6 +326,21 @@ def test_a_text_file_of_enormous_size_is_not_read(folder: Path, name: str, size:
     refused(folder, f"{folder / name} has ", "the limit", "published with")
 
 
+@pytest.mark.parametrize(("name", "size"), [("tokenizer.json", 1 << 40), ("config.json", 1 << 40)])
+def test_the_limits_hold_for_the_snapshot_of_a_hub_id(
+    folder: Path, name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    enlarge(snapshot / name, size)
+    with pytest.raises(ModelError, match=f"{name} has .*the limit.*published with"):
+        check_model("org/name")
+
+
 def test_a_named_pipe_is_not_waited_for(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     os.mkfifo(folder / "tokenizer.json")

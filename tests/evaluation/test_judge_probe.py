@@ -57,6 +57,8 @@ def test_the_figures_of_a_probe_by_hand() -> None:
         "no_room": 0,
         "no_lead": 0,
         "no_answer": 0,
+        "truncated": 0,
+        "refused": 0,
     }
     # Read in both orders: q0, q2, q3; q0 and q3 agree.
     assert (found.agreement.value, found.agreement.n) == (2 / 3, 3)

@@ -76,7 +76,16 @@ def test_orders_that_could_not_be_read_are_counted_by_cause() -> None:
         unreadable(Unreadable.LABEL_MASS, Unreadable.NO_ROOM),
     ]
     found = measure_verdicts([*pairs, verdict()], None, from_file=False).unreadable_orders
-    assert found.as_json() == {"cut": 2, "loop": 1, "label_mass": 1, "no_room": 1, "no_lead": 0, "no_answer": 0}
+    assert found.as_json() == {
+        "cut": 2,
+        "loop": 1,
+        "label_mass": 1,
+        "no_room": 1,
+        "no_lead": 0,
+        "no_answer": 0,
+        "truncated": 0,
+        "refused": 0,
+    }
 
 
 def test_the_mean_share_of_the_majority_is_over_the_votes_with_an_answer() -> None:

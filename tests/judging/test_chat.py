@@ -13,6 +13,7 @@ import tiny_models
 from selfeval.errors import ModelError
 from selfeval.judging.chat import freeze_date, with_system
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.rollout.engine import Rollout
 
 OWN = templates_folder("no such model")
 DAY = date(2024, 7, 6)
@@ -284,6 +285,28 @@ def test_the_thinking_is_decoded_without_its_markers() -> None:
     assert templates.thinking_text(tuple(encode("<think>\ntwo plus three\n</think>"))) == "two plus three"
     assert templates.thinking_text(tuple(encode("two plus three</think>"))) == "two plus three"
     assert templates.thinking_text(()) == ""
+
+
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+
+
+def test_thinking_in_the_channels_of_harmony_is_recognised() -> None:
+    tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", *HARMONY))
+    turns = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+    tokenizer.chat_template = f"{turns}<|start|>assistant"
+    templates = Templates.load(templates_folder("none"), tokenizer)
+    thinking, prompt = templates.thinking(99), templates.prompt("reply", question="How many?")
+    said = "<|channel|>analysis<|message|>two plus three<|end|><|start|>assistant<|channel|>final<|message|>"
+    before, after = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (said, "It is five.<|return|>"))
+    rollout = Rollout(before + after, (0.0,) * len(before + after), finished=True).within(99, prompt, thinking)
+    assert (rollout.thinking_ids, rollout.reply_ids) == (before, after)
+    assert templates.thinking_text(rollout.thinking_ids) == "two plus three"
+    assert templates.text(rollout.reply_ids) == "It is five."
+    assert templates.without_thinking(f"{said}It is five.") == "It is five."
+    cut = Rollout(before + after, (0.0,) * len(before + after), finished=True).within(99, prompt, templates.thinking(3))
+    assert (cut.reply_ids, cut.finished) == ((), False), "three tokens of thinking, and no reply"
+    assert templates.thinking_text(cut.thinking_ids) != ""
+    assert load(PLAIN).thinking() is None, "its tokens are not those of this tokenizer"
 
 
 def test_a_typed_reply_is_shown_without_its_thinking() -> None:

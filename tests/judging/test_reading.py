@@ -5,7 +5,7 @@ import re
 import pytest
 
 from selfeval.judging.labels import Labels
-from selfeval.judging.reading import find_verdict, thinking_of, token_at
+from selfeval.judging.reading import find_verdict, is_refusal, thinking_of, token_at
 
 LABELS = Labels(lead="Verdict:", first=" A", second=" B", tie=" tie")
 REFEREE = Labels(lead="Better response:", first=" 1", second=" 2", tie=" neither")
@@ -97,3 +97,22 @@ def test_tokens_before_a_character() -> None:
     tokens = ["Ver", "dict:", " B", "\n"]
     decode = lambda count: "".join(tokens[:count])  # noqa: E731
     assert [token_at(decode, 4, c) for c in (0, 2, 3, 8, 9, 10, 11)] == [0, 0, 1, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I'm sorry, but I can't compare these replies.", True),
+        ("I\u2019m sorry, I will not.", True),
+        ("Unfortunately, I am unable to determine which one is better.", True),
+        ("As an AI language model, I cannot judge people.", True),
+        ("抱歉，我无法比较这两份解答。", True),
+        ("I cannot find a mistake in reply A.", False),
+        ("Sorry is what reply A says.", False),
+        ("Reply A says: I'm sorry, but I can't help.", False),
+        ("As an AI would, let me think.", False),
+        ("我不能确定第一步，所以再算一遍。", False),
+    ],
+)
+def test_a_refusal_begins_the_answer_and_names_the_task(text: str, refused: bool) -> None:
+    assert is_refusal(text) is refused

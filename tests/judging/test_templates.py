@@ -217,6 +217,23 @@ def test_a_question_ends_at_the_first_stop(written: str, question: str, stopped:
     assert templates.has_stop(ids) == stopped
 
 
+@pytest.mark.parametrize("special", [("<think>", "</think>"), ()], ids=["control tokens", "text"])
+def test_the_reasoning_before_a_question_is_not_part_of_it(special: tuple[str, ...]) -> None:
+    tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", *special))
+    tokenizer.chat_template = "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}"
+    templates = Templates.load(templates_folder("none"), tokenizer)
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    asking = templates.prompt("ask", examples=["How many?"])
+    assert templates.question_from(ids("<think>Apples?</think>\n\nQuestion: How many pears?<eos>")) == "How many pears?"
+    assert templates.question_from(ids("Apples? No.</think>How many pears?"), asking) == "How many pears?"
+    assert templates.question_from(ids("Apples? No."), asking) is None, "the prompt opened it, and nothing closed it"
+    assert templates.question_from(ids("<think>Apples? No.<eos>")) is None
+    assert templates.question_from(ids("How many pears?")) == "How many pears?"
+
+
 def test_in_a_chat_a_question_has_several_lines_and_ends_with_the_end_token() -> None:
     templates = load(chat=True)
     ids = tuple(templates.tokenizer.encode("Which?\n(a) 1\n(b) 2", add_special_tokens=False))

@@ -265,8 +265,12 @@ def test_a_judge_prompt_is_as_long_as_the_replies_that_it_shows(monkeypatch: pyt
 
 def test_the_judge_of_votes_writes_replies_and_the_referee_reads_two() -> None:
     sizes = {"replies": {"max_new_tokens": 128}, "verdicts": {"max_new_tokens": 256, "reasoning": False}}
-    compared, voted = (workload(_config(**sizes | {"verdicts": {**sizes["verdicts"], "judge": name}}), None) for name in JUDGES)
-    assert (compared.reasoning, voted.reasoning) == (1, 256)
+    compared, voted, graded = (
+        workload(_config(**sizes | {"verdicts": {**sizes["verdicts"], "judge": name}}), None)
+        for name in ("pairwise", "agreement", "pointwise")
+    )
+    assert (compared.reasoning, voted.reasoning, graded.reasoning) == (1, 256, 1)
+    assert compared.judge_prompt - 32 <= graded.judge_prompt < compared.judge_prompt + 128
     assert voted.judge_prompt >= compared.judge_prompt - 32  # the templates of judge and referee differ by a few words
 
 

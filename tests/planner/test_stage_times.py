@@ -62,6 +62,12 @@ def test_what_a_run_does_not_do_takes_no_time(tmp_path: Path) -> None:
     assert stage_tokens(_config(f"pairs.file={tmp_path}"), LENGTHS, reference=False)["verdicts"].read == 0
     votes = stage_tokens(_config("verdicts.judge=agreement", "verdicts.agreement.votes=8"), LENGTHS, reference=False)
     assert votes["verdicts"].written == 16 * 8 * 5
+    pairwise, pointwise = (
+        stage_tokens(_config(f"verdicts.judge={name}"), LENGTHS, reference=False)["verdicts"]
+        for name in ("pairwise", "pointwise")
+    )
+    assert pairwise.written == pointwise.written
+    assert pairwise.read - pointwise.read == 2 * 16 * LENGTHS.reply  # two prompts a pair, with one reply less
     plain, with_reference = (stage_tokens(_config(), LENGTHS, reference=shown)["replies"] for shown in (False, True))
     assert with_reference.written == 1.5 * plain.written
 

@@ -91,6 +91,17 @@ def test_statements_on_the_judge_hold_for_every_setting() -> None:
     assert "Win rate, after vs. before – the referee decided none of 20 comparisons" in said
 
 
+def test_a_judge_of_single_replies_has_a_mean_grade_and_no_figures_of_orders() -> None:
+    report = sample_report()
+    assert "Mean grade" not in words(render(report, sample_metrics()))
+    report["config"]["verdicts"] = {"judge": "pointwise", "keep": 0.8}
+    nothing = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
+    report["verdicts"] |= {"swap_consistency": nothing, "mean_grade": fig(3.25, 3.125, 3.5, 2900)}
+    said = words(render(report, sample_metrics()))
+    assert "Mean grade of the replies, on the scale of the rubric 3.25 3.12 to 3.50 2,900" in said
+    assert "Same choice (one, other, neither)" not in said
+
+
 def test_a_judge_of_votes_has_no_figures_of_orders() -> None:
     report = sample_report()
     report["config"]["verdicts"] = {"judge": "agreement", "keep": 0.8}
@@ -104,6 +115,16 @@ def test_a_judge_of_votes_has_no_figures_of_orders() -> None:
     assert "its votes were split" in said
     for other in ("when the order is swapped", "shown first", "probability of the verdict labels"):
         assert other not in said
+
+
+def test_the_results_of_unit_tests_are_counted() -> None:
+    report = sample_report()
+    assert "Unit tests" not in words(render(report, sample_metrics()))
+    report["replies"]["unit_tests"] = {"n": 900, "passed": 512, "failed": 250, "syntax": 100, "no_code": 38}
+    said = words(render(report, sample_metrics()))
+    assert "Replies whose code was tested 900 Unit tests: all tests passed 512 900 Unit tests: a test failed 250 900" in said
+    assert "Unit tests: the code does not compile 100 900 Unit tests: no code in the reply 38 900" in said
+    assert "out of memory" not in said, "results without a reply have no row"
 
 
 def test_every_tag_is_closed_and_every_chart_is_named() -> None:

@@ -48,6 +48,25 @@ def test_a_thinking_that_the_prompt_opens_is_recognised() -> None:
     assert cut([7] * 9, 2, 3, (OPEN, 5, 5, 5, 5)) == (2, 0)  # in the text of the question
 
 
+def test_a_marker_may_have_several_tokens() -> None:
+    harmony = ThinkingTokens(frozenset([(2, 3)]), frozenset([(2, 4, 5), 6]), 3)
+
+    def found(ids: list[int], prompt: tuple[int, ...] = (9,)) -> tuple[int, int]:
+        progress = ReplyProgress(2, 99, Prompt(prompt), harmony)
+        for token in ids:
+            progress.add(token)
+            if progress.length >= progress.limit:
+                break
+        return progress.length, progress.hidden(finished=False)
+
+    assert found([2, 3, 7, 2, 4, 5, 8, 8, 8]) == (5, 5), "three tokens after the opening marker, none of which closes it"
+    assert found([2, 3, 2, 4, 5, 8, 8, 8]) == (5, 5), "markers count toward both limits together"
+    assert found([2, 3, 6, 8, 8, 8]) == (5, 3), "a marker of one token"
+    assert found([2, 7, 8, 8]) == (2, 0), "half a marker"
+    assert found([7, 7, 7, 7], (9, 2, 3, 9)) == (3, 3), "opened by the prompt"
+    assert found([7, 7, 7, 7], (2, 3, 2, 4, 5)) == (2, 0), "and closed by it"
+
+
 def test_the_context_ends_both() -> None:
     assert cut([OPEN, 7, CLOSE, 8, 8, 8], 4, 3, room=4) == (4, 3)
 

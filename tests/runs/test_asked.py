@@ -18,6 +18,9 @@ def test_replies_or_one_reply_are_read_and_all_fields_are_kept() -> None:
     assert asked_of(both, "line 1") == Asked("Why?", ("a", "b"), both)
     one = {"question": "Why?", "reply": "a"}
     assert asked_of(one, "line 1") == Asked("Why?", ("a",), one)
+    turns = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "2."}, {"role": "user", "content": "Why?"}]
+    conversation = {"messages": turns, "reply": "a"}
+    assert asked_of(conversation, "line 1") == Asked(turns, ("a",), conversation)
     assert asked_of(json_object(EXAMPLE), "example").replies == ("...", "...")
 
 
@@ -37,6 +40,18 @@ def test_an_object_without_question_or_reply_is_refused(values: dict[str, Any]) 
     said = "request: expected a question and at least one reply, none of them empty; got {"
     with pytest.raises(DataError, match=re.escape(said)):
         asked_of(values, "request")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"messages": [{"role": "assistant", "content": "Hi."}]}, '"messages" must end with a turn of the user, got assistant'),
+        ({"messages": [{"role": "user", "content": "Hi."}], "question": "Hi."}, 'both "question" and "messages"; keep one'),
+    ],
+)
+def test_a_malformed_conversation_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"line 3: {said}")):
+        asked_of({**values, "reply": "a"}, "line 3")
 
 
 def test_the_result_has_the_fields_of_the_object_and_of_the_ranking() -> None:

@@ -62,9 +62,10 @@ class Run:
         reply: str = "",
         precision: str = "fp32",
         scaling: str = "none",
+        special: tuple[str, ...] = (),
     ) -> None:
         self.folder, self.model = root / "run", root / "model"
-        tokenizer = tiny_models.words_tokenizer()
+        tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", *special))
         tokenizer.chat_template = CHAT if chat else None
         tiny_models.save_model(made or tiny_models.model("llama", len(tokenizer)), tokenizer, self.model)
         if grade:
@@ -591,6 +592,20 @@ def test_the_reward_function_does_not_read_a_thinking(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_an_exported_classifier_does_not_score_reasoning(chat: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path, chat=chat, special=("<think>", "</think>"))
+    folder = run.export("evaluator", tmp_path / "out", merge=True).folder
+    wanted = evaluator_ids(run.templates, (QUESTION, REPLY, ""), (tiny_models.EOS,))
+    tokenizer, reply = AutoTokenizer.from_pretrained(folder), f"<think>Two? No.</think>\n\n{REPLY}"
+    for text in (REPLY, reply, f"Two? No.</think>{REPLY}"):
+        messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": text}]
+        assert tuple(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)) == wanted
+    rows = {"prompt": [QUESTION], "chosen": [reply], "rejected": ["Two."]}
+    assert reward_of(folder).Evaluator().conversations(rows)["chosen"] == [[{"role": "assistant", "content": REPLY}]]
+    assert "which ends with `</think>`, is not scored" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_plain_prompts_are_put_on_the_evaluators_prompt_or_refused(chat: bool, tmp_path: Path) -> None:
     run = Run(tmp_path, chat=chat)
     evaluator = reward_of(run.export("evaluator", tmp_path / "out", merge=True).folder).Evaluator()
@@ -606,8 +621,10 @@ def test_plain_prompts_are_put_on_the_evaluators_prompt_or_refused(chat: bool, t
         {"role": "assistant", "content": REPLY},
         {"role": "user", "content": "Why?"},
     ]
-    with pytest.raises(ValueError, match="expected one message of the user, got: user, assistant, user"):
-        evaluator([turns], [REPLY])
+    text = f"User: {QUESTION}\n\nAssistant: {REPLY}\n\nUser: Why?"
+    assert evaluator([turns], [REPLY]) == pytest.approx([run.score(text)], abs=1e-4)
+    with pytest.raises(ValueError, match="end with a message of the user; got: user, assistant"):
+        evaluator([turns[:2]], [REPLY])
 
 
 def test_rows_of_texts_become_the_conversations_that_trl_tokenizes(tmp_path: Path) -> None:
@@ -617,6 +634,9 @@ def test_rows_of_texts_become_the_conversations_that_trl_tokenizes(tmp_path: Pat
     (prompt,), (chosen,), (kwargs,) = rows["prompt"], rows["chosen"], rows["chat_template_kwargs"]
     ids = evaluator.tokenizer.apply_chat_template(prompt + chosen, tokenize=True, return_dict=False, **kwargs)
     assert tuple(ids) == evaluator_ids(run.templates, (QUESTION, REPLY, run.reference_answer()), (tiny_models.EOS,))
+    turns = [{"role": role, "content": "Why?"} for role in ("user", "assistant", "user")]
+    with pytest.raises(ValueError, match="reads a reference answer, which it asks for single questions only"):
+        evaluator([turns], [REPLY])
 
 
 # -- the model card -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from selfeval.errors import ConfigError, DataError, ModelError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.quality.dedupe import jaccard, shingles
 from selfeval.records import Question, Split, from_json, to_json
-from selfeval.stages.conversations import check_conversations
+from selfeval.runs.conversations import check_conversations
 from selfeval.stages.given import Given, Labelled, given_key, read_given
 from selfeval.stages.gold import FileGold
 

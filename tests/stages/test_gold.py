@@ -6,18 +6,20 @@ import platform
 import re
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from selfeval.config import RunConfig
 from selfeval.errors import ConfigError, DataError
-from selfeval.execution.sandbox import check_sandbox
+from selfeval.execution.sandbox import Reason, check_sandbox
 from selfeval.execution.tasks import code_task, syntax_error
+from selfeval.report.schema import UnitTests
 from selfeval.stages import gold as module
+from selfeval.stages.evaluation import _unit_tests
 from selfeval.stages.given import read_given
-from selfeval.stages.gold import FileGold, ask_ahead, check_gold, gold_key, load_gold
+from selfeval.stages.gold import FileGold, ask_ahead, check_gold, count_outcomes, gold_key, load_gold
 from shared_data import shared_lines
 
 
@@ -206,6 +208,12 @@ def test_the_code_of_a_reply_is_right_if_it_passes_the_tests(tmp_path: Path, cap
     ]
     assert gold.is_right("What is 2 + 3?", "5") is True
     assert gold.is_right("Write triple(x).", RIGHT) is None
+    assert gold.is_right("Write double(x).", WRONG) is False
+    assert count_outcomes(gold) == {"passed": 1, "failed": 1, "no code": 1, "error": 1}, "each reply once"
+    assert count_outcomes(FileGold(_gold(tmp_path, {"question": "What is 2 + 3?", "answer": 5}))) is None
+    found = _unit_tests(gold)
+    assert found == UnitTests(n=4, passed=1, failed=1, error=1, no_code=1)
+    assert set(UnitTests.model_fields) == {"n", *(reason.replace(" ", "_") for reason in get_args(Reason))}
 
 
 @pytest.mark.usefixtures("_sandbox")

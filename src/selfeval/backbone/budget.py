@@ -119,11 +119,12 @@ class MemoryBudget:
     Args:
         meter: optional meter of the memory that the backbone's passes use. Default: resident memory of this process.
         tell: optional callback that receives a message when a limit shrinks for a new reason.
+        shorter: what makes sequences shorter, for messages; a command that reads other sequences than a run sets it.
     """
 
     def __init__(self, meter: Meter | None = None, tell: Callable[[str], None] | None = None) -> None:
         self.meter: Meter = meter or CpuMeter()
-        self.tell = tell
+        self.tell, self.shorter = tell, "lower replies.max_new_tokens"
         self._gauges = {phase: _Gauge(phase) for phase in Phase}
         self._phase: Phase | None = None
         self._events: dict[tuple[Phase, EventKind, int, int], MemoryEvent] = {}
@@ -263,7 +264,7 @@ class MemoryBudget:
             shown = f"this process then uses {format_bytes(peak)}, and backbone.memory_budget is {limit}"
         return MemoryLimitError(
             f"{what.format(units=units)} alone does not fit: {shown}. Free some memory, raise --memory-budget if you gave one, "
-            f"{advice}, or use a smaller model"
+            f"{advice.format(shorter=self.shorter)}, or use a smaller model"
         )
 
 
@@ -276,14 +277,14 @@ _REASONS = {
 _SMALLEST = {
     Phase.ROLLOUT: ("sampling one reply", "lower max_new_tokens or shorten the prompts"),
     Phase.BEAMS: ("beam search for one reply", "lower replies.beams or replies.max_new_tokens"),
-    Phase.SCORE: ("scoring one sequence of {units} tokens", "lower replies.max_new_tokens"),
+    Phase.SCORE: ("scoring one sequence of {units} tokens", "{shorter}"),
     Phase.CURVATURE: (
         "a second derivative of one sequence ({units} tokens)",
-        "lower replies.max_new_tokens or backbone.lora.rank",
+        "{shorter} or lower backbone.lora.rank",
     ),
     Phase.UPDATE: (
         "a micro-batch of one sequence or pair ({units} tokens)",
-        "lower replies.max_new_tokens or backbone.lora.rank",
+        "{shorter} or lower backbone.lora.rank",
     ),
 }
 

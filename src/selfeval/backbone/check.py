@@ -9,12 +9,14 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -110,6 +112,8 @@ def read_parts(
         raise ModelError("no model was given; use --model with a Hugging Face model folder or hub id")
     _check_folder(name)
     with errors_of_model(name):
+        if not Path(name).is_dir():
+            _check_snapshot(name)
         # Before AutoConfig, which refuses a model_type that is not registered.
         values = PreTrainedConfig.get_config_dict(name)[0]
         _refuse_kernels(values, name)
@@ -178,6 +182,15 @@ def _check_folder(name: str) -> None:
         raise ModelError(
             f"{path / 'config.json'} contains a {type(values).__name__} instead of an object; this is not a model's config.json"
         )
+
+
+def _check_snapshot(name: str) -> None:
+    """Refuse the files of a hub id by the limits of a folder, before any of them is read; download those that are missing.
+
+    If it cannot be downloaded, there is nothing to check: transformers, which is asked next, says why.
+    """
+    with suppress(HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        _refuse_large_files(Path(snapshot_download(name, allow_patterns=list(_TEXT_FILES))))
 
 
 def _refuse_large_files(folder: Path) -> None:

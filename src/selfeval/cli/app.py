@@ -485,7 +485,10 @@ def score(
     reply: Annotated[list[str] | None, typer.Option(help="A reply; repeat the option to compare replies.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help='JSON lines {"question": "...", "replies": ["...", "..."]}; - reads from standard input.'),
+        typer.Option(
+            help='JSON lines {"question": "...", "replies": ["...", "..."]}, or "messages" in place of "question" for a '
+            "conversation; - reads from standard input."
+        ),
     ] = None,
     sure: Annotated[float, typer.Option(min=0.5, max=1.0, help="Confidence threshold; below it the result is `unsure`.")] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per question.")] = False,

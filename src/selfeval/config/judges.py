@@ -19,10 +19,12 @@ __all__ = [
     "JUDGES",
     "REFEREE",
     "REPLY",
+    "RUBRIC",
     "AgreementConfig",
     "JudgeConfig",
     "JudgeRole",
     "JudgeSpec",
+    "PointwiseConfig",
     "TemplateKind",
     "judge_spec",
 ]
@@ -77,6 +79,18 @@ class AgreementConfig(JudgeConfig):
         return self
 
 
+class PointwiseConfig(JudgeConfig):
+    """Settings of `judge = "pointwise"`."""
+
+    rubric: str = ""
+    """Optional. TOML file with the criterion and the grades (docs/algorithms/judging.md#pointwise). Default: `rubric.toml` of
+    the templates folder."""
+
+
+RUBRIC = "rubric.toml"
+"""Rubric of a templates folder."""
+
+
 @dataclass(frozen=True)
 class TemplateKind:
     """A kind of prompt template: the file `NAME.jinja` of a templates folder.
@@ -87,6 +101,7 @@ class TemplateKind:
         settings: keys of templates.toml that its prompts depend on, in addition to its labels.
         labels: names of the verdict labels in its table `[NAME]` of templates.toml, at least two; empty if it has no table.
         flags: further variables, true or false, that the template need not read.
+        rubric: whether its verdict labels, and further variables (`Rubric.shown`), come from `rubric.toml` of the folder.
     """
 
     name: str
@@ -94,6 +109,12 @@ class TemplateKind:
     settings: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    rubric: bool = False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files of a templates folder that its prompts depend on, besides templates.toml."""
+        return (f"{self.name}.jinja", *((RUBRIC,) if self.rubric else ()))
 
 
 @dataclass(frozen=True)
@@ -133,6 +154,7 @@ REPLY = TemplateKind("reply", {"question": "How many apples does Mary have?"}, (
 _PAIR = {"question": "How many apples does Mary have?", "first": "She has five.", "second": "Mary has six."}
 _BETTER = ("first", "second", "tie")
 _CUT = ("first_cut", "second_cut")
+_REPLY_ALONE = {"question": "How many apples does Mary have?", "reply": "She has five."}
 
 
 def _registry(*specs: JudgeSpec) -> dict[str, JudgeSpec]:
@@ -149,6 +171,16 @@ JUDGES: dict[str, JudgeSpec] = _registry(
             "judge": (TemplateKind("judge", _PAIR, labels=_BETTER, flags=_CUT),),
             "referee": (TemplateKind("referee", _PAIR, labels=_BETTER, flags=_CUT),),
         },
+    ),
+    JudgeSpec(
+        "pointwise",
+        "pointwise:PointwiseJudge",
+        "The base model, prompted to grade each reply alone by a rubric; the reply with the higher grade is better.",
+        templates={"judge": (TemplateKind("pointwise", _REPLY_ALONE, flags=("cut", "reasoning"), rubric=True),)},
+        config=PointwiseConfig,
+        replies_per_prompt=1,
+        outputs="gradings",
+        compares="by grading each of them alone",
     ),
     JudgeSpec(
         "agreement",

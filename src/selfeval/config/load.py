@@ -210,7 +210,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return values
 
 
-_PATHS = ("model", "seeds", "templates", "gold", "questions.file", "replies.file", "pairs.file")
+_PATHS = (
+    *("model", "seeds", "templates", "gold", "questions.file", "replies.file", "pairs.file"),
+    "verdicts.pointwise.rubric",
+)
 
 
 def _paths_in(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -18,7 +18,7 @@ from pydantic import (
 
 from selfeval.config.choices import check_name, read_settings
 from selfeval.config.fields import Count, CountOrAuto, CountOrNone, Nucleus, Positive, PositiveOrNone, Section, Share
-from selfeval.config.judges import JUDGES, JudgeConfig
+from selfeval.config.judges import JUDGES, JudgeConfig, PointwiseConfig
 
 __all__ = [
     "EvaluationConfig",
@@ -148,11 +148,18 @@ class VerdictsConfig(Section):
     label_mass: Share = 0.5
     """An order is unparsable if its verdict labels together have less probability than this."""
     max_new_tokens: Count = 256
-    """Token limit of the judge's chain of thought, or of a vote; if it is cut off there, it is not read."""
+    """Token limit of the judge's chain of thought, or of a vote; see `truncated` for one that is cut off there."""
+    truncated: Literal["drop", "force"] = "drop"
+    """A chain of thought that is cut off: `drop` has no verdict, `force` reads one after an appended lead."""
     reasoning: bool = True
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
     shard: Count = 256
     """Pairs per shard."""
+
+    @property
+    def rubric(self) -> str:
+        """The user's file of a rubric; empty if the judge reads none, or that of the templates folder."""
+        return self.settings.rubric if isinstance(self.settings, PointwiseConfig) else ""
 
     @field_validator("judge")
     @classmethod

@@ -12,7 +12,7 @@ from statistics import fmean
 from selfeval.config import AgreementConfig, RunConfig, judge_spec
 from selfeval.evaluation.verdicts import choices_of, count_causes, is_consistent
 from selfeval.quality.statistics import mean_figure, proportion
-from selfeval.records import AgreementEvidence, PairwiseEvidence, Unreadable, Verdict, VerdictState
+from selfeval.records import AgreementEvidence, PairwiseEvidence, PointwiseEvidence, Unreadable, Verdict, VerdictState
 from selfeval.report.schema import JudgeProbe, ProbeFinding, UnreadableOrders
 
 __all__ = ["PROBED", "diagnose", "probe_sentences", "shown_first"]
@@ -82,7 +82,8 @@ def shown_first(verdict: Verdict) -> float | None:
 
 def _masses(verdict: Verdict) -> list[float]:
     evidence = verdict.evidence
-    return [mass for mass in evidence.label_masses if mass is not None] if isinstance(evidence, PairwiseEvidence) else []
+    masses = evidence.label_masses if isinstance(evidence, (PairwiseEvidence, PointwiseEvidence)) else ()
+    return [mass for mass in masses if mass is not None]
 
 
 # -- outputs that cannot be read ----------------------------------------------------------------------------------------
@@ -94,6 +95,8 @@ _OBSERVED = {
     Unreadable.NO_ROOM: "did not fit the model's context",
     Unreadable.NO_LEAD: "ended without a verdict, and the judge template's labels have no lead to append",
     Unreadable.NO_ANSWER: "ended without an answer of the form verdicts.agreement.answer = {answer}",
+    Unreadable.TRUNCATED: "were cut off at verdicts.max_new_tokens = {tokens} and read after an appended lead",
+    Unreadable.REFUSED: "refused to judge",
 }
 
 
@@ -112,6 +115,8 @@ def _unreadable_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list
         Unreadable.NO_ROOM: _more_room(config),
         Unreadable.NO_LEAD: "set `lead` for the judge in templates.toml",
         Unreadable.NO_ANSWER: "set it to the form in which the model ends its replies, or ask for this form in reply.jinja",
+        Unreadable.TRUNCATED: _more_tokens(config),
+        Unreadable.REFUSED: "use judge templates that ask for a comparison only, or a model that refuses less",
     }
     return [
         _finding(cause.value, f"{counts[cause.value]} of {total} {outputs} {_OBSERVED[cause].format(**said)}", remedies[cause])

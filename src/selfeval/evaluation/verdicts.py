@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 
 from selfeval.judging.orders import Choice, choice
 from selfeval.quality.statistics import Figure, mean_figure, proportion
-from selfeval.records import AgreementEvidence, PairwiseEvidence, Unreadable, Verdict, VerdictState
+from selfeval.records import AgreementEvidence, PairwiseEvidence, PointwiseEvidence, Unreadable, Verdict, VerdictState
 from selfeval.report.schema import JudgeProbe, UnreadableOrders, Verdicts
 
 __all__ = ["choices_of", "count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
@@ -42,6 +43,7 @@ def measure_verdicts(
         kept_share=proportion([verdict.state == VerdictState.KEPT for verdict in verdicts]),
         swap_consistency=proportion([found for found in consistent if found is not None]),
         majority_share=_majority_share(verdicts),
+        mean_grade=_mean_grade(verdicts),
         probe=probe,
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
     )
@@ -50,6 +52,12 @@ def measure_verdicts(
 def _majority_share(verdicts: Sequence[Verdict]) -> Figure | None:
     ballots = [verdict.evidence for verdict in verdicts if isinstance(verdict.evidence, AgreementEvidence)]
     return mean_figure([ballot.share for ballot in ballots if ballot.share is not None]) if ballots else None
+
+
+def _mean_grade(verdicts: Sequence[Verdict]) -> Figure | None:
+    graded = [verdict.evidence for verdict in verdicts if isinstance(verdict.evidence, PointwiseEvidence)]
+    means = [fmean(known) for evidence in graded if (known := [grade for grade in evidence.grades if grade is not None])]
+    return mean_figure(means, bounds=None) if graded else None
 
 
 def count_causes(verdicts: Sequence[Verdict]) -> dict[str, int]:

@@ -32,7 +32,7 @@ from selfeval.errors import ConfigError
 from selfeval.execution.harness import HEADER, PROOF
 from selfeval.execution.system_calls import ARCHITECTURES
 
-__all__ = ["LIMITS", "Limits", "Outcome", "Program", "check_sandbox", "run_program", "run_programs"]
+__all__ = ["LIMITS", "Limits", "Outcome", "Program", "Reason", "check_sandbox", "run_program", "run_programs"]
 
 Reason = Literal["passed", "failed", "error", "syntax", "timeout", "memory", "exit", "crash", "no code"]
 

@@ -31,11 +31,11 @@ Sample = tuple[str, str, str]
 
 
 def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> tuple[int, ...]:
-    """Return the evaluator's input: the `grade` prompt, the reply, and the end-of-sequence token."""
+    """Return the evaluator's input: the `grade` prompt, the reply without its reasoning, and the end-of-sequence token."""
     question, reply, reference_answer = sample
     return (
         *templates.prompt("grade", question=question, reference_answer=reference_answer).ids,
-        *templates.reply_ids(reply),
+        *templates.reply_ids(templates.without_thinking(reply)),
         *end,
     )
 
@@ -171,7 +171,8 @@ def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[s
         _turn_macros(),
         _NEEDS_REFERENCE_ANSWER if templates.grades_with_reference_answer else "{%- set reference_answer = '' -%}",
         "{%- set question = cleaned(messages[0]['content']) -%}",
-        "{%- set reply = cleaned(messages[1]['content']) -%}",
+        *_without_thinking(templates),
+        "{%- set reply = cleaned(said) -%}",
         f"{{%- set chat = {str(chat).lower()} -%}}",
         f"{{%- set graded +%}}{_untrimmed(_source(templates, 'grade'))}{{%+ endset -%}}",
     ]
@@ -183,6 +184,20 @@ def _evaluator_templates(templates: Templates, end: Sequence[str]) -> Iterator[s
         middles = [f"{begin}{{{{ graded }}}}{{{{ ' ' + reply }}}}" for begin in _BEGINNINGS]
     for middle in middles:
         yield "".join([*start, middle, *(_literal(token) for token in end)])
+
+
+def _without_thinking(templates: Templates) -> Iterator[str]:
+    """Yield statements that set `said` to the reply without its reasoning, as `Templates.without_thinking` returns it.
+
+    They precede the cleaning, which removes markers that are control tokens.
+    """
+    yield (
+        "{%- set said = messages[1]['content'] -%}"
+        "{%- if said is not string -%}{%- set said = said | map(attribute='text') | join -%}{%- endif -%}"
+    )
+    # Split at each marker in turn: what is left follows the last marker of any kind.
+    for end in map(jinja_string, templates.thinking_ends):
+        yield f"{{%- if {end} in said -%}}{{%- set said = said.split({end})[-1].strip() -%}}{{%- endif -%}}"
 
 
 def _policy_templates(templates: Templates, end: Sequence[str]) -> Iterator[str]:

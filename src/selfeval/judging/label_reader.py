@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from selfeval.judging.labels import verdict_tokens
 from selfeval.judging.loops import ends_in_loop
 from selfeval.judging.protocol import JudgeContext
-from selfeval.judging.reading import Place, find_verdict, thinking_of, token_at
+from selfeval.judging.reading import Place, find_verdict, is_refusal, thinking_of, token_at
 from selfeval.prompt import Prompt
 from selfeval.records import Unreadable
 from selfeval.rollout.engine import Request, Rollout, generate
@@ -31,7 +31,7 @@ class Reading:
         probabilities: probability of each label, in the order in which the kind of template declares them; they need not add
             up to 1. None if the output is unparsable.
         raw_output: the output of the judge.
-        cause: Optional. Why the output is unparsable; None if it is not.
+        cause: Optional. Why the output is unparsable, or TRUNCATED if its probabilities were read although it was cut off.
         label_mass: Optional. Probability of all labels together at the position of the verdict; None if there is no position.
     """
 
@@ -52,10 +52,12 @@ class _Spot:
     Attributes:
         before: all tokens up to the labels.
         watched: Optional. Log-probs of the watched tokens there, if the engine has already computed them.
+        cause: Optional. TRUNCATED if the judge was cut off before it came to this position.
     """
 
     before: Prompt
     watched: tuple[float, ...] | None = None
+    cause: Unreadable | None = None
 
 
 class LabelReader:
@@ -79,7 +81,7 @@ class LabelReader:
         reasoning = self._reason(prompts, advance)
         spots = {prompt: spot for prompt, said in reasoning.items() if (spot := self._spot(prompt, said)) is not None}
         logprobs = self._label_logprobs(spots)
-        return [self._reading(prompt, reasoning.get(prompt), logprobs.get(prompt)) for prompt in prompts]
+        return [self._reading(p, reasoning.get(p), logprobs.get(p), spots[p].cause if p in spots else None) for p in prompts]
 
     def _room(self, prompt: Prompt) -> int:
         context = self.backbone.loaded.context_length
@@ -101,7 +103,7 @@ class LabelReader:
     def _spot(self, prompt: Prompt, said: Rollout) -> _Spot | None:
         """Return the position of the labels: at the judge's verdict, or after a lead that is appended to its output.
 
-        None if there is nothing to read: the judge was cut off before it decided, or there is no lead to append.
+        None if there is nothing to read: the judge refused, was cut off before it decided, or there is no lead to append.
         """
         # The end of the prompt matters, because a chat template may open the thinking there.
         text = self._decode(said.ids)
@@ -109,14 +111,14 @@ class LabelReader:
         # Still thinking: close the block first, or the lead would be read as part of the draft.
         if thinking.end is None:
             close = tuple(self.templates.tokenizer.encode(thinking.close, add_special_tokens=False))
-            return self._appended(prompt, said, (*self._without_end(said.ids), *close))
+            return self._appended(prompt, said, close)
         label = self._label(said, text, thinking.end)
         # The judge named a verdict in the expected tokens, so the engine watched the label probabilities at that step.
         if label is not None:
             return _Spot(prompt.followed_by(said.ids[:label]), said.watched[label])
         place = self._statement(said, text, thinking.end)
         if place is None:
-            return self._appended(prompt, said, self._without_end(said.ids))
+            return None if self._refuses(said) else self._appended(prompt, said)
         # It named one in unexpected tokens: cut its text before the statement, and read the labels after the usual lead.
         return _Spot(self._with_lead(prompt, said.ids[: self._tokens_before(said, place.lead)]))
 
@@ -161,16 +163,34 @@ class LabelReader:
         ends = set(self.backbone.loaded.eos_ids)
         return tuple(i for i in ids if i not in ends)
 
-    def _appended(self, prompt: Prompt, said: Rollout, output: TokenIds) -> _Spot | None:
-        """Return the position after an appended lead; None if the chain of thought was cut off, because it has no verdict."""
-        if self.config.reasoning and not (self.labels.lead and said.finished):
-            return None
-        return _Spot(self._with_lead(prompt, output))
+    def _refuses(self, said: Rollout) -> bool:
+        """Return whether a judge that ended by itself wrote a refusal. Without reasoning it writes nothing."""
+        text = self._decode(said.ids)
+        return said.finished and is_refusal(text[thinking_of(text).end or 0 :])
 
-    def _with_lead(self, prompt: Prompt, output: TokenIds) -> Prompt:
-        """Append the lead to the output, truncating the output if the context is too short."""
-        lead = self.tokens.lead
-        return prompt.followed_by((*output[: self._room(prompt) - len(lead) - self.tokens.longest], *lead))
+    def _appended(self, prompt: Prompt, said: Rollout, close: TokenIds = ()) -> _Spot | None:
+        """Return the position after an appended lead.
+
+        None if there is no lead, or if the chain of thought was cut off, because it has no verdict. With `verdicts.truncated =
+        "force"`, the verdict of a chain of thought that was cut off is read there (budget forcing: Muennighoff et al. 2025,
+        https://arxiv.org/abs/2501.19393, section 3.1).
+
+        Args:
+            prompt: the prompt.
+            said: the output.
+            close: marker that ends the thinking of the output.
+        """
+        is_cut = self.config.reasoning and not said.finished
+        if (self.config.reasoning and not self.labels.lead) or (is_cut and self.config.truncated == "drop"):
+            return None
+        before = self._with_lead(prompt, self._without_end(said.ids), close)
+        return _Spot(before, cause=Unreadable.TRUNCATED if is_cut else None)
+
+    def _with_lead(self, prompt: Prompt, output: TokenIds, close: TokenIds = ()) -> Prompt:
+        """Append marker and lead to the output, truncating the output if the context is too short."""
+        added = (*close, *self.tokens.lead)
+        room = self._room(prompt) - len(added) - self.tokens.longest
+        return prompt.followed_by((*output[: max(room, 0)], *added))
 
     def _label_logprobs(self, spots: dict[Prompt, _Spot]) -> dict[Prompt, tuple[float, ...]]:
         """Return the log-probs of the labels at each position, summed along their paths."""
@@ -190,7 +210,9 @@ class LabelReader:
 
         return {prompt: tuple(total(prompt, path) for path in self.tokens.paths) for prompt in spots}
 
-    def _reading(self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None) -> Reading:
+    def _reading(
+        self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None, cause: Unreadable | None
+    ) -> Reading:
         if rollout is None:
             skipped = f"(skipped: the prompt of {len(prompt.ids)} tokens does not fit the model's context)"
             return Reading(None, skipped, Unreadable.NO_ROOM)
@@ -202,12 +224,12 @@ class LabelReader:
         mass = sum(probabilities)
         if mass < self.config.label_mass or mass <= 0:
             return Reading(None, raw_output, Unreadable.LABEL_MASS, mass)
-        return Reading(probabilities, raw_output, label_mass=mass)
+        return Reading(probabilities, raw_output, cause, mass)
 
     def _cause(self, rollout: Rollout) -> Unreadable:
         """Return why there is no position at which the labels could be read."""
         if rollout.finished:
-            return Unreadable.NO_LEAD
+            return Unreadable.REFUSED if self._refuses(rollout) else Unreadable.NO_LEAD
         if ends_in_loop(rollout.ids):
             return Unreadable.LOOP
         # The engine stops at the end of the model's context, before the limit.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from selfeval.judging.labels import Labels
 
-__all__ = ["MARKERS", "Place", "Thinking", "find_verdict", "thinking_of", "token_at"]
+__all__ = ["MARKERS", "Place", "Thinking", "find_verdict", "is_refusal", "thinking_of", "token_at"]
 
 MARKERS = (
     ("<think>", "</think>"),
@@ -115,6 +115,29 @@ def find_verdict(text: str, labels: Labels, *, finished: bool) -> Place | None:
     if stated:
         return _place(stated[-1])
     return _place(found[-1][0]) if len({label.casefold() for _, label in found}) == 1 else None
+
+
+_CANNOT = r"i(?: can ?not| can't| am unable to| am not able to|'m unable to|'m not able to| won't| will not)"
+_TASK = r"(?:compare|judge|grade|rate|rank|evaluate|assess|decide|determine|choose|help|assist|provide|answer|comply|continue)"
+_REFUSAL = re.compile(
+    rf"""[\s*_"'“]*(?:(?:i'm |i am )?(?:very )?sorry,? (?:but )?i\b|i apologi[sz]e,? but\b|"""
+    rf"(?:unfortunately,? |as an ai\b[^.\n]{{0,40}}?,? )?{_CANNOT} {_TASK}\b|"
+    r"(?:很|非常)?(?:抱歉|对不起)，?[^。\n]{0,20}?(?:无法|不能)|我(?:无法|不能)(?:比较|判断|评价|评分|回答|提供|协助|帮助))",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(text: str) -> bool:
+    """Return whether an answer begins by refusing the task, in English or Chinese.
+
+    Only the beginning counts, because a judge may quote the refusal of a reply, and only with a verb of the task, because
+    "I cannot find a mistake" is none. The caller looks for a verdict first.
+
+    Example:
+        >>> is_refusal("I'm sorry, but I can't compare these replies."), is_refusal("Reply A says: I cannot help.")
+        (True, False)
+    """
+    return bool(_REFUSAL.match(text.replace("\u2019", "'")))
 
 
 def _place(match: re.Match[str]) -> Place:

@@ -12,6 +12,7 @@ from jinja2 import Environment, TemplateError, meta
 from selfeval.backbone.snapshot import model_folder
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date
 from selfeval.judging.kinds import template_kinds
+from selfeval.judging.rubric import with_rubric
 from selfeval.judging.templates import check_complete, read_settings, template_texts
 
 __all__ = ["fixed_text", "prompt_sources", "tokenizer_files"]
@@ -27,7 +28,7 @@ def _pieces(source: str) -> list[str]:
     return [value for _, token, value in Environment(autoescape=False).lex(source) if token == "data"]
 
 
-def prompt_sources(folder: Path, day: date, kinds: Collection[str]) -> dict[str, Any]:
+def prompt_sources(folder: Path, day: date, kinds: Collection[str], rubric: str = "") -> dict[str, Any]:
     """Return the sources of each kind of prompt: templates, including those that they include, and settings.
 
     A stage that reads prompts of one kind depends on that entry alone. The kind `chat` holds the folder's chat template.
@@ -36,11 +37,13 @@ def prompt_sources(folder: Path, day: date, kinds: Collection[str]) -> dict[str,
         folder: folder of templates.
         day: date that they print; part of the sources of those kinds that print it.
         kinds: kinds of prompts that are read.
+        rubric: Optional. The user's file of a rubric. Default: that of the folder.
 
     Raises:
+        ConfigError: the file of the rubric cannot be used.
         ModelError: the folder lacks one of them.
     """
-    texts, read = template_texts(folder), [template_kinds()[kind] for kind in kinds]
+    texts, read = with_rubric(template_texts(folder), rubric), [template_kinds()[kind] for kind in kinds]
     check_complete(folder, texts, read)
     settings = read_settings(folder, texts).model_dump(mode="json")
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
@@ -48,7 +51,8 @@ def prompt_sources(folder: Path, day: date, kinds: Collection[str]) -> dict[str,
     for kind in read:
         # Labels are a table in templates.toml under the name of their kind.
         names = (*kind.settings, kind.name) if kind.labels else kind.settings
-        found[kind.name] = [_with_included(f"{kind.name}.jinja", frozen), {name: settings[name] for name in names}]
+        further = {name: texts[name] for name in kind.files if name != f"{kind.name}.jinja"}
+        found[kind.name] = [_with_included(f"{kind.name}.jinja", frozen) | further, {name: settings[name] for name in names}]
     return found
 
 

@@ -6,6 +6,7 @@ the first stage rather than after a training. It needs a tokenizer but no model.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from selfeval.backbone.tokens import ControlTokens
-from selfeval.config import TemplateKind
+from selfeval.config import RUBRIC, TemplateKind
 from selfeval.errors import ModelError
 from selfeval.judging.chat import (
     CHAT_TEMPLATE,
@@ -35,7 +36,8 @@ from selfeval.judging.chat import (
 from selfeval.judging.hostile import refuse_leak
 from selfeval.judging.kinds import kinds_of_run, template_kinds
 from selfeval.judging.labels import Labels, in_order, verdict_tokens
-from selfeval.judging.reading import MARKERS
+from selfeval.judging.reading import MARKERS, thinking_of
+from selfeval.judging.rubric import Rubric, parse_rubric, with_rubric
 from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
 from selfeval.judging.typed import TypedReplies
@@ -58,8 +60,13 @@ __all__ = [
 SETTINGS = "templates.toml"
 
 _OWN = Path(__file__).parent / "templates"
-_OTHER: dict[str, Any] = {"examples": []}
+_CONTROL = re.compile(r"<\|\w+\|>")
+_TURN = re.compile(r"<\|end\|><\|start\|>assistant(?:<\|channel\|>\w+)?")
+"""Between two messages of harmony: the model writes its thinking and the reply as separate messages."""
+_PROMPT_TAIL = 16
+"""Number of last tokens of a prompt searched for an opening marker of reasoning."""
 _OTHER_TEXT = "Something else entirely"
+_OTHER: dict[str, Any] = {"examples": [], "grades": [_OTHER_TEXT]}
 """Values that differ from every sample."""
 
 
@@ -113,6 +120,7 @@ class Templates:
         tokenizer: tokenizer with the chat template that is used.
         parts: whether the chat template expects message content as a list of parts.
         folder: folder of the templates, for messages.
+        rubric: Optional. The rubric, if a kind that was loaded reads it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -120,6 +128,7 @@ class Templates:
     settings: Settings
     parts: bool = False
     folder: Path = _OWN
+    rubric: Rubric | None = None
 
     @classmethod
     def load(
@@ -131,6 +140,7 @@ class Templates:
         kinds: Collection[str] | None = None,
         arguments: Mapping[str, Any] | None = None,
         system: str = "",
+        rubric: str = "",
     ) -> Templates:
         """Read a folder of templates and render each on sample values.
 
@@ -144,12 +154,15 @@ class Templates:
                 run with the default judge.
             arguments: Optional. Arguments of the chat template (`chat.arguments`). Default: none.
             system: Optional. System prompt of replies (`chat.system`). Default: none.
+            rubric: Optional. The user's file of a rubric (`verdicts.pointwise.rubric`). Default: that of the folder.
 
         Raises:
+            ConfigError: the file of the rubric cannot be used.
             ModelError: a file is missing, malformed, or cannot be rendered; a template does not show one of its texts.
         """
         day, texts = day or date.today(), template_texts(folder) if texts is None else texts
         read = [template_kinds()[kind] for kind in (kinds_of_run() if kinds is None else kinds)]
+        texts = with_rubric(texts, rubric)
         check_complete(folder, texts, read)
         texts = with_system(texts, system)
         settings = read_settings(folder, texts)
@@ -161,10 +174,11 @@ class Templates:
                 "chat.system needs a chat template, which this model does not have; remove it, or write the text in reply.jinja"
             )
         parts = is_chat and uses_parts(tokenizer)
-        templates = cls(tokenizer, _environment(folder, texts, day), settings, parts, folder)
+        graded = parse_rubric(texts[RUBRIC], rubric or folder / RUBRIC) if any(kind.rubric for kind in read) else None
+        templates = cls(tokenizer, _environment(folder, texts, day), settings, parts, folder, graded)
         for kind in read:
             _check(templates, kind, folder / f"{kind.name}.jinja")
-            if kind.labels:
+            if kind.labels or kind.rubric:
                 verdict_tokens(templates, templates.labels(kind.name))
         return templates
 
@@ -183,7 +197,9 @@ class Templates:
         return ControlTokens(self.tokenizer)
 
     def labels(self, kind: str) -> Labels:
-        """Return the verdict labels of a kind of template that has some."""
+        """Return the verdict labels of a kind of template: its table in templates.toml, or the grades of the rubric."""
+        if self.rubric is not None and template_kinds()[kind].rubric:
+            return self.rubric.labels
         return self.settings.labels[kind]
 
     def prompt(self, kind: str, **values: Any) -> Prompt:
@@ -302,9 +318,11 @@ class Templates:
 
     @cached_property
     def _markers(self) -> tuple[tuple[str, str], ...]:
-        """Markers of thinking that are single tokens of this tokenizer: opening and closing."""
+        """Markers of thinking, opening and closing, that are single tokens of this tokenizer or begin with control tokens."""
         vocabulary = self.tokenizer.get_vocab()
-        return tuple(pair for pair in MARKERS if all(marker in vocabulary for marker in pair))
+        # Without the tokens of its format, a text such as "<|channel|>analysis" is an ordinary one.
+        needed = {marker: _CONTROL.findall(marker) or [marker] for pair in MARKERS for marker in pair}
+        return tuple(pair for pair in MARKERS if all(token in vocabulary for marker in pair for token in needed[marker]))
 
     def thinking(self, limit: int | None = None) -> ThinkingTokens | None:
         """Return how the thinking before a reply is recognised; None if the tokenizer has no tokens for it.
@@ -312,15 +330,24 @@ class Templates:
         Args:
             limit: Optional. Token limit of the thinking (`replies.max_thinking_tokens`). Default: that of the reply.
         """
-        opening, closing = (self.tokenizer.convert_tokens_to_ids([pair[i] for pair in self._markers]) for i in (0, 1))
-        return ThinkingTokens(frozenset(opening), frozenset(closing), limit) if self._markers else None
+        if not self._markers:
+            return None
+        opening, closing = (frozenset(self._marker_ids(pair[i]) for pair in self._markers) for i in (0, 1))
+        return ThinkingTokens(opening, closing, limit)
+
+    def _marker_ids(self, marker: str) -> int | tuple[int, ...]:
+        vocabulary = self.tokenizer.get_vocab()
+        if marker in vocabulary:
+            return int(vocabulary[marker])
+        return tuple(int(i) for i in self.tokenizer.encode(marker, add_special_tokens=False))
 
     def thinking_text(self, ids: tuple[int, ...]) -> str:
         """Decode a chain of thought, omitting control tokens and the markers around it."""
-        text = self.text(ids)
+        # The markers are removed before the control tokens, of which some consist.
+        text = self._decoded(ids).strip()
         for opening, closing in self._markers:
             text = text.removeprefix(opening).removesuffix(closing).strip()
-        return text
+        return " ".join(filter(None, (self.clean(part) for part in _TURN.split(text))))
 
     def without_thinking(self, text: str) -> str:
         """Return the part of a typed reply after its thinking; the whole reply if it has none."""
@@ -330,7 +357,7 @@ class Templates:
     @property
     def thinking_ends(self) -> tuple[str, ...]:
         """Markers that end a chain of thought."""
-        return tuple(closing for _, closing in self._markers)
+        return tuple(dict.fromkeys(closing for _, closing in self._markers))
 
     @property
     def grades_with_reference_answer(self) -> bool:
@@ -348,28 +375,44 @@ class Templates:
         encoded = [self.tokenizer.encode(stop, add_special_tokens=False) for stop in self._ask_stop]
         return tuple(int(ids[0]) for ids in encoded if len(ids) == 1)
 
-    def question_from(self, ids: tuple[int, ...]) -> str:
-        """Return the generated question: the text before the first stop text, without label and preamble."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+    def question_from(self, ids: tuple[int, ...], prompt: Prompt | None = None) -> str | None:
+        """Return the generated question: the text before the first stop text, without reasoning, label and preamble.
+
+        Args:
+            ids: the sampled tokens.
+            prompt: Optional. The preceding prompt, which may open the reasoning. Default: it does not.
+
+        Returns:
+            None if the reasoning did not end.
+        """
+        # With control tokens, because they may mark the reasoning.
+        text, before = self._decoded(ids), "" if prompt is None else self._decoded(prompt.ids[-_PROMPT_TAIL:])
+        begin = thinking_of(text, before).end
+        if begin is None:
+            return None
+        text = text[begin:].lstrip()
         for stop in self._ask_stop:
             text = text.split(stop)[0]
         return bare_question(self.clean(text))
 
     def has_stop(self, ids: tuple[int, ...]) -> bool:
         """Return whether a stop text was reached. It need not be a single token."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+        text = self._decoded(ids).lstrip()
         return any(stop in text for stop in self._ask_stop)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def template_texts(folder: Path) -> dict[str, str]:
-    """Return file name -> text of all templates of a folder and of its templates.toml.
+    """Return file name -> text of all templates of a folder, its templates.toml and its rubric.
 
     Raises:
         ModelError: a file is not UTF-8 text, or is a link out of the folder.
     """
     refuse_links(folder, entries(folder), ModelError)  # any file of the folder can be included by a template
     paths = [path for path in sorted(folder.rglob("*.jinja")) if path.is_file()]
-    paths += [folder / SETTINGS] if (folder / SETTINGS).is_file() else []
+    paths += [folder / name for name in (SETTINGS, RUBRIC) if (folder / name).is_file()]
     return {path.relative_to(folder).as_posix(): _text(path) for path in paths}
 
 
@@ -415,7 +458,7 @@ def check_complete(folder: Path, texts: Mapping[str, str], kinds: Collection[Tem
         ModelError: see above; the message names what is missing.
     """
     names = ", ".join(kind.name for kind in kinds)
-    if missing := [f"{kind.name}.jinja" for kind in kinds if f"{kind.name}.jinja" not in texts]:
+    if missing := [name for kind in kinds for name in kind.files if name not in texts]:
         raise ModelError(
             f"templates folder {folder} lacks {', '.join(missing)}; this configuration needs {names}; add the missing ones, "
             f"for example copies from {_OWN}"
@@ -433,7 +476,7 @@ def _environment(folder: Path, texts: Mapping[str, str], day: date) -> PromptEnv
     frozen = {name: freeze_date(text, day) for name, text in texts.items()}
     environment = PromptEnvironment(DictLoader(frozen))
     for name in texts:
-        if name not in (SETTINGS, CHAT_TEMPLATE):
+        if name not in (SETTINGS, CHAT_TEMPLATE, RUBRIC):
             refuse_chance(texts[name], str(folder / name))
             try:
                 environment.get_template(name)
@@ -448,6 +491,8 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
     # The run would pass an empty reference answer, so the template need not show it.
     if kind == "grade" and not templates.grades_with_reference_answer:
         values["reference_answer"] = ""
+    if template.rubric and templates.rubric is not None:
+        values |= templates.rubric.shown
     _refuse_unknown(templates.environment, kind, path, {*values, *template.flags, "chat", *ROLES})
     _refuse_lost_system(templates, kind, values, path)
     try:
@@ -461,7 +506,7 @@ def _check(templates: Templates, template: TemplateKind, path: Path) -> None:
         raise ModelError(f"{path} cannot be rendered: {reason(error)}") from error
     if not ids:
         raise ModelError(f"{path} renders to an empty prompt; add the prompt text")
-    if lost := [name for name, text in changed.items() if text == sample and name != "examples"]:
+    if lost := [name for name, text in changed.items() if text == sample and name not in ("examples", "answers")]:
         raise ModelError(f"{path} does not use the {lost[0]}: its prompt does not depend on it; insert {{{{ {lost[0]} }}}}")
     refuse_leak(templates, kind, values, path)
     if template.flags:

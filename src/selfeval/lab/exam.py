@@ -52,7 +52,7 @@ class _Exam:
         requests = [Request(self.templates.prompt("ask", examples=e)) for e in shown]
         stop = self.templates.ask_stop_ids
         rollouts = generate(self.backbone, requests, max_new_tokens=_REPLY_TOKENS, seed=self.seed, stop=stop)
-        written = [self.templates.question_from(r.ids) for r in rollouts]
+        written = [self.templates.question_from(r.ids) or "" for r in rollouts]
         return proportion([self.gold.answer(text) is not None for text in written]).as_json()
 
     def judge(self, role: JudgeRole) -> dict[str, Any]:

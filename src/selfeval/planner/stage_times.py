@@ -21,7 +21,7 @@ from typing import Any
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
-from selfeval.config import AgreementConfig, RunConfig
+from selfeval.config import AgreementConfig, RunConfig, judge_spec
 from selfeval.errors import ModelError
 from selfeval.evaluation.attacks import KINDS
 from selfeval.judging.kinds import kinds_of_run
@@ -151,6 +151,7 @@ def estimate(config: RunConfig, tell: Callable[[str], None] = lambda text: None)
         kinds=kinds_of_run(config.verdicts),
         arguments=chat.arguments,
         system=chat.system,
+        rubric=config.verdicts.rubric,
     )
     tell("sampling, scoring and learning a few replies")
     return time_of_run(backbone, templates, config)
@@ -293,7 +294,9 @@ def _of_verdicts(config: RunConfig, lengths: Lengths) -> Tokens:
     if isinstance(config.verdicts.settings, AgreementConfig):
         votes = pairs * config.verdicts.settings.votes
         return Tokens(written=votes * lengths.reply, read=votes * lengths.reply_prompt)
-    return Tokens(written=2 * pairs * lengths.reasoning, read=2 * pairs * lengths.judge)
+    # Two prompts a pair: both orders, or both replies. `lengths.judge` is that of a prompt with two replies.
+    prompt = lengths.judge - (2 - judge_spec("judge", config.verdicts.judge).replies_per_prompt) * lengths.reply
+    return Tokens(written=2 * pairs * lengths.reasoning, read=2 * pairs * prompt)
 
 
 def _of_evaluator(config: RunConfig, lengths: Lengths) -> Tokens:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from selfeval.config import JudgeRole, RunConfig, judge_spec
+from selfeval.config import JudgeRole, JudgeSpec, RunConfig, judge_spec
 from selfeval.judging.chat import with_system
+from selfeval.judging.rubric import with_rubric
 from selfeval.judging.templates import template_texts, templates_folder
 
 __all__ = ["Workload", "workload"]
@@ -41,7 +42,8 @@ class Workload:
 
 def workload(config: RunConfig, context: int | None) -> Workload:
     """Compute the largest workload that the limits allow; template text is counted at three characters per token."""
-    texts = with_system(template_texts(templates_folder(config.model, config.templates)), config.chat.system)
+    source = template_texts(templates_folder(config.model, config.templates))
+    texts = with_system(with_rubric(source, config.verdicts.rubric), config.chat.system)
     own = {name.removesuffix(".jinja"): len(text) // _CHARACTERS_PER_TOKEN + _CHAT_TOKENS for name, text in texts.items()}
     question, reply = config.questions.max_new_tokens, config.replies.longest
     # Longest prompt that leaves room for one token of a reply; without a known context, a number above every limit.
@@ -51,7 +53,7 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     grade_prompt = min(own["grade"] + question + shown_reference, room)
     name = config.verdicts.judge
     # The referee shows two replies in the evaluation, whatever the judge shows.
-    prompts = [(spec := judge_spec(role, name)).replies_per_prompt * reply + _texts(spec.kinds(role), own) for role in _ROLES]
+    prompts = [(spec := judge_spec(role, name)).replies_per_prompt * reply + _texts(spec, role, own) for role in _ROLES]
     judge_prompt = min(question + max(prompts), room)
     writes = config.verdicts.reasoning or not judge_spec("judge", name).can_answer_at_once
     sampled = reply + (config.replies.max_thinking_tokens or 0)
@@ -64,5 +66,5 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     )
 
 
-def _texts(kinds: Sequence[str], own: Mapping[str, int]) -> int:
-    return sum(own[kind] for kind in kinds)
+def _texts(spec: JudgeSpec, role: JudgeRole, own: Mapping[str, int]) -> int:
+    return sum(own[name.removesuffix(".jinja")] for kind in spec.templates.get(role, ()) for name in kind.files)

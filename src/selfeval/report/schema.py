@@ -58,6 +58,7 @@ __all__ = [
     "Time",
     "TokensOf",
     "TokensPerVerdict",
+    "UnitTests",
     "UnreadableOrders",
     "Verdicts",
 ]
@@ -274,13 +275,18 @@ class UnreadableOrders(Part):
     """The output ended without a verdict, and the labels have no lead that could be appended."""
     no_answer: int = 0
     """A vote ended without an answer in the form of the settings of the judge `agreement`. 0 for other judges."""
+    truncated: int = 0
+    """Cut off, and read after an appended lead: these orders have a verdict. 0 unless `verdicts.truncated = "force"`."""
+    refused: int = 0
+    """The judge refused to judge."""
 
 
 class ProbeFinding(Part):
     """A problem of the judge that was seen in the probe."""
 
     name: Annotated[str, Hidden("the observation says the same")]
-    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `no_answer`, `position_bias`, `ties`, `split` or `unsure`."""
+    """`cut`, `loop`, `label_mass`, `no_room`, `no_lead`, `no_answer`, `truncated`, `refused`, `position_bias`, `ties`, `split`
+    or `unsure`."""
     observation: str
     """How often it was seen, with the setting involved."""
     remedy: str
@@ -343,6 +349,9 @@ class Verdicts(Part):
     majority_share: _Figure | None = _absent_if_none()
     """Share of the most frequent answer among all votes, of questions with an answer; the mean over pairs. Adjusted Student.
     Absent unless the judge is `agreement`."""
+    mean_grade: _Figure | None = _absent_if_none()
+    """Expected grade of the replies on the scale of the rubric; the mean over pairs. Adjusted Student. Absent unless the judge
+    is `pointwise`."""
     probe: JudgeProbe | None
     """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None
@@ -452,6 +461,31 @@ class Policy(Part):
 # -- the replies --------------------------------------------------------------------------------------------------------
 
 
+class UnitTests(Part):
+    """Number of distinct replies on which the evaluation ran the unit tests of the gold file, by result."""
+
+    n: int
+    """All of them."""
+    passed: int = 0
+    """The code passed all tests, so the reply is right."""
+    failed: int = 0
+    """An assertion of a test failed."""
+    error: int = 0
+    """The code or a test raised another exception."""
+    syntax: int = 0
+    """The code does not compile."""
+    timeout: int = 0
+    """It reached the limit on the time."""
+    memory: int = 0
+    """It reached the limit on the memory."""
+    exit: int = 0
+    """It ended the process before the last test."""
+    crash: int = 0
+    """A signal ended the process."""
+    no_code: int = 0
+    """The reply has no code, so nothing was run."""
+
+
 class Replies(Part):
     """Replies that the token limit cut off: the model did not end them. The judge and the evaluator read them as they are."""
 
@@ -464,6 +498,8 @@ class Replies(Part):
     """Share of the replies before training that were cut off, on the questions of [policy](#policy). Wilson."""
     unfinished_after: _Figure
     """The same after training. Wilson."""
+    unit_tests: UnitTests | None = None
+    """Results of the unit tests. `null` if gold has none."""
 
 
 # -- rounds -------------------------------------------------------------------------------------------------------------

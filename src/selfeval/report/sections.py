@@ -54,6 +54,7 @@ from selfeval.report.schema import (
     Report,
     Round,
     Sample,
+    UnitTests,
     Verdicts,
 )
 from selfeval.report.summary import (
@@ -122,6 +123,8 @@ CAUSES = {
     "no_room": "that did not fit the model's context",
     "no_lead": "that ended without a verdict, with no lead to append",
     "no_answer": "that ended without an answer",
+    "truncated": "cut off at the token limit and read after an appended lead",
+    "refused": "that refused to judge",
 }
 """Causes of outputs of the judge without a readable verdict."""
 
@@ -571,6 +574,7 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Share of verdicts kept", *cells(verdicts.kept_share)),
             *_measured("Same choice (one, other, neither) when the order is swapped", verdicts.swap_consistency),
             *_measured("Share of the votes for the most frequent answer", verdicts.majority_share),
+            *_measured("Mean grade of the replies, on the scale of the rubric", verdicts.mean_grade, as_percent=False),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
             *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
             *_probe_rows(verdicts.probe),
@@ -590,9 +594,9 @@ def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _measured(name: str, figure: Figure | None) -> list[tuple[str, str, str, str]]:
+def _measured(name: str, figure: Figure | None, *, as_percent: bool = True) -> list[tuple[str, str, str, str]]:
     """Return a row, or none for a figure without cases: a judge that does not compare in both orders has no consistency."""
-    return [(name, *cells(figure))] if figure is not None and figure.n else []
+    return [(name, *cells(figure, as_percent=as_percent))] if figure is not None and figure.n else []
 
 
 def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:
@@ -601,7 +605,31 @@ def _replies(replies: Replies) -> list[tuple[str, str, str, str]]:
         ("The same before training", *cells(replies.unfinished_before)),
         ("The same after training", *cells(replies.unfinished_after)),
         ("Token limit", count(replies.limit), "", ""),
+        *_unit_tests(replies.unit_tests),
     ]
+
+
+_RESULTS = {
+    "passed": "all tests passed",
+    "failed": "a test failed",
+    "error": "an exception other than a failed assertion",
+    "syntax": "the code does not compile",
+    "timeout": "out of time",
+    "memory": "out of memory",
+    "exit": "the process was ended before the last test",
+    "crash": "the process was ended by a signal",
+    "no_code": "no code in the reply",
+}
+"""Results of unit tests, by their name in `UnitTests`."""
+
+
+def _unit_tests(tests: UnitTests | None) -> list[tuple[str, str, str, str]]:
+    """Return the number of replies with each result; none without unit tests."""
+    if tests is None:
+        return []
+    found = [(said, getattr(tests, name)) for name, said in _RESULTS.items()]
+    rows = [(f"Unit tests: {said}", count(n), "", count(tests.n)) for said, n in found if n]
+    return [("Replies whose code was tested", count(tests.n), "", ""), *rows]
 
 
 def _samples(samples: Sequence[Sample]) -> View:

@@ -1,4 +1,4 @@
-"""Thinking before a reply: recognised by its marker tokens while the reply is sampled, and limited separately.
+"""Thinking before a reply: recognised by its markers of one or several tokens while it is sampled, and limited separately.
 
 The sampled tokens are never changed: a chain of thought that reaches its limit ends the reply, which then has no visible part.
 Closing it with a forced token instead would put tokens into the reply that the policy did not sample, and their log-probs would
@@ -7,14 +7,21 @@ enter the importance ratio.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from selfeval.prompt import Prompt
 
 __all__ = ["ReplyProgress", "ThinkingTokens"]
 
 _TAIL = 4
-"""Number of last tokens of a prompt searched for an opening marker; a chat template may write it, and line breaks after it."""
+"""Number of last tokens of a prompt, without an opening marker itself, that are searched for one; a chat template may write it,
+and line breaks after it."""
+
+Markers = frozenset[int | tuple[int, ...]]
+"""Markers, each a token or a sequence of tokens."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +29,35 @@ class ThinkingTokens:
     """The tokens that begin and end a chain of thought, and its limit.
 
     Attributes:
-        opening, closing: ids of the markers.
+        opening, closing: the markers; each is the id of a token, or the ids of several (`<|channel|>analysis` of harmony).
         limit: maximum number of tokens of the thinking. None: thinking and reply share one limit.
     """
 
-    opening: frozenset[int]
-    closing: frozenset[int]
+    opening: Markers
+    closing: Markers
     limit: int | None = None
 
     def opened_by(self, prompt: Prompt) -> bool:
         """Return whether the prompt ends inside a chain of thought."""
-        marks = [i in self.opening for i in prompt.ids[-_TAIL:] if i in self.opening or i in self.closing]
+        tail = prompt.ids[-_TAIL - self.longest + 1 :]
+        marks = [is_opening for end in range(1, len(tail) + 1) if (is_opening := self.mark_at(tail[:end])) is not None]
         return bool(marks) and marks[-1]
+
+    @cached_property
+    def longest(self) -> int:
+        """Number of tokens of the longest marker."""
+        return max((len(_sequence(marker)) for marker in self.opening | self.closing), default=1)
+
+    def mark_at(self, ids: Sequence[int]) -> bool | None:
+        """Return whether the marker that ends the ids is an opening one; None if no marker ends them."""
+        for is_opening, markers in ((False, self.closing), (True, self.opening)):
+            if any(tuple(ids[-len(marker) :]) == marker for marker in map(_sequence, markers)):
+                return is_opening
+        return None
+
+
+def _sequence(marker: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (marker,) if isinstance(marker, int) else marker
 
 
 class ReplyProgress:
@@ -57,6 +81,7 @@ class ReplyProgress:
         self.most = min(limit + (self._thinking_limit or 0), room)
         self.length, self.limit = 0, min(limit, room)
         self._hidden, self._is_open = 0, False
+        self._last: deque[int] = deque(maxlen=1 if thinking is None else thinking.longest)
         if thinking is not None and thinking.opened_by(prompt):
             self._open()
 
@@ -66,10 +91,12 @@ class ReplyProgress:
         if self._thinking is None:
             return
         # A closing marker counts without an opening one, and an opening marker inside a thinking block does not.
-        if token in self._thinking.closing:
+        self._last.append(token)
+        is_opening = self._thinking.mark_at(tuple(self._last))
+        if is_opening is False:
             self._hidden, self._is_open = self.length, False
             self._allow(self._reply_limit)
-        elif token in self._thinking.opening and not self._is_open:
+        elif is_opening and not self._is_open:
             self._open()
 
     def _open(self) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 from selfeval.errors import InputError, RunFolderError
 from selfeval.quality.statistics import sigmoid
-from selfeval.records import VerdictState
+from selfeval.records import Question, VerdictState
 from selfeval.runs.comparison import Comparison, check_sure
+from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from, questions_from
 from selfeval.runs.export_tokenizers import pick_tokenizers
 from selfeval.runs.members import load_members, member_roles, temperature_of
 from selfeval.runs.model import RunModel, TrainedModel
 from selfeval.runs.reader import RunReader
-from selfeval.runs.reward import Text, content_of, question_of
+from selfeval.runs.reward import Text, content_of, question_of, text_of
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import EvaluatorScorer
 
@@ -56,9 +57,10 @@ class Evaluator(TrainedModel):
     def __init__(self, model: RunModel) -> None:
         super().__init__(model)
         members = load_members(model.backbone, model.roles, model.config)
+        model.backbone.budget.shorter = "shorten the question or the replies"
         self._scorer = EvaluatorScorer(model.backbone, model.config.backbone.batch_tokens, members)
         self._temperature = temperature_of(model.roles)
-        self._reference_answers: dict[str, str] = {}
+        self._reference_answers: dict[Question, str] = {}
 
     @staticmethod
     def check(reader: RunReader) -> None:
@@ -74,18 +76,19 @@ class Evaluator(TrainedModel):
 
     # -- scores ---------------------------------------------------------------------------------------------------------
 
-    def score(self, question: str | Sequence[str], replies: Sequence[str]) -> list[float]:
+    def score(self, question: AnyQuestion | Sequence[AnyQuestion], replies: Sequence[str]) -> list[float]:
         """Score replies; higher is better.
 
         Args:
-            question: one question for all replies, or one per reply.
+            question: one question for all replies, or a list with one per reply. A question is a text, or a conversation: a
+                list of messages with `role` and `content` that ends with a message of the user.
             replies: the texts to score.
 
         Returns:
             One score per reply, in their order.
 
         Raises:
-            InputError: a text is empty, or the numbers of questions and replies differ.
+            InputError: a text is empty, a conversation is malformed, or the numbers of questions and replies differ.
 
         Example:
             >>> evaluator = Evaluator.load("runs/first")
@@ -94,19 +97,20 @@ class Evaluator(TrainedModel):
         """
         if isinstance(replies, str):
             raise InputError("replies must be a list of strings, got a single string")
-        questions = [question] * len(replies) if isinstance(question, str) else list(question)
+        questions, is_single = questions_from(question)
+        questions = questions * len(replies) if is_single else questions
         if len(questions) != len(replies):
             raise InputError(
                 f"got {len(questions)} questions and {len(replies)} replies; pass one question per reply, or a single question"
             )
-        _check_texts([*questions, *replies])
+        _check_texts(replies)
         return self._scores(questions, replies)
 
-    def rank(self, asked: Sequence[tuple[str, Sequence[str]]], sure: float = 0.8) -> list[Ranking]:
+    def rank(self, asked: Sequence[tuple[AnyQuestion, Sequence[str]]], sure: float = 0.8) -> list[Ranking]:
         """Rank the replies to each question; the confidence is sigmoid(margin / temperature).
 
         Args:
-            asked: questions with their replies.
+            asked: questions (texts or conversations) with their replies.
             sure: confidence below which a preference is unsure. Default: 0.8.
 
         Raises:
@@ -117,17 +121,17 @@ class Evaluator(TrainedModel):
             True
         """
         check_sure(sure)
-        _check_texts([text for question, replies in asked for text in (question, *replies)])
+        _check_texts([reply for _, replies in asked for reply in replies])
         # All questions in one pass, so the batches are full; `next` below deals the scores out in the same order.
-        questions = [question for question, replies in asked for _ in replies]
+        questions = [one for question, replies in asked for one in [question_from(question)] * len(replies)]
         scores = iter(self._scores(questions, [reply for _, replies in asked for reply in replies]))
         return [self._ranking(replies, [next(scores) for _ in replies], sure) for _, replies in asked]
 
-    def compare(self, question: str, a: str, b: str, sure: float = 0.8) -> Comparison:
+    def compare(self, question: AnyQuestion, a: str, b: str, sure: float = 0.8) -> Comparison:
         """Compare two replies to a question.
 
         Args:
-            question: the question.
+            question: the question: a text, or a conversation.
             a: a reply to it.
             b: another reply.
             sure: confidence below which neither reply is preferred. Default: 0.8.
@@ -142,9 +146,9 @@ class Evaluator(TrainedModel):
     def as_reward_fn(self) -> RewardFunction:
         """Return a reward function for TRL, with the signature `(prompts, completions, **columns) -> list[float]`.
 
-        Prompts and completions may be messages (one user message, one assistant message) or plain text. A plain prompt is the
-        question, or the policy's full prompt. Other plain text with control tokens raises ValueError, because the evaluator was
-        not trained on such prompts.
+        Prompts and completions may be messages or plain text. Messages are a conversation that ends with a message of the user,
+        and a list of one assistant message. A plain prompt is the question, or the policy's full prompt. Other plain text with
+        control tokens raises ValueError, because the evaluator was not trained on such prompts.
 
         Example:
             >>> reward = Evaluator.load("runs/first").as_reward_fn()
@@ -156,29 +160,32 @@ class Evaluator(TrainedModel):
         control = self._model.templates.control.texts
 
         def evaluator_reward(prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float]:
-            questions = [question_of(prompt, around, control) for prompt in prompts]
+            questions = [question_from(_asked(prompt, around, control)) for prompt in prompts]
             return self._scores(questions, [content_of(completion, "assistant") for completion in completions])
 
         return evaluator_reward
 
     # -- inside ---------------------------------------------------------------------------------------------------------
 
-    def _scores(self, questions: Sequence[str], replies: Sequence[str]) -> list[float]:
+    def _scores(self, questions: Sequence[Question], replies: Sequence[str]) -> list[float]:
         self._answer(questions)
         # As in training: typed replies end with the end token, at which the score is read.
         templates, end = self._model.templates, self._model.backbone.loaded.eos_ids[:1]
         prompts = {
-            question: templates.prompt("grade", question=question, reference_answer=self._reference_answers.get(question, ""))
+            question: templates.prompt(
+                "grade", question=question.text, reference_answer=self._reference_answers.get(question, "")
+            )
             for question in dict.fromkeys(questions)
         }
         ids = [(*templates.reply_ids(templates.without_thinking(text)), *end) for text in replies]
         found: list[float] = self._scorer.of([prompts[question] for question in questions], ids).whole_B.tolist() if ids else []
         return found
 
-    def _answer(self, questions: Sequence[str]) -> None:
+    def _answer(self, questions: Sequence[Question]) -> None:
         """Generate and cache reference answers if the grade template shows them; trainers repeat each question often."""
         new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
         if new and self._model.templates.grades_with_reference_answer:
+            check_conversations(self._model.templates, new)
             self._reference_answers.update(zip(new, self._model.reference_answers(new), strict=True))
 
     def _comparison(self, replies: tuple[str, str], scores: tuple[float, float], sure: float) -> Comparison:
@@ -205,3 +212,10 @@ class Evaluator(TrainedModel):
 def _check_texts(texts: Sequence[str]) -> None:
     if any(not text.strip() for text in texts):
         raise InputError("the question and the replies must not be empty")
+
+
+def _asked(prompt: Text, around: Sequence[str] | None, control: Sequence[str]) -> AnyQuestion:
+    """Return the prompt of a trainer as a question: the question in a plain text, or the messages with contents as text."""
+    if isinstance(prompt, str):
+        return question_of(prompt, around, control)
+    return [{**message, "content": text_of(message)} for message in prompt]

@@ -314,6 +314,7 @@ def _describe(
         "arguments": {name: json.dumps(value, ensure_ascii=False) for name, value in config.chat.arguments.items()},
         "end": list(backbone.loaded.eos_ids[:1]),
         "added": "model.config.score_bias" if exported.layout == "classifier" else facts["bias"],
+        "reasoning_ends": " or ".join(f"`{end}`" for end in templates.thinking_ends),
         "lora": config.backbone.lora.model_dump(mode="json"),
         # What the user brought instead of letting the model write it.
         "given": next((kind for kind in ("pairs", "replies", "questions") if getattr(config, kind).file), None),

@@ -14,8 +14,9 @@ from selfeval.judging import protocol
 from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Judgement
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import VerdictState
+from selfeval.records import Question, VerdictState
 from selfeval.runs.comparison import Comparison, Preferred, check_sure
+from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from
 from selfeval.runs.model import RunModel, described
 from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader, round_seed
@@ -93,21 +94,22 @@ class Judge:
     def __repr__(self) -> str:
         return described("Judge", self._source, self._backbone)
 
-    def compare(self, question: str, a: str, b: str, sure: float | None = None) -> Comparison:
+    def compare(self, question: AnyQuestion, a: str, b: str, sure: float | None = None) -> Comparison:
         """Compare two replies to a question.
 
         Args:
-            question: the question.
+            question: the question: a text, or a conversation (a list of messages with `role` and `content` that ends with a
+                message of the user).
             a: a reply to it.
             b: another reply.
             sure: Optional. Confidence below which neither is preferred (default: `verdicts.keep`, 0.8 unless a run sets it).
 
         Raises:
-            InputError: a text is empty.
+            InputError: a text is empty, or a conversation is malformed or cannot be formatted by the model's chat template.
         """
         return self.compare_all([(question, a, b)], sure)[0]
 
-    def compare_all(self, cases: Sequence[tuple[str, str, str]], sure: float | None = None) -> list[Comparison]:
+    def compare_all(self, cases: Sequence[tuple[AnyQuestion, str, str]], sure: float | None = None) -> list[Comparison]:
         """Compare two replies to each of many questions, batched.
 
         Args:
@@ -115,7 +117,7 @@ class Judge:
             sure: Optional. See `compare`.
 
         Raises:
-            InputError: a text is empty, or `sure` is not between 0.5 and 1.
+            InputError: see `compare`; or `sure` is not between 0.5 and 1.
 
         Example:
             >>> Judge.load("runs/first").compare_all([])
@@ -123,17 +125,24 @@ class Judge:
         """
         if sure is not None:
             check_sure(sure)
-        if any(not text.strip() for case in cases for text in case):
-            raise InputError("the question and both replies must not be empty")
+        if any(not text.strip() for _, *replies in cases for text in replies):
+            raise InputError("both replies must not be empty")
+        questions = [question_from(question) for question, _, _ in cases]
+        # Others read the text of a conversation, and need no chat template.
+        if "reply" in judge_spec("judge", self._config.verdicts.judge).kinds("judge"):
+            check_conversations(self._templates, questions)
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
         size = self._config.backbone.rollout_batch_size
         judge = make_judge(self._backbone, self._templates, config, batch_size=size, seed=self._seed)
         with self._backbone.acting_as(BASE):
-            judgements = judge.judge([self._shown(*case) for case in cases])
+            judgements = judge.judge(
+                [self._shown(question, a, b) for question, (_, a, b) in zip(questions, cases, strict=True)]
+            )
         return [_comparison(judgement, config) for judgement in judgements]
 
-    def _shown(self, question: str, a: str, b: str) -> protocol.Comparison:
-        return protocol.Comparison(question, self._templates.without_thinking(a), self._templates.without_thinking(b))
+    def _shown(self, question: Question, a: str, b: str) -> protocol.Comparison:
+        first, second = (self._templates.without_thinking(reply) for reply in (a, b))
+        return protocol.Comparison(question.text, first, second, messages=question.messages)
 
 
 def _comparison(judgement: Judgement, config: VerdictsConfig) -> Comparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,6 +12,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates
+from selfeval.records import Question
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.thinking import ThinkingTokens
 from selfeval.runs.reader import RunReader, backbone_config
@@ -73,9 +75,9 @@ class RunModel:
         """Markers and limit of the thinking before a reply; None if the model has no tokens for it."""
         return self.templates.thinking(self.config.replies.max_thinking_tokens)
 
-    def reference_answers(self, questions: list[str]) -> list[str]:
+    def reference_answers(self, questions: Sequence[Question]) -> list[str]:
         """Return the base's greedy reply to each question, which some grade templates show to the evaluator."""
-        requests = [Request(self.templates.prompt("reply", question=question), temperature=0.0) for question in questions]
+        requests = [Request(self.templates.reply_prompt(question), temperature=0.0) for question in questions]
         limit, batch_size = self.reply_limit, self.config.backbone.rollout_batch_size
         with self.backbone.acting_as(BASE):
             rollouts = generate(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
 from selfeval.errors import InputError, RunFolderError
 from selfeval.links import stays_inside
+from selfeval.records import Question
 from selfeval.rollout.engine import Request, generate
 from selfeval.rollout.guide import Guide
+from selfeval.runs.conversations import AnyQuestion, check_conversations, questions_from
 from selfeval.runs.model import RunModel, TrainedModel
 from selfeval.runs.reader import RunReader
 from selfeval.store import read_object
@@ -91,7 +93,7 @@ class Policy(TrainedModel):
     @overload
     def reply(
         self,
-        questions: str,
+        questions: str | list[Mapping[str, Any]] | list[dict[str, str]],
         n: int = ...,
         *,
         seed: int = ...,
@@ -103,7 +105,7 @@ class Policy(TrainedModel):
     @overload
     def reply(
         self,
-        questions: list[str] | tuple[str, ...],
+        questions: list[str] | list[AnyQuestion] | list[list[dict[str, str]]] | tuple[AnyQuestion, ...],
         n: int = ...,
         *,
         seed: int = ...,
@@ -114,7 +116,7 @@ class Policy(TrainedModel):
 
     def reply(
         self,
-        questions: str | list[str] | tuple[str, ...],
+        questions: AnyQuestion | Sequence[AnyQuestion],
         n: int = 1,
         *,
         seed: int = 0,
@@ -125,7 +127,8 @@ class Policy(TrainedModel):
         """Sample replies, without the thinking of models that think.
 
         Args:
-            questions: one question, or several.
+            questions: one question, or several. Each is a text, or a conversation: a list of messages with `role` and `content`
+                that ends with a message of the user.
             n: number of replies per question. Default: 1.
             seed: sampling seed; the same call returns the same replies. Default: 0.
             temperature: Optional. Sampling temperature, at least 0; 0 is greedy (default: `evaluation.temperature` of the run).
@@ -136,7 +139,8 @@ class Policy(TrainedModel):
             The n replies to one question; for several questions, one list per question.
 
         Raises:
-            InputError: a question is empty, or a number is out of its range.
+            InputError: a question is empty, a conversation is malformed or cannot be formatted by the chat template, or a
+                number is out of its range.
             LoopError: a prompt is longer than the model's context.
 
         Example:
@@ -144,19 +148,20 @@ class Policy(TrainedModel):
             >>> [len(replies) for replies in policy.reply(["What is 1 + 1?", "What is 2 + 2?"], n=2, temperature=0)]
             [2, 2]
         """
-        asked = [questions] if isinstance(questions, str) else list(questions)
+        asked, is_single = questions_from(questions)
         # As in the evidence of the run.
         evaluated = self._model.config.evaluation
         temperature = evaluated.temperature if temperature is None else temperature
         top_p = evaluated.top_p if top_p is None else top_p
         limit = self._model.reply_limit if max_new_tokens is None else max_new_tokens
-        _check(asked, n, temperature, top_p, limit)
+        _check(n, temperature, top_p, limit)
+        check_conversations(self._model.templates, asked)
         texts = self._sample(asked, n, seed, (temperature, top_p), limit)
         grouped = [texts[i : i + n] for i in range(0, len(texts), n)]
-        return grouped[0] if isinstance(questions, str) else grouped
+        return grouped[0] if is_single else grouped
 
-    def _sample(self, questions: Sequence[str], n: int, seed: int, sampling: tuple[float, float], limit: int) -> list[str]:
-        model, prompts = self._model, [self._model.templates.prompt("reply", question=question) for question in questions]
+    def _sample(self, questions: Sequence[Question], n: int, seed: int, sampling: tuple[float, float], limit: int) -> list[str]:
+        model, prompts = self._model, [self._model.templates.reply_prompt(question) for question in questions]
         # Replies to the same question are adjacent; `reply` cuts the list into groups of n.
         requests = [Request(prompt, *sampling) for prompt in prompts for _ in range(n)]
         with model.backbone.acting_as(POLICY):
@@ -172,9 +177,7 @@ class Policy(TrainedModel):
         return [model.templates.text(rollout.reply_ids) for rollout in rollouts]
 
 
-def _check(questions: Sequence[str], n: int, temperature: float, top_p: float, limit: int) -> None:
-    if not all(question.strip() for question in questions):
-        raise InputError("questions must not be empty")
+def _check(n: int, temperature: float, top_p: float, limit: int) -> None:
     for name, value, least in (("n", n, 1), ("temperature", temperature, 0), ("max_new_tokens", limit, 1)):
         # Not `value < least`, which is False for NaN.
         if not value >= least:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,13 @@ from transformers import (
     GenerationConfig,
 )
 
-__all__ = ["Evaluator", "Text", "content_of", "messages", "question_of", "without_thinking"]
+__all__ = ["Evaluator", "Text", "content_of", "messages", "question_of", "text_of", "without_thinking"]
 
 Text = str | list[dict[str, Any]]
 """Plain text, or messages."""
+
+_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+"""Names of the turns in the text of a conversation."""
 
 _FACTS: dict[str, tuple[str, tuple[type, ...]]] = {
     "role": ("a text", (str,)),
@@ -96,14 +99,21 @@ class Evaluator:
         """Score completions of prompts, with the signature of a TRL reward function.
 
         Args:
-            prompts: each one user message, or plain text: the question itself, or the policy's full prompt.
+            prompts: each a conversation that ends with a message of the user, or plain text: the question itself, or the
+                policy's full prompt.
             completions: each one assistant message, or plain text.
             others: further columns of the data set; ignored.
 
         Raises:
-            ValueError: a prompt is a dialogue of several turns or has control tokens that are not those of the policy's
-                prompt. The evaluator was not trained on such prompts.
+            ValueError: a prompt has control tokens that are not those of the policy's prompt, or messages that the evaluator
+                was not trained on; or it has several messages, and this evaluator reads a reference answer, which it can ask
+                for single questions only.
         """
+        if self.facts["reference_answer"] and any(not isinstance(prompt, str) and len(prompt) > 1 for prompt in prompts):
+            raise ValueError(
+                "this evaluator reads a reference answer, which it asks for single questions only; pass one message of the "
+                "user per prompt, or use Evaluator.load(RUN).as_reward_fn() of self-evaluator"
+            )
         around, control = self.facts["reply_prompt"], self.facts["control"]
         questions = [question_of(prompt, around, control) for prompt in prompts]
         return self.scores(questions, [content_of(completion, "assistant") for completion in completions])
@@ -134,12 +144,13 @@ class Evaluator:
     def conversations(self, rows: dict[str, list[str]]) -> dict[str, list[Any]]:
         """Turn texts of prompt, chosen and rejected into messages that TRL's RewardTrainer tokenizes as this run did.
 
-        For `Dataset.map(evaluator.conversations, batched=True)`.
+        For `Dataset.map(evaluator.conversations, batched=True)`. The reasoning of replies is removed: it is not scored.
         """
+        ends = self.facts["thinking_ends"]
         return {
             "prompt": [messages(question) for question in rows["prompt"]],
-            "chosen": [messages(None, reply) for reply in rows["chosen"]],
-            "rejected": [messages(None, reply) for reply in rows["rejected"]],
+            "chosen": [messages(None, without_thinking(reply, ends)) for reply in rows["chosen"]],
+            "rejected": [messages(None, without_thinking(reply, ends)) for reply in rows["rejected"]],
             "chat_template_kwargs": [{"reference_answer": answer} for answer in self.reference_answers(rows["prompt"])],
         }
 
@@ -249,7 +260,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[str]) -> str:
-    """Return the question in a prompt: its one user message, or the text between the parts of the policy's prompt.
+    """Return the question in a prompt: the text of its messages, or the text between the parts of the policy's prompt.
 
     Args:
         prompt: messages or plain text.
@@ -257,12 +268,13 @@ def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[st
         control: control tokens, which a plain question must not contain.
 
     Raises:
-        ValueError: a prompt of several messages, or plain text with control tokens that is not the policy's prompt.
+        ValueError: messages that do not end with the user's, or plain text with control tokens that is not the policy's prompt.
     """
-    text = content_of(prompt, "user")
-    if not isinstance(prompt, str) or around is None:
-        return text
-    before, after = around
+    if not isinstance(prompt, str):
+        return _conversation_text(prompt)
+    if around is None:
+        return prompt
+    text, (before, after) = prompt, around
     # The policy's full prompt, as a trainer passes it: the evaluator needs the question in it.
     if before + after and text.startswith(before) and text.endswith(after) and len(text) > len(before + after):
         return text[len(before) : len(text) - len(after)]
@@ -274,6 +286,24 @@ def question_of(prompt: Text, around: Sequence[str] | None, control: Sequence[st
             '[{"role": "user", "content": question}]'
         )
     return text
+
+
+def _conversation_text(turns: Sequence[dict[str, Any]]) -> str:
+    """Return a conversation as this evaluator was trained on it: one text, in which each turn begins with its name.
+
+    Raises:
+        ValueError: a role other than user, assistant and a system turn at the beginning, or a last turn that is not the user's.
+    """
+    roles = [str(turn.get("role")) for turn in turns]
+    if not roles or roles[-1] != "user" or "system" in roles[1:] or not {*roles} <= {*_NAMES}:
+        raise ValueError(
+            "this evaluator scores replies to messages of user and assistant, after an optional system message, that end with "
+            f"a message of the user; got: {', '.join(roles) or 'none'}"
+        )
+    texts = [text_of(turn).strip() for turn in turns]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"{_NAMES[role]}: {text}" for role, text in zip(roles, texts, strict=True))
 
 
 def messages(question: str | None, reply: str | None = None) -> list[dict[str, str]]:
@@ -292,8 +322,13 @@ def content_of(text: Text, role: str) -> str:
         return text
     if len(text) != 1 or text[0].get("role") != role:
         roles = ", ".join(str(message.get("role")) for message in text)
-        raise ValueError(f"this evaluator scores one reply to one question; expected one message of the {role}, got: {roles}")
-    content = text[0]["content"]
+        raise ValueError(f"this evaluator scores one reply at a time; expected one message of the {role}, got: {roles}")
+    return text_of(text[0])
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return the content of a message: a text, or the texts of its parts."""
+    content = message["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 

@@ -47,6 +47,7 @@ from selfeval.report.schema import (
     Replies,
     Sample,
     TokensPerVerdict,
+    UnitTests,
     Verdicts,
 )
 from selfeval.rollout.engine import Rollout, visible_ids
@@ -54,7 +55,7 @@ from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
 from selfeval.stages.attacks import attack_evaluator, most_attacks
 from selfeval.stages.context import Context
-from selfeval.stages.gold import Gold, ask_ahead, gold_file, load_gold
+from selfeval.stages.gold import Gold, ask_ahead, count_outcomes, gold_file, load_gold
 from selfeval.stages.held_out import score_pairs
 from selfeval.stages.policy import answer, ensure_policy
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
@@ -89,7 +90,8 @@ def run(context: Context) -> dict[str, Any]:
         evaluator=_evaluator(context, pairs, first_pairs, cost.tokens if cost else None, attacks, has_gold=gold is not None),
         verdicts=_verdicts(context, questions, gold),
         policy=measure_policy(answered, _alarms(context), _over_optimisation(context, predicted), has_gold=gold is not None),
-        replies=_replies(context, answered),
+        # After all replies were checked by gold, because it counts the results of the unit tests.
+        replies=_replies(context, answered).model_copy(update={"unit_tests": _unit_tests(gold)}),
         samples=tuple(samples),
         memory=_memory(context),
         seconds_per_verdict=cost.seconds if cost else None,
@@ -305,6 +307,13 @@ def _samples(context: Context, answered: Sequence[Answered], token_ids: Sequence
 def _replies(context: Context, answered: Sequence[Answered]) -> Replies:
     before, after = [a.finished_before for a in answered], [a.finished_after for a in answered]
     return measure_replies(context.reply_limit, context.store.read("replies", Reply), before, after)
+
+
+def _unit_tests(gold: Gold | None) -> UnitTests | None:
+    counts = count_outcomes(gold)
+    if counts is None:
+        return None
+    return UnitTests(n=counts.total(), **{reason.replace(" ", "_"): n for reason, n in counts.items()})
 
 
 def _alarms(context: Context) -> list[Alarm]:

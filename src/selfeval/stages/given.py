@@ -20,7 +20,7 @@ from selfeval.errors import ConfigError, DataError
 from selfeval.execution.tasks import has_tests, task_question
 from selfeval.quality.dedupe import NearDuplicates, normalise
 from selfeval.records import Drop, Message, Question, Split
-from selfeval.stages.conversations import conversation_text, read_messages
+from selfeval.runs.conversations import conversation_text, read_messages
 from selfeval.store import file_hash
 from selfeval.texts import Line, json_lines, read_text, shortened
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -19,12 +20,22 @@ from selfeval.errors import ConfigError, DataError
 from selfeval.execution.sandbox import Outcome, check_sandbox, run_programs
 from selfeval.execution.tasks import CodeTask, code_task, has_tests, syntax_error, task_question
 from selfeval.quality.answers import is_answer
-from selfeval.stages.conversations import conversation_text, read_messages
+from selfeval.runs.conversations import conversation_text, read_messages
 from selfeval.stages.given import has_answers
 from selfeval.store import file_hash
 from selfeval.texts import json_lines, read_text, shortened, visible
 
-__all__ = ["FileGold", "Gold", "ask_ahead", "check_domain", "check_gold", "gold_file", "gold_key", "load_gold"]
+__all__ = [
+    "FileGold",
+    "Gold",
+    "ask_ahead",
+    "check_domain",
+    "check_gold",
+    "count_outcomes",
+    "gold_file",
+    "gold_key",
+    "load_gold",
+]
 
 _LOGGER = logging.getLogger(__name__)
 _GROUP = "selfeval.domains"
@@ -61,7 +72,7 @@ class FileGold:
         self._labels: dict[tuple[str, str], bool] = {}
         self._tasks: dict[str, CodeTask] = {}
         self._task_lines: dict[str, str] = {}
-        self._tested: dict[tuple[str, str], bool] = {}
+        self._tested: dict[tuple[str, str], Outcome] = {}
         text = read_text(path, "gold file", DataError, most=_LARGEST, remedy=f"use JSON lines ({_EXAMPLE})")
         for number, values in json_lines(text, str(path), DataError, _EXAMPLE):
             if not partial or values.get("answer") not in (None, "") or has_tests(values):
@@ -95,10 +106,15 @@ class FileGold:
             return label
         if known in self._tasks:
             self.run_tests([(question, reply)])
-            return self._tested[known, reply]
+            return self._tested[known, reply].passed
         # A label is about one reply; an answer covers all others to the question.
         answers = self._answers.get(known)
         return None if answers is None else is_answer(reply, answers)
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """Number of tested replies by the reason of their outcome; a reply that was sampled twice to a question counts once."""
+        return Counter(outcome.reason for outcome in self._tested.values())
 
     def check_tests(self) -> None:
         """Check that this system has a sandbox, and that the code in the file compiles.
@@ -122,8 +138,7 @@ class FileGold:
         programs = {case: program for case in wanted if (program := self._tasks[case[0]].program(case[1]))}
         outcomes = dict(zip(programs, run_programs(list(programs.values())), strict=True))
         for case in wanted:
-            outcome = outcomes.get(case, Outcome("no code"))
-            self._tested[case] = outcome.passed
+            self._tested[case] = outcome = outcomes.get(case, Outcome("no code"))
             _LOGGER.debug("unit tests: %s %s; reply to %r", outcome.reason, visible(outcome.detail), case[0])
 
     def _add(self, values: dict[str, Any], where: str) -> None:
@@ -303,6 +318,11 @@ def ask_ahead(gold: Gold | None, cases: Sequence[tuple[str, str]]) -> None:
     """
     if isinstance(gold, FileGold) and gold.runs_code:
         gold.run_tests(cases)
+
+
+def count_outcomes(gold: Gold | None) -> Counter[str] | None:
+    """Return the number of replies that gold has tested so far, by the reason of their outcome; None without unit tests."""
+    return gold.outcomes if isinstance(gold, FileGold) and gold.runs_code else None
 
 
 def _of_file(path: str, config: RunConfig, allow_code_execution: bool) -> FileGold | None:

@@ -218,7 +218,8 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
     """
     # Computed once for all rounds and stages; each of these reads files.
     values, day = _with_contents(config), day or date.today()
-    sources = prompt_sources(templates_folder(config.model, config.templates), day, kinds_of_run(config.verdicts))
+    folder, verdicts = templates_folder(config.model, config.templates), config.verdicts
+    sources = prompt_sources(folder, day, kinds_of_run(verdicts), verdicts.rubric)
     previous: dict[str, str] = {}
     for round_number in range(1, number + 1):
         keys: dict[str, str] = {}
@@ -249,6 +250,7 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
+    values["verdicts"].get("pointwise", {}).pop("rubric", None)  # its content is among the prompts
     del values["policy"]["gate"]  # whether the policy is trained, not how
     return {**values, "gold": gold_key(config)}
 

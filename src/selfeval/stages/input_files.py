@@ -16,6 +16,7 @@ from typing import Any
 
 from selfeval.config import RunConfig
 from selfeval.errors import InputError, RunFolderError
+from selfeval.judging.rubric import with_rubric
 from selfeval.judging.templates import template_texts, templates_folder
 from selfeval.records import Seed
 from selfeval.stages.given import given_key
@@ -51,7 +52,7 @@ def refuse_other_files(run: Path, made_of: Mapping[str, Any], config: RunConfig,
         RunFolderError: there is such a file; the message names the option that allows it.
     """
     for key, name in _SETTINGS.items():
-        path = Path(attrgetter(key)(config))
+        path = Path(attrgetter(_FIELDS.get(key, key))(config))
         if path == Path() or is_named(key) or not path.exists() or path.resolve().is_relative_to(run.resolve()):
             continue
         if made_of.get(name) is None or made_of[name] != _content(key, name, path, config):
@@ -59,7 +60,9 @@ def refuse_other_files(run: Path, made_of: Mapping[str, Any], config: RunConfig,
 
 
 _FINGERPRINTS: dict[str, Callable[[RunConfig, Sequence[Seed]], str]] = {
-    _TEMPLATES: lambda config, seeds: fingerprint(template_texts(templates_folder(config.model, config.templates))),
+    _TEMPLATES: lambda config, seeds: fingerprint(
+        with_rubric(template_texts(templates_folder(config.model, config.templates)), config.verdicts.rubric)
+    ),
     _GIVEN: lambda config, seeds: fingerprint(given_key(config)),
     _GOLD: lambda config, seeds: gold_key(config),
     _SEEDS: lambda config, seeds: fingerprint([seed.question for seed in seeds]),
@@ -73,8 +76,11 @@ _SETTINGS = {
     "pairs.file": _GIVEN,
     "gold": _GOLD,
     "seeds": _SEEDS,
+    "verdicts.pointwise.rubric": _TEMPLATES,
 }
-"""Settings that name a file, with the name of its fingerprint."""
+"""Settings that name a file, with the name of its fingerprint. The rubric is one of the templates."""
+_FIELDS = {"verdicts.pointwise.rubric": "verdicts.rubric"}
+"""Attributes of the settings that are in the section of a judge."""
 
 
 def _content(key: str, name: str, path: Path, config: RunConfig) -> str | None:

@@ -67,12 +67,19 @@ def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_r
     from selfeval.backbone.check import read_parts
     from selfeval.judging.kinds import kinds_of_run
     from selfeval.judging.templates import Templates, templates_folder
-    from selfeval.stages.conversations import check_conversations
+    from selfeval.runs.conversations import check_conversations
 
     parts = read_parts(config.model, trust_remote_code=trust_remote_code, context=config.backbone.context, download=False)
     folder = templates_folder(config.model, config.templates)
     kinds, chat = kinds_of_run(config.verdicts), config.chat
-    templates = Templates.load(folder, parts.tokenizer, kinds=kinds, arguments=chat.arguments, system=chat.system)
+    templates = Templates.load(
+        folder,
+        parts.tokenizer,
+        kinds=kinds,
+        arguments=chat.arguments,
+        system=chat.system,
+        rubric=config.verdicts.rubric,
+    )
     if config.replies.max_thinking_tokens is not None and templates.thinking() is None:
         raise ModelError(
             f"replies.max_thinking_tokens is set, but the tokenizer of {config.model} has no tokens that begin and end a "

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from selfeval.config import RunConfig
 from selfeval.judging.chat import CHAT_TEMPLATE, freeze_date, with_arguments, with_system
 from selfeval.judging.kinds import kinds_of_run
+from selfeval.judging.rubric import with_rubric
 from selfeval.judging.templates import Templates, template_texts, templates_folder
 from selfeval.runs.templates import TEMPLATES, stored_texts, text_hash, write_texts
 from selfeval.store import RunStore, writing
@@ -79,7 +80,8 @@ def load_templates(config: RunConfig, store: RunStore, tokenizer: PreTrainedToke
 
 
 def _sources(config: RunConfig, day: date) -> dict[str, str]:
-    texts = with_system(template_texts(templates_folder(config.model, config.templates)), config.chat.system)
+    source = template_texts(templates_folder(config.model, config.templates))
+    texts = with_system(with_rubric(source, config.verdicts.rubric), config.chat.system)
     frozen = {name: freeze_date(text, day, trims=name == CHAT_TEMPLATE) for name, text in texts.items()}
     if CHAT_TEMPLATE in frozen:
         frozen[CHAT_TEMPLATE] = with_arguments(frozen[CHAT_TEMPLATE], config.chat.arguments)

@@ -18,17 +18,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from selfeval.config import QuestionsConfig
 from selfeval.errors import LoopError
 from selfeval.judging.coverage import check_seeds
-from selfeval.judging.reading import thinking_of
 from selfeval.judging.sources import fixed_text
-from selfeval.judging.templates import templates_folder
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.prompt import Prompt
 from selfeval.quality.dedupe import NearDuplicates, normalise
 from selfeval.quality.question_filters import QuestionFilters
 from selfeval.records import Drop, Question, Split
-from selfeval.rollout.engine import Request, generate
+from selfeval.rollout.engine import Request, Rollout, generate
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given
@@ -98,7 +99,7 @@ class WriteQuestions:
             if not asked:
                 break
             # Judged in the order of the samples: whether one is a near-duplicate depends on those before it.
-            outcomes += [acceptance.consider(*sample) for sample in self._samples(model, batch.index, sampled, asked)]
+            outcomes += [acceptance.consider(sample) for sample in self._samples(model, batch.index, sampled, asked)]
             sampled += len(asked)
         return ShardOutput([o for o in outcomes if isinstance(o, Question)], [o for o in outcomes if isinstance(o, Drop)])
 
@@ -115,8 +116,8 @@ class WriteQuestions:
             rng.shuffle(examples)
             yield Request(model.templates.prompt("ask", examples=examples), config.temperature, config.top_p)
 
-    def _samples(self, model: ModelHandle, shard: int, first: int, requests: list[Request]) -> list[tuple[str, bool]]:
-        """Return text and completeness of consecutive samples of a shard, starting at number `first`."""
+    def _samples(self, model: ModelHandle, shard: int, first: int, requests: list[Request]) -> list[_Sample]:
+        """Return consecutive samples of a shard, starting at number `first`."""
         templates = model.templates
         with model.backbone.acting_as(model.start()):
             rollouts = generate(
@@ -128,7 +129,22 @@ class WriteQuestions:
                 stop=templates.ask_stop_ids,
                 first=first,
             )
-        return [(templates.question_from(r.ids), r.finished or templates.has_stop(r.ids)) for r in rollouts]
+        return [_sample(templates, r, request.prompt) for r, request in zip(rollouts, requests, strict=True)]
+
+
+class _Sample(NamedTuple):
+    """A text in place of a question; whether it is complete, and whether it is nothing but reasoning."""
+
+    text: str
+    finished: bool
+    is_reasoning: bool = False
+
+
+def _sample(templates: Templates, rollout: Rollout, prompt: Prompt) -> _Sample:
+    finished, question = rollout.finished or templates.has_stop(rollout.ids), templates.question_from(rollout.ids, prompt)
+    if question is None:
+        return _Sample(templates.text(rollout.ids), finished, is_reasoning=True)
+    return _Sample(question, finished)
 
 
 class _Acceptance:
@@ -154,14 +170,15 @@ class _Acceptance:
         for question in accepted:
             self._accept(question)
 
-    def consider(self, text: str, finished: bool) -> Question | Drop | None:
+    def consider(self, sample: _Sample) -> Question | Drop | None:
         """Return the accepted question, the drop, or None if there are enough questions already."""
+        text = sample.text
         if len(self.accepted) >= self._work.wanted:
             return None
-        if not finished:
+        if not sample.finished:
             # Checked first: the other filters expect a whole question.
             return Drop("questions", "unfinished", text)
-        if reason := self._junk(text):
+        if reason := "thinking" if sample.is_reasoning else self._junk(text):
             return Drop("questions", reason, text)
         twin = self.index.find(text)
         if twin is not None:
@@ -172,8 +189,7 @@ class _Acceptance:
     def _junk(self, text: str) -> str | None:
         if len(normalise(text)) < self.config.shortest:
             return "too_short"
-        # None is an unclosed block, a positive number a closed one; either way the text is not just a question.
-        return "thinking" if thinking_of(text).end != 0 else self.filters.reason(text)
+        return self.filters.reason(text)
 
     def _split(self) -> Split:
         """Draw train or test at random, in the requested proportion, until one of them is full."""

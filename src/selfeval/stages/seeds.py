@@ -9,7 +9,7 @@ from typing import Any
 from selfeval.config import RunConfig
 from selfeval.errors import SeedsError
 from selfeval.records import Seed, Split
-from selfeval.stages.conversations import read_messages
+from selfeval.runs.conversations import read_messages
 from selfeval.stages.given import Given
 from selfeval.texts import Line, json_lines, read_text, shortened
 

@@ -207,6 +207,7 @@ def _train(context: Context, rows: TuningRows) -> None:
     """Train the adapter from its last checkpoint, if there is one, and save it with the facts."""
     config, backbone, store = context.config, context.backbone, context.store
     backbone.roles.add(_ROLE, seed=context.seed("role", _ROLE) % 2**31)
+    backbone.budget.shorter = "lower --length"
     folder = context.checkpoint_folder(_STAGE)
     with context.terminal.bar(_STAGE, config.tuning.steps) as bar:
 

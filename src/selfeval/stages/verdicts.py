@@ -17,7 +17,7 @@ from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.quality.dedupe import normalise
 from selfeval.quality.statistics import rounded
-from selfeval.records import AgreementEvidence, Drop, Evidence, Question, Reply, Split, Verdict, VerdictState
+from selfeval.records import Drop, Evidence, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, Labelled
@@ -84,18 +84,14 @@ def rounded_judgement(judgement: Judgement) -> Judgement:
 def _rounded(evidence: Evidence | None) -> Evidence | None:
     if evidence is None:
         return None
-    if isinstance(evidence, AgreementEvidence):
-        share, low, high = map(rounded, (evidence.share, evidence.share_low, evidence.share_high))
-        return dataclasses.replace(evidence, share=share, share_low=low, share_high=high)
-    in_order, swapped, *ties = map(rounded, (evidence.in_order, evidence.swapped, *evidence.ties))
-    masses = evidence.label_masses
-    return dataclasses.replace(
-        evidence,
-        in_order=in_order,
-        swapped=swapped,
-        ties=(ties[0], ties[1]),
-        label_masses=(rounded(masses[0]), rounded(masses[1])),
-    )
+    values = {field.name: _rounded_value(getattr(evidence, field.name)) for field in dataclasses.fields(evidence)}
+    return dataclasses.replace(evidence, **values)
+
+
+def _rounded_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_rounded_value, value))
+    return rounded(value) if isinstance(value, float) else value
 
 
 def _drop(question: Question, verdict: Verdict) -> Drop:

@@ -349,6 +349,45 @@ def test_a_real_model_without_room_for_the_prompt_or_the_verdict_says_so() -> No
         assert evidence(found).raw_output[0].startswith("(skipped") is skipped
 
 
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every output of a `Script` end at the token limit."""
+    whole = Script._rollout
+
+    def unfinished(self: Script, request: Request, limit: int, watch: Sequence[int]) -> Rollout:
+        found = whole(self, request, limit, watch)
+        return found if limit == 1 else Rollout(found.ids[:-1], found.logprobs[:-1], False, found.watched[:-1])
+
+    monkeypatch.setattr(Script, "_rollout", unfinished)
+
+
+@pytest.mark.parametrize("words", ["right.\n", "<think>Verdict: A, or </think>right.\n", "<think>Verdict: A"])
+def test_a_verdict_can_be_forced_where_the_judge_was_cut_off(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    cut_off(monkeypatch)
+    (dropped,), _ = judged(monkeypatch, lambda prompt: words, decided)
+    assert state_of(dropped, config()) == VerdictState.UNPARSABLE
+    (found,), script = judged(monkeypatch, lambda prompt: words, decided, config(truncated="force"))
+    assert evidence(found).causes == (Unreadable.TRUNCATED, Unreadable.TRUNCATED)
+    assert (evidence(found).in_order, evidence(found).swapped) == (pytest.approx(0.075), pytest.approx(0.925))
+    assert script.asked == 4
+
+
+def test_a_forced_verdict_of_little_mass_is_unparsable_and_a_stated_one_is_not_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off(monkeypatch)
+    (found,), _ = judged(monkeypatch, lambda prompt: "x", lambda text: {"ĠA": 0.1}, config(truncated="force"))
+    assert evidence(found).causes == (Unreadable.LABEL_MASS, Unreadable.LABEL_MASS)
+    (found,), _ = judged(monkeypatch, lambda prompt: "B is right.\nVerdict: B\n", decided, config(truncated="force"))
+    assert evidence(found).causes == (None, None)
+
+
+def test_a_refusal_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    sure = {"ĠA": 0.9, "ĠB": 0.05, "Ġtie": 0.05}
+    (found,), script = judged(monkeypatch, lambda prompt: "I'm sorry, but I cannot compare them.", lambda text: sure)
+    assert (found.probability, evidence(found).causes) == (None, (Unreadable.REFUSED, Unreadable.REFUSED))
+    assert script.asked == 2
+    (found,), _ = judged(monkeypatch, lambda prompt: "I cannot judge well. Verdict: A", lambda text: sure)
+    assert evidence(found).causes == (None, None)
+
+
 # -- putting readings together ------------------------------------------------------------------------------------------
 
 
@@ -444,13 +483,7 @@ def test_a_verdict_spelled_as_no_label_is_read_behind_a_lead_in_its_place(monkey
 
 
 def test_a_judge_that_is_cut_off_has_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = Script._rollout
-
-    def unfinished(self: Script, request: Request, limit: int, watch: Sequence[int]) -> Rollout:
-        whole = cut(self, request, limit, watch)
-        return whole if limit == 1 else Rollout(whole.ids[:-1], whole.logprobs[:-1], False, whole.watched[:-1])
-
-    monkeypatch.setattr(Script, "_rollout", unfinished)
+    cut_off(monkeypatch)
     for words in ("<think>Verdict: B\n", "Verdict: B seems", "<think>x</think>Verdict: B"):
         (found,), _ = judged(monkeypatch, lambda prompt, words=words: words, decided)  # type: ignore[misc]
         assert state_of(found, config()) == VerdictState.UNPARSABLE, words

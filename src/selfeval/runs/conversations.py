@@ -1,4 +1,4 @@
-"""Questions that are conversations: the `messages` of a user's file, as text for judge and evaluator, and as checked prompts.
+"""Questions that are conversations: messages from a file or a caller, as text for judge and evaluator, and as checked prompts.
 
 Replies are sampled after the turns, formatted by the chat template. Everything else reads the conversation as text in which
 each turn begins with its name, which is the `text` of the question.
@@ -6,16 +6,20 @@ each turn begins with its name, which is the `text` of the question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
-from selfeval.errors import DataError, ModelError
-from selfeval.records import Message, Question
+from selfeval.errors import DataError, InputError, ModelError
+from selfeval.records import Message, Question, Split
+from selfeval.texts import safe_json, shortened
 
 if TYPE_CHECKING:  # it imports transformers, which a check of the user's files must not wait for
     from selfeval.judging.templates import Templates
 
-__all__ = ["check_conversations", "conversation_text", "read_messages"]
+__all__ = ["AnyQuestion", "check_conversations", "conversation_text", "question_from", "questions_from", "read_messages"]
+
+AnyQuestion = str | Sequence[Mapping[str, Any]]
+"""A question as text, or as a conversation: a list of messages with "role" and "content", the last of which is the user's."""
 
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
@@ -58,6 +62,43 @@ def conversation_text(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0].content
     return "\n\n".join(f"{_NAMES[message.role]}: {message.content}" for message in messages)
+
+
+def question_from(asked: AnyQuestion) -> Question:
+    """Return a caller's question as the question that a run would read from a file.
+
+    Args:
+        asked: text, or a conversation.
+
+    Raises:
+        InputError: the question is empty, or the conversation is malformed (see `read_messages`).
+
+    Example:
+        >>> question_from([{"role": "user", "content": "Why?"}]).text
+        'Why?'
+    """
+    if isinstance(asked, str):
+        if not asked.strip():
+            raise InputError("questions must not be empty")
+        return Question("", asked, Split.TEST, "file")
+    try:
+        messages = read_messages(list(asked))
+    except ValueError as error:
+        example = '[{"role": "user", "content": "..."}]'
+        raise InputError(f"a conversation {error}; got {shortened(safe_json(list(asked)))}; pass {example}") from None
+    # As in a file: a single turn is a question like any other, also for a model without a chat template.
+    return Question("", conversation_text(messages), Split.TEST, "file", messages if len(messages) > 1 else ())
+
+
+def questions_from(asked: AnyQuestion | Sequence[AnyQuestion]) -> tuple[list[Question], bool]:
+    """Return one or several questions, and whether a single one was passed instead of a list.
+
+    Raises:
+        InputError: see `question_from`.
+    """
+    if isinstance(asked, str) or (asked and isinstance(asked[0], Mapping)):
+        return [question_from(cast(AnyQuestion, asked))], True
+    return [question_from(one) for one in cast(Sequence[AnyQuestion], asked)], False
 
 
 def check_conversations(templates: Templates, questions: Sequence[Question]) -> None:
