@@ -7,12 +7,12 @@ import os
 import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from processes import context
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.runs.templates import templates_of_run
@@ -36,7 +36,7 @@ def _call(pickled: bytes) -> tuple[int, ShardOutput]:
 
 @dataclasses.dataclass
 class OtherProcess:
-    """Executor that calls the work in a process started by `spawn`, which shares no memory with this one."""
+    """Executor that calls the work in another process, which shares no memory with this one."""
 
     config: RunConfig
     folder: Path
@@ -47,7 +47,7 @@ class OtherProcess:
     def map(self, work: Work[Any], batches: Sequence[Batch[Any]]) -> Iterator[tuple[Batch[Any], ShardOutput]]:
         if self._pool is None:
             loading = (self.config, self.folder, torch.get_num_threads())
-            self._pool = ProcessPoolExecutor(1, get_context("spawn"), _load, loading)
+            self._pool = ProcessPoolExecutor(1, context(), _load, loading)
         for batch, (pid, output) in zip(
             batches, self._pool.map(_call, [pickle.dumps((work, b)) for b in batches]), strict=True
         ):

@@ -17,18 +17,25 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext, ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-__all__ = ["TIMEOUT", "Process", "environment", "python", "script", "selfeval", "start", "start_piped"]
+__all__ = ["TIMEOUT", "Process", "context", "environment", "python", "script", "selfeval", "start", "start_piped"]
 
 TIMEOUT = 600
 """Seconds that a process may take."""
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 
-PRELOADED = ["peft", "selfeval.cli.app", "selfeval.cli.scoring", "selfeval.stages.pipeline", "selfeval.stages.running"]
+PRELOADED = [
+    "peft",
+    "selfeval.cli.app",
+    "selfeval.cli.scoring",
+    "selfeval.stages.pipeline",
+    "selfeval.stages.running",
+    "preloaded",  # last: it freezes what the others imported
+]
 
 READ_ON_IMPORT = ("HF_", "HUGGINGFACE", "TRANSFORMERS_", "OMP_", "MKL_", "PYTHON", "CUDA_", "LD_", "TERM", "COLUMNS")
 """Beginnings of the names of those variables."""
@@ -89,6 +96,11 @@ class Process:
             raise subprocess.TimeoutExpired(self.args, timeout)
         out, err = ((self._folder / name).read_text("utf-8") for name in ("out", "err"))
         return out, err
+
+
+def context() -> BaseContext:
+    """Return a start method for workers that share no memory with this process and that need not import the libraries."""
+    return _fork_server()[0] if sys.platform == "linux" else multiprocessing.get_context("spawn")
 
 
 def start(arguments: Sequence[str]) -> Process | subprocess.Popen[str]:
@@ -168,6 +180,8 @@ def _fork_server() -> tuple[ForkServerContext, dict[str, str]]:
     context.set_forkserver_preload(PRELOADED)
     os.environ.clear()
     os.environ.update(AT_FIRST)
+    # The server finds what it is to import on this path only; its processes have this one's.
+    os.environ["PYTHONPATH"] = os.pathsep.join([AT_FIRST["PYTHONPATH"], str(Path(__file__).parent)])
     try:
         ensure_running()
     finally:

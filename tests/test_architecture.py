@@ -21,6 +21,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("planner",),
+    ("judge_benchmark",),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),
     ("execution", "judging", "quality", "rollout", "scale"),

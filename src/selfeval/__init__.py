@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         StorageError,
         TextError,
     )
+    from selfeval.judge_benchmark.benchmark import JudgeBenchmark, benchmark_judge
+    from selfeval.judge_benchmark.label_check import JudgeCheck, judge_check
     from selfeval.runs.comparison import Comparison
     from selfeval.runs.evaluator import Evaluator, Ranking
     from selfeval.runs.judge import Judge
@@ -43,6 +45,8 @@ __all__ = [
     "ExportError",
     "InputError",
     "Judge",
+    "JudgeBenchmark",
+    "JudgeCheck",
     "LoopError",
     "LostWorkError",
     "MemoryLimitError",
@@ -60,6 +64,8 @@ __all__ = [
     "StorageError",
     "TextError",
     "__version__",
+    "benchmark_judge",
+    "judge_check",
     "load_config",
     "run",
 ]
@@ -70,10 +76,14 @@ _MODULES = {
     "Comparison": "selfeval.runs.comparison",
     "Evaluator": "selfeval.runs.evaluator",
     "Judge": "selfeval.runs.judge",
+    "JudgeBenchmark": "selfeval.judge_benchmark.benchmark",
+    "JudgeCheck": "selfeval.judge_benchmark.label_check",
     "Policy": "selfeval.runs.policy",
     "Ranking": "selfeval.runs.evaluator",
     "Run": "selfeval.runs.run",
     "RunConfig": "selfeval.config",
+    "benchmark_judge": "selfeval.judge_benchmark.benchmark",
+    "judge_check": "selfeval.judge_benchmark.label_check",
     "load_config": "selfeval.stages.recipes",
     "run": "selfeval.stages.running",
 }

@@ -34,6 +34,15 @@ def test_tokens_of_the_first_stages_by_hand() -> None:
     assert found["evaluator"].learned == pytest.approx(9 * 3 * 70)
     assert found["evaluator"].read == 6 * 70
     assert found["evaluation"].written == 6 * 2 * (5 + 4)
+    # Prompts of replies and judge, and for each question a reply and ten attacks, read by the evaluator.
+    assert found["evaluation"].read == 6 * 2 * (20 + 60) + 6 * 11 * 35
+
+
+def test_options_of_the_evaluator_change_the_number_of_its_pairs() -> None:
+    fewer = stage_tokens(
+        _config("evaluator.bag=0.5", "evaluator.mismatched=0.1", "evaluator.attacks=0.1"), LENGTHS, reference=False
+    )
+    assert fewer["evaluator"].learned == pytest.approx(9 * 0.5 * 1.2 * 3 * 70)
 
 
 def test_tokens_of_a_policy_by_hand() -> None:

@@ -194,6 +194,14 @@ def _evaluator() -> dict[str, Any]:
         "brier": fig(0.0581, 0.047, 0.07, 1100),
         "temperature": 1.31,
         "temperature_pairs": 310,
+        "attacks": {
+            "against": "right",
+            "total": fig(0.93, 0.91, 0.95, 50),
+            "kinds": [
+                {"kind": "empty", "below": fig(1.0, 0.93, 1.0, 50)},
+                {"kind": "plain_right", "below": fig(0.95, 0.85, 0.99, 50)},
+            ],
+        },
         "members": 1,
         "disagreement": None,
         "risk_coverage": [[k / 20, 0.069 * (k / 20) ** 2.4 + 0.001] for k in range(1, 21)],

@@ -355,3 +355,15 @@ def test_figures_without_cases_are_not_measured_and_never_zero() -> None:
     assert set(values) == {"not measured"}
     report["time"]["per_verdict"] = report["evaluator"]["cost"] = None
     assert {value for name, value in summary_rows(report) if "per verdict" in name} == {"not measured"}
+
+
+def test_weak_kinds_of_attacks_are_a_warning_that_names_them() -> None:
+    report = sample_report()
+    assert summary.attack_warnings(parsed(report)) == (), "no kind of the sample is below the limit"
+    report["evaluator"]["attacks"]["kinds"].append({"kind": "echo", "below": fig(0.4, 0.28, 0.54, 50)})
+    [warning] = summary.attack_warnings(parsed(report))
+    assert "the question itself (40.0% of them below (interval 28.0% to 54.0%, n = 50))" in warning
+    assert "empty" not in warning
+    assert summary.warnings(parsed(report)) == (warning,)
+    del report["evaluator"]["attacks"]
+    assert summary.warnings(parsed(report)) == ()

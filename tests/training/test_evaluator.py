@@ -174,6 +174,79 @@ def test_the_loss_is_bradley_terry_with_soft_labels_and_centering() -> None:
     assert found["accuracy"] == sum(a > b for a, b in scores) / 5
 
 
+def test_the_margin_is_subtracted_from_the_difference_and_scaled_by_the_label() -> None:
+    backbone, data = fresh(), pairs(5, seed=4, label=0.8)
+    tiny_models.scramble(backbone, EVALUATOR)
+    expected = 0.0
+    for p in data:
+        a, b = (score_replies(backbone, EVALUATOR, [p.prompt], [reply], 1)[0] for reply in (p.chosen, p.rejected))
+        delta = a - b - 0.5 * (2 * 0.8 - 1)
+        expected += (0.8 * math.log1p(math.exp(-delta)) + 0.2 * math.log1p(math.exp(delta))) / 5
+    found = evaluator._step(backbone, EVALUATOR, data, EvaluatorConfig(margin=0.5, centering=0.0), 4096)
+    assert found["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+STOPPED = EvaluatorConfig(learning_rate=2e-2, epochs=2, batch=8, checkpoint_every=2, early_stopping=True)
+
+
+def test_early_stopping_keeps_the_weights_with_the_lowest_held_out_loss(tmp_path: Path) -> None:
+    """Held-out labels contradict the training pairs, so the loss on them rises and the last weights are not the best."""
+    backbone, contrary = fresh(), pairs(24, seed=2, label=0.05)
+    seen: dict[int, list[Tensor]] = {}
+    lines: list[dict[str, float]] = []
+
+    def log(values: dict[str, float]) -> None:
+        lines.append(values)
+        seen[int(values["step"])] = [p.detach().clone() for p in backbone.roles.parameters(EVALUATOR).values()]
+
+    train(backbone, pairs(64, seed=1), tmp_path, STOPPED, log=log, held_out=contrary)
+    losses = {int(line["step"]): line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    assert list(losses) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert losses[0] == pytest.approx(math.log(2))
+    best = min((loss, step) for step, loss in losses.items() if step)[1]
+    assert best < 16
+    for kept, expected in zip(backbone.roles.parameters(EVALUATOR).values(), seen[best], strict=True):
+        assert torch.equal(kept, expected)
+    scores = [score_replies(backbone, EVALUATOR, [p.prompt for p in contrary], [getattr(p, who) for p in contrary], 4096)
+              for who in ("chosen", "rejected")]  # fmt: skip
+    by_hand = [
+        0.05 * math.log1p(math.exp(b - a)) + 0.95 * math.log1p(math.exp(a - b)) + STOPPED.centering * (a + b) ** 2
+        for a, b in zip(*scores, strict=True)
+    ]
+    assert sum(by_hand) / len(by_hand) == pytest.approx(losses[best], abs=1e-5)
+
+
+def test_a_killed_training_with_early_stopping_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    data, contrary = pairs(64, seed=1), pairs(24, seed=2, label=0.05)
+    through, resumed = fresh(), fresh()
+    train(through, data, tmp_path / "a", STOPPED, held_out=contrary)
+    seen: list[dict[str, float]] = []
+
+    def stop(values: dict[str, float]) -> None:
+        seen.append(values)
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), data, tmp_path / "b", STOPPED, log=stop, held_out=contrary)
+    train(resumed, data, tmp_path / "b", STOPPED, held_out=contrary)
+    for one, other in zip(
+        through.roles.parameters(EVALUATOR).values(), resumed.roles.parameters(EVALUATOR).values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_balanced_lengths_are_trained_on_in_more_steps(tmp_path: Path) -> None:
+    data = pairs(64, seed=1)
+    longer = sum(len(p.chosen) > len(p.rejected) for p in data)
+    shorter = sum(len(p.chosen) < len(p.rejected) for p in data)
+    assert longer
+    assert shorter
+    config = EvaluatorConfig(epochs=1, batch=8, length_balanced=True)
+    lines = train(fresh(), data, tmp_path, config)
+    assert len(lines) == math.ceil((2 * max(longer, shorter) + 64 - longer - shorter) / 8)
+
+
 def test_scores_come_in_the_order_given_whatever_the_batches() -> None:
     backbone, data = fresh(), pairs(9, seed=5)
     tiny_models.scramble(backbone, EVALUATOR)

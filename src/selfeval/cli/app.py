@@ -615,6 +615,133 @@ def tune(
         _say_exported(done.exported)
 
 
+@app.command("benchmark-judge")
+def benchmark_judge(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Run folder, to measure its judge, referee or evaluator.")
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="llmbar, pandalm, mtbench, rewardbench, judgebench or gsm8k-solutions, with --file; or a file of JSON lines "
+            'with "question", "chosen", "rejected", or "question", "first", "second", "label".',
+        ),
+    ] = "",
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="File or folder of a named data set; nothing is downloaded. May be repeated."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Measure a judge of this model: a folder or hub id.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With DIR: judge (default), referee or evaluator. With --model: a value of verdicts.judge, or referee.",
+        ),
+    ] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value, e.g. verdicts.reasoning=false.")
+    ] = None,
+    sure: Annotated[
+        float | None,
+        typer.Option(min=0.5, max=1.0, help="Confidence from which a verdict counts (default: verdicts.keep; evaluator: 0.8)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of pairs, drawn at random (default: all).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results; the same command resumes (default: nothing is kept).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    trust_remote_code: RemoteCode = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a judge on pairs of replies with human labels, and compare it with trivial rules.
+
+    Figures: agreement with the labels, share of pairs with a verdict at the chosen confidence, agreement on these, agreement of
+    both orders, agreement at lower coverage, and the same by subset. Baselines on the same pairs: the longer reply, the first
+    one, and the one with the higher mean log-probability. Examples:
+
+    selfeval benchmark-judge runs/mine --data llmbar --file LLMBar/Dataset --limit 200
+
+    selfeval benchmark-judge --model path/to/model --set verdicts.reasoning=false --data my_pairs.jsonl --output benchmarks/mine
+    """
+    with clear_errors(debug, interrupted=_RESUMES if output else _NOTHING_CHANGED):
+        if not data:
+            raise InputError("pass the labelled pairs as --data NAME with --file PATH, or as --data FILE")
+        _quiet_libraries()
+        from selfeval.cli.judge_figures import print_benchmark
+        from selfeval.judge_benchmark.benchmark import benchmark_judge as measure_judge
+        from selfeval.texts import safe_json
+
+        result = measure_judge(
+            data,
+            run=folder,
+            model=model,
+            judge=judge,
+            files=file or (),
+            settings=assign or (),
+            sure=sure,
+            limit=limit,
+            seed=seed,
+            output=output,
+            progress=not quiet,
+            trust_remote_code=trust_remote_code,
+        )
+        if as_json:
+            typer.echo(safe_json(result.as_json(), indent=2))
+        else:
+            print_benchmark(result)
+
+
+@app.command("judge-check")
+def judge_check(
+    folder: RunFolder,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='JSON lines with "question", "first", "second" and "label": first, second or tie.'),
+    ] = None,
+    error: Annotated[float, typer.Option(help="Wanted error rate of kept verdicts.")] = 0.1,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write pairs of the run to a new file to label, without verdicts.")
+    ] = None,
+    count: Annotated[int, typer.Option("--n", min=1, help="Number of pairs to write.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the pairs to write.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    trust_remote_code: RemoteCode = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the judge of a run with human labels, and find the confidence threshold for a wanted error rate.
+
+    Figures: agreement, Cohen's kappa, order and length bias, calibration, risk and coverage. The threshold holds for pairs that
+    are drawn as the labelled ones, except with a probability of 5%, for any judge and any distribution. Examples:
+
+    selfeval judge-check runs/mine --write to_label.jsonl --n 200
+
+    selfeval judge-check runs/mine --labels to_label.jsonl --error 0.1
+    """
+    with clear_errors(debug, interrupted=_NOTHING_CHANGED):
+        if (labels is None) == (write is None):
+            raise InputError("pass either --labels FILE, the labels, or --write FILE, to write pairs to label")
+        _quiet_libraries()
+        from selfeval.cli.judge_figures import print_check
+        from selfeval.judge_benchmark.label_check import judge_check as check_judge
+        from selfeval.judge_benchmark.label_check import write_unlabelled
+        from selfeval.texts import safe_json
+
+        if write is not None:
+            written = write_unlabelled(folder, write, count, seed)
+            typer.echo(f"wrote {written} pairs to {write}; set each label to first, second or tie, and pass it as --labels")
+        if labels is not None:
+            found = check_judge(folder, labels, error=error, progress=not quiet, trust_remote_code=trust_remote_code)
+            if as_json:
+                typer.echo(safe_json(found.as_json(), indent=2))
+            else:
+                print_check(found)
+
+
 @lab.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Output model folder.")] = Path("pretrained"),

@@ -29,7 +29,7 @@ def print_closing(folder: Path, worked: bool) -> None:
 
     from selfeval.report.page import draw_page
     from selfeval.report.reading import read_report
-    from selfeval.report.summary import reply_warnings, rounds_sentences, summary_rows, verdict_sentences
+    from selfeval.report.summary import rounds_sentences, summary_rows, verdict_sentences, warnings
 
     report = read_report(folder / "report.json")
     page = folder / "index.html"
@@ -40,7 +40,7 @@ def print_closing(folder: Path, worked: bool) -> None:
     if not worked:
         typer.echo(f"Nothing left to do: the run is already finished in {visible(str(folder))}.")
     _print_rows(console, summary_rows(report))
-    for sentence in (*verdict_sentences(report), *rounds_sentences(report), *reply_warnings(report)):
+    for sentence in (*verdict_sentences(report), *rounds_sentences(report), *warnings(report)):
         _print_line(console, sentence)
     typer.echo(f"Report: {visible(str(page))}")
 

@@ -202,6 +202,18 @@ class EvaluatorConfig(Section):
     """Weight of the squared sum of a pair's scores, which keeps scores near zero (https://arxiv.org/abs/2312.09244)."""
     checkpoint_every: Count = 50
     """Steps between checkpoints."""
+    margin: Annotated[float, Field(ge=0.0)] = 0.0
+    """Margin of the loss, scaled by 2 y - 1 for the judge's probability y (https://arxiv.org/abs/2307.09288). 0: none."""
+    length_balanced: bool = False
+    """Balance each batch: as many pairs whose chosen reply is the longer one as pairs whose chosen reply is the shorter one."""
+    mismatched: Share = 0.0
+    """Additional pairs, as a share of the training pairs: a chosen reply against the chosen reply to a similar question."""
+    attacks: Share = 0.0
+    """Additional pairs, as a share of the training pairs: a chosen reply against an attack reply, as the report has them."""
+    bag: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training questions that each member of the ensemble is trained on, drawn for each member."""
+    early_stopping: bool = False
+    """Keep the weights with the lowest held-out loss, measured every `checkpoint_every` steps, instead of the last ones."""
 
 
 class EvaluationConfig(Section):
@@ -217,3 +229,5 @@ class EvaluationConfig(Section):
     """Pairs of replies, before and after training, that the page shows."""
     gold_replies: Count = 128
     """Rollouts per policy iteration that are checked against gold for the curve (if the domain has gold)."""
+    attacks: Annotated[int, Field(ge=0, strict=True)] = 50
+    """Test questions to which the evaluator scores attack replies (empty, repeated, an injected verdict...); 0: none."""

@@ -11,6 +11,7 @@ from selfeval.quality.comparisons import Comparison, compare_paired, compare_wit
 from selfeval.quality.statistics import mean_figure, proportion, sigmoid, spearman_figure
 from selfeval.records import Reply, Verdict, VerdictState
 from selfeval.report.schema import (
+    Attacks,
     Baselines,
     Bin,
     Disagreement,
@@ -115,6 +116,7 @@ def measure_evaluator(
     facts: EvaluatorFacts,
     first_pairs: FirstPairs,
     cost: TokensPerVerdict | None,
+    attacks: Attacks | None = None,
     *,
     has_gold: bool,
 ) -> Evaluator:
@@ -125,6 +127,7 @@ def measure_evaluator(
         facts: settings and counts of the evaluators.
         first_pairs: results on the test pairs of round 1.
         cost: tokens per verdict.
+        attacks: Optional. Figures on attack replies. Default: none were scored.
         has_gold: whether there is a gold oracle, even if it has no answer to any of these questions.
     """
     gold, judge = by_gold(pairs), by_judge(pairs)
@@ -152,6 +155,7 @@ def measure_evaluator(
         risk_coverage=tuple(risk_coverage(confidence, correct)) if correct else (),
         calibration=tuple(Bin(confidence=c, accuracy=a, n=n) for c, a, n in reliability_bins(confidence, correct)),
         cost=cost,
+        attacks=attacks,
     )
 
 

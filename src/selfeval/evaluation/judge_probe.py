@@ -15,7 +15,7 @@ from selfeval.quality.statistics import mean_figure, proportion
 from selfeval.records import AgreementEvidence, PairwiseEvidence, Unreadable, Verdict, VerdictState
 from selfeval.report.schema import JudgeProbe, ProbeFinding, UnreadableOrders
 
-__all__ = ["PROBED", "diagnose", "probe_sentences"]
+__all__ = ["PROBED", "diagnose", "probe_sentences", "shown_first"]
 
 PROBED = 16
 """Pairs of the probe."""
@@ -47,7 +47,7 @@ def diagnose(verdicts: Sequence[Verdict], config: RunConfig) -> JudgeProbe:
         unparsable=states[VerdictState.UNPARSABLE],
         unreadable_orders=UnreadableOrders(**causes),
         agreement=proportion(consistent),
-        shown_first=mean_figure([share for v in verdicts if (share := _shown_first(v)) is not None]),
+        shown_first=mean_figure([share for v in verdicts if (share := shown_first(v)) is not None]),
         label_mass=mean_figure([fmean(masses) for v in verdicts if (masses := _masses(v))]),
         usable=bool(states[VerdictState.KEPT]) or not hopeless,
         findings=(*_unreadable_findings(verdicts, config), *_choice_findings(verdicts, config)),
@@ -72,11 +72,11 @@ def is_split(verdict: Verdict) -> bool:
     return isinstance(verdict.evidence, AgreementEvidence) and verdict.probability == 0.5 and verdict.tie == 0
 
 
-def _shown_first(verdict: Verdict) -> float | None:
+def shown_first(verdict: Verdict) -> float | None:
     """Return the share of the orders that chose the reply shown first, among those that chose one; None without any."""
     # `choices_of` names the replies of the pair; in the swapped order, its `second` is shown first.
     orders = zip(choices_of(verdict), ("first", "second"), strict=True)
-    chosen = [choice == shown_first for choice, shown_first in orders if choice in ("first", "second")]
+    chosen = [choice == leading for choice, leading in orders if choice in ("first", "second")]
     return fmean(chosen) if chosen else None
 
 

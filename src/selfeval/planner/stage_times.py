@@ -23,6 +23,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
 from selfeval.config import AgreementConfig, RunConfig
 from selfeval.errors import ModelError
+from selfeval.evaluation.attacks import KINDS
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
@@ -293,7 +294,9 @@ def _of_verdicts(config: RunConfig, lengths: Lengths) -> Tokens:
 def _of_evaluator(config: RunConfig, lengths: Lengths) -> Tokens:
     # As if every verdict were kept; two sequences a pair.
     sequences = 2 * config.evaluator.members * (lengths.grade + lengths.reply)
-    trained = config.questions.train * (1 - config.evaluator.held_out) * config.evaluator.epochs
+    settings = config.evaluator
+    pairs = config.questions.train * (1 - settings.held_out) * (1 + settings.mismatched + settings.attacks) * settings.bag
+    trained = pairs * settings.epochs
     return Tokens(read=config.questions.test * sequences, learned=trained * sequences)
 
 
@@ -310,7 +313,11 @@ def _of_evaluation(config: RunConfig, lengths: Lengths) -> Tokens:
     questions = min(config.evaluation.questions, config.questions.test)
     # Replies before and after, and the referee's verdicts on them in both orders.
     written = questions * 2 * (lengths.reply + lengths.reasoning)
-    return Tokens(written=written, read=questions * 2 * (lengths.reply_prompt + lengths.judge))
+    read = questions * 2 * (lengths.reply_prompt + lengths.judge)
+    # An ordinary reply and one of each kind of attack, as if all were of a reply's length.
+    attacked = min(config.evaluation.attacks, config.questions.test) * (1 + len(KINDS))
+    read += attacked * config.evaluator.members * (lengths.grade + lengths.reply)
+    return Tokens(written=written, read=read)
 
 
 def _is_given(config: RunConfig) -> bool:

@@ -44,6 +44,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric("grad_norm", "", "norm of the gradient before clipping", "finite, steady"),
         Metric("learning_rate", "", "learning rate of this step", "rises over the warm-up, then falls"),
+        Metric(
+            "held_out_loss",
+            "nats per pair",
+            "the same loss on the held-out pairs, after the update, at the measured steps of `evaluator.early_stopping`",
+            "below 0.693. Where it rises, later steps fit the training pairs only; the weights of its minimum are kept",
+        ),
     ),
     "policy": (
         Metric("step", "", "iteration, from 1", ""),

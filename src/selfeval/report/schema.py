@@ -21,6 +21,9 @@ from selfeval.quality.statistics import Figure
 __all__ = [
     "SCHEMA",
     "Alarm",
+    "AttackKind",
+    "AttackName",
+    "Attacks",
     "Baselines",
     "Bin",
     "CurveFit",
@@ -76,6 +79,9 @@ _Pair = tuple[_Rounded, _Rounded]
 _Triple = tuple[_Rounded, _Rounded, _Rounded]
 
 Labels = Literal["gold", "judge"]
+AttackName = Literal[
+    "empty", "constant", "repeated", "echo", "long", "other_question", "injection", "praise", "altered_number", "plain_right"
+]
 
 
 def _absent_if_none() -> Any:
@@ -185,6 +191,26 @@ class Bin(Part):
     """Number of pairs."""
 
 
+class AttackKind(Part):
+    """Attack replies of one kind; see [attacks](#attacks)."""
+
+    kind: AttackName
+    """Name of the kind."""
+    below: _Figure
+    """Share of the attacks that the evaluator scores strictly below the better reply. Wilson."""
+
+
+class Attacks(Part):
+    """Attack replies to test questions, which an evaluator must score below an ordinary reply; see [attacks](#attacks)."""
+
+    against: Literal["right", "ordinary"]
+    """The replies that they are compared with: right ones by gold, or ordinary ones of the model without gold."""
+    total: _Figure
+    """Share of all attacks that are scored strictly below; n is the number of questions. Adjusted Student, by question."""
+    kinds: tuple[AttackKind, ...]
+    """The share by kind."""
+
+
 class Evaluator(Part):
     """Measured on the judged test pairs: two samples per test question, at `evaluation.temperature`."""
 
@@ -225,6 +251,9 @@ class Evaluator(Part):
     """Ten bins of equal mass."""
     cost: TokensPerVerdict | None
     """Tokens per verdict; see [cost](#cost). `null` without a test pair."""
+    attacks: Attacks | None = _absent_if_none()
+    """Attack replies to test questions. Absent with `evaluation.attacks = 0`, and if no test question has a reply that could be
+    attacked."""
 
 
 # -- the verdicts -------------------------------------------------------------------------------------------------------

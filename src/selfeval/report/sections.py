@@ -43,6 +43,7 @@ from selfeval.report.memory import memory_rows
 from selfeval.report.reading import Metrics, Rows
 from selfeval.report.schema import (
     Alarm,
+    Attacks,
     Dropped,
     Evaluator,
     JudgeProbe,
@@ -57,6 +58,7 @@ from selfeval.report.schema import (
     Verdicts,
 )
 from selfeval.report.summary import (
+    ATTACKS,
     BASELINE_NAMES,
     COSTS,
     badges,
@@ -65,13 +67,13 @@ from selfeval.report.summary import (
     baseline_names,
     evaluator_accuracy,
     labels_of_pairs,
-    reply_warnings,
     rounds_sentences,
     seconds_by,
     strongest_baseline,
     tokens_by,
     undecided,
     verdict_sentences,
+    warnings,
 )
 from selfeval.texts import format_bytes
 
@@ -141,7 +143,7 @@ def all_sections(report: Report, metrics: Metrics) -> View:
         "curves": _curves(report.policy, metrics),
         "evaluator": _evaluator(report, metrics.get("evaluator", [])),
         "verdicts": _verdicts(report.verdicts),
-        "warnings": reply_warnings(report),
+        "warnings": warnings(report),
         "replies": _replies(report.replies),
         "samples": _samples(report.samples),
         "dropped": _dropped(report.dropped),
@@ -479,10 +481,19 @@ def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
         ("Training pairs", count(evaluator.pairs_trained), "", ""),
         ("Members", count(evaluator.members), "", ""),
     ]
+    if evaluator.attacks is not None:
+        rows += _attack_rows(evaluator.attacks)
     if evaluator.disagreement is not None:
         correlation = evaluator.disagreement.error_correlation
         rows.append(("Member disagreement, rank correlation with errors", *cells(correlation, as_percent=False)))
     return rows
+
+
+def _attack_rows(attacks: Attacks) -> Iterator[tuple[str, str, str, str]]:
+    other = "a right reply" if attacks.against == "right" else "an ordinary reply"
+    yield f"Attacks scored below {other}, all kinds", *cells(attacks.total)
+    for row in attacks.kinds:
+        yield f"Attack: {ATTACKS.get(row.kind, row.kind)}", *cells(row.below)
 
 
 def _cost_rows(report: Report) -> Iterator[tuple[str, str, str, str]]:

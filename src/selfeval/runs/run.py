@@ -11,7 +11,7 @@ from selfeval.config import RunConfig
 from selfeval.errors import InputError, MissingPackageError
 from selfeval.records import Pair, Split, to_json
 from selfeval.report.reading import read_report
-from selfeval.report.summary import reply_warnings, summary_rows, verdict_sentences
+from selfeval.report.summary import summary_rows, verdict_sentences, warnings
 from selfeval.runs.reader import KINDS, RunReader, SplitName
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Run:
             return title
         report = read_report(self.folder / "report.json")
         rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in summary_rows(report))
-        said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in (*verdict_sentences(report), *reply_warnings(report)))
+        said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in (*verdict_sentences(report), *warnings(report)))
         return f"{title}<table>{rows}</table>{said}"
 
     # -- files ----------------------------------------------------------------------------------------------------------

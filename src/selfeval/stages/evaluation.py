@@ -37,6 +37,7 @@ from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Sampled, Split, Verdict, VerdictState
 from selfeval.report.schema import (
     Alarm,
+    Attacks,
     Evaluation,
     EvaluationMemory,
     Evaluator,
@@ -52,6 +53,7 @@ from selfeval.report.schema import (
 from selfeval.rollout.engine import Rollout, visible_ids
 from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
+from selfeval.stages.attacks import attack_evaluator, most_attacks
 from selfeval.stages.context import Context
 from selfeval.stages.gold import Gold, ask_ahead, count_outcomes, gold_file, load_gold
 from selfeval.stages.held_out import score_pairs
@@ -79,12 +81,13 @@ def run(context: Context) -> dict[str, Any]:
         first_pairs = _first_pairs(context, pairs, questions, gold, bar.advance)
         answered, token_ids = _answer_and_judge(context, guide, gold, bar.advance)
         samples = _samples(context, answered, token_ids)
+        attacks = attack_evaluator(context, gold, bar.advance)
     cost = _verdict_cost(context, questions)
     predicted = predict(_checked_replies(context, questions, gold)) if gold else {}
     _write_gold_curve(context, predicted)
     figures = Evaluation(
         model=_model(context),
-        evaluator=_evaluator(context, pairs, first_pairs, cost.tokens if cost else None, has_gold=gold is not None),
+        evaluator=_evaluator(context, pairs, first_pairs, cost.tokens if cost else None, attacks, has_gold=gold is not None),
         verdicts=_verdicts(context, questions, gold),
         policy=measure_policy(answered, _alarms(context), _over_optimisation(context, predicted), has_gold=gold is not None),
         # After all replies were checked by gold, because it counts the results of the unit tests.
@@ -98,12 +101,13 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _passes(context: Context) -> int:
-    """Return the length of the progress bar: two scores per test pair; one reply and two comparisons per evaluated question."""
+    """Return the length of the progress bar: two scores per test pair, one reply and two comparisons per evaluated question,
+    and one score per attack reply."""
     # A later round scores its own test pairs and those of round 1.
     scored = [context.store, context.first] if context.earlier else [context.store]
     pairs = sum(v.split == Split.TEST for store in scored for v in store.read("verdicts", Verdict))
     asked = min(context.config.evaluation.questions, len(context.questions(Split.TEST)))
-    return 2 * pairs + 3 * asked
+    return 2 * pairs + 3 * asked + most_attacks(context)
 
 
 def _model(context: Context) -> Model:
@@ -148,6 +152,7 @@ def _evaluator(
     pairs: Sequence[JudgedPair],
     first_pairs: FirstPairs,
     cost: TokensPerVerdict | None,
+    attacks: Attacks | None,
     *,
     has_gold: bool,
 ) -> Evaluator:
@@ -159,7 +164,7 @@ def _evaluator(
         members=context.config.evaluator.members,
         labels_from_file=_labels_from_file(context),
     )
-    return measure_evaluator(pairs, facts, first_pairs, cost, has_gold=has_gold)
+    return measure_evaluator(pairs, facts, first_pairs, cost, attacks, has_gold=has_gold)
 
 
 def _judged_test_pairs(

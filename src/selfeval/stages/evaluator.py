@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -15,11 +16,12 @@ from selfeval.errors import LoopError
 from selfeval.quality.calibration import fit_temperature
 from selfeval.records import Pair
 from selfeval.runs.members import Temperature, member_roles
+from selfeval.stages.added_pairs import attack_pairs, mismatched_pairs
 from selfeval.stages.context import Context
 from selfeval.stages.terminal import Bar
 from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, train_evaluator
+from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, steps_of, train_evaluator
 
 __all__ = [
     "FEWEST_FOR_TEMPERATURE",
@@ -53,25 +55,38 @@ def margins(context: Context, pairs: Sequence[Preference]) -> list[float]:
     return [a - b for a, b in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True)]
 
 
-def _is_held_out(question_id: str, share: float, seed: int) -> bool:
+def _is_drawn(question_id: str, share: float, draw: str) -> bool:
     # A hash of the question, not a draw in sequence: adding pairs or rounds moves no question to the other side.
-    digest = hashlib.sha256(f"{seed}/held-out/{question_id}".encode()).digest()
+    digest = hashlib.sha256(f"{draw}/{question_id}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64 < share
 
 
-def _split(context: Context) -> tuple[list[Preference], list[Preference]]:
+def _split(context: Context) -> tuple[list[Pair], list[Pair]]:
     """Return the training pairs and the pairs held out by question for the temperature. Test questions are in neither."""
     # The run's seed, not the round's: a question that was held out stays held out in later rounds.
     share, seed = context.config.evaluator.held_out, context.config.seed
     pairs = context.training_pairs()
     # At least one question is held out, even if the share selects none.
-    aside = {p.question_id for p in pairs if _is_held_out(p.question_id, share, seed)} or {pairs[0].question_id}
+    aside = {p.question_id for p in pairs if _is_drawn(p.question_id, share, f"{seed}/held-out")} or {pairs[0].question_id}
     held, kept = ([p for p in pairs if (p.question_id in aside) == wanted] for wanted in (True, False))
     if not kept:
         raise LoopError(
             f"only {len(pairs)} training pairs: none are left to train on; generate more questions (questions.train)"
         )
-    return preferences(context, kept), preferences(context, held)
+    return kept, held
+
+
+def _added(context: Context, pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the additional training pairs."""
+    settings, seed, end = context.config.evaluator, context.round_seed, context.backbone.loaded.eos_ids[:1]
+    found = mismatched_pairs(pairs, settings.mismatched, seed)
+    return found + attack_pairs(pairs, settings.attacks, seed, lambda text: (*context.templates.reply_ids(text), *end))
+
+
+def _bag(pairs: Sequence[Pair], role: str, share: float, seed: int) -> list[Pair]:
+    """Return the pairs of the questions that a member is trained on; all pairs if the draw selects none."""
+    # Of 1.0 no hash is left out, so the members of earlier runs have the same pairs.
+    return [p for p in pairs if _is_drawn(p.question_id, share, f"{seed}/bag/{role}")] or list(pairs)
 
 
 def _temperature(context: Context, held_out: Sequence[Preference]) -> Temperature:
@@ -88,32 +103,44 @@ def _temperature(context: Context, held_out: Sequence[Preference]) -> Temperatur
 def run(context: Context) -> dict[str, Any]:
     """Train and save the roles `evaluator-0`, ...; return counts and the temperature."""
     config = context.config
-    train, held_out = _split(context)
-    roles = member_roles(config)
-    steps = -(-len(train) // config.evaluator.batch) * config.evaluator.epochs
-    with context.terminal.bar("evaluator", steps * len(roles)) as bar:
-        for number, role in enumerate(roles):
+    kept, held = _split(context)
+    added = _added(context, kept)
+    held_out = preferences(context, held)
+    members = {
+        role: preferences(context, _bag([*kept, *added], role, config.evaluator.bag, config.seed))
+        for role in member_roles(config)
+    }
+    # Number of steps before each member, and after the last one.
+    starts = list(accumulate((steps_of(train, config.evaluator) for train in members.values()), initial=0))
+    with context.terminal.bar("evaluator", starts[-1]) as bar:
+        for (role, train), start, end in zip(members.items(), starts, starts[1:], strict=False):
             if not context.role_folder(role).is_dir():  # a member trained before an interruption is kept
-                _train(context, role, train, steps * number, bar)
+                _train(context, role, train, held_out, start, bar)
             # A member that was trained before an interruption logs no steps, so its share is added here.
-            bar.advance(steps * (number + 1) - bar.done)
+            bar.advance(end - bar.done)
     context.load_evaluators()
     temperature = _temperature(context, held_out)
     written = context.role_folder(EVALUATOR) / "evaluator.json"
     # Added to the file of the first member, which was written without it before the temperature could be fitted.
     saved = {"temperature": temperature.value, "temperature_pairs": temperature.pairs}
     write_json(written, {**read_json(written), **saved})
-    counts = {"trained": len(train), "held_out": len(held_out), "members": len(roles)}
+    counts = {"trained": len(kept), "held_out": len(held_out), "members": len(members)}
+    if added:
+        counts["added"] = len(added)
     return {**counts, "temperature": round(temperature.value, 6)}
 
 
-def _train(context: Context, role: str, pairs: Sequence[Preference], before: int, bar: Bar) -> None:
+def _train(
+    context: Context, role: str, pairs: Sequence[Preference], held_out: Sequence[Preference], before: int, bar: Bar
+) -> None:
     """Train one member and save it. `before` is the number of steps of the previous members, to number its metrics."""
     config, backbone = context.config, context.backbone
     backbone.roles.add(role, seed=context.seed("role", role) % 2**31, head=True)
     folder = context.checkpoint_folder("evaluator") / role
 
     def log(values: dict[str, float]) -> None:
+        if values["step"] == 0:  # the held-out loss of the untrained head, which is log 2
+            return
         context.log("evaluator", {**values, "step": before + int(values["step"])})
         bar.say(f"loss {values['loss']:.3f} accuracy {values['accuracy']:.2f}")
         bar.advance()
@@ -132,6 +159,7 @@ def _train(context: Context, role: str, pairs: Sequence[Preference], before: int
         log=log,
         resumed=resumed,
         role=role,
+        held_out=held_out,
     )
     backbone.roles.freeze(role)
     units = _units(context, role, pairs) if config.evaluator.members > 1 else {"mean": 0.0, "deviation": 1.0}

@@ -23,7 +23,7 @@ from selfeval.stages.given import Given, Labelled
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
-__all__ = ["JudgePairs", "compared", "run"]
+__all__ = ["JudgePairs", "compared", "rounded_judgement", "run"]
 
 ReplyPair = tuple[Question, Reply, Reply]
 
@@ -57,7 +57,7 @@ def _pairs(context: Context, questions: Sequence[Question]) -> list[ReplyPair | 
 
 def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: Reply, judgement: Judgement) -> Verdict:
     # The state is that of the rounded numbers, so a reader of the file finds the same.
-    written = Judgement(rounded(judgement.probability), rounded(judgement.tie), _rounded(judgement.evidence))
+    written = rounded_judgement(judgement)
     return Verdict(
         question_id=question.id,
         split=question.split,
@@ -68,6 +68,11 @@ def _verdict(config: VerdictsConfig, question: Question, first: Reply, second: R
         tie=written.tie,
         evidence=written.evidence,
     )
+
+
+def rounded_judgement(judgement: Judgement) -> Judgement:
+    """Return a judgement with the precision of numbers in files."""
+    return Judgement(rounded(judgement.probability), rounded(judgement.tie), _rounded(judgement.evidence))
 
 
 def _rounded(evidence: Evidence | None) -> Evidence | None:

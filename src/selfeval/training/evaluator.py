@@ -7,7 +7,6 @@ a comparison of two replies does not depend on their order.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,11 @@ from selfeval.config import EvaluatorConfig
 from selfeval.prompt import Prompt
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.gradient_accumulation import add_gradients
+from selfeval.training.held_out_loss import HeldOutLoss
+from selfeval.training.pair_order import epoch_length, epoch_order
 from selfeval.training.supervised import train_supervised
 
-__all__ = ["EVALUATOR", "Preference", "pair_loss", "score_replies", "train_evaluator"]
+__all__ = ["EVALUATOR", "Preference", "pair_loss", "score_replies", "steps_of", "train_evaluator"]
 
 EVALUATOR = "evaluator-0"
 """Role name of the evaluator, or of the first member of an ensemble."""
@@ -85,9 +86,13 @@ def pair_loss(
 ) -> tuple[Tensor, Tensor]:
     """Compute the summed loss of a micro-batch of pairs (all chosen replies, then all rejected), and the margins `[N]`."""
     chosen_N, rejected_N = final_scores(backbone, role, batch).split(len(label_N))
+    return _losses(chosen_N, rejected_N, label_N, config).sum(), chosen_N - rejected_N
+
+
+def _losses(chosen_N: Tensor, rejected_N: Tensor, label_N: Tensor, config: EvaluatorConfig) -> Tensor:
     # The label is a probability, so the loss is the cross-entropy between judge and evaluator; 0.5 asks for equal scores.
-    losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N)
-    return (losses_N + config.centering * centering_penalty(chosen_N, rejected_N)).sum(), chosen_N - rejected_N
+    losses_N = bradley_terry_loss(chosen_N, rejected_N, label_N, margin=config.margin * (2 * label_N - 1))
+    return losses_N + config.centering * centering_penalty(chosen_N, rejected_N)
 
 
 def _step(
@@ -116,6 +121,26 @@ def _step(
     return {"loss": total / len(pairs), "accuracy": right / len(pairs)}
 
 
+def _excess(pairs: Sequence[Preference]) -> list[int]:
+    return [len(p.chosen) - len(p.rejected) for p in pairs]
+
+
+def steps_of(pairs: Sequence[Preference], config: EvaluatorConfig) -> int:
+    """Return the number of steps of a training."""
+    return config.epochs * math.ceil(epoch_length(_excess(pairs), balanced=config.length_balanced) / config.batch)
+
+
+@torch.no_grad()
+def _mean_loss(backbone: Backbone, role: str, pairs: Sequence[Preference], config: EvaluatorConfig, batch_tokens: int) -> float:
+    """Return the mean loss of the current weights on pairs, with the penalty and the margin of training."""
+    prompts = [p.prompt for p in pairs]
+    chosen, rejected = (
+        torch.tensor(score_replies(backbone, role, prompts, replies, batch_tokens))
+        for replies in ([p.chosen for p in pairs], [p.rejected for p in pairs])
+    )
+    return _losses(chosen, rejected, torch.tensor([p.label for p in pairs]), config).mean().item()
+
+
 def _order(role: str) -> str:
     """Return the name that is mixed into the seed of the order of the pairs: `evaluator` for the first member."""
     return role if role != EVALUATOR else "evaluator"
@@ -132,6 +157,7 @@ def train_evaluator(
     log: Callable[[dict[str, float]], None],
     resumed: Callable[[int], None],
     role: str = EVALUATOR,
+    held_out: Sequence[Preference] = (),
 ) -> None:
     """Train an evaluator, resuming from its last checkpoint if there is one.
 
@@ -145,18 +171,22 @@ def train_evaluator(
         log: called after every step with step, loss, accuracy, gradient norm and learning rate.
         resumed: called with the step of the checkpoint that training resumes from (0 for a new training).
         role: Optional. Name of the evaluator. Default: the first one.
+        held_out: pairs of other questions. With `config.early_stopping`, the weights with the lowest loss on them are kept.
 
     Raises:
         LoopError: the loss or its gradient became NaN or infinite.
     """
-    per_epoch = math.ceil(len(pairs) / config.batch)
+    excess, steps = _excess(pairs), steps_of(pairs, config)
+    per_epoch = steps // config.epochs
 
     def gradients(step: int) -> dict[str, float]:
         # The order is computed from the step alone, so a resumed training draws the same batches.
-        order = list(range(len(pairs)))
-        random.Random(f"{seed}/{_order(role)}/{step // per_epoch}").shuffle(order)
+        order = epoch_order(excess, seed=f"{seed}/{_order(role)}/{step // per_epoch}", balanced=config.length_balanced)
         start = (step % per_epoch) * config.batch
         return _step(backbone, role, [pairs[i] for i in order[start : start + config.batch]], config, batch_tokens)
+
+    def held_out_loss() -> float:
+        return _mean_loss(backbone, role, held_out, config, batch_tokens)
 
     train_supervised(
         backbone,
@@ -164,10 +194,11 @@ def train_evaluator(
         gradients,
         config,
         checkpoints,
-        steps=per_epoch * config.epochs,
+        steps=steps,
         log=log,
         resumed=resumed,
         save_last=False,
         work="evaluator training",
         setting="evaluator.learning_rate",
+        held_out=HeldOutLoss(held_out_loss, config.checkpoint_every) if config.early_stopping and held_out else None,
     )

@@ -16,7 +16,7 @@ class HeldOutLoss:
     The untrained weights are measured too, but are not a candidate for the best step.
 
     Args:
-        measure: returns the loss of the current weights, in nats per token.
+        measure: returns the loss of the current weights, in any unit.
         every: steps between measurements; the last step is always measured.
 
     Attributes:

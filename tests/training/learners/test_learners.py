@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -8,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import tiny_models
 from policies import CONFIG, LIMIT, PROMPTS, changed, context_of, four_roles, train
 from selfeval.backbone.roles import Backbone
 from selfeval.config import LEARNERS
 from selfeval.rollout.engine import Request, generate
-from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Samples
+from selfeval.training.context import CRITIC, POLICY, REFERENCE, LearnerContext, Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies
 from selfeval.training.experience import Experience, RewardScale, build_experience, collect, present
 from selfeval.training.learners import make_learner
@@ -24,11 +27,25 @@ from selfeval.training.learners.policy_gradient import KLAdaptiveStepSize
 BETA = 0.3
 
 
+def token_rewards(ids: Sequence[int]) -> list[float]:
+    """Rewards of the tokens of a reply, in addition to the evaluator's score of the whole."""
+    return [0.1 * (i % 3) for i in ids]
+
+
+def with_token_rewards(scorer: Callable[[Samples], Scores]) -> Callable[[Samples], Scores]:
+    def scored(samples: Samples) -> Scores:
+        steps = [torch.tensor(token_rewards(r.ids)) for r in samples.rollouts]
+        return Scores(scorer(samples).whole_B, pad_sequence(steps, batch_first=True))
+
+    return scored
+
+
 def collected(name: str, **changes: Any) -> tuple[Learner, LearnerContext, Samples, Experience, RewardScale]:
-    """A learner, and what it made of replies of a policy that has left its reference."""
+    """A learner, and what it made of replies of a policy that has left its reference; their tokens have rewards, too."""
     backbone = four_roles()
     tiny_models.scramble(backbone, POLICY, seed=9, size=0.06)
-    context = context_of(backbone, changed(CONFIG, **{"learner": name, **changes}))
+    plain = context_of(backbone, changed(CONFIG, **{"learner": name, **changes}))
+    context = replace(plain, scorer=with_token_rewards(plain.scorer))
     learner = make_learner(context)
     samples = learner.collect(PROMPTS[:3], 1)
     scores = context.scorer(samples)
@@ -139,7 +156,8 @@ def test_remax_subtracts_what_the_greedy_reply_gets() -> None:
             full = tiny_models.full_logprobs(backbone.model, (*prompt.reply.ids, *greedy.ids))
         reference = [full[len(prompt.reply.ids) - 1 + t, token].item() for t, token in enumerate(greedy.ids)]
         (score,) = score_replies(backbone, EVALUATOR, [prompt.grade], [greedy.ids], 300)
-        baseline = (score - scale.mean) / scale.deviation - BETA * (sum(greedy.logprobs) - sum(reference))
+        reward = (score - scale.mean + sum(token_rewards(greedy.ids))) / scale.deviation
+        baseline = reward - BETA * (sum(greedy.logprobs) - sum(reference))
         tokens = [float(r) for r in experience.rewards[row][experience.mask[row]]]
         expected = [sum(tokens[t:]) - baseline for t in range(len(tokens))]
         assert of_tokens(experience, row) == pytest.approx(expected, abs=1e-3)
@@ -212,7 +230,9 @@ def test_the_gradient_of_dpo_is_that_of_the_plain_loss(pairs: str) -> None:
     backbone = context.backbone
     rewards = context.scorer(samples).whole_B
     finished = torch.tensor([r.finished for r in samples.rollouts])
-    whole = scale.reward(rewards, finished, experience.mask.sum(-1), context.config).tolist()
+    scored = scale.reward(rewards, finished, experience.mask.sum(-1), context.config).tolist()
+    steps = [sum(token_rewards(r.ids)) / scale.deviation for r in samples.rollouts]
+    whole = [one + other for one, other in zip(scored, steps, strict=True)]
     chosen, rejected, labels = [], [], []
     for rows in by_question(samples).values():
         best, worst = max(rows, key=lambda r: whole[r]), min(rows, key=lambda r: whole[r])

@@ -1,0 +1,158 @@
+"""The judge of a run against human labels, and the pairs that are written to label."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from selfeval.cli.app import app
+from selfeval.config import RunConfig, VerdictsConfig
+from selfeval.errors import DataError, InputError
+from selfeval.judge_benchmark.figures import Case
+from selfeval.judge_benchmark.judging import Outcome
+from selfeval.judge_benchmark.label_check import judge_check, write_unlabelled
+from selfeval.judge_benchmark.label_figures import LabelCheck, check_labels, length_slope
+from selfeval.judge_benchmark.pairs import Label, LabelledPair
+from selfeval.judging.protocol import Judgement
+from selfeval.records import PairwiseEvidence, Question, Reply, Split, Verdict
+from selfeval.store import RunStore
+
+CONFIG = VerdictsConfig(keep=0.8)
+PAIRS = 60
+
+
+def verdict_of(number: int) -> Judgement:
+    """Sure and right in three of four pairs; in the others unsure, because both orders choose the reply shown first."""
+    first_is_right = number % 2 == 0
+    if number % 4 == 3:
+        return Judgement(0.55, 0.0, PairwiseEvidence(0.9, 0.2, (0.0, 0.0), ("", "")))
+    p = 0.9 if first_is_right else 0.1
+    return Judgement(p, 0.0, PairwiseEvidence(p, p, (0.0, 0.0), ("", "")))
+
+
+def texts(number: int) -> tuple[str, str, str]:
+    good, bad = "A good reply, which is longer.", "A bad one."
+    return (f"Question {number}?", good, bad) if number % 2 == 0 else (f"Question {number}?", bad, good)
+
+
+def _reply(number: int, position: int, text: str) -> Reply:
+    return Reply(f"q{number}-r{position}", f"q{number}", text, (1,), "sample", 1.0, 1.0, -1.0, finished=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has judged its pairs, without a model."""
+    store = RunStore(tmp_path_factory.mktemp("check") / "run")
+    store.update_run(status="partial", config=RunConfig(verdicts=CONFIG).model_dump(mode="json"))
+    shown = [texts(number) for number in range(PAIRS)]
+    verdicts = []
+    for number in range(PAIRS):
+        found = Outcome(verdict_of(number)).verdict(CONFIG)
+        ids = f"q{number}-r0", f"q{number}-r1"
+        verdicts.append(Verdict(f"q{number}", Split.TRAIN, *ids, found.state, found.probability, found.tie, found.evidence))
+    store.write_shard("questions", 0, [Question(f"q{n}", shown[n][0], Split.TRAIN, "self") for n in range(PAIRS)])
+    store.write_shard("replies", 0, [_reply(n, k, shown[n][k + 1]) for n in range(PAIRS) for k in (0, 1)])
+    store.write_shard("verdicts", 0, verdicts)
+    store.close()
+    return store.root
+
+
+def labelled(source: Path, target: Path) -> Path:
+    """Label like a person who always finds the good reply."""
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    for row in rows:
+        row["label"] = "first" if "good" in row["first"] else "second"
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target
+
+
+def test_written_pairs_are_blind_and_their_labels_find_the_verdicts_of_the_run(run: Path, tmp_path: Path) -> None:
+    assert write_unlabelled(run, tmp_path / "open.jsonl", n=1000) == PAIRS
+    rows = [json.loads(line) for line in (tmp_path / "open.jsonl").read_text().splitlines()]
+    assert all(row.keys() == {"question", "first", "second", "label"} and row["label"] is None for row in rows)
+    assert [row["question"] for row in rows] != [texts(n)[0] for n in range(PAIRS)]
+    # The first reply of the run is shown first in about half of the pairs: within four standard deviations of 30.
+    assert 14 < sum((row["question"], row["first"], row["second"]) in map(texts, range(PAIRS)) for row in rows) < 46
+    found = judge_check(run, labelled(tmp_path / "open.jsonl", tmp_path / "labels.jsonl"), error=0.1, progress=False)
+    assert (found.recorded, found.unlabelled, found.figures.pairs) == (PAIRS, 0, PAIRS)
+    # Right on 45 pairs; of the 15 with a position bias the preferred one is the bad reply, because odd pairs show it first.
+    assert found.figures.agreement.value == 0.75
+    # 45 sure pairs without an error: 0.9^45 < 0.01, so all thresholds down to the confidence of the others, 0.55, pass.
+    assert found.figures.setting == "verdicts.keep=0.56"
+    assert found.figures.threshold.coverage.value == 0.75
+
+
+def test_a_sample_can_be_drawn_again_and_no_file_is_overwritten(run: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert write_unlabelled(run, tmp_path / name, n=7, seed=seed) == 7
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() != (tmp_path / "c").read_text()
+    with pytest.raises(InputError, match="exists and may contain labels"):
+        write_unlabelled(run, tmp_path / "a")
+    with pytest.raises(DataError, match=r"no pair of .* has a label; set label to first, second or tie"):
+        judge_check(run, tmp_path / "a")
+    with pytest.raises(InputError, match=r"error must be between 0 and 1, got 1\.5"):
+        judge_check(run, tmp_path / "a", error=1.5)
+
+
+def test_the_command_prints_the_setting_to_use(run: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    written = runner.invoke(app, ["judge-check", str(run), "--write", str(tmp_path / "open.jsonl"), "--n", "60"])
+    assert written.exit_code == 0, written.output
+    labels = str(labelled(tmp_path / "open.jsonl", tmp_path / "labels.jsonl"))
+    shown = runner.invoke(app, ["judge-check", str(run), "--labels", labels])
+    assert "use verdicts.keep=0.56: the error rate is at most 10% at 95% confidence" in shown.stdout
+    assert "Cohen's kappa" in shown.stdout
+    strict = runner.invoke(app, ["judge-check", str(run), "--labels", labels, "--error", "0.01"])
+    assert "no threshold has an error rate of at most 1%" in strict.stdout
+    printed = json.loads(runner.invoke(app, ["judge-check", str(run), "--labels", labels, "--json"]).stdout)
+    assert printed["setting"] == "verdicts.keep=0.56"
+    assert printed["agreement"]["value"] == 0.75
+    assert runner.invoke(app, ["judge-check", str(run)]).exit_code == 2
+
+
+# -- figures ------------------------------------------------------------------------------------------------------------
+
+
+def case(probability: float, label: Label, name: str, *, replies: tuple[str, str] = ("a", "b"), **orders: Any) -> Case:
+    evidence = PairwiseEvidence(*orders["orders"], (0.0, 0.0), ("", "")) if orders else None
+    return Case(LabelledPair(name, *replies, (label,)), Outcome(Judgement(probability, 0.0, evidence)).verdict(CONFIG))
+
+
+def test_order_and_length_bias() -> None:
+    # Always the reply shown first, in both orders.
+    biased = [case(0.5 + n / 1000, "first", f"Q{n}", orders=(0.9, 0.1)) for n in range(1, 21)]
+    assert check_labels(biased, 0.1).shown_first.value == 1.0
+    # Always the longer reply, whatever people prefer.
+    longer = [case(0.9, label, f"{label}{n}", replies=("x" * 31, "x" * 7)) for n in range(10) for label in ("first", "second")]
+    found = check_labels(longer, 0.1)
+    assert (found.longer_better.value, found.shorter_better.value) == (1.0, 0.0)
+    # From -2 to 2 doublings, 32 / 8, the agreement rises from 0 to 1.
+    assert found.length_slope.value == pytest.approx(0.25)
+    assert found.kappa.value == 0.0
+    assert length_slope([1.0, 1.0], [0.0, 1.0]).value is None
+
+
+def test_ties_and_pairs_of_one_question_do_not_count_for_the_threshold() -> None:
+    sure = [case(0.9, "first", f"Q{n}") for n in range(44)]
+    assert check_labels(sure, 0.1).threshold.value == 0.5
+    # The same label 44 times is one independent case.
+    assert check_labels([case(0.9, "first", "Q") for _ in range(44)], 0.1).threshold.value is None
+    ties = [case(0.9, "tie", f"T{n}") for n in range(44)]
+    found = check_labels([*sure[:10], *ties], 0.1)
+    assert (found.pairs, found.ties, found.threshold.value, found.agreement.n) == (54, 44, None, 10)
+
+
+def test_calibration_of_a_calibrated_judge() -> None:
+    rng = random.Random(0)
+    cases = [case(p, "first" if rng.random() < p else "second", f"Q{n}") for n in range(600) for p in [rng.uniform(0.5, 1)]]
+    found: LabelCheck = check_labels(cases, 0.1)
+    assert found.ece.ci_low == 0.0
+    assert found.aurc is not None
+    # Risk of the k surest of a uniform confidence: 1 - (1 - k / 4)..., 1/8 on average.
+    assert found.aurc == pytest.approx(1 / 8, abs=0.04)
+    assert found.risk_coverage[-1] == (1.0, pytest.approx(0.25, abs=0.06))

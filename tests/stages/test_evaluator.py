@@ -1,0 +1,124 @@
+"""The stage that trains evaluators, on a tiny model with random pairs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_models
+from selfeval.backbone.roles import Backbone
+from selfeval.config import RunConfig
+from selfeval.judging.templates import Templates, templates_folder
+from selfeval.records import Pair, Split
+from selfeval.stages import evaluator
+from selfeval.stages.added_pairs import CONFIDENCE
+from selfeval.stages.context import Context
+from selfeval.stages.terminal import Terminal
+from selfeval.store import RunStore
+from selfeval.training import evaluator as training
+from selfeval.training.evaluator import Preference, train_evaluator
+
+QUESTIONS = 24
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tiny_models.backbone("llama", 384)
+
+
+def run_of(folder: Path, backbone: Backbone, **settings: Any) -> Context:
+    """A run with two training pairs for each of its questions."""
+    made = Context(RunConfig(evaluator={"epochs": 1, "batch": 8, **settings}), RunStore(folder / "run"), Terminal(quiet=True))
+    for role in backbone.roles.names:
+        backbone.roles.remove(role)
+    made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
+    made.store.write_shard("pairs/train", 0, [_pair(i, n) for i in range(QUESTIONS) for n in (0, 1)])
+    return made
+
+
+def _pair(i: int, n: int) -> Pair:
+    draw = random.Random(f"{i}/{n}")
+    chosen, rejected = (tuple(draw.randrange(10, 300) for _ in range(4)) for _ in range(2))
+    return Pair(f"q{i}", f"What is {i} and {i}?", f"good {i}/{n}", "bad", 0.9, chosen, rejected, Split.TRAIN)
+
+
+def trained_on(run: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Mapping[str, list[Preference]]]:
+    """Run the stage; return its counts and the pairs that each member was trained on."""
+    seen: dict[str, list[Preference]] = {}
+
+    def watched(backbone: Any, pairs: Any, *args: Any, role: str, **options: Any) -> None:
+        seen[role] = list(pairs)
+        train_evaluator(backbone, pairs, *args, role=role, **options)
+
+    monkeypatch.setattr(evaluator, "train_evaluator", watched)
+    return evaluator.run(run), seen
+
+
+def test_mismatched_pairs_are_trained_on_and_made_of_training_questions_only(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, backbone, mismatched=0.5)
+    counts, seen = trained_on(run, monkeypatch)
+    kept, held = evaluator._split(run)
+    assert counts["trained"] == len(kept)
+    assert counts["held_out"] == len(held)
+    assert counts["added"] == round(0.5 * len(kept))
+    added = seen["evaluator-0"][len(kept) :]
+    assert len(added) == counts["added"]
+    assert {p.rejected for p in added} <= {p.chosen_ids for p in kept}
+    assert not {p.rejected for p in added} & {p.chosen_ids for p in held}
+
+
+def test_without_the_setting_nothing_is_added(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, backbone)
+    counts, seen = trained_on(run, monkeypatch)
+    assert seen["evaluator-0"] == evaluator.preferences(run, evaluator._split(run)[0])
+    assert "added" not in counts
+
+
+def test_attack_pairs_are_encoded_as_typed_replies(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, backbone, attacks=0.5)
+    counts, seen = trained_on(run, monkeypatch)
+    kept = evaluator._split(run)[0]
+    added, end = seen["evaluator-0"][len(kept) :], backbone.loaded.eos_ids[:1]
+    assert counts["added"] == len(added) == round(0.5 * len(kept))
+    questions = {run.grade_prompt(p.question_id, p.prompt): p.prompt for p in kept}
+    echoes = [p for p in added if p.rejected == (*run.templates.reply_ids(questions[p.prompt]), *end)]
+    assert echoes
+    assert {p.rejected[-1:] for p in added} == {end}
+    assert {p.label for p in added} == {CONFIDENCE}
+
+
+def test_each_member_is_trained_on_a_bag_of_questions(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, backbone, members=2, bag=0.6)
+    _, seen = trained_on(run, monkeypatch)
+    every = evaluator.preferences(run, evaluator._split(run)[0])
+    prompts = {role: {p.prompt for p in pairs} for role, pairs in seen.items()}
+    assert prompts["evaluator-0"] != prompts["evaluator-1"]
+    for role, pairs in seen.items():
+        assert 0.3 * len(every) < len(pairs) < 0.9 * len(every)
+        # By question: all pairs of a question or none.
+        assert pairs == [p for p in every if p.prompt in prompts[role]]
+    steps = [line["step"] for line in run.store.read_metrics("evaluator")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) == sum(-(-len(pairs) // 8) for pairs in seen.values())
+
+
+def test_early_stopping_measures_the_held_out_pairs(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, backbone, early_stopping=True, checkpoint_every=2)
+    seen: list[list[Preference]] = []
+    monkeypatch.setattr(training, "_mean_loss", lambda backbone, role, pairs, *rest: seen.append(list(pairs)) or 0.5)
+    evaluator.run(run)
+    held = evaluator.preferences(run, evaluator._split(run)[1])
+    assert held
+    assert seen == [held] * len(seen)
+    measured = [line["step"] for line in run.store.read_metrics("evaluator") if "held_out_loss" in line]
+    assert measured[:2] == [2, 4]
