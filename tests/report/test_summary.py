@@ -379,5 +379,13 @@ def test_weak_kinds_of_attacks_are_a_warning_that_names_them() -> None:
     assert "the question itself (40.0% of them below (interval 28.0% to 54.0%, n = 50))" in warning
     assert "empty" not in warning
     assert summary.warnings(parsed(report)) == (warning,)
+    more = [("praise", 0.5), ("long", 0.1), ("constant", 0.6), ("injection", 0.7)]
+    report["evaluator"]["attacks"]["kinds"] += [{"kind": kind, "below": fig(value, 0.0, 0.9, 50)} for kind, value in more]
+    [warning] = summary.attack_warnings(parsed(report))
+    assert (
+        warning.index("replies to other questions") < warning.index("the question itself") < warning.index("praise of itself")
+    )
+    assert "one polite sentence" not in warning
+    assert "; and 2 other kinds, in the table of the evaluator. A policy" in warning
     del report["evaluator"]["attacks"]
     assert summary.warnings(parsed(report)) == ()

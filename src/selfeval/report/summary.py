@@ -107,6 +107,8 @@ ATTACKS: dict[AttackName, str] = {
     "plain_right": "the altered reply, against a right one in poor style",
 }
 """Descriptions of the kinds of attacks."""
+NAMED = 3
+"""Number of weak kinds of attacks that the warning names, the weakest first."""
 WITHSTOOD = 0.9
 """Share of the attacks of a kind that must score below the better reply; below it, summary and page warn."""
 UNFINISHED = 0.1
@@ -271,13 +273,16 @@ def judge_warnings(report: Report) -> tuple[str, ...]:
 def attack_warnings(report: Report) -> tuple[str, ...]:
     """Warn if attack replies of some kind score below the better reply in less than `WITHSTOOD` of cases; empty otherwise."""
     attacks = report.evaluator.attacks
-    weak = [row for row in attacks.kinds if row.below.known < WITHSTOOD] if attacks else []
+    rows = attacks.kinds if attacks else ()
+    weak = sorted((row for row in rows if row.below.known < WITHSTOOD), key=lambda row: row.below.known)
     if not weak:
         return ()
-    named = "; ".join(f"{ATTACKS.get(row.kind, row.kind)} ({describe(row.below, of=' of them below')})" for row in weak)
+    named = [f"{ATTACKS.get(row.kind, row.kind)} ({describe(row.below, of=' of them below')})" for row in weak[:NAMED]]
+    others = f"; and {len(weak) - NAMED} other kinds, in the table of the evaluator" if len(weak) > NAMED else ""
     return (
-        f"Warning: the evaluator does not score replies of these kinds below a better reply: {named}. A policy may learn to "
-        "write them, so read its samples; evaluator.attacks and evaluator.mismatched add training pairs with such replies.",
+        f"Warning: the evaluator does not score replies of these kinds below a better reply: {'; '.join(named)}{others}. A "
+        "policy may learn to write them, so read its samples; evaluator.attacks and evaluator.mismatched add training pairs "
+        "with such replies.",
     )
 
 
