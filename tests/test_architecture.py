@@ -194,9 +194,9 @@ def test_only_one_module_touches_the_caches_of_transformers() -> None:
     assert touching == {"selfeval.backbone.families.cache"}
 
 
-GOLD_READERS = {f"selfeval.stages.{name}" for name in ("evaluation", "graph", "input_files", "pipeline", "preflight")} | {
-    "selfeval.suitability.checking"
-}
+GOLD_READERS = {
+    f"selfeval.stages.{name}" for name in ("attacks", "evaluation", "graph", "input_files", "pipeline", "preflight")
+} | {"selfeval.suitability.checking"}
 """Modules that may import gold: evaluation and the check call it, and the others report early if it is unavailable."""
 
 

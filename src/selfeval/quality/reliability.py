@@ -9,10 +9,13 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from selfeval.quality.statistics import Figure, Floats, bootstrap_interval
+from selfeval.quality.statistics import Figure, bootstrap_interval
 
 __all__ = ["krippendorff_alpha"]
+
+Floats = NDArray[np.float64]
 
 
 def krippendorff_alpha(judges: Sequence[Sequence[Hashable | None]], *, seed: int = 0) -> Figure:
