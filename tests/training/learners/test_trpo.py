@@ -223,7 +223,9 @@ def test_on_a_quantised_base_too_products_are_those_of_the_explicit_matrix(preci
     vector = torch.randn(len(weights(backbone)), generator=torch.Generator().manual_seed(5))
     expected = (explicit_fisher(backbone, rollouts) @ vector.double()).float()
     found = fisher_product(context_of(backbone, TRPO), batch, vector)
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+    # int8 products are rounded to float16, in an order that depends on the processor: single elements differ by up to 3%.
+    assert (found - expected).norm() < 2.5e-2 * expected.norm()
+    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("layer", [0, 1])
