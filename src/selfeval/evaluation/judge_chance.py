@@ -6,7 +6,7 @@ Each test has one unit per question, and is the exact binomial test of wins agai
   judge (gold, or the majority answer of a vote). A guess is right half of the time, because the replies are in random order.
 - `orders_against_chance`: pairs whose orders both chose a reply. A judge that chooses at random, or by position, agrees with
   itself in the other order at most half of the time: with a share b of first choices, 2 b (1 - b) <= 1/2.
-- `votes_against_chance`: whether a reply has the majority answer of its own question more often than that of another one. A
+- `votes_against_chance`: whether a reply has the majority answer of its question more often than that of another one. A
   model whose answers do not depend on the question has both equally often.
 - `lengths_against_chance`: whether kept verdicts choose the longer reply. A judge that always does is a rule.
 
@@ -66,7 +66,7 @@ def orders_against_chance(verdicts: Sequence[Verdict]) -> Comparison:
 
 
 def votes_against_chance(verdicts: Sequence[Verdict]) -> Comparison:
-    """Compare how often a reply has the majority answer of its own question and that of the next question.
+    """Compare how often a reply has the majority answer of its question and that of the next question.
 
     The replies do not vote, so they are a test of the vote: if answers depend on nothing but the model, exchanging the
     questions changes nothing. This is a permutation test with one permutation, the cyclic shift.

@@ -144,7 +144,7 @@ def _of_run(run: Path, judge: str, settings: Sequence[str], sure: float | None) 
     if role == "evaluator":
         Evaluator.check(reader)
     config = reader.config
-    # The evaluator has no setting of its own for this: a score and a reward do not abstain.
+    # No setting of a run holds this for the evaluator: a score and a reward do not abstain.
     keep = sure if sure is not None else 0.8 if role == "evaluator" else config.verdicts.keep
     return Subject(role, _with_keep(config, keep), Path(os.path.abspath(run)), round_seed(config.seed, reader.round))
 

@@ -126,7 +126,7 @@ def _described(problem: object) -> str:
 
 
 def with_rubric(texts: Mapping[str, str], file: str) -> dict[str, str]:
-    """Return the texts of a templates folder with the user's rubric in place of its own.
+    """Return the texts of a templates folder with the user's rubric instead of the folder's.
 
     Args:
         texts: texts by file name.

@@ -168,7 +168,7 @@ def _tests(judge: JudgeMeasures) -> list[tuple[str, Comparison]]:
         return [("kept labels that are right by gold", judge.gold)]
     found = {
         "both orders agree": judge.orders,
-        "replies with the majority answer of their own question rather than of another one": judge.votes,
+        "replies with the majority answer of their question rather than of another one": judge.votes,
         "kept labels that agree with the majority answer": judge.majority,
     }
     return [(name, test) for name, test in found.items() if test is not None]

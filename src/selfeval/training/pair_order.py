@@ -25,7 +25,7 @@ def epoch_order(excess: Sequence[int], *, seed: str, balanced: bool) -> list[int
     """Return the indices of the pairs of an epoch, shuffled.
 
     With `balanced`, pairs whose chosen reply is the longer one alternate with pairs whose chosen reply is the shorter one, so
-    their numbers in a batch differ by one at most. The smaller group is repeated in whole passes and the begin of another.
+    their numbers in a batch differ by one at most. The smaller group is repeated in whole passes and the beginning of another.
     Preferring long replies then lowers the loss no more than preferring short ones; reward models that are trained on
     unbalanced preferences learn the length (Singhal et al. 2023, https://arxiv.org/abs/2310.03716). If only longer replies are
     chosen, or only shorter ones, the order is the plain one.
@@ -56,7 +56,7 @@ def _by_length(excess: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
 
 
 def _repeated(group: Sequence[int], size: int, rng: random.Random) -> list[int]:
-    """Return `size` indices: whole shuffled passes over the group, and the begin of another."""
+    """Return `size` indices: whole shuffled passes over the group, and the beginning of another."""
     found: list[int] = []
     while len(found) < size:
         found += rng.sample(group, min(len(group), size - len(found)))

@@ -211,8 +211,11 @@ def test_no_step_of_a_training_passes_its_bound_and_the_reward_rises(tmp_path: P
     assert last > first + 0.1  # each is known to 0.02
 
 
-@pytest.mark.parametrize("precision", ["nf4", "int8"])
-def test_on_a_quantised_base_too_products_are_those_of_the_explicit_matrix(precision: str, tmp_path: Path) -> None:
+# int8 products are rounded to float16, in an order that depends on the processor: single elements differ by up to 3%.
+@pytest.mark.parametrize(("precision", "tolerance"), [("nf4", 1e-2), ("int8", 3e-2)])
+def test_on_a_quantised_base_too_products_are_those_of_the_explicit_matrix(
+    precision: str, tolerance: float, tmp_path: Path
+) -> None:
     made = tiny_models.model("llama", 384, hidden_size=64, intermediate_size=128, initializer_range=0.06)
     folder = tiny_models.save_model(made, tiny_models.words_tokenizer(), tmp_path)
     backbone = Backbone(load_model(str(folder), device="cpu", precision=precision), LoraConfig(rank=1, alpha=2.0), "tiny")
@@ -223,9 +226,8 @@ def test_on_a_quantised_base_too_products_are_those_of_the_explicit_matrix(preci
     vector = torch.randn(len(weights(backbone)), generator=torch.Generator().manual_seed(5))
     expected = (explicit_fisher(backbone, rollouts) @ vector.double()).float()
     found = fisher_product(context_of(backbone, TRPO), batch, vector)
-    # int8 products are rounded to float16, in an order that depends on the processor: single elements differ by up to 3%.
-    assert (found - expected).norm() < 2.5e-2 * expected.norm()
-    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2 * float(expected.abs().max()))
+    assert (found - expected).norm() < tolerance * expected.norm()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("layer", [0, 1])
