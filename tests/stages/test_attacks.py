@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-import tiny_models
-from selfeval.backbone.role_files import save_role
 from selfeval.config import RunConfig
 from selfeval.evaluation.attacks import KINDS
-from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, Reply, Split
 from selfeval.stages import attacks
 from selfeval.stages.attacks import attack_evaluator
 from selfeval.stages.context import Context
-from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, write_json
 from selfeval.training.evaluator import EVALUATOR, score_replies
+from tiny_runs import run_with_evaluator
 
 ANSWERS = {"What is 1 and 1?": "2", "What is 2 and 3?": "5", "What is 4 and 4?": "8", "What is 5 and 5?": "10"}
 
@@ -31,13 +27,7 @@ class Gold:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A run with four test questions; the first reply to each is wrong, except to the last, whose replies were cut off."""
     folder = tmp_path_factory.mktemp("attacks")
-    made = Context(RunConfig(evaluation={"attacks": 4}), RunStore(folder / "run"), Terminal(quiet=True))
-    backbone = tiny_models.backbone("llama", 384)
-    made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
-    backbone.roles.add(EVALUATOR, head=True)
-    tiny_models.scramble(backbone, EVALUATOR, size=0.1)
-    save_role(backbone, EVALUATOR, made.role_folder(EVALUATOR))
-    write_json(made.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
+    made = run_with_evaluator(folder, RunConfig(evaluation={"attacks": 4}))
     made.load_evaluators()
     made.store.write_shard("questions", 0, [Question(f"q{i}", text, Split.TEST, "self") for i, text in enumerate(ANSWERS)])
     replies = []

@@ -9,34 +9,23 @@ from typing import Any
 
 import pytest
 
-import tiny_models
 from evidence_records import verdict
-from selfeval.backbone.role_files import save_role
 from selfeval.config import RunConfig
 from selfeval.errors import LoopError
-from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages import policy
 from selfeval.stages.context import Context
 from selfeval.stages.graph import stage_keys
 from selfeval.stages.held_out import score_pairs
 from selfeval.stages.policy_gate import check_evaluator
-from selfeval.stages.terminal import Terminal
-from selfeval.store import RunStore, write_json
-from selfeval.training.evaluator import EVALUATOR
+from tiny_runs import run_with_evaluator
 
 PAIRS = 60
 
 
 def run_of(folder: Path, settings: Mapping[str, Any] | None = None, **options: Any) -> Context:
     """A run with a random evaluator and held-out pairs of replies; their verdicts are written by `judged`."""
-    made = Context(RunConfig(policy=settings or {}), RunStore(folder / "run"), Terminal(quiet=True), **options)
-    backbone = tiny_models.backbone("llama", 384)
-    made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
-    backbone.roles.add(EVALUATOR, head=True)
-    tiny_models.scramble(backbone, EVALUATOR, size=0.1)
-    save_role(backbone, EVALUATOR, made.role_folder(EVALUATOR))
-    write_json(made.role_folder(EVALUATOR) / "evaluator.json", {"temperature": 1.0, "mean": 0.0, "deviation": 1.0})
+    made = run_with_evaluator(folder, RunConfig(policy=settings or {}), **options)
     made.store.write_shard("questions", 0, [Question(f"q{i}", f"What is {i}?", Split.TEST, "self") for i in range(PAIRS)])
     made.store.write_shard("replies", 0, [_reply(i, n) for i in range(PAIRS) for n in (0, 1)])
     return made
