@@ -89,3 +89,10 @@ def test_replies_with_the_same_final_number_are_no_other_answers() -> None:
 
 def test_without_other_replies_there_are_no_attacks_made_of_them() -> None:
     assert set(by_kind(attacks_on(Target("q0", QUESTION, RIGHT, ()), seed=0))) == set(KINDS[:8]) - {"long", "other_question"}
+
+
+def test_a_number_of_thousands_of_digits_is_text() -> None:
+    """Python refuses to convert more than 4,300 digits, and a model that loops writes them."""
+    target = Target("q0", QUESTION, f"The answer is {'7' * 5000}", OTHERS)
+    found = by_kind(attacks_on(target, seed=0, is_right=lambda reply: False))
+    assert set(found) == set(KINDS[:8])
