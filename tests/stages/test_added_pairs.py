@@ -58,9 +58,9 @@ def test_attack_pairs_have_a_worse_reply_of_each_kind_that_needs_no_gold() -> No
     many = [
         Pair(f"{i}", f"What is {i} plus {i}?", f"The sum is {2 * i}.", "-", 0.7, (i,), (0,), Split.TRAIN) for i in range(200)
     ]
-    found = attack_pairs(many, 0.5, seed=1, encode=lambda text: (len(text),))
+    found = attack_pairs(many, 0.5, seed=1, encode=lambda pair, text: (len(text),))
     assert len(found) == 100
-    assert found == attack_pairs(many, 0.5, seed=1, encode=lambda text: (len(text),))
+    assert found == attack_pairs(many, 0.5, seed=1, encode=lambda pair, text: (len(text),))
     for pair in found:
         assert pair.chosen == f"The sum is {2 * int(pair.question_id)}."
         assert pair.rejected_ids == (len(pair.rejected),)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import tiny_models
+from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.judging.templates import Templates, templates_folder
@@ -91,6 +92,16 @@ def test_attack_pairs_are_encoded_as_typed_replies(tmp_path: Path, backbone: Bac
     assert echoes
     assert {p.rejected[-1:] for p in added} == {end}
     assert {p.label for p in added} == {CONFIDENCE}
+
+
+def test_long_attacks_are_shortened_to_the_context(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path, backbone, attacks=1.0)
+    prompt = run.grade_prompt("q0", "What is 0 and 0?")
+    monkeypatch.setattr(LoadedModel, "context_length", len(prompt.ids) + 30)
+    _, seen = trained_on(run, monkeypatch)
+    sizes = [len(p.prompt.ids) + len(p.rejected) for p in seen["evaluator-0"]]
+    assert max(sizes) == len(prompt.ids) + 30
+    assert {p.rejected[-1:] for p in seen["evaluator-0"][-5:]} == {backbone.loaded.eos_ids[:1]}
 
 
 def test_each_member_is_trained_on_a_bag_of_questions(

@@ -49,7 +49,7 @@ def mismatched_pairs(pairs: Sequence[Pair], share: float, seed: int) -> list[Pai
     return found
 
 
-def attack_pairs(pairs: Sequence[Pair], share: float, seed: int, encode: Callable[[str], tuple[int, ...]]) -> list[Pair]:
+def attack_pairs(pairs: Sequence[Pair], share: float, seed: int, encode: Callable[[Pair, str], tuple[int, ...]]) -> list[Pair]:
     """Return additional pairs: each has the prompt and the chosen reply of a pair, and an attack reply of a random kind.
 
     The kinds are those of the report that need no gold (`evaluation/attacks.py`), without a verdict in the judge's form.
@@ -58,7 +58,7 @@ def attack_pairs(pairs: Sequence[Pair], share: float, seed: int, encode: Callabl
         pairs: training pairs.
         share: number of additional pairs, as a share of the pairs, rounded.
         seed: seed of the draws. The result depends on the seed and on the pairs.
-        encode: returns the token ids of a typed reply, with its end token.
+        encode: returns the token ids of a typed reply to the question of a pair, with its end token.
     """
     rng = random.Random(f"{seed}/attacks")
     found = []
@@ -67,7 +67,7 @@ def attack_pairs(pairs: Sequence[Pair], share: float, seed: int, encode: Callabl
         others = () if _answers_alike(other.chosen, pair.chosen) else (other.chosen,)
         made = attacks_on(Target(pair.question_id, pair.prompt, pair.chosen, others), seed=seed)
         text = rng.choice(made).worse
-        found.append(replace(pair, rejected=text, rejected_ids=encode(text), confidence=CONFIDENCE))
+        found.append(replace(pair, rejected=text, rejected_ids=encode(pair, text), confidence=CONFIDENCE))
     return found
 
 

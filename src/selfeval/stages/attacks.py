@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from selfeval.config import judge_spec
 from selfeval.evaluation.attacks import KINDS, Attack, Target, attacks_on, measure_attacks, others_of
-from selfeval.prompt import Prompt
 from selfeval.records import Question, Reply, Split
 from selfeval.report.schema import Attacks
 from selfeval.stages.context import Context
@@ -85,15 +84,7 @@ def _margins(
     # The ordinary reply of a question is scored once.
     rows = list(dict.fromkeys((a.question_id, text) for a in attacks for text in (a.better, a.worse)))
     prompts = [context.grade_prompt(question_id, questions[question_id].text) for question_id, _ in rows]
-    ids = [_reply_ids(context, prompt, text) for prompt, (_, text) in zip(prompts, rows, strict=True)]
+    ids = [context.typed_ids(prompt, text) for prompt, (_, text) in zip(prompts, rows, strict=True)]
     # The mean over members, as for test pairs.
     scores = dict(zip(rows, context.scorer().each(prompts, ids, advance).mean(0).tolist(), strict=True))
     return [scores[a.question_id, a.better] - scores[a.question_id, a.worse] for a in attacks]
-
-
-def _reply_ids(context: Context, prompt: Prompt, text: str) -> tuple[int, ...]:
-    """Return the token ids of a typed reply with its end token, shortened to the model's context."""
-    loaded, ids = context.backbone.loaded, context.templates.reply_ids(text)
-    if loaded.context_length is not None:
-        ids = ids[: max(0, loaded.context_length - len(prompt.ids) - 1)]
-    return (*ids, *loaded.eos_ids[:1])

@@ -232,6 +232,13 @@ class Context:
         reference_answer = self._reference_answers[question_id] if self.templates.grades_with_reference_answer else ""
         return self.templates.prompt("grade", question=question, reference_answer=reference_answer)
 
+    def typed_ids(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """Return the token ids of a typed reply with its end token, shortened so that prompt and reply fit the context."""
+        loaded, ids = self.backbone.loaded, self.templates.reply_ids(text)
+        if loaded.context_length is not None:
+            ids = ids[: max(0, loaded.context_length - len(prompt.ids) - 1)]
+        return (*ids, *loaded.eos_ids[:1])
+
     def replies(self, store: RunStore | None = None) -> dict[str, Reply]:
         """Return the replies of a round by id.
 

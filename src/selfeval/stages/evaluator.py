@@ -78,9 +78,12 @@ def _split(context: Context) -> tuple[list[Pair], list[Pair]]:
 
 def _added(context: Context, pairs: Sequence[Pair]) -> list[Pair]:
     """Return the additional training pairs."""
-    settings, seed, end = context.config.evaluator, context.round_seed, context.backbone.loaded.eos_ids[:1]
-    found = mismatched_pairs(pairs, settings.mismatched, seed)
-    return found + attack_pairs(pairs, settings.attacks, seed, lambda text: (*context.templates.reply_ids(text), *end))
+    settings, seed = context.config.evaluator, context.round_seed
+
+    def encode(pair: Pair, text: str) -> tuple[int, ...]:
+        return context.typed_ids(context.grade_prompt(pair.question_id, pair.prompt), text)
+
+    return mismatched_pairs(pairs, settings.mismatched, seed) + attack_pairs(pairs, settings.attacks, seed, encode)
 
 
 def _bag(pairs: Sequence[Pair], role: str, share: float, seed: int) -> list[Pair]:
