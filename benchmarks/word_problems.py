@@ -31,10 +31,9 @@ from real_model import model_folder
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "math" / "singleop.jsonl.xz"
 SHOTS = (
-    ("Mia has 4 shells. She finds 3 more. How many shells does Mia have?", "4 + 3 = 7"),
-    ("A box holds 12 eggs. 5 break. How many eggs are left?", "12 - 5 = 7"),
+    ("Mia has 4 shells and finds 3 more. How many shells has she?", "4 + 3 = 7"),
+    ("A box holds 12 eggs. 5 break. How many are left?", "12 - 5 = 7"),
     ("There are 6 bags with 3 balls each. How many balls are there?", "6 * 3 = 18"),
-    ("Tom needs 15 cards and has 9. How many more does he need?", "15 - 9 = 6"),
 )
 LEAD = "Equation:"
 """Begins every reply, as a prefill. Without it, half of the replies are sentences that are cut off."""
@@ -58,20 +57,20 @@ SETTINGS = (
     "evaluator.checkpoint_every=4",
     "policy.learner=dpo",
     "policy.dpo.pairs=kept",
-    "policy.dpo.beta=0.1",
+    "policy.dpo.loss=orpo",
     "policy.gate=off",
     "policy.watchdogs=warn",
     "policy.epochs=1",
-    "policy.iterations=8",
-    "policy.warmup_iterations=2",
+    "policy.iterations=6",
+    "policy.warmup_iterations=1",
     "policy.questions_per_iteration=8",
     "policy.replies_per_question=4",
     "policy.minibatch=16",
-    "policy.learning_rate=3e-4",
+    "policy.learning_rate=2e-4",
     "policy.checkpoint_every=1",
 )
 """With `pairs = "kept"` an iteration trains on half as many pairs as it samples replies: 16."""
-EVALUATION_TEMPERATURE, SAMPLES, LIMIT = 0.8, 4, 20
+EVALUATION_TEMPERATURE, SAMPLES, LIMIT = 0.8, 8, 20
 
 
 # -- questions ----------------------------------------------------------------------------------------------------------
