@@ -21,7 +21,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("planner", "suitability"),
-    ("judge_benchmark",),
+    ("judge_benchmark", "policy_comparison"),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),
     ("execution", "judging", "quality", "rollout", "scale"),

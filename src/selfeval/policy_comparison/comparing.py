@@ -208,9 +208,9 @@ _TRAINED = {
 def _notes(sources: Sequence[Source], asked: Questions, judges: Sequence[str], run: Path) -> list[str]:
     notes = []
     if asked.trained:
-        notes.append(f"{asked.trained} questions are left out, because a policy was trained on them")
+        notes.append(f"questions left out, because a policy was trained on them: {asked.trained:,}")
     if asked.missing:
-        notes.append(f"{asked.missing} questions are left out, because a file has no reply to them")
+        notes.append(f"questions left out, because a file has no reply to them: {asked.missing:,}")
     compared = _by_path(sources)
     for judge in judges:
         if judge in _TRAINED and Path(run).resolve() in compared:

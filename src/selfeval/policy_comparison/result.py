@@ -86,7 +86,7 @@ def sentences(result: PolicyComparison) -> Iterator[str]:
     """Yield what the tables do not say: questions, unreadable verdicts, gold differences, agreement, and notes."""
     for judge in result.judges:
         if unreadable := sum(pair.unparsable for pair in judge.pairs):
-            yield f"{judge.judge}: {unreadable} comparisons without a verdict are left out"
+            yield f"{judge.judge}: comparisons without a verdict, which are left out: {unreadable:,}"
     if result.gold is not None:
         for first, second, found in result.gold.pairs:
             yield f"right by gold, {first} minus {second}: {describe_difference(found)}"

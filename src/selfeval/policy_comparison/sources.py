@@ -149,7 +149,7 @@ def _none_left(sources: Sequence[Source], file: Path | None, asked: int, here: i
         )
     if file is not None:
         return DataError(
-            f"none of the {asked} questions of {file} has a reply in every file of replies, or all are of split train"
+            f"none of the {asked} test questions of {file} has a reply in every file of replies; pass other files"
         )
     return DataError(
         f"the policies have no test question in common ({numbers}); runs that write their own questions share them only if "
