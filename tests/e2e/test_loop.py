@@ -15,6 +15,7 @@ import pytest
 from processes import python, selfeval, start
 from selfeval.report.metrics import METRICS
 from selfeval.report.reading import read_report
+from selfeval.runs.reader import RunReader
 from toy import copy_lab, toy_arguments
 
 STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
@@ -326,3 +327,23 @@ def test_show_and_report_print_json(finished: Path) -> None:
     assert all(isinstance(token, int) for row in rows for token in row["ids"])
     printed = selfeval("report", str(finished), "--json")
     assert json.loads(printed.stdout) == json.loads((finished / "report.json").read_text())
+
+
+# -- compare ------------------------------------------------------------------------------------------------------------
+
+
+def test_compare_says_who_is_no_independent_judge_and_refuses_questions_of_the_training(finished: Path, tmp_path: Path) -> None:
+    rows, asked = list(RunReader(finished).rows("questions")), tmp_path / "asked.jsonl"
+    train = next(row["text"] for row in rows if row["split"] == "train")
+    asked.write_text(json.dumps({"question": train}) + "\n")
+    compared = ["compare", str(finished), f"{finished}@base", "--json"]
+    refused = selfeval(*compared, "--questions", str(asked))
+    assert refused.returncode == 2
+    assert "a policy was trained on each of the 1 common questions" in refused.stderr
+    done = selfeval(*compared, "--judge", "judge", "--judge", "evaluator", "--limit", "2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["questions"]["used"] == 2
+    assert json.loads(done.stdout)["notes"] == [
+        f"the judge of {finished} labelled the pairs that its policy learned from, so it is no independent judge of {finished}",
+        f"the evaluator of {finished} was the reward of its policy, so it is no independent judge of {finished}",
+    ]
