@@ -17,6 +17,7 @@ from selfeval.runs.reader import round_folder
 from selfeval.stages import STAGE_NAMES
 from selfeval.stages.graph import STAGES, Edge, stage_keys
 from selfeval.store import fingerprint, write_sealed
+from stage_world import STAGES as WORLD_STAGES
 from stage_world import World
 
 NAMES = [stage.name for stage in STAGES]
@@ -107,7 +108,7 @@ def test_the_inputs_are_those_of_existing_run_folders(tmp_path: Path, monkeypatc
     world.run("rounds=2")
     first, second = (round_folder(world.run_folder, number) for number in (1, 2))
     for folder in (first, second):
-        for before, stage in itertools.pairwise(NAMES[:-1]):
+        for before, stage in itertools.pairwise(WORLD_STAGES[:-1]):
             assert json.loads((folder / stage / "manifest.json").read_text())["inputs"] == _content(folder, before)
 
     def inputs(folder: Path, stage: str) -> str:
