@@ -20,6 +20,7 @@ from selfeval.records import Drop, Question, ReferenceAnswer, Reply, Split, Step
 from selfeval.rollout.engine import Rollout
 from selfeval.stages import steps
 from selfeval.stages.context import Context
+from selfeval.stages.gold import load_gold, right_steps_of
 from selfeval.stages.policy import learner_context
 from selfeval.stages.step_evidence import evaluate_steps
 from selfeval.stages.terminal import Terminal
@@ -193,6 +194,13 @@ def test_the_evidence_has_labels_against_gold_and_pairs_by_steps(run: Context) -
     without = evaluate_steps(run, questions, pairs, None, has_gold=False)
     assert without is not None
     assert (without.labels_gold, without.accuracy_gold, without.gain) == (None, None, None)
+
+
+def test_gold_of_steps_is_found_in_an_installed_domain_that_has_it() -> None:
+    right_steps = right_steps_of(load_gold(RunConfig(domain="word-problems")))
+    assert right_steps is not None
+    assert right_steps(TEXTS[0], ["3 + 2 = 5.", " The answer is 6"]) == [True, False]
+    assert right_steps_of(None) is None
 
 
 def test_replies_with_thinking_and_replies_without_answers_are_refused(tmp_path: Path, backbone: Backbone) -> None:

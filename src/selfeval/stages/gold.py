@@ -59,7 +59,7 @@ def right_steps_of(gold: Gold | None) -> Callable[[str, Sequence[str]], Sequence
 
     It returns for each step of a reply whether the reply is right up to its end, or None for a question without gold.
     """
-    return getattr(gold, "right_steps", None)
+    return getattr(gold.inner if isinstance(gold, _Answers) else gold, "right_steps", None)
 
 
 class FileGold:
@@ -350,10 +350,10 @@ class _Answers:
     """
 
     def __init__(self, domain: str, gold: Gold) -> None:
-        self.name, self._domain, self._gold = gold.name, domain, gold
+        self.name, self._domain, self.inner = gold.name, domain, gold
 
     def is_right(self, question: str, reply: str) -> bool | None:
-        answer: object = self._gold.is_right(question, reply)
+        answer: object = self.inner.is_right(question, reply)
         if answer is None:
             return None
         if answer not in (True, False):
