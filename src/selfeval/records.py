@@ -62,7 +62,8 @@ class Unreadable(StrEnum):
     LOOP: the same, and the end of the output repeats a block of tokens.
     LABEL_MASS: the verdict labels together were less likely than `verdicts.label_mass`.
     NO_ROOM: the model's context ended before a verdict, or is too short for the prompt.
-    NO_LEAD: the output ended without a verdict, and the labels have no lead that could be appended to read one.
+    NO_LEAD: the output ended without a verdict, and no lead could be appended to read one: the labels have none, or a server
+        wrote the output.
     NO_ANSWER: a vote ended without an answer in the form of `verdicts.agreement.answer`.
     TRUNCATED: cut off like CUT, LOOP or NO_ROOM, and read after an appended lead, because `verdicts.truncated` is "force".
     REFUSED: the output is a refusal to judge.

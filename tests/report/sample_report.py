@@ -121,6 +121,17 @@ def sample_report() -> dict[str, Any]:
             "peak_bytes": 900000000,
             "events": [],
         },
+        "servers": [
+            {
+                "role": "referee",
+                "url": "http://localhost:8000/v1",
+                "model": "a-larger-model",
+                "answers": 812,
+                "tokens_read": 123456,
+                "tokens_written": 23456,
+                "cost": 0.4321,
+            }
+        ],
         "versions": {
             "selfeval": "0.1.0",
             "torch": "2.8.0",

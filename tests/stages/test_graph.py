@@ -83,6 +83,20 @@ def test_a_setting_of_the_backbone_changes_the_keys_of_the_stages_that_depend_on
     assert changed == ([] if first is None else NAMES[NAMES.index(first) :])
 
 
+def test_how_a_server_is_asked_changes_no_key_and_whom_changes_those_that_depend_on_it() -> None:
+    def changed(section: str, setting: str, *given: str) -> list[str]:
+        url = f"{section}.url=http://localhost:1"
+        before, after = (stage_keys(load_config(None, {}, [url, *given, *more]), []) for more in ([], [f"{section}.{setting}"]))
+        return [name for name in STAGE_NAMES if before[name] != after[name]]
+
+    judge = "verdicts.judge=endpoint"
+    for setting in ("budget_tokens=9", "in_flight=9", "key_variable=A_API_KEY", "price_read=2", "timeout=9", "retries=0"):
+        assert changed("verdicts.endpoint", setting, judge) == changed("evaluation.referee", setting) == []
+    assert changed("verdicts.endpoint", "model=m", judge) == list(STAGE_NAMES)[2:]
+    assert changed("evaluation.referee", "model=m") == ["evaluation", "report"]
+    assert changed("evaluation.referee", "model=m", "policy.judge_every=1") == ["policy", "evaluation", "report"]
+
+
 def test_the_settings_above_are_all_that_the_backbone_has() -> None:
     def names(model: Any, prefix: str = "") -> Iterator[str]:
         for name, field in model.model_fields.items():

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from selfeval.config.backbone import BackboneConfig
 from selfeval.config.chat import ChatConfig
 from selfeval.config.fields import Count, Section
+from selfeval.config.judges import REFEREE, EndpointConfig, JudgeRole
 from selfeval.config.policy import PolicyConfig
 from selfeval.config.sections import (
     EvaluationConfig,
@@ -86,3 +87,17 @@ class RunConfig(Section):
                 "from the same policy; choose another learner, or set rounds = 1"
             )
         return value
+
+    def judging(self, role: JudgeRole) -> VerdictsConfig:
+        """Return the settings of the verdicts in a role: `judge` and `settings` are those of the judge or of the referee."""
+        if role == "judge":
+            return self.verdicts
+        referee = self.evaluation.referee
+        name = REFEREE if referee is None else "endpoint"
+        return self.verdicts.model_copy(update={"judge": name, "settings": referee})
+
+    @property
+    def servers(self) -> dict[str, EndpointConfig]:
+        """The servers that the run sends texts to, by the dotted name of their section."""
+        found = {"verdicts.endpoint": self.verdicts.settings, "evaluation.referee": self.evaluation.referee}
+        return {name: settings for name, settings in found.items() if isinstance(settings, EndpointConfig)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from selfeval.judge_benchmark.formats import read_data
 from selfeval.judge_benchmark.judging import SHARD, JudgeLabelled, Outcome
 from selfeval.judge_benchmark.pairs import LabelledPair, sampled
 from selfeval.judge_benchmark.subject import Subject, subject_of
+from selfeval.judging.server.cache import ANSWERS
 from selfeval.runs.templates import day_of
 from selfeval.stages.shards import InProcess, ModelHandle, StageShards, map_shards
 from selfeval.stages.terminal import Terminal
@@ -145,10 +146,15 @@ def judge_pairs(
     Raises:
         RunFolderError: the folder has results of another judge or of other pairs.
     """
+    if subject.asks_server and subject.run is not None:
+        raise InputError(
+            f"the {subject.role} of {subject.run} is a server; a run folder cannot choose where texts are sent, so name the "
+            "server: --model MODEL, with the settings as --set"
+        )
     _check_same(store, fingerprint([subject.key, logprobs, [(p.question, p.first, p.second) for p in pairs]]))
     load = partial(subject.load, day_of(store.run), trust_remote_code=trust_remote_code)
     shards = StageShards(store, terminal, _STAGE)
-    map_shards(shards, pairs, SHARD, JudgeLabelled(subject, logprobs), InProcess(_once(load, terminal)))
+    map_shards(shards, pairs, SHARD, JudgeLabelled(subject, logprobs), InProcess(_once(load, terminal, store)))
     return store.read(_STAGE, Outcome)
 
 
@@ -163,14 +169,14 @@ def _check_same(store: RunStore, key: str) -> None:
         store.update_run(kind=_STAGE, key=key, date=day_of({}).isoformat())
 
 
-def _once(load: Callable[[], ModelHandle], terminal: Terminal) -> Callable[[], ModelHandle]:
+def _once(load: Callable[[], ModelHandle], terminal: Terminal, store: RunStore) -> Callable[[], ModelHandle]:
     """Return a function that loads the model when it is called first."""
     loaded: list[ModelHandle] = []
 
     def model() -> ModelHandle:
         if not loaded:
             with terminal.waiting("loading the model"):
-                loaded.append(load())
+                loaded.append(replace(load(), answers=store.root / ANSWERS))
         return loaded[0]
 
     return model

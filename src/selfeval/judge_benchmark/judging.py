@@ -77,10 +77,11 @@ class JudgeLabelled:
         if subject.role == "evaluator":
             return _by_evaluator(subject, model, comparisons)
         judge = make_judge(
-            *(model.backbone, model.templates, config.verdicts),
+            *(model.backbone, model.templates, config.judging(subject.judge_role)),
             batch_size=config.backbone.rollout_batch_size,
             role=subject.judge_role,
             seed=subject.seed,
+            answers=model.answers,
         )
         with model.backbone.acting_as(BASE):
             return judge.judge(comparisons)

@@ -55,6 +55,7 @@ __all__ = [
     "RoundPolicy",
     "Sample",
     "SecondsPerVerdict",
+    "Server",
     "Steps",
     "Time",
     "TokensOf",
@@ -741,6 +742,25 @@ class Steps(Part):
     """`accuracy_gold` minus that of the evaluator on the same pairs, as a [comparison](#comparisons). `null` without gold."""
 
 
+class Server(Part):
+    """Answers of a server, over all rounds; those of earlier settings and of stages that were rerun count too."""
+
+    role: Literal["judge", "referee"]
+    """Role in which it was asked."""
+    url: str
+    """Base URL of the server."""
+    model: str
+    """Name of the model at the server."""
+    answers: int
+    """Number of answers."""
+    tokens_read: int
+    """Prompt tokens, as the server counts them."""
+    tokens_written: int
+    """Completion tokens, as the server counts them."""
+    cost: float | None = _absent_if_none()
+    """Price of the tokens, in the currency of the prices. Absent without `price_read` and `price_written`."""
+
+
 class Evaluation(Part):
     """evaluation/figures.json: the parts of the report that need the model, as measured by the evaluation stage."""
 
@@ -790,6 +810,8 @@ class Report(Part):
     """Seconds."""
     memory: Memory
     """Bytes."""
+    servers: tuple[Server, ...] | None = _absent_if_none()
+    """One row per role that a server has. Absent if the model of the run has all roles."""
     versions: dict[str, str]
     """Versions of this package, of Python, torch, transformers, peft, tokenizers and numpy."""
     config: dict[str, Any]

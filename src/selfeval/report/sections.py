@@ -58,6 +58,7 @@ from selfeval.report.schema import (
     UnitTests,
     Verdicts,
 )
+from selfeval.report.servers import server_rows
 from selfeval.report.summary import (
     ATTACKS,
     BASELINE_NAMES,
@@ -693,6 +694,7 @@ def _cost(report: Report) -> View:
             ("Copies of the base weights", count(memory.weight_copies)),
             *memory_rows(memory),
         ],
+        "servers": [(f"{who}: {name}", amount) for who, name, amount in server_rows(report.servers or ())],
     }
 
 

@@ -39,6 +39,7 @@ from selfeval.report.schema import (
     TokensOf,
     TokensPerVerdict,
 )
+from selfeval.report.servers import server_rows
 from selfeval.texts import format_bytes
 
 __all__ = [
@@ -207,7 +208,9 @@ def summary_rows(report: Report) -> list[tuple[str, str]]:
     ]
     rows.append(("time", duration(report.time.total)))
     rows.append(("peak memory", format_bytes(report.memory.peak_bytes)))
-    return rows + memory_rows(report.memory) + _round_rows(report.rounds or ())
+    rows += memory_rows(report.memory)
+    rows += [(f"{name}, {who}", value) for who, name, value in server_rows(report.servers or ())]
+    return rows + _round_rows(report.rounds or ())
 
 
 def _accuracy_rows(report: Report) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.backbone.fingerprint import model_identity
-from selfeval.config import RunConfig, judge_spec
+from selfeval.config import EndpointConfig, RunConfig, judge_spec
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
@@ -257,6 +257,8 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
             # Dotted names such as `backbone.lora` descend into the nested configuration.
             sections = {name: reduce(getitem, name.split("."), values) for name in stage.sections}
             prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
+            if "referee" in prompts and (referee := values["evaluation"].get("referee")):
+                sections["evaluation.referee"] = referee
             keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
         previous = keys
     return previous
@@ -275,6 +277,9 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
     values["verdicts"].get("pointwise", {}).pop("rubric", None)  # its content is among the prompts
+    for settings in (values["verdicts"].get("endpoint", {}), values["evaluation"].get("referee", {})):
+        for name in EndpointConfig.WITHOUT_EFFECT & settings.keys():
+            del settings[name]
     del values["policy"]["gate"]  # whether the policy is trained, not how
     return {**values, "gold": gold_key(config)}
 

@@ -50,11 +50,13 @@ class ModelHandle:
         backbone: the base and its roles.
         templates: the prompt templates of the run.
         start_folder: Optional. Saved role that the round starts from. Default: none, the round starts from the bare base.
+        answers: Optional. Folder of the answers of a judge's server. Default: none, so no server may be asked.
     """
 
     backbone: Backbone
     templates: Templates
     start_folder: Path | None = None
+    answers: Path | None = None
 
     def start(self) -> str:
         """Load the role that the round starts from if needed, and return its name."""

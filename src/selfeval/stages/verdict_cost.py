@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from selfeval.backbone.adapters import BASE
+from selfeval.config import judge_spec
 from selfeval.quality.statistics import ratio_of_means
 from selfeval.records import Question, Reply
 from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
@@ -68,7 +69,12 @@ class VerdictCost:
 
 
 def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None:
-    """Measure both on up to 128 random pairs; None if there are no pairs."""
+    """Measure both on up to 128 random pairs; None if there are no pairs, or if the judge is a server.
+
+    The answers of a server come from the cache by now, and its time is that of another machine and of the network.
+    """
+    if judge_spec("judge", context.config.verdicts.judge).is_remote:
+        return None
     picked = context.random("verdict cost").sample(list(asked), min(PAIRS, len(asked)))
     # Left-over pairs form further batches; the means are weighted by size.
     size = max(1, len(picked) // BATCHES)
