@@ -30,6 +30,7 @@ TABLES: tuple[type[schema.Part], ...] = (
     schema.EvaluatorComparisons,
     schema.Disagreement,
     schema.Bin,
+    schema.Steps,
     schema.Attacks,
     schema.AttackKind,
     schema.TokensPerVerdict,

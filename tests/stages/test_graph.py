@@ -17,6 +17,7 @@ from selfeval.runs.reader import round_folder
 from selfeval.stages import STAGE_NAMES
 from selfeval.stages.graph import STAGES, Edge, stage_keys
 from selfeval.store import fingerprint, write_sealed
+from stage_world import STAGES as WORLD_STAGES
 from stage_world import World
 
 NAMES = [stage.name for stage in STAGES]
@@ -121,7 +122,7 @@ def test_the_inputs_are_those_of_existing_run_folders(tmp_path: Path, monkeypatc
     world.run("rounds=2")
     first, second = (round_folder(world.run_folder, number) for number in (1, 2))
     for folder in (first, second):
-        for before, stage in itertools.pairwise(NAMES[:-1]):
+        for before, stage in itertools.pairwise(WORLD_STAGES[:-1]):
             assert json.loads((folder / stage / "manifest.json").read_text())["inputs"] == _content(folder, before)
 
     def inputs(folder: Path, stage: str) -> str:
@@ -140,5 +141,5 @@ def test_a_key_json_of_a_stage_that_never_ran_is_no_change(tmp_path: Path, monke
     world.run(until="replies")
     (world.run_folder / "verdicts").mkdir()
     write_sealed(world.run_folder / "verdicts" / "key.json", {"key": "of an earlier configuration", "inputs": ""})
-    assert world.run(restart=False) == NAMES[2:]
+    assert world.run(restart=False) == list(WORLD_STAGES[2:])
     assert not list(world.run_folder.rglob("replaced"))

@@ -54,6 +54,7 @@ from selfeval.config.sections import (
     TuningConfig,
     VerdictsConfig,
 )
+from selfeval.config.steps import StepCombination, StepForm, StepsConfig
 from selfeval.texts import nearest
 
 __all__ = [
@@ -95,6 +96,9 @@ __all__ = [
     "RepliesConfig",
     "RunConfig",
     "SoftQConfig",
+    "StepCombination",
+    "StepForm",
+    "StepsConfig",
     "TRPOConfig",
     "TemplateKind",
     "TuningConfig",

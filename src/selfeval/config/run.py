@@ -20,6 +20,7 @@ from selfeval.config.sections import (
     TuningConfig,
     VerdictsConfig,
 )
+from selfeval.config.steps import StepsConfig
 
 __all__ = ["RunConfig"]
 
@@ -51,6 +52,7 @@ class RunConfig(Section):
     verdicts: VerdictsConfig = VerdictsConfig()
     pairs: PairsConfig = PairsConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
+    steps: StepsConfig = StepsConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     rounds: Count = 1
@@ -61,6 +63,17 @@ class RunConfig(Section):
     def _names_a_folder(cls, value: str) -> str:
         if value.strip() in ("", ".", "..") or "/" in value or "\\" in value:
             raise ValueError("must be a folder name below runs/: not empty, no / or \\, not . or ..")
+        return value
+
+    @field_validator("policy")
+    @classmethod
+    def _has_a_step_evaluator(cls, value: PolicyConfig, info: ValidationInfo) -> PolicyConfig:
+        steps = info.data.get("steps")  # absent if that section is invalid, which pydantic reports
+        if value.steps != "off" and steps is not None and not steps.enabled:
+            raise ValueError(
+                f'steps = "{value.steps}" needs the step evaluator, which is not trained; set steps.enabled = true, or '
+                'policy.steps = "off"'
+            )
         return value
 
     @field_validator("rounds")

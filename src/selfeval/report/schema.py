@@ -56,6 +56,7 @@ __all__ = [
     "Sample",
     "SecondsPerVerdict",
     "Server",
+    "Steps",
     "Time",
     "TokensOf",
     "TokensPerVerdict",
@@ -724,6 +725,23 @@ class Memory(EvaluationMemory):
     """Limits that changed because memory was short."""
 
 
+class Steps(Part):
+    """The step evaluator and its labels. Only with `steps.enabled`."""
+
+    replies: int
+    """Replies whose steps were labelled."""
+    steps: int
+    """Steps with a label from completions: all but the last of each reply."""
+    labels_gold: _Figure | None
+    """Share of those labels that are on the side of the gold label: at least one half exactly if the reply is right so far.
+    Mean over questions, adjusted Student. `null` without gold of steps."""
+    accuracy_gold: _Figure | None
+    """`accuracy_gold` of the evaluator, with the score of a reply by its steps (`steps.combine`). Wilson. `null` without
+    gold."""
+    gain: _Comparison | None
+    """`accuracy_gold` minus that of the evaluator on the same pairs, as a [comparison](#comparisons). `null` without gold."""
+
+
 class Server(Part):
     """Answers of a server, over all rounds; those of earlier settings and of stages that were rerun count too."""
 
@@ -754,6 +772,7 @@ class Evaluation(Part):
     samples: tuple[Sample, ...]
     memory: EvaluationMemory
     seconds_per_verdict: SecondsPerVerdict | None
+    steps: Steps | None = _absent_if_none()
 
 
 class Report(Part):
@@ -777,6 +796,8 @@ class Report(Part):
     """The policy compared with its start."""
     replies: Replies
     """Replies that the token limit cut off."""
+    steps: Steps | None = _absent_if_none()
+    """The step evaluator. Absent without `steps.enabled`."""
     rounds: tuple[Round, ...] | None = _absent_if_none()
     """One row per finished round. Only with `rounds` above 1, and only in the run's own report."""
     dropped: Dropped

@@ -35,6 +35,7 @@ from selfeval.report.schema import (
     Round,
     RoundPolicy,
     SecondsPerVerdict,
+    Steps,
     TokensOf,
     TokensPerVerdict,
 )
@@ -198,7 +199,13 @@ def strongest_baseline(report: Report) -> tuple[str, Figure] | None:
 
 def summary_rows(report: Report) -> list[tuple[str, str]]:
     """Return the rows of the terminal's table: a name and a value or "not measured"."""
-    rows = [*_accuracy_rows(report), *cost_rows(report), *_policy_rows(report.policy), *_reply_rows(report.replies)]
+    rows = [
+        *_accuracy_rows(report),
+        *_step_rows(report.steps),
+        *cost_rows(report),
+        *_policy_rows(report.policy),
+        *_reply_rows(report.replies),
+    ]
     rows.append(("time", duration(report.time.total)))
     rows.append(("peak memory", format_bytes(report.memory.peak_bytes)))
     rows += memory_rows(report.memory)
@@ -219,6 +226,16 @@ def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
     rows += [(f"  {name}, {labels} labels", describe(figures[key])) for key, name in names.items()]
     rows += [(f"evaluator minus {name}", describe_difference(comparisons[key])) for key, name in names.items()]
     return rows
+
+
+def _step_rows(steps: Steps | None) -> list[tuple[str, str]]:
+    if steps is None:
+        return []
+    return [
+        ("step evaluator accuracy, gold labels", describe(steps.accuracy_gold)),
+        ("  minus the evaluator", describe_difference(steps.gain)),
+        ("step labels on the side of gold", describe(steps.labels_gold)),
+    ]
 
 
 def _policy_rows(policy: Policy) -> list[tuple[str, str]]:

@@ -132,6 +132,7 @@ def build_report(context: Context) -> Report:
         verdicts=figures.verdicts,
         policy=figures.policy,
         replies=figures.replies,
+        steps=figures.steps,
         rounds=_rounds([context.store, *context.later]) if context.round == 1 < context.config.rounds else None,
         dropped=_dropped(context),
         samples=figures.samples,
