@@ -24,6 +24,7 @@ from selfeval.stages.verdicts import compared
 __all__ = [
     "BATCHES",
     "PAIRS",
+    "SMALLEST",
     "Asked",
     "VerdictCost",
     "measure_cost",
@@ -31,6 +32,8 @@ __all__ = [
 
 BATCHES = 4
 """Number of batches. They alternate between evaluator and judge, so a temporary slowdown affects both."""
+SMALLEST = 8
+"""Minimum number of pairs in a batch, but there are at least two batches: a run judges many pairs at once."""
 PAIRS = 128
 """Maximum number of test pairs that are timed."""
 
@@ -77,7 +80,7 @@ def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None
         return None
     picked = context.random("verdict cost").sample(list(asked), min(PAIRS, len(asked)))
     # Left-over pairs form further batches; the means are weighted by size.
-    size = max(1, len(picked) // BATCHES)
+    size = max(1, len(picked) // BATCHES, min(SMALLEST, len(picked) // 2))
     batches = [picked[i : i + size] for i in range(0, len(picked), size)]
     if not batches:
         return None
