@@ -31,6 +31,7 @@ _SPARSE = _ROOT / "docs" / "algorithms" / "sparse-reward.md"
 _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
 _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
+_STEPS = _ROOT / "docs" / "algorithms" / "steps.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
@@ -513,6 +514,68 @@ def coverage_tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+_CHOICES = {
+    "steps, min": "step evaluator, `min`",
+    "steps, product": "step evaluator, `product`",
+    "steps, last": "step evaluator, `last`",
+    "outcome": "outcome evaluator, cross-entropy at the last token",
+    "outcome, pairs": "outcome evaluator, Bradley-Terry on pairs",
+    "majority": "the most frequent answer",
+    "first": "the first reply",
+    "any": "gold (a right reply exists)",
+}
+
+
+def steps_tables() -> str:
+    """Return the tables of docs/algorithms/steps.md, from results/steps.json."""
+    if not _is_measured("steps"):
+        return "`python benchmarks/steps.py` has no results yet.\n"
+    found = _load("steps")
+    labels = found["labels"]
+    lines = [
+        f"By `{found['command']}` on the embedded model, {found['cpu_seconds'] / 60:.0f} minutes of one core, one seed. "
+        f"{labels['steps']:,} steps of replies to {labels['questions']:,} questions, of which {_figure(labels['steps_right'])} "
+        f"are right. {labels['questions_with_majority']:,} questions have a majority, which is right in "
+        f"{_figure(labels['majority_right'])}. Share of labels on the side of gold (at least one half exactly if the reply is "
+        "right so far), with its 95% interval by question:",
+        "",
+        "| reference | label | completions | agreement with gold | steps | questions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in labels["agreement"]:
+        figure = row["agreement"]
+        names = f"{row['reference']} | {row['label']} | {row['completions']}"
+        lines.append(f"| {names} | {_figure(figure)} | {row['steps']:,} | {figure['n']:,} |")
+    if "best_of_n" not in found:
+        return "\n".join([*lines, "", "Best of n has no results yet."]) + "\n"
+    return "\n".join([*lines, "", *_best_of_n_lines(found["trained"], found["best_of_n"])]) + "\n"
+
+
+def _best_of_n_lines(trained: dict[str, Any], best: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Evaluators trained on the same {trained['replies']:,} replies to {trained['questions']:,} questions: "
+        f"{trained['steps']:,} steps with soft labels of {trained['completions']:,} completions; for the pairs, the "
+        f"{trained['pairs']:,} questions with a reply that has the majority's answer and one that does not. Right replies of "
+        f"those chosen among {best['n']} to each of {best['questions']:,} new questions, and the paired difference from `min`:",
+        "",
+        "| chosen by | right | `min` minus this |",
+        "|---|---|---|",
+    ]
+    for name, said in _CHOICES.items():
+        difference = best["steps_min_minus"].get(name)
+        lines.append(f"| {said} | {_figure(best['right'][name])} | {'' if difference is None else _points(difference)} |")
+    return lines
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    low, high = 100 * figure["ci_low"], 100 * min(figure["ci_high"], 1.0)
+    return f"{100 * figure['value']:.1f}% ({low:.1f} to {high:.1f})"
+
+
+def _points(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['value']:+.1f} points ({100 * figure['ci_low']:+.1f} to {100 * figure['ci_high']:+.1f})"
+
+
 def _by_size(rows: list[dict[str, Any]], key: str, sizes: list[int]) -> list[str]:
     """Return one table row per name, with a cell per number of cases."""
     names = dict.fromkeys(row[key] for row in rows)
@@ -750,6 +813,7 @@ def main() -> None:
     _refresh(_FINE_TUNING, sft_table(), options.check)
     _refresh(_CHECK, check_table(), options.check)
     _refresh(_JUDGING, word_problems_table(), options.check)
+    _refresh(_STEPS, steps_tables(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

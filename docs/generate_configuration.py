@@ -62,6 +62,8 @@ def _type_of(annotation: Any) -> str:
         if arguments[-1] is Ellipsis:
             return f"list of {_type_of(arguments[0])}s"
         return f"list of {len(arguments)} {_type_of(arguments[0])}s"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
     return _WORDS[annotation]
 
 

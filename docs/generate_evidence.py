@@ -30,6 +30,7 @@ TABLES: tuple[type[schema.Part], ...] = (
     schema.EvaluatorComparisons,
     schema.Disagreement,
     schema.Bin,
+    schema.Steps,
     schema.Attacks,
     schema.AttackKind,
     schema.TokensPerVerdict,
@@ -57,6 +58,7 @@ TABLES: tuple[type[schema.Part], ...] = (
     schema.Time,
     schema.Memory,
     schema.MemoryEvent,
+    schema.Server,
 )
 _WORDS = {
     Figure: "figure",
@@ -118,7 +120,7 @@ def limits() -> str:
         ("resamples of the length-controlled win rate", length_control.RESAMPLES),
         ("different KLs that the curves of over-optimisation need", over_optimisation.FEWEST_POINTS),
         ("examples per stage and reason in `dropped`", report.EXAMPLES_PER_REASON),
-        *((f"default of `evaluation.{name}`", value) for name, value in defaults.items()),
+        *((f"default of `evaluation.{name}`", value) for name, value in defaults.items() if value is not None),
     ]
     return "\n".join(["| limit | value |", "|---|---|", *(f"| {name} | {value:g} |" for name, value in rows)])
 

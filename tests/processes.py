@@ -15,13 +15,24 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from multiprocessing.context import BaseContext, ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-__all__ = ["TIMEOUT", "Process", "context", "environment", "python", "script", "selfeval", "start", "start_piped"]
+__all__ = [
+    "TIMEOUT",
+    "Process",
+    "context",
+    "environment",
+    "python",
+    "script",
+    "selfeval",
+    "selfeval_on_a_full_disk",
+    "start",
+    "start_piped",
+]
 
 TIMEOUT = 600
 """Seconds that a process may take."""
@@ -115,11 +126,24 @@ def start_piped(*words: str) -> subprocess.Popen[str]:
     )
 
 
-def selfeval(
-    *arguments: str, given: str = "", preexec_fn: Callable[[], None] | None = None
-) -> subprocess.CompletedProcess[str]:
+def selfeval(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
     """Run the real command to its end."""
-    return _end(_start(["-m", "selfeval", *arguments], given=given, preexec_fn=preexec_fn), given)
+    return _end(_start(["-m", "selfeval", *arguments], given=given), given)
+
+
+ON_A_FULL_DISK = """
+import resource, runpy, signal, sys
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.argv = ["selfeval", *sys.argv[2:]]
+runpy.run_module("selfeval", run_name="__main__", alter_sys=True)
+"""
+
+
+def selfeval_on_a_full_disk(largest_file: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the real command to its end; no file may grow beyond `largest_file` bytes, as on a disk that is full."""
+    return python(ON_A_FULL_DISK, str(largest_file), *arguments)
 
 
 def python(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -142,10 +166,8 @@ def script(path: Path, *arguments: str, cwd: Path | None = None) -> subprocess.C
     return python(RUN_A_FILE, str(path), *arguments, cwd=cwd)
 
 
-def _start(
-    words: Sequence[str], *, cwd: Path | None = None, given: str = "", preexec_fn: Callable[[], None] | None = None
-) -> Process | subprocess.Popen[str]:
-    if preexec_fn is None and sys.platform == "linux" and _read_on_import(environment()) == _fork_server()[1]:
+def _start(words: Sequence[str], *, cwd: Path | None = None, given: str = "") -> Process | subprocess.Popen[str]:
+    if sys.platform == "linux" and _read_on_import(environment()) == _fork_server()[1]:
         return Process(words, cwd=cwd, given=given)
     return subprocess.Popen(
         [sys.executable, *words],
@@ -155,7 +177,6 @@ def _start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=preexec_fn,
     )
 
 

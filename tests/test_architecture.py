@@ -21,7 +21,7 @@ MODULES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("cli", "__main__"),
     ("planner", "suitability"),
-    ("judge_benchmark",),
+    ("judge_benchmark", "policy_comparison"),
     ("stages",),
     ("evaluation", "training", "report", "runs", "serve"),
     ("execution", "judging", "quality", "rollout", "scale"),
@@ -196,8 +196,9 @@ def test_only_one_module_touches_the_caches_of_transformers() -> None:
 
 GOLD_READERS = {
     f"selfeval.stages.{name}" for name in ("attacks", "evaluation", "graph", "input_files", "pipeline", "preflight")
-} | {"selfeval.suitability.checking"}
-"""Modules that may import gold: evaluation and the check call it, and the others report early if it is unavailable."""
+} | {f"selfeval.{name}" for name in ("policy_comparison.comparing", "policy_comparison.judging", "suitability.checking")}
+"""Modules that may import gold: evaluation, the check and the comparison of finished runs call it, and the others report early
+if it is unavailable."""
 
 
 def test_only_evaluation_asks_gold() -> None:

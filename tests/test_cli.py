@@ -4,14 +4,12 @@ import importlib.util
 import json
 import os
 import re
-import resource
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from processes import TIMEOUT, environment, python, selfeval, start, start_piped
+from processes import TIMEOUT, environment, python, selfeval, selfeval_on_a_full_disk, start, start_piped
 from selfeval import __version__
 from selfeval.store import write_sealed
 from toy import FEW, copy_lab, toy_arguments
@@ -290,18 +288,10 @@ def test_an_interrupted_command_says_what_is_true_of_it(
     assert found.stderr == f"\nInterrupted. {said}\n"
 
 
-def _limit_file_size(limit: int) -> Callable[[], None]:
-    def limited() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return limited
-
-
 def test_a_failing_write_is_one_sentence_and_the_same_command_finishes_later(tmp_path: Path, recipe: Path) -> None:
     arguments = toy_arguments(recipe, tmp_path / "run", sizes=FEW)
     # No file may grow beyond 8 KB, as on a disk that fills up during the run; ENOSPC itself is in tests/test_store.py.
-    found = selfeval(*arguments, preexec_fn=_limit_file_size(8_000))
+    found = selfeval_on_a_full_disk(8_000, *arguments)
     assert found.returncode == 2, found.stderr
     assert "Traceback" not in found.stderr
     assert re.search(

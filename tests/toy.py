@@ -26,6 +26,7 @@ SIZES = (
     "policy.checkpoint_every=1",
     "evaluation.questions=16",
     "evaluation.samples=3",
+    "evaluation.attacks=8",
     "backbone.lora.rank=4",
 )
 """Settings that run the whole loop in seconds."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     )
     from selfeval.judge_benchmark.benchmark import JudgeBenchmark, benchmark_judge
     from selfeval.judge_benchmark.label_check import JudgeCheck, judge_check
+    from selfeval.policy_comparison.comparing import compare
+    from selfeval.policy_comparison.result import PolicyComparison
     from selfeval.runs.comparison import Comparison
     from selfeval.runs.evaluator import Evaluator, Ranking
     from selfeval.runs.judge import Judge
@@ -54,6 +56,7 @@ __all__ = [
     "ModelError",
     "NotFiniteError",
     "Policy",
+    "PolicyComparison",
     "Ranking",
     "RoleError",
     "Run",
@@ -65,6 +68,7 @@ __all__ = [
     "TextError",
     "__version__",
     "benchmark_judge",
+    "compare",
     "judge_check",
     "load_config",
     "run",
@@ -79,10 +83,12 @@ _MODULES = {
     "JudgeBenchmark": "selfeval.judge_benchmark.benchmark",
     "JudgeCheck": "selfeval.judge_benchmark.label_check",
     "Policy": "selfeval.runs.policy",
+    "PolicyComparison": "selfeval.policy_comparison.result",
     "Ranking": "selfeval.runs.evaluator",
     "Run": "selfeval.runs.run",
     "RunConfig": "selfeval.config",
     "benchmark_judge": "selfeval.judge_benchmark.benchmark",
+    "compare": "selfeval.policy_comparison.comparing",
     "judge_check": "selfeval.judge_benchmark.label_check",
     "load_config": "selfeval.stages.recipes",
     "run": "selfeval.stages.running",

@@ -13,6 +13,7 @@ SelfEvalError
 │   ├── MemoryLimitError    a single sequence exceeds the memory, or the memory budget
 │   ├── LoopError           the output of the stages cannot be used (for example: no pair survived judging)
 │   │   └── NotFiniteError  a number of training is NaN or infinite
+│   ├── EndpointError       the server of a judge refuses, cannot be reached, or reached its budget; answers are kept
 │   ├── ExportError         a role cannot be exported as requested: no such role, target not empty, unsupported model kind
 │   └── MissingPackageError an optional dependency is not installed; also an ImportError
 └── RoleError               incorrect use of roles inside this package; exit code 1
@@ -27,6 +28,7 @@ from typing import Any
 __all__ = [
     "ConfigError",
     "DataError",
+    "EndpointError",
     "ExportError",
     "InputError",
     "LoopError",
@@ -97,6 +99,10 @@ class NotFiniteError(LoopError):
     """A number of training is NaN or infinite. The message names the tensor."""
 
 
+class EndpointError(InputError):
+    """The server of a judge refuses requests, cannot be reached, or has cost the budget. The answers so far are kept."""
+
+
 class ExportError(InputError):
     """A role cannot be exported as requested."""
 
@@ -106,16 +112,18 @@ class MissingPackageError(InputError, ImportError):
 
     Args:
         work: the feature that needs it.
-        package: name of the dependency, which is also the name of this package's extra.
+        package: name of the dependency.
+        extra: Optional. Extra of this package that installs it. Default: the name of the dependency.
     """
 
-    def __init__(self, work: str, package: str) -> None:
-        super().__init__(f"{work} needs the package {package}; install it with: pip install 'self-evaluator[{package}]'")
-        self.work, self.package = work, package
+    def __init__(self, work: str, package: str, extra: str = "") -> None:
+        extra = extra or package
+        super().__init__(f"{work} needs the package {package}; install it with: pip install 'self-evaluator[{extra}]'")
+        self.work, self.package, self.extra = work, package, extra
 
-    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str], dict[str, Any]]:
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str, str, str], dict[str, Any]]:
         """Pickle the arguments: by default an exception is unpickled from its message alone, which would fail here."""
-        return type(self), (self.work, self.package), vars(self)  # the notes of `add_note` are among the attributes
+        return type(self), (self.work, self.package, self.extra), vars(self)  # the notes of `add_note` are among the attributes
 
 
 class RoleError(SelfEvalError):

@@ -28,6 +28,7 @@ __all__ = [
     "Sampled",
     "Seed",
     "Split",
+    "StepLabels",
     "Unreadable",
     "Verdict",
     "VerdictState",
@@ -61,7 +62,8 @@ class Unreadable(StrEnum):
     LOOP: the same, and the end of the output repeats a block of tokens.
     LABEL_MASS: the verdict labels together were less likely than `verdicts.label_mass`.
     NO_ROOM: the model's context ended before a verdict, or is too short for the prompt.
-    NO_LEAD: the output ended without a verdict, and the labels have no lead that could be appended to read one.
+    NO_LEAD: the output ended without a verdict, and no lead could be appended to read one: the labels have none, or a server
+        wrote the output.
     NO_ANSWER: a vote ended without an answer in the form of `verdicts.agreement.answer`.
     TRUNCATED: cut off like CUT, LOOP or NO_ROOM, and read after an appended lead, because `verdicts.truncated` is "force".
     REFUSED: the output is a refusal to judge.
@@ -239,6 +241,32 @@ class Verdict:
     def confidence(self) -> float:
         """Probability of the more likely reply; 0.5 if there is no verdict."""
         return 0.5 if self.probability is None else max(self.probability, 1.0 - self.probability)
+
+
+@dataclass(frozen=True)
+class StepLabels:
+    """The steps of a reply, and how many of their completions reach the answer of the majority.
+
+    Attributes:
+        question_id, reply_id: the question and the reply.
+        reference: answer of most replies that were sampled to the question, in normal form.
+        ends: number of tokens of the reply up to the end of each step.
+        reached: number of completions of each step with the reference answer; all or none for the last step, which ends the
+            reply.
+        completions: number of completions of each step.
+    """
+
+    question_id: str
+    reply_id: str
+    reference: str
+    ends: tuple[int, ...]
+    reached: tuple[int, ...]
+    completions: int
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the completions of each step with the reference answer."""
+        return tuple(count / self.completions for count in self.reached)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import signal
 import time
@@ -16,7 +15,7 @@ from jinja2 import Template
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from processes import selfeval, start
+from processes import selfeval, selfeval_on_a_full_disk, start
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role
 from selfeval.backbone.roles import Backbone
@@ -130,16 +129,8 @@ def test_wrong_requests_get_one_sentence(run: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "other_problems"]
 
 
-def _no_large_files() -> None:
-    """Files end at 100 kB, as they do on a full disk."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-
 def test_a_full_disk_leaves_nothing_half_written(run: Path, tmp_path: Path) -> None:
-    done = selfeval(
-        "export", str(run), "--role", "policy", "--merge", "--to", str(tmp_path / "out"), preexec_fn=_no_large_files
-    )
+    done = selfeval_on_a_full_disk(100_000, "export", str(run), "--role", "policy", "--merge", "--to", str(tmp_path / "out"))
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"Error: cannot write {tmp_path / 'out'}: ")
     assert list(tmp_path.iterdir()) == []

@@ -103,7 +103,7 @@ def test_sampling_on_shapes_holds_what_the_engine_holds(shapes: ShapeBackbone, t
 def test_tiles_left_out_on_shapes_do_not_change_the_peak(shapes: ShapeBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     def peaks() -> Peaks:
         meter = shapes.footprint()
-        with torch.no_grad(), shapes.fake, meter:
+        with torch.no_grad(), shapes.shapes, meter:
             tokens = torch.zeros(1, 61, dtype=torch.long)  # 60 of them fill tiles, the last tile is smaller
             mask = torch.ones(1, 61, dtype=torch.bool)
             token_logprobs(shapes, torch.empty(1, 61, 32), tokens, mask, entropy=True, chunk_bytes=5000)

@@ -489,3 +489,13 @@ def test_later_rounds_hold_two_adapters_more(free: Plan) -> None:
     heads = 2 * 4 * (tiny_models.tiny_config("llama", 400).hidden_size + 1)
     one, many = (plan.main.phases["update"]["adapters"] - heads for plan in (free, _plan(None, rounds=2)))
     assert 3 * many == 5 * one > 0
+
+
+def test_a_mixture_of_experts_is_planned_in_fp32() -> None:
+    """A CPU computes the products of the experts in fp32, which torch's shape function of them refuses."""
+    config = tiny_models.tiny_config("mixtral", 40)
+    plan = make_plan(
+        _config(rollout_batch_size=4), ModelFacts("tiny", config), Machine({"cpu": ENDLESS, DISK: ENDLESS}), work=WORK
+    )
+    assert plan.fits
+    assert plan.main.phases["update"]["gradients"] > 0

@@ -58,7 +58,7 @@ def test_a_pass_on_shapes_holds_what_a_real_one_holds(family: str) -> None:
     base = [p for n, p in real.model.named_parameters() if "lora_" not in n] + list(real.model.buffers())
     batch = pad_sequences(real, as_prompts(PROMPTS), REPLIES)
     measured = peak(real, Footprint({"base": base, "adapters": own}, 40), batch)
-    with fake.fake:
+    with fake.shapes:
         imagined = pad_sequences(fake, as_prompts(PROMPTS), REPLIES)
         planned = peak(fake, fake.footprint(), imagined)
     # A mask picks all 8 places of the fake batch and 7 of the real one.
@@ -72,6 +72,6 @@ def test_a_model_with_sliding_layers_has_a_footprint() -> None:
     )  # fmt: skip
     fake = ShapeBackbone(config, torch.float32, LORA, {"policy": False})
     meter = fake.footprint()
-    with fake.fake, meter, fake.acting_as("policy"), torch.no_grad():
+    with fake.shapes, meter, fake.acting_as("policy"), torch.no_grad():
         fake.hidden(torch.zeros(2, 12, dtype=torch.int64), torch.ones(2, 12, dtype=torch.int64))
     assert meter.peak["activations"] > 2 * 12 * 32 * 4

@@ -77,6 +77,7 @@ def sample_report() -> dict[str, Any]:
             "label_accuracy_gold": fig(0.962, 0.954, 0.969, 2700),
         },
         "policy": _policy(),
+        "steps": _steps(),
         "replies": {
             "limit": 48,
             "unfinished": fig(0.021, 0.018, 0.025, 4000),
@@ -120,6 +121,17 @@ def sample_report() -> dict[str, Any]:
             "peak_bytes": 900000000,
             "events": [],
         },
+        "servers": [
+            {
+                "role": "referee",
+                "url": "http://localhost:8000/v1",
+                "model": "a-larger-model",
+                "answers": 812,
+                "tokens_read": 123456,
+                "tokens_written": 23456,
+                "cost": 0.4321,
+            }
+        ],
         "versions": {
             "selfeval": "0.1.0",
             "torch": "2.8.0",
@@ -206,6 +218,16 @@ def _evaluator() -> dict[str, Any]:
         "disagreement": None,
         "risk_coverage": [[k / 20, 0.069 * (k / 20) ** 2.4 + 0.001] for k in range(1, 21)],
         "calibration": [{"confidence": c, "accuracy": a, "n": n} for c, a, n in zip(levels, right, cases, strict=True)],
+    }
+
+
+def _steps() -> dict[str, Any]:
+    return {
+        "replies": 390,
+        "steps": 1204,
+        "labels_gold": fig(0.962, 0.948, 0.975, 195),
+        "accuracy_gold": fig(0.918, 0.9, 0.933, 1100),
+        "gain": compared(-0.013, -0.027, 0.001, 1100, 30, 44, 0.13, "unclear"),
     }
 
 

@@ -17,6 +17,7 @@ from selfeval.runs.reader import round_folder
 from selfeval.stages import STAGE_NAMES
 from selfeval.stages.graph import STAGES, Edge, stage_keys
 from selfeval.store import fingerprint, write_sealed
+from stage_world import STAGES as WORLD_STAGES
 from stage_world import World
 
 NAMES = [stage.name for stage in STAGES]
@@ -82,6 +83,20 @@ def test_a_setting_of_the_backbone_changes_the_keys_of_the_stages_that_depend_on
     assert changed == ([] if first is None else NAMES[NAMES.index(first) :])
 
 
+def test_how_a_server_is_asked_changes_no_key_and_whom_changes_those_that_depend_on_it() -> None:
+    def changed(section: str, setting: str, *given: str) -> list[str]:
+        url = f"{section}.url=http://localhost:1"
+        before, after = (stage_keys(load_config(None, {}, [url, *given, *more]), []) for more in ([], [f"{section}.{setting}"]))
+        return [name for name in STAGE_NAMES if before[name] != after[name]]
+
+    judge = "verdicts.judge=endpoint"
+    for setting in ("budget_tokens=9", "in_flight=9", "key_variable=A_API_KEY", "price_read=2", "timeout=9", "retries=0"):
+        assert changed("verdicts.endpoint", setting, judge) == changed("evaluation.referee", setting) == []
+    assert changed("verdicts.endpoint", "model=m", judge) == list(STAGE_NAMES)[2:]
+    assert changed("evaluation.referee", "model=m") == ["evaluation", "report"]
+    assert changed("evaluation.referee", "model=m", "policy.judge_every=1") == ["policy", "evaluation", "report"]
+
+
 def test_the_settings_above_are_all_that_the_backbone_has() -> None:
     def names(model: Any, prefix: str = "") -> Iterator[str]:
         for name, field in model.model_fields.items():
@@ -107,7 +122,7 @@ def test_the_inputs_are_those_of_existing_run_folders(tmp_path: Path, monkeypatc
     world.run("rounds=2")
     first, second = (round_folder(world.run_folder, number) for number in (1, 2))
     for folder in (first, second):
-        for before, stage in itertools.pairwise(NAMES[:-1]):
+        for before, stage in itertools.pairwise(WORLD_STAGES[:-1]):
             assert json.loads((folder / stage / "manifest.json").read_text())["inputs"] == _content(folder, before)
 
     def inputs(folder: Path, stage: str) -> str:
@@ -126,5 +141,5 @@ def test_a_key_json_of_a_stage_that_never_ran_is_no_change(tmp_path: Path, monke
     world.run(until="replies")
     (world.run_folder / "verdicts").mkdir()
     write_sealed(world.run_folder / "verdicts" / "key.json", {"key": "of an earlier configuration", "inputs": ""})
-    assert world.run(restart=False) == NAMES[2:]
+    assert world.run(restart=False) == list(WORLD_STAGES[2:])
     assert not list(world.run_folder.rglob("replaced"))

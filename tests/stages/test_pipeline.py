@@ -135,7 +135,7 @@ def test_what_another_configuration_produced_is_kept_aside(world: World) -> None
 
 
 def test_the_stages_run_in_the_order_of_the_road(world: World) -> None:
-    assert tuple(stage.name for stage in pipeline.STAGES) == STAGES
+    assert tuple(stage.name for stage in pipeline.STAGES if stage.wanted(RunConfig())) == STAGES
     assert world.run() == list(STAGES)
     assert world.info()["status"] == "finished"
     assert world.states() == dict.fromkeys(STAGES, "finished")
@@ -150,6 +150,25 @@ def test_a_finished_stage_is_skipped_and_an_unfinished_one_run(world: World) -> 
     (world.run_folder / "pairs" / "manifest.json").unlink()  # as a kill before the last write leaves it
     assert world.run()[0] == "pairs"
     assert world.redone == []  # its shards were all there
+
+
+def test_an_optional_stage_runs_between_its_neighbours_only_if_it_is_wanted(world: World) -> None:
+    later = from_("policy")
+    assert world.run() == list(STAGES)
+    keys = world.keys()
+    assert world.run("steps.completions=8") == []  # a setting of a stage that does not run
+    with pytest.raises(
+        RunFolderError, match='no stage "steps"; stages: questions, replies, verdicts, pairs, evaluator, policy'
+    ):
+        world.run(until="steps")
+    enabled = "steps.enabled=true"
+    assert world.run(enabled) == ["steps", *later]
+    assert world.run(enabled) == []
+    assert world.states() == dict.fromkeys((*STAGES, "steps"), "finished")
+    assert world.run(enabled, "steps.completions=8") == ["steps", *later]
+    assert world.run(enabled, "steps.completions=8", "policy.epochs=3") == later
+    assert world.run() == later
+    assert world.keys() == keys
 
 
 def test_an_unknown_last_stage_is_refused_before_anything_is_done(world: World) -> None:

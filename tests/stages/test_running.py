@@ -140,6 +140,28 @@ def test_a_file_that_is_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
         config_to_run(None, tmp_path / "run")
 
 
+def test_a_run_folder_cannot_choose_a_server_or_a_key(tmp_path: Path) -> None:
+    store, url, key = RunStore(tmp_path / "run"), "https://example.org/v1", "A_API_KEY"
+    for section, asked, off in [
+        ("verdicts.endpoint", ["verdicts.judge=endpoint"], "verdicts.judge=pairwise"),
+        ("evaluation.referee", [], "evaluation.referee=none"),
+    ]:
+        given = [*asked, f"{section}.url={url}", f"{section}.model=m", f"{section}.key_variable={key}"]
+        config = load_config(None, {"model": "some/model"}, given).model_dump(mode="json")
+        store.update_run(schema=RUN_SCHEMA, status="running", config=config)
+        with pytest.raises(
+            RunFolderError, match=rf"sets {section}\.url = {url}, .*add --set {section}\.url={url} --set .*{key}"
+        ):
+            config_to_run(None, tmp_path / "run")
+        # The user's own server does not get a key that the folder names.
+        with pytest.raises(RunFolderError, match=rf"sets {section}\.key_variable = {key}, and"):
+            config_to_run(None, tmp_path / "run", assignments=[f"{section}.url=https://other.example/v1"])
+        found = config_to_run(None, tmp_path / "run", assignments=[f"{section}.url={url}", f"{section}.key_variable={key}"])
+        assert [settings.key_variable for settings in found.servers.values()] == [key]
+        assert config_to_run(None, tmp_path / "run", assignments=[off]).servers == {}
+    store.close()
+
+
 def test_a_run_folder_cannot_send_curves_to_a_server(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "run")
     for recorded in (["wandb"], ["tensorboard", "trackio"], ["mlflow"], ["tensorboard"]):

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from selfeval.backbone.logprobs import HasOutputHead, slices
@@ -90,7 +89,7 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, direction_ND: Tensor) -> tuple[Tensor, None, None]:
         hidden_ND, above_N = ctx.saved_tensors
         found_ND, rows = torch.empty_like(hidden_ND), _rows(ctx.job.head, hidden_ND)
-        for part in slices(len(hidden_ND), rows, on_shapes=isinstance(hidden_ND, FakeTensor)):
+        for part in slices(len(hidden_ND), rows, on_shapes=hidden_ND.is_meta):
             found_ND[part] = _times_curvature(ctx.job, hidden_ND[part], direction_ND[part]) * above_N[part, None]
         return found_ND, None, None
 

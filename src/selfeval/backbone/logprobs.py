@@ -30,7 +30,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from selfeval.backbone.output_head import OutputHead
@@ -157,7 +156,7 @@ class _Differentiated(torch.autograd.Function):
         gradients = [hidden_MD.new_empty(count, width) for _ in job.differentiated]
         # Outer loop: chunks of tokens. Inner loop: slices of the vocabulary, which are summed up and not kept.
         chunk, step = _tile(job, hidden_MD)
-        on_shapes = isinstance(hidden_MD, FakeTensor)
+        on_shapes = hidden_MD.is_meta
         for part in slices(count, chunk, on_shapes=on_shapes):
             rows_C = job.rows_N[part]
             sums = _Sums(job, hidden_MD[rows_C], None if other_MD is None else other_MD[rows_C], job.targets_N[part])

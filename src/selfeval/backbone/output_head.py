@@ -51,7 +51,9 @@ class OutputHead:
         if type(self.module) is not nn.Linear or hasattr(self.module, "_hf_hook"):
             return False
         hooked = self.module._forward_hooks or self.module._forward_pre_hooks
-        return not hooked and self.module.weight.is_floating_point() and self.module.weight.device.type != "meta"
+        # On the meta device are weights that are elsewhere for now, and all those of the planner, which sets `device`.
+        here = self.device is not None or not self.module.weight.is_meta
+        return not hooked and self.module.weight.is_floating_point() and here
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits, fp32, of hidden states `[..., D]` -> `[..., V]`."""

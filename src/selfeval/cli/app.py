@@ -799,6 +799,79 @@ def judge_check(
                 print_check(found)
 
 
+@app.command()
+def compare(
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help='Two or more: run folders, RUN@base for the base model of a run, or files of JSON lines with "question" and '
+            '"reply".',
+        ),
+    ],
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="referee (default), judge, evaluator or gold. May be repeated: the first one ranks, and their agreement is "
+            "measured.",
+        ),
+    ] = None,
+    judge_run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run whose judges and gold are used (default: the first run).")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Questions: JSON lines, or plain text (default: the common test questions of the runs)."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of questions (default: all).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of comparison.json, index.html, replies and judgements; the same command resumes (default: nothing is "
+            "kept)."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    trust_remote_code: RemoteCode = False,
+    allow_code_execution: CodeExecution = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the policies of several runs on the same test questions, with ranks and intervals.
+
+    Figures: win rate of every pair (ties count one half), the same at equal length, Bradley-Terry strengths and ranks,
+    correctness by gold, and how many questions would show a difference that is not clear. Examples:
+
+    selfeval compare runs/first runs/second runs/first@base
+
+    selfeval compare runs/first other_model.jsonl --judge referee --judge gold --output comparisons/other
+    """
+    with clear_errors(debug, interrupted=_RESUMES if output else _NOTHING_CHANGED):
+        _quiet_libraries()
+        from selfeval.cli.comparing import print_comparison
+        from selfeval.policy_comparison.comparing import compare as compare_policies
+        from selfeval.texts import safe_json
+
+        result = compare_policies(
+            policies,
+            judges=judge or ("referee",),
+            judge_run=judge_run,
+            questions=questions,
+            limit=limit,
+            output=output,
+            progress=not quiet,
+            trust_remote_code=trust_remote_code,
+            allow_code_execution=allow_code_execution,
+        )
+        if as_json:
+            typer.echo(safe_json(result.as_json(), indent=2))
+        else:
+            print_comparison(result, output)
+
+
 @lab.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Output model folder.")] = Path("pretrained"),

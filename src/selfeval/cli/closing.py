@@ -17,7 +17,7 @@ from selfeval.texts import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_closing"]
+__all__ = ["print_closing", "print_line"]
 
 _NARROW = 60
 """Width in columns below which a value is put under its name."""
@@ -41,7 +41,7 @@ def print_closing(folder: Path, worked: bool) -> None:
         typer.echo(f"Nothing left to do: the run is already finished in {visible(str(folder))}.")
     _print_rows(console, summary_rows(report))
     for sentence in (*verdict_sentences(report), *rounds_sentences(report), *warnings(report)):
-        _print_line(console, sentence)
+        print_line(console, sentence)
     typer.echo(f"Report: {visible(str(page))}")
 
 
@@ -65,7 +65,8 @@ def _print_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     console.print(table)
 
 
-def _print_line(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
+    """Print one sentence: wrapped on a terminal, on one line elsewhere."""
     if console.is_terminal:
         console.print(visible(text), highlight=False, markup=False, overflow="fold")
     else:

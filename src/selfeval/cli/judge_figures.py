@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from selfeval.quality.comparisons import Comparison
     from selfeval.quality.statistics import Figure
 
-__all__ = ["print_benchmark", "print_check"]
+__all__ = ["print_benchmark", "print_check", "text_table"]
 
 _NAMES = {"longer": "the longer reply", "first": "the first reply", "mean_logprob": "the higher mean log-probability"}
 _LEVEL = {**_NAMES, "chance": "chance level"}
@@ -112,7 +112,9 @@ def _figure_table(rows: Sequence[tuple[str, Figure]], *, as_percent: bool = True
     """Return a table of figures: value, 95 % interval and n."""
     from selfeval.report.figures import cells
 
-    return _table(("", "value", "95% interval", "n"), [(name, *cells(figure, as_percent=as_percent)) for name, figure in rows])
+    return text_table(
+        ("", "value", "95% interval", "n"), [(name, *cells(figure, as_percent=as_percent)) for name, figure in rows]
+    )
 
 
 def _difference(comparison: Comparison) -> str:
@@ -130,10 +132,11 @@ def _subset_table(result: JudgeBenchmark) -> Table:
         value, interval, n = cells(scores.agreement)
         coverage, consistency = cells(scores.coverage)[0], cells(scores.swap_consistency)[0]
         rows.append((visible(name) or "(none)", value, interval, coverage, consistency, n))
-    return _table(("subset", "agreement", "95% interval", "coverage", "orders agree", "n"), rows)
+    return text_table(("subset", "agreement", "95% interval", "coverage", "orders agree", "n"), rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return a table for the terminal whose first column is aligned to the left and the others to the right."""
     from rich.table import Table
     from rich.text import Text
 

@@ -14,6 +14,7 @@ from selfeval.config.judges import (
     REPLY,
     RUBRIC,
     AgreementConfig,
+    EndpointConfig,
     JudgeConfig,
     JudgeRole,
     JudgeSpec,
@@ -53,6 +54,7 @@ from selfeval.config.sections import (
     TuningConfig,
     VerdictsConfig,
 )
+from selfeval.config.steps import StepCombination, StepForm, StepsConfig
 from selfeval.texts import nearest
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "ContextConfig",
     "CriticConfig",
     "DPOConfig",
+    "EndpointConfig",
     "EntropyFloorConfig",
     "EvaluationConfig",
     "EvaluatorConfig",
@@ -93,6 +96,9 @@ __all__ = [
     "RepliesConfig",
     "RunConfig",
     "SoftQConfig",
+    "StepCombination",
+    "StepForm",
+    "StepsConfig",
     "TRPOConfig",
     "TemplateKind",
     "TuningConfig",

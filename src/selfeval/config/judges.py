@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import regex
 from pydantic import Field, field_validator, model_validator
 
-from selfeval.config.fields import Nucleus, Positive, Section
+from selfeval.config.fields import CountOrNone, Nucleus, Positive, PositiveOrNone, Section
 
 __all__ = [
     "JUDGES",
@@ -21,6 +22,7 @@ __all__ = [
     "REPLY",
     "RUBRIC",
     "AgreementConfig",
+    "EndpointConfig",
     "JudgeConfig",
     "JudgeRole",
     "JudgeSpec",
@@ -79,6 +81,88 @@ class AgreementConfig(JudgeConfig):
         return self
 
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class EndpointConfig(JudgeConfig):
+    """Settings of a server with the OpenAI chat-completions protocol, of `judge = "endpoint"` or of `[evaluation.referee]`."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({
+        *("key_variable", "in_flight", "requests_per_minute", "timeout", "retries"),
+        *("price_read", "price_written", "budget", "budget_tokens"),
+    })  # fmt: skip
+    """Settings on which no answer depends; a change of them reruns nothing."""
+
+    url: str = ""
+    """Base URL of the server, such as `http://localhost:8000/v1`. Required."""
+    model: str = ""
+    """Name of the model at the server. Required."""
+    key_variable: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = ""
+    """Optional. Environment variable that holds the API key; its name must end in `API_KEY`. Default: no key is sent."""
+    limit_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Parameter of a request that holds `verdicts.max_new_tokens`; newer models of OpenAI take `max_completion_tokens`."""
+    probabilities: Literal["auto", "logprobs", "votes"] = "auto"
+    """Source of the label probabilities: log-probs, sampled votes, or (`auto`) votes where the server returns no log-probs."""
+    top_logprobs: Annotated[int, Field(ge=2, le=20, strict=True)] = 20
+    """Number of alternatives per token that are requested with the log-probs."""
+    votes: Annotated[int, Field(ge=1, le=64, strict=True)] = 8
+    """Answers that are sampled per prompt where the probabilities come from votes."""
+    temperature: Positive = 1.0
+    """Sampling temperature of the votes. Log-probs are read from an answer at temperature 0."""
+    in_flight: Annotated[int, Field(ge=1, le=256, strict=True)] = 4
+    """Maximum number of requests at the same time."""
+    requests_per_minute: CountOrNone = None
+    """Optional. Maximum number of requests per minute, retries included. Default: no limit."""
+    timeout: Positive = 120.0
+    """Time limit of a request in seconds."""
+    retries: Annotated[int, Field(ge=0, le=20, strict=True)] = 5
+    """Retries of a request after a connection error, a time-out, or status 408, 409, 429 or 500 and above."""
+    price_read: PositiveOrNone = None
+    """Optional. Price of a million prompt tokens, in any currency."""
+    price_written: PositiveOrNone = None
+    """Optional. Price of a million completion tokens, in the same currency."""
+    budget: PositiveOrNone = None
+    """Optional. Cost of all answers in the run folder at which the run stops; needs both prices. Default: no limit."""
+    budget_tokens: CountOrNone = None
+    """Optional. The same in tokens, read and written. Default: no limit."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                "is not an address; write http:// or https://, a host and the path, such as http://localhost:8000/v1"
+            )
+        # It is recorded in run.json and shown in messages.
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must not contain a user, a password, a query or a fragment; put a key into key_variable")
+        return value.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _names_a_key(cls, value: str) -> str:
+        # A recipe from somebody else must not send just any variable, such as the password of a data base, to its server.
+        if value and not value.upper().endswith("API_KEY"):
+            raise ValueError("must end in API_KEY; export the key under such a name")
+        return value
+
+    @model_validator(mode="after")
+    def _keeps_the_key(self) -> EndpointConfig:
+        parts = urlsplit(self.url)
+        if self.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            raise ValueError(f"the key would be sent to {self.url} without encryption; use https, or remove key_variable")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_has_prices(self) -> EndpointConfig:
+        if self.budget is not None and (self.price_read is None or self.price_written is None):
+            raise ValueError("budget needs price_read and price_written; set both, or use budget_tokens")
+        return self
+
+
 class PointwiseConfig(JudgeConfig):
     """Settings of `judge = "pointwise"`."""
 
@@ -131,6 +215,7 @@ class JudgeSpec:
         can_answer_at_once: whether it writes nothing with `verdicts.reasoning = false`. Default: True.
         outputs: noun for the outputs of the model that a verdict is read from, in the findings of the probe. Default: orders.
         compares: how it compares two replies, for the model card. Default: in both orders.
+        is_remote: whether it asks a server in place of the model of the run. Default: False.
     """
 
     name: str
@@ -142,6 +227,7 @@ class JudgeSpec:
     can_answer_at_once: bool = True
     outputs: str = "orders"
     compares: str = "in both orders"
+    is_remote: bool = False
 
     def kinds(self, role: JudgeRole) -> tuple[str, ...]:
         """Return the names of the kinds of templates that it reads in a role."""
@@ -161,16 +247,18 @@ def _registry(*specs: JudgeSpec) -> dict[str, JudgeSpec]:
     return {spec.name: spec for spec in specs}
 
 
+_COMPARING: Mapping[JudgeRole, tuple[TemplateKind, ...]] = {
+    # Two kinds with the same variables: the referee needs prompts that labelled no training pair.
+    "judge": (TemplateKind("judge", _PAIR, labels=_BETTER, flags=_CUT),),
+    "referee": (TemplateKind("referee", _PAIR, labels=_BETTER, flags=_CUT),),
+}
+
 JUDGES: dict[str, JudgeSpec] = _registry(
     JudgeSpec(
         "pairwise",
         "pairwise:PairwiseJudge",
         "The base model, prompted to compare two replies in both orders.",
-        templates={
-            # Two kinds with the same variables: the referee needs prompts that labelled no training pair.
-            "judge": (TemplateKind("judge", _PAIR, labels=_BETTER, flags=_CUT),),
-            "referee": (TemplateKind("referee", _PAIR, labels=_BETTER, flags=_CUT),),
-        },
+        templates=_COMPARING,
     ),
     JudgeSpec(
         "pointwise",
@@ -193,11 +281,21 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         outputs="votes",
         compares="by a vote of further replies on the final answer",
     ),
+    JudgeSpec(
+        "endpoint",
+        "endpoint:EndpointJudge",
+        "A model at a server with the OpenAI chat-completions protocol, prompted to compare two replies in both orders.",
+        templates=_COMPARING,
+        config=EndpointConfig,
+        is_remote=True,
+    ),
 )
 """The judges by name. Registering a judge here is enough to configure and use it, and to check its templates."""
 
 REFEREE = "pairwise"
-"""The judge in the role of referee. It is the same for every `verdicts.judge`, so evaluations are comparable."""
+"""The judge in the role of referee, unless `[evaluation.referee]` names a server. It does not depend on `verdicts.judge`, so
+evaluations are comparable."""
+_REFEREES = (REFEREE, "endpoint")
 
 
 def judge_spec(role: JudgeRole, name: str) -> JudgeSpec:
@@ -205,6 +303,7 @@ def judge_spec(role: JudgeRole, name: str) -> JudgeSpec:
 
     Args:
         role: role of the judge.
-        name: value of `verdicts.judge`; the referee does not depend on it.
+        name: `judge` of the settings for the role (`RunConfig.judging`). A judge that cannot be the referee is replaced by
+            `REFEREE` in that role.
     """
-    return JUDGES[REFEREE if role == "referee" else name]
+    return JUDGES[REFEREE if role == "referee" and name not in _REFEREES else name]

@@ -74,6 +74,10 @@ class PolicyConfig(Section):
     """How the scores of several evaluators are combined: mean, minimum, or mean minus weighted variance."""
     uncertainty_weight: Annotated[float, Field(ge=0.0)] = 0.5
     """Weight of the variance over the evaluators, with `pessimism = "uncertainty"`."""
+    steps: Literal["off", "dense", "reply"] = "off"
+    """Use of the step evaluator: `dense` adds rewards at the ends of steps, `reply` scores whole replies by their steps."""
+    step_weight: Positive = 1.0
+    """Weight of the rewards of `steps = "dense"`, in units of the evaluator's score."""
     watchdogs: Literal["act", "warn"] = "act"
     """Whether watchdogs may roll back, finish or stop training, or only warn; NaN always triggers an action."""
     judge_every: CountOrNone = None

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from selfeval.config.backbone import BackboneConfig
 from selfeval.config.chat import ChatConfig
 from selfeval.config.fields import Count, Section
+from selfeval.config.judges import REFEREE, EndpointConfig, JudgeRole
 from selfeval.config.policy import PolicyConfig
 from selfeval.config.sections import (
     EvaluationConfig,
@@ -19,6 +20,7 @@ from selfeval.config.sections import (
     TuningConfig,
     VerdictsConfig,
 )
+from selfeval.config.steps import StepsConfig
 
 __all__ = ["RunConfig"]
 
@@ -50,6 +52,7 @@ class RunConfig(Section):
     verdicts: VerdictsConfig = VerdictsConfig()
     pairs: PairsConfig = PairsConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
+    steps: StepsConfig = StepsConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     rounds: Count = 1
@@ -60,6 +63,17 @@ class RunConfig(Section):
     def _names_a_folder(cls, value: str) -> str:
         if value.strip() in ("", ".", "..") or "/" in value or "\\" in value:
             raise ValueError("must be a folder name below runs/: not empty, no / or \\, not . or ..")
+        return value
+
+    @field_validator("policy")
+    @classmethod
+    def _has_a_step_evaluator(cls, value: PolicyConfig, info: ValidationInfo) -> PolicyConfig:
+        steps = info.data.get("steps")  # absent if that section is invalid, which pydantic reports
+        if value.steps != "off" and steps is not None and not steps.enabled:
+            raise ValueError(
+                f'steps = "{value.steps}" needs the step evaluator, which is not trained; set steps.enabled = true, or '
+                'policy.steps = "off"'
+            )
         return value
 
     @field_validator("rounds")
@@ -73,3 +87,17 @@ class RunConfig(Section):
                 "from the same policy; choose another learner, or set rounds = 1"
             )
         return value
+
+    def judging(self, role: JudgeRole) -> VerdictsConfig:
+        """Return the settings of the verdicts in a role: `judge` and `settings` are those of the judge or of the referee."""
+        if role == "judge":
+            return self.verdicts
+        referee = self.evaluation.referee
+        name = REFEREE if referee is None else "endpoint"
+        return self.verdicts.model_copy(update={"judge": name, "settings": referee})
+
+    @property
+    def servers(self) -> dict[str, EndpointConfig]:
+        """The servers that the run sends texts to, by the dotted name of their section."""
+        found = {"verdicts.endpoint": self.verdicts.settings, "evaluation.referee": self.evaluation.referee}
+        return {name: settings for name, settings in found.items() if isinstance(settings, EndpointConfig)}

@@ -18,7 +18,7 @@ from pydantic import (
 
 from selfeval.config.choices import check_name, read_settings
 from selfeval.config.fields import Count, CountOrAuto, CountOrNone, Nucleus, Positive, PositiveOrNone, Section, Share
-from selfeval.config.judges import JUDGES, JudgeConfig, PointwiseConfig
+from selfeval.config.judges import JUDGES, EndpointConfig, JudgeConfig, PointwiseConfig
 
 __all__ = [
     "EvaluationConfig",
@@ -238,3 +238,12 @@ class EvaluationConfig(Section):
     """Rollouts per policy iteration that are checked against gold for the curve (if the domain has gold)."""
     attacks: Annotated[int, Field(ge=0, strict=True)] = 50
     """Test questions to which the evaluator scores attack replies (empty, repeated, an injected verdict...); 0: none."""
+    referee: EndpointConfig | None = None
+    """Optional. A server that compares the policy with its start, in place of the model of the run; the keys are those of
+    `[verdicts.endpoint]`."""
+
+    @model_serializer(mode="wrap")
+    def _without_no_referee(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a referee that is not set: its keys can be added with `--set`, and the evaluation keeps its key."""
+        values: dict[str, Any] = handler(self)
+        return values if self.referee is not None else {name: value for name, value in values.items() if name != "referee"}

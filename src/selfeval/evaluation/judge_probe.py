@@ -93,7 +93,7 @@ _OBSERVED = {
     Unreadable.LOOP: "were cut off at verdicts.max_new_tokens = {tokens} while repeating a block of text",
     Unreadable.LABEL_MASS: "gave their verdict labels together less probability than verdicts.label_mass = {mass:g}",
     Unreadable.NO_ROOM: "did not fit the model's context",
-    Unreadable.NO_LEAD: "ended without a verdict, and the judge template's labels have no lead to append",
+    Unreadable.NO_LEAD: "ended without a verdict, and no lead could be appended",
     Unreadable.NO_ANSWER: "ended without an answer of the form verdicts.agreement.answer = {answer}",
     Unreadable.TRUNCATED: "were cut off at verdicts.max_new_tokens = {tokens} and read after an appended lead",
     Unreadable.REFUSED: "refused to judge",
@@ -113,7 +113,7 @@ def _unreadable_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list
         Unreadable.LOOP: _less_writing(config),
         Unreadable.LABEL_MASS: _lower_mass(masses),
         Unreadable.NO_ROOM: _more_room(config),
-        Unreadable.NO_LEAD: "set `lead` for the judge in templates.toml",
+        Unreadable.NO_LEAD: _statements(config),
         Unreadable.NO_ANSWER: "set it to the form in which the model ends its replies, or ask for this form in reply.jinja",
         Unreadable.TRUNCATED: _more_tokens(config),
         Unreadable.REFUSED: "use judge templates that ask for a comparison only, or a model that refuses less",
@@ -133,6 +133,12 @@ def _more_tokens(config: RunConfig) -> str:
     more = f"raise verdicts.max_new_tokens, for example to {2 * config.verdicts.max_new_tokens}"
     at_once = ", or set verdicts.reasoning = false to read the verdict at once"
     return more + at_once if _can_answer_at_once(config) else f"{more}, or ask for shorter replies in reply.jinja"
+
+
+def _statements(config: RunConfig) -> str:
+    if judge_spec("judge", config.verdicts.judge).is_remote:
+        return "ask for the exact words of the verdict in judge.jinja, or use another model at the server"
+    return "set `lead` for the judge in templates.toml"
 
 
 def _less_writing(config: RunConfig) -> str:

@@ -14,10 +14,11 @@ from selfeval.quality.statistics import Figure, mean_figure, proportion, ratio_o
 from selfeval.records import PairwiseEvidence
 from selfeval.report.schema import Alarm, OverOptimisation, Policy, PolicyComparisons, Sample
 
-__all__ = ["Answered", "Outcome", "compare_gold", "gold_share", "measure_policy", "outcome", "sample_of"]
+__all__ = ["CREDITS", "Answered", "Outcome", "compare_gold", "gold_share", "measure_policy", "outcome", "sample_of"]
 
 Outcome = Literal["win", "tie", "loss", "unparsable"]
-_CREDITS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+CREDITS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+"""Score of an outcome; an unparsable one has none."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ def measure_policy(
         has_gold: whether there is a gold oracle, even if it has no answer to any of these questions.
     """
     # Unparsable comparisons are left out rather than counted as ties; the report shows their number.
-    decided = [(_CREDITS[a.outcome], a) for a in answered if a.outcome != "unparsable"]
+    decided = [(CREDITS[a.outcome], a) for a in answered if a.outcome != "unparsable"]
     scores = [score for score, _ in decided]
     longer = [float(a.tokens_after - a.tokens_before) for _, a in decided]
     counts, gold = Counter(a.outcome for a in answered), compare_gold(answered) if has_gold else None
     return Policy(
         win_rate=mean_figure(scores),
-        # Ties have exactly 0.5 (`_CREDITS`).
+        # Ties have exactly 0.5 (`CREDITS`).
         win_rate_decisive=proportion([score == 1.0 for score in scores if score != 0.5]),
         length_controlled=length_controlled_win_rate(scores, longer),
         win=counts["win"],

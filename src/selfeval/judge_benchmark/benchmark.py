@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from selfeval.judge_benchmark.formats import read_data
 from selfeval.judge_benchmark.judging import SHARD, JudgeLabelled, Outcome
 from selfeval.judge_benchmark.pairs import LabelledPair, sampled
 from selfeval.judge_benchmark.subject import Subject, subject_of
+from selfeval.judging.server.cache import ANSWERS
 from selfeval.runs.templates import day_of
 from selfeval.stages.shards import InProcess, ModelHandle, StageShards, map_shards
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore, fingerprint
 
-__all__ = ["JudgeBenchmark", "benchmark_judge", "judge_pairs"]
+__all__ = ["JudgeBenchmark", "benchmark_judge", "judge_pairs", "loaded_once", "refuse_server_of_run", "results_store"]
 
 _STAGE = "judgements"
 _FILE = "benchmark.json"
@@ -112,7 +113,7 @@ def benchmark_judge(
     folder = None if run is None else Path(run)
     subject = subject_of(folder, model, judge, settings, sure, trust_remote_code=trust_remote_code)
     picked, terminal = sampled(pairs, limit, seed), Terminal(quiet=not progress)
-    with _store(output) as store:
+    with results_store(output, _STAGE) as store:
         outcomes = judge_pairs(store, subject, picked, terminal, trust_remote_code=trust_remote_code)
         cases = [
             Case(pair, outcome.verdict(subject.config.verdicts), outcome.logprobs)
@@ -145,11 +146,29 @@ def judge_pairs(
     Raises:
         RunFolderError: the folder has results of another judge or of other pairs.
     """
+    refuse_server_of_run(subject, "--model MODEL, with the settings as --set")
     _check_same(store, fingerprint([subject.key, logprobs, [(p.question, p.first, p.second) for p in pairs]]))
     load = partial(subject.load, day_of(store.run), trust_remote_code=trust_remote_code)
     shards = StageShards(store, terminal, _STAGE)
-    map_shards(shards, pairs, SHARD, JudgeLabelled(subject, logprobs), InProcess(_once(load, terminal)))
+    map_shards(shards, pairs, SHARD, JudgeLabelled(subject, logprobs), InProcess(loaded_once(load, terminal, store)))
     return store.read(_STAGE, Outcome)
+
+
+def refuse_server_of_run(subject: Subject, instead: str) -> None:
+    """Refuse a judge that is a server named by a run folder alone.
+
+    Args:
+        subject: the judge.
+        instead: what to do instead, for the message.
+
+    Raises:
+        InputError: it is one.
+    """
+    if subject.asks_server and subject.run is not None:
+        raise InputError(
+            f"the {subject.role} of {subject.run} is a server, and a run folder cannot choose where texts are sent; "
+            f"pass {instead}"
+        )
 
 
 def _check_same(store: RunStore, key: str) -> None:
@@ -163,30 +182,45 @@ def _check_same(store: RunStore, key: str) -> None:
         store.update_run(kind=_STAGE, key=key, date=day_of({}).isoformat())
 
 
-def _once(load: Callable[[], ModelHandle], terminal: Terminal) -> Callable[[], ModelHandle]:
-    """Return a function that loads the model when it is called first."""
+def loaded_once(load: Callable[[], ModelHandle], terminal: Terminal, store: RunStore) -> Callable[[], ModelHandle]:
+    """Return a function that loads the model when it is first called, and returns the same one later.
+
+    Args:
+        load: loads the model.
+        terminal: shows that it is being loaded.
+        store: folder of the results, which also keeps the answers of a server.
+    """
     loaded: list[ModelHandle] = []
 
     def model() -> ModelHandle:
         if not loaded:
             with terminal.waiting("loading the model"):
-                loaded.append(load())
+                loaded.append(replace(load(), answers=store.root / ANSWERS))
         return loaded[0]
 
     return model
 
 
 @contextmanager
-def _store(output: str | Path | None) -> Iterator[RunStore]:
+def results_store(output: str | Path | None, kind: str) -> Iterator[RunStore]:
+    """Open the folder of results, or a temporary one that is removed at the end.
+
+    Args:
+        output: Optional. The folder. Default: a temporary one.
+        kind: kind of the results, as recorded in the folder's run.json.
+
+    Raises:
+        RunFolderError: the folder is that of a run, or has results of another kind.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        store = RunStore(Path(temporary) / "benchmark" if output is None else Path(output))
+        store = RunStore(Path(temporary) / kind if output is None else Path(output))
         try:
-            _refuse_run(store)
+            _refuse_run(store, kind)
             yield store
         finally:
             store.close()
 
 
-def _refuse_run(store: RunStore) -> None:
-    if store.run and store.run.get("kind") != _STAGE:
-        raise RunFolderError(f"--output {store.root} is the folder of a run; pass another folder")
+def _refuse_run(store: RunStore, kind: str) -> None:
+    if store.run and store.run.get("kind") != kind:
+        raise RunFolderError(f"--output {store.root} is the folder of a run or of other results; pass another folder")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from selfeval.backbone.adapters import BASE
@@ -22,7 +22,7 @@ from selfeval.runs.reader import RunReader
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput
 from selfeval.stages.verdicts import rounded_judgement
 
-__all__ = ["SHARD", "JudgeLabelled", "Outcome"]
+__all__ = ["SHARD", "JudgeLabelled", "Outcome", "judge_comparisons"]
 
 SHARD = 32
 """Pairs per shard: the work that a kill can lose."""
@@ -66,24 +66,10 @@ class JudgeLabelled:
 
     def __call__(self, model: ModelHandle, batch: Batch[LabelledPair]) -> ShardOutput:
         """Return an `Outcome` for each pair."""
-        judgements = map(rounded_judgement, self._judgements(model, batch.records))
+        comparisons = [Comparison(pair.question, pair.first, pair.second) for pair in batch.records]
+        judgements = judge_comparisons(self.subject, model, comparisons)
         logprobs = self._logprobs(model, batch.records) if self.logprobs else [(None, None)] * len(batch.records)
         return ShardOutput([Outcome(*one) for one in zip(judgements, logprobs, strict=True)])
-
-    def _judgements(self, model: ModelHandle, pairs: Sequence[LabelledPair]) -> list[Judgement]:
-        shown = model.templates.without_thinking
-        comparisons = [Comparison(pair.question, shown(pair.first), shown(pair.second)) for pair in pairs]
-        subject, config = self.subject, self.subject.config
-        if subject.role == "evaluator":
-            return _by_evaluator(subject, model, comparisons)
-        judge = make_judge(
-            *(model.backbone, model.templates, config.verdicts),
-            batch_size=config.backbone.rollout_batch_size,
-            role=subject.judge_role,
-            seed=subject.seed,
-        )
-        with model.backbone.acting_as(BASE):
-            return judge.judge(comparisons)
 
     def _logprobs(self, model: ModelHandle, pairs: Sequence[LabelledPair]) -> list[tuple[float | None, float | None]]:
         end = model.backbone.loaded.eos_ids[:1]
@@ -100,6 +86,29 @@ class JudgeLabelled:
             )
         means = {n: rounded(fmean(values)) for n, values in zip(fitting, found, strict=True)}
         return [(means.get(2 * n), means.get(2 * n + 1)) for n in range(len(pairs))]
+
+
+def judge_comparisons(subject: Subject, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:
+    """Return one judgement per comparison, with the precision of numbers in files. The thinking of replies is not shown.
+
+    Args:
+        subject: the judge.
+        model: its model and prompts, as `Subject.load` returns them.
+        comparisons: questions with two replies each.
+    """
+    without = model.templates.without_thinking
+    shown = [replace(c, first=without(c.first), second=without(c.second)) for c in comparisons]
+    if subject.role == "evaluator":
+        return list(map(rounded_judgement, _by_evaluator(subject, model, shown)))
+    judge = make_judge(
+        *(model.backbone, model.templates, subject.config.judging(subject.judge_role)),
+        batch_size=subject.config.backbone.rollout_batch_size,
+        role=subject.judge_role,
+        seed=subject.seed,
+        answers=model.answers,
+    )
+    with model.backbone.acting_as(BASE):
+        return list(map(rounded_judgement, judge.judge(shown)))
 
 
 def _by_evaluator(subject: Subject, model: ModelHandle, comparisons: Sequence[Comparison]) -> list[Judgement]:

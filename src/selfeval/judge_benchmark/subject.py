@@ -49,7 +49,14 @@ class Subject:
     @property
     def name(self) -> str:
         """Name of the judge: that of the registry, or `evaluator`."""
-        return self.role if self.role == "evaluator" else judge_spec(self.role, self.config.verdicts.judge).name
+        if self.role == "evaluator":
+            return self.role
+        return judge_spec(self.role, self.config.judging(self.judge_role).judge).name
+
+    @property
+    def asks_server(self) -> bool:
+        """Whether it sends texts to a server."""
+        return self.role != "evaluator" and judge_spec(self.role, self.config.judging(self.judge_role).judge).is_remote
 
     @property
     def judge_role(self) -> JudgeRole:
@@ -59,7 +66,7 @@ class Subject:
     @property
     def key(self) -> str:
         """Fingerprint of everything that its judgements depend on. The threshold `keep` is applied to them afterwards."""
-        verdicts = self.config.verdicts.model_copy(update={"keep": 1.0})
+        verdicts = self.config.judging(self.judge_role).model_copy(update={"keep": 1.0})
         return fingerprint([
             *(self.role, str(self.run), self.seed, self.config.model, self.config.templates),
             *(part.model_dump(mode="json") for part in (verdicts, self.config.chat, self.config.backbone.context)),

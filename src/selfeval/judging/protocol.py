@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from selfeval.backbone.roles import Backbone
-from selfeval.config import VerdictsConfig
+from selfeval.config import JudgeRole, VerdictsConfig
 from selfeval.judging.templates import Templates
 from selfeval.records import Evidence, Message, VerdictState
 
@@ -80,6 +81,8 @@ class JudgeContext:
         batch_size: maximum number of prompts that are generated from at once.
         seed: seed of what the judge samples. Default: 0.
         temperature: sampling temperature of a judge that is otherwise greedy; see `make_judge`. Default: 0, greedy.
+        role: role of the judge. Default: judge.
+        answers: Optional. Folder of the answers of a server. Default: none, so no server may be asked.
     """
 
     backbone: Backbone
@@ -89,6 +92,8 @@ class JudgeContext:
     batch_size: int
     seed: int = 0
     temperature: float = 0.0
+    role: JudgeRole = "judge"
+    answers: Path | None = None
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:

@@ -280,15 +280,22 @@ class Templates:
             return value
         return [self.clean(text) for text in value] if isinstance(value, (list, tuple)) else self.clean(value)
 
+    def conversation(self, kind: str, **values: Any) -> list[Turn]:
+        """Return a prompt as the turns of a chat, for a model elsewhere that formats them itself; see `prompt`."""
+        return turns_of(self._render(kind, {name: self._clean_value(value) for name, value in values.items()}, chat=True))
+
     def render(self, kind: str, **values: Any) -> str:
         """Return the text of a prompt, without the chat template; a turn begins with a mark (`turns_of`).
 
         Raises:
             ModelError: the template raises an error or exceeds a limit (`selfeval.judging.sandbox`).
         """
-        functions, flags = turn_functions(chat=self.uses_chat), dict.fromkeys(template_kinds()[kind].flags, False)
+        return self._render(kind, values, chat=self.uses_chat)
+
+    def _render(self, kind: str, values: Mapping[str, Any], *, chat: bool) -> str:
+        functions, flags = turn_functions(chat=chat), dict.fromkeys(template_kinds()[kind].flags, False)
         try:
-            return self.environment.render(f"{kind}.jinja", chat=self.uses_chat, **functions, **{**flags, **values})
+            return self.environment.render(f"{kind}.jinja", chat=chat, **functions, **{**flags, **values})
         except MemoryError:
             raise
         except Exception as error:  # a template is a program: it may raise anything

@@ -176,7 +176,7 @@ def rollout_peak(
     meter = backbone.footprint()
     # Equal prompts share their prefill in the engine, so use exactly `prompts` different ones.
     requests = [Request(Prompt((row % prompts,) * shape.prompt), top_p=top_p) for row in range(shape.rows)]
-    with torch.no_grad(), backbone.fake, meter, backbone.acting_as(role):
+    with torch.no_grad(), backbone.shapes, meter, backbone.acting_as(role):
         batch = Batch(backbone, requests, range(shape.rows), shape.reply, (), (), 0, guide)
         layers = _metered(batch, meter)
         tokens = batch.draw(batch.prefill()[0], 0)
@@ -233,7 +233,7 @@ def score_peaks(loop: ShapeLoop, shape: Shape, *, replies: int) -> Peaks:
     """
     backbone, learner = loop.backbone, loop.learner
     meter = backbone.footprint()
-    with torch.no_grad(), backbone.fake, meter:
+    with torch.no_grad(), backbone.shapes, meter:
         # The experience of the whole iteration stays in memory during every pass.
         kept = _experience(shape.of(replies), critic=loop.has_critic)
         with backbone.acting_as(REFERENCE):
@@ -306,11 +306,11 @@ def _backward_peak(backbone: ShapeBackbone, role: str, hold: Callable[[], T], wo
     """
     # Gradients exist before the pass, as they do after earlier micro-batches. The meter is created after them to count them.
     parameters = list(backbone.roles.parameters(role).values())
-    with backbone.fake:
+    with backbone.shapes:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
     meter = backbone.footprint()
-    with backbone.fake, meter, backbone.acting_as(role):
+    with backbone.shapes, meter, backbone.acting_as(role):
         held = hold()
         loss = work(held)
         if loss is not None:

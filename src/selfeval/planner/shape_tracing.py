@@ -1,7 +1,7 @@
 """Memory footprint of a forward or backward pass, traced on shapes only: no weights are allocated, nothing is computed.
 
-A model is built on torch's meta device and given its roles; then its weights become fake tensors. The very code of the loop
-runs on them while `Footprint` counts the bytes of every living storage. Where several devices share the layers, each storage is
+A model is built on torch's meta device and given its roles. The very code of the loop runs on it, on the meta device, while
+`Footprint` counts the bytes of every living storage. Where several devices share the layers, each storage is
 booked on the one that would hold it; no such device need be here. The workspace of kernels and memory cached by the
 allocator are not counted.
 """
@@ -11,14 +11,16 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn import functional
+from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -53,21 +55,24 @@ class Footprint(TorchDispatchMode):
     """Counts, by device and kind, the bytes of all storages that live inside the block, and keeps each device's fullest moment.
 
     New tensors are `activations`, those whose last dimension is the vocabulary `logits`. A tensor is where the first tensor is
-    that it was made of (streamed weights come to it), else on the main device. Fake tensors have no values: a mask picks
+    that it was made of (streamed weights come to it), else on the main device. Tensors have no values: a mask picks
     everything, a yes or no is no, and a number is 0.
 
     Args:
         known: tensors that are there already, by kind, on the main device; `know` names those of other devices.
         vocabulary: entries of the output layer.
         main: name of the main device.
+        on_shapes: whether all tensors are on the meta device. Default: False, for a pass that is really computed.
 
     Attributes:
         peaks: bytes by kind at the moment when their sum was largest, for each device.
     """
 
-    def __init__(self, known: Mapping[str, Iterable[Tensor]], vocabulary: int, main: str = "cpu") -> None:
+    def __init__(
+        self, known: Mapping[str, Iterable[Tensor]], vocabulary: int, main: str = "cpu", *, on_shapes: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.vocabulary, self.main = vocabulary, main
+        self.vocabulary, self.main, self.on_shapes = vocabulary, main, on_shapes
         self.peaks: Peaks = {}
         self._now: Peaks = {}
         self._live: dict[int, tuple[str, str, int]] = {}
@@ -100,22 +105,27 @@ class Footprint(TorchDispatchMode):
             self._forced = outer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Fake tensors have no values, so operations that look at values are replaced.
-        out = self._without_values(func, args) if any(isinstance(a, FakeTensor) for a in args) else None
+        kwargs = _on_meta(kwargs or {}) if self.on_shapes else kwargs or {}
+        out = self._without_values(func, args) if self.on_shapes else None
         if out is None:
-            out = func(*args, **(kwargs or {}))
-        device = self._forced or self._made_on(args)
+            out = func(*args, **kwargs)
+        inputs = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        device = self._forced or self._made_on(inputs)
+        for tensor in inputs:  # those made from Python's numbers are new here
+            self._see(tensor, "activations", self.main)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf, "logits" if leaf.shape[-1:] == (self.vocabulary,) else "activations", device)
         return out
 
-    def _made_on(self, args: Any) -> str:
-        devices = (self.device_of(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    def _made_on(self, inputs: Sequence[Tensor]) -> str:
+        devices = (self.device_of(tensor) for tensor in inputs)
         return next((device for device in devices if computes(device, self.main)), self.main)
 
     def _without_values(self, func: Any, args: Any) -> Any:
         """The result of the operations that would have to look at values, None for all others."""
+        if func is _ATEN._grouped_mm.default:
+            return _grouped_product(*args[:3])
         if func is _ATEN.nonzero.default:
             return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.int64)
         if func is _ATEN.index.Tensor and _is_mask(args[1]):
@@ -160,6 +170,92 @@ class Footprint(TorchDispatchMode):
             self._live[key] = (kind, device, size)
             self._now[device][before] -= size
             self._now[device][kind] += size
+
+
+def _grouped_product(left: Tensor, right: Tensor, ends_G: Tensor | None) -> Tensor:
+    """Return the shape of `torch._grouped_mm`, whose own shape function refuses fp32, in which a CPU computes it.
+
+    Args:
+        left: matrix, or a stack of G matrices.
+        right: matrix, or a stack of G matrices.
+        ends_G: ends of the groups along the dimension that the stack does not have.
+    """
+    if left.ndim == right.ndim == 2:
+        assert ends_G is not None
+        return left.new_empty((len(ends_G), left.shape[0], right.shape[1]))
+    rows = left.shape[:-1] if left.ndim == 2 or right.ndim == 3 else left.shape[1:2]
+    return left.new_empty((*rows, right.shape[-1]))
+
+
+_UNFUSED = functional.scaled_dot_product_attention
+
+
+@contextmanager
+def _shapes() -> Iterator[None]:
+    """Let new tensors have a shape only, and compute attention with the kernel that a CPU would choose.
+
+    On the meta device torch always chooses the unfused one, which keeps a matrix of tokens by tokens. The function is replaced,
+    because a mode of torch is not active while a backward pass computes layers again.
+    """
+    functional.scaled_dot_product_attention = _attention
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        functional.scaled_dot_product_attention = _UNFUSED
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    shapes = tuple(tuple(t.shape) for t in (query, key, value))
+    mask = None if attn_mask is None else (tuple(attn_mask.shape), attn_mask.dtype, attn_mask.requires_grad)
+    # A learner that differentiates twice disables the fused kernel.
+    enabled = torch.backends.cuda.flash_sdp_enabled()
+    if not (query.is_meta and enabled and _is_fused(shapes, query.dtype, mask, dropout_p, is_causal, enable_gqa)):
+        return _UNFUSED(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, query.new_zeros(()), query.new_full((), float("-inf")))
+    fused = _ATEN._scaled_dot_product_flash_attention_for_cpu.default
+    return cast(Tensor, fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0])
+
+
+@cache
+def _is_fused(
+    shapes: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    mask: tuple[Sequence[int], torch.dtype, bool] | None,
+    dropout: float,
+    causal: bool,
+    grouped: bool,
+) -> bool:
+    """Return whether torch chooses the fused kernel on a CPU for tensors of these shapes.
+
+    It is asked with real tensors of at most two rows and tokens, since neither number makes a difference.
+    """
+
+    def real(shape: Sequence[int], kind: torch.dtype, kept: Sequence[int]) -> Tensor:
+        """Return a tensor of this shape, small in all dimensions but those that are kept, counted from the end."""
+        sizes = [size if place - len(shape) in kept else min(size, 2) for place, size in enumerate(shape)]
+        return torch.zeros(sizes, dtype=kind, device="cpu")
+
+    with _disable_current_modes():
+        query, key, value = (real(shape, dtype, kept=(-1, -3)) for shape in shapes)
+        given = None if mask is None else real(*mask[:2], kept=(-3,)).requires_grad_(mask[2])
+        choice = torch._fused_sdp_choice(query, key, value, given, dropout, causal, enable_gqa=grouped)
+    return int(choice) == SDPBackend.FLASH_ATTENTION.value
+
+
+def _on_meta(options: dict[str, Any]) -> dict[str, Any]:
+    """Let a copy to another device, or a new tensor there, stay a shape."""
+    return {**options, "device": torch.device("meta")} if options.get("device") is not None else options
 
 
 def computes(device: str, main: str) -> bool:
@@ -241,9 +337,8 @@ class ShapeBackbone(Backbone):
         for role, head in roles.items():
             self.roles.add(role, head=head)
         more_roles(self)
-        self.fake = FakeTensorMode()
-        # All fake tensors are on the CPU; the footprint records the device on which each of them would be.
-        self._to_fake(torch.device("cpu"))
+        # All tensors are on the meta device; the footprint records the device on which each of them would be.
+        self._to_meta()
         if placement is not None and not placement.is_whole:
             self._place(placement)
 
@@ -263,21 +358,25 @@ class ShapeBackbone(Backbone):
     def _fingerprint(self) -> str:
         return "shapes"
 
-    def _to_fake(self, device: torch.device) -> None:
-        """Turn every weight into a fake tensor; tied ones stay tied."""
+    def _to_meta(self) -> None:
+        """Let what PEFT and the learner made elsewhere have shapes only; tied weights stay tied."""
         made: dict[int, Tensor] = {}
 
-        def fake(tensor: Tensor) -> Tensor:
+        def bare(tensor: Tensor) -> Tensor:
             if id(tensor) not in made:
-                bare = self.fake.fake_tensor_converter.from_meta_and_device(self.fake, tensor.detach().to("meta"), device)
-                made[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+                shape = tensor.detach().to("meta")
+                made[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
             return made[id(tensor)]
 
         # Heads are not modules of the model.
         for module in [*self.model.modules(), *self.roles.heads.values()]:
             for held in (module._parameters, module._buffers):
-                held.update({name: fake(value) for name, value in held.items() if value is not None})
-        self.loaded.device = device
+                held.update({name: bare(value) for name, value in held.items() if value is not None and not value.is_meta})
+
+    @property
+    def shapes(self) -> AbstractContextManager[Any]:
+        """A block in which new tensors have a shape only."""
+        return _shapes()
 
     def _place(self, placement: DeviceMap) -> None:
         """Let every part take its inputs to the device that computes it, as accelerate's hooks do."""
@@ -331,7 +430,7 @@ class ShapeBackbone(Backbone):
 
     def footprint(self) -> Footprint:
         """A counter that knows the weights and the gradients that are there; the newest one is notified of transfers."""
-        self.meter = Footprint({}, self.vocabulary, self.main)
+        self.meter = Footprint({}, self.vocabulary, self.main, on_shapes=True)
         for device, tensors in self.base().items():
             self.meter.know(tensors, "base", device)
         for device, adapters in self.adapters().items():

@@ -289,7 +289,7 @@ def _of_replies(config: RunConfig, lengths: Lengths, reference: bool) -> Tokens:
 
 def _of_verdicts(config: RunConfig, lengths: Lengths) -> Tokens:
     pairs = config.questions.train + config.questions.test
-    if config.pairs.file:
+    if config.pairs.file or judge_spec("judge", config.verdicts.judge).is_remote:
         return Tokens()
     if isinstance(config.verdicts.settings, AgreementConfig):
         votes = pairs * config.verdicts.settings.votes
@@ -320,8 +320,9 @@ def _of_policy(config: RunConfig, lengths: Lengths) -> Tokens:
 def _of_evaluation(config: RunConfig, lengths: Lengths) -> Tokens:
     questions = min(config.evaluation.questions, config.questions.test)
     # Replies before and after, and the referee's verdicts on them in both orders.
-    written = questions * 2 * (lengths.reply + lengths.reasoning)
-    read = questions * 2 * (lengths.reply_prompt + lengths.judge)
+    is_local = config.evaluation.referee is None
+    written = questions * 2 * (lengths.reply + is_local * lengths.reasoning)
+    read = questions * 2 * (lengths.reply_prompt + is_local * lengths.judge)
     # An ordinary reply and one of each kind of attack, as if all were of a reply's length.
     attacked = min(config.evaluation.attacks, config.questions.test) * (1 + len(KINDS))
     read += attacked * config.evaluator.members * (lengths.grade + lengths.reply)

@@ -1,6 +1,6 @@
-"""Agreement of two raters on nominal labels, corrected for chance.
+"""Agreement of raters on nominal labels, corrected for chance.
 
-Shapes: N cases, L labels, R bootstrap resamples.
+Shapes: N cases (for alpha, those with two labels or more), L labels, R bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from selfeval.quality.statistics import Figure, bootstrap_interval
 
-__all__ = ["cohen_kappa"]
+__all__ = ["cohen_kappa", "krippendorff_alpha"]
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -64,3 +64,57 @@ def _kappa(a_RN: Codes, b_RN: Codes, labels: int) -> Floats:
     # Compared exactly: p_e is 1 only if both raters used a single label.
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(expected_R < 1, (observed_R - expected_R) / (1 - expected_R), np.nan)
+
+
+def krippendorff_alpha(labels: Sequence[Sequence[Hashable | None]], *, seed: int = 0, resamples: int = 2000) -> Figure:
+    """Compute Krippendorff's alpha for nominal labels of any number of raters, with a 95 % percentile bootstrap interval.
+
+    α = 1 − D_o / D_e,   D_o = Σ_u Σ_l n_ul (m_u − n_ul) / (m_u − 1) / n,   D_e = Σ_l n_l (n − n_l) / (n (n − 1))
+
+    with n_ul raters that give case u the label l, m_u = Σ_l n_ul labels of the case, n_l = Σ_u n_ul and n = Σ_l n_l. Cases
+    with fewer than two labels carry no information and are left out. Krippendorff 2011, "Computing Krippendorff's
+    Alpha-Reliability", section C (https://repository.upenn.edu/asc_papers/43).
+
+    Args:
+        labels: the labels of each case, one per rater; None if the rater gave no label.
+        seed: seed of the bootstrap over cases. Default: 0.
+        resamples: number R of bootstrap resamples, > 0. Default: 2000.
+
+    Returns:
+        α, at most 1: 1 for equal labels, 0 for the agreement of independent raters. None if it is undefined: no case with two
+        labels, or only one label was used. Resamples on which it is undefined are left out of the interval.
+
+    Example:
+        >>> round(krippendorff_alpha(list(zip("0100000010", "1110010000"))).value, 3)
+        0.095
+    """
+    known = [[label for label in case if label is not None] for case in labels]
+    paired = [case for case in known if len(case) > 1]
+    if not paired:
+        return Figure(None, None, None, 0)
+    names = {label: code for code, label in enumerate(dict.fromkeys(label for case in paired for label in case))}
+    counts_NL = np.zeros((len(paired), len(names)))
+    for place, case in enumerate(paired):
+        for label in case:
+            counts_NL[place, names[label]] += 1
+    size_N = counts_NL.sum(-1)
+    disagreement_N = (counts_NL * (size_N[:, None] - counts_NL)).sum(-1) / (size_N - 1)
+    value = float(_alpha(disagreement_N.sum()[None], counts_NL.sum(0)[None])[0])
+    if np.isnan(value):
+        return Figure(None, None, None, len(paired))
+    low, high = bootstrap_interval(
+        lambda index_RN: _alpha(disagreement_N[index_RN].sum(-1), counts_NL[index_RN].sum(1)),
+        len(paired),
+        seed=seed,
+        resamples=resamples,
+    )
+    return Figure(value, low, high, len(paired))
+
+
+def _alpha(disagreement_R: Floats, counts_RL: Floats) -> Floats:
+    """Return α of each resample, NaN where only one label occurs."""
+    n_R = counts_RL.sum(-1)
+    # n times D_e; the factor 1 / n of D_o cancels.
+    expected_R = (counts_RL * (n_R[:, None] - counts_RL)).sum(-1) / (n_R - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(expected_R > 0, 1 - disagreement_R / expected_R, np.nan)

@@ -51,6 +51,23 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "below 0.693. Where it rises, later steps fit the training pairs only; the weights of its minimum are kept",
         ),
     ),
+    "steps": (
+        Metric("step", "", "gradient step, from 1", ""),
+        Metric(
+            "loss",
+            "nats per step of a reply",
+            "cross-entropy with the labels of the steps, on the batch, before its update",
+            "0.693 at step 1, then falling; the entropy of soft labels is its floor",
+        ),
+        Metric(
+            "accuracy",
+            "share",
+            "steps of the batch whose score and label are on the same side of one half, before the update",
+            "rises above 0.5. Measures agreement with the labels, not with gold",
+        ),
+        Metric("grad_norm", "", "norm of the gradient before clipping", "finite, steady"),
+        Metric("learning_rate", "", "learning rate of this step", "rises over the warm-up, then falls"),
+    ),
     "policy": (
         Metric("step", "", "iteration, from 1", ""),
         Metric("score", "score", "mean raw evaluator score of the iteration's replies", "rises, then flattens"),

@@ -16,7 +16,7 @@ from selfeval.report.schema import Report
 from selfeval.report.sections import all_sections
 from selfeval.store import write_file
 
-__all__ = ["draw_page", "render"]
+__all__ = ["draw_page", "page_template", "render"]
 
 
 def draw_page(run_folder: Path) -> Path:
@@ -46,11 +46,12 @@ def render(report: Report, metrics: Metrics) -> str:
         report: the report of a run.
         metrics: rows of each `metrics/<stage>.jsonl`, by stage; any stage and any key may be missing.
     """
-    return _template().render(all_sections(report, metrics))
+    return page_template("index.html.j2").render(all_sections(report, metrics))
 
 
 @cache
-def _template() -> Template:
+def page_template(name: str) -> Template:
+    """Return a template of this folder; it escapes all text that is not marked as safe."""
     folder = Path(__file__).parent / "templates"
     environment = Environment(
         loader=FileSystemLoader(folder),
@@ -60,4 +61,4 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("index.html.j2")
+    return environment.get_template(name)

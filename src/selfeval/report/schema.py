@@ -55,6 +55,8 @@ __all__ = [
     "RoundPolicy",
     "Sample",
     "SecondsPerVerdict",
+    "Server",
+    "Steps",
     "Time",
     "TokensOf",
     "TokensPerVerdict",
@@ -723,6 +725,42 @@ class Memory(EvaluationMemory):
     """Limits that changed because memory was short."""
 
 
+class Steps(Part):
+    """The step evaluator and its labels. Only with `steps.enabled`."""
+
+    replies: int
+    """Replies whose steps were labelled."""
+    steps: int
+    """Steps with a label from completions: all but the last of each reply."""
+    labels_gold: _Figure | None
+    """Share of those labels that are on the side of the gold label: at least one half exactly if the reply is right so far.
+    Mean over questions, adjusted Student. `null` without gold of steps."""
+    accuracy_gold: _Figure | None
+    """`accuracy_gold` of the evaluator, with the score of a reply by its steps (`steps.combine`). Wilson. `null` without
+    gold."""
+    gain: _Comparison | None
+    """`accuracy_gold` minus that of the evaluator on the same pairs, as a [comparison](#comparisons). `null` without gold."""
+
+
+class Server(Part):
+    """Answers of a server, over all rounds; those of earlier settings and of stages that were rerun count too."""
+
+    role: Literal["judge", "referee"]
+    """Role in which it was asked."""
+    url: str
+    """Base URL of the server."""
+    model: str
+    """Name of the model at the server."""
+    answers: int
+    """Number of answers."""
+    tokens_read: int
+    """Prompt tokens, as the server counts them."""
+    tokens_written: int
+    """Completion tokens, as the server counts them."""
+    cost: float | None = _absent_if_none()
+    """Price of the tokens, in the currency of the prices. Absent without `price_read` and `price_written`."""
+
+
 class Evaluation(Part):
     """evaluation/figures.json: the parts of the report that need the model, as measured by the evaluation stage."""
 
@@ -734,6 +772,7 @@ class Evaluation(Part):
     samples: tuple[Sample, ...]
     memory: EvaluationMemory
     seconds_per_verdict: SecondsPerVerdict | None
+    steps: Steps | None = _absent_if_none()
 
 
 class Report(Part):
@@ -757,6 +796,8 @@ class Report(Part):
     """The policy compared with its start."""
     replies: Replies
     """Replies that the token limit cut off."""
+    steps: Steps | None = _absent_if_none()
+    """The step evaluator. Absent without `steps.enabled`."""
     rounds: tuple[Round, ...] | None = _absent_if_none()
     """One row per finished round. Only with `rounds` above 1, and only in the run's own report."""
     dropped: Dropped
@@ -769,6 +810,8 @@ class Report(Part):
     """Seconds."""
     memory: Memory
     """Bytes."""
+    servers: tuple[Server, ...] | None = _absent_if_none()
+    """One row per role that a server has. Absent if the model of the run has all roles."""
     versions: dict[str, str]
     """Versions of this package, of Python, torch, transformers, peft, tokenizers and numpy."""
     config: dict[str, Any]

@@ -54,9 +54,11 @@ from selfeval.report.schema import (
     Report,
     Round,
     Sample,
+    Steps,
     UnitTests,
     Verdicts,
 )
+from selfeval.report.servers import server_rows
 from selfeval.report.summary import (
     ATTACKS,
     BASELINE_NAMES,
@@ -483,12 +485,22 @@ def _evaluator_rows(report: Report) -> list[tuple[str, str, str, str]]:
         ("Training pairs", count(evaluator.pairs_trained), "", ""),
         ("Members", count(evaluator.members), "", ""),
     ]
+    if report.steps is not None:
+        rows += _step_rows(report.steps)
     if evaluator.attacks is not None:
         rows += _attack_rows(evaluator.attacks)
     if evaluator.disagreement is not None:
         correlation = evaluator.disagreement.error_correlation
         rows.append(("Member disagreement, rank correlation with errors", *cells(correlation, as_percent=False)))
     return rows
+
+
+def _step_rows(steps: Steps) -> Iterator[tuple[str, str, str, str]]:
+    yield "Step evaluator: accuracy on held-out pairs, gold labels", *cells(steps.accuracy_gold)
+    yield _difference_row("Step evaluator: accuracy minus that of the evaluator, same pairs", steps.gain)
+    yield "Step labels on the side of gold", *cells(steps.labels_gold)
+    yield "Step labels", count(steps.steps), "", ""
+    yield "Replies with step labels", count(steps.replies), "", ""
 
 
 def _attack_rows(attacks: Attacks) -> Iterator[tuple[str, str, str, str]]:
@@ -682,6 +694,7 @@ def _cost(report: Report) -> View:
             ("Copies of the base weights", count(memory.weight_copies)),
             *memory_rows(memory),
         ],
+        "servers": [(f"{who}: {name}", amount) for who, name, amount in server_rows(report.servers or ())],
     }
 
 

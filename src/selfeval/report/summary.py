@@ -35,9 +35,11 @@ from selfeval.report.schema import (
     Round,
     RoundPolicy,
     SecondsPerVerdict,
+    Steps,
     TokensOf,
     TokensPerVerdict,
 )
+from selfeval.report.servers import server_rows
 from selfeval.texts import format_bytes
 
 __all__ = [
@@ -197,10 +199,18 @@ def strongest_baseline(report: Report) -> tuple[str, Figure] | None:
 
 def summary_rows(report: Report) -> list[tuple[str, str]]:
     """Return the rows of the terminal's table: a name and a value or "not measured"."""
-    rows = [*_accuracy_rows(report), *cost_rows(report), *_policy_rows(report.policy), *_reply_rows(report.replies)]
+    rows = [
+        *_accuracy_rows(report),
+        *_step_rows(report.steps),
+        *cost_rows(report),
+        *_policy_rows(report.policy),
+        *_reply_rows(report.replies),
+    ]
     rows.append(("time", duration(report.time.total)))
     rows.append(("peak memory", format_bytes(report.memory.peak_bytes)))
-    return rows + memory_rows(report.memory) + _round_rows(report.rounds or ())
+    rows += memory_rows(report.memory)
+    rows += [(f"{name}, {who}", value) for who, name, value in server_rows(report.servers or ())]
+    return rows + _round_rows(report.rounds or ())
 
 
 def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
@@ -216,6 +226,16 @@ def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
     rows += [(f"  {name}, {labels} labels", describe(figures[key])) for key, name in names.items()]
     rows += [(f"evaluator minus {name}", describe_difference(comparisons[key])) for key, name in names.items()]
     return rows
+
+
+def _step_rows(steps: Steps | None) -> list[tuple[str, str]]:
+    if steps is None:
+        return []
+    return [
+        ("step evaluator accuracy, gold labels", describe(steps.accuracy_gold)),
+        ("  minus the evaluator", describe_difference(steps.gain)),
+        ("step labels on the side of gold", describe(steps.labels_gold)),
+    ]
 
 
 def _policy_rows(policy: Policy) -> list[tuple[str, str]]:

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 __all__ = ["STAGE_NAMES"]
 
-STAGE_NAMES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
-"""The stages in order. Defined here so that the command line can list them without importing them."""
+STAGE_NAMES = ("questions", "replies", "verdicts", "pairs", "evaluator", "steps", "policy", "evaluation", "report")
+"""The stages in order; `steps` runs only with `steps.enabled`.
+
+Defined here so that the command line can list them without importing them."""

@@ -17,6 +17,7 @@ from selfeval.config import JudgeRole, RunConfig
 from selfeval.errors import ModelError
 from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Judge
+from selfeval.judging.server.cache import ANSWERS
 from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
@@ -130,7 +131,7 @@ class Context:
     def model(self) -> ModelHandle:
         """The part of the context that the work of a stage needs."""
         start = self.earlier[-1].root / "roles" / POLICY if self.earlier else None
-        return ModelHandle(self.backbone, self.templates, start)
+        return ModelHandle(self.backbone, self.templates, start, self.answers)
 
     @cached_property
     def executor(self) -> Executor:
@@ -167,9 +168,18 @@ class Context:
         Args:
             role: Optional. `referee` for evaluation. Default: the judge that labels training pairs.
         """
-        config = self.config
-        size, seed = config.backbone.rollout_batch_size, self.round_seed
-        return make_judge(self.backbone, self.templates, config.verdicts, batch_size=size, role=role, seed=seed)
+        return make_judge(
+            *(self.backbone, self.templates, self.config.judging(role)),
+            batch_size=self.config.backbone.rollout_batch_size,
+            role=role,
+            seed=self.round_seed,
+            answers=self.answers,
+        )
+
+    @property
+    def answers(self) -> Path:
+        """Folder of the answers of servers, for all rounds."""
+        return self.first.root / ANSWERS
 
     def take_memory_events(self) -> list[dict[str, Any]]:
         """Return the changes to the backbone's batch limits since the last call; empty if no backbone is loaded."""

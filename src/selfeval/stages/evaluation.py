@@ -55,9 +55,10 @@ from selfeval.rollout.guide import Guide
 from selfeval.runs.members import temperature_of
 from selfeval.stages.attacks import attack_evaluator, most_attacks
 from selfeval.stages.context import Context
-from selfeval.stages.gold import Gold, ask_ahead, count_outcomes, gold_file, load_gold
+from selfeval.stages.gold import Gold, ask_ahead, count_outcomes, gold_file, load_gold, right_steps_of
 from selfeval.stages.held_out import score_pairs
 from selfeval.stages.policy import answer, ensure_policy
+from selfeval.stages.step_evidence import evaluate_steps
 from selfeval.stages.verdict_cost import Asked, VerdictCost, measure_cost
 from selfeval.store import RunStore, read_object
 
@@ -82,6 +83,7 @@ def run(context: Context) -> dict[str, Any]:
         answered, token_ids = _answer_and_judge(context, guide, gold, bar.advance)
         samples = _samples(context, answered, token_ids)
         attacks = attack_evaluator(context, gold, bar.advance)
+        steps = evaluate_steps(context, questions, pairs, right_steps_of(gold), has_gold=gold is not None)
     cost = _verdict_cost(context, questions)
     predicted = predict(_checked_replies(context, questions, gold)) if gold else {}
     _write_gold_curve(context, predicted)
@@ -95,6 +97,7 @@ def run(context: Context) -> dict[str, Any]:
         samples=tuple(samples),
         memory=_memory(context),
         seconds_per_verdict=cost.seconds if cost else None,
+        steps=steps,
     )
     context.store.write_json(context.store.folder("evaluation") / "figures.json", figures.as_json())
     return {"pairs": figures.evaluator.accuracy_judge.n, "questions": figures.policy.win_rate.n}

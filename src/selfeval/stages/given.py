@@ -24,7 +24,7 @@ from selfeval.runs.conversations import conversation_text, read_messages
 from selfeval.store import file_hash
 from selfeval.texts import Line, json_lines, read_text, shortened
 
-__all__ = ["FEWEST", "Given", "Labelled", "given_key", "has_answers", "read_given"]
+__all__ = ["FEWEST", "Given", "Labelled", "given_key", "has_answers", "read_given", "read_questions", "read_replies"]
 
 Kind = Literal["questions", "replies", "pairs"]
 
@@ -170,6 +170,34 @@ def has_answers(path: Path) -> bool:
     if '"answer"' not in text and '"test' not in text:
         return False
     return any(values.get("answer") not in (None, "") or has_tests(values) for _, values in _lines("questions", path, text))
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read a file of questions whose splits need not be drawn: lines of the training split are left out.
+
+    Raises:
+        DataError: the file is missing, empty or malformed; the message names the line.
+    """
+    return [_test_question(row) for row in _rows("questions", path) if row.split != Split.TRAIN]
+
+
+def read_replies(path: Path) -> list[tuple[Question, str]]:
+    """Read a file with one reply to each question.
+
+    Raises:
+        DataError: the file is missing, empty or malformed, or has several different replies to a question.
+    """
+    rows = _rows("replies", path)
+    for row in rows:
+        if len(row.replies) > 1:
+            raise DataError(
+                f"{path} has {len(row.replies)} different replies to the question of line {row.line}; a comparison needs one"
+            )
+    return [(_test_question(row), row.replies[0]) for row in rows]
+
+
+def _test_question(row: _Row) -> Question:
+    return Question("", row.text, Split.TEST, "file", row.messages)
 
 
 def _check_enough(kind: Kind, path: Path, questions: Sequence[Question], rows: Sequence[_Row]) -> None:

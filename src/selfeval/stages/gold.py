@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -35,6 +35,7 @@ __all__ = [
     "gold_file",
     "gold_key",
     "load_gold",
+    "right_steps_of",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -51,6 +52,14 @@ class Gold(Protocol):
     def is_right(self, question: str, reply: str) -> bool | None:
         """Return whether the reply is right; None if the question has no gold."""
         ...
+
+
+def right_steps_of(gold: Gold | None) -> Callable[[str, Sequence[str]], Sequence[bool] | None] | None:
+    """Return the method `right_steps(question, steps)` of a gold domain, which not every domain has; None without it.
+
+    It returns for each step of a reply whether the reply is right up to its end, or None for a question without gold.
+    """
+    return getattr(gold.inner if isinstance(gold, _Answers) else gold, "right_steps", None)
 
 
 class FileGold:
@@ -341,10 +350,10 @@ class _Answers:
     """
 
     def __init__(self, domain: str, gold: Gold) -> None:
-        self.name, self._domain, self._gold = gold.name, domain, gold
+        self.name, self._domain, self.inner = gold.name, domain, gold
 
     def is_right(self, question: str, reply: str) -> bool | None:
-        answer: object = self._gold.is_right(question, reply)
+        answer: object = self.inner.is_right(question, reply)
         if answer is None:
             return None
         if answer not in (True, False):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.backbone.fingerprint import model_identity
-from selfeval.config import RunConfig, judge_spec
+from selfeval.config import EndpointConfig, RunConfig, judge_spec
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
@@ -19,15 +19,16 @@ from selfeval.records import Split
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
 from selfeval.runs.reply_limit import LIMIT_FILE
-from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, verdicts
+from selfeval.stages import evaluation, evaluator, pairs, policy, questions, replies, report, steps, verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.given import given_key
 from selfeval.stages.gold import gold_key
 from selfeval.stages.input_files import file_fingerprints
 from selfeval.stages.judge_probe import PROBE_FILE
 from selfeval.store import Expected, Ledger, Output, fingerprint
+from selfeval.training.step_evaluator import STEP_EVALUATOR
 
-__all__ = ["STAGES", "Edge", "Stage", "input_fingerprints", "ledger_of", "stage_keys"]
+__all__ = ["STAGES", "Edge", "Stage", "input_fingerprints", "ledger_of", "source_of", "stage_keys"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Stage:
         notes: files about its work, which are moved with its results, but alone are no work that could be lost.
         trains: whether it trains a role. If one of its files is lost, it restarts from scratch instead of filling the gap.
         gathers: whether it only combines the output of other stages, and is overwritten when that changes.
+        wanted: whether it is a stage of a run. The stages after it read the one before it if it is not. Default: of every run.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Stage:
     notes: tuple[str, ...] = ()
     trains: bool = False
     gathers: bool = False
+    wanted: Callable[[RunConfig], bool] = lambda config: True
 
     def output_paths(self, root: Path, config: RunConfig) -> list[Path]:
         roles = self.roles(config) if self.roles else ()
@@ -147,9 +150,20 @@ STAGES: tuple[Stage, ...] = (
         trains=True,
     ),
     Stage(
+        "steps",
+        steps.run,
+        # It reads replies; after the evaluator, so that enabling it reruns no verdict.
+        reads=(Edge("evaluator"),),
+        sections=("steps",),
+        outputs=(f"roles/{STEP_EVALUATOR}",),
+        owned=("dropped/steps", "checkpoints/steps", "metrics/steps.jsonl"),
+        trains=True,
+        wanted=lambda config: config.steps.enabled,
+    ),
+    Stage(
         "policy",
         policy.run,
-        reads=(Edge("evaluator"),),
+        reads=(Edge("steps"),),
         sections=("policy",),
         roles=policy.output_roles,
         owned=("checkpoints/policy", "metrics/policy.jsonl", "metrics/watchdogs.jsonl"),
@@ -185,8 +199,15 @@ def ledger_of(context: Context) -> Ledger:
     expected = {
         stage.name: Expected(keys[stage.name], _outputs_read(context, stage), stage.owned_paths(root, config))
         for stage in STAGES
+        if stage.wanted(config)
     }
     return Ledger(root, expected)
+
+
+def source_of(name: str, config: RunConfig) -> str:
+    """Return the stage that is read where this one is named: itself, or the nearest wanted one before it."""
+    stage = next(stage for stage in STAGES if stage.name == name)
+    return name if stage.wanted(config) else source_of(stage.reads[0].stage, config)
 
 
 def _outputs_read(context: Context, stage: Stage) -> list[Output | int]:
@@ -194,7 +215,7 @@ def _outputs_read(context: Context, stage: Stage) -> list[Output | int]:
     found: list[Output | int] = []
     for edge in stage.reads:
         if edge.rounds == "this":
-            found.append(Output(context.store.root, edge.stage))
+            found.append(Output(context.store.root, source_of(edge.stage, context.config)))
         elif edge.rounds == "previous":
             # Empty in round 1, which has no previous round.
             found += [Output(store.root, edge.stage) for store in context.earlier[-1:]]
@@ -230,9 +251,14 @@ def stage_keys(config: RunConfig, seeds: Sequence[Any], number: int = 1, day: da
                 read += [["round", round_number, previous[edge.stage]] for edge in stage.reads if edge.rounds == "previous"]
             # Exactly one predecessor, since a round is a chain. The first stage of round 1 has none and starts from the inputs.
             [before] = read or [_origin(config, seeds, sources["chat"], day)]
+            if not stage.wanted(config):
+                keys[stage.name] = before  # the stages after it depend on the one before it
+                continue
             # Dotted names such as `backbone.lora` descend into the nested configuration.
             sections = {name: reduce(getitem, name.split("."), values) for name in stage.sections}
             prompts = {kind: sources[kind] for kind in stage.prompts_read(config)}
+            if "referee" in prompts and (referee := values["evaluation"].get("referee")):
+                sections["evaluation.referee"] = referee
             keys[stage.name] = fingerprint([before, stage.name, sections, prompts])
         previous = keys
     return previous
@@ -251,6 +277,9 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
     values["verdicts"].get("pointwise", {}).pop("rubric", None)  # its content is among the prompts
+    for settings in (values["verdicts"].get("endpoint", {}), values["evaluation"].get("referee", {})):
+        for name in EndpointConfig.WITHOUT_EFFECT & settings.keys():
+            del settings[name]
     del values["policy"]["gate"]  # whether the policy is trained, not how
     return {**values, "gold": gold_key(config)}
 

@@ -43,7 +43,8 @@ def run_stages(context: Context, until: str | None = None) -> bool:
     start_round(context, until)
     # All stages first: a damaged file of the last one must not be reported after hours of work.
     _act_on_damage(context)
-    wanted = STAGES[: _names().index(until) + 1] if until else STAGES
+    stages = _stages(context)
+    wanted = stages[: [stage.name for stage in stages].index(until) + 1] if until else stages
     ledger = ledger_of(context)
     try:
         # A list, because `any` over a generator would stop at the first stage that had work to do.
@@ -74,7 +75,7 @@ def bring_report_up_to_date(context: Context) -> bool:
 def is_finished(context: Context) -> bool:
     """Return whether every stage of the round is finished and up to date."""
     ledger = ledger_of(context)
-    return all(isinstance(ledger.state(stage.name), Fresh) for stage in STAGES)
+    return all(isinstance(ledger.state(stage.name), Fresh) for stage in _stages(context))
 
 
 def has_current_evidence(context: Context) -> bool:
@@ -84,11 +85,12 @@ def has_current_evidence(context: Context) -> bool:
     """
     ledger = ledger_of(context)
     # The report is left out: that of round 1 is written from the rounds for which this returns True.
-    return all(isinstance(ledger.state(stage.name), Fresh | Damaged) for stage in STAGES if not stage.gathers)
+    return all(isinstance(ledger.state(stage.name), Fresh | Damaged) for stage in _stages(context) if not stage.gathers)
 
 
-def _names() -> list[str]:
-    return [stage.name for stage in STAGES]
+def _stages(context: Context) -> list[Stage]:
+    """Return the stages of this run, in order."""
+    return [stage for stage in STAGES if stage.wanted(context.config)]
 
 
 # -- the start of a round -----------------------------------------------------------------------------------------------
@@ -101,8 +103,9 @@ def start_round(context: Context, until: str | None = None) -> None:
         RunFolderError: `until` is not a stage, or the user keeps results of another configuration.
         ConfigError: the domain or a tracker is not installed.
     """
-    if until is not None and until not in _names():
-        raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(_names())}')
+    names = [stage.name for stage in _stages(context)]
+    if until is not None and until not in names:
+        raise RunFolderError(f'there is no stage "{until}"; stages: {", ".join(names)}')
     check_domain(context.config.domain)
     check_installed(context.config.trackers)
     set_changed_aside([context])  # before run.json is updated, so the archive gets the old configuration
@@ -134,13 +137,13 @@ def set_changed_aside(contexts: Sequence[Context]) -> None:
 
 def _changed(context: Context) -> list[Stage]:
     ledger = ledger_of(context)
-    return [stage for stage in STAGES if ledger.state(stage.name) == Changed("configuration")]
+    return [stage for stage in _stages(context) if ledger.state(stage.name) == Changed("configuration")]
 
 
 def _act_on_damage(context: Context) -> None:
     """Check every file of every finished stage before any stage runs."""
     ledger = ledger_of(context)
-    for stage in STAGES:
+    for stage in _stages(context):
         state = ledger.state(stage.name)
         if isinstance(state, Damaged):
             _act_on(context, stage, state)
@@ -148,7 +151,7 @@ def _act_on_damage(context: Context) -> None:
 
 def _write_run(context: Context) -> None:
     config, store, ledger = context.config, context.store, Ledger(context.store.root)
-    finished = [name for name in _names() if isinstance(ledger.state(name), Fresh)]
+    finished = [stage.name for stage in _stages(context) if isinstance(ledger.state(stage.name), Fresh)]
     rows = {n: {"state": "finished", "seconds": 0.0, "counts": store.manifest(n)["counts"]} for n in finished}
     store.update_run(
         schema=RUN_SCHEMA,

@@ -12,6 +12,7 @@ from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import save_role
 from selfeval.config import LEARNERS, RunConfig
 from selfeval.errors import LoopError
+from selfeval.judging.steps import step_ends
 from selfeval.prompt import Prompt
 from selfeval.records import Question, Sampled, Split
 from selfeval.rollout.engine import Request, Rollout, generate
@@ -19,13 +20,16 @@ from selfeval.rollout.guide import Guide
 from selfeval.runs.policy import GUIDE, load_policy
 from selfeval.stages.context import Context
 from selfeval.stages.policy_gate import check_evaluator
+from selfeval.stages.steps import ensure_step_evaluator
 from selfeval.stages.terminal import Bar
 from selfeval.store import write_json, writing
 from selfeval.training.checkpoint import Checkpoints
-from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scores
+from selfeval.training.context import POLICY, REFERENCE, LearnerContext, QuestionPrompts, Samples, Scorer, Scores
 from selfeval.training.evaluator import EVALUATOR, Preference
 from selfeval.training.held_out_judge import HeldOutJudge
 from selfeval.training.policy import train_policy
+from selfeval.training.step_evaluator import STEP_EVALUATOR
+from selfeval.training.step_scoring import StepScorer
 from selfeval.training.watchdogs import Alarm
 
 __all__ = [
@@ -152,15 +156,34 @@ def learner_context(context: Context) -> LearnerContext:
     return LearnerContext(
         context.backbone,
         config.policy,
-        context.scorer(config.policy.pessimism),
+        _scorer(context),
         seed=context.round_seed,
         limit=context.reply_limit,
         batch_size=config.backbone.rollout_batch_size,
         batch_tokens=config.backbone.batch_tokens,
-        evaluator=EVALUATOR,
+        # A critic starts as a copy of the role whose score it predicts.
+        evaluator=STEP_EVALUATOR if config.policy.steps == "reply" else EVALUATOR,
         pairs=_kept_pairs(context) if config.policy.settings.reads_kept_pairs else (),
         judge=_judge_of(context),
         thinking=context.thinking,
+    )
+
+
+def _scorer(context: Context) -> Scorer:
+    """Return the scorer of the replies: the evaluators, or the step evaluator with or without them."""
+    config, outcomes = context.config, context.scorer(context.config.policy.pessimism)
+    if config.policy.steps == "off":
+        return outcomes
+    ensure_step_evaluator(context)
+    decode, end_ids = context.templates.tokenizer.decode, context.backbone.loaded.eos_ids
+    return StepScorer(
+        context.backbone,
+        config.backbone.batch_tokens,
+        ends=lambda ids: step_ends(ids, decode, config.steps.form, end_ids),
+        use=config.policy.steps,
+        outcomes=outcomes,
+        combine=config.steps.combine,
+        weight=config.policy.step_weight,
     )
 
 

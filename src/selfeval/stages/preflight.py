@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selfeval.config import RunConfig
+from selfeval.config import JudgeRole, RunConfig, judge_spec
 from selfeval.errors import InputError, ModelError
 from selfeval.records import Question, Split
 from selfeval.stages.given import Given, read_given
@@ -16,9 +17,13 @@ from selfeval.stages.seeds import seeds_of
 from selfeval.stages.trackers import check_installed
 from selfeval.store import RunStore
 
+if TYPE_CHECKING:
+    from selfeval.judging.templates import Templates
+
 __all__ = ["check_base", "check_input", "check_texts", "run_folder"]
 
-_PRODUCED = ("**/shard-*.jsonl", "roles/*", "checkpoints/*", "replaced/*", "rounds/*")
+_PRODUCED = ("**/shard-*.jsonl", "roles/*", "checkpoints/*", "replaced/*", "rounds/*", "answers/*")
+_ROLES: tuple[JudgeRole, ...] = ("judge", "referee")
 
 
 def check_input(config: RunConfig, *, trust_remote_code: bool = False, allow_code_execution: bool = False) -> None:
@@ -37,6 +42,7 @@ def check_input(config: RunConfig, *, trust_remote_code: bool = False, allow_cod
     tested = None if given is None else [question.text for question in given.questions if question.split == Split.TEST]
     check_gold(config, tested, allow_code_execution=allow_code_execution)
     check_installed(config.trackers)
+    _check_servers(config)
     check_base(config, () if given is None else given.questions, trust_remote_code=trust_remote_code)
 
 
@@ -85,8 +91,27 @@ def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_r
             f"replies.max_thinking_tokens is set, but the tokenizer of {config.model} has no tokens that begin and end a "
             "chain of thought, such as <think> and </think>; set it to none"
         )
+    _check_leads(config, templates)
     check_conversations(templates, questions)
     check_adapters(parts.shell, config.backbone.lora, config.model)
+
+
+def _check_servers(config: RunConfig) -> None:
+    if config.servers:
+        # Imported here: torch is loaded along with it.
+        from selfeval.judging.server.client import check_endpoint
+
+        for section, settings in config.servers.items():
+            check_endpoint(settings, section)
+
+
+def _check_leads(config: RunConfig, templates: Templates) -> None:
+    from selfeval.judging.judges.endpoint import check_lead
+
+    for role in _ROLES:
+        spec = judge_spec(role, config.judging(role).judge)
+        for kind in spec.kinds(role) if spec.is_remote else ():
+            check_lead(templates, kind)
 
 
 @contextmanager

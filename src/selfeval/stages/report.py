@@ -10,6 +10,9 @@ from typing import Any
 
 from selfeval import __version__, records
 from selfeval.backbone.meters import peak_resident_bytes
+from selfeval.config import JudgeRole
+from selfeval.judging.server.cache import AnswerCache
+from selfeval.judging.server.spending import spending_of
 from selfeval.judging.templates import template_texts
 from selfeval.records import Pair, Question, Reply, Split
 from selfeval.report.page import draw_page
@@ -26,6 +29,7 @@ from selfeval.report.schema import (
     Round,
     RoundEvaluator,
     RoundPolicy,
+    Server,
     Time,
 )
 from selfeval.runs.reader import pairs_of
@@ -128,15 +132,37 @@ def build_report(context: Context) -> Report:
         verdicts=figures.verdicts,
         policy=figures.policy,
         replies=figures.replies,
+        steps=figures.steps,
         rounds=_rounds([context.store, *context.later]) if context.round == 1 < context.config.rounds else None,
         dropped=_dropped(context),
         samples=figures.samples,
         prompts=_prompts(context),
         time=_time(context, figures),
         memory=_memory(context, figures),
+        servers=_servers(context),
         versions=versions(),
         config=context.config.model_dump(mode="json"),
     )
+
+
+def _servers(context: Context) -> tuple[Server, ...] | None:
+    """Return the cost of the answers of each server; None if the model of the run has all roles."""
+    roles: dict[str, JudgeRole] = {"verdicts.endpoint": "judge", "evaluation.referee": "referee"}
+    found = []
+    for section, settings in context.config.servers.items():
+        spent = spending_of(AnswerCache(context.answers, roles[section]))
+        found.append(
+            Server(
+                role=roles[section],
+                url=settings.url,
+                model=settings.model,
+                answers=spent.answers,
+                tokens_read=spent.read,
+                tokens_written=spent.written,
+                cost=spent.cost(settings),
+            )
+        )
+    return tuple(found) or None
 
 
 def _time(context: Context, figures: Evaluation) -> Time:

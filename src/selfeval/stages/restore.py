@@ -9,7 +9,7 @@ from typing import Any
 from selfeval.config import config_of_run
 from selfeval.errors import RunFolderError
 from selfeval.stages.changes import cost, differences
-from selfeval.stages.graph import STAGES, Stage
+from selfeval.stages.graph import STAGES, Stage, source_of
 from selfeval.store import OF_THE_RUN, Archive, Expected, Ledger, Output, RunStore, read_run
 
 __all__ = ["listed", "restore"]
@@ -87,10 +87,13 @@ def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any
         if wanted is not None and Ledger(store.root).key(stage.name) != wanted:
             raise _other_sources(store.root, first, stage)
     inputs = facts["keys"].get(first.name, {}).get("inputs")
+    # Without their settings the results are refused below.
+    config = None if facts["config"] is None else config_of_run(facts["config"], store.root / "replaced")
     for edge in first.reads:
+        read = edge.stage if config is None else source_of(edge.stage, config)
         # Outputs of other rounds are compared when the run is run.
-        if inputs is not None and edge.rounds == "this" and not _can_be_made_from(store, first, edge.stage, inputs):
-            raise _other_sources(store.root, first, next(stage for stage in STAGES if stage.name == edge.stage))
+        if inputs is not None and edge.rounds == "this" and not _can_be_made_from(store, first, read, inputs):
+            raise _other_sources(store.root, first, next(stage for stage in STAGES if stage.name == read))
 
 
 def _can_be_made_from(store: RunStore, stage: Stage, read: str, inputs: str) -> bool:

@@ -143,7 +143,7 @@ def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignment
     """Return the configuration that a run.json recorded. It may come from somebody else, so it is not obeyed in everything.
 
     Raises:
-        RunFolderError: it names a file to read, a folder to write to or a tracker that the command has to name itself.
+        RunFolderError: it names a file to read, a folder to write to, a tracker or a server, which only the command may name.
     """
     from selfeval.stages.input_files import refuse_other_files  # reads templates with transformers
 
@@ -165,7 +165,27 @@ def _config_of_the_run(folder: Path, memory_budget: str | int | None, assignment
     refuse_other_files(folder, reader.run.get("made_of") or {}, config, is_named)
     if not is_named("trackers"):
         _refuse_remote(folder, config.trackers)
+    _refuse_servers(folder, config, is_named)
     return config
+
+
+def _refuse_servers(run: Path, config: RunConfig, is_named: Callable[[str], bool]) -> None:
+    """Refuse the servers of a run.json, and the variables with their keys, that the command does not name.
+
+    Raises:
+        RunFolderError: there is one. A run folder may come from somebody else, so it cannot choose where texts and a key go.
+    """
+    off = {"verdicts.endpoint": "verdicts.judge=pairwise", "evaluation.referee": "evaluation.referee=none"}
+    for section, settings in config.servers.items():
+        values = {f"{section}.url": settings.url, f"{section}.key_variable": settings.key_variable}
+        unnamed = {key: value for key, value in values.items() if value and not is_named(key)}
+        if unnamed:
+            asked = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in unnamed.items())
+            shown = ", ".join(f"{key} = {value}" for key, value in unnamed.items())
+            raise RunFolderError(
+                f"{run / 'run.json'} sets {shown}, and questions and replies would be sent there; a resumed run does so only "
+                f"if the command says so: add {asked}, or --set {off[section]} to judge with the model of the run"
+            )
 
 
 def _refuse_remote(run: Path, trackers: Sequence[str]) -> None:
@@ -262,6 +282,8 @@ def execute(
         unknown = f"the size of {config.model} is not known, so settings that were not given have the defaults of small models"
         if note := unknown if made is None else made.note(config):
             terminal.note(note)
+    for section, settings in config.servers.items():
+        terminal.note(f"{section}: questions and replies are sent to {settings.model} at {settings.url}")
     with run_folder(output) as store:
         context = Context(
             config,

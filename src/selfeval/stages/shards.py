@@ -50,11 +50,13 @@ class ModelHandle:
         backbone: the base and its roles.
         templates: the prompt templates of the run.
         start_folder: Optional. Saved role that the round starts from. Default: none, the round starts from the bare base.
+        answers: Optional. Folder of the answers of a judge's server. Default: none, so no server may be asked.
     """
 
     backbone: Backbone
     templates: Templates
     start_folder: Path | None = None
+    answers: Path | None = None
 
     def start(self) -> str:
         """Load the role that the round starts from if needed, and return its name."""
@@ -142,6 +144,7 @@ class StageShards:
         name: name of the stage.
         drops: whether the stage drops records. Default: False.
         others: other folders in which the stage writes a shard of the same number. Default: none.
+        title: Optional. Name on the progress bar. Default: the name of the stage.
     """
 
     store: RunStore
@@ -149,6 +152,7 @@ class StageShards:
     name: str
     drops: bool = False
     others: tuple[str, ...] = ()
+    title: str = ""
 
     def has(self, index: int) -> bool:
         """Return whether a shard is finished, with its shards in other folders."""
@@ -169,7 +173,7 @@ def map_shards(stage: StageShards, items: Sequence[T], size: int, work: Work[T],
     # Batches are numbered before the finished ones are left out, so their seeds do not depend on a resume.
     left = [batch for batch in batches if not stage.has(batch.index)]
     done = len(items) - sum(len(batch.records) for batch in left)
-    with stage.terminal.bar(stage.name, len(items), done) as bar:
+    with stage.terminal.bar(stage.title or stage.name, len(items), done) as bar:
         for batch, output in executor.map(work, left):
             stage.write(batch.index, output)
             bar.advance(len(batch.records))

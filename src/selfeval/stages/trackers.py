@@ -85,7 +85,7 @@ class Trackers:
         self._started[name] = tracker
         tracker.store_init_configuration(_flat(self.config.model_dump(mode="json")))
         if name == "wandb":
-            for stage in ("evaluator", "policy", "evaluation"):
+            for stage in ("evaluator", "steps", "policy", "evaluation"):
                 tracker.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
     def _arguments(self, name: str) -> dict[str, Any]:

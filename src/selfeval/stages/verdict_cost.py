@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from selfeval.backbone.adapters import BASE
+from selfeval.config import judge_spec
 from selfeval.quality.statistics import ratio_of_means
 from selfeval.records import Question, Reply
 from selfeval.report.schema import SecondsPerVerdict, TokensOf, TokensPerVerdict
@@ -23,6 +24,7 @@ from selfeval.stages.verdicts import compared
 __all__ = [
     "BATCHES",
     "PAIRS",
+    "SMALLEST",
     "Asked",
     "VerdictCost",
     "measure_cost",
@@ -30,6 +32,8 @@ __all__ = [
 
 BATCHES = 4
 """Number of batches. They alternate between evaluator and judge, so a temporary slowdown affects both."""
+SMALLEST = 8
+"""Minimum number of pairs in a batch, but there are at least two batches: a run judges many pairs at once."""
 PAIRS = 128
 """Maximum number of test pairs that are timed."""
 
@@ -68,10 +72,15 @@ class VerdictCost:
 
 
 def measure_cost(context: Context, asked: Sequence[Asked]) -> VerdictCost | None:
-    """Measure both on up to 128 random pairs; None if there are no pairs."""
+    """Measure both on up to 128 random pairs; None if there are no pairs, or if the judge is a server.
+
+    The answers of a server come from the cache by now, and its time is that of another machine and of the network.
+    """
+    if judge_spec("judge", context.config.verdicts.judge).is_remote:
+        return None
     picked = context.random("verdict cost").sample(list(asked), min(PAIRS, len(asked)))
     # Left-over pairs form further batches; the means are weighted by size.
-    size = max(1, len(picked) // BATCHES)
+    size = max(1, len(picked) // BATCHES, min(SMALLEST, len(picked) // 2))
     batches = [picked[i : i + size] for i in range(0, len(picked), size)]
     if not batches:
         return None

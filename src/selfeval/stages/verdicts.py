@@ -137,6 +137,7 @@ class JudgePairs:
             batch_size=self.batch_size,
             seed=self.seed,
             temperature=self.temperature,
+            answers=model.answers,
         )
         with model.backbone.acting_as(BASE):
             return judge.judge(comparisons)

@@ -37,12 +37,16 @@ class Candidate:
 
 
 def candidates_of(config: RunConfig) -> list[Candidate]:
-    """Return every registered judge, the configured one first; and each that can answer at once without reasoning too.
+    """Return every judge that asks the model, and the configured one, which is first.
+
+    Each that can answer at once is returned without reasoning too.
 
     The values of `[verdicts]` are the same for all. The configured judge has its own section, and the others have the
     defaults of theirs.
     """
-    names = sorted(JUDGES, key=lambda name: name != config.verdicts.judge)
+    chosen = config.verdicts.judge
+    # A server is asked only if the configuration names it.
+    names = sorted((name for name in JUDGES if name == chosen or not JUDGES[name].is_remote), key=lambda name: name != chosen)
     return [candidate for name in names for candidate in _variants(config, name)]
 
 

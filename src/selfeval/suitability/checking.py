@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
@@ -116,7 +117,9 @@ def check_model(
     backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
     backbone.roles.check_targets()
     templates, candidates, notes = load_templates(candidates_of(config), backbone.loaded.tokenizer)
-    sample = _sample(config, ModelHandle(backbone, templates), candidates, minutes * 60 - (monotonic() - start), say)
+    with TemporaryDirectory() as folder:  # answers of a server, if the configuration names one as the judge
+        model = ModelHandle(backbone, templates, answers=Path(folder))
+        sample = _sample(config, model, candidates, minutes * 60 - (monotonic() - start), say)
     measures, gold = _measure(config, sample, candidates, allow_code_execution)
     decision = decide(measures, config)
     memory, time = None, None

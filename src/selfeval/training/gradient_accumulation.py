@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from selfeval.backbone.loss_scale import LossScale, name_of, scale_of
 from selfeval.errors import NotFiniteError, RoleError
@@ -94,9 +93,9 @@ def _scaled(loss: Tensor, trained: Sequence[nn.Parameter], scale: LossScale) -> 
 
 
 def _are_finite(tensors: Gradients) -> bool:
-    """Return whether all numbers are finite, with one device synchronisation; the planner's fake tensors count as finite."""
+    """Return whether all numbers are finite, with one device synchronisation; tensors of the planner count as finite."""
     # All checks are queued before the first is read back. They may be on several devices if the base is split.
-    checks = [t.isfinite().all() for t in tensors if t is not None and not isinstance(t, FakeTensor)]
+    checks = [t.isfinite().all() for t in tensors if t is not None and not t.is_meta]
     return not checks or bool(torch.stack([check.to(checks[0].device) for check in checks]).all())
 
 

@@ -19,9 +19,10 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import BackboneConfig, VerdictsConfig, load_config
 from selfeval.errors import ConfigError
 from selfeval.judging.judges import make_judge
-from selfeval.judging.judges.agreement import Vote, compare_answers
+from selfeval.judging.judges.agreement import compare_answers
 from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.voting import Vote
 from selfeval.quality.answers import answer_of, is_answer
 from selfeval.quality.statistics import wilson_interval
 from selfeval.records import AgreementEvidence, Message, Unreadable, VerdictState

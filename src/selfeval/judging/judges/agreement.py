@@ -10,43 +10,18 @@ The two replies do not vote themselves: they may come from a file or from beam s
 
 from __future__ import annotations
 
-import random
-import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from selfeval.config import AgreementConfig
-from selfeval.judging.loops import ends_in_loop
 from selfeval.judging.protocol import Comparison, JudgeContext, Judgement
-from selfeval.judging.reading import thinking_of
-from selfeval.prompt import Prompt
-from selfeval.quality.answers import answer_of
+from selfeval.judging.voting import Ballot, Vote, Voter, count_votes, majority_of
 from selfeval.quality.statistics import wilson_interval
-from selfeval.records import AgreementEvidence, Unreadable
-from selfeval.rollout.engine import Request, Rollout, generate
+from selfeval.records import AgreementEvidence
 
-__all__ = ["AgreementJudge", "Vote", "compare_answers"]
+__all__ = ["AgreementJudge", "compare_answers"]
 
-_TAIL = 32
-"""Number of last tokens of a prompt searched for an opening marker of thinking."""
 _SHOWN = 2
 """Number of votes without an answer that are kept as text."""
-
-
-@dataclass(frozen=True)
-class Vote:
-    """One vote.
-
-    Attributes:
-        answer: final answer in normal form; None without one.
-        cause: why it has no answer; None if it has one.
-        text: text of the reply.
-    """
-
-    answer: str | None
-    cause: Unreadable | None
-    text: str
 
 
 class AgreementJudge:
@@ -60,75 +35,21 @@ class AgreementJudge:
         settings = context.config.settings
         if not isinstance(settings, AgreementConfig):
             raise TypeError(f"the agreement judge needs its section of settings, got {settings}")
-        self._settings, self._limit = settings, context.config.max_new_tokens
-        self._backbone, self._templates = context.backbone, context.templates
-        self._batch_size, self._seed = context.batch_size, context.seed
+        self._settings, self._templates = settings, context.templates
+        limit, size = context.config.max_new_tokens, context.batch_size
+        self._voter = Voter(context.backbone, context.templates, settings, limit=limit, batch_size=size, seed=context.seed)
 
     def judge(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None = None) -> list[Judgement]:
         """Judge every comparison; comparisons of the same question share its vote."""
-        ballots = self._ballots(comparisons, advance)
-        return [compare_answers(self._answers(c), ballots[c.question], self._settings.share) for c in comparisons]
+        # After the same turns as the replies.
+        ballots = {c.question: Ballot(self._templates.prompt_after(c.question, c.messages)) for c in comparisons}
+        votes = self._voter.hold(ballots, self._settings.votes, advance)
+        return [compare_answers(self._answers(c), votes[c.question], self._settings.share) for c in comparisons]
 
     def _answers(self, comparison: Comparison) -> tuple[str | None, str | None]:
-        """Return the final answers of both replies. One that was cut off has none: its last number is a step on the way."""
-        first = self._answer(comparison.first, finished=not comparison.first_cut)
-        return first, self._answer(comparison.second, finished=not comparison.second_cut)
-
-    def _answer(self, text: str, prompt: str = "", *, finished: bool) -> str | None:
-        begin = thinking_of(text, prompt).end
-        if not finished or begin is None:
-            return None
-        return answer_of(self._templates.clean(text[begin:]), self._settings.answer, self._settings.pattern)
-
-    # -- votes ----------------------------------------------------------------------------------------------------------
-
-    def _ballots(self, comparisons: Sequence[Comparison], advance: Callable[[int], None] | None) -> dict[str, list[Vote]]:
-        """Sample the votes on each distinct question, after the same turns as the replies."""
-        prompts = {c.question: self._templates.prompt_after(c.question, c.messages) for c in comparisons}
-        fitting = [question for question, prompt in prompts.items() if self._fits(prompt)]
-        requests = [self._request(q, prompts[q], n) for q in fitting for n in range(self._settings.votes)]
-        rollouts = generate(
-            self._backbone,
-            requests,
-            max_new_tokens=self._limit,
-            seed=0,  # each request has its own stream
-            batch_size=self._batch_size,
-            advance=advance,
-        )
-        found: dict[str, list[Vote]] = {q: [_no_room(prompt)] for q, prompt in prompts.items() if q not in set(fitting)}
-        for number, question in enumerate(fitting):
-            group = rollouts[number * self._settings.votes : (number + 1) * self._settings.votes]
-            found[question] = [self._vote(prompts[question], rollout) for rollout in group]
-        return found
-
-    def _fits(self, prompt: Prompt) -> bool:
-        return len(prompt.ids) < (self._backbone.loaded.context_length or sys.maxsize)
-
-    def _request(self, question: str, prompt: Prompt, number: int) -> Request:
-        # By the text of the question, so its votes do not depend on the other questions of a shard.
-        stream = random.Random(f"{self._seed}/votes/{question}/{number}").getrandbits(64)
-        return Request(prompt, self._settings.temperature, self._settings.top_p, stream)
-
-    def _vote(self, prompt: Prompt, rollout: Rollout) -> Vote:
-        # With control tokens, because they may mark the thinking.
-        text = str(self._templates.tokenizer.decode(list(rollout.ids)))
-        opened = str(self._templates.tokenizer.decode(list(prompt.ids[-_TAIL:])))
-        answer = self._answer(text, opened, finished=rollout.finished)
-        return Vote(answer, None if answer is not None else self._cause(rollout), self._templates.text(rollout.ids))
-
-    def _cause(self, rollout: Rollout) -> Unreadable:
-        """Return why a vote has no answer."""
-        if rollout.finished:
-            return Unreadable.NO_ANSWER
-        if ends_in_loop(rollout.ids):
-            return Unreadable.LOOP
-        # The engine stops at the end of the model's context, before the limit.
-        return Unreadable.CUT if len(rollout.ids) >= self._limit else Unreadable.NO_ROOM
-
-
-def _no_room(prompt: Prompt) -> Vote:
-    skipped = f"(skipped: the prompt of {len(prompt.ids)} tokens does not fit the model's context)"
-    return Vote(None, Unreadable.NO_ROOM, skipped)
+        """Return the final answers of both replies."""
+        first = self._voter.answer(comparison.first, finished=not comparison.first_cut)
+        return first, self._voter.answer(comparison.second, finished=not comparison.second_cut)
 
 
 # -- verdict ------------------------------------------------------------------------------------------------------------
@@ -159,11 +80,11 @@ def compare_answers(answers: tuple[str | None, str | None], votes: Sequence[Vote
         >>> compare_answers(("8", "7"), votes, share=0.5).probability
         0.3
     """
-    counts = dict(Counter(vote.answer for vote in votes if vote.answer is not None).most_common())
+    counts = count_votes(votes)
     evidence = _evidence(answers, counts, votes)
     if not counts:
         return Judgement(None, None, evidence)
-    majority = _majority(counts, len(votes), share)
+    majority = majority_of(votes, share)
     if majority is None:
         return Judgement(0.5, 0.0, evidence)
     first, second = (answer == majority for answer in answers)
@@ -172,12 +93,6 @@ def compare_answers(answers: tuple[str | None, str | None], votes: Sequence[Vote
     ahead, behind = counts[majority], counts.get(answers[1 if first else 0] or "", 0)
     probability = (ahead + 1) / (ahead + behind + 2)
     return Judgement(probability if first else 1.0 - probability, 0.0, evidence)
-
-
-def _majority(counts: Mapping[str, int], total: int, share: float) -> str | None:
-    """Return the most frequent answer; None if its share is too small or another answer is as frequent."""
-    [(answer, most), *others] = counts.items()
-    return None if most < share * total or (others and others[0][1] == most) else answer
 
 
 def _evidence(answers: tuple[str | None, str | None], counts: Mapping[str, int], votes: Sequence[Vote]) -> AgreementEvidence:

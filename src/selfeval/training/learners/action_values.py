@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from selfeval.algorithms.masked import masked_sum, zero_padding
 from selfeval.algorithms.q_learning import kl_soft_value
@@ -151,7 +150,7 @@ def values_above_state(context: LearnerContext, part: Replayed, beta: float) -> 
             hidden.append(reply_hidden(backbone, batch)[mask])
     values_2N = torch.zeros(2, len(hidden[0]), device=mask.device)
     size = max(1, _CHUNK_BYTES // (4 * _HELD * backbone.output_head.vocabulary))
-    for chunk in slices(len(hidden[0]), size, on_shapes=isinstance(values_2N, FakeTensor)):
+    for chunk in slices(len(hidden[0]), size, on_shapes=values_2N.is_meta):
         ref_CV, *roles_CV = (torch.log_softmax(backbone.logits(h[chunk]) / temperature, -1) for h in hidden)
         # UNIT > 0, so the smaller log-prob is the smaller Q. b(s) is common to both twins and added by `soft_values`.
         lower_CV = UNIT * (torch.minimum(*roles_CV) - ref_CV)

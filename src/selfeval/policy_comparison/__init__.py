@@ -1,0 +1,1 @@
+"""Compare the policies of several runs, and replies from files, on the same questions."""
