@@ -33,6 +33,7 @@ _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
 _STEPS = _ROOT / "docs" / "algorithms" / "steps.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
+_JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
 _PLOT = _LONG.with_suffix(".svg")
 _BLOCK = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
@@ -641,6 +642,51 @@ def check_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def word_problems_table() -> str:
+    """Return the table of docs/algorithms/judging.md: a real model before and after training on its own votes."""
+    if not _is_measured("real_model_word_problems"):
+        return "`python benchmarks/word_problems.py` has no results yet.\n"
+    found = _load("real_model_word_problems")
+    runs, questions, evaluation = found["runs"], found["questions"], found["evaluation"]
+    lines = [
+        f"By `{found['command']}`: {found['model']}, {questions['train']} training questions with {found['votes']} votes each, "
+        f"{questions['test']} other test questions, answered greedily and with {evaluation['samples']} samples at temperature "
+        f"{evaluation['temperature']}; right replies, with 95% intervals over questions.",
+        "",
+        "| seed | replies | base | policy | policy less base |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in [*((str(run["seed"]), run) for run in runs), ("all", found["pooled"])]:
+        for way in ("greedy", "sampled"):
+            compared = row[way]
+            lines.append(
+                f"| {name} | {way} | {_interval(compared['base'])} | {_interval(compared['policy'])} "
+                f"| {_points(compared['policy_less_base']['difference'])} |"
+            )
+    titles = [*_VOTES.values(), "samples that end: base", "policy", "right of these: base", "policy"]
+    lines += ["", f"| seed | {' | '.join(titles)} |", "|---|" + "---|" * len(titles)]
+    for run in runs:
+        shares = " | ".join(_interval(run["votes"][name]) for name in _VOTES)
+        kept, judged = run["votes"]["states"]["kept"], sum(run["votes"]["states"].values())
+        ended = [run[who]["finished"] for who in ("base", "policy")]
+        right = [run["sampled"][who]["value"] / share for who, share in zip(("base", "policy"), ended, strict=True)]
+        ends = " | ".join(f"{100 * share:.1f}%" for share in (*ended, *right))
+        lines.append(f"| {run['seed']}: {kept} of {judged} pairs kept | {shares} | {ends} |")
+    return "\n".join(lines) + "\n"
+
+
+_VOTES = {
+    "majority_right": "majority right",
+    "clear_majority_right": "majority right, clear",
+    "chosen_right": "preferred reply of a kept pair right",
+    "rejected_right": "other reply right",
+}
+
+
+def _points(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['value']:+.1f} points ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
+
+
 def sft_table() -> str:
     """Return the losses of supervised fine-tuning next to those of TRL."""
     found = _load("sft")
@@ -766,6 +812,7 @@ def main() -> None:
     _refresh(_QUESTIONS, questions_table(), options.check)
     _refresh(_FINE_TUNING, sft_table(), options.check)
     _refresh(_CHECK, check_table(), options.check)
+    _refresh(_JUDGING, word_problems_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)

@@ -3,9 +3,10 @@
 python benchmarks/word_problems.py [--model FOLDER] [--seeds 1 2 3] [--output runs/bench-word-problems]
 
 Questions of one operation (shared/data/math, next to the repository) with whole numbers below 100, split into training and test
-questions without near-duplicates. The judge `agreement` labels pairs of replies to the training questions, and `dpo` trains on
-the kept pairs. Base and policy then answer the test questions, greedily and with samples; the same questions and random
-numbers, so all differences are paired. Answers of the problems are read by the measurement alone.
+questions without near-duplicates. By recipes/small-model.toml, the judge `agreement` labels pairs of replies to the training
+questions, and `dpo` trains on the kept pairs with the loss `orpo`. Base and policy then answer the test questions, greedily and
+with samples; the same questions and random numbers, so all differences are paired. Answers of the problems are read by the
+measurement alone.
 
 A rerun of the command resumes: every seed is a run, and finished measurements are kept in its folder. The default model is
 the one of real_model.py.
@@ -19,8 +20,8 @@ import lzma
 import os
 import random
 import re
-import shutil
 import time
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,48 +31,8 @@ from common import RESULTS, machine, selfeval
 from real_model import model_folder
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "math" / "singleop.jsonl.xz"
-SHOTS = (
-    ("Mia has 4 shells. She finds 3 more. How many shells does Mia have?", "4 + 3 = 7"),
-    ("A box holds 12 eggs. 5 break. How many eggs are left?", "12 - 5 = 7"),
-    ("There are 6 bags with 3 balls each. How many balls are there?", "6 * 3 = 18"),
-    ("Tom needs 15 cards and has 9. How many more does he need?", "15 - 9 = 6"),
-)
-LEAD = "Equation:"
-"""Begins every reply, as a prefill. Without it, half of the replies are sentences that are cut off."""
-SETTINGS = (
-    "replies.temperature=[0.4, 0.8]",
-    "replies.beam_share=0",
-    "replies.max_new_tokens=20",
-    "replies.shard=32",
-    "verdicts.judge=agreement",
-    "verdicts.max_new_tokens=20",
-    "verdicts.keep=0.7",
-    "verdicts.shard=16",
-    "verdicts.agreement.temperature=0.5",
-    "verdicts.agreement.share=0.4",
-    "backbone.device=cpu",
-    "backbone.precision=fp32",
-    "backbone.rollout_batch_size=256",
-    "backbone.lora.rank=8",
-    "evaluator.epochs=1",
-    "evaluator.batch=8",
-    "evaluator.checkpoint_every=4",
-    "policy.learner=dpo",
-    "policy.dpo.pairs=kept",
-    "policy.dpo.beta=0.1",
-    "policy.gate=off",
-    "policy.watchdogs=warn",
-    "policy.epochs=1",
-    "policy.iterations=8",
-    "policy.warmup_iterations=2",
-    "policy.questions_per_iteration=8",
-    "policy.replies_per_question=4",
-    "policy.minibatch=16",
-    "policy.learning_rate=3e-4",
-    "policy.checkpoint_every=1",
-)
-"""With `pairs = "kept"` an iteration trains on half as many pairs as it samples replies: 16."""
-EVALUATION_TEMPERATURE, SAMPLES, LIMIT = 0.8, 4, 20
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "small-model.toml"
+EVALUATION_TEMPERATURE, SAMPLES, LIMIT = 0.8, 8, 20
 
 
 # -- questions ----------------------------------------------------------------------------------------------------------
@@ -112,21 +73,6 @@ def gold() -> dict[str, str]:
 # -- the run ------------------------------------------------------------------------------------------------------------
 
 
-def templates(folder: Path) -> Path:
-    """Write the package's templates with a reply prompt that shows the form of a reply."""
-    from selfeval.judging.templates import templates_folder
-
-    if not folder.exists():
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(templates_folder("none"), part)
-        turns = "".join(f"{{{{ user() }}}}{question}{{{{ assistant() }}}}{LEAD} {reply}" for question, reply in SHOTS)
-        text = f"{{{{ system() }}}}Solve the problem.{turns}{{{{ user() }}}}{{{{ question }}}}{{{{ assistant() }}}}{LEAD}"
-        (part / "reply.jinja").write_text(text, encoding="utf-8")
-        part.rename(folder)
-    return folder
-
-
 def train(options: argparse.Namespace, seed: int) -> float:
     """Run the stages up to the policy, or resume them. Return the seconds of the stages, of all calls together."""
     output = options.output / f"seed-{seed}"
@@ -135,13 +81,9 @@ def train(options: argparse.Namespace, seed: int) -> float:
     # Four test questions, because every run needs some; the others are asked by `measure` alone.
     rows = [{"question": q, "split": "train"} for q in questions] + [{"question": q, "split": "test"} for q in held_out[:4]]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    settings = (*SETTINGS, f"verdicts.agreement.votes={options.votes}", f"questions.file={file.resolve()}", f"seed={seed}")
-    more = [part for setting in (*settings, *options.set) for part in ("--set", setting)]
-    folder = templates(options.output / "templates").resolve()
-    selfeval(
-        *("run", "--model", options.model, "--output", str(output), "--until", "policy", "--quiet"),
-        *("--set", f"templates={folder}", *more),
-    )
+    settings = (f"verdicts.agreement.votes={options.votes}", f"questions.file={file.resolve()}", f"seed={seed}", *options.set)
+    more = [part for setting in settings for part in ("--set", setting)]
+    selfeval("run", str(RECIPE), "--model", options.model, "--output", str(output), "--until", "policy", "--quiet", *more)
     run = json.loads((output / "run.json").read_text(encoding="utf-8"))
     return float(sum(stage.get("seconds") or 0 for stage in run["stages"].values()))
 
@@ -212,7 +154,7 @@ def _both(
     config = config_of_run(json.loads(file.read_text(encoding="utf-8"))["config"], file)
     backbone = Backbone.load(config.model, config.backbone)
     load_role(backbone, POLICY, folder / "roles" / POLICY)
-    own = Templates.load(options.output / "templates", backbone.loaded.tokenizer)
+    own = Templates.load(Path(config.templates), backbone.loaded.tokenizer)
     base, policy = (_answers(backbone, own, role, seed, held_out, answers) for role in (BASE, POLICY))
     return base, policy
 
@@ -310,6 +252,19 @@ def pooled(runs: Sequence[Mapping[str, Any]], held_out: Sequence[str]) -> dict[s
     return found
 
 
+def recipe_settings() -> list[str]:
+    """Return the settings of the recipe as of `--set`."""
+
+    def flat(values: Mapping[str, Any], before: str = "") -> Iterable[str]:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{before}{name}.")
+            else:
+                yield f"{before}{name}={json.dumps(value)}"
+
+    return list(flat(tomllib.loads(RECIPE.read_text(encoding="utf-8"))))
+
+
 def report(options: argparse.Namespace, runs: Sequence[Mapping[str, Any]]) -> None:
     """Write the results of the finished seeds, without the credits of single replies."""
     _, held_out = questions_of(options.train, options.test)
@@ -325,7 +280,7 @@ def report(options: argparse.Namespace, runs: Sequence[Mapping[str, Any]]) -> No
         "questions": {"train": options.train, "test": options.test},
         "votes": options.votes,
         "evaluation": {"temperature": EVALUATION_TEMPERATURE, "samples": SAMPLES},
-        "settings": [*SETTINGS, *options.set],
+        "settings": [*recipe_settings(), *options.set],
         "pooled": pooled(runs, held_out),
         "runs": shown,
     }

@@ -17,7 +17,7 @@ from selfeval.errors import ConfigError, DataError
 from selfeval.execution.sandbox import check_sandbox
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-OWN_MODEL = ("chinese-mathematics", "code", "instruct", "mathematics", "own-model", "writing")
+OWN_MODEL = ("chinese-mathematics", "code", "instruct", "mathematics", "own-model", "small-model", "writing")
 """Recipes that name a model of the Hub."""
 
 _THINGS = ("apples", "letters", "stamps", "candles", "bottles", "pencils", "marbles", "tickets", "lemons", "buttons")
@@ -26,6 +26,9 @@ FILES: dict[str, list[dict[str, Any]]] = {
     "mathematics": [
         {"question": f"Ann has {n} {thing} and buys 3 more. How many does she have?", "answer": f"#### {n + 3}"}
         for n, thing in enumerate(_THINGS, 11)
+    ],
+    "small-model": [
+        {"question": f"Ann has {n} {thing} and buys 3 more. How many has she?"} for n, thing in enumerate(_THINGS, 11)
     ],
     "chinese-mathematics": [
         {"question": f"小明有{n}个{thing}，又买了3个，现在有几个？", "answer": str(n + 3)}
