@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from selfeval.errors import (
         ConfigError,
         DataError,
+        EndpointError,
         ExportError,
         InputError,
         LoopError,
@@ -43,6 +44,7 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "DataError",
+    "EndpointError",
     "Evaluator",
     "ExportError",
     "InputError",

@@ -48,7 +48,9 @@ def test_common_test_questions_are_test_questions_of_every_run(tmp_path: Path) -
     one, two = _run("one", ["a", "b", "c", "d"]), _run("two", ["d", "b", "x"], train=["c"])
     other = read_source(str(_replies(tmp_path / "other.jsonl", "b", "c", "d")))
     assert _texts([one, two]) == ["b", "d"]
-    assert _texts([one, other]) == ["b", "c", "d"]
+    assert _texts([one, other]) == _texts([other, one]) == ["b", "c", "d"]
+    assert shared_questions([other, one]).missing == 1  # "a"
+    assert shared_questions([one, two]).missing == 0
     assert _texts([one, two, other], limit=1) == ["b"]
     assert shared_questions([one, two, other], limit=1).common == 2
 
@@ -92,3 +94,15 @@ def test_arguments_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     files = [_replies(tmp_path / name, "Why?") for name in ("a.jsonl", "b.jsonl")]
     with pytest.raises(InputError, match="files of replies have no judge; pass --judge-run RUN"):
         compare(files)
+
+
+def test_the_thinking_of_a_reply_in_a_file_is_not_compared(tmp_path: Path) -> None:
+    rows = {"Why?": "<think>Because of 12.</think>\nSo.", "How?": "<think>Perhaps", "Who?": "Ann"}
+    source = read_source(str(_file(tmp_path / "one.jsonl", *({"question": q, "reply": r} for q, r in rows.items()))))
+    assert source.replies == {"Why?": ("So.", True), "How?": ("", False), "Who?": ("Ann", True)}
+
+
+def test_one_policy_under_two_names_is_refused(tmp_path: Path) -> None:
+    path = _replies(tmp_path / "one.jsonl", "Why?")
+    with pytest.raises(InputError, match="are the same policy; pass each policy once"):
+        compare([path, f"{tmp_path}/../{tmp_path.name}/one.jsonl"], progress=False)

@@ -16,11 +16,12 @@ from selfeval.errors import InputError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.runs.comparison import check_sure
 from selfeval.runs.evaluator import Evaluator
+from selfeval.runs.members import member_roles
 from selfeval.runs.model import RunModel
 from selfeval.runs.reader import RunReader, round_seed
 from selfeval.stages.running import new_config
 from selfeval.stages.shards import ModelHandle
-from selfeval.store import fingerprint
+from selfeval.store import content_hash, fingerprint
 from selfeval.texts import nearest
 
 __all__ = ["ROLES", "Subject", "subject_of"]
@@ -70,8 +71,20 @@ class Subject:
         return fingerprint([
             *(self.role, str(self.run), self.seed, self.config.model, self.config.templates),
             *(part.model_dump(mode="json") for part in (verdicts, self.config.chat, self.config.backbone.context)),
-            self.config.backbone.precision,
+            *(self.config.backbone.precision, self._of_run()),
         ])  # fmt: skip
+
+    def _of_run(self) -> list[Any]:
+        """Return what a run folder may replace without another setting: prompts, model, and the weights of the evaluator."""
+        if self.run is None:
+            return []
+        reader = RunReader(self.run)
+        known = [reader.run.get(name) for name in ("templates", "made_of", "commit", "date")]
+        if self.role != "evaluator":
+            return known
+        folders = [reader.roles_folder / role for role in member_roles(self.config)]
+        files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+        return [*known, [(file.relative_to(reader.roles_folder).as_posix(), content_hash(file)) for file in files]]
 
     def as_json(self) -> dict[str, Any]:
         """Return role, name, model, run and the settings of the verdicts."""

@@ -80,14 +80,16 @@ def compare(
     """
     _check(policies, judges, limit)
     sources = [read_source(str(policy)) for policy in policies]
+    _refuse_repeated(sources)
     asked = shared_questions(sources, None if questions is None else Path(questions), limit)
     run = _judge_run(sources, judge_run)
     gold, gold_note = _gold(RunReader(run), wanted=GOLD in judges, allow_code_execution=allow_code_execution)
     terminal, texts = Terminal(quiet=not progress), [question.text for question in asked.used]
     with results_store(output, _KIND) as store:
         store.update_run(kind=_KIND)
-        answers = [replies_of(store, one, asked.used, terminal, trust_remote_code=trust_remote_code) for one in sources]
+        # First, because it refuses judges that cannot be asked, before replies are sampled for hours.
         asking = _judges(judges, run, gold, store, terminal, trust_remote_code=trust_remote_code)
+        answers = [replies_of(store, one, asked.used, terminal, trust_remote_code=trust_remote_code) for one in sources]
         outcomes = [_outcomes(judge, sources, answers, asked.used) for judge in asking]
         names, lengths = [one.name for one in sources], [[len(answer.text) for answer in row] for row in answers]
         result = PolicyComparison(
@@ -119,6 +121,15 @@ def _check(policies: Sequence[str | Path], judges: Sequence[str], limit: int | N
             raise InputError(f'there is no judge "{judge}"{nearest(judge, JUDGES)}')
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
+
+
+def _refuse_repeated(sources: Sequence[Source]) -> None:
+    """Refuse two spellings of one policy, whose replies would all be equal."""
+    seen: dict[tuple[str, Path], str] = {}
+    for one in sources:
+        before = seen.setdefault((one.kind, one.path.resolve()), one.name)
+        if before != one.name:
+            raise InputError(f"{one.name} and {before} are the same policy; pass each policy once")
 
 
 def _judge_run(sources: Sequence[Source], judge_run: str | Path | None) -> Path:

@@ -18,7 +18,7 @@ from selfeval.quality.length_control import length_controlled_win_rate
 from selfeval.quality.power import questions_needed
 from selfeval.quality.statistics import Figure, mean_figure, proportion
 
-__all__ = ["GoldFigures", "JudgeFigures", "PairFigures", "Place", "agreement", "measure_gold", "measure_judge"]
+__all__ = ["GoldFigures", "JudgeFigures", "Pair", "PairFigures", "Place", "agreement", "measure_gold", "measure_judge"]
 
 Pair = tuple[int, int]
 """Numbers of two policies, the lower one first."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from selfeval.errors import DataError, InputError
+from selfeval.errors import DataError, InputError, RunFolderError
+from selfeval.judging.reading import thinking_of
 from selfeval.records import Question, Reply
 from selfeval.runs.policy import Policy
 from selfeval.runs.reader import RunReader, round_folder
@@ -82,13 +83,21 @@ def read_source(name: str) -> Source:
             'of JSON lines {"question": "...", "reply": "..."}'
         )
     rows = read_replies(path)
-    # A reply of a file is taken to be complete: nothing in the file says that it was cut off.
-    replies = {question.text: (reply, True) for question, reply in rows}
+    # A reply of a file is taken to be complete unless its thinking has no end: nothing else shows that it was cut off.
+    replies = {question.text: _without_thinking(reply) for question, reply in rows}
     return Source(name, "file", path, tuple(question for question, _ in rows), replies)
+
+
+def _without_thinking(reply: str) -> tuple[str, bool]:
+    """Return a reply without its thinking, as those of runs are compared, and whether the thinking has an end."""
+    end = thinking_of(reply).end
+    return ("", False) if end is None else (reply[end:].lstrip() if end else reply, True)
 
 
 def _of_run(name: str, path: Path, *, is_base: bool) -> Source:
     reader = RunReader(path)
+    if not reader.is_finished("questions"):
+        raise RunFolderError(f"{path} has not finished its questions; finish the run with selfeval run --output {path}")
     questions: list[Question] = reader.records("questions", split="test")
     sampling = [reader.config.model_dump(mode="json"), reader.run.get("date")]
     if is_base:
@@ -130,14 +139,19 @@ def shared_questions(sources: Sequence[Source], file: Path | None = None, limit:
     Raises:
         DataError: no question is left; the message says why.
     """
-    asked = sources[0].questions if file is None else tuple(read_questions(file))
+    # The questions of a run, in whose order files may have any number of replies.
+    first = next((one for one in sources if one.kind != "file"), sources[0])
+    asked = first.questions if file is None else tuple(read_questions(file))
     known = [{q.text for q in one.questions} for one in sources if file is None or one.kind == "file"]
     trained = frozenset[str]().union(*(one.trained for one in sources))
     here = [q for q in asked if all(q.text in texts for texts in known)]
     common = [q for q in here if q.text not in trained]
     if not common:
         raise _none_left(sources, file, len(asked), len(here))
-    missing = 0 if file is None else len(asked) - len(here)
+    # Files are not asked: what they have no reply to is missing. All other sources have or get a reply.
+    of_runs = [texts for one, texts in zip(sources, known, strict=False) if file is None and one.kind != "file"]
+    wanted = [q for q in asked if all(q.text in texts for texts in of_runs)] if of_runs else asked
+    missing = len(wanted) - len(here)
     return Questions(tuple(common[:limit]), len(common), len(here) - len(common), missing)
 
 

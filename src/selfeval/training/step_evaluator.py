@@ -109,7 +109,7 @@ def _gradients(backbone: Backbone, role: str, replies: Sequence[LabelledReply], 
         logits_S = _step_logits(backbone, role, batch, [reply.ends for reply in some])
         labels_S = torch.tensor([label for reply in some for label in reply.labels], device=logits_S.device)
         loss = step_loss(logits_S, labels_S).sum()
-        found = loss.item(), int(((logits_S > 0) == (labels_S > 0.5)).sum())
+        found = loss.item(), int(((logits_S > 0) == (labels_S >= 0.5)).sum())
         # Last, because a group that runs out of memory is repeated. Every step of the batch has the same weight.
         add_gradients(loss / steps, parameters)
         return found

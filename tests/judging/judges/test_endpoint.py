@@ -186,7 +186,7 @@ def test_an_answer_without_a_verdict_has_a_cause_and_no_probability(
 
 def test_labels_may_have_brackets() -> None:
     labels = Labels(lead="Verdict:", first="[A]", second="[B]", tie="[=]")  # type: ignore[call-arg]
-    for text, top in [("Verdict:[B]", {"[B]": 0.8, "[A]": 0.2}), ("Verdict: **B**", {"B": 0.8, "A": 0.2})]:
+    for text, top in [("Verdict:[B]", {"[B]": 0.8, "[A]": 0.2}), ("Verdict: [B]**", {" [B]": 0.8, " [A]": 0.2})]:
         answer = parse_answer(completion(text.removesuffix("**"), top=top).body, labels)
         assert read_logprobs(answer, labels, 0.5).probabilities == pytest.approx((0.2, 0.8, 0.0))
         assert vote_of(answer, labels) == 1
@@ -407,3 +407,57 @@ def test_a_budget_stops_and_a_higher_one_continues(tmp_path: Path) -> None:
     assert spent == Spending(6, 600, 60)
     assert spent.cost(EndpointConfig(**prices)) == pytest.approx(0.006)
     assert spent.cost(EndpointConfig(price_read=5.0)) is None
+
+
+def test_headers_of_another_service_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-gateway\napi-key: sk-other")
+    monkeypatch.setenv("SHOP_API_KEY", "sk-mine")
+    with chat_server(likely) as server:
+        judge_at(server.url, tmp_path / "without").judge([DUEL])
+        judge_at(server.url, tmp_path / "with", key_variable="SHOP_API_KEY").judge([DUEL])
+    assert [asked.headers.get("authorization") for asked in server.asked] == [None, None, "Bearer sk-mine", "Bearer sk-mine"]
+    assert not any("sk-gateway" in str(asked.headers) or "sk-other" in str(asked.headers) for asked in server.asked)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nsecond", "sk-s\u00e9cret", "sk-secret second"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_API_KEY", key)
+    settings = EndpointConfig(url="http://localhost:1/v1", model="m", key_variable="SHOP_API_KEY")
+    with pytest.raises(ConfigError, match="export SHOP_API_KEY with the API key alone") as raised:
+        check_endpoint(settings, "verdicts.endpoint")
+    assert "sk-" not in str(raised.value)
+
+
+def test_a_budget_needs_a_server_that_counts_tokens(tmp_path: Path) -> None:
+    def uncounted(asked: Asked) -> Response:
+        values = json.loads(likely(asked).body)
+        del values["usage"]
+        return Response(json.dumps(values))
+
+    with chat_server(uncounted) as server:
+        with pytest.raises(EndpointError, match=r"1 of 1 answers\), so verdicts\.endpoint\.budget_tokens cannot be kept"):
+            judge_at(server.url, tmp_path, budget_tokens=1).judge(DUELS)
+        judge = judge_at(server.url, tmp_path, price_read=1, price_written=1)
+        judge.judge(DUELS)
+    settings = EndpointConfig(url=server.url, model="m", price_read=1, price_written=1)
+    assert spending_of(AnswerCache(tmp_path, "judge")).cost(settings) is None
+
+
+def test_a_prompt_that_does_not_fit_is_asked_again_and_the_key_is_in_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_API_KEY", "sk-mine")
+    short = [True]
+
+    def answer(asked: Asked) -> Response:
+        message = "the maximum context length is 10 tokens; your key is sk-mine"
+        return failure(400, message) if short[0] else likely(asked)
+
+    with chat_server(answer) as server:
+        [found] = judge_at(server.url, tmp_path, key_variable="SHOP_API_KEY").judge([DUEL])
+        assert found.probability is None
+        assert "sk-mine" not in str(found)
+        assert not list(tmp_path.rglob("*.json"))
+        short[0] = False
+        [found] = judge_at(server.url, tmp_path, key_variable="SHOP_API_KEY").judge([DUEL])
+    assert found.probability == pytest.approx(0.91)

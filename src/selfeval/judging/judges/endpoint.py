@@ -80,7 +80,9 @@ class EndpointJudge:
 
     def _by_votes(self, prompts: Sequence[tuple[Turn, ...]], advance: Callable[[int], None] | None) -> list[Reading]:
         count = self._settings.votes
-        answers = self._client.ask([self._vote(prompt, n) for prompt in prompts for n in range(count)], advance)
+        answers = self._client.ask([self._vote(prompt, n) for prompt in prompts for n in range(count)])
+        if advance is not None:
+            advance(len(prompts))
         ballots = [answers[begin : begin + count] for begin in range(0, len(answers), count)]
         return [read_votes(ballot, self._labels, self._config.label_mass) for ballot in ballots]
 

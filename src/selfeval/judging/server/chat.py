@@ -72,19 +72,14 @@ class Answer:
     Attributes:
         text: the answer.
         ending: how it ended.
-        read, written: prompt and completion tokens, as the server counts them; 0 if it does not say.
+        read, written: prompt and completion tokens, as the server counts them; None if it does not say.
         has_logprobs: whether the server returned the log-probs of the text, if there is any. Default: False.
         at_verdict: Optional. Log-probs of the likeliest tokens where the label of the verdict begins, by text. Default: none.
     """
 
     text: str
     ending: Ending
-    read: int
-    written: int
+    read: int | None
+    written: int | None
     has_logprobs: bool = False
     at_verdict: Mapping[str, float] | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens read and written."""
-        return self.read + self.written

@@ -7,6 +7,7 @@ because they would send the texts to a server that the user did not choose.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -50,6 +51,12 @@ def _key(settings: EndpointConfig, section: str) -> str:
     key = os.environ.get(variable, "").strip() if variable else ""
     if variable and not key:
         raise ConfigError(f"{section}.key_variable names {variable}, which is not set; export {variable} with the API key")
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        # The key is not shown.
+        raise ConfigError(
+            f"{variable} ({section}.key_variable) has a line break, a space or a character that is not ASCII, which no API key "
+            f"has; export {variable} with the API key alone"
+        )
     return key
 
 
@@ -59,6 +66,29 @@ def _library() -> Any:
     except ImportError as error:
         raise MissingPackageError("the endpoint judge", "openai", extra="endpoint") from error
     return openai
+
+
+_HEADERS = ("accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent", "x-stainless-")
+"""Beginnings of the names of headers that a server gets. The library would add those of the environment, such as
+OPENAI_CUSTOM_HEADERS, which are meant for one service, to the requests to all servers."""
+
+
+class _Headers:
+    """Removes all headers of a request that are not needed, and sets the key.
+
+    Args:
+        key: the API key; if empty, a request has no Authorization header.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: Any) -> None:
+        """Change the headers of a request."""
+        for name in [name for name in request.headers if not name.lower().startswith(_HEADERS)]:
+            del request.headers[name]
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
 
 
 class _Pace:
@@ -116,6 +146,8 @@ class Client:
     def _answers(self, missing: Mapping[ChatRequest, Path]) -> Iterator[tuple[ChatRequest, Answer]]:
         """Yield the answers as they come. After a failure nothing more is sent, and what was sent is waited for and kept."""
         failed = threading.Event()
+        if missing:
+            _ = self._connection  # made here, once, and not by several threads
         with ThreadPoolExecutor(self.settings.in_flight) as pool:
             asked = {pool.submit(self._ask, request, path, failed): request for request, path in missing.items()}
             try:
@@ -137,14 +169,22 @@ class Client:
         except BaseException:
             failed.set()  # here, because the next request begins before the main thread sees the failure
             raise
-        self.answers.write(path, answer)
-        with self._lock:
-            self._spent = self._spent.plus(answer)
+        # A prompt that does not fit is not kept, because a server can be started again with a longer context.
+        if answer.ending != "no_room":
+            self.answers.write(path, answer)
+            with self._lock:
+                self._spent = self._spent.plus(answer)
         return answer
 
     def _refuse_above_budget(self) -> None:
         settings, spent = self.settings, self._spent
         cost, tokens = spent.cost(settings), spent.read + spent.written
+        if spent.uncounted and (settings.budget is not None or settings.budget_tokens is not None):
+            name = "budget" if settings.budget is not None else "budget_tokens"
+            raise EndpointError(
+                f"{settings.url} does not say how many tokens an answer has ({spent.uncounted} of {spent.answers} answers), so "
+                f"{self.section}.{name} cannot be kept; set {self.section}.{name} to none to continue without it"
+            )
         if settings.budget is not None and cost is not None and cost >= settings.budget:
             self._stop("budget", f"{settings.budget:g}", f"{cost:.4g}")
         if settings.budget_tokens is not None and tokens >= settings.budget_tokens:
@@ -167,7 +207,7 @@ class Client:
             except Exception as error:
                 if not isinstance(error, self._openai.OpenAIError):
                     raise
-                if (instead := answer_instead(error)) is not None:
+                if (instead := answer_instead(error, self._key)) is not None:
                     return instead
                 raise EndpointError(explain(error, self.settings, self.section, self._key)) from None
         raise EndpointError(
@@ -180,9 +220,7 @@ class Client:
         settings = self.settings
         parameters = request.parameters(settings.limit_parameter)
         completions = self._connection.chat.completions.with_raw_response
-        # The library refuses a client without a key, unless each request says that it has no such header.
-        headers = {} if self._key else {"Authorization": self._openai.Omit()}
-        raw = completions.create(model=settings.model, messages=request.messages, extra_headers=headers, **parameters)
+        raw = completions.create(model=settings.model, messages=request.messages, **parameters)
         return str(raw.text)
 
     def _close(self) -> None:
@@ -197,16 +235,13 @@ class Client:
 
     @cached_property
     def _connection(self) -> Any:
-        openai, settings, absent = self._openai, self.settings, self._openai.Omit()
-        # The library would read these from the environment and send them to any server.
-        headers = {"OpenAI-Organization": absent, "OpenAI-Project": absent}
+        openai, settings, hooks = self._openai, self.settings, [_Headers(self._key), self._pace]
         return openai.OpenAI(
             base_url=settings.url,
             api_key=self._key or "none",
-            default_headers=headers,
             timeout=settings.timeout,
             max_retries=settings.retries,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": [self._pace]}),
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"request": hooks}),
         )
 
 

@@ -22,18 +22,22 @@ _LONGEST = 300
 """Characters of a server's message that are shown."""
 
 
-def answer_instead(error: Any) -> Answer | None:
+def answer_instead(error: Any, key: str) -> Answer | None:
     """Return the answer that an error stands for: a prompt that is too long, or that a content filter refused; else None.
 
     Other prompts of the same run can succeed, so these do not end it.
+
+    Args:
+        error: error of the library.
+        key: the API key, which servers may repeat in their messages and which is removed.
     """
     if getattr(error, "status_code", None) not in (400, 413, 422):
         return None
     code, message = str(getattr(error, "code", None) or ""), str(error)
     if code == "context_length_exceeded" or _NO_ROOM.search(message):
-        return Answer(_one_line(message), "no_room", 0, 0)
+        return Answer(_without(key, message), "no_room", 0, 0)
     if code in ("content_filter", "content_policy_violation"):
-        return Answer(_one_line(message), "refused", 0, 0)
+        return Answer(_without(key, message), "refused", 0, 0)
     return None
 
 
@@ -47,8 +51,8 @@ def explain(error: Any, settings: EndpointConfig, section: str, key: str) -> str
         key: the API key, which servers may repeat in their messages and which is removed.
     """
     status = getattr(error, "status_code", None)
-    said = _one_line(str(error).replace(key, "***") if key else str(error))
-    problem = f"{settings.url} answered {said}" if status else f"{settings.url} cannot be reached ({_cause(error, said)})"
+    said = _without(key, str(error))
+    problem = f"{settings.url} answered {said}" if status else f"{settings.url} cannot be reached ({_cause(error, said, key)})"
     remedy = _remedy(status, said, settings, section)
     return f"{problem}; {remedy}. The answers so far are kept: rerun the same command to continue"
 
@@ -74,12 +78,14 @@ def _remedy(status: int | None, said: str, settings: EndpointConfig, section: st
     return "correct the settings"
 
 
-def _cause(error: Any, said: str) -> str:
+def _cause(error: Any, said: str, key: str) -> str:
     # The library only says "Connection error."; its cause has the reason.
     cause = error.__cause__
-    return said if cause is None or not str(cause) else _one_line(f"{type(cause).__name__}: {cause}")
+    return said if cause is None or not str(cause) else _without(key, f"{type(cause).__name__}: {cause}")
 
 
-def _one_line(text: str) -> str:
+def _without(key: str, text: str) -> str:
+    """Return a message on one line, without the key."""
+    text = text.replace(key, "***") if key else text
     line = visible(" ".join(text.split()))
     return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."

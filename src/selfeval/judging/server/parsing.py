@@ -70,9 +70,9 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _count(usage: Any, name: str) -> int:
-    count = usage.get(name) if isinstance(usage, dict) else 0
-    return count if type(count) is int and count > 0 else 0
+def _count(usage: Any, name: str) -> int | None:
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and count >= 0 else None
 
 
 def _tokens(choice: Mapping[str, Any]) -> list[Token]:

@@ -21,19 +21,23 @@ class Spending:
         answers: number of answers.
         read: prompt tokens.
         written: completion tokens.
+        uncounted: number of answers whose tokens the server did not count.
     """
 
     answers: int = 0
     read: int = 0
     written: int = 0
+    uncounted: int = 0
 
     def plus(self, answer: Answer) -> Spending:
         """Return the sum with one more answer."""
-        return Spending(self.answers + 1, self.read + answer.read, self.written + answer.written)
+        read, written = answer.read or 0, answer.written or 0
+        uncounted = self.uncounted + (answer.read is None or answer.written is None)
+        return Spending(self.answers + 1, self.read + read, self.written + written, uncounted)
 
     def cost(self, settings: EndpointConfig) -> float | None:
-        """Return the price of the tokens, (read price_read + written price_written) / 10^6; None without both prices."""
-        if settings.price_read is None or settings.price_written is None:
+        """Return the price of the tokens, (read price_read + written price_written) / 10^6; None if it is unknown."""
+        if settings.price_read is None or settings.price_written is None or self.uncounted:
             return None
         return (self.read * settings.price_read + self.written * settings.price_written) / _MILLION
 
