@@ -337,3 +337,40 @@ def test_compare_says_who_is_no_independent_judge_and_refuses_questions_of_the_t
         f"the judge of {finished} labelled the pairs that its policy learned from, so it is no independent judge of {finished}",
         f"the evaluator of {finished} was the reward of its policy, so it is no independent judge of {finished}",
     ]
+
+
+def test_compare_ranks_runs_their_base_and_a_file_and_resumes(finished: Path, tmp_path: Path) -> None:
+    other, wrong, output = tmp_path / "other", tmp_path / "wrong.jsonl", tmp_path / "out"
+    shutil.copytree(finished, other, ignore=shutil.ignore_patterns(".lock"))
+    test = list(RunReader(finished).rows("questions", split="test"))
+    wrong.write_text("".join(json.dumps({"question": q["text"], "reply": "The answer is 987654."}) + "\n" for q in test))
+    policies = [str(finished), str(other), f"{finished}@base", str(wrong)]
+    asked = ["compare", *policies, "--judge", "referee", "--judge", "gold", "--output", str(output)]
+    done = selfeval(*asked, "--json")
+    assert done.returncode == 0, done.stderr
+    found, report = json.loads(done.stdout), _evidence(finished)
+    assert found == json.loads((output / "comparison.json").read_text())
+    assert found["questions"] == {"used": 16, "common": 16, "left_out_trained": 0, "left_out_missing": 0}
+    # The base's replies are those of the run, so they are as often right as its report says; no reply of the file is.
+    assert found["gold"]["accuracy"][f"{finished}@base"] == report["policy"]["gold_before"]
+    assert found["gold"]["accuracy"][str(wrong)]["value"] == 0
+    referee, gold = found["judges"]
+    for judge in (referee, gold):
+        assert len(judge["pairs"]) == 6
+        assert all(sum(pair[name] for name in ("win", "tie", "loss", "unparsable")) == 16 for pair in judge["pairs"])
+    assert gold["ranking"][-1]["name"] == str(wrong)
+    # A copy of a run is the same policy, whose replies are sampled once.
+    assert (referee["pairs"][0]["second"], referee["pairs"][0]["tie"]) == (str(other), 16)
+    assert len(list(output.glob("replies-*"))) == 1
+    assert found["agreement"]["n"] > 0
+    assert not found["notes"]
+    # Everything is known now: the same command loads nothing, and prints one line per row.
+    shards = {path: path.stat().st_mtime_ns for path in output.glob("*/shard-*.jsonl")}
+    again = selfeval(*asked)
+    assert again.returncode == 0, again.stderr
+    assert "loading" not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in output.glob("*/shard-*.jsonl")} == shards
+    rows = [line.split("\t") for line in again.stdout.splitlines() if "\t" in line]
+    assert [row[1] for row in rows if row[0] == "rank"][:4] == [place["name"] for place in referee["ranking"]]
+    assert sum(row[0] == "pair" for row in rows) == 12
+    assert "could not be drawn" not in (output / "index.html").read_text()
