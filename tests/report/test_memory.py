@@ -46,6 +46,6 @@ def test_a_row_for_each_stage_and_phase() -> None:
 
 def test_table_and_page_say_it_and_only_when_something_happened() -> None:
     report, quiet = with_events(EVENTS), with_events([])
-    assert summary_rows(report) == summary_rows(quiet) + ROWS
+    assert [row for row in summary_rows(report) if row not in summary_rows(quiet)] == ROWS
     assert all_sections(report, {})["cost"]["memory"][-3:] == ROWS
     assert len(all_sections(quiet, {})["cost"]["memory"]) == len(all_sections(report, {})["cost"]["memory"]) - 3

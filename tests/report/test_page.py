@@ -148,7 +148,7 @@ def test_replies_are_text_and_never_markup(place: str) -> None:
 
 
 KEPT = (
-    *("gold", "judge", "win", "tie", "loss", "better", "mcnemar_exact", "sign_exact", "binomial_exact"),
+    *("gold", "judge", "referee", "win", "tie", "loss", "better", "unclear", "mcnemar_exact", "sign_exact", "binomial_exact"),
     *("right", "empty", "plain_right"),
 )
 """Words that the report may not have otherwise."""

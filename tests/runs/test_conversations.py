@@ -12,7 +12,7 @@ import tiny_models
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
 from selfeval.errors import DataError, InputError
-from selfeval.judging.judges import agreement
+from selfeval.judging import voting
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt
 from selfeval.records import Question
@@ -80,7 +80,7 @@ def of_run(tmp_path_factory: pytest.TempPathFactory) -> Question:
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
     """The prompts from which anything is sampled."""
     seen: list[Prompt] = []
-    for module in (run_policy, run_model, agreement):
+    for module in (run_policy, run_model, voting):
         original: Any = vars(module)["generate"]
 
         def spying(backbone: Backbone, requests: Any, *rest: Any, _original: Any = original, **options: Any) -> Any:

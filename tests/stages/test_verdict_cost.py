@@ -73,7 +73,7 @@ def test_the_evaluator_reads_both_replies_with_every_member_and_writes_nothing(t
     assert tokens.tokens_written.known == 0
     assert cost.tokens.scoring == tokens
     assert cost.tokens.pairs == 8
-    assert tokens.tokens_read.n == 4  # batches
+    assert tokens.tokens_read.n == 2  # batches, of four pairs each
 
 
 def test_the_judge_reads_and_writes_both_orders_and_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

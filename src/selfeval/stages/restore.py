@@ -86,11 +86,12 @@ def _refuse_other_sources(store: RunStore, first: Stage, facts: Mapping[str, Any
         wanted = _key_in(facts, stage.name)
         if wanted is not None and Ledger(store.root).key(stage.name) != wanted:
             raise _other_sources(store.root, first, stage)
+    if facts["config"] is None:
+        return  # without their settings the results are refused below
     inputs = facts["keys"].get(first.name, {}).get("inputs")
-    # Without their settings the results are refused below.
-    config = None if facts["config"] is None else config_of_run(facts["config"], store.root / "replaced")
+    config = config_of_run(facts["config"], store.root / "replaced")
     for edge in first.reads:
-        read = edge.stage if config is None else source_of(edge.stage, config)
+        read = source_of(edge.stage, config)
         # Outputs of other rounds are compared when the run is run.
         if inputs is not None and edge.rounds == "this" and not _can_be_made_from(store, first, read, inputs):
             raise _other_sources(store.root, first, next(stage for stage in STAGES if stage.name == read))
