@@ -273,7 +273,7 @@ def report(options: argparse.Namespace, runs: Sequence[Mapping[str, Any]]) -> No
         for run in runs
     ]
     figures = {
-        "command": f"python benchmarks/word_problems.py --seeds {' '.join(map(str, options.seeds))}",
+        "command": f"python benchmarks/word_problems.py --seeds {' '.join(str(run['seed']) for run in runs)}",
         "machine": machine(),
         "model": Path(options.model).name,
         "data": "singleop, whole numbers below 100",

@@ -197,12 +197,12 @@ def _shapes() -> Iterator[None]:
     On the meta device torch always chooses the unfused one, which keeps a matrix of tokens by tokens. The function is replaced,
     because a mode of torch is not active while a backward pass computes layers again.
     """
-    functional.scaled_dot_product_attention = _attention
+    before, functional.scaled_dot_product_attention = functional.scaled_dot_product_attention, _attention
     try:
         with torch.device("meta"):
             yield
     finally:
-        functional.scaled_dot_product_attention = _UNFUSED
+        functional.scaled_dot_product_attention = before
 
 
 def _attention(
@@ -323,7 +323,7 @@ class ShapeBackbone(Backbone):
         more_roles: Callable[[ShapeBackbone], None] = lambda backbone: None,
     ) -> None:
         try:
-            # Model and roles are built on the meta device; all modules that PEFT and the learner add then become fake as well.
+            # Model and roles are built on the meta device; the modules that PEFT and the learner add elsewhere follow.
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         except ValueError as error:

@@ -68,9 +68,9 @@ def _library() -> Any:
     return openai
 
 
-_HEADERS = ("accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent", "x-stainless-")
-"""Beginnings of the names of headers that a server gets. The library would add those of the environment, such as
-OPENAI_CUSTOM_HEADERS, which are meant for one service, to the requests to all servers."""
+_HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"}
+"""Names of the headers that a server gets, besides those with the library's prefix `x-stainless-`. The library would add those
+of the environment, such as OPENAI_CUSTOM_HEADERS, which are meant for one service, to the requests to all servers."""
 
 
 class _Headers:
@@ -85,8 +85,9 @@ class _Headers:
 
     def __call__(self, request: Any) -> None:
         """Change the headers of a request."""
-        for name in [name for name in request.headers if not name.lower().startswith(_HEADERS)]:
-            del request.headers[name]
+        for name in list(request.headers):
+            if name.lower() not in _HEADERS and not name.lower().startswith("x-stainless-"):
+                del request.headers[name]
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
 
