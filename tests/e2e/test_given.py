@@ -143,7 +143,7 @@ def test_training_never_asks_the_gold_file_and_does_not_depend_on_it(tmp_path: P
     assert evaluated.returncode == 1
     assert "gold was asked" in evaluated.stderr
     other = tmp_path / "other.jsonl"
-    other.write_text("".join(json.dumps({"question": q, "answer": 1}) + "\n" for q, _, _ in PROBLEMS))
+    other.write_text("".join(json.dumps({"question": q, "answer": 1000}) + "\n" for q, _, _ in PROBLEMS))
     again = selfeval(*_arguments(recipe, tmp_path, "pairs", "--set", f"gold={other}"))
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "policy" / "manifest.json").read_bytes() == policy, "other gold redoes the evaluation only"
