@@ -26,6 +26,8 @@ __all__ = [
     "ReferenceAnswer",
     "Reply",
     "Sampled",
+    "SampledPairwiseEvidence",
+    "SampledPointwiseEvidence",
     "Seed",
     "Split",
     "StepLabels",
@@ -213,7 +215,33 @@ class PointwiseEvidence:
     label_masses: tuple[float | None, float | None]
 
 
-Evidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence
+@dataclass(frozen=True)
+class SampledPairwiseEvidence(PairwiseEvidence):
+    """How a judge that samples votes in both orders arrived at its verdict; `raw_output` is the first vote of each order.
+
+    Attributes:
+        readable_votes: number of votes with a verdict in each order.
+        vote_entropies: entropy in nats of the most likely labels of these votes; None for an order without any.
+    """
+
+    readable_votes: tuple[int, int] = (0, 0)
+    vote_entropies: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class SampledPointwiseEvidence(PointwiseEvidence):
+    """How a judge that samples votes on the grade of each reply arrived at its verdict; `raw_output` is the first vote.
+
+    Attributes:
+        readable_votes: number of votes with a grade for each reply.
+        vote_entropies: entropy in nats of the most likely grades of these votes; None for a reply without any.
+    """
+
+    readable_votes: tuple[int, int]
+    vote_entropies: tuple[float | None, float | None]
+
+
+Evidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence | SampledPairwiseEvidence | SampledPointwiseEvidence
 """How a judge arrived at its verdict. In a file, the fields distinguish the types."""
 
 

@@ -68,6 +68,8 @@ def test_what_a_run_does_not_do_takes_no_time(tmp_path: Path) -> None:
     )
     assert pairwise.written == pointwise.written
     assert pairwise.read - pointwise.read == 2 * 16 * LENGTHS.reply  # two prompts a pair, with one reply less
+    sampled = stage_tokens(_config("verdicts.votes=3"), LENGTHS, reference=False)["verdicts"]
+    assert (sampled.written, sampled.read) == (3 * pairwise.written, pairwise.read)  # votes share the reading of their prompt
     plain, with_reference = (stage_tokens(_config(), LENGTHS, reference=shown)["replies"] for shown in (False, True))
     assert with_reference.written == 1.5 * plain.written
 

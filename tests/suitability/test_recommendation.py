@@ -142,6 +142,16 @@ def test_the_command_has_the_settings_of_the_check_and_of_the_judge() -> None:
     assert run_command(found, None, None, []) == "selfeval run --set verdicts.judge=one"
 
 
+def test_the_candidates_have_the_votes_that_they_can_have() -> None:
+    given = ["verdicts.votes=3"]
+    found = {candidate.name: candidate for candidate in candidates_of(load_config(None, {}, given))}
+    votes = {name: candidate.config.verdicts.votes for name, candidate in found.items()}
+    assert votes == {"pairwise": 3, "pairwise, at once": 1, "pointwise": 3, "pointwise, at once": 1, "agreement": 1}
+    for candidate in found.values():
+        told = load_config(None, {}, [*given, *candidate.assignments]).verdicts
+        assert (told.judge, told.votes) == (candidate.config.verdicts.judge, candidate.config.verdicts.votes)
+
+
 def test_the_candidates_are_those_of_the_registry() -> None:
     config = load_config(None, {}, ["verdicts.judge=agreement", "verdicts.agreement.votes=5", "verdicts.keep=0.7"])
     found = {candidate.name: candidate for candidate in candidates_of(config)}

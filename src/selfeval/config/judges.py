@@ -213,6 +213,7 @@ class JudgeSpec:
         config: class of its section; None if it has no settings besides those of `[verdicts]`.
         replies_per_prompt: number of replies that a prompt of the role `judge` shows; the planner counts them. Default: 2.
         can_answer_at_once: whether it writes nothing with `verdicts.reasoning = false`. Default: True.
+        samples_votes: whether it samples `verdicts.votes` chains of thought per prompt. Default: False.
         outputs: noun for the outputs of the model that a verdict is read from, in the findings of the probe. Default: orders.
         compares: how it compares two replies, for the model card. Default: in both orders.
         is_remote: whether it asks a server in place of the model of the run. Default: False.
@@ -225,6 +226,7 @@ class JudgeSpec:
     config: type[JudgeConfig] | None = None
     replies_per_prompt: int = 2
     can_answer_at_once: bool = True
+    samples_votes: bool = False
     outputs: str = "orders"
     compares: str = "in both orders"
     is_remote: bool = False
@@ -259,6 +261,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "pairwise:PairwiseJudge",
         "The base model, prompted to compare two replies in both orders.",
         templates=_COMPARING,
+        samples_votes=True,
     ),
     JudgeSpec(
         "pointwise",
@@ -267,6 +270,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         templates={"judge": (TemplateKind("pointwise", _REPLY_ALONE, flags=("cut", "reasoning"), rubric=True),)},
         config=PointwiseConfig,
         replies_per_prompt=1,
+        samples_votes=True,
         outputs="gradings",
         compares="by grading each of them alone",
     ),

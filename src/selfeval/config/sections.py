@@ -153,6 +153,10 @@ class VerdictsConfig(Section):
     """A chain of thought that is cut off: `drop` has no verdict, `force` reads one after an appended lead."""
     reasoning: bool = True
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
+    votes: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    """Chains of thought that `pairwise` samples per order, or `pointwise` per reply, and averages. Default: one, greedy."""
+    vote_temperature: Positive = 0.7
+    """Sampling temperature of the votes, if there are several."""
     shard: Count = 256
     """Pairs per shard."""
 
@@ -172,6 +176,18 @@ class VerdictsConfig(Section):
         """Validate the chosen judge's section and store it in the field. Other judges' sections remain, as unknown keys."""
         judge = values.get("judge", _JUDGE) if isinstance(values, dict) else None
         return read_settings(values, judge, JUDGES, _SETTINGS)
+
+    @model_validator(mode="after")
+    def _can_vote(self) -> VerdictsConfig:
+        if self.votes > 1 and not JUDGES[self.judge].samples_votes:
+            names = " or ".join(name for name, spec in JUDGES.items() if spec.samples_votes)
+            raise ValueError(f'votes = {self.votes} needs judge = {names}, and judge is "{self.judge}"; set votes = 1')
+        if self.votes > 1 and not self.reasoning:
+            raise ValueError(
+                f"votes = {self.votes} needs reasoning = true, because without a chain of thought all votes are equal; set "
+                "votes = 1, or reasoning = true"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _with_settings_by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

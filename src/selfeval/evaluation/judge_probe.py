@@ -129,9 +129,14 @@ def _can_answer_at_once(config: RunConfig) -> bool:
     return judge_spec("judge", config.verdicts.judge).can_answer_at_once
 
 
+def _no_reasoning(config: RunConfig) -> str:
+    # Several votes need a chain of thought.
+    return "set verdicts.reasoning = false" + (" and verdicts.votes = 1" if config.verdicts.votes > 1 else "")
+
+
 def _more_tokens(config: RunConfig) -> str:
     more = f"raise verdicts.max_new_tokens, for example to {2 * config.verdicts.max_new_tokens}"
-    at_once = ", or set verdicts.reasoning = false to read the verdict at once"
+    at_once = f", or {_no_reasoning(config)} to read the verdict at once"
     return more + at_once if _can_answer_at_once(config) else f"{more}, or ask for shorter replies in reply.jinja"
 
 
@@ -142,7 +147,7 @@ def _statements(config: RunConfig) -> str:
 
 
 def _less_writing(config: RunConfig) -> str:
-    at_once = "set verdicts.reasoning = false, to read the verdict at once"
+    at_once = f"{_no_reasoning(config)}, to read the verdict at once"
     other = at_once if _can_answer_at_once(config) else "ask for shorter replies in reply.jinja"
     return f"more tokens would not help; {other}, or use a stronger model"
 
@@ -157,7 +162,7 @@ def _more_room(config: RunConfig) -> str:
     if not _can_answer_at_once(config):
         shorter = "use shorter questions (questions.max_new_tokens), or lower verdicts.max_new_tokens"
     elif config.verdicts.reasoning:
-        shorter += " or verdicts.max_new_tokens, or set verdicts.reasoning = false"
+        shorter += f" or verdicts.max_new_tokens, or {_no_reasoning(config)}"
     if config.backbone.context.rope_scaling == "none":
         return f"{shorter}, or extend the context with backbone.context.rope_scaling and backbone.context.rope_factor"
     return f"{shorter}, raise backbone.context.rope_factor, or use a model with a longer context"

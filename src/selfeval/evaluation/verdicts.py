@@ -8,7 +8,16 @@ from statistics import fmean
 
 from selfeval.judging.orders import Choice, choice
 from selfeval.quality.statistics import Figure, mean_figure, proportion
-from selfeval.records import AgreementEvidence, PairwiseEvidence, PointwiseEvidence, Unreadable, Verdict, VerdictState
+from selfeval.records import (
+    AgreementEvidence,
+    PairwiseEvidence,
+    PointwiseEvidence,
+    SampledPairwiseEvidence,
+    SampledPointwiseEvidence,
+    Unreadable,
+    Verdict,
+    VerdictState,
+)
 from selfeval.report.schema import JudgeProbe, UnreadableOrders, Verdicts
 
 __all__ = ["choices_of", "count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
@@ -43,6 +52,7 @@ def measure_verdicts(
         kept_share=proportion([verdict.state == VerdictState.KEPT for verdict in verdicts]),
         swap_consistency=proportion([found for found in consistent if found is not None]),
         majority_share=_majority_share(verdicts),
+        vote_entropy=_vote_entropy(verdicts),
         mean_grade=_mean_grade(verdicts),
         probe=probe,
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
@@ -52,6 +62,12 @@ def measure_verdicts(
 def _majority_share(verdicts: Sequence[Verdict]) -> Figure | None:
     ballots = [verdict.evidence for verdict in verdicts if isinstance(verdict.evidence, AgreementEvidence)]
     return mean_figure([ballot.share for ballot in ballots if ballot.share is not None]) if ballots else None
+
+
+def _vote_entropy(verdicts: Sequence[Verdict]) -> Figure | None:
+    sampled = [v.evidence for v in verdicts if isinstance(v.evidence, (SampledPairwiseEvidence, SampledPointwiseEvidence))]
+    means = [fmean(known) for evidence in sampled if (known := [e for e in evidence.vote_entropies if e is not None])]
+    return mean_figure(means, bounds=None) if sampled else None
 
 
 def _mean_grade(verdicts: Sequence[Verdict]) -> Figure | None:

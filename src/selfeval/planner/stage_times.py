@@ -296,7 +296,8 @@ def _of_verdicts(config: RunConfig, lengths: Lengths) -> Tokens:
         return Tokens(written=votes * lengths.reply, read=votes * lengths.reply_prompt)
     # Two prompts a pair: both orders, or both replies. `lengths.judge` is that of a prompt with two replies.
     prompt = lengths.judge - (2 - judge_spec("judge", config.verdicts.judge).replies_per_prompt) * lengths.reply
-    return Tokens(written=2 * pairs * lengths.reasoning, read=2 * pairs * prompt)
+    # The votes on a prompt share the reading of it.
+    return Tokens(written=2 * pairs * config.verdicts.votes * lengths.reasoning, read=2 * pairs * prompt)
 
 
 def _of_evaluator(config: RunConfig, lengths: Lengths) -> Tokens:

@@ -351,6 +351,9 @@ class Verdicts(Part):
     majority_share: _Figure | None = _absent_if_none()
     """Share of the most frequent answer among all votes, of questions with an answer; the mean over pairs. Adjusted Student.
     Absent unless the judge is `agreement`."""
+    vote_entropy: _Figure | None = _absent_if_none()
+    """Entropy in nats of the most likely labels of the readable votes of an order or a grading; the mean over pairs, 0 if all
+    votes agree. Adjusted Student. Absent unless `verdicts.votes` is above 1."""
     mean_grade: _Figure | None = _absent_if_none()
     """Expected grade of the replies on the scale of the rubric; the mean over pairs. Adjusted Student. Absent unless the judge
     is `pointwise`."""

@@ -586,6 +586,7 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Share of verdicts kept", *cells(verdicts.kept_share)),
             *_measured("Same choice (one, other, neither) when the order is swapped", verdicts.swap_consistency),
             *_measured("Share of the votes for the most frequent answer", verdicts.majority_share),
+            *_measured("Entropy of the sampled votes, in nats", verdicts.vote_entropy, as_percent=False),
             *_measured("Mean grade of the replies, on the scale of the rubric", verdicts.mean_grade, as_percent=False),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
             *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),

@@ -277,6 +277,9 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
     values["verdicts"].get("pointwise", {}).pop("rubric", None)  # its content is among the prompts
+    if values["verdicts"]["votes"] == 1:
+        # A single vote is greedy; without the settings, runs from before there were votes keep their keys.
+        del values["verdicts"]["votes"], values["verdicts"]["vote_temperature"]
     for settings in (values["verdicts"].get("endpoint", {}), values["evaluation"].get("referee", {})):
         for name in EndpointConfig.WITHOUT_EFFECT & settings.keys():
             del settings[name]

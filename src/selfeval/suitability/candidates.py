@@ -55,11 +55,14 @@ def _variants(config: RunConfig, name: str) -> list[Candidate]:
     if name != verdicts.judge:
         # Without the configured judge's own section, which other judges do not know.
         common = {key: value for key, value in verdicts.model_dump(mode="json").items() if key != verdicts.judge}
-        verdicts = VerdictsConfig.model_validate({**common, "judge": name})
-    found = [Candidate(name, config.model_copy(update={"verdicts": verdicts}), (chosen,))]
+        votes = verdicts.votes if JUDGES[name].samples_votes else 1
+        verdicts = VerdictsConfig.model_validate({**common, "judge": name, "votes": votes})
+    greedy = () if config.verdicts.votes == 1 else ("verdicts.votes=1",)
+    sets = (chosen,) if verdicts.votes > 1 else (chosen, *greedy)
+    found = [Candidate(name, config.model_copy(update={"verdicts": verdicts}), sets)]
     if verdicts.reasoning and JUDGES[name].can_answer_at_once:
-        at_once = config.model_copy(update={"verdicts": verdicts.model_copy(update={"reasoning": False})})
-        found.append(Candidate(f"{name}, at once", at_once, (chosen, "verdicts.reasoning=false")))
+        at_once = config.model_copy(update={"verdicts": verdicts.model_copy(update={"reasoning": False, "votes": 1})})
+        found.append(Candidate(f"{name}, at once", at_once, (chosen, *greedy, "verdicts.reasoning=false")))
     return found
 
 
