@@ -121,7 +121,7 @@ def test_a_judge_that_samples_votes_has_their_entropy() -> None:
     report = sample_report()
     assert "Entropy of the sampled votes" not in words(render(report, sample_metrics()))
     report["verdicts"]["vote_entropy"] = fig(0.25, 0.125, 0.5, 2900)
-    assert "Entropy of the sampled votes, in nats 0.25 0.12 to 0.50 2,900" in words(render(report, sample_metrics()))
+    assert "Entropy of the sampled votes, in nats 0.250 0.125 to 0.500 2,900" in words(render(report, sample_metrics()))
 
 
 def test_the_results_of_unit_tests_are_counted() -> None:
