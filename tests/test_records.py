@@ -7,6 +7,7 @@ import pytest
 
 from selfeval.records import (
     AgreementEvidence,
+    CombinedEvidence,
     Drop,
     Message,
     Pair,
@@ -35,6 +36,10 @@ AGREEMENT = AgreementEvidence(
 POINTWISE = PointwiseEvidence((None, 0.5), ((), (0.5, 0.5)), ("?", ""), (Unreadable.LABEL_MASS, None), (0.2, 0.9))
 SAMPLED = SampledPairwiseEvidence(None, 0.5, (None, 0.5), ("", ""), (Unreadable.CUT, None), (None, 0.9), (1, 4), (0.0, 0.69))
 GRADED = SampledPointwiseEvidence(**vars(POINTWISE), readable_votes=(0, 3), vote_entropies=(None, 0.5))
+COMBINED = CombinedEvidence(
+    *(("pairwise", "agreement", "pointwise"), (None, 0.25, 0.75), (None, 0.0, None), (0, -1, 1), (0.5, 0.75, 0.875)),
+    members=(SAMPLED, AGREEMENT, None),
+)
 VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.125, EVIDENCE)
 RECORDS: list[Any] = [
     Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
@@ -50,11 +55,13 @@ RECORDS: list[Any] = [
     POINTWISE,
     SAMPLED,
     GRADED,
+    COMBINED,
     VERDICT,
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, POINTWISE),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, AGREEMENT),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, SAMPLED),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, GRADED),
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.TIE, 0.7, 0.6, COMBINED),
     StepLabels("q1", "q1-r0", "42", (4, 9, 12), (3, 0, 4), 4),
     Sampled(3, "q1", "The answer is 3", 0.25, True),
     ReferenceAnswer("q1", "6 * 7 = 42. The answer is 42"),

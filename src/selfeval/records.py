@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "AgreementEvidence",
+    "CombinedEvidence",
     "Drop",
     "Evidence",
     "Message",
@@ -241,7 +242,42 @@ class SampledPointwiseEvidence(PointwiseEvidence):
     vote_entropies: tuple[float | None, float | None]
 
 
-Evidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence | SampledPairwiseEvidence | SampledPointwiseEvidence
+MemberEvidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence | SampledPairwiseEvidence | SampledPointwiseEvidence
+"""How a judge that is not combined arrived at its verdict. In a file, the fields distinguish the types."""
+
+
+@dataclass(frozen=True)
+class CombinedEvidence:
+    """How several judges arrived at their common verdict.
+
+    Attributes:
+        judges: names of the judges; every other field has a value per judge.
+        probabilities: probability that `first` is better; None for a judge without a verdict.
+        ties: probability that neither is better; None without a verdict, or if the judge does not estimate it.
+        votes: 1 for `first`, -1 for `second`, 0 if the judge abstains.
+        accuracies: estimated probability that a vote of the judge is right, from which its weight is computed.
+        members: how the judge arrived at its verdict.
+    """
+
+    judges: tuple[str, ...]
+    probabilities: tuple[float | None, ...]
+    ties: tuple[float | None, ...]
+    votes: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    members: tuple[MemberEvidence | None, ...]
+
+    @property
+    def causes(self) -> tuple[Unreadable | None, ...]:
+        """Causes of the unreadable outputs of all judges."""
+        return tuple(cause for member in self.members if member is not None for cause in member.causes)
+
+    @property
+    def raw_output(self) -> tuple[str, ...]:
+        """Texts that the judges generated."""
+        return tuple(text for member in self.members if member is not None for text in member.raw_output)
+
+
+Evidence = MemberEvidence | CombinedEvidence
 """How a judge arrived at its verdict. In a file, the fields distinguish the types."""
 
 

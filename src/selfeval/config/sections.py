@@ -18,7 +18,16 @@ from pydantic import (
 
 from selfeval.config.choices import check_name, read_settings
 from selfeval.config.fields import Count, CountOrAuto, CountOrNone, Nucleus, Positive, PositiveOrNone, Section, Share
-from selfeval.config.judges import JUDGES, EndpointConfig, JudgeConfig, PointwiseConfig
+from selfeval.config.judges import (
+    JUDGES,
+    AgreementConfig,
+    CombinedConfig,
+    EndpointConfig,
+    JudgeConfig,
+    JudgeRole,
+    PointwiseConfig,
+    judge_spec,
+)
 
 __all__ = [
     "EvaluationConfig",
@@ -164,6 +173,24 @@ class VerdictsConfig(Section):
     def rubric(self) -> str:
         """The user's file of a rubric; empty if the judge reads none, or that of the templates folder."""
         return self.settings.rubric if isinstance(self.settings, PointwiseConfig) else ""
+
+    @property
+    def members(self) -> tuple[VerdictsConfig, ...]:
+        """Settings of the judges that are combined; of another judge, these settings alone."""
+        combined = self.settings
+        return tuple(map(self._member, combined.judges)) if isinstance(combined, CombinedConfig) else (self,)
+
+    def _member(self, name: str) -> VerdictsConfig:
+        assert isinstance(self.settings, CombinedConfig)
+        section = JUDGES[name].config
+        settings = self.settings.agreement if section is AgreementConfig else section() if section else None
+        votes = self.votes if JUDGES[name].samples_votes else 1
+        return self.model_copy(update={"judge": name, "settings": settings, "votes": votes})
+
+    def kinds(self, role: JudgeRole = "judge") -> tuple[str, ...]:
+        """Return the names of the kinds of templates that the judge reads in a role."""
+        found = (kind for member in self.members for kind in judge_spec(role, member.judge).kinds(role))
+        return tuple(dict.fromkeys(found))
 
     @field_validator("judge")
     @classmethod

@@ -37,7 +37,7 @@ class Candidate:
 
 
 def candidates_of(config: RunConfig) -> list[Candidate]:
-    """Return every judge that asks the model, and the configured one, which is first.
+    """Return every judge that asks the model, without combined ones, and the configured one, which is first.
 
     Each that can answer at once is returned without reasoning too.
 
@@ -45,8 +45,9 @@ def candidates_of(config: RunConfig) -> list[Candidate]:
     defaults of theirs.
     """
     chosen = config.verdicts.judge
-    # A server is asked only if the configuration names it.
-    names = sorted((name for name in JUDGES if name == chosen or not JUDGES[name].is_remote), key=lambda name: name != chosen)
+    # A server is asked only if the configuration names it, and a combined judge asks the others again.
+    allowed = [name for name, spec in JUDGES.items() if name == chosen or not (spec.is_remote or spec.combines)]
+    names = sorted(allowed, key=lambda name: name != chosen)
     return [candidate for name in names for candidate in _variants(config, name)]
 
 
