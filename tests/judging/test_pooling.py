@@ -100,8 +100,8 @@ def test_the_evidence_has_the_spread_of_both_orders() -> None:
     ("given", "said"),
     [
         (("verdicts.reasoning=false",), "needs reasoning = true"),
-        (("verdicts.judge=agreement",), 'needs judge = pairwise or pointwise, and judge is "agreement"'),
-        (("verdicts.judge=endpoint",), 'needs judge = pairwise or pointwise, and judge is "endpoint"'),
+        (("verdicts.judge=agreement",), 'needs judge = pairwise or pointwise or combined, and judge is "agreement"'),
+        (("verdicts.judge=endpoint",), 'needs judge = pairwise or pointwise or combined, and judge is "endpoint"'),
         (("verdicts.votes=65",), "less than or equal to 64"),
     ],
 )
