@@ -38,6 +38,7 @@ __all__ = [
     "FirstPairs",
     "Fits",
     "Hidden",
+    "JudgeMember",
     "JudgeProbe",
     "Labels",
     "Memory",
