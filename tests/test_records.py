@@ -7,6 +7,7 @@ import pytest
 
 from selfeval.records import (
     AgreementEvidence,
+    CombinedEvidence,
     Drop,
     Message,
     Pair,
@@ -16,6 +17,8 @@ from selfeval.records import (
     ReferenceAnswer,
     Reply,
     Sampled,
+    SampledPairwiseEvidence,
+    SampledPointwiseEvidence,
     Seed,
     Split,
     StepLabels,
@@ -31,6 +34,12 @@ AGREEMENT = AgreementEvidence(
     ("12", None), {"12": 3, "1/2": 1}, 0.6, 0.2307, 0.8824, (None, None, None, None, Unreadable.NO_ANSWER), ("It is a lot.",)
 )
 POINTWISE = PointwiseEvidence((None, 0.5), ((), (0.5, 0.5)), ("?", ""), (Unreadable.LABEL_MASS, None), (0.2, 0.9))
+SAMPLED = SampledPairwiseEvidence(None, 0.5, (None, 0.5), ("", ""), (Unreadable.CUT, None), (None, 0.9), (1, 4), (0.0, 0.69))
+GRADED = SampledPointwiseEvidence(**vars(POINTWISE), readable_votes=(0, 3), vote_entropies=(None, 0.5))
+COMBINED = CombinedEvidence(
+    *(("pairwise", "agreement", "pointwise"), (None, 0.25, 0.75), (None, 0.0, None), (0, -1, 1), (0.5, 0.75, 0.875)),
+    members=(SAMPLED, AGREEMENT, None),
+)
 VERDICT = Verdict("q1", Split.TEST, "q1-r0", "q1-r1", VerdictState.UNSURE, 0.25, 0.125, EVIDENCE)
 RECORDS: list[Any] = [
     Seed("How many?", None, {"level": 3, "tags": ["a", "b"]}),
@@ -44,9 +53,15 @@ RECORDS: list[Any] = [
     AGREEMENT,
     AgreementEvidence((None, None), {}, None, None, None, (Unreadable.CUT,)),
     POINTWISE,
+    SAMPLED,
+    GRADED,
+    COMBINED,
     VERDICT,
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.UNPARSABLE, None, None, POINTWISE),
     Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, AGREEMENT),
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, SAMPLED),
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.KEPT, 0.8, 0.0, GRADED),
+    Verdict("q1", Split.TRAIN, "q1-r0", "q1-r1", VerdictState.TIE, 0.7, 0.6, COMBINED),
     StepLabels("q1", "q1-r0", "42", (4, 9, 12), (3, 0, 4), 4),
     Sampled(3, "q1", "The answer is 3", 0.25, True),
     ReferenceAnswer("q1", "6 * 7 = 42. The answer is 42"),

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "AgreementEvidence",
+    "CombinedEvidence",
     "Drop",
     "Evidence",
     "Message",
@@ -26,6 +27,8 @@ __all__ = [
     "ReferenceAnswer",
     "Reply",
     "Sampled",
+    "SampledPairwiseEvidence",
+    "SampledPointwiseEvidence",
     "Seed",
     "Split",
     "StepLabels",
@@ -213,7 +216,68 @@ class PointwiseEvidence:
     label_masses: tuple[float | None, float | None]
 
 
-Evidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence
+@dataclass(frozen=True)
+class SampledPairwiseEvidence(PairwiseEvidence):
+    """How a judge that samples votes in both orders arrived at its verdict; `raw_output` is the first vote of each order.
+
+    Attributes:
+        readable_votes: number of votes with a verdict in each order.
+        vote_entropies: entropy in nats of the most likely labels of these votes; None for an order without any.
+    """
+
+    readable_votes: tuple[int, int] = (0, 0)
+    vote_entropies: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class SampledPointwiseEvidence(PointwiseEvidence):
+    """How a judge that samples votes on the grade of each reply arrived at its verdict; `raw_output` is the first vote.
+
+    Attributes:
+        readable_votes: number of votes with a grade for each reply.
+        vote_entropies: entropy in nats of the most likely grades of these votes; None for a reply without any.
+    """
+
+    readable_votes: tuple[int, int]
+    vote_entropies: tuple[float | None, float | None]
+
+
+MemberEvidence = PairwiseEvidence | AgreementEvidence | PointwiseEvidence | SampledPairwiseEvidence | SampledPointwiseEvidence
+"""How a judge that is not combined arrived at its verdict. In a file, the fields distinguish the types."""
+
+
+@dataclass(frozen=True)
+class CombinedEvidence:
+    """How several judges arrived at their common verdict.
+
+    Attributes:
+        judges: names of the judges; every other field has a value per judge.
+        probabilities: probability that `first` is better; None for a judge without a verdict.
+        ties: probability that neither is better; None without a verdict, or if the judge does not estimate it.
+        votes: 1 for `first`, -1 for `second`, 0 if the judge abstains.
+        accuracies: estimated probability that a vote of the judge is right, from which its weight is computed.
+        members: how the judge arrived at its verdict.
+    """
+
+    judges: tuple[str, ...]
+    probabilities: tuple[float | None, ...]
+    ties: tuple[float | None, ...]
+    votes: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    members: tuple[MemberEvidence | None, ...]
+
+    @property
+    def causes(self) -> tuple[Unreadable | None, ...]:
+        """Causes of the unreadable outputs of all judges."""
+        return tuple(cause for member in self.members if member is not None for cause in member.causes)
+
+    @property
+    def raw_output(self) -> tuple[str, ...]:
+        """Texts that the judges generated."""
+        return tuple(text for member in self.members if member is not None for text in member.raw_output)
+
+
+Evidence = MemberEvidence | CombinedEvidence
 """How a judge arrived at its verdict. In a file, the fields distinguish the types."""
 
 

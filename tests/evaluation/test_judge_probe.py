@@ -99,6 +99,7 @@ def test_a_judge_is_unusable_only_if_nothing_can_come_out(pairs: list[Verdict], 
     [
         (unread(Unreadable.CUT, Unreadable.CUT), ["verdicts.max_new_tokens=300"], "max_new_tokens, for example to 600", ""),
         (unread(Unreadable.LOOP, Unreadable.LOOP), [], "verdicts.reasoning = false", "raise verdicts.max_new_tokens"),
+        (unread(Unreadable.LOOP, Unreadable.LOOP), ["verdicts.votes=2"], "false and verdicts.votes = 1", "raise"),
         (unread(Unreadable.NO_ROOM, Unreadable.NO_ROOM), [], "backbone.context.rope_scaling", ""),
         (
             unread(Unreadable.NO_ROOM, Unreadable.NO_ROOM),

@@ -6,7 +6,7 @@ import pytest
 
 from evidence_records import KEPT, TIE, UNPARSABLE, UNSURE, verdict, voted
 from selfeval.evaluation.verdicts import label_is_right, measure_verdicts
-from selfeval.records import Unreadable, Verdict
+from selfeval.records import PairwiseEvidence, SampledPairwiseEvidence, Unreadable, Verdict
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,19 @@ def test_the_mean_share_of_the_majority_is_over_the_votes_with_an_answer() -> No
     assert (found.majority_share.value, found.majority_share.n) == (0.875, 2)
     assert found.swap_consistency.n == 0
     assert "majority_share" not in measure_verdicts([verdict()], None, from_file=False).as_json()
+
+
+def test_the_mean_entropy_of_votes_is_over_the_pairs_with_readable_votes() -> None:
+    def sampled(*entropies: float | None) -> Verdict:
+        plain = PairwiseEvidence(0.9, 0.9, (0.0, 0.0), ("", ""))
+        evidence = SampledPairwiseEvidence(**vars(plain), readable_votes=(2, 2), vote_entropies=entropies)
+        return dataclasses.replace(verdict(), evidence=evidence)
+
+    found = measure_verdicts([sampled(0.6, 0.2), sampled(None, 0.0), sampled(None, None)], None, from_file=False)
+    assert found.vote_entropy is not None
+    assert (found.vote_entropy.value, found.vote_entropy.n) == (pytest.approx(0.2), 2)
+    assert (found.swap_consistency.value, found.swap_consistency.n) == (1.0, 3)
+    assert "vote_entropy" not in measure_verdicts([verdict()], None, from_file=False).as_json()
 
 
 def test_without_gold_no_label_is_checked() -> None:

@@ -12,7 +12,7 @@ from selfeval.backbone.roles import Backbone
 from selfeval.cli import app
 from selfeval.config import RunConfig, load_config
 from selfeval.judging.templates import Templates, templates_folder
-from selfeval.planner.stage_times import Lengths, estimate, probe_speed, stage_tokens
+from selfeval.planner.stage_times import Lengths, Tokens, estimate, probe_speed, stage_tokens
 from selfeval.stages.running import new_config
 
 LENGTHS = Lengths(ask=100, reply_prompt=20, grade=30, judge=60, question=10, reply=5, reasoning=4)
@@ -68,6 +68,13 @@ def test_what_a_run_does_not_do_takes_no_time(tmp_path: Path) -> None:
     )
     assert pairwise.written == pointwise.written
     assert pairwise.read - pointwise.read == 2 * 16 * LENGTHS.reply  # two prompts a pair, with one reply less
+    both = stage_tokens(
+        _config("verdicts.judge=combined", 'verdicts.combined.judges=["pairwise", "pointwise"]'), LENGTHS, reference=False
+    )["verdicts"]
+    # All 16 pairs are among the first ones, which are judged twice.
+    assert both == Tokens(written=2 * (pairwise.written + pointwise.written), read=2 * (pairwise.read + pointwise.read))
+    sampled = stage_tokens(_config("verdicts.votes=3"), LENGTHS, reference=False)["verdicts"]
+    assert (sampled.written, sampled.read) == (3 * pairwise.written, pairwise.read)  # votes share the reading of their prompt
     plain, with_reference = (stage_tokens(_config(), LENGTHS, reference=shown)["replies"] for shown in (False, True))
     assert with_reference.written == 1.5 * plain.written
 

@@ -117,6 +117,34 @@ def test_a_judge_of_votes_has_no_figures_of_orders() -> None:
         assert other not in said
 
 
+def test_a_combined_judge_has_rows_for_every_member() -> None:
+    report = sample_report()
+    assert "estimated from agreement" not in words(render(report, sample_metrics()))
+    nothing = {"value": None, "ci_low": None, "ci_high": None, "n": 0}
+    silent = {"judge": "agreement", "accuracy": 0.5, "voted": fig(0.0, 0.0, 0.01, 3000), "agreement": nothing}
+    voting = {
+        "judge": "pointwise",
+        "accuracy": 0.875,
+        "voted": fig(0.75, 0.7, 0.8, 3000),
+        "agreement": fig(0.8, 0.75, 0.85, 2000),
+    }
+    report["config"]["verdicts"] = {"judge": "combined", "keep": 0.8}
+    report["verdicts"]["members"] = [voting, silent]
+    said = words(render(report, sample_metrics()))
+    assert "Judge pointwise: accuracy of its votes, estimated from agreement 87.5%" in said
+    assert "Judge pointwise: share of the pairs on which it voted 75.0% 70.0% to 80.0% 3,000" in said
+    assert "Judge pointwise: votes of the other judges that agree with its own 80.0% 75.0% to 85.0% 2,000" in said
+    assert "Judge agreement: share of the pairs on which it voted 0.0%" in said
+    assert "Judge agreement: votes of the other judges" not in said
+
+
+def test_a_judge_that_samples_votes_has_their_entropy() -> None:
+    report = sample_report()
+    assert "Entropy of the sampled votes" not in words(render(report, sample_metrics()))
+    report["verdicts"]["vote_entropy"] = fig(0.25, 0.125, 0.5, 2900)
+    assert "Entropy of the sampled votes, in nats 0.250 0.125 to 0.500 2,900" in words(render(report, sample_metrics()))
+
+
 def test_the_results_of_unit_tests_are_counted() -> None:
     report = sample_report()
     assert "Unit tests" not in words(render(report, sample_metrics()))

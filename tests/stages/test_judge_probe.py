@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import tiny_models
-from selfeval.config import RunConfig
+from judged_runs import CUT, PAIRS, WORKS, run_of, shards
 from selfeval.errors import LoopError
-from selfeval.judging.templates import Templates, templates_folder
-from selfeval.records import Question, Reply, Split, Verdict
+from selfeval.records import Question, Verdict
 from selfeval.stages import judge_probe, pairs, verdicts
-from selfeval.stages.context import Context
 from selfeval.stages.evaluation import _verdicts
 from selfeval.stages.given import Given, Labelled
-from selfeval.stages.terminal import Terminal
-from selfeval.store import RUN_SCHEMA, Ledger, RunStore
-
-PAIRS = 20
-CUT: dict[str, Any] = {"max_new_tokens": 4}
-"""A random model gives no verdict in four tokens."""
-WORKS: dict[str, Any] = {"reasoning": False, "label_mass": 0.0, "keep": 0.5, "tie": 1.0}
-
-
-def run_of(folder: Path, settings: dict[str, Any], *, count: int = PAIRS, **options: Any) -> Context:
-    """A run with replies to judge, in a folder that may have earlier work."""
-    made = Context(RunConfig(verdicts={"shard": 8, **settings}), RunStore(folder), Terminal(quiet=True), **options)
-    backbone = tiny_models.backbone("llama", 384, max_position_embeddings=1024)
-    made.__dict__.update(backbone=backbone, templates=Templates.load(templates_folder("none"), backbone.loaded.tokenizer))
-    made.store.update_run(schema=RUN_SCHEMA)
-    if not made.store.shards("questions"):
-        made.store.write_shard("questions", 0, [Question(f"q{i}", f"What is {i}?", Split.TRAIN, "self") for i in range(count)])
-        texts = [(f"q{i}", n, f"{i} {'one' if n else 'two'}") for i in range(count) for n in (0, 1)]
-        replies = [Reply(f"{q}-r{n}", q, text, (7, 1), "sample", 1.0, 1.0, -1.0, True) for q, n, text in texts]
-        made.store.write_shard("replies", 0, replies)
-    return made
-
-
-def shards(run: Context) -> list[bytes]:
-    return [path.read_bytes() for path in run.store.shards("verdicts")]
+from selfeval.store import Ledger
 
 
 def test_a_judge_that_is_always_cut_off_stops_the_stage_before_any_shard(tmp_path: Path) -> None:

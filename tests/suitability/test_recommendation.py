@@ -142,10 +142,27 @@ def test_the_command_has_the_settings_of_the_check_and_of_the_judge() -> None:
     assert run_command(found, None, None, []) == "selfeval run --set verdicts.judge=one"
 
 
+def test_the_candidates_have_the_votes_that_they_can_have() -> None:
+    given = ["verdicts.votes=3"]
+    found = {candidate.name: candidate for candidate in candidates_of(load_config(None, {}, given))}
+    votes = {name: candidate.config.verdicts.votes for name, candidate in found.items()}
+    assert votes == {"pairwise": 3, "pairwise, at once": 1, "pointwise": 3, "pointwise, at once": 1, "agreement": 1}
+    for candidate in found.values():
+        told = load_config(None, {}, [*given, *candidate.assignments]).verdicts
+        assert (told.judge, told.votes) == (candidate.config.verdicts.judge, candidate.config.verdicts.votes)
+
+
+def test_a_combined_judge_is_checked_if_it_is_configured_besides_its_members() -> None:
+    config = load_config(None, {}, ["verdicts.judge=combined", "verdicts.combined.agreement.votes=4"])
+    names = [candidate.name for candidate in candidates_of(config)]
+    assert names == ["combined", "pairwise", "pairwise, at once", "pointwise", "pointwise, at once", "agreement"]
+
+
 def test_the_candidates_are_those_of_the_registry() -> None:
     config = load_config(None, {}, ["verdicts.judge=agreement", "verdicts.agreement.votes=5", "verdicts.keep=0.7"])
     found = {candidate.name: candidate for candidate in candidates_of(config)}
-    local = {name: spec for name, spec in JUDGES.items() if not spec.is_remote}  # a server is asked only if it is configured
+    # A server is asked only if it is configured, and a combined judge would ask the others again.
+    local = {name: spec for name, spec in JUDGES.items() if not spec.is_remote and not spec.combines}
     assert set(found) == set(local) | {f"{name}, at once" for name, spec in local.items() if spec.can_answer_at_once}
     assert next(iter(found)) == "agreement"
     assert found["agreement"].config.verdicts.settings.votes == 5  # type: ignore[union-attr]

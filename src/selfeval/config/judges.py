@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import regex
 from pydantic import Field, field_validator, model_validator
 
+from selfeval.config.choices import check_name
 from selfeval.config.fields import CountOrNone, Nucleus, Positive, PositiveOrNone, Section
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "REPLY",
     "RUBRIC",
     "AgreementConfig",
+    "CombinedConfig",
     "EndpointConfig",
     "JudgeConfig",
     "JudgeRole",
@@ -163,6 +165,27 @@ class EndpointConfig(JudgeConfig):
         return self
 
 
+class CombinedConfig(JudgeConfig):
+    """Settings of `judge = "combined"`."""
+
+    judges: tuple[str, ...] = ("pairwise", "pointwise", "agreement")
+    """The judges that are combined: two or more that ask the model of the run."""
+    pairs: Annotated[int, Field(ge=16, strict=True)] = 256
+    """Number of first pairs of a round from whose verdicts the accuracies of the judges are estimated."""
+    agreement: AgreementConfig = AgreementConfig()
+    """Settings of `agreement`, if it is one of the judges. `pointwise` has the rubric of the templates folder."""
+
+    @field_validator("judges")
+    @classmethod
+    def _can_be_combined(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        allowed = [name for name, spec in JUDGES.items() if not spec.is_remote and not spec.combines]
+        for name in value:
+            check_name(name, allowed, "judge")
+        if len(set(value)) != len(value) or len(value) < 2:
+            raise ValueError(f"must be two or more different judges of {', '.join(allowed)}")
+        return value
+
+
 class PointwiseConfig(JudgeConfig):
     """Settings of `judge = "pointwise"`."""
 
@@ -209,12 +232,15 @@ class JudgeSpec:
         name: value of `verdicts.judge`, and name of the judge's section, `[verdicts.NAME]`.
         implementation: `module:object` in `judging/judges/`; the object takes a `JudgeContext` and returns a `Judge`.
         summary: one line for the documentation.
-        templates: kinds of templates that it reads in each role. A role without an entry needs no template.
+        templates: kinds of templates that it reads in each role. A role without an entry needs no template. A judge that is
+            combined from others reads those of its members; see `VerdictsConfig.kinds`.
         config: class of its section; None if it has no settings besides those of `[verdicts]`.
         replies_per_prompt: number of replies that a prompt of the role `judge` shows; the planner counts them. Default: 2.
         can_answer_at_once: whether it writes nothing with `verdicts.reasoning = false`. Default: True.
+        samples_votes: whether it samples `verdicts.votes` chains of thought per prompt. Default: False.
         outputs: noun for the outputs of the model that a verdict is read from, in the findings of the probe. Default: orders.
         compares: how it compares two replies, for the model card. Default: in both orders.
+        combines: whether it combines other judges. Default: False.
         is_remote: whether it asks a server in place of the model of the run. Default: False.
     """
 
@@ -225,8 +251,10 @@ class JudgeSpec:
     config: type[JudgeConfig] | None = None
     replies_per_prompt: int = 2
     can_answer_at_once: bool = True
+    samples_votes: bool = False
     outputs: str = "orders"
     compares: str = "in both orders"
+    combines: bool = False
     is_remote: bool = False
 
     def kinds(self, role: JudgeRole) -> tuple[str, ...]:
@@ -259,6 +287,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         "pairwise:PairwiseJudge",
         "The base model, prompted to compare two replies in both orders.",
         templates=_COMPARING,
+        samples_votes=True,
     ),
     JudgeSpec(
         "pointwise",
@@ -267,6 +296,7 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         templates={"judge": (TemplateKind("pointwise", _REPLY_ALONE, flags=("cut", "reasoning"), rubric=True),)},
         config=PointwiseConfig,
         replies_per_prompt=1,
+        samples_votes=True,
         outputs="gradings",
         compares="by grading each of them alone",
     ),
@@ -288,6 +318,17 @@ JUDGES: dict[str, JudgeSpec] = _registry(
         templates=_COMPARING,
         config=EndpointConfig,
         is_remote=True,
+    ),
+    JudgeSpec(
+        "combined",
+        "combined:CombinedJudge",
+        "Several of the judges above, weighted by the accuracies that their agreement on the first pairs shows.",
+        config=CombinedConfig,
+        can_answer_at_once=False,
+        samples_votes=True,
+        outputs="outputs",
+        combines=True,
+        compares="by several judges, weighted by the accuracies that their agreement shows",
     ),
 )
 """The judges by name. Registering a judge here is enough to configure and use it, and to check its templates."""

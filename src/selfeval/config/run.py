@@ -89,12 +89,15 @@ class RunConfig(Section):
         return value
 
     def judging(self, role: JudgeRole) -> VerdictsConfig:
-        """Return the settings of the verdicts in a role: `judge` and `settings` are those of the judge or of the referee."""
+        """Return the settings of the verdicts in a role: `judge` and `settings` are those of the judge or of the referee.
+
+        The referee takes no votes, so evaluations do not depend on those of the judge.
+        """
         if role == "judge":
             return self.verdicts
         referee = self.evaluation.referee
         name = REFEREE if referee is None else "endpoint"
-        return self.verdicts.model_copy(update={"judge": name, "settings": referee})
+        return self.verdicts.model_copy(update={"judge": name, "settings": referee, "votes": 1})
 
     @property
     def servers(self) -> dict[str, EndpointConfig]:

@@ -18,7 +18,16 @@ from pydantic import (
 
 from selfeval.config.choices import check_name, read_settings
 from selfeval.config.fields import Count, CountOrAuto, CountOrNone, Nucleus, Positive, PositiveOrNone, Section, Share
-from selfeval.config.judges import JUDGES, EndpointConfig, JudgeConfig, PointwiseConfig
+from selfeval.config.judges import (
+    JUDGES,
+    AgreementConfig,
+    CombinedConfig,
+    EndpointConfig,
+    JudgeConfig,
+    JudgeRole,
+    PointwiseConfig,
+    judge_spec,
+)
 
 __all__ = [
     "EvaluationConfig",
@@ -153,6 +162,10 @@ class VerdictsConfig(Section):
     """A chain of thought that is cut off: `drop` has no verdict, `force` reads one after an appended lead."""
     reasoning: bool = True
     """Let the judge write a chain of thought before its verdict; false: read the verdict at once."""
+    votes: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    """Chains of thought that `pairwise` samples per order, or `pointwise` per reply, and averages. Default: one, greedy."""
+    vote_temperature: Positive = 0.7
+    """Sampling temperature of the votes, if there are several."""
     shard: Count = 256
     """Pairs per shard."""
 
@@ -160,6 +173,24 @@ class VerdictsConfig(Section):
     def rubric(self) -> str:
         """The user's file of a rubric; empty if the judge reads none, or that of the templates folder."""
         return self.settings.rubric if isinstance(self.settings, PointwiseConfig) else ""
+
+    @property
+    def members(self) -> tuple[VerdictsConfig, ...]:
+        """Settings of the judges that are combined; of another judge, these settings alone."""
+        combined = self.settings
+        return tuple(map(self._member, combined.judges)) if isinstance(combined, CombinedConfig) else (self,)
+
+    def _member(self, name: str) -> VerdictsConfig:
+        assert isinstance(self.settings, CombinedConfig)
+        section = JUDGES[name].config
+        settings = self.settings.agreement if section is AgreementConfig else section() if section else None
+        votes = self.votes if JUDGES[name].samples_votes else 1
+        return self.model_copy(update={"judge": name, "settings": settings, "votes": votes})
+
+    def kinds(self, role: JudgeRole = "judge") -> tuple[str, ...]:
+        """Return the names of the kinds of templates that the judge reads in a role."""
+        found = (kind for member in self.members for kind in judge_spec(role, member.judge).kinds(role))
+        return tuple(dict.fromkeys(found))
 
     @field_validator("judge")
     @classmethod
@@ -172,6 +203,18 @@ class VerdictsConfig(Section):
         """Validate the chosen judge's section and store it in the field. Other judges' sections remain, as unknown keys."""
         judge = values.get("judge", _JUDGE) if isinstance(values, dict) else None
         return read_settings(values, judge, JUDGES, _SETTINGS)
+
+    @model_validator(mode="after")
+    def _can_vote(self) -> VerdictsConfig:
+        if self.votes > 1 and not JUDGES[self.judge].samples_votes:
+            names = " or ".join(name for name, spec in JUDGES.items() if spec.samples_votes)
+            raise ValueError(f'votes = {self.votes} needs judge = {names}, and judge is "{self.judge}"; set votes = 1')
+        if self.votes > 1 and not self.reasoning:
+            raise ValueError(
+                f"votes = {self.votes} needs reasoning = true, because without a chain of thought all votes are equal; set "
+                "votes = 1, or reasoning = true"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _with_settings_by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -6,11 +6,13 @@ Each test has one unit per question, and is the exact binomial test of wins agai
   judge (gold, or the majority answer of a vote). A guess is right half of the time, because the replies are in random order.
 - `orders_against_chance`: pairs whose orders both chose a reply. A judge that chooses at random, or by position, agrees with
   itself in the other order at most half of the time: with a share b of first choices, 2 b (1 - b) <= 1/2.
+- `members_against_chance`: whether the members of a combined judge choose the same reply. Judges that choose without regard to
+  the replies, independently of each other, do so half of the time.
 - `votes_against_chance`: whether a reply has the majority answer of its question more often than that of another one. A
   model whose answers do not depend on the question has both equally often.
 - `lengths_against_chance`: whether kept verdicts choose the longer reply. A judge that always does is a rule.
 
-None of the last three shows that a judge is right. Without any source of right answers, they are necessary conditions only.
+None of the last four shows that a judge is right. Without any source of right answers, they are necessary conditions only.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from collections.abc import Mapping, Sequence
 
 from selfeval.evaluation.verdicts import choices_of, label_is_right
 from selfeval.quality.comparisons import Comparison, compare_paired, compare_with_level
-from selfeval.records import AgreementEvidence, Reply, Verdict, VerdictState
+from selfeval.records import AgreementEvidence, CombinedEvidence, Reply, Verdict, VerdictState
 
 __all__ = [
     "Right",
     "labels_against_chance",
     "lengths_against_chance",
     "majority_of",
+    "members_against_chance",
     "orders_against_chance",
     "right_by_majority",
     "votes_against_chance",
@@ -63,6 +66,19 @@ def orders_against_chance(verdicts: Sequence[Verdict]) -> Comparison:
     """
     chosen = [choices for v in verdicts if set(choices := choices_of(v)) <= {"first", "second"}]
     return compare_with_level([float(first == second) for first, second in chosen])
+
+
+def members_against_chance(verdicts: Sequence[Verdict]) -> Comparison:
+    """Compare how often two members of a combined judge choose the same reply with one half.
+
+    Args:
+        verdicts: verdicts of a combined judge, one per question; others do not count.
+
+    Returns:
+        The share minus one half, with the first two members that vote on a pair; without cases for other judges.
+    """
+    votes = [[v for v in verdict.evidence.votes if v] for verdict in verdicts if isinstance(verdict.evidence, CombinedEvidence)]
+    return compare_with_level([float(first == second) for first, second, *_ in (v for v in votes if len(v) > 1)])
 
 
 def votes_against_chance(verdicts: Sequence[Verdict]) -> Comparison:

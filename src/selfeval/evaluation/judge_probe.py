@@ -9,10 +9,18 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from selfeval.config import AgreementConfig, RunConfig, judge_spec
+from selfeval.config import AgreementConfig, CombinedConfig, RunConfig, judge_spec
 from selfeval.evaluation.verdicts import choices_of, count_causes, is_consistent
 from selfeval.quality.statistics import mean_figure, proportion
-from selfeval.records import AgreementEvidence, PairwiseEvidence, PointwiseEvidence, Unreadable, Verdict, VerdictState
+from selfeval.records import (
+    AgreementEvidence,
+    CombinedEvidence,
+    PairwiseEvidence,
+    PointwiseEvidence,
+    Unreadable,
+    Verdict,
+    VerdictState,
+)
 from selfeval.report.schema import JudgeProbe, ProbeFinding, UnreadableOrders
 
 __all__ = ["PROBED", "diagnose", "probe_sentences", "shown_first"]
@@ -82,8 +90,9 @@ def shown_first(verdict: Verdict) -> float | None:
 
 def _masses(verdict: Verdict) -> list[float]:
     evidence = verdict.evidence
-    masses = evidence.label_masses if isinstance(evidence, (PairwiseEvidence, PointwiseEvidence)) else ()
-    return [mass for mass in masses if mass is not None]
+    members = evidence.members if isinstance(evidence, CombinedEvidence) else (evidence,)
+    labelled = [member for member in members if isinstance(member, (PairwiseEvidence, PointwiseEvidence))]
+    return [mass for member in labelled for mass in member.label_masses if mass is not None]
 
 
 # -- outputs that cannot be read ----------------------------------------------------------------------------------------
@@ -94,7 +103,7 @@ _OBSERVED = {
     Unreadable.LABEL_MASS: "gave their verdict labels together less probability than verdicts.label_mass = {mass:g}",
     Unreadable.NO_ROOM: "did not fit the model's context",
     Unreadable.NO_LEAD: "ended without a verdict, and no lead could be appended",
-    Unreadable.NO_ANSWER: "ended without an answer of the form verdicts.agreement.answer = {answer}",
+    Unreadable.NO_ANSWER: "ended without an answer of the form {section}.answer = {answer}",
     Unreadable.TRUNCATED: "were cut off at verdicts.max_new_tokens = {tokens} and read after an appended lead",
     Unreadable.REFUSED: "refused to judge",
 }
@@ -104,8 +113,10 @@ def _unreadable_findings(verdicts: Sequence[Verdict], config: RunConfig) -> list
     settings, counts = config.verdicts, count_causes(verdicts)
     # A pair has two orders, or as many votes as were sampled.
     total = sum(2 if v.evidence is None else len(v.evidence.causes) for v in verdicts)
-    form = settings.settings.answer if isinstance(settings.settings, AgreementConfig) else ""
-    said = {"tokens": settings.max_new_tokens, "mass": settings.label_mass, "answer": form}
+    forms = [member.settings.answer for member in settings.members if isinstance(member.settings, AgreementConfig)]
+    form = ", ".join(forms)
+    section = "verdicts.combined.agreement" if isinstance(settings.settings, CombinedConfig) else "verdicts.agreement"
+    said = {"tokens": settings.max_new_tokens, "mass": settings.label_mass, "answer": form, "section": section}
     outputs = judge_spec("judge", settings.judge).outputs
     masses = [mass for v in verdicts for mass in _masses(v) if mass < config.verdicts.label_mass]
     remedies = {
@@ -129,9 +140,14 @@ def _can_answer_at_once(config: RunConfig) -> bool:
     return judge_spec("judge", config.verdicts.judge).can_answer_at_once
 
 
+def _no_reasoning(config: RunConfig) -> str:
+    # Several votes need a chain of thought.
+    return "set verdicts.reasoning = false" + (" and verdicts.votes = 1" if config.verdicts.votes > 1 else "")
+
+
 def _more_tokens(config: RunConfig) -> str:
     more = f"raise verdicts.max_new_tokens, for example to {2 * config.verdicts.max_new_tokens}"
-    at_once = ", or set verdicts.reasoning = false to read the verdict at once"
+    at_once = f", or {_no_reasoning(config)} to read the verdict at once"
     return more + at_once if _can_answer_at_once(config) else f"{more}, or ask for shorter replies in reply.jinja"
 
 
@@ -142,7 +158,7 @@ def _statements(config: RunConfig) -> str:
 
 
 def _less_writing(config: RunConfig) -> str:
-    at_once = "set verdicts.reasoning = false, to read the verdict at once"
+    at_once = f"{_no_reasoning(config)}, to read the verdict at once"
     other = at_once if _can_answer_at_once(config) else "ask for shorter replies in reply.jinja"
     return f"more tokens would not help; {other}, or use a stronger model"
 
@@ -157,7 +173,7 @@ def _more_room(config: RunConfig) -> str:
     if not _can_answer_at_once(config):
         shorter = "use shorter questions (questions.max_new_tokens), or lower verdicts.max_new_tokens"
     elif config.verdicts.reasoning:
-        shorter += " or verdicts.max_new_tokens, or set verdicts.reasoning = false"
+        shorter += f" or verdicts.max_new_tokens, or {_no_reasoning(config)}"
     if config.backbone.context.rope_scaling == "none":
         return f"{shorter}, or extend the context with backbone.context.rope_scaling and backbone.context.rope_factor"
     return f"{shorter}, raise backbone.context.rope_factor, or use a model with a longer context"

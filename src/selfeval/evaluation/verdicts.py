@@ -8,8 +8,18 @@ from statistics import fmean
 
 from selfeval.judging.orders import Choice, choice
 from selfeval.quality.statistics import Figure, mean_figure, proportion
-from selfeval.records import AgreementEvidence, PairwiseEvidence, PointwiseEvidence, Unreadable, Verdict, VerdictState
-from selfeval.report.schema import JudgeProbe, UnreadableOrders, Verdicts
+from selfeval.records import (
+    AgreementEvidence,
+    CombinedEvidence,
+    PairwiseEvidence,
+    PointwiseEvidence,
+    SampledPairwiseEvidence,
+    SampledPointwiseEvidence,
+    Unreadable,
+    Verdict,
+    VerdictState,
+)
+from selfeval.report.schema import JudgeMember, JudgeProbe, UnreadableOrders, Verdicts
 
 __all__ = ["choices_of", "count_causes", "is_consistent", "label_is_right", "measure_verdicts"]
 
@@ -43,7 +53,9 @@ def measure_verdicts(
         kept_share=proportion([verdict.state == VerdictState.KEPT for verdict in verdicts]),
         swap_consistency=proportion([found for found in consistent if found is not None]),
         majority_share=_majority_share(verdicts),
+        vote_entropy=_vote_entropy(verdicts),
         mean_grade=_mean_grade(verdicts),
+        members=_members(verdicts),
         probe=probe,
         label_accuracy_gold=None if labels is None else proportion([right for right in labels if right is not None]),
     )
@@ -54,10 +66,35 @@ def _majority_share(verdicts: Sequence[Verdict]) -> Figure | None:
     return mean_figure([ballot.share for ballot in ballots if ballot.share is not None]) if ballots else None
 
 
+def _vote_entropy(verdicts: Sequence[Verdict]) -> Figure | None:
+    sampled = [v.evidence for v in verdicts if isinstance(v.evidence, (SampledPairwiseEvidence, SampledPointwiseEvidence))]
+    means = [fmean(known) for evidence in sampled if (known := [e for e in evidence.vote_entropies if e is not None])]
+    return mean_figure(means, bounds=None) if sampled else None
+
+
 def _mean_grade(verdicts: Sequence[Verdict]) -> Figure | None:
     graded = [verdict.evidence for verdict in verdicts if isinstance(verdict.evidence, PointwiseEvidence)]
     means = [fmean(known) for evidence in graded if (known := [grade for grade in evidence.grades if grade is not None])]
     return mean_figure(means, bounds=None) if graded else None
+
+
+def _members(verdicts: Sequence[Verdict]) -> tuple[JudgeMember, ...] | None:
+    rows = [verdict.evidence for verdict in verdicts if isinstance(verdict.evidence, CombinedEvidence)]
+    return tuple(_member(place, rows) for place in range(len(rows[0].judges))) if rows else None
+
+
+def _member(place: int, rows: Sequence[CombinedEvidence]) -> JudgeMember:
+    agreed = []
+    for row in rows:
+        own, others = row.votes[place], [vote for n, vote in enumerate(row.votes) if n != place and vote]
+        if own and others:
+            agreed.append(fmean(vote == own for vote in others))
+    return JudgeMember(
+        judge=rows[0].judges[place],
+        accuracy=rows[0].accuracies[place],
+        voted=proportion([bool(row.votes[place]) for row in rows]),
+        agreement=mean_figure(agreed),
+    )
 
 
 def count_causes(verdicts: Sequence[Verdict]) -> dict[str, int]:

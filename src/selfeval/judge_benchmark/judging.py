@@ -106,6 +106,7 @@ def judge_comparisons(subject: Subject, model: ModelHandle, comparisons: Sequenc
         role=subject.judge_role,
         seed=subject.seed,
         answers=model.answers,
+        accuracies=subject.accuracies,
     )
     with model.backbone.acting_as(BASE):
         return list(map(rounded_judgement, judge.judge(shown)))

@@ -16,6 +16,7 @@ from selfeval.errors import InputError
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.runs.comparison import check_sure
 from selfeval.runs.evaluator import Evaluator
+from selfeval.runs.judge_accuracies import read_accuracies
 from selfeval.runs.members import member_roles
 from selfeval.runs.model import RunModel
 from selfeval.runs.reader import RunReader, round_seed
@@ -65,6 +66,13 @@ class Subject:
         return "referee" if self.role == "referee" else "judge"
 
     @property
+    def accuracies(self) -> tuple[float, ...] | None:
+        """Accuracies of the members of the run's judge, if it is a combined one."""
+        if self.run is None or self.role != "judge":
+            return None
+        return read_accuracies(self.config.verdicts, RunReader(self.run).folder)
+
+    @property
     def key(self) -> str:
         """Fingerprint of everything that its judgements depend on. The threshold `keep` is applied to them afterwards."""
         verdicts = self.config.judging(self.judge_role).model_copy(update={"keep": 1.0})
@@ -81,7 +89,7 @@ class Subject:
         reader = RunReader(self.run)
         known = [reader.run.get(name) for name in ("templates", "made_of", "commit", "date")]
         if self.role != "evaluator":
-            return known
+            return known if self.accuracies is None else [*known, self.accuracies]
         folders = [reader.roles_folder / role for role in member_roles(self.config)]
         files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
         return [*known, [(file.relative_to(reader.roles_folder).as_posix(), content_hash(file)) for file in files]]
@@ -113,7 +121,7 @@ class Subject:
         config = self.config
         backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
         # Also the prompt of a reply, after which the log-probs of the baseline are computed.
-        kinds = dict.fromkeys((*judge_spec(self.judge_role, config.verdicts.judge).kinds(self.judge_role), REPLY.name))
+        kinds = dict.fromkeys((*config.verdicts.kinds(self.judge_role), REPLY.name))
         folder = templates_folder(config.model, config.templates)
         tokenizer, chat = backbone.loaded.tokenizer, config.chat
         return ModelHandle(backbone, Templates.load(folder, tokenizer, day, None, tuple(kinds), chat.arguments, chat.system))
@@ -173,6 +181,11 @@ def _of_model(model: str, judge: str | None, settings: Sequence[str], sure: floa
     named = () if judge in (None, "referee") else (f"verdicts.judge={judge}",)
     config = new_config(model=model, assignments=[*settings, *named], trust_remote_code=trusted)
     role: Role = "referee" if judge == "referee" else "judge"
+    if role == "judge" and judge_spec(role, config.verdicts.judge).combines:
+        raise InputError(
+            "the accuracies of a combined judge are estimated in a run; pass the folder of a run with this judge, or measure "
+            "its members one by one with --judge"
+        )
     return Subject(role, _with_keep(config, config.verdicts.keep if sure is None else sure), None, config.seed)
 
 

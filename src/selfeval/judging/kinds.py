@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfeval.config import JUDGES, REPLY, TemplateKind, VerdictsConfig, judge_spec
+from selfeval.config import JUDGES, REPLY, TemplateKind, VerdictsConfig
 
 __all__ = ["STAGE_KINDS", "kinds_of_run", "template_kinds"]
 
@@ -28,6 +28,6 @@ def kinds_of_run(config: VerdictsConfig | None = None) -> tuple[str, ...]:
     Args:
         config: Optional. Settings of the verdicts, which name the judge. Default: the default settings.
     """
-    name = (config or VerdictsConfig()).judge
-    judges = (*judge_spec("judge", name).kinds("judge"), *judge_spec("referee", name).kinds("referee"))
+    settings = config or VerdictsConfig()
+    judges = (*settings.kinds("judge"), *settings.kinds("referee"))
     return tuple(dict.fromkeys((*(kind.name for kind in STAGE_KINDS), *judges)))

@@ -6,39 +6,25 @@ The probabilities are read, not the sampled word alone. An unparsable answer has
 from __future__ import annotations
 
 import math
+import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfeval.judging.labels import verdict_tokens
 from selfeval.judging.loops import ends_in_loop
+from selfeval.judging.pooling import Reading, pool_votes
 from selfeval.judging.protocol import JudgeContext
 from selfeval.judging.reading import Place, find_verdict, is_refusal, thinking_of, token_at
 from selfeval.prompt import Prompt
 from selfeval.records import Unreadable
 from selfeval.rollout.engine import Request, Rollout, generate
 
-__all__ = ["LabelReader", "Reading"]
+__all__ = ["LabelReader"]
 
 TokenIds = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The result of one prompt.
-
-    Attributes:
-        probabilities: probability of each label, in the order in which the kind of template declares them; they need not add
-            up to 1. None if the output is unparsable.
-        raw_output: the output of the judge.
-        cause: Optional. Why the output is unparsable, or TRUNCATED if its probabilities were read although it was cut off.
-        label_mass: Optional. Probability of all labels together at the position of the verdict; None if there is no position.
-    """
-
-    probabilities: tuple[float, ...] | None
-    raw_output: str
-    cause: Unreadable | None = None
-    label_mass: float | None = None
+_Case = tuple[Prompt, int]
+"""A prompt, and the number of the vote on it."""
 
 
 _TAIL = 32
@@ -63,7 +49,8 @@ class _Spot:
 class LabelReader:
     """Runs a prompted judge under the active role, and reads the probabilities of its labels.
 
-    The judge writes greedily, unless its context has a temperature.
+    The judge writes greedily, unless its context has a temperature. With `verdicts.votes` above 1 it writes that many samples
+    per prompt, whose probabilities are pooled (`pool_votes`).
 
     Args:
         context: context of the judge.
@@ -79,26 +66,47 @@ class LabelReader:
     def read(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> list[Reading]:
         """Return one reading per prompt. A prompt longer than the model's context is unparsable, and its raw output says so."""
         reasoning = self._reason(prompts, advance)
-        spots = {prompt: spot for prompt, said in reasoning.items() if (spot := self._spot(prompt, said)) is not None}
+        spots = {case: spot for case, said in reasoning.items() if (spot := self._spot(case[0], said)) is not None}
         logprobs = self._label_logprobs(spots)
-        return [self._reading(p, reasoning.get(p), logprobs.get(p), spots[p].cause if p in spots else None) for p in prompts]
+
+        def reading(case: _Case) -> Reading:
+            cause = spots[case].cause if case in spots else None
+            return self._reading(case[0], reasoning.get(case), logprobs.get(case), cause)
+
+        votes = {prompt: [reading((prompt, n)) for n in range(self.config.votes)] for prompt in dict.fromkeys(prompts)}
+        return [votes[prompt][0] if self.config.votes == 1 else pool_votes(votes[prompt]) for prompt in prompts]
 
     def _room(self, prompt: Prompt) -> int:
         context = self.backbone.loaded.context_length
         return sys.maxsize if context is None else context - len(prompt.ids)
 
-    def _reason(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[Prompt, Rollout]:
+    def _reason(self, prompts: Sequence[Prompt], advance: Callable[[int], None] | None) -> dict[_Case, Rollout]:
         # Equal prompts are asked once. One without room for lead and labels gets no reading.
         distinct = [p for p in dict.fromkeys(prompts) if self._room(p) > len(self.tokens.lead) + self.tokens.longest]
+        cases = [(prompt, n) for prompt in distinct for n in range(self.config.votes)]
         if not self.config.reasoning or not distinct:
             # Without a chain of thought the judge writes nothing: the labels are read right after prompt and lead.
-            return dict.fromkeys(distinct, Rollout((), (), False))
-        requests = [Request(prompt, self.temperature) for prompt in distinct]
+            return dict.fromkeys(cases, Rollout((), (), False))
         limit, watch, seed = self.config.max_new_tokens, self.tokens.all, self.seed if self.temperature else 0
         rollouts = generate(
-            self.backbone, requests, max_new_tokens=limit, seed=seed, batch_size=self.batch_size, watch=watch, advance=advance
+            self.backbone,
+            list(map(self._request, cases)),
+            max_new_tokens=limit,
+            seed=0 if self.config.votes > 1 else seed,  # each vote has a stream with the seed in its name
+            batch_size=self.batch_size,
+            watch=watch,
+            advance=advance,
         )
-        return dict(zip(distinct, rollouts, strict=True))
+        return dict(zip(cases, rollouts, strict=True))
+
+    def _request(self, case: _Case) -> Request:
+        prompt, number = case
+        if self.config.votes == 1:
+            return Request(prompt, self.temperature)
+        # By the prompt, so a vote does not depend on the other prompts of a shard.
+        name = ",".join(map(str, prompt.ids))
+        stream = random.Random(f"{self.seed}/verdict votes/{name}/{number}").getrandbits(64)
+        return Request(prompt, self.config.vote_temperature, stream=stream)
 
     def _spot(self, prompt: Prompt, said: Rollout) -> _Spot | None:
         """Return the position of the labels: at the judge's verdict, or after a lead that is appended to its output.
@@ -192,23 +200,23 @@ class LabelReader:
         room = self._room(prompt) - len(added) - self.tokens.longest
         return prompt.followed_by((*output[: max(room, 0)], *added))
 
-    def _label_logprobs(self, spots: dict[Prompt, _Spot]) -> dict[Prompt, tuple[float, ...]]:
+    def _label_logprobs(self, spots: dict[_Case, _Spot]) -> dict[_Case, tuple[float, ...]]:
         """Return the log-probs of the labels at each position, summed along their paths."""
-        seen: dict[tuple[Prompt, TokenIds], tuple[float, ...]] = {}
-        seen |= {(p, ()): spot.watched for p, spot in spots.items() if spot.watched is not None}
+        seen: dict[tuple[_Case, TokenIds], tuple[float, ...]] = {}
+        seen |= {(case, ()): spot.watched for case, spot in spots.items() if spot.watched is not None}
         # Labels of several tokens need one extra forward pass per shared prefix.
-        cases = [(p, f) for p in spots for f in self.tokens.forks if (p, f) not in seen]
-        requests = [Request(spots[prompt].before.followed_by(fork), temperature=0.0) for prompt, fork in cases]
+        needed = [(case, fork) for case in spots for fork in self.tokens.forks if (case, fork) not in seen]
+        requests = [Request(spots[case].before.followed_by(fork), temperature=0.0) for case, fork in needed]
         watch = self.tokens.all
         # One step is enough: only its watched log-probs are read, and the sampled token is ignored.
         rollouts = generate(self.backbone, requests, max_new_tokens=1, seed=0, batch_size=self.batch_size, watch=watch)
-        seen |= {case: rollout.watched[0] for case, rollout in zip(cases, rollouts, strict=True)}
+        seen |= {place: rollout.watched[0] for place, rollout in zip(needed, rollouts, strict=True)}
 
-        def total(prompt: Prompt, path: TokenIds) -> float:
+        def total(case: _Case, path: TokenIds) -> float:
             # The chain rule along the tokens of a label: log p(a b) = log p(a) + log p(b | a).
-            return math.fsum(seen[prompt, path[:k]][watch.index(token)] for k, token in enumerate(path))
+            return math.fsum(seen[case, path[:k]][watch.index(token)] for k, token in enumerate(path))
 
-        return {prompt: tuple(total(prompt, path) for path in self.tokens.paths) for prompt in spots}
+        return {case: tuple(total(case, path) for path in self.tokens.paths) for case in spots}
 
     def _reading(
         self, prompt: Prompt, rollout: Rollout | None, logprobs: tuple[float, ...] | None, cause: Unreadable | None

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from selfeval.judging.label_reader import Reading
+from selfeval.judging.pooling import Reading
 from selfeval.judging.protocol import Judgement
-from selfeval.records import PairwiseEvidence
+from selfeval.records import PairwiseEvidence, SampledPairwiseEvidence
 
 __all__ = ["Choice", "choice", "combine"]
 
@@ -33,6 +33,9 @@ def combine(in_order: Reading, swapped: Reading) -> Judgement:
         (in_order.cause, swapped.cause),
         (in_order.label_mass, swapped.label_mass),
     )
+    if (one := in_order.spread) is not None and (two := swapped.spread) is not None:
+        readable, entropies = (one.readable, two.readable), (one.entropy, two.entropy)
+        evidence = SampledPairwiseEvidence(**vars(evidence), readable_votes=readable, vote_entropies=entropies)
     if forward is None or backward is None or tie is None or other_tie is None:
         return Judgement(None, None, evidence)
     return Judgement((forward + backward) / 2, (tie + other_tie) / 2, evidence)

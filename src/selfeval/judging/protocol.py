@@ -83,6 +83,7 @@ class JudgeContext:
         temperature: sampling temperature of a judge that is otherwise greedy; see `make_judge`. Default: 0, greedy.
         role: role of the judge. Default: judge.
         answers: Optional. Folder of the answers of a server. Default: none, so no server may be asked.
+        accuracies: Optional. Accuracies of the members of a combined judge, estimated before. Default: none.
     """
 
     backbone: Backbone
@@ -94,6 +95,7 @@ class JudgeContext:
     temperature: float = 0.0
     role: JudgeRole = "judge"
     answers: Path | None = None
+    accuracies: tuple[float, ...] | None = None
 
 
 def state_of(judgement: Judgement, config: VerdictsConfig) -> VerdictState:

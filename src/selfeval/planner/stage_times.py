@@ -21,7 +21,7 @@ from typing import Any
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
-from selfeval.config import AgreementConfig, RunConfig, judge_spec
+from selfeval.config import AgreementConfig, CombinedConfig, RunConfig, VerdictsConfig, judge_spec
 from selfeval.errors import ModelError
 from selfeval.evaluation.attacks import KINDS
 from selfeval.judging.kinds import kinds_of_run
@@ -291,12 +291,21 @@ def _of_verdicts(config: RunConfig, lengths: Lengths) -> Tokens:
     pairs = config.questions.train + config.questions.test
     if config.pairs.file or judge_spec("judge", config.verdicts.judge).is_remote:
         return Tokens()
-    if isinstance(config.verdicts.settings, AgreementConfig):
-        votes = pairs * config.verdicts.settings.votes
+    combined = config.verdicts.settings
+    # The first pairs are judged twice by a combined judge.
+    judged = pairs + (min(combined.pairs, pairs) if isinstance(combined, CombinedConfig) else 0)
+    found = [_of_judge(member, judged, lengths) for member in config.verdicts.members]
+    return Tokens(written=sum(tokens.written for tokens in found), read=sum(tokens.read for tokens in found))
+
+
+def _of_judge(verdicts: VerdictsConfig, pairs: int, lengths: Lengths) -> Tokens:
+    if isinstance(verdicts.settings, AgreementConfig):
+        votes = pairs * verdicts.settings.votes
         return Tokens(written=votes * lengths.reply, read=votes * lengths.reply_prompt)
     # Two prompts a pair: both orders, or both replies. `lengths.judge` is that of a prompt with two replies.
-    prompt = lengths.judge - (2 - judge_spec("judge", config.verdicts.judge).replies_per_prompt) * lengths.reply
-    return Tokens(written=2 * pairs * lengths.reasoning, read=2 * pairs * prompt)
+    prompt = lengths.judge - (2 - judge_spec("judge", verdicts.judge).replies_per_prompt) * lengths.reply
+    # The votes on a prompt share the reading of it.
+    return Tokens(written=2 * pairs * verdicts.votes * lengths.reasoning, read=2 * pairs * prompt)
 
 
 def _of_evaluator(config: RunConfig, lengths: Lengths) -> Tokens:

@@ -53,7 +53,8 @@ def workload(config: RunConfig, context: int | None) -> Workload:
     grade_prompt = min(own["grade"] + question + shown_reference, room)
     name = config.verdicts.judge
     # The referee shows two replies in the evaluation, whatever the judge shows.
-    prompts = [(spec := judge_spec(role, name)).replies_per_prompt * reply + _texts(spec, role, own) for role in _ROLES]
+    specs = [(role, judge_spec(role, member.judge)) for role in _ROLES for member in config.verdicts.members]
+    prompts = [spec.replies_per_prompt * reply + _texts(spec, role, own) for role, spec in specs]
     judge_prompt = min(question + max(prompts), room)
     writes = config.verdicts.reasoning or not judge_spec("judge", name).can_answer_at_once
     sampled = reply + (config.replies.max_thinking_tokens or 0)

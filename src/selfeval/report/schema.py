@@ -38,6 +38,7 @@ __all__ = [
     "FirstPairs",
     "Fits",
     "Hidden",
+    "JudgeMember",
     "JudgeProbe",
     "Labels",
     "Memory",
@@ -325,6 +326,21 @@ class JudgeProbe(Part):
     three quarters of them (ties, unsure)."""
 
 
+class JudgeMember(Part):
+    """A member of a combined judge; see [combined](../algorithms/judging.md#combined)."""
+
+    judge: str
+    """Name of the judge."""
+    accuracy: float
+    """Probability that a vote of the judge is right, as its agreement with the other members on the first pairs shows. It
+    weights the votes. One half: no weight."""
+    voted: _Figure
+    """Share of the pairs on which it voted: it had a verdict, no tie, and preferred a reply. Wilson."""
+    agreement: _Figure
+    """Share of the votes of the other members that chose the same reply, on pairs on which it and another one voted; the mean
+    over pairs. Adjusted Student."""
+
+
 class Verdicts(Part):
     """Counts over all judged pairs of both splits."""
 
@@ -351,9 +367,14 @@ class Verdicts(Part):
     majority_share: _Figure | None = _absent_if_none()
     """Share of the most frequent answer among all votes, of questions with an answer; the mean over pairs. Adjusted Student.
     Absent unless the judge is `agreement`."""
+    vote_entropy: _Figure | None = _absent_if_none()
+    """Entropy in nats of the most likely labels of the readable votes of an order or a grading; the mean over pairs, 0 if all
+    votes agree. Adjusted Student. Absent unless `verdicts.votes` is above 1."""
     mean_grade: _Figure | None = _absent_if_none()
     """Expected grade of the replies on the scale of the rubric; the mean over pairs. Adjusted Student. Absent unless the judge
     is `pointwise`."""
+    members: tuple[JudgeMember, ...] | None = _absent_if_none()
+    """One row per member. Absent unless the judge is `combined`."""
     probe: JudgeProbe | None
     """Diagnosis of the judge from the first pairs. `null` if the pairs are from a file, or with at most 16 pairs."""
     label_accuracy_gold: _Figure | None

@@ -46,6 +46,7 @@ from selfeval.report.schema import (
     Attacks,
     Dropped,
     Evaluator,
+    JudgeMember,
     JudgeProbe,
     Labels,
     OverOptimisation,
@@ -586,13 +587,24 @@ def _verdicts(verdicts: Verdicts) -> View:
             ("Share of verdicts kept", *cells(verdicts.kept_share)),
             *_measured("Same choice (one, other, neither) when the order is swapped", verdicts.swap_consistency),
             *_measured("Share of the votes for the most frequent answer", verdicts.majority_share),
+            *_measured("Entropy of the sampled votes, in nats", verdicts.vote_entropy, as_percent=False),
             *_measured("Mean grade of the replies, on the scale of the rubric", verdicts.mean_grade, as_percent=False),
+            *(row for member in verdicts.members or () for row in _member_rows(member)),
             ("Kept labels that agree with gold", *cells(verdicts.label_accuracy_gold)),
             *((f"Outputs of the judge {CAUSES[cause]}", count(n), "", "") for cause, n in verdicts.unreadable_orders if n),
             *_probe_rows(verdicts.probe),
         ],
         "findings": [] if verdicts.probe is None else [(f.observation, f.remedy) for f in verdicts.probe.findings],
     }
+
+
+def _member_rows(member: JudgeMember) -> list[tuple[str, str, str, str]]:
+    name = f"Judge {member.judge}"
+    return [
+        (f"{name}: accuracy of its votes, estimated from agreement", percent(member.accuracy), "", ""),
+        *_measured(f"{name}: share of the pairs on which it voted", member.voted),
+        *_measured(f"{name}: votes of the other judges that agree with its own", member.agreement),
+    ]
 
 
 def _probe_rows(probe: JudgeProbe | None) -> list[tuple[str, str, str, str]]:

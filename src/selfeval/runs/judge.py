@@ -8,7 +8,7 @@ from typing import Literal
 
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
-from selfeval.config import RunConfig, VerdictsConfig, judge_spec, load_config
+from selfeval.config import RunConfig, VerdictsConfig, load_config
 from selfeval.errors import InputError
 from selfeval.judging import protocol
 from selfeval.judging.judges import make_judge
@@ -17,6 +17,7 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.records import Question, VerdictState
 from selfeval.runs.comparison import Comparison, Preferred, check_sure
 from selfeval.runs.conversations import AnyQuestion, check_conversations, question_from
+from selfeval.runs.judge_accuracies import read_accuracies
 from selfeval.runs.model import RunModel, described
 from selfeval.runs.model_defaults import model_defaults
 from selfeval.runs.reader import RunReader, round_seed
@@ -40,10 +41,16 @@ class Judge:
     """
 
     def __init__(
-        self, backbone: Backbone, templates: Templates, config: RunConfig, source: str | Path, seed: int | None = None
+        self,
+        backbone: Backbone,
+        templates: Templates,
+        config: RunConfig,
+        source: str | Path,
+        seed: int | None = None,
+        accuracies: tuple[float, ...] | None = None,
     ) -> None:
         self._backbone, self._templates, self._config, self._source = backbone, templates, config, source
-        self._seed = config.seed if seed is None else seed
+        self._seed, self._accuracies = config.seed if seed is None else seed, accuracies
 
     @classmethod
     def load(
@@ -79,7 +86,7 @@ class Judge:
         made = model_defaults(str(source), trust_remote_code=trust_remote_code)
         config = load_config(None, given, (), None if made is None else made.values)
         backbone = Backbone.load(config.model, config.backbone, trust_remote_code=trust_remote_code)
-        kinds = judge_spec("judge", config.verdicts.judge).kinds("judge")
+        kinds = config.verdicts.kinds()
         templates = Templates.load(
             templates_folder(config.model), backbone.loaded.tokenizer, kinds=kinds, arguments=config.chat.arguments
         )
@@ -88,8 +95,9 @@ class Judge:
     @classmethod
     def of_run(cls, model: RunModel) -> Judge:
         """Return the judge of a run whose base is already loaded."""
-        seed = round_seed(model.config.seed, model.reader.round)
-        return cls(model.backbone, model.templates, model.config, model.reader.folder, seed)
+        seed, folder = round_seed(model.config.seed, model.reader.round), model.reader.folder
+        accuracies = read_accuracies(model.config.verdicts, folder)
+        return cls(model.backbone, model.templates, model.config, folder, seed, accuracies)
 
     def __repr__(self) -> str:
         return described("Judge", self._source, self._backbone)
@@ -129,11 +137,13 @@ class Judge:
             raise InputError("both replies must not be empty")
         questions = [question_from(question) for question, _, _ in cases]
         # Others read the text of a conversation, and need no chat template.
-        if "reply" in judge_spec("judge", self._config.verdicts.judge).kinds("judge"):
+        if "reply" in self._config.verdicts.kinds():
             check_conversations(self._templates, questions)
         config = self._config.verdicts if sure is None else self._config.verdicts.model_copy(update={"keep": sure})
         size = self._config.backbone.rollout_batch_size
-        judge = make_judge(self._backbone, self._templates, config, batch_size=size, seed=self._seed)
+        judge = make_judge(
+            *(self._backbone, self._templates, config), batch_size=size, seed=self._seed, accuracies=self._accuracies
+        )
         with self._backbone.acting_as(BASE):
             judgements = judge.judge(
                 [self._shown(question, a, b) for question, (_, a, b) in zip(questions, cases, strict=True)]

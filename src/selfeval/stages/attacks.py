@@ -69,7 +69,8 @@ def _targets(ordinary: Sequence[tuple[Question, str]]) -> list[Target]:
 
 def _verdict(context: Context) -> str:
     """Return a verdict for the first reply in the form of the run's judge; empty if the judge has no labels."""
-    kinds = judge_spec("judge", context.config.verdicts.judge).templates.get("judge", ())
+    members = context.config.verdicts.members
+    kinds = [kind for member in members for kind in judge_spec("judge", member.judge).templates.get("judge", ())]
     named = next((kind.name for kind in kinds if kind.labels), None)
     if named is None:
         return ""

@@ -22,6 +22,7 @@ from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.records import Pair, Question, ReferenceAnswer, Reply, Seed, Split
 from selfeval.rollout.thinking import ThinkingTokens
+from selfeval.runs.judge_accuracies import ACCURACIES_FILE, read_accuracies
 from selfeval.runs.members import load_members
 from selfeval.runs.reader import backbone_config, pairs_of, round_seed
 from selfeval.runs.reply_limit import reply_limit
@@ -174,7 +175,13 @@ class Context:
             role=role,
             seed=self.round_seed,
             answers=self.answers,
+            accuracies=self._accuracies() if role == "judge" else None,
         )
+
+    def _accuracies(self) -> tuple[float, ...] | None:
+        # A run with the user's own pairs has none: its judge is only timed.
+        root = self.store.root
+        return read_accuracies(self.config.verdicts, root) if (root / ACCURACIES_FILE).is_file() else None
 
     @property
     def answers(self) -> Path:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfeval.backbone.fingerprint import model_identity
-from selfeval.config import EndpointConfig, RunConfig, judge_spec
+from selfeval.config import EndpointConfig, RunConfig
 from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
 from selfeval.records import Split
+from selfeval.runs.judge_accuracies import ACCURACIES_FILE
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
 from selfeval.runs.reply_limit import LIMIT_FILE
@@ -86,11 +87,10 @@ class Stage:
 
         Policy training depends on the referee only if the held-out judge is enabled.
         """
-        judge = config.verdicts.judge
         if self.name == "verdicts":
-            return (*self.prompts, *judge_spec("judge", judge).kinds("judge"))
+            return (*self.prompts, *config.verdicts.kinds("judge"))
         if self.name == "evaluation" or (self.name == "policy" and config.policy.judge_every is not None):
-            return (*self.prompts, *judge_spec("referee", judge).kinds("referee"))
+            return (*self.prompts, *config.verdicts.kinds("referee"))
         return self.prompts
 
     def owned_paths(self, root: Path, config: RunConfig) -> list[Path]:
@@ -136,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("replies"),),
         sections=("verdicts",),
         owned=("dropped/verdicts",),
-        notes=(PROBE_FILE,),
+        notes=(PROBE_FILE, ACCURACIES_FILE),
     ),
     Stage("pairs", pairs.run, reads=(Edge("verdicts"),), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(
@@ -277,6 +277,9 @@ def _with_contents(config: RunConfig) -> dict[str, Any]:
     for section in ("questions", "replies"):
         del values[section]["file"]  # part of the first key
     values["verdicts"].get("pointwise", {}).pop("rubric", None)  # its content is among the prompts
+    if values["verdicts"]["votes"] == 1:
+        # A single vote is greedy; without the settings, runs from before there were votes keep their keys.
+        del values["verdicts"]["votes"], values["verdicts"]["vote_temperature"]
     for settings in (values["verdicts"].get("endpoint", {}), values["evaluation"].get("referee", {})):
         for name in EndpointConfig.WITHOUT_EFFECT & settings.keys():
             del settings[name]

@@ -17,10 +17,11 @@ from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Comparison, Judgement, state_of
 from selfeval.quality.dedupe import normalise
 from selfeval.quality.statistics import rounded
-from selfeval.records import Drop, Evidence, Question, Reply, Split, Verdict, VerdictState
+from selfeval.records import Drop, Question, Reply, Split, Verdict, VerdictState
 from selfeval.stages.context import Context
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given, Labelled
+from selfeval.stages.judge_accuracies import estimate_accuracies
 from selfeval.stages.judge_probe import forget_probe, probe_judge
 from selfeval.stages.shards import Batch, ModelHandle, ShardOutput, StageShards, map_shards
 
@@ -81,7 +82,7 @@ def rounded_judgement(judgement: Judgement) -> Judgement:
     return Judgement(rounded(judgement.probability), rounded(judgement.tie), _rounded(judgement.evidence))
 
 
-def _rounded(evidence: Evidence | None) -> Evidence | None:
+def _rounded(evidence: Any) -> Any:
     if evidence is None:
         return None
     values = {field.name: _rounded_value(getattr(evidence, field.name)) for field in dataclasses.fields(evidence)}
@@ -91,6 +92,8 @@ def _rounded(evidence: Evidence | None) -> Evidence | None:
 def _rounded_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_rounded_value, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # of a member
+        return _rounded(value)
     return rounded(value) if isinstance(value, float) else value
 
 
@@ -112,12 +115,14 @@ class JudgePairs:
         batch_size: of sampling.
         seed: of what the judge samples.
         temperature: of a judge that is otherwise greedy; see `make_judge`. Default: 0.
+        accuracies: of the members of a combined judge; see `make_judge`. Default: none.
     """
 
     config: VerdictsConfig
     batch_size: int
     seed: int
     temperature: float = 0.0
+    accuracies: tuple[float, ...] | None = None
 
     def __call__(self, model: ModelHandle, batch: Batch[ReplyPair | Drop]) -> ShardOutput:
         """Return a verdict for each pair; one that is not kept is listed among the drops too."""
@@ -138,6 +143,7 @@ class JudgePairs:
             seed=self.seed,
             temperature=self.temperature,
             answers=model.answers,
+            accuracies=self.accuracies,
         )
         with model.backbone.acting_as(BASE):
             return judge.judge(comparisons)
@@ -186,7 +192,9 @@ def run(context: Context) -> dict[str, int]:
     work = JudgePairs(config.verdicts, config.backbone.rollout_batch_size, context.round_seed)
     shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
     pairs = _pairs(context, questions)
-    probe_judge(context, [pair for pair in pairs if not isinstance(pair, Drop)], work)
+    drawn = [pair for pair in pairs if not isinstance(pair, Drop)]
+    work = dataclasses.replace(work, accuracies=estimate_accuracies(context, drawn, work))
+    probe_judge(context, drawn, work)
     map_shards(shards, pairs, config.verdicts.shard, work, context.executor)
     return _counts(context)
 

@@ -37,7 +37,7 @@ class Candidate:
 
 
 def candidates_of(config: RunConfig) -> list[Candidate]:
-    """Return every judge that asks the model, and the configured one, which is first.
+    """Return every judge that asks the model, without combined ones, and the configured one, which is first.
 
     Each that can answer at once is returned without reasoning too.
 
@@ -45,8 +45,9 @@ def candidates_of(config: RunConfig) -> list[Candidate]:
     defaults of theirs.
     """
     chosen = config.verdicts.judge
-    # A server is asked only if the configuration names it.
-    names = sorted((name for name in JUDGES if name == chosen or not JUDGES[name].is_remote), key=lambda name: name != chosen)
+    # A server is asked only if the configuration names it, and a combined judge asks the others again.
+    allowed = [name for name, spec in JUDGES.items() if name == chosen or not (spec.is_remote or spec.combines)]
+    names = sorted(allowed, key=lambda name: name != chosen)
     return [candidate for name in names for candidate in _variants(config, name)]
 
 
@@ -55,11 +56,14 @@ def _variants(config: RunConfig, name: str) -> list[Candidate]:
     if name != verdicts.judge:
         # Without the configured judge's own section, which other judges do not know.
         common = {key: value for key, value in verdicts.model_dump(mode="json").items() if key != verdicts.judge}
-        verdicts = VerdictsConfig.model_validate({**common, "judge": name})
-    found = [Candidate(name, config.model_copy(update={"verdicts": verdicts}), (chosen,))]
+        votes = verdicts.votes if JUDGES[name].samples_votes else 1
+        verdicts = VerdictsConfig.model_validate({**common, "judge": name, "votes": votes})
+    greedy = () if config.verdicts.votes == 1 else ("verdicts.votes=1",)
+    sets = (chosen,) if verdicts.votes > 1 else (chosen, *greedy)
+    found = [Candidate(name, config.model_copy(update={"verdicts": verdicts}), sets)]
     if verdicts.reasoning and JUDGES[name].can_answer_at_once:
-        at_once = config.model_copy(update={"verdicts": verdicts.model_copy(update={"reasoning": False})})
-        found.append(Candidate(f"{name}, at once", at_once, (chosen, "verdicts.reasoning=false")))
+        at_once = config.model_copy(update={"verdicts": verdicts.model_copy(update={"reasoning": False, "votes": 1})})
+        found.append(Candidate(f"{name}, at once", at_once, (chosen, *greedy, "verdicts.reasoning=false")))
     return found
 
 

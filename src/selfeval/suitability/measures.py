@@ -22,10 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from selfeval.config import AgreementConfig
 from selfeval.evaluation.judge_chance import (
     Right,
     labels_against_chance,
     lengths_against_chance,
+    members_against_chance,
     orders_against_chance,
     right_by_majority,
     votes_against_chance,
@@ -96,13 +98,15 @@ class JudgeMeasures:
         kept: share of the pairs that are kept at the thresholds of the run.
         retest: test-retest agreement; None for a judge that writes nothing, which always repeats itself.
         gold: share of right labels by gold against one half; None without gold.
-        majority: the same by the majority answer; None without a vote that beats chance, and for the judge that holds it.
+        majority: the same by the majority answer; None without a vote that beats chance, and for a judge that holds it, or that
+            has a member that does.
         gap: best of two by the judge against the mean reply; None without right answers.
         gap_source: where the right answers of `gap` come from; None without any.
         orders: consistent choices against one half; None for a judge without orders.
         votes: majority answers of the own question against another one's; None for a judge without a vote.
         lengths: choices of the longer reply against one half.
         seconds_per_pair: time of a verdict, in batches of this check.
+        members: equal choices of two members of a combined judge against one half; None for another judge. Default: None.
     """
 
     name: str
@@ -119,9 +123,10 @@ class JudgeMeasures:
     votes: Comparison | None
     lengths: Comparison
     seconds_per_pair: float | None
+    members: Comparison | None = None
 
     def as_json(self) -> dict[str, Any]:
-        compared = {name: getattr(self, name) for name in ("gold", "majority", "gap", "orders", "votes", "lengths")}
+        compared = {name: getattr(self, name) for name in ("gold", "majority", "gap", "orders", "votes", "members", "lengths")}
         return {
             "name": self.name,
             "settings": list(self.assignments),
@@ -228,9 +233,9 @@ def _judge(
     sample: Sample, candidate: Candidate, judged: Judged, gold: _Gold, majorities: Sequence[Right] | None
 ) -> JudgeMeasures:
     verdicts = judged.verdicts
-    votes, orders = _votes(verdicts), orders_against_chance(verdicts)
+    votes, orders, members = _votes(verdicts), orders_against_chance(verdicts), candidate.config.verdicts.members
     right_of: dict[Source, list[Right]] = {"gold": [gold.of(v) for v in verdicts]} if gold.is_there else {}
-    if majorities and votes is None:
+    if majorities and not any(isinstance(member.settings, AgreementConfig) for member in members):
         right_of["majority"] = list(majorities)
     accuracy = {source: _accuracy(verdicts, right) for source, right in right_of.items()}
     source = next(iter(right_of), None)
@@ -251,6 +256,7 @@ def _judge(
         votes=votes,
         lengths=lengths_against_chance(verdicts, {reply.id: reply for reply in sample.replies}),
         seconds_per_pair=judged.seconds / len(verdicts) if verdicts else None,
+        members=members_against_chance(verdicts) if len(members) > 1 else None,
     )
 
 

@@ -5,8 +5,9 @@ A judge can judge the domain if all of these hold:
 1. The tests that apply show that it beats chance (`evaluation/judge_chance.py`), each with p <= 0.05 / number of judges checked
    (Bonferroni), so the probability that any judge of pure chance is recommended is at most 5%.
    With gold: its kept labels are right more often than not.
-   Without gold: its orders agree (if it has orders), its answers depend on the question (if it holds a vote), and its kept
-   labels agree with the majority answer (if another judge holds a vote that passes its own test).
+   Without gold: its orders agree (if it has orders), its answers depend on the question (if it holds a vote), its members agree
+   (if it is combined), and its kept labels agree with the majority answer (if another judge holds a vote that passes its own
+   test).
 2. Without gold or a majority, it is not the rule "the longer reply": the interval of the share of kept verdicts that chose the
    longer reply is not entirely above 95%.
 
@@ -169,6 +170,7 @@ def _tests(judge: JudgeMeasures) -> list[tuple[str, Comparison]]:
     found = {
         "both orders agree": judge.orders,
         "replies with the majority answer of their question rather than of another one": judge.votes,
+        "two of its judges choose the same reply": judge.members,
         "kept labels that agree with the majority answer": judge.majority,
     }
     return [(name, test) for name, test in found.items() if test is not None]

@@ -18,9 +18,9 @@ from selfeval.backbone.roles import Backbone
 from selfeval.config import JudgeRole, VerdictsConfig
 from selfeval.errors import ModelError
 from selfeval.judging.judges import make_judge
-from selfeval.judging.label_reader import Reading
 from selfeval.judging.labels import Labels, verdict_tokens
 from selfeval.judging.orders import choice, combine
+from selfeval.judging.pooling import Reading
 from selfeval.judging.protocol import Comparison, Judge, Judgement, state_of
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.prompt import Prompt

@@ -25,8 +25,8 @@ from selfeval.config import VerdictsConfig, load_config
 from selfeval.judging.judges import make_judge
 from selfeval.judging.judges.pointwise import compare_grades
 from selfeval.judging.kinds import kinds_of_run
-from selfeval.judging.label_reader import Reading
 from selfeval.judging.labels import verdict_tokens
+from selfeval.judging.pooling import Reading
 from selfeval.judging.protocol import Comparison, Judgement
 from selfeval.judging.templates import Templates, templates_folder
 from selfeval.lab.corpus import draw_reply

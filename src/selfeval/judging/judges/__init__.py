@@ -23,6 +23,7 @@ def make_judge(
     seed: int = 0,
     temperature: float = 0.0,
     answers: Path | None = None,
+    accuracies: tuple[float, ...] | None = None,
 ) -> Judge:
     """Return the judge that the configuration names, or the referee.
 
@@ -36,6 +37,8 @@ def make_judge(
         temperature: sampling temperature of the chain of thought of a judge that is otherwise greedy, to measure whether it
             agrees with itself. A judge that samples anyway has its temperature in its settings. Default: 0, greedy.
         answers: Optional. Folder of the answers of a server. Default: none, so a judge that asks a server is refused.
+        accuracies: Optional. Accuracies of the members of a combined judge. Default: none, so it estimates them from the
+            comparisons of each call.
 
     Raises:
         ValueError: the registry names a module outside of this package.
@@ -44,6 +47,8 @@ def make_judge(
     module, _, name = spec.implementation.partition(":")
     if not module.isidentifier():  # training must not be able to load anything else by name, least of all a gold oracle
         raise ValueError(f"a judge must be a module of {__name__}, written as module:object; got {spec.implementation}")
-    context = JudgeContext(backbone, templates, spec.kinds(role), config, batch_size, seed, temperature, role, answers)
+    context = JudgeContext(
+        backbone, templates, config.kinds(role), config, batch_size, seed, temperature, role, answers, accuracies
+    )
     judge: Judge = getattr(import_module(f"{__name__}.{module}"), name)(context)
     return judge

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from selfeval.config import EndpointConfig
 from selfeval.errors import ConfigError, EndpointError
-from selfeval.judging.label_reader import Reading
 from selfeval.judging.orders import combine
+from selfeval.judging.pooling import Reading
 from selfeval.judging.protocol import Comparison, JudgeContext, Judgement
 from selfeval.judging.server.chat import Answer, ChatRequest
 from selfeval.judging.server.client import client_of

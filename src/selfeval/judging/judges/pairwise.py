@@ -17,7 +17,7 @@ __all__ = ["PairwiseJudge"]
 
 
 class PairwiseJudge:
-    """Compares two replies in both orders, greedily, under the active role.
+    """Compares two replies in both orders under the active role: greedily, or by `verdicts.votes` sampled votes per order.
 
     Args:
         context: with one kind of template, which shows a question and two replies and has verdict labels.

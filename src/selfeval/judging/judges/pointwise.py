@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from selfeval.judging.label_reader import LabelReader, Reading
+from selfeval.judging.label_reader import LabelReader
+from selfeval.judging.pooling import Reading
 from selfeval.judging.protocol import Comparison, JudgeContext, Judgement
 from selfeval.prompt import Prompt
-from selfeval.records import PointwiseEvidence
+from selfeval.records import PointwiseEvidence, SampledPointwiseEvidence
 
 __all__ = ["PointwiseJudge", "compare_grades"]
 
 
 class PointwiseJudge:
-    """Grades both replies of every comparison, greedily, under the active role.
+    """Grades both replies of every comparison under the active role: greedily, or by `verdicts.votes` sampled votes.
 
     Args:
         context: with one kind of template, which shows a question, a reply and the rubric of the templates.
@@ -67,21 +68,31 @@ def compare_grades(first: Reading, second: Reading, values: Sequence[float]) -> 
         >>> round(found.probability, 3), round(found.tie, 3)
         (0.75, 0.42)
     """
-    distributions = _distribution(first), _distribution(second)
-    p, q = distributions
-    evidence = PointwiseEvidence(
-        (_mean(p, values), _mean(q, values)),
-        distributions,
-        (first.raw_output, second.raw_output),
-        (first.cause, second.cause),
-        (first.label_mass, second.label_mass),
-    )
+    p, q = _distribution(first), _distribution(second)
+    evidence = _evidence((first, second), (p, q), values)
     if not p or not q:
         return Judgement(None, None, evidence)
     tie = math.fsum(a * b for a, b in zip(p, q, strict=True))
     pairs = [(a * b, v > w) for a, v in zip(p, values, strict=True) for b, w in zip(q, values, strict=True)]
     higher = math.fsum(chance for chance, is_higher in pairs if is_higher)
     return Judgement(min(higher + tie / 2, 1.0), min(tie, 1.0), evidence)
+
+
+def _evidence(
+    readings: tuple[Reading, Reading], distributions: tuple[tuple[float, ...], tuple[float, ...]], values: Sequence[float]
+) -> PointwiseEvidence:
+    (first, second), (p, q) = readings, distributions
+    found = PointwiseEvidence(
+        (_mean(p, values), _mean(q, values)),
+        distributions,
+        (first.raw_output, second.raw_output),
+        (first.cause, second.cause),
+        (first.label_mass, second.label_mass),
+    )
+    if first.spread is None or second.spread is None:
+        return found
+    readable, entropies = (first.spread.readable, second.spread.readable), (first.spread.entropy, second.spread.entropy)
+    return SampledPointwiseEvidence(**vars(found), readable_votes=readable, vote_entropies=entropies)
 
 
 def _distribution(reading: Reading) -> tuple[float, ...]:

@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from selfeval.judging.label_reader import Reading
 from selfeval.judging.labels import Labels
+from selfeval.judging.pooling import Reading
 from selfeval.judging.reading import is_refusal, thinking_of
 from selfeval.judging.server.chat import Answer
 from selfeval.judging.server.parsing import bare, verdict_in
