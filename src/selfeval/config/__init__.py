@@ -48,6 +48,7 @@ from selfeval.config.run import RunConfig
 from selfeval.config.sections import (
     EvaluationConfig,
     EvaluatorConfig,
+    MemberInput,
     PairsConfig,
     QuestionsConfig,
     RepliesConfig,
@@ -82,6 +83,7 @@ __all__ = [
     "LearnerConfig",
     "LearnerSpec",
     "LoraConfig",
+    "MemberInput",
     "PPOConfig",
     "PairsConfig",
     "PlacementConfig",
