@@ -546,9 +546,22 @@ def steps_tables() -> str:
         figure = row["agreement"]
         names = f"{row['reference']} | {row['label']} | {row['completions']}"
         lines.append(f"| {names} | {_figure(figure)} | {row['steps']:,} | {figure['n']:,} |")
+    if "judged" in found:
+        lines += ["", _judged_sentence(found["judged"])]
     if "best_of_n" not in found:
         return "\n".join([*lines, "", "Best of n has no results yet."]) + "\n"
     return "\n".join([*lines, "", *_best_of_n_lines(found["trained"], found["best_of_n"])]) + "\n"
+
+
+def _judged_sentence(judged: dict[str, Any]) -> str:
+    above = judged["right_above_wrong"]
+    return (
+        "Instead of completing a reply, the model can grade its beginning up to each step in one pass, with the judge "
+        f"`pointwise` (`python benchmarks/steps.py --only judged`). Of the same {judged['graded']:,} steps, "
+        f"{_figure(judged['agreement'])} of the grades are on the side of gold. Of a right and a wrong step of replies to the "
+        f"same question, the right one has the higher grade in {_figure(above)}, n = {above['n']:,} questions. A single "
+        "completion agrees with gold more often, so the stage does not offer grades as labels."
+    )
 
 
 def _best_of_n_lines(trained: dict[str, Any], best: dict[str, Any]) -> list[str]:

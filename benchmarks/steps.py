@@ -7,11 +7,15 @@ python benchmarks/steps.py [--seed 0] [--labelled 300] [--train 1000] [--test 30
 2. Evaluators are trained on the same replies, without gold: of steps, by soft labels of 4 completions; of outcomes, by whether
    a reply has the majority's answer, with the same loss at the last token, and with the Bradley-Terry loss on pairs of replies.
 3. Each chooses one of n replies to new questions, and gold counts the right choices.
+4. The judge `pointwise` grades the beginning of a reply up to each step, and is compared with gold as the completions are.
+
+`--only judged` measures the last part alone, and adds it to the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 import time
@@ -22,13 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write
+from common import RESULTS, write
 
 from selfeval.algorithms.step_scores import combined_score
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.roles import Backbone
-from selfeval.config import EvaluatorConfig, StepsConfig
+from selfeval.config import EvaluatorConfig, StepsConfig, VerdictsConfig
 from selfeval.config.load import load_config
+from selfeval.judging.kinds import kinds_of_run
+from selfeval.judging.label_reader import LabelReader, Reading
+from selfeval.judging.protocol import JudgeContext
 from selfeval.judging.step_labels import SteppedReply, complete_steps, share_of, step_label
 from selfeval.judging.steps import step_ends, step_texts
 from selfeval.judging.templates import Templates, templates_folder
@@ -37,7 +44,7 @@ from selfeval.lab.domain import draw_problem
 from selfeval.lab.oracle import WordProblems
 from selfeval.prompt import Prompt
 from selfeval.quality.comparisons import compare_paired
-from selfeval.quality.statistics import clustered_mean, proportion
+from selfeval.quality.statistics import clustered_mean, mean_figure, proportion
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import Preference, score_replies, train_evaluator
@@ -160,6 +167,61 @@ def _clustered(found: Sequence[tuple[bool, str]]) -> dict[str, Any]:
     return {"steps": len(found), "agreement": figure.as_json()}
 
 
+# -- grades of beginnings -----------------------------------------------------------------------------------------------
+
+
+def judged_steps(model: Model, count: int) -> dict[str, Any]:
+    """Let the model grade the beginnings of the replies that `label_agreement` compares, and compare the grades with gold."""
+    config = VerdictsConfig(judge="pointwise", reasoning=False)
+    tokenizer = model.templates.tokenizer
+    templates = Templates.load(templates_folder(str(MODEL)), tokenizer, kinds=kinds_of_run(config))
+    rubric = templates.rubric
+    assert rubric is not None
+    asked = questions(count, f"{model.seed}/labels")
+    steps = list[tuple[str, bool]]()
+    prompts = list[Prompt]()
+    for reply in (reply for found in sampled(model, asked, 2, "labels").values() for reply in found):
+        gold = GOLD.right_steps(reply.question, step_texts(reply.ids, reply.ends, model.decode))
+        assert gold is not None
+        for end, truth in list(zip(reply.ends, gold, strict=True))[:-1]:
+            steps.append((reply.question, truth))
+            beginning = model.decode(list(reply.ids[:end])).strip()
+            shown = {"question": reply.question, "reply": beginning, "cut": True, "reasoning": False, **rubric.shown}
+            prompts.append(templates.prompt("pointwise", **shown))
+    reader = LabelReader(JudgeContext(model.backbone, templates, ("pointwise",), config, 512), "pointwise")
+    with model.backbone.acting_as(BASE):
+        readings = reader.read(prompts, None)
+    grades = [_grade(reading, rubric.values) for reading in readings]
+    found = [(grade, *step) for grade, step in zip(grades, steps, strict=True) if grade is not None]
+    return {
+        "steps": len(steps),
+        "graded": len(found),
+        "agreement": _clustered([((grade >= 0.5) == truth, question) for grade, question, truth in found])["agreement"],
+        "right_above_wrong": mean_figure(_right_above_wrong(found)).as_json(),
+    }
+
+
+def _grade(reading: Reading, values: Sequence[float]) -> float | None:
+    """Return the expected grade, scaled to [0, 1]; None without a grade."""
+    if reading.probabilities is None:
+        return None
+    mean = sum(p * v for p, v in zip(reading.probabilities, values, strict=True)) / sum(reading.probabilities)
+    return (mean - min(values)) / (max(values) - min(values))
+
+
+def _right_above_wrong(found: Sequence[tuple[float, str, bool]]) -> list[float]:
+    """Return, for each question, the share of pairs of a right and a wrong step whose right step has the higher grade."""
+    by_question: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
+    for grade, question, truth in found:
+        by_question[question][truth].append(grade)
+    shares = list[float]()
+    for grades in by_question.values():
+        outcomes = [1.0 if a > b else 0.5 if a == b else 0.0 for a in grades[True] for b in grades[False]]
+        if outcomes:
+            shares.append(sum(outcomes) / len(outcomes))
+    return shares
+
+
 # -- evaluators ---------------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +333,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1000, help="questions on whose replies the evaluators are trained")
     parser.add_argument("--test", type=int, default=300, help="questions for best of n")
     parser.add_argument("--best-of", type=int, default=64)
+    parser.add_argument("--only", choices=["judged"], help="measure this part alone")
     parser.add_argument("--no-write", action="store_true", help="print the figures instead of writing results/steps.json")
     options = parser.parse_args()
     started = time.process_time()
@@ -285,11 +348,19 @@ def main() -> None:
         if not options.no_write:
             write("steps", command, figures)
 
+    if options.only:
+        file = RESULTS / "steps.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        record({**known, "judged": judged_steps(model, options.labelled)})
+        return
     labels = label_agreement(model, options.labelled)
-    record({"labels": labels})
+    judged = judged_steps(model, options.labelled)
+    record({"labels": labels, "judged": judged})
     with tempfile.TemporaryDirectory() as folder:
         trained = train_all(model, options.train, Path(folder))
-    record({"labels": labels, "trained": trained, "best_of_n": best_of_n(model, options.test, options.best_of)})
+    record(
+        {"labels": labels, "judged": judged, "trained": trained, "best_of_n": best_of_n(model, options.test, options.best_of)}
+    )
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def pad_sequences(backbone: Backbone, prompts: Sequence[Prompt], replies: Sequen
     width, context = max(len(p.ids) + len(r) for p, r in zip(prompts, replies, strict=True)), backbone.loaded.context_length
     if context is not None and width > context:
         raise LoopError(
-            f"a prompt and its reply have {width} tokens, more than this model's context of {context}; lower "
-            "replies.max_new_tokens or use shorter templates"
+            f"a prompt and its reply have {width} tokens, more than this model's context of {context}; use shorter "
+            "texts (in a run: a lower replies.max_new_tokens or shorter templates) or a model with a longer context"
         )
     longest = max(len(r) for r in replies)
     rows = [[*p.ids, *r] for p, r in zip(prompts, replies, strict=True)]
