@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEEDS := pyproject.toml constraints.txt
 TESTS ?=
+# Not compiled: Python compiles the modules that are imported, and pip would compile all.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Tests run side by side, one process a core, four at most: each holds a torch of its own.
 WORKERS ?= $(or $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null),2)
 
@@ -71,11 +73,11 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(NEEDS) | $(BIN)/python
 	@echo "Installing into $(VENV) (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	@$(PIP_INSTALL) -e . -c constraints.txt
 	@touch $@
 
 # Dependency groups need pip 25.1.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --group notebooks -c constraints.txt
+	@$(PIP_INSTALL) 'pip>=25.1'
+	@$(PIP_INSTALL) --group dev --group notebooks -c constraints.txt
 	@touch $@

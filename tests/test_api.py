@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import selfeval
 from processes import environment, start
 from processes import selfeval as command
 from selfeval import errors
-from toy import SIZES, copy_lab, toy_arguments
+from toy import SIZES, ToyRun, toy_arguments
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
 REPLIES = ["3 + 2 = 5. The answer is 5.", "3 - 2 = 1. The answer is 1.", "Well, 6"]
@@ -88,21 +89,28 @@ def _settings() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_lab(tmp_path_factory.mktemp("api") / "lab")
+def recipe(toy_run: ToyRun) -> Path:
+    return toy_run.recipe
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> selfeval.Run:
-    return selfeval.run(recipe, output=tmp_path_factory.mktemp("api") / "run", progress=False, **_settings())
+def finished(tmp_path_factory: pytest.TempPathFactory, toy_run: ToyRun) -> selfeval.Run:
+    return selfeval.Run.open(shutil.copytree(toy_run.folder, tmp_path_factory.mktemp("api") / "run"))
 
 
 def test_run_does_what_the_command_does(finished: selfeval.Run, recipe: Path) -> None:
-    """The command finds nothing left to do in the folder: the same keys, and so the same configuration, stage by stage."""
-    assert finished.status == "finished"
-    done = command(*toy_arguments(recipe, finished.folder))
-    assert done.returncode == 0, done.stderr
-    assert f"Nothing left to do: the run is already finished in {finished.folder}." in done.stdout
+    """It finds nothing left to do in the command's folder: the same keys, and so the same configuration, stage by stage."""
+    before = (finished.folder / "report.json").stat().st_mtime_ns
+    again = selfeval.run(recipe, output=finished.folder, progress=False, **_settings())
+    assert (again.status, again.report) == ("finished", finished.report)
+    assert (finished.folder / "report.json").stat().st_mtime_ns == before
+
+
+def test_a_stage_that_run_makes_again_has_the_same_content(finished: selfeval.Run, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = selfeval.run(recipe, output=folder, until="questions", progress=False, **_settings())
+    assert run.records("questions") == finished.records("questions")
+    assert "is already finished" in command(*toy_arguments(recipe, folder, "--until", "questions")).stdout
 
 
 def test_a_finished_run_is_returned_as_it_is(finished: selfeval.Run) -> None:

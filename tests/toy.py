@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from processes import selfeval
 
 LAB = Path(__file__).resolve().parents[1] / "src" / "selfeval" / "lab"
 
@@ -12,8 +15,8 @@ SIZES = (
     "questions.train=48",
     "questions.test=16",
     "questions.shard=32",
-    "replies.shard=24",
-    "verdicts.shard=24",
+    "replies.shard=32",
+    "verdicts.shard=32",
     "verdicts.keep=0.5",
     "evaluator.batch=8",
     "evaluator.epochs=3",
@@ -22,7 +25,7 @@ SIZES = (
     "policy.iterations=4",
     "policy.questions_per_iteration=6",
     "policy.replies_per_question=2",
-    "policy.minibatch=6",
+    "policy.minibatch=12",
     "policy.checkpoint_every=1",
     "evaluation.questions=16",
     "evaluation.samples=3",
@@ -56,3 +59,29 @@ def toy_arguments(recipe: Path, output: Path, *more: str, sizes: Sequence[str] =
     """Arguments of `selfeval run` at toy size; `more` overrides the sizes."""
     settings = [part for size in sizes for part in ("--set", size)]
     return ["run", str(recipe), "--output", str(output), *settings, *more]
+
+
+@dataclass(frozen=True)
+class ToyRun:
+    """A finished run at toy size.
+
+    Attributes:
+        recipe: its recipe, in a copy of the lab.
+        folder: its run folder.
+        out: what the command wrote to standard output.
+    """
+
+    recipe: Path
+    folder: Path
+    out: str
+
+
+def make_toy_run(root: Path) -> ToyRun:
+    """Return the run in this folder; make it first if it is not there."""
+    recipe, folder, out = root / "lab" / "recipe.toml", root / "run", root / "out.txt"
+    if not out.exists():
+        shutil.rmtree(root, ignore_errors=True)  # left by a process that failed
+        found = selfeval(*toy_arguments(copy_lab(root / "lab"), folder))
+        assert found.returncode == 0, found.stderr
+        out.write_text(found.stdout, "utf-8")
+    return ToyRun(recipe, folder, out.read_text("utf-8"))

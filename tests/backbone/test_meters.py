@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from processes import python
 from selfeval.backbone.meters import CpuMeter, CudaMeter, cap_gpus, kept_by_allocator, meter_for, peak_resident_bytes
 
 MIB = 2**20
@@ -112,12 +113,9 @@ print(CpuMeter().used() - sum(t.nbytes for t in kept))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's switch")
 def test_a_process_short_of_memory_returns_what_it_freed() -> None:
-    used = [
-        int(
-            subprocess.run([sys.executable, "-c", _CHURN, mode], capture_output=True, text=True, check=True, timeout=120).stdout
-        )
-        for mode in ("plain", "saving")
-    ]
+    done = [python(_CHURN, mode) for mode in ("plain", "saving")]
+    assert [found.returncode for found in done] == [0, 0], done
+    used = [int(found.stdout) for found in done]
     assert used[1] < used[0] - 20 * MIB
 
 

@@ -14,9 +14,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from selfeval.cli import app
-from toy import SIZES, copy_lab, toy_arguments
+from toy import ToyRun, copy_lab, toy_arguments
 
-SMALL = (*SIZES, "policy.iterations=3", "evaluator.epochs=1", "evaluation.questions=8", "evaluation.samples=2")
 SCORE = ["--question", "Tom has 3 pens. He buys 2 more. How many pens has he?", "--reply", "5", "--reply", "6"]
 
 
@@ -25,22 +24,14 @@ def selfeval(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command that made `finished`."""
-    root = tmp_path_factory.mktemp("damage")
-    return toy_arguments(copy_lab(root / "lab"), root / "run", sizes=SMALL)
-
-
-@pytest.fixture(scope="module")
-def finished(arguments: list[str]) -> Path:
-    found = selfeval(*arguments)
-    assert found.exit_code == 0, found.output
-    return Path(arguments[3])
+def arguments(toy_run: ToyRun) -> list[str]:
+    """The command that made `toy_run`."""
+    return toy_arguments(toy_run.recipe, toy_run.folder)
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def run(toy_run: ToyRun, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy_run.folder, tmp_path / "run", ignore=shutil.ignore_patterns(".lock")))
 
 
 def flip_a_bit(path: Path) -> None:
@@ -115,13 +106,14 @@ def test_a_run_is_resumed_by_its_folder_alone(run: Path) -> None:
     assert json.loads((run / "run.json").read_text())["config"] == before
 
 
-def test_the_seeds_in_the_folder_are_used_where_the_file_is_gone(run: Path) -> None:
-    config = json.loads((run / "run.json").read_text())["config"]
-    Path(config["seeds"]).rename(config["seeds"] + ".away")
-    try:
-        assert selfeval("run", "--output", run).exit_code == 0
-    finally:
-        Path(config["seeds"] + ".away").rename(config["seeds"])
+def test_the_seeds_in_the_folder_are_used_where_the_file_is_gone(tmp_path: Path) -> None:
+    recipe, run = copy_lab(tmp_path / "lab"), tmp_path / "run"
+    few = ("--set", "questions.train=12", "--set", "questions.test=4")
+    assert selfeval(*toy_arguments(recipe, run, "--until", "questions", *few)).exit_code == 0
+    Path(json.loads((run / "run.json").read_text())["config"]["seeds"]).unlink()
+    found = selfeval("run", "--output", run, "--until", "questions")
+    assert found.exit_code == 0, found.output
+    assert "is already finished" in found.output
 
 
 def test_a_forgotten_setting_is_refused_and_both_remedies_work(run: Path) -> None:
@@ -129,7 +121,7 @@ def test_a_forgotten_setting_is_refused_and_both_remedies_work(run: Path) -> Non
     refused = selfeval("run", "--output", run, "--set", "policy.ppo.clip=0.1")
     assert refused.exit_code == 2
     assert "policy.ppo.clip: 0.2, now 0.1" in refused.output
-    assert re.search(r"policy \(\d+\.\d s; iterations 3, .*evaluation \(\d+\.\d s", refused.output)
+    assert re.search(r"policy \(\d+\.\d s; iterations 4, .*evaluation \(\d+\.\d s", refused.output)
     assert not (run / "replaced").exists()
     advice = re.search(r"settings: (selfeval run --output \S+)\. ", refused.output)
     assert advice

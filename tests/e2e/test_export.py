@@ -24,21 +24,15 @@ from selfeval.judging.templates import Templates
 from selfeval.prompt import Prompt
 from selfeval.rollout.engine import Request, generate
 from selfeval.training.evaluator import EVALUATOR, score_replies
-from toy import SIZES, copy_lab, toy_arguments
+from toy import ToyRun
 
 QUESTION = "Tom has 3 pens. He buys 2 more. How many pens does Tom have now?"
 REPLIES = ("3 + 2 = 5. The answer is 5.", "3 - 2 = 1. The answer is 1.", "The answer is 7.")
-FEWER = ("questions.train=24", "questions.test=2", "policy.iterations=2", "evaluator.epochs=2")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an evaluator and a policy."""
-    folder = tmp_path_factory.mktemp("export")
-    recipe = copy_lab(folder / "lab")
-    made = selfeval(*toy_arguments(recipe, folder / "run", "--until", "policy", sizes=(*SIZES, *FEWER)))
-    assert made.returncode == 0, made.stderr
-    return folder / "run"
+def run(toy_run: ToyRun) -> Path:
+    return toy_run.folder
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from processes import python, selfeval
 from selfeval.errors import ConfigError
 from selfeval.execution.sandbox import check_sandbox
-from toy import copy_lab, toy_arguments
+from toy import FEW, copy_lab, toy_arguments
 
 NAMES, THINGS = ("Ben", "Mia", "Tom", "Sam"), ("pens", "eggs", "cards")
 PROBLEMS = [
@@ -57,9 +57,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _arguments(recipe: Path, folder: Path, kind: str, *more: str) -> list[str]:
     folder.mkdir(exist_ok=True)
     settings = (f"{kind}.file={_write(folder, kind)}", f"gold={_write(folder, 'questions')}", "domain=none", "seeds=none")
-    sizes = ("policy.iterations=2", "evaluator.epochs=2", "verdicts.keep=0.5", "verdicts.tie=1.0")
+    sizes = ("verdicts.keep=0.5", "verdicts.tie=1.0")
     options = [part for setting in (*settings, *sizes) for part in ("--set", setting)]
-    return [*toy_arguments(recipe, folder / "run"), *options, *more]
+    return [*toy_arguments(recipe, folder / "run", sizes=FEW), *options, *more]
 
 
 @pytest.mark.parametrize("kind", ["questions", "replies", "pairs"])
@@ -70,7 +70,7 @@ def test_the_loop_runs_from_a_file_and_is_measured_by_gold_from_a_file(tmp_path:
     questions = _rows(run, "questions")
     assert [q["text"] for q in questions] == [question for question, _, _ in PROBLEMS], "no question was written"
     split = {q["id"]: q["split"] for q in questions}
-    assert sorted(split.values()) == ["test"] * 9 + ["train"] * 27  # questions.test=16 to questions.train=48
+    assert sorted(split.values()) == ["test"] * 12 + ["train"] * 24  # questions.test=12 to questions.train=24
     ways = {(split[r["question_id"]], r["sampling_method"], r["id"].split("-")[1]) for r in _rows(run, "replies")}
     if kind != "questions":
         files = {(part, "file", number) for part in ("train", "test") for number in ("f0", "f1")}
@@ -80,7 +80,7 @@ def test_the_loop_runs_from_a_file_and_is_measured_by_gold_from_a_file(tmp_path:
     assert {split[p["question_id"]] for p in _rows(run, "pairs/test")} == {"test"}
     assert {split[row["question_id"]] for row in _rows(run, "policy")} == {"train"}
     report = json.loads((run / "report.json").read_text())
-    assert report["policy"]["gold_after"]["n"] == 9
+    assert report["policy"]["gold_after"]["n"] == 12
     assert report["model"]["gold_file"] == str(tmp_path / "questions.jsonl")
     if kind == "pairs":
         assert {(p["prompt"], p["chosen"], p["rejected"]) for p in trained} <= {
@@ -92,7 +92,7 @@ def test_the_loop_runs_from_a_file_and_is_measured_by_gold_from_a_file(tmp_path:
         first = [v["probability"] for v in _rows(run, "verdicts")]
         assert set(first) == {0.0, 1.0}, "the better reply is as often the first as the second"
     if kind == "replies":
-        assert report["evaluator"]["accuracy_gold"]["n"] == 9
+        assert report["evaluator"]["accuracy_gold"]["n"] == 12
 
 
 def test_unit_tests_are_gold_only_if_the_command_allows_to_run_code(tmp_path: Path, recipe: Path) -> None:
@@ -113,7 +113,7 @@ def test_unit_tests_are_gold_only_if_the_command_allows_to_run_code(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["model"]["gold_file"] == str(gold)
-    assert (report["policy"]["gold_after"]["value"], report["policy"]["gold_after"]["n"]) == (0.0, 9)
+    assert (report["policy"]["gold_after"]["value"], report["policy"]["gold_after"]["n"]) == (0.0, 12)
     resumed = selfeval("run", "--output", str(tmp_path / "run"))
     assert resumed.returncode == 2, "no run folder allows it"
 
@@ -143,7 +143,7 @@ def test_training_never_asks_the_gold_file_and_does_not_depend_on_it(tmp_path: P
     assert evaluated.returncode == 1
     assert "gold was asked" in evaluated.stderr
     other = tmp_path / "other.jsonl"
-    other.write_text("".join(json.dumps({"question": q, "answer": 1}) + "\n" for q, _, _ in PROBLEMS))
+    other.write_text("".join(json.dumps({"question": q, "answer": 1000}) + "\n" for q, _, _ in PROBLEMS))
     again = selfeval(*_arguments(recipe, tmp_path, "pairs", "--set", f"gold={other}"))
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "policy" / "manifest.json").read_bytes() == policy, "other gold redoes the evaluation only"

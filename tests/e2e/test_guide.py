@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,15 @@ from pathlib import Path
 import pytest
 
 from processes import environment, selfeval
-from toy import SIZES, copy_lab, toy_arguments
+from toy import ToyRun
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "use-elsewhere.md"
 
 pytestmark = pytest.mark.slow
 
 
-def test_the_guides_snippets_give_the_figures_of_the_run(tmp_path: Path) -> None:
-    made = selfeval(*toy_arguments(copy_lab(tmp_path / "lab"), tmp_path / "runs" / "mine", sizes=SIZES))
-    assert made.returncode == 0, made.stderr
+def test_the_guides_snippets_give_the_figures_of_the_run(toy_run: ToyRun, tmp_path: Path) -> None:
+    shutil.copytree(toy_run.folder, tmp_path / "runs" / "mine", ignore=shutil.ignore_patterns(".lock"))
     text = GUIDE.read_text(encoding="utf-8")
     commands = re.findall(r"^selfeval export runs/mine (.*)$", text, re.MULTILINE)
     assert len(commands) == 4

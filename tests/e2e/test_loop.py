@@ -16,7 +16,7 @@ from processes import python, selfeval, start
 from selfeval.report.metrics import METRICS
 from selfeval.report.reading import read_report
 from selfeval.runs.reader import RunReader
-from toy import FEW, copy_lab, toy_arguments
+from toy import FEW, ToyRun, toy_arguments
 
 STAGES = ("questions", "replies", "verdicts", "pairs", "evaluator", "policy", "evaluation", "report")
 
@@ -39,20 +39,20 @@ def _without_seconds(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_lab(tmp_path_factory.mktemp("loop") / "lab")
+def recipe(toy_run: ToyRun) -> Path:
+    return toy_run.recipe
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+def finished(toy_run: ToyRun) -> Path:
     """An undisturbed run; tests that change it work on a copy."""
-    folder = tmp_path_factory.mktemp("loop") / "run"
-    found = selfeval(*toy_arguments(recipe, folder))
-    assert found.returncode == 0, found.stderr
-    assert f"Report: {folder / 'index.html'}" in found.stdout
-    rows = dict(line.split("\t") for line in found.stdout.splitlines() if "\t" in line)
+    return toy_run.folder
+
+
+def test_the_command_ends_with_a_table(toy_run: ToyRun) -> None:
+    assert f"Report: {toy_run.folder / 'index.html'}" in toy_run.out
+    rows = dict(line.split("\t") for line in toy_run.out.splitlines() if "\t" in line)
     assert {"evaluator accuracy, gold labels", "win rate, after vs. before", "peak memory"} <= set(rows)
-    return folder
 
 
 def test_a_run_leaves_everything_that_the_design_promises(finished: Path) -> None:

@@ -120,7 +120,7 @@ class AdapterStack:
                     self.mixes_rows = False
                     module.register_forward_pre_hook(self._adapt_parameter)
                 else:
-                    module.register_forward_hook(self._add_adapters)
+                    module.register_forward_hook(self.add_adapters)
 
     def _adapt_parameter(self, layer: Any, inputs: tuple[Tensor, ...]) -> None:
         """Fused experts are no linear layer to add to: PEFT changes their parameter for the pass, for one role at a time."""
@@ -129,7 +129,18 @@ class AdapterStack:
             raise RoleError("rows of several roles cannot share a forward pass if experts have adapters; run one pass per role")
         layer._active_adapter = [acting.name] if acting is not None and acting.name in layer.lora_A else []
 
-    def _add_adapters(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def __contains__(self, module: nn.Module) -> bool:
+        """Whether this layer asks the stack."""
+        return module in self._hooked
+
+    def add_adapters(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Return the output of a layer with those of the acting roles' adapters added.
+
+        Args:
+            layer: adapted layer.
+            inputs: its input, as the only entry.
+            output: of the layer without adapters.
+        """
         acting = self.acting
         if acting is None or acting.name == BASE:
             return output

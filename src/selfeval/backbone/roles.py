@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from selfeval.backbone.adapters import BASE, Acting, AdapterStack
 from selfeval.backbone.body import text_body
 from selfeval.backbone.budget import MemoryBudget
+from selfeval.backbone.decode_step import DecodeStep
 from selfeval.backbone.depth import first_layers
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
@@ -66,6 +67,7 @@ class Backbone:
         if loaded.placement is not None:
             recompute(loaded.model, loaded.placement.streamed, self._stack.checkpoint_contexts)
         self._check_logits()
+        self._steps_agree: bool | None = None
 
     def _tell(self, sentence: str) -> None:
         if self.budget.tell is not None:
@@ -238,6 +240,18 @@ class Backbone:
         """
         # Without an attention mask, transformers derives the mask of the documents from the positions.
         return self._body(input_ids=ids_BT, position_ids=positions_BT)
+
+    def decode_step(self) -> DecodeStep | None:
+        """Return a faster pass over one new token per row, or None if this model has its own pass only.
+
+        Made anew for each batch, because adding a role replaces modules.
+        """
+        if self._steps_agree is False or not DecodeStep.fits(self.loaded, self._stack):
+            return None
+        step = DecodeStep(self.loaded, self._stack)
+        if self._steps_agree is None:
+            self._steps_agree = step.agrees()
+        return step if self._steps_agree else None
 
     def _body(self, **arguments: Tensor) -> Tensor:
         # The hook on the whole model does not see passes through its body alone.

@@ -238,11 +238,22 @@ class _Pass:
         self.backbone, self.own = backbone, own
         self.roles = (*((backbone.acting,) if own else ()), *guides)
         self.cache = preallocated_cache(backbone.model.config, room)
+        self.step = backbone.decode_step()
 
     def logits(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Compute next-token logits `[roles, B, V]` after these tokens."""
-        loaded, count = self.backbone.loaded, len(self.roles)
+        count = len(self.roles)
         ids, attention = ids_BT.repeat(count, 1), attention_BT.repeat(count, 1)
+        with self._acting(len(ids_BT)):
+            if self.step is not None and ids.shape[1] == 1:
+                logits = self.step.logits(ids, attention, self.cache)
+            else:
+                logits = self._model_logits(ids, attention)
+        return logits.float().view(count, len(ids_BT), -1)
+
+    def _model_logits(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """Compute them in the model's own pass."""
+        loaded = self.backbone.loaded
         arguments: dict[str, Any] = {"input_ids": ids, **state_arguments(loaded, self.cache, attention, ids.shape[1])}
         if loaded.forward_accepts("position_ids"):
             # Count real tokens only, because left padding must not shift the positions. Padding gets 0 and is masked.
@@ -252,9 +263,8 @@ class _Pass:
             # An index instead of a count: a view of the last position is not contiguous, and a bf16 matmul on a CPU would then
             # copy the output layer once per row.
             arguments["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        with self._acting(len(ids_BT)):
-            logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
-        return logits[:, -1].float().view(count, len(ids_BT), -1)
+        logits: Tensor = self.backbone.model(**arguments, use_cache=True).logits
+        return logits[:, -1]
 
     def _acting(self, rows: int) -> AbstractContextManager[None]:
         # The caller's block already acts for a pass of the acting role alone. Otherwise name one role per row, or a single
