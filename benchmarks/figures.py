@@ -768,6 +768,65 @@ def over_tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+_INPUTS = {
+    "same": "same: four of the last layer, with the reference answer",
+    "layers": "layers: two of the last layer, one of layer 3, one of layer 2",
+    "reference": "reference: two with the reference answer, two without",
+    "both": "both: the last layer and layer 3, each with and without the reference answer",
+}
+"""Descriptions of the ensembles of benchmarks/ensemble.py."""
+
+
+def ensemble_tables() -> str:
+    """Return the tables on members that read different inputs, from results/ensemble.json."""
+    if not _is_measured("ensemble"):
+        return "`python benchmarks/ensemble.py` has no results yet.\n"
+    found = _load("ensemble")
+    members, cause = found["members"], found["cause"]
+    lines = [
+        f"By `{found['command']}`: best of {found['best_of']}, {found['questions']} questions, the same replies for all rows; "
+        f"what is fitted for a question is fitted on those of the other {found['folds'] - 1} folds; one training of each "
+        f"member, on {members['pairs']} pairs. Gap closed and gold gained are paired by question with one evaluator. Right "
+        f"replies are {_figure(found['right_replies'])} of all, and {_figure(found['with_right_reply'])} of the questions have "
+        "one.",
+        "",
+        "| selected by | promised | gold | gap | gap closed | gold gained |",
+        "|---|---|---|---|---|---|",
+        *(_arm_line(name, row) for name, row in found["arms"].items()),
+        "",
+        f"The reply that one evaluator selects has the final answer of its reference answer in "
+        f"{_figure(cause['selected_follow_reference'])} of the questions; the reference answer is right in "
+        f"{_figure(cause['reference_right'])}. Of the {cause['wrong_follow_reference']['n']} wrong selections, "
+        f"{_figure(cause['wrong_follow_reference'])} have its final answer.",
+        "",
+        "| members | right reply of a held-out pair | rank correlation of disagreement with errors: pairs | best of "
+        f"{found['best_of']} | gold of the half with the least disagreement | of the half with the most votes |",
+        "|---|---|---|---|---|---|",
+        *(_alarm_line(name, found) for name in found["ensembles"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _arm_line(name: str, row: dict[str, Any]) -> str:
+    is_baseline = name == "one evaluator"
+    closed, more = row["gap_closed"], row["gold_more"]
+    gained = ["", ""] if is_baseline else [_interval(closed), _points(more)]
+    cells = [_interval(row["promised"]), _interval(row["gold"]), _points(row["gap"]), *gained]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _alarm_line(name: str, found: dict[str, Any]) -> str:
+    pairs, alarms = found["members"]["held_out"][name], found["alarms"]
+    apart, vote = alarms[f"disagreement, {name}"], alarms[f"1 - vote, {name}"]
+    correlations = [_correlation(figure) for figure in (pairs["disagreement_error"], apart["error_correlation"])]
+    halves = [_interval(signal["gold_of_surer_half"]) for signal in (apart, vote)]
+    return f"| {_INPUTS[name]} | {_interval(pairs['accuracy'])} | {' | '.join([*correlations, *halves])} |"
+
+
+def _correlation(figure: dict[str, Any]) -> str:
+    return f"{figure['value']:.2f} ({figure['ci_low']:.2f} to {figure['ci_high']:.2f})"
+
+
 def _share(value: float, n: int) -> dict[str, Any]:
     """Format a share of n with its interval."""
     right = round(value * n)
@@ -822,7 +881,7 @@ def main() -> None:
     _refresh(_LEARNERS, learners_table(), options.check)
     _refresh(_LOOP, rounds_table(), options.check)
     _refresh(_SPARSE, sparse_table(), options.check)
-    _refresh(_OVER, over_tables(), options.check)
+    _refresh(_OVER, over_tables() + "\n### Members that read different inputs\n\n" + ensemble_tables(), options.check)
     _refresh(_EVIDENCE, coverage_tables(), options.check)
     _refresh(_QUESTIONS, questions_table(), options.check)
     _refresh(_FINE_TUNING, sft_table(), options.check)

@@ -60,9 +60,9 @@ def _type_of(annotation: Any) -> str:
         return f"table of {_type_of(arguments[1])}s by {_type_of(arguments[0])}"
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return f"list of {_type_of(arguments[0])}s"
+            return "list of tables" if _is_model(arguments[0]) else f"list of {_type_of(arguments[0])}s"
         return f"list of {len(arguments)} {_type_of(arguments[0])}s"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_model(annotation):
         return "section"
     return _WORDS[annotation]
 
@@ -114,8 +114,19 @@ def _table(model: type[BaseModel]) -> list[str]:
     return lines
 
 
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    return _is_model(field.annotation)
+
+
+def _entry_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of the entries of a list of tables."""
+    arguments = typing.get_args(field.annotation)
+    entry = arguments[0] if typing.get_origin(field.annotation) is tuple else None
+    return entry if _is_model(entry) else None
 
 
 def _is_settings(field: FieldInfo) -> bool:
@@ -142,6 +153,9 @@ def _sections(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from ("", f"{heading} [{key}]", "", inspect.getdoc(section) or "", "", *_table(section))
             yield from _sections_of_choices(key)
             yield from _sections(section, f"{key}.")
+        elif (entry := _entry_of(field)) is not None:
+            key = f"{prefix}{name}"
+            yield from ("", f"{'#' * (2 + key.count('.'))} [[{key}]]", "", inspect.getdoc(entry) or "", "", *_table(entry))
 
 
 BY_MODEL = """## Defaults by model size

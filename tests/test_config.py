@@ -470,3 +470,25 @@ def test_a_limit_of_replies_is_a_number_or_the_word_auto(value: str) -> None:
     assert 'must be a whole number of at least 1, or "auto"' in said
     for allowed in ("auto", 7):
         assert load_config(None, {}, [f"replies.max_new_tokens={allowed}"]).replies.max_new_tokens == allowed
+
+
+def test_inputs_of_evaluators_repeat_and_are_recorded_only_if_set() -> None:
+    # Without them the key of the stage is that of earlier versions.
+    assert "inputs" not in load_config(None, {}, ["evaluator.members=3"]).model_dump()["evaluator"]
+    config = load_config(None, {}, ["evaluator.members=3", "evaluator.inputs=[{}, {layer = 2, reference_answer = false}]"])
+    read = [config.evaluator.input_of(member) for member in range(3)]
+    assert [(one.layer, one.reference_answer) for one in read] == [(None, True), (2, False), (None, True)]
+    assert config.evaluator.varies_reference
+    assert RunConfig.model_validate(config.model_dump(mode="json")).evaluator == config.evaluator
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[{}, {}]", "inputs has 2 tables for 1 members"),
+        ("[{layer = 0}]", "evaluator.inputs.0.layer: got 0"),
+        ("[{layers = 2}]", 'unknown key "evaluator.inputs.0.layers"; did you mean "layer"'),
+    ],
+)
+def test_inputs_that_no_evaluator_can_have_are_refused(value: str, said: str) -> None:
+    assert said in _refusal(f"evaluator.inputs={value}")

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Image", "Prompt"]
+__all__ = ["GradePrompt", "Image", "Prompt"]
 
 
 @dataclass(frozen=True, order=True)
@@ -52,3 +52,14 @@ class Prompt:
     def followed_by(self, ids: Sequence[int]) -> Prompt:
         """Return a prompt with the same images and these tokens appended."""
         return Prompt((*self.ids, *ids), self.images)
+
+
+@dataclass(frozen=True)
+class GradePrompt(Prompt):
+    """The prompt that evaluators read before a reply, for ensembles whose members read different prompts.
+
+    Attributes:
+        without_reference: the same prompt without the reference answer. Default: no member reads it.
+    """
+
+    without_reference: Prompt | None = None

@@ -15,7 +15,7 @@ from selfeval.judging.templates import Templates, templates_folder
 from selfeval.planner.stage_times import Lengths, Tokens, estimate, probe_speed, stage_tokens
 from selfeval.stages.running import new_config
 
-LENGTHS = Lengths(ask=100, reply_prompt=20, grade=30, judge=60, question=10, reply=5, reasoning=4)
+LENGTHS = Lengths(ask=100, reply_prompt=20, grade=30, grade_alone=22, judge=60, question=10, reply=5, reasoning=4)
 STAGES = ["questions", "replies", "verdicts", "evaluator", "policy", "evaluation"]
 
 
@@ -25,7 +25,7 @@ def _config(*assignments: str) -> RunConfig:
 
 
 def test_tokens_of_the_first_stages_by_hand() -> None:
-    found = stage_tokens(_config(), LENGTHS, reference=False)
+    found = stage_tokens(_config(), LENGTHS, reference=False, layers=2)
     assert list(found) == STAGES
     assert (found["questions"].written, found["questions"].read) == (16 * 10, 16 * 100)
     assert (found["replies"].written, found["replies"].read) == (16 * 2 * 5, 16 * 2 * 20)
@@ -40,42 +40,55 @@ def test_tokens_of_the_first_stages_by_hand() -> None:
 
 def test_options_of_the_evaluator_change_the_number_of_its_pairs() -> None:
     fewer = stage_tokens(
-        _config("evaluator.bag=0.5", "evaluator.mismatched=0.1", "evaluator.attacks=0.1"), LENGTHS, reference=False
+        _config("evaluator.bag=0.5", "evaluator.mismatched=0.1", "evaluator.attacks=0.1"), LENGTHS, reference=False, layers=2
     )
     assert fewer["evaluator"].learned == pytest.approx(9 * 0.5 * 1.2 * 3 * 70)
 
 
+def test_members_that_read_less_take_less_time() -> None:
+    varied = _config("evaluator.members=3", "evaluator.inputs=[{}, {layer = 1}, {reference_answer = false}]")
+    found = stage_tokens(varied, LENGTHS, reference=True, layers=2)
+    # A reply after the whole prompt (30 + 5), after half of the layers, and after the prompt without the reference (22 + 5).
+    scored = 35 + 35 / 2 + 27
+    assert found["evaluator"].read == 6 * 2 * scored
+    assert found["evaluator"].learned == pytest.approx(9 * 3 * 2 * scored)
+    assert found["evaluation"].read == 6 * 2 * (20 + 60) + 6 * 11 * scored
+
+
 def test_tokens_of_a_policy_by_hand() -> None:
     sizes = ("policy.iterations=2", "policy.questions_per_iteration=3", "policy.replies_per_question=4", "policy.epochs=2")
-    with_critic = stage_tokens(_config(*sizes), LENGTHS, reference=False)["policy"]
+    with_critic = stage_tokens(_config(*sizes), LENGTHS, reference=False, layers=2)["policy"]
     # 24 replies: written; prompts, reference, one evaluator and the critic read; policy and critic learn twice.
     assert with_critic.written == 24 * 5
     assert with_critic.read == 24 * (20 + 25 + 2 * 35)
     assert with_critic.learned == 24 * 2 * (25 + 35)
-    without = stage_tokens(_config(*sizes, "policy.learner=rloo"), LENGTHS, reference=False)["policy"]
+    without = stage_tokens(_config(*sizes, "policy.learner=rloo"), LENGTHS, reference=False, layers=2)["policy"]
     assert without.learned == 24 * 2 * 25
 
 
 def test_what_a_run_does_not_do_takes_no_time(tmp_path: Path) -> None:
-    given = stage_tokens(_config(f"questions.file={tmp_path}"), LENGTHS, reference=False)
+    given = stage_tokens(_config(f"questions.file={tmp_path}"), LENGTHS, reference=False, layers=2)
     assert given["questions"].written == 0
-    assert stage_tokens(_config(f"pairs.file={tmp_path}"), LENGTHS, reference=False)["verdicts"].read == 0
-    votes = stage_tokens(_config("verdicts.judge=agreement", "verdicts.agreement.votes=8"), LENGTHS, reference=False)
+    assert stage_tokens(_config(f"pairs.file={tmp_path}"), LENGTHS, reference=False, layers=2)["verdicts"].read == 0
+    votes = stage_tokens(_config("verdicts.judge=agreement", "verdicts.agreement.votes=8"), LENGTHS, reference=False, layers=2)
     assert votes["verdicts"].written == 16 * 8 * 5
     pairwise, pointwise = (
-        stage_tokens(_config(f"verdicts.judge={name}"), LENGTHS, reference=False)["verdicts"]
+        stage_tokens(_config(f"verdicts.judge={name}"), LENGTHS, reference=False, layers=2)["verdicts"]
         for name in ("pairwise", "pointwise")
     )
     assert pairwise.written == pointwise.written
     assert pairwise.read - pointwise.read == 2 * 16 * LENGTHS.reply  # two prompts a pair, with one reply less
     both = stage_tokens(
-        _config("verdicts.judge=combined", 'verdicts.combined.judges=["pairwise", "pointwise"]'), LENGTHS, reference=False
+        _config("verdicts.judge=combined", 'verdicts.combined.judges=["pairwise", "pointwise"]'),
+        LENGTHS,
+        reference=False,
+        layers=2,
     )["verdicts"]
     # All 16 pairs are among the first ones, which are judged twice.
     assert both == Tokens(written=2 * (pairwise.written + pointwise.written), read=2 * (pairwise.read + pointwise.read))
-    sampled = stage_tokens(_config("verdicts.votes=3"), LENGTHS, reference=False)["verdicts"]
+    sampled = stage_tokens(_config("verdicts.votes=3"), LENGTHS, reference=False, layers=2)["verdicts"]
     assert (sampled.written, sampled.read) == (3 * pairwise.written, pairwise.read)  # votes share the reading of their prompt
-    plain, with_reference = (stage_tokens(_config(), LENGTHS, reference=shown)["replies"] for shown in (False, True))
+    plain, with_reference = (stage_tokens(_config(), LENGTHS, reference=shown, layers=2)["replies"] for shown in (False, True))
     assert with_reference.written == 1.5 * plain.written
 
 

@@ -28,7 +28,7 @@ from processes import environment, selfeval
 from selfeval.backbone.adapters import BASE
 from selfeval.backbone.role_files import load_role, save_role
 from selfeval.backbone.roles import Backbone
-from selfeval.config import ContextConfig, PlacementConfig, RunConfig
+from selfeval.config import ContextConfig, EvaluatorConfig, PlacementConfig, RunConfig
 from selfeval.errors import ExportError, ModelError, RunFolderError, StorageError
 from selfeval.judging.dialogue import evaluator_ids, hostile
 from selfeval.judging.templates import Templates, templates_folder
@@ -63,6 +63,7 @@ class Run:
         precision: str = "fp32",
         scaling: str = "none",
         special: tuple[str, ...] = (),
+        layer: int | None = None,
     ) -> None:
         self.folder, self.model = root / "run", root / "model"
         tokenizer = tiny_models.words_tokenizer(("<pad>", "<eos>", *special))
@@ -80,7 +81,7 @@ class Run:
         self.config = RunConfig.model_validate(values)
         self.backbone = Backbone.load(self.config.model, self.config.backbone)
         for role in ("policy", EVALUATOR):
-            self.backbone.roles.add(role, seed=1, head=role == EVALUATOR)
+            self.backbone.roles.add(role, seed=1, head=role == EVALUATOR, layer=layer if role == EVALUATOR else None)
             tiny_models.scramble(self.backbone, role, seed=len(role))
             save_role(self.backbone, role, self.folder / "roles" / role)
         write_json(self.folder / "roles" / EVALUATOR / "evaluator.json", {"temperature": 0.5, "mean": 0.0, "deviation": 1.0})
@@ -205,6 +206,43 @@ def test_an_evaluator_of_a_family_without_a_classifier(tmp_path: Path, monkeypat
     done = run.export("evaluator", tmp_path / "out")
     assert done.layout == "adapter and head"
     assert only(snippets_say(run, done.folder, monkeypatch)) == pytest.approx(run.score(), abs=1e-5)
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+def test_an_evaluator_of_an_earlier_layer_scores_as_the_run_does(
+    merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, layer=1)
+    done = run.export("evaluator", tmp_path / "out", merge=merge)
+    # PEFT's classifier cannot stop at a layer, so the adapter is scored by this package.
+    assert done.layout == ("classifier" if merge else "adapter and head")
+    expected = [run.score()] * (2 if merge else 1)
+    assert snippets_say(run, done.folder, monkeypatch) == pytest.approx(expected, abs=1e-4)
+    assert "after layer 1 of the base" in (done.folder / "README.md").read_text(encoding="utf-8")
+    if merge:
+        assert AutoConfig.from_pretrained(done.folder).num_hidden_layers == 1
+    assert (done.folder / "reward.py").is_file() == merge
+
+
+@pytest.mark.parametrize("merge", [True, False], ids=["merged", "adapter"])
+def test_an_evaluator_that_reads_no_reference_answer_needs_none(
+    merge: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, grade=GRADES["reference_answer"])
+    path = run.folder / "roles" / EVALUATOR / "evaluator.json"
+    write_json(path, {**read_json(path), "reference_answer": False})
+    done = run.export("evaluator", tmp_path / "out", merge=merge)
+    monkeypatch.setattr(run, "reference_answer", lambda question=QUESTION: "")
+    assert snippets_say(run, done.folder, monkeypatch) == pytest.approx([run.score()] * 2, abs=1e-4)
+    assert not (done.folder / "reference").exists()
+
+
+def test_a_member_of_an_ensemble_has_no_temperature(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.config = run.config.model_copy(update={"evaluator": EvaluatorConfig(members=2)})
+    done = run.export("evaluator", tmp_path / "out")
+    assert read_json(done.folder / "export.json")["temperature"] is None
+    assert "sigmoid((s1" not in (done.folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("case", "pad"), [("end is padding", "<pad>"), ("padding ends too", "<|pad|>")])

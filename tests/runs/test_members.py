@@ -11,7 +11,7 @@ import tiny_models
 from selfeval.config import RunConfig
 from selfeval.errors import RunFolderError
 from selfeval.prompt import Prompt
-from selfeval.runs.members import Temperature, load_members, temperature_of
+from selfeval.runs.members import Temperature, load_members, reads_reference, temperature_of
 from selfeval.stages import evaluator
 from selfeval.stages.context import Context
 from selfeval.stages.terminal import Terminal
@@ -45,6 +45,13 @@ def test_an_older_run_does_not_say_how_its_temperature_was_fitted(tmp_path: Path
     assert temperature_of(tmp_path) == Temperature(0.032, 0)
     write_json(tmp_path / EVALUATOR / "evaluator.json", {"temperature": 1.3, "temperature_pairs": 400})
     assert temperature_of(tmp_path) == Temperature(1.3, 400)
+
+
+@pytest.mark.parametrize("value", [0, "false", None])
+def test_a_member_says_yes_or_no_to_the_reference_answer(value: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "evaluator.json", {"mean": 0.0, "deviation": 1.0, "reference_answer": value})
+    with pytest.raises(RunFolderError, match="instead of true or false"):
+        reads_reference(tmp_path)
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1", None, [1], True])

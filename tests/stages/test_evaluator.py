@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import Environment
 
 import tiny_models
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.config import RunConfig
-from selfeval.judging.templates import Templates, templates_folder
+from selfeval.judging.templates import Settings, Templates, templates_folder
 from selfeval.records import Pair, Split
 from selfeval.stages import evaluator
 from selfeval.stages.added_pairs import CONFIDENCE
@@ -21,7 +23,7 @@ from selfeval.stages.context import Context
 from selfeval.stages.terminal import Terminal
 from selfeval.store import RunStore
 from selfeval.training import evaluator as training
-from selfeval.training.evaluator import Preference, train_evaluator
+from selfeval.training.evaluator import Preference, score_replies, train_evaluator
 
 QUESTIONS = 24
 
@@ -119,6 +121,36 @@ def test_each_member_is_trained_on_a_bag_of_questions(
     steps = [line["step"] for line in run.store.read_metrics("evaluator")]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) == sum(-(-len(pairs) // 8) for pairs in seen.values())
+
+
+def test_members_read_different_layers_and_prompts(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [{}, {"layer": 1, "reference_answer": False}]
+    run = run_of(tmp_path, backbone, members=3, inputs=inputs)
+    with_reference = Environment(autoescape=False).from_string("{{ reference_answer }}: {{ question }}")
+    monkeypatch.setattr(Templates, "_rendered", lambda templates, kind, values: with_reference.render(values))
+    run.__dict__["templates"] = replace(run.templates, settings=Settings(grade_reference_answer=True))
+    run.__dict__["_reference_answers"] = {f"q{i}": "A guess" for i in range(QUESTIONS)}
+    _, seen = trained_on(run, monkeypatch)
+    whole = evaluator.preferences(run, evaluator._split(run)[0])
+    alone = [
+        replace(p, prompt=run.templates.grade_prompt(q.prompt, ""))
+        for p, q in zip(whole, evaluator._split(run)[0], strict=True)
+    ]
+    assert seen == {"evaluator-0": whole, "evaluator-1": alone, "evaluator-2": whole}
+    assert backbone.roles.depths == {"evaluator-1": 1}
+    # From the role folders alone, as the report and the Python API load them.
+    for role in seen:
+        backbone.roles.remove(role)
+    members = run.load_evaluators()
+    assert [m.reference_answer for m in members] == [True, False, True]
+    assert backbone.roles.depths == {"evaluator-1": 1}
+    prompt, reply = run.grade_prompt("q0", "What is 0 and 0?"), (20, 30, 1)
+    scores = run.scorer().each([prompt], [reply])[:, 0].tolist()
+    expected = [
+        (score_replies(backbone, m.role, [read], [reply], 64)[0] - m.mean) / m.deviation
+        for m, read in zip(members, [prompt, run.templates.grade_prompt("What is 0 and 0?", ""), prompt], strict=True)
+    ]
+    assert scores == pytest.approx(expected, abs=1e-5)
 
 
 def test_early_stopping_measures_the_held_out_pairs(

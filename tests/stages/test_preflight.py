@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from selfeval.config import load_config
-from selfeval.errors import ModelError
+from selfeval.errors import ConfigError, ModelError
+from selfeval.judging.templates import templates_folder
 from selfeval.stages.preflight import check_base
 from toy import LAB
 
@@ -17,3 +18,17 @@ def test_a_limit_of_the_thinking_needs_a_tokenizer_with_its_markers() -> None:
         ModelError, match=r"max_thinking_tokens is set, but the tokenizer of .* has no tokens that begin and end"
     ):
         check_base(load_config(recipe, {}, ["replies.max_thinking_tokens=64"]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "templates", "said"),
+    [
+        ("[{layer = 6}]", "none", r"layer = 6, but this model has layers 1 to 5"),
+        ("[{reference_answer = false}]", str(templates_folder("none")), r"reference_answer = false has no effect"),
+    ],
+)
+def test_evaluators_cannot_read_what_is_not_there(inputs: str, templates: str, said: str) -> None:
+    recipe = LAB / "recipe.toml"
+    check_base(load_config(recipe, {}, ["evaluator.inputs=[{layer = 5, reference_answer = false}]"]))
+    with pytest.raises(ConfigError, match=said):
+        check_base(load_config(recipe, {}, [f"evaluator.inputs={inputs}", f"templates={templates}"]))

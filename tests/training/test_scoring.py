@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 from policies import PROMPTS
 from selfeval.backbone.roles import Backbone
+from selfeval.errors import LoopError
 from selfeval.rollout.engine import Rollout
 from selfeval.training.context import Samples
 from selfeval.training.evaluator import score_replies
@@ -45,6 +46,12 @@ def test_one_evaluator_says_its_raw_score() -> None:
     backbone, rows = ensemble()
     scores = EvaluatorScorer(backbone, 100, MEMBERS[2:])(SAMPLES)
     assert scores.whole_B.tolist() == pytest.approx(rows[2], abs=1e-5)
+
+
+def test_a_member_without_the_reference_needs_a_prompt_without_it() -> None:
+    backbone, _ = ensemble()
+    with pytest.raises(LoopError, match="no version without one"):
+        EvaluatorScorer(backbone, 100, [Member("evaluator-2", reference_answer=False)])(SAMPLES)
 
 
 def test_the_thinking_is_not_scored() -> None:

@@ -22,6 +22,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedTo
 from transformers.pytorch_utils import Conv1D
 
 from selfeval.backbone.adapters import BASE
+from selfeval.backbone.depth import shortened_config
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.tokens import NEW_PAD, ControlTokens
@@ -70,6 +71,8 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
     these classes have no bias in their head. The role's bias is then left out: a constant that moves all scores alike and
     no comparison. Either way `config.score_bias` is what has to be added to a logit to get the role's score.
 
+    For a role that reads an earlier layer it has only the layers up to this one.
+
     Args:
         backbone: is not changed.
         role: a role with a head.
@@ -84,6 +87,8 @@ def merged_classifier(backbone: Backbone, role: str, pad_id: int, dtype: torch.d
     if role not in backbone.roles.heads:
         raise RoleError(f'role "{role}" has no head, so it cannot become a classifier')
     config = plain_config(live)
+    if (depth := backbone.roles.depths.get(role)) is not None:
+        config = shortened_config(config, depth)
     config.num_labels, config.id2label, config.label2id = 1, {0: "score"}, {"score": 0}
     kind = classifier_class(config)
     if kind is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from selfeval.config import LoraConfig
 from selfeval.errors import RunFolderError
 from selfeval.links import stays_inside
 from selfeval.store import content_hash, read_object, write_json
+from selfeval.texts import shortened
 
 __all__ = ["load_role", "save_role", "seal_role"]
 
@@ -36,7 +38,7 @@ def save_role(backbone: Backbone, role: str, folder: Path) -> None:
     if role in backbone.roles.heads:
         head = backbone.roles.heads[role].state_dict()
         save_file({name: tensor.cpu() for name, tensor in head.items()}, folder / "head.safetensors")
-    seal_role(backbone, folder)
+    seal_role(backbone, folder, backbone.roles.depths.get(role))
 
 
 def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = False) -> None:
@@ -53,7 +55,8 @@ def load_role(backbone: Backbone, role: str, folder: Path, *, trainable: bool = 
             f"{backbone.base_name} (weights {backbone.fingerprint}); load it on its own base"
         )
     _check_lora(backbone.roles.lora, folder)
-    backbone.roles.add(role, head=(folder / "head.safetensors").is_file(), trainable=trainable)
+    layer = _layer_of(origin, backbone, folder)
+    backbone.roles.add(role, head=(folder / "head.safetensors").is_file(), trainable=trainable, layer=layer)
     try:
         _load_weights(backbone, role, folder)
     except RunFolderError:
@@ -110,10 +113,34 @@ def _save_adapter_config(config: Any, folder: Path) -> None:
     write_json(path, {**values, **{name: sorted(values[name]) for name in unordered}})
 
 
-def seal_role(backbone: Backbone, folder: Path) -> None:
-    """Record the base and the hash of each file in a role's folder; call after the last change to its files."""
+def seal_role(backbone: Backbone, folder: Path, layer: int | None = None) -> None:
+    """Record the base and the hash of each file in a role's folder; call after the last change to its files.
+
+    Args:
+        backbone: model that the role belongs to.
+        folder: folder of the role.
+        layer: Optional. Layer that the role reads, if it is an earlier one. Default: the last one.
+    """
     files = {name: content_hash(folder / name) for name in _SEALED if (folder / name).is_file()}
-    write_json(folder / "role.json", {"base": backbone.base_name, "base_fingerprint": backbone.fingerprint, "files": files})
+    read = {} if layer is None else {"layer": layer}
+    write_json(
+        folder / "role.json", {"base": backbone.base_name, "base_fingerprint": backbone.fingerprint, **read, "files": files}
+    )
+
+
+def _layer_of(origin: Mapping[str, Any], backbone: Backbone, folder: Path) -> int | None:
+    """Return the earlier layer that a saved role reads; None for the last one.
+
+    Raises:
+        RunFolderError: the base has no such layer.
+    """
+    layer, count = origin.get("layer"), backbone.model.config.get_text_config().num_hidden_layers
+    if layer is not None and not (type(layer) is int and 1 <= layer < count):
+        raise RunFolderError(
+            f"{folder / 'role.json'} is damaged: layer is {shortened(repr(layer))} instead of a whole number from 1 to "
+            f"{count - 1}; {_remedy(folder)}"
+        )
+    return layer
 
 
 def _remedy(folder: Path) -> str:

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from selfeval.backbone.adapters import BASE, AdapterStack, remove_adapters
+from selfeval.backbone.depth import check_depth, first_layers
 from selfeval.backbone.families.adapters import ALL_LINEAR, adapter_targets
 from selfeval.backbone.load import LoadedModel
 from selfeval.backbone.loss_scale import LossScale, Origin, mark
@@ -51,6 +52,7 @@ class RoleSet:
     ) -> None:
         self.lora = lora
         self.heads: dict[str, nn.Linear] = {}
+        self.depths: dict[str, int] = {}
         self._loaded, self._source, self._stack, self._loss_scale = loaded, source, stack, loss_scale
         self._unread_layers = unread_layers
         self._trainable: dict[str, bool] = {}
@@ -71,7 +73,16 @@ class RoleSet:
         if role != BASE and role not in self._trainable:
             raise RoleError(f'there is no role "{role}"; roles: {", ".join([BASE, *self.names])}')
 
-    def add(self, role: str, *, seed: int = 0, copy_of: str | None = None, head: bool = False, trainable: bool = True) -> None:
+    def add(
+        self,
+        role: str,
+        *,
+        seed: int = 0,
+        copy_of: str | None = None,
+        head: bool = False,
+        trainable: bool = True,
+        layer: int | None = None,
+    ) -> None:
         """Add a role: a LoRA adapter initialised to the base model or copied from another role.
 
         Args:
@@ -80,14 +91,22 @@ class RoleSet:
             copy_of: optional role whose adapter is copied, along with its head if both roles have one.
             head: add a scalar head in fp32, initialised to zero. Default: False.
             trainable: whether its weights receive gradients. Default: True.
+            layer: Optional. Layer whose hidden states the role reads, counted from 1; it has no adapters on later layers, which
+                its passes do not compute. Default: that of `copy_of`, else the last one.
 
         Raises:
             RoleError: the role already exists, or `copy_of` does not.
-            ModelError, ConfigError: `backbone.lora.targets` cannot have adapters; the backbone is left unchanged.
+            ModelError, ConfigError: `backbone.lora.targets` cannot have adapters, or there is no such layer; the backbone
+                is left unchanged.
         """
         self._refuse_taken(role)
         if copy_of is not None and copy_of not in self._trainable:
             raise RoleError(f'role "{role}" cannot copy "{copy_of}", which does not exist; roles: {", ".join(self.names)}')
+        depth = self.depths.get(copy_of or "") if layer is None else check_depth(self._loaded.model, layer)
+        if depth is not None:
+            # With all layers: the first ones may not have every kind of layer of a hybrid model.
+            self.check_targets()
+            self.depths[role] = depth
         self._make_adapter(role, seed)
         # Once per backbone, with its first adapter.
         if self._unread is None:
@@ -119,6 +138,7 @@ class RoleSet:
         remove_adapters(self._loaded.model, role)
         self._trainable.pop(role, None)
         self.heads.pop(role, None)
+        self.depths.pop(role, None)
         if self._peft is not None:
             self._peft.peft_config.pop(role, None)
         if self._peft is None or not self._peft.peft_config:
@@ -180,7 +200,9 @@ class RoleSet:
         with stand_in_weights(self._loaded.model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                self._inject(role)
+                # PEFT adds adapters to the layers that it finds.
+                with first_layers(self._loaded.model, self.depths.get(role)):
+                    self._inject(role)
             except BaseException:
                 self.remove(role)
                 raise

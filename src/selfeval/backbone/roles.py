@@ -20,6 +20,7 @@ from selfeval.backbone.adapters import BASE, Acting, AdapterStack
 from selfeval.backbone.body import text_body
 from selfeval.backbone.budget import MemoryBudget
 from selfeval.backbone.decode_step import DecodeStep
+from selfeval.backbone.depth import first_layers
 from selfeval.backbone.fingerprint import base_fingerprint
 from selfeval.backbone.load import LoadedModel, load_model, pick_device
 from selfeval.backbone.loss_scale import LossScale
@@ -220,7 +221,10 @@ class Backbone:
             raise RoleError(f"{work} reorders its rows; use one role at a time")
 
     def hidden(self, ids_BT: Tensor, attention_BT: Tensor) -> Tensor:
-        """Compute the last hidden states `[B, T, D]` of right-padded sequences under the acting role."""
+        """Compute the last hidden states `[B, T, D]` of right-padded sequences under the acting role.
+
+        For a role that reads an earlier layer they are those of this layer, after the final norm.
+        """
         arguments: dict[str, Any] = {"input_ids": ids_BT, "attention_mask": attention_BT}
         if self.loaded.forward_accepts("position_ids"):
             arguments["position_ids"] = (attention_BT.long().cumsum(-1) - 1).clamp_min(0)
@@ -253,7 +257,19 @@ class Backbone:
         # The hook on the whole model does not see passes through its body alone.
         if self._stack.acting is None:
             raise RoleError("forward pass outside of `with backbone.acting_as(role)`; select a role first")
-        return text_body(self.loaded.model)(**arguments, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        model = self.loaded.model
+        with first_layers(model, self._depth):
+            return text_body(model)(**arguments, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+    @property
+    def _depth(self) -> int | None:
+        """Number of layers of the acting role; None: all of them."""
+        depths = {self.roles.depths.get(role) for role in self._stack.acting.roles} if self._stack.acting else {None}
+        if len(depths) > 1:
+            raise RoleError(
+                f"roles that read different layers cannot share a forward pass ({self.acting}); run one pass per role"
+            )
+        return depths.pop()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute next-token logits in fp32 from hidden states `[..., D]`, with the scale and cap of the model family."""

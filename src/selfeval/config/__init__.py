@@ -49,6 +49,7 @@ from selfeval.config.run import RunConfig
 from selfeval.config.sections import (
     EvaluationConfig,
     EvaluatorConfig,
+    MemberInput,
     PairsConfig,
     QuestionsConfig,
     RepliesConfig,
@@ -84,6 +85,7 @@ __all__ = [
     "LearnerConfig",
     "LearnerSpec",
     "LoraConfig",
+    "MemberInput",
     "PPOConfig",
     "PairsConfig",
     "PlacementConfig",

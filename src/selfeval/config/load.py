@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -71,9 +71,13 @@ def _allowed_at(location: Sequence[str | int]) -> list[str]:
         if choice is not None and (section := choice.section(str(part))) is not None:
             model = section
             continue
-        found = model.model_fields.get(str(part))
+        if isinstance(part, int):  # an entry of a list of tables, whose model was found by the name of the list
+            continue
+        found = model.model_fields.get(part)
         # Follow the location into nested sections; the names allowed there are those of the last one.
         annotation = found.annotation if found else None
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             break
         model = annotation

@@ -32,6 +32,7 @@ from selfeval.config.judges import (
 __all__ = [
     "EvaluationConfig",
     "EvaluatorConfig",
+    "MemberInput",
     "PairsConfig",
     "QuestionsConfig",
     "RepliesConfig",
@@ -231,11 +232,23 @@ class PairsConfig(Section):
     """Optional. File of pairs to use; nothing is generated or judged before the evaluator (docs/guides/your-own-data.md)."""
 
 
+class MemberInput(Section):
+    """What a member of an ensemble of evaluators reads. The defaults are the input of a single evaluator."""
+
+    layer: CountOrNone = None
+    """Optional. Layer whose hidden states its head reads, counted from 1; later layers are not computed. Default: the last."""
+    reference_answer: bool = True
+    """Read the model's reference answer before the reply, if the grade template shows one."""
+
+
 class EvaluatorConfig(Section):
     """The evaluator: LoRA and a scalar head, trained with a Bradley-Terry loss on the kept pairs, with soft labels."""
 
     members: Count = 1
     """Number of evaluators in the ensemble, each with a separate initialisation and order of pairs."""
+    inputs: tuple[MemberInput, ...] = ()
+    """Optional. What each member reads: a list of tables in the order of the members, repeated if there are more members
+    (docs/algorithms/evaluator.md). Default: all members read the same."""
     learning_rate: Positive = 1e-3
     """Peak learning rate of AdamW."""
     epochs: Count = 2
@@ -264,6 +277,29 @@ class EvaluatorConfig(Section):
     """Share of the training questions that each member of the ensemble is trained on, drawn for each member."""
     early_stopping: bool = False
     """Keep the weights with the lowest held-out loss, measured every `checkpoint_every` steps, instead of the last ones."""
+
+    def input_of(self, member: int) -> MemberInput:
+        """Return what a member reads, by its number from 0."""
+        return self.inputs[member % len(self.inputs)] if self.inputs else MemberInput()
+
+    @property
+    def varies_reference(self) -> bool:
+        """Whether a member reads no reference answer."""
+        return not all(read.reference_answer for read in self.inputs)
+
+    @model_validator(mode="after")
+    def _one_input_per_member(self) -> EvaluatorConfig:
+        if len(self.inputs) > self.members:
+            raise ValueError(
+                f"inputs has {len(self.inputs)} tables for {self.members} members; raise evaluator.members or remove tables"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_inputs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `inputs` if it is not set, so the evaluators of earlier runs keep their key."""
+        values: dict[str, Any] = handler(self)
+        return values if self.inputs else {name: value for name, value in values.items() if name != "inputs"}
 
 
 class EvaluationConfig(Section):

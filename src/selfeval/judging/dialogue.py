@@ -33,8 +33,10 @@ Sample = tuple[str, str, str]
 def evaluator_ids(templates: Templates, sample: Sample, end: Sequence[int]) -> tuple[int, ...]:
     """Return the evaluator's input: the `grade` prompt, the reply without its reasoning, and the end-of-sequence token."""
     question, reply, reference_answer = sample
+    # An evaluator may read none although the template shows one.
+    shown = reference_answer if templates.grades_with_reference_answer else ""
     return (
-        *templates.prompt("grade", question=question, reference_answer=reference_answer).ids,
+        *templates.grade_prompt(question, shown).ids,
         *templates.reply_ids(templates.without_thinking(reply)),
         *end,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ from selfeval.judging.sandbox import PromptEnvironment
 from selfeval.judging.turns import ROLES, Turn, turn_functions, turns_of, without_marks
 from selfeval.judging.typed import TypedReplies
 from selfeval.links import entries, refuse_links
-from selfeval.prompt import Prompt
+from selfeval.prompt import GradePrompt, Prompt
 from selfeval.quality.written_questions import bare_question
 from selfeval.records import Message, Question
 from selfeval.rollout.thinking import ThinkingTokens
@@ -370,6 +370,23 @@ class Templates:
     def grades_with_reference_answer(self) -> bool:
         """Whether evaluator and critic read the model's reference answer before the reply that they score."""
         return self.settings.grade_reference_answer
+
+    def without_reference_answer(self) -> Templates:
+        """Return the templates of an evaluator that reads no reference answer."""
+        return replace(self, settings=self.settings.model_copy(update={"grade_reference_answer": False}))
+
+    def grade_prompt(self, question: str, reference_answer: str, *, alone: bool = False) -> Prompt:
+        """Return the prompt that evaluators read before a reply.
+
+        Args:
+            question: the question.
+            reference_answer: the model's reference answer; empty if the template shows none.
+            alone: whether to add the prompt without the reference answer (`GradePrompt`). Default: False.
+        """
+        whole = self.prompt("grade", question=question, reference_answer=reference_answer)
+        if not alone:
+            return whole
+        return GradePrompt(whole.ids, whole.images, self.prompt("grade", question=question, reference_answer=""))
 
     @property
     def _ask_stop(self) -> tuple[str, ...]:

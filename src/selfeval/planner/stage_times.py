@@ -21,7 +21,7 @@ from typing import Any
 from selfeval.backbone.logprobs import token_logprobs
 from selfeval.backbone.roles import Backbone
 from selfeval.backbone.sequences import pad_sequences, reply_hidden, reply_logprobs
-from selfeval.config import AgreementConfig, CombinedConfig, RunConfig, VerdictsConfig, judge_spec
+from selfeval.config import AgreementConfig, CombinedConfig, MemberInput, RunConfig, VerdictsConfig, judge_spec
 from selfeval.errors import ModelError
 from selfeval.evaluation.attacks import KINDS
 from selfeval.judging.kinds import kinds_of_run
@@ -62,6 +62,7 @@ class Lengths:
 
     Attributes:
         ask, reply_prompt, grade, judge: prompts of questions, replies, evaluator and judge; that of the judge with its replies.
+        grade_alone: prompt of the evaluator without the reference answer.
         question, reply, reasoning: what the model writes; the judge's chain of thought is as long as a reply unless its limit
             is lower.
     """
@@ -69,6 +70,7 @@ class Lengths:
     ask: float
     reply_prompt: float
     grade: float
+    grade_alone: float
     judge: float
     question: float
     reply: float
@@ -160,7 +162,8 @@ def estimate(config: RunConfig, tell: Callable[[str], None] = lambda text: None)
 def time_of_run(backbone: Backbone, templates: Templates, config: RunConfig) -> RunTime:
     """Measure the speed of a loaded model, and return the time of each stage of one round; see `estimate`."""
     probe = probe_speed(backbone, templates, config)
-    tokens = stage_tokens(config, probe.lengths, templates.grades_with_reference_answer)
+    layers = backbone.model.config.get_text_config().num_hidden_layers
+    tokens = stage_tokens(config, probe.lengths, reference=templates.grades_with_reference_answer, layers=layers)
     return RunTime(probe, tuple(StageTime(name, found, _seconds(probe, found)) for name, found in tokens.items()))
 
 
@@ -241,6 +244,7 @@ def _lengths(templates: Templates, config: RunConfig, questions: Sequence[str], 
         ask=len(templates.prompt("ask", examples=examples).ids),
         reply_prompt=prompt("reply"),
         grade=prompt("grade", **grade) + reference,
+        grade_alone=prompt("grade", **grade),
         judge=prompt("referee", first="", second="") + 2 * reply,
         question=question,
         reply=reply,
@@ -255,21 +259,22 @@ def _mean(values: Sequence[float]) -> float:
 # -- tokens of each stage -----------------------------------------------------------------------------------------------
 
 
-def stage_tokens(config: RunConfig, lengths: Lengths, reference: bool) -> dict[str, Tokens]:
+def stage_tokens(config: RunConfig, lengths: Lengths, *, reference: bool, layers: int) -> dict[str, Tokens]:
     """Return the tokens of each stage that the settings of one round ask for.
 
     Args:
         config: configuration of the run.
         lengths: mean lengths.
         reference: whether evaluator and critic read a reference answer of the model.
+        layers: number of layers of the model.
     """
     return {
         "questions": _of_questions(config, lengths),
         "replies": _of_replies(config, lengths, reference),
         "verdicts": _of_verdicts(config, lengths),
-        "evaluator": _of_evaluator(config, lengths),
-        "policy": _of_policy(config, lengths),
-        "evaluation": _of_evaluation(config, lengths),
+        "evaluator": _of_evaluator(config, lengths, layers),
+        "policy": _of_policy(config, lengths, layers),
+        "evaluation": _of_evaluation(config, lengths, layers),
     }
 
 
@@ -308,25 +313,41 @@ def _of_judge(verdicts: VerdictsConfig, pairs: int, lengths: Lengths) -> Tokens:
     return Tokens(written=2 * pairs * verdicts.votes * lengths.reasoning, read=2 * pairs * prompt)
 
 
-def _of_evaluator(config: RunConfig, lengths: Lengths) -> Tokens:
+def _scored(config: RunConfig, lengths: Lengths, layers: int) -> float:
+    """Return the tokens that the members read to score a reply; those of a pass of half the layers count half."""
+    inputs = [config.evaluator.input_of(member) for member in range(config.evaluator.members)]
+    return sum(_layer_share(read, layers) * (_grade(read, lengths) + lengths.reply) for read in inputs)
+
+
+def _grade(read: MemberInput, lengths: Lengths) -> float:
+    return lengths.grade if read.reference_answer else lengths.grade_alone
+
+
+def _layer_share(read: MemberInput, layers: int) -> float:
+    return 1.0 if read.layer is None else read.layer / layers
+
+
+def _of_evaluator(config: RunConfig, lengths: Lengths, layers: int) -> Tokens:
     # As if every verdict were kept; two sequences a pair.
-    sequences = 2 * config.evaluator.members * (lengths.grade + lengths.reply)
+    sequences = 2 * _scored(config, lengths, layers)
     settings = config.evaluator
     pairs = config.questions.train * (1 - settings.held_out) * (1 + settings.mismatched + settings.attacks) * settings.bag
     trained = pairs * settings.epochs
     return Tokens(read=config.questions.test * sequences, learned=trained * sequences)
 
 
-def _of_policy(config: RunConfig, lengths: Lengths) -> Tokens:
+def _of_policy(config: RunConfig, lengths: Lengths, layers: int) -> Tokens:
     policy, has_critic = config.policy, "critic" in config.policy.spec.extra_roles
     replies = policy.iterations * policy.questions_per_iteration * policy.replies_per_question
-    own, graded = lengths.reply_prompt + lengths.reply, lengths.grade + lengths.reply
-    read = own + (config.evaluator.members + has_critic) * graded  # the reference, the evaluators, the critic's values
-    learned = policy.epochs * (own + has_critic * graded)
+    own = lengths.reply_prompt + lengths.reply
+    # The critic is a copy of the first evaluator, so it has as many layers; it reads the whole grade prompt.
+    graded = has_critic * _layer_share(config.evaluator.input_of(0), layers) * (lengths.grade + lengths.reply)
+    read = own + _scored(config, lengths, layers) + graded  # the reference, the evaluators, the critic's values
+    learned = policy.epochs * (own + graded)
     return Tokens(written=replies * lengths.reply, read=replies * (lengths.reply_prompt + read), learned=replies * learned)
 
 
-def _of_evaluation(config: RunConfig, lengths: Lengths) -> Tokens:
+def _of_evaluation(config: RunConfig, lengths: Lengths, layers: int) -> Tokens:
     questions = min(config.evaluation.questions, config.questions.test)
     # Replies before and after, and the referee's verdicts on them in both orders.
     is_local = config.evaluation.referee is None
@@ -334,7 +355,7 @@ def _of_evaluation(config: RunConfig, lengths: Lengths) -> Tokens:
     read = questions * 2 * (lengths.reply_prompt + is_local * lengths.judge)
     # An ordinary reply and one of each kind of attack, as if all were of a reply's length.
     attacked = min(config.evaluation.attacks, config.questions.test) * (1 + len(KINDS))
-    read += attacked * config.evaluator.members * (lengths.grade + lengths.reply)
+    read += attacked * _scored(config, lengths, layers)
     return Tokens(written=written, read=read)
 
 

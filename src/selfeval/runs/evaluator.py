@@ -172,8 +172,10 @@ class Evaluator(TrainedModel):
         # As in training: typed replies end with the end token, at which the score is read.
         templates, end = self._model.templates, self._model.backbone.loaded.eos_ids[:1]
         prompts = {
-            question: templates.prompt(
-                "grade", question=question.text, reference_answer=self._reference_answers.get(question, "")
+            question: templates.grade_prompt(
+                question.text,
+                self._reference_answers.get(question, ""),
+                alone=not all(member.reference_answer for member in self._scorer.members),
             )
             for question in dict.fromkeys(questions)
         }
@@ -184,9 +186,15 @@ class Evaluator(TrainedModel):
     def _answer(self, questions: Sequence[Question]) -> None:
         """Generate and cache reference answers if the grade template shows them; trainers repeat each question often."""
         new = [question for question in dict.fromkeys(questions) if question not in self._reference_answers]
-        if new and self._model.templates.grades_with_reference_answer:
+        if new and self._reads_reference:
             check_conversations(self._model.templates, new)
             self._reference_answers.update(zip(new, self._model.reference_answers(new), strict=True))
+
+    @property
+    def _reads_reference(self) -> bool:
+        """Whether a member reads the reference answer."""
+        shown = self._model.templates.grades_with_reference_answer
+        return shown and any(member.reference_answer for member in self._scorer.members)
 
     def _comparison(self, replies: tuple[str, str], scores: tuple[float, float], sure: float) -> Comparison:
         (a, b), (score_a, score_b) = replies, scores

@@ -29,6 +29,7 @@ from selfeval.judging.templates import Templates
 from selfeval.links import entries, refuse_links
 from selfeval.runs.card import BaseModel, card_text, find_base
 from selfeval.runs.export_tokenizers import Tokenizers, pick_tokenizers
+from selfeval.runs.members import EVALUATOR_FILE, reads_reference
 from selfeval.runs.policy import GUIDE
 from selfeval.runs.reader import backbone_config
 from selfeval.runs.reply_limit import LIMIT_FILE, reply_limit
@@ -188,12 +189,20 @@ def _export(
     # Everything is written to a temporary folder: an error, or weights that disagree, leave nothing at the target.
     with waiting(f"writing {name}"), writing(target, new=True) as part:
         copy_templates(folder, part / "templates")
-        tokenizers = pick_tokenizers(backbone, name, templates)
+        if _reads_no_reference(folder / "roles" / name):
+            templates = templates.without_reference_answer()
+        # Unmerged, an evaluator of an earlier layer fits no class of PEFT or transformers.
+        tokenizers = pick_tokenizers(backbone, name, templates, dialogue=merge or name not in backbone.roles.depths)
         source = base.hub_id or config.model
         layout, agreement = _write_weights(backbone, name, part, tokenizers, source, MERGED_PRECISIONS[precision], merge)
         exported = Exported(target, name, layout, agreement, tokenizers, base)
         _describe(exported, config, backbone, templates, base, folder, part)
     return exported
+
+
+def _reads_no_reference(role_folder: Path) -> bool:
+    """Return whether this is an evaluator whose prompt has no reference answer, although the template shows one."""
+    return (role_folder / EVALUATOR_FILE).is_file() and not reads_reference(role_folder)
 
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -277,9 +286,11 @@ def _describe(
 ) -> None:
     """Write export.json and README.md; for the adapter of an evaluator, also evaluator.json."""
     role_folder, head = run / "roles" / exported.role, backbone.roles.heads.get(exported.role)
-    calibration = read_json(role_folder / "evaluator.json") if (role_folder / "evaluator.json").is_file() else None
+    calibration = read_json(role_folder / EVALUATOR_FILE) if (role_folder / EVALUATOR_FILE).is_file() else None
     if exported.agreement is None and calibration is not None:
-        write_json(part / "evaluator.json", calibration)
+        write_json(part / EVALUATOR_FILE, calibration)
+    # Only the first member's file has one. In an ensemble it belongs to the combined score, not to that of a member.
+    temperature = None if calibration is None or config.evaluator.members > 1 else float(calibration["temperature"])
     tokenizers = exported.tokenizers
     facts = {
         "role": exported.role,
@@ -292,8 +303,9 @@ def _describe(
         "positions": str(backbone.loaded.stretch) if backbone.loaded.stretch else None,
         "agreement": exported.agreement and asdict(exported.agreement),
         "tuning": read_json(role_folder / TUNING) if (role_folder / TUNING).is_file() else None,
-        "temperature": None if calibration is None else float(calibration["temperature"]),
-        "temperature_pairs": 0 if calibration is None else int(calibration.get("temperature_pairs", 0)),
+        "temperature": temperature,
+        "temperature_pairs": 0 if temperature is None or calibration is None else int(calibration.get("temperature_pairs", 0)),
+        "layer": backbone.roles.depths.get(exported.role),
         "bias": None if head is None else round(float(head.bias.detach()), 6),
         "pad": None if head is None else tokenizers.main.pad_token,
         "dialogue": tokenizers.dialogue,

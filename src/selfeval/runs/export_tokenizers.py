@@ -50,8 +50,16 @@ class Tokenizers:
             self.asking.save_pretrained(folder / "reference")
 
 
-def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Tokenizers:
-    """Return the tokenizers of a role; for a classifier, the padding token differs from the end token."""
+def pick_tokenizers(backbone: Backbone, role: str, templates: Templates, *, dialogue: bool = True) -> Tokenizers:
+    """Return the tokenizers of a role; for a classifier, the padding token differs from the end token.
+
+    Args:
+        backbone: model of the role.
+        role: name of the role.
+        templates: the templates that it was trained with.
+        dialogue: whether other tools than this package can score with the exported folder, so an evaluator needs a chat
+            template that builds its prompt. Default: True.
+    """
     own = type(backbone.loaded.tokenizer).__module__.startswith("selfeval.")
     end, scores = backbone.loaded.eos_ids[:1], role in backbone.roles.heads
     tokenizer = _as_in_the_run(copy.copy(backbone.loaded.tokenizer), backbone, None if own else templates)
@@ -65,7 +73,7 @@ def pick_tokenizers(backbone: Backbone, role: str, templates: Templates) -> Toke
     # transformers finds the last token of a sequence by its padding token, which must then differ from the end token.
     if classifier_class(backbone.model.config) is not None or tokenizer.pad_token is None:
         tokenizer = _as_in_the_run(padding_tokenizer(backbone.loaded), backbone, templates)
-    found = dialogue_tokenizer(templates, tokenizer, end, _MESSAGES)
+    found = dialogue_tokenizer(templates, tokenizer, end, _MESSAGES) if dialogue else None
     if found is None or (templates.grades_with_reference_answer and asking is None):
         return Tokenizers(tokenizer, None, dialogue=False, chat_template=False)
     needed = asking if templates.grades_with_reference_answer else None

@@ -17,7 +17,10 @@ from selfeval.texts import shortened
 from selfeval.training.evaluator import EVALUATOR
 from selfeval.training.scoring import Member
 
-__all__ = ["Temperature", "load_members", "member_roles", "temperature_of"]
+__all__ = ["EVALUATOR_FILE", "Temperature", "load_members", "member_roles", "reads_reference", "temperature_of"]
+
+EVALUATOR_FILE = "evaluator.json"
+"""File in the folder of an evaluator: the units of its scores, the temperature, and whether it reads no reference answer."""
 
 
 def member_roles(config: RunConfig) -> tuple[str, ...]:
@@ -30,7 +33,7 @@ def _saved(roles: Path, role: str, *keys: str) -> dict[str, Any]:
     remedy = (
         f"the stage evaluator writes it; run: selfeval run --output {roles.parent} (add --restart if the stage was finished)"
     )
-    return read_object(roles / role / "evaluator.json", *keys, remedy=remedy)
+    return read_object(roles / role / EVALUATOR_FILE, *keys, remedy=remedy)
 
 
 def _number(saved: Mapping[str, Any], key: str, path: Path, *, positive: bool = False) -> float:
@@ -64,9 +67,26 @@ def load_members(backbone: Backbone, roles: Path, config: RunConfig) -> list[Mem
     for role in member_roles(config):
         if role not in backbone.roles.names:
             load_role(backbone, role, roles / role)
-        saved, path = _saved(roles, role, "mean", "deviation"), roles / role / "evaluator.json"
-        members.append(Member(role, _number(saved, "mean", path), _number(saved, "deviation", path, positive=True)))
+        saved, path = _saved(roles, role, "mean", "deviation"), roles / role / EVALUATOR_FILE
+        mean, deviation = _number(saved, "mean", path), _number(saved, "deviation", path, positive=True)
+        members.append(Member(role, mean, deviation, reads_reference(roles / role)))
     return members
+
+
+def reads_reference(folder: Path) -> bool:
+    """Return whether the evaluator in the folder of a role reads the reference answer, if the grade template shows one.
+
+    Raises:
+        RunFolderError: the file of the evaluator is damaged.
+    """
+    path = folder / EVALUATOR_FILE
+    reads = read_object(path).get("reference_answer", True)
+    if not isinstance(reads, bool):
+        raise RunFolderError(
+            f"{path} is damaged: reference_answer is {shortened(repr(reads))} instead of true or false; restore it from a "
+            "backup"
+        )
+    return reads
 
 
 @dataclass(frozen=True)
@@ -85,6 +105,6 @@ class Temperature:
 def temperature_of(roles: Path) -> Temperature:
     """Read the temperature from a folder of roles; `pairs` is 0 if an older version did not write it."""
     saved = _saved(roles, EVALUATOR, "temperature")
-    path = roles / EVALUATOR / "evaluator.json"
+    path = roles / EVALUATOR / EVALUATOR_FILE
     value = _number(saved, "temperature", path, positive=True)
     return Temperature(value, int(_number({"temperature_pairs": 0, **saved}, "temperature_pairs", path)))

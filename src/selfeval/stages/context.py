@@ -247,7 +247,7 @@ class Context:
         """
         # Looked up only if needed, because the folder is empty without a template that shows reference answers.
         reference_answer = self._reference_answers[question_id] if self.templates.grades_with_reference_answer else ""
-        return self.templates.prompt("grade", question=question, reference_answer=reference_answer)
+        return self.templates.grade_prompt(question, reference_answer, alone=self.config.evaluator.varies_reference)
 
     def typed_ids(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         """Return the token ids of a typed reply with its end token, shortened so that prompt and reply fit the context."""

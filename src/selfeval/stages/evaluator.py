@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from statistics import fmean, pstdev
 from typing import Any
@@ -22,6 +23,7 @@ from selfeval.stages.terminal import Bar
 from selfeval.store import read_json, write_json, writing
 from selfeval.training.checkpoint import Checkpoints
 from selfeval.training.evaluator import EVALUATOR, Preference, score_replies, steps_of, train_evaluator
+from selfeval.training.scoring import without_reference
 
 __all__ = [
     "FEWEST_FOR_TEMPERATURE",
@@ -110,15 +112,15 @@ def run(context: Context) -> dict[str, Any]:
     added = _added(context, kept)
     held_out = preferences(context, held)
     members = {
-        role: preferences(context, _bag([*kept, *added], role, config.evaluator.bag, config.seed))
-        for role in member_roles(config)
+        role: _read_by(number, context, preferences(context, _bag([*kept, *added], role, config.evaluator.bag, config.seed)))
+        for number, role in enumerate(member_roles(config))
     }
     # Number of steps before each member, and after the last one.
     starts = list(accumulate((steps_of(train, config.evaluator) for train in members.values()), initial=0))
     with context.terminal.bar("evaluator", starts[-1]) as bar:
-        for (role, train), start, end in zip(members.items(), starts, starts[1:], strict=False):
+        for number, ((role, train), start, end) in enumerate(zip(members.items(), starts, starts[1:], strict=False)):
             if not context.role_folder(role).is_dir():  # a member trained before an interruption is kept
-                _train(context, role, train, held_out, start, bar)
+                _train(context, number, role, train, _read_by(number, context, held_out), start, bar)
             # A member that was trained before an interruption logs no steps, so its share is added here.
             bar.advance(end - bar.done)
     context.load_evaluators()
@@ -133,12 +135,26 @@ def run(context: Context) -> dict[str, Any]:
     return {**counts, "temperature": round(temperature.value, 6)}
 
 
+def _read_by(number: int, context: Context, pairs: Sequence[Preference]) -> list[Preference]:
+    """Return the pairs with the prompt that a member reads."""
+    if context.config.evaluator.input_of(number).reference_answer:
+        return list(pairs)
+    return [replace(pair, prompt=without_reference(pair.prompt)) for pair in pairs]
+
+
 def _train(
-    context: Context, role: str, pairs: Sequence[Preference], held_out: Sequence[Preference], before: int, bar: Bar
+    context: Context,
+    number: int,
+    role: str,
+    pairs: Sequence[Preference],
+    held_out: Sequence[Preference],
+    before: int,
+    bar: Bar,
 ) -> None:
     """Train one member and save it. `before` is the number of steps of the previous members, to number its metrics."""
     config, backbone = context.config, context.backbone
-    backbone.roles.add(role, seed=context.seed("role", role) % 2**31, head=True)
+    read = config.evaluator.input_of(number)
+    backbone.roles.add(role, seed=context.seed("role", role) % 2**31, head=True, layer=read.layer)
     folder = context.checkpoint_folder("evaluator") / role
 
     def log(values: dict[str, float]) -> None:
@@ -166,10 +182,11 @@ def _train(
     )
     backbone.roles.freeze(role)
     units = _units(context, role, pairs) if config.evaluator.members > 1 else {"mean": 0.0, "deviation": 1.0}
+    read_reference = {} if read.reference_answer else {"reference_answer": False}
     # In one rename, so a role folder that exists is complete; `run` relies on this to skip the member.
     with writing(context.role_folder(role)) as written:
         save_role(backbone, role, written)
-        write_json(written / "evaluator.json", units)
+        write_json(written / "evaluator.json", {**units, **read_reference})
 
 
 def _units(context: Context, role: str, pairs: Sequence[Preference]) -> dict[str, float]:

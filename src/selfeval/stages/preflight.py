@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfeval.config import JudgeRole, RunConfig, judge_spec
-from selfeval.errors import InputError, ModelError
+from selfeval.errors import ConfigError, InputError, ModelError
 from selfeval.records import Question, Split
 from selfeval.stages.given import Given, read_given
 from selfeval.stages.gold import check_gold
@@ -94,6 +94,21 @@ def check_base(config: RunConfig, questions: Sequence[Question] = (), *, trust_r
     _check_leads(config, templates)
     check_conversations(templates, questions)
     check_adapters(parts.shell, config.backbone.lora, config.model)
+    _check_inputs(config, templates, parts.shell)
+
+
+def _check_inputs(config: RunConfig, templates: Templates, shell: Any) -> None:
+    """Check that the members of the ensemble can read what `evaluator.inputs` says."""
+    from selfeval.backbone.depth import check_depth
+
+    for read in config.evaluator.inputs:
+        if read.layer is not None:
+            check_depth(shell, read.layer)
+    if config.evaluator.varies_reference and not templates.grades_with_reference_answer:
+        raise ConfigError(
+            "evaluator.inputs: reference_answer = false has no effect, because the grade template shows no reference answer; "
+            "remove it, or set grade_reference_answer = true in templates.toml and show {{ reference_answer }} in grade.jinja"
+        )
 
 
 def _check_servers(config: RunConfig) -> None:

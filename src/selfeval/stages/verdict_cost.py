@@ -135,15 +135,16 @@ def _by_judge(context: Context, batch: Sequence[Asked]) -> _Spent:
 def _by_evaluator(context: Context, batch: Sequence[Asked], reference_answers: Sequence[str]) -> _Spent:
     scorer, start = context.scorer(), perf_counter()
     # Building the prompts is part of the cost, as it is for the judge.
+    varies = context.config.evaluator.varies_reference
     prompts = [
-        context.templates.prompt("grade", question=a.question.text, reference_answer=answer)
+        context.templates.grade_prompt(a.question.text, answer, alone=varies)
         for a, answer in zip(batch, reference_answers, strict=True)
     ]
     replies = [a.replies[0].ids for a in batch] + [a.replies[1].ids for a in batch]
     scorer.of(prompts * 2, replies).whole_B.tolist()  # reading back waits for the GPU
     # Both replies to a question are scored after the same prompt.
-    scored = 2 * sum(len(prompt.ids) for prompt in prompts) + sum(map(len, replies))
-    return _Spent(perf_counter() - start, scored * len(scorer.members), 0)
+    read = 2 * sum(len(prompt.ids) for member in scorer.members for prompt in member.read(prompts))
+    return _Spent(perf_counter() - start, read + sum(map(len, replies)) * len(scorer.members), 0)
 
 
 def _reference_answers(context: Context, batch: Sequence[Asked]) -> tuple[list[str], _Spent]:

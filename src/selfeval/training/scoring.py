@@ -1,9 +1,9 @@
 """Reply scorer: one evaluator or an ensemble.
 
-The members of an ensemble are adapters on one base that differ in their initial weights and in the order of their training
-pairs. Scores are normalised by each member's mean and standard deviation over replies that it was trained on, then combined:
-by their mean, or pessimistically, so that the policy cannot exploit the error of a single member (Coste et al. 2023,
-https://arxiv.org/abs/2310.02743).
+The members of an ensemble are adapters on one base that differ in their initial weights, in the order of their training
+pairs, and with `evaluator.inputs` in the layer and the prompt that they read. Scores are normalised by each member's mean and
+standard deviation over replies that it was trained on, then combined: by their mean, or pessimistically, so that the policy
+cannot exploit the error of a single member (Coste et al. 2023, https://arxiv.org/abs/2310.02743).
 
 Shapes: K members, B replies.
 """
@@ -19,23 +19,46 @@ from torch import Tensor
 
 from selfeval.algorithms.ensembles import ensemble_mean, uncertainty_weighted, worst_case
 from selfeval.backbone.roles import Backbone
-from selfeval.prompt import Prompt
+from selfeval.errors import LoopError
+from selfeval.prompt import GradePrompt, Prompt
 from selfeval.rollout.engine import visible_ids
 from selfeval.training.context import Samples, Scores
 from selfeval.training.evaluator import EVALUATOR, score_replies
 
-__all__ = ["EvaluatorScorer", "Member", "Pessimism"]
+__all__ = ["EvaluatorScorer", "Member", "Pessimism", "without_reference"]
 
 Pessimism = Literal["mean", "worst", "uncertainty"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One evaluator: its role, and the mean and standard deviation that normalise its scores (default: 0 and 1)."""
+    """One evaluator: its role, and the mean and standard deviation that normalise its scores (default: 0 and 1).
+
+    `reference_answer` is whether it reads the reference answer of the grade prompt, if the prompt has one.
+    """
 
     role: str = EVALUATOR
     mean: float = 0.0
     deviation: float = 1.0
+    reference_answer: bool = True
+
+    def read(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """Return the prompts as this member reads them."""
+        return prompts if self.reference_answer else [without_reference(prompt) for prompt in prompts]
+
+
+def without_reference(prompt: Prompt) -> Prompt:
+    """Return a grade prompt without its reference answer.
+
+    Raises:
+        LoopError: the prompt was built for evaluators that all read the reference answer.
+    """
+    if not isinstance(prompt, GradePrompt) or prompt.without_reference is None:
+        raise LoopError(
+            "a member of the ensemble reads no reference answer (evaluator.inputs), but the grade prompt has no version "
+            "without one; build it with `Context.grade_prompt` or as a `GradePrompt`"
+        )
+    return prompt.without_reference
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ class EvaluatorScorer:
         rows = []
         for number, member in enumerate(self.members):
             told = advance if number == 0 else None
-            scores = score_replies(self.backbone, member.role, prompts, replies, self.batch_tokens, told)
+            scores = score_replies(self.backbone, member.role, member.read(prompts), replies, self.batch_tokens, told)
             rows.append((torch.tensor(scores, device=self.backbone.loaded.device) - member.mean) / member.deviation)
         return torch.stack(rows)
 
