@@ -698,10 +698,6 @@ _VOTES = {
 }
 
 
-def _points(figure: dict[str, Any]) -> str:
-    return f"{100 * figure['value']:+.1f} points ({100 * figure['ci_low']:.1f} to {100 * figure['ci_high']:.1f})"
-
-
 def sft_table() -> str:
     """Return the losses of supervised fine-tuning next to those of TRL."""
     found = _load("sft")
