@@ -661,11 +661,11 @@ def word_problems_table() -> str:
         return "`python benchmarks/word_problems.py` has no results yet.\n"
     found = _load("real_model_word_problems")
     runs, questions, evaluation = found["runs"], found["questions"], found["evaluation"]
-    minutes = " and ".join(f"{run['seconds'] / 60:.0f}" for run in runs)
+    minutes = ", ".join(f"{run['seconds'] / 60:.0f}" for run in runs)
     lines = [
         f"By `{found['command']}`: {found['model']}, {questions['train']} training questions with {found['votes']} votes each, "
         f"{questions['test']} other test questions, answered greedily and with {evaluation['samples']} samples at temperature "
-        f"{evaluation['temperature']}; {minutes} minutes up to the policy on one "
+        f"{evaluation['temperature']}; {minutes} minutes (by seed) up to the policy on one "
         "thread of a shared machine. Right replies, with 95% intervals over questions:",
         "",
         "| seed | replies | base | policy | policy less base |",
