@@ -50,7 +50,7 @@ docs: pages ## Check the generated pages, and that every link, command, setting 
 	@$(BIN)/python -m pytest tests/docs
 
 bench: $(VENV)/.installed-dev ## Run every benchmark; results go to benchmarks/results, their figures into the README.
-	@for name in exam loop repeat rounds learners stability "stability --ablations" overoptimisation sparse_reward coverage logprobs long_context \
+	@for name in exam loop repeat rounds learners stability "stability --ablations" overoptimisation sparse_reward coverage decoding logprobs long_context \
 		roles "roles --learners" precision planner control/run figures; do \
 		echo "== $$name"; set -- $$name; script=$$1; shift; $(BIN)/python benchmarks/$$script.py "$$@"; done
 

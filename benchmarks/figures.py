@@ -32,6 +32,7 @@ _OVER = _ROOT / "docs" / "algorithms" / "over-optimisation.md"
 _FINE_TUNING = _ROOT / "docs" / "concepts" / "fine-tuning.md"
 _QUESTIONS = _ROOT / "docs" / "concepts" / "questions.md"
 _STEPS = _ROOT / "docs" / "algorithms" / "steps.md"
+_ROLES = _ROOT / "docs" / "concepts" / "roles.md"
 _CHECK = _ROOT / "docs" / "guides" / "check.md"
 _JUDGING = _ROOT / "docs" / "algorithms" / "judging.md"
 _EVIDENCE = _ROOT / "docs" / "concepts" / "evidence.md"
@@ -526,6 +527,25 @@ _CHOICES = {
 }
 
 
+def decoding_table() -> str:
+    """Return the table of docs/concepts/roles.md: decode steps without module overhead."""
+    if not _is_measured("decoding"):
+        return "`python benchmarks/decoding.py` has no results yet.\n"
+    found = _load("decoding")
+    largest = max(row["largest_difference"] for row in found["steps"])
+    lines = [
+        f"By `{found['command']}`: the embedded model on one thread, CPU time of a step after 40 to {40 + found['tokens']} tokens, "
+        f"medians of {found['rounds']} rounds. The largest difference of a logit is {largest:g}.",
+        "",
+        "| role | rows | the model's own pass | without module overhead | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["steps"]:
+        times = f"{row['own_ms']:.1f} ms | {row['step_ms']:.1f} ms"
+        lines.append(f"| {row['role']} | {row['rows']} | {times} | {row['ratio']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def steps_tables() -> str:
     """Return the tables of docs/algorithms/steps.md, from results/steps.json."""
     if not _is_measured("steps"):
@@ -884,6 +904,7 @@ def main() -> None:
     _refresh(_CHECK, check_table(), options.check)
     _refresh(_JUDGING, word_problems_table(), options.check)
     _refresh(_STEPS, steps_tables(), options.check)
+    _refresh(_ROLES, decoding_table(), options.check)
     if _is_measured("overoptimisation"):
         _write(_OVER.with_suffix(".svg"), over_plot(), options.check)
 

@@ -109,3 +109,24 @@ def test_a_model_that_computes_something_else_keeps_its_own_pass(monkeypatch: py
     backbone = with_roles("llama")
     assert backbone.decode_step() is None
     assert sampled(backbone, "policy") == expected
+
+
+class Packed(torch.nn.Module):
+    """Stands for a quantised layer that is no subclass of a linear one."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x)
+        return found
+
+
+def test_a_layer_that_is_no_linear_one_keeps_the_models_own_pass() -> None:
+    expected = sampled(tiny_models.backbone("llama"), BASE)
+    backbone = tiny_models.backbone("llama")
+    mlp = backbone.model.model.layers[1].mlp
+    mlp.down_proj = Packed(mlp.down_proj)
+    assert backbone.decode_step() is None
+    assert sampled(backbone, BASE) == expected

@@ -84,7 +84,8 @@ def shortened_config(config: Any, depth: int) -> Any:
     text = short.get_text_config()
     count = text.num_hidden_layers
     for name, value in list(vars(text).items()):
-        if isinstance(value, list | tuple) and len(value) == count:
+        # Token ids may be as many as the layers.
+        if isinstance(value, list | tuple) and len(value) == count and not name.endswith(("_id", "_ids")):
             setattr(text, name, value[:depth])
     text.num_hidden_layers = depth
     return short

@@ -248,9 +248,12 @@ class Backbone:
         """
         if self._steps_agree is False or not DecodeStep.fits(self.loaded, self._stack):
             return None
-        step = DecodeStep(self.loaded, self._stack)
-        if self._steps_agree is None:
-            self._steps_agree = step.agrees()
+        try:
+            step = DecodeStep(self.loaded, self._stack)
+            if self._steps_agree is None:
+                self._steps_agree = step.agrees()
+        except (AttributeError, KeyError, TypeError):  # a layer of another kind, or with other names
+            self._steps_agree = False
         return step if self._steps_agree else None
 
     def _body(self, **arguments: Tensor) -> Tensor:

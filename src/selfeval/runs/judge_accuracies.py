@@ -30,7 +30,7 @@ def read_accuracies(config: VerdictsConfig, root: Path) -> tuple[float, ...] | N
     if not path.is_file():
         raise RunFolderError(
             f"{root} has no accuracies of {', '.join(config.settings.judges)} yet, which the stage verdicts estimates; "
-            "`selfeval run` runs it"
+            "`selfeval run` runs it (with pairs.file it judges nothing, so there are none: use a judge that is not combined)"
         )
     values = read_object(path, "judges", "accuracies")
     judges, accuracies = values["judges"], values["accuracies"]

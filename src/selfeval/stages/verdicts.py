@@ -193,8 +193,8 @@ def run(context: Context) -> dict[str, int]:
     shards = StageShards(context.store, context.terminal, "verdicts", drops=True)
     pairs = _pairs(context, questions)
     drawn = [pair for pair in pairs if not isinstance(pair, Drop)]
-    work = dataclasses.replace(work, accuracies=estimate_accuracies(context, drawn, work))
     probe_judge(context, drawn, work)
+    work = dataclasses.replace(work, accuracies=estimate_accuracies(context, drawn, work))
     map_shards(shards, pairs, config.verdicts.shard, work, context.executor)
     return _counts(context)
 
