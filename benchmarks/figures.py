@@ -534,8 +534,8 @@ def decoding_table() -> str:
     found = _load("decoding")
     largest = max(row["largest_difference"] for row in found["steps"])
     lines = [
-        f"By `{found['command']}`: the embedded model on one thread, CPU time of a step after 40 to {40 + found['tokens']} tokens, "
-        f"medians of {found['rounds']} rounds. The largest difference of a logit is {largest:g}.",
+        f"By `{found['command']}`: the embedded model on one thread, CPU time of a step after 40 to {40 + found['tokens']} "
+        f"tokens, medians of {found['rounds']} rounds. The largest difference of a logit is {largest:g}.",
         "",
         "| role | rows | the model's own pass | without module overhead | ratio |",
         "|---|---|---|---|---|",
