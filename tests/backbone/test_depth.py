@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,3 +135,43 @@ def test_a_saved_role_with_a_damaged_layer_is_refused(layer: object, tmp_path: P
     write_json(tmp_path / "role.json", {**read_json(tmp_path / "role.json"), "layer": layer})
     with pytest.raises(RunFolderError, match=r"layer is .* instead of a whole number from 1 to 1"):
         load_role(tiny_models.backbone("llama", 384), "early", tmp_path)
+
+
+@pytest.mark.parametrize("index", [False, True], ids=["another list", "fixed indices"])
+def test_a_layer_is_checked_with_a_pass(index: bool) -> None:
+    backbone = tiny_models.backbone("llama")
+    backbone.check_layer(1)
+    assert backbone.roles.names == ()
+    body: Any = text_body(backbone.model)
+    again = list(body.layers)
+
+    def forward(input_ids: Tensor, **_: Any) -> Any:
+        states = body.embed_tokens(input_ids)
+        turns = body.rotary_emb(states, torch.arange(input_ids.shape[1])[None])
+        for i in range(2):
+            states = (body.layers[i] if index else again[i])(states, position_embeddings=turns)
+        return SimpleNamespace(last_hidden_state=states)
+
+    body.forward = forward
+    with pytest.raises(ModelError, match="do not compute their layers one after the other"):
+        backbone.check_layer(1)
+    assert backbone.roles.names == ()
+
+
+def test_targets_of_later_layers_only_are_named() -> None:
+    backbone = tiny_models.backbone("llama", targets=("layers.1.mlp.up_proj", "layers.0.mlp.down_proj"))
+    backbone.check_layer(1)
+    backbone = tiny_models.backbone("llama", targets=("layers.1.mlp.up_proj",))
+    with pytest.raises(ModelError, match=r"in its first 1 layers \(evaluator\.inputs\)"):
+        backbone.check_layer(1)
+
+
+def test_an_index_error_of_a_pass_is_not_one_of_the_family() -> None:
+    backbone = with_roles()
+    with pytest.raises(IndexError, match="in self"), backbone.acting_as("early"):
+        backbone.hidden(torch.tensor([[5, 999_999]]), torch.ones(1, 2, dtype=torch.int64))
+
+
+def test_token_ids_are_no_list_of_layers() -> None:
+    config = tiny_models.tiny_config("llama", 40, num_hidden_layers=3, eos_token_id=[1, 2, 3])
+    assert shortened_config(config, 1).eos_token_id == [1, 2, 3]

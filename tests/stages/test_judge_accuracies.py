@@ -10,7 +10,7 @@ import pytest
 
 from judged_runs import PAIRS, WORKS, run_of, shards
 from selfeval.config import RunConfig, load_config
-from selfeval.errors import InputError, RunFolderError
+from selfeval.errors import InputError, LoopError, RunFolderError
 from selfeval.judge_benchmark.subject import subject_of
 from selfeval.judging.judges.combined import fit_members
 from selfeval.records import CombinedEvidence, Question, Verdict
@@ -19,6 +19,7 @@ from selfeval.stages import verdicts
 from selfeval.stages.context import Context
 from selfeval.stages.evaluation import _verdicts
 from selfeval.stages.graph import stage_keys
+from selfeval.stages.judge_probe import PROBE_FILE
 from toy import LAB
 
 MEMBERS = ["pairwise", "pointwise", "agreement"]
@@ -103,6 +104,14 @@ def test_without_a_shard_the_accuracies_are_estimated_again(finished: Context, t
     (other.store.root / ACCURACIES_FILE).write_text("of other settings")
     verdicts.run(other)
     assert not (other.store.root / ACCURACIES_FILE).exists()
+
+
+def test_an_unusable_judge_is_found_before_its_accuracies_are_estimated(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", {**COMBINED, "label_mass": 1.0})
+    with pytest.raises(LoopError, match="unparsable"):
+        verdicts.run(run)
+    assert (run.store.root / PROBE_FILE).is_file()
+    assert not (run.store.root / ACCURACIES_FILE).exists()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,10 @@ def first_layers(model: Any, depth: int | None) -> Iterator[None]:
     layers._modules = dict(list(whole.items())[:depth])
     try:
         yield
-    except IndexError:
+    except IndexError as error:
+        # Of a list of modules. An embedding says "index out of range in self".
+        if "is out of range" not in str(error):
+            raise
         _refuse_family(model)
     finally:
         layers._modules = whole

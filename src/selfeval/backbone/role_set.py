@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -200,9 +201,11 @@ class RoleSet:
         with stand_in_weights(self._loaded.model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
+                # Of the whole model: a name in backbone.lora.targets may be that of a later layer only.
+                targets = adapter_targets(self._loaded.model, self.lora.targets, self._unread or ())
                 # PEFT adds adapters to the layers that it finds.
                 with first_layers(self._loaded.model, self.depths.get(role)):
-                    self._inject(role)
+                    self._inject(role, targets)
             except BaseException:
                 self.remove(role)
                 raise
@@ -227,14 +230,14 @@ class RoleSet:
             self.remove(role)
             self._make_adapter(role, seed)
 
-    def _inject(self, role: str) -> None:
+    def _inject(self, role: str, targets: dict[str, Any]) -> None:
         peft_config = PeftLoraConfig(
             task_type="CAUSAL_LM",
             r=self.lora.rank,
             lora_alpha=self.lora.alpha,
             use_rslora=self.lora.rslora,
             lora_dropout=0.0,
-            **adapter_targets(self._loaded.model, self.lora.targets, self._unread or ()),
+            **targets,
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
@@ -246,8 +249,10 @@ class RoleSet:
                 else:
                     self._peft.add_adapter(role, peft_config)
             except ValueError as error:  # no such module, or one that cannot have an adapter
+                depth = self.depths.get(role)
+                where = "" if depth is None else f" in its first {depth} layers (evaluator.inputs)"
                 raise ModelError(
-                    f"{self._source} cannot have adapters on backbone.lora.targets = {self.lora.targets}: {error}"
+                    f"{self._source} cannot have adapters on backbone.lora.targets = {self.lora.targets}{where}: {error}"
                 ) from error
         if isinstance(OutputHead.of(self._loaded.model).module, BaseTunerLayer):
             raise ConfigError(

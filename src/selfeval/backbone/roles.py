@@ -241,6 +241,25 @@ class Backbone:
         # Without an attention mask, transformers derives the mask of the documents from the positions.
         return self._body(input_ids=ids_BT, position_ids=positions_BT)
 
+    def check_layer(self, layer: int) -> None:
+        """Check with a short pass that a role can read this layer.
+
+        Args:
+            layer: layer, counted from 1.
+
+        Raises:
+            ConfigError, ModelError: there is no such layer, no adapter fits the layers up to it, or the family does not compute
+                its layers from a list.
+        """
+        role = f"check_layer_{layer}"
+        self.roles.add(role, layer=layer, trainable=False)
+        try:
+            ids = torch.tensor([[0, 1, 2, 3]], device=self.loaded.device)
+            with torch.no_grad(), self.acting_as(role):
+                self.hidden(ids, torch.ones_like(ids))
+        finally:
+            self.roles.remove(role)
+
     def decode_step(self) -> DecodeStep | None:
         """Return a faster pass over one new token per row, or None if this model has its own pass only.
 

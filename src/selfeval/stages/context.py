@@ -96,6 +96,8 @@ class Context:
             self._refuse_other_commit()
             # Now rather than when the first role is added, after hours of sampling.
             backbone.roles.check_targets()
+            for layer in dict.fromkeys(read.layer for read in self.config.evaluator.inputs if read.layer is not None):
+                backbone.check_layer(layer)
         backbone.budget.tell = self.terminal.note
         for note in backbone.loaded.notes:
             self.terminal.note(note)
