@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from selfeval.quality.dawid_skene import fit_accuracies, pool_votes
+from selfeval.quality.dawid_skene import fit_accuracies, vote_probability
 
 
 def simulated(
@@ -64,16 +64,16 @@ def test_judges_that_share_their_mistakes_seem_better_than_they_are() -> None:
 
 def test_the_pooled_probability_is_bayes_rule() -> None:
     # P(votes | first) = 0.9 * 0.3 and P(votes | second) = 0.1 * 0.7.
-    assert pool_votes((1, -1), (0.9, 0.7)) == pytest.approx(0.27 / (0.27 + 0.07))
-    assert pool_votes((-1, 1), (0.9, 0.7)) == pytest.approx(0.07 / (0.27 + 0.07))
-    assert pool_votes((0, 0), (0.9, 0.7)) == 0.5
-    assert pool_votes((1, 1), (0.9, 0.5)) == pytest.approx(0.9)
+    assert vote_probability((1, -1), (0.9, 0.7)) == pytest.approx(0.27 / (0.27 + 0.07))
+    assert vote_probability((-1, 1), (0.9, 0.7)) == pytest.approx(0.07 / (0.27 + 0.07))
+    assert vote_probability((0, 0), (0.9, 0.7)) == 0.5
+    assert vote_probability((1, 1), (0.9, 0.5)) == pytest.approx(0.9)
 
 
 def test_the_pooled_probabilities_are_calibrated_and_beat_the_best_judge() -> None:
     votes, truth = simulated((0.85, 0.8, 0.75), (0.9, 0.9, 0.9), seed=2)
     accuracies = fit_accuracies(votes)
-    pooled = np.array([pool_votes(row, accuracies) for row in votes])
+    pooled = np.array([vote_probability(row, accuracies) for row in votes])
     decided = pooled != 0.5
     right = (pooled > 0.5) == (truth > 0)
     confidence = np.maximum(pooled, 1 - pooled)

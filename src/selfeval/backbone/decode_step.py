@@ -1,8 +1,8 @@
 """A forward pass over one new token per row, without the overhead of modules.
 
 In a small batch most of the time of such a pass is Python: module calls, hooks, keyword arguments in every layer. `DecodeStep`
-computes the same operations on the same weights in the same order, so its logits are bit for bit those of the model's own
-pass. It knows the layer of Llama and of families that share it; other models keep their own pass.
+computes the same operations on the same weights in the same order, so on a CPU its logits are bit for bit those of the model's
+own pass. It knows the layer of Llama and of families that share it; other models keep their own pass.
 
 Shapes: B rows, T tokens so far, D hidden, V vocabulary.
 """
@@ -110,11 +110,11 @@ class DecodeStep:
         """
         states = self._embed(ids_B1)
         positions = attention_BT.sum(-1, keepdim=True) - 1
-        turns = self._rotary(states, positions)
+        position_embeddings = self._rotary(states, positions)
         # Without padding there is nothing to mask, and attention takes a faster kernel.
         mask = None if bool(attention_BT.all()) else attention_BT.bool()[:, None, None]
-        for layer, kept in zip(self._layers, cache.layers, strict=True):
-            states = layer(states, turns, mask, kept)
+        for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
+            states = layer(states, position_embeddings, mask, layer_cache)
         logits: Tensor = self._head(self._norm(states))
         return logits[:, -1]
 
@@ -136,17 +136,23 @@ class _Layer:
             getattr(getattr(attention, name, None), "forward", _unchanged) for name in ("q_norm", "k_norm")
         )
 
-    def __call__(self, states: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, kept: PreallocatedLayer) -> Tensor:
+    def __call__(
+        self,
+        states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        layer_cache: PreallocatedLayer,
+    ) -> Tensor:
         attention = self._attention
         inputs = self._norms[0](states)
         heads = (*inputs.shape[:-1], -1, attention.head_dim)
         query = self._query_norm(self._query(inputs).view(heads)).transpose(1, 2)
         key = self._key_norm(self._key(inputs).view(heads)).transpose(1, 2)
         value = self._value(inputs).view(heads).transpose(1, 2)
-        query, key = self._rotate(query, key, *turns)
-        keys, values = kept.update(key, value)
-        read, _ = self._attend(attention, query, keys, values, mask, dropout=0.0, scaling=attention.scaling)
-        states = states + self._output(read.reshape(*inputs.shape[:-1], -1))
+        query, key = self._rotate(query, key, *position_embeddings)
+        keys, values = layer_cache.update(key, value)
+        output, _ = self._attend(attention, query, keys, values, mask, dropout=0.0, scaling=attention.scaling)
+        states = states + self._output(output.reshape(*inputs.shape[:-1], -1))
         inputs = self._norms[1](states)
         return states + self._down(self._activation(self._gate(inputs)) * self._up(inputs))
 

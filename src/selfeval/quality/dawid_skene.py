@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from selfeval.quality.statistics import sigmoid
 
-__all__ = ["fit_accuracies", "pool_votes"]
+__all__ = ["fit_accuracies", "vote_probability"]
 
 Floats = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def fit_accuracies(votes_NJ: Sequence[Sequence[int]]) -> tuple[float, ...]:
     return tuple(map(float, found_J))
 
 
-def pool_votes(votes_J: Sequence[int], accuracies_J: Sequence[float]) -> float:
+def vote_probability(votes_J: Sequence[int], accuracies_J: Sequence[float]) -> float:
     """Return the probability that the first reply is better, given the votes: σ(Σ_j v_j log(a_j / (1 − a_j))).
 
     A judge that abstains contributes nothing.
@@ -87,7 +87,7 @@ def pool_votes(votes_J: Sequence[int], accuracies_J: Sequence[float]) -> float:
         accuracies_J: their accuracies, in (0, 1).
 
     Example:
-        >>> round(pool_votes((1, -1, 0), (0.9, 0.75, 0.6)), 6)  # odds 9 to 1 and 1 to 3
+        >>> round(vote_probability((1, -1, 0), (0.9, 0.75, 0.6)), 6)  # odds 9 to 1 and 1 to 3
         0.75
     """
     return sigmoid(math.fsum(v * math.log(a / (1.0 - a)) for v, a in zip(votes_J, accuracies_J, strict=True)))

@@ -14,7 +14,7 @@ from statistics import fmean
 from selfeval.config import CombinedConfig, VerdictsConfig
 from selfeval.judging.judges import make_judge
 from selfeval.judging.protocol import Comparison, JudgeContext, Judgement, state_of
-from selfeval.quality.dawid_skene import fit_accuracies, pool_votes
+from selfeval.quality.dawid_skene import fit_accuracies, vote_probability
 from selfeval.records import CombinedEvidence, VerdictState
 
 __all__ = ["CombinedJudge", "fit_members", "pool_members", "vote_of"]
@@ -90,7 +90,7 @@ def pool_members(evidence: CombinedEvidence, accuracies: Sequence[float], config
     """
     found, ties = replace(evidence, accuracies=tuple(accuracies)), [tie for tie in evidence.ties if tie is not None]
     if any(evidence.votes):
-        return Judgement(pool_votes(evidence.votes, accuracies), fmean(ties) if ties else None, found)
+        return Judgement(vote_probability(evidence.votes, accuracies), fmean(ties) if ties else None, found)
     reasons = [state_of(Judgement(*one), config) for one in zip(evidence.probabilities, evidence.ties, strict=True)]
     ((reason, _),) = Counter(reasons).most_common(1)
     if reason == VerdictState.UNPARSABLE:
