@@ -16,7 +16,7 @@ from selfeval.judging.kinds import kinds_of_run
 from selfeval.judging.sources import prompt_sources, tokenizer_files
 from selfeval.judging.templates import templates_folder
 from selfeval.records import Split
-from selfeval.runs.judge_accuracies import ACCURACIES_FILE
+from selfeval.runs.judge_fit import FIT_FILE
 from selfeval.runs.members import member_roles
 from selfeval.runs.reader import pairs_of
 from selfeval.runs.reply_limit import LIMIT_FILE
@@ -136,7 +136,7 @@ STAGES: tuple[Stage, ...] = (
         reads=(Edge("replies"),),
         sections=("verdicts",),
         owned=("dropped/verdicts",),
-        notes=(PROBE_FILE, ACCURACIES_FILE),
+        notes=(PROBE_FILE, FIT_FILE),
     ),
     Stage("pairs", pairs.run, reads=(Edge("verdicts"),), outputs=tuple(pairs_of(split) for split in Split)),
     Stage(

@@ -20,7 +20,7 @@ from selfeval.judging.templates import templates_folder
 from selfeval.records import Drop, Question, Reply, Split, Verdict
 from selfeval.stages.draws import Draws
 from selfeval.stages.given import Given
-from selfeval.stages.judge_accuracies import pooled_again
+from selfeval.stages.judge_fit import pooled_again
 from selfeval.stages.questions import WriteQuestions
 from selfeval.stages.replies import Asked, WriteReplies
 from selfeval.stages.shards import Batch, ModelHandle
