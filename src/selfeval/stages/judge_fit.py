@@ -21,7 +21,7 @@ from selfeval.runs.judge_fit import FIT_FILE, has_fit, read_fit
 from selfeval.stages.context import Context
 from selfeval.stages.shards import Batch, ShardOutput, Work
 
-__all__ = ["calibrate", "calibrated_verdict", "estimate_accuracies", "known_fit", "members_of", "pooled_again"]
+__all__ = ["Judged", "calibrate", "calibrated_verdict", "estimate_accuracies", "known_fit", "members_of", "pooled_again"]
 
 Judged = list[tuple[Batch[Any], ShardOutput]]
 
