@@ -177,10 +177,11 @@ class Context:
             role=role,
             seed=self.round_seed,
             answers=self.answers,
-            fit=self._fit() if role == "judge" else JudgeFit(),
+            fit=self.judge_fit() if role == "judge" else JudgeFit(),
         )
 
-    def _fit(self) -> JudgeFit:
+    def judge_fit(self) -> JudgeFit:
+        """Return what the stage verdicts estimated for the judge; nothing before it, or if there is nothing to estimate."""
         # A run with the user's own pairs has none: its judge is only timed.
         root = self.store.root
         return read_fit(self.config.verdicts, root) if (root / FIT_FILE).is_file() else JudgeFit()
